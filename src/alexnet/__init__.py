@@ -1,0 +1,1 @@
+"""Every AlexNet, verified."""

@@ -1,0 +1,208 @@
+"""The machine we run on: device, precision, processes, and the source of every random number.
+
+Nothing else asks torch which devices there are, which process this is, or for a seed.
+
+Randomness is counter-based: a draw is a hash of (seed, epoch, sample, purpose), never the next number of some
+generator. So it does not matter which worker, process or order computes it, and the exact resumption of a run
+needs one integer, the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alexnet.errors import UserError, unknown_name
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def cache_dir() -> Path:
+    """The one folder outside a run folder that we write to: `$ALEXNET_CACHE`, else `~/.cache/alexnet`."""
+    if chosen := os.environ.get("ALEXNET_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet"
+
+
+# ── device and precision ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def available_devices() -> list[str]:
+    """The kinds of device that torch can use here, fastest first."""
+    devices = ["cuda"] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return [*devices, "cpu"]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` is the fastest one here. Raises `UserError` if it is not there."""
+    if name not in DEVICES:
+        raise unknown_name("device", name, DEVICES)
+    present = available_devices()
+    if name == "auto":
+        return torch.device(present[0])
+    if name not in present:
+        raise UserError(
+            f"--device {name} is not usable on this machine, which has {', '.join(present)}; "
+            "leave --device out, or run 'alexnet doctor' to see what is missing."
+        )
+    return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of convolutions and matrix products; weights, losses and updates stay float32."""
+
+    name: str
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.name]
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which the network runs; does nothing for fp32."""
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
+
+
+def pick_precision(name: str, device: torch.device) -> Precision:
+    """The precision called `name`; `auto` is bf16 where a measurement shows it to be faster, else fp32.
+
+    Many processors accept bfloat16 and emulate it hundreds of times slower than float32, so `auto` times a
+    small matrix product in both once per machine and keeps the answer in `cache_dir()`.
+    """
+    if name not in PRECISIONS:
+        raise unknown_name("precision", name, PRECISIONS)
+    if name != "auto":
+        return Precision(name, "as asked")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision("bf16", "this GPU computes bfloat16 in hardware")
+        return Precision("fp32", "this GPU has no bfloat16 hardware; --precision fp16 may be faster")
+    if device.type == "mps":
+        return Precision("fp32", "the safe choice on MPS")
+    gain = _bf16_gain_on_cpu()
+    if gain >= 1.3:
+        return Precision("bf16", f"measured {gain:.1f}x as fast as fp32 on this CPU")
+    return Precision("fp32", f"bf16 measured {gain:.2g}x as fast as fp32 on this CPU")
+
+
+def _bf16_gain_on_cpu() -> float:
+    """How many times as fast as float32 a bfloat16 matrix product runs on this CPU (cached on disk)."""
+    key = f"{cpu_name()} | torch {torch.__version__} | {torch.get_num_threads()} threads"
+    path = cache_dir() / "bf16.json"
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if key in known:
+        return float(known[key])
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        # 128 is the smallest product that fills vector units; emulation makes larger ones take seconds.
+        a = torch.ones(128, 1024, dtype=dtype)
+        b = torch.ones(1024, 128, dtype=dtype)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            torch.mm(a, b)
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = statistics.median(times)
+    gain = seconds[torch.float32] / seconds[torch.bfloat16]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**known, key: gain}, indent=1))
+    except OSError:
+        pass  # a read-only home costs a few milliseconds each time, nothing else
+    return gain
+
+
+def cpu_name() -> str:
+    """The processor's marketing name where the system tells it, else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cpu_count() -> int:
+    """Cores that this process may use (a container or `taskset` may allow fewer than the machine has)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes of memory that a new allocation can have; a guess of 4 GiB where the system does not tell."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30
+
+
+# ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rank() -> int:
+    """This process among those that torchrun started; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+# ── randomness ────────────────────────────────────────────────────────────────────────────────────────────────
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: a bijection of 64-bit words in which every input bit moves every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def derive_seed(seed: int, *parts: int | str) -> int:
+    """A 63-bit seed that depends on `seed` and every part: `derive_seed(0, "order", epoch)`."""
+    text = "\0".join([str(seed), *map(str, parts)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def draws(seed: int, epoch: int, ids: Sequence[int] | np.ndarray, purpose: str, count: int) -> np.ndarray:
+    """`count` uniform numbers in [0, 1) for each sample id: float64, shape (len(ids), count).
+
+    A sample's numbers depend only on the arguments: not on the other ids, nor on any draw before.
+    """
+    words = np.asarray(ids, dtype=np.int64).astype(np.uint64)[:, None]
+    columns = np.arange(1, count + 1, dtype=np.uint64)[None, :]
+    with np.errstate(over="ignore"):  # wrapping is what makes it a hash
+        base = _mix(words * _GOLDEN + np.uint64(derive_seed(seed, epoch, purpose)))
+        bits = _mix(base + columns * _GOLDEN)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order in which epoch `epoch` visits `n` samples: a permutation of 0…n-1, int64."""
+    return np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(n)
