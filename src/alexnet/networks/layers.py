@@ -1,0 +1,78 @@
+"""The two response normalisations of 2012, which torch has only in part.
+
+Torch's own `LocalResponseNorm` lets its window run across the border between two towers and has no bfloat16 on a CPU;
+the norm over space, which the 2012 code applies after conv2's LRN, it does not have. Both are written plainly here, as
+their formula reads, and autograd works out the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alexnet.errors import UserError
+
+
+class LocalResponseNorm(nn.Module):
+    """Competition between neighbouring channels: b = a / (k + alpha/size · Σ a²)^beta (paper, section 3.3).
+
+    The sum runs over `size` neighbouring channels at the same pixel: size // 2 before and (size - 1) // 2 after, fewer
+    at the edges. `towers` splits the channels into so many equal groups that a window does not cross. Alpha is divided
+    by `size` as in `torch.nn.LocalResponseNorm` and the 2012 code; the paper's formula prints it without, so its 1e-4
+    is 5e-4 here. Defaults are those of the 2012 code.
+
+    Input and output: (N, C, L), (N, C, H, W) or more, floating point; float16 and bfloat16 are summed in float32.
+    Raises `UserError` if C is not divisible by `towers`.
+    """
+
+    def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, towers: int = 1) -> None:
+        super().__init__()
+        if size < 1 or towers < 1:
+            raise UserError(f"LocalResponseNorm got size {size} and towers {towers}; both must be at least 1.")
+        self.size, self.alpha, self.beta, self.k, self.towers = size, alpha, beta, k, towers
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_tracing() and x.shape[1] % self.towers:  # while tracing, shapes are tensors
+            raise UserError(
+                f"LocalResponseNorm got {x.shape[1]} channels, which do not divide into {self.towers} towers; "
+                f"use a multiple of {self.towers}."
+            )
+        a = _at_least_float32(x)
+        squares = a.square().flatten(2).unflatten(1, (self.towers, -1))  # (N, towers, C/towers, pixels)
+        padded = F.pad(squares, (0, 0, self.size // 2, (self.size - 1) // 2))
+        mean = F.avg_pool2d(padded, (self.size, 1), stride=1)  # zeros at the edges count: it is always Σ / size
+        return (a / (self.k + self.alpha * mean.reshape(x.shape)).pow(self.beta)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, towers={self.towers}"
+
+
+class SpatialResponseNorm(nn.Module):
+    """Competition between neighbouring pixels of one channel: b = a / (k + alpha/size² · Σ a²)^beta.
+
+    The sum runs over the size×size pixels around each (size // 2 before, (size - 1) // 2 after, zeros beyond the
+    edge). Defaults are those of `rnorm2` in the 2012 code's layers-145.cfg.
+
+    Input and output: (N, C, H, W), floating point; float16 and bfloat16 are summed in float32.
+    """
+
+    def __init__(self, size: int = 5, alpha: float = 1e-3, beta: float = 0.75, k: float = 1.0) -> None:
+        super().__init__()
+        if size < 1:
+            raise UserError(f"SpatialResponseNorm got size {size}; it must be at least 1.")
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = _at_least_float32(x)
+        before, after = self.size // 2, (self.size - 1) // 2
+        padded = F.pad(a.square(), (before, after, before, after))
+        mean = F.avg_pool2d(padded, self.size, stride=1)
+        return (a / (self.k + self.alpha * mean).pow(self.beta)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
