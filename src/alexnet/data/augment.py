@@ -1,0 +1,284 @@
+"""Random changes to training pictures, a batch at a time, on the device that holds them.
+
+Every number is drawn by `runtime.draws` for one sample of one epoch, so a picture comes out the same whatever
+batch, order, worker or process it is in; `tests/data/test_augment.py` augments halves and wholes to show it.
+
+Pictures stay uint8 from end to end: a quarter of the memory traffic of float32, and traffic is all that a crop
+costs. Pictures that come from files have their random resized crop taken before they are resized, from the
+full picture (`crop_box`); all else happens here.
+
+MixUp and CutMix combine samples, so they depend on the batch by nature; see `mix`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import v2
+
+from alexnet import runtime
+from alexnet.data.preprocess import centre_crop
+from alexnet.errors import UserError, unknown_name
+
+CROPS = ("none", "pad", "random", "resized")
+PADDINGS = ("zeros", "reflect")
+BOX_TRIES = 10
+BOX_DRAWS = 2 * BOX_TRIES + 2
+"""Numbers that a random resized crop consumes: an area and a shape for each try, then a position."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to a training picture. Raises `UserError` for values that make no sense."""
+
+    crop: str = "none"
+    """none: the centre; pad: `padding` around, then anywhere (CIFAR's habit); random: anywhere (2012: 224 of
+    256); resized: a random area and shape, resized (Inception's, torchvision's `RandomResizedCrop`)."""
+    padding: int = 4
+    """Pixels added on each side by crop pad."""
+    padding_mode: str = "zeros"
+    """zeros or reflect."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Range of the area that crop resized takes, as a fraction of the picture's."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the width over the height that crop resized takes."""
+    flip: bool = False
+    """Mirror left and right with probability one half."""
+    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Brightness, contrast, saturation: each is multiplied by a factor from [1 − value, 1 + value]."""
+    rotate: float = 0.0
+    """Turn by up to so many degrees either way; what comes into view is black."""
+    mixup: float = 0.0
+    """MixUp's alpha; 0 is off."""
+    cutmix: float = 0.0
+    """CutMix's alpha; 0 is off. With both on, each batch gets one of them."""
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise unknown_name("crop", self.crop, CROPS)
+        if self.padding_mode not in PADDINGS:
+            raise unknown_name("padding mode", self.padding_mode, PADDINGS)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+            raise UserError(
+                f"A random resized crop cannot use scale {self.scale} with ratio {self.ratio}; give (low, high) "
+                "pairs, the scale within (0, 1]."
+            )
+        if min(self.padding, self.rotate, self.mixup, self.cutmix, *self.jitter) < 0:
+            raise UserError("Padding, rotation, jitter, MixUp and CutMix must not be negative; 0 switches them off.")
+
+
+@torch.no_grad()
+def augment(
+    images: torch.Tensor,
+    ids: Sequence[int] | np.ndarray | torch.Tensor,
+    epoch: int,
+    seed: int,
+    cfg: Augment,
+    size: int,
+) -> torch.Tensor:
+    """uint8 N×C×S×S → uint8 N×C×size×size on the same device: crop, flip, rotation, jitter, in that order.
+
+    `ids` (N integers, on the CPU) name the samples; with `epoch` and `seed` they determine every draw. Raises
+    `UserError` where the pictures are smaller than the crop.
+    """
+    sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else ids
+
+    def uniform(purpose: str, count: int) -> np.ndarray:
+        return runtime.draws(seed, epoch, sample_ids, purpose, count)
+
+    if cfg.crop == "resized":
+        side = images.shape[-1]
+        sides = np.full(len(images), side)
+        images = _cut(images, crop_boxes(sides, sides, uniform("crop", BOX_DRAWS), cfg.scale, cfg.ratio), size)
+    elif cfg.crop == "none":
+        images = centre_crop(images, size)
+    else:
+        if cfg.crop == "pad" and cfg.padding:
+            images = _pad(images, cfg.padding, cfg.padding_mode)
+        images = _crop(images, uniform("crop", 2), size)
+    if cfg.flip:
+        images = _flip(images, uniform("flip", 1)[:, 0] < 0.5)
+    if cfg.rotate:
+        images = _rotate(images, (2 * uniform("rotate", 1)[:, 0] - 1) * cfg.rotate)
+    if any(cfg.jitter):
+        reach = np.asarray(cfg.jitter)
+        low = np.maximum(0, 1 - reach)
+        images = colour_jitter(images, low + uniform("jitter", 3) * (1 + reach - low))
+    return images
+
+
+# ── random crop, flip ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _pad(images: torch.Tensor, padding: int, mode: str) -> torch.Tensor:
+    if mode == "zeros":
+        return F.pad(images, (padding,) * 4)
+    side = images.shape[-1]
+    if padding >= side:
+        raise UserError(f"Pictures of {side} pixels cannot be padded with {padding} by reflection; pad with zeros.")
+    # torch reflects no bytes, so: the row that each padded row mirrors, and the same for columns
+    place = torch.arange(-padding, side + padding, device=images.device).abs()
+    place = torch.where(place < side, place, 2 * (side - 1) - place)
+    return images.index_select(-2, place).index_select(-1, place)
+
+
+def _crop(images: torch.Tensor, where: np.ndarray, size: int) -> torch.Tensor:
+    """A size×size window at a random place; `where` N×2 in [0, 1).
+
+    All windows exist as a view without a copy, and one gather picks N of them: each byte is read and written
+    once, a row of a window at a time.
+    """
+    spare = images.shape[-1] - size
+    if spare < 0:
+        raise UserError(
+            f"Pictures of {images.shape[-1]} pixels (padding included) are too small for a crop of {size}; "
+            "choose a smaller size or more padding."
+        )
+    if spare == 0:
+        return images
+    top, left = torch.from_numpy((where * (spare + 1)).astype(np.int64)).to(images.device).unbind(1)
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)  # N×C×(spare+1)×(spare+1)×size×size
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def _flip(images: torch.Tensor, mirrored: np.ndarray) -> torch.Tensor:
+    which = torch.from_numpy(np.flatnonzero(mirrored)).to(images.device)
+    return images.index_copy(0, which, images.index_select(0, which).flip(-1))
+
+
+# ── random resized crop ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def crop_boxes(
+    widths: np.ndarray,
+    heights: np.ndarray,
+    uniform: np.ndarray,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """Boxes of `RandomResizedCrop`, int64 N×4 (left, top, right, bottom) in pixels, for N pictures.
+
+    `uniform` is N×BOX_DRAWS in [0, 1). torchvision's rule: up to ten tries of an area uniform in `scale` and a
+    shape log-uniform in `ratio`; the first that fits is placed at random. If none does, the largest central box
+    whose shape is within `ratio`.
+    """
+    width, height = np.asarray(widths)[:, None], np.asarray(heights)[:, None]
+    area = width * height * (scale[0] + uniform[:, :BOX_TRIES] * (scale[1] - scale[0]))
+    low, high = np.log(ratio)
+    shape = np.exp(low + uniform[:, BOX_TRIES:-2] * (high - low))
+    w, h = np.rint(np.sqrt(area * shape)), np.rint(np.sqrt(area / shape))  # N×tries
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.argmax(1)[:, None]
+    width, height = width[:, 0], height[:, 0]
+    w, h = np.take_along_axis(w, first, 1)[:, 0], np.take_along_axis(h, first, 1)[:, 0]
+    left = np.floor(uniform[:, -2] * (width - w + 1))
+    top = np.floor(uniform[:, -1] * (height - h + 1))
+
+    none_fits = ~fits.any(1)
+    w = np.where(none_fits, np.minimum(width, np.rint(height * ratio[1])), w)
+    h = np.where(none_fits, np.minimum(height, np.rint(width / ratio[0])), h)
+    left = np.where(none_fits, (width - w) // 2, left)
+    top = np.where(none_fits, (height - h) // 2, top)
+    return np.stack([left, top, left + w, top + h], axis=1).astype(np.int64)
+
+
+def crop_box(
+    width: int, height: int, uniform: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """`crop_boxes` for one picture: (left, top, right, bottom); `uniform` has shape (BOX_DRAWS,)."""
+    box = crop_boxes(np.array([width]), np.array([height]), uniform[None], scale, ratio)[0]
+    left, top, right, bottom = box.tolist()
+    return left, top, right, bottom
+
+
+def _cut(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
+    """The box of each picture resized to size×size, antialiased bilinear as Pillow's, within one level of 255.
+
+    A resize is linear and separable: two small matrices per picture, and so two batched products for all.
+    """
+    n, channels, side, _ = images.shape
+    box = torch.from_numpy(boxes).to(images.device, torch.float32)
+    across = _filter(box[:, 0], box[:, 2], side, size)  # N×size×S
+    down = _filter(box[:, 1], box[:, 3], side, size)
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 has not the eight bits of a pixel
+        rows = images.float().reshape(n, channels * side, side) @ across.mT  # N×(C·S)×size
+        columns = rows.view(n, channels, side, size).transpose(1, 2).reshape(n, side, channels * size)
+        out = (down @ columns).view(n, size, channels, size).transpose(1, 2)
+    return _to_bytes(out).contiguous()
+
+
+def _filter(start: torch.Tensor, stop: torch.Tensor, side: int, size: int) -> torch.Tensor:
+    """N×size×side weights that resize [start, stop) of `side` pixels to `size`: a triangle about each output
+    pixel's centre, widened by the shrinkage so that no input pixel is skipped. Rows sum to 1."""
+    step = ((stop - start) / size)[:, None, None]
+    pixel = torch.arange(side, device=start.device) + 0.5
+    centre = start[:, None, None] + (torch.arange(size, device=start.device)[:, None] + 0.5) * step
+    weights = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp_(min=0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+# ── rotation and colour ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _rotate(images: torch.Tensor, degrees: np.ndarray) -> torch.Tensor:
+    """Each square turned about its centre, counter-clockwise; bilinear, black outside."""
+    angle = torch.from_numpy(np.deg2rad(degrees)).to(images.device, torch.float32)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)  # where an output pixel is read
+    with torch.autocast(images.device.type, enabled=False):
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        turned = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return _to_bytes(turned)
+
+
+def colour_jitter(images: torch.Tensor, factors: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Brightness, contrast and saturation of each picture multiplied by its row of `factors`, N×3, in that order.
+
+    uint8 N×C×H×W in and out, C 1 or 3 (grey has no saturation). The same numbers as torchvision's
+    `adjust_brightness`, `adjust_contrast` and `adjust_saturation` one after the other, which round down.
+    """
+    factor = torch.as_tensor(factors, dtype=torch.float32).to(images.device).view(-1, 3, 1, 1, 1)
+    brightness, contrast, saturation = factor.unbind(1)
+    x = images.mul(brightness).clamp_(0, 255).floor_()
+    mean = _grey(x).mean((1, 2, 3), keepdim=True)
+    x = x.mul_(contrast).addcmul_(mean, 1 - contrast).clamp_(0, 255).floor_()
+    if images.shape[1] == 3:
+        grey = _grey(x)
+        x = x.mul_(saturation).addcmul_(grey, 1 - saturation).clamp_(0, 255)
+    return x.to(torch.uint8)
+
+
+def _grey(x: torch.Tensor) -> torch.Tensor:
+    """N×1×H×W luma of 0…255 floats, with torchvision's coefficients and rounding."""
+    if x.shape[1] == 1:
+        return x
+    r, g, b = x.split(1, dim=1)
+    return r.mul(0.2989).add_(g, alpha=0.587).add_(b, alpha=0.114).floor_()
+
+
+def _to_bytes(x: torch.Tensor) -> torch.Tensor:
+    return x.round_().clamp_(0, 255).to(torch.uint8)
+
+
+# ── combining samples ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def mix(
+    images: torch.Tensor, targets: torch.Tensor, num_classes: int, cfg: Augment
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """MixUp or CutMix as torchvision does them, on normalised images.
+
+    float N×C×H×W and int64 N → the same shape and float32 N×num_classes, rows summing to 1; with both switched
+    off, what came in. Draws from torch's global generator, which the caller seeds for the step.
+    """
+    on = [kind for kind, alpha in ((v2.MixUp, cfg.mixup), (v2.CutMix, cfg.cutmix)) if alpha > 0]
+    if not on:
+        return images, targets
+    kind = on[int(torch.randint(len(on), ()))]
+    alpha = cfg.mixup if kind is v2.MixUp else cfg.cutmix
+    mixed, soft = kind(alpha=alpha, num_classes=num_classes)(images, targets)
+    return mixed, soft

@@ -1,0 +1,228 @@
+"""The one decoder: whatever a picture file holds becomes 8-bit RGB or grey, the right way up.
+
+Training, evaluation, serving and export all read pictures through `decode`, so they cannot disagree about
+EXIF orientation, transparency, CMYK or 16-bit files. It needs Pillow only, no torch.
+
+Notable: only plain raster formats are tried. Pillow alone would hand an EPS file to Ghostscript, which is a
+program that strangers could write, and pictures may come from strangers (`alexnet serve`).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from alexnet.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+    | {".jp2", ".tga", ".heic", ".heif", ".avif"}
+)
+"""File name endings, in lower case, by which a folder's pictures are told from its other files. HEIC and AVIF
+are among them although a reader may be missing: a picture that cannot be read should be listed, not overlooked."""
+
+MAX_PIXELS = 178_956_970
+"""Largest width × height that is decoded: where Pillow itself stops (twice its `MAX_IMAGE_PIXELS`)."""
+
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
+
+# EXIF tag 0x0112 → what puts the picture upright (EXIF 2.32, section 4.6.4).
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(UserError):
+    """A picture that cannot be read: `reason` in a few words, `where` it is."""
+
+    def __init__(self, reason: str, where: str = "the image") -> None:
+        super().__init__(reason, where)  # both in args, so that the error survives pickling
+        self.reason = reason
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"Cannot read {self.where}: {self.reason}; replace or remove it."
+
+
+def decode(source: str | Path | bytes, channels: int = 3) -> Image.Image:
+    """The picture in `source`, a path or the bytes of a file, in mode RGB (`channels` 3) or L (1).
+
+    EXIF orientation is applied and the file's metadata dropped. Transparent pixels are laid over white, an
+    animation gives its first frame, and values of more than 8 bits are scaled to 0…255 (see `_to_8_bits`).
+    Grey is ITU-R 601 luma, as Pillow computes it.
+
+    Raises `BadImage` for anything that is not a whole picture of a raster format, or is over `MAX_PIXELS`.
+    """
+    if channels not in (1, 3):
+        raise UserError(f"Images can be read with 1 channel (grey) or 3 (RGB), not {channels}; choose one of them.")
+    where = _name(source)
+    try:
+        with _file(source, where) as file, _open(file, where) as image:
+            image.load()
+            return _plain(_upright(image), "RGB" if channels == 3 else "L")
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
+        raise BadImage(_say(error), where) from error
+
+
+def check_image(path: str | Path, *, full: bool = True) -> str | None:
+    """Why the picture at `path` cannot be read, in a few words, or None where it can.
+
+    `full` decodes it; otherwise only the header is read and, for JPEG and PNG, the end marker looked for,
+    which finds empty, cut-off and mislabelled files but not damage in the middle.
+    """
+    try:
+        if full:
+            decode(path)
+            return None
+        with _file(path, str(path)) as file, _open(file, str(path)) as image:
+            marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(image.format or "")
+            # Cameras append padding and previews, so the marker may stand anywhere near the end.
+            file.seek(max(0, file.seek(0, io.SEEK_END) - 65536))
+            return "it is cut short" if marker and marker not in file.read() else None
+    except BadImage as error:
+        return error.reason
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels that `decode` will return, from the header alone. Raises `BadImage`."""
+    with _file(path, str(path)) as file, _open(file, str(path)) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+# ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _name(source: str | Path | bytes) -> str:
+    return "the image" if isinstance(source, bytes) else str(source)
+
+
+def _file(source: str | Path | bytes, where: str) -> BinaryIO:
+    """`source` opened for reading, not empty."""
+    try:
+        file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        raise BadImage("there is no such file", where) from None
+    except IsADirectoryError:
+        raise BadImage("it is a folder", where) from None
+    except OSError as error:
+        raise BadImage(f"the system says '{error.strerror or error}'", where) from error
+    if file.seek(0, io.SEEK_END) == 0:
+        file.close()
+        raise BadImage("the file is empty", where)
+    file.seek(0)
+    return file
+
+
+def _open(file: BinaryIO, where: str) -> Image.Image:
+    """The picture with its header read and its pixels not yet decoded."""
+    too_large = f"it has more than {MAX_PIXELS:,} pixels, the most that is decoded"
+    try:
+        image = Image.open(file, formats=_formats())
+    except Image.DecompressionBombError as error:
+        raise BadImage(too_large, where) from error
+    except Exception as error:
+        file.seek(0)
+        raise BadImage(_what_instead(file.read(512)), where) from error
+    if image.width * image.height > MAX_PIXELS:  # for a caller who lifted Pillow's own limit
+        raise BadImage(too_large, where)
+    return image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of our formats that this Pillow can read, with HEIC where pillow-heif is installed."""
+    try:
+        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
+
+        pillow_heif.register_heif_opener()
+    except ImportError:
+        pass
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _what_instead(data: bytes) -> str:
+    """A guess from the first bytes at what a file is that Pillow does not take for a picture."""
+    start = data.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg")):
+        return "it is not an image but a web page or other markup"
+    if data[4:8] == b"ftyp":  # ISO media: the brand says which
+        brand = data[8:12]
+        if brand in (b"avif", b"avis"):
+            return "it is AVIF, which needs Pillow 11.3 or later"
+        if brand[:3] in (b"hei", b"hev", b"mif", b"msf"):
+            return "it is HEIC, which needs 'pip install pillow-heif'"
+    if data[:4] in (b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"\x89PNG", b"GIF8", b"RIFF"):
+        return "its header is damaged or cut short"
+    return "it is not an image of a known format"
+
+
+def _say(error: Exception) -> str:
+    """A decoder's complaint in a few words."""
+    text = str(error).lower()
+    if isinstance(error, (EOFError, IndexError, struct.error)) or "truncated" in text or "not enough" in text:
+        return "it is cut short"
+    return f"its data is damaged ({error})" if text else "its data is damaged"
+
+
+# ── to what the network reads ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # malformed EXIF is common and no reason to refuse the pixels
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def _plain(image: Image.Image, mode: str) -> Image.Image:
+    """`image` in `mode`, RGB or L, with nothing attached that could be applied a second time."""
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, rgba)
+    if image.mode != mode:
+        image = image.convert(mode)
+    image.info.clear()
+    return image
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits or floating point, as L.
+
+    The scale is the format's where it has one: 0…65535 for 16-bit files, and for floats 0…1 or 0…255 if all
+    values lie there. Where the file says nothing (32-bit integers, other floats) its own range is stretched.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not numbers")
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I") and low >= 0 and high <= 65535:  # older Pillow reads 16-bit PNG as mode I
+        low, high = 0.0, 65535.0
+    elif image.mode == "F" and low >= 0 and high <= 255:
+        low, high = 0.0, 1.0 if high <= 1 else 255.0
+    scaled = (values - low) * (255 / max(high - low, 1e-12))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))

@@ -1,0 +1,258 @@
+"""Batches of uint8 pictures, from memory or from files, behind one protocol.
+
+`batches(epoch, start)` is a pure function of its arguments and the seed: loaders hold no position and workers no
+state. So a run that resumes at batch `start` of an epoch sees what the unbroken one would have seen, with any
+number of workers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from alexnet import runtime
+from alexnet.data.augment import BOX_DRAWS, Augment, crop_box
+from alexnet.data.images import BadImage, decode
+from alexnet.data.preprocess import Preprocess
+from alexnet.data.samples import Arrays, Files, Source
+from alexnet.errors import UserError
+
+MAX_IN_MEMORY = 2 << 30
+"""Bytes of decoded pictures that are kept in memory at most."""
+
+_PREFETCH = 2  # batches that each worker has ready or in hand: torch's default
+_MAX_WORKERS = 16  # more than decoding for one device can use
+
+
+class Batch(NamedTuple):
+    """Samples that are learnt from together."""
+
+    images: torch.Tensor
+    """uint8 N×C×H×W."""
+    targets: torch.Tensor
+    """int64 (N,), on the same device as the images."""
+    ids: torch.Tensor
+    """int64 (N,), on the CPU: places in the split, from which `augment` draws."""
+
+
+class Batches(Protocol):
+    """One split, epoch by epoch."""
+
+    samples: int
+    """Samples in the split (with drop_last an epoch may leave some out)."""
+    on_device: Augment | None
+    """What is still to be done to the pictures with `augment`; None: nothing, they are size×size."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch`, from batch `start` on."""
+
+
+def batch_bounds(samples: int, batch_size: int, drop_last: bool = False) -> list[tuple[int, int]]:
+    """Where each batch of an epoch starts and stops.
+
+    A smaller last batch is kept, or dropped with `drop_last` unless it is the only one. One of a single sample
+    is joined to the batch before, because batch norm has no variance to divide by there. Raises `UserError` for
+    a batch size below 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"A batch must hold at least one sample, not {batch_size}; choose a positive batch size.")
+    bounds = [(start, min(start + batch_size, samples)) for start in range(0, samples, batch_size)]
+    if len(bounds) > 1 and samples % batch_size:
+        if drop_last:
+            bounds.pop()
+        elif samples % batch_size == 1:
+            bounds[-2:] = [(bounds[-2][0], samples)]
+    return bounds
+
+
+class _Order:
+    """The order of samples and the batch bounds that both kinds of loader share."""
+
+    def __init__(self, samples: int, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> None:
+        self.samples = samples
+        self.shuffle = shuffle
+        self.seed = seed
+        self.bounds = batch_bounds(samples, batch_size, drop_last)
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def ids(self, epoch: int, start: int) -> Iterator[np.ndarray]:
+        """Sample numbers of each batch of `epoch` from batch `start` on, int64."""
+        n = self.samples
+        order = runtime.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n)
+        for first, last in self.bounds[start:]:
+            yield order[first:last]
+
+
+class InMemory(_Order):
+    """Batches of `arrays`, which may live on any device; the batches come from there.
+
+    Without `augment` they are what `preprocess` makes of them for evaluation. With it they are what is left to
+    crop: for crop resized the pictures as they are, else resized to `preprocess.square`. Resizing a batch at a
+    time keeps Fashion-MNIST at 224 pixels (3 GB) out of memory.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        preprocess: Preprocess,
+        augment: Augment | None = None,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__(len(arrays), batch_size, shuffle, seed, drop_last)
+        if arrays.images.shape[1] != preprocess.channels:
+            raise UserError(
+                f"The pictures have {arrays.images.shape[1]} channels and the preprocessing {preprocess.channels}; "
+                "make them the same."
+            )
+        if arrays.ready and (augment is not None or arrays.images.shape[-1] != preprocess.size):
+            raise UserError(
+                f"These pictures were cut to {arrays.images.shape[-1]} pixels for evaluation; read them again to train "
+                "on them or to use another size."
+            )
+        self.arrays = arrays
+        self.preprocess = preprocess
+        self.on_device = augment
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch`, from batch `start` on."""
+        for batch_ids in self.ids(epoch, start):
+            ids = torch.from_numpy(batch_ids)
+            index = ids.to(self.arrays.images.device)
+            images = self.arrays.images.index_select(0, index)
+            if self.on_device is None and not self.arrays.ready:
+                images = self.preprocess.fit(images)
+            elif self.on_device is not None and self.on_device.crop != "resized":
+                images = self.preprocess.fit(images, self.preprocess.square)
+            yield Batch(images, self.arrays.targets.index_select(0, index), ids)
+
+
+class FromFiles(_Order):
+    """Batches decoded as they are needed, by `workers` processes (0: in this one).
+
+    Without `augment` they are what `preprocess` makes for evaluation. With it, crop resized is taken here from the
+    full picture before it is resized, and any other crop is left to the device, as `on_device` then says.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        preprocess: Preprocess,
+        augment: Augment | None = None,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(len(files), batch_size, shuffle, seed, drop_last)
+        self.pictures = _Pictures(files, preprocess, augment, seed)
+        self.workers = workers
+        self.pin_memory = pin_memory
+        self.on_device = augment
+        if augment is not None and augment.crop == "resized":
+            self.on_device = replace(augment, crop="none")
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch`, from batch `start` on. Raises `BadImage` naming a file that cannot be read."""
+        requests: Any = [(epoch, ids) for ids in self.ids(epoch, start)]  # what DataLoader passes on as it is
+        loader: Iterable[Batch | BadImage] = DataLoader(
+            self.pictures,
+            batch_sampler=requests,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.pin_memory,
+            prefetch_factor=_PREFETCH if self.workers else None,
+            generator=torch.Generator(),  # else it would draw a number from the global one, which dropout uses
+        )
+        for batch in loader:
+            if isinstance(batch, BadImage):
+                raise batch
+            yield batch
+
+
+class _Pictures(Dataset):
+    """What a worker does: (epoch, ids) → a batch. Holds nothing that changes, and can be pickled for spawn."""
+
+    def __init__(self, files: Files, preprocess: Preprocess, augment: Augment | None, seed: int) -> None:
+        self.files = files
+        self.preprocess = preprocess
+        self.augment = augment
+        self.seed = seed
+
+    def __getitems__(self, request: tuple[int, np.ndarray]) -> Batch | BadImage:
+        epoch, ids = request
+        boxed = self.augment is not None and self.augment.crop == "resized"
+        numbers = runtime.draws(self.seed, epoch, ids, "crop", BOX_DRAWS) if boxed else [None] * len(ids)
+        try:
+            images = torch.stack([self._picture(i, row) for i, row in zip(ids, numbers, strict=True)])
+        except BadImage as error:
+            return error  # raised in a worker it would arrive wrapped in that worker's traceback
+        return Batch(images, self.files.targets[ids], torch.from_numpy(ids))
+
+    def _picture(self, i: int, uniform: np.ndarray | None) -> torch.Tensor:
+        image = decode(self.files.root / self.files.names[i], self.preprocess.channels)
+        if self.augment is None:
+            return self.preprocess.evaluation(image)
+        if uniform is None:
+            return self.preprocess.training_square(image)
+        box = crop_box(*image.size, uniform, self.augment.scale, self.augment.ratio)
+        return self.preprocess.cut(image, box)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+# ── what this machine can do ──────────────────────────────────────────────────────────────────────────────────
+
+
+def choose_workers(requested: int | None, batch_bytes: int, shm: Path = Path("/dev/shm")) -> tuple[int, str | None]:
+    """How many processes should decode, and a sentence for the user where it is not what one would expect.
+
+    `requested`, or without one as many as there are cores, up to 16 (none on a single core, where they would
+    only take turns). Workers hand batches of `batch_bytes` over in shared memory, and die of a bus error where
+    that is too small, as in a container with Docker's 64 MB; there it is fewer, or 0. Raises `UserError` for a
+    negative number.
+    """
+    if requested is not None and requested < 0:
+        raise UserError(f"The number of workers cannot be {requested}; give 0 or more, or leave it out.")
+    cores = runtime.cpu_count()
+    wanted = requested if requested is not None else (min(cores, _MAX_WORKERS) if cores > 1 else 0)
+    if wanted == 0 or not shm.is_dir():  # only Linux keeps shared memory there; elsewhere it has no small limit
+        return wanted, None
+    free = shutil.disk_usage(shm).free
+    each = 2 * _PREFETCH * batch_bytes  # as much again for batches that are still being used
+    fit = min(wanted, free // max(each, 1))
+    if fit == wanted:
+        return wanted, None
+    return fit, (
+        f"Loading with {fit} worker processes instead of {wanted}, because {shm} has only {free >> 20} MiB free for "
+        "the batches that they hand over (with Docker, start the container with --shm-size=2g)."
+    )
+
+
+def memory_plan(source: Source, size: int) -> bool:
+    """Whether to keep the pictures of `source` decoded in memory, as squares of `size` pixels.
+
+    True if they are already there, or need at most `MAX_IN_MEMORY` and a quarter of the free memory.
+    """
+    to_read = sum(len(part) for part in source.splits.values() if isinstance(part, Files))
+    return to_read * source.channels * size * size <= min(MAX_IN_MEMORY, runtime.free_memory() // 4)

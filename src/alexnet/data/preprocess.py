@@ -1,0 +1,195 @@
+"""From a picture to the network's input: one record that training, evaluation, export and a checkpoint share.
+
+Two steps, kept apart on purpose. Geometry (resize, crop) happens on the picture and gives uint8, which is small
+to store and to move. `normalise` makes floats of it at the last moment, on the device.
+
+Pictures are resized by Pillow, which filters as it shrinks; the result is that of torchvision's
+`Resize(resize)` + `CenterCrop(size)` on the same picture, pixel for pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from alexnet.errors import UserError, unknown_name
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""What torchvision's weights expect (its `AlexNet_Weights`), as fractions of 1."""
+
+_FILTERS = {
+    "nearest": (Image.Resampling.NEAREST, InterpolationMode.NEAREST_EXACT),
+    "bilinear": (Image.Resampling.BILINEAR, InterpolationMode.BILINEAR),
+    "bicubic": (Image.Resampling.BICUBIC, InterpolationMode.BICUBIC),
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes C×size×size. Raises `UserError` when the fields do not fit each other."""
+
+    size: int
+    """Side of the network's input, in pixels."""
+    resize: int | None = None
+    """Short side before the centre crop, in pixels (256 for a 224 crop, say); None: `size`."""
+    channels: int = 3
+    """3 for RGB, 1 for grey."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Subtracted from each channel; fractions of 1."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Each channel is divided by it; fractions of 1."""
+    interpolation: str = "bilinear"
+    """nearest, bilinear or bicubic; all but nearest are antialiased."""
+    stretch: bool = False
+    """Resize both sides to `resize` and so ignore the aspect ratio, as Caffe's 256×256 warp does."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(map(float, self.mean)))
+        object.__setattr__(self, "std", tuple(map(float, self.std)))
+        if self.size < 1 or self.square < self.size:
+            raise UserError(
+                f"Preprocessing cannot cut {self.size} pixels from a picture of {self.square}; "
+                "the size must be positive and resize at least as large."
+            )
+        if self.channels not in (1, 3):
+            raise UserError(f"Preprocessing knows 1 channel (grey) or 3 (RGB), not {self.channels}.")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise UserError(
+                f"Preprocessing for {self.channels} channels needs as many values in mean and std, "
+                f"not {len(self.mean)} and {len(self.std)}."
+            )
+        if not all(0 <= m <= 1 for m in self.mean) or not all(s > 0 for s in self.std):
+            raise UserError(
+                f"Preprocessing takes means as fractions of 1 and positive deviations, not mean {self.mean} "
+                f"and std {self.std}; divide values of 0…255 by 255."
+            )
+        if self.interpolation not in _FILTERS:
+            raise unknown_name("interpolation", self.interpolation, _FILTERS)
+
+    @property
+    def square(self) -> int:
+        """Side of the square that `evaluation` crops from and that random crops are cut from, in pixels."""
+        return self.resize or self.size
+
+    # ── in a checkpoint ───────────────────────────────────────────────────────────────────────────────────────
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as JSON keeps them: tuples become lists."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """The inverse of `to_dict`. Raises `UserError` for fields that are missing, unknown or of another type."""
+        if not isinstance(values, Mapping) or "size" not in values:
+            raise UserError("Preprocessing must be an object with at least 'size'; take it from a model.json.")
+        known = [field.name for field in fields(cls)]
+        checks = {
+            "size": _is_int,
+            "resize": lambda v: v is None or _is_int(v),
+            "channels": _is_int,
+            "mean": _is_numbers,
+            "std": _is_numbers,
+            "interpolation": lambda v: isinstance(v, str),
+            "stretch": lambda v: isinstance(v, bool),
+        }
+        for key, value in values.items():
+            if key not in known:
+                raise unknown_name("preprocessing field", str(key), known)
+            if not checks[key](value):
+                raise UserError(f"Preprocessing field '{key}' cannot be {value!r}; take it from a model.json.")
+        return cls(**values)
+
+    # ── geometry ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def evaluation(self, image: Image.Image) -> torch.Tensor:
+        """Resized, centre-cropped: a PIL image of any mode → uint8 C×size×size. A picture already of the right
+        size passes untouched."""
+        return _to_tensor(_centre_crop(self._resized(image), self.size))
+
+    def training_square(self, image: Image.Image) -> torch.Tensor:
+        """What random crops are cut from: uint8 C×square×square, short side to `square`, centre crop (the form
+        in which the 2012 code stored its pictures)."""
+        return _to_tensor(_centre_crop(self._resized(image), self.square))
+
+    def cut(self, image: Image.Image, box: tuple[int, int, int, int]) -> torch.Tensor:
+        """The box (left, top, right, bottom), in pixels, of a picture resized to uint8 C×size×size."""
+        resized = self._in_mode(image).resize((self.size, self.size), _FILTERS[self.interpolation][0], box=box)
+        return _to_tensor(resized)
+
+    def fit(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
+        """`evaluation` for a batch that is already in memory: uint8 N×C×H×W → N×C×size×size, on its device.
+
+        `size` other than the field's gives another crop of the same resized picture: `square` for the whole.
+        Agrees with Pillow to one level of 255 (torchvision's kernel rounds once where Pillow rounds twice).
+        """
+        size = size or self.size
+        height, width = images.shape[-2:]
+        new_width, new_height = self._new_size(width, height)
+        if (new_width, new_height) != (width, height):
+            images = tv.resize(images, [new_height, new_width], _FILTERS[self.interpolation][1], antialias=True)
+        return centre_crop(images, size)
+
+    def _in_mode(self, image: Image.Image) -> Image.Image:
+        mode = "RGB" if self.channels == 3 else "L"
+        return image if image.mode == mode else image.convert(mode)
+
+    def _new_size(self, width: int, height: int) -> tuple[int, int]:
+        if self.stretch:
+            return self.square, self.square
+        short, long = min(width, height), max(width, height)
+        new_long = int(self.square * long / short)  # rounded down, as torchvision does
+        return (self.square, new_long) if width <= height else (new_long, self.square)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        image = self._in_mode(image)
+        new_size = self._new_size(*image.size)
+        return image if new_size == image.size else image.resize(new_size, _FILTERS[self.interpolation][0])
+
+    # ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 N×C×H×W → float32 of the same shape and memory format: (x/255 − mean) / std, on its device."""
+        deviation = np.asarray(self.std)
+        both = np.stack([1 / (255 * deviation), -np.asarray(self.mean) / deviation])  # x·scale + shift
+        constants = torch.tensor(both, dtype=torch.float32).to(images.device, non_blocking=True)
+        scale, shift = constants[:, :, None, None]
+        return torch.mul(images, scale).add_(shift)  # the product is already float32: one pass, no copy
+
+
+def centre_crop(images: torch.Tensor, size: int) -> torch.Tensor:
+    """The middle size×size of N×C×H×W, a view; where the margin is odd, torchvision's choice of pixel."""
+    height, width = images.shape[-2:]
+    if min(height, width) < size:
+        raise UserError(
+            f"Pictures of {width}×{height} are too small for a crop of {size}; choose a smaller size, or resize them "
+            "first."
+        )
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return images[..., top : top + size, left : left + size]
+
+
+def _centre_crop(image: Image.Image, size: int) -> Image.Image:
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    """PIL image in mode RGB or L → uint8 C×H×W, contiguous."""
+    pixels = np.array(image)
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)

@@ -1,0 +1,207 @@
+"""Draws belong to samples and not to batches, and each change is the one that torchvision or Pillow makes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as tv
+
+from alexnet import runtime
+from alexnet.data.augment import (
+    BOX_DRAWS,
+    Augment,
+    augment,
+    colour_jitter,
+    crop_box,
+    crop_boxes,
+    mix,
+)
+from alexnet.errors import UserError
+
+
+def noise(n: int = 12, channels: int = 3, side: int = 20, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, channels, side, side), dtype=torch.uint8, generator=generator)
+
+
+CONFIGS = {
+    "pad": Augment(crop="pad", padding=4, flip=True),
+    "reflect": Augment(crop="pad", padding=3, padding_mode="reflect"),
+    "random": Augment(crop="random", flip=True),
+    "resized": Augment(crop="resized", flip=True),
+    "rotate": Augment(rotate=15),
+    "all": Augment(crop="resized", flip=True, jitter=(0.4, 0.4, 0.4), rotate=10),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_independent_of_the_batch(name, channels):
+    images, cfg, size = noise(channels=channels), CONFIGS[name], 20 if name in ("pad", "reflect") else 16
+    ids = np.arange(100, 112)
+    whole = augment(images, ids, 3, 7, cfg, size)
+    assert whole.dtype == torch.uint8
+    assert whole.shape == (12, channels, size, size)
+    halves = torch.cat([augment(images[s], ids[s], 3, 7, cfg, size) for s in (slice(0, 5), slice(5, 12))])
+    order = np.random.default_rng(0).permutation(12)
+    shuffled = torch.empty_like(whole)
+    shuffled[order] = augment(images[order], torch.from_numpy(ids[order]), 3, 7, cfg, size)
+    assert torch.equal(halves, whole)
+    assert torch.equal(shuffled, whole)
+    assert not torch.equal(augment(images, ids, 4, 7, cfg, size), whole)  # another epoch
+    assert not torch.equal(augment(images, ids, 3, 8, cfg, size), whole)  # another seed
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_padded_crop_and_flip_are_windows_of_the_padded_picture(mode):
+    images, ids = noise(40), np.arange(40)
+    cfg = Augment(crop="pad", padding=4, padding_mode=mode, flip=True)
+    got = augment(images, ids, 0, 0, cfg, 20)
+    padded = torch.from_numpy(
+        np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)), mode="constant" if mode == "zeros" else "reflect")
+    )
+    where, flipped = runtime.draws(0, 0, ids, "crop", 2), runtime.draws(0, 0, ids, "flip", 1)[:, 0] < 0.5
+    for i in range(40):
+        top, left = int(where[i, 0] * 9), int(where[i, 1] * 9)
+        window = padded[i, :, top : top + 20, left : left + 20]
+        assert torch.equal(got[i], window.flip(-1) if flipped[i] else window)
+
+
+def test_every_offset_and_both_flips_occur_about_equally():
+    ramp = torch.arange(24, dtype=torch.uint8)
+    images = (ramp[:, None] * 8 + ramp[None] % 8).expand(4000, 1, 24, 24)  # top left pixel: 8·row + column
+    where = augment(images, np.arange(4000), 0, 1, Augment(crop="random"), 20)[:, 0, 0, 0]
+    rows, columns = np.bincount(where // 8, minlength=5), np.bincount(where % 8, minlength=5)
+    assert len(rows) == len(columns) == 5
+    assert min(rows.min(), columns.min()) > 700
+    assert max(rows.max(), columns.max()) < 900
+    flips = augment(images, np.arange(4000), 0, 1, Augment(flip=True), 24)[:, 0, 0, 0] != 0
+    assert 0.47 < flips.float().mean() < 0.53
+
+
+def test_none_is_the_centre():
+    images = noise(side=21)
+    assert torch.equal(augment(images, range(12), 0, 0, Augment(), 16), tv.center_crop(images, [16, 16]))
+
+
+def test_resized_equals_pillows_resize_of_the_same_box():
+    smooth = tv.resize(noise(30, side=9), [64, 64], antialias=True)
+    ids = np.arange(30)
+    for size in (24, 64, 90):  # shrinking, mixed, enlarging
+        got = augment(smooth, ids, 2, 5, Augment(crop="resized"), size)
+        boxes = crop_boxes(np.full(30, 64), np.full(30, 64), runtime.draws(5, 2, ids, "crop", BOX_DRAWS))
+        for i in range(30):
+            image = tv.to_pil_image(smooth[i]).resize((size, size), Image.Resampling.BILINEAR, box=tuple(boxes[i]))
+            assert (got[i].int() - tv.pil_to_tensor(image).int()).abs().max() <= 1
+
+
+def test_boxes_follow_torchvisions_rule_in_distribution():
+    n, scale, ratio = 3000, (0.3, 0.9), (0.75, 4 / 3)
+    boxes = crop_boxes(np.full(n, 120), np.full(n, 90), runtime.draws(0, 0, range(n), "crop", BOX_DRAWS), scale, ratio)
+    torch.manual_seed(0)
+    theirs = np.array([RandomResizedCrop.get_params(torch.empty(3, 90, 120), scale, ratio) for _ in range(n)])
+    left, top, right, bottom = boxes.T
+    assert min(left.min(), top.min()) >= 0
+    assert right.max() <= 120
+    assert bottom.max() <= 90
+    for ours, other in zip((top, left, bottom - top, right - left), theirs.T, strict=True):
+        assert abs(ours.mean() - other.mean()) < 4 * other.std() * np.sqrt(2 / n)
+        assert ours.std() == pytest.approx(other.std(), rel=0.08)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (11, 1001), (100, 90)])
+def test_fallback_is_torchvisions(width, height):
+    # An area above the whole can never fit, so both fall back at once.
+    uniform = runtime.draws(0, 0, [0], "crop", BOX_DRAWS)[0]
+    top, left, h, w = RandomResizedCrop.get_params(torch.empty(3, height, width), [4.0, 4.0], [0.75, 4 / 3])
+    assert crop_box(width, height, uniform, (4.0, 4.0), (0.75, 4 / 3)) == (left, top, left + w, top + h)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jitter_equals_torchvision(channels):
+    images = noise(20, channels)
+    factors = np.random.default_rng(0).uniform(0.3, 1.9, (20, 3))
+    got = colour_jitter(images, factors)
+    for i, (brightness, contrast, saturation) in enumerate(factors):
+        expected = tv.adjust_brightness(images[i], brightness)
+        expected = tv.adjust_saturation(tv.adjust_contrast(expected, contrast), saturation)
+        difference = (got[i].int() - expected.int()).abs()
+        assert difference.max() <= 1  # where 99.999 and 100.000 round down differently
+        assert (difference > 0).float().mean() < 0.01
+    assert torch.equal(colour_jitter(images, np.ones((20, 3))), images)
+
+
+def test_jitter_draws_within_its_range():
+    images = torch.full((500, 1, 4, 4), 100, dtype=torch.uint8)
+    values = augment(images, range(500), 0, 0, Augment(jitter=(0.3, 0, 0)), 4)[:, 0, 0, 0].int()
+    assert values.min() >= 70
+    assert values.max() <= 130
+    assert values.max() - values.min() > 55
+
+
+def test_rotation_is_pillows_for_the_angle_drawn():
+    smooth = tv.resize(noise(8, 1, side=6), [32, 32], antialias=True)
+    got = augment(smooth, np.arange(8), 0, 3, Augment(rotate=20), 32)
+    angles = (2 * runtime.draws(3, 0, np.arange(8), "rotate", 1)[:, 0] - 1) * 20
+    for i in range(8):
+        turned = tv.to_pil_image(smooth[i]).rotate(angles[i], Image.Resampling.BILINEAR)
+        inner = (slice(None), slice(7, 25), slice(7, 25))  # they treat what comes from outside differently
+        assert (got[i][inner].int() - tv.pil_to_tensor(turned)[inner].int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mix_gives_soft_targets(kind):
+    images, targets = torch.randn(8, 3, 16, 16), torch.arange(8) % 5
+    torch.manual_seed(0)
+    mixed, soft = mix(images, targets, 5, Augment(**{kind: 1.0}))
+    assert mixed.shape == images.shape
+    assert soft.shape == (8, 5)
+    torch.testing.assert_close(soft.sum(1), torch.ones(8))
+    assert not torch.equal(mixed, images)
+    torch.manual_seed(0)
+    again, _ = mix(images, targets, 5, Augment(**{kind: 1.0}))
+    assert torch.equal(mixed, again)
+
+
+def test_mix_switched_off_changes_nothing():
+    images, targets = torch.randn(4, 3, 8, 8), torch.arange(4)
+    mixed, same = mix(images, targets, 4, Augment())
+    assert mixed is images
+    assert same is targets
+
+
+def test_with_both_on_both_occur():
+    images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).contiguous()
+    flat = set()
+    for step in range(20):
+        torch.manual_seed(step)
+        mixed, _ = mix(images, torch.arange(8), 8, Augment(mixup=1.0, cutmix=1.0))
+        flat.add(bool((mixed.flatten(1).std(1) < 1e-6).all()))  # MixUp leaves constant pictures constant
+    assert flat == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop": "pda"}, "did you mean 'pad'"),
+        ({"padding_mode": "edge"}, "padding mode"),
+        ({"scale": (0.0, 1.0)}, "scale"),
+        ({"ratio": (2.0, 1.0)}, "ratio"),
+        ({"jitter": (-0.1, 0.0, 0.0)}, "negative"),
+    ],
+)
+def test_nonsense_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        Augment(**values)
+
+
+@pytest.mark.parametrize("cfg", [Augment(crop="random"), Augment(crop="pad", padding=2), Augment()])
+def test_pictures_smaller_than_the_crop_are_refused(cfg):
+    with pytest.raises(UserError, match="too small"):
+        augment(noise(2, side=10), [0, 1], 0, 0, cfg, 16)
+
+
+def test_reflection_needs_pictures_larger_than_the_padding():
+    with pytest.raises(UserError, match="pad with zeros"):
+        augment(noise(2, side=4), [0, 1], 0, 0, Augment(crop="pad", padding=4, padding_mode="reflect"), 4)

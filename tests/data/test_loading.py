@@ -1,0 +1,227 @@
+"""Batches depend on (seed, epoch, place) and on nothing else: not on workers, history or memory."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alexnet import runtime
+from alexnet.data import folders, loading
+from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
+from alexnet.data.images import BadImage, decode
+from alexnet.data.loading import Batch, FromFiles, InMemory, batch_bounds, choose_workers, memory_plan
+from alexnet.data.preprocess import Preprocess
+from alexnet.data.samples import Arrays, Files, Source
+from alexnet.data.sources import read_files
+from alexnet.errors import UserError
+
+PREPROCESS = Preprocess(16, 20)
+
+
+def arrays(n: int = 10, side: int = 20) -> Arrays:
+    images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Arrays(images, torch.arange(n), [f"train/{i}" for i in range(n)])
+
+
+@pytest.fixture
+def files(tmp_path) -> Files:
+    """Eleven photographs of different shapes in two classes."""
+    random = np.random.default_rng(0)
+    for i in range(11):
+        path = tmp_path / ("cat" if i < 6 else "dog") / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        small = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        small.resize((40 + 3 * i, 60 - 2 * i)).save(path)
+    return folders.scan(tmp_path).splits["train"]
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    pairs = [(a, b) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)]
+    return len(left) > 0 and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "drop_last", "sizes"),
+    [
+        (10, 4, False, [4, 4, 2]),
+        (10, 4, True, [4, 4]),
+        (9, 4, False, [4, 5]),
+        (9, 4, True, [4, 4]),
+        (8, 4, True, [4, 4]),
+        (3, 4, True, [3]),
+        (1, 4, False, [1]),
+        (3, 1, False, [1, 1, 1]),
+        (0, 4, False, []),
+    ],
+)
+def test_batch_bounds(samples, batch_size, drop_last, sizes):
+    bounds = batch_bounds(samples, batch_size, drop_last)
+    assert [stop - start for start, stop in bounds] == sizes
+    assert [i for start, stop in bounds for i in range(start, stop)] == list(range(sum(sizes)))
+
+
+def test_a_batch_holds_something():
+    with pytest.raises(UserError, match="not 0"):
+        batch_bounds(5, 0)
+
+
+# ── in memory ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_in_memory_in_order_for_evaluation():
+    data = arrays()
+    loader = InMemory(data, PREPROCESS, batch_size=4)
+    batches = list(loader.batches(0))
+    assert len(loader) == len(batches) == 3
+    assert loader.samples == 10
+    assert loader.on_device is None
+    assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
+    assert torch.equal(torch.cat([batch.images for batch in batches]), PREPROCESS.fit(data.images))
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), data.targets)
+
+
+def test_in_memory_shuffled_starts_anywhere():
+    loader = InMemory(arrays(), PREPROCESS, Augment(crop="random"), batch_size=3, shuffle=True, seed=4)
+    batches = list(loader.batches(2))
+    ids = torch.cat([batch.ids for batch in batches])
+    assert ids.tolist() == runtime.permutation(4, 2, 10).tolist()
+    for batch in batches:
+        assert torch.equal(batch.targets, batch.ids)
+        assert torch.equal(batch.images, arrays().images[batch.ids])
+    assert same(list(loader.batches(2, start=1)), batches[1:])
+    assert list(loader.batches(2, start=3)) == []
+    assert not same(list(loader.batches(3)), batches)
+
+
+def test_in_memory_resizes_what_has_another_size():
+    small = arrays(side=12)
+    (batch,) = InMemory(small, PREPROCESS, batch_size=10).batches(0)
+    assert batch.images.shape[-1] == 16
+    (batch,) = InMemory(small, PREPROCESS, Augment(crop="random"), batch_size=10).batches(0)
+    assert batch.images.shape[-1] == 20
+    (batch,) = InMemory(small, PREPROCESS, Augment(crop="resized"), batch_size=10).batches(0)
+    assert batch.images.shape[-1] == 12
+
+
+def test_pictures_cut_for_evaluation_are_not_used_otherwise(files):
+    ready = read_files(files, PREPROCESS)
+    with pytest.raises(UserError, match="read them again"):
+        InMemory(ready, PREPROCESS, Augment(crop="random"), batch_size=2)
+    with pytest.raises(UserError, match="read them again"):
+        InMemory(ready, Preprocess(12), batch_size=2)
+
+
+def test_in_memory_channels_must_match():
+    with pytest.raises(UserError, match="3 channels and the preprocessing 1"):
+        InMemory(arrays(), Preprocess(16, channels=1, mean=(0.5,), std=(0.5,)), batch_size=2)
+
+
+# ── from files ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_evaluation_from_files_equals_memory_and_the_decoder(files):
+    from_files = list(FromFiles(files, PREPROCESS, batch_size=4).batches(0))
+    assert same(from_files, list(InMemory(read_files(files, PREPROCESS), PREPROCESS, batch_size=4).batches(0)))
+    assert torch.equal(from_files[1].images[2], PREPROCESS.evaluation(decode(files.paths[6])))
+    assert torch.cat([batch.targets for batch in from_files]).tolist() == [0] * 6 + [1] * 5
+
+
+@pytest.mark.parametrize("crop", ["random", "pad"])
+def test_training_from_files_equals_memory(crop, files):
+    cfg = Augment(crop=crop, flip=True)
+    options = {"batch_size": 4, "shuffle": True, "seed": 3}
+    from_files = FromFiles(files, PREPROCESS, cfg, **options)
+    assert from_files.on_device == cfg
+    in_memory = InMemory(read_files(files, PREPROCESS, cfg), PREPROCESS, cfg, **options)
+    assert same(list(from_files.batches(1)), list(in_memory.batches(1)))
+
+
+def test_resized_crop_is_taken_from_the_full_picture(files):
+    cfg = Augment(crop="resized", flip=True)
+    loader = FromFiles(files, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=3)
+    assert loader.on_device == Augment(crop="none", flip=True)
+    for batch in loader.batches(5):
+        assert batch.images.shape[1:] == (3, 16, 16)
+        for image, i in zip(batch.images, batch.ids.tolist(), strict=True):
+            picture = decode(files.paths[i])
+            box = crop_box(*picture.size, runtime.draws(3, 5, [i], "crop", BOX_DRAWS)[0], cfg.scale, cfg.ratio)
+            assert torch.equal(image, PREPROCESS.cut(picture, box))
+        left = augment(batch.images, batch.ids, 5, 3, loader.on_device, 16)
+        assert left.shape == batch.images.shape
+
+
+@pytest.mark.parametrize("crop", ["resized", "random"])
+def test_any_number_of_workers_gives_the_same_pictures(crop, files):
+    def batches(workers: int, start: int = 0) -> list[Batch]:
+        options = {"batch_size": 3, "shuffle": True, "seed": 1, "workers": workers}
+        return list(FromFiles(files, PREPROCESS, Augment(crop=crop), **options).batches(2, start))
+
+    state = torch.get_rng_state()
+    alone = batches(0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [len(batch.ids) for batch in alone] == [3, 3, 3, 2]
+    assert same(batches(1), alone)
+    assert same(batches(2), alone)
+    assert same(batches(2, start=2), alone[2:])
+
+
+@pytest.mark.slow
+def test_spawned_workers_give_the_same_pictures(files):
+    loader = FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1, workers=1)
+    alone = list(FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1).batches(0))
+    before = torch.multiprocessing.get_start_method(allow_none=True)
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert same(list(loader.batches(0)), alone)
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_went_bad_is_named(workers, files):
+    files.paths[7].write_bytes(b"<html>")
+    loader = FromFiles(files, PREPROCESS, batch_size=4, workers=workers)
+    with pytest.raises(BadImage, match=r"07\.png: it is not an image but a web page") as caught:
+        list(loader.batches(0))
+    assert "Traceback" not in str(caught.value)
+
+
+# ── this machine ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_workers_follow_the_cores(monkeypatch, tmp_path):
+    for cores, expected in ((1, 0), (2, 2), (64, 16)):
+        monkeypatch.setattr(runtime, "cpu_count", lambda cores=cores: cores)
+        assert choose_workers(None, 1, tmp_path) == (expected, None)
+    assert choose_workers(3, 1, tmp_path) == (3, None)
+    assert choose_workers(0, 1 << 60, tmp_path) == (0, None)
+    assert choose_workers(5, 1 << 60, tmp_path / "macos") == (5, None)
+
+
+def test_too_little_shared_memory_is_said(tmp_path):
+    workers, sentence = choose_workers(4, 1 << 60, tmp_path)
+    assert workers == 0
+    assert "--shm-size" in sentence
+    free = loading.shutil.disk_usage(tmp_path).free
+    workers, sentence = choose_workers(4, free // 10, tmp_path)  # each may hold four batches
+    assert workers in (1, 2)
+    assert f"{workers} worker processes instead of 4" in sentence
+
+
+def test_workers_are_not_negative():
+    with pytest.raises(UserError, match="-1"):
+        choose_workers(-1, 1)
+
+
+def test_memory_plan(monkeypatch):
+    names = [f"{i}" for i in range(1000)]
+    source = Source("x", ("a", "b"), {"train": Files(Path(), names, torch.zeros(1000))}, channels=3)
+    monkeypatch.setattr(runtime, "free_memory", lambda: 64 << 30)
+    assert memory_plan(source, 64)
+    assert memory_plan(source, 846)  # 2 GiB are 1000 × 3 × 846²
+    assert not memory_plan(source, 847)
+    monkeypatch.setattr(runtime, "free_memory", lambda: 40_000_000)
+    assert not memory_plan(source, 64)
+    assert memory_plan(Source("x", ("a",), {"train": arrays()}, 3), 4096)  # there already
