@@ -15,8 +15,8 @@ class UserError(ValueError):
     """Bad input. The message is one sentence: what is wrong, where, and how to put it right."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not in `known`, with the nearest ones first.
+def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
+    """The error for a name that is not in `known`, with the nearest ones first; `where` it stands, as " in x.json".
 
     >>> str(unknown_name("architecture", "ccode2012", ["paper", "code2012"]))
     "There is no architecture 'ccode2012'; did you mean 'code2012'?"
@@ -24,5 +24,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
-        return UserError(f"There is no {kind} '{name}'; did you mean {' or '.join(repr(n) for n in near)}?")
-    return UserError(f"There is no {kind} '{name}'; choose one of {', '.join(names)}.")
+        return UserError(f"There is no {kind} '{name}'{where}; did you mean {' or '.join(repr(n) for n in near)}?")
+    return UserError(f"There is no {kind} '{name}'{where}; choose one of {', '.join(names)}.")
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on (the loss is NaN, the disk is full). The message says what to change; exit code 1."""

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ def pick_precision(name: str, device: torch.device) -> Precision:
     """The precision called `name`; `auto` is bf16 where a measurement shows it to be faster, else fp32.
 
     Many processors accept bfloat16 and emulate it hundreds of times slower than float32, so `auto` times a
-    small matrix product in both once per machine and keeps the answer in `cache_dir()`.
+    pair of small layers in both, once per machine, and keeps the answer in `cache_dir()`.
     """
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
@@ -101,33 +100,48 @@ def pick_precision(name: str, device: torch.device) -> Precision:
 
 
 def _bf16_gain_on_cpu() -> float:
-    """How many times as fast as float32 a bfloat16 matrix product runs on this CPU (cached on disk)."""
+    """How many times as fast as in float32 small layers train in bfloat16 on this CPU (cached on disk)."""
     key = f"{cpu_name()} | torch {torch.__version__} | {torch.get_num_threads()} threads"
     path = cache_dir() / "bf16.json"
     try:
         known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if key in known:
         return float(known[key])
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        # 128 is the smallest product that fills vector units; emulation makes larger ones take seconds.
-        a = torch.ones(128, 1024, dtype=dtype)
-        b = torch.ones(1024, 128, dtype=dtype)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            torch.mm(a, b)
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = statistics.median(times)
-    gain = seconds[torch.float32] / seconds[torch.bfloat16]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    fp32 = _layers_seconds(torch.float32, give_up=60.0)
+    gain = fp32 / _layers_seconds(torch.bfloat16, give_up=3 * fp32)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**known, key: gain}, indent=1))
     except OSError:
-        pass  # a read-only home costs a few milliseconds each time, nothing else
+        pass  # a read-only home costs a moment each time, nothing else
     return gain
+
+
+def _layers_seconds(dtype: torch.dtype, give_up: float) -> float:
+    """The shortest of a few times that a small convolution and a fully connected layer take, forward and backward.
+
+    Both, since a processor may emulate one and not the other; the shortest, since other programs can only add to
+    it; and no more tries once one took longer than `give_up` seconds.
+    """
+    x = torch.ones(8, 32, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    kernel = torch.ones(64, 32, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    features = torch.ones(64, 512, dtype=dtype)
+    matrix = torch.ones(512, 512, dtype=dtype).requires_grad_()
+    best = float("inf")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other on a busy machine, which would drown the difference
+    try:
+        for _ in range(9):
+            start = time.perf_counter()
+            torch.nn.functional.conv2d(x, kernel, padding=1).sum().backward()
+            torch.nn.functional.linear(features, matrix).sum().backward()
+            best = min(best, time.perf_counter() - start)
+            if best > give_up:
+                break
+    finally:
+        torch.set_num_threads(threads)
+    return best
 
 
 def cpu_name() -> str:

@@ -375,7 +375,7 @@ def test_cifar10_that_is_damaged_or_absent(cifar, tmp_path, monkeypatch):
         load_source("cifar10", class_folders(tmp_path / "other", {"a": 1}))
 
 
-def test_a_download_that_fails_says_what_to_do_by_hand(cifar, capsys):  # noqa: ARG001
+def test_a_download_that_fails_says_what_to_do_by_hand(cifar, capsys):
     with pytest.raises(UserError, match=r"could not be downloaded .*; put cifar-10-python.tar.gz \(md5 .*--data"):
         load_source("cifar10")
     with pytest.raises(UserError, match="switched off; put"):

@@ -1,0 +1,405 @@
+"""The command line: each command is a typed function below; tyro makes flags and help of its signature.
+
+Only here are arguments parsed, results printed (stdout) and errors turned into a sentence and an exit code:
+0 done, 2 bad input, 1 a failure while running, 130 interrupted, 143 stopped by SIGTERM after a checkpoint.
+Everything heavy is imported inside the command that needs it, so that `alexnet --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import json as jsonlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from alexnet.errors import TrainingFailed, UserError, unknown_name
+
+if TYPE_CHECKING:
+    from alexnet.training.start import TrainingResult
+
+
+# ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def command_train(arguments: list[str]) -> None:
+    """Train a recipe, a recipe.json, or a folder of pictures; the embedded digits if none is named."""
+    from alexnet.training.recipe import Flags, flags_of, with_settings
+    from alexnet.training.recipes import RECIPES, describe, find_recipe
+
+    @dataclass(frozen=True, kw_only=True)
+    class TrainFlags(Flags):
+        out: Path | None = None
+        """The run folder; runs/<recipe>-<time> unless given."""
+        resume: bool = False
+        """Go on if --out already holds a run."""
+        json: bool = False
+        """Print the summary as one JSON document."""
+
+    named = bool(arguments) and not arguments[0].startswith("-")
+    given = arguments[0] if named else "digits"
+    recipe = find_recipe(given)
+    about = describe(given) if given in RECIPES else f"Train {given}."
+    if not named:
+        about += f"\n\nOther recipes: {', '.join(RECIPES)}; 'alexnet train NAME --help' tells their settings."
+    defaults = TrainFlags(**dataclasses.asdict(flags_of(recipe)))
+    flags = _parse(TrainFlags, arguments[named:], f"alexnet train {given}", about, default=defaults)
+    changed = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Flags)}
+    recipe = with_settings(recipe, changed)
+
+    from alexnet.training.start import train
+
+    _show_training(train(recipe, out=flags.out, resume=flags.resume), flags.json)
+
+
+def resume(run: str, /, *, epochs: str | None = None, json: bool = False) -> None:
+    """Go on with a run where it stopped, or extend a finished one.
+
+    Args:
+        run: The run folder, or 'last'.
+        epochs: Extend to this many epochs, or by +N.
+        json: Print the summary as one JSON document.
+    """
+    from alexnet.runs import find_run
+    from alexnet.training.start import resume_run
+
+    found = find_run(run)
+    result = resume_run(found, epochs=epochs)
+    if result.already_finished:
+        print(f"{found.path} is finished; --epochs +N extends it.", file=sys.stderr)
+    _show_training(result, json)
+
+
+def evaluate(
+    run: str,
+    /,
+    *,
+    data: Path | None = None,
+    split: Literal["auto", "train", "val", "test"] = "auto",
+    checkpoint: Literal["best", "last"] = "best",
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    json: bool = False,
+) -> None:
+    """Measure a trained network: top-1 with its interval, top-5, loss, and precision and recall of each class.
+
+    Args:
+        run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
+        data: Other pictures than the run's own: a folder of class folders.
+        split: Which part of the data; auto is test where there is one, else val.
+        checkpoint: Which checkpoint of the run.
+        device: Where to compute.
+        json: Print one JSON document.
+    """
+    from alexnet.inference.evaluate import evaluate as run_evaluation
+
+    found = run_evaluation(run, data=data, split=split, checkpoint=checkpoint, device=device)
+    if json:
+        _print_json(found)
+        return
+    print(found)
+    _table(
+        ("class", "images", "precision", "recall", "F1"),
+        [
+            (c["label"], c["n"], f"{c['precision']:.1%}", f"{c['recall']:.1%}", f"{c['f1']:.3f}")
+            for c in found["per_class"]
+        ],
+    )
+
+
+def predict(
+    run: str,
+    images: tuple[str, ...] = (),
+    /,
+    *,
+    top: int = 5,
+    checkpoint: Literal["best", "last"] = "best",
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    json: bool = False,
+) -> int:
+    """Label pictures: files, folders, or '-' for one picture on standard input.
+
+    Args:
+        run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
+        images: Picture files, folders of them, or '-'.
+        top: How many labels for each.
+        checkpoint: Which checkpoint of the run.
+        device: Where to compute.
+        json: Print one JSON document.
+    """
+    if not images:
+        raise UserError("Name at least one picture after the run: a file, a folder, or '-' for standard input.")
+    from alexnet.inference.predict import find_images, load
+
+    wanted: list[str | Path | bytes] = []
+    for image in images:
+        wanted += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
+    predictions = []
+    for prediction in load(run, checkpoint=checkpoint, device=device).predict_many(wanted, top):
+        predictions.append(prediction)
+        if not json:
+            print(prediction, flush=True)
+    if json:
+        _print_json({"predictions": [p.to_dict() for p in predictions]})
+    if all(p.error for p in predictions):
+        raise UserError("None of the pictures could be read: " + "; ".join(str(p) for p in predictions[:3]) + ".")
+    return 0
+
+
+def arch(
+    name: str | None = None,
+    /,
+    *,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    norm: Literal["auto", "lrn", "batch", "none"] = "auto",
+    width: float = 1.0,
+    json: bool = False,
+) -> None:
+    """The table of all architectures, or one of them layer by layer.
+
+    Args:
+        name: An architecture; all of them if left out.
+        image_size: Side of the input in pixels.
+        num_classes: Outputs of the last layer.
+        in_channels: 3 for colour, 1 for grey.
+        norm: Normalisation; auto is the architecture's own.
+        width: Scale of all channel counts and hidden units.
+        json: Print one JSON document.
+    """
+    from alexnet.networks.architectures import architecture
+    from alexnet.networks.summary import summarize, table
+
+    if name is None:
+        rows = table()
+        if json:
+            _print_json(rows)
+            return
+        _table(
+            ("name", "parameters", "MACs", "input", "classes", "what it is"),
+            [
+                (r["name"], f"{r['parameters']:,}", f"{r['macs']:,}",
+                 f"{r['in_channels']}×{r['image_size']}×{r['image_size']}", r["num_classes"], r["title"])
+                for r in rows
+            ],
+        )  # fmt: skip
+        print("'alexnet arch NAME' shows one layer by layer.")
+        return
+    spec = architecture(
+        name, image_size=image_size, num_classes=num_classes, in_channels=in_channels,
+        norm=None if norm == "auto" else norm, width=width,
+    )  # fmt: skip
+    summary = summarize(spec)
+    if json:
+        _print_json(summary.to_dict())
+        return
+    print(f"{spec.name}: {spec.title} ({spec.source})\n")
+    _table(
+        ("layer", "output", "parameters", "MACs", "memory", "sees", "what"),
+        [
+            (r.name, "×".join(map(str, r.output)), _share(r.parameters, r.parameters_share),
+             _share(r.macs, r.macs_share), f"{r.activation_bytes / 1024:,.0f} KiB",
+             f"{r.receptive_field}", f"{r.type} {r.detail}")
+            for r in summary.rows
+        ],
+    )  # fmt: skip
+    print(
+        f"\n{summary.parameters:,} parameters, {summary.macs:,} multiply-accumulates an image, "
+        f"{summary.activation_bytes / 2**20:.1f} MiB of activations in float32; 'sees' is the receptive field"
+    )
+    for text in (*([spec.repair] if spec.repair else []), *spec.departures):
+        print(f"- {text}")
+
+
+def report(run: str, /, *, json: bool = False) -> None:
+    """Write the page of a run: report.html in its folder.
+
+    Args:
+        run: The run folder, or 'last'.
+        json: Print one JSON document.
+    """
+    from alexnet.insight.report import write_report
+    from alexnet.runs import find_run
+
+    path = write_report(find_run(run))
+    if json:
+        _print_json({"files": [str(path)]})
+    else:
+        print(path)
+
+
+def doctor(*, json: bool = False) -> int:
+    """Run a real convolution, forward and backward, on each device and precision, and say what is missing.
+
+    Args:
+        json: Print one JSON document.
+    """
+    from alexnet.doctor import examine
+
+    found = examine()
+    if json:
+        _print_json(found.to_dict())
+    else:
+        print(found)
+    return 0 if found.healthy else 1
+
+
+def _typed(function: Callable[..., int | None]) -> Callable[[list[str]], int | None]:
+    """A command whose flags tyro reads off its signature."""
+
+    @functools.wraps(function)
+    def read(*values: Any, **flags: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return values, flags
+
+    def call(arguments: list[str]) -> int | None:
+        name = "eval" if function is evaluate else function.__name__
+        values, flags = _parse(read, arguments, f"alexnet {name}", None)
+        return function(*values, **flags)
+
+    call.__doc__ = function.__doc__
+    return call
+
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "train": command_train,
+    "resume": _typed(resume),
+    "eval": _typed(evaluate),
+    "predict": _typed(predict),
+    "arch": _typed(arch),
+    "report": _typed(report),
+    "doctor": _typed(doctor),
+}
+
+
+# ── results ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _show_training(result: TrainingResult, json: bool) -> None:
+    """The result of a run and the exact commands that come next; also its page."""
+    from alexnet.insight.report import write_report
+    from alexnet.runs import Run
+
+    write_report(Run(result.run))
+    run, summary = result.run, result.summary
+    if json:
+        _print_json({"run": str(run), **summary})
+        return
+    print(result)
+    print(f"""
+Next:
+  alexnet eval {run}
+  alexnet predict {run} PICTURE…
+  alexnet report {run}""")
+
+
+def _share(count: int, share: float) -> str:
+    return f"{count:,} {share:4.0%}" if count else ""
+
+
+def _print_json(document: Any) -> None:
+    print(jsonlib.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=None, pad_edge=False, header_style="bold")
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
+# ── arguments ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _parse(target: Any, arguments: list[str], program: str, about: str | None, **more: Any) -> Any:
+    """What tyro makes of the arguments; its boxed complaint becomes the one sentence of a `UserError`."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(target, args=arguments, prog=program, description=about, **more)
+    except SystemExit as stop:
+        if stop.code == 2 and complaint.getvalue():
+            raise UserError(_sentence(complaint.getvalue(), program)) from None
+        raise
+
+
+def _sentence(box: str, program: str) -> str:
+    """tyro draws a box: a title, the complaint, a rule, what might have been meant. One sentence is enough."""
+    title, *lines = [line.strip("│|╭╰╮╯+ ") for line in box.splitlines()]
+    parts = [list(group) for rule, group in itertools.groupby(lines, lambda line: set(line) <= set("─-")) if not rule]
+    text = " ".join(parts[0]).strip().rstrip(".") if parts else title
+    text = text[:1].upper() + text[1:]
+    if "Perhaps you meant" in box and (near := re.findall(r"--[a-z][a-z0-9-]*", " ".join(parts[1]))):
+        return f"{text}; did you mean {near[0]}?"
+    return f"{text}; '{program} --help' shows what it takes."
+
+
+def _help() -> str:
+    lines = [f"  {name:<9} {(call.__doc__ or '').strip().splitlines()[0]}" for name, call in COMMANDS.items()]
+    return "\n".join([
+        "usage: alexnet COMMAND …      'alexnet COMMAND --help' tells more",
+        "",
+        "Every AlexNet, verified: train it, test it, look inside it, use it.",
+        "",
+        *lines,
+        "",
+        "  --version    the version",
+        "  --debug      after any command: show tracebacks",
+    ])  # fmt: skip
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out a command line (without the program's name); the exit code. Errors become a sentence on stderr."""
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        if not arguments or arguments[0] in ("--help", "-h", "help"):
+            print(_help())
+            return 0
+        if arguments[0] == "--version":
+            from importlib.metadata import version
+
+            print(f"alexnet {version('alexnet')}")
+            return 0
+        if arguments[0] not in COMMANDS:
+            raise unknown_name("command", arguments[0], COMMANDS)
+        return COMMANDS[arguments[0]](arguments[1:]) or 0
+    except SystemExit as stop:  # tyro's --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except BrokenPipeError:  # 'alexnet … | head' has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(_message(error), file=sys.stderr)
+        return getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, (UserError, TrainingFailed)) or hasattr(error, "exit_code"):
+        return f"alexnet: {error}"
+    return f"alexnet: this failed and should not have: {type(error).__name__}: {error} (--debug shows where)"
+
+
+def main() -> None:
+    """The program `alexnet`."""
+    sys.exit(run(sys.argv[1:]))

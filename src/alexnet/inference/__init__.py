@@ -1,0 +1,1 @@
+"""Using a trained network: metrics, evaluation, opening a run, prediction."""

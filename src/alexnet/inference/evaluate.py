@@ -1,0 +1,180 @@
+"""A network over a split of a data set: logits, and the figures made of them.
+
+Training validates through the same functions, always in float32 and in the same batches, so that `alexnet eval`
+prints exactly the figure that training reported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from alexnet.data.loading import Batches, FromFiles, InMemory, choose_workers, memory_plan
+from alexnet.data.preprocess import Preprocess
+from alexnet.data.samples import Arrays, Files, Source
+from alexnet.data.sources import load_source, read_files
+from alexnet.data.split import read_split
+from alexnet.errors import UserError, unknown_name
+from alexnet.inference.formats import open_model
+from alexnet.inference.metrics import measure
+from alexnet.runs import Run
+from alexnet.runtime import pick_device
+
+BATCH_SIZE = 256  # of every evaluation: the last bits of a sum depend on how it is batched
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network said of each image of a split, in the split's order."""
+
+    ids: np.ndarray  # (n,) int64: index of the image in its split
+    targets: np.ndarray  # (n,) int64
+    logits: np.ndarray  # (n, classes) float32
+
+    def measure(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        return measure(self.logits, self.targets, classes)
+
+
+@torch.no_grad()
+def run_network(
+    model: nn.Module, batches: Batches, preprocess: Preprocess, device: torch.device, progress: Progress | None = None
+) -> Outputs:
+    """The logits of every image of `batches`, in float32; leaves the model's training mode as it found it."""
+    was_training = model.training
+    model.eval()
+    ids, targets, logits = [], [], []
+    done = 0
+    try:
+        for batch in batches.batches(0):
+            images = preprocess.normalise(batch.images.to(device, non_blocking=True))
+            logits.append(model(images.contiguous(memory_format=torch.channels_last)).float().cpu())
+            ids.append(batch.ids.cpu())
+            targets.append(batch.targets.cpu())
+            done += len(batch.ids)
+            if progress:
+                progress(done, batches.samples, "evaluating")
+    finally:
+        model.train(was_training)
+    return Outputs(torch.cat(ids).numpy(), torch.cat(targets).numpy(), torch.cat(logits).numpy())
+
+
+class Evaluation(dict[str, Any]):
+    """The figures of one evaluation, as a dict that shows itself in a notebook."""
+
+    def __repr__(self) -> str:
+        low, high = self["interval"]
+        return (
+            f"top-1 {self['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {self['top5']:.2%}, "
+            f"loss {self['loss']:.4f} on {self['n']} images of the {self['split']} split"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(c['label'])}</td><td>{c['n']}</td><td>{c['precision']:.1%}</td>"
+            f"<td>{c['recall']:.1%}</td><td>{c['f1']:.3f}</td></tr>"
+            for c in self["per_class"]
+        )
+        head = "<tr><th>class</th><th>images</th><th>precision</th><th>recall</th><th>F1</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
+
+
+def evaluation_batches(part: Arrays | Files, preprocess: Preprocess, workers: int = 0) -> Batches:
+    """The images of a split in order, as the network reads them."""
+    if isinstance(part, Files):
+        return FromFiles(part, preprocess, batch_size=BATCH_SIZE, workers=workers)
+    return InMemory(part, preprocess, batch_size=BATCH_SIZE)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    split: str = "auto",
+    checkpoint: str = "best",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a trained network on its own data, or on the class folders in `data`.
+
+    `split` is train, val or test; `auto` takes test where there is one, else val. Returns the figures of
+    `metrics.measure`, with `split` and `views` (crops an image). On the run's own data the logits are also kept in
+    `evaluation/<split>.parquet`. Raises `UserError`.
+    """
+    opened = open_model(run, checkpoint)
+    on = pick_device(device)
+    if data is None:
+        if opened.run is None:
+            raise UserError(f"{run} comes without data of its own; give --data with a folder of class folders.")
+        source = _own_data(opened.run, progress)
+    else:
+        source = _other_data(Path(data), progress)
+    name = _choose_split(split, source)
+    part = source.splits[name]
+    if source.channels != opened.preprocess.channels and isinstance(part, Arrays):
+        raise UserError(f"The data has {source.channels} channels and the network reads {opened.preprocess.channels}.")
+    workers, _ = choose_workers(None, BATCH_SIZE * opened.preprocess.channels * opened.preprocess.size**2)
+    if isinstance(part, Files) and memory_plan(source, opened.preprocess.size):
+        part = read_files(part, opened.preprocess, progress=progress)
+    model = opened.model.to(on).to(memory_format=torch.channels_last)
+    batches = evaluation_batches(part, opened.preprocess, workers)
+    known = match_classes(opened.classes, source.classes)
+    found = run_network(model, batches, opened.preprocess, on, progress)
+    outputs = Outputs(found.ids, known[found.targets], found.logits)
+    if data is None and opened.run is not None and checkpoint == "best":
+        opened.run.write_evaluation(name, [part.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
+    return Evaluation({"split": name, "views": 1, **outputs.measure(opened.classes)})
+
+
+def _own_data(run: Run, progress: Progress | None) -> Source:
+    """The data that a run was trained on, divided as it was then."""
+    recipe = json.loads(run.recipe_json.read_text(encoding="utf-8"))
+    rows = read_split(run.split_csv) if run.split_csv.is_file() else None
+    return load_source(
+        recipe["source"],
+        Path(recipe["data"]) if recipe["data"] else None,
+        seed=recipe["seed"],
+        skip_bad=recipe["skip_bad"],
+        hold_out=recipe["validate_on"] == "val",
+        split=rows,
+        progress=progress,
+    )
+
+
+def _other_data(data: Path, progress: Progress | None) -> Source:
+    """Class folders that the network was not trained on; `all` of them, if they are not in splits."""
+    source = load_source("folder", data, hold_out=False, progress=progress)
+    return replace(source, splits={"all": source.splits["train"]}) if len(source.splits) == 1 else source
+
+
+def _choose_split(wanted: str, source: Source) -> str:
+    if wanted == "auto":
+        return next(name for name in ("test", "val", "all", "train") if name in source.splits)
+    if wanted not in source.splits:
+        raise unknown_name("split", wanted, source.splits)
+    return wanted
+
+
+def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarray:
+    """For each class index of a data set, the index that the network gives to the class of the same name.
+
+    Raises `UserError` if the data set has a class that the network does not know.
+    """
+    index = {name: i for i, name in enumerate(trained)}
+    missing = [name for name in found if name not in index]
+    if missing:
+        shown = ", ".join(repr(m) for m in missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise UserError(
+            f"The data has {len(found)} classes and the network {len(trained)}, and it does not know {shown}; "
+            "evaluate on folders named as the classes that it was trained on."
+        )
+    return np.array([index[name] for name in found], dtype=np.int64)

@@ -1,0 +1,65 @@
+"""Opens whatever RUN may be on the command line: a run, a checkpoint folder, or torchvision's published weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from alexnet.data.preprocess import Preprocess
+from alexnet.errors import UserError
+from alexnet.networks.model import AlexNet, create_model
+from alexnet.networks.weights import load_weights, torchvision_weights
+from alexnet.runs import MODEL, Run, find_run, read_model
+
+# torchvision's AlexNet_Weights.IMAGENET1K_V1.transforms(): ImageClassification(crop_size=224), its defaults
+TORCHVISION_PREPROCESS = Preprocess(
+    size=224, resize=256, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
+)
+FOREIGN = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".caffemodel", ".h5", ".onnx"}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network ready for use, and where it came from."""
+
+    model: AlexNet
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    run: Run | None
+    checkpoint: Path | None
+
+
+def open_model(name: str | Path, checkpoint: str = "best") -> Opened:
+    """The network called `name`, on the CPU and in evaluation mode.
+
+    `name`: a run folder (its `checkpoint`, `best` or `last`), `last` for the newest run, a checkpoint folder, or
+    `torchvision:IMAGENET1K_V1`, which torchvision downloads. Raises `UserError` for everything else.
+    """
+    if str(name).startswith("torchvision:"):
+        weights, categories = torchvision_weights(str(name).split(":", 1)[1])
+        model = create_model("torchvision", num_classes=len(categories))
+        load_weights(model, weights)
+        return Opened(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None)
+    path = Path(name)
+    if path.is_file():
+        if path.suffix.lower() in FOREIGN:
+            raise UserError(
+                f"{path} is a file of weights, not a run; give a run folder, or load it in Python with "
+                "alexnet.load_weights(alexnet.create_model(…), path)."
+            )
+        raise UserError(f"{path} is a file; give a run folder or a checkpoint folder.")
+    if (path / MODEL).is_file():
+        run = Run(path.resolve().parent.parent)
+        return _opened(path, run if run.recipe_json.is_file() else None)
+    if path.is_dir() and not (path / "recipe.json").is_file():
+        raise UserError(f"{path} holds neither a run (no recipe.json) nor a checkpoint of ours (no {MODEL}).")
+    run = find_run(name)
+    folder = run.named_checkpoint(checkpoint)
+    if folder is None:
+        raise UserError(f"The run {run.path} has no checkpoint yet; 'alexnet resume {run.path}' starts it again.")
+    return _opened(folder, run)
+
+
+def _opened(folder: Path, run: Run | None) -> Opened:
+    found = read_model(folder)
+    return Opened(found.model, found.classes, found.preprocess, run, folder)

@@ -1,0 +1,64 @@
+"""From logits to figures: top-1, top-5, loss, per-class precision and recall, and how sure we are of top-1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a proportion, which holds for few images and for rates near 0 and 1 too."""
+    from scipy.stats import binomtest
+
+    if n == 0:
+        return 0.0, 1.0
+    found = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def correct_at(logits: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+    """For each row whether its target is among the k highest logits: (n, classes), (n,) → (n,) bool.
+
+    Ties go against us: a target that only equals the k-th highest of the others does not count, so that a network
+    which has learned nothing does not look right.
+    """
+    own = np.take_along_axis(logits, targets[:, None], axis=1)
+    at_least = (logits >= own).sum(axis=1)  # the target itself is one of them; NaN compares false
+    return (at_least <= k) & np.isfinite(own[:, 0])
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Mean negative log-probability of the targets, in nats, computed in float64."""
+    z = logits.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(z).sum(axis=1))
+    return float(np.mean(log_sum - z[np.arange(len(z)), targets]))
+
+
+def measure(logits: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """All figures of an evaluation; accuracies are fractions of 1.
+
+    `logits` (n, classes) float, `targets` (n,) int → `top1`, `top5`, `loss`, `n`, `interval` (95 % of top1),
+    `per_class`: label, n, precision, recall, f1 in class order (0 where nothing was predicted or present).
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    n = len(targets)
+    top1 = correct_at(logits, targets, 1)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        targets, logits.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0
+    )
+    return {
+        "top1": float(top1.mean()),
+        "top5": float(correct_at(logits, targets, min(5, len(classes))).mean()),
+        "loss": cross_entropy(logits, targets),
+        "n": n,
+        "interval": list(interval(int(top1.sum()), n)),
+        "per_class": [
+            {"label": label, "n": int(support[i]), "precision": float(precision[i]),
+             "recall": float(recall[i]), "f1": float(f1[i])}
+            for i, label in enumerate(classes)
+        ],
+    }  # fmt: skip

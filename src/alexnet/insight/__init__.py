@@ -1,0 +1,1 @@
+"""Looking at what was trained: pages and pictures, rendered from the run folder alone."""

@@ -1,0 +1,380 @@
+"""The run folder: the names in it, how they are written, and how a checkpoint is read back.
+
+    runs/<recipe>-<time>/
+      recipe.json  env.json  metrics.jsonl  summary.json  split.csv  bad_files.csv
+      checkpoints/<step>/{model.safetensors, model.json, training.pt}
+      best  last                      names of checkpoints, in text files
+      evaluation/<split>.parquet      path, target, logits
+      report.html
+
+Every file is written beside its place, flushed and renamed into it, so that a reader, or a restart after a crash,
+finds either the old file or the new one. Nothing here can run code: weights are safetensors, the rest is JSON,
+and `training.pt` goes through torch's restricted loader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from alexnet import runtime
+from alexnet.data.preprocess import Preprocess
+from alexnet.errors import UserError
+from alexnet.networks.model import AlexNet, build
+from alexnet.networks.spec import AlexNetSpec
+
+FORMAT = "alexnet-1"  # of model.json; a reader refuses what it does not know
+WEIGHTS, MODEL, TRAINING = "model.safetensors", "model.json", "training.pt"
+
+
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; on success the file is flushed to disk and renamed into place."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        _flush(beside)
+        beside.chmod(0o644)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON to `path`, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)  # Windows flushes only what it may write
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network as it was saved, with all that is needed to use it."""
+
+    path: Path
+    model: AlexNet
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. Every method that writes leaves either the old or the new state."""
+
+    path: Path
+
+    # names
+    @property
+    def recipe_json(self) -> Path:
+        return self.path / "recipe.json"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def split_csv(self) -> Path:
+        return self.path / "split.csv"
+
+    @classmethod
+    def create(cls, name: str, out: Path | None, recipe_json: str) -> Run:
+        """Make the folder `out`, or `runs/<name>-<time>`. Raises `UserError` if it already holds a run."""
+        if out is None:
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            out = Path("runs") / f"{name}-{stamp}"
+            extra = 1
+            while out.exists():
+                extra += 1
+                out = Path("runs") / f"{name}-{stamp}-{extra}"
+        cls.check_free(out)
+        try:
+            (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_text(out / "recipe.json", recipe_json + "\n")
+        except OSError as error:
+            raise UserError(
+                f"The run folder {out} cannot be written: {error.strerror}; choose another --out."
+            ) from error
+        return cls(out)
+
+    @staticmethod
+    def check_free(out: Path | None) -> None:
+        """Raise `UserError` if `out` holds a run already, or something that is not ours."""
+        if out is None or not out.exists():
+            return
+        if not out.is_dir():
+            raise UserError(f"--out {out} is a file; choose a folder that does not exist yet.")
+        if (out / "recipe.json").exists() or (out / "checkpoints").exists():
+            raise UserError(f"{out} already holds a run; choose another --out, or add --resume to go on with it.")
+        if any(out.iterdir()):
+            raise UserError(f"--out {out} is not empty; choose a folder that is empty or does not exist yet.")
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add the line of a finished epoch."""
+        with self.metrics_jsonl.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The finished epochs, one row each."""
+        try:
+            return [json.loads(line) for line in self.metrics_jsonl.read_text(encoding="utf-8").splitlines()]
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise UserError(f"{self.metrics_jsonl} is damaged: {error}.") from error
+
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` says, empty if the first epoch has not ended."""
+        try:
+            found = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(f"{self.path / 'summary.json'} is damaged: {error}.") from error
+        return dict(found)
+
+    def named_checkpoint(self, which: str) -> Path | None:
+        """The folder that `best` or `last` names; None if there is no checkpoint yet."""
+        try:
+            name = (self.path / which).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        folder = self.path / "checkpoints" / name
+        if Path(name).name != name or not folder.is_dir():
+            raise UserError(f"{self.path / which} names the checkpoint '{name}', which is not in {folder.parent}.")
+        return folder
+
+    def save_checkpoint(
+        self,
+        *,
+        model: AlexNet,
+        classes: Sequence[str],
+        preprocess: Preprocess,
+        step: int,
+        epoch: int,
+        training: dict[str, Any] | None,
+        best: bool,
+    ) -> Path:
+        """Write `checkpoints/<step>`, point `last` (and `best`) to it, and drop those that neither names."""
+        folder = self.path / "checkpoints" / f"{step:08d}"
+        beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        try:
+            beside.chmod(0o755)
+            write_model(beside, model, classes, preprocess, step=step, epoch=epoch)
+            if training is not None:
+                torch.save(training, beside / TRAINING)
+                _flush(beside / TRAINING)
+            if folder.exists():  # the same step again: a resumed run that had nothing left to do
+                shutil.rmtree(folder)
+            beside.rename(folder)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        write_text(self.path / "last", folder.name + "\n")
+        if best:
+            write_text(self.path / "best", folder.name + "\n")
+        kept = {self.named_checkpoint("last"), self.named_checkpoint("best")}
+        for other in folder.parent.iterdir():
+            if other not in kept:
+                shutil.rmtree(other, ignore_errors=True)
+        return folder
+
+    def write_evaluation(self, split: str, paths: Sequence[str], targets: np.ndarray, logits: np.ndarray) -> Path:
+        """Write `evaluation/<split>.parquet`: path (string), target (int64), logits (list of float32)."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        table = pa.table(
+            {
+                "path": pa.array(list(paths), pa.string()),
+                "target": pa.array(targets.astype(np.int64)),
+                "logits": pa.array(list(logits.astype(np.float32)), pa.list_(pa.float32())),
+            }
+        )
+        target = self.path / "evaluation" / f"{split}.parquet"
+        target.parent.mkdir(exist_ok=True)
+        with replacing(target) as beside:
+            parquet.write_table(table, beside)
+        return target
+
+    def read_evaluation(self, split: str) -> tuple[list[str], np.ndarray, np.ndarray] | None:
+        """Paths, targets (n,) and logits (n, classes) of `split`; None if it was not evaluated."""
+        from pyarrow import parquet
+
+        path = self.path / "evaluation" / f"{split}.parquet"
+        if not path.exists():
+            return None
+        table = parquet.read_table(path)
+        logits = np.array(table["logits"].to_pylist(), dtype=np.float32)
+        return table["path"].to_pylist(), table["target"].to_numpy(), logits
+
+
+def find_run(name: str | Path, root: Path = Path("runs")) -> Run:
+    """The run called `name`: a run folder, or `last` for the newest one under `root`. Raises `UserError`."""
+    if str(name) == "last" and not Path(name).exists():
+        runs = [p for p in root.glob("*") if (p / "recipe.json").is_file()]
+        if not runs:
+            raise UserError(f"There is no run in {root.resolve()} yet; 'alexnet train' makes one.")
+        return Run(max(runs, key=lambda p: ((p / "recipe.json").stat().st_mtime_ns, p.name)))
+    path = Path(name)
+    if not path.exists():
+        raise UserError(f"There is no run {path}; give a run folder, such as runs/digits-…, or 'last'.")
+    if not (path / "recipe.json").is_file():
+        raise UserError(f"{path} is not a run folder: it has no recipe.json.")
+    return Run(path)
+
+
+# ── a checkpoint ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_model(
+    folder: Path, model: AlexNet, classes: Sequence[str], preprocess: Preprocess, *, step: int = 0, epoch: int = 0
+) -> None:
+    """Write `model.safetensors` and `model.json` into `folder`: all that using the network needs."""
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    _flush(folder / WEIGHTS)
+    write_json(
+        folder / MODEL,
+        {
+            "format": FORMAT,
+            "spec": model.spec.to_dict(),
+            "classes": list(classes),
+            "preprocess": preprocess.to_dict(),
+            "step": step,
+            "epoch": epoch,
+            "sha256": {WEIGHTS: _sha256(folder / WEIGHTS)},
+        },
+    )
+
+
+def read_model(folder: Path) -> Checkpoint:
+    """The network in a checkpoint folder, on the CPU. Raises `UserError` on damage or another program's files."""
+    described = folder / MODEL
+    try:
+        found = json.loads(described.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a checkpoint of ours: it has no {MODEL}.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{described} is damaged ({error}); use another checkpoint of the run.") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"{described} was written by other software: its format is not '{FORMAT}'.")
+    try:
+        spec = AlexNetSpec.from_dict(found["spec"])
+        preprocess = Preprocess.from_dict(found["preprocess"])
+        classes = tuple(str(c) for c in found["classes"])
+        expected = str(found["sha256"][WEIGHTS])
+        step, epoch = int(found["step"]), int(found["epoch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{described} is damaged ({error}); use another checkpoint of the run.") from error
+    if len(classes) != spec.num_classes:
+        raise UserError(f"{described} names {len(classes)} classes for a network with {spec.num_classes}.")
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"The checkpoint {folder} has no {WEIGHTS}; use another checkpoint of the run.")
+    if _sha256(path) != expected:
+        raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
+    model = build(spec)
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path} does not hold the network that {MODEL} describes: {first}.") from error
+    return Checkpoint(folder, model.eval(), classes, preprocess, step, epoch)
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """What `training.pt` holds, read without running anything in it. Raises `UserError`."""
+    path = folder / TRAINING
+    if not path.is_file():
+        raise UserError(f"The checkpoint {folder} has no {TRAINING}, so that training cannot go on from it.")
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises pickle, zip, EOF and runtime errors here
+        raise UserError(
+            f"{path} is truncated, damaged or holds a pickle that could run code; delete the checkpoint to use an "
+            "earlier one, or train again."
+        ) from error
+
+
+# ── where it was run ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def environment(device: torch.device, seed: int) -> dict[str, Any]:
+    """What `env.json` says: versions, machine, device, seed and the git revision if there is one."""
+    packages = ("alexnet", "torch", "torchvision", "numpy", "pillow", "scikit-learn")
+    return {
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+        "platform": platform.platform(),
+        "cpu": runtime.cpu_name(),
+        "cores": runtime.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "seed": seed,
+        "git": _git_revision(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,176 @@
+"""From a recipe to everything the loop needs: data read and checked, architecture fitted, choices made and recorded.
+
+Nothing is written here. What is chosen by looking (architecture, mean, precision, workers) goes back into the
+recipe, so that `recipe.json` runs the same again elsewhere.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from alexnet import runtime
+from alexnet.data.augment import Augment
+from alexnet.data.images import image_size
+from alexnet.data.loading import Batches, FromFiles, InMemory, choose_workers, memory_plan
+from alexnet.data.preprocess import Preprocess
+from alexnet.data.samples import Arrays, Files, Source, SplitRows
+from alexnet.data.sources import load_source, read_files
+from alexnet.errors import UserError
+from alexnet.inference.evaluate import evaluation_batches
+from alexnet.networks.architectures import architecture
+from alexnet.networks.spec import AlexNetSpec
+from alexnet.runtime import Precision
+from alexnet.training.progress import Progress
+from alexnet.training.recipe import Recipe
+
+SAMPLED = 1000  # files that are looked at for their size, and for mean and deviation where they stay on disk
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with all its choices made, and the data under it."""
+
+    recipe: Recipe
+    spec: AlexNetSpec
+    preprocess: Preprocess
+    augment: Augment
+    source: Source
+    train: Batches
+    evaluation: dict[str, Batches]  # val and test, where there are any
+    device: torch.device
+    precision: Precision
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+
+def prepare(recipe: Recipe, report: Progress, split: SplitRows | None = None) -> Prepared:
+    """Read the data, fit the rest to it. `split` is that of an earlier run, to be used again. Raises `UserError`."""
+    if runtime.world_size() > 1:
+        raise UserError("Training with several processes is not built yet; start it without torchrun.")
+    device = runtime.pick_device(recipe.device)
+    precision = runtime.pick_precision(recipe.precision, device)
+    if recipe.arch != "auto":  # a misspelt name should not wait for the data
+        _spec(recipe, num_classes=2, channels=None)
+    source = load_source(
+        recipe.source,
+        recipe.data,
+        seed=recipe.seed,
+        skip_bad=recipe.skip_bad,
+        hold_out=recipe.validate_on == "val",
+        split=split,
+        progress=report.work,
+    )
+    if recipe.num_classes not in (None, len(source.classes)):
+        raise UserError(
+            f"--num-classes {recipe.num_classes} does not match the data, which has {len(source.classes)} classes: "
+            f"{', '.join(source.classes[:9])}{' …' if len(source.classes) > 9 else ''}."
+        )
+    if recipe.validate_on not in source.splits:
+        raise UserError(f"The recipe validates on the {recipe.validate_on} split, and {recipe.data} has none.")
+    for note in source.notes:
+        report.say(note)
+    for name, reason in source.bad[:10]:
+        report.say(f"Left out {name}: {reason}.")
+    batch_size = recipe.batch_size or (32 if device.type == "cpu" else 128)
+    chosen = {"precision": precision.name, "batch_size": batch_size}
+    recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
+    if recipe.arch == "auto":
+        recipe = _fit_architecture(recipe, source)
+        report.say(f"The pictures fit the architecture '{recipe.arch}' at {recipe.image_size}×{recipe.image_size}.")
+    spec = _spec(recipe, len(source.classes), source.channels)
+    augment = Augment(
+        crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
+        flip=recipe.flip, rotate=recipe.rotate, jitter=recipe.jitter, mixup=recipe.mixup, cutmix=recipe.cutmix,
+    )  # fmt: skip
+    geometry = Preprocess(
+        size=spec.image_size, resize=recipe.resize, channels=source.channels,
+        mean=(0.0,) * source.channels, std=(1.0,) * source.channels,
+    )  # fmt: skip
+    if memory_plan(source, geometry.square):
+        source = replace(source, splits=_in_memory(source, geometry, augment, report))
+    mean, std = recipe.mean, recipe.std
+    if mean is None or std is None:
+        mean, std = _mean_and_std(source.splits["train"], geometry, recipe.seed)
+        recipe = replace(recipe, mean=mean, std=std)
+    preprocess = replace(geometry, mean=mean, std=std)
+    workers, sentence = choose_workers(recipe.workers, batch_size * source.channels * geometry.square**2)
+    if sentence and any(isinstance(part, Files) for part in source.splits.values()):
+        report.say(sentence)
+    part = source.splits["train"]
+    train: Batches
+    if isinstance(part, Files):
+        recipe = replace(recipe, workers=workers)
+        train = FromFiles(
+            part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed,
+            workers=workers, pin_memory=device.type == "cuda",
+        )  # fmt: skip
+    else:
+        train = InMemory(part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed)
+    evaluation = {
+        name: evaluation_batches(held, preprocess, workers) for name, held in source.splits.items() if name != "train"
+    }
+    report.say(
+        f"{source.name}: {len(part):,} training images"
+        + "".join(f", {len(source.splits[name]):,} {name}" for name in evaluation)
+        + f", {len(source.classes)} classes; {spec.name} at {source.channels}×{spec.image_size}×{spec.image_size} "
+        f"on {device} in {precision.name} ({precision.reason})."
+    )
+    return Prepared(recipe, spec, preprocess, augment, source, train, evaluation, device, precision)
+
+
+def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> AlexNetSpec:
+    return architecture(
+        recipe.arch,
+        num_classes=num_classes,
+        in_channels=channels,
+        image_size=recipe.image_size,
+        norm=None if recipe.norm == "auto" else recipe.norm,
+        activation=None if recipe.activation == "auto" else recipe.activation,
+        init=None if recipe.init == "auto" else recipe.init,
+        dropout=recipe.dropout,
+        width=recipe.width,
+    )
+
+
+def _fit_architecture(recipe: Recipe, source: Source) -> Recipe:
+    """The architecture and image size for pictures of this size: the 32-pixel network up to 100 pixels, where the
+    stride of 4 and the three pools of the 224-pixel networks would leave nothing."""
+    part = source.splits["train"]
+    if isinstance(part, Arrays):
+        side = min(part.images.shape[-2:])
+    else:
+        chosen = np.linspace(0, len(part) - 1, min(SAMPLED, len(part))).astype(int)
+        side = int(statistics.median(min(image_size(part.paths[i])) for i in chosen))
+    wanted = recipe.image_size or (32 if side <= 48 else 64 if side <= 100 else 224)
+    return replace(recipe, arch="cifar" if wanted <= 128 else "torchvision", image_size=wanted)
+
+
+def _in_memory(source: Source, geometry: Preprocess, augment: Augment, report: Progress) -> dict[str, Arrays | Files]:
+    """All splits decoded: train as random crops need it, the others as they are evaluated."""
+    return {
+        name: read_files(part, geometry, augment if name == "train" else None, progress=report.work)
+        if isinstance(part, Files)
+        else part
+        for name, part in source.splits.items()
+    }
+
+
+def _mean_and_std(part: Arrays | Files, geometry: Preprocess, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per channel over all pixels of the training images (of `SAMPLED` of them where they stay on disk)."""
+    if isinstance(part, Files):
+        chosen = runtime.permutation(seed, 0, len(part))[:SAMPLED]
+        part = read_files(part.take(np.sort(chosen)), geometry)
+    channels = part.images.shape[1]
+    # Histograms are exact and need no float copy of the data.
+    counts = np.stack([np.bincount(part.images[:, c].flatten().numpy(), minlength=256) for c in range(channels)])
+    levels = np.arange(256) / 255
+    mean = counts @ levels / counts.sum(axis=1)
+    variance = counts @ levels**2 / counts.sum(axis=1) - mean**2
+    std = np.sqrt(np.maximum(variance, 1e-6))  # pictures of one colour have none
+    return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)

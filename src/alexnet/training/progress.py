@@ -1,0 +1,122 @@
+"""What a person sees while a network trains: a live line on a terminal, one plain line an epoch otherwise.
+
+Everything goes to stderr; stdout belongs to results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """Where the loop reports to."""
+
+    def say(self, text: str) -> None:
+        """A sentence that stays."""
+
+    def work(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` items of some preparation (reading, evaluating)."""
+
+    def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
+        """`done` of `total` images of the epoch are trained on; `loss` and `top1` are means so far."""
+
+    def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
+        """An epoch has ended with this line of metrics.jsonl."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+def epoch_line(row: dict[str, Any], epochs: int, split: str) -> str:
+    """The plain line of a finished epoch."""
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}  "
+        f"train top-1 {row['train_top1']:.2%}  {split} loss {row['val_loss']:.4f}  {split} top-1 {row['top1']:.2%}  "
+        f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
+    )
+
+
+class Plain:
+    """One line an epoch, for logs and pipes."""
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def work(self, done: int, total: int, what: str) -> None:
+        pass
+
+    def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
+        pass
+
+    def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
+        self.say(epoch_line(row, epochs, split))
+
+    def close(self) -> None:
+        pass
+
+
+class Silent(Plain):
+    """Nothing at all, for tests and callers who watch metrics.jsonl."""
+
+    def say(self, text: str) -> None:
+        pass
+
+
+class Live:
+    """A line that moves: epoch, bar, loss, top-1, images/s and the time left of the whole run."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", text="", total=1)
+        self._began: tuple[int, int, float] | None = None  # epoch, images done and time when the rate was first known
+        self._bar.start()
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def work(self, done: int, total: int, what: str) -> None:
+        self._bar.update(self._task, description=what, completed=done, total=total, text=f"{done:,}/{total:,}")
+
+    def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
+        now = time.monotonic()
+        all_done = (epoch - 1) * total + done
+        if self._began is None:
+            self._began = (epoch, all_done, now)
+        text = f"{done:,}/{total:,}"
+        if loss is not None and top1 is not None:
+            text = f"loss {loss:.4f}  top-1 {top1:.2%}"
+        images = all_done - self._began[1]
+        if images and now > self._began[2]:
+            rate = images / (now - self._began[2])
+            left = (epochs * total - all_done) / rate
+            text += f"  {rate:,.0f} images/s  {_duration(left)} left"
+        self._bar.update(self._task, description=f"epoch {epoch}/{epochs}", completed=done, total=total, text=text)
+
+    def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
+        self.say(epoch_line(row, epochs, split))
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"
+
+
+def default_progress() -> Progress:
+    """`Live` on a terminal, `Plain` elsewhere."""
+    return Live() if sys.stderr.isatty() else Plain()

@@ -1,0 +1,234 @@
+"""What a training run does, as data: one frozen dataclass, written to `recipe.json` and read back.
+
+`Flags` are the settings that the command line offers; the text under each field is its help. `Recipe` adds what a
+recipe fixes (augmentation, preprocessing, the shape of the schedule), which is changed by editing `recipe.json`.
+No torch here, so that `alexnet train --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from alexnet.errors import UserError, unknown_name
+
+Schedule = Literal["constant", "step", "plateau", "cosine", "one-cycle"]
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """The settings that `alexnet train` offers."""
+
+    data: Path | None = None
+    """Where the pictures are: a folder. The embedded digits need none."""
+    arch: str = "auto"
+    """Architecture, as in 'alexnet arch'; auto fits the size of your pictures."""
+    image_size: int | None = None
+    """Side of the square that the network reads, in pixels; the architecture's own unless given."""
+    num_classes: int | None = None
+    """Refuse data with another number of classes than this."""
+    norm: Literal["auto", "lrn", "batch", "none"] = "auto"
+    """Normalisation; auto is the architecture's own."""
+    activation: Literal["auto", "relu", "tanh", "sigmoid"] = "auto"
+    """Activation function; auto is the architecture's own."""
+    init: str = "auto"
+    """Initial weights: paper, code2012, caffe, caffenet, kaiming, xavier, torch; auto is the architecture's own."""
+    width: float = 1.0
+    """Scale all channel counts and hidden units by this."""
+    epochs: int = 10
+    """Passes over the training images."""
+    limit_steps: int | None = None
+    """Stop after this many optimizer steps in all, as at the end of an epoch."""
+    batch_size: int | None = 128
+    """Images an optimizer step, over all processes and accumulated parts; None is 32 on a CPU and 128 elsewhere."""
+    accumulate: int = 1
+    """Compute each batch in this many parts, to save memory."""
+    lr: float = 0.01
+    """Learning rate, at its highest."""
+    schedule: Schedule = "cosine"
+    """How the learning rate changes."""
+    warmup: float = 0.0
+    """Epochs in which the rate rises linearly from 0."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """L2 penalty."""
+    label_smoothing: float = 0.0
+    """Share of each target spread evenly over all classes."""
+    mixup: float = 0.0
+    """Alpha of MixUp; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient of all weights together."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of convolutions and products; auto measures which is faster."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    channels_last: bool = True
+    """Keep images and weights in the memory order that convolutions like best."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+    workers: int | None = None
+    """Processes that read pictures; chosen from the machine unless given."""
+    seed: int = 0
+    """Seed of the split, the initial weights, the order and every augmentation."""
+    skip_bad: bool = False
+    """Train without the files that cannot be read, and list them in bad_files.csv."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Flags):
+    """Everything needed to run it again. The first half is `Flags`; this half is fixed by the named recipe."""
+
+    name: str = "digits"
+    """The name that the run folder gets."""
+    source: str = "digits"
+    """The data set: digits, cifar10, fashion-mnist, imagenet or folder."""
+    validate_on: Literal["val", "test"] = "val"
+    """The split reported each epoch. `val` also chooses the best checkpoint; `test` is for benchmarks that follow a
+    peer's protocol: nothing is chosen by it and the last checkpoint is the result."""
+    dropout: float | None = None
+    """Probability of dropping a unit of fc6 or fc7; the architecture's own where None."""
+
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    decay_biases: bool = True
+    """Apply weight decay to biases and normalisation weights too, as a plain SGD over all parameters does."""
+    step_epochs: int = 30
+    """`step`: epochs between drops."""
+    gamma: float = 0.1
+    """`step` and `plateau`: factor of a drop."""
+    patience: int = 5
+    """`plateau`: epochs without a better validation loss before a drop."""
+    final_lr: float = 0.0
+    """`cosine` and `one-cycle`: the last rate as a share of the highest."""
+    peak: float = 0.25
+    """`one-cycle`: share of all steps at which the rate is highest."""
+
+    resize: int | None = None
+    """Short side before the central crop of evaluation, in pixels; None is the image size itself."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, fractions of 1, subtracted; measured on the training images where None."""
+    std: tuple[float, ...] | None = None
+    """Per channel, fractions of 1, divided by; measured on the training images where None."""
+    crop: Literal["none", "pad", "random", "resized"] = "none"
+    """Training crop: padded by `padding` then random; random from the `resize` square; or random resized."""
+    padding: int = 4
+    """`pad`: pixels added on each side."""
+    padding_mode: Literal["zeros", "reflect"] = "zeros"
+    """`pad`: what they are."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """`resized`: area of the crop as a share of the picture's."""
+    flip: bool = False
+    """Mirror half of the training images."""
+    rotate: float = 0.0
+    """Largest rotation in degrees, either way."""
+    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Brightness, contrast and saturation change by up to this share."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
+    def to_json(self) -> str:
+        """The recipe as it stands in `recipe.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=str)
+
+
+FLAG_NAMES = tuple(f.name for f in dataclasses.fields(Flags))
+
+
+def flags_of(recipe: Recipe) -> Flags:
+    """The half of `recipe` that the command line offers."""
+    return Flags(**{name: getattr(recipe, name) for name in FLAG_NAMES})
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe in a `recipe.json`. Raises `UserError` on anything that is not one."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"The recipe {path} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"The recipe {path} must be a JSON object of settings, not a {type(values).__name__}.")
+    return with_settings(Recipe(), values, where=f" in {path}")
+
+
+def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Recipe:
+    """`recipe` with the named settings changed, each checked against its declared type."""
+    hints = get_type_hints(Recipe)
+    checked = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise unknown_name("setting", key, hints, where)
+        checked[key] = _convert(key, value, hints[key], where)
+    return dataclasses.replace(recipe, **checked)
+
+
+def _convert(key: str, value: Any, kind: Any, where: str, hint: Any = None) -> Any:
+    """`value` (as JSON or a caller gives it) as the type `kind`, part of the declared `hint`."""
+    wrong = UserError(f"The setting {key}{where} cannot be {value!r}; it must be {_describe(hint or kind)}.")
+    options = get_args(kind)
+    if get_origin(kind) is Literal:
+        if value not in options:
+            raise wrong
+        return value
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, (int, float)) for v in value):
+            raise wrong
+        if Ellipsis not in options and len(value) != len(options):
+            raise wrong
+        return tuple(float(v) for v in value)
+    if options:  # X | None
+        return None if value is None else _convert(key, value, options[0], where, kind)
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is not float and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise wrong
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return "a list of numbers"
+    if options := get_args(kind):
+        return f"{_describe(options[0])} or null"
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}[kind]
+
+
+def _check_numbers(r: Recipe) -> None:
+    """Refuse numbers that no training can use, naming the flag."""
+    positive = {"epochs", "limit_steps", "batch_size", "accumulate", "image_size", "width", "clip_norm", "step_epochs"}
+    at_least_0 = {"lr", "warmup", "weight_decay", "mixup", "cutmix", "padding", "rotate", "patience", "workers"}
+    shares = {"momentum", "label_smoothing", "dropout", "peak", "final_lr"}
+    for name in sorted(positive | at_least_0 | shares):
+        value = getattr(r, name)
+        if value is None:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if value != value or abs(value) == float("inf"):
+            raise UserError(f"{flag} must be a finite number, not {value}.")
+        if name in positive and value <= 0:
+            raise UserError(f"{flag} must be greater than 0, not {value}.")
+        if name in at_least_0 and value < 0:
+            raise UserError(f"{flag} must not be negative, but is {value}.")
+        if name in shares and not 0 <= value < 1:
+            raise UserError(f"{flag} must be at least 0 and less than 1, not {value}.")
+    if r.batch_size is not None and r.accumulate > r.batch_size:
+        raise UserError(f"--accumulate {r.accumulate} cannot be larger than --batch-size {r.batch_size}.")
+    if r.num_classes is not None and r.num_classes < 2:
+        raise UserError(f"--num-classes must be at least 2, not {r.num_classes}.")
+    if r.nesterov and r.momentum == 0:
+        raise UserError("Nesterov momentum needs --momentum greater than 0.")
+    if not (r.scale and 0 < r.scale[0] <= r.scale[1]):
+        raise UserError(f"The setting scale must be two shares of the picture, the smaller first, not {r.scale}.")

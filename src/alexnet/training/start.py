@@ -1,0 +1,154 @@
+"""Starting a run and going on with one: what `alexnet.train` and `alexnet.resume` do.
+
+Everything that can be wrong with the input is found before the run folder is made.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alexnet import runtime
+from alexnet.data.split import read_split, write_split
+from alexnet.errors import UserError
+from alexnet.networks.model import build
+from alexnet.runs import Run, environment, find_run, read_model, read_training, replacing, write_json, write_text
+from alexnet.training.loop import Loop
+from alexnet.training.prepare import Prepared, prepare
+from alexnet.training.progress import Progress, default_progress
+from alexnet.training.recipe import Recipe, read_recipe, with_settings
+from alexnet.training.recipes import find_recipe
+from alexnet.training.state import Position
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished run: its folder and what `summary.json` says. Shows itself in a notebook."""
+
+    run: Path
+    summary: dict[str, Any] = field(repr=False)
+    already_finished: bool = False
+
+    def __str__(self) -> str:
+        best, split = self.summary["best"], self.summary["split"]
+        chosen = "last" if split == "test" else "best"
+        text = f"{split} top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%} at epoch {best['epoch']} (the {chosen})"
+        if test := self.summary.get("test"):
+            low, high = test["interval"]
+            text += f"\ntest top-1 {test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {test['top5']:.2%}"
+        return f"{text}\nrun {self.run}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{r['epoch']}</td><td>{r['train_loss']:.4f}</td><td>{r['val_loss']:.4f}</td>"
+            f"<td>{r['top1']:.2%}</td><td>{r['images_per_second']:,.0f}</td></tr>"
+            for r in Run(self.run).metrics()
+        )
+        head = "<tr><th>epoch</th><th>train loss</th><th>loss</th><th>top-1</th><th>images/s</th></tr>"
+        return f"<p>{escape(str(self)).replace(chr(10), '<br>')}</p><table>{head}{rows}</table>"
+
+
+def train(
+    recipe: Recipe | str | Path = "digits",
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> TrainingResult:
+    """Train `recipe` (a name, a recipe.json, a folder of pictures, or a `Recipe`) into the folder `out`.
+
+    `settings` change the recipe, as flags do: `train("digits", epochs=5)`. `out` defaults to `runs/<recipe>-<time>`;
+    with `resume`, a run that it holds already goes on instead. Raises `UserError` before anything is written if the
+    input is bad, `TrainingFailed` if the loss becomes NaN or the disk is full, and `Interrupted`, after saving, on
+    Ctrl-C or SIGTERM.
+    """
+    recipe = with_settings(recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe)), settings)
+    folder = Path(out) if out is not None else None
+    if resume and folder is not None and (folder / "recipe.json").is_file():
+        return resume_run(Run(folder), progress=progress)
+    Run.check_free(folder)
+    report = progress or default_progress()
+    try:
+        prepared = prepare(recipe, report)
+        torch.manual_seed(runtime.derive_seed(recipe.seed, "init"))
+        model = build(prepared.spec)
+        run = Run.create(prepared.recipe.name, folder, prepared.recipe.to_json())
+        _write_facts(run, prepared)
+        return TrainingResult(run.path, Loop(prepared, run, model, report).fit())
+    finally:
+        report.close()
+
+
+def resume(run: str | Path, *, epochs: str | int | None = None, progress: Progress | None = None) -> TrainingResult:
+    """Go on with the run in folder `run` (or `last`); `epochs` as in `resume_run`."""
+    return resume_run(find_run(run), epochs=None if epochs is None else str(epochs), progress=progress)
+
+
+def resume_run(run: Run, *, epochs: str | None = None, progress: Progress | None = None) -> TrainingResult:
+    """Go on with `run` from its last checkpoint, or from the start where there is none yet.
+
+    `epochs`, as `+N` or `N`, extends it; from there on the learning rate is that of a run of so many epochs. A
+    finished run without `epochs` is returned as it is.
+    """
+    recipe = read_recipe(run.recipe_json)
+    if epochs is not None:
+        recipe = replace(recipe, epochs=_extended(recipe.epochs, epochs), limit_steps=None)
+    folder = run.named_checkpoint("last")
+    training = read_training(folder) if folder else None
+    position = Position.from_training(training) if training else Position()
+    if position.finished and epochs is None:
+        return TrainingResult(run.path, run.summary(), already_finished=True)
+    report = progress or default_progress()
+    try:
+        prepared = prepare(recipe, report, split=read_split(run.split_csv) if run.split_csv.is_file() else None)
+        if folder:
+            saved = read_model(folder)
+            if saved.classes != prepared.classes:
+                raise UserError(
+                    f"The data now has the {len(prepared.classes)} classes {', '.join(prepared.classes[:9])}, but "
+                    f"{run.path} was trained on {len(saved.classes)}: {', '.join(saved.classes[:9])}; put the folders "
+                    "back as they were."
+                )
+            model = saved.model
+        else:
+            torch.manual_seed(runtime.derive_seed(recipe.seed, "init"))
+            model = build(prepared.spec)
+        if epochs is not None:
+            write_text(run.recipe_json, prepared.recipe.to_json() + "\n")
+        loop = Loop(prepared, run, model, report)
+        if training:
+            loop.restore(position, training)
+            report.say(f"Going on after step {position.step:,}, in epoch {position.epoch + 1}.")
+        return TrainingResult(run.path, loop.fit())
+    finally:
+        report.close()
+
+
+def _write_facts(run: Run, prepared: Prepared) -> None:
+    """What was found out before training: the machine, the split, the files left out."""
+    write_json(run.path / "env.json", environment(prepared.device, prepared.recipe.seed))
+    if prepared.source.split_rows:
+        with replacing(run.split_csv) as beside:
+            write_split(beside, prepared.source.split_rows)
+    if prepared.source.bad:
+        text = io.StringIO()
+        csv.writer(text).writerows([("path", "reason"), *prepared.source.bad])
+        write_text(run.path / "bad_files.csv", text.getvalue())
+
+
+def _extended(now: int, wanted: str) -> int:
+    """The number of epochs that `--epochs +N` or `--epochs N` means for a run of `now` epochs."""
+    digits = wanted.removeprefix("+")
+    if not digits.isdecimal() or int(digits) == 0:
+        raise UserError(f"--epochs must be a number such as {now + 10}, or +10 for ten more, not '{wanted}'.")
+    epochs = now + int(digits) if wanted.startswith("+") else int(digits)
+    if epochs <= now:
+        raise UserError(f"The run already has {now} epochs; --epochs must be larger, or +N for N more.")
+    return epochs

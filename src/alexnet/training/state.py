@@ -1,0 +1,50 @@
+"""What `training.pt` means: where training stands, besides the weights.
+
+    position   the step, the place in the epoch, the sums of the epoch so far, the finished epochs' metrics
+    optimizer  the state dict of SGD: its momentum
+    scaler     the state dict of the fp16 loss scaler
+    model      the weights being trained, where model.safetensors holds their moving average instead
+
+There is no generator state: every draw is a function of the seed and the step.
+Only tensors, numbers, strings, lists and dicts, so that torch's restricted loader reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from alexnet.errors import UserError
+
+
+@dataclass
+class Position:
+    """Where training stands. All counts are from the beginning of the run unless said."""
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # batches done in the epoch after them
+    seen: int = 0  # images of that epoch
+    loss_sum: float = 0.0  # over those images
+    hits: float = 0.0  # of those images, how many were right
+    seconds: float = 0.0  # wall time spent in that epoch
+    finished: bool = False  # the run has nothing left to do
+    best: dict[str, Any] | None = None  # the row of the best epoch
+    history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_training(cls, training: dict[str, Any]) -> Position:
+        """The position in what `training.pt` holds. Raises `UserError` if it is not ours."""
+        try:
+            return cls(**training["position"])
+        except (KeyError, TypeError) as error:
+            raise UserError("The checkpoint's training.pt was written by other software or another version.") from error
+
+    def start_epoch(self) -> None:
+        """Forget the sums of the epoch that has just ended."""
+        self.batch = self.seen = 0
+        self.loss_sum = self.hits = self.seconds = 0.0

@@ -1,0 +1,86 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet.errors import UserError
+from alexnet.inference.evaluate import evaluate, match_classes
+from alexnet.inference.metrics import measure
+from alexnet.runs import Run
+from alexnet.training.progress import Silent
+from alexnet.training.start import train
+from helpers import make_folder
+
+
+def test_eval_gives_the_figures_of_training(small_run):
+    summary = json.loads((small_run / "summary.json").read_text())
+    found = evaluate(small_run, split="val", device="cpu")
+    assert found["top1"] == summary["best"]["top1"]
+    assert found["top5"] == summary["best"]["top5"]
+    assert found["loss"] == pytest.approx(summary["best"]["val_loss"], abs=1e-9)
+    assert (found["split"], found["views"], found["n"]) == ("val", 1, 269)
+    assert found["interval"][0] < found["top1"] < found["interval"][1]
+    assert [c["label"] for c in found["per_class"]] == [str(i) for i in range(10)]
+    assert evaluate(small_run, device="cpu")["top1"] == summary["test"]["top1"]  # auto is test
+
+
+def test_stored_logits_give_the_same_figures(small_run):
+    stored = Run(small_run).read_evaluation("test")
+    assert stored is not None
+    paths, targets, logits = stored
+    assert len(set(paths)) == 269
+    summary = json.loads((small_run / "summary.json").read_text())
+    assert measure(logits, targets, tuple("0123456789"))["top1"] == summary["test"]["top1"]
+
+
+def test_another_folder_is_matched_by_class_name(tmp_path, pictures):
+    run = train(pictures, out=tmp_path / "run", epochs=1, width=0.125, batch_size=8, progress=Silent()).run
+    other = make_folder(tmp_path / "other", ("leaf", "sky"), 3)
+    found = evaluate(run, data=other, device="cpu")
+    assert (found["split"], found["n"]) == ("all", 6)
+    assert [c["n"] for c in found["per_class"]] == [0, 3, 3]
+    make_folder(tmp_path / "strange", ("leaf", "stone"), 2)
+    with pytest.raises(UserError, match="does not know 'stone'"):
+        evaluate(run, data=tmp_path / "strange")
+
+
+def test_match_classes():
+    np.testing.assert_array_equal(match_classes(("a", "b", "c"), ("c", "a")), [2, 0])
+    with pytest.raises(UserError, match="2 classes and the network 1"):
+        match_classes(("a",), ("a", "b"))
+
+
+def test_what_cannot_be_evaluated(small_run, tmp_path):
+    with pytest.raises(UserError, match="no split 'vall'; did you mean 'val'"):
+        evaluate(small_run, split="vall")
+    with pytest.raises(UserError, match="There is no folder"):
+        evaluate(small_run, data=tmp_path / "nothing")
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    checkpoint = Run(copy).named_checkpoint("best")
+    moved = shutil.move(str(checkpoint), tmp_path / "alone")
+    with pytest.raises(UserError, match="without data of its own"):
+        evaluate(moved)
+
+
+def test_an_evaluation_shows_itself(small_run):
+    found = evaluate(small_run, split="val", device="cpu")
+    assert "top-1" in repr(found)
+    assert found._repr_html_().count("<tr>") == 11
+    assert json.loads(json.dumps(found))["n"] == 269
+
+
+def test_the_model_keeps_its_mode():
+    from alexnet.data.preprocess import Preprocess
+    from alexnet.data.samples import Arrays
+    from alexnet.inference.evaluate import evaluation_batches, run_network
+    from alexnet.networks.model import create_model
+
+    model = create_model("cifar", width=0.1).train()
+    arrays = Arrays(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.arange(3), ["a", "b", "c"])
+    preprocess = Preprocess(size=32)
+    outputs = run_network(model, evaluation_batches(arrays, preprocess), preprocess, torch.device("cpu"))
+    assert model.training
+    assert outputs.logits.shape == (3, 10)
+    np.testing.assert_array_equal(outputs.ids, [0, 1, 2])

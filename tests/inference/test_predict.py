@@ -1,0 +1,132 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import alexnet
+from alexnet.data.sources import load_source
+from alexnet.errors import UserError
+from alexnet.inference.formats import TORCHVISION_PREPROCESS, open_model
+from alexnet.inference.predict import Prediction, find_images, load
+from alexnet.runs import Run
+
+
+def save_digit(path, index=0):
+    pixels = load_digits().images[index] * (255 / 16)
+    Image.fromarray(pixels.round().astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def test_a_picture_file_gets_the_probabilities_of_its_array(small_run, tmp_path):
+    """From file bytes, through decoder and preprocessing, the network says what it says of the array."""
+    part = load_source("digits").splits["val"]
+    classifier = load(small_run, device="cpu")
+    for i in range(5):
+        Image.fromarray(part.images[i, 0].numpy()).save(tmp_path / f"{i}.png")
+    predictions = list(classifier.predict_many([tmp_path / f"{i}.png" for i in range(5)], top=10))
+    expected = classifier.probabilities(part.images[:5])
+    for i, prediction in enumerate(predictions):
+        for label, p in prediction.labels:
+            assert p == pytest.approx(float(expected[i, int(label)]), abs=1e-6)
+        assert sum(p for _, p in prediction.labels) == pytest.approx(1, abs=1e-5)
+        assert [p for _, p in prediction.labels] == sorted((p for _, p in prediction.labels), reverse=True)
+
+
+def test_bytes_paths_and_strings_are_the_same(small_run, tmp_path):
+    path = save_digit(tmp_path / "0.png")
+    classifier = alexnet.load(small_run)
+    a, b, c = classifier.predict(path), classifier.predict(str(path)), classifier.predict(path.read_bytes())
+    assert a.labels == b.labels == c.labels
+    assert c.path == "-"
+
+
+def test_an_unreadable_picture_does_not_stop_the_others(small_run, tmp_path):
+    good = save_digit(tmp_path / "good.png")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(good.read_bytes()[:60])
+    first, second, third = load(small_run).predict_many([good, bad, good])
+    assert first.labels == third.labels
+    assert second.error
+    assert second.labels == ()
+    assert set(second.to_dict()) == {"path", "labels", "unsure", "error"}
+    with pytest.raises(UserError, match="bad.png"):
+        load(small_run).predict(bad)
+
+
+def test_more_pictures_than_a_batch(small_run, tmp_path):
+    path = save_digit(tmp_path / "0.png")
+    found = list(load(small_run).predict_many([path] * 70, top=1))
+    assert len(found) == 70
+    assert len({p.labels[0][0] for p in found}) == 1
+
+
+def test_top_is_checked(small_run, tmp_path):
+    with pytest.raises(UserError, match="--top must be at least 1"):
+        load(small_run).predict(save_digit(tmp_path / "0.png"), top=0)
+    assert len(load(small_run).predict(tmp_path / "0.png", top=99).labels) == 10
+
+
+def test_find_images(pictures, tmp_path):
+    assert len(find_images([pictures])) == 24
+    assert find_images([pictures / "sky" / "0.jpg"]) == [pictures / "sky" / "0.jpg"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no pictures"):
+        find_images([tmp_path / "empty"])
+
+
+def test_a_prediction_shows_itself():
+    found = Prediction("a<b.png", (("cat", 0.75), ("dog", 0.25)))
+    assert str(found) == "a<b.png: cat 75.0%, dog 25.0%"
+    assert "a&lt;b.png" in found._repr_html_()
+    json.dumps(found.to_dict())
+
+
+def test_open_model_takes_runs_and_checkpoints(small_run):
+    best = open_model(small_run)
+    last = open_model(small_run, "last")
+    assert best.checkpoint == Run(small_run).named_checkpoint("best")
+    assert last.checkpoint == Run(small_run).named_checkpoint("last")
+    direct = open_model(best.checkpoint)
+    assert direct.run == Run(small_run.resolve())
+    assert best.classes == tuple("0123456789")
+    assert best.preprocess.channels == 1
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".safetensors"])
+def test_a_file_of_weights_is_no_run(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    torch.save({}, path)
+    with pytest.raises(UserError, match="is a file of weights, not a run"):
+        open_model(path)
+
+
+def test_torchvisions_published_weights(monkeypatch):
+    """The path of IMAGENET1K_V1 with a state dict made on the spot: torchvision's own API, ours from there on."""
+    import torchvision
+    from torchvision.models import AlexNet_Weights
+
+    theirs = torchvision.models.alexnet().eval()
+    monkeypatch.setattr(AlexNet_Weights, "get_state_dict", lambda self, *a, **k: theirs.state_dict())
+    opened = open_model("torchvision:IMAGENET1K_V1")
+    assert len(opened.classes) == 1000
+    assert opened.classes[0] == "tench"
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    found = load("torchvision:IMAGENET1K_V1", device="cpu").predict(file.getvalue())
+    with torch.no_grad():
+        x = AlexNet_Weights.IMAGENET1K_V1.transforms()(Image.fromarray(pixels))
+        expected = theirs(x[None]).softmax(1)[0]
+    for label, p in found.labels:
+        index = AlexNet_Weights.IMAGENET1K_V1.meta["categories"].index(label)
+        assert p == pytest.approx(float(expected[index]), abs=1e-5)
+    assert opened.preprocess == TORCHVISION_PREPROCESS
+
+
+def test_unknown_published_weights():
+    with pytest.raises(UserError, match="IMAGENET1K_V1"):
+        open_model("torchvision:IMAGENET1K_V7")

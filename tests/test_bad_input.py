@@ -1,0 +1,244 @@
+"""Every way of giving bad input that we know, and the sentence that it gets: exit code 2, nothing half-written."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alexnet.cli import run
+from alexnet.runs import Run
+from helpers import make_folder, make_picture
+
+
+def empty_class(here):
+    make_folder(here / "data", ("a", "b"), 2)
+    (here / "data" / "c").mkdir()
+
+
+def one_class(here):
+    make_folder(here / "data", ("a",), 3)
+
+
+def no_images(here):
+    for name in ("a", "b"):
+        (here / "data" / name).mkdir(parents=True)
+        (here / "data" / name / "notes.txt").write_text("no picture")
+
+
+def no_readable(here):
+    for name in ("a", "b"):
+        (here / "data" / name).mkdir(parents=True)
+        (here / "data" / name / "x.jpg").write_text("<html>not found</html>")
+
+
+def some_unreadable(here):
+    make_folder(here / "data", ("a", "b"), 3)
+    path = here / "data" / "b" / "1.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def good_folder(here):
+    make_folder(here / "data", ("a", "b"), 3)
+
+
+def a_file(here):
+    (here / "data").write_text("")
+
+
+def flat(here):
+    make_picture(here / "data" / "x.jpg", 0, 0)
+    make_picture(here / "data" / "y.jpg", 0, 0)
+
+
+def only_val(here):
+    make_folder(here / "data" / "val", ("a", "b"), 2)
+
+
+def val_has_more(here):
+    make_folder(here / "data" / "train", ("a", "b"), 2)
+    make_folder(here / "data" / "val", ("a", "c"), 2)
+
+
+def taken(here):
+    (here / "out").mkdir()
+    (here / "out" / "recipe.json").write_text("{}")
+
+
+def full(here):
+    (here / "out").mkdir()
+    (here / "out" / "thesis.doc").write_text("important")
+
+
+def recipe_json(text):
+    return lambda here: (here / "recipe.json").write_text(text)
+
+
+def nothing(here):
+    pass
+
+
+TRAINING = [
+    # given, arguments after `train`, the sentence
+    (nothing, ["folder", "--data", "data"], "There is no folder data; check the path given as data."),
+    (nothing, ["pets/"], "There is no folder of pictures pets/; give the name of one, or of a recipe."),
+    (nothing, ["folder"], "The data set 'folder' needs the folder that holds it; give --data DIR."),
+    (nothing, ["--data", "x"], "The data set 'digits' is embedded and reads no data; leave out x, or use 'folder'."),
+    (a_file, ["folder", "--data", "data"],
+     "data is a file, not a folder; unpack it if it is an archive, and give the folder."),
+    (empty_class, ["data"], "The class folder data/c holds no images; add some or remove the folder."),
+    (one_class, ["data"], "data holds one class only, 'a'; a classifier needs two or more."),
+    (no_images, ["data"], "data holds no images; put those of each class into its folder."),
+    (no_readable, ["data"], "None of the 2 images in data can be read: "),
+    (some_unreadable, ["data"], "1 of 6 images in data cannot be read: b/1.jpg ("),
+    (flat, ["data"], "data holds pictures but no class folders; put the images of each class into a folder"),
+    (only_val, ["data"], "data has val/ but no train/ to learn from; name the training folder train."),
+    (val_has_more, ["data"], "data/val/c is a class that data/train lacks (classes are matched by name); rename or"),
+    (good_folder, ["imagenet-torchvision", "--data", "data"],
+     "imagenet needs train/ and val/ in data; for other layouts use 'folder'."),
+    (good_folder, ["cifar10", "--data", "data"], "data does not hold CIFAR-10; there should be cifar-10-batches-py/"),
+    (good_folder, ["fashion-mnist", "--data", "data"],
+     "data does not hold Fashion-MNIST; there should be FashionMNIST/raw/"),
+    (good_folder, ["data", "--arch", "paper", "--image-size", "32"], "Images of 32×32 are too small for 'paper': "),
+    (good_folder, ["data", "--num-classes", "5"],
+     "--num-classes 5 does not match the data, which has 2 classes: a, b."),
+    (good_folder, ["data", "--arch", "papre"], "There is no architecture 'papre'; did you mean 'paper'?"),
+    (good_folder, ["data", "--init", "xavir"], "There is no init 'xavir'; did you mean 'xavier'?"),
+    (nothing, ["digist"], "There is no recipe or folder 'digist'; did you mean 'digits'?"),
+    (nothing, ["--epoch", "3"], "Unrecognized options: --epoch, 3; did you mean --epochs?"),
+    (nothing, ["--epochs", "ten"], "Error parsing --epochs: invalid literal for int() with base 10: 'ten'; 'alexnet"),
+    (nothing, ["--epochs", "0"], "--epochs must be greater than 0, not 0."),
+    (nothing, ["--schedule", "stairs"], "Invalid choice 'stairs' for argument '--schedule'. Expected one of"),
+    (nothing, ["--lr", "-1"], "--lr must not be negative, but is -1.0."),
+    (nothing, ["--lr", "nan"], "--lr must be a finite number, not nan."),
+    (nothing, ["--width", "0"], "--width must be greater than 0, not 0.0."),
+    (nothing, ["--precision", "fp8"], "Invalid choice 'fp8' for argument '--precision'."),
+    (nothing, ["digits", "stray"], "Unrecognized options: stray; 'alexnet train digits --help' shows what it takes."),
+    (taken, [], "out already holds a run; choose another --out, or add --resume to go on with it."),
+    (full, [], "--out out is not empty; choose a folder that is empty or does not exist yet."),
+    (nothing, ["nowhere.json"], "The recipe nowhere.json cannot be read: No such file or directory."),
+    (recipe_json("{"), ["recipe.json"], "The recipe recipe.json is not JSON: "),
+    (recipe_json('{"epochz": 1}'), ["recipe.json"], "There is no setting 'epochz' in recipe.json; did you"),
+]  # fmt: skip
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence on stderr (before it there may be notes, of the data found so far), and nothing on stdout."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    *_, last = err.strip().splitlines()
+    assert last.startswith("alexnet: ")
+    return last.removeprefix("alexnet: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "sentence"), TRAINING, ids=lambda v: str(getattr(v, "__name__", v))[:60]
+)
+def test_training(tmp_path, monkeypatch, capsys, given, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    given(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert run(["train", *arguments, "--out", "out"]) == 2
+    assert told(capsys).startswith(sentence)
+    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("open('ran', 'w')",))
+
+
+def foreign_weights(run):
+    torch.save({"weight": torch.zeros(1)}, "model.pth")
+
+
+def best(run):
+    folder = Run(run).named_checkpoint("best")
+    assert folder is not None
+    return folder
+
+
+def truncated_weights(run):
+    path = best(run) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def truncated_description(run):
+    path = best(run) / "model.json"
+    path.write_text(path.read_text()[:200])
+
+
+def other_software(run):
+    (best(run) / "model.json").write_text(json.dumps({"arch": "resnet18", "epoch": 3}))
+
+
+def pickled_training(run):
+    for path in (run / "checkpoints").glob("*/training.pt"):
+        path.write_bytes(pickle.dumps(Bomb()))
+
+
+def truncated_training(run):
+    for path in (run / "checkpoints").glob("*/training.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+
+
+def not_a_run(run):
+    Path("other").mkdir()
+
+
+def other_classes(run):
+    make_folder(Path("data"), ("seven", "eight"), 2)
+
+
+def pictures(run):
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save("a.png")
+    Path("empty.png").write_bytes(b"")
+
+
+USING = [
+    # given, the command, the sentence
+    (nothing, ["eval", "nowhere"], "There is no run nowhere; give a run folder, such as runs/digits-…, or 'last'."),
+    (nothing, ["eval", "last"], "There is no run in "),
+    (nothing, ["evil", "RUN"], "There is no command 'evil'; did you mean 'eval'?"),
+    (nothing, ["eval", "RUN", "--split", "vall"], "Invalid choice 'vall' for argument '--split'."),
+    (nothing, ["eval", "RUN", "--split", "test", "--data", "nowhere"], "There is no folder nowhere"),
+    (nothing, ["eval"], "Missing "),
+    (not_a_run, ["eval", "other"], "other holds neither a run (no recipe.json) nor a checkpoint of ours"),
+    (foreign_weights, ["eval", "model.pth"], "model.pth is a file of weights, not a run; give a run folder, or load"),
+    (truncated_weights, ["eval", "RUN"], "RUN/CHECKPOINT/model.safetensors is truncated or damaged: its checksum"),
+    (truncated_description, ["predict", "RUN", "a.png"], "RUN/CHECKPOINT/model.json is damaged ("),
+    (other_software, ["eval", "RUN"], "RUN/CHECKPOINT/model.json was written by other software"),
+    (pickled_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt is truncated, damaged or"),
+    (truncated_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt is truncated, damaged or"),
+    (nothing, ["resume", "RUN", "--epochs", "soon"], "--epochs must be a number such as 14, or +10 for ten more"),
+    (other_classes, ["eval", "RUN", "--data", "data"], "The data has 2 classes and the network 10, and it does not"),
+    (nothing, ["predict", "RUN"], "Name at least one picture after the run: a file, a folder, or '-' for"),
+    (nothing, ["predict", "RUN", "nowhere.png"], "None of the pictures could be read: nowhere.png: "),
+    (pictures, ["predict", "RUN", "empty.png"], "None of the pictures could be read: empty.png: "),
+    (pictures, ["predict", "RUN", "a.png", "--top", "0"], "--top must be at least 1, not 0."),
+    (nothing, ["predict", "torchvision:IMAGENET1K_V7", "a.png"], "There is no "),
+    (nothing, ["arch", "alexnet"], "There is no architecture 'alexnet'; "),
+    (nothing, ["arch", "paper", "--image-size", "16"], "Images of 16×16 are too small for 'paper': "),
+    (nothing, ["arch", "paper", "--num-classes", "0"], ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "arguments", "sentence"), USING, ids=lambda v: str(getattr(v, "__name__", v))[:60])
+def test_using(tmp_path, small_run, monkeypatch, capsys, given, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    given(copy)
+    assert run([a.replace("RUN", "copy") for a in arguments]) == 2
+    said = told(capsys) if arguments[0] != "predict" else capsys.readouterr().err.strip().splitlines()[-1][9:]
+    checkpoint = (
+        (copy / "best").read_text().strip() if "resume" not in arguments else (copy / "last").read_text().strip()
+    )
+    expected = sentence.replace("RUN/CHECKPOINT", f"copy/checkpoints/{checkpoint}")
+    assert said.startswith(expected)
+    assert "\n" not in said
+    assert not Path("ran").exists()

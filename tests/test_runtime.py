@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet import runtime
+from alexnet.errors import UserError
+
+
+def test_draws_depend_on_nothing_but_their_arguments():
+    together = runtime.draws(3, 7, [10, 11, 12], "flip", 4)
+    alone = runtime.draws(3, 7, [11], "flip", 4)
+    assert together.shape == (3, 4)
+    np.testing.assert_array_equal(together[1], alone[0])
+    np.testing.assert_array_equal(together[:, :2], runtime.draws(3, 7, [10, 11, 12], "flip", 2))
+
+
+@pytest.mark.parametrize("change", [(4, 7, "flip"), (3, 8, "flip"), (3, 7, "crop")])
+def test_draws_change_with_seed_epoch_and_purpose(change):
+    seed, epoch, purpose = change
+    ids = np.arange(1000)
+    a, b = runtime.draws(3, 7, ids, "flip", 1)[:, 0], runtime.draws(seed, epoch, ids, purpose, 1)[:, 0]
+    assert abs(np.corrcoef(a, b)[0, 1]) < 0.15
+
+
+def test_draws_are_uniform_and_independent():
+    u = runtime.draws(0, 0, np.arange(50_000), "test", 3)
+    assert u.min() >= 0
+    assert u.max() < 1
+    np.testing.assert_allclose(u.mean(axis=0), 0.5, atol=0.01)
+    np.testing.assert_allclose(u.var(axis=0), 1 / 12, atol=0.002)
+    assert np.abs(np.corrcoef(u.T) - np.eye(3)).max() < 0.02
+    assert abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.02  # neighbouring samples
+
+
+def test_permutation_visits_everything_once_and_changes_with_the_epoch():
+    first, second = runtime.permutation(0, 1, 100), runtime.permutation(0, 2, 100)
+    assert sorted(first) == list(range(100))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, runtime.permutation(0, 1, 100))
+
+
+def test_derived_seeds_fit_torch():
+    seeds = {runtime.derive_seed(0, "step", i) for i in range(1000)}
+    assert len(seeds) == 1000
+    assert all(0 <= s < 2**63 for s in seeds)
+    torch.manual_seed(max(seeds))
+
+
+def test_devices():
+    assert runtime.pick_device("cpu") == torch.device("cpu")
+    assert runtime.pick_device("auto").type == runtime.available_devices()[0]
+    with pytest.raises(UserError, match="no device 'gpu'"):
+        runtime.pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cuda is not usable on this machine, which has .*cpu"):
+            runtime.pick_device("cuda")
+
+
+def test_precision_is_probed_once_and_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path))
+    cpu = torch.device("cpu")
+    first = runtime.pick_precision("auto", cpu)
+    stored = json.loads((tmp_path / "bf16.json").read_text())
+    (key,) = stored
+    assert stored[key] > 0
+    assert first.name == ("bf16" if stored[key] >= 1.3 else "fp32")
+    (tmp_path / "bf16.json").write_text(json.dumps({key: 5.0}))
+    assert runtime.pick_precision("auto", cpu).name == "bf16"
+    (tmp_path / "bf16.json").write_text("damaged")
+    assert runtime.pick_precision("auto", cpu).name in ("bf16", "fp32")
+
+
+def test_precision_as_asked():
+    cpu = torch.device("cpu")
+    for name, dtype in runtime.DTYPES.items():
+        precision = runtime.pick_precision(name, cpu)
+        assert precision.dtype == dtype
+        with precision.autocast(cpu):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == dtype
+    with pytest.raises(UserError, match="fp32"):
+        runtime.pick_precision("fp23", cpu)
+
+
+def test_the_machine_is_described():
+    assert runtime.cpu_count() >= 1
+    assert runtime.free_memory() > 1 << 20
+    assert runtime.cpu_name()
+    assert runtime.rank() == 0
+    assert runtime.world_size() == 1

@@ -1,0 +1,230 @@
+"""The loop by what it leaves behind: weights after known steps, rows, checkpoints, and what a stop loses."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from alexnet import runtime
+from alexnet.errors import TrainingFailed
+from alexnet.networks.model import build
+from alexnet.runs import Run, read_model
+from alexnet.training.interruption import Interrupted
+from alexnet.training.loop import Loop
+from alexnet.training.prepare import prepare
+from alexnet.training.progress import Silent
+from alexnet.training.recipes import named_recipe
+from alexnet.training.start import resume_run, train
+
+TINY = {"width": 0.125, "batch_size": 128, "epochs": 2, "precision": "fp32", "device": "cpu", "lr": 0.1}
+
+
+def tiny(**settings):
+    return train("digits", progress=Silent(), **{**TINY, **settings})
+
+
+def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    folder = Run(run).named_checkpoint(which)
+    assert folder is not None
+    return read_model(folder).model.state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def make_loop(tmp_path: Path, **settings) -> Loop:
+    recipe = replace(named_recipe("digits"), **{**TINY, **settings})
+    prepared = prepare(recipe, Silent())
+    torch.manual_seed(0)
+    return Loop(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
+
+
+def test_a_run_learns_and_leaves_all_its_files(small_run):
+    summary = json.loads((small_run / "summary.json").read_text())
+    rows = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert summary["best"]["top1"] == max(r["top1"] for r in rows) > 0.3
+    assert set(summary["best"]) == set(summary["final"]) == {"epoch", "top1", "top5", "val_loss"}
+    assert {"epochs", "seconds", "images_per_second", "parameters"} <= set(summary)
+    wanted = {"epoch", "train_loss", "train_top1", "val_loss", "top1", "top5", "lr", "images_per_second", "seconds"}
+    assert wanted <= set(rows[0])
+    for name in ("recipe.json", "env.json", "split.csv", "best", "last", "evaluation/val.parquet",
+                 "evaluation/test.parquet"):  # fmt: skip
+        assert (small_run / name).is_file(), name
+    last = small_run / "checkpoints" / (small_run / "last").read_text().strip()
+    assert sorted(p.name for p in last.iterdir()) == ["model.json", "model.safetensors", "training.pt"]
+    assert not any(p.name.startswith(".") for p in small_run.rglob("*"))
+
+
+def test_two_runs_with_one_seed_are_equal_and_with_another_differ(tmp_path):
+    a = tiny(out=tmp_path / "a", limit_steps=3).run
+    b = tiny(out=tmp_path / "b", limit_steps=3).run
+    c = tiny(out=tmp_path / "c", limit_steps=3, seed=1).run
+    assert same(weights(a), weights(b))
+    assert not same(weights(a), weights(c))
+
+
+def test_accumulation_is_the_same_step(tmp_path):
+    """Without batch norm and dropout, a batch in parts (101 does not divide by 4) is the batch at once."""
+    shared = {"norm": "none", "dropout": 0.0, "batch_size": 101, "lr": 0.01, "momentum": 0.5, "limit_steps": 13}
+    whole = make_loop(tmp_path / "a", **shared)
+    parts = make_loop(tmp_path / "b", accumulate=4, **shared)
+    for loop in (whole, parts):
+        loop.fit()
+    assert len(whole.prepared.train) == 13  # the last batch is a smaller one
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_is_the_one_written_out(tmp_path):
+    """One step of the loop against SGD with momentum, weight decay and clipping, spelled out by hand."""
+    loop = make_loop(
+        tmp_path, norm="none", dropout=0.0, label_smoothing=0.1, clip_norm=0.05, schedule="constant", decay_biases=False
+    )
+    recipe, train_set = loop.recipe, loop.prepared.train
+    before = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
+    batch = next(train_set.batches(0))
+    loop._train_step(batch.images, batch.targets, batch.ids, 0)
+    after = dict(loop.model.named_parameters())
+
+    from alexnet.data.augment import augment
+
+    twin = build(loop.prepared.spec)
+    twin.load_state_dict(before)
+    x = augment(batch.images, batch.ids, 0, recipe.seed, train_set.on_device, 32)
+    loss = F.cross_entropy(twin(loop.prepared.preprocess.normalise(x)), batch.targets, label_smoothing=0.1)
+    loss.backward()
+    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in twin.parameters()]))
+    assert norm > 0.05
+    for name, p in twin.named_parameters():
+        gradient = p.grad * 0.05 / norm + (recipe.weight_decay if p.ndim > 1 else 0.0) * before[name]
+        step = gradient * (1 + recipe.momentum)  # the first step of Nesterov's form
+        torch.testing.assert_close(after[name], before[name] - recipe.lr * step, rtol=1e-4, atol=1e-7)
+
+
+def test_limit_steps_ends_like_an_epoch(tmp_path):
+    result = tiny(out=tmp_path / "run", limit_steps=4)
+    run = Run(result.run)
+    (row,) = run.metrics()
+    assert row["step"] == 4
+    assert result.summary["steps"] == 4
+    assert run.named_checkpoint("best") == run.named_checkpoint("last")
+    assert resume_run(run).already_finished
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_in_mid_epoch_saves_and_the_resumed_run_equals_the_unbroken_one(tmp_path, signum, code):
+    unbroken = tiny(out=tmp_path / "unbroken", batch_size=32)
+
+    class StopAt(Silent):
+        def step(self, epoch, epochs, done, total, loss, top1):
+            if epoch == 1 and not sent:
+                sent.append(done)
+                os.kill(os.getpid(), signum)
+
+    sent: list[int] = []
+    with pytest.raises(Interrupted) as stop:
+        train("digits", out=tmp_path / "stopped", progress=StopAt(), **{**TINY, "batch_size": 32})
+    assert stop.value.exit_code == code
+    assert "alexnet resume" in str(stop.value)
+    assert 0 < sent[0] < 1259
+    run = Run(tmp_path / "stopped")
+    assert run.metrics() == []
+    resume_run(run, progress=Silent())
+    assert same(weights(tmp_path / "unbroken"), weights(run.path))
+    keys = ("epoch", "train_loss", "train_top1", "val_loss", "top1")
+    for ours, theirs in zip(run.metrics(), Run(unbroken.run).metrics(), strict=True):
+        assert {k: ours[k] for k in keys} == {k: theirs[k] for k in keys}
+
+
+def test_a_finished_run_can_be_extended(small_run, tmp_path):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    result = resume_run(Run(copy), epochs="+1", progress=Silent())
+    assert [r["epoch"] for r in Run(copy).metrics()] == [1, 2, 3, 4, 5]
+    assert result.summary["epochs"] == 5
+    assert json.loads((copy / "recipe.json").read_text())["epochs"] == 5
+
+
+def test_a_line_of_metrics_too_many_is_mended_on_resume(tmp_path):
+    """As after a crash between the line and the checkpoint, or between the checkpoint and the line."""
+    run = Run(tiny(out=tmp_path / "run", limit_steps=4).run)
+    (row,) = run.metrics()
+    run.append_metrics({**row, "epoch": 99})
+    resume_run(run, epochs="3", progress=Silent())
+    assert [r["epoch"] for r in run.metrics()] == [1, 2, 3]
+
+
+def test_nan_is_an_error_that_says_what_to_change(tmp_path):
+    with pytest.raises(TrainingFailed, match=r"The loss became (nan|inf).*--lr"):
+        tiny(out=tmp_path / "run", norm="none", lr=1e6, momentum=0.99, schedule="constant", epochs=20)
+
+
+def test_a_loss_at_chance_raises_the_alarm_once(tmp_path):
+    said = []
+
+    class Listen(Silent):
+        def say(self, text):
+            said.append(text)
+
+    train("digits", out=tmp_path / "run", progress=Listen(), **{**TINY, "lr": 0.0, "batch_size": 12})
+    alarms = [s for s in said if "nothing is being learned" in s]
+    assert len(alarms) == 1
+    assert "2.303" in alarms[0]
+
+
+def test_a_full_disk_says_so_and_keeps_the_finished_epoch(tmp_path, monkeypatch):
+    run = Run(tiny(out=tmp_path / "run", limit_steps=2).run)
+    kept = run.named_checkpoint("last")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingFailed, match="No space left on device.*alexnet resume"):
+        resume_run(run, epochs="+1", progress=Silent())
+    assert run.named_checkpoint("last") == kept
+
+
+@pytest.mark.parametrize("settings", [
+    {"mixup": 0.2, "cutmix": 1.0}, {"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": False},
+    {"schedule": "plateau"}, {"schedule": "step"}, {"schedule": "cosine", "warmup": 0.5}, {"activation": "tanh"},
+], ids=str)  # fmt: skip
+def test_every_switch_trains(tmp_path, settings):
+    result = tiny(out=tmp_path / "run", limit_steps=2, **settings)
+    assert result.summary["steps"] == 2
+    assert all(torch.isfinite(t).all() for t in weights(result.run).values())
+
+
+@pytest.mark.slow
+def test_compiled_training_agrees(tmp_path):
+    plain = make_loop(tmp_path / "a", norm="none", dropout=0.0, limit_steps=2)
+    compiled = make_loop(tmp_path / "b", norm="none", dropout=0.0, limit_steps=2, compile=True)
+    plain.fit()
+    compiled.fit()
+    for a, b in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_training_in_a_thread_works(tmp_path):
+    """As in a notebook or a server: no signal handlers there."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(tiny(out=tmp_path / "run", limit_steps=1)))
+    thread.start()
+    thread.join()
+    assert found[0].summary["steps"] == 1
+
+
+def test_dropout_is_a_function_of_the_step():
+    torch.manual_seed(runtime.derive_seed(0, "step", 5))
+    first = F.dropout(torch.ones(100))
+    torch.rand(10)
+    torch.manual_seed(runtime.derive_seed(0, "step", 5))
+    assert torch.equal(first, F.dropout(torch.ones(100)))

@@ -1,0 +1,48 @@
+from alexnet.training.progress import Live, Plain, Silent, default_progress, epoch_line
+
+ROW = {
+    "epoch": 3, "train_loss": 0.5, "train_top1": 0.875, "val_loss": 0.625, "top1": 0.75,
+    "images_per_second": 1234.0, "seconds": 12.5,
+}  # fmt: skip
+
+
+def test_the_line_of_an_epoch():
+    assert epoch_line(ROW, 20, "val") == (
+        "epoch  3/20  loss 0.5000  train top-1 87.50%  val loss 0.6250  val top-1 75.00%  1,234 images/s  12.5 s"
+    )
+
+
+def test_plain_prints_to_stderr_only(capsys):
+    plain = Plain()
+    plain.step(1, 2, 10, 20, 0.5, 0.5)
+    plain.work(1, 2, "reading")
+    plain.epoch(ROW, 20, "test")
+    plain.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "test top-1 75.00%" in err
+
+
+def test_silent_prints_nothing(capsys):
+    Silent().epoch(ROW, 20, "val")
+    Silent().say("hello")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_live_draws_and_keeps_what_was_said(capsys):
+    live = Live()
+    live.work(5, 10, "reading images")
+    live.step(1, 2, 10, 20, None, None)
+    live.step(1, 2, 20, 20, 0.5, 0.25)
+    live.say("A [sentence] that stays.")
+    live.epoch(ROW, 20, "val")
+    live.close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "A [sentence] that stays." in err
+    assert "val top-1 75.00%" in err
+
+
+def test_without_a_terminal_lines_are_plain():
+    assert isinstance(default_progress(), Plain)

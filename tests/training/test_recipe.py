@@ -1,0 +1,106 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from alexnet.errors import UserError
+from alexnet.training.recipe import FLAG_NAMES, Recipe, flags_of, read_recipe, with_settings
+from alexnet.training.recipes import RECIPES, describe, find_recipe, named_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_its_json(name, tmp_path):
+    recipe = named_recipe(name)
+    assert recipe.name == name
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe.to_json())
+    assert read_recipe(path) == recipe
+    assert describe(name)
+
+
+def test_recipe_with_a_path_survives_its_json(tmp_path):
+    recipe = dataclasses.replace(named_recipe("folder"), data=Path("/some/where"), limit_steps=3, mean=(0.1, 0.2, 0.3))
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    assert read_recipe(tmp_path / "recipe.json") == recipe
+
+
+def test_flags_are_half_of_the_recipe():
+    flags = flags_of(named_recipe("cifar10"))
+    assert set(FLAG_NAMES) == {f.name for f in dataclasses.fields(flags)}
+    assert flags.epochs == named_recipe("cifar10").epochs
+
+
+def test_settings_are_checked():
+    base = Recipe()
+    assert with_settings(base, {"lr": 1}).lr == 1.0
+    assert with_settings(base, {"data": "x"}).data == Path("x")
+    assert with_settings(base, {"scale": [0.5, 1]}).scale == (0.5, 1.0)
+    assert with_settings(base, {"mean": None, "clip_norm": 2}).clip_norm == 2.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"epochz": 3}, "no setting 'epochz'; did you mean 'epochs'"),
+        ({"epochs": "three"}, "epochs cannot be 'three'; it must be a whole number"),
+        ({"epochs": 2.5}, "it must be a whole number"),
+        ({"epochs": True}, "it must be a whole number"),
+        ({"compile": 1}, "it must be true or false"),
+        ({"schedule": "stair"}, "one of constant, step"),
+        ({"scale": [0.5]}, "a list of numbers"),
+        ({"mean": "grey"}, "a list of numbers or null"),
+        ({"epochs": 0}, "--epochs must be greater than 0"),
+        ({"batch_size": -1}, "--batch-size must be greater than 0"),
+        ({"lr": -0.1}, "--lr must not be negative"),
+        ({"lr": float("nan")}, "--lr must be a finite number"),
+        ({"momentum": 1.0}, "--momentum must be at least 0 and less than 1"),
+        ({"accumulate": 300}, "--accumulate 300 cannot be larger than --batch-size"),
+        ({"num_classes": 1}, "--num-classes must be at least 2"),
+        ({"momentum": 0.0, "nesterov": True}, "Nesterov"),
+        ({"scale": [0.9, 0.1]}, "scale must be two shares"),
+    ],
+)
+def test_bad_settings_say_what_is_wrong(settings, says):
+    with pytest.raises(UserError, match=says) as error:
+        with_settings(Recipe(), settings)
+    assert "\n" not in str(error.value)
+
+
+def test_recipe_files_that_are_none(tmp_path):
+    path = tmp_path / "recipe.json"
+    with pytest.raises(UserError, match="cannot be read"):
+        read_recipe(path)
+    path.write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        read_recipe(path)
+    path.write_text("[1]")
+    with pytest.raises(UserError, match="must be a JSON object"):
+        read_recipe(path)
+    path.write_text(json.dumps({"learning_rate": 1}))
+    with pytest.raises(UserError, match=r"no setting 'learning_rate' in .*recipe.json"):
+        read_recipe(path)
+
+
+def test_find_recipe(tmp_path):
+    assert find_recipe("cifar10") == named_recipe("cifar10")
+    assert find_recipe(str(tmp_path)).data == tmp_path
+    with pytest.raises(UserError, match="did you mean 'cifar10'"):
+        find_recipe("cifar01")
+    with pytest.raises(UserError, match="no folder of pictures pets/cats"):
+        find_recipe("pets/cats")
+
+
+def test_the_tutorial_recipes_are_to_the_letter():
+    seed = named_recipe("cifar10-seed")
+    assert (seed.epochs, seed.lr, seed.momentum, seed.weight_decay) == (100, 0.01, 0.9, 5e-4)
+    assert (seed.schedule, seed.step_epochs, seed.gamma) == ("step", 30, 0.1)
+    assert (seed.crop, seed.padding, seed.flip, seed.init, seed.batch_size) == ("pad", 4, True, "kaiming", None)
+    assert seed.mean == (0.4914, 0.4822, 0.4465)
+    assert seed.std == (0.2023, 0.1994, 0.2010)
+    d2l = named_recipe("fashion-mnist-d2l")
+    assert (d2l.arch, d2l.lr, d2l.momentum, d2l.weight_decay) == ("d2l", 0.01, 0.0, 0.0)
+    assert (d2l.epochs, d2l.batch_size, d2l.init, d2l.schedule) == (10, 128, "xavier", "constant")
+    vision = named_recipe("imagenet-torchvision")
+    assert (vision.epochs, vision.batch_size, vision.lr, vision.weight_decay) == (90, 256, 0.01, 1e-4)
+    assert (vision.crop, vision.resize, vision.image_size, vision.flip) == ("resized", 256, 224, True)

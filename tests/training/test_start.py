@@ -1,0 +1,123 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import alexnet
+from alexnet.errors import UserError
+from alexnet.runs import Run
+from alexnet.training.progress import Silent
+from alexnet.training.start import resume, train
+from helpers import make_folder, make_picture
+
+QUICK = {"epochs": 1, "width": 0.125, "batch_size": 8}
+
+
+def test_a_folder_of_pictures(tmp_path, pictures):
+    result = train(pictures, out=tmp_path / "run", progress=Silent(), **{**QUICK, "epochs": 15})
+    run = Run(result.run)
+    rows = (run.path / "split.csv").read_text().splitlines()
+    assert rows[0] == "name,split"
+    assert len(rows) == 25
+    recipe = json.loads(run.recipe_json.read_text())
+    assert (recipe["arch"], recipe["image_size"]) == ("cifar", 32)
+    assert Path(recipe["data"]).is_absolute()
+    model = json.loads((run.named_checkpoint("best") / "model.json").read_text())
+    assert model["classes"] == ["apple", "leaf", "sky"]
+    assert result.summary["best"]["top1"] == 1.0  # three plain colours
+
+
+def test_a_recipe_json_runs_again(tmp_path, pictures):
+    first = train(pictures, out=tmp_path / "a", progress=Silent(), **QUICK)
+    again = train(tmp_path / "a" / "recipe.json", out=tmp_path / "b", progress=Silent())
+    assert again.summary["best"]["val_loss"] == first.summary["best"]["val_loss"]
+
+
+def test_validation_folders_are_matched_by_name(tmp_path):
+    make_folder(tmp_path / "data" / "train", ("apple", "leaf", "sky"), 4)
+    make_picture(tmp_path / "data" / "Valid" / "sky" / "x.png", 2, 7)
+    make_picture(tmp_path / "data" / "Valid" / "leaf" / "x.png", 1, 8)
+    result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
+    stored = Run(result.run).read_evaluation("val")
+    assert stored is not None
+    assert stored[0] == ["Valid/leaf/x.png", "Valid/sky/x.png"]
+    assert stored[1].tolist() == [1, 2]
+    assert not Run(result.run).split_csv.exists()
+
+
+def test_skip_bad_lists_what_was_left_out(tmp_path, pictures):
+    (pictures / "sky" / "broken, really.jpg").write_bytes(b"<html>")
+    with pytest.raises(UserError, match="broken, really.jpg"):
+        train(pictures, out=tmp_path / "run", progress=Silent(), **QUICK)
+    assert not (tmp_path / "run").exists()
+    train(pictures, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK)
+    header, line = (tmp_path / "run" / "bad_files.csv").read_text().splitlines()
+    assert header == "path,reason"
+    assert line.startswith('"sky/broken, really.jpg",')
+
+
+def test_files_on_disk_and_in_memory_train_alike(tmp_path, pictures, monkeypatch):
+    """Two ways to the same pictures: small data decoded once, large data decoded by workers."""
+    settings = {**QUICK, "progress": Silent(), "norm": "none"}
+    recipe = {"crop": "none", "flip": True, "jitter": [0, 0, 0], **settings}
+    memory = train(pictures, out=tmp_path / "memory", **recipe)
+    monkeypatch.setattr("alexnet.training.prepare.memory_plan", lambda *_: False)
+    for workers in (0, 2):
+        disk = train(pictures, out=tmp_path / f"disk{workers}", workers=workers, **recipe)
+        assert disk.summary["best"]["val_loss"] == pytest.approx(memory.summary["best"]["val_loss"], rel=1e-4)
+
+
+def test_the_224_pixel_network_takes_photographs(tmp_path):
+    for i, name in enumerate(("a", "b")):
+        for n in range(3):
+            for split in ("train", "val"):
+                make_picture(tmp_path / "data" / split / name / f"{n}.jpg", i, n, size=(320, 240))
+    result = train(
+        "imagenet-torchvision", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(),
+        width=0.125, batch_size=4, limit_steps=2, workers=0,
+    )  # fmt: skip
+    assert result.summary["steps"] == 2
+    assert result.summary["arch"] == "torchvision"
+
+
+def test_resume_with_another_class_is_refused(tmp_path, pictures):
+    shutil.copytree(pictures, tmp_path / "data" / "train")
+    shutil.copytree(pictures, tmp_path / "data" / "val")
+    result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
+    make_folder(tmp_path / "data" / "train", ("stone",), 3)
+    with pytest.raises(UserError, match="was trained on 3: apple, leaf, sky"):
+        resume(result.run, epochs="+1", progress=Silent())
+
+
+@pytest.mark.parametrize("epochs", ["+0", "x", "-3", "1", "0", ""])
+def test_bad_extensions(small_run, tmp_path, epochs):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    with pytest.raises(UserError, match="--epochs|already has"):
+        resume(copy, epochs=epochs, progress=Silent())
+
+
+def test_resume_starts_a_run_that_never_saved(tmp_path):
+    shutil.copytree(train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, **QUICK).run, tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "checkpoints")
+    (tmp_path / "b" / "checkpoints").mkdir()
+    for name in ("best", "last", "metrics.jsonl", "summary.json"):
+        (tmp_path / "b" / name).unlink()
+    again = resume(tmp_path / "b", progress=Silent())
+    assert again.summary["best"] == json.loads((tmp_path / "a" / "summary.json").read_text())["best"]
+
+
+def test_train_with_resume_goes_on(tmp_path):
+    first = alexnet.train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, **QUICK)
+    again = alexnet.train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, resume=True, **QUICK)
+    assert again.already_finished
+    assert again.summary == first.summary
+    assert "top-1" in str(again)
+    assert again._repr_html_().count("<tr>") == 2
+
+
+def test_the_package_offers_its_names():
+    for name in alexnet.__all__:
+        assert getattr(alexnet, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = alexnet.nothing
