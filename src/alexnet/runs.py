@@ -205,6 +205,8 @@ class Run:
     ) -> Path:
         """Write `checkpoints/<step>`, point `last` (and `best`) to it, and drop those that neither names."""
         folder = self.path / "checkpoints" / f"{step:08d}"
+        while folder.exists():  # a run stopped after its epoch's last step and resumed; never delete the only one
+            folder = folder.with_name(folder.name + "a")
         beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         try:
             beside.chmod(0o755)
@@ -212,8 +214,6 @@ class Run:
             if training is not None:
                 torch.save(training, beside / TRAINING)
                 _flush(beside / TRAINING)
-            if folder.exists():  # the same step again: a resumed run that had nothing left to do
-                shutil.rmtree(folder)
             beside.rename(folder)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)

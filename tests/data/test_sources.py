@@ -16,10 +16,10 @@ from torchvision import datasets
 
 from alexnet.data import folders
 from alexnet.data.augment import Augment
-from alexnet.data.images import BadImage
+from alexnet.data.images import BadImage, decode
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files
-from alexnet.data.sources import load_source, read_files
+from alexnet.data.sources import evaluated, load_source, read_files
 from alexnet.errors import UserError
 
 
@@ -375,7 +375,8 @@ def test_cifar10_that_is_damaged_or_absent(cifar, tmp_path, monkeypatch):
         load_source("cifar10", class_folders(tmp_path / "other", {"a": 1}))
 
 
-def test_a_download_that_fails_says_what_to_do_by_hand(cifar, capsys):
+def test_a_download_that_fails_says_what_to_do_by_hand(cifar, capsys, monkeypatch):
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:1/closed.tar.gz")
     with pytest.raises(UserError, match=r"could not be downloaded .*; put cifar-10-python.tar.gz \(md5 .*--data"):
         load_source("cifar10")
     with pytest.raises(UserError, match="switched off; put"):
@@ -464,3 +465,14 @@ def test_the_real_fashion_mnist():
     train = source.splits["train"]
     assert np.bincount(train.targets).tolist() == [6000] * 10
     assert train.images.double().mean().item() / 255 == pytest.approx(0.2860, abs=5e-5)
+
+
+def test_arrays_are_evaluated_as_their_picture_files_are(tmp_path):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8))
+    preprocess = Preprocess(size=32, channels=1, mean=(0.5,), std=(0.5,))
+    found = evaluated(Arrays(images, torch.arange(3), ["a", "b", "c"]), preprocess)
+    assert found.ready
+    for i in range(3):
+        Image.fromarray(images[i, 0].numpy()).save(tmp_path / "x.png")
+        assert torch.equal(found.images[i], preprocess.evaluation(decode(tmp_path / "x.png", 1)))
+    assert evaluated(found, preprocess) is found

@@ -116,6 +116,24 @@ def test_train_with_resume_goes_on(tmp_path):
     assert again._repr_html_().count("<tr>") == 2
 
 
+def test_a_resumed_run_names_the_settings_it_does_not_follow(tmp_path):
+    said = []
+
+    class Listen(Silent):
+        def say(self, text):
+            said.append(text)
+
+    settings = {"out": tmp_path / "a", "progress": Listen(), "limit_steps": 1, **QUICK}
+    alexnet.train("digits", **settings)
+    said.clear()
+    alexnet.train("digits", resume=True, **settings)
+    assert said == []
+    alexnet.train("digits", resume=True, **{**settings, "epochs": 9, "width": 0.5})
+    (sentence,) = said
+    assert "--epochs 9 (it has 1)" in sentence
+    assert "--width 0.5 (it has 0.125)" in sentence
+
+
 def test_the_package_offers_its_names():
     for name in alexnet.__all__:
         assert getattr(alexnet, name) is not None

@@ -24,18 +24,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, check_md5, extract_archive
 
 from alexnet import runtime
 from alexnet.data import folders
 from alexnet.data.augment import Augment
+from alexnet.data.download import fetch
 from alexnet.data.folders import Progress
 from alexnet.data.images import decode, image_size
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source, SplitRows
 from alexnet.data.split import divide, in_order
 from alexnet.errors import UserError, unknown_name
+
+Needed = tuple[list[str], Path, str]  # addresses of a file, where it belongs, its md5
 
 SOURCES = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
 
@@ -69,7 +73,7 @@ def load_source(
     elif name == "cifar10":
         source = _cifar10(data, download, skip_bad, progress)
     elif name == "fashion-mnist":
-        source = _fashion_mnist(data, download)
+        source = _fashion_mnist(data, download, progress)
     else:
         if data is None:
             raise UserError(f"The data set '{name}' needs the folder that holds it; give --data DIR.")
@@ -104,6 +108,23 @@ def read_files(
     for _ in folders.in_threads(read, range(len(paths)), progress, "reading images"):
         pass
     return Arrays(torch.from_numpy(images), files.targets, files.names, ready=augment is None)
+
+
+def evaluated(arrays: Arrays, preprocess: Preprocess) -> Arrays:
+    """`arrays` as `preprocess.evaluation` makes each picture, N×C×size×size: by Pillow, so that they are to the last
+    bit what a picture file gives in prediction."""
+    if arrays.ready or arrays.images.shape[-2:] == (preprocess.square, preprocess.square) == (preprocess.size,) * 2:
+        return arrays
+    images = np.empty((len(arrays), preprocess.channels, preprocess.size, preprocess.size), dtype=np.uint8)
+
+    def shape(i: int) -> None:
+        pixels = arrays.images[i].permute(1, 2, 0).numpy()
+        picture = Image.fromarray(pixels if preprocess.channels == 3 else pixels[..., 0])
+        images[i] = preprocess.evaluation(picture).numpy()
+
+    for _ in folders.in_threads(shape, range(len(arrays)), None, "resizing images"):
+        pass
+    return Arrays(torch.from_numpy(images), arrays.targets, arrays.names, ready=True)
 
 
 def _common_side(files: Files, progress: Progress | None) -> int:
@@ -151,7 +172,9 @@ def _cifar10(data: Path | None, download: bool, skip_bad: bool, progress: Progre
             if (cache / archive).is_file() and not download:
                 _unpack_cifar10(cache / archive)
             else:
-                _download(datasets.CIFAR10, cache, "CIFAR-10", by_hand, download)
+                _may_download("CIFAR-10", by_hand, download)
+                needed = [([datasets.CIFAR10.url], cache / archive, datasets.CIFAR10.tgz_md5)]
+                _download(datasets.CIFAR10, needed, cache, "CIFAR-10", by_hand, progress)
     elif data.name.endswith(".tar.gz") and data.is_file():
         folder = _unpack_cifar10(data)
     else:
@@ -200,7 +223,7 @@ def _unpack_cifar10(archive: Path) -> Path:
     return cache / datasets.CIFAR10.base_folder
 
 
-def _fashion_mnist(data: Path | None, download: bool) -> Source:
+def _fashion_mnist(data: Path | None, download: bool, progress: Progress | None) -> Source:
     files = {
         split: (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
         for split, stem in (("train", "train"), ("test", "t10k"))
@@ -214,8 +237,11 @@ def _fashion_mnist(data: Path | None, download: bool) -> Source:
                 f"the IDX files themselves ({files['train'][0]}, ...)."
             )
         by_hand = f"put the four IDX files (.gz or not) into {where}, or give --data a folder that has them"
-        _download(datasets.FashionMNIST, where, "Fashion-MNIST", by_hand, download)
+        _may_download("Fashion-MNIST", by_hand, download)
         raw = where / "FashionMNIST" / "raw"
+        mirrors, resources = datasets.FashionMNIST.mirrors, datasets.FashionMNIST.resources
+        needed = [([mirror + name for mirror in mirrors], raw / name, md5) for name, md5 in resources]
+        _download(datasets.FashionMNIST, needed, where, "Fashion-MNIST", by_hand, progress)
     arrays: dict[str, Arrays | Files] = {}
     for split, (images, labels) in files.items():
         pixels, targets = _read_idx(raw / images, (28, 28)), _read_idx(raw / labels, ())
@@ -249,13 +275,19 @@ def _read_idx(path: Path, item: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header).reshape(-1, *item).copy()
 
 
-def _download(kind: type, cache: Path, title: str, by_hand: str, allowed: bool) -> None:
-    """torchvision's own download into `cache`, which checks md5 and keeps whole files that are already there."""
+def _may_download(title: str, by_hand: str, allowed: bool) -> None:
     if not allowed:
         raise UserError(f"{title} is not on this machine and downloading is switched off; {by_hand}.")
+
+
+def _download(
+    kind: type, files: list[Needed], cache: Path, title: str, by_hand: str, progress: Progress | None
+) -> None:
+    """Our download, which goes on where it broke off, into the places where torchvision's own then finds all whole."""
     try:
+        for urls, target, md5 in files:
+            fetch(urls, target, md5, progress)
         with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout, and torchvision prints
-            cache.mkdir(parents=True, exist_ok=True)
             kind(cache, download=True)
     except (OSError, RuntimeError, EOFError) as error:
         raise UserError(f"{title} could not be downloaded ({error}); {by_hand}.") from error

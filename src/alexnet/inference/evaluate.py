@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from alexnet.data.loading import Batches, FromFiles, InMemory, choose_workers, memory_plan
+from alexnet.data.loading import MAX_IN_MEMORY, Batches, FromFiles, InMemory, choose_workers, memory_plan
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source
-from alexnet.data.sources import load_source, read_files
+from alexnet.data.sources import evaluated, load_source, read_files
 from alexnet.data.split import read_split
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.formats import open_model
@@ -92,6 +92,8 @@ def evaluation_batches(part: Arrays | Files, preprocess: Preprocess, workers: in
     """The images of a split in order, as the network reads them."""
     if isinstance(part, Files):
         return FromFiles(part, preprocess, batch_size=BATCH_SIZE, workers=workers)
+    if len(part) * preprocess.channels * preprocess.size**2 <= MAX_IN_MEMORY:
+        part = evaluated(part, preprocess)
     return InMemory(part, preprocess, batch_size=BATCH_SIZE)
 
 

@@ -52,7 +52,7 @@ INITS: dict[str, Init] = {
     ),
     "caffe": Init("bvlc_alexnet: fc6-7 .005, biases .1 or 0", "normal", "normal", stds=_SMALL, biases=_excited(0.1)),
     "caffenet": Init("CaffeNet: fc6-7 .005, biases 1 or 0", "normal", "normal", stds=_SMALL, biases=_excited(1.0)),
-    "kaiming": Init("seed 002: Kaiming convolutions, N(0, .01) matrices, biases 0", "kaiming", "normal"),
+    "kaiming": Init("tutorial 002: Kaiming convolutions, N(0, .01) matrices, biases 0", "kaiming", "normal"),
     "xavier": Init("d2l: Xavier uniform weights, torch's biases", "xavier", "xavier", bias=None),
     "torch": Init("torch's defaults", "torch", "torch", bias=None),
 }
@@ -134,7 +134,7 @@ _ONE_TOWER = replace(
     _PAPER,
     name="one-tower",
     title="The merged 96-256-384-384-256 network of the tutorials' tables",
-    source="the tables in seeds 001 and 002",
+    source="the tables of tutorials 001 and 002, docs/tutorials.md",
     convs=(
         ConvSpec(96, 11, stride=4, padding=2, stages=_ACT_LRN_POOL),
         ConvSpec(256, 5, padding=2, stages=_ACT_LRN_POOL),
@@ -177,7 +177,7 @@ _TORCHVISION_LRN = replace(
     _TORCHVISION,
     name="torchvision-lrn",
     title="torchvision's network with LRN after each pool",
-    source="seed 000",
+    source="tutorial 000, docs/tutorials.md",
     convs=tuple(replace(c, stages=_ACT_POOL_LRN) if "pool" in c.stages else c for c in _TORCHVISION.convs),
     norm="lrn",
     lrn=CAFFE_LRN,
@@ -193,7 +193,7 @@ _SEED_MERGED = replace(
     _ONE_TOWER,
     name="seed-merged",
     title="A tutorial's merged network with 2048 hidden units",
-    source="seed 001",
+    source="tutorial 001, docs/tutorials.md",
     convs=tuple(replace(c, stages=tuple(s for s in c.stages if s != "lrn")) for c in _ONE_TOWER.convs),
     hidden=(2048, 2048),
     dropout=0.2,
@@ -244,7 +244,7 @@ _D2L = replace(
     _SEED_MERGED,
     name="d2l",
     title="Dive into Deep Learning's AlexNet for Fashion-MNIST",
-    source="seed 004, after d2l.ai, section 8.1",
+    source="d2l.ai, section 8.1, as tutorial 004 has it, docs/tutorials.md",
     convs=(replace(_SEED_MERGED.convs[0], padding=0), *_SEED_MERGED.convs[1:]),
     hidden=(4096, 4096),
     dropout=0.5,
@@ -266,7 +266,7 @@ _CIFAR = replace(
     _TORCHVISION,
     name="cifar",
     title="AlexNet's layers for images of 32×32",
-    source="seed 002, repaired",
+    source="tutorial 002, docs/tutorials.md, repaired",
     convs=tuple(
         replace(c, pool_ceil="pool" in c.stages)
         for c in (ConvSpec(64, 5, stride=2, padding=2, stages=_ACT_POOL), *_TORCHVISION.convs[1:])
@@ -291,7 +291,7 @@ _CIFAR_TOWERS = replace(
     _CIFAR,
     name="cifar-towers",
     title="The network for 32×32 as two towers with LRN, to try the paper's claims on small data",
-    source="ours, from seed 002 repaired and the paper's sections 3.2 to 3.5 and 4.2",
+    source="ours, from tutorial 002 repaired and the paper's sections 3.2 to 3.5 and 4.2",
     convs=tuple(
         replace(c, groups=groups, stages=_ACT_LRN_POOL if n < 2 else c.stages)
         for n, (c, groups) in enumerate(zip(_CIFAR.convs, (1, 2, 1, 2, 2), strict=True))

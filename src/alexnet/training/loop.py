@@ -64,10 +64,13 @@ class Loop:
             while p.epoch < self.recipe.epochs and not self._at_limit():
                 self._train_epoch(stop)
                 if stop.received is not None:
-                    self._save_and_stop(stop.received)
-                self._end_epoch()
-                if stop.received is not None and p.epoch < self.recipe.epochs:
-                    self._save_and_stop(stop.received)
+                    self._save(best=False)
+                else:
+                    self._end_epoch()
+                if stop.received is not None and not p.finished:
+                    raise Interrupted(
+                        f"Saved after step {p.step:,}; go on with: alexnet resume {self.run.path}", stop.received
+                    )
         return self._finish()
 
     def _train_epoch(self, stop: StopSignal) -> None:
@@ -239,12 +242,6 @@ class Loop:
                 f"The checkpoint after step {self.position.step:,} could not be written to {self.run.path}: "
                 f"{error.strerror}; make room, then 'alexnet resume {self.run.path}' goes on from the one before."
             ) from error
-
-    def _save_and_stop(self, signum: int) -> None:
-        self._save(best=False)
-        raise Interrupted(
-            f"Saved after step {self.position.step:,}; go on with: alexnet resume {self.run.path}", signum
-        )
 
     def _check_finite(self, loss_sum: float) -> None:
         if not math.isfinite(loss_sum):

@@ -35,8 +35,8 @@ def cifar10() -> Recipe:
     """CIFAR-10 in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule."""
     return Recipe(
         name="cifar10", source="cifar10", arch="cifar", norm="batch",
-        epochs=4, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
-        label_smoothing=0.1, dropout=0.2, crop="pad", padding=2, padding_mode="reflect", flip=True,
+        width=0.5, epochs=8, batch_size=64, lr=0.05, schedule="one-cycle", nesterov=True, decay_biases=False,
+        label_smoothing=0.1, dropout=0.0, crop="pad", padding=2, padding_mode="reflect", flip=True,
         mean=CIFAR10_MEAN, std=CIFAR10_STD,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from alexnet.runs import Run, environment, find_run, read_model, read_training, 
 from alexnet.training.loop import Loop
 from alexnet.training.prepare import Prepared, prepare
 from alexnet.training.progress import Progress, default_progress
-from alexnet.training.recipe import Recipe, read_recipe, with_settings
+from alexnet.training.recipe import FLAG_NAMES, Recipe, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
 from alexnet.training.state import Position
 
@@ -72,7 +72,7 @@ def train(
     recipe = with_settings(recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe)), settings)
     folder = Path(out) if out is not None else None
     if resume and folder is not None and (folder / "recipe.json").is_file():
-        return resume_run(Run(folder), progress=progress)
+        return resume_run(Run(folder), progress=progress, wanted=recipe)
     Run.check_free(folder)
     report = progress or default_progress()
     try:
@@ -91,21 +91,26 @@ def resume(run: str | Path, *, epochs: str | int | None = None, progress: Progre
     return resume_run(find_run(run), epochs=None if epochs is None else str(epochs), progress=progress)
 
 
-def resume_run(run: Run, *, epochs: str | None = None, progress: Progress | None = None) -> TrainingResult:
+def resume_run(
+    run: Run, *, epochs: str | None = None, progress: Progress | None = None, wanted: Recipe | None = None
+) -> TrainingResult:
     """Go on with `run` from its last checkpoint, or from the start where there is none yet.
 
     `epochs`, as `+N` or `N`, extends it; from there on the learning rate is that of a run of so many epochs. A
-    finished run without `epochs` is returned as it is.
+    finished run without `epochs` is returned as it is. What `wanted` sets differently is named and not followed.
     """
     recipe = read_recipe(run.recipe_json)
+    report = progress or default_progress()
+    if wanted is not None and (other := _differences(recipe, wanted)):
+        report.say(f"{run.path} goes on with its own settings; not followed: {other}.")
     if epochs is not None:
         recipe = replace(recipe, epochs=_extended(recipe.epochs, epochs), limit_steps=None)
     folder = run.named_checkpoint("last")
     training = read_training(folder) if folder else None
     position = Position.from_training(training) if training else Position()
     if position.finished and epochs is None:
+        report.close()
         return TrainingResult(run.path, run.summary(), already_finished=True)
-    report = progress or default_progress()
     try:
         prepared = prepare(recipe, report, split=read_split(run.split_csv) if run.split_csv.is_file() else None)
         if folder:
@@ -141,6 +146,19 @@ def _write_facts(run: Run, prepared: Prepared) -> None:
         text = io.StringIO()
         csv.writer(text).writerows([("path", "reason"), *prepared.source.bad])
         write_text(run.path / "bad_files.csv", text.getvalue())
+
+
+def _differences(stored: Recipe, wanted: Recipe) -> str:
+    """The flags that `wanted` sets to something else than the run's recipe, but for those that preparing fills in."""
+    filled = {"arch", "image_size", "precision", "batch_size", "workers", "data"}
+    changed = [
+        f"--{name.replace('_', '-')} {new} (it has {old})"
+        for name in FLAG_NAMES
+        if (new := getattr(wanted, name)) != (old := getattr(stored, name))
+        and not (name in filled and new in (None, "auto"))
+        and not (name == "data" and new.absolute() == old)
+    ]
+    return ", ".join(changed)
 
 
 def _extended(now: int, wanted: str) -> int:

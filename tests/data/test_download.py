@@ -1,0 +1,89 @@
+"""Downloads against a real server on the loopback that breaks off, forgets ranges, lies, or says no."""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from alexnet.data.download import DownloadFailed, fetch
+
+CONTENT = bytes(range(256)) * 4000
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Host(BaseHTTPRequestHandler):
+    """`/broken` stops after 300,000 bytes of each answer, `/whole` ignores ranges, `/wrong` sends something else."""
+
+    def do_GET(self):
+        self.server.asked.append((self.path, self.headers.get("Range")))
+        if self.path == "/gone":
+            self.send_error(404)
+            return
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if self.path != "/whole" else 0
+        body = (b"x" * len(CONTENT) if self.path == "/wrong" else CONTENT)[start:]
+        if start and not body:
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:300_000] if self.path == "/broken" else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def host():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    server.asked = []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_whole_file_arrives_with_progress(host, tmp_path):
+    seen = []
+    target = fetch([f"{host.url}/file"], tmp_path / "a" / "x.bin", MD5, lambda *p: seen.append(p))
+    assert target.read_bytes() == CONTENT
+    assert seen[-1] == (len(CONTENT), len(CONTENT), "downloading x.bin")
+    assert [p.name for p in target.parent.iterdir()] == ["x.bin"]
+    asked = len(host.asked)
+    fetch([f"{host.url}/file"], target, MD5)
+    assert len(host.asked) == asked  # it is there already
+
+
+def test_a_broken_download_goes_on_where_it_broke_off(host, tmp_path):
+    with pytest.raises(DownloadFailed, match="broke after 900,000 of 1,024,000"):
+        fetch([f"{host.url}/broken"], tmp_path / "x.bin", MD5)
+    assert (tmp_path / "x.bin.part").stat().st_size == 900_000
+    assert not (tmp_path / "x.bin").exists()
+    fetch([f"{host.url}/broken"], tmp_path / "x.bin", MD5)  # tomorrow
+    assert (tmp_path / "x.bin").read_bytes() == CONTENT
+    assert [asked for _, asked in host.asked] == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
+
+
+def test_a_host_without_ranges_starts_over(host, tmp_path):
+    (tmp_path / "x.bin.part").write_bytes(CONTENT[:500])
+    assert fetch([f"{host.url}/whole"], tmp_path / "x.bin", MD5).read_bytes() == CONTENT
+
+
+def test_a_complete_part_needs_no_more_bytes(host, tmp_path):
+    (tmp_path / "x.bin.part").write_bytes(CONTENT)
+    assert fetch([f"{host.url}/file"], tmp_path / "x.bin", MD5).read_bytes() == CONTENT
+
+
+def test_the_next_mirror_is_asked(host, tmp_path):
+    urls = [f"{host.url}/gone", f"{host.url}/wrong", "http://127.0.0.1:1/closed", f"{host.url}/file"]
+    assert fetch(urls, tmp_path / "x.bin", MD5).read_bytes() == CONTENT
+    assert [path for path, _ in host.asked].count("/gone") == 1
+
+
+def test_a_wrong_file_is_never_taken(host, tmp_path):
+    with pytest.raises(DownloadFailed, match="another checksum"):
+        fetch([f"{host.url}/wrong"], tmp_path / "x.bin", MD5)
+    assert list(tmp_path.iterdir()) == []
