@@ -1,5 +1,6 @@
 """Every way of giving bad input that we know, and the sentence that it gets: exit code 2, nothing half-written."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -112,6 +113,7 @@ TRAINING = [
     (nothing, ["--epoch", "3"], "Unrecognized options: --epoch, 3; did you mean --epochs?"),
     (nothing, ["--epochs", "ten"], "Error parsing --epochs: invalid literal for int() with base 10: 'ten'; 'alexnet"),
     (nothing, ["--epochs", "0"], "--epochs must be greater than 0, not 0."),
+    (nothing, ["--warmup", "1"], "--schedule one-cycle rises from 0 by itself; leave --warmup out, or use cosine."),
     (nothing, ["--schedule", "stairs"], "Invalid choice 'stairs' for argument '--schedule'. Expected one of"),
     (nothing, ["--lr", "-1"], "--lr must not be negative, but is -1.0."),
     (nothing, ["--lr", "nan"], "--lr must be a finite number, not nan."),
@@ -180,6 +182,9 @@ def other_software(run):
 def pickled_training(run):
     for path in (run / "checkpoints").glob("*/training.pt"):
         path.write_bytes(pickle.dumps(Bomb()))
+        described = json.loads(path.with_name("model.json").read_text())
+        described["sha256"]["training.pt"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.with_name("model.json").write_text(json.dumps(described))
 
 
 def truncated_training(run):
@@ -213,8 +218,8 @@ USING = [
     (truncated_weights, ["eval", "RUN"], "RUN/CHECKPOINT/model.safetensors is truncated or damaged: its checksum"),
     (truncated_description, ["predict", "RUN", "a.png"], "RUN/CHECKPOINT/model.json is damaged ("),
     (other_software, ["eval", "RUN"], "RUN/CHECKPOINT/model.json was written by other software"),
-    (pickled_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt is truncated, damaged or"),
-    (truncated_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt is truncated, damaged or"),
+    (pickled_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt holds a pickle that could"),
+    (truncated_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt is truncated or damaged"),
     (nothing, ["resume", "RUN", "--epochs", "soon"], "--epochs must be a number such as 14, or +10 for ten more"),
     (other_classes, ["eval", "RUN", "--data", "data"], "The data has 2 classes and the network 10, and it does not"),
     (nothing, ["predict", "RUN"], "Name at least one picture after the run: a file, a folder, or '-' for"),

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -116,6 +117,22 @@ def test_damage_is_noticed_and_named(run, damage):
     assert "\n" not in str(error.value)
 
 
+def test_a_changed_byte_in_training_pt_is_noticed(run):
+    path = save(run, 1) / TRAINING
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"training\.pt is truncated or damaged: its checksum"):
+        read_training(path.parent)
+
+
+def bless(folder: Path) -> None:
+    """Make the checksum in model.json that of the training.pt that is there."""
+    described = json.loads((folder / MODEL).read_text())
+    described["sha256"][TRAINING] = hashlib.sha256((folder / TRAINING).read_bytes()).hexdigest()
+    (folder / MODEL).write_text(json.dumps(described))
+
+
 class Bomb:
     def __reduce__(self):
         return (Path.touch, (Path("/tmp/alexnet-was-here"),))
@@ -126,6 +143,7 @@ def test_a_pickle_in_training_pt_is_refused_and_not_run(run):
     Path("/tmp/alexnet-was-here").unlink(missing_ok=True)
     for write in (lambda p: torch.save({"optimizer": Bomb()}, p), lambda p: p.write_bytes(pickle.dumps(Bomb()))):
         write(folder / TRAINING)
+        bless(folder)
         with pytest.raises(UserError, match="pickle that could run code"):
             read_training(folder)
     assert not Path("/tmp/alexnet-was-here").exists()
@@ -135,7 +153,7 @@ def test_training_pt_that_is_cut_or_missing(run):
     folder = save(run, 1)
     path = folder / TRAINING
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match="truncated, damaged"):
+    with pytest.raises(UserError, match="truncated or damaged"):
         read_training(folder)
     path.unlink()
     with pytest.raises(UserError, match="has no training.pt"):

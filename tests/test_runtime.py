@@ -88,5 +88,17 @@ def test_the_machine_is_described():
     assert runtime.cpu_count() >= 1
     assert runtime.free_memory() > 1 << 20
     assert runtime.cpu_name()
-    assert runtime.rank() == 0
     assert runtime.world_size() == 1
+
+
+def test_a_containers_limits_are_seen(tmp_path):
+    assert runtime.cpu_count(tmp_path) == runtime.cpu_count()
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert runtime.cpu_count(tmp_path) == 1
+    assert runtime.free_memory(tmp_path) == 2_000_000
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert runtime.cpu_count(tmp_path) == runtime.cpu_count()
+    assert runtime.free_memory(tmp_path) > 2_000_000

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def command_train(arguments: list[str]) -> None:
     """Train a recipe, a recipe.json, or a folder of pictures; the embedded digits if none is named."""
-    from alexnet.training.recipe import Flags, flags_of, with_settings
+    from alexnet.training.recipe import FLAG_NAMES, Flags, flags_of, with_settings
     from alexnet.training.recipes import RECIPES, describe, find_recipe
 
     @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ def command_train(arguments: list[str]) -> None:
         about += f"\n\nOther recipes: {', '.join(RECIPES)}; 'alexnet train NAME --help' tells their settings."
     defaults = TrainFlags(**dataclasses.asdict(flags_of(recipe)))
     flags = _parse(TrainFlags, arguments[named:], f"alexnet train {given}", about, default=defaults)
-    changed = {f.name: getattr(flags, f.name) for f in dataclasses.fields(Flags)}
-    recipe = with_settings(recipe, changed)
+    said = {re.sub(r"^--(no-)?", "", word.split("=")[0]).replace("-", "_") for word in arguments if word[:2] == "--"}
+    recipe = with_settings(recipe, {name: getattr(flags, name) for name in FLAG_NAMES if name in said})
 
     from alexnet.training.start import train
 
@@ -63,7 +63,7 @@ def resume(run: str, /, *, epochs: str | None = None, json: bool = False) -> Non
     """Go on with a run where it stopped, or extend a finished one.
 
     Args:
-        run: The run folder, or 'last'.
+        run: The run folder, or 'last' for the newest one in runs/.
         epochs: Extend to this many epochs, or by +N.
         json: Print the summary as one JSON document.
     """
@@ -402,4 +402,7 @@ def _message(error: Exception) -> str:
 
 def main() -> None:
     """The program `alexnet`."""
+    for stream in (sys.stdout, sys.stderr):  # a file name or class that the terminal cannot show must not stop us
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

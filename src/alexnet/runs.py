@@ -14,6 +14,7 @@ and `training.pt` goes through torch's restricted loader.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -71,6 +72,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON to `path`, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def printable(name: str) -> str:
+    """A file name as text that every file and terminal takes: bytes that are no UTF-8 as `\\xe9`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _flush(path: Path) -> None:
@@ -135,8 +141,9 @@ class Run:
                 out = Path("runs") / f"{name}-{stamp}-{extra}"
         cls.check_free(out)
         try:
-            (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+            out.mkdir(parents=True, exist_ok=True)
             write_text(out / "recipe.json", recipe_json + "\n")
+            (out / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"The run folder {out} cannot be written: {error.strerror}; choose another --out."
@@ -150,9 +157,9 @@ class Run:
             return
         if not out.is_dir():
             raise UserError(f"--out {out} is a file; choose a folder that does not exist yet.")
-        if (out / "recipe.json").exists() or (out / "checkpoints").exists():
+        if (out / "recipe.json").exists():
             raise UserError(f"{out} already holds a run; choose another --out, or add --resume to go on with it.")
-        if any(out.iterdir()):
+        if any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"--out {out} is not empty; choose a folder that is empty or does not exist yet.")
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -205,22 +212,26 @@ class Run:
     ) -> Path:
         """Write `checkpoints/<step>`, point `last` (and `best`) to it, and drop those that neither names."""
         folder = self.path / "checkpoints" / f"{step:08d}"
+        folder.parent.mkdir(exist_ok=True)
         while folder.exists():  # a run stopped after its epoch's last step and resumed; never delete the only one
             folder = folder.with_name(folder.name + "a")
         beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         try:
             beside.chmod(0o755)
-            write_model(beside, model, classes, preprocess, step=step, epoch=epoch)
             if training is not None:
                 torch.save(training, beside / TRAINING)
                 _flush(beside / TRAINING)
+            write_model(beside, model, classes, preprocess, step=step, epoch=epoch)
             beside.rename(folder)
+        except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
+            shutil.rmtree(beside, ignore_errors=True)
+            raise OSError(errno.EIO, str(error)) from error
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        write_text(self.path / "last", folder.name + "\n")
-        if best:
+        if best:  # first: were it lost, `last` would hold a position that believes in it
             write_text(self.path / "best", folder.name + "\n")
+        write_text(self.path / "last", folder.name + "\n")
         kept = {self.named_checkpoint("last"), self.named_checkpoint("best")}
         for other in folder.parent.iterdir():
             if other not in kept:
@@ -234,7 +245,7 @@ class Run:
 
         table = pa.table(
             {
-                "path": pa.array(list(paths), pa.string()),
+                "path": pa.array(list(map(printable, paths)), pa.string()),
                 "target": pa.array(targets.astype(np.int64)),
                 "logits": pa.array(list(logits.astype(np.float32)), pa.list_(pa.float32())),
             }
@@ -291,7 +302,7 @@ def write_model(
             "preprocess": preprocess.to_dict(),
             "step": step,
             "epoch": epoch,
-            "sha256": {WEIGHTS: _sha256(folder / WEIGHTS)},
+            "sha256": {name: _sha256(folder / name) for name in (WEIGHTS, TRAINING) if (folder / name).exists()},
         },
     )
 
@@ -299,14 +310,7 @@ def write_model(
 def read_model(folder: Path) -> Checkpoint:
     """The network in a checkpoint folder, on the CPU. Raises `UserError` on damage or another program's files."""
     described = folder / MODEL
-    try:
-        found = json.loads(described.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a checkpoint of ours: it has no {MODEL}.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{described} is damaged ({error}); use another checkpoint of the run.") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{described} was written by other software: its format is not '{FORMAT}'.")
+    found = _describe(folder)
     try:
         spec = AlexNetSpec.from_dict(found["spec"])
         preprocess = Preprocess.from_dict(found["preprocess"])
@@ -331,17 +335,37 @@ def read_model(folder: Path) -> Checkpoint:
     return Checkpoint(folder, model.eval(), classes, preprocess, step, epoch)
 
 
+def _describe(folder: Path) -> dict[str, Any]:
+    """What `model.json` says. Raises `UserError` if it is missing, damaged or another program's."""
+    path = folder / MODEL
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a checkpoint of ours: it has no {MODEL}.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"{path} was written by other software: its format is not '{FORMAT}'.")
+    return found
+
+
 def read_training(folder: Path) -> dict[str, Any]:
     """What `training.pt` holds, read without running anything in it. Raises `UserError`."""
     path = folder / TRAINING
     if not path.is_file():
         raise UserError(f"The checkpoint {folder} has no {TRAINING}, so that training cannot go on from it.")
+    expected = _describe(folder).get("sha256", {}).get(TRAINING)
+    if expected != _sha256(path):
+        raise UserError(
+            f"{path} is truncated or damaged: its checksum is not the one in {MODEL}; delete the checkpoint to use "
+            "an earlier one, or train again."
+        )
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises pickle, zip, EOF and runtime errors here
         raise UserError(
-            f"{path} is truncated, damaged or holds a pickle that could run code; delete the checkpoint to use an "
-            "earlier one, or train again."
+            f"{path} holds a pickle that could run code, which is refused; delete the checkpoint to use an earlier "
+            "one, or train again."
         ) from error
 
 

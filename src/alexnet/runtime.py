@@ -104,10 +104,11 @@ def _bf16_gain_on_cpu() -> float:
     key = f"{cpu_name()} | torch {torch.__version__} | {torch.get_num_threads()} threads"
     path = cache_dir() / "bf16.json"
     try:
-        known = json.loads(path.read_text())
-        return float(known[key])
-    except (OSError, ValueError, KeyError, TypeError):
+        known = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
         known = {}
+    if isinstance(known.get(key), float):
+        return float(known[key])
     fp32 = _layers_seconds(torch.float32, give_up=60.0)
     gain = fp32 / _layers_seconds(torch.bfloat16, give_up=3 * fp32)
     try:
@@ -155,30 +156,34 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def cpu_count() -> int:
-    """Cores that this process may use (a container or `taskset` may allow fewer than the machine has)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: `taskset` or a container's quota may allow fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _words(cgroup / "cpu.max")  # microseconds of work, in a period of so many
+    if len(quota) == 2 and quota[0].isdecimal():
+        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
+    return cores
 
 
-def free_memory() -> int:
-    """Bytes of memory that a new allocation can have; a guess of 4 GiB where the system does not tell."""
+def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that a new allocation can have, in a container too; 4 GiB where the system does not tell."""
+    words = _words(Path("/proc/meminfo"))
+    free = int(words[words.index("MemAvailable:") + 1]) * 1024 if "MemAvailable:" in words else 4 << 30
+    limit, used = _words(cgroup / "memory.max"), _words(cgroup / "memory.current")
+    if limit and used and limit[0].isdecimal():
+        free = min(free, max(0, int(limit[0]) - int(used[0])))
+    return free
+
+
+def _words(path: Path) -> list[str]:
+    """What a small system file says; nothing where there is none."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
+        return path.read_text().split()
     except OSError:
-        pass
-    return 4 << 30
+        return []
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def rank() -> int:
-    """This process among those that torchrun started; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:

@@ -46,6 +46,32 @@ def test_another_folder_is_matched_by_class_name(tmp_path, pictures):
         evaluate(run, data=tmp_path / "strange")
 
 
+def test_pictures_to_measure_on_need_no_train_folder(small_run, tmp_path):
+    for split, name in (("val", "3"), ("val", "7"), ("test", "7")):
+        make_folder(tmp_path / "data" / split, (name,), 2)
+    found = evaluate(small_run, data=tmp_path / "data", device="cpu")
+    assert (found["split"], found["n"]) == ("test", 2)
+    assert evaluate(small_run, data=tmp_path / "data", split="val", device="cpu")["n"] == 4
+    assert evaluate(small_run, data=tmp_path / "data" / "test", device="cpu")["split"] == "all"
+
+
+def test_another_checkpoint_does_not_replace_the_stored_evaluation(small_run, tmp_path):
+    run = Run(shutil.copytree(small_run, tmp_path / "copy"))
+    other = shutil.copytree(run.named_checkpoint("best"), tmp_path / "copy" / "checkpoints" / "other")
+    before = (run.path / "evaluation" / "test.parquet").stat().st_mtime_ns
+    evaluate(other, device="cpu")
+    assert (run.path / "evaluation" / "test.parquet").stat().st_mtime_ns == before
+    evaluate(run.path, device="cpu")
+    assert (run.path / "evaluation" / "test.parquet").stat().st_mtime_ns > before
+
+
+def test_a_damaged_recipe_is_said(small_run, tmp_path):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    (copy / "recipe.json").write_text("{}")
+    with pytest.raises(UserError, match="recipe.json is damaged"):
+        evaluate(copy)
+
+
 def test_match_classes():
     np.testing.assert_array_equal(match_classes(("a", "b", "c"), ("c", "a")), [2, 0])
     with pytest.raises(UserError, match="2 classes and the network 1"):

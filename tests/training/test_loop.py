@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from alexnet import runtime
-from alexnet.errors import TrainingFailed
+from alexnet import runs, runtime
+from alexnet.errors import TrainingFailed, UserError
 from alexnet.networks.model import build
-from alexnet.runs import Run, read_model
+from alexnet.runs import Run, read_model, read_training
 from alexnet.training.interruption import Interrupted
 from alexnet.training.loop import Loop
 from alexnet.training.prepare import prepare
@@ -27,7 +27,7 @@ TINY = {"width": 0.125, "batch_size": 128, "epochs": 2, "precision": "fp32", "de
 
 
 def tiny(**settings):
-    return train("digits", progress=Silent(), **{**TINY, **settings})
+    return train("digits", **{"progress": Silent(), **TINY, **settings})
 
 
 def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
@@ -120,29 +120,120 @@ def test_limit_steps_ends_like_an_epoch(tmp_path):
     assert resume_run(run).already_finished
 
 
+class StopAt(Silent):
+    """Sends `signum` to this process when it has seen so many looks at the loss."""
+
+    def __init__(self, signum: int, look: int = 1) -> None:
+        self.signum, self.look = signum, look
+
+    def step(self, epoch, epochs, done, total, loss, top1):
+        self.look -= 1
+        if self.look == 0:
+            os.kill(os.getpid(), self.signum)
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_in_mid_epoch_saves_and_the_resumed_run_equals_the_unbroken_one(tmp_path, signum, code):
     unbroken = tiny(out=tmp_path / "unbroken", batch_size=32)
-
-    class StopAt(Silent):
-        def step(self, epoch, epochs, done, total, loss, top1):
-            if epoch == 1 and not sent:
-                sent.append(done)
-                os.kill(os.getpid(), signum)
-
-    sent: list[int] = []
     with pytest.raises(Interrupted) as stop:
-        train("digits", out=tmp_path / "stopped", progress=StopAt(), **{**TINY, "batch_size": 32})
+        train("digits", out=tmp_path / "stopped", progress=StopAt(signum), **{**TINY, "batch_size": 32})
     assert stop.value.exit_code == code
     assert "alexnet resume" in str(stop.value)
-    assert 0 < sent[0] < 1259
     run = Run(tmp_path / "stopped")
     assert run.metrics() == []
+    assert read_training(run.named_checkpoint("last"))["position"]["step"] == 21
     resume_run(run, progress=Silent())
     assert same(weights(tmp_path / "unbroken"), weights(run.path))
     keys = ("epoch", "train_loss", "train_top1", "val_loss", "top1")
     for ours, theirs in zip(run.metrics(), Run(unbroken.run).metrics(), strict=True):
         assert {k: ours[k] for k in keys} == {k: theirs[k] for k in keys}
+
+
+def test_a_stop_while_a_finished_run_is_extended(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("alexnet.training.loop.LOOK_EVERY", 5)
+    run = Run(shutil.copytree(small_run, tmp_path / "copy"))
+    with pytest.raises(Interrupted):
+        resume_run(run, epochs="+1", progress=StopAt(signal.SIGTERM, look=1))
+    result = resume_run(run, progress=Silent())
+    assert not result.already_finished
+    assert [r["epoch"] for r in run.metrics()] == [1, 2, 3, 4, 5]
+    assert resume_run(run).already_finished
+
+
+def test_a_stop_at_the_very_last_step_is_no_stop(tmp_path):
+    """The step limit is reached in the same step: the run ends as it would have."""
+    result = tiny(out=tmp_path / "run", limit_steps=3, progress=StopAt(signal.SIGINT))
+    assert result.summary["steps"] == 3
+    assert result.summary["complete"]
+
+
+def test_a_crash_after_the_last_checkpoint_is_mended_by_resume(tmp_path, monkeypatch):
+    """Killed between the checkpoint of the last epoch and everything that is written after it."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append_metrics", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tiny(out=tmp_path / "run", epochs=1)
+    run = Run(tmp_path / "run")
+    assert run.summary() == {}
+    result = resume_run(run, progress=Silent())
+    whole = tiny(out=tmp_path / "whole", epochs=1)
+    assert result.summary["best"] == whole.summary["best"]
+    assert result.summary["test"] == whole.summary["test"]
+    assert len(run.metrics()) == 1
+    for split in ("val", "test"):
+        ours, theirs = run.read_evaluation(split), Run(whole.run).read_evaluation(split)
+        assert (ours[2] == theirs[2]).all()
+    assert resume_run(run).already_finished
+
+
+def test_best_is_named_before_last(tmp_path, monkeypatch):
+    """`last` holds a position that believes in the best epoch, so the file `best` must not lag behind it."""
+    names = []
+    write = runs.write_text
+    monkeypatch.setattr(runs, "write_text", lambda path, text: (names.append(path.name), write(path, text))[1])
+    tiny(out=tmp_path / "run", limit_steps=1)
+    assert [n for n in names if n in ("best", "last")] == ["best", "last"]
+
+
+def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr("alexnet.training.prepare.memory_plan", lambda *_: False)
+    settings = {"epochs": 1, "width": 0.125, "batch_size": 4, "workers": 0, "out": tmp_path / "run"}
+    checked = prepare(replace(named_recipe("folder"), data=pictures, batch_size=4, width=0.125, workers=0), Silent())
+    *_, last = checked.train.batches(0)
+    victim = pictures / checked.source.splits["train"].names[int(last.ids[0])]
+    content = victim.read_bytes()
+
+    def spoil(*_: object) -> dict:
+        victim.write_bytes(content[:100])
+        return {}
+
+    monkeypatch.setattr("alexnet.training.start.environment", spoil)
+    with pytest.raises(UserError, match=f"{victim.name}.*alexnet resume"):
+        train(pictures, progress=Silent(), **settings)
+    run = Run(tmp_path / "run")
+    assert read_training(run.named_checkpoint("last"))["position"]["step"] == len(checked.train) - 1
+    victim.write_bytes(content)
+    assert resume_run(run, progress=Silent()).summary["steps"] == len(checked.train)
+
+
+def test_a_network_that_breaks_in_the_last_step_is_not_saved(tmp_path, monkeypatch):
+    """The losses were finite, the last update was not."""
+    update = Loop._train_step
+
+    def break_it(self, *arguments):
+        found = update(self, *arguments)
+        with torch.no_grad():
+            self.model.fc8.weight.fill_(float("nan"))
+        return found
+
+    monkeypatch.setattr(Loop, "_train_step", break_it)
+    with pytest.raises(TrainingFailed, match="The loss became nan"):
+        tiny(out=tmp_path / "run", limit_steps=1)
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_a_finished_run_can_be_extended(small_run, tmp_path):

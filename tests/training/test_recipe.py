@@ -59,6 +59,9 @@ def test_settings_are_checked():
         ({"num_classes": 1}, "--num-classes must be at least 2"),
         ({"momentum": 0.0, "nesterov": True}, "Nesterov"),
         ({"scale": [0.9, 0.1]}, "scale must be two shares"),
+        ({"crop_pct": 1.5}, "crop_pct must be a share"),
+        ({"schedule": "one-cycle", "warmup": 1}, "one-cycle rises from 0 by itself"),
+        ({"schedule": "plateau", "validate_on": "test"}, "would tune the rate on the test images"),
     ],
 )
 def test_bad_settings_say_what_is_wrong(settings, says):
@@ -103,4 +106,4 @@ def test_the_tutorial_recipes_are_to_the_letter():
     assert (d2l.epochs, d2l.batch_size, d2l.init, d2l.schedule) == (10, 128, "xavier", "constant")
     vision = named_recipe("imagenet-torchvision")
     assert (vision.epochs, vision.batch_size, vision.lr, vision.weight_decay) == (90, 256, 0.01, 1e-4)
-    assert (vision.crop, vision.resize, vision.image_size, vision.flip) == ("resized", 256, 224, True)
+    assert (vision.crop, vision.crop_pct, vision.image_size, vision.flip) == ("resized", 224 / 256, 224, True)

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import alexnet
 from alexnet.errors import UserError
 from alexnet.runs import Run
 from alexnet.training.progress import Silent
+from alexnet.training.recipe import with_settings
+from alexnet.training.recipes import named_recipe
 from alexnet.training.start import resume, train
 from helpers import make_folder, make_picture
 
@@ -132,6 +135,35 @@ def test_a_resumed_run_names_the_settings_it_does_not_follow(tmp_path):
     (sentence,) = said
     assert "--epochs 9 (it has 1)" in sentence
     assert "--width 0.5 (it has 0.125)" in sentence
+
+
+def test_resume_of_another_run_or_of_none_is_refused(small_run):
+    with pytest.raises(UserError, match="holds a run of 'digits', not of 'cifar10'"):
+        train("cifar10", out=small_run, resume=True, progress=Silent())
+    with pytest.raises(UserError, match="--resume needs --out"):
+        train("digits", resume=True, progress=Silent())
+
+
+def test_a_limited_run_goes_on_to_its_own_length(tmp_path):
+    run = train("digits", out=tmp_path / "a", progress=Silent(), **{**QUICK, "epochs": 2, "limit_steps": 1}).run
+    assert resume(run, epochs=2, progress=Silent()).summary["epochs"] == 2
+
+
+def test_another_architecture_comes_as_it_is():
+    recipe = with_settings(named_recipe("cifar10"), {"arch": "paper"})
+    assert (recipe.width, recipe.norm, recipe.dropout, recipe.image_size) == (1.0, "auto", None, None)
+    assert with_settings(named_recipe("cifar10"), {"arch": "paper", "width": 0.5}).width == 0.5
+    assert with_settings(named_recipe("cifar10"), {"arch": "cifar"}).width == named_recipe("cifar10").width
+
+
+@pytest.mark.skipif(os.name != "posix", reason="such names exist on POSIX alone")
+def test_file_names_that_are_no_utf8(tmp_path, pictures):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (pictures / "sky" / "0.jpg").rename(pictures / "sky" / name)
+    (pictures / "sky" / os.fsdecode(b"bad\xe9.jpg")).write_bytes(b"")
+    run = Run(train(pictures, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK).run)
+    assert "bad\\xe9.jpg" in (run.path / "bad_files.csv").read_text()
+    assert resume(run.path, epochs="+1", progress=Silent()).summary["epochs"] == 2
 
 
 def test_the_package_offers_its_names():

@@ -65,8 +65,9 @@ def existing_folder(data: Path) -> Path:
     return data
 
 
-def scan(root: Path) -> Tree:
-    """The pictures below `root`, without opening them; a folder without splits is all `train`.
+def scan(root: Path, training: bool = True) -> Tree:
+    """The pictures below `root`, without opening them; a folder without splits is all `train`, or `all` where they
+    are not for `training`. Then train/ may be missing, one class is enough, and classes may be in any split.
 
     Raises `UserError` for a folder that is missing, holds no pictures or no class folders, an empty class
     folder, fewer than two classes, two classes that differ only in case, a class that train/ lacks.
@@ -76,15 +77,18 @@ def scan(root: Path) -> Tree:
     notes: list[str] = []
     if not split_folders:
         split_folders = {"train": root}
+        if not training:
+            split_folders = {"all": root}
     elif others:
         notes.append(f"Passed over in {root}: {', '.join(folder.name for folder in others)}.")
-    if "train" not in split_folders:
+    if training and "train" not in split_folders:
         found = next(iter(split_folders.values()))
         raise UserError(f"{root} has {found.name}/ but no train/ to learn from; name the training folder train.")
 
     by_split = {split: _classes(folder) for split, folder in split_folders.items()}
-    _check_classes(root, split_folders, by_split)
-    classes = tuple(by_split["train"])
+    if training:
+        _check_classes(root, split_folders, by_split)
+    classes = tuple(by_split["train"] if training else sorted(set().union(*by_split.values())))
     number = {name: i for i, name in enumerate(classes)}
     splits = {}
     for split, by_class in by_split.items():
@@ -100,13 +104,14 @@ def scan(root: Path) -> Tree:
 def drop_bad(tree: Tree, *, skip_bad: bool, progress: Progress | None = None) -> tuple[Tree, list[tuple[str, str]]]:
     """The tree without the pictures that cannot be read, and those as (name, reason).
 
-    Every file is decoded if there are at most `FULL_CHECK`; otherwise its header and end marker are read. Raises
+    Every file is decoded if there are at most `FULL_CHECK`, or if the bad ones are to be left out, which is only
+    safe when all of them are known; otherwise header and end marker are read. Raises
     `UserError` naming the first ten bad ones unless `skip_bad`; always if a class of train/ or a split has none
     left.
     """
-    root = tree.splits["train"].root
+    root = next(iter(tree.splits.values())).root
     total = sum(map(len, tree.splits.values()))
-    full = total <= FULL_CHECK
+    full = skip_bad or total <= FULL_CHECK
     paths = [path for files in tree.splits.values() for path in files.paths]
     names = [name for files in tree.splits.values() for name in files.names]
     reasons = list(in_threads(lambda path: check_image(path, full=full), paths, progress, "checking images"))
@@ -128,8 +133,9 @@ def drop_bad(tree: Tree, *, skip_bad: bool, progress: Progress | None = None) ->
         splits[split] = files.take(np.flatnonzero(good))
         if not good.any():
             raise UserError(f"No image of {split}/ in {root} can be read ({listed}); replace them.")
-    left = torch.bincount(splits["train"].targets, minlength=len(tree.classes))
-    for name, count in zip(tree.classes, left.tolist(), strict=True):
+    learnt = splits.get("train")
+    left = [] if learnt is None else torch.bincount(learnt.targets, minlength=len(tree.classes)).tolist()
+    for name, count in zip(tree.classes, left, strict=False):
         if count == 0:
             raise UserError(f"No image of class '{name}' in {root} can be read ({listed}); replace them.")
     return Tree(tree.classes, splits, tree.notes), bad

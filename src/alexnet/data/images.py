@@ -57,8 +57,8 @@ class BadImage(UserError):
         return f"Cannot read {self.where}: {self.reason}; replace or remove it."
 
 
-def decode(source: str | Path | bytes, channels: int = 3) -> Image.Image:
-    """The picture in `source`, a path or the bytes of a file, in mode RGB (`channels` 3) or L (1).
+def decode(source: str | Path | bytes | Image.Image, channels: int = 3) -> Image.Image:
+    """The picture in `source`, a path, the bytes of a file or one already opened, in mode RGB (`channels` 3) or L (1).
 
     EXIF orientation is applied and the file's metadata dropped. Transparent pixels are laid over white, an
     animation gives its first frame, and values of more than 8 bits are scaled to 0…255 (see `_to_8_bits`).
@@ -69,10 +69,13 @@ def decode(source: str | Path | bytes, channels: int = 3) -> Image.Image:
     if channels not in (1, 3):
         raise UserError(f"Images can be read with 1 channel (grey) or 3 (RGB), not {channels}; choose one of them.")
     where = _name(source)
+    mode = "RGB" if channels == 3 else "L"
     try:
+        if isinstance(source, Image.Image):
+            return _plain(_upright(source), mode)
         with _file(source, where) as file, _open(file, where) as image:
             image.load()
-            return _plain(_upright(image), "RGB" if channels == 3 else "L")
+            return _plain(_upright(image), mode)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
@@ -108,8 +111,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
 # ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _name(source: str | Path | bytes) -> str:
-    return "the image" if isinstance(source, bytes) else str(source)
+def _name(source: str | Path | bytes | Image.Image) -> str:
+    return str(source) if isinstance(source, (str, Path)) else "the image"
 
 
 def _file(source: str | Path | bytes, where: str) -> BinaryIO:

@@ -8,6 +8,7 @@ number of workers.
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,7 @@ class FromFiles(_Order):
             batch_sampler=requests,
             num_workers=self.workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals,
             pin_memory=self.pin_memory,
             prefetch_factor=_PREFETCH if self.workers else None,
             generator=torch.Generator(),  # else it would draw a number from the global one, which dropout uses
@@ -215,6 +217,12 @@ class _Pictures(Dataset):
             return self.preprocess.training_square(image)
         box = crop_box(*image.size, uniform, self.augment.scale, self.augment.ratio)
         return self.preprocess.cut(image, box)
+
+
+def _leave_signals(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach workers too; the main process alone decides what then happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -56,10 +56,6 @@ class Arrays:
         index, names = torch.as_tensor(indices), [self.names[i] for i in indices]
         return replace(self, images=self.images[index], targets=self.targets[index], names=names)
 
-    def to(self, device: torch.device) -> Arrays:
-        """The same with the tensors on `device`."""
-        return replace(self, images=self.images.to(device), targets=self.targets.to(device))
-
 
 @dataclass(frozen=True)
 class Source:

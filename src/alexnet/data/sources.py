@@ -137,6 +137,18 @@ def _common_side(files: Files, progress: Progress | None) -> int:
 # ── the data sets ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def load_for_evaluation(name: str, data: Path, progress: Progress | None = None) -> Source:
+    """Pictures to measure a network on: class folders of any kind, or the layouts of the data set `name` that it was
+    trained on. Splits are those on disk, and `all` where there are none. Raises `UserError`."""
+    folders.existing_folder(data)
+    if name in ("cifar10", "fashion-mnist"):
+        # contextlib: what is not in that layout may still be class folders
+        with contextlib.suppress(UserError):
+            return load_source(name, data, hold_out=False, progress=progress)
+    tree, bad = folders.drop_bad(folders.scan(data, training=False), skip_bad=False, progress=progress)
+    return Source("folder", tree.classes, in_order({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
+
+
 def _class_folders(name: str, data: Path, skip_bad: bool, progress: Progress | None) -> Source:
     tree, bad = folders.drop_bad(folders.scan(data), skip_bad=skip_bad, progress=progress)
     splits: dict[str, Arrays | Files] = {**tree.splits}

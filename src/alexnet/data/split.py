@@ -119,4 +119,4 @@ def _divide_as_before(source: Source, rows: SplitRows) -> Source:
 
 def in_order(splits: dict[str, Arrays | Files]) -> dict[str, Arrays | Files]:
     """The same, train first and test last."""
-    return {split: splits[split] for split in SPLITS if split in splits}
+    return {split: splits[split] for split in (*SPLITS, "all") if split in splits}

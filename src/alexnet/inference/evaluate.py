@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from torch import nn
 from alexnet.data.loading import MAX_IN_MEMORY, Batches, FromFiles, InMemory, choose_workers, memory_plan
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source
-from alexnet.data.sources import evaluated, load_source, read_files
+from alexnet.data.sources import evaluated, load_for_evaluation, load_source, read_files
 from alexnet.data.split import read_split
 from alexnet.errors import UserError, unknown_name
-from alexnet.inference.formats import open_model
+from alexnet.inference.formats import Opened, open_model
 from alexnet.inference.metrics import measure
 from alexnet.runs import Run
 from alexnet.runtime import pick_device
@@ -56,7 +56,7 @@ def run_network(
     done = 0
     try:
         for batch in batches.batches(0):
-            images = preprocess.normalise(batch.images.to(device, non_blocking=True))
+            images = preprocess.normalise(batch.images.to(device, non_blocking=device.type == "cuda"))
             logits.append(model(images.contiguous(memory_format=torch.channels_last)).float().cpu())
             ids.append(batch.ids.cpu())
             targets.append(batch.targets.cpu())
@@ -119,7 +119,8 @@ def evaluate(
             raise UserError(f"{run} comes without data of its own; give --data with a folder of class folders.")
         source = _own_data(opened.run, progress)
     else:
-        source = _other_data(Path(data), progress)
+        trained_on = str(_recipe(opened.run).get("source", "folder")) if opened.run else "folder"
+        source = load_for_evaluation(trained_on, Path(data), progress)
     name = _choose_split(split, source)
     part = source.splits[name]
     if source.channels != opened.preprocess.channels and isinstance(part, Arrays):
@@ -132,14 +133,20 @@ def evaluate(
     known = match_classes(opened.classes, source.classes)
     found = run_network(model, batches, opened.preprocess, on, progress)
     outputs = Outputs(found.ids, known[found.targets], found.logits)
-    if data is None and opened.run is not None and checkpoint == "best":
+    if data is None and opened.run is not None and _is_best(opened):
         opened.run.write_evaluation(name, [part.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
     return Evaluation({"split": name, "views": 1, **outputs.measure(opened.classes)})
 
 
+def _is_best(opened: Opened) -> bool:
+    """Whether this is the network that the run's own evaluations are of."""
+    best = opened.run.named_checkpoint("best") if opened.run else None
+    return best is not None and opened.checkpoint is not None and opened.checkpoint.resolve() == best.resolve()
+
+
 def _own_data(run: Run, progress: Progress | None) -> Source:
     """The data that a run was trained on, divided as it was then."""
-    recipe = json.loads(run.recipe_json.read_text(encoding="utf-8"))
+    recipe = _recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None
     return load_source(
         recipe["source"],
@@ -152,10 +159,13 @@ def _own_data(run: Run, progress: Progress | None) -> Source:
     )
 
 
-def _other_data(data: Path, progress: Progress | None) -> Source:
-    """Class folders that the network was not trained on; `all` of them, if they are not in splits."""
-    source = load_source("folder", data, hold_out=False, progress=progress)
-    return replace(source, splits={"all": source.splits["train"]}) if len(source.splits) == 1 else source
+def _recipe(run: Run) -> dict[str, Any]:
+    """What the run's recipe.json says of its data."""
+    try:
+        found = json.loads(run.recipe_json.read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("source", "data", "seed", "skip_bad", "validate_on")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run.recipe_json} is damaged ({error!r}); give the pictures with --data.") from error
 
 
 def _choose_split(wanted: str, source: Source) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from alexnet.data.images import IMAGE_SUFFIXES, BadImage, decode
 from alexnet.errors import UserError
@@ -16,6 +17,8 @@ from alexnet.inference.formats import Opened, open_model
 from alexnet.runtime import pick_device
 
 BATCH_SIZE = 64
+
+Picture = str | Path | bytes | Image.Image
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class Classifier:
         self.classes = opened.classes
         self.preprocess = opened.preprocess
 
-    def predict(self, image: str | Path | bytes, top: int = 5) -> Prediction:
-        """The `top` likeliest labels of one picture, given as a path or as the bytes of a file.
+    def predict(self, image: Picture, top: int = 5) -> Prediction:
+        """The `top` likeliest labels of one picture: a path, the bytes of a file, or a PIL image.
 
         Raises `UserError` if it cannot be read.
         """
@@ -73,17 +76,17 @@ class Classifier:
             raise UserError(f"{found.path} cannot be read: {found.error}.")
         return found
 
-    def predict_many(self, images: Iterable[str | Path | bytes], top: int = 5) -> Iterator[Prediction]:
+    def predict_many(self, images: Iterable[Picture], top: int = 5) -> Iterator[Prediction]:
         """One prediction a picture, in order; an unreadable picture gets an `error` and the rest go on."""
         if top < 1:
             raise UserError(f"--top must be at least 1, not {top}.")
         waiting: list[tuple[str, torch.Tensor | str]] = []
         for image in images:
-            name = "-" if isinstance(image, bytes) else str(image)
+            name = str(image) if isinstance(image, (str, Path)) else "-"
             try:
                 waiting.append((name, self.preprocess.evaluation(decode(image, self.preprocess.channels))))
             except BadImage as error:
-                waiting.append((name, str(error)))
+                waiting.append((name, error.reason))
             if len(waiting) == BATCH_SIZE:
                 yield from self._run(waiting, top)
                 waiting = []

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from alexnet import runtime
 from alexnet.data.augment import augment, mix
-from alexnet.errors import TrainingFailed
+from alexnet.errors import TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.networks.model import AlexNet
 from alexnet.runs import Run, read_model, write_json, write_text
@@ -43,6 +43,7 @@ class Loop:
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
         self.position = Position()
+        self.restored = False
         self.alarmed: set[str] = set()
 
     def restore(self, position: Position, training: dict[str, Any]) -> None:
@@ -50,10 +51,9 @@ class Loop:
         self.position = position
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
-        lines = [
-            json.dumps(row) + "\n" for row in position.history
-        ]  # a crash may have left a line too many, or one too few
-        write_text(self.run.metrics_jsonl, "".join(lines))
+        self.restored = True
+        # a crash may have left a line too many, one too few, or half a line
+        write_text(self.run.metrics_jsonl, "".join(json.dumps(row) + "\n" for row in position.history))
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -61,17 +61,21 @@ class Loop:
         """Train until the last epoch or `limit_steps`; then evaluate the result. Returns the summary."""
         p = self.position
         with StopSignal() as stop:
-            while p.epoch < self.recipe.epochs and not self._at_limit():
-                self._train_epoch(stop)
-                if stop.received is not None:
+            while not self._ended():
+                try:
+                    self._train_epoch(stop)
+                except UserError as error:  # a picture that was readable before training is so no longer
                     self._save(best=False)
+                    raise UserError(f"{error} Then go on with: alexnet resume {self.run.path}") from error
+                if p.batch < len(self.prepared.train) and not self._at_limit():
+                    self._save(best=False)  # stopped in mid-epoch
                 else:
                     self._end_epoch()
-                if stop.received is not None and not p.finished:
+                if stop.received is not None and not self._ended():
                     raise Interrupted(
                         f"Saved after step {p.step:,}; go on with: alexnet resume {self.run.path}", stop.received
                     )
-        return self._finish()
+            return self._finish()
 
     def _train_epoch(self, stop: StopSignal) -> None:
         """The rest of the current epoch, or as much as `limit_steps` or a stop signal leaves of it."""
@@ -80,6 +84,8 @@ class Loop:
         loss_sum = torch.tensor(p.loss_sum, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
         sums = torch.stack([loss_sum, torch.tensor(p.hits, dtype=loss_sum.dtype)]).to(self.device)
         before, began = p.seconds, time.monotonic()
+        if self._at_limit():  # stopped after the very last step: only the validation is left
+            return
         for batch in train.batches(epoch, start=p.batch):
             loss, hits = self._train_step(batch.images, batch.targets, batch.ids, epoch)
             sums += torch.stack([loss * len(batch.ids), hits]).to(sums.dtype)
@@ -110,10 +116,10 @@ class Loop:
         lr = learning_rate(recipe, step, len(self.prepared.train), [r["val_loss"] for r in self.position.history])
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        images = images.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=self.device.type == "cuda")
         if (changes := self.prepared.train.on_device) is not None:
             images = augment(images, ids, epoch, recipe.seed, changes, self.prepared.preprocess.size)
-        targets = targets.to(self.device, non_blocking=True)
+        targets = targets.to(self.device, non_blocking=self.device.type == "cuda")
         x, y = mix(
             self.prepared.preprocess.normalise(images), targets, len(self.prepared.classes), self.prepared.augment
         )
@@ -137,6 +143,9 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return total, hits
 
+    def _ended(self) -> bool:
+        return self.position.ended(self.recipe.epochs, self.recipe.limit_steps)
+
     def _at_limit(self) -> bool:
         return self.recipe.limit_steps is not None and self.position.step >= self.recipe.limit_steps
 
@@ -148,6 +157,7 @@ class Loop:
         began = time.monotonic()
         outputs = self._evaluate(recipe.validate_on)
         figures = outputs.measure(self.prepared.classes)
+        self._check_finite(figures["loss"])
         lr = learning_rate(recipe, max(p.step - 1, 0), len(self.prepared.train), [r["val_loss"] for r in p.history])
         row = {
             "epoch": p.epoch + 1,
@@ -168,7 +178,6 @@ class Loop:
         if chosen:
             p.best = row
         p.start_epoch()
-        p.finished = p.epoch >= recipe.epochs or self._at_limit()
         self._save(best=chosen)
         self.run.append_metrics(row)
         if chosen:
@@ -182,15 +191,20 @@ class Loop:
         return run_network(self.model, batches, self.prepared.preprocess, self.device, self.report.work)
 
     def _finish(self) -> dict[str, Any]:
-        """Report the chosen network on the test set, once, and complete the summary."""
+        """Report the chosen network on the test set and complete the summary; may be done again after a crash."""
         best = self.run.named_checkpoint("best")
         assert best is not None, "a run has at least one epoch"
+        test = {}
+        if self.restored:  # what was written after the last checkpoint may be missing
+            self.model.load_state_dict(read_model(best).model.state_dict())
+            self._write_evaluation(self.recipe.validate_on, self._evaluate(self.recipe.validate_on))
         if "test" in self.prepared.evaluation and self.recipe.validate_on != "test":
             self.model.load_state_dict(read_model(best).model.state_dict())
             outputs = self._evaluate("test")
             self._write_evaluation("test", outputs)
             figures = outputs.measure(self.prepared.classes)
-            self._write_summary(test={k: figures[k] for k in ("top1", "top5", "loss", "n", "interval")})
+            test = {"test": {k: figures[k] for k in ("top1", "top5", "loss", "n", "interval")}}
+        self._write_summary(**test, complete=True)
         return self.run.summary()
 
     def _write_evaluation(self, split: str, outputs: Outputs) -> None:
@@ -247,7 +261,7 @@ class Loop:
         if not math.isfinite(loss_sum):
             raise TrainingFailed(
                 f"The loss became {loss_sum} before step {self.position.step:,}: the learning rate is too high for "
-                f"this network; try --lr {self.recipe.lr / 3:.2g}, a longer --warmup, or --clip-norm 1."
+                f"this network; try --lr {self.recipe.lr / 3:.2g} or --clip-norm 1."
             )
 
     def _warn(self, row: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source, SplitRows
 from alexnet.data.sources import load_source, read_files
 from alexnet.errors import UserError
-from alexnet.inference.evaluate import evaluation_batches
+from alexnet.inference.evaluate import BATCH_SIZE, evaluation_batches
 from alexnet.networks.architectures import architecture
 from alexnet.networks.spec import AlexNetSpec
 from alexnet.runtime import Precision
@@ -89,7 +89,7 @@ def prepare(recipe: Recipe, report: Progress, split: SplitRows | None = None) ->
         flip=recipe.flip, rotate=recipe.rotate, jitter=recipe.jitter, mixup=recipe.mixup, cutmix=recipe.cutmix,
     )  # fmt: skip
     geometry = Preprocess(
-        size=spec.image_size, resize=recipe.resize, channels=source.channels,
+        size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=source.channels,
         mean=(0.0,) * source.channels, std=(1.0,) * source.channels,
     )  # fmt: skip
     if memory_plan(source, geometry.square):
@@ -99,7 +99,9 @@ def prepare(recipe: Recipe, report: Progress, split: SplitRows | None = None) ->
         mean, std = _mean_and_std(source.splits["train"], geometry, recipe.seed)
         recipe = replace(recipe, mean=mean, std=std)
     preprocess = replace(geometry, mean=mean, std=std)
-    workers, sentence = choose_workers(recipe.workers, batch_size * source.channels * geometry.square**2)
+    workers, sentence = choose_workers(
+        recipe.workers, max(batch_size, BATCH_SIZE) * source.channels * geometry.square**2
+    )
     if sentence and any(isinstance(part, Files) for part in source.splits.values()):
         report.say(sentence)
     part = source.splits["train"]

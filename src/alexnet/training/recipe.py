@@ -110,14 +110,14 @@ class Recipe(Flags):
     peak: float = 0.25
     """`one-cycle`: share of all steps at which the rate is highest."""
 
-    resize: int | None = None
-    """Short side before the central crop of evaluation, in pixels; None is the image size itself."""
+    crop_pct: float = 1.0
+    """Side of the evaluation's central crop as a share of the resized picture's short side: .875 is 224 of 256."""
     mean: tuple[float, ...] | None = None
     """Per channel, fractions of 1, subtracted; measured on the training images where None."""
     std: tuple[float, ...] | None = None
     """Per channel, fractions of 1, divided by; measured on the training images where None."""
     crop: Literal["none", "pad", "random", "resized"] = "none"
-    """Training crop: padded by `padding` then random; random from the `resize` square; or random resized."""
+    """Training crop: padded by `padding` then random; random from the resized square; or random resized."""
     padding: int = 4
     """`pad`: pixels added on each side."""
     padding_mode: Literal["zeros", "reflect"] = "zeros"
@@ -161,7 +161,15 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Recipe:
-    """`recipe` with the named settings changed, each checked against its declared type."""
+    """`recipe` with the named settings changed, each checked against its declared type.
+
+    Another architecture comes as it is, with its own image size, width, norm, activation, initial weights and
+    dropout, unless these are named too: `cifar10 --arch paper` is the paper's network, not a thinned one.
+    """
+    if values.get("arch", recipe.arch) != recipe.arch:
+        plain = Recipe()
+        of_arch = ("image_size", "width", "norm", "activation", "init", "dropout")
+        recipe = dataclasses.replace(recipe, **{name: getattr(plain, name) for name in of_arch})
     hints = get_type_hints(Recipe)
     checked = {}
     for key, value in values.items():
@@ -230,5 +238,11 @@ def _check_numbers(r: Recipe) -> None:
         raise UserError(f"--num-classes must be at least 2, not {r.num_classes}.")
     if r.nesterov and r.momentum == 0:
         raise UserError("Nesterov momentum needs --momentum greater than 0.")
+    if not 0 < r.crop_pct <= 1:
+        raise UserError(f"The setting crop_pct must be a share of the picture's side, not {r.crop_pct}.")
+    if r.schedule == "one-cycle" and r.warmup:
+        raise UserError("--schedule one-cycle rises from 0 by itself; leave --warmup out, or use cosine.")
+    if r.schedule == "plateau" and r.validate_on == "test":
+        raise UserError("--schedule plateau would tune the rate on the test images, which this recipe validates on.")
     if not (r.scale and 0 < r.scale[0] <= r.scale[1]):
         raise UserError(f"The setting scale must be two shares of the picture, the smaller first, not {r.scale}.")

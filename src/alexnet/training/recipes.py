@@ -42,7 +42,7 @@ def cifar10() -> Recipe:
 
 
 def cifar10_seed() -> Recipe:
-    """CIFAR-10 as a widespread tutorial trains it (its network repaired, which could not run; see docs/errata.md).
+    """CIFAR-10 as a widespread tutorial trains it (its network repaired, which could not run; see docs/tutorials.md).
 
     100 epochs of SGD at .01 with momentum .9 and weight decay 5e-4, divided by 10 every 30; Kaiming fan-out
     convolutions and N(0, .01) linear layers; crop with padding 4 and flip; its mean and its (too small) deviation.
@@ -88,7 +88,7 @@ def imagenet_torchvision() -> Recipe:
     The whole run is 90 × 1.28 million images; it was started here, never finished.
     """
     return Recipe(
-        name="imagenet-torchvision", source="imagenet", arch="torchvision", image_size=224, resize=256,
+        name="imagenet-torchvision", source="imagenet", arch="torchvision", image_size=224, crop_pct=0.875,
         epochs=90, batch_size=256, lr=0.01, schedule="step", step_epochs=30, gamma=0.1, momentum=0.9,
         weight_decay=1e-4, crop="resized", flip=True, mean=IMAGENET_MEAN, std=IMAGENET_STD,
     )  # fmt: skip

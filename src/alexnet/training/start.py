@@ -18,7 +18,17 @@ from alexnet import runtime
 from alexnet.data.split import read_split, write_split
 from alexnet.errors import UserError
 from alexnet.networks.model import build
-from alexnet.runs import Run, environment, find_run, read_model, read_training, replacing, write_json, write_text
+from alexnet.runs import (
+    Run,
+    environment,
+    find_run,
+    printable,
+    read_model,
+    read_training,
+    replacing,
+    write_json,
+    write_text,
+)
 from alexnet.training.loop import Loop
 from alexnet.training.prepare import Prepared, prepare
 from alexnet.training.progress import Progress, default_progress
@@ -71,6 +81,8 @@ def train(
     """
     recipe = with_settings(recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe)), settings)
     folder = Path(out) if out is not None else None
+    if resume and folder is None:
+        raise UserError("--resume needs --out, the folder of the run to go on with; or use 'alexnet resume RUN'.")
     if resume and folder is not None and (folder / "recipe.json").is_file():
         return resume_run(Run(folder), progress=progress, wanted=recipe)
     Run.check_free(folder)
@@ -100,18 +112,22 @@ def resume_run(
     finished run without `epochs` is returned as it is. What `wanted` sets differently is named and not followed.
     """
     recipe = read_recipe(run.recipe_json)
-    report = progress or default_progress()
-    if wanted is not None and (other := _differences(recipe, wanted)):
-        report.say(f"{run.path} goes on with its own settings; not followed: {other}.")
-    if epochs is not None:
-        recipe = replace(recipe, epochs=_extended(recipe.epochs, epochs), limit_steps=None)
+    if wanted is not None and (wanted.name, wanted.source) != (recipe.name, recipe.source):
+        raise UserError(f"{run.path} holds a run of '{recipe.name}', not of '{wanted.name}'; choose another --out.")
     folder = run.named_checkpoint("last")
     training = read_training(folder) if folder else None
     position = Position.from_training(training) if training else Position()
-    if position.finished and epochs is None:
-        report.close()
-        return TrainingResult(run.path, run.summary(), already_finished=True)
+    ended = position.ended(recipe.epochs, recipe.limit_steps)
+    if epochs is not None:
+        now = position.epoch if ended else recipe.epochs
+        recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
+    report = progress or default_progress()
     try:
+        if wanted is not None and (other := _differences(recipe, wanted)):
+            report.say(f"{run.path} goes on with its own settings; not followed: {other}.")
+        summary = run.summary()
+        if ended and epochs is None and summary.get("complete"):
+            return TrainingResult(run.path, summary, already_finished=True)
         prepared = prepare(recipe, report, split=read_split(run.split_csv) if run.split_csv.is_file() else None)
         if folder:
             saved = read_model(folder)
@@ -125,6 +141,7 @@ def resume_run(
         else:
             torch.manual_seed(runtime.derive_seed(recipe.seed, "init"))
             model = build(prepared.spec)
+            _write_facts(run, prepared)
         if epochs is not None:
             write_text(run.recipe_json, prepared.recipe.to_json() + "\n")
         loop = Loop(prepared, run, model, report)
@@ -144,7 +161,7 @@ def _write_facts(run: Run, prepared: Prepared) -> None:
             write_split(beside, prepared.source.split_rows)
     if prepared.source.bad:
         text = io.StringIO()
-        csv.writer(text).writerows([("path", "reason"), *prepared.source.bad])
+        csv.writer(text).writerows([("path", "reason"), *((printable(p), r) for p, r in prepared.source.bad)])
         write_text(run.path / "bad_files.csv", text.getvalue())
 
 

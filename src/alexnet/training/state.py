@@ -29,7 +29,6 @@ class Position:
     loss_sum: float = 0.0  # over those images
     hits: float = 0.0  # of those images, how many were right
     seconds: float = 0.0  # wall time spent in that epoch
-    finished: bool = False  # the run has nothing left to do
     best: dict[str, Any] | None = None  # the row of the best epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl
 
@@ -43,6 +42,10 @@ class Position:
             return cls(**training["position"])
         except (KeyError, TypeError) as error:
             raise UserError("The checkpoint's training.pt was written by other software or another version.") from error
+
+    def ended(self, epochs: int, limit_steps: int | None) -> bool:
+        """Whether a run of so many epochs, or of so many steps in all, has no epoch left to train or to validate."""
+        return self.batch == 0 and (self.epoch >= epochs or (limit_steps is not None and self.step >= limit_steps))
 
     def start_epoch(self) -> None:
         """Forget the sums of the epoch that has just ended."""
