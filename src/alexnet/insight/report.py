@@ -25,10 +25,11 @@ h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margi
 .headline { font-size: 2.5rem; font-weight: 600; margin: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
-td:first-child, th:first-child { text-align: left; padding-left: 0; overflow-wrap: anywhere; }
+td:first-child, th:first-child { text-align: left; padding-left: 0; overflow-wrap: break-word; max-width: 20rem; }
 .wide { overflow-x: auto; } .bar { background: #0072b2; height: .6rem; }
 svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { table { font-size: .85rem; } td, th { padding: .2rem .35rem; } }
 @media print { body { max-width: none; } }
 """
 
@@ -47,6 +48,7 @@ def write_report(run: Run) -> Path:
         _headline(figures, summary, split),
         "<h2>Curves</h2>",
         curves_svg(rows),
+        "<p>The training loss is of augmented images, with label smoothing and the like; the other is plain.</p>",
         "<h2>Classes</h2>",
         _classes(figures["per_class"]),
         "<h2>Epochs</h2>",

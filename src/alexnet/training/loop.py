@@ -86,22 +86,23 @@ class Loop:
         before, began = p.seconds, time.monotonic()
         if self._at_limit():  # stopped after the very last step: only the validation is left
             return
-        for batch in train.batches(epoch, start=p.batch):
-            loss, hits = self._train_step(batch.images, batch.targets, batch.ids, epoch)
-            sums += torch.stack([loss * len(batch.ids), hits]).to(sums.dtype)
-            p.step += 1
-            p.batch += 1
-            p.seen += len(batch.ids)
-            p.seconds = before + time.monotonic() - began
-            done = stop.received is not None or self._at_limit() or p.batch == len(train)
-            if done or p.batch % LOOK_EVERY == 0:
-                p.loss_sum, p.hits = sums.tolist()
-                self._check_finite(p.loss_sum)
-                self.report.step(
-                    epoch + 1, self.recipe.epochs, p.seen, train.samples, p.loss_sum / p.seen, p.hits / p.seen
-                )
-            if done:
-                return
+        try:
+            for batch in train.batches(epoch, start=p.batch):
+                loss, hits = self._train_step(batch.images, batch.targets, batch.ids, epoch)
+                sums += torch.stack([loss * len(batch.ids), hits]).to(sums.dtype)
+                p.step += 1
+                p.batch += 1
+                p.seen += len(batch.ids)
+                p.seconds = before + time.monotonic() - began
+                done = stop.received is not None or self._at_limit() or p.batch == len(train)
+                if done or p.batch % LOOK_EVERY == 0:
+                    loss_now, hits_now = (sums / p.seen).tolist()
+                    self._check_finite(loss_now)
+                    self.report.step(epoch + 1, self.recipe.epochs, p.seen, train.samples, loss_now, hits_now)
+                if done:
+                    return
+        finally:
+            p.loss_sum, p.hits = sums.tolist()
 
     def _train_step(
         self, images: torch.Tensor, targets: torch.Tensor, ids: torch.Tensor, epoch: int
@@ -257,10 +258,10 @@ class Loop:
                 f"{error.strerror}; make room, then 'alexnet resume {self.run.path}' goes on from the one before."
             ) from error
 
-    def _check_finite(self, loss_sum: float) -> None:
-        if not math.isfinite(loss_sum):
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
             raise TrainingFailed(
-                f"The loss became {loss_sum} before step {self.position.step:,}: the learning rate is too high for "
+                f"The loss became {loss} before step {self.position.step:,}: the learning rate is too high for "
                 f"this network; try --lr {self.recipe.lr / 3:.2g} or --clip-norm 1."
             )
 
