@@ -35,7 +35,7 @@ def cifar10() -> Recipe:
     """CIFAR-10 in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule."""
     return Recipe(
         name="cifar10", source="cifar10", arch="cifar", norm="batch",
-        width=0.5, epochs=8, batch_size=64, lr=0.05, schedule="one-cycle", nesterov=True, decay_biases=False,
+        width=0.5, epochs=10, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
         label_smoothing=0.1, dropout=0.0, crop="pad", padding=2, padding_mode="reflect", flip=True,
         mean=CIFAR10_MEAN, std=CIFAR10_STD,
     )  # fmt: skip
@@ -61,8 +61,8 @@ def fashion_mnist() -> Recipe:
     """Fashion-MNIST in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule."""
     return Recipe(
         name="fashion-mnist", source="fashion-mnist", arch="cifar", norm="batch", image_size=32, width=0.5,
-        epochs=6, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
-        label_smoothing=0.1, dropout=0.2, crop="pad", padding=2, flip=True,
+        epochs=8, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
+        label_smoothing=0.1, dropout=0.2, flip=True,
         mean=FASHION_MEAN, std=FASHION_STD,
     )  # fmt: skip
 
