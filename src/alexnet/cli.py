@@ -85,6 +85,8 @@ def evaluate(
     split: Literal["auto", "train", "val", "test"] = "auto",
     checkpoint: Literal["best", "last"] = "best",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    ten_crop: bool = False,
+    crops: int | None = None,
     json: bool = False,
 ) -> None:
     """Measure a trained network: top-1 with its interval, top-5, loss, and precision and recall of each class.
@@ -95,11 +97,15 @@ def evaluate(
         split: Which part of the data; auto is test where there is one, else val.
         checkpoint: Which checkpoint of the run.
         device: Where to compute.
+        ten_crop: Average four corners, the centre and their mirror images, as the paper tests.
+        crops: Average this many views instead: 2, 8, 18, 32, 50 … make grids.
         json: Print one JSON document.
     """
     from alexnet.inference.evaluate import evaluate as run_evaluation
 
-    found = run_evaluation(run, data=data, split=split, checkpoint=checkpoint, device=device)
+    found = run_evaluation(
+        run, data=data, split=split, checkpoint=checkpoint, device=device, views=_views(ten_crop, crops)
+    )
     if json:
         _print_json(found)
         return
@@ -121,6 +127,8 @@ def predict(
     top: int = 5,
     checkpoint: Literal["best", "last"] = "best",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    ten_crop: bool = False,
+    crops: int | None = None,
     json: bool = False,
 ) -> int:
     """Label pictures: files, folders, or '-' for one picture on standard input.
@@ -131,6 +139,8 @@ def predict(
         top: How many labels for each.
         checkpoint: Which checkpoint of the run.
         device: Where to compute.
+        ten_crop: Average four corners, the centre and their mirror images, as the paper tests.
+        crops: Average this many views instead: 2, 8, 18, 32, 50 … make grids.
         json: Print one JSON document.
     """
     if not images:
@@ -141,7 +151,8 @@ def predict(
     for image in images:
         wanted += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
     predictions = []
-    for prediction in load(run, checkpoint=checkpoint, device=device).predict_many(wanted, top):
+    views = _views(ten_crop, crops)
+    for prediction in load(run, checkpoint=checkpoint, device=device).predict_many(wanted, top, views):
         predictions.append(prediction)
         if not json:
             print(prediction, flush=True)
@@ -297,6 +308,12 @@ Next:
   alexnet eval {run}
   alexnet predict {run} PICTURE…
   alexnet report {run}""")
+
+
+def _views(ten_crop: bool, crops: int | None) -> int:
+    if ten_crop and crops not in (None, 10):
+        raise UserError(f"--ten-crop is 10 views and --crops asks for {crops}; give one of them.")
+    return 10 if ten_crop else crops if crops is not None else 1
 
 
 def _share(count: int, share: float) -> str:

@@ -25,6 +25,7 @@ from alexnet.data.split import read_split
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.formats import Opened, open_model
 from alexnet.inference.metrics import measure
+from alexnet.inference.views import CENTRE, Views, cut, uncropped, views_of
 from alexnet.runs import Run
 from alexnet.runtime import pick_device
 
@@ -47,17 +48,25 @@ class Outputs:
 
 @torch.no_grad()
 def run_network(
-    model: nn.Module, batches: Batches, preprocess: Preprocess, device: torch.device, progress: Progress | None = None
+    model: nn.Module,
+    batches: Batches,
+    preprocess: Preprocess,
+    device: torch.device,
+    progress: Progress | None = None,
+    views: Views = CENTRE,
 ) -> Outputs:
-    """The logits of every image of `batches`, in float32; leaves the model's training mode as it found it."""
+    """The logits of every image of `batches`, in float32; leaves the model's training mode as it found it.
+
+    With several `views`, `batches` must be uncropped, and the logits are the logarithm of the mean probability.
+    """
     was_training = model.training
     model.eval()
     ids, targets, logits = [], [], []
     done = 0
     try:
         for batch in batches.batches(0):
-            images = preprocess.normalise(batch.images.to(device, non_blocking=device.type == "cuda"))
-            logits.append(model(images.contiguous(memory_format=torch.channels_last)).float().cpu())
+            images = batch.images.to(device, non_blocking=device.type == "cuda")
+            logits.append(forward(model, images, preprocess, views).cpu())
             ids.append(batch.ids.cpu())
             targets.append(batch.targets.cpu())
             done += len(batch.ids)
@@ -66,6 +75,20 @@ def run_network(
     finally:
         model.train(was_training)
     return Outputs(torch.cat(ids).numpy(), torch.cat(targets).numpy(), torch.cat(logits).numpy())
+
+
+def forward(model: nn.Module, images: torch.Tensor, preprocess: Preprocess, views: Views = CENTRE) -> torch.Tensor:
+    """Logits, float32 (n, classes), of uint8 images on the model's device: of the only view, or, of several, the
+    logarithm of their mean probability, whose softmax is that mean."""
+    probabilities: torch.Tensor | None = None
+    for view in cut(images, views, preprocess.size):
+        logits = model(preprocess.normalise(view).contiguous(memory_format=torch.channels_last)).float()
+        if len(views) == 1:
+            return logits
+        p = logits.softmax(dim=1)
+        probabilities = p if probabilities is None else probabilities.add_(p)
+    assert probabilities is not None, "there is at least one view"
+    return probabilities.div_(len(views)).log()
 
 
 class Evaluation(dict[str, Any]):
@@ -104,14 +127,17 @@ def evaluate(
     split: str = "auto",
     checkpoint: str = "best",
     device: str = "auto",
+    views: int = 1,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a trained network on its own data, or on the class folders in `data`.
 
-    `split` is train, val or test; `auto` takes test where there is one, else val. Returns the figures of
-    `metrics.measure`, with `split` and `views` (crops an image). On the run's own data the logits are also kept in
+    `split` is train, val or test; `auto` takes test where there is one, else val. `views` is the number of crops an
+    image whose probabilities are averaged: 10 is the paper's ten-crop test (see `views.py`). Returns the figures of
+    `metrics.measure`, with `split` and `views`. On the run's own data the logits of a single view are also kept in
     `evaluation/<split>.parquet`. Raises `UserError`.
     """
+    looks = views_of(views)
     opened = open_model(run, checkpoint)
     on = pick_device(device)
     if data is None:
@@ -126,16 +152,17 @@ def evaluate(
     if source.channels != opened.preprocess.channels and isinstance(part, Arrays):
         raise UserError(f"The data has {source.channels} channels and the network reads {opened.preprocess.channels}.")
     workers, _ = choose_workers(None, BATCH_SIZE * opened.preprocess.channels * opened.preprocess.size**2)
-    if isinstance(part, Files) and memory_plan(source, opened.preprocess.size):
-        part = read_files(part, opened.preprocess, progress=progress)
+    as_read = opened.preprocess if looks == CENTRE else uncropped(opened.preprocess)
+    if isinstance(part, Files) and memory_plan(source, as_read.size):
+        part = read_files(part, as_read, progress=progress)
     model = opened.model.to(on).to(memory_format=torch.channels_last)
-    batches = evaluation_batches(part, opened.preprocess, workers)
+    batches = evaluation_batches(part, as_read, workers)
     known = match_classes(opened.classes, source.classes)
-    found = run_network(model, batches, opened.preprocess, on, progress)
+    found = run_network(model, batches, opened.preprocess, on, progress, looks)
     outputs = Outputs(found.ids, known[found.targets], found.logits)
-    if data is None and opened.run is not None and _is_best(opened):
+    if data is None and opened.run is not None and _is_best(opened) and looks == CENTRE:
         opened.run.write_evaluation(name, [part.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
-    return Evaluation({"split": name, "views": 1, **outputs.measure(opened.classes)})
+    return Evaluation({"split": name, "views": views, **outputs.measure(opened.classes)})
 
 
 def _is_best(opened: Opened) -> bool:

@@ -13,7 +13,9 @@ from PIL import Image
 
 from alexnet.data.images import IMAGE_SUFFIXES, BadImage, decode
 from alexnet.errors import UserError
+from alexnet.inference.evaluate import forward
 from alexnet.inference.formats import Opened, open_model
+from alexnet.inference.views import CENTRE, Views, uncropped, views_of
 from alexnet.runtime import pick_device
 
 BATCH_SIZE = 64
@@ -66,35 +68,39 @@ class Classifier:
         self.classes = opened.classes
         self.preprocess = opened.preprocess
 
-    def predict(self, image: Picture, top: int = 5) -> Prediction:
+    def predict(self, image: Picture, top: int = 5, views: int = 1) -> Prediction:
         """The `top` likeliest labels of one picture: a path, the bytes of a file, or a PIL image.
+
+        `views` crops are averaged; 10 is the paper's ten-crop test.
 
         Raises `UserError` if it cannot be read.
         """
-        found = next(self.predict_many([image], top))
+        found = next(self.predict_many([image], top, views))
         if found.error:
             raise UserError(f"{found.path} cannot be read: {found.error}.")
         return found
 
-    def predict_many(self, images: Iterable[Picture], top: int = 5) -> Iterator[Prediction]:
+    def predict_many(self, images: Iterable[Picture], top: int = 5, views: int = 1) -> Iterator[Prediction]:
         """One prediction a picture, in order; an unreadable picture gets an `error` and the rest go on."""
         if top < 1:
             raise UserError(f"--top must be at least 1, not {top}.")
+        looks = views_of(views)
+        as_read = self.preprocess if looks == CENTRE else uncropped(self.preprocess)
         waiting: list[tuple[str, torch.Tensor | str]] = []
         for image in images:
             name = str(image) if isinstance(image, (str, Path)) else "-"
             try:
-                waiting.append((name, self.preprocess.evaluation(decode(image, self.preprocess.channels))))
+                waiting.append((name, as_read.evaluation(decode(image, self.preprocess.channels))))
             except BadImage as error:
                 waiting.append((name, error.reason))
             if len(waiting) == BATCH_SIZE:
-                yield from self._run(waiting, top)
+                yield from self._run(waiting, top, looks)
                 waiting = []
-        yield from self._run(waiting, top)
+        yield from self._run(waiting, top, looks)
 
-    def _run(self, waiting: list[tuple[str, torch.Tensor | str]], top: int) -> Iterator[Prediction]:
+    def _run(self, waiting: list[tuple[str, torch.Tensor | str]], top: int, views: Views) -> Iterator[Prediction]:
         readable = [tensor for _, tensor in waiting if isinstance(tensor, torch.Tensor)]
-        rows = iter(self.probabilities(torch.stack(readable))) if readable else iter(())
+        rows = iter(self.probabilities(torch.stack(readable), views)) if readable else iter(())
         for name, tensor in waiting:
             if isinstance(tensor, str):
                 yield Prediction(name, error=tensor)
@@ -104,11 +110,10 @@ class Classifier:
             yield Prediction(name, tuple((self.classes[i], value) for i, value in pairs))
 
     @torch.no_grad()
-    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """Softmax of the logits: uint8 (n, channels, size, size) → float32 (n, classes), on the CPU."""
-        batch = self.preprocess.normalise(images.to(self.device))
-        logits = self.model(batch.contiguous(memory_format=torch.channels_last))
-        return logits.float().softmax(dim=1).cpu()
+    def probabilities(self, images: torch.Tensor, views: Views = CENTRE) -> torch.Tensor:
+        """Softmax of the logits, averaged over `views`: uint8 (n, channels, size, size) → float32 (n, classes), on
+        the CPU. Several views are cut from uncropped images."""
+        return forward(self.model, images.to(self.device), self.preprocess, views).softmax(dim=1).cpu()
 
 
 def load(run: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Classifier:

@@ -61,7 +61,7 @@ def fashion_mnist() -> Recipe:
     """Fashion-MNIST in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule."""
     return Recipe(
         name="fashion-mnist", source="fashion-mnist", arch="cifar", norm="batch", image_size=32, width=0.5,
-        epochs=8, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
+        epochs=7, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
         label_smoothing=0.1, dropout=0.2, flip=True,
         mean=FASHION_MEAN, std=FASHION_STD,
     )  # fmt: skip
