@@ -56,8 +56,8 @@ def test_pictures_without_a_margin_get_a_mirrored_one():
     squares = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
     views = list(cut(squares, TEN_CROP, 32))
     assert torch.equal(views[4], squares)  # the centre
-    assert torch.equal(views[0][..., 2:, 2:], squares[..., :-2, :-2])  # moved by two pixels
-    assert torch.equal(views[0][..., 0, 2:], squares[..., 2, :-2])  # and mirrored there
+    assert torch.equal(views[0][..., 1:, 1:], squares[..., :-1, :-1])  # moved by a pixel
+    assert torch.equal(views[0][..., 0, 1:], squares[..., 1, :-1])  # and mirrored there
 
 
 def test_probabilities_are_averaged_not_logits():

@@ -4,8 +4,9 @@ The paper tests on five 224×224 crops of the 256×256 picture (corners and cent
 the ten softmax outputs (section 4.1; offsets 0, 16 and 32 in the 2012 code). Views are cut and run one after the other,
 so that ten views cost ten forward passes and the memory of one.
 
-Pictures that have no margin around the network's input, such as CIFAR-10's 32×32, get one: a sixteenth of their side
-is mirrored at each edge (2 pixels of 32, within what the crops of training move them).
+Pictures that have no margin around the network's input, such as CIFAR-10's 32×32, get one: a thirty-second of their
+side (1 pixel) is mirrored at each edge. That helps a network whose training moved the pictures about, and can harm
+one that never saw them moved: then mirror images alone (two views) are the better choice.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def cut(squares: torch.Tensor, views: Views, size: int) -> Iterator[torch.Tensor
     """Each view of uint8 N×C×S×S pictures in turn, as uint8 N×C×size×size; `views` other than the centre alone
     give pictures without a margin (S equal to size) a mirrored one."""
     if squares.shape[-1] == size and views != CENTRE:
-        margin = max(1, size // 16)
+        margin = max(1, size // 32)
         squares = F.pad(squares.float(), (margin,) * 4, mode="reflect").to(torch.uint8)
     spare = squares.shape[-1] - size
     for top, left in views.places:
