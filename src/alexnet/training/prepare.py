@@ -81,8 +81,12 @@ def prepare(recipe: Recipe, report: Progress, split: SplitRows | None = None) ->
     chosen = {"precision": precision.name, "batch_size": batch_size}
     recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
     if recipe.arch == "auto":
-        recipe = _fit_architecture(recipe, source)
-        report.say(f"The pictures fit the architecture '{recipe.arch}' at {recipe.image_size}×{recipe.image_size}.")
+        recipe = _fit_architecture(recipe, source, device)
+        thinner = f", {recipe.width:g} of its width" if recipe.width != 1 else ""
+        report.say(
+            f"The pictures fit the architecture '{recipe.arch}' at {recipe.image_size}×{recipe.image_size}{thinner}; "
+            "--arch and --image-size choose another."
+        )
     spec = _spec(recipe, len(source.classes), source.channels)
     augment = Augment(
         crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
@@ -140,9 +144,10 @@ def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> AlexNetSpec
     )
 
 
-def _fit_architecture(recipe: Recipe, source: Source) -> Recipe:
+def _fit_architecture(recipe: Recipe, source: Source, device: torch.device) -> Recipe:
     """The architecture and image size for pictures of this size: the 32-pixel network up to 100 pixels, where the
-    stride of 4 and the three pools of the 224-pixel networks would leave nothing."""
+    stride of 4 and the three pools of the 224-pixel networks would leave nothing. On a CPU half the width, which
+    trains four times as fast and, in the same time, better."""
     part = source.splits["train"]
     if isinstance(part, Arrays):
         side = min(part.images.shape[-2:])
@@ -150,7 +155,8 @@ def _fit_architecture(recipe: Recipe, source: Source) -> Recipe:
         chosen = np.linspace(0, len(part) - 1, min(SAMPLED, len(part))).astype(int)
         side = int(statistics.median(min(image_size(part.paths[i])) for i in chosen))
     wanted = recipe.image_size or (32 if side <= 48 else 64 if side <= 100 else 224)
-    return replace(recipe, arch="cifar" if wanted <= 128 else "torchvision", image_size=wanted)
+    width = 0.5 if device.type == "cpu" and recipe.width == 1 else recipe.width
+    return replace(recipe, arch="cifar" if wanted <= 128 else "torchvision", image_size=wanted, width=width)
 
 
 def _in_memory(source: Source, geometry: Preprocess, augment: Augment, report: Progress) -> dict[str, Arrays | Files]:

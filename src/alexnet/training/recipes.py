@@ -95,7 +95,8 @@ def imagenet_torchvision() -> Recipe:
 
 
 def folder() -> Recipe:
-    """Your own pictures, one folder a class. Architecture and image size fit the pictures unless given."""
+    """Your own pictures, one folder a class. Architecture, image size and width fit pictures and machine unless
+    given with --arch."""
     return Recipe(
         name="folder", source="folder", norm="batch",
         epochs=20, batch_size=64, lr=0.05, schedule="one-cycle", nesterov=True, decay_biases=False,

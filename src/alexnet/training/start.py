@@ -167,12 +167,12 @@ def _write_facts(run: Run, prepared: Prepared) -> None:
 
 def _differences(stored: Recipe, wanted: Recipe) -> str:
     """The flags that `wanted` sets to something else than the run's recipe, but for those that preparing fills in."""
-    filled = {"arch", "image_size", "precision", "batch_size", "workers", "data"}
+    filled = {"arch", "image_size", "width", "precision", "batch_size", "workers", "data"}
     changed = [
         f"--{name.replace('_', '-')} {new} (it has {old})"
         for name in FLAG_NAMES
         if (new := getattr(wanted, name)) != (old := getattr(stored, name))
-        and not (name in filled and new in (None, "auto"))
+        and not (name in filled and new in (None, "auto", 1.0))
         and not (name == "data" and new.absolute() == old)
     ]
     return ", ".join(changed)
