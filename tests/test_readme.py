@@ -19,9 +19,15 @@ def text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+def blocks(name: str) -> list[tuple[str, str]]:
+    """The fenced blocks: (language, content)."""
+    parts = re.split(r"^```(.*)$", text(name), flags=re.MULTILINE)
+    return [(parts[i], parts[i + 1]) for i in range(1, len(parts) - 1, 4)]
+
+
 def commands(name: str) -> list[list[str]]:
     """Every `alexnet …` line of the shell blocks, split into words."""
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", text(name), re.DOTALL) for line in block.splitlines()]
+    lines = [line for language, block in blocks(name) if language == "sh" for line in block.splitlines()]
     found = [shlex.split(line.split("#")[0].split("&&")[-1]) for line in lines]
     return [words[1:] for words in found if words and words[0] == "alexnet"]
 
@@ -58,7 +64,7 @@ def test_every_recipe_and_command_is_told(name):
 
 @pytest.mark.parametrize("name", READMES)
 def test_the_tree_is_the_repositorys(name):
-    (block,) = [b for b in re.findall(r"```\n(.*?)```", text(name), re.DOTALL) if "pyproject.toml" in b]
+    (block,) = [block for _, block in blocks(name) if "pyproject.toml" in block]
     told = set(re.findall(r"([\w.-]+\.(?:py|md|toml|yaml)|LICENSE)\b", block))
     files = {p.name for p in (ROOT / "src").rglob("*.py") if p.name != "__init__.py" or p.parent.name == "alexnet"}
     assert files <= told, files - told

@@ -22,7 +22,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def digits() -> Recipe:
     """The embedded handwritten digits: no download, for a first look and for checking an installation.
 
-    1,797 real digits from scikit-learn, enlarged to 32×32; a `cifar` network of half the width.
+    1,797 real digits from scikit-learn, enlarged to 32×32; a `cifar` network of half the width. Measured on two cores
+    without bfloat16: test top-1 99.55 % (mean of 5 seeds, deviation 0.48 %, 269 images), val 99.85 %, 34 to 42 s.
     """
     return Recipe(
         name="digits", source="digits", arch="cifar", norm="batch", width=0.5, image_size=32,
@@ -32,7 +33,11 @@ def digits() -> Recipe:
 
 
 def cifar10() -> Recipe:
-    """CIFAR-10 in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule."""
+    """CIFAR-10 in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule.
+
+    Half the width, which trains at 1,210 images/s here instead of 312. Measured on two cores without
+    bfloat16, on CIFAR-10 re-encoded as JPEG, one seed: test top-1 79.82 %, val 79.52 %, 8 min 44 s.
+    """
     return Recipe(
         name="cifar10", source="cifar10", arch="cifar", norm="batch",
         width=0.5, epochs=10, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
@@ -58,7 +63,10 @@ def cifar10_seed() -> Recipe:
 
 
 def fashion_mnist() -> Recipe:
-    """Fashion-MNIST in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule."""
+    """Fashion-MNIST in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule.
+
+    Measured on two cores without bfloat16, one seed: test top-1 91.75 %, val 92.07 %, 7 min 4 s.
+    """
     return Recipe(
         name="fashion-mnist", source="fashion-mnist", arch="cifar", norm="batch", image_size=32, width=0.5,
         epochs=7, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
