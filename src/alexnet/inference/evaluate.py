@@ -151,8 +151,8 @@ def evaluate(
     part = source.splits[name]
     if source.channels != opened.preprocess.channels and isinstance(part, Arrays):
         raise UserError(f"The data has {source.channels} channels and the network reads {opened.preprocess.channels}.")
-    workers, _ = choose_workers(None, BATCH_SIZE * opened.preprocess.channels * opened.preprocess.size**2)
     as_read = opened.preprocess if looks == CENTRE else uncropped(opened.preprocess)
+    workers, _ = choose_workers(None, BATCH_SIZE * as_read.channels * as_read.size**2)
     if isinstance(part, Files) and memory_plan(source, as_read.size):
         part = read_files(part, as_read, progress=progress)
     model = opened.model.to(on).to(memory_format=torch.channels_last)

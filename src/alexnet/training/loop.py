@@ -114,7 +114,7 @@ class Loop:
         """
         recipe, step = self.recipe, self.position.step
         torch.manual_seed(runtime.derive_seed(recipe.seed, "step", step))  # dropout and MixUp draw from here
-        lr = learning_rate(recipe, step, len(self.prepared.train), [r["val_loss"] for r in self.position.history])
+        lr = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         images = images.to(self.device, non_blocking=self.device.type == "cuda")
@@ -144,6 +144,10 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return total, hits
 
+    def _rate(self, step: int) -> float:
+        losses = [row["val_loss"] for row in self.position.history]
+        return learning_rate(self.recipe, step, len(self.prepared.train), losses)
+
     def _ended(self) -> bool:
         return self.position.ended(self.recipe.epochs, self.recipe.limit_steps)
 
@@ -159,7 +163,6 @@ class Loop:
         outputs = self._evaluate(recipe.validate_on)
         figures = outputs.measure(self.prepared.classes)
         self._check_finite(figures["loss"])
-        lr = learning_rate(recipe, max(p.step - 1, 0), len(self.prepared.train), [r["val_loss"] for r in p.history])
         row = {
             "epoch": p.epoch + 1,
             "step": p.step,
@@ -169,7 +172,7 @@ class Loop:
             "val_loss": figures["loss"],
             "top1": figures["top1"],
             "top5": figures["top5"],
-            "lr": lr,
+            "lr": self._rate(max(p.step - 1, 0)),
             "images_per_second": p.seen / p.seconds if p.seconds else 0.0,
             "seconds": p.seconds + time.monotonic() - began,
         }
@@ -195,12 +198,14 @@ class Loop:
         """Report the chosen network on the test set and complete the summary; may be done again after a crash."""
         best = self.run.named_checkpoint("best")
         assert best is not None, "a run has at least one epoch"
+        steered_by = self.recipe.validate_on
+        with_test = "test" in self.prepared.evaluation and steered_by != "test"
         test = {}
+        if self.restored or with_test:
+            self.model.load_state_dict(read_model(best).model.state_dict())
         if self.restored:  # what was written after the last checkpoint may be missing
-            self.model.load_state_dict(read_model(best).model.state_dict())
-            self._write_evaluation(self.recipe.validate_on, self._evaluate(self.recipe.validate_on))
-        if "test" in self.prepared.evaluation and self.recipe.validate_on != "test":
-            self.model.load_state_dict(read_model(best).model.state_dict())
+            self._write_evaluation(steered_by, self._evaluate(steered_by))
+        if with_test:
             outputs = self._evaluate("test")
             self._write_evaluation("test", outputs)
             figures = outputs.measure(self.prepared.classes)
