@@ -125,6 +125,13 @@ TRAINING = [
     (nothing, ["nowhere.json"], "The recipe nowhere.json cannot be read: No such file or directory."),
     (recipe_json("{"), ["recipe.json"], "The recipe recipe.json is not JSON: "),
     (recipe_json('{"epochz": 1}'), ["recipe.json"], "There is no setting 'epochz' in recipe.json; did you"),
+    (recipe_json('{"schedule": "constant", "changes": [{"epoch": 2, "lr": "low"}]}'), ["recipe.json"],
+     "The setting changes[0].lr in recipe.json cannot be 'low'; it must be a number or null."),
+    (recipe_json('{"arch": "cifar", "schedule": "constant", "changes": [{"epoch": 2, "layers": ["cnv1"], "lr": 0}]}'),
+     ["recipe.json"],
+     "The change at epoch 2 names the layer 'cnv1', which 'cifar' does not have; choose from conv1, conv2, conv3, "),
+    (recipe_json('{"changes": [{"epoch": 2, "lr": 0}]}'), ["recipe.json"],
+     "The recipe's changes set the learning rate by hand, which --schedule cosine does by itself; choose"),
 ]  # fmt: skip
 
 

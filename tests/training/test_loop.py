@@ -16,12 +16,15 @@ from alexnet import runs, runtime
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.networks.model import build
 from alexnet.runs import Run, read_model, read_training
+from alexnet.training.changes import Change
 from alexnet.training.interruption import Interrupted
 from alexnet.training.loop import Loop
 from alexnet.training.prepare import prepare
 from alexnet.training.progress import Silent
+from alexnet.training.recipe import read_recipe
 from alexnet.training.recipes import named_recipe
 from alexnet.training.start import resume_run, train
+from alexnet.training.state import Position
 
 TINY = {"width": 0.125, "batch_size": 128, "epochs": 2, "precision": "fp32", "device": "cpu", "lr": 0.1}
 
@@ -132,11 +135,20 @@ class StopAt(Silent):
             os.kill(os.getpid(), self.signum)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_in_mid_epoch_saves_and_the_resumed_run_equals_the_unbroken_one(tmp_path, signum, code):
-    unbroken = tiny(out=tmp_path / "unbroken", batch_size=32)
+HAND_MADE = {
+    "optimizer": "sgd2012", "nesterov": False, "schedule": "constant", "lr": 0.02, "bias_lr_ratio": 2.0,
+    "changes": [Change(2, ("conv1",), lr=0.0, bias_lr=0.0), Change(2, ("fc8",), lr=0.005)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "settings"), [(signal.SIGINT, 130, {}), (signal.SIGTERM, 143, HAND_MADE)], ids=["sgd", "sgd2012"]
+)
+def test_a_stop_in_mid_epoch_saves_and_the_resumed_run_equals_the_unbroken_one(tmp_path, signum, code, settings):
+    settings = {**TINY, "batch_size": 32, **settings}
+    unbroken = train("digits", out=tmp_path / "unbroken", progress=Silent(), **settings)
     with pytest.raises(Interrupted) as stop:
-        train("digits", out=tmp_path / "stopped", progress=StopAt(signum), **{**TINY, "batch_size": 32})
+        train("digits", out=tmp_path / "stopped", progress=StopAt(signum), **settings)
     assert stop.value.exit_code == code
     assert "alexnet resume" in str(stop.value)
     run = Run(tmp_path / "stopped")
@@ -147,6 +159,26 @@ def test_a_stop_in_mid_epoch_saves_and_the_resumed_run_equals_the_unbroken_one(t
     keys = ("epoch", "train_loss", "train_top1", "val_loss", "top1")
     for ours, theirs in zip(run.metrics(), Run(unbroken.run).metrics(), strict=True):
         assert {k: ours[k] for k in keys} == {k: theirs[k] for k in keys}
+
+
+def test_changes_added_by_hand_to_a_run_hold_from_there_on(tmp_path):
+    """Also to one whose checkpoint knows two groups: the momentum goes by parameter, the rates by recipe.json."""
+    run = Run(tiny(out=tmp_path / "run", epochs=1, schedule="constant", norm="none", lr=0.02).run)
+    before = weights(run.path)
+    recipe = replace(read_recipe(run.recipe_json), epochs=2, changes=(Change(2, ("conv1",), lr=0.0, bias_lr=0.0),))
+    momentum = read_training(run.named_checkpoint("last"))["optimizer"]["state"]
+    run.recipe_json.write_text(recipe.to_json())
+    prepared = prepare(recipe, Silent())
+    loop = Loop(prepared, run, build(prepared.spec), Silent())
+    training = read_training(run.named_checkpoint("last"))
+    loop.restore(Position.from_training(training), training)
+    by_name = {name: loop.optimizer.state[p]["momentum_buffer"] for name, p in loop.model.named_parameters()}
+    order = sorted(by_name, key=lambda name: name.endswith("bias"))
+    assert all(torch.equal(by_name[name], momentum[i]["momentum_buffer"]) for i, name in enumerate(order))
+    resume_run(run, progress=Silent())
+    after = weights(run.path)
+    assert {name.split(".")[0] for name in before if torch.equal(before[name], after[name])} == {"conv1"}
+    assert [row["lr"] for row in run.metrics()] == [0.02, 0.02]
 
 
 def test_a_stop_while_a_finished_run_is_extended(small_run, tmp_path, monkeypatch):
@@ -286,6 +318,7 @@ def test_a_full_disk_says_so_and_keeps_the_finished_epoch(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("settings", [
     {"mixup": 0.2, "cutmix": 1.0}, {"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": False},
+    {"optimizer": "sgd2012", "nesterov": False, "precision": "fp16"},
     {"schedule": "plateau"}, {"schedule": "step"}, {"schedule": "cosine", "warmup": 0.5}, {"activation": "tanh"},
 ], ids=str)  # fmt: skip
 def test_every_switch_trains(tmp_path, settings):

@@ -1,11 +1,13 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from alexnet.training.optim import learning_rate, make_optimizer, plateau_drops
+from alexnet.training.changes import SCHEDULE_145, Change
+from alexnet.training.optim import SGD2012, learning_rate, make_optimizer, plan, plateau_drops
 from alexnet.training.recipe import Recipe
 
 BASE = Recipe(lr=0.1, epochs=4)
@@ -80,3 +82,178 @@ def test_plain_sgd_is_torchs():
             optimizer.step()
     torch.testing.assert_close(model.weight, twin.weight, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(model.bias, twin.bias, rtol=1e-6, atol=1e-7)
+
+
+SHAPES = ((4, 3), (5,), (2, 3, 3, 3))
+RATES = [0.1] * 8 + [0.01] * 4 + [0.0] * 3 + [0.001] * 5
+
+
+def gradient(w: np.ndarray, step: int, index: int) -> np.ndarray:
+    """That of a bowl whose centre wanders."""
+    return w - np.random.default_rng([step, index]).normal(size=w.shape)
+
+
+def starts() -> list[np.ndarray]:
+    return [np.random.default_rng(i).normal(size=shape) for i, shape in enumerate(SHAPES)]
+
+
+def descend(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], rates: list[float], first: int = 0):
+    """The parameters after each step."""
+    for step, lr in enumerate(rates, first):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for i, p in enumerate(parameters):
+            p.grad = torch.from_numpy(gradient(p.detach().numpy(), step, i))
+        optimizer.step()
+        yield [p.detach().clone() for p in parameters]
+
+
+def tensors() -> list[torch.Tensor]:
+    return [torch.from_numpy(w).requires_grad_() for w in starts()]
+
+
+def test_sgd2012_is_the_update_of_the_2012_code():
+    """src/weights.cu written out, one parameter at a time, over 20 steps with the rate changing, also to 0 and back."""
+    momentum, decay = 0.9, 0.005
+    weights, velocities = starts(), [np.zeros(shape) for shape in SHAPES]
+    parameters = tensors()
+    optimizer = SGD2012(parameters, lr=1.0, momentum=momentum, weight_decay=decay)
+    for step, found in enumerate(descend(optimizer, parameters, RATES)):
+        lr = RATES[step]
+        for i, w in enumerate(weights):
+            if lr > 0:
+                velocities[i] = momentum * velocities[i] - decay * lr * w - lr * gradient(w, step, i)
+                weights[i] = w + velocities[i]
+            np.testing.assert_allclose(found[i].numpy(), weights[i], rtol=0, atol=1e-12)
+            buffer = optimizer.state[parameters[i]]["momentum_buffer"]
+            np.testing.assert_allclose(buffer.numpy(), velocities[i], rtol=0, atol=1e-12)
+    assert step == 19
+
+
+def test_sgd2012_differs_from_torchs_sgd_only_after_the_rate_changes():
+    ours, theirs = tensors(), tensors()
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.005}
+    ours_after = descend(SGD2012(ours, **settings), ours, [0.1] * 10 + [0.01] * 10)
+    theirs_after = descend(torch.optim.SGD(theirs, **settings), theirs, [0.1] * 10 + [0.01] * 10)
+    for step, (a, b) in enumerate(zip(ours_after, theirs_after, strict=True)):
+        apart = max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+        assert apart < 1e-12 if step < 10 else apart > 1e-3, step
+
+
+def test_sgd2012_leaves_alone_what_is_frozen_or_has_no_gradient():
+    moving, frozen, idle = tensors()
+    optimizer = SGD2012([{"params": [moving, idle]}, {"params": [frozen]}], lr=0.1)
+    for p in (moving, frozen):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.param_groups[1]["lr"] = 0.0
+    before = [p.detach().clone() for p in (moving, frozen, idle)]
+    velocity = optimizer.state[frozen]["momentum_buffer"].clone()
+    assert velocity.abs().min() > 0  # it would coast
+    optimizer.step()
+    assert not torch.equal(moving, before[0])
+    assert torch.equal(frozen, before[1])
+    assert torch.equal(optimizer.state[frozen]["momentum_buffer"], velocity)
+    assert torch.equal(idle, before[2])
+    assert idle not in optimizer.state
+
+
+def test_sgd2012_goes_on_exactly_from_its_state():
+    whole, first = tensors(), tensors()
+    *_, wanted = descend(SGD2012(whole, lr=1.0), whole, RATES)
+    optimizer = SGD2012(first, lr=1.0)
+    *_, half = descend(optimizer, first, RATES[:9])
+    second = [w.clone().requires_grad_() for w in half]
+    restored = SGD2012(second, lr=1.0)
+    restored.load_state_dict(optimizer.state_dict())
+    *_, found = descend(restored, second, RATES[9:], first=9)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+HAND = replace(BASE, schedule="constant", lr=0.01, bias_lr_ratio=2.0, colour_noise=0.1)
+
+
+def test_the_schedule_of_the_2012_run_at_every_boundary():
+    """Rates of conv1 and of the others (weights, biases), and the colour noise, from each epoch on."""
+    recipe = replace(HAND, epochs=90, changes=SCHEDULE_145)
+    early, late, still = (0.01, 0.02), (1e-3, 0.02), (0.0, 0.0)
+    table = {
+        1: (early, early, 0.1),
+        25: (late, late, 0.1),
+        51: ((1e-4, 0.02), (1e-4, 0.02), 0.1),
+        67: ((1e-5, 0.02), (1e-4, 0.02), 0.0),
+        72: (still, (1e-4, 0.02), 0.0),
+        79: (still, (1e-5, 0.02), 0.0),
+        91: (still, (1e-5, 0.02), 0.0),
+    }
+    spe = 7
+    for (epoch, (first, others, noise)), end in zip(table.items(), [*list(table)[1:], 92], strict=True):
+        for step in ((epoch - 1) * spe, (end - 1) * spe - 1):  # its first and its last
+            now = plan(recipe, step, spe)
+            assert (now.rate("conv1", "weights"), now.rate("conv1", "biases")) == first, epoch
+            for layer in ("conv2", "conv5", "fc6", "fc8"):
+                assert (now.rate(layer, "weights"), now.rate(layer, "biases")) == others, epoch
+            assert now.lr == others[0]
+            assert now.colour_noise == noise
+
+
+def test_a_change_sets_only_what_it_names():
+    changes = (
+        Change(2, ("fc8",), bias_lr=0.5), Change(3, lr=0.3), Change(3, ("conv1", "fc8"), lr=0.4), Change(4, bias_lr=0.6)
+    )  # fmt: skip
+    recipe = replace(HAND, changes=changes)
+    found = [plan(recipe, 10 * epoch, 10) for epoch in range(4)]
+    assert [p.rate("fc8", "weights") for p in found] == [0.01, 0.01, 0.4, 0.4]
+    assert [p.rate("fc8", "biases") for p in found] == [0.02, 0.5, 0.5, 0.6]
+    assert [p.rate("fc7", "weights") for p in found] == [0.01, 0.01, 0.3, 0.3]
+    assert [p.rate("fc7", "biases") for p in found] == [0.02, 0.02, 0.02, 0.6]
+    assert {p.colour_noise for p in found} == {0.1}
+
+
+def test_biases_follow_every_schedule_at_their_ratio():
+    for schedule in ("constant", "step", "cosine", "one-cycle"):
+        recipe = replace(BASE, schedule=schedule, step_epochs=1, bias_lr_ratio=2.0)
+        for step in (0, 13, 39):
+            now = plan(recipe, step, 10)
+            assert now.lr == learning_rate(recipe, step, 10)
+            assert now.rate("conv1", "biases") == 2 * now.lr
+
+
+def test_plateau_judges_by_loss_or_by_error():
+    """The loss gets better all the time, the share of right answers not after the first epoch."""
+    history = [{"val_loss": 1 / n, "top1": 0.5} for n in range(1, 6)]
+    recipe = replace(BASE, schedule="plateau", patience=1, gamma=0.1)
+    assert plan(recipe, 50, 10, history).lr == pytest.approx(0.1)
+    assert plan(replace(recipe, plateau_on="error"), 50, 10, history).lr == pytest.approx(0.001)
+    better = [{"val_loss": 1.0, "top1": n / 10} for n in range(5)]
+    assert plan(replace(recipe, plateau_on="error"), 50, 10, better).lr == pytest.approx(0.1)
+
+
+def small_network() -> nn.Sequential:
+    layers = {"conv1": nn.Conv2d(3, 4, 3), "norm1": nn.BatchNorm2d(4), "fc8": nn.Linear(4, 2)}
+    network = nn.Sequential()
+    for name, module in layers.items():
+        network.add_module(name, module)
+    return network
+
+
+def test_groups_and_their_rates():
+    network = small_network()
+    plain = make_optimizer(network, BASE)
+    assert [(g["kind"], g["weight_decay"], g["fused"]) for g in plain.param_groups] == [
+        ("weights", BASE.weight_decay, True), ("biases", BASE.weight_decay, True)
+    ]  # fmt: skip
+    recipe = replace(HAND, decay_biases=False, optimizer="sgd2012", changes=(Change(2, ("conv1",), lr=0.0),))
+    ours = make_optimizer(network, recipe)
+    assert isinstance(ours, SGD2012)
+    # either way the parameters come in one order, which is what a checkpoint's state goes by
+    order = [[id(p) for g in o.param_groups for p in g["params"]] for o in (plain, ours)]
+    assert order[0] == order[1]
+    plan(recipe, 10, 10).set_rates(ours)
+    assert [(g["layer"], g["kind"], g["lr"], g["weight_decay"]) for g in ours.param_groups] == [
+        ("conv1", "weights", 0.0, BASE.weight_decay),
+        ("fc8", "weights", 0.01, BASE.weight_decay),
+        ("conv1", "biases", 0.02, 0.0),
+        ("norm1", "biases", 0.02, 0.0),
+        ("fc8", "biases", 0.02, 0.0),
+    ]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.errors import UserError
+from alexnet.training.changes import SCHEDULE_145, Change
 from alexnet.training.recipe import FLAG_NAMES, Recipe, flags_of, read_recipe, with_settings
 from alexnet.training.recipes import RECIPES, describe, find_recipe, named_recipe
 
@@ -23,6 +24,18 @@ def test_recipe_with_a_path_survives_its_json(tmp_path):
     recipe = dataclasses.replace(named_recipe("folder"), data=Path("/some/where"), limit_steps=3, mean=(0.1, 0.2, 0.3))
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     assert read_recipe(tmp_path / "recipe.json") == recipe
+
+
+def test_changes_survive_their_json(tmp_path):
+    recipe = Recipe(
+        schedule="constant", optimizer="sgd2012", plateau_on="error", bias_lr_ratio=2.0, colour_noise=0.1,
+        changes=SCHEDULE_145,
+    )  # fmt: skip
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    assert read_recipe(tmp_path / "recipe.json") == recipe
+    short = [{"epoch": 2, "layers": ["conv1"], "lr": 1}, Change(3, bias_lr=0.5)]
+    changed = with_settings(Recipe(), {"schedule": "constant", "changes": short})
+    assert changed.changes == (Change(2, ("conv1",), lr=1.0), Change(3, bias_lr=0.5))
 
 
 def test_flags_are_half_of_the_recipe():
@@ -62,11 +75,41 @@ def test_settings_are_checked():
         ({"crop_pct": 1.5}, "crop_pct must be a share"),
         ({"schedule": "one-cycle", "warmup": 1}, "one-cycle rises from 0 by itself"),
         ({"schedule": "plateau", "validate_on": "test"}, "would tune the rate on the test images"),
+        ({"mean": [0.1, "x"]}, r"mean\[1\] cannot be 'x'; it must be a number"),
+        ({"bias_lr_ratio": -1}, "--bias-lr-ratio must not be negative"),
+        ({"colour_noise": float("inf")}, "--colour-noise must be a finite number"),
+        ({"optimizer": "sgd2012", "nesterov": True}, "sgd2012 has no Nesterov form"),
+        ({"optimizer": "adam"}, "optimizer cannot be 'adam'; it must be one of sgd, sgd2012"),
+        ({"changes": [{"epoch": 2, "lr": 0.1}], "schedule": "cosine"}, "which --schedule cosine does by itself"),
+        ({"changes": {"epoch": 2}}, "it must be a list of changes"),
+        ({"changes": [3]}, r"changes\[0\] cannot be 3; it must be an object with an epoch"),
+        ({"changes": [{"lr": 0.1}]}, "it must be an object with an epoch"),
+        ({"changes": [{"epoch": 2, "rate": 1}]}, r"There is no setting 'changes\[0\]\.rate'"),
+        ({"changes": [{"epoch": 2.5, "lr": 1}]}, r"changes\[0\]\.epoch cannot be 2.5; it must be a whole number"),
+        ({"changes": [{"epoch": 2, "lr": "low"}]}, r"changes\[0\]\.lr cannot be 'low'; it must be a number or null"),
+        ({"changes": [{"epoch": 2, "layers": "conv1"}]}, "layers cannot be 'conv1'; it must be a list of texts"),
+        ({"changes": [{"epoch": 2, "layers": [1]}]}, r"layers\[0\] cannot be 1; it must be a text"),
     ],
 )
 def test_bad_settings_say_what_is_wrong(settings, says):
     with pytest.raises(UserError, match=says) as error:
         with_settings(Recipe(), settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ([{"epoch": 0, "lr": 1}], "The change at epoch 0 comes before the first epoch; count"),
+        ([{"epoch": 5, "lr": 1}, {"epoch": 4, "lr": 1}], "The change at epoch 4 stands after one at epoch 5"),
+        ([{"epoch": 2, "layers": ["conv1"]}], "The change at epoch 2 changes nothing; give it lr"),
+        ([{"epoch": 2, "lr": -1}], "sets lr to -1.0; it must be a finite number and not negative"),
+        ([{"epoch": 2, "colour_noise": float("nan")}], "sets colour_noise to nan"),
+    ],
+)
+def test_bad_changes_say_what_is_wrong(changes, says):
+    with pytest.raises(UserError, match=says) as error:
+        with_settings(Recipe(schedule="constant"), {"changes": changes})
     assert "\n" not in str(error.value)
 
 

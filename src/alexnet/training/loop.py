@@ -22,7 +22,7 @@ from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.networks.model import AlexNet
 from alexnet.runs import Run, read_model, write_json, write_text
 from alexnet.training.interruption import Interrupted, StopSignal
-from alexnet.training.optim import learning_rate, make_optimizer
+from alexnet.training.optim import Plan, make_optimizer, plan
 from alexnet.training.prepare import Prepared
 from alexnet.training.progress import Progress
 from alexnet.training.state import Position
@@ -49,7 +49,9 @@ class Loop:
     def restore(self, position: Position, training: dict[str, Any]) -> None:
         """Go on from `position`; the weights are in the model already."""
         self.position = position
-        self.optimizer.load_state_dict(training["optimizer"])
+        # the groups are the recipe's, which may have been given changes since; the momentum is the checkpoint's
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({**training["optimizer"], "param_groups": groups})
         self.scaler.load_state_dict(training["scaler"])
         self.restored = True
         # a crash may have left a line too many, one too few, or half a line
@@ -114,9 +116,7 @@ class Loop:
         """
         recipe, step = self.recipe, self.position.step
         torch.manual_seed(runtime.derive_seed(recipe.seed, "step", step))  # dropout and MixUp draw from here
-        lr = self._rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self._plan(step).set_rates(self.optimizer)
         images = images.to(self.device, non_blocking=self.device.type == "cuda")
         if (changes := self.prepared.train.on_device) is not None:
             images = augment(images, ids, epoch, recipe.seed, changes, self.prepared.preprocess.size)
@@ -144,9 +144,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return total, hits
 
-    def _rate(self, step: int) -> float:
-        losses = [row["val_loss"] for row in self.position.history]
-        return learning_rate(self.recipe, step, len(self.prepared.train), losses)
+    def _plan(self, step: int) -> Plan:
+        return plan(self.recipe, step, len(self.prepared.train), self.position.history)
 
     def _ended(self) -> bool:
         return self.position.ended(self.recipe.epochs, self.recipe.limit_steps)
@@ -172,7 +171,7 @@ class Loop:
             "val_loss": figures["loss"],
             "top1": figures["top1"],
             "top5": figures["top5"],
-            "lr": self._rate(max(p.step - 1, 0)),
+            "lr": self._plan(max(p.step - 1, 0)).lr,
             "images_per_second": p.seen / p.seconds if p.seconds else 0.0,
             "seconds": p.seconds + time.monotonic() - began,
         }

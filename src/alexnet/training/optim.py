@@ -1,39 +1,136 @@
-"""SGD and its learning rate, the latter a pure function of the step.
+"""SGD in two forms, and its rates, which are a pure function of the step.
 
-Nothing here keeps state beside the optimizer's momentum: the rate at a step follows from the recipe, the step and
-(for `plateau`) the validation losses so far, so that a resumed run needs no scheduler to restore.
+Nothing here keeps state beside the optimizer's momentum: the rates at a step follow from the recipe, the step and
+(for `plateau`) the validation figures so far, so that a resumed run needs no scheduler to restore.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alexnet.training.recipe import Recipe
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD over two groups: weight matrices and kernels, which decay, and vectors (biases and normalisation weights),
-    which decay only where the recipe says so.
+class SGD2012(torch.optim.Optimizer):
+    """Momentum as the released 2012 code has it (src/weights.cu): the learning rate is inside the velocity,
 
-    Fused: one pass over weight, gradient and momentum instead of several, ten times as fast for 23 million weights."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "weight_decay": recipe.weight_decay if recipe.decay_biases else 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+        V <- momentum·V - lr·weight_decay·W - lr·gradient,    W <- W + V.
+
+    `torch.optim.SGD` multiplies by the rate outside and so takes the same steps (its momentum is -V/lr) until the rate
+    changes: then it slows down at once, and this one coasts. At rate 0 a group is left alone, velocity included; that
+    is how the 2012 code freezes a layer. Parameters without a gradient are skipped. V is the state "momentum_buffer".
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of all parameters. `closure`, if given, computes the gradients first and returns the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lr, weights = group["lr"], [p for p in group["params"] if p.grad is not None]
+            if lr == 0 or not weights:
+                continue
+            for p in weights:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            velocities = [self.state[p]["momentum_buffer"] for p in weights]
+            torch._foreach_mul_(velocities, group["momentum"])
+            if group["weight_decay"]:
+                torch._foreach_add_(velocities, weights, alpha=-lr * group["weight_decay"])
+            torch._foreach_add_(velocities, [p.grad for p in weights], alpha=-lr)
+            torch._foreach_add_(weights, velocities)
+        return loss
 
 
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, val_losses: Sequence[float] = ()) -> float:
-    """The rate of optimizer step `step` (counted from 0), in the recipe's unit.
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer, in a group of "weights" (matrices and kernels), which decay, and one of "biases" (all
+    vectors, those of normalisation included), which decay only where the recipe says so. Each group carries its `kind`.
 
-    `val_losses` are those of the finished epochs; only `plateau` looks at them. `limit_steps` does not squeeze the
-    schedule: a limited run is the beginning of the whole one.
+    A recipe with changes has such groups for each layer (`layer` is its name, else empty). Their parameters come in
+    the same order, weights first, so that either kind of checkpoint fits. torch's SGD is fused: one pass over weight,
+    gradient and momentum instead of several, ten times as fast for 23 million weights.
+    """
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, p in sorted(model.named_parameters(), key=lambda named: named[1].ndim <= 1):
+        layer, kind = name.rpartition(".")[0] if recipe.changes else "", "weights" if p.ndim > 1 else "biases"
+        decay = recipe.weight_decay if kind == "weights" or recipe.decay_biases else 0.0
+        group = {"params": [], "layer": layer, "kind": kind, "weight_decay": decay}
+        groups.setdefault((layer, kind), group)["params"].append(p)
+    if recipe.optimizer == "sgd2012":
+        return SGD2012(groups.values(), lr=recipe.lr, momentum=recipe.momentum)
+    return torch.optim.SGD(
+        groups.values(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What holds at one step."""
+
+    lr: float
+    """Learning rate of the weights of all layers without one of their own: the `lr` of `metrics.jsonl`."""
+    bias_lr: float
+    """The same of the biases."""
+    own: Mapping[tuple[str, str], float]
+    """The rates of layers that have their own, by layer and kind ("weights" or "biases")."""
+    colour_noise: float
+    """Strength of the colour noise."""
+
+    def rate(self, layer: str, kind: str) -> float:
+        """The learning rate of the parameters of this `kind` in `layer`."""
+        return self.own.get((layer, kind), self.lr if kind == "weights" else self.bias_lr)
+
+    def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give every group of a `make_optimizer` its rate."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(group["layer"], group["kind"])
+
+
+def plan(recipe: Recipe, step: int, steps_per_epoch: int, history: Sequence[Mapping[str, Any]] = ()) -> Plan:
+    """The plan of optimizer step `step` (counted from 0). `history` holds the metrics of the finished epochs.
+
+    A change's rate stands as it is written, also during a warm-up.
+    """
+    figures = [row["val_loss"] if recipe.plateau_on == "loss" else 1 - row["top1"] for row in history]
+    lr = learning_rate(recipe, step, steps_per_epoch, figures)
+    common = {"weights": lr, "biases": lr * recipe.bias_lr_ratio}
+    own: dict[tuple[str, str], float] = {}
+    noise = recipe.colour_noise
+    for change in recipe.changes:
+        if change.epoch > step // steps_per_epoch + 1:
+            break
+        for kind, rate in change.rates.items():
+            if change.layers:
+                own.update({(layer, kind): rate for layer in change.layers})
+            else:
+                common[kind] = rate
+                own = {key: kept for key, kept in own.items() if key[1] != kind}
+        noise = noise if change.colour_noise is None else change.colour_noise
+    return Plan(common["weights"], common["biases"], own, noise)
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, figures: Sequence[float] = ()) -> float:
+    """What the recipe's schedule gives for optimizer step `step` (counted from 0), before its changes.
+
+    `figures` are the losses or errors of the finished epochs; only `plateau` looks at them. `limit_steps` does not
+    squeeze the schedule: a limited run is the beginning of the whole one.
     """
     total = recipe.epochs * steps_per_epoch
     warmup = recipe.warmup * steps_per_epoch
@@ -44,7 +141,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, val_losses: S
     if recipe.schedule == "step":
         return recipe.lr * recipe.gamma ** (step // steps_per_epoch // recipe.step_epochs)
     if recipe.schedule == "plateau":
-        return recipe.lr * recipe.gamma ** plateau_drops(val_losses, recipe.patience)
+        return recipe.lr * recipe.gamma ** plateau_drops(figures, recipe.patience)
     if recipe.schedule == "cosine":
         share = (step - warmup) / max(total - warmup, 1)
         return recipe.lr * (recipe.final_lr + (1 - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1))))
@@ -56,12 +153,12 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, val_losses: S
     return recipe.lr * (1 - (1 - recipe.final_lr) * share)
 
 
-def plateau_drops(val_losses: Sequence[float], patience: int) -> int:
-    """How often the validation loss has stood still for more than `patience` epochs; each time counts anew."""
+def plateau_drops(figures: Sequence[float], patience: int) -> int:
+    """How often a figure, the lower the better, has stood still for more than `patience` epochs; each counts anew."""
     best, waited, drops = math.inf, 0, 0
-    for loss in val_losses:
-        if loss < best:
-            best, waited = loss, 0
+    for figure in figures:
+        if figure < best:
+            best, waited = figure, 0
         else:
             waited += 1
         if waited > patience:

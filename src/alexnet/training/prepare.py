@@ -22,8 +22,9 @@ from alexnet.data.sources import load_source, read_files
 from alexnet.errors import UserError
 from alexnet.inference.evaluate import BATCH_SIZE, evaluation_batches
 from alexnet.networks.architectures import architecture
-from alexnet.networks.spec import AlexNetSpec
+from alexnet.networks.spec import AlexNetSpec, layers
 from alexnet.runtime import Precision
+from alexnet.training.changes import check_layers
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
 
@@ -131,7 +132,7 @@ def prepare(recipe: Recipe, report: Progress, split: SplitRows | None = None) ->
 
 
 def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> AlexNetSpec:
-    return architecture(
+    spec = architecture(
         recipe.arch,
         num_classes=num_classes,
         in_channels=channels,
@@ -142,6 +143,9 @@ def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> AlexNetSpec
         dropout=recipe.dropout,
         width=recipe.width,
     )
+    if recipe.changes:
+        check_layers(recipe.changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
+    return spec
 
 
 def _fit_architecture(recipe: Recipe, source: Source, device: torch.device) -> Recipe:

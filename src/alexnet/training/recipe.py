@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from alexnet.errors import UserError, unknown_name
+from alexnet.training.changes import Change, check_changes
 
 Schedule = Literal["constant", "step", "plateau", "cosine", "one-cycle"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
@@ -95,8 +96,12 @@ class Recipe(Flags):
     dropout: float | None = None
     """Probability of dropping a unit of fc6 or fc7; the architecture's own where None."""
 
+    optimizer: Literal["sgd", "sgd2012"] = "sgd"
+    """`sgd2012` keeps the learning rate inside the velocity, so that a drop does not slow what moves already."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
+    bias_lr_ratio: float = 1.0
+    """Learning rate of the biases as a multiple of that of the weights: 2 in Caffe (its lr_mult) and in 2012."""
     decay_biases: bool = True
     """Apply weight decay to biases and normalisation weights too, as a plain SGD over all parameters does."""
     step_epochs: int = 30
@@ -104,7 +109,11 @@ class Recipe(Flags):
     gamma: float = 0.1
     """`step` and `plateau`: factor of a drop."""
     patience: int = 5
-    """`plateau`: epochs without a better validation loss before a drop."""
+    """`plateau`: epochs without a better validation figure before a drop."""
+    plateau_on: Literal["loss", "error"] = "loss"
+    """`plateau`: that figure. The paper's is the error (section 5), here of top-1."""
+    changes: tuple[Change, ...] = ()
+    """`constant`: rates and colour noise set by hand at the start of some epochs, by epoch."""
     final_lr: float = 0.0
     """`cosine` and `one-cycle`: the last rate as a share of the highest."""
     peak: float = 0.25
@@ -130,6 +139,8 @@ class Recipe(Flags):
     """Largest rotation in degrees, either way."""
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Brightness, contrast and saturation change by up to this share."""
+    colour_noise: float = 0.0
+    """Strength of the colour noise along the principal components of RGB: .1 in the paper (section 4.1), 0 is off."""
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -170,13 +181,15 @@ def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Re
         plain = Recipe()
         of_arch = ("image_size", "width", "norm", "activation", "init", "dropout")
         recipe = dataclasses.replace(recipe, **{name: getattr(plain, name) for name in of_arch})
-    hints = get_type_hints(Recipe)
-    checked = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise unknown_name("setting", key, hints, where)
-        checked[key] = _convert(key, value, hints[key], where)
-    return dataclasses.replace(recipe, **checked)
+    return dataclasses.replace(recipe, **_convert_all(Recipe, values, "", where))
+
+
+def _convert_all(kind: type, values: dict[str, Any], prefix: str, where: str) -> dict[str, Any]:
+    """The fields of the dataclass `kind` that `values` names, converted; `prefix` stands before their names."""
+    hints = get_type_hints(kind)
+    if unknown := [key for key in values if key not in hints]:
+        raise unknown_name("setting", prefix + str(unknown[0]), [prefix + name for name in hints], where)
+    return {key: _convert(prefix + key, value, hints[key], where) for key, value in values.items()}
 
 
 def _convert(key: str, value: Any, kind: Any, where: str, hint: Any = None) -> Any:
@@ -188,11 +201,14 @@ def _convert(key: str, value: Any, kind: Any, where: str, hint: Any = None) -> A
             raise wrong
         return value
     if get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, (int, float)) for v in value):
+        if not isinstance(value, (list, tuple)) or (Ellipsis not in options and len(value) != len(options)):
             raise wrong
-        if Ellipsis not in options and len(value) != len(options):
+        return tuple(_convert(f"{key}[{i}]", entry, options[0], where) for i, entry in enumerate(value))
+    if kind is Change:
+        value = dataclasses.asdict(value) if isinstance(value, Change) else value
+        if not isinstance(value, dict) or "epoch" not in value:
             raise wrong
-        return tuple(float(v) for v in value)
+        return Change(**_convert_all(Change, value, f"{key}.", where))
     if options:  # X | None
         return None if value is None else _convert(key, value, options[0], where, kind)
     if kind is Path and isinstance(value, (str, Path)):
@@ -208,7 +224,9 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
-        return "a list of numbers"
+        return "a list of " + {float: "numbers", str: "texts", Change: "changes"}[get_args(kind)[0]]
+    if kind is Change:
+        return "an object with an epoch, and with layers, lr, bias_lr or colour_noise"
     if options := get_args(kind):
         return f"{_describe(options[0])} or null"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}[kind]
@@ -218,6 +236,7 @@ def _check_numbers(r: Recipe) -> None:
     """Refuse numbers that no training can use, naming the flag."""
     positive = {"epochs", "limit_steps", "batch_size", "accumulate", "image_size", "width", "clip_norm", "step_epochs"}
     at_least_0 = {"lr", "warmup", "weight_decay", "mixup", "cutmix", "padding", "rotate", "patience", "workers"}
+    at_least_0 |= {"bias_lr_ratio", "colour_noise"}
     shares = {"momentum", "label_smoothing", "dropout", "peak", "final_lr"}
     for name in sorted(positive | at_least_0 | shares):
         value = getattr(r, name)
@@ -238,6 +257,14 @@ def _check_numbers(r: Recipe) -> None:
         raise UserError(f"--num-classes must be at least 2, not {r.num_classes}.")
     if r.nesterov and r.momentum == 0:
         raise UserError("Nesterov momentum needs --momentum greater than 0.")
+    if r.nesterov and r.optimizer == "sgd2012":
+        raise UserError("The optimizer sgd2012 has no Nesterov form; set nesterov to false, or optimizer to sgd.")
+    if r.changes and r.schedule != "constant":
+        raise UserError(
+            f"The recipe's changes set the learning rate by hand, which --schedule {r.schedule} does by itself; "
+            "choose --schedule constant, or a recipe without changes."
+        )
+    check_changes(r.changes)
     if not 0 < r.crop_pct <= 1:
         raise UserError(f"The setting crop_pct must be a share of the picture's side, not {r.crop_pct}.")
     if r.schedule == "one-cycle" and r.warmup:
