@@ -246,6 +246,77 @@ def report(run: str, /, *, json: bool = False) -> None:
         print(path)
 
 
+def ablate(
+    claim: str | None = None,
+    /,
+    *,
+    list: bool = False,
+    data: Path | None = None,
+    recipe: str | None = None,
+    arch: str | None = None,
+    image_size: int | None = None,
+    width: float | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    seeds: int | None = None,
+    budget: float | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    out: Path = Path("runs/ablate"),
+    json: bool = False,
+) -> None:
+    """Test one of the paper's claims: train with and without the part, over several seeds, and judge the difference.
+
+    Args:
+        claim: Its name, as --list shows it.
+        list: Show the claims, their sources and what others measured.
+        data: Class folders; the embedded digits unless given.
+        recipe: Start from this recipe; the small 'ablation' unless given.
+        arch: Architecture of both sides, where the claim leaves it open.
+        image_size: Side of the network's input in pixels.
+        width: Scale of all channel counts and hidden units.
+        epochs: Epochs of each training.
+        lr: Learning rate, at its highest.
+        seeds: Pairs of trainings; as many as a pilot's spread asks for unless given.
+        budget: Minutes that the whole may take.
+        device: Where to compute.
+        out: Folder of the results and of the runs, which are used again.
+        json: Print one JSON document.
+    """
+    from alexnet.insight.claims import CLAIMS, find_claim
+
+    if list:
+        if json:
+            _print_json([
+                {"claim": c.name, "says": c.says, "source": c.source, "figure": c.figure, "measure": c.measure,
+                 "arms": [c.part.name, c.without.name]}
+                for c in CLAIMS.values()
+            ])  # fmt: skip
+        else:
+            _table(
+                ("claim", "what it says", "source", "what others measured"),
+                [(c.name, c.says, c.source, c.figure) for c in CLAIMS.values()],
+                numbers=False,
+            )
+        return
+    if claim is None:
+        raise UserError("Name a claim, such as 'alexnet ablate lrn'; 'alexnet ablate --list' shows them all.")
+    find_claim(claim)  # a misspelt name should not wait for torch
+    from alexnet.insight.ablate import ablate as run_ablation
+    from alexnet.insight.ablate import base_recipe
+
+    base = base_recipe(
+        recipe, data, arch=arch, image_size=image_size, width=width, epochs=epochs, lr=lr,
+        device=None if device == "auto" else device,
+    )  # fmt: skip
+    found = run_ablation(
+        claim, base=base, seeds=seeds, budget=budget, out=out, say=lambda text: print(text, file=sys.stderr, flush=True)
+    )
+    if json:
+        _print_json(found.to_dict())
+    else:
+        print(found)
+
+
 def doctor(*, json: bool = False) -> int:
     """Run a real convolution, forward and backward, on each device and precision, and say what is missing.
 
@@ -285,6 +356,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "predict": _typed(predict),
     "arch": _typed(arch),
     "report": _typed(report),
+    "ablate": _typed(ablate),
     "doctor": _typed(doctor),
 }
 
@@ -324,12 +396,13 @@ def _print_json(document: Any) -> None:
     print(jsonlib.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers: bool = True) -> None:
+    """Columns between the first and the last are `numbers`, set right, unless said."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*head, box=None, pad_edge=False, header_style="bold")
-    for column in table.columns[1:-1]:
+    for column in table.columns[1:-1] if numbers else ():
         column.justify = "right"
     for row in rows:
         table.add_row(*map(str, row))

@@ -22,6 +22,7 @@ from alexnet.data.sources import load_source, read_files
 from alexnet.errors import UserError
 from alexnet.inference.evaluate import BATCH_SIZE, evaluation_batches
 from alexnet.networks.architectures import architecture
+from alexnet.networks.edits import edited
 from alexnet.networks.spec import AlexNetSpec, layers
 from alexnet.runtime import Precision
 from alexnet.training.changes import check_layers
@@ -132,7 +133,7 @@ def prepare(recipe: Recipe, report: Progress, split: SplitRows | None = None) ->
 
 
 def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> AlexNetSpec:
-    spec = architecture(
+    plain = architecture(
         recipe.arch,
         num_classes=num_classes,
         in_channels=channels,
@@ -143,6 +144,7 @@ def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> AlexNetSpec
         dropout=recipe.dropout,
         width=recipe.width,
     )
+    spec = edited(plain, recipe.edits)
     if recipe.changes:
         check_layers(recipe.changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
     return spec

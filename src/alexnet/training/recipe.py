@@ -96,6 +96,9 @@ class Recipe(Flags):
     dropout: float | None = None
     """Probability of dropping a unit of fc6 or fc7; the architecture's own where None."""
 
+    edits: tuple[str, ...] = ()
+    """Changes to the network by name, as in networks/edits.py: "average-pool", "without-conv4" …"""
+
     optimizer: Literal["sgd", "sgd2012"] = "sgd"
     """`sgd2012` keeps the learning rate inside the velocity, so that a drop does not slow what moves already."""
     nesterov: bool = False

@@ -46,6 +46,17 @@ def cifar10() -> Recipe:
     )  # fmt: skip
 
 
+def ablation() -> Recipe:
+    """What `alexnet ablate` starts from: pictures of 32×32 in class folders, `cifar10` at a quarter of the width.
+
+    Small enough that ten trainings fit into half an hour on two cores. Measured there without bfloat16 on CIFAR-10
+    re-encoded as JPEG, one seed: test top-1 75.52 %, 2 min 15 s.
+    """
+    return dataclasses.replace(
+        cifar10(), name="ablation", source="folder", width=0.25, epochs=8, image_size=32, mean=None, std=None
+    )
+
+
 def cifar10_seed() -> Recipe:
     """CIFAR-10 as a widespread tutorial trains it (its network repaired, which could not run; see docs/tutorials.md).
 
@@ -116,7 +127,7 @@ def folder() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        digits, cifar10, cifar10_seed, fashion_mnist, fashion_mnist_d2l, imagenet_torchvision, folder,
+        digits, cifar10, ablation, cifar10_seed, fashion_mnist, fashion_mnist_d2l, imagenet_torchvision, folder,
     )
 }  # fmt: skip
 
