@@ -96,11 +96,10 @@ def test_a_comparison_is_written_and_its_runs_are_used_again(tmp_path: Path):
     assert len(said) == 2
     trained = {p: p.stat().st_mtime_ns for p in tmp_path.glob("arms/*/*/summary.json")}
     assert len(trained) == 4
-    # another claim shares the base's runs; a third seed adds to them
     again = ablate("max-vs-average-pool", base=quick(), seeds=1, out=tmp_path)
     assert ablate("overlapping-pool", base=quick(), seeds=2, out=tmp_path).to_dict() == document
     assert {p: p.stat().st_mtime_ns for p in trained} == trained
-    assert again.part.values[0] == pytest.approx(found.part.values[0])  # the same network: its pools were maxima
+    assert again.part.runs[0] == found.part.runs[0]  # claims share what they have in common
 
 
 def test_a_stopped_comparison_goes_on(tmp_path: Path):

@@ -18,11 +18,6 @@ def average_pool(spec: AlexNetSpec) -> AlexNetSpec:
     return _each(spec, lambda conv: replace(conv, pool="avg"))
 
 
-def max_pool(spec: AlexNetSpec) -> AlexNetSpec:
-    """Maximal instead of average values in every pool."""
-    return _each(spec, lambda conv: replace(conv, pool="max"))
-
-
 def plain_pool(spec: AlexNetSpec) -> AlexNetSpec:
     """Pools of 2×2 with stride 2, which do not overlap, instead of 3×3 with stride 2 (paper, section 3.4).
 
@@ -70,7 +65,7 @@ def _each(spec: AlexNetSpec, change: Callable[[ConvSpec], ConvSpec]) -> AlexNetS
 
 EDITS: dict[str, Callable[[AlexNetSpec], AlexNetSpec]] = {
     function.__name__.replace("_", "-"): function
-    for function in (average_pool, max_pool, plain_pool, half, silent_towers, without_conv4)
+    for function in (average_pool, plain_pool, half, silent_towers, without_conv4)
 }
 
 
