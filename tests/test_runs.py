@@ -3,16 +3,19 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 from alexnet.networks.model import create_model
 from alexnet.runs import MODEL, TRAINING, WEIGHTS, Run, environment, find_run, read_model, read_training, replacing
+from alexnet.runs import PREPROCESS as PREPROCESS_FILE
 
 CLASSES = ("a", "b", "c")
 PREPROCESS = Preprocess(size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
@@ -117,6 +120,57 @@ def test_damage_is_noticed_and_named(run, damage):
     assert "\n" not in str(error.value)
 
 
+def save_with_mean_image(run: Run) -> tuple[Path, torch.Tensor]:
+    mean_image = torch.rand(3, 32, 32)
+    folder = run.save_checkpoint(
+        model=create_model("cifar", num_classes=3, width=0.1), classes=CLASSES,
+        preprocess=replace(PREPROCESS, mean_image=mean_image), step=1, epoch=1, training=None, best=True,
+    )  # fmt: skip
+    return folder, mean_image
+
+
+def test_a_mean_image_comes_back_as_it_was(run):
+    folder, mean_image = save_with_mean_image(run)
+    found = read_model(folder).preprocess
+    assert found == PREPROCESS
+    assert found.mean_image is not None
+    assert torch.equal(found.mean_image, mean_image)
+    assert not (save(run, 2, best=True) / PREPROCESS_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("remove", "has no preprocess.safetensors; use another checkpoint"),
+        ("truncate", "preprocess.safetensors is truncated or damaged: its checksum"),
+        ("unlisted", "preprocess.safetensors is truncated or damaged: its checksum"),
+        ("junk", "preprocess.safetensors holds no mean image"),
+        ("other tensor", "preprocess.safetensors holds no mean image"),
+        ("other size", "A mean image of 3×16×16 does not fit pictures of 3×32×32"),
+    ],
+)
+def test_damage_to_a_mean_image_is_noticed_and_named(run, damage, says):
+    folder, mean_image = save_with_mean_image(run)
+    path = folder / PREPROCESS_FILE
+    if damage == "remove":
+        path.unlink()
+    elif damage in ("truncate", "junk"):
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "other tensor":
+        save_file({"mean": mean_image}, path)
+    elif damage == "other size":
+        save_file({"mean_image": torch.zeros(3, 16, 16)}, path)
+    if damage == "unlisted":
+        values = json.loads((folder / MODEL).read_text())
+        del values["sha256"][PREPROCESS_FILE]
+        (folder / MODEL).write_text(json.dumps(values))
+    elif damage not in ("remove", "truncate"):
+        bless(folder, PREPROCESS_FILE)
+    with pytest.raises(UserError, match=says) as error:
+        read_model(folder)
+    assert "\n" not in str(error.value)
+
+
 def test_a_changed_byte_in_training_pt_is_noticed(run):
     path = save(run, 1) / TRAINING
     data = bytearray(path.read_bytes())
@@ -126,10 +180,10 @@ def test_a_changed_byte_in_training_pt_is_noticed(run):
         read_training(path.parent)
 
 
-def bless(folder: Path) -> None:
-    """Make the checksum in model.json that of the training.pt that is there."""
+def bless(folder: Path, name: str = TRAINING) -> None:
+    """Make the checksum in model.json that of the file that is there."""
     described = json.loads((folder / MODEL).read_text())
-    described["sha256"][TRAINING] = hashlib.sha256((folder / TRAINING).read_bytes()).hexdigest()
+    described["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / MODEL).write_text(json.dumps(described))
 
 

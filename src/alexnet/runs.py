@@ -2,7 +2,7 @@
 
     runs/<recipe>-<time>/
       recipe.json  env.json  metrics.jsonl  summary.json  split.csv  bad_files.csv
-      checkpoints/<step>/{model.safetensors, model.json, training.pt}
+      checkpoints/<step>/{model.safetensors, model.json, training.pt}, preprocess.safetensors with a mean image
       best  last                      names of checkpoints, in text files
       evaluation/<split>.parquet      path, target, logits
       report.html
@@ -43,6 +43,7 @@ from alexnet.networks.spec import AlexNetSpec
 
 FORMAT = "alexnet-1"  # of model.json; a reader refuses what it does not know
 WEIGHTS, MODEL, TRAINING = "model.safetensors", "model.json", "training.pt"
+PREPROCESS = "preprocess.safetensors"  # beside model.json where there is a mean image
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -289,10 +290,15 @@ def find_run(name: str | Path, root: Path = Path("runs")) -> Run:
 def write_model(
     folder: Path, model: AlexNet, classes: Sequence[str], preprocess: Preprocess, *, step: int = 0, epoch: int = 0
 ) -> None:
-    """Write `model.safetensors` and `model.json` into `folder`: all that using the network needs."""
+    """Write `model.safetensors`, `model.json` and, with a mean image, `preprocess.safetensors` into `folder`: all that
+    using the network needs."""
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
     _flush(folder / WEIGHTS)
+    if preprocess.mean_image is not None:
+        save_file({"mean_image": preprocess.mean_image.contiguous()}, folder / PREPROCESS)
+        _flush(folder / PREPROCESS)
+    files = [name for name in (WEIGHTS, PREPROCESS, TRAINING) if (folder / name).exists()]
     write_json(
         folder / MODEL,
         {
@@ -302,7 +308,7 @@ def write_model(
             "preprocess": preprocess.to_dict(),
             "step": step,
             "epoch": epoch,
-            "sha256": {name: _sha256(folder / name) for name in (WEIGHTS, TRAINING) if (folder / name).exists()},
+            "sha256": {name: _sha256(folder / name) for name in files},
         },
     )
 
@@ -311,21 +317,17 @@ def read_model(folder: Path) -> Checkpoint:
     """The network in a checkpoint folder, on the CPU. Raises `UserError` on damage or another program's files."""
     described = folder / MODEL
     found = _describe(folder)
+    mean_image = _mean_image(folder, found)
     try:
         spec = AlexNetSpec.from_dict(found["spec"])
-        preprocess = Preprocess.from_dict(found["preprocess"])
+        preprocess = Preprocess.from_dict(found["preprocess"], mean_image)
         classes = tuple(str(c) for c in found["classes"])
-        expected = str(found["sha256"][WEIGHTS])
         step, epoch = int(found["step"]), int(found["epoch"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{described} is damaged ({error}); use another checkpoint of the run.") from error
     if len(classes) != spec.num_classes:
         raise UserError(f"{described} names {len(classes)} classes for a network with {spec.num_classes}.")
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"The checkpoint {folder} has no {WEIGHTS}; use another checkpoint of the run.")
-    if _sha256(path) != expected:
-        raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
+    path = _intact(folder, WEIGHTS, found)
     model = build(spec)
     try:
         model.load_state_dict(load_file(path))
@@ -333,6 +335,28 @@ def read_model(folder: Path) -> Checkpoint:
         first = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path} does not hold the network that {MODEL} describes: {first}.") from error
     return Checkpoint(folder, model.eval(), classes, preprocess, step, epoch)
+
+
+def _mean_image(folder: Path, found: dict[str, Any]) -> torch.Tensor | None:
+    """The mean image of a checkpoint whose `model.json` says, in `found`, that it has one."""
+    described = found.get("preprocess")
+    if not isinstance(described, dict) or not described.get("mean_image"):
+        return None
+    path = _intact(folder, PREPROCESS, found)
+    try:
+        return load_file(path)["mean_image"].clone()  # free of the file, which Windows could not delete else
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path} holds no mean image; use another checkpoint of the run.") from error
+
+
+def _intact(folder: Path, name: str, found: dict[str, Any]) -> Path:
+    """The file `name` of a checkpoint, there and with the checksum that `model.json`, in `found`, gives."""
+    path, sums = folder / name, found.get("sha256")
+    if not path.is_file():
+        raise UserError(f"The checkpoint {folder} has no {name}; use another checkpoint of the run.")
+    if not isinstance(sums, dict) or _sha256(path) != sums.get(name):
+        raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
+    return path
 
 
 def _describe(folder: Path) -> dict[str, Any]:

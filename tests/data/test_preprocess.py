@@ -1,6 +1,7 @@
 """The same pixels as torchvision's Resize and CenterCrop, and a record that survives JSON."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,46 @@ def test_normalise(layout):
     assert torch.equal(batch, before)
 
 
+def test_a_mean_image_is_subtracted_by_its_centre():
+    mean_image = torch.rand(3, 12, 12)
+    preprocess = Preprocess(8, 12, std=(0.5, 0.25, 1.0), mean_image=mean_image)
+    batch = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    got = preprocess.normalise(batch)
+    std = torch.tensor(preprocess.std, dtype=torch.float64)[:, None, None]
+    torch.testing.assert_close(got.double(), (batch / 255 - mean_image[:, 2:10, 2:10]) / std, rtol=0, atol=1e-5)
+    assert got.dtype == torch.float32
+    whole = replace(preprocess, size=12)  # as views.py does: the same square, uncropped
+    full = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8)
+    torch.testing.assert_close(whole.normalise(full).double(), (full / 255 - mean_image) / std, rtol=0, atol=1e-5)
+
+
+def test_a_constant_mean_image_is_the_mean():
+    plain = Preprocess(8, 12)
+    constant = torch.tensor(plain.mean)[:, None, None].expand(3, 12, 12)
+    batch = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    got = replace(plain, mean_image=constant).normalise(batch)
+    torch.testing.assert_close(got, plain.normalise(batch), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 12, 12), (12, 12, 3), (3, 12)])
+def test_a_mean_image_of_another_size_is_refused(shape):
+    with pytest.raises(UserError, match=f"{'×'.join(map(str, shape))} does not fit pictures of 3×12×12"):
+        Preprocess(8, 12, mean_image=torch.zeros(shape))
+
+
+def test_json_says_that_there_is_a_mean_image():
+    mean_image = torch.rand(3, 12, 12)
+    preprocess = Preprocess(8, 12, mean_image=mean_image)
+    values = json.loads(json.dumps(preprocess.to_dict()))
+    assert values == {**Preprocess(8, 12).to_dict(), "mean_image": True}
+    again = Preprocess.from_dict(values, mean_image)
+    assert again == preprocess
+    assert again.mean_image is mean_image
+    for described, image in ((values, None), (Preprocess(8, 12).to_dict(), mean_image)):
+        with pytest.raises(UserError, match="belong together"):
+            Preprocess.from_dict(described, image)
+
+
 def test_centre_crop_says_when_the_picture_is_too_small():
     with pytest.raises(UserError, match="8×8"):
         centre_crop(torch.zeros(1, 3, 8, 8), 9)
@@ -116,6 +157,7 @@ def test_survives_json(preprocess):
         ({"size": 32, "mean": [127, 127, 127]}, "divide values"),
         ({"size": 32, "std": [0, 1, 1]}, "positive"),
         ({"size": 32, "interpolation": "bilinaer"}, "bilinear"),
+        ({"size": 32, "mean_image": [0.5]}, "'mean_image'"),
     ],
 )
 def test_junk_is_refused_with_a_sentence(values, message):

@@ -1,7 +1,8 @@
 """From a picture to the network's input: one record that training, evaluation, export and a checkpoint share.
 
 Two steps, kept apart on purpose. Geometry (resize, crop) happens on the picture and gives uint8, which is small
-to store and to move. `normalise` makes floats of it at the last moment, on the device.
+to store and to move. `normalise` makes floats of it at the last moment, on the device. It subtracts a mean of each
+channel or, as in 2012, of each pixel: the mean image, which stands in a file beside the other fields' JSON.
 
 Pictures are resized by Pillow, which filters as it shrinks; the result is that of torchvision's
 `Resize(resize)` + `CenterCrop(size)` on the same picture, pixel for pixel.
@@ -10,7 +11,7 @@ Pictures are resized by Pillow, which filters as it shrinks; the result is that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ class Preprocess:
     """nearest, bilinear or bicubic; all but nearest are antialiased."""
     stretch: bool = False
     """Resize both sides to `resize` and so ignore the aspect ratio, as Caffe's 256×256 warp does."""
+    mean_image: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    """Subtracted instead of `mean`: float32 channels×square×square, fractions of 1, on the CPU."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
@@ -73,6 +76,11 @@ class Preprocess:
             )
         if self.interpolation not in _FILTERS:
             raise unknown_name("interpolation", self.interpolation, _FILTERS)
+        if self.mean_image is not None and self.mean_image.shape != (self.channels, self.square, self.square):
+            raise UserError(
+                f"A mean image of {'×'.join(map(str, self.mean_image.shape))} does not fit pictures of "
+                f"{self.channels}×{self.square}×{self.square}; use one that was computed from such pictures."
+            )
 
     @property
     def square(self) -> int:
@@ -82,15 +90,18 @@ class Preprocess:
     # ── in a checkpoint ───────────────────────────────────────────────────────────────────────────────────────
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, as JSON keeps them: tuples become lists."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """The fields, as JSON keeps them: tuples become lists, and a mean image only the word that there is one."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "mean_image"}
+        marker = {} if self.mean_image is None else {"mean_image": True}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()} | marker
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """The inverse of `to_dict`. Raises `UserError` for fields that are missing, unknown or of another type."""
+    def from_dict(cls, values: Mapping[str, Any], mean_image: torch.Tensor | None = None) -> Preprocess:
+        """The inverse of `to_dict`, with the mean image where there was one. Raises `UserError` for fields that are
+        missing, unknown or of another type."""
         if not isinstance(values, Mapping) or "size" not in values:
             raise UserError("Preprocessing must be an object with at least 'size'; take it from a model.json.")
-        known = [field.name for field in fields(cls)]
+        known = [f.name for f in fields(cls)]
         checks = {
             "size": _is_int,
             "resize": lambda v: v is None or _is_int(v),
@@ -99,13 +110,16 @@ class Preprocess:
             "std": _is_numbers,
             "interpolation": lambda v: isinstance(v, str),
             "stretch": lambda v: isinstance(v, bool),
+            "mean_image": lambda v: isinstance(v, bool),
         }
         for key, value in values.items():
             if key not in known:
                 raise unknown_name("preprocessing field", str(key), known)
             if not checks[key](value):
                 raise UserError(f"Preprocessing field '{key}' cannot be {value!r}; take it from a model.json.")
-        return cls(**values)
+        if values.get("mean_image", False) != (mean_image is not None):
+            raise UserError("Preprocessing and its mean image belong together; take both from one checkpoint.")
+        return cls(**{**values, "mean_image": mean_image})
 
     # ── geometry ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -156,16 +170,23 @@ class Preprocess:
     # ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 N×C×H×W → float32 of the same shape and memory format: (x/255 − mean) / std, on its device."""
+        """uint8 N×C×H×W → float32 of the same shape and memory format: (x/255 − mean) / std, on its device.
+
+        Of a mean image it is always the centre H×W that is subtracted, wherever the pictures were cut, as the 2012
+        code does.
+        """
         deviation = np.asarray(self.std)
         both = np.stack([1 / (255 * deviation), -np.asarray(self.mean) / deviation])  # x·scale + shift
         constants = torch.tensor(both, dtype=torch.float32).to(images.device, non_blocking=True)
         scale, shift = constants[:, :, None, None]
+        if self.mean_image is not None:
+            centre = centre_crop(self.mean_image, images.shape[-1])
+            shift = centre.to(images.device, non_blocking=True) * (-255 * scale)
         return torch.mul(images, scale).add_(shift)  # the product is already float32: one pass, no copy
 
 
 def centre_crop(images: torch.Tensor, size: int) -> torch.Tensor:
-    """The middle size×size of N×C×H×W, a view; where the margin is odd, torchvision's choice of pixel."""
+    """The middle size×size of …×H×W, a view; where the margin is odd, torchvision's choice of pixel."""
     height, width = images.shape[-2:]
     if min(height, width) < size:
         raise UserError(

@@ -98,7 +98,7 @@ def read_files(
         common = _common_side(files, progress) if augment.crop == "resized" else 0
         if preprocess.size <= common <= 1.5 * preprocess.square:
             side = common
-            shape = replace(preprocess, size=common, resize=common).evaluation
+            shape = replace(preprocess, size=common, resize=common, mean_image=None).evaluation
     images = np.empty((len(files), preprocess.channels, side, side), dtype=np.uint8)
     paths = files.paths
 

@@ -11,7 +11,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 from alexnet.inference.metrics import measure
 from alexnet.runs import MODEL, Run, write_text
@@ -138,13 +137,12 @@ def _epochs(rows: list[dict[str, Any]]) -> str:
 
 def _facts(run: Run, summary: dict[str, Any]) -> str:
     env = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
-    preprocess = Preprocess.from_dict(
-        json.loads(((run.named_checkpoint("best") or run.path) / MODEL).read_text(encoding="utf-8"))["preprocess"]
-    )
+    described = (run.named_checkpoint("best") or run.path) / MODEL
+    preprocess = json.loads(described.read_text(encoding="utf-8"))["preprocess"]
     versions = ", ".join(f"{k} {v}" for k, v in env["versions"].items() if v)
     facts = {
         "architecture": f"{summary['arch']}, {summary['parameters']:,} parameters",
-        "input": f"{preprocess.channels}×{preprocess.size}×{preprocess.size}",
+        "input": "{channels}×{size}×{size}".format_map(preprocess),
         "precision": f"{summary['precision']} on {summary['device']}",
         "machine": f"{env.get('gpu') or env['cpu']}, {env['cores']} cores",
         "versions": versions,
