@@ -168,6 +168,15 @@ def test_any_number_of_workers_gives_the_same_pictures(crop, files):
 
 
 @pytest.mark.slow
+def test_a_chunk_of_files_shares_the_box_of_its_first(files):
+    batch, *_ = FromFiles(files, PREPROCESS, Augment(crop="resized", crop_chunk=3), batch_size=6, seed=5).batches(2)
+    draws = runtime.draws(5, 2, range(6), "crop", BOX_DRAWS)
+    for i, picture in enumerate(batch.images):
+        image = decode(files.paths[i])
+        box = crop_box(*image.size, draws[i // 3 * 3], (0.08, 1.0), (3 / 4, 4 / 3))
+        assert torch.equal(picture, PREPROCESS.cut(image, box))
+
+
 def test_spawned_workers_give_the_same_pictures(files):
     loader = FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1, workers=1)
     alone = list(FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1).batches(0))

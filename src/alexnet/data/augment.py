@@ -7,7 +7,9 @@ Pictures stay uint8 from end to end: a quarter of the memory traffic of float32,
 costs. Pictures that come from files have their random resized crop taken before they are resized, from the
 full picture (`crop_box`); all else happens here.
 
-MixUp and CutMix combine samples, so they depend on the batch by nature; see `mix`.
+Two things depend on the batch: MixUp and CutMix, which combine samples (see `mix`), and `crop_chunk` above 1, the
+2012 code's habit of cutting its pictures in groups. The paper's colour noise (`colour_noise`) comes after
+normalisation, where the mean image is gone already.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ class Augment:
     """Range of the width over the height that crop resized takes."""
     flip: bool = False
     """Mirror left and right with probability one half."""
+    crop_chunk: int = 1
+    """Pictures in a row that share the crop and flip of the first: 1, or 32 as in the 2012 code."""
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Brightness, contrast, saturation: each is multiplied by a factor from [1 − value, 1 + value]."""
     rotate: float = 0.0
@@ -69,6 +73,8 @@ class Augment:
             )
         if min(self.padding, self.rotate, self.mixup, self.cutmix, *self.jitter) < 0:
             raise UserError("Padding, rotation, jitter, MixUp and CutMix must not be negative; 0 switches them off.")
+        if self.crop_chunk < 1:
+            raise UserError(f"A crop cannot be shared by {self.crop_chunk} pictures; 1 gives each its own.")
 
 
 @torch.no_grad()
@@ -85,10 +91,12 @@ def augment(
     `ids` (N integers, on the CPU) name the samples; with `epoch` and `seed` they determine every draw. Raises
     `UserError` where the pictures are smaller than the crop.
     """
-    sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else ids
+    sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else np.asarray(ids)
+    first_ids = first_of_chunk(sample_ids, cfg.crop_chunk)
 
     def uniform(purpose: str, count: int) -> np.ndarray:
-        return runtime.draws(seed, epoch, sample_ids, purpose, count)
+        chosen = first_ids if purpose in ("crop", "flip") else sample_ids
+        return runtime.draws(seed, epoch, chosen, purpose, count)
 
     if cfg.crop == "resized":
         side = images.shape[-1]
@@ -109,6 +117,11 @@ def augment(
         low = np.maximum(0, 1 - reach)
         images = colour_jitter(images, low + uniform("jitter", 3) * (1 + reach - low))
     return images
+
+
+def first_of_chunk(ids: np.ndarray, chunk: int) -> np.ndarray:
+    """For each of N samples the id of the first in its run of `chunk`: whose crop and flip it takes."""
+    return ids[np.arange(len(ids)) // chunk * chunk]
 
 
 # ── random crop, flip ─────────────────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from alexnet import runtime
-from alexnet.data.augment import BOX_DRAWS, Augment, crop_box
+from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, first_of_chunk
 from alexnet.data.images import BadImage, decode
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source
@@ -201,8 +201,10 @@ class _Pictures(Dataset):
 
     def __getitems__(self, request: tuple[int, np.ndarray]) -> Batch | BadImage:
         epoch, ids = request
-        boxed = self.augment is not None and self.augment.crop == "resized"
-        numbers = runtime.draws(self.seed, epoch, ids, "crop", BOX_DRAWS) if boxed else [None] * len(ids)
+        numbers: Any = [None] * len(ids)
+        if self.augment is not None and self.augment.crop == "resized":
+            first = first_of_chunk(ids, self.augment.crop_chunk)
+            numbers = runtime.draws(self.seed, epoch, first, "crop", BOX_DRAWS)
         try:
             images = torch.stack([self._picture(i, row) for i, row in zip(ids, numbers, strict=True)])
         except BadImage as error:

@@ -92,7 +92,8 @@ def prepare(recipe: Recipe, report: Progress, split: SplitRows | None = None) ->
     spec = _spec(recipe, len(source.classes), source.channels)
     augment = Augment(
         crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
-        flip=recipe.flip, rotate=recipe.rotate, jitter=recipe.jitter, mixup=recipe.mixup, cutmix=recipe.cutmix,
+        flip=recipe.flip, crop_chunk=recipe.crop_chunk, rotate=recipe.rotate, jitter=recipe.jitter,
+        mixup=recipe.mixup, cutmix=recipe.cutmix,
     )  # fmt: skip
     geometry = Preprocess(
         size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=source.channels,

@@ -60,6 +60,8 @@ class Flags:
     """L2 penalty."""
     label_smoothing: float = 0.0
     """Share of each target spread evenly over all classes."""
+    crop_chunk: int = 1
+    """Images in a row that share one random crop and flip; 32 as the 2012 code did."""
     mixup: float = 0.0
     """Alpha of MixUp; 0 is off."""
     cutmix: float = 0.0
@@ -238,6 +240,7 @@ def _describe(kind: Any) -> str:
 def _check_numbers(r: Recipe) -> None:
     """Refuse numbers that no training can use, naming the flag."""
     positive = {"epochs", "limit_steps", "batch_size", "accumulate", "image_size", "width", "clip_norm", "step_epochs"}
+    positive |= {"crop_chunk"}
     at_least_0 = {"lr", "warmup", "weight_decay", "mixup", "cutmix", "padding", "rotate", "patience", "workers"}
     at_least_0 |= {"bias_lr_ratio", "colour_noise"}
     shares = {"momentum", "label_smoothing", "dropout", "peak", "final_lr"}
