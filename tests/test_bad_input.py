@@ -16,6 +16,11 @@ from alexnet.runs import Run
 from helpers import make_folder, make_picture
 
 
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("open('ran', 'w')",))
+
+
 def empty_class(here):
     make_folder(here / "data", ("a", "b"), 2)
     (here / "data" / "c").mkdir()
@@ -79,6 +84,33 @@ def recipe_json(text):
     return lambda here: (here / "recipe.json").write_text(text)
 
 
+def folder_recipe(**settings):
+    """A folder of small pictures and a recipe.json for it."""
+
+    def given(here):
+        make_folder(here / "data", ("a", "b"), 3)
+        values = {"source": "folder", "data": "data", "arch": "cifar", "width": 0.125, "image_size": 32}
+        (here / "recipe.json").write_text(json.dumps({**values, **settings}))
+
+    return given
+
+
+def small_mean_image(here):
+    folder_recipe(mean_image="mean.npy", crop_pct=32 / 36)(here)
+    np.save(here / "mean.npy", np.full((3, 32, 32), 100.0))
+
+
+def pickled_mean_image(here):
+    folder_recipe(mean_image="mean.npy")(here)
+    (here / "mean.npy").write_bytes(pickle.dumps(Bomb()))
+
+
+def grey_pictures(here):
+    folder_recipe(colour_noise=0.1)(here)
+    for path in (here / "data").rglob("*.jpg"):
+        Image.open(path).convert("L").save(path)
+
+
 def nothing(here):
     pass
 
@@ -132,6 +164,13 @@ TRAINING = [
      "The change at epoch 2 names the layer 'cnv1', which 'cifar' does not have; choose from conv1, conv2, conv3, "),
     (recipe_json('{"changes": [{"epoch": 2, "lr": 0}]}'), ["recipe.json"],
      "The recipe's changes set the learning rate by hand, which --schedule cosine does by itself; choose"),
+    (nothing, ["--crop-chunk", "0"], "--crop-chunk must be greater than 0, not 0."),
+    (small_mean_image, ["recipe.json"], "The mean image mean.npy is 3×32×32, and these pictures are 3×36×36; give"),
+    (pickled_mean_image, ["recipe.json"], "The mean image mean.npy is not an array of numbers that numpy.save wrote."),
+    (folder_recipe(mean_image="owm"), ["recipe.json"], "The mean image owm cannot be read: No such file or directory."),
+    (grey_pictures, ["recipe.json"], "A basis from grey data has one direction only (the training pictures deviate"),
+    (recipe_json('{"colour_noise": 0.1}'), ["recipe.json"], "Colour noise needs pictures in colour, and these are"),
+    (folder_recipe(colour_noise=0.1, colour_std=[1, 1]), ["recipe.json"], "A colour basis is three deviations, none"),
 ]  # fmt: skip
 
 
@@ -155,11 +194,6 @@ def test_training(tmp_path, monkeypatch, capsys, given, arguments, sentence):
     assert run(["train", *arguments, "--out", "out"]) == 2
     assert told(capsys).startswith(sentence)
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
-
-
-class Bomb:
-    def __reduce__(self):
-        return (exec, ("open('ran', 'w')",))
 
 
 def foreign_weights(run):
@@ -199,6 +233,13 @@ def truncated_training(run):
         path.write_bytes(path.read_bytes()[:1000])
 
 
+def lost_mean_image(run):
+    path = best(run) / "model.json"
+    found = json.loads(path.read_text())
+    found["preprocess"]["mean_image"] = True
+    path.write_text(json.dumps(found))
+
+
 def not_a_run(run):
     Path("other").mkdir()
 
@@ -223,6 +264,7 @@ USING = [
     (not_a_run, ["eval", "other"], "other holds neither a run (no recipe.json) nor a checkpoint of ours"),
     (foreign_weights, ["eval", "model.pth"], "model.pth is a file of weights, not a run; give a run folder, or load"),
     (truncated_weights, ["eval", "RUN"], "RUN/CHECKPOINT/model.safetensors is truncated or damaged: its checksum"),
+    (lost_mean_image, ["eval", "RUN"], "The checkpoint RUN/CHECKPOINT has no preprocess.safetensors; use another"),
     (truncated_description, ["predict", "RUN", "a.png"], "RUN/CHECKPOINT/model.json is damaged ("),
     (other_software, ["eval", "RUN"], "RUN/CHECKPOINT/model.json was written by other software"),
     (pickled_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt holds a pickle that could"),

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from alexnet import runtime
-from alexnet.data.augment import augment, mix
+from alexnet.data.augment import augment, colour_noise, mix
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.networks.model import AlexNet
@@ -116,14 +116,17 @@ class Loop:
         """
         recipe, step = self.recipe, self.position.step
         torch.manual_seed(runtime.derive_seed(recipe.seed, "step", step))  # dropout and MixUp draw from here
-        self._plan(step).set_rates(self.optimizer)
+        now = self._plan(step)
+        now.set_rates(self.optimizer)
         images = images.to(self.device, non_blocking=self.device.type == "cuda")
         if (changes := self.prepared.train.on_device) is not None:
             images = augment(images, ids, epoch, recipe.seed, changes, self.prepared.preprocess.size)
         targets = targets.to(self.device, non_blocking=self.device.type == "cuda")
-        x, y = mix(
-            self.prepared.preprocess.normalise(images), targets, len(self.prepared.classes), self.prepared.augment
-        )
+        x = self.prepared.preprocess.normalise(images)
+        if (basis := self.prepared.colour_basis) is not None:
+            std, divide = self.prepared.preprocess.std, recipe.colour_divide
+            x = colour_noise(x, ids, epoch, recipe.seed, basis, now.colour_noise, std=std, divide=divide)
+        x, y = mix(x, targets, len(self.prepared.classes), self.prepared.augment)
         n = len(x)
         total = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device)

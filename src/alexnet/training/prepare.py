@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from alexnet import runtime
-from alexnet.data.augment import Augment
+from alexnet.data.augment import IMAGENET_BASIS, Augment, ColourBasis
 from alexnet.data.images import image_size
 from alexnet.data.loading import Batches, FromFiles, InMemory, choose_workers, memory_plan
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source, SplitRows
 from alexnet.data.sources import load_source, read_files
+from alexnet.data.statistics import SAMPLED, mean_and_std, measure, principal_colours, read_mean_image
 from alexnet.errors import UserError
 from alexnet.inference.evaluate import BATCH_SIZE, evaluation_batches
 from alexnet.networks.architectures import architecture
@@ -28,8 +30,6 @@ from alexnet.runtime import Precision
 from alexnet.training.changes import check_layers
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
-
-SAMPLED = 1000  # files that are looked at for their size, and for mean and deviation where they stay on disk
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,18 @@ class Prepared:
     evaluation: dict[str, Batches]  # val and test, where there are any
     device: torch.device
     precision: Precision
+    colour_basis: ColourBasis | None = None  # there is one where the recipe asks for colour noise
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.source.classes
 
 
-def prepare(recipe: Recipe, report: Progress, split: SplitRows | None = None) -> Prepared:
-    """Read the data, fit the rest to it. `split` is that of an earlier run, to be used again. Raises `UserError`."""
+def prepare(
+    recipe: Recipe, report: Progress, split: SplitRows | None = None, mean_image: torch.Tensor | None = None
+) -> Prepared:
+    """Read the data, fit the rest to it. `split` and `mean_image` are those of an earlier run, to be used again.
+    Raises `UserError`."""
     if runtime.world_size() > 1:
         raise UserError("Training with several processes is not built yet; start it without torchrun.")
     device = runtime.pick_device(recipe.device)
@@ -97,21 +101,22 @@ def prepare(recipe: Recipe, report: Progress, split: SplitRows | None = None) ->
     )  # fmt: skip
     geometry = Preprocess(
         size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=source.channels,
-        mean=(0.0,) * source.channels, std=(1.0,) * source.channels,
+        mean=(0.0,) * source.channels, std=(1.0,) * source.channels, stretch=recipe.stretch,
     )  # fmt: skip
+    if recipe.noisy and source.channels == 1:
+        raise UserError("Colour noise needs pictures in colour, and these are grey; set colour_noise to 0.")
+    if mean_image is None and recipe.mean_image not in ("none", "own"):
+        mean_image = read_mean_image(recipe.mean_image, geometry)
+        recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
     if memory_plan(source, geometry.square):
         source = replace(source, splits=_in_memory(source, geometry, augment, report))
-    mean, std = recipe.mean, recipe.std
-    if mean is None or std is None:
-        mean, std = _mean_and_std(source.splits["train"], geometry, recipe.seed)
-        recipe = replace(recipe, mean=mean, std=std)
-    preprocess = replace(geometry, mean=mean, std=std)
     workers, sentence = choose_workers(
         recipe.workers, max(batch_size, BATCH_SIZE) * source.channels * geometry.square**2
     )
     if sentence and any(isinstance(part, Files) for part in source.splits.values()):
         report.say(sentence)
     part = source.splits["train"]
+    recipe, preprocess, basis = _measured(recipe, part, geometry, mean_image, workers, report)
     train: Batches
     if isinstance(part, Files):
         recipe = replace(recipe, workers=workers)
@@ -130,7 +135,7 @@ def prepare(recipe: Recipe, report: Progress, split: SplitRows | None = None) ->
         + f", {len(source.classes)} classes; {spec.name} at {source.channels}×{spec.image_size}×{spec.image_size} "
         f"on {device} in {precision.name} ({precision.reason})."
     )
-    return Prepared(recipe, spec, preprocess, augment, source, train, evaluation, device, precision)
+    return Prepared(recipe, spec, preprocess, augment, source, train, evaluation, device, precision, basis)
 
 
 def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> AlexNetSpec:
@@ -176,16 +181,32 @@ def _in_memory(source: Source, geometry: Preprocess, augment: Augment, report: P
     }
 
 
-def _mean_and_std(part: Arrays | Files, geometry: Preprocess, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel over all pixels of the training images (of `SAMPLED` of them where they stay on disk)."""
-    if isinstance(part, Files):
-        chosen = runtime.permutation(seed, 0, len(part))[:SAMPLED]
-        part = read_files(part.take(np.sort(chosen)), geometry)
-    channels = part.images.shape[1]
-    # Histograms are exact and need no float copy of the data.
-    counts = np.stack([np.bincount(part.images[:, c].flatten().numpy(), minlength=256) for c in range(channels)])
-    levels = np.arange(256) / 255
-    mean = counts @ levels / counts.sum(axis=1)
-    variance = counts @ levels**2 / counts.sum(axis=1) - mean**2
-    std = np.sqrt(np.maximum(variance, 1e-6))  # pictures of one colour have none
-    return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
+def _measured(
+    recipe: Recipe,
+    part: Arrays | Files,
+    geometry: Preprocess,
+    mean_image: torch.Tensor | None,
+    workers: int,
+    report: Progress,
+) -> tuple[Recipe, Preprocess, ColourBasis | None]:
+    """The numbers that the recipe leaves to the training images, put into it: mean and deviation of each channel, mean
+    image (which stands with the weights) and colour basis. What is there already is not measured again."""
+    basis = None
+    if recipe.noisy and (recipe.colour_std is not None or recipe.colour_vectors is not None):
+        basis = ColourBasis(recipe.colour_std or (), recipe.colour_vectors or ())
+    elif recipe.noisy and recipe.colour_basis == "imagenet":
+        basis = IMAGENET_BASIS
+    own_image = recipe.mean_image == "own" and mean_image is None
+    if own_image or (recipe.noisy and basis is None):
+        found = measure(part, geometry, workers=workers, progress=report.work)
+        mean_image = found.mean_image if own_image else mean_image
+        basis = basis or (principal_colours(found.covariance) if recipe.noisy else None)
+    if basis is not None:
+        recipe = replace(recipe, colour_std=basis.std, colour_vectors=basis.vectors)
+    mean, std = recipe.mean, recipe.std
+    if mean is None and mean_image is not None:
+        mean = tuple(round(float(m), 4) for m in mean_image.mean(dim=(1, 2)))
+    if mean is None or std is None:
+        found_mean, found_std = mean_and_std(part, geometry, recipe.seed)
+        mean, std = mean or found_mean, std or found_std
+    return replace(recipe, mean=mean, std=std), replace(geometry, mean=mean, std=std, mean_image=mean_image), basis

@@ -130,6 +130,11 @@ class Recipe(Flags):
     """Per channel, fractions of 1, subtracted; measured on the training images where None."""
     std: tuple[float, ...] | None = None
     """Per channel, fractions of 1, divided by; measured on the training images where None."""
+    mean_image: str = "none"
+    """Subtract a mean of each pixel instead of each channel: none; own, that of the training images; or the path of a
+    .npy file of 3×S×S or S×S×3 levels of 0 to 255, RGB, S being the side that pictures are resized to."""
+    stretch: bool = False
+    """Resize both sides and so ignore the aspect ratio, as Caffe's warp to 256×256 does."""
     crop: Literal["none", "pad", "random", "resized"] = "none"
     """Training crop: padded by `padding` then random; random from the resized square; or random resized."""
     padding: int = 4
@@ -146,9 +151,22 @@ class Recipe(Flags):
     """Brightness, contrast and saturation change by up to this share."""
     colour_noise: float = 0.0
     """Strength of the colour noise along the principal components of RGB: .1 in the paper (section 4.1), 0 is off."""
+    colour_basis: Literal["imagenet", "own"] = "own"
+    """The principal colours that the noise is made of: ImageNet's, or those of the training images."""
+    colour_std: tuple[float, ...] | None = None
+    """Deviations along the three principal colours, in levels of 0 to 255; from `colour_basis` where None."""
+    colour_vectors: tuple[float, ...] | None = None
+    """The three principal colours, RGB, one after the other; from `colour_basis` where None."""
+    colour_divide: bool = False
+    """Divide the training images by 1 + `colour_noise` after it, as the 2012 code does."""
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether any epoch has colour noise."""
+        return any((self.colour_noise, *(change.colour_noise for change in self.changes)))
 
     def to_json(self) -> str:
         """The recipe as it stands in `recipe.json`."""

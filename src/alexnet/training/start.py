@@ -128,9 +128,10 @@ def resume_run(
         summary = run.summary()
         if ended and epochs is None and summary.get("complete"):
             return TrainingResult(run.path, summary, already_finished=True)
-        prepared = prepare(recipe, report, split=read_split(run.split_csv) if run.split_csv.is_file() else None)
-        if folder:
-            saved = read_model(folder)
+        split = read_split(run.split_csv) if run.split_csv.is_file() else None
+        saved = read_model(folder) if folder else None
+        prepared = prepare(recipe, report, split, saved.preprocess.mean_image if saved else None)
+        if saved:
             if saved.classes != prepared.classes:
                 raise UserError(
                     f"The data now has the {len(prepared.classes)} classes {', '.join(prepared.classes[:9])}, but "
