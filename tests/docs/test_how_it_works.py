@@ -1,0 +1,210 @@
+"""The tables, figures and pictures of docs/how-it-works.md, in both languages, are those of our code."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet.cli import COMMANDS, run
+from alexnet.networks.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN
+from alexnet.networks.layers import LocalResponseNorm
+from alexnet.networks.spec import layers
+from alexnet.networks.summary import summarize
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = ("how-it-works.md", "how-it-works.zh-CN.md")
+pages = pytest.mark.parametrize("page", PAGES)
+PAPER = {row.name: row for row in summarize(ARCHITECTURES["paper"]).rows}
+
+
+def text(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def tables(page: str) -> list[dict[str, list[str]]]:
+    """The page's tables in order (sizes, LRN, towers, parameters, updates), each with its rows by their first cell."""
+    blocks = re.findall(r"(?:^\|.*\n)+", text(page), re.M)
+    assert len(blocks) == 5
+    found = []
+    for block in blocks:
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        found.append({row[0]: row[1:] for row in cells[2:]})
+    return found
+
+
+def number(cell: str) -> float:
+    return float(cell.replace(",", "").replace("%", ""))
+
+
+@pytest.fixture(scope="module")
+def figures() -> ModuleType:
+    found = importlib.util.spec_from_file_location("figures", DOCS / "figures.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pages
+def test_sizes(page: str) -> None:
+    table = tables(page)[0]
+    before: tuple[int, ...] = (3, 224, 224)
+    for layer in layers(ARCHITECTURES["paper"]):
+        if layer.kind not in ("conv", "maxpool", "linear"):
+            continue
+        reads, kernel, stride, zeros, worked, gives = table[layer.name]
+        if layer.kind == "linear":
+            assert (reads, gives) == (str(layer.input[0]), str(layer.output[0]))
+            continue
+        extra = layer.input[1] - before[1] + 2 * layer.padding  # what `pad1` added, and the padding on both sides
+        assert reads == "×".join(map(str, before))
+        assert (kernel, stride, zeros) == (str(layer.kernel), str(layer.stride), str(extra))
+        a, b, c, d, e = map(int, re.fullmatch(r"\((\d+) \+ (\d+) − (\d+)\) / (\d+) \+ (\d)", worked).groups())
+        assert (a, b, c, d, e) == (before[1], extra, layer.kernel, layer.stride, 1)
+        assert (a + b - c) % d == 0
+        assert gives == "×".join(map(str, layer.output))
+        assert layer.output[1] == (a + b - c) // d + e
+        before = layer.output
+    assert math.prod(before) == 9216
+
+
+@pages
+def test_parameters_and_macs(page: str) -> None:
+    summary, table = summarize(ARCHITECTURES["paper"]), tables(page)[3]
+    *names, last = table
+    assert names == [row.name for row in summary.rows if row.parameters]
+    totals = np.zeros(2)
+    for name in names:
+        weights, biases, parameters, share, macs, macs_share = table[name]
+        row = PAPER[name]
+        product, weights = weights.split(" = ")
+        assert math.prod(map(int, product.split("·"))) == number(weights)
+        assert number(weights) + number(biases) == number(parameters) == row.parameters
+        assert number(macs) == row.macs
+        assert (share, macs_share) == (f"{100 * row.parameters_share:.1f} %", f"{100 * row.macs_share:.1f} %")
+        totals += number(weights), number(biases)
+    assert [number(table[last][i]) for i in (0, 1, 2, 4)] == [*totals, summary.parameters, summary.macs]
+    dense = [PAPER[name] for name in ("fc6", "fc7", "fc8")]
+    assert f"{sum(row.parameters_share for row in dense):.1%}".replace("%", " %") in text(page)
+    assert f"{sum(row.macs_share for row in dense):.1%}".replace("%", " %") in text(page)
+    neurons = sum(math.prod(row.output) for row in summary.rows if row.parameters)
+    assert f"{neurons:,}" in text(page)
+
+
+@pages
+def test_towers(page: str) -> None:
+    table = tables(page)[2]
+    merged = {row.name: row for row in summarize(ARCHITECTURES["one-tower"]).rows}
+    for name in ("conv2", "conv4", "conv5"):
+        assert [number(cell) for cell in table[name]] == [PAPER[name].parameters, merged[name].parameters]
+    both = [summarize(ARCHITECTURES[name]) for name in ("paper", "one-tower")]
+    assert [[number(cell) for cell in row] for row in list(table.values())[-2:]] == [
+        [s.parameters for s in both],
+        [s.macs for s in both],
+    ]
+
+
+@pages
+def test_lrn(page: str, figures: ModuleType) -> None:
+    before, after = ([number(cell) for cell in row] for row in tables(page)[1].values())
+    assert before == figures.LRN_EXAMPLE.tolist()
+    lrn = LocalResponseNorm(CODE_LRN.size, CODE_LRN.alpha, CODE_LRN.beta, CODE_LRN.k)
+    assert after == [round(v, 1) for v in lrn(figures.LRN_EXAMPLE[None, :, None]).flatten().tolist()]
+    alone = torch.arange(0, 801.0)[:, None, None]
+    peaks = [int(LocalResponseNorm(5, c.alpha, c.beta, c.k)(alone).argmax()) for c in (PAPER_LRN, CODE_LRN)]
+    assert peaks == [200, 447]
+    assert all(f"{peak}" in text(page) for peak in peaks)
+    assert round(2**-0.75, 2) == 0.59
+
+
+@pages
+def test_the_rate_inside_the_velocity(page: str) -> None:
+    w = torch.zeros(1, requires_grad=True)
+    torchs = torch.optim.SGD([w], lr=1.0, momentum=0.9)
+    velocity, changes = 0.0, []
+    for step in range(1, 344):
+        rate = 1.0 if step <= 300 else 0.1
+        velocity = 0.9 * velocity + rate
+        before = float(w.detach())
+        torchs.param_groups[0]["lr"] = rate
+        w.grad = torch.ones(1)
+        torchs.step()
+        changes.append((velocity, before - float(w.detach())))
+    assert changes[299] == pytest.approx((10, 10), abs=1e-2)
+    for i, row in enumerate(tables(page)[4].values()):
+        assert [number(cell) for cell in row] == pytest.approx([c[i] for c in changes[300:306]], abs=0.006)
+    assert changes[341][0] - 1 > 0.1 > changes[342][0] - 1 > 0.09
+
+
+@pages
+def test_small_numbers_of_the_text(page: str, figures: ModuleType) -> None:
+    said = text(page)
+    fields = [PAPER[name].receptive_field for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "pool5")]
+    assert fields == [11, 51, 99, 131, 163, 195]
+    assert all(str(field) in said for field in fields)
+    assert (224 - 11) / 4 == 53.25
+    x = torch.tensor([0.0, 3.0], requires_grad=True)
+    slopes = [torch.autograd.grad(f(x).sum(), x)[0].tolist() for f in (torch.sigmoid, torch.tanh)]
+    assert (slopes[0][0], slopes[1][0], round(slopes[1][1], 4)) == (0.25, 1.0, 0.0099)
+    assert f"{math.log(1000):.3f}" in said
+    assert f"{math.log(10):.3f}" in said
+    assert 33 * 33 * 2 == 2178
+    noise = 0.1 * np.sqrt(((figures.PCA_DIRECTIONS * figures.PCA_DEVIATIONS) ** 2).sum(1))
+    assert [f"{level:.1f}" for level in noise] == ["7.4", "7.2", "7.7"]
+    np.testing.assert_allclose(figures.PCA_DIRECTIONS.T @ figures.PCA_DIRECTIONS, np.eye(3), atol=2e-4)
+    for told in ("0.0099", "2178", "7.4", "7.2", "7.7", "121.8", "37.1", "19.7", "53.25"):
+        assert told in said
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert all(measured in readme and measured in said for measured in ("79.82", "81.59"))
+
+
+@pages
+def test_commands_exist(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```sh\n(.*?)```", text(page), re.S)
+    lines = [shlex.split(line.split("#")[0])[1:] for line in block.splitlines()]
+    for command, *rest in lines:
+        assert command in COMMANDS
+        assert run([command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in rest if word.startswith("--"))
+
+
+def test_both_pages_have_the_same_numbers() -> None:
+    """Tables and pictures are the same, cell by cell, but for their words."""
+    english, chinese = ([line for line in text(page).splitlines() if line[:1] == "|"] for page in PAGES)
+    assert len(english) == len(chinese)
+    for a, b in zip(english, chinese, strict=True):
+        assert re.findall(r"[\d,.×·+−/=]+\d", a) == re.findall(r"[\d,.×·+−/=]+\d", b)
+    shown = [re.findall(r"\(img/([\w.-]+)\)", text(page)) for page in PAGES]
+    assert shown[0] == shown[1]
+
+
+def test_pictures_are_drawn_small_and_shown(tmp_path: Path, figures: ModuleType) -> None:
+    names = set(figures.FIGURES)
+    assert names == {path.name for path in (DOCS / "img").iterdir()}
+    assert names == set(re.findall(r"\(img/([\w.-]+)\)", text(PAGES[0])))
+    assert all((DOCS / "img" / name).stat().st_size < 150_000 for name in names)
+    few = {name: figures.FIGURES[name] for name in ("parameters-and-macs.svg", "pca-noise.png")}
+    figures.FIGURES.clear()
+    figures.FIGURES.update(few)
+    figures.draw(tmp_path)
+    assert "<svg" in (tmp_path / "parameters-and-macs.svg").read_text(encoding="utf-8")
+    assert (tmp_path / "pca-noise.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_schedule_drawn_is_run_145s(figures: ModuleType) -> None:
+    said = text(PAGES[0])
+    drops = [epoch for epoch in figures.RATES["weights"] if epoch > 1]
+    assert drops == [25, 51, 79]
+    assert "drops came at epochs 25, 51 and 79" in said
+    assert figures.RATES["weights of conv1"][72] == 0.0
+    assert figures.NOISE_OFF == 67
