@@ -9,7 +9,7 @@ the colour-blind can tell apart; the background is white, so that the pictures r
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -319,11 +319,11 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 }
 
 
-def draw(folder: Path) -> None:
-    """Writes every figure into `folder`: drawings as SVG, photographs as PNG of 256 colours."""
+def draw(folder: Path, figures: Mapping[str, Callable[[], Figure]] = FIGURES) -> None:
+    """Writes the figures into `folder`: drawings as SVG, photographs as PNG of 256 colours."""
     folder.mkdir(parents=True, exist_ok=True)
     mpl.rcParams.update({"svg.hashsalt": "alexnet", "axes.spines.top": False, "axes.spines.right": False})
-    for name, function in FIGURES.items():
+    for name, function in figures.items():
         figure = function()
         figure.tight_layout()
         if name.endswith(".svg"):
