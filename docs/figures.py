@@ -78,7 +78,7 @@ def parameters_and_macs() -> Figure:
     """Where the numbers are learned, and where the time goes."""
     rows = weighted_rows()
     figure, pair = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
-    sides = (("parameters", BLUE, "parameters"), ("macs", ORANGE, "multiply-accumulates of one image"))
+    sides = (("parameters", BLUE, "parameters"), ("macs", ORANGE, "multiply-accumulates"))
     for axes, (field, colour, title) in zip(pair, sides, strict=True):
         counts = [getattr(row, field) for row in rows]
         total = sum(counts)
@@ -294,7 +294,7 @@ def learning_rate() -> Figure:
         rates = [rate or np.nan for rate in RATES[name].values()]
         axes.step(starts, [*rates, rates[-1]], style, where="post", color=colour, lw=width, label=name)
     axes.axvline(NOISE_OFF, color=GREY, lw=1)
-    axes.text(NOISE_OFF - 0.7, 3e-3, "colour noise off", rotation=90, fontsize=8, ha="right", va="center")
+    axes.text(NOISE_OFF - 0.7, 1.5e-3, "colour noise off", rotation=90, fontsize=8, ha="right", va="center")
     axes.text(72.4, 8e-6, "conv1 frozen", fontsize=8, va="top", color="#8a5f00")
     axes.plot(72, 1e-5, "s", color=ORANGE)
     axes.set(xlabel="epoch", ylabel="learning rate", yscale="log", ylim=(4e-6, 6e-2), xlim=(0, 93))
