@@ -27,12 +27,15 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
+from alexnet.data.augment import IMAGENET_BASIS
 from alexnet.data.preprocess import Preprocess
 from alexnet.inference.views import TEN_CROP, cut
 from alexnet.networks.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN
 from alexnet.networks.layers import LocalResponseNorm
 from alexnet.networks.spec import layers
 from alexnet.networks.summary import Row, summarize
+from alexnet.training.optim import plan
+from alexnet.training.recipes import named_recipe
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -40,17 +43,25 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
 GREY = "#999999"
 
 # The colours of ImageNet's training pixels: deviations along three directions (columns: RGB), levels of 255.
-# Source: akrizhevsky/cuda-convnet2, make-data/input_meta, "color_pca".
-PCA_DEVIATIONS = np.array([121.78, 37.09, 19.72])
-PCA_DIRECTIONS = np.array([[-0.5635, -0.7126, 0.4180], [-0.5762, -0.0235, -0.8170], [-0.5920, 0.7012, 0.3973]])
+PCA_DEVIATIONS = np.array(IMAGENET_BASIS.std)
+PCA_DIRECTIONS = np.reshape(IMAGENET_BASIS.vectors, (3, 3)).T
 
-# Run 145: from which epoch on a rate holds. Source: the notes at the end of layers/layer-params-145.cfg.
-RATES = {
-    "weights": {1: 1e-2, 25: 1e-3, 51: 1e-4, 79: 1e-5},
-    "weights of conv1": {1: 1e-2, 25: 1e-3, 51: 1e-4, 67: 1e-5, 72: 0.0},
-    "biases": {1: 2e-2},
-}
+
+def _rates_of_run_145() -> dict[str, dict[int, float]]:
+    """For what the rates are: the epochs at which one begins, and the rate."""
+    recipe = named_recipe("imagenet-2012")
+    found: dict[str, dict[int, float]] = {"weights": {}, "weights of conv1": {}, "biases": {}}
+    for epoch in range(1, LAST_EPOCH + 1):
+        now = plan(recipe, epoch - 1, steps_per_epoch=1)
+        rates = (now.lr, now.rate("conv1", "weights"), now.rate("conv2", "biases"))
+        for starts, rate in zip(found.values(), rates, strict=True):
+            if not starts or list(starts.values())[-1] != rate:
+                starts[epoch] = rate
+    return found
+
+
 LAST_EPOCH, NOISE_OFF = 91, 67
+RATES = _rates_of_run_145()
 
 
 def weighted_rows() -> list[Row]:

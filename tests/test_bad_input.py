@@ -131,8 +131,6 @@ TRAINING = [
     (flat, ["data"], "data holds pictures but no class folders; put the images of each class into a folder"),
     (only_val, ["data"], "data has val/ but no train/ to learn from; name the training folder train."),
     (val_has_more, ["data"], "data/val/c is a class that data/train lacks (classes are matched by name); rename or"),
-    (good_folder, ["imagenet-torchvision", "--data", "data"],
-     "imagenet needs train/ and val/ in data; for other layouts use 'folder'."),
     (good_folder, ["cifar10", "--data", "data"], "data does not hold CIFAR-10; there should be cifar-10-batches-py/"),
     (good_folder, ["fashion-mnist", "--data", "data"],
      "data does not hold Fashion-MNIST; there should be FashionMNIST/raw/"),

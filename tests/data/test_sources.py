@@ -217,10 +217,15 @@ def test_bad_folders_are_a_sentence(kind, tmp_path):
 
 
 def test_imagenet_and_folder_need_data(tmp_path):
-    with pytest.raises(UserError, match="--data"):
-        load_source("imagenet")
-    with pytest.raises(UserError, match="train/ and val/"):
-        load_source("imagenet", class_folders(tmp_path, {"a": 5, "b": 5}))
+    for name in ("imagenet", "folder"):
+        with pytest.raises(UserError, match="give --data DIR"):
+            load_source(name)
+
+
+def test_imagenet_without_val_holds_some_out_and_says_so(tmp_path):
+    source = load_source("imagenet", class_folders(tmp_path, {"a": 5, "b": 5}))
+    assert {name: len(part) for name, part in source.splits.items()} == {"train": 8, "val": 2}
+    assert source.notes[0].endswith("has no val/ beside train/, as ImageNet has.")
 
 
 # ── bad files ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -202,5 +202,6 @@ def test_the_schedule_drawn_is_run_145s(figures: ModuleType) -> None:
     drops = [epoch for epoch in figures.RATES["weights"] if epoch > 1]
     assert drops == [25, 51, 79]
     assert "drops came at epochs 25, 51 and 79" in said
-    assert figures.RATES["weights of conv1"][72] == 0.0
+    assert figures.RATES["weights of conv1"] == {1: 1e-2, 25: 1e-3, 51: 1e-4, 67: 1e-5, 72: 0.0}
+    assert figures.RATES["biases"] == {1: 2e-2}
     assert figures.NOISE_OFF == 67

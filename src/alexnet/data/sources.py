@@ -78,8 +78,8 @@ def load_source(
         if data is None:
             raise UserError(f"The data set '{name}' needs the folder that holds it; give --data DIR.")
         source = _class_folders(name, data, skip_bad, progress)
-        if name == "imagenet" and "val" not in source.splits:
-            raise UserError(f"imagenet needs train/ and val/ in {data}; for other layouts use 'folder'.")
+        if name == "imagenet" and not {"val", "test"} & set(source.splits):
+            source.notes.append(f"{data} has no val/ beside train/, as ImageNet has.")
     return divide(source, seed, hold_out, split)
 
 

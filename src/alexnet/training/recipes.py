@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alexnet.errors import UserError, unknown_name
+from alexnet.training.changes import SCHEDULE_145
 from alexnet.training.recipe import Recipe, read_recipe
 
 # Over all pixels of the training sets, as fractions of 1.
@@ -113,6 +114,58 @@ def imagenet_torchvision() -> Recipe:
     )  # fmt: skip
 
 
+def imagenet_2012() -> Recipe:
+    """ImageNet as the run that gave the published figures: run 145 of the 2012 code, its layers-145.cfg, its
+    layer-params-145.cfg and its data provider. Expected: 40.7 % top-1 and 18.2 % top-5 error with ten views.
+
+    The network `code2012`; short side to 256, centre 256, random 224 and mirror image for each picture (--crop-chunk
+    32: one for each 32, as it had them); per-pixel mean image; colour noise on the published basis, divided by 1.1;
+    SGD with the rate inside the velocity, .01 for weights and .02 for biases, which do not decay; and the changes made
+    by hand at epochs 25, 51, 67, 72 and 79. It was stopped at epoch 91.
+    The whole run was not made here; docs/reproduction.md says what was, and what the rest would cost.
+    """
+    return Recipe(
+        name="imagenet-2012", source="imagenet", arch="code2012", image_size=224, crop_pct=224 / 256,
+        epochs=90, batch_size=128, lr=0.01, schedule="constant", changes=SCHEDULE_145, optimizer="sgd2012",
+        momentum=0.9, weight_decay=5e-4, bias_lr_ratio=2.0, decay_biases=False, crop="random", flip=True,
+        mean_image="own", std=(1 / 255,) * 3, colour_noise=0.1, colour_basis="imagenet", colour_divide=True,
+    )  # fmt: skip
+
+
+def imagenet_paper() -> Recipe:
+    """ImageNet as the paper prints it (sections 3 to 5): the network `paper`, one rate for all layers, divided by 10
+    when the validation error stops improving, colour noise on the training set's own basis.
+
+    The paper does not say how long it waits for an improvement (here 5 epochs), nor that biases do not decay (here
+    all weights do). Expected: the same 40.7 / 18.2 % error, though nobody published this very network's.
+    The whole run was not made here; docs/reproduction.md says what was, and what the rest would cost.
+    """
+    return Recipe(
+        name="imagenet-paper", source="imagenet", arch="paper", image_size=224, crop_pct=224 / 256,
+        epochs=90, batch_size=128, lr=0.01, schedule="plateau", plateau_on="error", patience=5, gamma=0.1,
+        optimizer="sgd2012", momentum=0.9, weight_decay=5e-4, crop="random", flip=True,
+        mean_image="own", std=(1 / 255,) * 3, colour_noise=0.1, colour_basis="own",
+    )  # fmt: skip
+
+
+def imagenet_caffe() -> Recipe:
+    """ImageNet as BVLC's bvlc_alexnet for Caffe (its solver.prototxt and train_val.prototxt). Expected: 57.1 % top-1
+    and 80.2 % top-5 accuracy on the centre.
+
+    The network `caffe`; pictures stretched to 256×256, random 227 and mirror image; mean image; batch 256; .01 for
+    weights and .02 for biases, which do not decay, divided by 10 each 100,000 steps (20 epochs) of 450,000. Caffe's
+    SGD keeps the rate inside the velocity too. Caffe subtracts its mean image where the crop was cut, here always its
+    centre is used.
+    The whole run was not made here; docs/reproduction.md says what was, and what the rest would cost.
+    """
+    return Recipe(
+        name="imagenet-caffe", source="imagenet", arch="caffe", image_size=227, crop_pct=227 / 256, stretch=True,
+        epochs=90, batch_size=256, lr=0.01, schedule="step", step_epochs=20, gamma=0.1, optimizer="sgd2012",
+        momentum=0.9, weight_decay=5e-4, bias_lr_ratio=2.0, decay_biases=False, crop="random", flip=True,
+        mean_image="own", std=(1 / 255,) * 3,
+    )  # fmt: skip
+
+
 def folder() -> Recipe:
     """Your own pictures, one folder a class. Architecture, image size and width fit pictures and machine unless
     given with --arch."""
@@ -127,7 +180,8 @@ def folder() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        digits, cifar10, ablation, cifar10_seed, fashion_mnist, fashion_mnist_d2l, imagenet_torchvision, folder,
+        digits, cifar10, ablation, cifar10_seed, fashion_mnist, fashion_mnist_d2l, imagenet_torchvision,
+        imagenet_2012, imagenet_paper, imagenet_caffe, folder,
     )
 }  # fmt: skip
 
