@@ -13,6 +13,8 @@ from PIL import Image
 
 from alexnet.cli import run
 from alexnet.runs import Run
+from alexnet.training.progress import Silent
+from alexnet.training.start import train
 from helpers import make_folder, make_picture
 
 
@@ -139,6 +141,14 @@ TRAINING = [
      "--num-classes 5 does not match the data, which has 2 classes: a, b."),
     (good_folder, ["data", "--arch", "papre"], "There is no architecture 'papre'; did you mean 'paper'?"),
     (good_folder, ["data", "--init", "xavir"], "There is no init 'xavir'; did you mean 'xavier'?"),
+    (good_folder, ["data", "--arch", "torchvision/resnet81"],
+     "There is no classifier of torchvision 'resnet81'; did you mean 'resnet18' or "),
+    (good_folder, ["data", "--arch", "torchvision/ssd300_vgg16"],
+     "'torchvision/ssd300_vgg16' is of torchvision.models.detection and no plain classifier of pictures; choose one"),
+    (good_folder, ["data", "--arch", "torchvision/resnet18", "--width", "0.5", "--norm", "lrn"],
+     "'torchvision/resnet18' is built by torchvision, where norm, width cannot be set; leave that out."),
+    (good_folder, ["data", "--arch", "torchvision/vgg11", "--image-size", "16"],
+     "'torchvision/vgg11' cannot read images of 16×16 ("),
     (nothing, ["digist"], "There is no recipe or folder 'digist'; did you mean 'digits'?"),
     (nothing, ["--epoch", "3"], "Unrecognized options: --epoch, 3; did you mean --epochs?"),
     (nothing, ["--epochs", "ten"], "Error parsing --epochs: invalid literal for int() with base 10: 'ten'; 'alexnet"),
@@ -246,6 +256,15 @@ def other_classes(run):
     make_folder(Path("data"), ("seven", "eight"), 2)
 
 
+def another_seed(run):
+    train("digits", out="other", seed=1, epochs=1, limit_steps=1, width=0.125, progress=Silent())
+
+
+def another_network(run):
+    make_folder(Path("data"), ("seven", "eight"), 2)
+    train("data", out="other", epochs=1, limit_steps=1, width=0.125, progress=Silent())
+
+
 def pictures(run):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save("a.png")
     Path("empty.png").write_bytes(b"")
@@ -269,12 +288,22 @@ USING = [
     (truncated_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt is truncated or damaged"),
     (nothing, ["resume", "RUN", "--epochs", "soon"], "--epochs must be a number such as 14, or +10 for ten more"),
     (other_classes, ["eval", "RUN", "--data", "data"], "The data has 2 classes and the network 10, and it does not"),
+    (another_seed, ["eval", "RUN", "other"],
+     "230 of the 269 test pictures of RUN are not in the test split of other, which may have been trained on them;"),
+    (another_network, ["eval", "RUN", "other"],
+     "RUN knows 10 classes and other 2, and these are not the same: '0' is in RUN and not in other; an ensemble needs"),
+    (another_network, ["predict", "RUN", "other", "data"], "RUN knows 10 classes and other 2, and these are not"),
+    (nothing, ["eval", "RUN", "nowhere"], "There is no run nowhere; give a run folder, such as runs/digits-…, or"),
+    (nothing, ["eval", "RUN", "--crops", "15"], "15 views do not make a grid; take 10 or 18, or --ten-crop."),
+    (nothing, ["eval", "RUN", "--scales", "0.5"], "At --scales 0.5 the picture is 16×16 and the network reads 32×32;"),
+    (nothing, ["eval", "RUN", "--scales", "0", "1"], "--scales takes numbers above 0 and up to 4, such as 1 1.15, not"),
     (nothing, ["predict", "RUN"], "Name at least one picture after the run: a file, a folder, or '-' for"),
     (nothing, ["predict", "RUN", "nowhere.png"], "None of the pictures could be read: nowhere.png: "),
     (pictures, ["predict", "RUN", "empty.png"], "None of the pictures could be read: empty.png: "),
     (pictures, ["predict", "RUN", "a.png", "--top", "0"], "--top must be at least 1, not 0."),
     (nothing, ["predict", "torchvision:IMAGENET1K_V7", "a.png"], "There is no "),
     (nothing, ["arch", "alexnet"], "There is no architecture 'alexnet'; "),
+    (nothing, ["arch", "torchvision/resnet"], "There is no classifier of torchvision 'resnet'; did you mean "),
     (nothing, ["arch", "paper", "--image-size", "16"], "Images of 16×16 are too small for 'paper': "),
     (nothing, ["arch", "paper", "--num-classes", "0"], ""),
 ]  # fmt: skip
@@ -290,7 +319,7 @@ def test_using(tmp_path, small_run, monkeypatch, capsys, given, arguments, sente
     checkpoint = (
         (copy / "best").read_text().strip() if "resume" not in arguments else (copy / "last").read_text().strip()
     )
-    expected = sentence.replace("RUN/CHECKPOINT", f"copy/checkpoints/{checkpoint}")
+    expected = sentence.replace("RUN/CHECKPOINT", f"copy/checkpoints/{checkpoint}").replace("RUN", "copy")
     assert said.startswith(expected)
     assert "\n" not in said
     assert not Path("ran").exists()

@@ -79,6 +79,7 @@ def resume(run: str, /, *, epochs: str | None = None, json: bool = False) -> Non
 
 def evaluate(
     run: str,
+    more: tuple[str, ...] = (),
     /,
     *,
     data: Path | None = None,
@@ -87,29 +88,35 @@ def evaluate(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     ten_crop: bool = False,
     crops: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
     json: bool = False,
 ) -> None:
     """Measure a trained network: top-1 with its interval, top-5, loss, and precision and recall of each class.
 
     Args:
         run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
+        more: Further runs that know the same classes: an ensemble, whose probabilities are averaged.
         data: Other pictures than the run's own: a folder of class folders.
         split: Which part of the data; auto is test where there is one, else val.
         checkpoint: Which checkpoint of the run.
         device: Where to compute.
         ten_crop: Average four corners, the centre and their mirror images, as the paper tests.
         crops: Average this many views instead: 2, 8, 18, 32, 50 … make grids.
+        scales: Average over the picture resized by each of these factors, such as 1 1.15 1.3.
         json: Print one JSON document.
     """
     from alexnet.inference.evaluate import evaluate as run_evaluation
 
     found = run_evaluation(
-        run, data=data, split=split, checkpoint=checkpoint, device=device, views=_views(ten_crop, crops)
-    )
+        (run, *more), data=data, split=split, checkpoint=checkpoint, device=device,
+        views=_views(ten_crop, crops), scales=scales,
+    )  # fmt: skip
     if json:
         _print_json(found)
         return
     print(found)
+    if more:
+        print("alone: " + ", ".join(f"{m['run']} {m['top1']:.2%}" for m in found["members"]))
     _table(
         ("class", "images", "precision", "recall", "F1"),
         [
@@ -129,30 +136,36 @@ def predict(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     ten_crop: bool = False,
     crops: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
     json: bool = False,
 ) -> int:
     """Label pictures: files, folders, or '-' for one picture on standard input.
 
     Args:
         run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
-        images: Picture files, folders of them, or '-'.
+        images: Picture files, folders of them, or '-'. Words before them that are runs too (a folder with recipe.json,
+            a checkpoint folder, 'last', torchvision:…) make an ensemble, whose probabilities are averaged.
         top: How many labels for each.
         checkpoint: Which checkpoint of the run.
         device: Where to compute.
         ten_crop: Average four corners, the centre and their mirror images, as the paper tests.
         crops: Average this many views instead: 2, 8, 18, 32, 50 … make grids.
+        scales: Average over the picture resized by each of these factors, such as 1 1.15 1.3.
         json: Print one JSON document.
     """
-    if not images:
-        raise UserError("Name at least one picture after the run: a file, a folder, or '-' for standard input.")
+    from alexnet.inference.formats import names_run
     from alexnet.inference.predict import find_images, load
 
+    runs = [run, *itertools.takewhile(names_run, images)]
+    images = images[len(runs) - 1 :]
+    if not images:
+        raise UserError("Name at least one picture after the run: a file, a folder, or '-' for standard input.")
     wanted: list[str | Path | bytes] = []
     for image in images:
         wanted += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
     predictions = []
     views = _views(ten_crop, crops)
-    for prediction in load(run, checkpoint=checkpoint, device=device).predict_many(wanted, top, views):
+    for prediction in load(runs, checkpoint=checkpoint, device=device).predict_many(wanted, top, views, scales):
         predictions.append(prediction)
         if not json:
             print(prediction, flush=True)
@@ -177,7 +190,7 @@ def arch(
     """The table of all architectures, or one of them layer by layer.
 
     Args:
-        name: An architecture; all of them if left out.
+        name: An architecture, or torchvision/NAME for a classifier of torchvision; all of ours if left out.
         image_size: Side of the input in pixels.
         num_classes: Outputs of the last layer.
         in_channels: 3 for colour, 1 for grey.
@@ -185,7 +198,7 @@ def arch(
         width: Scale of all channel counts and hidden units.
         json: Print one JSON document.
     """
-    from alexnet.networks.architectures import architecture
+    from alexnet.networks.architectures import TORCHVISION, architecture
     from alexnet.networks.summary import summarize, table
 
     if name is None:
@@ -202,6 +215,12 @@ def arch(
             ],
         )  # fmt: skip
         print("'alexnet arch NAME' shows one layer by layer.")
+        return
+    if name.startswith(TORCHVISION):
+        _show_foreign(
+            name, json, image_size=image_size, num_classes=num_classes, in_channels=in_channels,
+            norm=None if norm == "auto" else norm, width=width,
+        )  # fmt: skip
         return
     spec = architecture(
         name, image_size=image_size, num_classes=num_classes, in_channels=in_channels,
@@ -380,6 +399,25 @@ Next:
   alexnet eval {run}
   alexnet predict {run} PICTURE…
   alexnet report {run}""")
+
+
+def _show_foreign(name: str, json: bool, **settings: Any) -> None:
+    """A network of torchvision, part by part."""
+    from alexnet.networks.foreign import count, torchvision_spec
+
+    found = count(torchvision_spec(name, **settings))
+    if json:
+        _print_json(found.to_dict())
+        return
+    _table(
+        ("part", "output", "parameters", "MACs", "what"),
+        [
+            (p.name, "×".join(map(str, p.output)), _share(p.parameters, p.parameters / found.parameters),
+             _share(p.macs, p.macs / found.macs), p.type)
+            for p in found.parts
+        ],
+    )  # fmt: skip
+    print(f"\n{found.parameters:,} parameters, {found.macs:,} multiply-accumulates an image; {found.spec.source}")
 
 
 def _views(ten_crop: bool, crops: int | None) -> int:

@@ -38,8 +38,7 @@ from safetensors.torch import load_file, save_file
 from alexnet import runtime
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
-from alexnet.networks.model import AlexNet, build
-from alexnet.networks.spec import AlexNetSpec
+from alexnet.networks.model import Network, build, spec_from_dict
 
 FORMAT = "alexnet-1"  # of model.json; a reader refuses what it does not know
 WEIGHTS, MODEL, TRAINING = "model.safetensors", "model.json", "training.pt"
@@ -104,7 +103,7 @@ class Checkpoint:
     """A network as it was saved, with all that is needed to use it."""
 
     path: Path
-    model: AlexNet
+    model: Network
     classes: tuple[str, ...]
     preprocess: Preprocess
     step: int
@@ -203,7 +202,7 @@ class Run:
     def save_checkpoint(
         self,
         *,
-        model: AlexNet,
+        model: Network,
         classes: Sequence[str],
         preprocess: Preprocess,
         step: int,
@@ -288,7 +287,7 @@ def find_run(name: str | Path, root: Path = Path("runs")) -> Run:
 
 
 def write_model(
-    folder: Path, model: AlexNet, classes: Sequence[str], preprocess: Preprocess, *, step: int = 0, epoch: int = 0
+    folder: Path, model: Network, classes: Sequence[str], preprocess: Preprocess, *, step: int = 0, epoch: int = 0
 ) -> None:
     """Write `model.safetensors`, `model.json` and, with a mean image, `preprocess.safetensors` into `folder`: all that
     using the network needs."""
@@ -319,7 +318,7 @@ def read_model(folder: Path) -> Checkpoint:
     found = _describe(folder)
     mean_image = _mean_image(folder, found)
     try:
-        spec = AlexNetSpec.from_dict(found["spec"])
+        spec = spec_from_dict(found["spec"])
         preprocess = Preprocess.from_dict(found["preprocess"], mean_image)
         classes = tuple(str(c) for c in found["classes"])
         step, epoch = int(found["step"]), int(found["epoch"])

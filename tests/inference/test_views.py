@@ -9,7 +9,7 @@ from alexnet.data.sources import load_source
 from alexnet.errors import UserError
 from alexnet.inference.evaluate import evaluate, forward
 from alexnet.inference.predict import load
-from alexnet.inference.views import CENTRE, TEN_CROP, cut, uncropped, views_of
+from alexnet.inference.views import CENTRE, TEN_CROP, cut, log_mean, uncropped, views_of
 from alexnet.networks.model import create_model
 
 
@@ -88,3 +88,34 @@ def test_several_views_do_not_replace_the_stored_logits(small_run):
     before = stored.read_bytes()
     evaluate(small_run, split="val", views=2, device="cpu")
     assert stored.read_bytes() == before
+
+
+def test_scales_resize_the_picture_and_not_the_square():
+    preprocess = Preprocess(size=224, resize=256)
+    assert [uncropped(preprocess, s).size for s in (0.875, 1, 1.15)] == [224, 256, 294]
+    views = views_of(10, (1, 1.15))
+    assert len(views) == 20
+    with pytest.raises(UserError, match=r"At --scales 0\.8 the picture is 205×205 .* give 0\.875 or more"):
+        uncropped(preprocess, 0.8)
+
+
+def test_a_mean_image_is_subtracted_at_every_scale():
+    model = torch.nn.Flatten().eval()
+    preprocess = Preprocess(size=24, resize=32, mean_image=torch.rand(3, 32, 32), std=(1, 1, 1))
+    squares = torch.randint(0, 256, (2, 3, uncropped(preprocess, 1.5).size, 48), dtype=torch.uint8)
+    found = forward(model, squares, preprocess, CENTRE)
+    expected = squares[..., 12:36, 12:36] / 255 - preprocess.mean_image[:, 4:28, 4:28]
+    torch.testing.assert_close(found, expected.flatten(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scales", [(), (0,), (1, -1), (5,), (float("nan"),)])
+def test_scales_that_are_none(scales):
+    with pytest.raises(UserError, match="--scales takes numbers above 0 and up to 4"):
+        views_of(1, scales)
+
+
+def test_the_mean_of_certain_answers_stays_finite():
+    """Probabilities that float32 cannot hold: 200 nats apart, their mean is the logarithm of one half and -200.7."""
+    logits = torch.tensor([[200.0, 0.0, 0.0]])
+    found = log_mean([logits, logits.flip(1)])
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0.0, 0.5]]).log().maximum(torch.tensor(-200.0)))

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import alexnet
 from alexnet.errors import UserError
-from alexnet.runs import Run
+from alexnet.insight.report import write_report
+from alexnet.runs import Run, read_model
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
@@ -164,6 +166,42 @@ def test_file_names_that_are_no_utf8(tmp_path, pictures):
     run = Run(train(pictures, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK).run)
     assert "bad\\xe9.jpg" in (run.path / "bad_files.csv").read_text()
     assert resume(run.path, epochs="+1", progress=Silent()).summary["epochs"] == 2
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
+def test_a_classifier_of_torchvision_in_the_same_loop(tmp_path, pictures, name):
+    """Trained, used, and gone on with: bit for bit what a run without a stop is, dropout and running means included."""
+    settings = {"arch": f"torchvision/{name}", "batch_size": 8, "schedule": "constant", "progress": Silent()}
+    first = train(pictures, out=tmp_path / "run", epochs=1, **settings)
+    run = Run(first.run)
+    recipe = json.loads(run.recipe_json.read_text())
+    assert (recipe["arch"], recipe["image_size"]) == (f"torchvision/{name}", 32)  # it fits pictures of 40×36
+    assert alexnet.evaluate(run.path, device="cpu")["top1"] == first.summary["best"]["top1"]
+    assert alexnet.load(run.path, device="cpu").predict(pictures / "sky" / "0.jpg", views=10).labels
+    assert write_report(run).is_file()
+
+    assert resume(run.path, epochs=2, progress=Silent()).summary["epochs"] == 2
+    unbroken = Run(train(pictures, out=tmp_path / "unbroken", epochs=2, **settings).run)
+    ours, theirs = (read_model(r.named_checkpoint("last")).model for r in (run, unbroken))
+    assert ours.spec == theirs.spec
+    for (key, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+@pytest.mark.parametrize(
+    "settings", [{"edits": ["average-pool"]}, {"changes": [{"epoch": 2, "lr": 0.1, "layers": ["fc"]}]}]
+)
+def test_what_is_for_alexnets_is_refused_for_others(tmp_path, pictures, settings):
+    with pytest.raises(UserError, match="are for AlexNets; leave them out"):
+        train(pictures, out=tmp_path / "run", arch="torchvision/resnet18", schedule="constant", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_grey_data_with_a_classifier_of_torchvision(tmp_path):
+    settings = {"arch": "torchvision/mobilenet_v3_small", "epochs": 1, "limit_steps": 1, "progress": Silent()}
+    run = Run(train("digits", out=tmp_path / "run", **settings).run)
+    spec = read_model(run.named_checkpoint("best")).model.spec
+    assert (spec.in_channels, spec.image_size, spec.num_classes) == (1, 32, 10)
 
 
 def test_the_package_offers_its_names():

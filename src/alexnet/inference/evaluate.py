@@ -1,4 +1,4 @@
-"""A network over a split of a data set: logits, and the figures made of them.
+"""A network, or several together, over a split of a data set: logits, and the figures made of them.
 
 Training validates through the same functions, always in float32 and in the same batches, so that `alexnet eval`
 prints exactly the figure that training reported.
@@ -7,7 +7,7 @@ prints exactly the figure that training reported.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -23,9 +23,10 @@ from alexnet.data.samples import Arrays, Files, Source
 from alexnet.data.sources import evaluated, load_for_evaluation, load_source, read_files
 from alexnet.data.split import read_split
 from alexnet.errors import UserError, unknown_name
-from alexnet.inference.formats import Opened, open_model
-from alexnet.inference.metrics import measure
-from alexnet.inference.views import CENTRE, Views, cut, uncropped, views_of
+from alexnet.inference.ensemble import Ensemble, RunNames, open_ensemble
+from alexnet.inference.formats import Opened
+from alexnet.inference.metrics import correct_at, measure
+from alexnet.inference.views import CENTRE, Views, cut, log_mean, views_of
 from alexnet.runs import Run
 from alexnet.runtime import pick_device
 
@@ -46,7 +47,6 @@ class Outputs:
         return measure(self.logits, self.targets, classes)
 
 
-@torch.no_grad()
 def run_network(
     model: nn.Module,
     batches: Batches,
@@ -59,36 +59,48 @@ def run_network(
 
     With several `views`, `batches` must be uncropped, and the logits are the logarithm of the mean probability.
     """
-    was_training = model.training
-    model.eval()
-    ids, targets, logits = [], [], []
+    return run_networks([(model, preprocess)], batches, device, progress, views)[0]
+
+
+@torch.no_grad()
+def run_networks(
+    networks: Sequence[tuple[nn.Module, Preprocess]],
+    batches: Batches,
+    device: torch.device,
+    progress: Progress | None = None,
+    views: Views = CENTRE,
+) -> list[Outputs]:
+    """`run_network` for several networks that look at the same images, which are read once."""
+    were_training = [model.training for model, _ in networks]
+    ids, targets = [], []
+    logits: list[list[torch.Tensor]] = [[] for _ in networks]
     done = 0
     try:
+        for model, _ in networks:
+            model.eval()
         for batch in batches.batches(0):
             images = batch.images.to(device, non_blocking=device.type == "cuda")
-            logits.append(forward(model, images, preprocess, views).cpu())
+            for said, (model, preprocess) in zip(logits, networks, strict=True):
+                said.append(forward(model, images, preprocess, views).cpu())
             ids.append(batch.ids.cpu())
             targets.append(batch.targets.cpu())
             done += len(batch.ids)
             if progress:
                 progress(done, batches.samples, "evaluating")
     finally:
-        model.train(was_training)
-    return Outputs(torch.cat(ids).numpy(), torch.cat(targets).numpy(), torch.cat(logits).numpy())
+        for (model, _), was_training in zip(networks, were_training, strict=True):
+            model.train(was_training)
+    all_ids, all_targets = torch.cat(ids).numpy(), torch.cat(targets).numpy()
+    return [Outputs(all_ids, all_targets, torch.cat(said).numpy()) for said in logits]
 
 
 def forward(model: nn.Module, images: torch.Tensor, preprocess: Preprocess, views: Views = CENTRE) -> torch.Tensor:
-    """Logits, float32 (n, classes), of uint8 images on the model's device: of the only view, or, of several, the
-    logarithm of their mean probability, whose softmax is that mean."""
-    probabilities: torch.Tensor | None = None
-    for view in cut(images, views, preprocess.size):
-        logits = model(preprocess.normalise(view).contiguous(memory_format=torch.channels_last)).float()
-        if len(views) == 1:
-            return logits
-        p = logits.softmax(dim=1)
-        probabilities = p if probabilities is None else probabilities.add_(p)
-    assert probabilities is not None, "there is at least one view"
-    return probabilities.div_(len(views)).log()
+    """Logits, float32 (n, classes), of uint8 images, read at one scale, on the model's device: of the only view, or,
+    of several, the logarithm of their mean probability, whose softmax is that mean."""
+    return log_mean(
+        model(preprocess.normalise(view).contiguous(memory_format=torch.channels_last)).float()
+        for view in cut(images, views, preprocess.size)
+    )
 
 
 class Evaluation(dict[str, Any]):
@@ -121,48 +133,78 @@ def evaluation_batches(part: Arrays | Files, preprocess: Preprocess, workers: in
 
 
 def evaluate(
-    run: str | Path,
+    run: RunNames,
     *,
     data: str | Path | None = None,
     split: str = "auto",
     checkpoint: str = "best",
     device: str = "auto",
     views: int = 1,
+    scales: Sequence[float] = (1.0,),
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure a trained network on its own data, or on the class folders in `data`.
+    """Measure a trained network, or several as an ensemble, on the (first) run's own data or on the folders in `data`.
 
     `split` is train, val or test; `auto` takes test where there is one, else val. `views` is the number of crops an
-    image whose probabilities are averaged: 10 is the paper's ten-crop test (see `views.py`). Returns the figures of
-    `metrics.measure`, with `split` and `views`. On the run's own data the logits of a single view are also kept in
-    `evaluation/<split>.parquet`. Raises `UserError`.
+    image, at each of `scales`, whose probabilities are averaged: 10 is the paper's ten-crop test (see `views.py`).
+    Returns the figures of `metrics.measure`, with `runs`, `members` (each one's own top1), `split`, `views` (in all, of
+    one network) and `scales`. On the run's own data the logits of a single network and view are also kept in
+    `evaluation/<split>.parquet`. Raises `UserError`, also where a member may have trained on what is measured.
     """
-    looks = views_of(views)
-    opened = open_model(run, checkpoint)
+    looks = views_of(views, scales)
+    ensemble = open_ensemble(run, checkpoint)
+    first = ensemble.members[0]
+    readings = ensemble.readings(looks)
     on = pick_device(device)
     if data is None:
-        if opened.run is None:
-            raise UserError(f"{run} comes without data of its own; give --data with a folder of class folders.")
-        source = _own_data(opened.run, progress)
+        if first.run is None:
+            raise UserError(
+                f"{ensemble.names[0]} comes without data of its own; give --data with a folder of class folders."
+            )
+        source = _own_data(first.run, progress)
     else:
-        trained_on = str(_recipe(opened.run).get("source", "folder")) if opened.run else "folder"
+        trained_on = str(_recipe(first.run).get("source", "folder")) if first.run else "folder"
         source = load_for_evaluation(trained_on, Path(data), progress)
     name = _choose_split(split, source)
     part = source.splits[name]
-    if source.channels != opened.preprocess.channels and isinstance(part, Arrays):
-        raise UserError(f"The data has {source.channels} channels and the network reads {opened.preprocess.channels}.")
-    as_read = opened.preprocess if looks == CENTRE else uncropped(opened.preprocess)
-    workers, _ = choose_workers(None, BATCH_SIZE * as_read.channels * as_read.size**2)
-    if isinstance(part, Files) and memory_plan(source, as_read.size):
-        part = read_files(part, as_read, progress=progress)
-    model = opened.model.to(on).to(memory_format=torch.channels_last)
-    batches = evaluation_batches(part, as_read, workers)
-    known = match_classes(opened.classes, source.classes)
-    found = run_network(model, batches, opened.preprocess, on, progress, looks)
-    outputs = Outputs(found.ids, known[found.targets], found.logits)
-    if data is None and opened.run is not None and _is_best(opened) and looks == CENTRE:
-        opened.run.write_evaluation(name, [part.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
-    return Evaluation({"split": name, "views": views, **outputs.measure(opened.classes)})
+    if data is None:
+        _check_unseen(ensemble, source, name)
+    for member in ensemble.members:
+        if source.channels != member.preprocess.channels and isinstance(part, Arrays):
+            raise UserError(
+                f"The data has {source.channels} channels and the network reads {member.preprocess.channels}."
+            )
+    known = match_classes(ensemble.classes, source.classes)
+    ensemble.to(on)
+    logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
+    for reading in readings:
+        read, images = reading.preprocess, part
+        workers, _ = choose_workers(None, BATCH_SIZE * read.channels * read.size**2)
+        if isinstance(part, Files) and memory_plan(source, read.size):
+            images = read_files(part, read, progress=progress)
+        networks = [(ensemble.members[i].model, ensemble.members[i].preprocess) for i in reading.members]
+        found = run_networks(networks, evaluation_batches(images, read, workers), on, progress, looks)
+        for i, said in zip(reading.members, found, strict=True):
+            logits[i].append(torch.from_numpy(said.logits))
+    targets = known[found[0].targets]
+    outputs = Outputs(found[0].ids, targets, ensemble.average(logits).numpy())
+    if data is None and len(ensemble.members) == 1 and first.run and _is_best(first) and looks == CENTRE:
+        first.run.write_evaluation(name, [part.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
+    own = [log_mean(at_scales)[:, order].numpy() for at_scales, order in zip(logits, ensemble.orders, strict=True)]
+    members = [
+        {"run": run_name, "top1": float(correct_at(said, targets, 1).mean())}
+        for run_name, said in zip(ensemble.names, own, strict=True)
+    ]
+    return Evaluation(
+        {
+            "runs": list(ensemble.names),
+            "split": name,
+            "views": len(looks),
+            "scales": list(looks.scales),
+            **outputs.measure(ensemble.classes),
+            "members": members,
+        }
+    )
 
 
 def _is_best(opened: Opened) -> bool:
@@ -184,6 +226,28 @@ def _own_data(run: Run, progress: Progress | None) -> Source:
         split=rows,
         progress=progress,
     )
+
+
+def _check_unseen(ensemble: Ensemble, source: Source, split: str) -> None:
+    """Raise `UserError` if `split` was held out of the first member's data and another member, trained on the same
+    data, did not hold out the same: it may have learnt from what is measured here."""
+    if split not in source.held_out:
+        return
+    first = ensemble.members[0].run
+    assert first is not None, "it has data of its own"
+    measured = set(source.splits[split].names)
+    ours = _recipe(first)
+    for other in (member.run for member in ensemble.members[1:] if member.run is not None):
+        theirs = _recipe(other)
+        if theirs["source"] != ours["source"] or (ours["source"] == "folder" and theirs["data"] != ours["data"]):
+            continue  # trained on other pictures
+        rows = read_split(other.split_csv) if other.split_csv.is_file() else []
+        if missing := len(measured - {name for name, of in rows if of == split}):
+            raise UserError(
+                f"{missing} of the {len(measured)} {split} pictures of {first.path} are not in the {split} split of "
+                f"{other.path}, which may have been trained on them; give --data with pictures that neither has seen, "
+                "or divide the data into train/ and val/ before training."
+            )
 
 
 def _recipe(run: Run) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
-from alexnet.networks.model import AlexNet, create_model
+from alexnet.networks.model import Network, create_model
 from alexnet.networks.weights import load_weights, torchvision_weights
 from alexnet.runs import MODEL, Run, find_run, read_model
 
@@ -22,11 +22,21 @@ FOREIGN = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".caffemodel", ".h5",
 class Opened:
     """A network ready for use, and where it came from."""
 
-    model: AlexNet
+    model: Network
     classes: tuple[str, ...]
     preprocess: Preprocess
     run: Run | None
     checkpoint: Path | None
+
+
+def names_run(word: str) -> bool:
+    """Whether `word` names what `open_model` opens, and not a picture or a folder of pictures."""
+    path = Path(word)
+    return (
+        word.startswith("torchvision:")
+        or (word == "last" and not path.exists())
+        or any((path / inside).is_file() for inside in ("recipe.json", MODEL))
+    )
 
 
 def open_model(name: str | Path, checkpoint: str = "best") -> Opened:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,9 +13,9 @@ from PIL import Image
 
 from alexnet.data.images import IMAGE_SUFFIXES, BadImage, decode
 from alexnet.errors import UserError
+from alexnet.inference.ensemble import Ensemble, RunNames, open_ensemble
 from alexnet.inference.evaluate import forward
-from alexnet.inference.formats import Opened, open_model
-from alexnet.inference.views import CENTRE, Views, uncropped, views_of
+from alexnet.inference.views import CENTRE, Views, views_of
 from alexnet.runtime import pick_device
 
 BATCH_SIZE = 64
@@ -57,40 +57,45 @@ class Prediction:
 
 
 class Classifier:
-    """A trained network that takes pictures.
+    """A trained network, or several together, that take pictures.
 
     >>> alexnet.load("runs/digits-…").predict("seven.png")  # doctest: +SKIP
     """
 
-    def __init__(self, opened: Opened, device: str = "auto") -> None:
+    def __init__(self, ensemble: Ensemble, device: str = "auto") -> None:
         self.device = pick_device(device)
-        self.model = opened.model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.classes = opened.classes
-        self.preprocess = opened.preprocess
+        self.ensemble = ensemble
+        ensemble.to(self.device)
+        self.classes = ensemble.classes
+        self.model = ensemble.members[0].model  # of several, the first
+        self.preprocess = ensemble.members[0].preprocess
 
-    def predict(self, image: Picture, top: int = 5, views: int = 1) -> Prediction:
+    def predict(self, image: Picture, top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)) -> Prediction:
         """The `top` likeliest labels of one picture: a path, the bytes of a file, or a PIL image.
 
-        `views` crops are averaged; 10 is the paper's ten-crop test.
+        `views` crops at each of `scales` are averaged; 10 is the paper's ten-crop test (see `views.py`).
 
         Raises `UserError` if it cannot be read.
         """
-        found = next(self.predict_many([image], top, views))
+        found = next(self.predict_many([image], top, views, scales))
         if found.error:
             raise UserError(f"{found.path} cannot be read: {found.error}.")
         return found
 
-    def predict_many(self, images: Iterable[Picture], top: int = 5, views: int = 1) -> Iterator[Prediction]:
+    def predict_many(
+        self, images: Iterable[Picture], top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
+    ) -> Iterator[Prediction]:
         """One prediction a picture, in order; an unreadable picture gets an `error` and the rest go on."""
         if top < 1:
             raise UserError(f"--top must be at least 1, not {top}.")
-        looks = views_of(views)
-        as_read = self.preprocess if looks == CENTRE else uncropped(self.preprocess)
-        waiting: list[tuple[str, torch.Tensor | str]] = []
+        looks = views_of(views, scales)
+        readings = [reading.preprocess for reading in self.ensemble.readings(looks)]
+        waiting: list[tuple[str, list[torch.Tensor] | str]] = []
         for image in images:
             name = str(image) if isinstance(image, (str, Path)) else "-"
             try:
-                waiting.append((name, as_read.evaluation(decode(image, self.preprocess.channels))))
+                pictures = {channels: decode(image, channels) for channels in {read.channels for read in readings}}
+                waiting.append((name, [read.evaluation(pictures[read.channels]) for read in readings]))
             except BadImage as error:
                 waiting.append((name, error.reason))
             if len(waiting) == BATCH_SIZE:
@@ -98,27 +103,39 @@ class Classifier:
                 waiting = []
         yield from self._run(waiting, top, looks)
 
-    def _run(self, waiting: list[tuple[str, torch.Tensor | str]], top: int, views: Views) -> Iterator[Prediction]:
-        readable = [tensor for _, tensor in waiting if isinstance(tensor, torch.Tensor)]
-        rows = iter(self.probabilities(torch.stack(readable), views)) if readable else iter(())
-        for name, tensor in waiting:
-            if isinstance(tensor, str):
-                yield Prediction(name, error=tensor)
+    def _run(self, waiting: list[tuple[str, list[torch.Tensor] | str]], top: int, views: Views) -> Iterator[Prediction]:
+        readable = [squares for _, squares in waiting if not isinstance(squares, str)]
+        batches = [torch.stack(squares) for squares in zip(*readable, strict=True)]
+        rows = iter(self.probabilities(batches, views)) if readable else iter(())
+        for name, squares in waiting:
+            if isinstance(squares, str):
+                yield Prediction(name, error=squares)
                 continue
             p, index = next(rows).topk(min(top, len(self.classes)))
             pairs = zip(index.tolist(), p.tolist(), strict=True)
             yield Prediction(name, tuple((self.classes[i], value) for i, value in pairs))
 
     @torch.no_grad()
-    def probabilities(self, images: torch.Tensor, views: Views = CENTRE) -> torch.Tensor:
-        """Softmax of the logits, averaged over `views`: uint8 (n, channels, size, size) → float32 (n, classes), on
-        the CPU. Several views are cut from uncropped images."""
-        return forward(self.model, images.to(self.device), self.preprocess, views).softmax(dim=1).cpu()
+    def probabilities(self, images: torch.Tensor | Sequence[torch.Tensor], views: Views = CENTRE) -> torch.Tensor:
+        """Softmax of the logits, averaged over `views` and networks: float32 (n, classes), on the CPU.
+
+        `images` are uint8 (n, channels, size, size), one such batch for each of `self.ensemble.readings(views)`: of
+        one network at one scale that is one. Several views are cut from uncropped images.
+        """
+        batches = [images] if isinstance(images, torch.Tensor) else images
+        logits: list[list[torch.Tensor]] = [[] for _ in self.ensemble.members]
+        for reading, batch in zip(self.ensemble.readings(views), batches, strict=True):
+            squares = batch.to(self.device)
+            for i in reading.members:
+                member = self.ensemble.members[i]
+                logits[i].append(forward(member.model, squares, member.preprocess, views))
+        return self.ensemble.average(logits).softmax(dim=1).cpu()
 
 
-def load(run: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Classifier:
-    """Open a run folder, a checkpoint folder, `last`, or `torchvision:IMAGENET1K_V1` for prediction."""
-    return Classifier(open_model(run, checkpoint), device)
+def load(run: RunNames, *, checkpoint: str = "best", device: str = "auto") -> Classifier:
+    """Open a run folder, a checkpoint folder, `last`, or `torchvision:IMAGENET1K_V1` for prediction, or several of
+    them as an ensemble."""
+    return Classifier(open_ensemble(run, checkpoint), device)
 
 
 def find_images(arguments: Iterable[str | Path]) -> list[Path]:

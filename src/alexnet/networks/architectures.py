@@ -341,6 +341,9 @@ _OTHERS = (
 
 ARCHITECTURES: dict[str, AlexNetSpec] = {spec.name: spec for spec in (*_AUTHORS, *_OTHERS)}
 
+TORCHVISION = "torchvision/"
+"""What the names of torchvision's classifiers start with; see `foreign.py`."""
+
 # ── choosing one ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 

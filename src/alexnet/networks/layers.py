@@ -2,7 +2,7 @@
 
 Torch's own `LocalResponseNorm` lets its window run across the border between two towers and has no bfloat16 on a CPU;
 the norm over space, which the 2012 code applies after conv2's LRN, it does not have. Both are written plainly here, as
-their formula reads, and autograd works out the backward pass.
+their formula reads, and autograd works out the backward pass. `check_images` guards what goes into a network.
 """
 
 from __future__ import annotations
@@ -76,3 +76,17 @@ class SpatialResponseNorm(nn.Module):
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def check_images(x: Tensor, where: str, channels: int, side: int) -> None:
+    """Raise `UserError` unless `x` is floating-point N×channels×side×side; `where` names what reads it."""
+    if x.dim() != 4 or tuple(x.shape[1:]) != (channels, side, side):
+        got = "×".join(str(int(n)) for n in x.shape)
+        raise UserError(
+            f"{where} expects images of shape N×{channels}×{side}×{side} and got {got}; "
+            f"resize them, or create the model with other in_channels and image_size."
+        )
+    if not x.is_floating_point():
+        raise UserError(
+            f"{where} expects floating-point images and got {x.dtype}; convert them with .float() and normalise them."
+        )

@@ -1,4 +1,4 @@
-"""A network from its specification: a plain `nn.Sequential` whose modules bear the layers' names.
+"""A network from its specification: for AlexNets a plain `nn.Sequential` whose modules bear the layers' names.
 
 `AlexNet` makes one module of each layer that `spec.layers` lists, so `model.conv1`, `model.fc7` and the keys of the
 state dict (`conv1.weight` …) are what the table of `alexnet arch` shows. Modules are made, and dropout draws, in the
@@ -8,14 +8,16 @@ order in which torchvision's network does it: with the same seed the two agree t
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alexnet.errors import UserError, unknown_name
-from alexnet.networks.architectures import INITS, architecture
-from alexnet.networks.layers import LocalResponseNorm, SpatialResponseNorm
+from alexnet.errors import unknown_name
+from alexnet.networks.architectures import INITS, TORCHVISION, architecture
+from alexnet.networks.foreign import KIND, TorchvisionNetwork, TorchvisionSpec, torchvision_spec
+from alexnet.networks.layers import LocalResponseNorm, SpatialResponseNorm, check_images
 from alexnet.networks.spec import AlexNetSpec, Layer, layers
 
 
@@ -39,29 +41,18 @@ class AlexNet(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         # While TorchScript traces, sizes are tensors and a comparison would be recorded as a constant, with a warning.
         if not torch.jit.is_tracing():
-            self._check(x)
+            check_images(x, f"conv1 of '{self.spec.name}'", self.spec.in_channels, self.spec.image_size)
         return super().forward(x)
-
-    def _check(self, x: Tensor) -> None:
-        expected = (self.spec.in_channels, self.spec.image_size, self.spec.image_size)
-        if x.dim() != 4 or tuple(x.shape[1:]) != expected:
-            channels, side, _ = expected
-            got = "×".join(str(int(n)) for n in x.shape)
-            raise UserError(
-                f"conv1 of '{self.spec.name}' expects images of shape N×{channels}×{side}×{side} and got {got}; "
-                f"resize them, or create the model with other in_channels and image_size."
-            )
-        if not x.is_floating_point():
-            raise UserError(
-                f"conv1 of '{self.spec.name}' expects floating-point images and got {x.dtype}; "
-                f"convert them with .float() and normalise them."
-            )
 
     def __getitem__(self, index: Any) -> Any:
         # nn.Sequential makes a slice by calling its own class with modules, which here would have no spec.
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
         return super().__getitem__(index)
+
+
+Spec = AlexNetSpec | TorchvisionSpec
+Network = AlexNet | TorchvisionNetwork
 
 
 def create_model(
@@ -74,10 +65,13 @@ def create_model(
     init: str | None = None,
     dropout: float | None = None,
     width: float | None = None,
-) -> AlexNet:
-    """The architecture called `name` as a module with fresh weights; see `architectures.architecture` for the rest."""
+) -> Network:
+    """The architecture called `name` as a module with fresh weights; see `architectures.architecture` for the rest.
+
+    `torchvision/NAME` is any classifier of torchvision, which takes the first three settings alone.
+    """
     return build(
-        architecture(
+        specify(
             name,
             num_classes=num_classes,
             in_channels=in_channels,
@@ -91,8 +85,24 @@ def create_model(
     )
 
 
-def build(spec: AlexNetSpec) -> AlexNet:
-    """The network of `spec`, with the weights its `init` draws from torch's global generator (float32)."""
+def specify(name: str, **settings: Any) -> Spec:
+    """`architectures.architecture(name, **settings)`, or `foreign.torchvision_spec` for a name of torchvision's."""
+    if name.startswith(TORCHVISION):
+        return torchvision_spec(name, **settings)
+    return architecture(name, **settings)
+
+
+def spec_from_dict(d: Mapping[str, Any]) -> Spec:
+    """The inverse of `to_dict` of either kind of specification. Raises `UserError`."""
+    foreign = isinstance(d, Mapping) and d.get("kind") == KIND
+    return TorchvisionSpec.from_dict(d) if foreign else AlexNetSpec.from_dict(d)
+
+
+def build(spec: Spec) -> Network:
+    """The network of `spec`, with fresh weights from torch's global generator (float32): those that its `init` draws,
+    or torchvision's own."""
+    if isinstance(spec, TorchvisionSpec):
+        return TorchvisionNetwork(spec)
     if spec.init not in INITS:
         raise unknown_name("init", spec.init, INITS)
     model = AlexNet(spec)

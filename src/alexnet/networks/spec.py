@@ -25,7 +25,8 @@ POOLS = ("max", "avg")
 DROPOUT_POSITIONS = ("after", "before")
 
 
-def _at_least(least: int, name: str, value: object) -> None:
+def at_least(least: int, name: str, value: object) -> None:
+    """Raise `UserError` unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} is {value!r} and must be a whole number, at least {least}.")
 
@@ -51,8 +52,8 @@ class ResponseNorm:
     towers: int = 1
 
     def __post_init__(self) -> None:
-        _at_least(1, "size", self.size)
-        _at_least(1, "towers", self.towers)
+        at_least(1, "size", self.size)
+        at_least(1, "towers", self.towers)
 
 
 # The one spatial response norm there is, after conv2's LRN: `rnorm2` of layers-145.cfg and its parameters file.
@@ -79,8 +80,8 @@ class ConvSpec:
 
     def __post_init__(self) -> None:
         for name in ("out_channels", "kernel", "stride", "groups", "pool_kernel", "pool_stride"):
-            _at_least(1, name, getattr(self, name))
-        _at_least(0, "padding", self.padding)
+            at_least(1, name, getattr(self, name))
+        at_least(0, "padding", self.padding)
         for stage in self.stages:
             _one_of("stage", stage, STAGES)
         if len(set(self.stages)) != len(self.stages):
@@ -123,11 +124,11 @@ class AlexNetSpec:
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "in_channels", "image_size"):
-            _at_least(1, name, getattr(self, name))
+            at_least(1, name, getattr(self, name))
         if self.adaptive_pool is not None:
-            _at_least(1, "adaptive_pool", self.adaptive_pool)
+            at_least(1, "adaptive_pool", self.adaptive_pool)
         for width in self.hidden:
-            _at_least(1, "hidden", width)
+            at_least(1, "hidden", width)
         if not self.convs:
             raise UserError(f"The network '{self.name}' has no convolutions; give it at least one.")
         if not (isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1):
@@ -154,7 +155,7 @@ class AlexNetSpec:
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> AlexNetSpec:
         """The inverse of `to_dict`. Raises `UserError` on an unknown or missing key, a wrong type or a bad value."""
-        return _decode(cls, d, "the network's specification")
+        return decode(cls, d, "the network's specification")
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ def _divides(groups: int, channels: int, where: str) -> None:
 T = TypeVar("T")
 
 
-def _decode(kind: type[T], value: object, where: str) -> T:
+def decode(kind: type[T], value: object, where: str) -> T:
     """`value` as the dataclass `kind`, its fields checked against their annotations."""
     if not isinstance(value, Mapping):
         raise UserError(f"In {where}, {_shown(value)} stands where a JSON object belongs.")
@@ -345,7 +346,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"In {where}, {_shown(value)} stands where a list belongs.")
         return tuple(_typed(get_args(hint)[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if isinstance(hint, type) and is_dataclass(hint):
-        return _decode(hint, value, where)
+        return decode(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:  # not isinstance: True is no number here

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from alexnet.errors import UserError, unknown_name
 from alexnet.networks.architectures import architecture
-from alexnet.networks.model import AlexNet
+from alexnet.networks.foreign import TorchvisionNetwork
+from alexnet.networks.model import AlexNet, Network
 from alexnet.networks.spec import Layer, layers
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -29,13 +30,16 @@ _PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
 _TENSORS = {"weight": 0, "w": 0, "0": 0, "bias": 1, "b": 1, "1": 1, "running_mean": 2, "running_var": 3}
 
 
-def load_weights(model: AlexNet, weights: Mapping[str, Any] | str | Path) -> AlexNet:
+N = TypeVar("N", bound=Network)
+
+
+def load_weights(model: N, weights: Mapping[str, Any] | str | Path) -> N:
     """Copies `weights`, a state dict or the path of one (.safetensors, .pt, .pth), into `model` and returns it.
 
     Takes our own names, or any others in the order of the layers: torchvision's, a tutorial's `nn.Sequential`, Caffe's
     (whose networks read BGR pixels of 0-255 less their mean: the weights are not turned round), with or without the
     prefix of DataParallel or torch.compile, or wrapped under "state_dict" or "model". Values are tensors or arrays and
-    take the model's dtype and device.
+    take the model's dtype and device. For a network of torchvision (`torchvision/NAME`) the names must be its own.
 
     Raises `UserError` naming the first mismatch, both names and both shapes; the model is then as it was. Shapes do
     not tell whether the network has the same LRN, order and activations: that is the caller's to choose.
@@ -46,7 +50,15 @@ def load_weights(model: AlexNet, weights: Mapping[str, Any] | str | Path) -> Ale
         weights = read_weights(weights)
     state = _tensors(weights, where)
     own = model.state_dict()
-    if set(state) != set(own):
+    if isinstance(model, TorchvisionNetwork):  # its layers have no one order, so only names can be trusted
+        state = {key if key in own else f"network.{key}": value for key, value in state.items()}
+        if odd := sorted(set(state) ^ set(own)):
+            holder = where if odd[0] in state else f"'{model.spec.name}'"
+            raise UserError(
+                f"'{model.spec.name}' cannot take {where}: '{odd[0].removeprefix('network.')}' is only in {holder}; "
+                "choose the network that the weights were trained with."
+            )
+    elif set(state) != set(own):
         state = _matched(own, _in_order(state), model.spec.name, where)
     for name, target in own.items():
         value = state[name]

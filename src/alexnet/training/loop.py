@@ -19,7 +19,7 @@ from alexnet import runtime
 from alexnet.data.augment import augment, colour_noise, mix
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs, run_network
-from alexnet.networks.model import AlexNet
+from alexnet.networks.model import Network
 from alexnet.runs import Run, read_model, write_json, write_text
 from alexnet.training.interruption import Interrupted, StopSignal
 from alexnet.training.optim import Plan, make_optimizer, plan
@@ -33,7 +33,7 @@ LOOK_EVERY = 20  # steps between looks at the loss: each look waits for the devi
 class Loop:
     """One run. `fit` trains to the end and returns what `summary.json` says."""
 
-    def __init__(self, prepared: Prepared, run: Run, model: AlexNet, report: Progress) -> None:
+    def __init__(self, prepared: Prepared, run: Run, model: Network, report: Progress) -> None:
         self.prepared, self.recipe, self.run, self.report = prepared, prepared.recipe, run, report
         self.device, self.precision = prepared.device, prepared.precision
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format

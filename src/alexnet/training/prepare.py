@@ -23,8 +23,9 @@ from alexnet.data.sources import load_source, read_files
 from alexnet.data.statistics import SAMPLED, mean_and_std, measure, principal_colours, read_mean_image
 from alexnet.errors import UserError
 from alexnet.inference.evaluate import BATCH_SIZE, evaluation_batches
-from alexnet.networks.architectures import architecture
+from alexnet.networks.architectures import TORCHVISION
 from alexnet.networks.edits import edited
+from alexnet.networks.model import Spec, specify
 from alexnet.networks.spec import AlexNetSpec, layers
 from alexnet.runtime import Precision
 from alexnet.training.changes import check_layers
@@ -37,7 +38,7 @@ class Prepared:
     """A recipe with all its choices made, and the data under it."""
 
     recipe: Recipe
-    spec: AlexNetSpec
+    spec: Spec
     preprocess: Preprocess
     augment: Augment
     source: Source
@@ -93,6 +94,8 @@ def prepare(
             f"The pictures fit the architecture '{recipe.arch}' at {recipe.image_size}×{recipe.image_size}{thinner}; "
             "--arch and --image-size choose another."
         )
+    elif recipe.arch.startswith(TORCHVISION) and recipe.image_size is None:
+        recipe = replace(recipe, image_size=_fitting_size(source))
     spec = _spec(recipe, len(source.classes), source.channels)
     augment = Augment(
         crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
@@ -138,8 +141,8 @@ def prepare(
     return Prepared(recipe, spec, preprocess, augment, source, train, evaluation, device, precision, basis)
 
 
-def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> AlexNetSpec:
-    plain = architecture(
+def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
+    plain = specify(
         recipe.arch,
         num_classes=num_classes,
         in_channels=channels,
@@ -150,6 +153,13 @@ def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> AlexNetSpec
         dropout=recipe.dropout,
         width=recipe.width,
     )
+    if not isinstance(plain, AlexNetSpec):
+        if recipe.edits or any(change.layers for change in recipe.changes):
+            raise UserError(
+                f"'{plain.name}' is built by torchvision: the recipe's edits and its changes of single layers are for "
+                "AlexNets; leave them out."
+            )
+        return plain
     spec = edited(plain, recipe.edits)
     if recipe.changes:
         check_layers(recipe.changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
@@ -160,15 +170,20 @@ def _fit_architecture(recipe: Recipe, source: Source, device: torch.device) -> R
     """The architecture and image size for pictures of this size: the 32-pixel network up to 100 pixels, where the
     stride of 4 and the three pools of the 224-pixel networks would leave nothing. On a CPU half the width, which
     trains almost four times as fast (CIFAR-10 on two cores: 1,210 images/s instead of 312)."""
+    wanted = recipe.image_size or _fitting_size(source)
+    width = 0.5 if device.type == "cpu" and recipe.width == 1 else recipe.width
+    return replace(recipe, arch="cifar" if wanted <= 128 else "torchvision", image_size=wanted, width=width)
+
+
+def _fitting_size(source: Source) -> int:
+    """The side of the input, in pixels, for pictures of this size: 32, 64 or 224, the next below or not far above."""
     part = source.splits["train"]
     if isinstance(part, Arrays):
         side = min(part.images.shape[-2:])
     else:
         chosen = part.take(np.linspace(0, len(part) - 1, min(SAMPLED, len(part))).astype(int))
         side = int(statistics.median(min(image_size(path)) for path in chosen.paths))
-    wanted = recipe.image_size or (32 if side <= 48 else 64 if side <= 100 else 224)
-    width = 0.5 if device.type == "cpu" and recipe.width == 1 else recipe.width
-    return replace(recipe, arch="cifar" if wanted <= 128 else "torchvision", image_size=wanted, width=width)
+    return 32 if side <= 48 else 64 if side <= 100 else 224
 
 
 def _in_memory(source: Source, geometry: Preprocess, augment: Augment, report: Progress) -> dict[str, Arrays | Files]:

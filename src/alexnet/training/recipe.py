@@ -27,9 +27,11 @@ class Flags:
     data: Path | None = None
     """Where the pictures are: a folder. The embedded digits need none."""
     arch: str = "auto"
-    """Architecture, as in 'alexnet arch'; auto fits the size of your pictures."""
+    """Architecture, as in 'alexnet arch'; auto fits the size of your pictures. torchvision/NAME is any classifier of
+    torchvision, such as torchvision/resnet18, with random weights."""
     image_size: int | None = None
-    """Side of the square that the network reads, in pixels; the architecture's own unless given."""
+    """Side of the square that the network reads, in pixels; unless given the architecture's own, and for
+    torchvision/NAME 32, 64 or 224, whichever fits the pictures."""
     num_classes: int | None = None
     """Refuse data with another number of classes than this."""
     norm: Literal["auto", "lrn", "batch", "none"] = "auto"

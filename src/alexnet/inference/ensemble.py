@@ -1,0 +1,109 @@
+"""Several trained networks asked together, as the paper averages 5 and 7 of them: the mean of their probabilities.
+
+Members may differ in architecture and input size: each reads the picture by its own preprocessing. They must know the
+same classes, which are matched by name. One network alone is an ensemble of one, and its logits come out unchanged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alexnet.data.preprocess import Preprocess
+from alexnet.errors import UserError
+from alexnet.inference.formats import Opened, open_model
+from alexnet.inference.views import CENTRE, Views, log_mean, uncropped
+
+RunNames = str | Path | Sequence[str | Path]
+"""One run, or several as an ensemble."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way of reading pictures, and the members (by number) that look at them so."""
+
+    preprocess: Preprocess
+    """Of the first of the members: the geometry is that of all, mean and deviation are each one's own."""
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks that know the same classes; `open_ensemble` checks it."""
+
+    names: tuple[str, ...]
+    members: tuple[Opened, ...]
+    orders: tuple[torch.Tensor, ...]
+    """For each member its outputs in the order of `classes`, int64 (classes,)."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.members[0].classes
+
+    def to(self, device: torch.device) -> None:
+        """Move all the networks to `device`, in the layout that convolutions like best."""
+        for member in self.members:
+            member.model.to(device).to(memory_format=torch.channels_last)
+
+    def readings(self, views: Views) -> list[Reading]:
+        """How pictures must be read for `views`: once for each scale and each different geometry of the members.
+
+        Raises `UserError` for a scale that leaves less than a member reads.
+        """
+        found: dict[tuple[Any, ...], Reading] = {}
+        for scale in views.scales:
+            for i, member in enumerate(self.members):
+                own = member.preprocess
+                read = own if views == CENTRE else uncropped(own, scale)
+                # members of one size share the squares, not the crops: each cuts its own
+                key = (scale, read.size, read.square, read.channels, read.interpolation, read.stretch)
+                others = found[key].members if key in found else ()
+                found[key] = Reading(read, (*others, i))
+        return list(found.values())
+
+    def average(self, logits: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+        """What all say together: of each member its logits (n, its classes) at each scale → (n, classes)."""
+        orders = zip(logits, self.orders, strict=True)
+        return log_mean(log_mean(scales)[:, order.to(scales[0].device)] for scales, order in orders)
+
+
+def open_ensemble(runs: RunNames, checkpoint: str = "best") -> Ensemble:
+    """The network or networks called `runs`, each as `formats.open_model` opens it.
+
+    Raises `UserError` where that does, and if two do not know the same classes.
+    """
+    given = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    if not given:
+        raise UserError("An ensemble needs at least one run; give a run folder.")
+    names = tuple(map(str, given))
+    members = tuple(open_model(run, checkpoint) for run in given)
+    for name, member in zip(names[1:], members[1:], strict=True):
+        _same_classes(names[0], members[0].classes, name, member.classes)
+    orders = [torch.from_numpy(_order(members[0].classes, member.classes)) for member in members]
+    return Ensemble(names, members, tuple(orders))
+
+
+def _same_classes(name: str, classes: tuple[str, ...], other: str, others: tuple[str, ...]) -> None:
+    ours, theirs = Counter(classes), Counter(others)
+    if ours == theirs:
+        return
+    missing = next(iter((ours - theirs) or (theirs - ours)))
+    knows, lacks = (name, other) if missing in ours - theirs else (other, name)
+    raise UserError(
+        f"{name} knows {len(classes)} classes and {other} {len(others)}, and these are not the same: '{missing}' is in "
+        f"{knows} and not in {lacks}; an ensemble needs networks that were trained on the same classes."
+    )
+
+
+def _order(classes: tuple[str, ...], others: tuple[str, ...]) -> np.ndarray:
+    """For each of `classes` its place in `others`, a permutation of it. A name that occurs twice (ImageNet has two
+    cranes) is taken in turn."""
+    order = np.empty(len(classes), dtype=np.int64)
+    order[np.argsort(classes, kind="stable")] = np.argsort(others, kind="stable")
+    return order

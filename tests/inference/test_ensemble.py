@@ -1,0 +1,186 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import alexnet
+from alexnet.cli import run
+from alexnet.data.sources import load_source
+from alexnet.errors import UserError
+from alexnet.inference.ensemble import _order, open_ensemble
+from alexnet.inference.evaluate import evaluate
+from alexnet.inference.formats import names_run
+from alexnet.inference.predict import load
+from alexnet.inference.views import CENTRE, TEN_CROP, views_of
+from alexnet.runs import Run, read_model, write_model
+from alexnet.training.progress import Silent
+from alexnet.training.start import train
+from helpers import make_folder
+
+QUICK = {"epochs": 1, "width": 0.125, "batch_size": 32, "limit_steps": 8, "progress": Silent()}
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory):
+    """Another network than `small_run`, for images of 40 pixels, on the same digits."""
+    return train("digits", out=tmp_path_factory.mktemp("runs") / "other", image_size=40, **QUICK).run
+
+
+@pytest.fixture
+def digit(tmp_path) -> Path:
+    pixels = load_source("digits").splits["test"].images[0, 0].numpy()
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    return tmp_path / "digit.png"
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(logits).double().softmax(1).numpy()
+
+
+def turned(run_folder: Path, out: Path, classes: tuple[str, ...], order: list[int]) -> Path:
+    """The run's best network with its outputs in another order, under the names `classes`."""
+    found = read_model(Run(run_folder).named_checkpoint("best"))
+    with torch.no_grad():
+        for tensor in (found.model.fc8.weight, found.model.fc8.bias):
+            tensor.copy_(tensor[order].clone())
+    out.mkdir(parents=True)
+    write_model(out, found.model, classes, found.preprocess)
+    return out
+
+
+def test_an_ensemble_is_the_mean_of_its_members_probabilities(small_run, other_run):
+    before = [(r / "evaluation" / "test.parquet").read_bytes() for r in (small_run, other_run)]
+    found = evaluate([small_run, other_run], device="cpu")
+    assert [(r / "evaluation" / "test.parquet").read_bytes() for r in (small_run, other_run)] == before
+    stored = [Run(r).read_evaluation("test") for r in (small_run, other_run)]
+    targets = stored[0][1]
+    mean = sum(softmax(logits) for _, _, logits in stored) / 2
+    assert found["top1"] == float((mean.argmax(1) == targets).mean())
+    assert found["loss"] == pytest.approx(-np.log(mean[np.arange(len(targets)), targets]).mean(), rel=1e-5)
+    assert found["runs"] == [str(small_run), str(other_run)]
+    for member, (_, _, logits) in zip(found["members"], stored, strict=True):
+        assert member["top1"] == float((logits.argmax(1) == targets).mean())
+    assert found["members"][0]["top1"] != found["members"][1]["top1"]
+
+
+def test_one_run_is_an_ensemble_of_one(small_run):
+    alone, listed = evaluate(small_run, device="cpu"), evaluate([small_run], device="cpu")
+    assert alone == listed
+    assert alone["members"] == [{"run": str(small_run), "top1": alone["top1"]}]
+
+
+def test_predict_averages_too(small_run, other_run, digit):
+    together = dict(alexnet.load([small_run, other_run], device="cpu").predict(digit, top=10).labels)
+    alone = [dict(load(r, device="cpu").predict(digit, top=10).labels) for r in (small_run, other_run)]
+    for label, p in together.items():
+        assert p == pytest.approx((alone[0][label] + alone[1][label]) / 2, abs=1e-6)
+
+
+def test_classes_in_another_order_are_matched_by_name(small_run, tmp_path):
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    other = turned(small_run, tmp_path / "turned", tuple(str(i) for i in order), order)
+    alone, both = evaluate(small_run, device="cpu"), evaluate([small_run, other], device="cpu")
+    assert both["members"][1]["top1"] == alone["top1"]
+    assert both["loss"] == pytest.approx(alone["loss"], abs=1e-6)
+
+
+def test_a_name_that_occurs_twice_is_taken_in_turn():
+    np.testing.assert_array_equal(_order(("crane", "auk", "crane"), ("auk", "crane", "crane")), [1, 0, 2])
+
+
+def test_other_classes_are_refused_naming_the_first(small_run, tmp_path):
+    names = (*(str(i) for i in range(9)), "nine")
+    other = turned(small_run, tmp_path / "turned", names, list(range(10)))
+    with pytest.raises(UserError, match=f"'9' is in {small_run} and not in {other}; an ensemble needs"):
+        evaluate([small_run, other])
+    with pytest.raises(UserError, match="at least one run"):
+        open_ensemble([])
+
+
+def test_a_member_that_may_have_seen_the_pictures_is_refused(small_run, tmp_path):
+    """The digits are divided by seed: what one run tests on, the other learnt from."""
+    other = train("digits", out=tmp_path / "b", seed=1, **QUICK).run
+    for split in ("val", "test"):
+        with pytest.raises(UserError, match=f"of the 269 {split} pictures of .* are not in the {split} split of"):
+            evaluate([small_run, other], split=split)
+    make_folder(tmp_path / "new", ("3", "7"), 2)
+    assert evaluate([small_run, other], data=tmp_path / "new", device="cpu")["n"] == 4
+
+
+def test_a_test_part_of_the_data_set_is_the_same_for_all(tmp_path):
+    for split in ("train", "test"):
+        make_folder(tmp_path / "data" / split, count=12)
+    runs = [train(tmp_path / "data", out=tmp_path / f"{seed}", seed=seed, **QUICK).run for seed in (0, 1)]
+    assert evaluate(runs, device="cpu")["split"] == "test"
+    with pytest.raises(UserError, match="may have been trained on them"):
+        evaluate(runs, split="val")
+    # without a record of its own, a run trained on everything that the data set calls train
+    (runs[1] / "split.csv").unlink()
+    with pytest.raises(UserError, match="3 of the 3 val pictures"):
+        evaluate(runs, split="val")
+
+
+def test_ten_views_at_two_scales_are_twenty_forwards_of_one_batch(small_run, other_run, digit):
+    classifier = load([small_run, other_run], device="cpu")
+    sizes: list[list[int]] = [[], []]
+    for member, seen in zip(classifier.ensemble.members, sizes, strict=True):
+        member.model.register_forward_hook(lambda _m, args, _o, seen=seen: seen.append(len(args[0])))
+    list(classifier.predict_many([digit] * 3, views=10, scales=(1, 1.15)))
+    assert sizes == [[3] * 20, [3] * 20]
+
+
+def test_members_of_one_size_share_what_is_read(small_run, other_run):
+    ensemble = open_ensemble([small_run, other_run, small_run])
+    assert [r.members for r in ensemble.readings(CENTRE)] == [(0, 2), (1,)]
+    readings = ensemble.readings(views_of(10, (1.0, 1.5)))
+    assert [(r.preprocess.size, r.members) for r in readings] == [(32, (0, 2)), (40, (1,)), (48, (0, 2)), (60, (1,))]
+
+
+def test_scales_are_averaged(small_run, digit):
+    classifier = load(small_run, device="cpu")
+    each = [dict(classifier.predict(digit, 10, 10, (scale,)).labels) for scale in (1, 1.25)]
+    both = dict(classifier.predict(digit, 10, 10, (1, 1.25)).labels)
+    assert each[0] != each[1]
+    for label, p in both.items():
+        assert p == pytest.approx((each[0][label] + each[1][label]) / 2, abs=1e-6)
+    assert dict(classifier.predict(digit, 10, 10).labels) == each[0]
+
+
+def test_eval_and_predict_read_the_same_at_every_scale(small_run):
+    """Pixels of a data set in memory and single pictures are enlarged alike."""
+    part = load_source("digits").splits["test"]
+    found = evaluate(small_run, split="test", views=2, scales=(1, 1.15), device="cpu")
+    assert (found["views"], found["scales"]) == (4, [1.0, 1.15])
+    pictures = [Image.fromarray(image.numpy()) for image in part.images[:, 0]]
+    predictions = load(small_run, device="cpu").predict_many(pictures, 1, 2, (1, 1.15))
+    labels = torch.tensor([int(p.labels[0][0]) for p in predictions])
+    assert found["top1"] == (labels == part.targets).double().mean().item()
+
+
+def test_leading_words_that_are_runs_are_the_ensemble(small_run, other_run, digit, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Run(other_run).named_checkpoint("best")
+    assert all(map(names_run, ["last", "torchvision:IMAGENET1K_V1", str(small_run), str(checkpoint)]))
+    assert not any(map(names_run, ["-", "digit.png", str(tmp_path), "nowhere"]))
+    shutil.copy(digit, "last")
+    assert not names_run("last")  # here it is a picture
+    assert run(["predict", str(small_run), str(checkpoint), "digit.png", "last", "--json", "--top", "10"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["predictions"]
+    assert (first["path"], second["path"]) == ("digit.png", "last")
+    expected = load([small_run, other_run], device="cpu").predict(digit, top=10)
+    assert [entry["label"] for entry in first["labels"]] == [label for label, _ in expected.labels]
+    assert run(["predict", str(small_run), str(other_run)]) == 2
+    assert "Name at least one picture" in capsys.readouterr().err
+
+
+def test_eval_takes_several_runs(small_run, other_run, capsys):
+    assert run(["eval", str(small_run), str(other_run), "--ten-crop", "--scales", "1", "1.15", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) >= {"runs", "members", "split", "top1", "top5", "loss", "n", "interval", "per_class", "views"}
+    assert found["views"] == 2 * len(TEN_CROP)
+    assert run(["eval", str(small_run), str(other_run)]) == 0
+    assert f"alone: {small_run} " in capsys.readouterr().out
