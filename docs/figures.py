@@ -27,7 +27,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
-from alexnet.data.augment import IMAGENET_BASIS
+from alexnet.data.colour import IMAGENET_BASIS
 from alexnet.data.preprocess import Preprocess
 from alexnet.inference.views import TEN_CROP, cut
 from alexnet.networks.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.data.augment import IMAGENET_BASIS, ColourBasis, augment, colour_noise
+from alexnet.data.augment import augment
+from alexnet.data.colour import IMAGENET_BASIS, ColourBasis, colour_noise
 from alexnet.errors import UserError
 from alexnet.inference.evaluate import evaluate
 from alexnet.inference.predict import load

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from alexnet import runtime
-from alexnet.data.augment import ColourBasis
+from alexnet.data.colour import ColourBasis
 from alexnet.data.loading import Batches, FromFiles, InMemory
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files

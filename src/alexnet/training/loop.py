@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from alexnet import runtime
-from alexnet.data.augment import augment, colour_noise, mix
+from alexnet.data.augment import augment, mix
+from alexnet.data.colour import colour_noise
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.networks.model import Network

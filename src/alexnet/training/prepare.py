@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from alexnet import runtime
-from alexnet.data.augment import IMAGENET_BASIS, Augment, ColourBasis
+from alexnet.data.augment import Augment
+from alexnet.data.colour import IMAGENET_BASIS, ColourBasis
 from alexnet.data.images import image_size
 from alexnet.data.loading import Batches, FromFiles, InMemory, choose_workers, memory_plan
 from alexnet.data.preprocess import Preprocess
