@@ -78,6 +78,16 @@ def test_match_classes():
         match_classes(("a",), ("a", "b"))
 
 
+def test_imagenet_s_numbered_folders_are_torchvision_s_classes_in_order():
+    from torchvision.models import AlexNet_Weights
+
+    words = tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
+    numbers = tuple(f"n{1440764 + i:08d}" for i in range(1000))
+    np.testing.assert_array_equal(match_classes(words, numbers), np.arange(1000))
+    with pytest.raises(UserError, match="does not know 'n01440764'"):
+        match_classes(words, numbers[:10])
+
+
 def test_what_cannot_be_evaluated(small_run, tmp_path):
     with pytest.raises(UserError, match="no split 'vall'; did you mean 'val'"):
         evaluate(small_run, split="vall")

@@ -7,6 +7,7 @@ prints exactly the figure that training reported.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -270,8 +271,12 @@ def _choose_split(wanted: str, source: Source) -> str:
 def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarray:
     """For each class index of a data set, the index that the network gives to the class of the same name.
 
-    Raises `UserError` if the data set has a class that the network does not know.
+    ImageNet's own folders are named by number (n01440764), and torchvision's classes by word (tench): both are in the
+    order of the numbers, so that all 1000 folders together are matched by place. Raises `UserError` if the data set
+    has a class that the network does not know.
     """
+    if len(found) == len(trained) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in found):
+        return np.arange(1000)
     index = {name: i for i, name in enumerate(trained)}
     missing = [name for name in found if name not in index]
     if missing:
