@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from alexnet.errors import UserError
-from alexnet.networks.layers import LocalResponseNorm, SpatialResponseNorm
+from alexnet.networks.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, drawn_dropout
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
@@ -24,12 +24,17 @@ def test_lrn_equals_torch_forward_and_backward(size: int, shape: tuple[int, ...]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
-def test_lrn_gradient_is_right_to_the_numbers() -> None:
+def test_gradients_are_right_to_the_numbers() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(LocalResponseNorm(5, alpha=0.5, k=1.0, towers=2), (x,))
+    for towers in (1, 2):
+        assert torch.autograd.gradcheck(LocalResponseNorm(5, alpha=0.5, k=1.0, towers=towers), (x,))
     y = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(SpatialResponseNorm(3, alpha=0.5), (y,))
+    z = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    units = nn.Sequential(nn.Linear(5, 5), Dropout(0.4, 5)).double()
+    with drawn_dropout(units, 4, slice(0, 4), lambda name: 0):
+        assert torch.autograd.gradcheck(units, (z,))
 
 
 def test_lrn_stays_inside_a_tower() -> None:
@@ -96,6 +101,40 @@ def test_defaults_are_those_of_2012() -> None:
     torch.testing.assert_close(LocalResponseNorm()(x), nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)(x))
     assert repr(LocalResponseNorm()) == "LocalResponseNorm(5, alpha=0.0001, beta=0.75, k=2.0, towers=1)"
     assert repr(SpatialResponseNorm()) == "SpatialResponseNorm(5, alpha=0.001, beta=0.75, k=1.0)"
+
+
+def test_dropout_takes_its_part_of_one_mask() -> None:
+    """Rows (parts of a batch, or processes) and columns (towers) together are the whole batch at once."""
+    whole = nn.Sequential(nn.Linear(6, 6), Dropout(0.25, 6))
+    left = nn.Sequential(whole[0], Dropout(0.25, 6, slice(0, 3)))
+    ones = torch.ones(5, 6)
+
+    def mask(model: nn.Sequential, rows: slice, seed: int = 7) -> torch.Tensor:
+        with drawn_dropout(model, 5, rows, {"1": seed}.__getitem__):
+            return model[1](ones[rows, model[1].columns])
+
+    everything = mask(whole, slice(0, 5))
+    assert everything.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert torch.equal(mask(whole, slice(1, 4)), everything[1:4])
+    assert torch.equal(mask(left, slice(1, 4)), everything[1:4, :3])
+    assert not torch.equal(mask(whole, slice(0, 5), seed=8), everything)
+    many = nn.Sequential(nn.Linear(1, 1), Dropout(0.25, 1000))
+    with drawn_dropout(many, 1000, slice(0, 1000), lambda name: 0):
+        kept = many[1](torch.ones(1000, 1000)) > 0
+        assert many[1](torch.ones(1000, 1000, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.002)
+
+
+def test_dropout_without_a_mask_is_torchs() -> None:
+    ours, theirs, x = Dropout(0.5, 9), nn.Dropout(0.5), torch.ones(3, 9)
+    torch.manual_seed(0)
+    a = ours(x)
+    torch.manual_seed(0)
+    assert torch.equal(a, theirs(x))
+    model = nn.Sequential(nn.Linear(9, 9), ours).eval()
+    with drawn_dropout(model, 3, slice(0, 3), lambda name: 0):
+        assert torch.equal(ours(x), x)
+    assert ours.mask is None
 
 
 def test_errors() -> None:

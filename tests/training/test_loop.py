@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from alexnet import runs, runtime
+from alexnet import runs
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.networks.model import build
 from alexnet.runs import Run, read_model, read_training
@@ -76,8 +76,8 @@ def test_two_runs_with_one_seed_are_equal_and_with_another_differ(tmp_path):
 
 
 def test_accumulation_is_the_same_step(tmp_path):
-    """Without batch norm and dropout, a batch in parts (101 does not divide by 4) is the batch at once."""
-    shared = {"norm": "none", "dropout": 0.0, "batch_size": 101, "lr": 0.01, "momentum": 0.5, "limit_steps": 13}
+    """Without batch norm, a batch in parts (101 does not divide by 4) is the batch at once, dropout included."""
+    shared = {"norm": "none", "dropout": 0.5, "batch_size": 101, "lr": 0.01, "momentum": 0.5, "limit_steps": 13}
     whole = make_loop(tmp_path / "a", **shared)
     parts = make_loop(tmp_path / "b", accumulate=4, **shared)
     for loop in (whole, parts):
@@ -346,9 +346,18 @@ def test_training_in_a_thread_works(tmp_path):
     assert found[0].summary["steps"] == 1
 
 
-def test_dropout_is_a_function_of_the_step():
-    torch.manual_seed(runtime.derive_seed(0, "step", 5))
-    first = F.dropout(torch.ones(100))
-    torch.rand(10)
-    torch.manual_seed(runtime.derive_seed(0, "step", 5))
-    assert torch.equal(first, F.dropout(torch.ones(100)))
+def test_dropout_is_a_function_of_seed_step_and_layer(tmp_path):
+    """Not of what was drawn before: of torch's global generator nothing is left."""
+    loop = make_loop(tmp_path, dropout=0.5, norm="none")
+    batch = next(loop.prepared.train.batches(0))
+    drawn = []
+    for name in ("drop6", "drop7"):
+        loop.model.get_submodule(name).register_forward_hook(lambda module, *_: drawn.append(module.mask.clone()))
+    for step in (5, 5, 6):
+        torch.rand(step)
+        loop.position.step = step
+        loop._train_step(batch.images, batch.targets, batch.ids, 0)
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[1], drawn[3])
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[4])

@@ -1,11 +1,16 @@
-"""The two response normalisations of 2012, which torch has only in part.
+"""The layers that torch has only in part: the two response normalisations of 2012, and dropout with a mask of its own.
 
 Torch's own `LocalResponseNorm` lets its window run across the border between two towers and has no bfloat16 on a CPU;
 the norm over space, which the 2012 code applies after conv2's LRN, it does not have. Both are written plainly here, as
-their formula reads, and autograd works out the backward pass. `check_images` guards what goes into a network.
+their formula reads, and autograd works out the backward pass. Torch's dropout takes the next numbers of a global
+generator, which are others when a batch is computed in parts or by several processes; ours can be given its mask.
+`check_images` guards what goes into a network.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +77,44 @@ class SpatialResponseNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+class Dropout(nn.Dropout):
+    """Dropout over (N, features) that multiplies by `mask` while it has one, and is torch's own otherwise.
+
+    `features` counts the units of the whole layer, of which this module may see only those in `columns`: one tower's.
+    """
+
+    def __init__(self, p: float, features: int, columns: slice = slice(None)) -> None:
+        super().__init__(p)
+        self.features, self.columns = features, columns
+        self.mask: Tensor | None = None
+        """Float32, shaped like the input: 0 where a unit is dropped, 1 / (1 - p) where it is kept."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.mask is None:
+            return super().forward(input)
+        return input * self.mask.to(input.dtype)
+
+
+@contextmanager
+def drawn_dropout(model: nn.Module, n: int, rows: slice, seed_of: Callable[[str], int]) -> Iterator[None]:
+    """While this lasts, each `Dropout` of `model` has the mask for images `rows` of a batch of `n`.
+
+    Always the mask of the whole batch and the whole layer is drawn, on the model's device, from the seed that
+    `seed_of` gives for the layer's name: whoever computes a part of it sees the same numbers.
+    """
+    drawn = [(name, module) for name, module in model.named_modules() if isinstance(module, Dropout)]
+    for name, module in drawn:
+        device = next(model.parameters()).device
+        generator = torch.Generator(device).manual_seed(seed_of(name))
+        kept = torch.empty(n, module.features, device=device).bernoulli_(1 - module.p, generator=generator)
+        module.mask = kept[rows, module.columns] / (1 - module.p)
+    try:
+        yield
+    finally:
+        for _, module in drawn:
+            module.mask = None
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from alexnet.errors import unknown_name
 from alexnet.networks.architectures import INITS, TORCHVISION, architecture
 from alexnet.networks.foreign import KIND, TorchvisionNetwork, TorchvisionSpec, torchvision_spec
-from alexnet.networks.layers import LocalResponseNorm, SpatialResponseNorm, check_images
+from alexnet.networks.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, check_images
 from alexnet.networks.spec import AlexNetSpec, Layer, layers
 
 
@@ -177,5 +177,5 @@ def _module(layer: Layer, before: str) -> nn.Module:
         case "flatten":
             return nn.Flatten()
         case "dropout":
-            return nn.Dropout(layer.p)
+            return Dropout(layer.p, layer.output[0])
     raise AssertionError(f"no module for layer kind {layer.kind!r}")

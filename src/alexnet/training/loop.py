@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from alexnet.data.augment import augment, mix
 from alexnet.data.colour import colour_noise
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs, run_network
+from alexnet.networks.layers import drawn_dropout
 from alexnet.networks.model import Network
 from alexnet.runs import Run, read_model, write_json, write_text
 from alexnet.training.interruption import Interrupted, StopSignal
@@ -116,7 +118,7 @@ class Loop:
         last batch of an epoch does not divide evenly.
         """
         recipe, step = self.recipe, self.position.step
-        torch.manual_seed(runtime.derive_seed(recipe.seed, "step", step))  # dropout and MixUp draw from here
+        torch.manual_seed(runtime.derive_seed(recipe.seed, "step", step))  # MixUp and dropout not ours draw from here
         now = self._plan(step)
         now.set_rates(self.optimizer)
         images = images.to(self.device, non_blocking=self.device.type == "cuda")
@@ -131,8 +133,11 @@ class Loop:
         n = len(x)
         total = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device)
+        rows = slice(0, 0)
         for part_x, part_y in zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True):
-            with self.precision.autocast(self.device):
+            rows = slice(rows.stop, rows.stop + len(part_x))
+            dropout = drawn_dropout(self.model, n, rows, partial(runtime.derive_seed, recipe.seed, "dropout", step))
+            with dropout, self.precision.autocast(self.device):
                 logits = self.network(part_x.contiguous(memory_format=self.layout))
             loss = F.cross_entropy(logits.float(), part_y, label_smoothing=recipe.label_smoothing)
             loss = loss * (len(part_x) / n)
