@@ -204,6 +204,31 @@ def test_training(tmp_path, monkeypatch, capsys, given, arguments, sentence):
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
 
 
+TOWERS = ["--arch", "cifar-towers", "--parallel", "towers"]
+
+PROCESSES = [
+    # processes that torchrun started, arguments after `train`, the sentence
+    (1, TOWERS, "--parallel towers needs two processes, one for each tower, and there is 1; start it with 'torchrun"),
+    (3, TOWERS, "--parallel towers needs two processes, one for each tower, and there are 3; start it with 'torchrun"),
+    (2, TOWERS[:2], "torchrun started 2 processes, and without --parallel the network is trained in one; add"),
+    (2, [*TOWERS, "--device", "mps"], "--device mps cannot serve the 2 processes that run on this machine, which has"),
+]
+
+
+@pytest.mark.parametrize(("count", "arguments", "sentence"), PROCESSES, ids=lambda v: str(v)[:40])
+def test_processes(tmp_path, monkeypatch, capsys, count, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    for rank in range(count):
+        for name, number in (("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count), ("RANK", rank), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, str(number))
+        assert run(["train", *arguments, "--out", "out"]) == 2
+        if rank == 0:
+            assert told(capsys).startswith(sentence)
+        else:
+            assert capsys.readouterr() == ("", "")  # the first has said it
+    assert list(tmp_path.iterdir()) == []
+
+
 def foreign_weights(run):
     torch.save({"weight": torch.zeros(1)}, "model.pth")
 

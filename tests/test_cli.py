@@ -60,8 +60,8 @@ def test_the_flags_of_train(capsys):
         "--accumulate", "--activation", "--arch", "--batch-size", "--channels-last", "--clip-norm", "--compile",
         "--crop-chunk", "--cutmix", "--data", "--device", "--epochs", "--image-size", "--init", "--json",
         "--label-smoothing", "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes", "--out",
-        "--precision", "--resume", "--schedule", "--seed", "--skip-bad", "--warmup", "--weight-decay", "--width",
-        "--workers",
+        "--parallel", "--precision", "--resume", "--schedule", "--seed", "--skip-bad", "--warmup", "--weight-decay",
+        "--width", "--workers",
     ]  # fmt: skip
     assert len(positive) < 40
 

@@ -13,6 +13,7 @@ import functools
 import io
 import itertools
 import json as jsonlib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -59,20 +60,28 @@ def command_train(arguments: list[str]) -> None:
     _show_training(train(recipe, out=flags.out, resume=flags.resume), flags.json)
 
 
-def resume(run: str, /, *, epochs: str | None = None, json: bool = False) -> None:
+def resume(
+    run: str,
+    /,
+    *,
+    epochs: str | None = None,
+    parallel: Literal["none", "towers"] | None = None,
+    json: bool = False,
+) -> None:
     """Go on with a run where it stopped, or extend a finished one.
 
     Args:
         run: The run folder, or 'last' for the newest one in runs/.
         epochs: Extend to this many epochs, or by +N.
+        parallel: How several processes share the work, as in 'alexnet train'; the run's own way unless given.
         json: Print the summary as one JSON document.
     """
     from alexnet.runs import find_run
     from alexnet.training.start import resume_run
 
     found = find_run(run)
-    result = resume_run(found, epochs=epochs)
-    if result.already_finished:
+    result = resume_run(found, epochs=epochs, parallel=parallel)
+    if result.already_finished and _speaks():
         print(f"{found.path} is finished; --epochs +N extends it.", file=sys.stderr)
     _show_training(result, json)
 
@@ -388,6 +397,8 @@ def _show_training(result: TrainingResult, json: bool) -> None:
     from alexnet.insight.report import write_report
     from alexnet.runs import Run
 
+    if not _speaks():
+        return
     write_report(Run(result.run))
     run, summary = result.run, result.summary
     if json:
@@ -418,6 +429,15 @@ def _show_foreign(name: str, json: bool, **settings: Any) -> None:
         ],
     )  # fmt: skip
     print(f"\n{found.parameters:,} parameters, {found.macs:,} multiply-accumulates an image; {found.spec.source}")
+
+
+def _speaks() -> bool:
+    """Whether this process tells what all of them found: the only one, or the first that torchrun started."""
+    if "RANK" not in os.environ:
+        return True
+    from alexnet import runtime  # here, since it takes a while
+
+    return runtime.rank() == 0
 
 
 def _views(ten_crop: bool, crops: int | None) -> int:
@@ -518,12 +538,18 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        print(_message(error), file=sys.stderr)
+        if _speaks() or not _told_alike(error):
+            print(_message(error), file=sys.stderr)
         return getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)
 
 
+def _told_alike(error: Exception) -> bool:
+    """Whether this is a sentence for the user, which every process has; anything else may have struck this one only."""
+    return isinstance(error, (UserError, TrainingFailed)) or hasattr(error, "exit_code")
+
+
 def _message(error: Exception) -> str:
-    if isinstance(error, (UserError, TrainingFailed)) or hasattr(error, "exit_code"):
+    if _told_alike(error):
         return f"alexnet: {error}"
     return f"alexnet: this failed and should not have: {type(error).__name__}: {error} (--debug shows where)"
 

@@ -47,9 +47,14 @@ def available_devices() -> list[str]:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` is the fastest one here. Raises `UserError` if it is not there."""
+    """The device called `name`; `auto` is the fastest one here. Raises `UserError` if it is not there.
+
+    Of several processes on a machine each gets a GPU of its own, or, where there are too few, the CPU.
+    """
     if name not in DEVICES:
         raise unknown_name("device", name, DEVICES)
+    if (processes := local_world_size()) > 1:
+        return _one_of_several(name, processes)
     present = available_devices()
     if name == "auto":
         return torch.device(present[0])
@@ -59,6 +64,19 @@ def pick_device(name: str = "auto") -> torch.device:
             "leave --device out, or run 'alexnet doctor' to see what is missing."
         )
     return torch.device(name)
+
+
+def _one_of_several(name: str, processes: int) -> torch.device:
+    """The device of this process, one of so many on this machine. Raises `UserError` alike in all of them."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name in ("auto", "cuda") and gpus >= processes:
+        return torch.device("cuda", local_rank())
+    if name in ("auto", "cpu"):
+        return torch.device("cpu")
+    raise UserError(
+        f"--device {name} cannot serve the {processes} processes that run on this machine, which has {gpus} CUDA GPUs; "
+        "use --device cpu."
+    )
 
 
 @dataclass(frozen=True)
@@ -189,6 +207,21 @@ def _words(path: Path) -> list[str]:
 def world_size() -> int:
     """How many processes torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this is, counted from 0; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Which of those on this machine this is, counted from 0: the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 # ── randomness ────────────────────────────────────────────────────────────────────────────────────────────────

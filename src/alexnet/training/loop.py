@@ -41,10 +41,12 @@ class Loop:
         self.device, self.precision = prepared.device, prepared.precision
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         self.layout: torch.memory_format = layout
-        self.model = model.to(self.device).to(memory_format=layout)
+        self.parallel = prepared.parallel
+        self.parameters = sum(t.numel() for t in model.parameters())
+        self.model = self.parallel.split(model).to(self.device).to(memory_format=layout)
         self.network = torch.compile(self.model) if self.recipe.compile else self.model  # what the forward pass calls
         self.optimizer = make_optimizer(self.model, self.recipe)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
+        self.scaler = self.parallel.scaler(self.device, enabled=self.precision.name == "fp16")
         self.position = Position()
         self.restored = False
         self.alarmed: set[str] = set()
@@ -54,11 +56,13 @@ class Loop:
         self.position = position
         # the groups are the recipe's, which may have been given changes since; the momentum is the checkpoint's
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({**training["optimizer"], "param_groups": groups})
+        saved = {**training["optimizer"], "param_groups": groups}
+        self.parallel.load_optimizer(self.optimizer, self.model, saved)
         self.scaler.load_state_dict(training["scaler"])
         self.restored = True
         # a crash may have left a line too many, one too few, or half a line
-        write_text(self.run.metrics_jsonl, "".join(json.dumps(row) + "\n" for row in position.history))
+        rows = "".join(json.dumps(row) + "\n" for row in position.history)
+        self.parallel.first(lambda: write_text(self.run.metrics_jsonl, rows))
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -76,9 +80,10 @@ class Loop:
                     self._save(best=False)  # stopped in mid-epoch
                 else:
                     self._end_epoch()
-                if stop.received is not None and not self._ended():
+                signum = self.parallel.latest(stop.received)
+                if signum is not None and not self._ended():
                     raise Interrupted(
-                        f"Saved after step {p.step:,}; go on with: alexnet resume {self.run.path}", stop.received
+                        f"Saved after step {p.step:,}; go on with: alexnet resume {self.run.path}", signum
                     )
             return self._finish()
 
@@ -99,7 +104,8 @@ class Loop:
                 p.batch += 1
                 p.seen += len(batch.ids)
                 p.seconds = before + time.monotonic() - began
-                done = stop.received is not None or self._at_limit() or p.batch == len(train)
+                stopping = self.parallel.latest(stop.received) is not None
+                done = stopping or self._at_limit() or p.batch == len(train)
                 if done or p.batch % LOOK_EVERY == 0:
                     loss_now, hits_now = (sums / p.seen).tolist()
                     self._check_finite(loss_now)
@@ -141,13 +147,13 @@ class Loop:
                 logits = self.network(part_x.contiguous(memory_format=self.layout))
             loss = F.cross_entropy(logits.float(), part_y, label_smoothing=recipe.label_smoothing)
             loss = loss * (len(part_x) / n)
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss / self.parallel.processes).backward()
             total += loss.detach()
             answers = part_y if part_y.ndim == 1 else part_y.argmax(dim=1)  # of a mixture, its larger share
             hits += (logits.argmax(dim=1) == answers).sum()
+        self.scaler.unscale_(self.optimizer)
         if recipe.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+            self.parallel.clip(self.model, recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -191,7 +197,7 @@ class Loop:
             p.best = row
         p.start_epoch()
         self._save(best=chosen)
-        self.run.append_metrics(row)
+        self.parallel.first(lambda: self.run.append_metrics(row))
         if chosen:
             self._write_evaluation(recipe.validate_on, outputs)
         self._write_summary()
@@ -210,7 +216,7 @@ class Loop:
         with_test = "test" in self.prepared.evaluation and steered_by != "test"
         test = {}
         if self.restored or with_test:
-            self.model.load_state_dict(read_model(best).model.state_dict())
+            self.parallel.load(self.model, read_model(best).model.state_dict())
         if self.restored:  # what was written after the last checkpoint may be missing
             self._write_evaluation(steered_by, self._evaluate(steered_by))
         if with_test:
@@ -223,48 +229,51 @@ class Loop:
 
     def _write_evaluation(self, split: str, outputs: Outputs) -> None:
         names = self.prepared.source.splits[split].names
-        self.run.write_evaluation(split, [names[i] for i in outputs.ids], outputs.targets, outputs.logits)
+        paths = [names[i] for i in outputs.ids]
+        self.parallel.first(lambda: self.run.write_evaluation(split, paths, outputs.targets, outputs.logits))
 
     def _write_summary(self, **more: Any) -> None:
         rows = self.position.history
         keys = ("epoch", "top1", "top5", "val_loss")
         best = self.position.best or rows[-1]
-        write_json(
-            self.run.path / "summary.json",
-            {
-                "best": {k: best[k] for k in keys},
-                "final": {k: rows[-1][k] for k in keys},
-                "split": self.recipe.validate_on,
-                "epochs": len(rows),
-                "steps": self.position.step,
-                "seconds": sum(r["seconds"] for r in rows),
-                "images_per_second": rows[-1]["images_per_second"],
-                "parameters": sum(t.numel() for t in self.model.parameters()),
-                "arch": self.prepared.spec.name,
-                "classes": len(self.prepared.classes),
-                "precision": self.precision.name,
-                "device": str(self.device),
-                **more,
-            },
-        )
+        summary = {
+            "best": {k: best[k] for k in keys},
+            "final": {k: rows[-1][k] for k in keys},
+            "split": self.recipe.validate_on,
+            "epochs": len(rows),
+            "steps": self.position.step,
+            "seconds": sum(r["seconds"] for r in rows),
+            "images_per_second": rows[-1]["images_per_second"],
+            "parameters": self.parameters,
+            "arch": self.prepared.spec.name,
+            "classes": len(self.prepared.classes),
+            "precision": self.precision.name,
+            "device": str(self.device),
+            **more,
+        }
+        self.parallel.first(lambda: write_json(self.run.path / "summary.json", summary))
 
     # ── saving and warning ────────────────────────────────────────────────────────────────────────────────────
 
     def _save(self, *, best: bool) -> None:
+        model = self.parallel.whole(self.model)
+        training = {
+            "position": self.position.to_dict(),
+            "optimizer": self.parallel.whole_optimizer(self.optimizer, self.model),
+            "scaler": self.scaler.state_dict(),
+        }
+        save = partial(
+            self.run.save_checkpoint,
+            model=model,
+            classes=self.prepared.classes,
+            preprocess=self.prepared.preprocess,
+            step=self.position.step,
+            epoch=self.position.epoch,
+            training=training,
+            best=best,
+        )
         try:
-            self.run.save_checkpoint(
-                model=self.model,
-                classes=self.prepared.classes,
-                preprocess=self.prepared.preprocess,
-                step=self.position.step,
-                epoch=self.position.epoch,
-                training={
-                    "position": self.position.to_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                },
-                best=best,
-            )
+            self.parallel.first(save)
         except OSError as error:
             raise TrainingFailed(
                 f"The checkpoint after step {self.position.step:,} could not be written to {self.run.path}: "

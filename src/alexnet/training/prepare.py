@@ -30,6 +30,7 @@ from alexnet.networks.model import Spec, specify
 from alexnet.networks.spec import AlexNetSpec, layers
 from alexnet.runtime import Precision
 from alexnet.training.changes import check_layers
+from alexnet.training.parallel import Single
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
 
@@ -47,6 +48,7 @@ class Prepared:
     evaluation: dict[str, Batches]  # val and test, where there are any
     device: torch.device
     precision: Precision
+    parallel: Single
     colour_basis: ColourBasis | None = None  # there is one where the recipe asks for colour noise
 
     @property
@@ -55,16 +57,22 @@ class Prepared:
 
 
 def prepare(
-    recipe: Recipe, report: Progress, split: SplitRows | None = None, mean_image: torch.Tensor | None = None
+    recipe: Recipe,
+    report: Progress,
+    split: SplitRows | None = None,
+    mean_image: torch.Tensor | None = None,
+    parallel: Single | None = None,
 ) -> Prepared:
     """Read the data, fit the rest to it. `split` and `mean_image` are those of an earlier run, to be used again.
-    Raises `UserError`."""
-    if runtime.world_size() > 1:
-        raise UserError("Training with several processes is not built yet; start it without torchrun.")
+    Raises `UserError`.
+
+    What is chosen by measuring this machine is chosen by the first process of `parallel` for all.
+    """
+    parallel = parallel or Single()
     device = runtime.pick_device(recipe.device)
-    precision = runtime.pick_precision(recipe.precision, device)
+    precision = parallel.first(lambda: runtime.pick_precision(recipe.precision, device))
     if recipe.arch != "auto":  # a misspelt name should not wait for the data
-        _spec(recipe, num_classes=2, channels=None)
+        parallel.check(_spec(recipe, num_classes=2, channels=None))
     source = load_source(
         recipe.source,
         recipe.data,
@@ -98,6 +106,7 @@ def prepare(
     elif recipe.arch.startswith(TORCHVISION) and recipe.image_size is None:
         recipe = replace(recipe, image_size=_fitting_size(source))
     spec = _spec(recipe, len(source.classes), source.channels)
+    parallel.check(spec)
     augment = Augment(
         crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
         flip=recipe.flip, crop_chunk=recipe.crop_chunk, rotate=recipe.rotate, jitter=recipe.jitter,
@@ -112,7 +121,7 @@ def prepare(
     if mean_image is None and recipe.mean_image not in ("none", "own"):
         mean_image = read_mean_image(recipe.mean_image, geometry)
         recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
-    if memory_plan(source, geometry.square):
+    if parallel.first(lambda: memory_plan(source, geometry.square)):
         source = replace(source, splits=_in_memory(source, geometry, augment, report))
     workers, sentence = choose_workers(
         recipe.workers, max(batch_size, BATCH_SIZE) * source.channels * geometry.square**2
@@ -139,7 +148,7 @@ def prepare(
         + f", {len(source.classes)} classes; {spec.name} at {source.channels}×{spec.image_size}×{spec.image_size} "
         f"on {device} in {precision.name} ({precision.reason})."
     )
-    return Prepared(recipe, spec, preprocess, augment, source, train, evaluation, device, precision, basis)
+    return Prepared(recipe, spec, preprocess, augment, source, train, evaluation, device, precision, parallel, basis)
 
 
 def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:

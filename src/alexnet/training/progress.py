@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Any, Protocol
 
+from alexnet import runtime
+
 
 class Progress(Protocol):
     """Where the loop reports to."""
@@ -118,5 +120,7 @@ def _duration(seconds: float) -> str:
 
 
 def default_progress() -> Progress:
-    """`Live` on a terminal, `Plain` elsewhere."""
+    """`Live` on a terminal, `Plain` elsewhere; of several processes only the first speaks."""
+    if runtime.rank() > 0:
+        return Silent()
     return Live() if sys.stderr.isatty() else Plain()

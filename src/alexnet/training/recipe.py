@@ -78,6 +78,8 @@ class Flags:
     """Keep images and weights in the memory order that convolutions like best."""
     compile: bool = False
     """Run the network through torch.compile."""
+    parallel: Literal["none", "towers"] = "none"
+    """How processes started by torchrun share the work; towers: two of them, each with one tower of the network."""
     workers: int | None = None
     """Processes that read pictures; chosen from the machine unless given."""
     seed: int = 0

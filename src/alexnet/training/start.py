@@ -30,6 +30,7 @@ from alexnet.runs import (
     write_text,
 )
 from alexnet.training.loop import Loop
+from alexnet.training.parallel import begin
 from alexnet.training.prepare import Prepared, prepare
 from alexnet.training.progress import Progress, default_progress
 from alexnet.training.recipe import FLAG_NAMES, Recipe, read_recipe, with_settings
@@ -86,30 +87,47 @@ def train(
     if resume and folder is not None and (folder / "recipe.json").is_file():
         return resume_run(Run(folder), progress=progress, wanted=recipe)
     Run.check_free(folder)
+    parallel = begin(recipe.parallel, recipe.device)
     report = progress or default_progress()
     try:
-        prepared = prepare(recipe, report)
+        prepared = prepare(recipe, report, parallel=parallel)
         torch.manual_seed(runtime.derive_seed(recipe.seed, "init"))
         model = build(prepared.spec)
-        run = Run.create(prepared.recipe.name, folder, prepared.recipe.to_json())
-        _write_facts(run, prepared)
+        run = parallel.first(lambda: Run.create(prepared.recipe.name, folder, prepared.recipe.to_json()))
+        parallel.first(lambda: _write_facts(run, prepared))
         return TrainingResult(run.path, Loop(prepared, run, model, report).fit())
     finally:
         report.close()
+        parallel.close()
 
 
-def resume(run: str | Path, *, epochs: str | int | None = None, progress: Progress | None = None) -> TrainingResult:
-    """Go on with the run in folder `run` (or `last`); `epochs` as in `resume_run`."""
-    return resume_run(find_run(run), epochs=None if epochs is None else str(epochs), progress=progress)
+def resume(
+    run: str | Path,
+    *,
+    epochs: str | int | None = None,
+    parallel: str | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Go on with the run in folder `run` (or `last`); `epochs` and `parallel` as in `resume_run`."""
+    return resume_run(
+        find_run(run), epochs=None if epochs is None else str(epochs), parallel=parallel, progress=progress
+    )
 
 
 def resume_run(
-    run: Run, *, epochs: str | None = None, progress: Progress | None = None, wanted: Recipe | None = None
+    run: Run,
+    *,
+    epochs: str | None = None,
+    parallel: str | None = None,
+    progress: Progress | None = None,
+    wanted: Recipe | None = None,
 ) -> TrainingResult:
     """Go on with `run` from its last checkpoint, or from the start where there is none yet.
 
     `epochs`, as `+N` or `N`, extends it; from there on the learning rate is that of a run of so many epochs. A
-    finished run without `epochs` is returned as it is. What `wanted` sets differently is named and not followed.
+    finished run without `epochs` is returned as it is. What `wanted` sets differently is named and not followed, but
+    for `parallel`: a run may go on in another number of processes than it began with. Without it, one process goes on
+    as one, and several as the run's recipe says.
     """
     recipe = read_recipe(run.recipe_json)
     if wanted is not None and (wanted.name, wanted.source) != (recipe.name, recipe.source):
@@ -121,6 +139,8 @@ def resume_run(
     if epochs is not None:
         now = position.epoch if ended else recipe.epochs
         recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
+    asked = parallel or (wanted.parallel if wanted is not None else "none")
+    processes = begin(recipe.parallel if asked == "none" and runtime.world_size() > 1 else asked, recipe.device)
     report = progress or default_progress()
     try:
         if wanted is not None and (other := _differences(recipe, wanted)):
@@ -130,7 +150,7 @@ def resume_run(
             return TrainingResult(run.path, summary, already_finished=True)
         split = read_split(run.split_csv) if run.split_csv.is_file() else None
         saved = read_model(folder) if folder else None
-        prepared = prepare(recipe, report, split, saved.preprocess.mean_image if saved else None)
+        prepared = prepare(recipe, report, split, saved.preprocess.mean_image if saved else None, processes)
         if saved:
             if saved.classes != prepared.classes:
                 raise UserError(
@@ -142,9 +162,9 @@ def resume_run(
         else:
             torch.manual_seed(runtime.derive_seed(recipe.seed, "init"))
             model = build(prepared.spec)
-            _write_facts(run, prepared)
+            processes.first(lambda: _write_facts(run, prepared))
         if epochs is not None:
-            write_text(run.recipe_json, prepared.recipe.to_json() + "\n")
+            processes.first(lambda: write_text(run.recipe_json, prepared.recipe.to_json() + "\n"))
         loop = Loop(prepared, run, model, report)
         if training:
             loop.restore(position, training)
@@ -152,6 +172,7 @@ def resume_run(
         return TrainingResult(run.path, loop.fit())
     finally:
         report.close()
+        processes.close()
 
 
 def _write_facts(run: Run, prepared: Prepared) -> None:
@@ -174,6 +195,7 @@ def _differences(stored: Recipe, wanted: Recipe) -> str:
         for name in FLAG_NAMES
         if (new := getattr(wanted, name)) != (old := getattr(stored, name))
         and not (name in filled and new in (None, "auto", 1.0))
+        and name != "parallel"
         and not (name == "data" and new.absolute() == old)
     ]
     return ", ".join(changed)
