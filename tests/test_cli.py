@@ -167,6 +167,40 @@ def test_resume_from_the_command_line(capsys, small_run, tmp_path):
     assert document(capsys)["epochs"] == 5
 
 
+def test_ablate_lists_the_claims_and_tests_one(capsys, tmp_path):
+    assert run(["ablate", "--list", "--json"]) == 0
+    claims = document(capsys)
+    assert {"lrn", "dropout", "ten-crop", "tower-talk"} < {c["claim"] for c in claims}
+    assert all(c["says"] and c["source"] and c["figure"] for c in claims)
+    arguments = ["ablate", "ten-crop", "--epochs", "1", "--lr", "0.01", "--seeds", "1", "--out", "a", "--json"]
+    assert run(arguments) == 0
+    found = document(capsys)
+    assert found["claim"] == "ten-crop"
+    assert found["verdict"] == "cannot tell"  # a single pair
+    assert [arm["name"] for arm in found["arms"]] == ["ten views", "one view"]
+    assert all(Path(file).is_file() for file in found["files"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Name a claim"),
+        (["lnr"], "did you mean 'lrn'"),
+        (["lrn", "--seeds", "0"], "--seeds must be from 1"),
+        (["lrn", "--budget", "0"], "--budget is a number of minutes above 0"),
+        (["lrn", "--data", "nowhere"], "There is no folder nowhere"),
+        (["lrn", "--recipe", "cifar11"], "did you mean 'cifar10'"),
+    ],
+)
+def test_what_ablate_refuses(capsys, tmp_path, arguments, says):
+    assert run(["ablate", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_doctor(capsys):
     assert run(["doctor", "--json"]) == 0
     assert document(capsys)["healthy"] is True
