@@ -53,6 +53,17 @@ def test_the_sides_differ_by_nothing_else(name, settings):
     assert {key for key in one if one[key] != other[key]} == settings
 
 
+@pytest.mark.parametrize("name", ["lrn", "two-towers", "tower-talk", "dropout", "init", "batchnorm"])
+def test_a_base_with_towers_is_taken_as_it_is(name):
+    base = base_recipe("imagenet-2012", Path("imagenet"))
+    claim = CLAIMS[name]
+    for arm in (claim.part, claim.without):
+        recipe = recipe_of(arm, base)
+        said = {key for key, value in arm.settings.items() if not callable(value)}
+        assert {key for key, value in vars(recipe).items() if value != getattr(base, key)} <= said
+        assert recipe.arch == "code2012"
+
+
 def test_a_misspelt_claim_is_named():
     with pytest.raises(UserError, match="did you mean 'lrn'"):
         find_claim("lnr")

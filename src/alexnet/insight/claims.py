@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from alexnet.errors import unknown_name
+from alexnet.networks.architectures import ARCHITECTURES
 from alexnet.training.recipe import Recipe
 
 Settings = Mapping[str, Any]
@@ -51,13 +52,26 @@ def _times(setting: str, factor: float) -> Callable[[Recipe], float]:
 
 
 def _towers(**settings: Any) -> dict[str, Any]:
-    """The paper's own kind of network for small pictures: two towers, LRN, at the width, rate and length of the base.
+    """The paper's own kind of network: the base's where it has two towers, else `cifar-towers` with LRN.
 
-    Without batch norm it needs another start than N(0, .01) to learn within a few epochs, and a bounded gradient.
+    The latter keeps the width, size and length of the base. Without batch norm it needs another start than N(0, .01) to
+    learn within a few epochs, half the rate, and a bounded gradient.
     """
-    kept = {"width": lambda r: r.width, "image_size": lambda r: r.image_size, "lr": _times("lr", 0.5)}
-    return {"arch": "cifar-towers", "norm": "lrn", "init": "xavier", "clip_norm": 5.0, "dropout": 0.0,
-            **kept, **settings}  # fmt: skip
+    small = {
+        "arch": "cifar-towers", "norm": "lrn", "init": "xavier", "clip_norm": 5.0, "dropout": 0.0,
+        "width": lambda r: r.width, "image_size": lambda r: r.image_size, "lr": _times("lr", 0.5),
+    }  # fmt: skip
+    return {**{key: _unless_towers(key, value) for key, value in small.items()}, **settings}
+
+
+def _unless_towers(setting: str, value: Any) -> Callable[[Recipe], Any]:
+    def choose(recipe: Recipe) -> Any:
+        spec = ARCHITECTURES.get(recipe.arch)
+        if spec is not None and any(conv.groups > 1 for conv in spec.convs):
+            return getattr(recipe, setting)
+        return value(recipe) if callable(value) else value
+
+    return choose
 
 
 # Figure 1: no regularisation of any kind, a constant rate, and for each unit the rate that suits it best.
