@@ -1,4 +1,5 @@
 import math
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -6,8 +7,18 @@ import pytest
 import torch
 from torch import nn
 
+from alexnet.networks.layers import Dropout
+from alexnet.networks.model import create_model
 from alexnet.training.changes import SCHEDULE_145, Change
-from alexnet.training.optim import SGD2012, learning_rate, make_optimizer, plan, plateau_drops
+from alexnet.training.optim import (
+    SGD2012,
+    kept_inputs,
+    learning_rate,
+    make_optimizer,
+    plan,
+    plateau_drops,
+    shrink_kept_inputs,
+)
 from alexnet.training.recipe import Recipe
 
 BASE = Recipe(lr=0.1, epochs=4)
@@ -257,3 +268,51 @@ def test_groups_and_their_rates():
         ("norm1", "biases", 0.02, 0.0),
         ("fc8", "biases", 0.02, 0.0),
     ]
+
+
+def test_dropout_as_in_2012_trains_the_same_network_at_half_the_weights():
+    """Against that form, written out: training leaves what is kept as it is, testing multiplies all by .5."""
+    recipe = Recipe(
+        optimizer="sgd2012", unscaled_dropout=True, lr=0.05, schedule="constant", weight_decay=0.01, bias_lr_ratio=2.0,
+        decay_biases=False, changes=(Change(3, lr=0.005),),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(16, 6, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (16,), generator=generator)
+    model = nn.Sequential(OrderedDict(drop7=Dropout(0.5, 6), fc8=nn.Linear(6, 3))).double()
+    weight, bias = model.fc8.weight.detach().clone(), model.fc8.bias.detach().clone()
+    shrink_kept_inputs(model)
+    optimizer = make_optimizer(model, recipe)
+    velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
+    for step in range(6):
+        kept = torch.empty(16, 6).bernoulli_(0.5, generator=generator).double()
+        now = plan(recipe, step, steps_per_epoch=1)
+        # theirs
+        w, b = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+        nn.functional.cross_entropy(nn.functional.linear(x * kept, w, b), y).backward()
+        velocity = 0.9 * velocity - now.lr * 0.01 * weight - now.lr * w.grad
+        bias_velocity = 0.9 * bias_velocity - now.bias_lr * b.grad
+        weight, bias = weight + velocity, bias + bias_velocity
+        # ours
+        model.drop7.mask = kept / 0.5
+        now.set_rates(optimizer)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        torch.testing.assert_close(model.fc8.weight.detach(), weight / 2)
+        torch.testing.assert_close(model.fc8.bias.detach(), bias)
+    assert velocity.abs().max() > 1e-3
+    model.eval()
+    torch.testing.assert_close(model(x), nn.functional.linear(x * 0.5, weight, bias))
+
+
+@pytest.mark.parametrize(
+    ("arch", "found"),
+    [
+        ("cifar-towers", {"fc7": 0.5, "fc8": 0.5}),  # dropout after fc6 and fc7, as in 2012
+        ("cifar", {"fc6": 0.5, "fc7": 0.5}),  # before them, as torchvision has it
+        ("lenet", {}),
+    ],
+)
+def test_the_layers_that_read_what_dropout_keeps(arch, found):
+    assert kept_inputs(create_model(arch, width=0.125 if arch != "lenet" else None)) == found

@@ -63,21 +63,51 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer, in a group of "weights" (matrices and kernels), which decay, and one of "biases" (all
     vectors, those of normalisation included), which decay only where the recipe says so. Each group carries its `kind`.
 
-    A recipe with changes has such groups for each layer (`layer` is its name, else empty). Their parameters come in
-    the same order, weights first, so that either kind of checkpoint fits. torch's SGD is fused: one pass over weight,
-    gradient and momentum instead of several, ten times as fast for 23 million weights.
+    A recipe with changes, or with dropout as in 2012, has such groups for each layer (`layer` is its name, else empty),
+    and the latter a `scale` of the weights' rate, see `kept_inputs`. Parameters come in the same order, weights first,
+    so that either kind of checkpoint fits. torch's SGD is fused: one pass over weight, gradient and momentum instead of
+    several, ten times as fast for 23 million weights.
     """
+    kept = kept_inputs(model) if recipe.unscaled_dropout else {}
+    apart = bool(recipe.changes or kept)
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for name, p in sorted(model.named_parameters(), key=lambda named: named[1].ndim <= 1):
-        layer, kind = name.rpartition(".")[0] if recipe.changes else "", "weights" if p.ndim > 1 else "biases"
+        layer, kind = name.rpartition(".")[0] if apart else "", "weights" if p.ndim > 1 else "biases"
         decay = recipe.weight_decay if kind == "weights" or recipe.decay_biases else 0.0
-        group = {"params": [], "layer": layer, "kind": kind, "weight_decay": decay}
+        scale = kept.get(layer, 1.0) ** 2 if kind == "weights" else 1.0
+        group = {"params": [], "layer": layer, "kind": kind, "scale": scale, "weight_decay": decay / scale}
         groups.setdefault((layer, kind), group)["params"].append(p)
     if recipe.optimizer == "sgd2012":
         return SGD2012(groups.values(), lr=recipe.lr, momentum=recipe.momentum)
     return torch.optim.SGD(
         groups.values(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
     )
+
+
+def kept_inputs(model: nn.Module) -> dict[str, float]:
+    """The layers that read what dropout leaves, and the share that it keeps: {"fc7": .5, "fc8": .5} for the paper's.
+
+    In 2012 training left the kept units as they were and testing multiplied all by that share k. Here, as in torch,
+    training divides by it. That is the same network if the next layer's weights are k of theirs; its gradient is then
+    1/k of theirs, and the same update of such weights has k² of the rate, with 1/k² of the decay. Biases do not change.
+    """
+    found: dict[str, float] = {}
+    kept = 1.0
+    for name, module in model.named_children():
+        if isinstance(module, nn.Dropout):
+            kept = 1 - module.p
+        elif isinstance(module, nn.Linear):
+            if kept < 1:
+                found[name] = kept
+            kept = 1.0
+    return found
+
+
+@torch.no_grad()
+def shrink_kept_inputs(model: nn.Module) -> None:
+    """Multiply the weights of `kept_inputs` by their share, so that they start as the 2012 code's do."""
+    for name, share in kept_inputs(model).items():
+        model.get_parameter(f"{name}.weight").mul_(share)
 
 
 @dataclass(frozen=True)
@@ -100,7 +130,7 @@ class Plan:
     def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
         """Give every group of a `make_optimizer` its rate."""
         for group in optimizer.param_groups:
-            group["lr"] = self.rate(group["layer"], group["kind"])
+            group["lr"] = self.rate(group["layer"], group["kind"]) * group["scale"]
 
 
 def plan(recipe: Recipe, step: int, steps_per_epoch: int, history: Sequence[Mapping[str, Any]] = ()) -> Plan:

@@ -109,6 +109,8 @@ class Recipe(Flags):
     """`sgd2012` keeps the learning rate inside the velocity, so that a drop does not slow what moves already."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
+    unscaled_dropout: bool = False
+    """Start and update the layers after dropout as the 2012 code does, whose training did not scale what it kept."""
     bias_lr_ratio: float = 1.0
     """Learning rate of the biases as a multiple of that of the weights: 2 in Caffe (its lr_mult) and in 2012."""
     decay_biases: bool = True

@@ -127,8 +127,9 @@ def imagenet_2012() -> Recipe:
     return Recipe(
         name="imagenet-2012", source="imagenet", arch="code2012", image_size=224, crop_pct=224 / 256,
         epochs=90, batch_size=128, lr=0.01, schedule="constant", changes=SCHEDULE_145, optimizer="sgd2012",
-        momentum=0.9, weight_decay=5e-4, bias_lr_ratio=2.0, decay_biases=False, crop="random", flip=True,
-        mean_image="own", std=(1 / 255,) * 3, colour_noise=0.1, colour_basis="imagenet", colour_divide=True,
+        momentum=0.9, weight_decay=5e-4, bias_lr_ratio=2.0, decay_biases=False, unscaled_dropout=True,
+        crop="random", flip=True, mean_image="own", std=(1 / 255,) * 3,
+        colour_noise=0.1, colour_basis="imagenet", colour_divide=True,
     )  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def imagenet_paper() -> Recipe:
     return Recipe(
         name="imagenet-paper", source="imagenet", arch="paper", image_size=224, crop_pct=224 / 256,
         epochs=90, batch_size=128, lr=0.01, schedule="plateau", plateau_on="error", patience=5, gamma=0.1,
-        optimizer="sgd2012", momentum=0.9, weight_decay=5e-4, crop="random", flip=True,
+        optimizer="sgd2012", momentum=0.9, weight_decay=5e-4, unscaled_dropout=True, crop="random", flip=True,
         mean_image="own", std=(1 / 255,) * 3, colour_noise=0.1, colour_basis="own",
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ import torch
 from alexnet import runtime
 from alexnet.data.split import read_split, write_split
 from alexnet.errors import UserError
-from alexnet.networks.model import build
+from alexnet.networks.model import Network, build
 from alexnet.runs import (
     Run,
     environment,
@@ -30,6 +30,7 @@ from alexnet.runs import (
     write_text,
 )
 from alexnet.training.loop import Loop
+from alexnet.training.optim import shrink_kept_inputs
 from alexnet.training.parallel import begin
 from alexnet.training.prepare import Prepared, prepare
 from alexnet.training.progress import Progress, default_progress
@@ -91,8 +92,7 @@ def train(
     report = progress or default_progress()
     try:
         prepared = prepare(recipe, report, parallel=parallel)
-        torch.manual_seed(runtime.derive_seed(recipe.seed, "init"))
-        model = build(prepared.spec)
+        model = _fresh(prepared)
         run = parallel.first(lambda: Run.create(prepared.recipe.name, folder, prepared.recipe.to_json()))
         parallel.first(lambda: _write_facts(run, prepared))
         return TrainingResult(run.path, Loop(prepared, run, model, report).fit())
@@ -160,8 +160,7 @@ def resume_run(
                 )
             model = saved.model
         else:
-            torch.manual_seed(runtime.derive_seed(recipe.seed, "init"))
-            model = build(prepared.spec)
+            model = _fresh(prepared)
             processes.first(lambda: _write_facts(run, prepared))
         if epochs is not None:
             processes.first(lambda: write_text(run.recipe_json, prepared.recipe.to_json() + "\n"))
@@ -173,6 +172,15 @@ def resume_run(
     finally:
         report.close()
         processes.close()
+
+
+def _fresh(prepared: Prepared) -> Network:
+    """The network with the initial weights of the recipe's seed."""
+    torch.manual_seed(runtime.derive_seed(prepared.recipe.seed, "init"))
+    model = build(prepared.spec)
+    if prepared.recipe.unscaled_dropout:
+        shrink_kept_inputs(model)
+    return model
 
 
 def _write_facts(run: Run, prepared: Prepared) -> None:
