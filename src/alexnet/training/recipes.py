@@ -120,8 +120,8 @@ def imagenet_2012() -> Recipe:
 
     The network `code2012`; short side to 256, centre 256, random 224 and mirror image for each picture (--crop-chunk
     32: one for each 32, as it had them); per-pixel mean image; colour noise on the published basis, divided by 1.1;
-    SGD with the rate inside the velocity, .01 for weights and .02 for biases, which do not decay; and the changes made
-    by hand at epochs 25, 51, 67, 72 and 79. It was stopped at epoch 91.
+    SGD with the rate inside the velocity, .01 for weights and .02 for biases, which do not decay; dropout that leaves
+    what it keeps unscaled; and the changes made by hand at epochs 25, 51, 67, 72 and 79. It was stopped at epoch 91.
     The whole run was not made here; docs/reproduction.md says what was, and what the rest would cost.
     """
     return Recipe(
