@@ -35,7 +35,7 @@ def hog_svm(recipe: Recipe) -> float:
     known = _features(recipe.source, recipe.data, recipe.skip_bad, recipe.image_size or 32)
     features = {name: np.stack([known[n] for n in part.names]) for name, part in source.splits.items()}
     targets = {name: part.targets.numpy() for name, part in source.splits.items()}
-    machines = [LinearSVC(C=c, dual="auto", random_state=recipe.seed) for c in PENALTIES]
+    machines = [LinearSVC(C=c, dual=True, random_state=recipe.seed) for c in PENALTIES]
     for machine in machines:
         machine.fit(features["train"], targets["train"])
     best = max(machines, key=lambda m: m.score(features[recipe.validate_on], targets[recipe.validate_on]))
