@@ -51,7 +51,7 @@ def ablation() -> Recipe:
     """What `alexnet ablate` starts from: pictures of 32×32 in class folders, `cifar10` at a quarter of the width.
 
     Small enough that ten trainings fit into half an hour on two cores. Measured there without bfloat16 on CIFAR-10
-    re-encoded as JPEG, one seed: test top-1 75.52 %, 2 min 15 s.
+    re-encoded as JPEG: test top-1 75.79 % (mean of 5 seeds, deviation .29 %), 2 min 15 s (one seed).
     """
     return dataclasses.replace(
         cifar10(), name="ablation", source="folder", width=0.25, epochs=8, image_size=32, mean=None, std=None
@@ -105,7 +105,7 @@ def imagenet_torchvision() -> Recipe:
 
     90 epochs, batch 256 (32 on each of 8 GPUs), SGD at .01 with momentum .9 and weight decay 1e-4, divided by 10
     every 30; random resized crops of 224 and flips; evaluation on the central 224 of a short side of 256.
-    The whole run is 90 × 1.28 million images; it was started here, never finished.
+    Run here: 5 steps on 50 classes of Tiny-ImageNet. Its 90 epochs would take 41 days on two cores (32.5 images/s).
     """
     return Recipe(
         name="imagenet-torchvision", source="imagenet", arch="torchvision", image_size=224, crop_pct=0.875,
@@ -122,7 +122,7 @@ def imagenet_2012() -> Recipe:
     32: one for each 32, as it had them); per-pixel mean image; colour noise on the published basis, divided by 1.1;
     SGD with the rate inside the velocity, .01 for weights and .02 for biases, which do not decay; dropout that leaves
     what it keeps unscaled; and the changes made by hand at epochs 25, 51, 67, 72 and 79. It was stopped at epoch 91.
-    The whole run was not made here; docs/reproduction.md says what was, and what the rest would cost.
+    Run here: 20 steps on 200 photographs. Its 90 epochs would take 97 days on two cores (13.8 images/s).
     """
     return Recipe(
         name="imagenet-2012", source="imagenet", arch="code2012", image_size=224, crop_pct=224 / 256,
@@ -139,7 +139,7 @@ def imagenet_paper() -> Recipe:
 
     The paper does not say how long it waits for an improvement (here 5 epochs), nor that biases do not decay (here
     all weights do). Expected: the same 40.7 / 18.2 % error, though nobody published this very network's.
-    The whole run was not made here; docs/reproduction.md says what was, and what the rest would cost.
+    Run here: 20 steps on 200 photographs. Its 90 epochs would take 85 days on two cores (15.6 images/s).
     """
     return Recipe(
         name="imagenet-paper", source="imagenet", arch="paper", image_size=224, crop_pct=224 / 256,
@@ -157,7 +157,7 @@ def imagenet_caffe() -> Recipe:
     weights and .02 for biases, which do not decay, divided by 10 each 100,000 steps (20 epochs) of 450,000. Caffe's
     SGD keeps the rate inside the velocity too. Caffe subtracts its mean image where the crop was cut, here always its
     centre is used.
-    The whole run was not made here; docs/reproduction.md says what was, and what the rest would cost.
+    Run here: 20 steps on 200 photographs. Its 90 epochs would take 86 days on two cores (15.6 images/s).
     """
     return Recipe(
         name="imagenet-caffe", source="imagenet", arch="caffe", image_size=227, crop_pct=227 / 256, stretch=True,
