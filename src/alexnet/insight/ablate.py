@@ -313,7 +313,7 @@ def _key(recipe: Recipe) -> str:
 def _seconds(arm: Arm, recipe: Recipe) -> float:
     """About how long one run takes, from a few steps of it in a folder that is thrown away."""
     if arm.kind != "train":
-        return 0.0  # costs little beside the trainings
+        return 0.0  # ten-crop tests what the other side trains; what HOG costs, the first pair shows
     steps, watch = 10, _Watch()
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
