@@ -1,33 +1,25 @@
-"""The command line: each command is a typed function below; tyro makes flags and help of its signature.
+"""The commands that train, use and describe networks, each a typed function.
 
-Only here are arguments parsed, results printed (stdout) and errors turned into a sentence and an exit code:
-0 done, 2 bad input, 1 a failure while running, 130 interrupted, 143 stopped by SIGTERM after a checkpoint.
-Everything heavy is imported inside the command that needs it, so that `alexnet --help` answers at once.
+Results are printed on stdout. Everything heavy is imported inside the command that needs it, so that `alexnet --help`
+answers at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import io
 import itertools
-import json as jsonlib
-import os
 import re
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from alexnet.errors import TrainingFailed, UserError, unknown_name
+from alexnet.cli.arguments import _parse
+from alexnet.cli.printing import _print_json, _speaks, _table
+from alexnet.errors import UserError
 
 if TYPE_CHECKING:
     from alexnet.training.start import TrainingResult
-
-
-# ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def command_train(arguments: list[str]) -> None:
@@ -274,124 +266,6 @@ def report(run: str, /, *, json: bool = False) -> None:
         print(path)
 
 
-def ablate(
-    claim: str | None = None,
-    /,
-    *,
-    list: bool = False,
-    data: Path | None = None,
-    recipe: str | None = None,
-    arch: str | None = None,
-    image_size: int | None = None,
-    width: float | None = None,
-    epochs: int | None = None,
-    lr: float | None = None,
-    seeds: int | None = None,
-    budget: float | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    out: Path = Path("runs/ablate"),
-    json: bool = False,
-) -> None:
-    """Test one of the paper's claims: train with and without the part, over several seeds, and judge the difference.
-
-    Args:
-        claim: Its name, as --list shows it.
-        list: Show the claims, their sources and what others measured.
-        data: Class folders; the embedded digits unless given.
-        recipe: Start from this recipe; the small 'ablation' unless given.
-        arch: Architecture of both sides, where the claim leaves it open.
-        image_size: Side of the network's input in pixels.
-        width: Scale of all channel counts and hidden units.
-        epochs: Epochs of each training.
-        lr: Learning rate, at its highest.
-        seeds: Pairs of trainings; as many as a pilot's spread asks for unless given.
-        budget: Minutes that the whole may take.
-        device: Where to compute.
-        out: Folder of the results and of the runs, which are used again.
-        json: Print one JSON document.
-    """
-    from alexnet.insight.claims import CLAIMS, find_claim
-
-    if list:
-        if json:
-            _print_json([
-                {"claim": c.name, "says": c.says, "source": c.source, "figure": c.figure, "measure": c.measure,
-                 "arms": [c.part.name, c.without.name]}
-                for c in CLAIMS.values()
-            ])  # fmt: skip
-        else:
-            _table(
-                ("claim", "what it says", "source", "what others measured"),
-                [(c.name, c.says, c.source, c.figure) for c in CLAIMS.values()],
-                numbers=False,
-            )
-        return
-    if claim is None:
-        raise UserError("Name a claim, such as 'alexnet ablate lrn'; 'alexnet ablate --list' shows them all.")
-    find_claim(claim)  # a misspelt name should not wait for torch
-    from alexnet.insight.ablate import ablate as run_ablation
-    from alexnet.insight.ablate import base_recipe
-
-    base = base_recipe(
-        recipe, data, arch=arch, image_size=image_size, width=width, epochs=epochs, lr=lr,
-        device=None if device == "auto" else device,
-    )  # fmt: skip
-    found = run_ablation(
-        claim, base=base, seeds=seeds, budget=budget, out=out, say=lambda text: print(text, file=sys.stderr, flush=True)
-    )
-    if json:
-        _print_json(found.to_dict())
-    else:
-        print(found)
-
-
-def doctor(*, json: bool = False) -> int:
-    """Run a real convolution, forward and backward, on each device and precision, and say what is missing.
-
-    Args:
-        json: Print one JSON document.
-    """
-    from alexnet.doctor import examine
-
-    found = examine()
-    if json:
-        _print_json(found.to_dict())
-    else:
-        print(found)
-    return 0 if found.healthy else 1
-
-
-def _typed(function: Callable[..., int | None]) -> Callable[[list[str]], int | None]:
-    """A command whose flags tyro reads off its signature."""
-
-    @functools.wraps(function)
-    def read(*values: Any, **flags: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return values, flags
-
-    def call(arguments: list[str]) -> int | None:
-        name = "eval" if function is evaluate else function.__name__
-        values, flags = _parse(read, arguments, f"alexnet {name}", None)
-        return function(*values, **flags)
-
-    call.__doc__ = function.__doc__
-    return call
-
-
-COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
-    "train": command_train,
-    "resume": _typed(resume),
-    "eval": _typed(evaluate),
-    "predict": _typed(predict),
-    "arch": _typed(arch),
-    "report": _typed(report),
-    "ablate": _typed(ablate),
-    "doctor": _typed(doctor),
-}
-
-
-# ── results ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _show_training(result: TrainingResult, json: bool) -> None:
     """The result of a run and the exact commands that come next; also its page."""
     from alexnet.insight.report import write_report
@@ -431,15 +305,6 @@ def _show_foreign(name: str, json: bool, **settings: Any) -> None:
     print(f"\n{found.parameters:,} parameters, {found.macs:,} multiply-accumulates an image; {found.spec.source}")
 
 
-def _speaks() -> bool:
-    """Whether this process tells what all of them found: the only one, or the first that torchrun started."""
-    if "RANK" not in os.environ:
-        return True
-    from alexnet import runtime  # here, since it takes a while
-
-    return runtime.rank() == 0
-
-
 def _views(ten_crop: bool, crops: int | None) -> int:
     if ten_crop and crops not in (None, 10):
         raise UserError(f"--ten-crop is 10 views and --crops asks for {crops}; give one of them.")
@@ -448,115 +313,3 @@ def _views(ten_crop: bool, crops: int | None) -> int:
 
 def _share(count: int, share: float) -> str:
     return f"{count:,} {share:4.0%}" if count else ""
-
-
-def _print_json(document: Any) -> None:
-    print(jsonlib.dumps(document, indent=2, ensure_ascii=False))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers: bool = True) -> None:
-    """Columns between the first and the last are `numbers`, set right, unless said."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*head, box=None, pad_edge=False, header_style="bold")
-    for column in table.columns[1:-1] if numbers else ():
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
-
-
-# ── arguments ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _parse(target: Any, arguments: list[str], program: str, about: str | None, **more: Any) -> Any:
-    """What tyro makes of the arguments; its boxed complaint becomes the one sentence of a `UserError`."""
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(target, args=arguments, prog=program, description=about, **more)
-    except SystemExit as stop:
-        if stop.code == 2 and complaint.getvalue():
-            raise UserError(_sentence(complaint.getvalue(), program)) from None
-        raise
-
-
-def _sentence(box: str, program: str) -> str:
-    """tyro draws a box: a title, the complaint, a rule, what might have been meant. One sentence is enough."""
-    title, *lines = [line.strip("│|╭╰╮╯+ ") for line in box.splitlines()]
-    parts = [list(group) for rule, group in itertools.groupby(lines, lambda line: set(line) <= set("─-")) if not rule]
-    text = " ".join(parts[0]).strip().rstrip(".") if parts else title
-    text = text[:1].upper() + text[1:]
-    if "Perhaps you meant" in box and (near := re.findall(r"--[a-z][a-z0-9-]*", " ".join(parts[1]))):
-        return f"{text}; did you mean {near[0]}?"
-    return f"{text}; '{program} --help' shows what it takes."
-
-
-def _help() -> str:
-    lines = [f"  {name:<9} {(call.__doc__ or '').strip().splitlines()[0]}" for name, call in COMMANDS.items()]
-    return "\n".join([
-        "usage: alexnet COMMAND …      'alexnet COMMAND --help' tells more",
-        "",
-        "Every AlexNet, verified: train it, test it, look inside it, use it.",
-        "",
-        *lines,
-        "",
-        "  --version    the version",
-        "  --debug      after any command: show tracebacks",
-    ])  # fmt: skip
-
-
-def run(arguments: list[str]) -> int:
-    """Carry out a command line (without the program's name); the exit code. Errors become a sentence on stderr."""
-    debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
-    try:
-        if not arguments or arguments[0] in ("--help", "-h", "help"):
-            print(_help())
-            return 0
-        if arguments[0] == "--version":
-            from importlib.metadata import version
-
-            print(f"alexnet {version('alexnet')}")
-            return 0
-        if arguments[0] not in COMMANDS:
-            raise unknown_name("command", arguments[0], COMMANDS)
-        return COMMANDS[arguments[0]](arguments[1:]) or 0
-    except SystemExit as stop:  # tyro's --help
-        return stop.code if isinstance(stop.code, int) else 0
-    except BrokenPipeError:  # 'alexnet … | head' has seen enough
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if debug:
-            raise
-        if _speaks() or not _told_alike(error):
-            print(_message(error), file=sys.stderr)
-        return getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)
-
-
-def _told_alike(error: Exception) -> bool:
-    """Whether this is a sentence for the user, which every process has; anything else may have struck this one only."""
-    return isinstance(error, (UserError, TrainingFailed)) or hasattr(error, "exit_code")
-
-
-def _message(error: Exception) -> str:
-    if _told_alike(error):
-        return f"alexnet: {error}"
-    return f"alexnet: this failed and should not have: {type(error).__name__}: {error} (--debug shows where)"
-
-
-def main() -> None:
-    """The program `alexnet`."""
-    for stream in (sys.stdout, sys.stderr):  # a file name or class that the terminal cannot show must not stop us
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""The command line: what each word does, and how errors become a sentence and an exit code.
+
+Here a command line is carried out: 0 done, 2 bad input, 1 a failure while running, 130 interrupted, 143 stopped by
+SIGTERM after a checkpoint. Each command is a typed function of `commands` or `measuring`; `arguments`, which alone
+knows tyro, makes flags and help of its signature.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+
+from alexnet.cli.arguments import _typed
+from alexnet.cli.commands import arch, command_train, evaluate, predict, report, resume
+from alexnet.cli.measuring import ablate, doctor
+from alexnet.cli.printing import _speaks
+from alexnet.errors import TrainingFailed, UserError, unknown_name
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "train": command_train,
+    "resume": _typed(resume),
+    "eval": _typed(evaluate),
+    "predict": _typed(predict),
+    "arch": _typed(arch),
+    "report": _typed(report),
+    "ablate": _typed(ablate),
+    "doctor": _typed(doctor),
+}
+
+
+def _help() -> str:
+    lines = [f"  {name:<9} {(call.__doc__ or '').strip().splitlines()[0]}" for name, call in COMMANDS.items()]
+    return "\n".join([
+        "usage: alexnet COMMAND …      'alexnet COMMAND --help' tells more",
+        "",
+        "Every AlexNet, verified: train it, test it, look inside it, use it.",
+        "",
+        *lines,
+        "",
+        "  --version    the version",
+        "  --debug      after any command: show tracebacks",
+    ])  # fmt: skip
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out a command line (without the program's name); the exit code. Errors become a sentence on stderr."""
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        if not arguments or arguments[0] in ("--help", "-h", "help"):
+            print(_help())
+            return 0
+        if arguments[0] == "--version":
+            from importlib.metadata import version
+
+            print(f"alexnet {version('alexnet')}")
+            return 0
+        if arguments[0] not in COMMANDS:
+            raise unknown_name("command", arguments[0], COMMANDS)
+        return COMMANDS[arguments[0]](arguments[1:]) or 0
+    except SystemExit as stop:  # tyro's --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except BrokenPipeError:  # 'alexnet … | head' has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        if _speaks() or not _told_alike(error):
+            print(_message(error), file=sys.stderr)
+        return getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)
+
+
+def _told_alike(error: Exception) -> bool:
+    """Whether this is a sentence for the user, which every process has; anything else may have struck this one only."""
+    return isinstance(error, (UserError, TrainingFailed)) or hasattr(error, "exit_code")
+
+
+def _message(error: Exception) -> str:
+    if _told_alike(error):
+        return f"alexnet: {error}"
+    return f"alexnet: this failed and should not have: {type(error).__name__}: {error} (--debug shows where)"
+
+
+def main() -> None:
+    """The program `alexnet`."""
+    for stream in (sys.stdout, sys.stderr):  # a file name or class that the terminal cannot show must not stop us
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
