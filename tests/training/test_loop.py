@@ -95,7 +95,7 @@ def test_a_step_is_the_one_written_out(tmp_path):
     recipe, train_set = loop.recipe, loop.prepared.train
     before = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
     batch = next(train_set.batches(0))
-    loop._train_step(batch.images, batch.targets, batch.ids, 0)
+    loop._train_step(batch, 0)
     after = dict(loop.model.named_parameters())
 
     from alexnet.data.augment import augment
@@ -356,7 +356,7 @@ def test_dropout_is_a_function_of_seed_step_and_layer(tmp_path):
     for step in (5, 5, 6):
         torch.rand(step)
         loop.position.step = step
-        loop._train_step(batch.images, batch.targets, batch.ids, 0)
+        loop._train_step(batch, 0)
     assert torch.equal(drawn[0], drawn[2])
     assert torch.equal(drawn[1], drawn[3])
     assert not torch.equal(drawn[0], drawn[1])

@@ -138,7 +138,7 @@ def train_side_by_side(settings: dict[str, Any], steps: int, talk: bool = True) 
         for step in range(steps):
             batch = next(two.prepared.train.batches(step // length, start=step % length))
             for loop in (one, two):
-                loss, _ = loop._train_step(batch.images, batch.targets, batch.ids, step // length)
+                loss, _ = loop._train_step(batch, step // length)
                 loop.position.step += 1
             found["losses"].append(float(loss))
             weights = parallel.whole(two.model).state_dict()

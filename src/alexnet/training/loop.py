@@ -1,8 +1,8 @@
 """The training loop: a prepared recipe, a network and a run folder in, a trained network in the folder out.
 
-What happens at a step follows from the recipe and the step's number alone: the order of the images, their
-augmentation, dropout, MixUp and the learning rate. So going on after a stop is: load weights and momentum, and
-start at that step. The loop knows no command line, no data set and no architecture.
+What happens at a step (`step.py`) follows from the recipe and the step's number alone, the order of the images
+included. So going on after a stop is: load weights and momentum, and start at that step. The loop knows no command
+line, no data set and no architecture.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from alexnet import runtime
-from alexnet.data.augment import augment, mix
-from alexnet.data.colour import colour_noise
+from alexnet.data.loading import Batch
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs, run_network
-from alexnet.networks.layers import drawn_dropout
 from alexnet.networks.model import Network
 from alexnet.runs import Run, read_model, write_json, write_text
 from alexnet.training.interruption import Interrupted, StopSignal
-from alexnet.training.optim import Plan, make_optimizer, plan
+from alexnet.training.optim import Plan, plan
 from alexnet.training.prepare import Prepared
 from alexnet.training.progress import Progress
 from alexnet.training.state import Position
+from alexnet.training.step import TrainStep
 
 LOOK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
@@ -38,15 +35,11 @@ class Loop:
 
     def __init__(self, prepared: Prepared, run: Run, model: Network, report: Progress) -> None:
         self.prepared, self.recipe, self.run, self.report = prepared, prepared.recipe, run, report
-        self.device, self.precision = prepared.device, prepared.precision
-        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
-        self.layout: torch.memory_format = layout
-        self.parallel = prepared.parallel
+        self.device, self.precision, self.parallel = prepared.device, prepared.precision, prepared.parallel
         self.parameters = sum(t.numel() for t in model.parameters())
-        self.model = self.parallel.split(model).to(self.device).to(memory_format=layout)
-        self.network = torch.compile(self.model) if self.recipe.compile else self.model  # what the forward pass calls
-        self.optimizer = make_optimizer(self.model, self.recipe)
-        self.scaler = self.parallel.scaler(self.device, enabled=self.precision.name == "fp16")
+        self.train_step = TrainStep(prepared, model)
+        self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
+        self.scaler = self.train_step.scaler
         self.position = Position()
         self.restored = False
         self.alarmed: set[str] = set()
@@ -98,7 +91,7 @@ class Loop:
             return
         try:
             for batch in train.batches(epoch, start=p.batch):
-                loss, hits = self._train_step(batch.images, batch.targets, batch.ids, epoch)
+                loss, hits = self._train_step(batch, epoch)
                 sums += torch.stack([loss * len(batch.ids), hits]).to(sums.dtype)
                 p.step += 1
                 p.batch += 1
@@ -115,49 +108,9 @@ class Loop:
         finally:
             p.loss_sum, p.hits = sums.tolist()
 
-    def _train_step(
-        self, images: torch.Tensor, targets: torch.Tensor, ids: torch.Tensor, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step on a batch, in `accumulate` parts; the mean loss and the number right, on the device.
-
-        Each part counts by its share of the images, so that the step is that of the whole batch, also where the
-        last batch of an epoch does not divide evenly.
-        """
-        recipe, step = self.recipe, self.position.step
-        torch.manual_seed(runtime.derive_seed(recipe.seed, "step", step))  # MixUp and dropout not ours draw from here
-        now = self._plan(step)
-        now.set_rates(self.optimizer)
-        images = images.to(self.device, non_blocking=self.device.type == "cuda")
-        if (changes := self.prepared.train.on_device) is not None:
-            images = augment(images, ids, epoch, recipe.seed, changes, self.prepared.preprocess.size)
-        targets = targets.to(self.device, non_blocking=self.device.type == "cuda")
-        x = self.prepared.preprocess.normalise(images)
-        if (basis := self.prepared.colour_basis) is not None:
-            std, divide = self.prepared.preprocess.std, recipe.colour_divide
-            x = colour_noise(x, ids, epoch, recipe.seed, basis, now.colour_noise, std=std, divide=divide)
-        x, y = mix(x, targets, len(self.prepared.classes), self.prepared.augment)
-        n = len(x)
-        total = torch.zeros((), device=self.device)
-        hits = torch.zeros((), device=self.device)
-        rows = slice(0, 0)
-        for part_x, part_y in zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True):
-            rows = slice(rows.stop, rows.stop + len(part_x))
-            dropout = drawn_dropout(self.model, n, rows, partial(runtime.derive_seed, recipe.seed, "dropout", step))
-            with dropout, self.precision.autocast(self.device):
-                logits = self.network(part_x.contiguous(memory_format=self.layout))
-            loss = F.cross_entropy(logits.float(), part_y, label_smoothing=recipe.label_smoothing)
-            loss = loss * (len(part_x) / n)
-            self.scaler.scale(loss / self.parallel.processes).backward()
-            total += loss.detach()
-            answers = part_y if part_y.ndim == 1 else part_y.argmax(dim=1)  # of a mixture, its larger share
-            hits += (logits.argmax(dim=1) == answers).sum()
-        self.scaler.unscale_(self.optimizer)
-        if recipe.clip_norm is not None:
-            self.parallel.clip(self.model, recipe.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total, hits
+    def _train_step(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step on a batch; the mean loss and the number right, on the device."""
+        return self.train_step(batch, epoch, self.position.step, self._plan(self.position.step))
 
     def _plan(self, step: int) -> Plan:
         return plan(self.recipe, step, len(self.prepared.train), self.position.history)

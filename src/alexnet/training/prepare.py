@@ -72,7 +72,7 @@ def prepare(
     device = runtime.pick_device(recipe.device)
     precision = parallel.first(lambda: runtime.pick_precision(recipe.precision, device))
     if recipe.arch != "auto":  # a misspelt name should not wait for the data
-        parallel.check(_spec(recipe, num_classes=2, channels=None))
+        parallel.check(spec_of(recipe, num_classes=2, channels=None))
     source = load_source(
         recipe.source,
         recipe.data,
@@ -105,7 +105,7 @@ def prepare(
         )
     elif recipe.arch.startswith(TORCHVISION) and recipe.image_size is None:
         recipe = replace(recipe, image_size=_fitting_size(source))
-    spec = _spec(recipe, len(source.classes), source.channels)
+    spec = spec_of(recipe, len(source.classes), source.channels)
     parallel.check(spec)
     augment = Augment(
         crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
@@ -151,7 +151,8 @@ def prepare(
     return Prepared(recipe, spec, preprocess, augment, source, train, evaluation, device, precision, parallel, basis)
 
 
-def _spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
+def spec_of(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
+    """The network that `recipe` names; `channels` None: as many as its architecture has. Raises `UserError`."""
     plain = specify(
         recipe.arch,
         num_classes=num_classes,

@@ -1,0 +1,83 @@
+"""One optimizer step: a batch of uint8 pictures in, a better network out.
+
+What happens follows from the recipe, the epoch and the step's number alone: the augmentation, dropout, MixUp and the
+learning rate. Nothing here waits for the device: losses stay there until somebody looks at them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from alexnet import runtime
+from alexnet.data.augment import augment, mix
+from alexnet.data.colour import colour_noise
+from alexnet.data.loading import Batch
+from alexnet.networks.layers import drawn_dropout
+from alexnet.networks.model import Network
+from alexnet.training.optim import Plan, make_optimizer
+from alexnet.training.prepare import Prepared
+
+
+class TrainStep:
+    """The network of a run, or the part of it that this process trains, with its optimizer."""
+
+    def __init__(self, prepared: Prepared, model: Network) -> None:
+        self.prepared, self.recipe, self.parallel = prepared, prepared.recipe, prepared.parallel
+        self.device, self.precision = prepared.device, prepared.precision
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        self.layout: torch.memory_format = layout
+        self.model = self.parallel.split(model).to(self.device).to(memory_format=layout)
+        self.network = torch.compile(self.model) if self.recipe.compile else self.model  # what the forward pass calls
+        self.optimizer = make_optimizer(self.model, self.recipe)
+        self.scaler = self.parallel.scaler(self.device, enabled=self.precision.name == "fp16")
+
+    def __call__(self, batch: Batch, epoch: int, number: int, plan: Plan) -> tuple[Tensor, Tensor]:
+        """Step `number` of the run, in `accumulate` parts; the mean loss and the number right, on the device.
+
+        Each part counts by its share of the images, so that the step is that of the whole batch, also where the
+        last batch of an epoch does not divide evenly.
+        """
+        recipe = self.recipe
+        torch.manual_seed(runtime.derive_seed(recipe.seed, "step", number))  # MixUp and dropout not ours draw from here
+        plan.set_rates(self.optimizer)
+        x, y = self._inputs(batch, epoch, plan)
+        n = len(x)
+        total = torch.zeros((), device=self.device)
+        hits = torch.zeros((), device=self.device)
+        rows = slice(0, 0)
+        for part_x, part_y in zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True):
+            rows = slice(rows.stop, rows.stop + len(part_x))
+            dropout = drawn_dropout(self.model, n, rows, partial(runtime.derive_seed, recipe.seed, "dropout", number))
+            with dropout, self.precision.autocast(self.device):
+                logits = self.network(part_x.contiguous(memory_format=self.layout))
+            loss = F.cross_entropy(logits.float(), part_y, label_smoothing=recipe.label_smoothing)
+            loss = loss * (len(part_x) / n)
+            self.scaler.scale(loss / self.parallel.processes).backward()
+            total += loss.detach()
+            answers = part_y if part_y.ndim == 1 else part_y.argmax(dim=1)  # of a mixture, its larger share
+            hits += (logits.argmax(dim=1) == answers).sum()
+        self.scaler.unscale_(self.optimizer)
+        if recipe.clip_norm is not None:
+            self.parallel.clip(self.model, recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total, hits
+
+    def _inputs(self, batch: Batch, epoch: int, plan: Plan) -> tuple[Tensor, Tensor]:
+        """What the network reads, and its targets, on the device: moved as bytes, then augmented and normalised."""
+        recipe, preprocess = self.recipe, self.prepared.preprocess
+        waiting = self.device.type != "cuda"
+        images = batch.images.to(self.device, non_blocking=not waiting)
+        if (changes := self.prepared.train.on_device) is not None:
+            images = augment(images, batch.ids, epoch, recipe.seed, changes, preprocess.size)
+        targets = batch.targets.to(self.device, non_blocking=not waiting)
+        x = preprocess.normalise(images)
+        if (basis := self.prepared.colour_basis) is not None:
+            std, divide = preprocess.std, recipe.colour_divide
+            x = colour_noise(x, batch.ids, epoch, recipe.seed, basis, plan.colour_noise, std=std, divide=divide)
+        return mix(x, targets, len(self.prepared.classes), self.prepared.augment)
