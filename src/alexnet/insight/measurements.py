@@ -22,8 +22,8 @@ from alexnet import runtime
 from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
 from alexnet.data.images import decode
 from alexnet.data.preprocess import Preprocess
-from alexnet.inference.evaluate import forward
 from alexnet.insight import limits
+from alexnet.insight.every_engine import arithmetic, every_engine, plain, precision_of, weight_bytes
 from alexnet.insight.limits import PHOTOGRAPH, Rate, Work
 from alexnet.insight.memory import peak_memory
 from alexnet.insight.roofline import layer_work
@@ -56,6 +56,7 @@ class Measurements:
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.seconds, self.tell = seconds, say
         self.notes: list[str] = []
+        self.converted = False
         self.matmul = {name: limits.matmul_work(name, device) for name in ("fp32", "bf16", "fp16")}
 
     def limits(self) -> dict[str, Any]:
@@ -96,28 +97,48 @@ class Measurements:
         }  # fmt: skip
 
     def predict(self, spec: AlexNetSpec) -> Iterator[dict[str, Any]]:
-        """uint8 pictures in memory to logits. What bounds a single picture is not arithmetic but reading the weights,
-        so the limit is the slower of the matrix product and a copy's traffic."""
+        """uint8 pictures in memory to logits, one at a time and a batch, by every engine, all in turn.
+
+        What bounds a single picture is not arithmetic but reading the weights, so the limit is the slower of the
+        matrix product and a copy's traffic, in the engine's own format. Only the first architecture is tried in every
+        engine, since converting takes a while; the others are tried in torch.
+        """
         most = self._fitting(spec, training=False)
-        limit = self.matmul["fp32"]
-        if not most or not limit:
+        if not most:
             return
         self.tell(f"predicting with {spec.name}")
-        model = build(spec).eval().to(self.device).to(memory_format=torch.channels_last)
-        summary = summarize(spec)
-        for batch in sorted({1, most}):
-            images, preprocess = made_up(spec, batch, self.device)
-            call = torch.inference_mode()(partial(forward, model, images, preprocess))
-            found = self._rates({"limit": limit, "copy": limits.copy_work(self.device), "predict": Work(call, batch)})
-            operations = 2 * summary.macs / found["limit"].median
-            traffic = 4 * summary.parameters / batch / found["copy"].median
-            rate = found["predict"]
-            yield {
-                "engine": "exact", **self._network(spec, batch), "precision": "fp32", **_speed(rate),
-                "ms": 1000 * batch / rate.median, "gflop_s": 2e-9 * summary.macs * rate.median,
-                "bound": "arithmetic" if operations > traffic else "reading the weights",
-                "share_of_limit": max(operations, traffic) * rate.median,
-            }  # fmt: skip
+        model, preprocess = build(spec).eval().to(self.device).to(memory_format=torch.channels_last), plain(spec)
+        macs, bf16 = summarize(spec).macs, self.precision.name == "bf16"
+        with every_engine(model, preprocess, self.device, self._note, bf16, self._all_engines(spec)) as engines:
+            limit = {f"matmul {p}": w for p, w in self.matmul.items() if w and p in map(arithmetic, engines)}
+            for batch in sorted({1, most}):
+                images = _pictures(batch, spec.in_channels, spec.image_size).numpy()
+                work = {name: Work(partial(engine.logits, images), batch) for name, engine in engines.items()}
+                copy = limits.copy_work(self.device)
+                found = self._rates({"copy": copy, **limit, **work}, len(work))
+                for name in engines:
+                    rate = found[name]
+                    calculating = 2 * macs / found[f"matmul {arithmetic(name)}"].median
+                    reading = weight_bytes(name, spec) / batch / found["copy"].median
+                    yield {
+                        "engine": name, **self._network(spec, batch), "precision": precision_of(name), **_speed(rate),
+                        "ms": 1000 * batch / rate.median, "gflop_s": 2e-9 * macs * rate.median,
+                        "bound": "arithmetic" if calculating > reading else "reading the weights",
+                        "share_of_limit": max(calculating, reading) * rate.median,
+                    }  # fmt: skip
+
+    def _all_engines(self, spec: AlexNetSpec) -> bool:
+        """Whether to try `spec` in every engine: the first one, if memory suffices for the conversions."""
+        if self.converted:
+            return False
+        self.converted = True
+        needed, free = 48 * summarize(spec).parameters, limits.free_memory(self.device)
+        if needed > free:
+            self._note(
+                f"engines other than torch left out: to convert {spec.name} for them takes about "
+                f"{needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} are free"
+            )
+        return needed <= free
 
     def layers(self, spec: AlexNetSpec) -> Iterator[dict[str, Any]]:
         """Each layer's forward pass alone, under its roof."""
@@ -126,9 +147,9 @@ class Measurements:
         if not batch or not limit:
             return
         self.tell(f"the layers of {spec.name}")
-        images, preprocess = made_up(spec, batch, self.device)
+        images = _pictures(batch, spec.in_channels, spec.image_size).to(self.device)
         with torch.inference_mode(), self.precision.autocast(self.device):
-            layers = layer_work(spec, preprocess.normalise(images))
+            layers = layer_work(spec, plain(spec).normalise(images))
             work = {name: layer.work for name, layer in layers.items()}
             found = self._rates({"limit": limit, "copy": limits.copy_work(self.device), **work}, len(work))
         whole = sum(layer.work.amount / found[name].median for name, layer in layers.items())
@@ -265,13 +286,6 @@ def _milliseconds(amount: float, rate: Rate) -> dict[str, Any]:
     """How long `amount` takes at that rate."""
     times = {"ms": rate.median, "low_ms": rate.high, "high_ms": rate.low}
     return {**{name: 1000 * amount / r for name, r in times.items()}, "tries": rate.tries}
-
-
-def made_up(spec: AlexNetSpec, n: int, device: torch.device) -> tuple[torch.Tensor, Preprocess]:
-    """`n` pictures of noise for the network of `spec`, uint8 on `device`, and what makes floats of them."""
-    channels = spec.in_channels
-    preprocess = Preprocess(spec.image_size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)
-    return _pictures(n, channels, spec.image_size).to(device), preprocess
 
 
 def _pictures(n: int, channels: int, side: int) -> torch.Tensor:

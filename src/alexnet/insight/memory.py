@@ -36,8 +36,8 @@ def peak_memory(what: str, arch: str, batch_size: int, precision: str, device: t
 
 def _work(what: str, arch: str, batch_size: int, precision: str, device: str) -> None:
     """A few steps, or a few batches."""
-    from alexnet.data.preprocess import Preprocess
-    from alexnet.inference.evaluate import forward
+    from alexnet.inference.engines import EXACT, Torch
+    from alexnet.insight.every_engine import plain
     from alexnet.networks.architectures import architecture
     from alexnet.networks.model import build
     from alexnet.training.synthetic import synthetic_step
@@ -50,11 +50,11 @@ def _work(what: str, arch: str, batch_size: int, precision: str, device: str) ->
             settings={"device": device},
         )  # fmt: skip
     else:
-        channels, size = spec.in_channels, spec.image_size
-        preprocess = Preprocess(size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)
+        preprocess = plain(spec)
         model = build(spec).eval().to(device).to(memory_format=torch.channels_last)
-        images = torch.randint(256, (batch_size, channels, size, size), dtype=torch.uint8).to(device)
-        call = torch.inference_mode()(partial(forward, model, images, preprocess))
+        shape = (batch_size, spec.in_channels, spec.image_size, spec.image_size)
+        images = torch.randint(256, shape, dtype=torch.uint8).numpy()
+        call = partial(Torch(EXACT, model, preprocess, torch.device(device), torch.float32).logits, images)
     for _ in range(STEPS):
         call()
 
@@ -75,7 +75,7 @@ def _most() -> int | None:
 
 
 if __name__ == "__main__":
-    import alexnet.inference.evaluate
+    import alexnet.inference.engines
     import alexnet.training.synthetic  # noqa: F401  (what every process loads is not what the work takes)
 
     before = _most()
