@@ -112,7 +112,7 @@ def test_the_tables_of_a_bench_show_every_part(small, capsys):
     out = capsys.readouterr().out
     assert "matmul_fp32_gflop_s" in out
     assert "2×6×5×5 channels_last" in out
-    assert "JPEG to training crop, 224" in out
+    assert "training crop of 224 from JPEG" in out
     assert "train " not in out
 
 

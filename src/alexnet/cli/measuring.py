@@ -99,7 +99,7 @@ def bench(
     """Measure what this machine can do at most, and how near training, prediction and the data path come to it.
 
     Args:
-        parts: Some of limits, train, predict, lrn, data, layers, memory; all unless named, about a minute on two cores.
+        parts: Some of limits, data, predict, train, lrn, layers, memory; all unless named, about a minute on two cores.
         arch: The architectures to time.
         batch_size: Pictures at once; 32 on a CPU and 256 on a GPU, or fewer where memory is short, unless given.
         seconds: About how long each measurement takes; three tries are always made.
@@ -144,7 +144,7 @@ def _show_bench(found: dict[str, Any]) -> None:
         [(name, *(f"{rate[key]:,.1f}" for key in ("median", "low", "high")), rate["tries"], "")
          for name, rate in found["limits_spread"].items()],
     )  # fmt: skip
-    for part in ("train", "predict", "lrn", "data", "layers"):
+    for part in ("data", "predict", "train", "lrn", "layers"):
         if rows := [row for row in found.get(part, ()) if row.get("share_of_time", 1) > 0.01]:
             print()
             in_ms = part in ("lrn", "layers")

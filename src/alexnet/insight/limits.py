@@ -114,14 +114,16 @@ def matmul_work(precision: str, device: torch.device) -> Work | None:
 
     None where this machine has no such product.
     """
-    largest = LARGEST_MATRIX.get(device.type, LARGEST_MATRIX["cpu"])
+    largest, dtype = LARGEST_MATRIX.get(device.type, LARGEST_MATRIX["cpu"]), runtime.Precision(precision, "").dtype
     side, wait = 128, waiter(device)
     while True:
+        a = torch.randn(side, side, device=device).to(dtype)
+        call = functools.partial(torch.mm, a, a.clone(), out=torch.empty_like(a))
         try:
-            a = torch.randn(side, side, device=device).to(runtime.DTYPES[precision])
-            call = functools.partial(torch.mm, a, a.clone(), out=torch.empty_like(a))
             seconds = interleaved({"product": call}, tries=3, wait=wait)["product"].low  # others may disturb one try
-        except (RuntimeError, TypeError):  # "addmm_impl_cpu_" not implemented for 'Half', and others' words for it
+        except RuntimeError:  # "addmm_impl_cpu_" not implemented for 'Half'
+            if side > 128:
+                raise
             return None
         if 2 * side > largest or 8 * seconds > MATMUL_SECONDS:
             return Work(call, 2.0 * side**3)

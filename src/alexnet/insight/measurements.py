@@ -11,20 +11,25 @@ copy of its own tensor, a crop from a file with decoding alone).
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from alexnet import runtime
-from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
-from alexnet.data.images import decode
+from alexnet.data.augment import Augment, augment
+from alexnet.data.loading import FromFiles
 from alexnet.data.preprocess import Preprocess
+from alexnet.data.samples import Files
 from alexnet.insight import limits
 from alexnet.insight.every_engine import arithmetic, every_engine, plain, precision_of, weight_bytes
-from alexnet.insight.limits import PHOTOGRAPH, Rate, Work
+from alexnet.insight.limits import Rate, Work
 from alexnet.insight.memory import peak_memory
 from alexnet.insight.roofline import layer_work
 from alexnet.networks.layers import LocalResponseNorm
@@ -147,6 +152,7 @@ class Measurements:
         if not batch or not limit:
             return
         self.tell(f"the layers of {spec.name}")
+        runtime.keep_pages()
         images = _pictures(batch, spec.in_channels, spec.image_size).to(self.device)
         with torch.inference_mode(), self.precision.autocast(self.device):
             layers = layer_work(spec, plain(spec).normalise(images))
@@ -179,12 +185,15 @@ class Measurements:
 
     def lrn(self) -> Iterator[dict[str, Any]]:
         """Forward and backward, against the least traffic: 2.5 copies of the tensor (x in, y out; x, dy in, dx out)."""
+        runtime.keep_pages()  # as training does
         for shape in LRN_SHAPES:
             for layout in (torch.contiguous_format, torch.channels_last):
                 yield self._lrn(shape, layout)
 
     def _lrn(self, shape: tuple[int, int, int, int], layout: torch.memory_format) -> dict[str, Any]:
         n, *rest = shape
+        if self.device.type != "cpu":
+            n *= 16  # a GPU's cache would hold less
         while n > 1 and 8 * 4 * n * int(np.prod(rest)) > limits.free_memory(self.device):
             n //= 2
         x = torch.randn(n, *rest, device=self.device).to(self.precision.dtype).contiguous(memory_format=layout)
@@ -206,42 +215,45 @@ class Measurements:
             "share_of_limit": rate.median / found["copy"].median,
         }  # fmt: skip
 
-    def data(self) -> list[dict[str, Any]]:
-        """From a photograph's file, by one core, against decoding it and nothing else; and from memory, against a copy
-        of what comes out. A share above 1 means that not everything was decoded."""
+    def data(self) -> Iterator[dict[str, Any]]:
+        """From photographs' files, by one core, against decoding them and nothing else; and from memory, against a
+        copy of what comes out. A share above 1 means that not all of a picture was decoded."""
         self.tell("the data path")
-        file, cfg = limits.photograph(), Augment(crop="resized", flip=True)
-        preprocess = Preprocess(224, 256)
-        ids = iter(range(1 << 60))
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            names = [f"{n}.jpg" for n in range(16)]
+            for name in names:
+                (Path(folder) / name).write_bytes(limits.photograph())
+            files = Files(Path(folder), names, torch.zeros(len(names), dtype=torch.int64))
+            epochs = count()
+            preprocess, changes = Preprocess(224, 256), Augment(crop="resized", flip=True)
 
-        def training_crop() -> None:
-            box = crop_box(*PHOTOGRAPH, runtime.draws(0, 0, [next(ids)], "crop", BOX_DRAWS)[0], cfg.scale, cfg.ratio)
-            preprocess.cut(decode(file), box)
+            def read(loader: FromFiles) -> None:
+                for _ in loader.batches(next(epochs)):
+                    pass
 
-        from_file = {
-            "JPEG to training crop, 224": Work(training_crop, 1),
-            "JPEG to evaluation crop, 224": Work(lambda: preprocess.evaluation(decode(file)), 1),
-        }
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            found = self._rates({"limit": limits.decode_work(), **from_file}, 3)
-        finally:
-            torch.set_num_threads(threads)
-        rows = [{"name": name, **_speed(found[name]), "share_of_limit": found[name].median / found["limit"].median,
-                 "limit": "decode, a core"} for name in from_file]  # fmt: skip
-        small, large = _pictures(512, 3, 32).to(self.device), _pictures(64, 3, 256).to(self.device)
-        in_memory = {
-            "augment 32 (pad 4, flip) in memory": (small, Augment(crop="pad", flip=True), 32),
-            "augment 224 of 256 (crop, flip) in memory": (large, Augment(crop="random", flip=True), 224),
-        }
-        for name, (images, changes, size) in in_memory.items():
-            call = partial(augment, images, np.arange(len(images)), 0, 0, changes, size)
-            found = self._rates({"limit": limits.copy_work(self.device), "augment": Work(call, len(images))}, 2)
-            traffic = 2 * 3 * size * size
-            rows.append({"name": name, **_speed(found["augment"]), "limit": "copy",
-                         "share_of_limit": found["augment"].median * traffic / found["limit"].median})  # fmt: skip
-        return rows
+            kinds = {"training crop": changes, "evaluation crop": None}
+            work = {
+                kind: Work(partial(read, FromFiles(files, preprocess, how, batch_size=len(names))), len(names))
+                for kind, how in kinds.items()
+            }
+            with one_thread():
+                found = self._rates({"limit": limits.decode_work(), **work}, 3)
+        for kind in kinds:
+            yield {
+                "name": f"{kind} of 224 from JPEG, a core", **_speed(found[kind]), "limit": "decode",
+                "share_of_limit": found[kind].median / found["limit"].median,
+            }  # fmt: skip
+        for n, side, size, changes in (
+            (512, 32, 32, Augment(crop="pad", flip=True)),
+            (64, 256, 224, Augment(crop="random", flip=True)),
+        ):
+            images = _pictures(n, 3, side).to(self.device)
+            call = partial(augment, images, np.arange(n), 0, 0, changes, size)
+            found = self._rates({"limit": limits.copy_work(self.device), "augment": Work(call, n)}, 2)
+            yield {
+                "name": f"crop of {size} ({changes.crop}) and flip in memory", **_speed(found["augment"]),
+                "limit": "copy", "share_of_limit": found["augment"].median * 2 * 3 * size**2 / found["limit"].median,
+            }  # fmt: skip
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -276,6 +288,16 @@ class Measurements:
         if text not in self.notes:
             self.notes.append(text)
             self.tell(text)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _speed(rate: Rate) -> dict[str, Any]:
