@@ -99,7 +99,7 @@ def bench(
     """Measure what this machine can do at most, and how near training, prediction and the data path come to it.
 
     Args:
-        parts: Some of limits, data, predict, train, lrn, layers, memory; all unless named, about a minute on two cores.
+        parts: Some of limits, data, predict, train, lrn, layers, memory; all unless named (two minutes on two cores).
         arch: The architectures to time.
         batch_size: Pictures at once; 32 on a CPU and 256 on a GPU, or fewer where memory is short, unless given.
         seconds: About how long each measurement takes; three tries are always made.

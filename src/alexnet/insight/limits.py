@@ -117,11 +117,11 @@ def matmul_work(precision: str, device: torch.device) -> Work | None:
     largest, dtype = LARGEST_MATRIX.get(device.type, LARGEST_MATRIX["cpu"]), runtime.Precision(precision, "").dtype
     side, wait = 128, waiter(device)
     while True:
-        a = torch.randn(side, side, device=device).to(dtype)
-        call = functools.partial(torch.mm, a, a.clone(), out=torch.empty_like(a))
         try:
+            a = torch.randn(side, side, device=device).to(dtype)
+            call = functools.partial(torch.mm, a, a.clone(), out=torch.empty_like(a))
             seconds = interleaved({"product": call}, tries=3, wait=wait)["product"].low  # others may disturb one try
-        except RuntimeError:  # "addmm_impl_cpu_" not implemented for 'Half'
+        except (RuntimeError, TypeError):  # "addmm_impl_cpu_" not implemented for 'Half', and what other devices say
             if side > 128:
                 raise
             return None

@@ -112,7 +112,8 @@ def _panel(axes: Any, limits: dict[str, float | None], rows: Sequence[dict[str, 
         alike = [other for other, rate in roofs.items() if abs(math.log(rate / top)) < 0.2]  # one label for a pair
         if top == max(roofs[other] for other in alike):
             text = f"matrix product, {' and '.join(alike)}"
-            axes.annotate(text, (high, top), (-4, 4), textcoords="offset points", ha="right", color=colour, fontsize=8)
+            place = (max(roofs.values()) / copy, top)  # at the knee: convolutions crowd the other end
+            axes.annotate(text, place, (2, 4), textcoords="offset points", color=colour, fontsize=8)
     knee = max(roofs.values()) / copy
     axes.plot([low, knee], [low * copy, knee * copy], color="black", linewidth=1.5)
     axes.annotate("memory", (knee / 2, knee / 2 * copy), (-8, 4), textcoords="offset points", ha="right", fontsize=8)
