@@ -6,7 +6,7 @@
 | name | tutorial | data | what it does |
 |---|---|---|---|
 | imagenet-lrn | 000 | train/ and val/ of class folders | torchvision's widths with LRN after each pool, at 224 |
-| cifar10 | 002, repaired | train/ and test/ of class folders | crop with padding 4, flip; batch 32, its advice for a CPU |
+| cifar10 | 002, repaired | train/ and test/ of class folders | crop with padding 4, flip; batch 32, for a CPU |
 | fashion-mnist | 004 (d2l), repaired | torchvision's layout | enlarged to 224, plain SGD at .01, batch 128 |
 
 Nothing of the package is used: an `ImageFolder`, a `DataLoader`, torchvision's transforms, `torch.optim.SGD`, and
