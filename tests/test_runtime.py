@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -102,3 +104,55 @@ def test_a_containers_limits_are_seen(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert runtime.cpu_count(tmp_path) == runtime.cpu_count()
     assert runtime.free_memory(tmp_path) > 2_000_000
+
+
+PAGES = """
+import resource, torch
+from torch.nn import functional as F
+from alexnet import runtime
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.zeros(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def trained():
+    torch.manual_seed(0)
+    layer, x = torch.nn.Conv2d(3, 64, 11, stride=4), torch.randn(8, 3, 224, 224)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        layer(x).square().mean().backward()
+        optimizer.step()
+    return [p.detach().clone() for p in layer.parameters()]
+
+torch.set_num_threads(1)
+plain, many = trained(), faults()
+told = runtime.keep_pages()
+faults()
+kept, few = trained(), faults()
+assert all(torch.equal(a, b) for a, b in zip(plain, kept))
+assert not told or few < many / 4, (many, few)
+print(told)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="faults cannot be counted there")
+def test_kept_pages_are_not_faulted_in_again_and_change_no_result():
+    """In a process of its own, since it cannot be undone."""
+    done = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(sys.platform == "linux" and runtime.keep_pages())
+
+
+@pytest.mark.parametrize("name", ["", "musl", None])
+def test_other_allocators_are_left_alone(name, monkeypatch):
+    def confstr(_):
+        if name is None:
+            raise ValueError("unrecognized configuration name")
+        return name
+
+    monkeypatch.setattr(runtime.os, "confstr", confstr, raising=False)
+    assert runtime.keep_pages() is False
+    monkeypatch.delattr(runtime.os, "confstr")
+    assert runtime.keep_pages() is False

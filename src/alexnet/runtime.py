@@ -9,6 +9,7 @@ needs one integer, the step.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -191,6 +192,28 @@ def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     if limit and used and limit[0].isdecimal():
         free = min(free, max(0, int(limit[0]) - int(used[0])))
     return free
+
+
+def keep_pages() -> bool:
+    """Keep memory that is freed for the next allocation; whether this system's allocator can be told to.
+
+    The GNU allocator maps each large tensor anew and gives its pages back at once; the kernel then clears and faults
+    them in again, 80,000 times in a training step of `torchvision` on 32 images, a third of its time on two cores.
+    Afterwards no large block is mapped on its own and nothing is given back: the process stays as large as it ever was,
+    which is no larger than it would have been. No effect with other allocators (musl, macOS, Windows) or on a GPU's
+    memory. For processes that compute for long; never called on import.
+    """
+    try:
+        if not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+            return False
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, ValueError, OSError):  # no confstr, not this name, or no such function
+        return False
+    return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1), mallopt(_M_TOP_PAD, _GROW_BY)])
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # the parameters' numbers in glibc's malloc.h
+_GROW_BY = 64 << 20  # bytes more than needed that the process grows by
 
 
 def _words(path: Path) -> list[str]:

@@ -151,6 +151,26 @@ def test_sgd2012_differs_from_torchs_sgd_only_after_the_rate_changes():
         assert apart < 1e-12 if step < 10 else apart > 1e-3, step
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sgd2012_updates_float32_kernels_in_either_memory_order(layout):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 5, 3).to(memory_format=layout)
+    x = torch.randn(4, 6, 8, 8).contiguous(memory_format=layout)
+    optimizer = SGD2012(conv.parameters(), lr=0.01, weight_decay=0.1)
+    wanted = [p.detach().clone() for p in conv.parameters()]
+    velocities = [torch.zeros_like(p) for p in wanted]
+    for lr in (0.01, 0.01, 1e-5, 0.1):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.zero_grad()
+        conv(x).square().mean().backward()
+        for w, v, p in zip(wanted, velocities, conv.parameters(), strict=True):
+            v.mul_(0.9).sub_(lr * (p.grad + 0.1 * w))
+            w.add_(v)
+        optimizer.step()
+        for w, p in zip(wanted, conv.parameters(), strict=True):
+            torch.testing.assert_close(p.detach(), w, rtol=1e-5, atol=1e-7)
+
+
 def test_sgd2012_leaves_alone_what_is_frozen_or_has_no_gradient():
     moving, frozen, idle = tensors()
     optimizer = SGD2012([{"params": [moving, idle]}, {"params": [frozen]}], lr=0.1)

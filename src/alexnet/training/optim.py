@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from alexnet.training.recipe import Recipe
 
@@ -50,12 +51,20 @@ class SGD2012(torch.optim.Optimizer):
             for p in weights:
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            velocities = [self.state[p]["momentum_buffer"] for p in weights]
-            torch._foreach_mul_(velocities, group["momentum"])
-            if group["weight_decay"]:
-                torch._foreach_add_(velocities, weights, alpha=-lr * group["weight_decay"])
-            torch._foreach_add_(velocities, [p.grad for p in weights], alpha=-lr)
-            torch._foreach_add_(weights, velocities)
+            # torch's own update is B <- momentum·B + (1 - dampening)·(gradient + weight_decay·W), W <- W - rate·B, and
+            # so ours with these two numbers: in one pass over memory instead of four.
+            sgd(
+                weights,
+                [p.grad for p in weights if p.grad is not None],
+                [self.state[p]["momentum_buffer"] for p in weights],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=-1.0,
+                dampening=1 + lr,
+                nesterov=False,
+                maximize=False,
+                fused=True,
+            )
         return loss
 
 

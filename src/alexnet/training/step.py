@@ -26,6 +26,7 @@ class TrainStep:
     """The network of a run, or the part of it that this process trains, with its optimizer."""
 
     def __init__(self, prepared: Prepared, model: Network) -> None:
+        runtime.keep_pages()
         self.prepared, self.recipe, self.parallel = prepared, prepared.recipe, prepared.parallel
         self.device, self.precision = prepared.device, prepared.precision
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
