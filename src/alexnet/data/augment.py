@@ -136,6 +136,8 @@ def _pad(images: torch.Tensor, padding: int, mode: str) -> torch.Tensor:
     # torch reflects no bytes, so: the row that each padded row mirrors, and the same for columns
     place = torch.arange(-padding, side + padding, device=images.device).abs()
     place = torch.where(place < side, place, 2 * (side - 1) - place)
+    if images.device.type == "cpu":
+        return torch.from_numpy(images.numpy()[:, :, place.numpy()][..., place.numpy()])
     return images.index_select(-2, place).index_select(-1, place)
 
 
@@ -153,14 +155,31 @@ def _crop(images: torch.Tensor, where: np.ndarray, size: int) -> torch.Tensor:
         )
     if spare == 0:
         return images
-    top, left = torch.from_numpy((where * (spare + 1)).astype(np.int64)).to(images.device).unbind(1)
+    corner = (where * (spare + 1)).astype(np.int64)
     windows = images.unfold(2, size, 1).unfold(3, size, 1)  # N×C×(spare+1)×(spare+1)×size×size
+    if images.device.type == "cpu":  # NumPy copies a window's rows, where torch looks up the place of every byte
+        order = (0, 2, 3, 4, 5, 1) if _channels_last(images) else (0, 2, 3, 1, 4, 5)
+        chosen = windows.permute(order).numpy()[np.arange(len(images)), corner[:, 0], corner[:, 1]]
+        return torch.from_numpy(chosen).permute(0, 3, 1, 2) if _channels_last(images) else torch.from_numpy(chosen)
+    top, left = torch.from_numpy(corner).to(images.device).unbind(1)
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
 def _flip(images: torch.Tensor, mirrored: np.ndarray) -> torch.Tensor:
-    which = torch.from_numpy(np.flatnonzero(mirrored)).to(images.device)
-    return images.index_copy(0, which, images.index_select(0, which).flip(-1))
+    which = np.flatnonzero(mirrored)
+    if images.device.type == "cpu":  # as in `_crop`: whole pictures copied by NumPy
+        images = images.clone()
+        pixels = images.permute(0, 2, 3, 1) if _channels_last(images) else images
+        turned = torch.from_numpy(pixels.numpy()[which]).flip(2 if _channels_last(images) else 3)
+        pixels.numpy()[which] = turned.numpy()
+        return images
+    index = torch.from_numpy(which).to(images.device)
+    return images.index_copy(0, index, images.index_select(0, index).flip(-1))
+
+
+def _channels_last(images: torch.Tensor) -> bool:
+    """Whether the channels of a pixel stand side by side in memory, as decoders leave them."""
+    return images.shape[1] > 1 and images.stride(1) == 1
 
 
 # ── random resized crop ───────────────────────────────────────────────────────────────────────────────────────
