@@ -128,17 +128,25 @@ def first_of_chunk(ids: np.ndarray, chunk: int) -> np.ndarray:
 
 
 def _pad(images: torch.Tensor, padding: int, mode: str) -> torch.Tensor:
-    if mode == "zeros":
-        return F.pad(images, (padding,) * 4)
     side = images.shape[-1]
-    if padding >= side:
+    if mode == "reflect" and padding >= side:
         raise UserError(f"Pictures of {side} pixels cannot be padded with {padding} by reflection; pad with zeros.")
-    # torch reflects no bytes, so: the row that each padded row mirrors, and the same for columns
-    place = torch.arange(-padding, side + padding, device=images.device).abs()
-    place = torch.where(place < side, place, 2 * (side - 1) - place)
-    if images.device.type == "cpu":
-        return torch.from_numpy(images.numpy()[:, :, place.numpy()][..., place.numpy()])
-    return images.index_select(-2, place).index_select(-1, place)
+    if mode == "reflect" and images.device.type != "cpu":
+        # torch reflects no bytes, so: the row that each padded row mirrors, and the same for columns
+        place = torch.arange(-padding, side + padding, device=images.device).abs()
+        place = torch.where(place < side, place, 2 * (side - 1) - place)
+        return images.index_select(-2, place).index_select(-1, place)
+    padded = F.pad(images, (padding,) * 4)
+    if mode == "reflect":  # a few long lines instead of a lookup for each byte: columns, then whole rows
+        source, pixels = images.numpy(), padded.numpy()
+        middle = pixels[..., padding:-padding, :]
+        for i in range(padding):
+            middle[..., i] = source[..., padding - i]
+            middle[..., -1 - i] = source[..., -1 - padding + i]
+        for i in range(padding):
+            pixels[..., i, :] = pixels[..., 2 * padding - i, :]
+            pixels[..., -1 - i, :] = pixels[..., -1 - 2 * padding + i, :]
+    return padded
 
 
 def _crop(images: torch.Tensor, where: np.ndarray, size: int) -> torch.Tensor:
