@@ -136,6 +136,15 @@ def test_boxes_follow_torchvisions_rule_in_distribution():
         assert ours.std() == pytest.approx(other.std(), rel=0.08)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 600), st.integers(1, 600), st.floats(0.05, 0.9), st.floats(0.2, 1.5), st.integers(0, 2**40))
+def test_one_box_is_a_row_of_many(width, height, scale, ratio, seed):
+    uniform = runtime.draws(seed, 0, range(8), "crop", BOX_DRAWS)
+    scales, ratios = (scale, 1.0), (ratio, 2 * ratio)
+    many = crop_boxes(np.full(8, width), np.full(8, height), uniform, scales, ratios)
+    assert [crop_box(width, height, row, scales, ratios) for row in uniform] == [tuple(box) for box in many.tolist()]
+
+
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (11, 1001), (100, 90)])
 def test_fallback_is_torchvisions(width, height):
     # An area above the whole can never fit, so both fall back at once.

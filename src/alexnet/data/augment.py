@@ -14,6 +14,7 @@ normalisation, where the mean image is gone already.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -229,10 +230,23 @@ def crop_boxes(
 def crop_box(
     width: int, height: int, uniform: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """`crop_boxes` for one picture: (left, top, right, bottom); `uniform` has shape (BOX_DRAWS,)."""
-    box = crop_boxes(np.array([width]), np.array([height]), uniform[None], scale, ratio)[0]
-    left, top, right, bottom = box.tolist()
-    return left, top, right, bottom
+    """`crop_boxes` for one picture: (left, top, right, bottom); `uniform` has shape (BOX_DRAWS,).
+
+    The same rule once more, since a file's size is known only as it is read, and forty calls of NumPy for one picture
+    take a tenth of the time that its pixels do.
+    """
+    numbers = uniform.tolist()
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for share, shape in zip(numbers[:BOX_TRIES], numbers[BOX_TRIES:-2], strict=True):
+        area = width * height * (scale[0] + share * (scale[1] - scale[0]))
+        aspect = math.exp(low + shape * (high - low))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(numbers[-2] * (width - w + 1)), int(numbers[-1] * (height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def _cut(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
