@@ -4,8 +4,9 @@ Two steps, kept apart on purpose. Geometry (resize, crop) happens on the picture
 to store and to move. `normalise` makes floats of it at the last moment, on the device. It subtracts a mean of each
 channel or, as in 2012, of each pixel: the mean image, which stands in a file beside the other fields' JSON.
 
-Pictures are resized by Pillow, which filters as it shrinks; the result is that of torchvision's
-`Resize(resize)` + `CenterCrop(size)` on the same picture, pixel for pixel.
+For evaluation pictures are resized by Pillow, which filters as it shrinks; the result is that of torchvision's
+`Resize(resize)` + `CenterCrop(size)` on the same picture, pixel for pixel. For training they are resized by torch with
+the same filter: in a third of the time, and within one level of 255.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
@@ -128,15 +130,24 @@ class Preprocess:
         size passes untouched."""
         return _to_tensor(_centre_crop(self._resized(image), self.size))
 
-    def training_square(self, image: Image.Image) -> torch.Tensor:
-        """What random crops are cut from: uint8 C×square×square, short side to `square`, centre crop (the form
-        in which the 2012 code stored its pictures)."""
-        return _to_tensor(_centre_crop(self._resized(image), self.square))
+    def training_square(self, pixels: np.ndarray) -> torch.Tensor:
+        """What random crops are cut from: a picture, uint8 H×W×C → uint8 C×square×square, short side to `square`,
+        centre crop (the form in which the 2012 code stored its pictures)."""
+        height, width, _ = pixels.shape
+        return centre_crop(self._shrunk(pixels, *self._new_size(width, height)), self.square)
 
-    def cut(self, image: Image.Image, box: tuple[int, int, int, int]) -> torch.Tensor:
-        """The box (left, top, right, bottom), in pixels, of a picture resized to uint8 C×size×size."""
-        resized = self._in_mode(image).resize((self.size, self.size), _FILTERS[self.interpolation][0], box=box)
-        return _to_tensor(resized)
+    def cut(self, pixels: np.ndarray) -> torch.Tensor:
+        """Part of a picture, uint8 H×W×C, resized to uint8 C×size×size: with the box that was drawn for it, the
+        pixels of torchvision's `resized_crop`, to one level of 255 (bicubic to two)."""
+        return self._shrunk(pixels, self.size, self.size)
+
+    def _shrunk(self, pixels: np.ndarray, width: int, height: int) -> torch.Tensor:
+        """uint8 H×W×C → C×height×width, the channels of a pixel side by side in memory, as they came."""
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        if image.shape[1:] == (height, width):
+            return image
+        mode = _FILTERS[self.interpolation][1].value
+        return F.interpolate(image[None], (height, width), mode=mode, antialias=mode != "nearest-exact")[0]
 
     def fit(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """`evaluation` for a batch that is already in memory: uint8 N×C×H×W → N×C×size×size, on its device.
@@ -182,6 +193,9 @@ class Preprocess:
         if self.mean_image is not None:
             centre = centre_crop(self.mean_image, images.shape[-1])
             shift = centre.to(images.device, non_blocking=True) * (-255 * scale)
+        if images.is_contiguous(memory_format=torch.channels_last):
+            # laid out as the pictures are: a CPU then goes through a row at a time, not through three numbers
+            scale, shift = (_channels_inside(x.expand(-1, -1, images.shape[-1])) for x in (scale, shift))
         return torch.mul(images, scale).add_(shift)  # the product is already float32: one pass, no copy
 
 
@@ -200,6 +214,11 @@ def centre_crop(images: torch.Tensor, size: int) -> torch.Tensor:
 def _centre_crop(image: Image.Image, size: int) -> Image.Image:
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
+
+
+def _channels_inside(x: torch.Tensor) -> torch.Tensor:
+    """C×H×W, the channels of a pixel side by side in memory."""
+    return x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
