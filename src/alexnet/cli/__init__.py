@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from alexnet.cli.arguments import _typed
 from alexnet.cli.commands import arch, command_train, evaluate, predict, report, resume
-from alexnet.cli.measuring import ablate, doctor
+from alexnet.cli.measuring import ablate, bench, doctor
 from alexnet.cli.printing import _speaks
 from alexnet.errors import TrainingFailed, UserError, unknown_name
 
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "arch": _typed(arch),
     "report": _typed(report),
     "ablate": _typed(ablate),
+    "bench": _typed(bench),
     "doctor": _typed(doctor),
 }
 

@@ -1,0 +1,76 @@
+"""What the parts of gpu.sh share: their options, the device, where results go, and the time to an accuracy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, data, save
+
+from alexnet.runs import Run
+from alexnet.training.start import TrainingResult
+
+
+def parser(about: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--tiny", action="store_true", help="try the script on what is here, with made-up data")
+    made.add_argument("--data", type=Path, help="the data set: a folder, or a .zip of it; $ALEXNET_DATA unless given")
+    return made
+
+
+def device(tiny: bool) -> str:
+    """cuda; or, to try the script only, what there is. Ends the program without a GPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if not tiny:
+        sys.exit("No CUDA GPU was found, so nothing was measured; --tiny tries the script on the CPU.")
+    return "cpu"
+
+
+def unpacked(given: Path | None, name: str) -> Path:
+    """The data set `name`: `given`, or from $ALEXNET_DATA; a .zip is unpacked into a temporary folder."""
+    path = given
+    if path is None:
+        zipped = Path(os.environ.get("ALEXNET_DATA", Path(__file__).parents[2] / "shared" / "data")) / f"{name}.zip"
+        path = zipped if zipped.is_file() else data(name)
+    if path.suffix != ".zip":
+        return path
+    folder = Path(tempfile.mkdtemp(prefix="alexnet-data-"))
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+    inside = [p for p in folder.iterdir() if p.is_dir()]
+    return inside[0] if len(inside) == 1 else folder
+
+
+def seconds_to(result: TrainingResult, accuracy: float) -> float | None:
+    """Seconds of training, validation included, after which the validated top-1 had reached `accuracy`."""
+    spent = 0.0
+    for row in Run(result.run).metrics():
+        spent += row["seconds"]
+        if row["top1"] >= accuracy:
+            return spent
+    return None
+
+
+def curve(result: TrainingResult) -> list[dict[str, float]]:
+    """(epoch, seconds since the start, accuracy) after each epoch."""
+    spent, points = 0.0, []
+    for row in Run(result.run).metrics():
+        spent += row["seconds"]
+        points.append({"epoch": row["epoch"], "seconds": spent, "top1": row["top1"]})
+    return points
+
+
+def finish(name: str, results: dict[str, Any], on: str, tiny: bool) -> None:
+    """Write the JSON into $OUT, or beside the others; a trial says in its name and its text that it is one."""
+    told = {"ran_on_a_gpu": on == "cuda", "tiny": tiny}
+    if tiny or on != "cuda":
+        print("This was a trial: it was not measured on a GPU, or not at full size, and its figures mean nothing.")
+    folder = Path(os.environ["OUT"]) if os.environ.get("OUT") else RESULTS
+    save(f"{name}{'-tiny' if tiny else ''}", {**told, **results}, device=on, folder=folder)
