@@ -24,7 +24,7 @@ import torch
 from common import data, save
 
 from alexnet.inference import engines
-from alexnet.inference.choose import Wanted, by_torch, obtain, open_engine
+from alexnet.inference.choose import Wanted, obtain, open_engine
 from alexnet.inference.convert import to_onnx
 from alexnet.inference.formats import TORCHVISION_PREPROCESS, Opened
 from alexnet.inference.quantise import calibration_pictures
