@@ -54,7 +54,7 @@ def bench(
         _check_writable(out)  # before a minute's work, not after
     chosen = runtime.pick_precision(precision, where)
     wanted = batch_size or BATCH_SIZES.get(where.type, BATCH_SIZES["cpu"])
-    measure = Measurements(where, chosen, wanted, seconds, say)
+    measure = Measurements(where, chosen, wanted, seconds, say, thorough="predict" in parts)
     document: dict[str, Any] = {
         "environment": environment(where, 0),
         "precision": {"name": chosen.name, "reason": chosen.reason},

@@ -30,8 +30,10 @@ def every_engine(
     note: Callable[[str], None],
     bf16: bool,
     convert: bool,
+    calibrate: bool,
 ) -> Iterator[dict[str, Engine]]:
-    """`exact`, torch in bfloat16 if `bf16`, and, to `convert` on a CPU, the others whose packages are installed.
+    """`exact`, torch in bfloat16 if `bf16`, and, to `convert` on a CPU, the others whose packages are installed; that
+    of 8-bit activations, which takes longest to make, only to `calibrate`.
 
     Their files live in a temporary folder meanwhile. `note` is told what is left out, and why.
     """
@@ -47,6 +49,9 @@ def every_engine(
                 continue
             if kind.precision == "bf16" and not openvino_computes("bf16"):
                 note(f"engine {name} left out, since OpenVINO finds no bfloat16 in this processor")
+                continue
+            if name == "openvino-int8" and not calibrate:
+                note(f"engine {name} left out, since making it takes a while; 'alexnet bench predict' tries it too")
                 continue
             try:
                 made[name] = open_file(name, _file(kind.file, model, preprocess, Path(folder)))

@@ -57,11 +57,12 @@ class Measurements:
         batch_size: int,
         seconds: float,
         say: Callable[[str], object],
+        thorough: bool = False,
     ) -> None:
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.seconds, self.tell = seconds, say
         self.notes: list[str] = []
-        self.converted = False
+        self.converted, self.thorough = False, thorough
         self.matmul = {name: limits.matmul_work(name, device) for name in ("fp32", "bf16", "fp16")}
 
     def limits(self) -> dict[str, Any]:
@@ -113,14 +114,14 @@ class Measurements:
             return
         self.tell(f"predicting with {spec.name}")
         model, preprocess = build(spec).eval().to(self.device).to(memory_format=torch.channels_last), plain(spec)
-        macs, bf16 = summarize(spec).macs, self.precision.name == "bf16"
-        with every_engine(model, preprocess, self.device, self._note, bf16, self._all_engines(spec)) as engines:
+        macs, bf16, convert = summarize(spec).macs, self.precision.name == "bf16", self._all_engines(spec)
+        with every_engine(model, preprocess, self.device, self._note, bf16, convert, self.thorough) as engines:
             limit = {f"matmul {p}": w for p, w in self.matmul.items() if w and p in map(arithmetic, engines)}
             for batch in sorted({1, most}):
                 images = _pictures(batch, spec.in_channels, spec.image_size).numpy()
                 work = {name: Work(partial(engine.logits, images), batch) for name, engine in engines.items()}
                 copy = limits.copy_work(self.device)
-                found = self._rates({"copy": copy, **limit, **work}, len(work))
+                found = self._rates({"copy": copy, **limit, **work}, len(work) / 2)
                 for name in engines:
                     rate = found[name]
                     calculating = 2 * macs / found[f"matmul {arithmetic(name)}"].median
@@ -157,7 +158,7 @@ class Measurements:
         with torch.inference_mode(), self.precision.autocast(self.device):
             layers = layer_work(spec, plain(spec).normalise(images))
             work = {name: layer.work for name, layer in layers.items()}
-            found = self._rates({"limit": limit, "copy": limits.copy_work(self.device), **work}, len(work))
+            found = self._rates({"limit": limit, "copy": limits.copy_work(self.device), **work}, len(work) / 5)
         whole = sum(layer.work.amount / found[name].median for name, layer in layers.items())
         for name, layer in layers.items():
             rate, bytes_s = found[name], found["copy"].median

@@ -207,19 +207,24 @@ class _Shape(ctypes.Structure):
     )
 
 
+def load_c_kernel() -> Any:
+    """The function of lrn.c. Raises `native.Unavailable`."""
+    function = native.library(Path(__file__).with_name("lrn.c")).lrn
+    function.argtypes, function.restype = [*[ctypes.c_void_p] * 3, _Shape], None
+    return function
+
+
 @functools.cache
 def c_kernel() -> Any:
-    """The function of lrn.c; None, with one warning unless it was asked for, where it cannot be built."""
+    """The same; None, with one warning unless it was asked for, where there is none."""
     try:
-        function = native.library(Path(__file__).with_name("lrn.c")).lrn
+        return load_c_kernel()
     except native.Unavailable as why:
         if not why.wanted:
             warnings.warn(
                 f"LocalResponseNorm does without its C kernel and is several times slower: {why}.", stacklevel=2
             )
         return None
-    function.argtypes, function.restype = [*[ctypes.c_void_p] * 3, _Shape], None
-    return function
 
 
 def _in_c(x: Tensor, dy: Tensor | None, out: Tensor, c: Constants) -> None:
