@@ -47,6 +47,26 @@ def cifar10() -> Recipe:
     )  # fmt: skip
 
 
+def cifar10_fast() -> Recipe:
+    """CIFAR-10 to 78 % in the shortest time on two cores: `cifar10` at a quarter of the width, on all training images.
+
+    Validated on the test images, as speed runs are, and nothing is chosen by them: the last network counts.
+    @FAST
+    """
+    return dataclasses.replace(cifar10(), name="cifar10-fast", validate_on="test", width=0.25, epochs=13)
+
+
+def cifar10_best() -> Recipe:
+    """CIFAR-10 as well as five convolutions and three fully connected layers can: `cifar10` at its full width, on
+    pictures enlarged to 64×64, which doubles the resolution of every layer, for 100 epochs with CutMix.
+
+    @BEST
+    """
+    return dataclasses.replace(
+        cifar10(), name="cifar10-best", width=1.0, image_size=64, padding=4, epochs=100, cutmix=1.0, dropout=0.2
+    )
+
+
 def ablation() -> Recipe:
     """What `alexnet ablate` starts from: pictures of 32×32 in class folders, `cifar10` at a quarter of the width.
 
@@ -181,8 +201,8 @@ def folder() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        digits, cifar10, ablation, cifar10_seed, fashion_mnist, fashion_mnist_d2l, imagenet_torchvision,
-        imagenet_2012, imagenet_paper, imagenet_caffe, folder,
+        digits, cifar10, cifar10_fast, cifar10_best, ablation, cifar10_seed, fashion_mnist, fashion_mnist_d2l,
+        imagenet_torchvision, imagenet_2012, imagenet_paper, imagenet_caffe, folder,
     )
 }  # fmt: skip
 
