@@ -94,6 +94,16 @@ def test_crop_and_flip_on_any_shape_and_layout(n, channels, side, padding, mode,
         np.testing.assert_array_equal(got[i].numpy(), window[..., ::-1] if flip and mirrored[i] else window)
 
 
+@pytest.mark.parametrize("size", [20, 14])
+@pytest.mark.parametrize("crop", ["none", "random", "pad"])
+def test_what_is_given_is_not_changed(crop, size):
+    images = noise(9)
+    before = images.clone()
+    got = augment(images, range(9), 0, 0, Augment(crop=crop, padding=0, flip=True), size)
+    assert torch.equal(images, before)
+    assert not torch.equal(got, before[..., :size, :size])
+
+
 def test_every_offset_and_both_flips_occur_about_equally():
     ramp = torch.arange(24, dtype=torch.uint8)
     images = (ramp[:, None] * 8 + ramp[None] % 8).expand(4000, 1, 24, 24)  # top left pixel: 8·row + column

@@ -144,6 +144,7 @@ def test_resized_crop_is_taken_from_the_full_picture(files):
     assert loader.on_device == Augment(crop="none", flip=True)
     for batch in loader.batches(5):
         assert batch.images.shape[1:] == (3, 16, 16)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
         for image, i in zip(batch.images, batch.ids.tolist(), strict=True):
             picture = decode(files.paths[i])
             box = crop_box(*picture.size, runtime.draws(3, 5, [i], "crop", BOX_DRAWS)[0], cfg.scale, cfg.ratio)

@@ -99,6 +99,7 @@ def augment(
         chosen = first_ids if purpose in ("crop", "flip") else sample_ids
         return runtime.draws(seed, epoch, chosen, purpose, count)
 
+    given = images.untyped_storage().data_ptr()
     if cfg.crop == "resized":
         side = images.shape[-1]
         sides = np.full(len(images), side)
@@ -110,7 +111,8 @@ def augment(
             images = _pad(images, cfg.padding, cfg.padding_mode)
         images = _crop(images, uniform("crop", 2), size)
     if cfg.flip:
-        images = _flip(images, uniform("flip", 1)[:, 0] < 0.5)
+        fresh = images.untyped_storage().data_ptr() != given
+        images = _flip(images, uniform("flip", 1)[:, 0] < 0.5, fresh)
     if cfg.rotate:
         images = _rotate(images, (2 * uniform("rotate", 1)[:, 0] - 1) * cfg.rotate)
     if any(cfg.jitter):
@@ -174,10 +176,11 @@ def _crop(images: torch.Tensor, where: np.ndarray, size: int) -> torch.Tensor:
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def _flip(images: torch.Tensor, mirrored: np.ndarray) -> torch.Tensor:
+def _flip(images: torch.Tensor, mirrored: np.ndarray, fresh: bool) -> torch.Tensor:
+    """`mirrored` says which; pictures that are `fresh`, nobody else's, may be changed in place."""
     which = np.flatnonzero(mirrored)
     if images.device.type == "cpu":  # as in `_crop`: whole pictures copied by NumPy
-        images = images.clone()
+        images = images if fresh else images.clone()
         pixels = images.permute(0, 2, 3, 1) if _channels_last(images) else images
         turned = torch.from_numpy(pixels.numpy()[which]).flip(2 if _channels_last(images) else 3)
         pixels.numpy()[which] = turned.numpy()

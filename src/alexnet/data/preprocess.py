@@ -154,11 +154,11 @@ class Preprocess:
         import torch
         from torch.nn import functional as F
 
-        image = torch.from_numpy(pixels).permute(2, 0, 1)
-        if image.shape[1:] == (height, width):
-            return image
-        mode = _FILTERS[self.interpolation][1]
-        return F.interpolate(image[None], (height, width), mode=mode, antialias=mode != "nearest-exact")[0]
+        image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch knows it for channels_last
+        if image.shape[2:] != (height, width):
+            mode = _FILTERS[self.interpolation][1]
+            image = F.interpolate(image, (height, width), mode=mode, antialias=mode != "nearest-exact")
+        return image[0]
 
     def fit(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """`evaluation` for a batch that is already in memory: uint8 N×C×H×W → N×C×size×size, on its device.
