@@ -209,8 +209,8 @@ def _in_memory(source: Source, geometry: Preprocess, augment: Augment, report: P
 
 
 def _on_gpu(part: Arrays, device: torch.device) -> Arrays:
-    """`part` in the memory of the GPU that trains on it, if a quarter of what is free there holds it: then no step waits
-    for pictures to be gathered and sent."""
+    """`part` in the memory of the GPU that trains on it, if a quarter of what is free there holds it: then no step
+    waits for pictures to be gathered and sent."""
     if device.type != "cuda" or part.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
         return part
     return replace(part, images=part.images.to(device), targets=part.targets.to(device))
