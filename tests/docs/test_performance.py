@@ -1,8 +1,8 @@
 """docs/performance.md: every document in benchmarks/results is there with its command, and its tables say what it says.
 
 A table stands below a comment that names where its numbers come from: the file, and in it the place, as in
-`<!-- bench.json train -->` or `<!-- train_224.json results.paper -->`. The first cell of a row names entries there: each
-of its words is in the entry's key or in one of its texts and whole numbers. Every number of the row must then be one of
+`<!-- bench.json train -->` or `<!-- train_224.json results.paper -->`. The first cell of a row names entries there:
+each of its words is in the entry's key or in one of its texts and whole numbers. Every number of the row must then be one of
 those entries', rounded as it is shown, in the unit that the cell or its column's head tells (%, ms, MiB, GiB). A table
 that quotes nothing stands below `<!-- no results -->`.
 """
