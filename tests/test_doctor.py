@@ -31,3 +31,8 @@ def test_a_device_that_is_not_there_is_reported():
         trial = try_convolution(torch.device("cuda"), "fp32")
         assert not trial.ok
         assert trial.detail
+
+
+def test_a_missing_kernel_is_told(monkeypatch):
+    monkeypatch.setenv("ALEXNET_COMPILER", "none")
+    assert any("LRN takes several times as long" in line for line in examine().advice)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from alexnet import runtime
+from alexnet import native, runtime
+from alexnet.networks.response import load_c_kernel
 from alexnet.runs import environment
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}  # of the largest value; bf16 keeps 8 bits, fp16 11
@@ -114,5 +115,9 @@ def _advice(trials: list[Trial]) -> list[str]:
     compilers = ("cl",) if sys.platform == "win32" else ("c++", "g++", "clang++")
     if not any(shutil.which(c) for c in compilers):
         found.append("There is no C++ compiler, so --compile will not work; everything else does.")
+    try:
+        load_c_kernel()
+    except native.Unavailable as why:
+        found.append(f"LRN takes several times as long on the CPU as it could: {why}.")
     found += [f"{t.device} {t.precision} fails: {t.detail}." for t in trials if not t.ok]
     return found

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
@@ -68,6 +70,40 @@ def test_padded_crop_and_flip_are_windows_of_the_padded_picture(mode):
         assert torch.equal(got[i], window.flip(-1) if flipped[i] else window)
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    n=st.integers(0, 5), channels=st.sampled_from([1, 3]), side=st.integers(1, 12), padding=st.integers(0, 4),
+    mode=st.sampled_from(["zeros", "reflect"]), spare=st.integers(0, 3), flip=st.booleans(), last=st.booleans(),
+)  # fmt: skip
+def test_crop_and_flip_on_any_shape_and_layout(n, channels, side, padding, mode, spare, flip, last):
+    padding = min(padding, side - 1) if mode == "reflect" else padding
+    size = max(1, side + 2 * padding - spare)
+    images = noise(n, channels, side)
+    if last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    got = augment(images, np.arange(n), 1, 2, Augment(crop="pad", padding=padding, padding_mode=mode, flip=flip), size)
+    assert torch.equal(images, before)
+    assert got.shape == (n, channels, size, size)
+    pad = {"zeros": "constant", "reflect": "reflect"}[mode]
+    where, mirrored = runtime.draws(2, 1, range(n), "crop", 2), runtime.draws(2, 1, range(n), "flip", 1)[:, 0] < 0.5
+    for i in range(n):
+        whole = np.pad(images[i].numpy(), ((0, 0), (padding, padding), (padding, padding)), mode=pad)
+        top, left = (where[i] * (side + 2 * padding - size + 1)).astype(int)
+        window = whole[:, top : top + size, left : left + size]
+        np.testing.assert_array_equal(got[i].numpy(), window[..., ::-1] if flip and mirrored[i] else window)
+
+
+@pytest.mark.parametrize("size", [20, 14])
+@pytest.mark.parametrize("crop", ["none", "random", "pad"])
+def test_what_is_given_is_not_changed(crop, size):
+    images = noise(9)
+    before = images.clone()
+    got = augment(images, range(9), 0, 0, Augment(crop=crop, padding=0, flip=True), size)
+    assert torch.equal(images, before)
+    assert not torch.equal(got, before[..., :size, :size])
+
+
 def test_every_offset_and_both_flips_occur_about_equally():
     ramp = torch.arange(24, dtype=torch.uint8)
     images = (ramp[:, None] * 8 + ramp[None] % 8).expand(4000, 1, 24, 24)  # top left pixel: 8·row + column
@@ -108,6 +144,15 @@ def test_boxes_follow_torchvisions_rule_in_distribution():
     for ours, other in zip((top, left, bottom - top, right - left), theirs.T, strict=True):
         assert abs(ours.mean() - other.mean()) < 4 * other.std() * np.sqrt(2 / n)
         assert ours.std() == pytest.approx(other.std(), rel=0.08)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 600), st.integers(1, 600), st.floats(0.05, 0.9), st.floats(0.2, 1.5), st.integers(0, 2**40))
+def test_one_box_is_a_row_of_many(width, height, scale, ratio, seed):
+    uniform = runtime.draws(seed, 0, range(8), "crop", BOX_DRAWS)
+    scales, ratios = (scale, 1.0), (ratio, 2 * ratio)
+    many = crop_boxes(np.full(8, width), np.full(8, height), uniform, scales, ratios)
+    assert [crop_box(width, height, row, scales, ratios) for row in uniform] == [tuple(box) for box in many.tolist()]
 
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (11, 1001), (100, 90)])

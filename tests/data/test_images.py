@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from alexnet.data.images import IMAGE_SUFFIXES, BadImage, check_image, decode, image_size
+from alexnet.data import images
+from alexnet.data.images import IMAGE_SUFFIXES, BadImage, check_image, decode, decode_part, image_size
 from alexnet.errors import UserError
 
 RED, BLUE = (220, 30, 20), (10, 40, 200)
@@ -183,6 +186,124 @@ def test_good_files_pass_both_checks(tmp_path):
     path.write_bytes(encoded(NOISE, "JPEG") + bytes(4000))  # padded, as some cameras do
     assert check_image(path) is None
     assert check_image(path, full=False) is None
+
+
+# ── for training ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Smooth, with some noise on it."""
+    small = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    noisy = smooth + np.random.default_rng(1).integers(-9, 10, smooth.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+@pytest.fixture(params=["simplejpeg", "Pillow"])
+def reader(request, monkeypatch) -> str:
+    """Both ways to read a JPEG."""
+    if request.param == "Pillow":
+        monkeypatch.setattr(images, "_simplejpeg", lambda: None)
+    else:
+        pytest.importorskip("simplejpeg")
+    return request.param
+
+
+PARTS = st.tuples(*[st.integers(0, 99)] * 4)  # per cent of width or height
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    width=st.integers(1, 70), height=st.integers(1, 70), mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    channels=st.sampled_from([1, 3]), subsampling=st.integers(0, 2), progressive=st.booleans(),
+    orientation=st.integers(1, 8), part=PARTS,
+)  # fmt: skip
+def test_a_part_at_full_size_is_what_decode_gives(
+    reader, width, height, mode, channels, subsampling, progressive, orientation, part
+):
+    options = {"subsampling": subsampling} if mode == "RGB" else {}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph(width, height, mode), "JPEG", progressive=progressive, exif=exif, **options)
+    whole = decode(data, channels)
+    expected = np.asarray(whole).reshape(whole.height, whole.width, channels)
+
+    def box(*size: int) -> tuple[int, int, int, int]:
+        assert size == whole.size
+        (left, right), (top, bottom) = (sorted(p * s // 100 for p in part[i::2]) for i, s in enumerate(size))
+        return left, top, right + 1, bottom + 1
+
+    left, top, right, bottom = box(*whole.size)
+    got = decode_part(data, 99, channels, box=box)
+    np.testing.assert_array_equal(got, expected[top:bottom, left:right])
+    np.testing.assert_array_equal(decode_part(data, 99, channels), expected)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_a_part_of_any_other_format(format):
+    data = encoded(photograph(40, 30), format)
+    got = decode_part(data, 1, box=lambda width, height: (2, 3, width, height - 4))
+    np.testing.assert_array_equal(got, np.asarray(decode(data))[3:26, 2:])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(16, 400), st.integers(16, 300), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 6]))
+def test_a_part_is_decoded_as_small_as_allowed_and_by_both_readers_alike(width, height, factor, orientation):
+    pytest.importorskip("simplejpeg")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph(width, height), "JPEG", quality=90, exif=exif)
+    size = max(1, min(width, height) // (2 * factor))
+    got = decode_part(data, size)
+    used = next(f for f in (8, 4, 2, 1) if min(width, height) >= 2 * f * size)
+    upright = (height, width) if orientation == 6 else (width, height)
+    assert abs(got.shape[1] - upright[0] / used) <= 1
+    assert abs(got.shape[0] - upright[1] / used) <= 1
+    assert min(got.shape[:2]) >= 2 * size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_simplejpeg", lambda: None)
+        np.testing.assert_array_equal(decode_part(data, size), got)
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+@pytest.mark.parametrize("size", [12, 25, 50])
+def test_a_smaller_decoding_is_nearly_the_same_once_resized(size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph(320, 240), "JPEG", quality=90, exif=exif)
+    part = decode_part(data, size)
+    assert part.shape[0] < 240
+    exact, near = (
+        np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+        for picture in (decode(data), Image.fromarray(part))
+    )
+    assert np.abs(exact - near).mean() < 2
+
+
+def test_a_box_is_found_in_the_smaller_picture():
+    picture = Image.new("RGB", (256, 160), BLUE)
+    picture.paste(RED, (64, 32, 192, 96))
+    got = decode_part(encoded(picture, "JPEG", quality=95), 16, box=lambda *_: (64, 32, 192, 96))
+    assert got.shape == (32, 64, 3)
+    assert np.abs(got.astype(int) - RED).max() < 12
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("size", [1, 999])
+def test_broken_files_say_the_same_in_training(kind, size, reader, tmp_path):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(BROKEN[kind][0])
+    with pytest.raises(BadImage) as expected:
+        decode(path)
+    with pytest.raises(BadImage) as caught:
+        decode_part(path, size)
+    assert str(caught.value) == str(expected.value)
+
+
+def test_what_pillow_forgives_is_read_in_training_too(reader):
+    data = encoded(photograph(64, 48), "JPEG", quality=95)
+    data = data[: len(data) // 2] + bytes(16) + data[len(data) // 2 :]  # a complaint of libjpeg's, not an error
+    np.testing.assert_array_equal(decode_part(data, 99), np.asarray(decode(data)))
 
 
 def test_bad_image_survives_pickling_and_is_a_user_error():

@@ -54,7 +54,8 @@ def test_measure_equals_numpy(tmp_path, monkeypatch, source, batch_size, workers
 def test_measure_takes_pictures_as_squares_before_the_crop(tmp_path):
     images = made_colours(5, 30)[:, :, :20]  # 30 wide, 20 high
     found = measure(files(tmp_path, images), GEOMETRY)
-    squares = [GEOMETRY.training_square(Image.fromarray(i.transpose(1, 2, 0))).numpy() for i in images]
+    square = replace(GEOMETRY, size=GEOMETRY.square)
+    squares = [square.evaluation(Image.fromarray(i.transpose(1, 2, 0))).numpy() for i in images]
     torch.testing.assert_close(found.mean_image, torch.from_numpy(np.mean(squares, axis=0) / 255).float())
 
 

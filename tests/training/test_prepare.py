@@ -184,3 +184,13 @@ def test_colour_noise_needs_colour(recipe):
         Image.open(path).convert("L").save(path)
     with pytest.raises(UserError, match="A basis from grey data has one direction only"):
         prepare(recipe, Silent())
+
+
+@pytest.mark.gpu
+def test_pictures_in_memory_lie_on_the_gpu_that_trains_and_come_out_the_same():
+    here, there = (prepare(Recipe(device=device, crop="pad", padding=3), Silent()) for device in ("cpu", "cuda"))
+    a, b = (next(p.train.batches(1)) for p in (here, there))
+    assert b.images.device.type == b.targets.device.type == "cuda"
+    assert b.ids.device.type == "cpu"
+    assert torch.equal(a.ids, b.ids)
+    assert torch.equal(a.images, b.images.cpu())

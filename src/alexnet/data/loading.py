@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alexnet import runtime
 from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, first_of_chunk
-from alexnet.data.images import BadImage, decode
+from alexnet.data.images import BadImage, decode, decode_part
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source
 from alexnet.errors import UserError
@@ -206,19 +207,20 @@ class _Pictures(Dataset):
             first = first_of_chunk(ids, self.augment.crop_chunk)
             numbers = runtime.draws(self.seed, epoch, first, "crop", BOX_DRAWS)
         try:
-            images = torch.stack([self._picture(i, row) for i, row in zip(ids, numbers, strict=True)])
+            pictures = [self._picture(i, row).movedim(0, -1) for i, row in zip(ids, numbers, strict=True)]
         except BadImage as error:
             return error  # raised in a worker it would arrive wrapped in that worker's traceback
+        images = torch.stack(pictures).movedim(-1, 1)  # channels_last: as pixels are decoded, and as they are computed
         return Batch(images, self.files.targets[ids], torch.from_numpy(ids))
 
     def _picture(self, i: int, uniform: np.ndarray | None) -> torch.Tensor:
-        image = decode(self.files.root / self.files.names[i], self.preprocess.channels)
-        if self.augment is None:
-            return self.preprocess.evaluation(image)
+        path, preprocess, cfg = self.files.root / self.files.names[i], self.preprocess, self.augment
+        if cfg is None:
+            return preprocess.evaluation(decode(path, preprocess.channels))
         if uniform is None:
-            return self.preprocess.training_square(image)
-        box = crop_box(*image.size, uniform, self.augment.scale, self.augment.ratio)
-        return self.preprocess.cut(image, box)
+            return preprocess.training_square(decode_part(path, preprocess.square, preprocess.channels))
+        box = partial(crop_box, uniform=uniform, scale=cfg.scale, ratio=cfg.ratio)
+        return preprocess.cut(decode_part(path, preprocess.size, preprocess.channels, box=box))
 
 
 def _leave_signals(_: int) -> None:

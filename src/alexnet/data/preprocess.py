@@ -4,8 +4,9 @@ Two steps, kept apart on purpose. Geometry (resize, crop) happens on the picture
 to store and to move. `normalise` makes floats of it at the last moment, on the device. It subtracts a mean of each
 channel or, as in 2012, of each pixel: the mean image, which stands in a file beside the other fields' JSON.
 
-Pictures are resized by Pillow, which filters as it shrinks; the result is that of torchvision's
-`Resize(resize)` + `CenterCrop(size)` on the same picture, pixel for pixel.
+For evaluation pictures are resized by Pillow, which filters as it shrinks; the result is that of torchvision's
+`Resize(resize)` + `CenterCrop(size)` on the same picture, pixel for pixel. For training they are resized by torch with
+the same filter: in a third of the time, and within one level of 255.
 
 Torch and torchvision, slow to import, are imported where they are used: `pixels` needs neither.
 """
@@ -137,15 +138,27 @@ class Preprocess:
         """What `evaluation` gives, as an array: uint8 C×size×size, contiguous."""
         return _to_array(_centre_crop(self._resized(image), self.size))
 
-    def training_square(self, image: Image.Image) -> torch.Tensor:
-        """What random crops are cut from: uint8 C×square×square, short side to `square`, centre crop (the form
-        in which the 2012 code stored its pictures)."""
-        return _to_tensor(_centre_crop(self._resized(image), self.square))
+    def training_square(self, pixels: np.ndarray) -> torch.Tensor:
+        """What random crops are cut from: a picture, uint8 H×W×C → uint8 C×square×square, short side to `square`,
+        centre crop (the form in which the 2012 code stored its pictures)."""
+        height, width, _ = pixels.shape
+        return centre_crop(self._shrunk(pixels, *self._new_size(width, height)), self.square)
 
-    def cut(self, image: Image.Image, box: tuple[int, int, int, int]) -> torch.Tensor:
-        """The box (left, top, right, bottom), in pixels, of a picture resized to uint8 C×size×size."""
-        resized = self._in_mode(image).resize((self.size, self.size), _FILTERS[self.interpolation][0], box=box)
-        return _to_tensor(resized)
+    def cut(self, pixels: np.ndarray) -> torch.Tensor:
+        """Part of a picture, uint8 H×W×C, resized to uint8 C×size×size: with the box that was drawn for it, the
+        pixels of torchvision's `resized_crop`, to one level of 255 (bicubic to two)."""
+        return self._shrunk(pixels, self.size, self.size)
+
+    def _shrunk(self, pixels: np.ndarray, width: int, height: int) -> torch.Tensor:
+        """uint8 H×W×C → C×height×width, the channels of a pixel side by side in memory, as they came."""
+        import torch
+        from torch.nn import functional as F
+
+        image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order torch knows it for channels_last
+        if image.shape[2:] != (height, width):
+            mode = _FILTERS[self.interpolation][1]
+            image = F.interpolate(image, (height, width), mode=mode, antialias=mode != "nearest-exact")
+        return image[0]
 
     def fit(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """`evaluation` for a batch that is already in memory: uint8 N×C×H×W → N×C×size×size, on its device.
@@ -191,6 +204,9 @@ class Preprocess:
         import torch
 
         scale, shift = (c.to(images.device, non_blocking=True) for c in self.constants(images.shape[-1]))
+        if images.is_contiguous(memory_format=torch.channels_last):
+            # laid out as the pictures are: a CPU then goes through a row at a time, not through three numbers
+            scale, shift = (_channels_inside(x.expand(-1, -1, images.shape[-1])) for x in (scale, shift))
         return torch.mul(images, scale).add_(shift)  # the product is already float32: one pass, no copy
 
     def constants(self, side: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,6 +237,11 @@ def centre_crop(images: torch.Tensor, size: int) -> torch.Tensor:
 def _centre_crop(image: Image.Image, size: int) -> Image.Image:
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
+
+
+def _channels_inside(x: torch.Tensor) -> torch.Tensor:
+    """C×H×W, the channels of a pixel side by side in memory."""
+    return x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

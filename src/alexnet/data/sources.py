@@ -33,7 +33,7 @@ from alexnet.data import folders
 from alexnet.data.augment import Augment
 from alexnet.data.download import fetch
 from alexnet.data.folders import Progress
-from alexnet.data.images import decode, image_size
+from alexnet.data.images import decode, decode_part, image_size
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source, SplitRows
 from alexnet.data.split import divide, in_order
@@ -92,18 +92,20 @@ def read_files(
     from: N×C×square×square. For crop resized, which can use more, pictures that are all squares of one size
     stay as they are (up to one and a half times `square`). Raises `BadImage` for a file that cannot be read.
     """
-    shape, side = preprocess.evaluation, preprocess.size
+    side, paths, channels = preprocess.size, files.paths, preprocess.channels
     if augment is not None:
-        shape, side = preprocess.training_square, preprocess.square
+        side = preprocess.square
         common = _common_side(files, progress) if augment.crop == "resized" else 0
         if preprocess.size <= common <= 1.5 * preprocess.square:
             side = common
-            shape = replace(preprocess, size=common, resize=common, mean_image=None).evaluation
-    images = np.empty((len(files), preprocess.channels, side, side), dtype=np.uint8)
-    paths = files.paths
+    square = replace(preprocess, size=side, resize=side, mean_image=None)
+    images = np.empty((len(files), channels, side, side), dtype=np.uint8)
 
     def read(i: int) -> None:
-        images[i] = shape(decode(paths[i], preprocess.channels)).numpy()
+        if augment is None:
+            images[i] = preprocess.evaluation(decode(paths[i], channels)).numpy()
+        else:
+            images[i] = square.training_square(decode_part(paths[i], side, channels)).numpy()
 
     for _ in folders.in_threads(read, range(len(paths)), progress, "reading images"):
         pass

@@ -1,10 +1,10 @@
 """The layers that torch has only in part: the two response normalisations of 2012, and dropout with a mask of its own.
 
-Torch's own `LocalResponseNorm` lets its window run across the border between two towers and has no bfloat16 on a CPU;
-the norm over space, which the 2012 code applies after conv2's LRN, it does not have. Both are written plainly here, as
-their formula reads, and autograd works out the backward pass. Torch's dropout takes the next numbers of a global
-generator, which are others when a batch is computed in parts or by several processes; ours can be given its mask.
-`check_images` guards what goes into a network.
+Torch's own `LocalResponseNorm` lets its window run across the border between two towers, has no bfloat16 on a CPU and
+takes longer than the convolutions around it: ours is an operator of its own, in `response`. The norm over space, which
+the 2012 code applies after conv2's LRN, torch does not have; it is written plainly here, as its formula reads. Torch's
+dropout takes the next numbers of a global generator, which are others when a batch is computed in parts or by several
+processes; ours can be given its mask. `check_images` guards what goes into a network.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet.errors import UserError
+from alexnet.networks.response import Constants, at_least_float32, local_response_norm
 
 
 class LocalResponseNorm(nn.Module):
@@ -27,7 +28,8 @@ class LocalResponseNorm(nn.Module):
     by `size` as in `torch.nn.LocalResponseNorm` and the 2012 code; the paper's formula prints it without, so its 1e-4
     is 5e-4 here. Defaults are those of the 2012 code.
 
-    Input and output: (N, C, L), (N, C, H, W) or more, floating point; float16 and bfloat16 are summed in float32.
+    Input and output: (N, C, L), (N, C, H, W) or more, floating point, in any layout, which the output and the gradient
+    keep; float16 and bfloat16 are summed in float32. Of the forward pass only the input is kept for the backward pass.
     Raises `UserError` if C is not divisible by `towers`.
     """
 
@@ -43,11 +45,7 @@ class LocalResponseNorm(nn.Module):
                 f"LocalResponseNorm got {x.shape[1]} channels, which do not divide into {self.towers} towers; "
                 f"use a multiple of {self.towers}."
             )
-        a = _at_least_float32(x)
-        squares = a.square().flatten(2).unflatten(1, (self.towers, -1))  # (N, towers, C/towers, pixels)
-        padded = F.pad(squares, (0, 0, self.size // 2, (self.size - 1) // 2))
-        mean = F.avg_pool2d(padded, (self.size, 1), stride=1)  # zeros at the edges count: it is always Σ / size
-        return (a / (self.k + self.alpha * mean.reshape(x.shape)).pow(self.beta)).to(x.dtype)
+        return local_response_norm(x, Constants(self.size, self.alpha, self.beta, self.k, self.towers))
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, towers={self.towers}"
@@ -69,7 +67,7 @@ class SpatialResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: Tensor) -> Tensor:
-        a = _at_least_float32(x)
+        a = at_least_float32(x)
         before, after = self.size // 2, (self.size - 1) // 2
         padded = F.pad(a.square(), (before, after, before, after))
         mean = F.avg_pool2d(padded, self.size, stride=1)
@@ -115,10 +113,6 @@ def drawn_dropout(model: nn.Module, n: int, rows: slice, seed_of: Callable[[str]
     finally:
         for _, module in drawn:
             module.mask = None
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def check_images(x: Tensor, where: str, channels: int, side: int) -> None:

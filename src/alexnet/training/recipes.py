@@ -47,6 +47,26 @@ def cifar10() -> Recipe:
     )  # fmt: skip
 
 
+def cifar10_fast() -> Recipe:
+    """CIFAR-10 to 78 % in the shortest time on two cores: `cifar10` at a quarter of the width, on all training images.
+
+    Validated on the test images, as speed runs are, and nothing is chosen by them: the last network counts.
+    @FAST
+    """
+    return dataclasses.replace(cifar10(), name="cifar10-fast", validate_on="test", width=0.25, epochs=13)
+
+
+def cifar10_best() -> Recipe:
+    """CIFAR-10 as well as five convolutions and three fully connected layers can: `cifar10` at its full width, on
+    pictures enlarged to 64×64, which doubles the resolution of every layer, for 100 epochs with CutMix.
+
+    @BEST
+    """
+    return dataclasses.replace(
+        cifar10(), name="cifar10-best", width=1.0, image_size=64, padding=4, epochs=100, cutmix=1.0, dropout=0.2
+    )
+
+
 def ablation() -> Recipe:
     """What `alexnet ablate` starts from: pictures of 32×32 in class folders, `cifar10` at a quarter of the width.
 
@@ -75,14 +95,15 @@ def cifar10_seed() -> Recipe:
 
 
 def fashion_mnist() -> Recipe:
-    """Fashion-MNIST in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule.
+    """Fashion-MNIST on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule.
 
-    Measured on two cores without bfloat16, one seed: test top-1 91.75 %, val 92.07 %, 7 min 4 s.
+    Measured on two cores without bfloat16, one seed: test top-1 92.85 % (ten views 93.07 %), val 93.07 %; 28 epochs of
+    54 to 61 s. With `--epochs 7` it takes 7 minutes (91.75 %, measured with dropout .2 and flips alone).
     """
     return Recipe(
         name="fashion-mnist", source="fashion-mnist", arch="cifar", norm="batch", image_size=32, width=0.5,
-        epochs=7, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
-        label_smoothing=0.1, dropout=0.2, flip=True,
+        epochs=28, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
+        label_smoothing=0.1, dropout=0.0, crop="pad", padding=2, flip=True,
         mean=FASHION_MEAN, std=FASHION_STD,
     )  # fmt: skip
 
@@ -181,8 +202,8 @@ def folder() -> Recipe:
 RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        digits, cifar10, ablation, cifar10_seed, fashion_mnist, fashion_mnist_d2l, imagenet_torchvision,
-        imagenet_2012, imagenet_paper, imagenet_caffe, folder,
+        digits, cifar10, cifar10_fast, cifar10_best, ablation, cifar10_seed, fashion_mnist, fashion_mnist_d2l,
+        imagenet_torchvision, imagenet_2012, imagenet_paper, imagenet_caffe, folder,
     )
 }  # fmt: skip
 

@@ -1,0 +1,189 @@
+"""Training pictures a second from JPEG files, one process and one thread: ours beside torchvision's and timm's.
+
+Everything that ends in a uint8 batch counts: opening the file, decoding, random crop, resizing, mirroring, collating.
+The files come from the page cache. Needs the 200 photographs, and `pip install timm simplejpeg`.
+
+    python benchmarks/decode.py  → results/decode.json, in a minute
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import common
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision.transforms import v2
+
+from alexnet import runtime
+from alexnet.data import images
+from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
+from alexnet.data.images import decode, decode_part
+from alexnet.data.loading import FromFiles
+from alexnet.data.preprocess import Preprocess
+from alexnet.data.samples import Files
+from alexnet.insight.timing import interleaved
+
+BATCH = 50
+PREPROCESS = Preprocess(224, 256)
+RESIZED, RANDOM = Augment(crop="resized", flip=True), Augment(crop="random", flip=True)
+TORCHVISION = {
+    "resized": v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]),
+    "2012": v2.Compose(
+        [v2.Resize(256), v2.CenterCrop(256), v2.RandomCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    ),
+}
+NORMALISED = v2.Compose(
+    [*TORCHVISION["resized"].transforms, v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,) * 3, (0.25,) * 3)]
+)
+TIMM = create_transform(224, is_training=True, color_jitter=None, interpolation="bilinear", use_prefetcher=True)
+
+
+def pil_pipeline(transform: Callable, paths: list[Path]) -> None:
+    for start in range(0, len(paths), BATCH):
+        torch.stack([torch.as_tensor(transform(Image.open(p).convert("RGB"))) for p in paths[start : start + BATCH]])
+
+
+def ours(cfg: Augment, paths: list[Path], turbo: bool = True) -> None:
+    files = Files(Path("/"), [str(p) for p in paths], torch.zeros(len(paths), dtype=torch.int64))
+    loader = FromFiles(files, PREPROCESS, cfg, batch_size=BATCH, shuffle=True)
+    with reader(turbo):
+        for batch in loader.batches(0):
+            augment(batch.images, batch.ids, 0, 0, loader.on_device, PREPROCESS.size)
+
+
+class reader:  # noqa: N801
+    """Within it, JPEG files are read by simplejpeg or, without `turbo`, by Pillow."""
+
+    def __init__(self, turbo: bool) -> None:
+        self.turbo, self.kept = turbo, images._simplejpeg
+
+    def __enter__(self) -> None:
+        if not self.turbo:
+            images._simplejpeg = lambda: None
+
+    def __exit__(self, *_: object) -> None:
+        images._simplejpeg = self.kept
+
+
+def exact(paths: list[Path]) -> None:
+    """As ours with all of it done by Pillow: the reference that the other pixels are held against."""
+    for start in range(0, len(paths), BATCH):
+        torch.stack([exact_picture(path, i)[0] for i, path in enumerate(paths[start : start + BATCH])])
+
+
+def box_of(i: int) -> Callable[[int, int], images.Box]:
+    uniform = runtime.draws(0, 0, [i], "crop", BOX_DRAWS)[0]
+    return partial(crop_box, uniform=uniform, scale=RESIZED.scale, ratio=RESIZED.ratio)
+
+
+def exact_picture(path: Path | bytes, i: int, size: int = 224) -> tuple[torch.Tensor, images.Box]:
+    image = decode(path)
+    box = box_of(i)(*image.size)
+    resized = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    return v2.functional.pil_to_tensor(resized), box
+
+
+# ── where the time goes ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def stages(paths: list[Path]) -> dict[str, Callable[[], object]]:
+    """The parts of `ours` one by one, on what the part before gave. Decoding at an eighth of the size has all of the
+    entropy decoding and next to nothing else; the inverse DCT and the colours are the rest."""
+    data = [path.read_bytes() for path in paths]
+    pixels = [simplejpeg.decode_jpeg(d) for d in data]
+    boxes = [box_of(i) for i in range(len(data))]
+    cuts = [part(p, box(p.shape[1], p.shape[0])) for p, box in zip(pixels, boxes, strict=True)]
+    pictures = [PREPROCESS.cut(cut) for cut in cuts]
+    batch = torch.stack([p.movedim(0, -1) for p in pictures]).movedim(-1, 1)
+
+    def eighth(d: bytes) -> None:
+        height, width, *_ = simplejpeg.decode_jpeg_header(d)
+        simplejpeg.decode_jpeg(d, min_height=-(-height // 8), min_width=-(-width // 8), min_factor=8)
+
+    return {
+        "read the file": lambda: [path.read_bytes() for path in paths],
+        "header, EXIF": lambda: [images._orientation(Image.open(io.BytesIO(d))) for d in data],
+        "draw the box": lambda: [box(500, 375) for box in boxes],
+        "decode at an eighth": lambda: [eighth(d) for d in data],
+        "decode": lambda: [simplejpeg.decode_jpeg(d) for d in data],
+        "decode by Pillow": lambda: [np.asarray(decode(d)) for d in data],
+        "crop and resize": lambda: [PREPROCESS.cut(cut) for cut in cuts],
+        "collate": lambda: torch.stack([p.movedim(0, -1) for p in pictures]).movedim(-1, 1),
+        "mirror": lambda: augment(batch, range(len(batch)), 0, 0, Augment(flip=True), 224),
+    }
+
+
+def part(pixels: np.ndarray, box: images.Box) -> np.ndarray:
+    left, top, right, bottom = box
+    return pixels[top:bottom, left:right]
+
+
+def differences(paths: list[Path], size: int) -> dict[str, float]:
+    """Of our pixels from Pillow's, in levels of 255, over all photographs."""
+    found = []
+    for i, path in enumerate(paths):
+        picture = replace(PREPROCESS, size=size, resize=size).cut(decode_part(path, size, box=box_of(i)))
+        found.append((picture.int() - exact_picture(path, i, size)[0].int()).abs().float())
+    return {"mean": float(np.mean([f.mean() for f in found])), "max": max(float(f.max()) for f in found)}
+
+
+def speed() -> None:
+    paths = sorted(common.data("imagenet-photos-200").rglob("*.JPEG"))
+    few = paths[:: len(paths) // BATCH][:BATCH]
+    with tempfile.TemporaryDirectory() as folder:
+        camera = [Path(folder) / f"{i}.jpg" for i in range(2)]
+        for path, small in zip(camera, paths, strict=False):
+            Image.open(small).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC).save(path, quality=90)
+        work = {
+            "resized": {
+                "torchvision": partial(pil_pipeline, TORCHVISION["resized"], few),
+                "torchvision, normalised": partial(pil_pipeline, NORMALISED, few),
+                "timm": partial(pil_pipeline, TIMM, few),
+                "Pillow alone": partial(exact, few),
+                "ours, without simplejpeg": partial(ours, RESIZED, few, turbo=False),
+                "ours": partial(ours, RESIZED, few),
+            },
+            "2012": {
+                "torchvision": partial(pil_pipeline, TORCHVISION["2012"], few),
+                "ours, without simplejpeg": partial(ours, RANDOM, few, turbo=False),
+                "ours": partial(ours, RANDOM, few),
+            },
+            "camera": {
+                "torchvision": partial(pil_pipeline, TORCHVISION["resized"], camera),
+                "ours, without simplejpeg": partial(ours, RESIZED, camera, turbo=False),
+                "ours": partial(ours, RESIZED, camera),
+            },
+            "stages": stages(few),
+        }
+        timings = interleaved({(g, n): call for g, calls in work.items() for n, call in calls.items()}, tries=9)
+    results: dict[str, dict] = {"images_per_second": {}, "milliseconds": {}}
+    for (group, name), timing in timings.items():
+        count = len(camera) if group == "camera" else len(few)
+        if group == "stages":
+            results["milliseconds"][name] = {k: 1e3 / count * getattr(timing, k) for k in ("median", "low", "high")}
+            continue
+        row = {"median": count / timing.median, "low": count / timing.high, "high": count / timing.low}
+        theirs = timings[group, "torchvision"].median
+        results["images_per_second"].setdefault(group, {})[name] = {**row, "over_torchvision": theirs / timing.median}
+    results["difference_in_levels"] = {f"at {size}": differences(paths, size) for size in (224, 64)}
+    for group, rows in results["images_per_second"].items():
+        for name, row in rows.items():
+            print(f"{group:8} {name:26} {row['median']:7.1f} images/s  {row['over_torchvision']:.2f}x", file=sys.stderr)
+    for name, row in results["milliseconds"].items():
+        print(f"{name:26} {row['median']:.3f} ms", file=sys.stderr)
+    common.save("decode", results, ("pillow", "simplejpeg", "torchvision", "timm"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    speed()

@@ -1,0 +1,59 @@
+"""Top-1 of a trained network on its validation pictures, cut at random as in training, by Pillow alone and by ours.
+
+Once as the files are, and once enlarged four times: then ours decodes most of them at half their size or less.
+
+    python benchmarks/decode_accuracy.py RUN  → results/decode-accuracy.json
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import common
+import torch
+from decode import box_of, exact_picture
+from PIL import Image
+
+from alexnet.data.images import decode, decode_part
+from alexnet.data.sources import load_source
+from alexnet.inference.formats import open_model
+from alexnet.training.recipe import read_recipe
+
+
+def enlarged(data: bytes, times: int) -> bytes:
+    """The JPEG file of a picture so many times as wide and high."""
+    image, file = decode(data), io.BytesIO()
+    image.resize((times * image.width, times * image.height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+@torch.inference_mode()
+def accuracy(run: str) -> None:
+    opened = open_model(run)
+    recipe = read_recipe(opened.run.path / "recipe.json")
+    files = load_source(recipe.source, recipe.data, seed=recipe.seed).splits["val"]
+    size, results = opened.preprocess.size, {}
+    for times in (1, 4):
+        right, differ, levels = {"Pillow": 0, "ours": 0}, 0, 0.0
+        for i, (path, target) in enumerate(zip(files.paths, files.targets.tolist(), strict=True)):
+            data = path.read_bytes() if times == 1 else enlarged(path.read_bytes(), times)
+            ours = opened.preprocess.cut(decode_part(data, size, box=box_of(i)))
+            pictures = torch.stack([exact_picture(data, i, size)[0], ours])
+            levels += float((pictures[0].int() - pictures[1].int()).abs().float().mean())
+            first, second = opened.model(opened.preprocess.normalise(pictures)).argmax(1).tolist()
+            right["Pillow"] += first == target
+            right["ours"] += second == target
+            differ += first != second
+        results[f"{times} times as large"] = {
+            **{name: hits / len(files) for name, hits in right.items()},
+            "n": len(files),
+            "labels that differ": differ / len(files),
+            "mean difference in levels": levels / len(files),
+        }
+    print(results, file=sys.stderr)
+    common.save("decode-accuracy", results, ("pillow", "simplejpeg"))
+
+
+if __name__ == "__main__":
+    accuracy(sys.argv[1])
