@@ -1,8 +1,8 @@
 """The command line: what each word does, and how errors become a sentence and an exit code.
 
 Here a command line is carried out: 0 done, 2 bad input, 1 a failure while running, 130 interrupted, 143 stopped by
-SIGTERM after a checkpoint. Each command is a typed function of `commands`, `checking` or `measuring`; `arguments`, which alone
-knows tyro, makes flags and help of its signature.
+SIGTERM after a checkpoint. Each command is a typed function of `commands`, `checking` or `measuring`; `arguments`,
+which alone knows tyro, makes flags and help of its signature.
 """
 
 from __future__ import annotations

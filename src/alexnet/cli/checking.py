@@ -78,7 +78,11 @@ def _show(found: Findings) -> None:
     _table(
         ("class", *(splits if len(splits) > 1 else ["pictures"]), ""),
         [
-            (_printable(name), *(f"{splits[s].get(name, 0):,}" for s in splits), _bar(count, rows[0][1]))
+            (
+                _printable(name if name == name.strip() else repr(name)),
+                *(f"{splits[s].get(name, 0):,}" for s in splits),
+                _bar(count, rows[0][1]),
+            )
             for name, count in shown
         ],
     )

@@ -1,13 +1,14 @@
 """A look at a data set before training: what is in it, what is wrong with it, and the command that trains on it.
 
-`check` reads class folders, archives of them, a table of labels, and the layouts of CIFAR-10 and Fashion-MNIST. It asks
-nothing of them that would keep it from listing everything at once; whether they can be learnt from is then judged by the
-same rules as in training (`folders.scan`), whose sentence becomes the verdict. Every picture is looked at once, by
-processes on all cores.
+`check` reads class folders, archives of them, a table of labels, and the layouts of CIFAR-10 and Fashion-MNIST. It
+asks nothing of them that would keep it from listing everything at once; whether they can be learnt from is then judged
+by the same rules as in training (`folders.scan`), whose sentence becomes the verdict. Every picture is looked at once,
+by processes on all cores.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import shlex
 import signal
@@ -105,7 +106,7 @@ class Findings:
 
     def across(self, of: Sequence[str]) -> list[tuple[int, int]]:
         """The pairs of duplicates that differ in `of`: `labels` or `splits`."""
-        chained = [pair for group in self.exact for pair in zip(group, group[1:], strict=False)]
+        chained = [pair for group in self.exact for pair in itertools.pairwise(group)]
         return [(a, b) for a, b in chained + self.near if of[a] != of[b]]
 
     @property
@@ -124,7 +125,7 @@ class Findings:
         if self.refusal:
             return f"This cannot be trained on yet: {self.refusal}"
         if self.bad or self.warnings:
-            return "This can be trained on; the warnings above say what would make it better."
+            return "This can be trained on; the warnings say what would make it better."
         return "This can be trained on as it is."
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def _gather(data: Path | None, labels: Path | None, progress: Progress | None) -
             found.names, found.labels, found.splits, found.bad = table.names, table.labels, table.splits, table.bad
             found.order = class_order(table.labels)
             if table.repeated:
-                found.warnings.append(f"{labels.name} repeats {table.repeated} rows; they are passed over.")
+                found.warnings.append(f"Repeated in {labels.name} and passed over: {_count(table.repeated, 'row')}.")
             folders.listed(root, labels)
         else:
             _walk(found)
@@ -237,7 +238,7 @@ def _walk(found: Findings) -> None:
         found.splits = ["all"] * len(tree.stray)
     elif tree.stray:
         found.warnings.append(
-            f"{len(tree.stray)} pictures lie outside the class folders and are passed over, such as {tree.stray[0]}."
+            f"Outside the class folders and passed over: {_count(len(tree.stray), 'picture')}, such as {tree.stray[0]}."
         )
     found.order = sorted({label for by_class in tree.classes.values() for label in by_class})
     if tree.others:
@@ -314,33 +315,39 @@ def _judge(found: Findings) -> None:
     if leaks := found.across(found.splits):
         a, b = leaks[0]
         first.append(
-            f"{len(leaks)} pairs of duplicates lie in two splits, such as {found.names[a]} and {found.names[b]}: what "
-            "is learnt is then tested on, and the result too good."
+            f"Duplicates across splits: {_count(len(leaks), 'pair')}, such as {found.names[a]} and {found.names[b]}; "
+            "what was learnt is then tested, and the result too good."
         )
     if torn := found.across(found.labels):
         a, b = torn[0]
         first.append(
-            f"{len(torn)} pairs of duplicates have two labels, such as {found.names[a]} and {found.names[b]}: one of "
-            "the labels is wrong."
+            f"Duplicates with two labels: {_count(len(torn), 'pair')}, such as {found.names[a]} and {found.names[b]}; "
+            "one of the labels must be wrong."
         )
     copies = sum(len(group) - 1 for group in found.exact)
     if copies or found.near:
         first.append(
-            f"{copies} pictures are copies of another to the byte, and {len(found.near)} pairs look the same; those "
-            "that end on both sides of a split spoil the measure."
+            f"Duplicates in all: {_count(copies, 'copy', 'copies')} to the byte and {_count(len(found.near), 'pair')} "
+            "that look the same; each copy counts twice in what is learnt."
         )
     first += [_alike(spellings) for spellings in alike_labels(found.classes)]
     first += _sizes_of_classes(found)
     if found.odd:
         kinds = Counter(kind for i in found.odd for kind in found.seen[i].oddities)
         shown = "; ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in kinds.most_common(6))
-        first.append(f"{len(found.odd)} pictures can be read but are unusual: {shown}.")
+        first.append(f"Readable but unusual: {_count(len(found.odd), 'picture')}; {shown}.")
     found.warnings[:0] = first
     if turned := sum(looked.turned for looked in found.seen):
-        found.notes.append(f"{turned} pictures are stored turned or mirrored and are put upright, as EXIF says.")
+        found.notes.append(f"Stored turned or mirrored, and put upright as EXIF says: {_count(turned, 'picture')}.")
     names = list(found.classes)
     if all(name.isascii() and name.isdigit() for name in names) and names != sorted(names, key=int):
-        found.notes.append(f"The classes are called by numbers and are put in the order of texts: {', '.join(names[:4])}.")
+        found.notes.append(
+            f"The classes are called by numbers and are put in the order of texts: {', '.join(names[:4])}."
+        )
+
+
+def _count(n: int, one: str, many: str = "") -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
 def alike_labels(classes: dict[str, int]) -> list[list[str]]:
@@ -352,7 +359,7 @@ def alike_labels(classes: dict[str, int]) -> list[list[str]]:
 
 
 def _alike(spellings: list[str]) -> str:
-    shown = " and ".join(f"'{label}'" for label in spellings)
+    shown = " and ".join(map(repr, spellings))
     return f"The labels {shown} differ only by case or space; if they mean the same, give them one name."
 
 
@@ -367,8 +374,8 @@ def _sizes_of_classes(found: Findings) -> list[str]:
     small = [label for label, n in reversed(ordered) if n < FEW]
     if small:
         said.append(
-            f"{len(small)} of {len(counts)} classes have fewer than {FEW} pictures to learn from, such as "
-            f"'{small[0]}' with {counts[small[0]]}; add more, or leave them out."
+            f"Classes with fewer than {FEW} pictures to learn from: {len(small)} of {len(counts)}, such as "
+            f"'{small[0]}' with {counts[small[0]]}; add pictures, or leave these classes out."
         )
     (most, largest), (least, smallest) = ordered[0], ordered[-1]
     if largest > UNEVEN * smallest:
@@ -377,4 +384,3 @@ def _sizes_of_classes(found: Findings) -> list[str]:
             f"said '{most}' would be right in {largest / sum(counts.values()):.0%} of the cases."
         )
     return said
-

@@ -1,7 +1,7 @@
 """A cleaned copy of a data set that was checked: class folders of links, beside which the original stays as it is.
 
 What is left out is counted and said. Of copies one stays: in test rather than in val, in val rather than in train, so
-that nothing is tested that was learnt. Copies with two labels all stay, for nobody knows which label is right.
+that nothing is tested that was learnt. Of copies with two labels none stays, for nobody knows which label is right.
 """
 
 from __future__ import annotations
@@ -27,21 +27,25 @@ def check_target(out: Path, data: Path | None) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--fix {out} is not empty; choose a folder that is empty or does not exist yet.")
     if data is not None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
-        raise UserError(f"--fix {out} lies in the data itself, which stays as it is; choose a folder outside of {data}.")
+        raise UserError(
+            f"--fix {out} lies in the data itself, which stays as it is; choose a folder outside of {data}."
+        )
 
 
 def write_cleaned(found: Findings, out: Path) -> list[str]:
     """Write the copy to `out`, whole or not at all, and return what was done, in sentences.
 
     Files are hard links where the file system allows, else symbolic links (of an archive's: copies), and PNG where the
-    data set has no files. Raises `UserError` as `check_target`, where nothing would be left, and where the disk refuses.
+    data set has no files. Raises `UserError` as `check_target`, where nothing would be left, and if the disk refuses.
     """
     check_target(out, found.data)
-    kept, said = _chosen(found)
+    alike = alike_labels(found.classes)
+    merged = {label: group[0] for group in alike for label in group}
+    labels = [merged.get(label, label) for label in found.labels]
+    kept, said = _chosen(found, labels)
+    said += [f"Merged the labels {', '.join(map(repr, sorted(g)))} into {_folder_name(g[0])!r}." for g in alike]
     if not kept:
         raise UserError(f"Nothing of {found.data} would be left in the cleaned copy; there is nothing to train on.")
-    merged = {label: group[0] for group in alike_labels(found.classes) for label in group}
-    said += [f"Merged the labels {', '.join(map(repr, sorted(g)))} into {g[0]!r}." for g in alike_labels(found.classes)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -49,11 +53,15 @@ def write_cleaned(found: Findings, out: Path) -> list[str]:
         raise UserError(f"--fix {out} cannot be written ({error.strerror}); choose another folder.") from error
     try:
         ways: Counter[str] = Counter()
+        taken: Counter[Path] = Counter()
         for i in kept:
-            label = merged.get(found.labels[i], found.labels[i])
-            folder = beside / ("" if found.splits[i] == "all" else found.splits[i]) / _folder_name(label)
+            folder = beside / ("" if found.splits[i] == "all" else found.splits[i]) / _folder_name(labels[i])
             folder.mkdir(parents=True, exist_ok=True)
-            ways[_place(found, i, folder)] += 1
+            path = folder / PurePosixPath(found.names[i]).name
+            taken[path] += 1
+            if taken[path] > 1:  # pictures of several folders come together
+                path = path.with_name(f"{path.stem}~{taken[path]}{path.suffix}")
+            ways[_place(found, i, path)] += 1
         beside.chmod(0o755)
         if out.exists():
             out.rmdir()
@@ -66,8 +74,8 @@ def write_cleaned(found: Findings, out: Path) -> list[str]:
     return [*said, f"Wrote {len(kept)} of {len(found.names)} pictures to {out}, {counts}; {found.data} is unchanged."]
 
 
-def _chosen(found: Findings) -> tuple[list[int], list[str]]:
-    """The pictures that stay, and why others do not."""
+def _chosen(found: Findings, labels: list[str]) -> tuple[list[int], list[str]]:
+    """The pictures that stay, and why others do not; `labels` are those that they will have."""
     out: dict[int, str] = {}
     for i, looked in enumerate(found.seen):
         if looked.reason is not None:
@@ -75,27 +83,27 @@ def _chosen(found: Findings) -> tuple[list[int], list[str]]:
         elif not found.labels[i]:
             out[i] = "lie in no class"
     for group in found.exact:
-        if len({found.labels[i] for i in group}) == 1:
-            first = min(group, key=lambda i: _KEPT_FIRST[found.splits[i]])
+        first = min(group, key=lambda i: _KEPT_FIRST[found.splits[i]])
+        if len({labels[i] for i in group}) == 1:
             out |= {i: "are copies of another" for i in group if i != first}
+        else:
+            out |= dict.fromkeys(group, "are copies under two labels")
     for pair in found.near:
         a, b = sorted(pair, key=lambda i: _KEPT_FIRST[found.splits[i]])
-        alike = found.labels[a] == found.labels[b] and found.splits[a] != found.splits[b]
-        if alike and a not in out and b not in out:
+        leak = labels[a] == labels[b] and found.splits[a] != found.splits[b]
+        if leak and a not in out and b not in out:
             out[b] = "look like one that is in another split"
     said = [f"Left out {count} pictures that {why}." for why, count in Counter(out.values()).items()]
     return [i for i in range(len(found.names)) if i not in out], said
 
 
-def _place(found: Findings, i: int, folder: Path) -> str:
-    """Put picture `i` into `folder`; how, in a word or two."""
+def _place(found: Findings, i: int, path: Path) -> str:
+    """Put picture `i` at `path`; how, in a word or two."""
     if found.pixels is not None:
         pixels = found.pixels[i].permute(1, 2, 0).numpy()
-        path = folder / f"{PurePosixPath(found.names[i]).name}.png"
-        Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(path)
+        Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(f"{path}.png")
         return "PNG files"
     source = (found.root / found.names[i]).resolve()
-    path = _free(folder / PurePosixPath(found.names[i]).name)
     ways: list[tuple[str, Callable[[Path, Path], object]]] = [("hard links", os.link), ("symbolic links", os.symlink)]
     if found.root != found.data and found.labels_file is None:
         del ways[1]  # the cache, where archives are unpacked, may be emptied
@@ -109,17 +117,9 @@ def _place(found: Findings, i: int, folder: Path) -> str:
     return "copies"
 
 
-def _free(path: Path) -> Path:
-    """`path`, or with a number if there is such a file: pictures of several folders may come together."""
-    number, free = 2, path
-    while os.path.lexists(free):
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        number += 1
-    return free
-
-
 def _folder_name(label: str) -> str:
-    """A label as the name of a folder that is read as this class again; what could not be is written as %2F."""
-    name = quote(label.strip(), safe=" !#$&'()+,;=@[]{}~^`…") if not label.strip().isprintable() else label.strip()
-    name = name.replace("/", "%2F").replace("\\", "%5C")
-    return f"%{ord(name[0]):02X}{name[1:]}" if name[:1] in (".", "@") or name == "__MACOSX" else name or "%20"
+    """A label as the name of a folder that is read as a class again: what would lead elsewhere, or be passed over or
+    unreadable, is written as %2F."""
+    label = label.strip()
+    name = quote(label, safe=" ") if not label.isprintable() else label.replace("/", "%2F").replace("\\", "%5C")
+    return f"%{ord(name[0]):02X}{name[1:]}" if name.startswith((".", "@", "__MACOSX")) else name or "%20"

@@ -1,10 +1,11 @@
 """Which pictures are the same: to the byte, or to the eye.
 
 To the eye in two steps. Perceptual hashes that differ in few of their 64 bits name the candidates; the edges in their
-portraits, small grey pictures, must then agree as well, for a hash alone takes any two shirts for one. Candidates are found
-without comparing all with all: two hashes that differ in at most RADIUS bits agree wholly in one of RADIUS + 1 blocks
-(M. Norouzi, A. Punjani, D. J. Fleet: Fast search in Hamming space with multi-index hashing, CVPR 2012), so that only
-those which share a block are compared.
+portraits, small grey pictures, must then agree as well, for a hash alone takes any two shirts for one.
+
+Candidates are found without comparing all with all: two hashes that differ in at most RADIUS bits agree wholly in one
+of RADIUS + 1 blocks (M. Norouzi, A. Punjani, D. J. Fleet: Fast search in Hamming space with multi-index hashing, CVPR
+2012), so that only those which share a block are compared.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def exact_groups(digests: Sequence[bytes]) -> list[list[int]]:
 def near_pairs(hashes: np.ndarray, portraits: np.ndarray) -> np.ndarray:
     """Pairs of indices, int64 m×2, of pictures that look the same.
 
-    `hashes` are uint64 (n,), `portraits` uint8 n×pixels of squares. Of a crowd that all look alike only as many pairs are given as
-    tie it together, each of which was compared: at most n − 1 in all.
+    `hashes` are uint64 (n,), `portraits` uint8 n×pixels of squares. Of a crowd that all look alike only as many pairs
+    are given as tie it together, each of which was compared: at most n − 1 in all.
     """
     found = [np.empty((0, 2), dtype=np.int64)]
     distances = [np.empty(0, dtype=np.int64)]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from alexnet import runtime
-from alexnet.data.archives import as_folder, is_archive
+from alexnet.data.archives import ENDINGS, as_folder, is_archive
 from alexnet.data.images import IMAGE_SUFFIXES, check_image
 from alexnet.data.labels import SPLIT_NAMES, Listed, class_order, read_labels
 from alexnet.data.samples import Files
@@ -75,7 +75,8 @@ def existing_folder(data: Path) -> Path:
     if not data.exists():
         raise UserError(f"There is no folder {data}; check the path given as data.")
     if not data.is_dir():
-        raise UserError(f"{data} is a file, not a folder; unpack it if it is an archive, and give the folder.")
+        kinds = ", ".join(ENDINGS[:3])
+        raise UserError(f"{data} is a file, not a folder or an archive ({kinds}, ...); check the path given as data.")
     return data
 
 
@@ -155,7 +156,8 @@ def listed(root: Path, labels: Path, training: bool = True) -> Tree:
     table = read_labels(labels)
     if table.bad:
         shown = _shown([f"{name} ({reason})" for name, reason in table.bad])
-        raise UserError(f"{len(table.bad)} rows of {labels} cannot be used: {shown}; mend or remove them.")
+        rows = len(table.names) + table.repeated + len(table.bad)
+        raise UserError(f"{len(table.bad)} of {rows} rows of {labels} cannot be used: {shown}; mend or remove them.")
     notes = [f"Passed over {table.repeated} repeated rows of {labels}."] if table.repeated else []
     splits = table.splits if "all" not in table.splits or not training else ["train"] * len(table.names)
     if training:

@@ -45,9 +45,7 @@ def hog_svm(recipe: Recipe) -> float:
 
 
 @functools.lru_cache(maxsize=1)  # seeds divide the same pictures differently
-def _features(
-    name: str, data: Path | None, labels: Path | None, skip_bad: bool, size: int
-) -> dict[str, np.ndarray]:
+def _features(name: str, data: Path | None, labels: Path | None, skip_bad: bool, size: int) -> dict[str, np.ndarray]:
     """The features of every picture of a data set, by the picture's name."""
     source = load_source(name, data, labels=labels, skip_bad=skip_bad, hold_out=False)
     channels = source.channels
