@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ TRAINING = [
     (nothing, ["folder"], "The data set 'folder' needs the folder that holds it; give --data DIR."),
     (nothing, ["--data", "x"], "The data set 'digits' is embedded and reads no data; leave out x, or use 'folder'."),
     (a_file, ["folder", "--data", "data"],
-     "data is a file, not a folder; unpack it if it is an archive, and give the folder."),
+     "data is a file, not a folder or an archive (.zip, .tar, .tar.gz, ...); check the path given as data."),
     (empty_class, ["data"], "The class folder data/c holds no images; add some or remove the folder."),
     (one_class, ["data"], "data holds one class only, 'a'; a classifier needs two or more."),
     (no_images, ["data"], "data holds no images; put those of each class into its folder."),
@@ -205,6 +206,74 @@ def test_training(tmp_path, monkeypatch, capsys, given, arguments, sentence):
 
 
 TOWERS = ["--arch", "cifar-towers", "--parallel", "towers"]
+
+
+def table(text, name="labels.csv"):
+    def given(here):
+        make_folder(here / "data", ("a", "b"), 3)
+        (here / name).write_text(text)
+
+    return given
+
+
+def broken_zip(here):
+    (here / "pets.zip").write_bytes(b"PK\x03\x04 and no more")
+
+
+def climbing_zip(here):
+    with zipfile.ZipFile(here / "pets.zip", "w") as file:
+        file.writestr("../../cat.jpg", "x")
+
+
+DATA = [
+    # given, the command, the sentence
+    (nothing, ["check"], "Name the data: 'alexnet check DIR', an archive, or --labels FILE."),
+    (nothing, ["check", "data"], "There is no folder data; check the path given as data."),
+    (a_file, ["check", "data"],
+     "data is a file, not a folder or an archive (.zip, .tar, .tar.gz, ...); check the path given as data."),
+    (no_images, ["check", "data"], "data holds no images; put those of each class into its folder."),
+    (broken_zip, ["check", "pets.zip"], "The archive pets.zip is damaged or of an unknown kind ("),
+    (climbing_zip, ["check", "pets.zip"], "The archive pets.zip is unsafe: it wants to write to ../../cat.jpg; do not"),
+    (climbing_zip, ["train", "pets.zip", "--out", "out"], "The archive pets.zip is unsafe: it wants to write to"),
+    (good_folder, ["check", "data", "--fix", "data/clean"], "--fix data/clean lies in the data itself, which stays as"),
+    (good_folder, ["check", "data", "--fix", "data/a"], "--fix data/a is not empty; choose a folder that is empty or"),
+    (good_folder, ["check", "data", "--html", "no/page.html"], "There is no folder no to write page.html into; make"),
+    (nothing, ["check", "--labels", "labels.csv"], "There is no file of labels labels.csv; check the path given as"),
+    (table("image,kind\na/0.jpg,a\n"), ["check", "data", "--labels", "labels.csv"],
+     "labels.csv needs the columns path and label (and may have split), but has image, kind; name them so."),
+    (table("path,label\n"), ["check", "data", "--labels", "labels.csv"], "labels.csv lists no pictures; it needs a"),
+    (table("path,label\na/0.jpg,a,b\n"), ["check", "data", "--labels", "labels.csv"],
+     "Row 1 of labels.csv has 3 fields and the first line 2; put names with commas into quotes."),
+    (table("no", "labels.parquet"), ["check", "data", "--labels", "labels.parquet"],
+     "The labels in labels.parquet cannot be read ("),
+    (table("path,label\na/0.jpg,a\na/0.jpg,b\n"), ["train", "folder", "--labels", "labels.csv", "--out", "out"],
+     "1 of 2 rows of labels.csv cannot be used: a/0.jpg (labels.csv lists it twice, as 'a' and 'b'); mend or remove them."),
+    (table("path,label\na/0.jpg,a\na/1.jpg,a\n"),
+     ["train", "folder", "--data", "data", "--labels", "labels.csv", "--out", "out"],
+     "labels.csv has one class only, 'a'; a classifier needs two or more."),
+    (table("path,label\na/0.jpg,a\na/9.jpg,b\nb/0.jpg,b\n"),
+     ["train", "folder", "--data", "data", "--labels", "labels.csv", "--out", "out"],
+     "1 of 3 images in data cannot be read: a/9.jpg (there is no such file); replace or remove them, or go on"),
+    (table("path,label,set\na/0.jpg,a,val\nb/0.jpg,b,val\n"),
+     ["train", "folder", "--data", "data", "--labels", "labels.csv", "--out", "out"],
+     "labels.csv has no rows of the split train to learn from; its splits are val."),
+    (table("path,label,split\na/0.jpg,a,tarin\nb/0.jpg,b,train\n"),
+     ["train", "folder", "--data", "data", "--labels", "labels.csv", "--out", "out"],
+     "1 of 2 rows of labels.csv cannot be used: a/0.jpg (labels.csv gives it the split 'tarin'); mend or remove them."),
+    (table("path,label\n"), ["train", "digits", "--labels", "labels.csv", "--out", "out"],
+     "The data set 'digits' brings its own labels; leave --labels out, or use 'folder'."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "arguments", "sentence"), DATA, ids=lambda v: str(getattr(v, "__name__", v))[:60])
+def test_data(tmp_path, monkeypatch, capsys, given, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    given(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert run(arguments) == 2
+    assert told(capsys).startswith(sentence)
+    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
 
 PROCESSES = [
     # processes that torchrun started, arguments after `train`, the sentence

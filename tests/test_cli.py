@@ -59,9 +59,9 @@ def test_the_flags_of_train(capsys):
     assert positive == [
         "--accumulate", "--activation", "--arch", "--batch-size", "--channels-last", "--clip-norm", "--compile",
         "--crop-chunk", "--cutmix", "--data", "--device", "--epochs", "--image-size", "--init", "--json",
-        "--label-smoothing", "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes", "--out",
-        "--parallel", "--precision", "--resume", "--schedule", "--seed", "--skip-bad", "--warmup", "--weight-decay",
-        "--width", "--workers",
+        "--label-smoothing", "--labels", "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes",
+        "--out", "--parallel", "--precision", "--resume", "--schedule", "--seed", "--skip-bad", "--warmup",
+        "--weight-decay", "--width", "--workers",
     ]  # fmt: skip
     assert len(positive) < 40
 

@@ -1,11 +1,15 @@
 """Splits are by class, by seed, and come back from paper as they were."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from alexnet.data.sources import load_source
 from alexnet.data.split import read_split, stratified, write_split
 from alexnet.errors import UserError
+from helpers import make_folder
 
 TARGETS = torch.tensor([0] * 100 + [1] * 40 + [2] * 7 + [3] * 2 + [4])
 
@@ -34,6 +38,30 @@ def test_held_out_samples_are_spread_over_the_class():
 def test_fraction_is_a_fraction(fraction):
     with pytest.raises(UserError, match="between 0 and 1"):
         stratified(TARGETS, fraction, 0)
+
+
+def test_copies_stay_on_one_side(tmp_path):
+    root = make_folder(tmp_path / "data", ("a", "b"), 20)
+    for i in range(10):
+        shutil.copy(root / "a" / f"{i}.jpg", root / "a" / f"copy{i}.jpg")
+    for seed in range(5):
+        source = load_source("folder", root, seed=seed)
+        held = {(root / name).read_bytes() for name in source.splits["val"].names}
+        learnt = [(root / name).read_bytes() for name in source.splits["train"].names]
+        assert held.isdisjoint(learnt)
+        assert {split: len(part) for split, part in source.splits.items()}.keys() == {"train", "val"}
+        assert len(source.split_rows) == 50
+        counts = np.bincount(source.splits["val"].targets, minlength=2)
+        assert 4 <= counts[0] <= 8  # four of the twenty different ones, some of them twice
+        assert counts[1] == 4
+
+
+def test_copies_of_one_picture_can_still_be_divided(tmp_path):
+    root = make_folder(tmp_path / "data", ("a", "b"), 1)
+    for name in ("a", "b"):
+        for i in range(9):
+            shutil.copy(root / name / "0.jpg", root / name / f"copy{i}.jpg")
+    assert len(load_source("folder", root).splits["val"]) == 4
 
 
 def test_survives_paper(tmp_path):

@@ -84,6 +84,7 @@ def evaluate(
     /,
     *,
     data: Path | None = None,
+    labels: Path | None = None,
     split: Literal["auto", "train", "val", "test"] = "auto",
     checkpoint: Literal["best", "last"] = "best",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
@@ -99,7 +100,8 @@ def evaluate(
     Args:
         run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
         more: Further runs that know the same classes: an ensemble, whose probabilities are averaged.
-        data: Other pictures than the run's own: a folder of class folders.
+        data: Other pictures than the run's own: a folder of class folders, or an archive of it.
+        labels: A CSV or Parquet file with the columns path and label, in place of class folders.
         split: Which part of the data; auto is test where there is one, else val.
         checkpoint: Which checkpoint of the run.
         device: Where to compute.
@@ -116,7 +118,7 @@ def evaluate(
     from alexnet.inference.evaluate import evaluate as run_evaluation
 
     found = run_evaluation(
-        (run, *more), data=data, split=split, checkpoint=checkpoint, device=device,
+        (run, *more), data=data, labels=labels, split=split, checkpoint=checkpoint, device=device,
         views=_views(ten_crop, crops), scales=scales, engine=engine, calibrate=calibrate, say=_say,
     )  # fmt: skip
     if json:

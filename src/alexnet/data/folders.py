@@ -5,8 +5,10 @@ Any of these layouts is read, with any names for the classes and pictures at any
     DIR/<class>/*                                 no split
     DIR/train/<class>/*   DIR/val/<class>/*       also training; valid, validation; test, testing; in any case
 
-Hidden files and files that are no pictures by their ending are passed over. A class's number is its place in the
-alphabet among the folders of train/; the other splits are matched to it by name, never by position.
+Hidden files and files that are no pictures by their ending are passed over, and so are links to folders below a class,
+which may lead in circles. A class's number is its place in the alphabet among the folders of train/; the other splits
+are matched to it by name, never by position. An archive is read like the folder that it holds (`archives.py`), and a
+table of labels may say the classes instead (`labels.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +24,9 @@ import numpy as np
 import torch
 
 from alexnet import runtime
+from alexnet.data.archives import ENDINGS, as_folder, is_archive
 from alexnet.data.images import IMAGE_SUFFIXES, check_image
+from alexnet.data.labels import SPLIT_NAMES, Listed, class_order, read_labels
 from alexnet.data.samples import Files
 from alexnet.errors import UserError
 
@@ -32,15 +36,6 @@ Progress = Callable[[int, int, str], None]
 FULL_CHECK = 50_000
 """Up to so many files are decoded to find the bad ones; of more, only headers and end markers are read."""
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 _CHUNK = 64  # files a thread takes at a time: enough to make its bookkeeping cheap, few enough to show progress
 
 Item = TypeVar("Item")
@@ -56,36 +51,88 @@ class Tree:
     notes: list[str]
 
 
+@dataclass
+class Found:
+    """What lies below a folder, before anything is asked of it."""
+
+    root: Path
+    folders: dict[str, Path] = field(default_factory=dict)
+    """The folder of each split; that of `all` is the root, where there are no splits."""
+    classes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """For each split, class names in alphabetical order, each with the sorted paths of its pictures below `root`."""
+    others: list[str] = field(default_factory=list)
+    """Folders beside those of the splits, which are passed over."""
+    stray: list[str] = field(default_factory=list)
+    """Pictures that lie beside the class folders or the splits, and so in no class."""
+    closed: list[tuple[str, str]] = field(default_factory=list)
+    """Folders that cannot be opened, and what the system says."""
+    links: list[str] = field(default_factory=list)
+    """Links to folders that are not followed: those below a class, and those that lead back to where they are."""
+
+
 def existing_folder(data: Path) -> Path:
     """`data`, if it is a folder. Raises `UserError` otherwise."""
     if not data.exists():
         raise UserError(f"There is no folder {data}; check the path given as data.")
     if not data.is_dir():
-        raise UserError(f"{data} is a file, not a folder; unpack it if it is an archive, and give the folder.")
+        kinds = ", ".join(ENDINGS[:3])
+        raise UserError(f"{data} is a file, not a folder or an archive ({kinds}, ...); check the path given as data.")
     return data
+
+
+def data_folder(data: Path | None, labels: Path | None, progress: Progress | None = None) -> Path:
+    """The folder that holds the pictures: `data`, unpacked where it is an archive, or else where `labels` lies.
+    Raises `UserError`."""
+    if data is None:
+        assert labels is not None
+        return labels.parent
+    return existing_folder(as_folder(data, progress) if is_archive(data) else data)
+
+
+def labels_file(labels: Path, root: Path) -> Path:
+    """The table of labels: where its path says, or below the data folder, as when both came in one archive."""
+    return labels if labels.is_file() or not (root / labels).is_file() else root / labels
+
+
+def find(root: Path) -> Found:
+    """What lies below `root`, whether or not it can be learnt from; no picture is opened.
+
+    Raises `UserError` for a folder that is missing, and for one with two folders for the same split.
+    """
+    found = Found(existing_folder(root))
+    inside = _listing(root, found)
+    folders = [Path(entry.path) for entry in inside if _is_folder(entry, (root,), found)]
+    found.folders, others = _split_folders(root, folders)
+    if found.folders:
+        found.others = [folder.name for folder in others]
+        found.stray = [entry.name for entry in inside if _is_picture(entry.name) and entry.is_file()]
+    else:
+        found.folders = {"all": root}
+    for split, folder in found.folders.items():
+        found.classes[split] = _classes(folder, found)
+    return found
 
 
 def scan(root: Path, training: bool = True) -> Tree:
     """The pictures below `root`, without opening them; a folder without splits is all `train`, or `all` where they
     are not for `training`. Then train/ may be missing, one class is enough, and classes may be in any split.
 
-    Raises `UserError` for a folder that is missing, holds no pictures or no class folders, an empty class
-    folder, fewer than two classes, two classes that differ only in case, a class that train/ lacks.
+    Raises `UserError` for a folder that is missing or cannot be opened, holds no pictures or no class folders, an empty
+    class folder, fewer than two classes, two classes that differ only in case, a class that train/ lacks.
     """
-    folders = _subfolders(existing_folder(root))
-    split_folders, others = _split_folders(root, folders)
-    notes: list[str] = []
-    if not split_folders:
-        split_folders = {"train": root}
-        if not training:
-            split_folders = {"all": root}
-    elif others:
-        notes.append(f"Passed over in {root}: {', '.join(folder.name for folder in others)}.")
+    found = find(root)
+    if found.closed:
+        name, reason = found.closed[0]
+        raise UserError(f"The folder {root / name} cannot be opened ({reason}); change its permissions or remove it.")
+    notes = [f"Passed over in {root}: {', '.join(found.others)}."] if found.others else []
+    if found.links:
+        notes.append(f"Passed over {_shown(found.links)} in {root}: links to folders, which may lead in circles.")
+    split_folders, by_split = found.folders, found.classes
+    if training and "all" in by_split:
+        split_folders, by_split = {"train": root}, {"train": by_split["all"]}
     if training and "train" not in split_folders:
-        found = next(iter(split_folders.values()))
-        raise UserError(f"{root} has {found.name}/ but no train/ to learn from; name the training folder train.")
-
-    by_split = {split: _classes(folder) for split, folder in split_folders.items()}
+        other = next(iter(split_folders.values()))
+        raise UserError(f"{root} has {other.name}/ but no train/ to learn from; name the training folder train.")
     if training:
         _check_classes(root, split_folders, by_split)
     classes = tuple(by_split["train"] if training else sorted(set().union(*by_split.values())))
@@ -96,9 +143,37 @@ def scan(root: Path, training: bool = True) -> Tree:
         targets = [number[name] for name, paths in by_class.items() for _ in paths]
         if not names:
             raise UserError(f"{split_folders[split]} holds no pictures; add some or remove the folder.")
-        prefix = "" if split_folders[split] == root else split_folders[split].name + "/"
-        splits[split] = Files(root, [prefix + name for name in names], torch.tensor(targets, dtype=torch.int64))
+        splits[split] = Files(root, names, torch.tensor(targets, dtype=torch.int64))
     return Tree(classes, splits, notes)
+
+
+def listed(root: Path, labels: Path, training: bool = True) -> Tree:
+    """The pictures below `root` that the table `labels` lists, as `scan` gives those of class folders.
+
+    Raises `UserError` for a table that `read_labels` refuses or that contradicts itself, fewer than two classes, and
+    a class or split that training lacks; for pictures that are not there, `drop_bad` does.
+    """
+    table = read_labels(labels)
+    if table.bad:
+        shown = _shown([f"{name} ({reason})" for name, reason in table.bad])
+        rows = len(table.names) + table.repeated + len(table.bad)
+        raise UserError(f"{len(table.bad)} of {rows} rows of {labels} cannot be used: {shown}; mend or remove them.")
+    notes = [f"Passed over {table.repeated} repeated rows of {labels}."] if table.repeated else []
+    splits = table.splits if "all" not in table.splits or not training else ["train"] * len(table.names)
+    if training:
+        _check_listed(labels, table, splits)
+    learnt = [label for label, split in zip(table.labels, splits, strict=True) if split == "train" or not training]
+    classes = class_order(learnt)
+    number = {name: i for i, name in enumerate(classes)}
+    parts: dict[str, tuple[list[str], list[int]]] = {split: ([], []) for split in dict.fromkeys(splits)}
+    for name, label, split in zip(table.names, table.labels, splits, strict=True):
+        parts[split][0].append(name)
+        parts[split][1].append(number[label])
+    return Tree(
+        classes,
+        {split: Files(root, names, torch.tensor(targets)) for split, (names, targets) in parts.items()},
+        notes,
+    )
 
 
 def drop_bad(tree: Tree, *, skip_bad: bool, progress: Progress | None = None) -> tuple[Tree, list[tuple[str, str]]]:
@@ -169,13 +244,38 @@ def _is_picture(name: str) -> bool:
     return not _hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
+def _shown(names: Sequence[str]) -> str:
+    """The first ten, and that there are more."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _has_pictures(folder: Path) -> bool:
+def _listing(folder: Path, found: Found) -> list[os.DirEntry[str]]:
+    """What lies in `folder`, by name; a folder that cannot be opened is noted and counts as empty."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not _hidden(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        name = folder.relative_to(found.root).as_posix() if folder != found.root else "."
+        found.closed.append((name, error.strerror or str(error)))
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str], above: tuple[Path, ...], found: Found) -> bool:
+    """Whether `entry` is a folder, or a link to one that it does not lie in itself: such a circle is noted."""
+    try:
+        if not entry.is_dir():
+            return False
+        if entry.is_symlink() and any(os.path.samefile(entry.path, folder) for folder in above):
+            found.links.append(Path(entry.path).relative_to(found.root).as_posix())
+            return False
+        return True
+    except OSError:  # a link to itself, or to nothing
+        return False
+
+
+def _has_pictures(folder: Path, found: Found) -> bool:
     """Whether pictures lie in `folder` itself, as they do in a class folder and not in train/."""
-    return any(_is_picture(path.name) for path in folder.iterdir())
+    return any(_is_picture(entry.name) for entry in _listing(folder, found))
 
 
 def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
@@ -184,35 +284,62 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
     A class may be called train or valid. So a folder of such a name that holds pictures itself is a class,
     unless all its neighbours have such names too.
     """
-    named = [folder for folder in folders if folder.name.lower() in _SPLIT_NAMES]
+    named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if len(named) < len(folders):
-        named = [folder for folder in named if not _has_pictures(folder)]
+        named = [folder for folder in named if not _has_pictures(folder, Found(root))]
     splits: dict[str, Path] = {}
     for folder in named:
-        split = _SPLIT_NAMES[folder.name.lower()]
+        split = SPLIT_NAMES[folder.name.lower()]
         if split in splits:
             raise UserError(f"{root} has both {splits[split].name}/ and {folder.name}/; leave only one of them.")
         splits[split] = folder
     return splits, [folder for folder in folders if folder not in named]
 
 
-def _classes(folder: Path) -> dict[str, list[str]]:
-    """Class names in alphabetical order, each with the sorted paths of its pictures below `folder`."""
+def _classes(folder: Path, found: Found) -> dict[str, list[str]]:
+    """Class names in alphabetical order, each with the sorted paths of its pictures below the root."""
     classes = {}
-    for class_folder in _subfolders(folder):
-        names = []
-        for where, below, files in os.walk(class_folder):
-            below[:] = [name for name in below if not _hidden(name)]
-            relative = Path(where).relative_to(folder).as_posix()
-            names += [f"{relative}/{name}" for name in files if _is_picture(name)]
-        classes[class_folder.name] = sorted(names)
+    for entry in _listing(folder, found):
+        if _is_folder(entry, (folder, found.root), found):
+            classes[entry.name] = sorted(_pictures(Path(entry.path), found))
+        elif _is_picture(entry.name) and entry.is_file():
+            found.stray.append(Path(entry.path).relative_to(found.root).as_posix())
     return classes
+
+
+def _pictures(folder: Path, found: Found) -> list[str]:
+    """The paths of the pictures at any depth below `folder`, from the root."""
+    prefix = folder.relative_to(found.root).as_posix()
+    names = []
+    for entry in _listing(folder, found):
+        if entry.is_dir(follow_symlinks=False):
+            names += _pictures(Path(entry.path), found)
+        elif entry.is_symlink() and entry.is_dir():
+            found.links.append(f"{prefix}/{entry.name}")
+        elif _is_picture(entry.name):
+            names.append(f"{prefix}/{entry.name}")
+    return names
+
+
+def _check_listed(labels: Path, table: Listed, splits: list[str]) -> None:
+    """Refuse a table that cannot be learnt from."""
+    by_split: dict[str, set[str]] = {split: set() for split in splits}
+    for label, split in zip(table.labels, splits, strict=True):
+        by_split[split].add(label)
+    if "train" not in by_split:
+        raise UserError(f"{labels} has no rows of the split train to learn from; its splits are {', '.join(by_split)}.")
+    train = by_split["train"]
+    if len(train) == 1:
+        raise UserError(f"{labels} has one class only, '{next(iter(train))}'; a classifier needs two or more.")
+    for split, names in by_split.items():
+        if lacking := sorted(names - train):
+            raise UserError(f"{labels} has the class '{lacking[0]}' in {split} and not in train; mend or remove it.")
 
 
 def _check_classes(root: Path, folders: dict[str, Path], found: dict[str, dict[str, list[str]]]) -> None:
     train, where = found["train"], folders["train"]
     if not train:
-        what = "pictures but no class folders" if _has_pictures(where) else "no class folders"
+        what = "pictures but no class folders" if _has_pictures(where, Found(root)) else "no class folders"
         if where == root and what == "no class folders":
             raise UserError(f"{root} holds no images; put those of each class into a folder of its own there.")
         raise UserError(f"{where} holds {what}; put the images of each class into a folder of its own there.")

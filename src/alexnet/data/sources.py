@@ -10,7 +10,9 @@ that nothing is ever chosen by the test part.
 | cifar10 | 60,000 photographs, 32×32 RGB, 10 classes | torchvision's layout or archive, or class folders |
 | fashion-mnist | 70,000 articles of clothing, 28×28 grey, 10 classes | torchvision's layout, or the IDX files |
 | imagenet | class folders in train/ and val/ | as `folder` |
-| folder | any class folders, with or without splits (`folders.py`) | |
+| folder | any class folders, with or without splits (`folders.py`), or a table of labels (`labels.py`) | |
+
+Whatever is read from a folder is also read from an archive of it, zip or tar (`archives.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from torchvision.datasets.utils import check_integrity, check_md5, extract_archi
 
 from alexnet import runtime
 from alexnet.data import folders
+from alexnet.data.archives import as_folder
 from alexnet.data.augment import Augment
 from alexnet.data.download import fetch
 from alexnet.data.folders import Progress
@@ -43,11 +46,14 @@ Needed = tuple[list[str], Path, str]  # addresses of a file, where it belongs, i
 
 SOURCES = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
 
+_CIFAR10_FILES = (datasets.CIFAR10.filename, "data_batch_1")
+
 
 def load_source(
     name: str,
     data: Path | None = None,
     *,
+    labels: Path | None = None,
     download: bool = True,
     seed: int = 0,
     skip_bad: bool = False,
@@ -55,7 +61,8 @@ def load_source(
     split: SplitRows | None = None,
     progress: Progress | None = None,
 ) -> Source:
-    """The data set called `name`, from the file or folder `data` where it is not embedded or downloaded.
+    """The data set called `name`, from the file or folder `data` where it is not embedded or downloaded; its classes
+    from the table `labels` where one is given, whose own folder is `data` unless that is given too.
 
     Without `data`, cifar10 and fashion-mnist are read from the cache, and downloaded into it if `download`; a
     folder that the user names is only read. Held out by class, seeded with `seed`: of digits 15 % each for val
@@ -68,6 +75,10 @@ def load_source(
     """
     if name not in SOURCES:
         raise unknown_name("data set", name, SOURCES)
+    if labels is not None and name not in ("imagenet", "folder"):
+        raise UserError(f"The data set '{name}' brings its own labels; leave --labels out, or use 'folder'.")
+    if data is not None and not data.name.endswith(".tar.gz"):  # CIFAR-10's own, whose pickles need a checksum first
+        data = as_folder(data, progress)
     if name == "digits":
         source = _digits(data)
     elif name == "cifar10":
@@ -75,9 +86,9 @@ def load_source(
     elif name == "fashion-mnist":
         source = _fashion_mnist(data, download, progress)
     else:
-        if data is None:
+        if data is None and labels is None:
             raise UserError(f"The data set '{name}' needs the folder that holds it; give --data DIR.")
-        source = _class_folders(name, data, skip_bad, progress)
+        source = _class_folders(name, data, skip_bad, progress, labels)
         if name == "imagenet" and not {"val", "test"} & set(source.splits):
             source.notes.append(f"{data} has no val/ beside train/, as ImageNet has.")
     return divide(source, seed, hold_out, split)
@@ -139,10 +150,16 @@ def _common_side(files: Files, progress: Progress | None) -> int:
 # ── the data sets ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def load_for_evaluation(name: str, data: Path, progress: Progress | None = None) -> Source:
-    """Pictures to measure a network on: class folders of any kind, or the layouts of the data set `name` that it was
-    trained on. Splits are those on disk, and `all` where there are none. Raises `UserError`."""
-    folders.existing_folder(data)
+def load_for_evaluation(
+    name: str, data: Path | None, progress: Progress | None = None, *, labels: Path | None = None
+) -> Source:
+    """Pictures to measure a network on: class folders of any kind or a table of labels, or the layouts of the data set
+    `name` that it was trained on. Splits are those given, and `all` where there are none. Raises `UserError`."""
+    data = folders.data_folder(data, labels, progress)
+    if labels is not None:
+        tree = folders.listed(data, folders.labels_file(labels, data), training=False)
+        tree, bad = folders.drop_bad(tree, skip_bad=False, progress=progress)
+        return Source("folder", tree.classes, in_order({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
     if name in ("cifar10", "fashion-mnist"):
         # contextlib: what is not in that layout may still be class folders
         with contextlib.suppress(UserError):
@@ -151,8 +168,25 @@ def load_for_evaluation(name: str, data: Path, progress: Progress | None = None)
     return Source("folder", tree.classes, in_order({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
 
 
-def _class_folders(name: str, data: Path, skip_bad: bool, progress: Progress | None) -> Source:
-    tree, bad = folders.drop_bad(folders.scan(data), skip_bad=skip_bad, progress=progress)
+def open_layout(data: Path, progress: Progress | None = None) -> Source | None:
+    """The data set whose files, as its authors publish them, `data` is or holds; None where it holds other things."""
+    if data.name == datasets.CIFAR10.filename:
+        return _cifar10(data, False, False, progress)
+    if not data.is_dir():
+        return None
+    if (data / datasets.CIFAR10.base_folder).is_dir() or any((data / n).is_file() for n in _CIFAR10_FILES):
+        return _cifar10(data, False, False, progress)
+    if any(_idx(data / d / _fashion_files("train")[0]) for d in ("", "raw", "FashionMNIST/raw")):
+        return _fashion_mnist(data, False, progress)
+    return None
+
+
+def _class_folders(
+    name: str, data: Path | None, skip_bad: bool, progress: Progress | None, labels: Path | None = None
+) -> Source:
+    root = folders.data_folder(data, labels, progress)
+    tree = folders.scan(root) if labels is None else folders.listed(root, folders.labels_file(labels, root))
+    tree, bad = folders.drop_bad(tree, skip_bad=skip_bad, progress=progress)
     splits: dict[str, Arrays | Files] = {**tree.splits}
     return Source(name, tree.classes, in_order(splits), channels=3, bad=bad, notes=tree.notes)
 
@@ -238,10 +272,7 @@ def _unpack_cifar10(archive: Path) -> Path:
 
 
 def _fashion_mnist(data: Path | None, download: bool, progress: Progress | None) -> Source:
-    files = {
-        split: (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
-        for split, stem in (("train", "train"), ("test", "t10k"))
-    }
+    files = {split: _fashion_files(split) for split in ("train", "test")}
     where = runtime.cache_dir() / "fashion-mnist" if data is None else folders.existing_folder(data)
     raw = next((d for d in (where / "FashionMNIST" / "raw", where / "raw", where) if _idx(d / files["train"][0])), None)
     if raw is None:
@@ -264,6 +295,12 @@ def _fashion_mnist(data: Path | None, download: bool, progress: Progress | None)
         names = [f"{split}/{i:05d}" for i in range(len(targets))]
         arrays[split] = Arrays(torch.from_numpy(pixels[:, None]), torch.from_numpy(targets.astype(np.int64)), names)
     return Source("fashion-mnist", tuple(datasets.FashionMNIST.classes), arrays, channels=1)
+
+
+def _fashion_files(split: str) -> tuple[str, str]:
+    """Of pictures and of labels."""
+    stem = {"train": "train", "test": "t10k"}[split]
+    return f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"
 
 
 def _idx(path: Path) -> Path | None:

@@ -8,6 +8,8 @@ because files come and go between a run and its resumption.
 from __future__ import annotations
 
 import csv
+import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from alexnet import runtime
+from alexnet.data.duplicates import exact_groups
 from alexnet.data.samples import Arrays, Files, Source, SplitRows
 from alexnet.errors import UserError
 
@@ -69,7 +72,8 @@ def read_split(path: Path) -> list[tuple[str, str]]:
 
 def divide(source: Source, seed: int, hold_out: bool, rows: SplitRows | None) -> Source:
     """`source` with the validation and test parts that it lacks held out of its train part, or as `rows` (of an
-    earlier `Source.split_rows`) say. What the data set itself divides stays so; see `sources.load_source`."""
+    earlier `Source.split_rows`) say. What the data set itself divides stays so; see `sources.load_source`. Copies
+    of a file in a class stay together, so that none is learnt and another tested."""
     if "val" in source.splits or not hold_out:
         return source
     if rows:
@@ -83,7 +87,7 @@ def divide(source: Source, seed: int, hold_out: bool, rows: SplitRows | None) ->
     train, splits = source.splits["train"], dict(source.splits)
     total = len(train)
     for split, share in shares.items():
-        kept, held = stratified(train.targets, share, runtime.derive_seed(seed, split))
+        kept, held = _apart(train, share, runtime.derive_seed(seed, split))
         if len(held) == 0:
             raise UserError(
                 f"The {total} images of '{source.name}' are one a class, which leaves none to validate on; add more."
@@ -93,6 +97,37 @@ def divide(source: Source, seed: int, hold_out: bool, rows: SplitRows | None) ->
     counts = " and ".join(f"{len(splits[split])} for {split}" for split in shares)
     note = f"Held out {counts} of {total} images, by class, with seed {seed}."
     return replace(source, splits=in_order(splits), held_out=tuple(shares), notes=[*source.notes, note])
+
+
+def _apart(part: Arrays | Files, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`stratified`, with copies of a file on the side of the first of them; where that leaves nothing to hold out,
+    because a class is copies of one picture, they are divided like any others."""
+    first = _first_of_copies(part)
+    chosen = np.unique(first)
+    if len(chosen) < len(part):
+        _, held = stratified(part.targets[torch.from_numpy(chosen)], share, seed)
+        if len(held):
+            away = np.isin(first, chosen[held])
+            return np.flatnonzero(~away), np.flatnonzero(away)
+    return stratified(part.targets, share, seed)
+
+
+def _first_of_copies(part: Arrays | Files) -> np.ndarray:
+    """For each sample the index of the first in its class that is the same to the byte: its own, but for copies. Of
+    files only; those of a size of their own are not read."""
+    first = np.arange(len(part))
+    if isinstance(part, Files):
+        of = list(zip([path.stat().st_size for path in part.paths], part.targets.tolist(), strict=True))
+        common = Counter(of)
+        digests = [
+            hashlib.blake2b(path.read_bytes() + str(label).encode(), digest_size=16).digest()
+            if common[size, label] > 1
+            else b""
+            for path, (size, label) in zip(part.paths, of, strict=True)
+        ]
+        for group in exact_groups(digests):
+            first[group] = group[0]
+    return first
 
 
 def _divide_as_before(source: Source, rows: SplitRows) -> Source:

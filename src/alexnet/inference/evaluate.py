@@ -130,6 +130,7 @@ def evaluate(
     run: RunNames,
     *,
     data: str | Path | None = None,
+    labels: str | Path | None = None,
     split: str = "auto",
     checkpoint: str = "best",
     device: str = "auto",
@@ -140,7 +141,8 @@ def evaluate(
     progress: Progress | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
-    """Measure a trained network, or several as an ensemble, on the (first) run's own data or on the folders in `data`.
+    """Measure a trained network, or several as an ensemble, on the (first) run's own data, on the folders in `data`, or
+    on what the table `labels` lists.
 
     `split` is train, val or test; `auto` takes test where there is one, else val. `views` is the number of crops an
     image, at each of `scales`, whose probabilities are averaged: 10 is the paper's ten-crop test (see `views.py`).
@@ -156,7 +158,8 @@ def evaluate(
     first = ensemble.members[0]
     readings = ensemble.readings(looks)
     on = pick_device(device)
-    if data is None:
+    own = data is None and labels is None
+    if own:
         if first.run is None:
             raise UserError(
                 f"{ensemble.names[0]} comes without data of its own; give --data with a folder of class folders."
@@ -164,10 +167,12 @@ def evaluate(
         source = own_data(first.run, progress)
     else:
         trained_on = str(_recipe(first.run).get("source", "folder")) if first.run else "folder"
-        source = load_for_evaluation(trained_on, Path(data), progress)
+        source = load_for_evaluation(
+            trained_on, Path(data) if data else None, progress, labels=Path(labels) if labels else None
+        )
     name = _choose_split(split, source)
     part = source.splits[name]
-    if data is None:
+    if own:
         _check_unseen(ensemble, source, name)
     for member in ensemble.members:
         if source.channels != member.preprocess.channels and isinstance(part, Arrays):
@@ -188,13 +193,13 @@ def evaluate(
             logits[i].append(torch.from_numpy(said.logits))
     targets = known[found[0].targets]
     outputs = Outputs(found[0].ids, targets, ensemble.average(logits).numpy())
-    alone = len(ensemble.members) == 1 and looks == CENTRE and engine == EXACT
-    if data is None and alone and first.run and _is_best(first):
+    only = len(ensemble.members) == 1 and looks == CENTRE and engine == EXACT
+    if own and only and first.run and _is_best(first):
         first.run.write_evaluation(name, [part.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
-    own = [log_mean(at_scales)[:, order].numpy() for at_scales, order in zip(logits, ensemble.orders, strict=True)]
+    alone = [log_mean(at_scales)[:, order].numpy() for at_scales, order in zip(logits, ensemble.orders, strict=True)]
     members = [
         {"run": run_name, "top1": float(correct_at(said, targets, 1).mean())}
-        for run_name, said in zip(ensemble.names, own, strict=True)
+        for run_name, said in zip(ensemble.names, alone, strict=True)
     ]
     return Evaluation(
         {
@@ -222,6 +227,7 @@ def own_data(run: Run, progress: Progress | None) -> Source:
     return load_source(
         recipe["source"],
         Path(recipe["data"]) if recipe["data"] else None,
+        labels=Path(recipe["labels"]) if recipe["labels"] else None,
         seed=recipe["seed"],
         skip_bad=recipe["skip_bad"],
         hold_out=recipe["validate_on"] == "val",
@@ -256,7 +262,8 @@ def _recipe(run: Run) -> dict[str, Any]:
     """What the run's recipe.json says of its data."""
     try:
         found = json.loads(run.recipe_json.read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("source", "data", "seed", "skip_bad", "validate_on")}
+        known = {key: found[key] for key in ("source", "data", "seed", "skip_bad", "validate_on")}
+        return {**known, "labels": found.get("labels")}  # earlier runs have none
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run.recipe_json} is damaged ({error!r}); give the pictures with --data.") from error
 

@@ -30,9 +30,10 @@ def hog_svm(recipe: Recipe) -> float:
     from sklearn.svm import LinearSVC
 
     source = load_source(
-        recipe.source, recipe.data, seed=recipe.seed, skip_bad=recipe.skip_bad, hold_out=recipe.validate_on == "val"
-    )
-    known = _features(recipe.source, recipe.data, recipe.skip_bad, recipe.image_size or 32)
+        recipe.source, recipe.data, labels=recipe.labels, seed=recipe.seed, skip_bad=recipe.skip_bad,
+        hold_out=recipe.validate_on == "val",
+    )  # fmt: skip
+    known = _features(recipe.source, recipe.data, recipe.labels, recipe.skip_bad, recipe.image_size or 32)
     features = {name: np.stack([known[n] for n in part.names]) for name, part in source.splits.items()}
     targets = {name: part.targets.numpy() for name, part in source.splits.items()}
     machines = [LinearSVC(C=c, dual=True, random_state=recipe.seed) for c in PENALTIES]
@@ -44,9 +45,9 @@ def hog_svm(recipe: Recipe) -> float:
 
 
 @functools.lru_cache(maxsize=1)  # seeds divide the same pictures differently
-def _features(name: str, data: Path | None, skip_bad: bool, size: int) -> dict[str, np.ndarray]:
+def _features(name: str, data: Path | None, labels: Path | None, skip_bad: bool, size: int) -> dict[str, np.ndarray]:
     """The features of every picture of a data set, by the picture's name."""
-    source = load_source(name, data, skip_bad=skip_bad, hold_out=False)
+    source = load_source(name, data, labels=labels, skip_bad=skip_bad, hold_out=False)
     channels = source.channels
     preprocess = Preprocess(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
     found: dict[str, np.ndarray] = {}

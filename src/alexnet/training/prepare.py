@@ -76,6 +76,7 @@ def prepare(
     source = load_source(
         recipe.source,
         recipe.data,
+        labels=recipe.labels,
         seed=recipe.seed,
         skip_bad=recipe.skip_bad,
         hold_out=recipe.validate_on == "val",
@@ -96,6 +97,8 @@ def prepare(
     batch_size = recipe.batch_size or (32 if device.type == "cpu" else 128)
     chosen = {"precision": precision.name, "batch_size": batch_size}
     recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
+    if recipe.labels and recipe.labels.is_file():  # else it lies in the data
+        recipe = replace(recipe, labels=recipe.labels.absolute())
     if recipe.arch == "auto":
         recipe = _fit_architecture(recipe, source, device)
         thinner = f", {recipe.width:g} of its width" if recipe.width != 1 else ""

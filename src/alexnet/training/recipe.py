@@ -25,7 +25,10 @@ class Flags:
     """The settings that `alexnet train` offers."""
 
     data: Path | None = None
-    """Where the pictures are: a folder. The embedded digits need none."""
+    """Where the pictures are: a folder, or a zip or tar archive of one. The embedded digits need none."""
+    labels: Path | None = None
+    """A CSV or Parquet file with the columns path and label (and split, if it divides them), in place of class folders;
+    paths start from --data, or from its own folder."""
     arch: str = "auto"
     """Architecture, as in 'alexnet arch'; auto fits the size of your pictures. torchvision/NAME is any classifier of
     torchvision, such as torchvision/resnet18, with random weights."""

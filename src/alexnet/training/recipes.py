@@ -216,13 +216,13 @@ def named_recipe(name: str) -> Recipe:
 
 
 def find_recipe(given: str) -> Recipe:
-    """What the word after `alexnet train` names: a recipe, a `recipe.json`, or a folder of pictures."""
+    """What the word after `alexnet train` names: a recipe, a `recipe.json`, or a folder of pictures or an archive."""
     path = Path(given)
     if given in RECIPES:
         return named_recipe(given)
     if path.suffix == ".json":
         return read_recipe(path)
-    if path.is_dir():
+    if path.exists():
         return dataclasses.replace(named_recipe("folder"), data=path)
     if "/" in given or "\\" in given:
         raise UserError(f"There is no folder of pictures {given}; give the name of one, or of a recipe.")

@@ -1,0 +1,153 @@
+"""Archives of pictures, zip and tar: unpacked once, into the cache, and read from there like any folder.
+
+An archive may come from a stranger. So only plain files with a picture's ending are taken out; a path that leads out of
+the archive is refused, links and devices are passed over, and it is stopped when it unpacks to far more than it says,
+than it weighs, or than the disk holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+from alexnet import runtime
+from alexnet.data.images import IMAGE_SUFFIXES
+from alexnet.errors import UserError
+
+Progress = Callable[[int, int, str], None]
+
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+"""File name endings, in lower case, of the archives that are read."""
+
+MAX_GROWTH = 100
+"""Times its own size that an archive may unpack to: pictures are compressed already and hardly shrink further."""
+_SMALL = 1 << 28  # bytes that any archive may unpack to
+_SPARE = 1 << 30  # bytes that must stay free on the disk
+_BLOCK = 1 << 20
+_LABELS = (".csv", ".parquet")  # what may lie beside the pictures and names their classes
+
+
+class _Entry(NamedTuple):
+    name: str
+    size: int
+    """Bytes, as the archive says."""
+    open: Callable[[], IO[bytes] | None]
+
+
+def is_archive(path: Path) -> bool:
+    """Whether `path` is a file that its name calls an archive."""
+    return path.name.lower().endswith(ENDINGS) and path.is_file()
+
+
+def as_folder(data: Path, progress: Progress | None = None) -> Path:
+    """`data` itself, or where it is an archive the folder in the cache that it was unpacked to, now or earlier.
+
+    Folders at the top that hold one folder only are gone through: `pets.zip` may hold `pets/cat/1.jpg`. Raises
+    `UserError` for an archive that is damaged, encrypted, unsafe, or too large for the disk.
+    """
+    if not is_archive(data):
+        return data
+    state = data.stat()
+    key = f"{data.resolve()} {state.st_size} {state.st_mtime_ns}"
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    target = runtime.cache_dir() / "archives" / f"{data.name.split('.')[0][:80]}-{digest}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            _unpack(data, beside, progress)
+            beside.chmod(0o755)
+            beside.rename(target)
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError) as error:
+            raise UserError(f"The archive {data} is damaged or of an unknown kind ({error}); make it again.") from error
+        except OSError as error:
+            if not target.is_dir():  # else another process was faster
+                raise UserError(f"The archive {data} cannot be unpacked into {target.parent} ({error}).") from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return _innermost(target)
+
+
+def _innermost(folder: Path) -> Path:
+    """Down through folders that hold one other folder, and that one folders only: nobody's class."""
+    while True:
+        inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in ("train", "training"):
+            return folder
+        below = [path for path in inside[0].iterdir() if not path.name.startswith(".")]
+        if not below or not any(path.is_dir() or path.suffix in _LABELS for path in below):
+            return folder
+        folder = inside[0]
+
+
+def _unpack(archive: Path, target: Path, progress: Progress | None) -> None:
+    free = shutil.disk_usage(target).free - _SPARE
+    allowed = max(_SMALL, MAX_GROWTH * archive.stat().st_size)
+    total = 0
+    for done, count, entry in _entries(archive):
+        path = PurePosixPath(entry.name)
+        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+            raise UserError(f"The archive {archive} is unsafe: it wants to write to {entry.name}; do not use it.")
+        total += entry.size
+        if total > allowed:
+            raise UserError(
+                f"The archive {archive} would unpack to more than {allowed / 1e9:.1f} GB, {MAX_GROWTH} times its own "
+                "size, as no pictures do; unpack it yourself if you trust it, and give the folder."
+            )
+        if total > free:
+            raise UserError(
+                f"The archive {archive} does not fit on the disk of {target.parent}; free some space, or set "
+                "ALEXNET_CACHE to a folder elsewhere."
+            )
+        where = target.joinpath(*path.parts)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source = entry.open()
+        except RuntimeError as error:  # zipfile's word for a password
+            raise UserError(f"The archive {archive} is encrypted; unpack it yourself, and give the folder.") from error
+        if source is None or where.exists():  # listed twice: the first counts
+            continue
+        with source, open(where, "xb") as file:
+            _copy(source, file, entry.size, archive)
+        if progress is not None and (done % 64 == 0 or done == count):
+            progress(done, count, f"unpacking {archive.name}")
+
+
+def _copy(source: IO[bytes], file: IO[bytes], size: int, archive: Path) -> None:
+    left = size
+    while block := source.read(_BLOCK):
+        left -= len(block)
+        if left < 0:
+            raise UserError(f"The archive {archive} holds more than it says, which is a trick; do not use it.")
+        file.write(block)
+
+
+def _entries(archive: Path) -> Iterator[tuple[int, int, _Entry]]:
+    """The files worth taking, with their number and how many entries there are in all (0 where that is unknown)."""
+    if archive.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+            for done, member in enumerate(members, 1):
+                name = member.filename.replace("\\", "/")  # as some Windows programs write it
+                kind = member.external_attr >> 28  # of the Unix mode: 10 is a link, 8 or nothing a plain file
+                if not member.is_dir() and kind in (0, 8) and _wanted(name):
+                    yield done, len(members), _Entry(name, member.file_size, lambda m=member: file.open(m))  # type: ignore[misc]
+    else:
+        with tarfile.open(archive) as tar:
+            for done, info in enumerate(tar, 1):
+                if info.isfile() and _wanted(info.name):
+                    yield done, 0, _Entry(info.name, info.size, lambda i=info: tar.extractfile(i))  # type: ignore[misc]
+
+
+def _wanted(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
+    return not hidden and os.path.splitext(name)[1].lower() in (*IMAGE_SUFFIXES, *_LABELS)
