@@ -32,7 +32,7 @@ Progress = Callable[[int, int, str], None]
 FULL_CHECK = 50_000
 """Up to so many files are decoded to find the bad ones; of more, only headers and end markers are read."""
 
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -184,12 +184,12 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
     A class may be called train or valid. So a folder of such a name that holds pictures itself is a class,
     unless all its neighbours have such names too.
     """
-    named = [folder for folder in folders if folder.name.lower() in _SPLIT_NAMES]
+    named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if len(named) < len(folders):
         named = [folder for folder in named if not _has_pictures(folder)]
     splits: dict[str, Path] = {}
     for folder in named:
-        split = _SPLIT_NAMES[folder.name.lower()]
+        split = SPLIT_NAMES[folder.name.lower()]
         if split in splits:
             raise UserError(f"{root} has both {splits[split].name}/ and {folder.name}/; leave only one of them.")
         splits[split] = folder

@@ -162,7 +162,7 @@ def evaluate(
             raise UserError(
                 f"{ensemble.names[0]} comes without data of its own; give --data with a folder of class folders."
             )
-        source = _own_data(first.run, progress)
+        source = own_data(first.run, progress)
     else:
         trained_on = str(_recipe(first.run).get("source", "folder")) if first.run else "folder"
         source = load_for_evaluation(trained_on, Path(data), progress)
@@ -214,7 +214,7 @@ def _is_best(opened: Opened) -> bool:
     return best is not None and opened.checkpoint is not None and opened.checkpoint.resolve() == best.resolve()
 
 
-def _own_data(run: Run, progress: Progress | None) -> Source:
+def own_data(run: Run, progress: Progress | None) -> Source:
     """The data that a run was trained on, divided as it was then."""
     recipe = _recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None
