@@ -70,7 +70,7 @@ def test_any_module_of_torchvisions_networks():
     assert features.shape == expected.shape[1:]
     with pytest.raises(UserError, match="Name a layer of 'torchvision/resnet18' with --layer: conv1, "):
         Features(model)
-    with pytest.raises(UserError, match="There is no layer 'layer11' in 'torchvision/resnet18'; did you mean 'layer1.1'"):
+    with pytest.raises(UserError, match="no layer 'layer11' in 'torchvision/resnet18'; did you mean 'layer1"):
         Features(model, "layer11")
 
 

@@ -141,15 +141,12 @@ def _captum() -> Any:
 
 
 def _class_number(classes: Sequence[str], label: str) -> int:
-    if label not in classes:
-        if len(classes) > 30:  # too many to list
-            near = unknown_name("class", label, classes)
-            raise near if "did you mean" in str(near) else UserError(
-                f"There is no class '{label}' among the {len(classes)} that the network knows; leave --label out for "
-                "the likeliest."
-            )
-        raise unknown_name("class", label, classes)
-    return list(classes).index(label)
+    if label in classes:
+        return list(classes).index(label)
+    error = unknown_name("class", label, classes)
+    if len(classes) > 30 and "did you mean" not in str(error):  # too many to list
+        error = UserError(f"The network knows {len(classes)} classes, and '{label}' is none; leave --label out.")
+    raise error
 
 
 def _last_maps(model: nn.Module) -> nn.Module:

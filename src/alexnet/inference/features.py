@@ -54,8 +54,9 @@ def output_of(stack: Sequence[Layer], name: str) -> str:
 class Features(nn.Module):
     """Preprocessed images, float N×C×H×W, to the activations of one layer, N×`shape`: the network up to there.
 
-    The weights are those of `model`, which should be in evaluation mode. `layer` is any name in `alexnet arch NAME`, or, of a network of torchvision's, of
-    a module in it; without one it is the last hidden layer, fc7. Raises `UserError` for a name that is not there.
+    The weights are those of `model`, which should be in evaluation mode. `layer` is any name in `alexnet arch NAME`,
+    or, of a network of torchvision's, of a module in it; without one it is the last hidden layer, fc7. Raises
+    `UserError` for a name that is not there.
     """
 
     layer: str

@@ -136,9 +136,9 @@ def mistakes_figure(
 ) -> Figure:  # fmt: skip
     """Two rows of pictures with what was said, what is true, and the file's name."""
     columns = max(len(mistakes), len(lucky), 3)
-    caption = "Below each picture: what the network said and how sure it was, the true label, and the file."
-    figure = new_figure(2.1 * columns, 8.2, title or "Mistakes", caption)
-    above, below = figure.subfigures(2, 1)
+    caption = "Above each picture its file; below what the network said, how sure it was, and the truth."
+    figure = new_figure(2.1 * columns, 6.9, title or "Mistakes", caption)
+    above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
     for part, cases, heading, none in (
         (above, mistakes, "The most confident mistakes", "No mistakes: every picture was labelled rightly."),
         (below, lucky, "The least sure successes", "No successes."),
@@ -149,10 +149,10 @@ def mistakes_figure(
             axes.set_visible(False)
         for axes, (case, image) in zip(row, cases, strict=False):
             show(axes, thumbnail(image))
-            verdict = f"not {clean(case.true, 14)}" if case.said != case.true else "and it is"
-            lines = (f"{clean(case.said, 13)} {case.p:.0%}", verdict, clean(PurePosixPath(case.name).name, 20))
-            axes.set_xlabel(lines[0] + "\n" + lines[1])
-            axes.text(0.5, -0.34, lines[2], transform=axes.transAxes, ha="center", va="top", size=9, color=theme.faint)
+            verdict = f"not {clean(case.true, 14)}" if case.said != case.true else "is right"
+            axes.set_xlabel(f"{clean(case.said, 13)} {case.p:.0%}\n{verdict}")
+            file = "/".join(PurePosixPath(case.name).parts[-2:])
+            axes.set_title(clean(file, 26), loc="center", size=9, color=theme.faint)
     return figure
 
 
@@ -166,8 +166,8 @@ def curves_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme,
 
     splits = sorted({str(rows[0]["split"]) for rows in runs.values()})
     caption = (
-        f"Solid: {' or '.join(splits)}, plain pictures. Dashed: training, on augmented pictures and with label smoothing "
-        "where it is used, while the network still learns. The dot is the best epoch."
+        f"Solid: {' or '.join(splits)}, plain pictures. Dashed: training, on augmented pictures and with label "
+        "smoothing where it is used, while the network still learns. The dot is the best epoch."
     )
     figure = new_figure(11, 5.2 + 0.3 * (len(runs) > 4), title or "How it learned", caption)
     left, right = figure.subplots(1, 2)
@@ -198,5 +198,5 @@ def curves_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme,
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=True)
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
-    right.legend(handles=lines, loc="lower right")
+    right.legend(handles=lines, loc="best")
     return figure

@@ -7,8 +7,10 @@ pixels, or 3 and 384 channels, would not fit on one page otherwise.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -76,7 +78,7 @@ def architecture_figure(spec: AlexNetSpec, theme: Theme, title: str = "") -> Fig
     axes = figure.subplots()
     axes.set(xlim=(-0.25, width + 0.25), ylim=(below, above), aspect="equal")
     axes.axis("off")
-    for before, after in zip(columns, columns[1:], strict=False):
+    for before, after in itertools.pairwise(columns):
         _connect(axes, before, after, theme)
     for column in columns:
         for tower, box in enumerate(column):
@@ -142,16 +144,14 @@ def _connect(axes: Axes, before: Sequence[_Box], after: Sequence[_Box], theme: T
             if not same and not crossing:
                 continue
             colour = theme.faint if same else theme.orange
-            look = {"color": colour, "lw": 1.0 if same else 1.6, "zorder": 7 if same else 3}
+            look: dict[str, Any] = {"color": colour, "lw": 1.0 if same else 1.6, "zorder": 7 if same else 3}
             starts = [source.exit] if layer.kind == "linear" or not same else _window(source, layer)[1:3]
             for start in starts:
                 axes.plot(*zip(start, target.entry, strict=True), ls="-" if same else (0, (4, 2)), **look)
     if layer.kind == "conv":
         for source in before:
             corners = _window(source, layer)
-            axes.add_patch(
-                Polygon(corners, facecolor=theme.orange, edgecolor=theme.ink, lw=0.8, alpha=0.85, zorder=6)
-            )
+            axes.add_patch(Polygon(corners, facecolor=theme.orange, edgecolor=theme.ink, lw=0.8, alpha=0.85, zorder=6))
 
 
 def _window(box: _Box, layer: Layer) -> list[tuple[float, float]]:

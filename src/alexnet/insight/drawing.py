@@ -18,10 +18,12 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from alexnet.errors import UserError, unknown_name
 from alexnet.runs import printable, replacing
@@ -80,7 +82,9 @@ def theme_named(name: str) -> Theme:
 def check_out(out: Path) -> Path:
     """`out` if pictures can be written under that name. Raises `UserError` for another suffix than ours."""
     if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"Pictures are written as {', '.join(SUFFIXES)}, and {out} is none of these; change its ending.")
+        raise UserError(
+            f"Pictures are written as {', '.join(SUFFIXES)}, and {out} is none of these; change its ending."
+        )
     if out.is_dir():
         raise UserError(f"{out} is a folder; give the name of a file in it.")
     return out
@@ -93,10 +97,7 @@ def save(draw: Draw, out: Path, theme: str = "light", dpi: int = DPI) -> Path:
     """
     check_out(out)
     chosen, form = theme_named(theme), out.suffix.lower()[1:]
-    if form == "html":
-        content = _page(draw).encode()
-    else:
-        content = rendered(draw, chosen, form, dpi)
+    content = _page(draw).encode() if form == "html" else rendered(draw, chosen, form, dpi)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as beside:
         beside.write_bytes(content)
@@ -120,8 +121,8 @@ def _page(draw: Draw) -> str:
     )
     style = (
         ":root { color-scheme: light dark; } body { margin: 0; padding: 1rem; } "
-        "@media (prefers-color-scheme: dark) { body { background: %s; } } "
-        "img { display: block; width: 100%%; max-width: 90rem; margin: 0 auto; }" % THEMES["dark"].paper
+        f"@media (prefers-color-scheme: dark) {{ body {{ background: {THEMES['dark'].paper}; }} }} "
+        "img { display: block; width: 100%; max-width: 90rem; margin: 0 auto; }"
     )
     name = escape(title.splitlines()[0] if title else "alexnet show", quote=True)
     return (
@@ -133,7 +134,7 @@ def _page(draw: Draw) -> str:
     )
 
 
-def _style(theme: Theme) -> dict[str, Any]:
+def _style(theme: Theme) -> Any:
     here = set(font_manager.get_font_names())
     return {
         "font.family": ["DejaVu Sans", *(name for name in FALLBACKS if name in here)],
@@ -144,7 +145,7 @@ def _style(theme: Theme) -> dict[str, Any]:
         "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.titlecolor": theme.ink,
         "axes.edgecolor": theme.faint, "xtick.color": theme.ink, "ytick.color": theme.ink, "grid.color": theme.faint,
         "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
-        "legend.frameon": False, "axes.prop_cycle": mpl.cycler(color=theme.series),
+        "legend.frameon": False, "axes.prop_cycle": cycler(color=theme.series),
         "svg.fonttype": "none", "svg.hashsalt": "alexnet", "text.parse_math": False,
     }  # fmt: skip
 
@@ -154,8 +155,7 @@ def _style(theme: Theme) -> dict[str, Any]:
 
 def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     """A figure of so many inches with a title above and, below, what one sees; to be filled with axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr]
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
     letters = int(width * 12.2)  # of 11 points side by side
     figure.suptitle(clean(title, int(width * 8)), x=0.012, ha="left")
     figure.supxlabel(textwrap.fill(caption, letters), x=0.012, ha="left")
@@ -182,13 +182,14 @@ def show(axes: Axes, image: np.ndarray, **how: Any) -> None:
         spine.set_visible(False)
 
 
-def tiles(images: np.ndarray, columns: int, gap: np.ndarray | float) -> np.ndarray:
-    """(n, k, k, channels) in rows of `columns`, one pixel of `gap` between them: (H, W, channels)."""
-    n, height, width, channels = images.shape
+def tiles(images: np.ndarray, columns: int, gap: np.ndarray, paper: str) -> np.ndarray:
+    """Colours (n, k, k, 3) of 0…1 in rows of `columns`, framed by one pixel of `gap`: (H, W, 3)."""
+    n, height, width, _ = images.shape
     rows = -(-n // columns)
-    sheet = np.empty((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), dtype=images.dtype)
-    sheet[:] = gap
+    sheet = np.empty((rows * (height + 1) + 1, columns * (width + 1) + 1, 3))
+    sheet[:] = to_rgb(paper)
     for i, image in enumerate(images):
         top, left = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = image
+        sheet[top : top + height + 2, left : left + width + 2] = gap
+        sheet[top + 1 : top + height + 1, left + 1 : left + width + 1] = image
     return sheet

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.colors import to_rgb
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -63,13 +65,12 @@ def filters_figure(model: Network, layer: str | None, theme: Theme, title: str =
     names = [layer] if layer else list(weights)[:8]  # deep networks have hundreds
     two = isinstance(model, AlexNet) and max(conv.groups for conv in model.spec.convs) == 2
     blocks = [(name, half) for name in names for half in (np.split(weights[name], 2) if two else [weights[name]])]
-    columns = 16 if len(names) == 1 else 32
     shapes = []
     for _, block in blocks:
-        wide = min(len(block), columns if block.shape[1] in (1, 3) else 2 * columns if len(names) > 1 else 24)
-        shapes.append((-(-len(block) // wide), wide))
+        wide = (16 if block.shape[1] in (1, 3) else 24) if len(names) == 1 else (24 if block.shape[2] > 8 else 32)
+        shapes.append((-(-len(block) // wide), max(wide, min(len(block), 8))))
     width = 11.0
-    heights = [0.42 + min(width * rows / wide, 0.62 * rows) for rows, wide in shapes]
+    heights = [0.4 + width * rows / wide for rows, wide in shapes]
     reads_picture = weights[names[0]].shape[1] in (1, 3)
     caption = "One tile is one filter; grey is zero." if reads_picture else ""
     if len(names) > 1 or not reads_picture:
@@ -80,7 +81,9 @@ def filters_figure(model: Network, layer: str | None, theme: Theme, title: str =
     figure = new_figure(width, sum(heights) + 1.1, title or f"Filters of {model.spec.name}", caption.strip())
     grid = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
     for i, (axes, (name, block), (_, wide)) in enumerate(zip(grid, blocks, shapes, strict=True)):
-        show(axes, tiles(filter_tiles(block, theme), wide, np.array(to_rgb(theme.paper))), interpolation="nearest")
+        quiet = 0.4 * np.array(to_rgb(theme.faint)) + 0.6 * np.array(to_rgb(theme.paper))
+        gap = np.array(to_rgb(theme.paper)) if block.shape[1] in (1, 3) else quiet
+        show(axes, tiles(filter_tiles(block, theme), wide, gap, theme.paper), interpolation="nearest")
         axes.set_anchor("NW")
         tower = f", tower {i % 2 + 1}" if two else ""
         k = block.shape[2]
@@ -106,11 +109,12 @@ def activations_figure(
         f"Of each stage the {MAPS} maps with the largest mean, from dark (nothing) to bright (the stage's largest); of "
         "fully connected layers all units in rows. “Active” is the share of values above zero."
     )
-    figure = new_figure(12.5, 1.3 + rows * 1.24, title or "Activations", caption)
+    figure = new_figure(12.5, 1.3 + rows * 1.1, title or "Activations", caption)
     grid = figure.add_gridspec(rows, 3, width_ratios=(0.72, 1, 1))
     left = figure.add_subplot(grid[: max(1, rows - 2), 0])
     show(left, image)
     left.set_title(f"input: {image.shape[0]}×{image.shape[1]}")
+    left.set_anchor("NW")
     answer = figure.add_subplot(grid[max(1, rows - 2) :, 0])
     bars(answer, said[:3], None, theme)
     for i, stage in enumerate(stages):
@@ -119,7 +123,9 @@ def activations_figure(
         flat = stage.values.ndim == 1
         show(axes, sheet, cmap="cividis", vmin=0, vmax=max(float(np.nanmax(sheet)), 1e-12),
              aspect="auto" if flat else "equal")  # fmt: skip
-        axes.set_anchor("W")
+        axes.set_anchor("NW")
+        if flat:
+            axes.set_box_aspect(1 / MAPS)
         shape = "×".join(map(str, stage.values.shape))
         axes.set_title(f"{stage.name}: {shape}, {stage.active:.0%} active")
     return figure
@@ -142,11 +148,8 @@ def _sheet(values: np.ndarray) -> np.ndarray:
     return sheet
 
 
-def bars(axes: object, said: Sequence[tuple[str, float]], true: str | None, theme: Theme, letters: int = 22) -> None:
+def bars(axes: Axes, said: Sequence[tuple[str, float]], true: str | None, theme: Theme, letters: int = 22) -> None:
     """Labels with probabilities as bars, the likeliest above; the true label in the second colour."""
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
     axes.barh(
         range(len(said)), [p for _, p in said], height=0.82, alpha=0.45,
         color=[theme.orange if label == true else theme.blue for label, _ in said],
@@ -171,6 +174,9 @@ SAID = {
     "gradients): orange speaks for the label, blue against it.",
 }
 
+UNITS = {"grad-cam": "weighted sum of the maps", "occlusion": "fall of the logit",
+         "integrated-gradients": "share of the logit"}  # fmt: skip
+
 
 def saliency_figure(found: Saliency, theme: Theme, title: str = "") -> Figure:
     """The picture, and over it in colour what speaks for the label and what against it."""
@@ -188,20 +194,15 @@ def saliency_figure(found: Saliency, theme: Theme, title: str = "") -> Figure:
     strength = np.abs(share)[..., None] ** 0.8
     show(right, back * (1 - 0.9 * strength) + colours * 0.9 * strength)
     right.set_title(found.method)
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     scale = ScalarMappable(Normalize(-limit if found.heat.min() < 0 else 0, limit), None)
     scale.set_cmap(theme.signed if found.heat.min() < 0 else _half(theme))
     bar = figure.colorbar(scale, ax=right, shrink=0.8, pad=0.02)
-    bar.set_label("change of the logit" if found.method == "occlusion" else "share of the logit")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_label(UNITS[found.method])
+    bar.outline.set_visible(False)
     return figure
 
 
-def _half(theme: Theme) -> object:
-    from matplotlib.colors import LinearSegmentedColormap
-
+def _half(theme: Theme) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("positive", [theme.paper, theme.orange])
 
 
@@ -236,14 +237,16 @@ def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, 
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     caption = (
-        "Bright is what one unit in the middle of the layer sees; the frame goes on where it sees zeros around the "
-        "picture. Below: how many units along a side, and how many pixels lie between neighbours."
+        "Bright is what one unit in the middle of the layer sees. Beyond the picture there is nothing but zeros; a "
+        "dashed frame reaches further than is drawn. Below: the layer's units, and how far apart neighbours look."
     )
     figure = new_figure(11, 1.4 + rows * 3.05, title or f"What one unit of {spec.name} sees", caption)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
     paper = np.array(to_rgb(theme.paper))
+    ends = [seen(stack, layer.name, layer.output[1] // 2) for layer in shown]
+    margin = min(side / 4, max(0, *(-first for first, _ in ends), *(last + 1 - side for _, last in ends))) + side / 100
     for axes, layer in zip(grid, shown, strict=False):
         units = layer.output[1]
         first, last = seen(stack, layer.name, units // 2)
@@ -253,10 +256,13 @@ def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, 
         dim[inside, inside] = pixels[inside, inside]
         show(axes, dim)
         field = last - first + 1
+        left, right = max(first - 0.5, -0.9 * margin), min(last + 0.5, side - 1 + 0.9 * margin)
+        cut = (left, right) != (first - 0.5, last + 0.5)
         axes.add_patch(
-            Rectangle((first - 0.5, first - 0.5), field, field, fill=False, edgecolor=theme.orange, lw=2, clip_on=False)
-        )
-        axes.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
-        axes.set_title(f"{layer.name}: {field}×{field} pixels", pad=8)
+            Rectangle((left, left), right - left, right - left, fill=False, edgecolor=theme.orange, lw=2,
+                      ls="--" if cut else "-")
+        )  # fmt: skip
+        axes.set(xlim=(-margin, side - 1 + margin), ylim=(side - 1 + margin, -margin))
+        axes.set_title(f"{layer.name}: {field}×{field} pixels")
         axes.set_xlabel(f"{units}×{units} units" + (f", {step} pixels apart" if units > 1 else ""))
     return figure

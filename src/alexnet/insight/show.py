@@ -101,7 +101,7 @@ def _filters(what: Sequence[str], settings: Settings) -> Drawing:
     weights = inside.conv_weights(opened.model)
     if settings.layer is not None and settings.layer not in weights:
         raise unknown_name("convolution", settings.layer, weights, f" in '{opened.model.spec.name}'")
-    title = f"What {_title(what[0], opened)} looks for"
+    title = f"Filters of {_title(what[0], opened)}"
     name = f"filters-{settings.layer}.png" if settings.layer else "filters.png"
     return Drawing(
         lambda theme: inside.filters_figure(opened.model, settings.layer, theme, title), _place(opened), name
@@ -141,7 +141,7 @@ def _similar(what: Sequence[str], settings: Settings) -> Drawing:
     images = iter(neighbours.run_pictures(opened.run, [near.name for row in found for near in row]))
     rows = [[(near, next(images)) for near in row] for row in found]
     layer = settings.layer or neighbours.Features(opened.model).layer
-    title = f"The most alike to {_title(what[0], opened)}"
+    title = f"Most alike, as {_title(what[0], opened)} sees it"
     return Drawing(
         lambda theme: answers.similar_figure(queries, rows, layer, theme, title),
         _place(opened), f"similar-{_stem(paths[0])}.png",
@@ -166,7 +166,9 @@ def _mistakes(what: Sequence[str], settings: Settings) -> Drawing:
     split = settings.split or next((s for s in ("test", "val") if run.read_evaluation(s) is not None), "val")
     stored = run.read_evaluation(split)
     if stored is None:
-        raise UserError(f"The run {run.path} has no evaluation of its {split} split; 'alexnet eval {run.path}' makes it.")
+        raise UserError(
+            f"The run {run.path} has no evaluation of its {split} split; 'alexnet eval {run.path}' makes it."
+        )
     count = 6 if settings.top is None else settings.top
     if not 1 <= count <= MOST_PICTURES:
         raise UserError(f"--top must be from 1 to {MOST_PICTURES}, not {count}.")
@@ -180,7 +182,7 @@ def _mistakes(what: Sequence[str], settings: Settings) -> Drawing:
     )  # fmt: skip
 
 
-def _curves(what: Sequence[str], settings: Settings) -> Drawing:
+def _curves(what: Sequence[str], _settings: Settings) -> Drawing:
     runs: dict[str, Any] = {}
     for word in what:
         run = find_run(word)
@@ -207,7 +209,9 @@ def _receptive_field(what: Sequence[str], settings: Settings) -> Drawing:
         from sklearn.datasets import load_sample_image
 
         image = Image.fromarray(load_sample_image("china.jpg"))
-    return Drawing(lambda theme: inside.receptive_field_figure(spec, image, theme), Path(), f"receptive-field-{name}.png")
+    return Drawing(
+        lambda theme: inside.receptive_field_figure(spec, image, theme), Path(), f"receptive-field-{name}.png"
+    )
 
 
 KINDS: dict[str, Kind] = {
@@ -232,7 +236,9 @@ def _spec(name: str, settings: Settings) -> tuple[AlexNetSpec, str]:
         spec = opened.model.spec
         label = opened.run.path.name if opened.run else spec.name.replace("/", "-")
     elif name.startswith(TORCHVISION):
-        raise UserError(f"'{name}' is no AlexNet, and this picture is of AlexNets; 'alexnet arch {name}' lists its parts.")
+        raise UserError(
+            f"'{name}' is no AlexNet, and this picture is of AlexNets; 'alexnet arch {name}' lists its parts."
+        )
     else:
         return architecture(name), name
     if not isinstance(spec, AlexNetSpec):
@@ -276,10 +282,3 @@ def _alone(opened: Opened) -> Ensemble:
     import torch
 
     return Ensemble((opened.model.spec.name,), (opened,), (torch.arange(len(opened.classes)),))
-
-
-def kinds_text() -> str:
-    """The kinds, a line each, for help."""
-    head = [f"  {name} {kind.takes}" + "".join(f" [--{s}]" for s in kind.settings) for name, kind in KINDS.items()]
-    width = max(map(len, head))
-    return "\n".join(f"{line:<{width}}  {kind.about}" for line, kind in zip(head, KINDS.values(), strict=True))
