@@ -364,6 +364,14 @@ def pictures(run):
     Path("empty.png").write_bytes(b"")
 
 
+def no_evaluation(run):
+    shutil.rmtree(run / "evaluation")
+
+
+def no_metrics(run):
+    (run / "metrics.jsonl").unlink()
+
+
 USING = [
     # given, the command, the sentence
     (nothing, ["eval", "nowhere"], "There is no run nowhere; give a run folder, such as runs/digits-…, or 'last'."),
@@ -408,6 +416,37 @@ USING = [
     (nothing, ["arch", "torchvision/resnet"], "There is no classifier of torchvision 'resnet'; did you mean "),
     (nothing, ["arch", "paper", "--image-size", "16"], "Images of 16×16 are too small for 'paper': "),
     (nothing, ["arch", "paper", "--num-classes", "0"], ""),
+    (nothing, ["show"], "Say what to show: filters, activations, saliency, similar, top5, mistakes, curves, archi"),
+    (nothing, ["show", "filter", "RUN"], "There is no kind of picture 'filter'; did you mean 'filters'?"),
+    (nothing, ["show", "filters"], "There is something missing after 'show filters'; it is 'alexnet show filters"),
+    (pictures, ["show", "filters", "RUN", "a.png"], "'alexnet show filters' has no use for 'a.png'; it is 'alexnet"),
+    (nothing, ["show", "filters", "RUN", "--layer", "conv9"],
+     "There is no convolution 'conv9' in 'cifar'; did you mean 'conv5' or "),
+    (nothing, ["show", "filters", "RUN", "--top", "3"], "'alexnet show filters' takes no --top; leave it out."),
+    (nothing, ["show", "filters", "RUN", "--out", "a.jpg"],
+     "Pictures are written as .png, .svg, .html, and a.jpg is none of these; change its ending."),
+    (nothing, ["show", "filters", "RUN", "--out", "."], "Pictures are written as .png, .svg, .html, and . is none"),
+    (nothing, ["show", "filters", "RUN", "--theme", "blue"], "Invalid choice 'blue' for argument '--theme'."),
+    (nothing, ["show", "filters", "nowhere"], "There is no run nowhere; give a run folder, such as runs/digits-…, or"),
+    (pictures, ["show", "saliency", "RUN", "a.png", "--method", "lime"], "Invalid choice 'lime' for argument"),
+    (pictures, ["show", "saliency", "RUN", "a.png", "--label", "eleven"], "There is no class 'eleven'; choose one of"),
+    (pictures, ["show", "saliency", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or"),
+    (pictures, ["show", "activations", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or"),
+    (pictures, ["show", "top5", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or remove it."),
+    (pictures, ["show", "similar", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or"),
+    (pictures, ["show", "similar", "RUN", "a.png", "--layer", "fc77"], "There is no layer 'fc77'; did you mean 'fc7'"),
+    (pictures, ["show", "similar", "RUN", "a.png", "--top", "0"], "--top must be at least 1, not 0."),
+    (no_evaluation, ["show", "mistakes", "RUN"],
+     "The run RUN has no evaluation of its val split; 'alexnet eval RUN' makes it."),
+    (nothing, ["show", "mistakes", "RUN", "--split", "train"], "The run RUN has no evaluation of its train split; "),
+    (nothing, ["show", "architecture", "papre"], "There is no architecture 'papre'; did you mean 'paper'?"),
+    (nothing, ["show", "architecture", "torchvision/resnet18"], "'torchvision/resnet18' is no AlexNet, and this pict"),
+    (nothing, ["show", "receptive-field", "paper", "nowhere.png"], "Cannot read nowhere.png: there is no such file; "),
+    (no_metrics, ["show", "curves", "RUN"], "The run RUN has not finished an epoch yet, so there is no curve to draw."),
+    (pictures, ["features", "RUN", "a.png", "--out", "f.xlsx"], "Features are written as .parquet or .csv, and f.xlsx"),
+    (pictures, ["features", "RUN", "a.png", "--out", "f.csv", "--layer", "fc77"], "There is no layer 'fc77'; did you"),
+    (pictures, ["features", "RUN", "empty.png", "--out", "f.csv"], "None of the pictures could be read: empty.png: "),
+    (pictures, ["features", "RUN", "a.png"], "Missing "),
 ]  # fmt: skip
 
 

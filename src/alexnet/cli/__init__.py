@@ -1,8 +1,8 @@
 """The command line: what each word does, and how errors become a sentence and an exit code.
 
 Here a command line is carried out: 0 done, 2 bad input, 1 a failure while running, 130 interrupted, 143 stopped by
-SIGTERM after a checkpoint. Each command is a typed function of `commands`, `checking` or `measuring`; `arguments`,
-which alone knows tyro, makes flags and help of its signature.
+SIGTERM after a checkpoint. Each command is a typed function of `commands`, `checking`, `looking` or `measuring`;
+`arguments`, which alone knows tyro, makes flags and help of its signature.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from alexnet.cli.arguments import _typed
 from alexnet.cli.checking import check
 from alexnet.cli.commands import arch, command_train, evaluate, predict, report, resume
+from alexnet.cli.looking import features, show
 from alexnet.cli.measuring import ablate, bench, doctor
 from alexnet.cli.printing import _speaks
 from alexnet.errors import TrainingFailed, UserError, unknown_name
@@ -26,6 +27,8 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "arch": _typed(arch),
     "check": _typed(check),
     "report": _typed(report),
+    "show": _typed(show),
+    "features": _typed(features),
     "ablate": _typed(ablate),
     "bench": _typed(bench),
     "doctor": _typed(doctor),

@@ -1,0 +1,241 @@
+"""The activations of one layer as vectors: a table for those who use the network as a ruler, the space to search in.
+
+A layer with weights means what it hands on: `fc7` is the output of fc7's ReLU, as in the paper's figure 4 and in
+Caffe's blobs, and so with every convolution or matrix whose activation follows at once (or after batch norm). Every
+other name, `relu7`, `pool5`, `norm1`, means the output of just that module; so does `conv1` of `code2012`, which is
+normalised and pooled before its ReLU.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alexnet.data.folders import in_threads
+from alexnet.data.images import BadImage, decode
+from alexnet.data.labels import SPLIT_NAMES
+from alexnet.errors import UserError, unknown_name
+from alexnet.inference.formats import Opened, open_model
+from alexnet.inference.predict import find_images
+from alexnet.networks.foreign import TorchvisionNetwork, count
+from alexnet.networks.model import AlexNet, Network
+from alexnet.networks.spec import ACTIVATIONS, Layer, layers
+from alexnet.runs import printable, replacing
+from alexnet.runtime import pick_device
+
+BATCH_SIZE = 128
+SUFFIXES = (".parquet", ".csv")
+
+Progress = Callable[[int, int, str], None]
+
+
+def output_of(stack: Sequence[Layer], name: str) -> str:
+    """The module of an AlexNet whose output the layer `name` means: "relu7" for "fc7". Raises `UserError`."""
+    names = [layer.name for layer in stack]
+    if name not in names:
+        raise unknown_name("layer", name, [n for n in names if n != "flatten"])
+    here = names.index(name)
+    if stack[here].kind not in ("conv", "linear"):
+        return name
+    after = here + 1
+    if after < len(stack) and stack[after].kind == "batchnorm":
+        after += 1
+    return names[after] if after < len(stack) and stack[after].kind in ACTIVATIONS else name
+
+
+class Features(nn.Module):
+    """Preprocessed images, float N×C×H×W, to the activations of one layer, N×`shape`: the network up to there.
+
+    The weights are those of `model`, which should be in evaluation mode. `layer` is any name in `alexnet arch NAME`,
+    or, of a network of torchvision's, of a module in it; without one it is the last hidden layer, fc7. Raises
+    `UserError` for a name that is not there.
+    """
+
+    layer: str
+    """The name that was asked for."""
+    module: str
+    """The module whose output it is."""
+    shape: tuple[int, ...]
+    """(C, H, W) or (F,)."""
+
+    def __init__(self, model: Network, layer: str | None = None) -> None:
+        super().__init__()
+        if isinstance(model, AlexNet):
+            stack = layers(model.spec)
+            self.layer = layer or _last_hidden(stack)
+            self.module = output_of(stack, self.layer)
+            here = [entry.name for entry in stack].index(self.module)
+            self.shape = stack[here].output
+            self.body = model[: here + 1]
+        else:
+            self.layer = self.module = self._foreign(model, layer)
+            self.body = model
+            model.network.get_submodule(self.module).register_forward_hook(self._keep)
+            spec = model.spec
+            with torch.no_grad():
+                self.shape = tuple(self(torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size)).shape[1:])
+
+    @staticmethod
+    def _foreign(model: TorchvisionNetwork, layer: str | None) -> str:
+        parts = [part.name for part in count(model.spec).parts]
+        if layer is None:
+            raise UserError(f"Name a layer of '{model.spec.name}' with --layer: {', '.join(parts)}, or any module.")
+        if layer not in dict(model.network.named_modules()):
+            raise unknown_name("layer", layer, parts, f" in '{model.spec.name}'")
+        return layer
+
+    def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.kept = output.clone()  # what comes next may work in place
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.body(x)
+        return output if isinstance(self.body, nn.Sequential) else self.kept
+
+
+def _last_hidden(stack: Sequence[Layer]) -> str:
+    names = ["flatten", *(layer.name for layer in stack if layer.kind == "linear")]
+    return names[-2]
+
+
+def read_picture(opened: Opened, image: Any) -> Tensor:
+    """What the network sees of a picture (a path, a file's bytes or a PIL image): uint8 C×size×size.
+
+    Raises `BadImage`.
+    """
+    return opened.preprocess.evaluation(decode(image, opened.preprocess.channels))
+
+
+@torch.no_grad()
+def vectors(features: Features, opened: Opened, images: Tensor) -> np.ndarray:
+    """The flattened activations, float32 (n, d), of uint8 images (n, C, size, size) on the network's device."""
+    x = opened.preprocess.normalise(images).contiguous(memory_format=torch.channels_last)
+    return features(x).flatten(1).float().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_features` wrote."""
+
+    file: Path
+    n: int
+    layer: str
+    module: str
+    shape: tuple[int, ...]
+    errors: tuple[tuple[str, str], ...]
+    """Pictures that could not be read: (path, reason)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `alexnet features`."""
+        return {
+            "file": str(self.file), "n": self.n, "layer": self.layer, "module": self.module, "shape": list(self.shape),
+            "errors": [{"path": path, "reason": reason} for path, reason in self.errors],
+        }  # fmt: skip
+
+
+def write_features(
+    run: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    layer: str | None = None,
+    checkpoint: str = "best",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Written:
+    """Write the activations of `layer` for a picture, or every picture below a folder, to a .parquet or .csv file.
+
+    One row a picture, in order of path: `path` as given and found; `label`, the class folder's name, empty where there
+    is none; and the activations, float32, flattened in the order C, H, W: in Parquet one list column `features` of
+    fixed size, in CSV the columns f0, f1 …. Parquet's metadata holds layer, module, shape, network and checkpoint.
+    Pictures that cannot be read have no row. Only a batch is in memory at a time, and the file appears when it is
+    whole. Raises `UserError`, also if no picture can be read.
+    """
+    out, data = Path(out), Path(data)
+    if out.suffix.lower() not in SUFFIXES:
+        raise UserError(f"Features are written as {' or '.join(SUFFIXES)}, and {out} is neither; change its ending.")
+    opened = open_model(run, checkpoint)
+    features = Features(opened.model, layer)
+    on = pick_device(device)
+    features.to(on)
+    paths = find_images([data])
+    labels = [_label(path, data) for path in paths]
+    about = {
+        "layer": features.layer, "module": features.module, "shape": json.dumps(list(features.shape)),
+        "network": opened.model.spec.name, "checkpoint": str(opened.checkpoint or run),
+    }  # fmt: skip
+    errors: list[tuple[str, str]] = []
+
+    def read(i: int) -> Tensor | BadImage:
+        try:
+            return read_picture(opened, paths[i])
+        except BadImage as error:
+            return error
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = 0
+    with replacing(out) as beside:
+        with _table(beside, out.suffix.lower(), int(np.prod(features.shape)), about) as write:
+            for start in range(0, len(paths), BATCH_SIZE):
+                batch = range(start, min(start + BATCH_SIZE, len(paths)))
+                found = dict(zip(batch, in_threads(read, batch, None, ""), strict=True))
+                errors += [(printable(str(paths[i])), e.reason) for i, e in found.items() if isinstance(e, BadImage)]
+                good = {i: image for i, image in found.items() if isinstance(image, Tensor)}
+                if good:
+                    images = torch.stack(list(good.values())).to(on)
+                    names = [printable(str(paths[i])) for i in good]
+                    write(names, [labels[i] for i in good], vectors(features, opened, images))
+                rows += len(good)
+                if progress:
+                    progress(batch.stop, len(paths), "features")
+        if not rows:
+            raise UserError(
+                "None of the pictures could be read: " + "; ".join(f"{path}: {why}" for path, why in errors[:3]) + "."
+            )
+    return Written(out, rows, features.layer, features.module, features.shape, tuple(errors))
+
+
+def _label(path: Path, root: Path) -> str | None:
+    """The class folder that `path` is in, below `root` and below a split's folder if there is one."""
+    folders = path.relative_to(root).parts[:-1] if root.is_dir() else ()
+    return next((folder for folder in folders if folder.lower() not in SPLIT_NAMES), None)
+
+
+Write = Callable[[list[str], list[str | None], np.ndarray], None]
+
+
+@contextmanager
+def _table(path: Path, suffix: str, width: int, about: dict[str, str]) -> Iterator[Write]:
+    """A file that takes rows: paths, labels and their vectors, float32 (n, width)."""
+    if suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            lines = csv.writer(file)
+            lines.writerow(["path", "label", *(f"f{i}" for i in range(width))])
+
+            def write_lines(paths: list[str], labels: list[str | None], values: np.ndarray) -> None:
+                for name, label, row in zip(paths, labels, values, strict=True):
+                    lines.writerow([name, label or "", *(f"{v:.9g}" for v in row)])  # nine digits give back a float32
+
+            yield write_lines
+        return
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema(
+        [("path", pa.string()), ("label", pa.string()), ("features", pa.list_(pa.float32(), width))], metadata=about
+    )
+    with parquet.ParquetWriter(path, schema) as writer:
+
+        def write_rows(paths: list[str], labels: list[str | None], values: np.ndarray) -> None:
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)
+            writer.write_table(pa.table([pa.array(paths), pa.array(labels, pa.string()), column], schema=schema))
+
+        yield write_rows
