@@ -53,7 +53,7 @@ WORDS = {
 
 
 def colours(path):
-    return {tuple(c) for c in np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)}
+    return set(map(tuple, np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3).tolist()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,7 +158,7 @@ def test_deeper_filters_show_their_strongest_slice():
 
 def test_two_towers_are_apart():
     figure = filters_figure(create_model("cifar-towers", width=0.25), "conv1", LIGHT)
-    assert [axes.get_title(loc="left").split(":")[0] for axes in figure.axes] == ["conv1, tower 1", "conv1, tower 2"]
+    assert [axes.get_title().split(":")[0] for axes in figure.axes] == ["conv1, tower 1", "conv1, tower 2"]
     assert len(filters_figure(create_model("cifar", width=0.125), None, LIGHT).axes) == 5
     foreign = create_model("torchvision/squeezenet1_1", num_classes=2, image_size=64)
     assert list(conv_weights(foreign))[:2] == ["features.0", "features.3.squeeze"]

@@ -177,23 +177,21 @@ def curves_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme,
         colour = theme.series[i % len(theme.series)]
         marker = ("o", "s", "^", "D")[i // len(theme.series) % 4] if len(runs) > len(theme.series) else ""
         epochs = [row["epoch"] for row in rows]
-        best = max(range(len(rows)), key=lambda e: rows[e]["top1"])
+        peak = max(range(len(rows)), key=lambda e: rows[e]["top1"])
         for axes, train, val in ((left, "train_loss", "val_loss"), (right, "train_top1", "top1")):
             quiet = theme.orange if alone else colour
             few = {"marker": marker or ("." if len(rows) < 40 else ""), "color": colour}
             axes.plot(epochs, [row[train] for row in rows], "--", **{**few, "color": quiet}, alpha=1 if alone else 0.6)
             axes.plot(epochs, [row[val] for row in rows], "-", lw=2.2, **few)
-        right.plot(epochs[best], rows[best]["top1"], "o", color=colour, ms=9)
+        right.plot(epochs[peak], rows[peak]["top1"], "o", color=colour, ms=9)
         lines.append(Line2D([], [], color=colour, marker=marker,
-                            label=f"{clean(name, 30)}: {rows[best]['top1']:.1%}"))  # fmt: skip
+                            label=f"{clean(name, 30)}: {rows[peak]['top1']:.1%}"))  # fmt: skip
     if alone:
         lines = [Line2D([], [], color=theme.blue, label=splits[0]),
                  Line2D([], [], color=theme.orange, ls="--", label="training")]  # fmt: skip
-        rows = next(iter(runs.values()))
-        peak = max(row["top1"] for row in rows)
-        right.set_title(f"top-1: {peak:.1%} at best")
-    for axes, heading in ((left, "loss"), (right, "top-1")):
-        axes.set_title(axes.get_title(loc="left") or heading)
+    best = max(row["top1"] for rows in runs.values() for row in rows)
+    for axes, heading in ((left, "loss"), (right, f"top-1: {best:.1%} at best")):
+        axes.set_title(heading)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=True)

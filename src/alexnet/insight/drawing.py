@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -33,8 +34,8 @@ DPI = 150
 
 # Where DejaVu, which comes with matplotlib, has no glyph: class and file names may be in any script.
 FALLBACKS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei",
-    "WenQuanYi Micro Hei", "Arial Unicode MS", "Noto Sans", "Noto Sans Devanagari", "Noto Sans Arabic",
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Serif CJK SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei",
+    "SimHei", "WenQuanYi Micro Hei", "Arial Unicode MS", "Noto Sans", "Noto Sans Devanagari", "Noto Sans Arabic",
 )  # fmt: skip
 
 
@@ -106,7 +107,8 @@ def save(draw: Draw, out: Path, theme: str = "light", dpi: int = DPI) -> Path:
 
 def rendered(draw: Draw, theme: Theme, form: str = "svg", dpi: int = DPI) -> bytes:
     """The file's bytes, of a png or svg; the same for the same drawing."""
-    with mpl.rc_context(_style(theme)):
+    with mpl.rc_context(_style(theme)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a script that no font here has: boxes show as much
         figure = draw(theme)
         file = io.BytesIO()
         figure.savefig(file, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
@@ -122,7 +124,7 @@ def _page(draw: Draw) -> str:
     style = (
         ":root { color-scheme: light dark; } body { margin: 0; padding: 1rem; } "
         f"@media (prefers-color-scheme: dark) {{ body {{ background: {THEMES['dark'].paper}; }} }} "
-        "img { display: block; width: 100%; max-width: 90rem; margin: 0 auto; }"
+        "img { display: block; width: 100%; min-width: 40rem; max-width: 90rem; margin: 0 auto; }"
     )
     name = escape(title.splitlines()[0] if title else "alexnet show", quote=True)
     return (
