@@ -6,7 +6,7 @@ channel or, as in 2012, of each pixel: the mean image, which stands in a file be
 
 For evaluation pictures are resized by Pillow, which filters as it shrinks; the result is that of torchvision's
 `Resize(resize)` + `CenterCrop(size)` on the same picture, pixel for pixel. For training they are resized by torch with
-the same filter: in a third of the time, and within one level of 255.
+the same filter: in a quarter of the time, and within two levels of 255.
 
 Torch and torchvision, slow to import, are imported where they are used: `pixels` needs neither.
 """
@@ -146,7 +146,7 @@ class Preprocess:
 
     def cut(self, pixels: np.ndarray) -> torch.Tensor:
         """Part of a picture, uint8 H×W×C, resized to uint8 C×size×size: with the box that was drawn for it, the
-        pixels of torchvision's `resized_crop`, to one level of 255 (bicubic to two)."""
+        pixels of torchvision's `resized_crop` on a PIL image, to two levels of 255."""
         return self._shrunk(pixels, self.size, self.size)
 
     def _shrunk(self, pixels: np.ndarray, width: int, height: int) -> torch.Tensor:
