@@ -6,12 +6,14 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from alexnet.cli import run
 from alexnet.insight import limits, measurements, memory
 from alexnet.insight.bench import PARTS, bench
+from alexnet.insight.every_engine import every_engine, plain, precision_of, weight_bytes
 from alexnet.insight.limits import Work, copy_work, matmul_work, photograph, rates
 from alexnet.insight.measurements import training_operations
 from alexnet.insight.roofline import draw, layer_work, operations
@@ -155,6 +157,33 @@ def test_batches_shrink_where_memory_is_short(small, monkeypatch):
     found = bench(["train"], archs=["cifar"], batch_size=1, seconds=0.01)
     assert found["train"] == []
     assert "training cifar left out" in found["notes"][0]
+
+
+def test_every_engine_computes_the_same_network():
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model, notes = build(architecture("lenet")).eval(), []
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8)
+    every = every_engine(model, plain(model.spec), CPU, notes.append, bf16=True, convert=True, calibrate=False)
+    with every as engines:
+        assert {"exact", "torch-bf16", "onnxruntime", "openvino", "openvino-int8-fc"} <= set(engines)
+        expected = engines["exact"].logits(pictures)
+        for name, engine in engines.items():
+            close = 1e-4 if precision_of(name) == "fp32" else 0.05
+            np.testing.assert_allclose(engine.logits(pictures), expected, atol=close)
+    assert any("openvino-int8 left out" in note for note in notes)
+
+
+def test_weights_that_each_engine_reads():
+    spec = architecture("lenet")
+    rows = summarize(spec).rows
+    fc = sum(row.parameters for row in rows if row.type == "linear")
+    everything = summarize(spec).parameters
+    assert weight_bytes("exact", spec) == weight_bytes("openvino", spec) == 4 * everything
+    assert weight_bytes("torch-bf16", spec) == 2 * everything
+    assert weight_bytes("openvino-int8-fc", spec) == 4 * (everything - fc) + fc
+    assert weight_bytes("onnxruntime-int8", spec) == everything
 
 
 def test_layers_do_what_the_network_does():

@@ -13,8 +13,9 @@ import torch
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 from alexnet.inference.convert import to_onnx, to_openvino
-from alexnet.inference.engines import EXACT, KINDS, Engine, Torch, missing, open_file, openvino_computes
-from alexnet.inference.quantise import fc_to_int8, to_int8
+from alexnet.inference.engines import CALIBRATED, EXACT, KINDS, Engine, Torch, missing, open_file, openvino_computes
+from alexnet.inference.quantise import fc_to_int8, onnx_to_int8, to_int8
+from alexnet.inference.stored import FILES
 from alexnet.networks.model import Network
 from alexnet.networks.spec import AlexNetSpec
 from alexnet.networks.summary import summarize
@@ -32,8 +33,8 @@ def every_engine(
     convert: bool,
     calibrate: bool,
 ) -> Iterator[dict[str, Engine]]:
-    """`exact`, torch in bfloat16 if `bf16`, and, to `convert` on a CPU, the others whose packages are installed; that
-    of 8-bit activations, which takes longest to make, only to `calibrate`.
+    """`exact`, torch in bfloat16 if `bf16`, and, to `convert` on a CPU, the others whose packages are installed; those
+    of 8-bit activations, which take longest to make, only to `calibrate`.
 
     Their files live in a temporary folder meanwhile. `note` is told what is left out, and why.
     """
@@ -50,7 +51,7 @@ def every_engine(
             if kind.precision == "bf16" and not openvino_computes("bf16"):
                 note(f"engine {name} left out, since OpenVINO finds no bfloat16 in this processor")
                 continue
-            if name == "openvino-int8" and not calibrate:
+            if name in CALIBRATED and not calibrate:
                 note(f"engine {name} left out, since making it takes a while; 'alexnet bench predict' tries it too")
                 continue
             try:
@@ -62,20 +63,24 @@ def every_engine(
 
 def _file(kind: str, model: Network, preprocess: Preprocess, folder: Path) -> Path:
     """The file of `kind` for `model` in `folder`, made unless it is there."""
-    path = folder / f"{kind}.{'onnx' if kind == 'onnx' else 'xml'}"
+    path = folder / kind / FILES[kind]
     if path.exists():
         return path
+    path.parent.mkdir()
     if kind == "onnx":
         to_onnx(model, path, preprocess)
-    elif kind == "openvino":
-        to_openvino(_file("onnx", model, preprocess, folder), path)
+        return path
+    source = _file("onnx" if kind in ("openvino", "onnx-int8") else "openvino", model, preprocess, folder)
+    shape = (CALIBRATED_ON, preprocess.channels, preprocess.size, preprocess.size)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    if kind == "openvino":
+        to_openvino(source, path)
+    elif kind == "openvino-int8-fc":
+        fc_to_int8(source, path)
+    elif kind == "openvino-int8":
+        to_int8(source, path, noise)
     else:
-        source = _file("openvino", model, preprocess, folder)
-        if kind == "openvino-int8-fc":
-            fc_to_int8(source, path)
-        else:
-            size = (CALIBRATED_ON, preprocess.channels, preprocess.size, preprocess.size)
-            to_int8(source, path, np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
+        onnx_to_int8(source, path, noise)
     return path
 
 
@@ -89,14 +94,16 @@ def weight_bytes(name: str, spec: AlexNetSpec) -> int:
     rows = summarize(spec).rows
     fc = sum(row.parameters for row in rows if row.type == "linear")
     others = sum(row.parameters for row in rows) - fc
-    each = {"openvino-bf16": (2, 2), "torch-bf16": (2, 2), "openvino-int8": (1, 1), "openvino-int8-fc": (4, 1)}
-    of_others, of_fc = each.get(name, (4, 4))
+    each = {"openvino-bf16": (2, 2), "torch-bf16": (2, 2), "openvino-int8-fc": (4, 1)}
+    of_others, of_fc = (1, 1) if name in CALIBRATED else each.get(name, (4, 4))
     return of_others * others + of_fc * fc
 
 
 def precision_of(name: str) -> str:
     """What a row of the bench calls the engine's number format."""
-    return {"openvino-int8": "int8", "openvino-int8-fc": "int8 weights of fc"}.get(name, arithmetic(name))
+    if name in CALIBRATED:
+        return "int8"
+    return "int8 weights of fc" if name == "openvino-int8-fc" else arithmetic(name)
 
 
 def plain(spec: AlexNetSpec) -> Preprocess:
