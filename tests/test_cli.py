@@ -68,7 +68,7 @@ def test_the_flags_of_train(capsys):
 
 def test_nothing_heavy_is_imported_for_help():
     code = "import sys; from alexnet.cli import run; run(sys.argv[1:]); print(*sorted(sys.modules), file=sys.stderr)"
-    for arguments in (["--help"], ["train", "--help"], ["arch", "paper"]):
+    for arguments in (["--help"], ["train", "--help"], ["show", "--help"], ["arch", "paper"]):
         found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         loaded = set(found.stderr.split())
         assert loaded.isdisjoint({"torch", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"}), arguments
@@ -218,3 +218,19 @@ def test_a_failure_of_ours_is_exit_code_1(capsys, monkeypatch):
     monkeypatch.setitem(COMMANDS, "doctor", broken)
     assert run(["doctor"]) == 1
     assert "RuntimeError: inside (--debug shows where)" in capsys.readouterr().err
+
+
+def test_show_and_features_print_their_file(small_run, capsys):
+    assert run(["show", "architecture", "lenet"]) == 0
+    assert capsys.readouterr() == ("architecture-lenet.svg\n", "")
+    assert run(["show", "curves", str(small_run), "--out", "new/c.html", "--json"]) == 0
+    assert document(capsys) == {"files": ["new/c.html"]}
+    assert Path("new/c.html").is_file()
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save("a.png")
+    Path("bad.png").write_bytes(b"no picture")
+    assert run(["features", str(small_run), ".", "--layer", "conv5", "--out", "f.csv", "--json"]) == 0
+    found = document(capsys)
+    assert (found["file"], found["n"], found["module"]) == ("f.csv", 1, "relu5")
+    assert [error["path"] for error in found["errors"]] == ["bad.png"]
+    assert run(["features", str(small_run), "a.png", "--out", "f.parquet"]) == 0
+    assert capsys.readouterr().out.startswith("f.parquet: 1 pictures, ")
