@@ -16,7 +16,8 @@ pytest.importorskip("captum")
 def opened(model, classes=("quiet", "loud")):
     spec = model.spec
     grey = (0.5,) * spec.in_channels
-    return Opened(model.eval(), classes, Preprocess(spec.image_size, None, spec.in_channels, grey, grey), None, None)
+    seen = Preprocess(spec.image_size, None, spec.in_channels, grey, grey)
+    return Opened(model.eval(), classes, seen, None, None, "untrained")
 
 
 def noise(side=32, channels=3):
