@@ -75,14 +75,15 @@ def cifar10_seed() -> Recipe:
 
 
 def fashion_mnist() -> Recipe:
-    """Fashion-MNIST in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule.
+    """Fashion-MNIST on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule.
 
-    Measured on two cores without bfloat16, one seed: test top-1 91.75 %, val 92.07 %, 7 min 4 s.
+    Measured on two cores without bfloat16, one seed: test top-1 92.85 % (ten views 93.07 %), val 93.07 %; 28 epochs of
+    54 to 61 s. With `--epochs 7` it takes 7 minutes (91.75 %, measured with dropout .2 and flips alone).
     """
     return Recipe(
         name="fashion-mnist", source="fashion-mnist", arch="cifar", norm="batch", image_size=32, width=0.5,
-        epochs=7, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
-        label_smoothing=0.1, dropout=0.2, flip=True,
+        epochs=28, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
+        label_smoothing=0.1, dropout=0.0, crop="pad", padding=2, flip=True,
         mean=FASHION_MEAN, std=FASHION_STD,
     )  # fmt: skip
 
