@@ -322,7 +322,7 @@ def _judge(found: Findings) -> None:
         a, b = torn[0]
         first.append(
             f"Duplicates with two labels: {_count(len(torn), 'pair')}, such as {found.names[a]} and {found.names[b]}; "
-            "one of the labels must be wrong."
+            "one of the labels is wrong, or they only look the same."
         )
     copies = sum(len(group) - 1 for group in found.exact)
     if copies or found.near:

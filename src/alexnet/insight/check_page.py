@@ -49,6 +49,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 10
 td, th { padding: .15rem .5rem; border-bottom: 1px solid var(--line); text-align: right; }
 td:first-child, th:first-child, td.text { text-align: left; overflow-wrap: anywhere; }
 td.bar { width: 40%; text-align: left; white-space: nowrap; } td.text { min-width: 8rem; }
+td:first-child { min-width: 6rem; }
 .many { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); }
 th i { display: inline-block; width: .7rem; height: .7rem; margin-right: .3rem; }
 .bar div { height: .7rem; display: inline-block; vertical-align: middle; }
