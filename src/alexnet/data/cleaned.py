@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from alexnet.data.check import Findings, alike_labels
+from alexnet.data.check import Findings
+from alexnet.data.verdict import alike_labels
 from alexnet.errors import UserError
 
 _KEPT_FIRST = {"test": 0, "val": 1, "train": 2, "all": 2}
