@@ -74,7 +74,7 @@ def try_convolution(device: torch.device, precision: str) -> Trial:
     x = torch.randn(2, 16, 27, 27, generator=generator, dtype=torch.float64)
     w = torch.randn(32, 16, 5, 5, generator=generator, dtype=torch.float64) * 0.05
     expected = _forward_backward(x, w)
-    dtype = runtime.DTYPES[precision]
+    dtype = runtime.Precision(precision, "").dtype
     try:
         found = _forward_backward(x.to(device, dtype), w.to(device, dtype))
         start = time.perf_counter()

@@ -28,17 +28,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from alexnet import runtime
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
-from alexnet.networks.model import Network, build, spec_from_dict
+
+if TYPE_CHECKING:  # torch is imported where it is used: a run can be found, and a stored engine used, without it
+    import torch
+
+    from alexnet.networks.model import Network
 
 FORMAT = "alexnet-1"  # of model.json; a reader refuses what it does not know
 WEIGHTS, MODEL, TRAINING = "model.safetensors", "model.json", "training.pt"
@@ -87,7 +89,8 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -211,6 +214,8 @@ class Run:
         best: bool,
     ) -> Path:
         """Write `checkpoints/<step>`, point `last` (and `best`) to it, and drop those that neither names."""
+        import torch
+
         folder = self.path / "checkpoints" / f"{step:08d}"
         folder.parent.mkdir(exist_ok=True)
         while folder.exists():  # a run stopped after its epoch's last step and resumed; never delete the only one
@@ -291,6 +296,8 @@ def write_model(
 ) -> None:
     """Write `model.safetensors`, `model.json` and, with a mean image, `preprocess.safetensors` into `folder`: all that
     using the network needs."""
+    from safetensors.torch import save_file
+
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
     _flush(folder / WEIGHTS)
@@ -307,13 +314,17 @@ def write_model(
             "preprocess": preprocess.to_dict(),
             "step": step,
             "epoch": epoch,
-            "sha256": {name: _sha256(folder / name) for name in files},
+            "sha256": {name: sha256_of(folder / name) for name in files},
         },
     )
 
 
 def read_model(folder: Path) -> Checkpoint:
     """The network in a checkpoint folder, on the CPU. Raises `UserError` on damage or another program's files."""
+    from safetensors.torch import load_file
+
+    from alexnet.networks.model import build, spec_from_dict
+
     described = folder / MODEL
     found = _describe(folder)
     mean_image = _mean_image(folder, found)
@@ -341,6 +352,8 @@ def _mean_image(folder: Path, found: dict[str, Any]) -> torch.Tensor | None:
     described = found.get("preprocess")
     if not isinstance(described, dict) or not described.get("mean_image"):
         return None
+    from safetensors.torch import load_file
+
     path = _intact(folder, PREPROCESS, found)
     try:
         return load_file(path)["mean_image"].clone()  # free of the file, which Windows could not delete else
@@ -353,7 +366,7 @@ def _intact(folder: Path, name: str, found: dict[str, Any]) -> Path:
     path, sums = folder / name, found.get("sha256")
     if not path.is_file():
         raise UserError(f"The checkpoint {folder} has no {name}; use another checkpoint of the run.")
-    if not isinstance(sums, dict) or _sha256(path) != sums.get(name):
+    if not isinstance(sums, dict) or sha256_of(path) != sums.get(name):
         raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
     return path
 
@@ -372,13 +385,25 @@ def _describe(folder: Path) -> dict[str, Any]:
     return found
 
 
+def identify(folder: Path) -> str:
+    """16 hexadecimal digits that change with the weights, classes or preprocessing of a checkpoint; `model.json` alone
+    is read, and no torch needed. Raises `UserError` where that is missing or damaged."""
+    found = _describe(folder)
+    told = [found.get(key) for key in ("spec", "classes", "preprocess")]
+    sums = found.get("sha256")
+    told += [sums.get(name) for name in (WEIGHTS, PREPROCESS)] if isinstance(sums, dict) else []
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def read_training(folder: Path) -> dict[str, Any]:
     """What `training.pt` holds, read without running anything in it. Raises `UserError`."""
+    import torch
+
     path = folder / TRAINING
     if not path.is_file():
         raise UserError(f"The checkpoint {folder} has no {TRAINING}, so that training cannot go on from it.")
     expected = _describe(folder).get("sha256", {}).get(TRAINING)
-    if expected != _sha256(path):
+    if expected != sha256_of(path):
         raise UserError(
             f"{path} is truncated or damaged: its checksum is not the one in {MODEL}; delete the checkpoint to use "
             "an earlier one, or train again."
@@ -397,6 +422,8 @@ def read_training(folder: Path) -> dict[str, Any]:
 
 def environment(device: torch.device, seed: int) -> dict[str, Any]:
     """What `env.json` says: versions, machine, device, seed and the git revision if there is one."""
+    import torch
+
     packages = ("alexnet", "torch", "torchvision", "numpy", "pillow", "scikit-learn")
     return {
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},

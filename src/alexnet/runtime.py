@@ -17,15 +17,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from alexnet.errors import UserError, unknown_name
 
+if TYPE_CHECKING:
+    import torch  # else imported where it is used: a stored engine (inference/stored.py) runs without it
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
 
 
 def cache_dir() -> Path:
@@ -40,6 +43,8 @@ def cache_dir() -> Path:
 
 def available_devices() -> list[str]:
     """The kinds of device that torch can use here, fastest first."""
+    import torch
+
     devices = ["cuda"] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         devices.append("mps")
@@ -53,6 +58,8 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     if name not in DEVICES:
         raise unknown_name("device", name, DEVICES)
+    import torch
+
     if (processes := local_world_size()) > 1:
         return _one_of_several(name, processes)
     present = available_devices()
@@ -68,6 +75,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def _one_of_several(name: str, processes: int) -> torch.device:
     """The device of this process, one of so many on this machine. Raises `UserError` alike in all of them."""
+    import torch
+
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name in ("auto", "cuda") and gpus >= processes:
         return torch.device("cuda", local_rank())
@@ -88,10 +97,14 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        return DTYPES[self.name]
+        import torch
+
+        return getattr(torch, DTYPES[self.name])
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which the network runs; does nothing for fp32."""
+        import torch
+
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
 
@@ -105,6 +118,8 @@ def pick_precision(name: str, device: torch.device) -> Precision:
         raise unknown_name("precision", name, PRECISIONS)
     if name != "auto":
         return Precision(name, "as asked")
+    import torch
+
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("bf16", "this GPU computes bfloat16 in hardware")
@@ -119,6 +134,8 @@ def pick_precision(name: str, device: torch.device) -> Precision:
 
 def _bf16_gain_on_cpu() -> float:
     """How many times as fast as in float32 small layers train in bfloat16 on this CPU (cached on disk)."""
+    import torch
+
     key = f"{cpu_name()} | torch {torch.__version__} | {torch.get_num_threads()} threads"
     path = cache_dir() / "bf16.json"
     try:
@@ -143,6 +160,8 @@ def _layers_seconds(dtype: torch.dtype, give_up: float) -> float:
     Both, since a processor may emulate one and not the other; the shortest, since other programs can only add to
     it; and no more tries once one took longer than `give_up` seconds.
     """
+    import torch
+
     x = torch.ones(8, 32, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last)
     kernel = torch.ones(64, 32, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
     features = torch.ones(64, 512, dtype=dtype)

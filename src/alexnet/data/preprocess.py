@@ -6,31 +6,34 @@ channel or, as in 2012, of each pixel: the mean image, which stands in a file be
 
 Pictures are resized by Pillow, which filters as it shrinks; the result is that of torchvision's
 `Resize(resize)` + `CenterCrop(size)` on the same picture, pixel for pixel.
+
+Torch and torchvision, slow to import, are imported where they are used: `pixels` needs neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from alexnet.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """What torchvision's weights expect (its `AlexNet_Weights`), as fractions of 1."""
 
 _FILTERS = {
-    "nearest": (Image.Resampling.NEAREST, InterpolationMode.NEAREST_EXACT),
-    "bilinear": (Image.Resampling.BILINEAR, InterpolationMode.BILINEAR),
-    "bicubic": (Image.Resampling.BICUBIC, InterpolationMode.BICUBIC),
+    "nearest": (Image.Resampling.NEAREST, "nearest-exact"),
+    "bilinear": (Image.Resampling.BILINEAR, "bilinear"),
+    "bicubic": (Image.Resampling.BICUBIC, "bicubic"),
 }
+"""Pillow's filters, and what torchvision calls them."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,13 @@ class Preprocess:
     def evaluation(self, image: Image.Image) -> torch.Tensor:
         """Resized, centre-cropped: a PIL image of any mode → uint8 C×size×size. A picture already of the right
         size passes untouched."""
-        return _to_tensor(_centre_crop(self._resized(image), self.size))
+        import torch
+
+        return torch.from_numpy(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """What `evaluation` gives, as an array: uint8 C×size×size, contiguous."""
+        return _to_array(_centre_crop(self._resized(image), self.size))
 
     def training_square(self, image: Image.Image) -> torch.Tensor:
         """What random crops are cut from: uint8 C×square×square, short side to `square`, centre crop (the form
@@ -148,7 +157,11 @@ class Preprocess:
         height, width = images.shape[-2:]
         new_width, new_height = self._new_size(width, height)
         if (new_width, new_height) != (width, height):
-            images = tv.resize(images, [new_height, new_width], _FILTERS[self.interpolation][1], antialias=True)
+            from torchvision.transforms.v2 import InterpolationMode
+            from torchvision.transforms.v2 import functional as tv
+
+            mode = InterpolationMode(_FILTERS[self.interpolation][1])
+            images = tv.resize(images, [new_height, new_width], mode, antialias=True)
         return centre_crop(images, size)
 
     def _in_mode(self, image: Image.Image) -> Image.Image:
@@ -175,14 +188,22 @@ class Preprocess:
         Of a mean image it is always the centre H×W that is subtracted, wherever the pictures were cut, as the 2012
         code does.
         """
+        import torch
+
+        scale, shift = (c.to(images.device, non_blocking=True) for c in self.constants(images.shape[-1]))
+        return torch.mul(images, scale).add_(shift)  # the product is already float32: one pass, no copy
+
+    def constants(self, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What pixels are multiplied by and what is then added: float32 C×1×1 on the CPU; with a mean image the second
+        is C×side×side."""
+        import torch
+
         deviation = np.asarray(self.std)
         both = np.stack([1 / (255 * deviation), -np.asarray(self.mean) / deviation])  # x·scale + shift
-        constants = torch.tensor(both, dtype=torch.float32).to(images.device, non_blocking=True)
-        scale, shift = constants[:, :, None, None]
+        scale, shift = torch.tensor(both, dtype=torch.float32)[:, :, None, None]
         if self.mean_image is not None:
-            centre = centre_crop(self.mean_image, images.shape[-1])
-            shift = centre.to(images.device, non_blocking=True) * (-255 * scale)
-        return torch.mul(images, scale).add_(shift)  # the product is already float32: one pass, no copy
+            shift = centre_crop(self.mean_image, side) * (-255 * scale)
+        return scale, shift
 
 
 def centre_crop(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -204,8 +225,14 @@ def _centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
     """PIL image in mode RGB or L → uint8 C×H×W, contiguous."""
+    import torch
+
+    return torch.from_numpy(_to_array(image))
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
     pixels = np.array(image)
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
+    return np.ascontiguousarray((pixels if pixels.ndim == 3 else pixels[..., None]).transpose(2, 0, 1))
 
 
 def _is_int(value: object) -> bool:

@@ -5,7 +5,7 @@ checkpoints need: a specification that goes into JSON, the check of its input, a
 multiply-accumulates, made by running it on torch's meta device, where tensors have shapes and no values.
 
 Two settings are fixed: the auxiliary classifiers of googlenet and inception_v3 are left out, and dropout is each
-network's own.
+network's own. Torchvision takes seconds to import and is imported where it is used: an AlexNet needs none of it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision import models
 
 from alexnet.errors import UserError, unknown_name
 from alexnet.networks.architectures import TORCHVISION
@@ -112,6 +110,8 @@ def torchvision_spec(
 
 
 def _check_name(name: str) -> None:
+    from torchvision import models
+
     builder = name.removeprefix(TORCHVISION)
     classifiers = models.list_models(module=models)
     if name.startswith(TORCHVISION) and builder in classifiers:
@@ -127,6 +127,8 @@ def _check_name(name: str) -> None:
 
 def _make(spec: TorchvisionSpec) -> nn.Module:
     """Torchvision's module, with its own initial weights from torch's global generator."""
+    from torchvision import models
+
     more: dict[str, Any] = {}
     if spec.builder in ("googlenet", "inception_v3"):
         more = {"aux_logits": False, "init_weights": True}
@@ -178,6 +180,8 @@ class Count:
 @lru_cache(maxsize=32)
 def count(spec: TorchvisionSpec) -> Count:
     """Counts the network of `spec`. Raises `UserError` if it cannot be built for images of that size."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         network = _on_meta(spec)
