@@ -7,7 +7,8 @@ from alexnet.cli import run
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.sources import load_source
 from alexnet.errors import UserError
-from alexnet.inference.evaluate import evaluate, forward
+from alexnet.inference.ensemble import forward
+from alexnet.inference.evaluate import evaluate
 from alexnet.inference.predict import load
 from alexnet.inference.views import CENTRE, TEN_CROP, cut, log_mean, uncropped, views_of
 from alexnet.networks.model import create_model

@@ -90,6 +90,8 @@ def evaluate(
     ten_crop: bool = False,
     crops: int | None = None,
     scales: tuple[float, ...] = (1.0,),
+    engine: str = "exact",
+    calibrate: Path | None = None,
     json: bool = False,
 ) -> None:
     """Measure a trained network: top-1 with its interval, top-5, loss, and precision and recall of each class.
@@ -104,13 +106,16 @@ def evaluate(
         ten_crop: Average four corners, the centre and their mirror images, as the paper tests.
         crops: Average this many views instead: 2, 8, 18, 32, 50 … make grids.
         scales: Average over the picture resized by each of these factors, such as 1 1.15 1.3.
+        engine: What computes: exact (torch in float32, as in training), fast (the fastest installed here that stays
+            close to exact), torch-bf16, onnxruntime, openvino, openvino-bf16, openvino-int8-fc or openvino-int8.
+        calibrate: A folder of pictures for openvino-int8 to see the ranges of its numbers; the run's own unless given.
         json: Print one JSON document.
     """
     from alexnet.inference.evaluate import evaluate as run_evaluation
 
     found = run_evaluation(
         (run, *more), data=data, split=split, checkpoint=checkpoint, device=device,
-        views=_views(ten_crop, crops), scales=scales,
+        views=_views(ten_crop, crops), scales=scales, engine=engine, calibrate=calibrate, say=_say,
     )  # fmt: skip
     if json:
         _print_json(found)
@@ -138,6 +143,8 @@ def predict(
     ten_crop: bool = False,
     crops: int | None = None,
     scales: tuple[float, ...] = (1.0,),
+    engine: str = "exact",
+    calibrate: Path | None = None,
     json: bool = False,
 ) -> int:
     """Label pictures: files, folders, or '-' for one picture on standard input.
@@ -152,10 +159,13 @@ def predict(
         ten_crop: Average four corners, the centre and their mirror images, as the paper tests.
         crops: Average this many views instead: 2, 8, 18, 32, 50 … make grids.
         scales: Average over the picture resized by each of these factors, such as 1 1.15 1.3.
+        engine: What computes: exact (torch in float32, as in training), fast (the fastest installed here that stays
+            close to exact), torch-bf16, onnxruntime, openvino, openvino-bf16, openvino-int8-fc or openvino-int8.
+        calibrate: A folder of pictures for openvino-int8 to see the ranges of its numbers; the run's own unless given.
         json: Print one JSON document.
     """
     from alexnet.inference.formats import names_run
-    from alexnet.inference.predict import find_images, load
+    from alexnet.inference.predict import find_images, load_quickly
 
     runs = [run, *itertools.takewhile(names_run, images)]
     images = images[len(runs) - 1 :]
@@ -166,7 +176,8 @@ def predict(
         wanted += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
     predictions = []
     views = _views(ten_crop, crops)
-    for prediction in load(runs, checkpoint=checkpoint, device=device).predict_many(wanted, top, views, scales):
+    classifier = load_quickly(runs, checkpoint=checkpoint, device=device, engine=engine, calibrate=calibrate, say=_say)
+    for prediction in classifier.predict_many(wanted, top, views, scales):
         predictions.append(prediction)
         if not json:
             print(prediction, flush=True)
@@ -309,6 +320,10 @@ def _views(ten_crop: bool, crops: int | None) -> int:
     if ten_crop and crops not in (None, 10):
         raise UserError(f"--ten-crop is 10 views and --crops asks for {crops}; give one of them.")
     return 10 if ten_crop else crops if crops is not None else 1
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def _share(count: int, share: float) -> str:

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
+from alexnet.inference.choose import Deferred, Wanted
+from alexnet.inference.engines import EXACT, Engine
 from alexnet.inference.formats import Opened, open_model
-from alexnet.inference.views import CENTRE, Views, log_mean, uncropped
+from alexnet.inference.views import CENTRE, Views, cut, log_mean, uncropped
 
 RunNames = str | Path | Sequence[str | Path]
 """One run, or several as an ensemble."""
@@ -46,10 +49,12 @@ class Ensemble:
     def classes(self) -> tuple[str, ...]:
         return self.members[0].classes
 
-    def to(self, device: torch.device) -> None:
-        """Move all the networks to `device`, in the layout that convolutions like best."""
+    def networks(self, wanted: Wanted) -> list[nn.Module | Engine]:
+        """What computes each member: its module, on the device and in the layout that convolutions like best, or
+        another engine."""
         for member in self.members:
-            member.model.to(device).to(memory_format=torch.channels_last)
+            member.model.to(wanted.device).to(memory_format=torch.channels_last)
+        return [member.model if wanted.name == EXACT else Deferred(member, wanted) for member in self.members]
 
     def readings(self, views: Views) -> list[Reading]:
         """How pictures must be read for `views`: once for each scale and each different geometry of the members.
@@ -71,6 +76,21 @@ class Ensemble:
         """What all say together: of each member its logits (n, its classes) at each scale → (n, classes)."""
         orders = zip(logits, self.orders, strict=True)
         return log_mean(log_mean(scales)[:, order.to(scales[0].device)] for scales, order in orders)
+
+
+def forward(
+    network: nn.Module | Engine, images: torch.Tensor, preprocess: Preprocess, views: Views = CENTRE
+) -> torch.Tensor:
+    """Logits, float32 (n, classes), of uint8 images, read at one scale, on the network's device: of the only view, or,
+    of several, the logarithm of their mean probability, whose softmax is that mean."""
+    return log_mean(_look(network, view, preprocess) for view in cut(images, views, preprocess.size))
+
+
+def _look(network: nn.Module | Engine, view: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    if isinstance(network, nn.Module):
+        logits: torch.Tensor = network(preprocess.normalise(view).contiguous(memory_format=torch.channels_last))
+        return logits.float()
+    return torch.from_numpy(network.logits(view.cpu().numpy())).to(view.device)
 
 
 def open_ensemble(runs: RunNames, checkpoint: str = "best") -> Ensemble:

@@ -24,10 +24,12 @@ from alexnet.data.samples import Arrays, Files, Source
 from alexnet.data.sources import evaluated, load_for_evaluation, load_source, read_files
 from alexnet.data.split import read_split
 from alexnet.errors import UserError, unknown_name
-from alexnet.inference.ensemble import Ensemble, RunNames, open_ensemble
+from alexnet.inference.choose import Wanted
+from alexnet.inference.engines import EXACT, Engine, check_engine
+from alexnet.inference.ensemble import Ensemble, RunNames, forward, open_ensemble
 from alexnet.inference.formats import Opened
 from alexnet.inference.metrics import correct_at, measure
-from alexnet.inference.views import CENTRE, Views, cut, log_mean, views_of
+from alexnet.inference.views import CENTRE, Views, log_mean, views_of
 from alexnet.runs import Run
 from alexnet.runtime import pick_device
 
@@ -65,43 +67,34 @@ def run_network(
 
 @torch.no_grad()
 def run_networks(
-    networks: Sequence[tuple[nn.Module, Preprocess]],
+    networks: Sequence[tuple[nn.Module | Engine, Preprocess]],
     batches: Batches,
     device: torch.device,
     progress: Progress | None = None,
     views: Views = CENTRE,
 ) -> list[Outputs]:
     """`run_network` for several networks that look at the same images, which are read once."""
-    were_training = [model.training for model, _ in networks]
+    were_training = [(model, model.training) for model, _ in networks if isinstance(model, nn.Module)]
     ids, targets = [], []
     logits: list[list[torch.Tensor]] = [[] for _ in networks]
     done = 0
     try:
-        for model, _ in networks:
+        for model, _ in were_training:
             model.eval()
         for batch in batches.batches(0):
             images = batch.images.to(device, non_blocking=device.type == "cuda")
-            for said, (model, preprocess) in zip(logits, networks, strict=True):
-                said.append(forward(model, images, preprocess, views).cpu())
+            for said, (network, preprocess) in zip(logits, networks, strict=True):
+                said.append(forward(network, images, preprocess, views).cpu())
             ids.append(batch.ids.cpu())
             targets.append(batch.targets.cpu())
             done += len(batch.ids)
             if progress:
                 progress(done, batches.samples, "evaluating")
     finally:
-        for (model, _), was_training in zip(networks, were_training, strict=True):
+        for model, was_training in were_training:
             model.train(was_training)
     all_ids, all_targets = torch.cat(ids).numpy(), torch.cat(targets).numpy()
     return [Outputs(all_ids, all_targets, torch.cat(said).numpy()) for said in logits]
-
-
-def forward(model: nn.Module, images: torch.Tensor, preprocess: Preprocess, views: Views = CENTRE) -> torch.Tensor:
-    """Logits, float32 (n, classes), of uint8 images, read at one scale, on the model's device: of the only view, or,
-    of several, the logarithm of their mean probability, whose softmax is that mean."""
-    return log_mean(
-        model(preprocess.normalise(view).contiguous(memory_format=torch.channels_last)).float()
-        for view in cut(images, views, preprocess.size)
-    )
 
 
 class Evaluation(dict[str, Any]):
@@ -142,17 +135,23 @@ def evaluate(
     device: str = "auto",
     views: int = 1,
     scales: Sequence[float] = (1.0,),
+    engine: str = EXACT,
+    calibrate: str | Path | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
     """Measure a trained network, or several as an ensemble, on the (first) run's own data or on the folders in `data`.
 
     `split` is train, val or test; `auto` takes test where there is one, else val. `views` is the number of crops an
     image, at each of `scales`, whose probabilities are averaged: 10 is the paper's ten-crop test (see `views.py`).
+    `engine` is what computes (see `engines.py`); one of 8 bits is calibrated on the pictures in the folder `calibrate`,
+    else on training pictures, and `say` gets a sentence on how far it was off.
     Returns the figures of `metrics.measure`, with `runs`, `members` (each one's own top1), `split`, `views` (in all, of
-    one network) and `scales`. On the run's own data the logits of a single network and view are also kept in
-    `evaluation/<split>.parquet`. Raises `UserError`, also where a member may have trained on what is measured.
+    one network), `scales` and `engines`. On the run's own data the exact logits of a single network and view are also
+    kept in `evaluation/<split>.parquet`. Raises `UserError`, also where a member may have trained on what is measured.
     """
     looks = views_of(views, scales)
+    check_engine(engine, device)
     ensemble = open_ensemble(run, checkpoint)
     first = ensemble.members[0]
     readings = ensemble.readings(looks)
@@ -162,7 +161,7 @@ def evaluate(
             raise UserError(
                 f"{ensemble.names[0]} comes without data of its own; give --data with a folder of class folders."
             )
-        source = _own_data(first.run, progress)
+        source = own_data(first.run, progress)
     else:
         trained_on = str(_recipe(first.run).get("source", "folder")) if first.run else "folder"
         source = load_for_evaluation(trained_on, Path(data), progress)
@@ -176,20 +175,21 @@ def evaluate(
                 f"The data has {source.channels} channels and the network reads {member.preprocess.channels}."
             )
     known = match_classes(ensemble.classes, source.classes)
-    ensemble.to(on)
+    computing = ensemble.networks(Wanted(engine, on, device, Path(calibrate) if calibrate else None, say))
     logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
     for reading in readings:
         read, images = reading.preprocess, part
         workers, _ = choose_workers(None, BATCH_SIZE * read.channels * read.size**2)
         if isinstance(part, Files) and memory_plan(source, read.size):
             images = read_files(part, read, progress=progress)
-        networks = [(ensemble.members[i].model, ensemble.members[i].preprocess) for i in reading.members]
+        networks = [(computing[i], ensemble.members[i].preprocess) for i in reading.members]
         found = run_networks(networks, evaluation_batches(images, read, workers), on, progress, looks)
         for i, said in zip(reading.members, found, strict=True):
             logits[i].append(torch.from_numpy(said.logits))
     targets = known[found[0].targets]
     outputs = Outputs(found[0].ids, targets, ensemble.average(logits).numpy())
-    if data is None and len(ensemble.members) == 1 and first.run and _is_best(first) and looks == CENTRE:
+    alone = len(ensemble.members) == 1 and looks == CENTRE and engine == EXACT
+    if data is None and alone and first.run and _is_best(first):
         first.run.write_evaluation(name, [part.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
     own = [log_mean(at_scales)[:, order].numpy() for at_scales, order in zip(logits, ensemble.orders, strict=True)]
     members = [
@@ -202,6 +202,7 @@ def evaluate(
             "split": name,
             "views": len(looks),
             "scales": list(looks.scales),
+            "engines": [EXACT if isinstance(by, nn.Module) else by.name for by in computing],
             **outputs.measure(ensemble.classes),
             "members": members,
         }
@@ -214,7 +215,7 @@ def _is_best(opened: Opened) -> bool:
     return best is not None and opened.checkpoint is not None and opened.checkpoint.resolve() == best.resolve()
 
 
-def _own_data(run: Run, progress: Progress | None) -> Source:
+def own_data(run: Run, progress: Progress | None) -> Source:
     """The data that a run was trained on, divided as it was then."""
     recipe = _recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
-from alexnet.networks.model import Network, create_model
-from alexnet.networks.weights import load_weights, torchvision_weights
-from alexnet.runs import MODEL, Run, find_run, read_model
+from alexnet.runs import MODEL, Run, find_run, identify, read_model
+
+if TYPE_CHECKING:
+    from alexnet.networks.model import Network
 
 # torchvision's AlexNet_Weights.IMAGENET1K_V1.transforms(): ImageClassification(crop_size=224), its defaults
 TORCHVISION_PREPROCESS = Preprocess(
@@ -27,6 +29,8 @@ class Opened:
     preprocess: Preprocess
     run: Run | None
     checkpoint: Path | None
+    identity: str
+    """What tells it from other networks: see `identity`."""
 
 
 def names_run(word: str) -> bool:
@@ -46,10 +50,28 @@ def open_model(name: str | Path, checkpoint: str = "best") -> Opened:
     `torchvision:IMAGENET1K_V1`, which torchvision downloads. Raises `UserError` for everything else.
     """
     if str(name).startswith("torchvision:"):
+        from alexnet.networks.model import create_model
+        from alexnet.networks.weights import load_weights, torchvision_weights
+
         weights, categories = torchvision_weights(str(name).split(":", 1)[1])
         model = create_model("torchvision", num_classes=len(categories))
         load_weights(model, weights)
-        return Opened(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None)
+        return Opened(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None, identity(name))
+    folder, run = locate(name, checkpoint)
+    found = read_model(folder)
+    return Opened(found.model, found.classes, found.preprocess, run, folder, identify(folder))
+
+
+def identity(name: str | Path, checkpoint: str = "best") -> str:
+    """A file name that is the same for the same network, classes and preprocessing; needs no torch. Raises `UserError`
+    as `open_model` does, except for damaged weights."""
+    if str(name).startswith("torchvision:"):
+        return str(name).replace(":", "-").replace("/", "-")  # torchvision checks what it downloads
+    return identify(locate(name, checkpoint)[0])
+
+
+def locate(name: str | Path, checkpoint: str = "best") -> tuple[Path, Run | None]:
+    """The checkpoint folder that `name`, as for `open_model`, means, and the run that it is in. Raises `UserError`."""
     path = Path(name)
     if path.is_file():
         if path.suffix.lower() in FOREIGN:
@@ -60,16 +82,11 @@ def open_model(name: str | Path, checkpoint: str = "best") -> Opened:
         raise UserError(f"{path} is a file; give a run folder or a checkpoint folder.")
     if (path / MODEL).is_file():
         run = Run(path.resolve().parent.parent)
-        return _opened(path, run if run.recipe_json.is_file() else None)
+        return path, run if run.recipe_json.is_file() else None
     if path.is_dir() and not (path / "recipe.json").is_file():
         raise UserError(f"{path} holds neither a run (no recipe.json) nor a checkpoint of ours (no {MODEL}).")
     run = find_run(name)
     folder = run.named_checkpoint(checkpoint)
     if folder is None:
         raise UserError(f"The run {run.path} has no checkpoint yet; 'alexnet resume {run.path}' starts it again.")
-    return _opened(folder, run)
-
-
-def _opened(folder: Path, run: Run | None) -> Opened:
-    found = read_model(folder)
-    return Opened(found.model, found.classes, found.preprocess, run, folder)
+    return folder, run

@@ -1,22 +1,33 @@
-"""Labels for pictures: files, folders, bytes. The same decoder and preprocessing as evaluation, so the same numbers."""
+"""Labels for pictures: files, folders, bytes. The same decoder and preprocessing as evaluation, so the same numbers.
+
+Torch takes longer to import than to label a picture, so it is imported only where it computes: a `StoredClassifier`,
+whose engine was opened here before, does without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from PIL import Image
 
 from alexnet.data.images import IMAGE_SUFFIXES, BadImage, decode
+from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
-from alexnet.inference.ensemble import Ensemble, RunNames, open_ensemble
-from alexnet.inference.evaluate import forward
-from alexnet.inference.views import CENTRE, Views, views_of
+from alexnet.inference.engines import EXACT, Engine, check_engine, softmax
+from alexnet.inference.formats import identity
+from alexnet.inference.stored import Store, open_stored
 from alexnet.runtime import pick_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from alexnet.inference.ensemble import Ensemble, RunNames
+    from alexnet.inference.views import Views
 
 BATCH_SIZE = 64
 
@@ -56,19 +67,10 @@ class Prediction:
         return f"<p>{escape(self.path)}</p><table>{bars}</table>"
 
 
-class Classifier:
-    """A trained network, or several together, that take pictures.
+class _Labels:
+    """What all classifiers do alike."""
 
-    >>> alexnet.load("runs/digits-…").predict("seven.png")  # doctest: +SKIP
-    """
-
-    def __init__(self, ensemble: Ensemble, device: str = "auto") -> None:
-        self.device = pick_device(device)
-        self.ensemble = ensemble
-        ensemble.to(self.device)
-        self.classes = ensemble.classes
-        self.model = ensemble.members[0].model  # of several, the first
-        self.preprocess = ensemble.members[0].preprocess
+    classes: tuple[str, ...]
 
     def predict(self, image: Picture, top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)) -> Prediction:
         """The `top` likeliest labels of one picture: a path, the bytes of a file, or a PIL image.
@@ -86,56 +88,200 @@ class Classifier:
         self, images: Iterable[Picture], top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
     ) -> Iterator[Prediction]:
         """One prediction a picture, in order; an unreadable picture gets an `error` and the rest go on."""
+        raise NotImplementedError
+
+    def _label(
+        self,
+        images: Iterable[Picture],
+        top: int,
+        readings: Sequence[Preprocess],
+        ask: Callable[[list[np.ndarray]], np.ndarray],
+    ) -> Iterator[Prediction]:
+        """Decode, batch and label: `ask` gets a uint8 batch for each of `readings` and gives probabilities."""
         if top < 1:
             raise UserError(f"--top must be at least 1, not {top}.")
-        looks = views_of(views, scales)
-        readings = [reading.preprocess for reading in self.ensemble.readings(looks)]
-        waiting: list[tuple[str, list[torch.Tensor] | str]] = []
+        waiting: list[tuple[str, list[np.ndarray] | str]] = []
         for image in images:
             name = str(image) if isinstance(image, (str, Path)) else "-"
             try:
                 pictures = {channels: decode(image, channels) for channels in {read.channels for read in readings}}
-                waiting.append((name, [read.evaluation(pictures[read.channels]) for read in readings]))
+                waiting.append((name, [read.pixels(pictures[read.channels]) for read in readings]))
             except BadImage as error:
                 waiting.append((name, error.reason))
             if len(waiting) == BATCH_SIZE:
-                yield from self._run(waiting, top, looks)
+                yield from self._ask(waiting, top, ask)
                 waiting = []
-        yield from self._run(waiting, top, looks)
+        yield from self._ask(waiting, top, ask)
 
-    def _run(self, waiting: list[tuple[str, list[torch.Tensor] | str]], top: int, views: Views) -> Iterator[Prediction]:
+    def _ask(
+        self,
+        waiting: list[tuple[str, list[np.ndarray] | str]],
+        top: int,
+        ask: Callable[[list[np.ndarray]], np.ndarray],
+    ) -> Iterator[Prediction]:
         readable = [squares for _, squares in waiting if not isinstance(squares, str)]
-        batches = [torch.stack(squares) for squares in zip(*readable, strict=True)]
-        rows = iter(self.probabilities(batches, views)) if readable else iter(())
+        batches = [np.stack(squares) for squares in zip(*readable, strict=True)]
+        rows = iter(ask(batches)) if readable else iter(())
         for name, squares in waiting:
             if isinstance(squares, str):
                 yield Prediction(name, error=squares)
                 continue
-            p, index = next(rows).topk(min(top, len(self.classes)))
-            pairs = zip(index.tolist(), p.tolist(), strict=True)
-            yield Prediction(name, tuple((self.classes[i], value) for i, value in pairs))
+            p = next(rows)
+            best = np.argsort(-p, kind="stable")[:top]
+            yield Prediction(name, tuple((self.classes[i], float(p[i])) for i in best))
 
-    @torch.no_grad()
-    def probabilities(self, images: torch.Tensor | Sequence[torch.Tensor], views: Views = CENTRE) -> torch.Tensor:
-        """Softmax of the logits, averaged over `views` and networks: float32 (n, classes), on the CPU.
+
+class Classifier(_Labels):
+    """A trained network, or several together, that take pictures.
+
+    >>> alexnet.load("runs/digits-…").predict("seven.png")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        device: str = "auto",
+        engine: str = EXACT,
+        calibrate: str | Path | None = None,
+        say: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        from alexnet.inference.choose import Wanted
+
+        check_engine(engine, device)
+        self.device = pick_device(device)
+        self.ensemble = ensemble
+        self.classes = ensemble.classes
+        self.model = ensemble.members[0].model  # of several, the first
+        self.preprocess = ensemble.members[0].preprocess
+        wanted = Wanted(engine, self.device, device, Path(calibrate) if calibrate else None, say)
+        self._networks = ensemble.networks(wanted)
+
+    def predict_many(
+        self, images: Iterable[Picture], top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
+    ) -> Iterator[Prediction]:
+        """One prediction a picture, in order; an unreadable picture gets an `error` and the rest go on."""
+        import torch
+
+        from alexnet.inference.views import views_of
+
+        looks = views_of(views, scales)
+        readings = [reading.preprocess for reading in self.ensemble.readings(looks)]
+        yield from self._label(
+            images,
+            top,
+            readings,
+            lambda batches: self.probabilities([torch.from_numpy(b) for b in batches], looks).numpy(),
+        )
+
+    def probabilities(self, images: torch.Tensor | Sequence[torch.Tensor], views: Views | None = None) -> torch.Tensor:
+        """Softmax of the logits, averaged over `views` (the centre alone unless given) and networks: float32
+        (n, classes), on the CPU.
 
         `images` are uint8 (n, channels, size, size), one such batch for each of `self.ensemble.readings(views)`: of
         one network at one scale that is one. Several views are cut from uncropped images.
         """
+        import torch
+
+        from alexnet.inference.ensemble import forward
+        from alexnet.inference.views import CENTRE
+
+        views = views or CENTRE
         batches = [images] if isinstance(images, torch.Tensor) else images
         logits: list[list[torch.Tensor]] = [[] for _ in self.ensemble.members]
-        for reading, batch in zip(self.ensemble.readings(views), batches, strict=True):
-            squares = batch.to(self.device)
-            for i in reading.members:
-                member = self.ensemble.members[i]
-                logits[i].append(forward(member.model, squares, member.preprocess, views))
-        return self.ensemble.average(logits).softmax(dim=1).cpu()
+        with torch.no_grad():
+            for reading, batch in zip(self.ensemble.readings(views), batches, strict=True):
+                squares = batch.to(self.device)
+                for i in reading.members:
+                    logits[i].append(forward(self._networks[i], squares, self.ensemble.members[i].preprocess, views))
+            return self.ensemble.average(logits).softmax(dim=1).cpu()
 
 
-def load(run: RunNames, *, checkpoint: str = "best", device: str = "auto") -> Classifier:
+class StoredClassifier(_Labels):
+    """A network by an engine that was opened here before: one view of each picture, and no torch.
+
+    What it cannot do (several views, a file that is damaged or gone), `whole` does.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        engine: str,
+        device: str,
+        whole: Callable[[], Classifier],
+        say: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        found = Store(identity).describe()
+        assert found is not None, "looked up before"
+        self.classes, self.preprocess = found
+        self._identity, self._name, self._device, self._whole, self._say = identity, engine, device, whole, say
+        self._engine: Engine | None = None
+        self._classifier: Classifier | None = None
+
+    def predict_many(
+        self, images: Iterable[Picture], top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
+    ) -> Iterator[Prediction]:
+        """One prediction a picture, in order; an unreadable picture gets an `error` and the rest go on."""
+        if views != 1 or tuple(scales) != (1.0,):
+            return self._whole().predict_many(images, top, views, scales)
+        return self._label(images, top, [self.preprocess], lambda batches: self._probabilities(batches[0]))
+
+    def _probabilities(self, pictures: np.ndarray) -> np.ndarray:
+        if self._engine is None and self._classifier is None:
+            self._engine = open_stored(self._identity, self._name, self._device, one=len(pictures) == 1)
+            if self._engine is None:
+                self._classifier = self._whole()
+            else:
+                self._say(self._engine.note)
+        if self._engine is not None:
+            return softmax(self._engine.logits(pictures))
+        assert self._classifier is not None
+        import torch
+
+        return self._classifier.probabilities(torch.from_numpy(pictures)).numpy()
+
+
+def load(
+    run: RunNames,
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    engine: str = EXACT,
+    calibrate: str | Path | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> Classifier:
     """Open a run folder, a checkpoint folder, `last`, or `torchvision:IMAGENET1K_V1` for prediction, or several of
-    them as an ensemble."""
-    return Classifier(open_ensemble(run, checkpoint), device)
+    them as an ensemble.
+
+    `engine` is what computes (see `engines.py`); one of 8 bits is calibrated on the pictures in the folder `calibrate`,
+    else on training pictures. `say` gets a sentence on each engine and how far off it is.
+    """
+    from alexnet.inference.ensemble import open_ensemble
+
+    check_engine(engine, device)
+    return Classifier(open_ensemble(run, checkpoint), device, engine, calibrate, say)
+
+
+def load_quickly(
+    run: RunNames,
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    engine: str = EXACT,
+    calibrate: str | Path | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> Classifier | StoredClassifier:
+    """`load`, or, of a single network whose engine was opened here before, what labels pictures without torch."""
+    check_engine(engine, device)
+    runs = [run] if isinstance(run, (str, Path)) else list(run)
+
+    def whole() -> Classifier:
+        return load(runs, checkpoint=checkpoint, device=device, engine=engine, calibrate=calibrate, say=say)
+
+    if engine == EXACT or len(runs) != 1 or calibrate or device not in ("auto", "cpu"):
+        return whole()
+    name = identity(runs[0], checkpoint)
+    known = Store(name).describe()
+    return StoredClassifier(name, engine, device, whole, say) if known else whole()
 
 
 def find_images(arguments: Iterable[str | Path]) -> list[Path]:
