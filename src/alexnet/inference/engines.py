@@ -84,7 +84,14 @@ def missing(name: str, making: bool = False) -> str | None:
     """The first package that engine `name` lacks here to run, or, if `making`, to make its file too."""
     kind = KINDS[name]
     wanted = (*kind.packages, *(kind.makers if making else ()))
-    return next((package for package in wanted if importlib.util.find_spec(package) is None), None)
+    return next((package for package in wanted if not _installed(package)), None)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # something in this process keeps it from being imported
+        return False
 
 
 def not_installed(name: str, package: str) -> UserError:
