@@ -1,0 +1,253 @@
+"""Inference of `torchvision` at 224 by every engine, beside torch, onnxruntime and OpenVINO used directly.
+
+    python benchmarks/inference.py --prepare    # converts and calibrates, not timed
+    python benchmarks/inference.py              # times, about two minutes; writes results/inference.json
+    python benchmarks/inference.py --memory     # peak memory; writes results/inference_memory.json
+
+Weights are random: speed does not depend on them. Accuracy is measured on trained runs with `alexnet eval --engine`.
+Ours read uint8 pictures and normalise them; the peers (torch eager, compiled, raw engines) get floats already
+normalised. All are timed in turn in one process, two threads, at batch 1 and 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import data, save
+
+from alexnet.inference import engines
+from alexnet.inference.choose import Wanted, by_torch, obtain, open_engine
+from alexnet.inference.convert import to_onnx
+from alexnet.inference.formats import TORCHVISION_PREPROCESS, Opened
+from alexnet.inference.quantise import calibration_pictures
+from alexnet.inference.stored import Store
+from alexnet.insight.timing import interleaved
+from alexnet.networks.model import create_model
+from alexnet.runtime import cache_dir
+
+OURS = ("exact", "fast", "onnxruntime", "openvino", "openvino-int8-fc", "openvino-int8")
+CPU = torch.device("cpu")
+Call = Callable[[], object]
+
+
+def network() -> Opened:
+    """`torchvision` with random weights, the same each time."""
+    torch.manual_seed(0)
+    model = create_model("torchvision").eval()
+    return Opened(model, tuple(map(str, range(1000))), TORCHVISION_PREPROCESS, None, None, "benchmark-torchvision")
+
+
+def float_onnx(opened: Opened) -> Path:
+    """The same network as an ONNX file of floats in, without our normalisation, for the peers."""
+    path = cache_dir() / "benchmark.onnx"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_onnx(opened.model, path)
+    return path
+
+
+def int8_onnx(opened: Opened) -> Path:
+    """onnxruntime's own static quantisation of it, calibrated on the same pictures."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            pictures = calibration_pictures(opened, data("imagenet-photos-200"))[:32]
+            normal = opened.preprocess.normalise(torch.from_numpy(pictures)).numpy()
+            self.rows = iter([{"input": row[None]} for row in normal])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rows, None)
+
+    path = cache_dir() / "benchmark-int8.onnx"
+    if not path.exists():
+        quantize_static(float_onnx(opened), path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+    return path
+
+
+def prepare(opened: Opened) -> None:
+    for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
+        obtain(engines.KINDS[name].file, opened, name)
+    if Store(opened.identity).find("openvino-int8") is None:
+        obtain("openvino-int8", opened, "openvino-int8", data("imagenet-photos-200"))
+    int8_onnx(opened)
+    for batch in (1, 32):
+        compiled(opened)(torch.zeros(batch, 3, 224, 224))
+        open_engine(opened, Wanted("fast", CPU), pictures(batch))
+
+
+def compiled(opened: Opened) -> Callable[[torch.Tensor], torch.Tensor]:
+    torch._inductor.config.freezing = True
+    module = torch.compile(opened.model.to(memory_format=torch.channels_last))
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return module(x.contiguous(memory_format=torch.channels_last))
+
+    return run
+
+
+def pictures(batch: int) -> np.ndarray:
+    return np.random.default_rng(batch).integers(0, 256, (batch, 3, 224, 224), dtype=np.uint8)
+
+
+def openvino_raw(path: Path, batch: int, hint: str) -> Callable[[np.ndarray], object]:
+    """OpenVINO in float32 as its documentation has it: one request, or, for throughput, a queue that gets the batch in
+    halves."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.compile_model(path, "CPU", {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "f32"})
+    if hint == "LATENCY":
+        request = model.create_infer_request()
+        return lambda x: request.infer({0: x})
+    queue = openvino.AsyncInferQueue(model)
+    parts = max(1, min(batch, 2))
+
+    def run(x: np.ndarray) -> None:
+        for part in np.array_split(x, parts):
+            queue.start_async({0: part})
+        queue.wait_all()
+
+    return run
+
+
+def contestants(opened: Opened, batch: int) -> tuple[dict[str, Call], str]:
+    """What is timed, and the engine that `fast` is."""
+    import onnxruntime
+
+    images = pictures(batch)
+    floats = opened.preprocess.normalise(torch.from_numpy(images)).contiguous()
+    array = floats.numpy()
+    plain = create_model("torchvision").eval()
+    plain.load_state_dict(opened.model.state_dict())
+
+    def plainly() -> None:
+        with torch.no_grad():
+            plain(floats)
+
+    torch_compiled = compiled(opened)
+    raw = onnxruntime.InferenceSession(float_onnx(opened), providers=["CPUExecutionProvider"])
+    raw8 = onnxruntime.InferenceSession(int8_onnx(opened), providers=["CPUExecutionProvider"])
+    latency, throughput = (openvino_raw(float_onnx(opened), batch, hint) for hint in ("LATENCY", "THROUGHPUT"))
+    calls: dict[str, Call] = {
+        "peer: torch eager, fp32 NCHW": plainly,
+        "peer: torch.compile, frozen, channels_last": lambda: torch_compiled(floats),
+        "peer: onnxruntime": lambda: raw.run(None, {"input": array}),
+        "peer: openvino, latency hint": lambda: latency(array),
+        "peer: openvino, throughput hint": lambda: throughput(array),
+        "peer: onnxruntime int8 (QDQ)": lambda: raw8.run(None, {"input": array}),
+    }
+    chosen = ""
+    for name in OURS:
+        engine = open_engine(opened, Wanted(name, CPU), images)
+        if name == "fast":
+            chosen = engine.name
+        calls[f"ours: {name}"] = lambda engine=engine: engine.logits(images)
+    return calls, chosen
+
+
+def time_all(opened: Opened, tries: int, seconds: float) -> None:
+    results = {}
+    for batch in (1, 32):
+        calls, chosen = contestants(opened, batch)
+        found = interleaved(calls, tries=tries * (4 if batch == 1 else 1), warmup=2, seconds=seconds)
+        eager = found["peer: torch eager, fp32 NCHW"].median
+        rows = [
+            {
+                "name": name,
+                **time.to_dict(),
+                "images_per_second": batch / time.median,
+                "times_eager": eager / time.median,
+            }
+            for name, time in found.items()
+        ]
+        peers = [
+            row for row in rows if row["name"].startswith(("peer: onnx", "peer: openv")) and "int8" not in row["name"]
+        ]
+        best = max(peers, key=lambda row: row["images_per_second"])
+        ours = next(row for row in rows if row["name"] == "ours: fast")
+        results[f"batch {batch}"] = {
+            "fast_is": chosen,
+            "fast_to_best_fp32_peer": ours["images_per_second"] / best["images_per_second"],
+            "best_fp32_peer": best["name"],
+            "rows": rows,
+        }
+        for row in rows:
+            print(f"{batch:3} {row['name']:45} {1000 * row['median']:8.1f} ms "
+                  f"({1000 * row['low']:.1f} to {1000 * row['high']:.1f}) {row['times_eager']:.2f}")  # fmt: skip
+    save("inference", results, ("openvino", "onnxruntime", "nncf"))
+
+
+def measure_memory() -> None:
+    """Peak resident memory of a process that does one thing: batch 1, then 32. Engines run from their stored file, as
+    in the second `predict`, without torch."""
+    results = []
+    for name in ("eager", *(name for name in OURS if name != "fast")):
+        command = [sys.executable, "-c", STORED if name in engines.KINDS else BY_TORCH, name]
+        told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+        results.append({"engine": name, **json.loads(told.splitlines()[-1])})
+        print(results[-1])
+    save("inference_memory", {"rows": results}, ("openvino", "onnxruntime"))
+
+
+PEAKS = """
+import json, resource, sys
+import numpy as np
+peaks = {}
+for batch in (1, 32):
+    logits(np.zeros((batch, 3, 224, 224), np.uint8))
+    peaks[f"batch_{batch}_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(json.dumps(peaks))
+"""
+STORED = (
+    """
+import sys
+from alexnet.inference.engines import KINDS, open_file
+from alexnet.inference.stored import Store
+logits = open_file(sys.argv[1], Store("benchmark-torchvision").find(KINDS[sys.argv[1]].file)).logits
+"""
+    + PEAKS
+)
+BY_TORCH = (
+    """
+import sys
+from inference import CPU, by_torch, eager, network
+logits = eager(network()) if sys.argv[1] == "eager" else by_torch(network(), CPU).logits
+"""
+    + PEAKS
+)
+
+
+def eager(opened: Opened) -> Callable[[np.ndarray], np.ndarray]:
+    model = opened.model.to(memory_format=torch.contiguous_format)
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return np.asarray(model(opened.preprocess.normalise(torch.from_numpy(images))))
+
+    return logits
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prepare", action="store_true", help="make all files, measure nothing")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
+    parser.add_argument("--tries", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each batch size")
+    given = parser.parse_args()
+    if given.memory:
+        measure_memory()
+    elif given.prepare:
+        prepare(network())
+    else:
+        time_all(network(), given.tries, given.seconds)
