@@ -6,7 +6,8 @@
 
 Weights are random: speed does not depend on them. Accuracy is measured on trained runs with `alexnet eval --engine`.
 Ours read uint8 pictures and normalise them; the peers (torch eager, compiled, raw engines) get floats already
-normalised. All are timed in turn in one process, two threads, at batch 1 and 32.
+normalised. All are timed in turn in one process, at batch 1 and 32, with a short rest between them: threads of
+onnxruntime and OpenMP go on spinning for a while after their work, and would slow the next.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,16 +26,15 @@ import torch
 from common import data, save
 
 from alexnet.inference import engines
-from alexnet.inference.choose import Wanted, by_torch, obtain, open_engine
+from alexnet.inference.choose import Wanted, obtain, open_engine
 from alexnet.inference.convert import to_onnx
 from alexnet.inference.formats import TORCHVISION_PREPROCESS, Opened
-from alexnet.inference.quantise import calibration_pictures
 from alexnet.inference.stored import Store
 from alexnet.insight.timing import interleaved
 from alexnet.networks.model import create_model
 from alexnet.runtime import cache_dir
 
-OURS = ("exact", "fast", "onnxruntime", "openvino", "openvino-int8-fc", "openvino-int8")
+OURS = ("exact", "fast", "onnxruntime", "openvino", "openvino-int8-fc", "openvino-int8", "onnxruntime-int8")
 CPU = torch.device("cpu")
 Call = Callable[[], object]
 
@@ -54,31 +55,12 @@ def float_onnx(opened: Opened) -> Path:
     return path
 
 
-def int8_onnx(opened: Opened) -> Path:
-    """onnxruntime's own static quantisation of it, calibrated on the same pictures."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            pictures = calibration_pictures(opened, data("imagenet-photos-200"))[:32]
-            normal = opened.preprocess.normalise(torch.from_numpy(pictures)).numpy()
-            self.rows = iter([{"input": row[None]} for row in normal])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.rows, None)
-
-    path = cache_dir() / "benchmark-int8.onnx"
-    if not path.exists():
-        quantize_static(float_onnx(opened), path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
-    return path
-
-
 def prepare(opened: Opened) -> None:
     for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
         obtain(engines.KINDS[name].file, opened, name)
-    if Store(opened.identity).find("openvino-int8") is None:
-        obtain("openvino-int8", opened, "openvino-int8", data("imagenet-photos-200"))
-    int8_onnx(opened)
+    for name in engines.CALIBRATED:
+        if Store(opened.identity).find(engines.KINDS[name].file) is None:
+            obtain(engines.KINDS[name].file, opened, name, data("imagenet-photos-200"))
     for batch in (1, 32):
         compiled(opened)(torch.zeros(batch, 3, 224, 224))
         open_engine(opened, Wanted("fast", CPU), pictures(batch))
@@ -136,7 +118,6 @@ def contestants(opened: Opened, batch: int) -> tuple[dict[str, Call], str]:
 
     torch_compiled = compiled(opened)
     raw = onnxruntime.InferenceSession(float_onnx(opened), providers=["CPUExecutionProvider"])
-    raw8 = onnxruntime.InferenceSession(int8_onnx(opened), providers=["CPUExecutionProvider"])
     latency, throughput = (openvino_raw(float_onnx(opened), batch, hint) for hint in ("LATENCY", "THROUGHPUT"))
     calls: dict[str, Call] = {
         "peer: torch eager, fp32 NCHW": plainly,
@@ -144,7 +125,6 @@ def contestants(opened: Opened, batch: int) -> tuple[dict[str, Call], str]:
         "peer: onnxruntime": lambda: raw.run(None, {"input": array}),
         "peer: openvino, latency hint": lambda: latency(array),
         "peer: openvino, throughput hint": lambda: throughput(array),
-        "peer: onnxruntime int8 (QDQ)": lambda: raw8.run(None, {"input": array}),
     }
     chosen = ""
     for name in OURS:
@@ -159,20 +139,23 @@ def time_all(opened: Opened, tries: int, seconds: float) -> None:
     results = {}
     for batch in (1, 32):
         calls, chosen = contestants(opened, batch)
-        found = interleaved(calls, tries=tries * (4 if batch == 1 else 1), warmup=2, seconds=seconds)
+        work = {}
+        for name, call in calls.items():
+            work[f"rest before {name}"] = lambda: time.sleep(0.1)
+            work[name] = call
+        found = interleaved(work, tries=tries * (4 if batch == 1 else 1), warmup=2, seconds=seconds)
         eager = found["peer: torch eager, fp32 NCHW"].median
         rows = [
             {
                 "name": name,
-                **time.to_dict(),
-                "images_per_second": batch / time.median,
-                "times_eager": eager / time.median,
+                **timing.to_dict(),
+                "images_per_second": batch / timing.median,
+                "times_eager": eager / timing.median,
             }
-            for name, time in found.items()
+            for name, timing in found.items()
+            if not name.startswith("rest")
         ]
-        peers = [
-            row for row in rows if row["name"].startswith(("peer: onnx", "peer: openv")) and "int8" not in row["name"]
-        ]
+        peers = [row for row in rows if row["name"].startswith(("peer: onnx", "peer: openv"))]
         best = max(peers, key=lambda row: row["images_per_second"])
         ours = next(row for row in rows if row["name"] == "ours: fast")
         results[f"batch {batch}"] = {
@@ -211,6 +194,7 @@ print(json.dumps(peaks))
 STORED = (
     """
 import sys
+import time
 from alexnet.inference.engines import KINDS, open_file
 from alexnet.inference.stored import Store
 logits = open_file(sys.argv[1], Store("benchmark-torchvision").find(KINDS[sys.argv[1]].file)).logits
@@ -220,7 +204,9 @@ logits = open_file(sys.argv[1], Store("benchmark-torchvision").find(KINDS[sys.ar
 BY_TORCH = (
     """
 import sys
-from inference import CPU, by_torch, eager, network
+import time
+from alexnet.inference.choose import by_torch
+from inference import CPU, eager, network
 logits = eager(network()) if sys.argv[1] == "eager" else by_torch(network(), CPU).logits
 """
     + PEAKS

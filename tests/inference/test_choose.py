@@ -25,7 +25,14 @@ from alexnet.runs import Run
 from helpers import make_folder, make_picture
 
 CPU = torch.device("cpu")
-OFF = {"onnxruntime": 1e-5, "openvino": 1e-5, "openvino-int8-fc": 0.02, "openvino-int8": 0.15, "torch-bf16": 0.05}
+OFF = {
+    "onnxruntime": 1e-5,
+    "openvino": 1e-5,
+    "openvino-int8-fc": 0.02,
+    "openvino-int8": 0.15,
+    "onnxruntime-int8": 0.15,
+    "torch-bf16": 0.05,
+}
 
 
 @pytest.fixture

@@ -107,8 +107,10 @@ def evaluate(
         crops: Average this many views instead: 2, 8, 18, 32, 50 … make grids.
         scales: Average over the picture resized by each of these factors, such as 1 1.15 1.3.
         engine: What computes: exact (torch in float32, as in training), fast (the fastest installed here that stays
-            close to exact), torch-bf16, onnxruntime, openvino, openvino-bf16, openvino-int8-fc or openvino-int8.
-        calibrate: A folder of pictures for openvino-int8 to see the ranges of its numbers; the run's own unless given.
+            close to exact), torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16, openvino-int8-fc or
+            openvino-int8.
+        calibrate: A folder of pictures for the int8 engines to see the ranges of their numbers; the run's own unless
+            given.
         json: Print one JSON document.
     """
     from alexnet.inference.evaluate import evaluate as run_evaluation
@@ -160,8 +162,10 @@ def predict(
         crops: Average this many views instead: 2, 8, 18, 32, 50 … make grids.
         scales: Average over the picture resized by each of these factors, such as 1 1.15 1.3.
         engine: What computes: exact (torch in float32, as in training), fast (the fastest installed here that stays
-            close to exact), torch-bf16, onnxruntime, openvino, openvino-bf16, openvino-int8-fc or openvino-int8.
-        calibrate: A folder of pictures for openvino-int8 to see the ranges of its numbers; the run's own unless given.
+            close to exact), torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16, openvino-int8-fc or
+            openvino-int8.
+        calibrate: A folder of pictures for the int8 engines to see the ranges of their numbers; the run's own unless
+            given.
         json: Print one JSON document.
     """
     from alexnet.inference.formats import names_run

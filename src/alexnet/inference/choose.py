@@ -25,7 +25,7 @@ from alexnet.runtime import pick_precision
 
 TOLERANCE = 0.02  # of a probability: what `fast` may differ by, a label at 50 % then being 48 to 52
 PROBES = 8  # pictures that probabilities are compared on at least
-TIMED = 8  # pictures that are timed together where there are many
+TIMED = engines.CHUNK  # pictures that are timed together where there are many
 SECONDS = 3.0  # that timing takes, about
 
 
@@ -95,16 +95,15 @@ def _open(name: str, opened: Opened, wanted: Wanted) -> Engine:
 
 
 def obtain(kind: str, opened: Opened, engine: str, calibrate: Path | None = None) -> Path:
-    """The file of `kind` for `engine`, made unless it is kept; one of 8-bit activations always if `calibrate`."""
+    """The file of `kind` for `engine`, made unless it is kept; anew if `calibrate`, on the pictures in that folder."""
     store = Store(opened.identity)
     store.keep_description(opened.classes, opened.preprocess)
-    anew = kind == "openvino-int8" and calibrate
-    if not anew and (kept := store.find(kind)):
+    if not calibrate and (kept := store.find(kind)):
         return kept
     if lacking := engines.missing(engine, making=True):
         raise engines.not_installed(engine, lacking)
     from alexnet.inference.convert import to_onnx, to_openvino
-    from alexnet.inference.quantise import calibration_pictures, fc_to_int8, to_int8
+    from alexnet.inference.quantise import calibration_pictures, fc_to_int8, onnx_to_int8, to_int8
 
     if kind == "onnx":
         return store.make(kind, lambda path: to_onnx(opened.model.cpu(), path, opened.preprocess))
@@ -115,8 +114,9 @@ def obtain(kind: str, opened: Opened, engine: str, calibrate: Path | None = None
         source = obtain("openvino", opened, engine)
         return store.make(kind, lambda path: fc_to_int8(source, path))
     pictures = calibration_pictures(opened, calibrate)
-    source = obtain("openvino", opened, engine)
-    return store.make(kind, lambda path: to_int8(source, path, pictures))
+    source = obtain("onnx" if kind == "onnx-int8" else "openvino", opened, engine)
+    quantise = onnx_to_int8 if kind == "onnx-int8" else to_int8
+    return store.make(kind, lambda path: quantise(source, path, pictures))
 
 
 # ── comparing ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -168,7 +168,7 @@ def _choose(opened: Opened, wanted: Wanted, pictures: np.ndarray, one: bool) -> 
             candidates[name] = engine
         else:
             left_out.append(f"{name} was {off[name]:.2g} off, more than {TOLERANCE}")
-    timed = probes[: 1 if one else TIMED]
+    timed = np.resize(probes, (1 if one else TIMED, *probes.shape[1:]))  # repeated, where they are fewer
     seconds = _fastest_times(candidates, timed)
     best = min(seconds, key=lambda name: seconds[name])
     if best == EXACT:

@@ -63,21 +63,31 @@ KINDS = {
     "openvino-bf16": Kind("openvino", _OPENVINO, _ONNX, "bf16"),
     "openvino-int8-fc": Kind("openvino-int8-fc", _OPENVINO, _ONNX),
     "openvino-int8": Kind("openvino-int8", _OPENVINO, (*_ONNX, "nncf")),
+    "onnxruntime-int8": Kind("onnx-int8", ("onnxruntime",), _ONNX),
 }
+CALIBRATED = ("openvino-int8", "onnxruntime-int8")
 """torch-bf16: torch in bfloat16, on any device. openvino-int8-fc: 8-bit weights of the fully connected layers, all
-arithmetic in float32. openvino-int8: weights and activations of 8 bits, calibrated on pictures."""
+arithmetic in float32. openvino-int8 and onnxruntime-int8: weights and activations of 8 bits, calibrated on pictures,
+each by its own tool."""
 
 ENGINES = (EXACT, FAST, *KINDS)
 
 
-def check_engine(name: str, device: str = "auto") -> None:
-    """Raise `UserError` unless there is an engine `name`, its packages are installed and it runs on `device`."""
+def check_engine(name: str, device: str = "auto", calibrate: str | Path | None = None) -> None:
+    """Raise `UserError` unless there is an engine `name`, its packages are installed, it runs on `device`, and
+    `calibrate` is nothing, or a folder for an engine that is calibrated."""
     if name not in ENGINES:
         raise unknown_name("engine", name, ENGINES)
     if name in KINDS and (lacking := missing(name)):
         raise not_installed(name, lacking)
     if name in KINDS and KINDS[name].file and device not in ("auto", "cpu"):
         raise UserError(f"--engine {name} computes on the CPU; leave --device {device} out, or use --engine exact.")
+    if calibrate and name not in CALIBRATED:
+        raise UserError(f"--calibrate is for --engine {' and '.join(CALIBRATED)}, and not for {name}; leave it out.")
+    if calibrate and not Path(calibrate).is_dir():
+        raise UserError(
+            f"--calibrate {calibrate} is not a folder; give one of pictures like those that the network will see."
+        )
 
 
 def missing(name: str, making: bool = False) -> str | None:
@@ -109,7 +119,7 @@ def version(name: str) -> str:
 def open_file(name: str, path: Path) -> Engine:
     """Engine `name` on a file that it reads. Raises `UserError` where this processor cannot, and whatever the engine's
     package raises for a file that it cannot read."""
-    if name == "onnxruntime":
+    if KINDS[name].packages == ("onnxruntime",):
         return OnnxRuntime(name, path)
     return OpenVino(name, path, KINDS[name].precision)
 

@@ -151,7 +151,7 @@ def evaluate(
     kept in `evaluation/<split>.parquet`. Raises `UserError`, also where a member may have trained on what is measured.
     """
     looks = views_of(views, scales)
-    check_engine(engine, device)
+    check_engine(engine, device, calibrate)
     ensemble = open_ensemble(run, checkpoint)
     first = ensemble.members[0]
     readings = ensemble.readings(looks)

@@ -257,7 +257,7 @@ def load(
     """
     from alexnet.inference.ensemble import open_ensemble
 
-    check_engine(engine, device)
+    check_engine(engine, device, calibrate)
     return Classifier(open_ensemble(run, checkpoint), device, engine, calibrate, say)
 
 
@@ -271,7 +271,7 @@ def load_quickly(
     say: Callable[[str], object] = lambda _: None,
 ) -> Classifier | StoredClassifier:
     """`load`, or, of a single network whose engine was opened here before, what labels pictures without torch."""
-    check_engine(engine, device)
+    check_engine(engine, device, calibrate)
     runs = [run] if isinstance(run, (str, Path)) else list(run)
 
     def whole() -> Classifier:

@@ -30,6 +30,7 @@ from alexnet.runtime import cache_dir, cpu_name
 FORMAT = 1  # of the files: raised when what the conversions make changes
 FILES = {
     "onnx": "model.onnx",
+    "onnx-int8": "model.onnx",
     "openvino": "model.xml",
     "openvino-int8": "model.xml",
     "openvino-int8-fc": "model.xml",
@@ -96,6 +97,7 @@ class Store:
             write_json(beside / "sums.json", {path.name: sha256_of(path) for path in beside.iterdir()})
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(beside, folder)
+            self._forget(kind)
         except OSError as error:
             raise UserError(
                 f"The engine's file cannot be kept in {folder.parent}: {error.strerror or error}; make room, or set "
@@ -106,12 +108,8 @@ class Store:
         return folder / FILES[kind]
 
     def _folder(self, kind: str) -> Path:
-        package = "onnx" if kind == "onnx" else "openvino"
-        try:
-            made_for = metadata.version("openvino") if package == "openvino" else ""
-        except metadata.PackageNotFoundError:
-            made_for = "none"
-        return self.path / f"{kind}-{FORMAT}{made_for and '-' + made_for}"
+        made_for = "" if kind.startswith("onnx") else f"-{metadata.version('openvino')}"
+        return self.path / f"{kind}-{FORMAT}{made_for}"
 
     # ── measurements ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -122,6 +120,15 @@ class Store:
 
     def keep_measured(self, key: str, value: dict[str, Any]) -> None:
         self._write("measured.json", {**self._measurements(), f"{_machine()} | {key}": value})
+
+    def _forget(self, kind: str) -> None:
+        """What was measured of the engines that read `kind`, of which there is a new file."""
+        stale = {
+            f"{_machine()} | {engine_key(name)}"
+            for name in KINDS
+            if KINDS[name].file == kind and not engines.missing(name)
+        }
+        self._write("measured.json", {key: v for key, v in self._measurements().items() if key not in stale})
 
     def _measurements(self) -> dict[str, Any]:
         try:
