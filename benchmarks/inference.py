@@ -175,26 +175,32 @@ def measure_memory() -> None:
     in the second `predict`, without torch."""
     results = []
     for name in ("eager", *(name for name in OURS if name != "fast")):
-        command = [sys.executable, "-c", STORED if name in engines.KINDS else BY_TORCH, name]
-        told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+        command = [
+            sys.executable,
+            "-c",
+            STORED if name in engines.KINDS else BY_TORCH,
+            name,
+            str(Path(__file__).parent),
+        ]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         results.append({"engine": name, **json.loads(told.splitlines()[-1])})
         print(results[-1])
     save("inference_memory", {"rows": results}, ("openvino", "onnxruntime"))
 
 
 PEAKS = """
-import json, resource, sys
+import json, re, sys
 import numpy as np
 peaks = {}
 for batch in (1, 32):
     logits(np.zeros((batch, 3, 224, 224), np.uint8))
-    peaks[f"batch_{batch}_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    peak = re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]  # getrusage would count the parent's too
+    peaks[f"batch_{batch}_mib"] = round(int(peak) / 1024)
 print(json.dumps(peaks))
 """
 STORED = (
     """
 import sys
-import time
 from alexnet.inference.engines import KINDS, open_file
 from alexnet.inference.stored import Store
 logits = open_file(sys.argv[1], Store("benchmark-torchvision").find(KINDS[sys.argv[1]].file)).logits
@@ -204,7 +210,7 @@ logits = open_file(sys.argv[1], Store("benchmark-torchvision").find(KINDS[sys.ar
 BY_TORCH = (
     """
 import sys
-import time
+sys.path.insert(0, sys.argv[2])
 from alexnet.inference.choose import by_torch
 from inference import CPU, eager, network
 logits = eager(network()) if sys.argv[1] == "eager" else by_torch(network(), CPU).logits
