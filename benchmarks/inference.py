@@ -84,14 +84,14 @@ def pictures(batch: int) -> np.ndarray:
 def openvino_raw(path: Path, batch: int, hint: str) -> Callable[[np.ndarray], object]:
     """OpenVINO in float32 as its documentation has it: one request, or, for throughput, a queue that gets the batch in
     halves."""
-    import openvino
+    from openvino import AsyncInferQueue
 
-    core = openvino.Core()
+    core = engines.openvino_core()
     model = core.compile_model(path, "CPU", {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "f32"})
     if hint == "LATENCY":
         request = model.create_infer_request()
         return lambda x: request.infer({0: x})
-    queue = openvino.AsyncInferQueue(model)
+    queue = AsyncInferQueue(model)
     parts = max(1, min(batch, 2))
 
     def run(x: np.ndarray) -> None:

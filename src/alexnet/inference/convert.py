@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
+from alexnet.inference.engines import openvino_core
 from alexnet.networks.model import Network
 
 INPUT, OUTPUT = "input", "output"
@@ -69,7 +70,7 @@ def to_openvino(onnx: Path, path: Path) -> None:
     """Write the network of an ONNX file as OpenVINO's `path` (.xml) and the .bin beside it, in float32."""
     import openvino
 
-    openvino.save_model(openvino.Core().read_model(onnx), path, compress_to_fp16=False)
+    openvino.save_model(openvino_core().read_model(onnx), path, compress_to_fp16=False)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ when an engine is first opened and told each time (`choose.py`).
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -152,9 +153,6 @@ class OpenVino(_Chunked):
     """OpenVINO on the CPU, with sums in float32 or bfloat16."""
 
     def __init__(self, name: str, path: Path, precision: str) -> None:
-        import openvino
-
-        core = openvino.Core()
         if not openvino_computes(precision):
             raise UserError(f"--engine {name} needs a processor that computes {precision}; use --engine openvino.")
         settings: dict[str, Any] = {
@@ -162,15 +160,28 @@ class OpenVino(_Chunked):
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads(),
         }
+        core = openvino_core()
         request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
         super().__init__(name, lambda images: request.infer({"input": images})["output"])
 
 
 def openvino_computes(precision: str) -> bool:
     """Whether this processor has f32 or bf16 in hardware, as far as OpenVINO knows."""
+    return precision == "f32" or precision.upper() in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process, its CPU plugin loaded.
+
+    Each plugin sets the stack for signals and restores, when it goes, the one it found. If a second one outlives the
+    first, that is memory that was given back, and the next signal (of a child process that ended, say) a crash.
+    """
     import openvino
 
-    return precision == "f32" or precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    core = openvino.Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+    return core
 
 
 class Torch:

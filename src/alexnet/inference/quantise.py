@@ -20,6 +20,7 @@ import numpy as np
 from alexnet.data.images import BadImage, decode
 from alexnet.data.samples import Arrays, Files
 from alexnet.errors import UserError
+from alexnet.inference.engines import openvino_core
 from alexnet.inference.evaluate import evaluation_batches, own_data
 from alexnet.inference.formats import Opened
 from alexnet.inference.predict import find_images
@@ -33,7 +34,7 @@ def fc_to_int8(source: Path, path: Path) -> None:
     import openvino
     from openvino import opset13 as ops
 
-    model = openvino.Core().read_model(source)
+    model = openvino_core().read_model(source)
     for node in model.get_ordered_ops():
         weights = node.input_value(1).get_node() if node.get_type_name() == "MatMul" else None
         if weights is None or weights.get_type_name() != "Constant":
@@ -56,7 +57,7 @@ def to_int8(source: Path, path: Path, pictures: np.ndarray) -> None:
     with _quiet():
         import nncf
 
-        model = openvino.Core().read_model(source)
+        model = openvino_core().read_model(source)
         dataset = nncf.Dataset([picture[None] for picture in pictures])
         model = nncf.quantize(model, dataset, subset_size=len(pictures), preset=nncf.QuantizationPreset.MIXED)
     openvino.save_model(model, path, compress_to_fp16=False)
