@@ -71,7 +71,7 @@ def weighted_rows() -> list[Row]:
 
 def photograph() -> torch.Tensor:
     """A real picture as the 2012 code stored it: uint8 3×256×256, short side resized, centre cropped."""
-    return Preprocess(size=224, resize=256).training_square(Image.fromarray(load_sample_image("china.jpg")))
+    return Preprocess(size=224, resize=256).training_square(load_sample_image("china.jpg").copy())
 
 
 def show(axes: Axes, image: torch.Tensor | np.ndarray) -> None:
