@@ -93,12 +93,13 @@ def evaluate(
     scales: tuple[float, ...] = (1.0,),
     engine: str = "exact",
     calibrate: Path | None = None,
+    trust: bool = False,
     json: bool = False,
 ) -> None:
     """Measure a trained network: top-1 with its interval, top-5, loss, and precision and recall of each class.
 
     Args:
-        run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
+        run: A run folder, 'last', a checkpoint folder, torchvision:IMAGENET1K_V1, or an exported file.
         more: Further runs that know the same classes: an ensemble, whose probabilities are averaged.
         data: Other pictures than the run's own: a folder of class folders, or an archive of it.
         labels: A CSV or Parquet file with the columns path and label, in place of class folders.
@@ -113,13 +114,14 @@ def evaluate(
             openvino-int8.
         calibrate: A folder of pictures for the int8 engines to see the ranges of their numbers; the run's own unless
             given.
+        trust: Open an exported file even if nothing says that it was exported here; such a file can run code.
         json: Print one JSON document.
     """
     from alexnet.inference.evaluate import evaluate as run_evaluation
 
     found = run_evaluation(
         (run, *more), data=data, labels=labels, split=split, checkpoint=checkpoint, device=device,
-        views=_views(ten_crop, crops), scales=scales, engine=engine, calibrate=calibrate, say=_say,
+        views=_views(ten_crop, crops), scales=scales, engine=engine, calibrate=calibrate, trust=trust, say=_say,
     )  # fmt: skip
     if json:
         _print_json(found)
@@ -149,12 +151,13 @@ def predict(
     scales: tuple[float, ...] = (1.0,),
     engine: str = "exact",
     calibrate: Path | None = None,
+    trust: bool = False,
     json: bool = False,
 ) -> int:
     """Label pictures: files, folders, or '-' for one picture on standard input.
 
     Args:
-        run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
+        run: A run folder, 'last', a checkpoint folder, torchvision:IMAGENET1K_V1, or an exported file.
         images: Picture files, folders of them, or '-'. Words before them that are runs too (a folder with recipe.json,
             a checkpoint folder, 'last', torchvision:…) make an ensemble, whose probabilities are averaged.
         top: How many labels for each.
@@ -168,6 +171,7 @@ def predict(
             openvino-int8.
         calibrate: A folder of pictures for the int8 engines to see the ranges of their numbers; the run's own unless
             given.
+        trust: Open an exported file even if nothing says that it was exported here; such a file can run code.
         json: Print one JSON document.
     """
     from alexnet.inference.formats import names_run
@@ -182,7 +186,9 @@ def predict(
         wanted += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
     predictions = []
     views = _views(ten_crop, crops)
-    classifier = load_quickly(runs, checkpoint=checkpoint, device=device, engine=engine, calibrate=calibrate, say=_say)
+    classifier = load_quickly(
+        runs, checkpoint=checkpoint, device=device, engine=engine, calibrate=calibrate, trust=trust, say=_say
+    )
     for prediction in classifier.predict_many(wanted, top, views, scales):
         predictions.append(prediction)
         if not json:

@@ -214,11 +214,16 @@ class Preprocess:
         is C×side×side."""
         import torch
 
-        deviation = np.asarray(self.std)
-        both = np.stack([1 / (255 * deviation), -np.asarray(self.mean) / deviation])  # x·scale + shift
-        scale, shift = torch.tensor(both, dtype=torch.float32)[:, :, None, None]
+        scale, shift = (torch.from_numpy(x) for x in self.factors())
         if self.mean_image is not None:
             shift = centre_crop(self.mean_image, side) * (-255 * scale)
+        return scale, shift
+
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """`constants` where there is no mean image, without torch."""
+        deviation = np.asarray(self.std)
+        both = np.stack([1 / (255 * deviation), -np.asarray(self.mean) / deviation])  # x·scale + shift
+        scale, shift = both.astype(np.float32)[:, :, None, None]
         return scale, shift
 
 

@@ -8,11 +8,13 @@ included, so that nobody who uses them can do that differently.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,42 +41,70 @@ class FromPixels(nn.Module):
         return logits
 
 
-def to_onnx(model: Network, path: Path, preprocess: Preprocess | None = None) -> None:
-    """Write `model`, on the CPU and in evaluation mode, as one ONNX file.
+class InHalf(nn.Module):
+    """`model` with weights and sums in float16, between float32 at both ends."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).half()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images.half())
+        return logits.float()
+
+
+def to_convert(
+    model: Network, preprocess: Preprocess | None = None, half: bool = False
+) -> tuple[nn.Module, Tensor, dict[int, Any]]:
+    """What exporters take: a module in evaluation mode on the CPU, an example of its input, and which of its sizes
+    vary. With `preprocess` the input is uint8 pixels, else float32 images as preprocessed: N×C×size×size."""
+    spec = model.spec
+    computing = InHalf(model.cpu()) if half else model.cpu()
+    whole = computing if preprocess is None else FromPixels(computing, preprocess)
+    example = torch.zeros(2, spec.in_channels, spec.image_size, spec.image_size)  # a batch of 1 would be taken as fixed
+    return whole.eval(), example if preprocess is None else example.to(torch.uint8), {0: torch.export.Dim.DYNAMIC}
+
+
+def to_onnx(model: Network, path: Path, preprocess: Preprocess | None = None, half: bool = False) -> None:
+    """Write `model` as one ONNX file, which computes in float16 if `half`.
 
     With `preprocess` its input is uint8 pixels, else float32 images as preprocessed: N×C×size×size. The output is
     float32 logits (N, classes). Raises `UserError` where torch's exporter cannot express the network.
     """
-    spec = model.spec
-    whole = model if preprocess is None else FromPixels(model, preprocess)
-    example = torch.zeros(2, spec.in_channels, spec.image_size, spec.image_size)  # a batch of 1 would be taken as fixed
+    whole, example, varying = to_convert(model, preprocess, half)
     try:
-        with _quiet():
+        with quiet():
             torch.onnx.export(
-                whole.eval(),
-                (example if preprocess is None else example.to(torch.uint8),),
+                whole,
+                (example,),
                 path,
                 dynamo=True,
                 external_data=False,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                dynamic_shapes=(varying,),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"'{spec.name}' cannot be made into ONNX ({reason}); use --engine exact.") from error
+        raise UserError(
+            f"'{model.spec.name}' cannot be made into ONNX ({reason}); use --engine exact, or the format pt2."
+        ) from error
 
 
-def to_openvino(onnx: Path, path: Path) -> None:
-    """Write the network of an ONNX file as OpenVINO's `path` (.xml) and the .bin beside it, in float32."""
+def to_openvino(onnx: Path, path: Path, half: bool = False, told: str | None = None) -> None:
+    """Write the network of an ONNX file as OpenVINO's `path` (.xml) and the .bin beside it, its weights in float16 if
+    `half`, with what is `told` of it in its own metadata."""
     import openvino
 
-    openvino.save_model(openvino_core().read_model(onnx), path, compress_to_fp16=False)
+    model = openvino_core().read_model(onnx)
+    if told is not None:
+        model.set_rt_info(told, ["alexnet"])
+    openvino.save_model(model, path, compress_to_fp16=half)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter reports its progress and its own deprecations, which are nobody's business here."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -125,7 +125,7 @@ def open_file(name: str, path: Path) -> Engine:
     return OpenVino(name, path, KINDS[name].precision)
 
 
-class _Chunked:
+class Chunked:
     """An engine that computes at most `CHUNK` pictures at once."""
 
     def __init__(self, name: str, run: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -136,7 +136,7 @@ class _Chunked:
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-class OnnxRuntime(_Chunked):
+class OnnxRuntime(Chunked):
     """onnxruntime, float32, on the CPU."""
 
     def __init__(self, name: str, path: Path) -> None:
@@ -147,9 +147,10 @@ class OnnxRuntime(_Chunked):
         options.log_severity_level = 3  # errors
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         super().__init__(name, lambda images: session.run(["output"], {"input": images})[0])
+        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
 
 
-class OpenVino(_Chunked):
+class OpenVino(Chunked):
     """OpenVINO on the CPU, with sums in float32 or bfloat16."""
 
     def __init__(self, name: str, path: Path, precision: str) -> None:

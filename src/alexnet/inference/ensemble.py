@@ -20,7 +20,8 @@ from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 from alexnet.inference.choose import Deferred, Wanted
 from alexnet.inference.engines import EXACT, Engine
-from alexnet.inference.formats import Opened, open_model
+from alexnet.inference.exported import Exported, check_exported
+from alexnet.inference.formats import Opened, open_network
 from alexnet.inference.views import CENTRE, Views, cut, log_mean, uncropped
 
 RunNames = str | Path | Sequence[str | Path]
@@ -41,7 +42,7 @@ class Ensemble:
     """Networks that know the same classes; `open_ensemble` checks it."""
 
     names: tuple[str, ...]
-    members: tuple[Opened, ...]
+    members: tuple[Opened | Exported, ...]
     orders: tuple[torch.Tensor, ...]
     """For each member its outputs in the order of `classes`, int64 (classes,)."""
 
@@ -51,10 +52,11 @@ class Ensemble:
 
     def networks(self, wanted: Wanted) -> list[nn.Module | Engine]:
         """What computes each member: its module, on the device and in the layout that convolutions like best, or
-        another engine."""
-        for member in self.members:
-            member.model.to(wanted.device).to(memory_format=torch.channels_last)
-        return [member.model if wanted.name == EXACT else Deferred(member, wanted) for member in self.members]
+        another engine; an exported file brings its own.
+
+        Raises `UserError` where an exported file is to be computed by another engine, or elsewhere than on the CPU.
+        """
+        return [_network(member, wanted) for member in self.members]
 
     def readings(self, views: Views) -> list[Reading]:
         """How pictures must be read for `views`: once for each scale and each different geometry of the members.
@@ -78,6 +80,14 @@ class Ensemble:
         return log_mean(log_mean(scales)[:, order.to(scales[0].device)] for scales, order in orders)
 
 
+def _network(member: Opened | Exported, wanted: Wanted) -> nn.Module | Engine:
+    if isinstance(member, Exported):
+        check_exported(member.path, wanted.name, wanted.asked)
+        return member.engine
+    member.model.to(wanted.device).to(memory_format=torch.channels_last)
+    return member.model if wanted.name == EXACT else Deferred(member, wanted)
+
+
 def forward(
     network: nn.Module | Engine, images: torch.Tensor, preprocess: Preprocess, views: Views = CENTRE
 ) -> torch.Tensor:
@@ -93,8 +103,8 @@ def _look(network: nn.Module | Engine, view: torch.Tensor, preprocess: Preproces
     return torch.from_numpy(network.logits(view.cpu().numpy())).to(view.device)
 
 
-def open_ensemble(runs: RunNames, checkpoint: str = "best") -> Ensemble:
-    """The network or networks called `runs`, each as `formats.open_model` opens it.
+def open_ensemble(runs: RunNames, checkpoint: str = "best", trust: bool = False) -> Ensemble:
+    """The network or networks called `runs`, each as `formats.open_network` opens it.
 
     Raises `UserError` where that does, and if two do not know the same classes.
     """
@@ -102,7 +112,7 @@ def open_ensemble(runs: RunNames, checkpoint: str = "best") -> Ensemble:
     if not given:
         raise UserError("An ensemble needs at least one run; give a run folder.")
     names = tuple(map(str, given))
-    members = tuple(open_model(run, checkpoint) for run in given)
+    members = tuple(open_network(run, checkpoint, trust) for run in given)
     for name, member in zip(names[1:], members[1:], strict=True):
         _same_classes(names[0], members[0].classes, name, member.classes)
     orders = [torch.from_numpy(_order(members[0].classes, member.classes)) for member in members]

@@ -27,6 +27,7 @@ from alexnet.errors import UserError, unknown_name
 from alexnet.inference.choose import Wanted
 from alexnet.inference.engines import EXACT, Engine, check_engine
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, open_ensemble
+from alexnet.inference.exported import Exported
 from alexnet.inference.formats import Opened
 from alexnet.inference.metrics import correct_at, measure
 from alexnet.inference.views import CENTRE, Views, log_mean, views_of
@@ -138,6 +139,7 @@ def evaluate(
     scales: Sequence[float] = (1.0,),
     engine: str = EXACT,
     calibrate: str | Path | None = None,
+    trust: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
@@ -147,14 +149,15 @@ def evaluate(
     `split` is train, val or test; `auto` takes test where there is one, else val. `views` is the number of crops an
     image, at each of `scales`, whose probabilities are averaged: 10 is the paper's ten-crop test (see `views.py`).
     `engine` is what computes (see `engines.py`); one of 8 bits is calibrated on the pictures in the folder `calibrate`,
-    else on training pictures, and `say` gets a sentence on how far it was off.
+    else on training pictures, and `say` gets a sentence on how far it was off. An exported file needs `data` or
+    `labels`; `trust` opens one that nothing vouches for.
     Returns the figures of `metrics.measure`, with `runs`, `members` (each one's own top1), `split`, `views` (in all, of
     one network), `scales` and `engines`. On the run's own data the exact logits of a single network and view are also
     kept in `evaluation/<split>.parquet`. Raises `UserError`, also where a member may have trained on what is measured.
     """
     looks = views_of(views, scales)
     check_engine(engine, device, calibrate)
-    ensemble = open_ensemble(run, checkpoint)
+    ensemble = open_ensemble(run, checkpoint, trust)
     first = ensemble.members[0]
     readings = ensemble.readings(looks)
     on = pick_device(device)
@@ -214,7 +217,7 @@ def evaluate(
     )
 
 
-def _is_best(opened: Opened) -> bool:
+def _is_best(opened: Opened | Exported) -> bool:
     """Whether this is the network that the run's own evaluations are of."""
     best = opened.run.named_checkpoint("best") if opened.run else None
     return best is not None and opened.checkpoint is not None and opened.checkpoint.resolve() == best.resolve()

@@ -1,4 +1,5 @@
-"""Opens whatever RUN may be on the command line: a run, a checkpoint folder, or torchvision's published weights."""
+"""Opens whatever RUN may be on the command line: a run, a checkpoint folder, torchvision's published weights, or an
+exported file."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
+from alexnet.inference.described import looks_exported
+from alexnet.inference.exported import Exported, open_exported
 from alexnet.runs import MODEL, Run, find_run, identify, read_model
 
 if TYPE_CHECKING:
@@ -34,13 +37,19 @@ class Opened:
 
 
 def names_run(word: str) -> bool:
-    """Whether `word` names what `open_model` opens, and not a picture or a folder of pictures."""
+    """Whether `word` names what `open_network` opens, and not a picture or a folder of pictures."""
     path = Path(word)
     return (
         word.startswith("torchvision:")
+        or looks_exported(path)
         or (word == "last" and not path.exists())
         or any((path / inside).is_file() for inside in ("recipe.json", MODEL))
     )
+
+
+def open_network(name: str | Path, checkpoint: str = "best", trust: bool = False) -> Opened | Exported:
+    """What `open_model` opens, or an exported file; `trust` opens one that nothing vouches for. Raises `UserError`."""
+    return open_exported(name, trust) if looks_exported(name) else open_model(name, checkpoint)
 
 
 def open_model(name: str | Path, checkpoint: str = "best") -> Opened:
@@ -73,6 +82,8 @@ def identity(name: str | Path, checkpoint: str = "best") -> str:
 def locate(name: str | Path, checkpoint: str = "best") -> tuple[Path, Run | None]:
     """The checkpoint folder that `name`, as for `open_model`, means, and the run that it is in. Raises `UserError`."""
     path = Path(name)
+    if looks_exported(path):
+        raise UserError(f"{path} is an exported file, which predict and eval take; name the run for anything else.")
     if path.is_file():
         if path.suffix.lower() in FOREIGN:
             raise UserError(

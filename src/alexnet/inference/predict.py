@@ -18,7 +18,9 @@ from PIL import Image
 from alexnet.data.images import IMAGE_SUFFIXES, BadImage, decode
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
+from alexnet.inference.described import looks_exported
 from alexnet.inference.engines import EXACT, Engine, check_engine, softmax
+from alexnet.inference.exported import Exported, check_exported, open_exported
 from alexnet.inference.formats import identity
 from alexnet.inference.stored import Store, open_stored
 from alexnet.runtime import pick_device
@@ -151,7 +153,7 @@ class Classifier(_Labels):
         self.device = pick_device(device)
         self.ensemble = ensemble
         self.classes = ensemble.classes
-        self.model = ensemble.members[0].model  # of several, the first
+        self.model = getattr(ensemble.members[0], "model", None)  # of several, the first; None of an exported file
         self.preprocess = ensemble.members[0].preprocess
         wanted = Wanted(engine, self.device, device, Path(calibrate) if calibrate else None, say)
         self._networks = ensemble.networks(wanted)
@@ -240,6 +242,24 @@ class StoredClassifier(_Labels):
         return self._classifier.probabilities(torch.from_numpy(pictures)).numpy()
 
 
+class FileClassifier(_Labels):
+    """An exported file by its own runtime: one view of each picture; several are left to `whole`."""
+
+    def __init__(self, exported: Exported, whole: Callable[[], Classifier]) -> None:
+        self.classes, self.preprocess = exported.classes, exported.preprocess
+        self._exported, self._whole = exported, whole
+
+    def predict_many(
+        self, images: Iterable[Picture], top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
+    ) -> Iterator[Prediction]:
+        """One prediction a picture, in order; an unreadable picture gets an `error` and the rest go on."""
+        if views != 1 or tuple(scales) != (1.0,):
+            return self._whole().predict_many(images, top, views, scales)
+        return self._label(
+            images, top, [self.preprocess], lambda batches: softmax(self._exported.engine.logits(*batches))
+        )
+
+
 def load(
     run: RunNames,
     *,
@@ -247,18 +267,20 @@ def load(
     device: str = "auto",
     engine: str = EXACT,
     calibrate: str | Path | None = None,
+    trust: bool = False,
     say: Callable[[str], object] = lambda _: None,
 ) -> Classifier:
-    """Open a run folder, a checkpoint folder, `last`, or `torchvision:IMAGENET1K_V1` for prediction, or several of
-    them as an ensemble.
+    """Open a run folder, a checkpoint folder, `last`, `torchvision:IMAGENET1K_V1` or an exported file for prediction,
+    or several of them as an ensemble.
 
     `engine` is what computes (see `engines.py`); one of 8 bits is calibrated on the pictures in the folder `calibrate`,
-    else on training pictures. `say` gets a sentence on each engine and how far off it is.
+    else on training pictures. `say` gets a sentence on each engine and how far off it is. `trust` opens an exported
+    file that nothing vouches for.
     """
     from alexnet.inference.ensemble import open_ensemble
 
     check_engine(engine, device, calibrate)
-    return Classifier(open_ensemble(run, checkpoint), device, engine, calibrate, say)
+    return Classifier(open_ensemble(run, checkpoint, trust), device, engine, calibrate, say)
 
 
 def load_quickly(
@@ -268,20 +290,32 @@ def load_quickly(
     device: str = "auto",
     engine: str = EXACT,
     calibrate: str | Path | None = None,
+    trust: bool = False,
     say: Callable[[str], object] = lambda _: None,
-) -> Classifier | StoredClassifier:
-    """`load`, or, of a single network whose engine was opened here before, what labels pictures without torch."""
+) -> Classifier | StoredClassifier | FileClassifier:
+    """`load`, or, of a single network whose engine was opened here before, or of an exported file, what labels pictures
+    without torch."""
     check_engine(engine, device, calibrate)
     runs = [run] if isinstance(run, (str, Path)) else list(run)
 
     def whole() -> Classifier:
-        return load(runs, checkpoint=checkpoint, device=device, engine=engine, calibrate=calibrate, say=say)
+        return load(
+            runs, checkpoint=checkpoint, device=device, engine=engine, calibrate=calibrate, trust=trust, say=say
+        )
 
+    if len(runs) == 1 and looks_exported(runs[0]):
+        check_exported(Path(runs[0]), engine, device)
+        return FileClassifier(open_exported(runs[0], trust), whole)
     if engine == EXACT or len(runs) != 1 or calibrate or device not in ("auto", "cpu"):
         return whole()
     name = identity(runs[0], checkpoint)
     known = Store(name).describe()
     return StoredClassifier(name, engine, device, whole, say) if known else whole()
+
+
+def read_pixels(image: Picture, preprocess: Preprocess) -> np.ndarray:
+    """What the network sees of a picture: uint8 C×size×size. Raises `BadImage`."""
+    return preprocess.pixels(decode(image, preprocess.channels))
 
 
 def find_images(arguments: Iterable[str | Path]) -> list[Path]:

@@ -49,9 +49,9 @@ def fc_to_int8(source: Path, path: Path) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def to_int8(source: Path, path: Path, pictures: np.ndarray) -> None:
+def to_int8(source: Path, path: Path, pictures: np.ndarray, told: str | None = None) -> None:
     """Write OpenVINO's network `source` as `path` with weights and activations in 8 bits, their ranges taken from
-    `pictures`, uint8 N×C×size×size as `Preprocess.pixels` gives them."""
+    `pictures`, N×C×size×size as the network takes them, and with what is `told` of it in its own metadata."""
     import openvino
 
     with _quiet():
@@ -60,6 +60,8 @@ def to_int8(source: Path, path: Path, pictures: np.ndarray) -> None:
         model = openvino_core().read_model(source)
         dataset = nncf.Dataset([picture[None] for picture in pictures])
         model = nncf.quantize(model, dataset, subset_size=len(pictures), preset=nncf.QuantizationPreset.MIXED)
+    if told is not None:
+        model.set_rt_info(told, ["alexnet"])
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
@@ -85,7 +87,7 @@ def onnx_to_int8(source: Path, path: Path, pictures: np.ndarray) -> None:
         )
 
 
-def calibration_pictures(opened: Opened, folder: Path | None) -> np.ndarray:
+def calibration_pictures(opened: Opened, folder: Path | None, flag: str = "--calibrate") -> np.ndarray:
     """Up to 300 pictures to calibrate `opened` on, evenly from `folder`, else from those that it was trained on: uint8
     N×C×size×size. Raises `UserError` where there are none."""
     if folder is not None:
@@ -94,12 +96,12 @@ def calibration_pictures(opened: Opened, folder: Path | None) -> np.ndarray:
             with contextlib.suppress(BadImage):
                 found.append(opened.preprocess.pixels(decode(path, opened.preprocess.channels)))
         if not found:
-            raise UserError(f"None of the pictures in {folder} can be read; give others with --calibrate.")
+            raise UserError(f"None of the pictures in {folder} can be read; give others with {flag}.")
         return np.stack(found)
     if opened.run is None:
         raise UserError(
             "An engine of 8-bit activations needs pictures to see their ranges, and this network comes without any; "
-            "give --calibrate with a folder of pictures like those that it will see."
+            f"give {flag} with a folder of pictures like those that it will see."
         )
     part: Arrays | Files = own_data(opened.run, None).splits["train"]
     part = part.take(np.array(_evenly(list(range(len(part))))))

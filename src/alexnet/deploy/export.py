@@ -1,0 +1,250 @@
+"""From a run to a file that other programs run, handed over only if it agrees with the trainer.
+
+A file is written into a temporary folder beside its place, with its description, opened there by its own runtime in a
+process of its own, and compared with the run on real pictures (`parity.py`). Only then is it moved into place; if it
+is off by more than the tolerance, or anything fails, nothing is left.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from alexnet.data.samples import Source
+from alexnet.deploy import parity, write
+from alexnet.deploy.parity import ENOUGH, TOLERANCE, ExportFailed, Parity, Reference
+from alexnet.errors import UserError, unknown_name
+from alexnet.inference.described import FORMATS, PRECISIONS, check_installed, description_path
+from alexnet.inference.evaluate import own_data
+from alexnet.inference.formats import open_model
+from alexnet.inference.quantise import calibration_pictures
+from alexnet.runs import describe, sha256_of, write_json
+from alexnet.runtime import cpu_name
+
+Say = Callable[[str], object]
+
+DEPRECATED = "TorchScript is deprecated since torch 2.12: for programs that read it already; new ones should take pt2."
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported file, and how it compares with the run."""
+
+    file: Path
+    kind: str
+    precision: str
+    size: int
+    """Bytes, of all its files."""
+    parity: Parity
+    tolerance: float
+    truth: Reference
+
+    def to_dict(self) -> dict[str, Any]:
+        """A part of the JSON document of `alexnet export`."""
+        return {
+            "file": str(self.file), "format": self.kind, "precision": self.precision, "size": self.size,
+            "max_abs_diff": self.parity.max_abs_diff, "tolerance": self.tolerance,
+            "top1_agreement": self.parity.top1_agreement, "images": self.parity.images,
+            "top1": self.parity.top1, "run_top1": self.truth.top1,
+            "seconds": self.parity.seconds, "run_seconds": self.truth.seconds,
+            "without_torch": self.parity.without_torch,
+        }  # fmt: skip
+
+
+def check_format(name: str) -> None:
+    """Raise `UserError` unless there is a format `name`."""
+    if name not in FORMATS:
+        raise unknown_name("format", name, (*FORMATS, "all"))
+
+
+class Exporter:
+    """Exports one run, to as many formats as are asked for: its data is read, and its answers are found, once.
+
+    Use it in a `with` statement. Raises `UserError` where `open_model` does, and where `images` holds no pictures.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        images: Path | None = None,
+        checkpoint: str = "best",
+        with_preprocessing: bool = False,
+        precision: str = "fp32",
+        tolerance: float | None = None,
+        say: Say = lambda _: None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise unknown_name("precision", precision, PRECISIONS)
+        if tolerance is not None and not 0 < tolerance <= 1:
+            raise UserError(f"--tolerance is a difference of probabilities, above 0 and up to 1, not {tolerance:g}.")
+        self.opened = open_model(run, checkpoint)
+        self._images, self._pixels, self._precision, self._say = images, with_preprocessing, precision, say
+        self._tolerance = TOLERANCE[precision] if tolerance is None else tolerance
+        self._temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
+
+    def __enter__(self) -> Exporter:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self._temporary.cleanup()
+
+    def check(self, kind: str) -> None:
+        """Raise `UserError` unless the run can be exported to `kind` here."""
+        check_format(kind)
+        write.check_fits(self.opened, kind, self._pixels, self._precision)
+        check_installed(kind, writing=True)
+
+    def export(self, kind: str, out: Path | None = None) -> Export:
+        """Write the run as `kind` to `out`, by default a file in its own folder `export/`.
+
+        Raises `UserError` where `check` does, and for an `out` that cannot be; `ExportFailed` where the file cannot be
+        written or differs from the run by more than the tolerance.
+        """
+        self.check(kind)
+        target = self._target(kind, out)
+        truth = self.truth  # found first: without pictures nothing is written
+        with _beside(target) as temporary:
+            written = temporary / target.name
+            description = self._write(kind, written)
+            found = parity.compare(written, kind, truth)
+            if not found.max_abs_diff <= self._tolerance:
+                raise ExportFailed(self._refusal(kind, found))
+            files = [path for path in written.rglob("*") if path.is_file()] if written.is_dir() else [
+                temporary / name for name in description.sums
+            ]  # fmt: skip
+            size = sum(path.stat().st_size for path in files)
+            measured = {
+                "images": found.images, "pictures": truth.pictures.what, "max_abs_diff": found.max_abs_diff,
+                "tolerance": self._tolerance, "top1_agreement": found.top1_agreement,
+            }  # fmt: skip
+            complete = replace(description, about={**description.about, "parity": measured})
+            write_json(description_path(written), complete.to_dict())
+            _move(temporary, target)
+        return Export(target, kind, self._precision, size, found, self._tolerance, truth)
+
+    # ── what all formats share ────────────────────────────────────────────────────────────────────────────────
+
+    @functools.cached_property
+    def truth(self) -> Reference:
+        """What the run itself says of the pictures."""
+        opened = self.opened
+        if self._images is not None:
+            pictures = parity.pictures_below(self._images, opened.classes)
+        elif opened.run is None:
+            raise UserError(
+                "This network comes without pictures to compare the exported file on; give --images with a folder of "
+                "pictures like those that it will see."
+            )
+        else:
+            pictures = parity.own_pictures(self._source, opened.classes, Path(self._temporary.name))
+        found = parity.reference(opened, pictures)
+        n = len(found.pictures.files)
+        few = f"; {ENOUGH} would say more, and --images takes a folder of them" if n < ENOUGH else ""
+        self._say(f"Comparing on {n:,} pictures {pictures.what}{few}.")
+        return found
+
+    @functools.cached_property
+    def _source(self) -> Source:
+        assert self.opened.run is not None
+        return own_data(self.opened.run, None)
+
+    def _seen(self) -> np.ndarray:
+        return calibration_pictures(self.opened, self._images, "--images")
+
+    def _calibration(self) -> dict[str, Any] | None:
+        """What the checkpoint's `model.json` says of its temperature and threshold, if it does."""
+        if self.opened.checkpoint is None:
+            return None
+        found = describe(self.opened.checkpoint).get("calibration")
+        return found if isinstance(found, dict) else None
+
+    def _target(self, kind: str, out: Path | None) -> Path:
+        suffix = FORMATS[kind].suffix
+        if out is None:
+            home = self.opened.run.path / "export" if self.opened.run else Path("export")
+            name = f"{self.opened.model.spec.name.replace('/', '-')}{PRECISIONS[self._precision]}"
+            return home / (name + suffix if suffix else f"{name}-huggingface")
+        if out.suffix.lower() != suffix and suffix:
+            raise UserError(f"Files of the format {kind} end in {suffix}, and {out} does not; change --out.")
+        if suffix and out.is_dir():
+            raise UserError(f"--out {out} is a folder; name a file in it.")
+        if (
+            not suffix
+            and out.exists()
+            and not (out.is_dir() and (not any(out.iterdir()) or description_path(out).is_file()))
+        ):
+            raise UserError(f"--out {out} exists and is no exported folder; choose one that does not exist yet.")
+        return out
+
+    def _write(self, kind: str, path: Path) -> write.Description:
+        job = write.Job(self.opened, kind, self._pixels, self._precision, self._calibration(), self._seen)
+        if kind == "torchscript":
+            self._say(DEPRECATED)
+        try:
+            found = write.write(job, path)
+            parts = sorted(p for p in (path.rglob("*") if path.is_dir() else path.parent.iterdir()) if p.is_file())
+            packages = ("alexnet", "torch", *FORMATS[kind].reads)
+            about = {**found.about, "versions": {p: metadata.version(p) for p in packages}, "machine": _machine()}
+            found = replace(found, about=about, sums={p.name: sha256_of(p) for p in parts})
+            write_json(description_path(path), found.to_dict())
+        except UserError:
+            raise
+        except Exception as error:  # each of the libraries reports a full disk, or a network it cannot express, its way
+            free = shutil.disk_usage(path.parent).free
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ExportFailed(
+                f"'{self.opened.model.spec.name}' could not be written as {kind} ({reason}; {free / 2**20:,.0f} MiB "
+                "are free there); nothing was left behind."
+            ) from error
+        return found
+
+    def _refusal(self, kind: str, found: Parity) -> str:
+        return (
+            f"The {kind} file differs from the run by {found.max_abs_diff:.2g} of a probability, more than "
+            f"{self._tolerance:g}, at {found.worst} (the same label on {found.top1_agreement:.1%} of {found.images:,} "
+            "pictures); nothing was left behind. --tolerance allows more, if that is what you want."
+        )
+
+
+def _machine() -> str:
+    return f"{cpu_name()}, {platform.system()} {platform.machine()}"
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A temporary folder on the disk of `target`, whose own folder is made if need be and not left empty."""
+    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}; choose another --out.") from error
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in missing:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _move(temporary: Path, target: Path) -> None:
+    """All that is in `temporary` into the folder of `target`; the description last, as it vouches for the others."""
+    if (temporary / target.name).is_dir() and target.exists():
+        shutil.rmtree(target)
+    vouching = description_path(target).name
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name == vouching):
+        os.replace(path, target.parent / path.name)

@@ -1,0 +1,210 @@
+"""What is known of an exported file: its classes, its preprocessing, its checksum. Needs neither torch nor a runtime.
+
+The description stands in `<file>.json` beside the file (`alexnet.json` inside a folder) and, where the format has a
+place for it, without the checksums in the file too. A file whose checksum is not the one beside it is not opened; one
+of a format that can run code is opened only if it has a description, or by somebody who says that they trust it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from alexnet.data.preprocess import Preprocess
+from alexnet.errors import UserError
+from alexnet.runs import sha256_of
+
+MARK = "alexnet-export-1"  # of a description; a reader refuses what it does not know
+KEY = "alexnet"  # under which a file holds its own description
+INSIDE = "alexnet.json"  # the description in a folder
+
+PRECISIONS = {"fp32": "", "half": "-half", "int8": "-int8"}
+"""What an exported network computes or keeps its weights in, and what this adds to the name of its file."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One of the formats that networks are exported to."""
+
+    what: str
+    suffix: str
+    """Of the file; empty for a folder."""
+    reads: tuple[str, ...] = ()
+    """The packages that open it."""
+    writes: tuple[str, ...] = ()
+    """Those that it takes to write it, too."""
+    extra: str = ""
+    """What of ours installs them."""
+    precisions: tuple[str, ...] = ("fp32", "half")
+    without_torch: bool = False
+    """Whether it is opened without torch."""
+    runs_code: bool = False
+    """Whether opening it can run what somebody wrote into it."""
+    graph: bool = True
+    """Whether it holds the computation, and so can normalise by itself, and not the weights alone."""
+
+
+FORMATS = {
+    "onnx": Format(
+        "ONNX, for onnxruntime and most other engines", ".onnx", ("onnxruntime",), ("onnx", "onnxscript"), "fast",
+        ("fp32", "half", "int8"), without_torch=True,
+    ),
+    "openvino": Format(
+        "OpenVINO's .xml and .bin, for CPUs", ".xml", ("openvino",), ("onnx", "onnxscript"), "fast",
+        ("fp32", "half", "int8"), without_torch=True,
+    ),
+    "torchscript": Format("TorchScript, for C++ programs that read it already", ".pt", runs_code=True),
+    "pt2": Format("torch.export's archive, for torch and its compilers", ".pt2", runs_code=True),
+    "executorch": Format(
+        "ExecuTorch with XNNPACK, for phones", ".pte", ("executorch",), ("torchao",), "executorch",
+        ("fp32", "half", "int8"),
+    ),
+    "torchvision-weights": Format("a state dict that torchvision's own network loads", ".pth", graph=False),
+    "huggingface": Format(
+        "a folder for the Hugging Face Hub", "", ("huggingface_hub",), (), "hub", ("fp32", "half"), graph=False
+    ),
+}  # fmt: skip
+
+
+def check_installed(name: str, writing: bool = False) -> None:
+    """Raise `UserError`, with the command that installs it, if a package that opens (or writes) the format lacks."""
+    form = FORMATS[name]
+    for package in (*form.reads, *(form.writes if writing else ())):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"The format {name} needs {package}; pip install 'alexnet[{form.extra}]' adds it.")
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that using an exported file needs to know."""
+
+    kind: str
+    """A key of `FORMATS`."""
+    network: str
+    """The architecture's name."""
+    spec: Mapping[str, Any]
+    """The architecture, as `model.json` has it."""
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    """Without a mean image, which only the file itself can hold."""
+    pixels: bool = False
+    """Whether it takes uint8 pixels and normalises by itself; else float32 that is normalised already."""
+    precision: str = "fp32"
+    calibration: Mapping[str, Any] | None = None
+    """The run's temperature and threshold, where its `model.json` has them; probabilities are the network's own."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What else is told: names and shapes of input and output, opset, versions, and how parity was measured."""
+    sums: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file, by name; empty in the file's own copy."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("about", "sums")}
+        values |= {"classes": list(self.classes), "preprocess": self.preprocess.to_dict()}
+        sums = {"sha256": dict(self.sums)} if self.sums else {}
+        return {"format": MARK, **values, **self.about, **sums}
+
+    @classmethod
+    def from_dict(cls, found: Any, where: str) -> Description:
+        """The inverse of `to_dict`. Raises `UserError` for what is damaged or another program's."""
+        if not isinstance(found, dict) or found.get("format") != MARK:
+            raise UserError(f"{where} was written by other software: its format is not '{MARK}'.")
+        own = {f.name for f in fields(cls)} - {"about", "sums"}
+        try:
+            values = {key: found[key] for key in own}
+            values["preprocess"] = Preprocess.from_dict(found["preprocess"])
+            values["classes"] = tuple(str(c) for c in found["classes"])
+            sums = {str(name): str(told) for name, told in found.get("sha256", {}).items()}
+            if values["kind"] not in FORMATS or values["precision"] not in PRECISIONS:
+                raise ValueError(f"there is no format {values['kind']} in {values['precision']}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{where} is damaged ({error}); export the network again.") from error
+        about = {key: v for key, v in found.items() if key not in own | {"format", "sha256"}}
+        return cls(**values, about=about, sums=sums)
+
+
+def description_path(path: Path) -> Path:
+    """Where the description of the exported file or folder `path` stands."""
+    return path / INSIDE if path.is_dir() else path.with_name(path.name + ".json")
+
+
+def looks_exported(name: str | Path) -> bool:
+    """Whether `name` is a file or folder of ours, or a file in a format that nothing else of ours has."""
+    path = Path(name)
+    if path.is_dir():
+        return (path / INSIDE).is_file()
+    own = {form.suffix for kind, form in FORMATS.items() if form.suffix not in ("", ".pt", ".pth")}
+    return path.is_file() and (path.suffix.lower() in own or description_path(path).is_file() or is_torchscript(path))
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether `path` is an archive that holds code, and not weights alone."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return path.suffix.lower() == ".pt" and any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_description(path: Path, trust: bool = False) -> Description | None:
+    """The description beside `path`, once the file is known to be what it describes; None where there is none and the
+    format is harmless, or if `trust`.
+
+    Raises `UserError` for a file that is not there, damaged or swapped, and for one without a description that could
+    run code; `trust` allows these two.
+    """
+    if not path.exists():
+        raise UserError(f"There is no file {path}; give an exported file or a run.")
+    beside = description_path(path)
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        kind = kind_of(path)
+        if FORMATS[kind].runs_code and not trust:
+            raise UserError(
+                f"{path} has no {beside.name} beside it, so nothing says that it was exported here, and opening "
+                f"{kind} files can run code; if you know where it comes from, add --trust."
+            ) from None
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{beside} is damaged ({error}); export the network again.") from error
+    description = Description.from_dict(found, str(beside))
+    if not trust:
+        check_sums(path, description)
+    return description
+
+
+def check_sums(path: Path, description: Description) -> None:
+    """Raise `UserError` unless `path` is, to the last bit, what was described, whatever it is called now."""
+    for name, told in description.sums.items():
+        part = path / Path(name).name if path.is_dir() else path.with_suffix(Path(name).suffix)
+        if not part.is_file():
+            raise UserError(f"{part}, a part of {path}, is missing; export the network again.")
+        if sha256_of(part) != told:
+            raise UserError(
+                f"{part} is damaged or another file: its checksum is not the one in {description_path(path)}; "
+                "export the network again."
+            )
+    if not description.sums:
+        raise UserError(f"{description_path(path)} has no checksum; export the network again.")
+
+
+def kind_of(path: Path) -> str:
+    """The format that the ending of `path` tells. Raises `UserError` for others."""
+    if path.is_dir():
+        return "huggingface"
+    for kind, form in FORMATS.items():
+        if form.suffix == path.suffix.lower():
+            return kind
+    raise UserError(f"{path} has no ending of an exported file; those are {', '.join(suffixes())}.")
+
+
+def suffixes() -> list[str]:
+    """The endings of exported files."""
+    return [form.suffix for form in FORMATS.values() if form.suffix]

@@ -1,0 +1,74 @@
+"""A network as the Hugging Face Hub keeps it: a folder with config.json, model.safetensors and a card.
+
+    model = HubModel.from_pretrained("user/name")     # or a local folder
+    model.push_to_hub("user/name")
+
+Reading and writing are `huggingface_hub`'s, an extra of ours (`pip install 'alexnet[hub]'`); weights are safetensors,
+so that opening a folder cannot run code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from alexnet.data.preprocess import Preprocess
+from alexnet.inference.convert import FromPixels
+from alexnet.networks.model import build, spec_from_dict
+
+_CARD = """---
+{{ card_data }}
+---
+
+An AlexNet, exported by `alexnet export RUN huggingface`. `config.json` holds the architecture, the classes and the
+preprocessing, `model.safetensors` the weights.
+
+```python
+from alexnet.inference.hub import HubModel
+
+model = HubModel.from_pretrained("THIS FOLDER OR REPOSITORY")
+```
+
+`alexnet predict FOLDER IMAGE…` labels pictures with it.
+"""
+
+
+class HubModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="alexnet",
+    pipeline_tag="image-classification",
+    tags=["alexnet"],
+    model_card_template=_CARD,
+):
+    """A network that `from_pretrained` and `push_to_hub` know, in evaluation mode.
+
+    `spec` and `preprocess` are as `model.json` has them. It takes float32 N×C×size×size, normalised, or if `pixels`
+    uint8 pixels, and gives float32 logits (N, classes). Raises `UserError` for a damaged configuration.
+    """
+
+    def __init__(
+        self, spec: Mapping[str, Any], classes: Sequence[str], preprocess: Mapping[str, Any], pixels: bool = False
+    ) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.preprocess = Preprocess.from_dict(preprocess, _room_for_mean_image(preprocess))
+        network = build(spec_from_dict(spec))
+        self.network: nn.Module = FromPixels(network, self.preprocess) if pixels else network
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def _room_for_mean_image(preprocess: Mapping[str, Any]) -> Tensor | None:
+    """Zeros in its place, since the mean image itself comes with the weights."""
+    if not preprocess.get("mean_image"):
+        return None
+    side = int(preprocess.get("resize") or preprocess["size"])
+    return torch.zeros(int(preprocess.get("channels", 3)), side, side)

@@ -1,0 +1,245 @@
+"""Every format, compared with the run by its own runtime in its own process; and what makes the comparison fail."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from alexnet.cli import run
+from alexnet.data.preprocess import Preprocess
+from alexnet.deploy import write
+from alexnet.deploy.export import Exporter
+from alexnet.deploy.parity import ExportFailed
+from alexnet.inference.described import FORMATS
+from alexnet.inference.exported import open_exported
+from alexnet.inference.predict import load
+from alexnet.runs import sha256_of, write_model
+from deploy.conftest import CLASSES, sharp
+
+HERE = ("onnx", "openvino", "torchscript", "pt2", "huggingface")  # and installed with `dev`
+
+
+def target(folder: Path, kind: str) -> Path:
+    return folder / f"net{FORMATS[kind].suffix}"
+
+
+def export(checkpoint, photos, kind, folder, **settings):
+    with Exporter(checkpoint, images=photos, **settings) as exporter:
+        return exporter.export(kind, target(folder, kind))
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize("kind", HERE)
+def test_a_file_says_what_the_run_says(checkpoint, photos, tmp_path, kind, pixels):
+    found = export(checkpoint, photos, kind, tmp_path, with_preprocessing=pixels)
+    assert found.parity.max_abs_diff < 1e-5
+    assert (found.parity.images, found.parity.top1_agreement) == (12, 1.0)
+    assert found.parity.top1 == found.truth.top1
+    assert np.ptp(found.truth.probabilities, axis=0).max() > 0.1  # the pictures do differ
+    opened = open_exported(found.file)
+    assert opened.classes == CLASSES
+    assert opened.description.pixels == pixels
+    pictures = sorted(photos.rglob("*.jpg"))[:3]
+    expected = load(checkpoint, device="cpu").predict_many(pictures, top=3)
+    for ours, theirs in zip(load(found.file).predict_many(pictures, top=3), expected, strict=True):
+        assert [label for label, _ in ours.labels] == [label for label, _ in theirs.labels]
+        assert [p for _, p in ours.labels] == pytest.approx([p for _, p in theirs.labels], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", HERE)
+def test_the_description_tells_all(checkpoint, photos, tmp_path, kind):
+    file = export(checkpoint, photos, kind, tmp_path).file
+    beside = file / "alexnet.json" if file.is_dir() else Path(f"{file}.json")
+    told = json.loads(beside.read_text())
+    assert told["classes"] == list(CLASSES)
+    assert told["preprocess"]["mean"] == [0.5, 0.4, 0.3]
+    assert told["preprocess"]["interpolation"] == "bilinear"
+    assert told["input"]["shape"] == ["batch", 3, 32, 32]
+    assert told["parity"]["images"] == 12
+    for name, digits in told["sha256"].items():
+        assert sha256_of((file if file.is_dir() else file.parent) / name) == digits
+    if kind != "huggingface":
+        assert file.name in told["sha256"]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "torchscript", "pt2"])
+def test_a_file_without_its_json_describes_itself(checkpoint, photos, tmp_path, kind):
+    file = export(checkpoint, photos, kind, tmp_path).file
+    before = open_exported(file)
+    Path(f"{file}.json").unlink()
+    after = open_exported(file, trust=FORMATS[kind].runs_code)
+    assert after.preprocess == before.preprocess
+    assert after.classes == before.classes
+
+
+def test_onnx_is_one_file_that_names_its_ends(checkpoint, photos, tmp_path):
+    file = export(checkpoint, photos, "onnx", tmp_path).file
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]
+    model = onnx.load(file)
+    onnx.checker.check_model(model)
+    assert [x.name for x in model.graph.input] == ["input"]
+    assert [x.name for x in model.graph.output] == ["output"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param  # any number of pictures
+    opset = json.loads(Path(f"{file}.json").read_text())["opset"]
+    assert opset == next(o.version for o in model.opset_import if o.domain == "")
+
+
+@pytest.mark.parametrize("precision", ["half", "int8"])
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_smaller_files(checkpoint, photos, tmp_path, kind, precision):
+    whole = export(checkpoint, photos, kind, tmp_path)
+    found = export(checkpoint, photos, kind, tmp_path, precision=precision, tolerance=0.3)
+    assert found.size < whole.size * (0.6 if precision == "half" else 0.45)
+    assert 0 < found.parity.max_abs_diff < 0.3
+    assert json.loads(Path(f"{found.file}.json").read_text())["precision"] == precision
+
+
+def test_the_mean_image_goes_into_the_file(photos, tmp_path):
+    mean = torch.rand(3, 36, 36, generator=torch.Generator().manual_seed(0))
+    preprocess = Preprocess(size=32, resize=36, mean_image=mean)
+    (tmp_path / "run").mkdir()
+    write_model(tmp_path / "run", sharp("cifar-towers"), CLASSES, preprocess)  # LRN too
+    for kind in ("onnx", "huggingface"):
+        found = export(tmp_path / "run", photos, kind, tmp_path, with_preprocessing=True)
+        assert found.parity.max_abs_diff < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "pt2", "openvino"])
+def test_lrn_is_exported_as_plain_operations(photos, tmp_path, kind):
+    (tmp_path / "run").mkdir()
+    write_model(tmp_path / "run", sharp("cifar-towers"), CLASSES, Preprocess(size=32))
+    found = export(tmp_path / "run", photos, kind, tmp_path)
+    assert found.parity.max_abs_diff < 1e-4
+    if kind != "openvino":
+        alone = f"import torch; torch.{'jit' if kind == 'torchscript' else 'export'}.load({str(found.file)!r})"
+        subprocess.run([sys.executable, "-W", "ignore", "-c", alone], check=True, env={**os.environ, "PYTHONPATH": ""})
+
+
+def test_weights_for_torchvision_s_own_network(photos, tmp_path):
+    torch.manual_seed(0)
+    from torchvision.models import squeezenet1_1
+
+    from alexnet.networks.model import create_model
+
+    (tmp_path / "run").mkdir()
+    write_model(tmp_path / "run", create_model("torchvision/squeezenet1_1", 3, image_size=64), CLASSES, Preprocess(64))
+    file = export(tmp_path / "run", photos, "torchvision-weights", tmp_path).file
+    squeezenet1_1(num_classes=3).load_state_dict(torch.load(file, weights_only=True))
+
+
+# ── faults ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Swapped(nn.Module):
+    """Blue, green, red."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images.flip(1))
+
+
+def swap_channels(monkeypatch, tmp_path):
+    original = write._program
+
+    def program(job):
+        opened = replace(job.opened, model=Swapped(job.opened.model))
+        opened.model.spec = job.opened.model.spec
+        return original(replace(job, opened=opened))
+
+    monkeypatch.setattr(write, "_program", program)
+
+
+def wrong_mean(monkeypatch, tmp_path):
+    original = write.Job.describe
+
+    def describe(job, **about):
+        found = original(job, **about)
+        return replace(found, preprocess=replace(found.preprocess, mean=(0.485, 0.456, 0.406)))
+
+    monkeypatch.setattr(write.Job, "describe", describe)
+
+
+def no_antialiasing(monkeypatch, tmp_path):
+    """The file's side then resizes bilinearly from the four nearest pixels, as OpenCV and older tensor code do."""
+    (tmp_path / "faulty").mkdir()
+    (tmp_path / "faulty" / "sitecustomize.py").write_text(
+        "from PIL import Image\n"
+        "def resize(self, size, resample=None, *_, **__):\n"
+        "    scale = self.width / size[0], self.height / size[1]\n"
+        "    return self.transform(size, Image.Transform.AFFINE, (scale[0], 0, 0, 0, scale[1], 0), 2)\n"
+        "Image.Image.resize = resize\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "faulty"))
+
+
+def nearest(monkeypatch, tmp_path):
+    original = write.Job.describe
+
+    def describe(job, **about):
+        found = original(job, **about)
+        return replace(found, preprocess=replace(found.preprocess, interpolation="nearest"))
+
+    monkeypatch.setattr(write.Job, "describe", describe)
+
+
+@pytest.mark.parametrize("fault", [swap_channels, wrong_mean, no_antialiasing, nearest])
+def test_a_fault_makes_parity_fail_and_leaves_nothing(checkpoint, photos, tmp_path, monkeypatch, capsys, fault):
+    fault(monkeypatch, tmp_path)
+    kind = "pt2" if fault is swap_channels else "onnx"
+    out = tmp_path / "new" / "folder" / target(tmp_path, kind).name
+    assert run(["export", str(checkpoint), kind, "--out", str(out), "--images", str(photos)]) == 1
+    error = capsys.readouterr().err
+    assert f"The {kind} file differs from the run by 0." in error
+    assert "more than 0.001" in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_that_was_there_survives_a_failure(checkpoint, photos, tmp_path, monkeypatch):
+    file = export(checkpoint, photos, "onnx", tmp_path).file
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    wrong_mean(monkeypatch, tmp_path)
+    with pytest.raises(ExportFailed, match="differs"):
+        export(checkpoint, photos, "onnx", tmp_path)
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
+
+
+def test_onnx_is_checked_where_torch_cannot_be_imported(checkpoint, photos, tmp_path):
+    """The same process, asked to open a file that needs torch, fails."""
+    file = export(checkpoint, photos, "pt2", tmp_path).file
+    job = {"file": str(file), "pictures": [], "without_torch": True, "answers": str(tmp_path / "a.npy")}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "alexnet.deploy.check", str(tmp_path / "job.json")]
+    source = str(Path(write.__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source})
+    assert done.returncode == 1
+    assert "import of torch halted" in done.stderr
+    found = export(checkpoint, photos, "onnx", tmp_path)
+    assert found.parity.without_torch
+
+
+def test_a_full_disk_leaves_nothing(checkpoint, photos, tmp_path):
+    """Files may not grow beyond 100 kB here, which is how a full disk looks from inside."""
+    for kind in ("onnx", "torchscript"):
+        done = subprocess.run(
+            [sys.executable, "-m", "alexnet", "export", str(checkpoint), kind, "--images", str(photos),
+             "--out", str(target(tmp_path / "out", kind))],
+            capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(write.__file__).parents[2])},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert "could not be written as" in done.stderr
+        assert "nothing was left behind" in done.stderr
+        assert not (tmp_path / "out").exists()
