@@ -24,7 +24,7 @@ def export(
     *,
     out: Path | None = None,
     with_preprocessing: bool = False,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "int8-fc"] | None = None,
     half: bool = False,
     images: Path | None = None,
     tolerance: float | None = None,
@@ -40,7 +40,8 @@ def export(
         format: One of the formats above.
         out: The file (for huggingface the folder); in the run's export/ unless given. FILE.json is written beside it.
         with_preprocessing: Let the file take uint8 pixels and normalise by itself.
-        quantize: int8: weights and activations of 8 bits, calibrated on training pictures or on those of --images.
+        quantize: int8: weights and activations of 8 bits, calibrated on training pictures or on those of --images;
+            int8-fc: only the weights of the fully connected layers, which are most of an AlexNet, and far closer.
         half: Weights in float16.
         images: Compare, and calibrate, on the pictures in this folder; on the run's validation pictures unless given.
         tolerance: The largest difference of a probability that passes; 0.001, or 0.01 with --half or --quantize.

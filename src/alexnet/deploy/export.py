@@ -212,10 +212,12 @@ class Exporter:
         return found
 
     def _refusal(self, kind: str, found: Parity) -> str:
+        way = " --quantize int8-fc is far closer;" if "int8-fc" in FORMATS[kind].precisions else ""
+        way = way if self._precision == "int8" else ""
         return (
             f"The {kind} file differs from the run by {found.max_abs_diff:.2g} of a probability, more than "
             f"{self._tolerance:g}, at {found.worst} (the same label on {found.top1_agreement:.1%} of {found.images:,} "
-            "pictures); nothing was left behind. --tolerance allows more, if that is what you want."
+            f"pictures); nothing was left behind.{way} --tolerance allows more, if that is what you want."
         )
 
 

@@ -22,8 +22,9 @@ from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 from alexnet.inference.convert import INPUT, OUTPUT, quiet, to_convert, to_onnx, to_openvino
 from alexnet.inference.described import FORMATS, KEY, Description
+from alexnet.inference.engines import CHUNK
 from alexnet.inference.formats import Opened
-from alexnet.inference.quantise import onnx_to_int8, to_int8
+from alexnet.inference.quantise import fc_to_int8, onnx_fc_to_int8, onnx_to_int8, to_int8
 from alexnet.networks.foreign import TorchvisionNetwork
 from alexnet.networks.weights import to_torchvision
 
@@ -114,11 +115,15 @@ def write(job: Job, path: Path) -> Description:
 def _onnx(job: Job, path: Path) -> dict[str, Any]:
     import onnx
 
-    plain = path.with_name("plain.onnx") if job.precision == "int8" else path
+    plain = path.with_name("plain.onnx")
     to_onnx(job.opened.model, plain, job.preprocess, job.half)
     if job.precision == "int8":
         onnx_to_int8(plain, path, job.seen())
-        plain.unlink()
+    elif job.precision == "int8-fc":
+        onnx_fc_to_int8(plain, path)
+    else:
+        plain.replace(path)
+    plain.unlink(missing_ok=True)
     model = onnx.load(path)
     about = {"opset": next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))}
     onnx.helper.set_model_props(model, {KEY: job.told(**about)})
@@ -129,14 +134,16 @@ def _onnx(job: Job, path: Path) -> dict[str, Any]:
 def _openvino(job: Job, path: Path) -> dict[str, Any]:
     source, plain = path.with_name("plain.onnx"), path.with_name("plain.xml")
     to_onnx(job.opened.model, source, job.preprocess)
-    if job.precision == "int8":
-        to_openvino(source, plain)
-        to_int8(plain, path, job.seen(), job.told())
-        plain.unlink()
-        plain.with_suffix(".bin").unlink()
-    else:
+    if job.precision in ("fp32", "half"):
         to_openvino(source, path, job.half, job.told())
-    source.unlink()
+    else:
+        to_openvino(source, plain)
+        if job.precision == "int8":
+            to_int8(plain, path, job.seen(), job.told())
+        else:
+            fc_to_int8(plain, path, job.told())
+    for scratch in (source, plain, plain.with_suffix(".bin")):
+        scratch.unlink(missing_ok=True)
     return {}
 
 
@@ -156,15 +163,41 @@ def _torchscript(job: Job, path: Path) -> dict[str, Any]:
     return {}
 
 
-def _program(job: Job) -> torch.export.ExportedProgram:
-    whole, example, varying = to_convert(job.opened.model, job.preprocess, job.half)
-    return torch.export.export(whole, (example,), dynamic_shapes=(varying,))
-
-
 def _pt2(job: Job, path: Path) -> dict[str, Any]:
-    program = _program(job)
+    whole, example, varying = to_convert(job.opened.model, job.preprocess, job.half)
+    program = torch.export.export(whole, (example,), dynamic_shapes=(varying,))
     _save(path, lambda file: torch.export.save(program, file, extra_files={f"{KEY}.json": job.told()}))
     return {}
+
+
+def _executorch(job: Job, path: Path) -> dict[str, Any]:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    whole, example, _ = to_convert(job.opened.model, job.preprocess, job.half)
+    example = example.new_zeros(CHUNK, *example.shape[1:])  # memory is planned for as many pictures as the example has
+    varying = {0: torch.export.Dim("batch", min=1, max=CHUNK)}
+    program = torch.export.export(whole, (example,), dynamic_shapes=(varying,))
+    if job.precision == "int8":
+        whole = _by_pt2e(program.module(), torch.from_numpy(job.seen()))
+        program = torch.export.export(whole, (example,), dynamic_shapes=(varying,))
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    path.write_bytes(lowered.to_executorch().buffer)
+    return {"most_at_once": CHUNK}
+
+
+def _by_pt2e(graph: torch.fx.GraphModule, pictures: torch.Tensor) -> torch.nn.Module:
+    """`graph` with weights and activations of 8 bits, the ranges of these taken from `pictures`."""
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    settings = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    observed = prepare_pt2e(graph, xnnpack.XNNPACKQuantizer().set_global(settings))
+    with torch.no_grad():
+        for chunk in pictures.split(CHUNK):
+            observed(chunk)
+    quantised: torch.nn.Module = convert_pt2e(observed)
+    return quantised
 
 
 def _torchvision_weights(job: Job, path: Path) -> dict[str, Any]:
@@ -191,6 +224,7 @@ _WRITERS: dict[str, Callable[[Job, Path], dict[str, Any]]] = {
     "openvino": _openvino,
     "torchscript": _torchscript,
     "pt2": _pt2,
+    "executorch": _executorch,
     "torchvision-weights": _torchvision_weights,
     "huggingface": _huggingface,
 }

@@ -34,7 +34,7 @@ class FromPixels(nn.Module):
         super().__init__()
         self.model = model
         scale, shift = preprocess.constants(preprocess.size)
-        self.scale, self.shift = nn.Buffer(scale), nn.Buffer(shift)
+        self.scale, self.shift = (nn.Buffer(x.clone(memory_format=torch.contiguous_format)) for x in (scale, shift))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images.float() * self.scale + self.shift)
@@ -59,7 +59,8 @@ def to_convert(
     """What exporters take: a module in evaluation mode on the CPU, an example of its input, and which of its sizes
     vary. With `preprocess` the input is uint8 pixels, else float32 images as preprocessed: N×C×size×size."""
     spec = model.spec
-    computing = InHalf(model.cpu()) if half else model.cpu()
+    model = model.cpu().to(memory_format=torch.contiguous_format)  # ExecuTorch takes no other
+    computing = InHalf(model) if half else model
     whole = computing if preprocess is None else FromPixels(computing, preprocess)
     example = torch.zeros(2, spec.in_channels, spec.image_size, spec.image_size)  # a batch of 1 would be taken as fixed
     return whole.eval(), example if preprocess is None else example.to(torch.uint8), {0: torch.export.Dim.DYNAMIC}

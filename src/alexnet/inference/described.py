@@ -22,8 +22,10 @@ MARK = "alexnet-export-1"  # of a description; a reader refuses what it does not
 KEY = "alexnet"  # under which a file holds its own description
 INSIDE = "alexnet.json"  # the description in a folder
 
-PRECISIONS = {"fp32": "", "half": "-half", "int8": "-int8"}
-"""What an exported network computes or keeps its weights in, and what this adds to the name of its file."""
+PRECISIONS = {"fp32": "", "half": "-half", "int8": "-int8", "int8-fc": "-int8-fc"}
+"""What an exported network keeps its numbers in, and what this adds to the name of its file. half: weights, and where
+the engine can, sums in float16. int8: weights and activations of 8 bits. int8-fc: the weights of the fully connected
+layers in 8 bits, all sums in float32."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class Format:
 FORMATS = {
     "onnx": Format(
         "ONNX, for onnxruntime and most other engines", ".onnx", ("onnxruntime",), ("onnx", "onnxscript"), "fast",
-        ("fp32", "half", "int8"), without_torch=True,
+        ("fp32", "half", "int8", "int8-fc"), without_torch=True,
     ),
     "openvino": Format(
         "OpenVINO's .xml and .bin, for CPUs", ".xml", ("openvino",), ("onnx", "onnxscript"), "fast",
-        ("fp32", "half", "int8"), without_torch=True,
+        ("fp32", "half", "int8", "int8-fc"), without_torch=True,
     ),
     "torchscript": Format("TorchScript, for C++ programs that read it already", ".pt", runs_code=True),
     "pt2": Format("torch.export's archive, for torch and its compilers", ".pt2", runs_code=True),

@@ -27,7 +27,7 @@ from alexnet.inference.engines import FAST, KINDS, Engine
 from alexnet.runs import sha256_of, write_json
 from alexnet.runtime import cache_dir, cpu_name
 
-FORMAT = 1  # of the files: raised when what the conversions make changes
+FORMAT = 2  # of the files: raised when what the conversions make changes
 FILES = {
     "onnx": "model.onnx",
     "onnx-int8": "model.onnx",
