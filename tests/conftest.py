@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from alexnet.data.preprocess import Preprocess
+from alexnet.runs import write_model
 from alexnet.training.progress import Silent
 from alexnet.training.start import train
-from helpers import make_folder
+from helpers import FRUIT, make_folder, make_picture, sharp
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much on a busy machine
 
@@ -34,3 +36,21 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "small"
     train("digits", out=out, epochs=4, width=0.25, batch_size=64, lr=0.05, progress=Silent())
     return out
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder without a run. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_model(folder, sharp(), FRUIT, Preprocess(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of 150×110 in class folders, larger than the network of `checkpoint` reads."""
+    root = tmp_path_factory.mktemp("photos")
+    for i, name in enumerate(FRUIT):
+        for n in range(4):
+            make_picture(root / name / f"{n}.jpg", i, 10 * i + n, size=(150, 110))
+    return root

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from alexnet.networks.model import Network, create_model
+
+FRUIT = ("apple", "leaf", "sky")
 
 
 def make_picture(path: Path, hue: int, seed: int, size: tuple[int, int] = (40, 36)) -> None:
@@ -34,3 +39,12 @@ def data_folder(name: str) -> Path:
         if (root / name).exists():
             return root / name
     pytest.skip(f"{name} is not in $ALEXNET_DATA")
+
+
+def sharp(name: str = "cifar") -> Network:
+    """A small network with fresh weights whose answers are far from even, so that a wrong pixel shows in them."""
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=len(FRUIT), width=0.125).eval()
+    with torch.no_grad():
+        model.fc8.weight *= 500
+    return model

@@ -365,6 +365,23 @@ def pictures(run):
     Path("empty.png").write_bytes(b"")
 
 
+def empty_folder(run):
+    Path("empty").mkdir()
+
+
+def unreadable_pictures(run):
+    Path("bad").mkdir()
+    Path("bad/a.png").write_bytes(b"<html>")
+
+
+def exported(run):
+    """Files that only look like exported ones."""
+    Path("net.onnx").write_bytes(b"nothing")
+    Path("net.pte").write_bytes(b"nothing")
+    Path("lost.onnx").write_bytes(b"nothing")
+    Path("lost.onnx.json").write_text("{}")
+
+
 def no_evaluation(run):
     shutil.rmtree(run / "evaluation")
 
@@ -413,6 +430,27 @@ USING = [
     (nothing, ["eval", "RUN", "--engine", "openvino", "--calibrate", "RUN"],
      "--calibrate is for --engine openvino-int8 and onnxruntime-int8, and not for openvino; leave it out."),
     (nothing, ["predict", "torchvision:IMAGENET1K_V7", "a.png"], "There is no "),
+    (nothing, ["export", "RUN"], "Name a format: 'alexnet export RUN onnx', or one of onnx, openvino, "),
+    (nothing, ["export", "RUN", "onxx"], "There is no format 'onxx'; did you mean 'onnx'?"),
+    (nothing, ["export", "nowhere", "onnx"], "There is no run nowhere; give a run folder"),
+    (nothing, ["export", "RUN", "torchvision-weights"], "Images of 32×32 are too small for 'torchvision': pool5"),
+    (nothing, ["export", "RUN", "pt2", "--quantize", "int8"], "The format pt2 has no int8; leave it out, or export to"),
+    (nothing, ["export", "RUN", "onnx", "--half", "--quantize", "int8"], "--half and --quantize are two ways of maki"),
+    (nothing, ["export", "RUN", "onnx", "--out", "net.bin"], "Files of the format onnx end in .onnx, and net.bin does"),
+    (nothing, ["export", "RUN", "all", "--out", "net.onnx"], "--out names one file, and 'all' writes several; leave"),
+    (nothing, ["export", "RUN", "onnx", "--tolerance", "2"], "--tolerance is a difference of probabilities, above 0"),
+    (nothing, ["export", "RUN", "onnx", "--images", "nowhere"], "--images nowhere is not a folder; give one of pictu"),
+    (empty_folder, ["export", "RUN", "onnx", "--images", "empty"], "The folder empty holds no pictures."),
+    (unreadable_pictures, ["export", "RUN", "onnx", "--images", "bad"], "Not one picture can be read to compare the"),
+    (nothing, ["export", "RUN", "onnx", "--out", "/dev/null/net.onnx"], "/dev/null/net.onnx cannot be written: "),
+    (empty_folder, ["export", "RUN", "huggingface", "--out", "RUN"], "--out RUN exists and is no exported folder; ch"),
+    (exported, ["predict", "net.onnx", "a.png"], "net.onnx cannot be opened as onnx ("),
+    (exported, ["predict", "lost.onnx", "a.png"], "lost.onnx.json was written by other software: its format is not"),
+    (exported, ["eval", "net.onnx"], "net.onnx cannot be opened as onnx ("),
+    (exported, ["export", "net.onnx", "pt2"], "net.onnx is an exported file, which predict and eval take; name the r"),
+    (pictures, ["predict", "RUN", "a.png", "--out", "x.txt"], "Predictions are written as .csv, .parquet, .jsonl, an"),
+    (pictures, ["predict", "RUN", "a.png", "--out", "no/x.csv"], "--out no/x.csv is a folder, or in one that does not"),
+    (pictures, ["predict", "RUN", "-", "--out", "x.csv"], "--out writes a row for each picture file, and '-' is none;"),
     (nothing, ["arch", "alexnet"], "There is no architecture 'alexnet'; "),
     (nothing, ["arch", "torchvision/resnet"], "There is no classifier of torchvision 'resnet'; did you mean "),
     (nothing, ["arch", "paper", "--image-size", "16"], "Images of 16×16 are too small for 'paper': "),

@@ -426,7 +426,7 @@ def environment(device: torch.device, seed: int) -> dict[str, Any]:
 
     packages = ("alexnet", "torch", "torchvision", "numpy", "pillow", "scikit-learn")
     return {
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+        "versions": {"python": platform.python_version(), **{p: package_version(p) for p in packages}},
         "platform": platform.platform(),
         "cpu": runtime.cpu_name(),
         "cores": runtime.cpu_count(),
@@ -438,7 +438,8 @@ def environment(device: torch.device, seed: int) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The version of an installed package, else None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

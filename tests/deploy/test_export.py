@@ -23,7 +23,7 @@ from alexnet.inference.described import FORMATS
 from alexnet.inference.exported import open_exported
 from alexnet.inference.predict import load
 from alexnet.runs import sha256_of, write_model
-from deploy.conftest import CLASSES, sharp
+from helpers import FRUIT, sharp
 
 HERE = ("onnx", "openvino", "torchscript", "pt2", "huggingface")  # and installed with `dev`
 
@@ -46,7 +46,7 @@ def test_a_file_says_what_the_run_says(checkpoint, photos, tmp_path, kind, pixel
     assert found.parity.top1 == found.truth.top1
     assert np.ptp(found.truth.probabilities, axis=0).max() > 0.1  # the pictures do differ
     opened = open_exported(found.file)
-    assert opened.classes == CLASSES
+    assert opened.classes == FRUIT
     assert opened.description.pixels == pixels
     pictures = sorted(photos.rglob("*.jpg"))[:3]
     expected = load(checkpoint, device="cpu").predict_many(pictures, top=3)
@@ -60,7 +60,7 @@ def test_the_description_tells_all(checkpoint, photos, tmp_path, kind):
     file = export(checkpoint, photos, kind, tmp_path).file
     beside = file / "alexnet.json" if file.is_dir() else Path(f"{file}.json")
     told = json.loads(beside.read_text())
-    assert told["classes"] == list(CLASSES)
+    assert told["classes"] == list(FRUIT)
     assert told["preprocess"]["mean"] == [0.5, 0.4, 0.3]
     assert told["preprocess"]["interpolation"] == "bilinear"
     assert told["input"]["shape"] == ["batch", 3, 32, 32]
@@ -107,7 +107,7 @@ def test_the_mean_image_goes_into_the_file(photos, tmp_path):
     mean = torch.rand(3, 36, 36, generator=torch.Generator().manual_seed(0))
     preprocess = Preprocess(size=32, resize=36, mean_image=mean)
     (tmp_path / "run").mkdir()
-    write_model(tmp_path / "run", sharp("cifar-towers"), CLASSES, preprocess)  # LRN too
+    write_model(tmp_path / "run", sharp("cifar-towers"), FRUIT, preprocess)  # LRN too
     for kind in ("onnx", "huggingface"):
         found = export(tmp_path / "run", photos, kind, tmp_path, with_preprocessing=True)
         assert found.parity.max_abs_diff < 1e-4
@@ -116,7 +116,7 @@ def test_the_mean_image_goes_into_the_file(photos, tmp_path):
 @pytest.mark.parametrize("kind", ["torchscript", "pt2", "openvino"])
 def test_lrn_is_exported_as_plain_operations(photos, tmp_path, kind):
     (tmp_path / "run").mkdir()
-    write_model(tmp_path / "run", sharp("cifar-towers"), CLASSES, Preprocess(size=32))
+    write_model(tmp_path / "run", sharp("cifar-towers"), FRUIT, Preprocess(size=32))
     found = export(tmp_path / "run", photos, kind, tmp_path)
     assert found.parity.max_abs_diff < 1e-4
     if kind != "openvino":
@@ -131,7 +131,7 @@ def test_weights_for_torchvision_s_own_network(photos, tmp_path):
     from alexnet.networks.model import create_model
 
     (tmp_path / "run").mkdir()
-    write_model(tmp_path / "run", create_model("torchvision/squeezenet1_1", 3, image_size=64), CLASSES, Preprocess(64))
+    write_model(tmp_path / "run", create_model("torchvision/squeezenet1_1", 3, image_size=64), FRUIT, Preprocess(64))
     file = export(tmp_path / "run", photos, "torchvision-weights", tmp_path).file
     squeezenet1_1(num_classes=3).load_state_dict(torch.load(file, weights_only=True))
 

@@ -152,6 +152,7 @@ def predict(
     engine: str = "exact",
     calibrate: Path | None = None,
     trust: bool = False,
+    out: Path | None = None,
     json: bool = False,
 ) -> int:
     """Label pictures: files, folders, or '-' for one picture on standard input.
@@ -172,6 +173,7 @@ def predict(
         calibrate: A folder of pictures for the int8 engines to see the ranges of their numbers; the run's own unless
             given.
         trust: Open an exported file even if nothing says that it was exported here; such a file can run code.
+        out: Write a table, .csv, .parquet or .jsonl, instead of printing; interrupted, the same command goes on.
         json: Print one JSON document.
     """
     from alexnet.inference.formats import names_run
@@ -181,6 +183,13 @@ def predict(
     images = images[len(runs) - 1 :]
     if not images:
         raise UserError("Name at least one picture after the run: a file, a folder, or '-' for standard input.")
+    if out is not None:
+        from alexnet.cli.deploying import predict_into
+
+        return predict_into(
+            out, runs, images, top=top, checkpoint=checkpoint, device=device, views=_views(ten_crop, crops),
+            scales=scales, engine=engine, calibrate=calibrate, trust=trust, json=json,
+        )  # fmt: skip
     wanted: list[str | Path | bytes] = []
     for image in images:
         wanted += [sys.stdin.buffer.read()] if image == "-" else find_images([image])

@@ -1,4 +1,4 @@
-"""The command that hands a network to other programs.
+"""The commands that hand a network, or what it says of many pictures, to other programs.
 
 Everything heavy is imported inside the command.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from alexnet.cli.checking import _progress
 from alexnet.cli.printing import _print_json, _table
 from alexnet.errors import UserError
 
@@ -89,6 +90,45 @@ def export(
         for row in (*left_out, *failed):
             print(f"{row['format']}: {row['reason']}")
     return 1 if failed else 0
+
+
+def predict_into(
+    out: Path,
+    runs: Sequence[str],
+    images: Sequence[str],
+    *,
+    top: int,
+    views: int,
+    scales: tuple[float, ...],
+    checkpoint: str,
+    engine: str,
+    json: bool,
+    **opening: Any,
+) -> int:
+    """`alexnet predict … --out FILE`: labels for many pictures, as a table."""
+    from alexnet.inference.formats import identity
+    from alexnet.inference.predict import find_images, load_quickly
+    from alexnet.inference.predictions import check_out, write_predictions
+
+    check_out(out)
+    if "-" in images:
+        raise UserError("--out writes a row for each picture file, and '-' is none; leave one of them out.")
+    wanted = find_images(images)
+    asked = {"networks": [identity(run, checkpoint) for run in runs], "engine": engine}
+    classifier = load_quickly(runs, checkpoint=checkpoint, engine=engine, say=_say, **opening)
+    with _progress() as progress:
+        written = write_predictions(
+            classifier, wanted, out, asked, top=top, views=views, scales=scales, progress=progress
+        )
+    if json:
+        _print_json(written.to_dict())
+    else:
+        resumed = f", {written.resumed:,} of them by an earlier command" if written.resumed else ""
+        unread = f"; {written.errors:,} cannot be read, and their rows say why" if written.errors else ""
+        print(f"{written.file}: {written.images:,} pictures{resumed}{unread}")
+    if written.errors == written.images:
+        raise UserError(f"None of the pictures could be read; {out} says why of each.")
+    return 0
 
 
 def _show(done: Sequence[Export]) -> None:

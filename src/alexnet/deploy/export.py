@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +29,7 @@ from alexnet.inference.described import FORMATS, PRECISIONS, check_installed, de
 from alexnet.inference.evaluate import own_data
 from alexnet.inference.formats import open_model
 from alexnet.inference.quantise import calibration_pictures
-from alexnet.runs import describe, sha256_of, write_json
+from alexnet.runs import describe, package_version, sha256_of, write_json
 from alexnet.runtime import cpu_name
 
 Say = Callable[[str], object]
@@ -105,7 +104,7 @@ class Exporter:
         """Raise `UserError` unless the run can be exported to `kind` here."""
         check_format(kind)
         write.check_fits(self.opened, kind, self._pixels, self._precision)
-        check_installed(kind, writing=True)
+        check_installed(kind, True, self._precision)
 
     def export(self, kind: str, out: Path | None = None) -> Export:
         """Write the run as `kind` to `out`, by default a file in its own folder `export/`.
@@ -115,24 +114,32 @@ class Exporter:
         """
         self.check(kind)
         target = self._target(kind, out)
-        truth = self.truth  # found first: without pictures nothing is written
         with _beside(target) as temporary:
+            truth = self.truth  # found first: without pictures nothing is written
             written = temporary / target.name
-            description = self._write(kind, written)
-            found = parity.compare(written, kind, truth)
-            if not found.max_abs_diff <= self._tolerance:
-                raise ExportFailed(self._refusal(kind, found))
-            files = [path for path in written.rglob("*") if path.is_file()] if written.is_dir() else [
-                temporary / name for name in description.sums
-            ]  # fmt: skip
-            size = sum(path.stat().st_size for path in files)
-            measured = {
-                "images": found.images, "pictures": truth.pictures.what, "max_abs_diff": found.max_abs_diff,
-                "tolerance": self._tolerance, "top1_agreement": found.top1_agreement,
-            }  # fmt: skip
-            complete = replace(description, about={**description.about, "parity": measured})
-            write_json(description_path(written), complete.to_dict())
-            _move(temporary, target)
+            try:
+                description = self._write(kind, written)
+                found = parity.compare(written, kind, truth)
+                if not found.max_abs_diff <= self._tolerance:
+                    raise ExportFailed(self._refusal(kind, found))
+                folder = written if written.is_dir() else temporary
+                size = sum((folder / name).stat().st_size for name in description.sums)
+                measured = {
+                    "images": found.images, "pictures": truth.pictures.what, "max_abs_diff": found.max_abs_diff,
+                    "tolerance": self._tolerance, "top1_agreement": found.top1_agreement,
+                }  # fmt: skip
+                complete = replace(description, about={**description.about, "parity": measured})
+                write_json(description_path(written), complete.to_dict())
+                _move(temporary, target)
+            except (UserError, ExportFailed):
+                raise
+            except Exception as error:  # each library reports a full disk, or a network it cannot express, in its way
+                free = shutil.disk_usage(temporary).free
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise ExportFailed(
+                    f"'{self.opened.model.spec.name}' could not be written as {kind} ({reason}; {free / 2**20:,.0f} "
+                    "MiB are free there); nothing was left behind."
+                ) from error
         return Export(target, kind, self._precision, size, found, self._tolerance, truth)
 
     # ── what all formats share ────────────────────────────────────────────────────────────────────────────────
@@ -159,7 +166,10 @@ class Exporter:
     @functools.cached_property
     def _source(self) -> Source:
         assert self.opened.run is not None
-        return own_data(self.opened.run, None)
+        try:
+            return own_data(self.opened.run, None)
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; or compare on other pictures, with --images DIR.") from error
 
     def _seen(self) -> np.ndarray:
         return calibration_pictures(self.opened, self._images, "--images")
@@ -193,22 +203,12 @@ class Exporter:
         job = write.Job(self.opened, kind, self._pixels, self._precision, self._calibration(), self._seen)
         if kind == "torchscript":
             self._say(DEPRECATED)
-        try:
-            found = write.write(job, path)
-            parts = sorted(p for p in (path.rglob("*") if path.is_dir() else path.parent.iterdir()) if p.is_file())
-            packages = ("alexnet", "torch", *FORMATS[kind].reads)
-            about = {**found.about, "versions": {p: metadata.version(p) for p in packages}, "machine": _machine()}
-            found = replace(found, about=about, sums={p.name: sha256_of(p) for p in parts})
-            write_json(description_path(path), found.to_dict())
-        except UserError:
-            raise
-        except Exception as error:  # each of the libraries reports a full disk, or a network it cannot express, its way
-            free = shutil.disk_usage(path.parent).free
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ExportFailed(
-                f"'{self.opened.model.spec.name}' could not be written as {kind} ({reason}; {free / 2**20:,.0f} MiB "
-                "are free there); nothing was left behind."
-            ) from error
+        found = write.write(job, path)
+        parts = sorted(p for p in (path.rglob("*") if path.is_dir() else path.parent.iterdir()) if p.is_file())
+        packages = ("alexnet", "torch", *FORMATS[kind].reads)
+        about = {**found.about, "versions": {p: package_version(p) for p in packages}, "machine": _machine()}
+        found = replace(found, about=about, sums={p.name: sha256_of(p) for p in parts})
+        write_json(description_path(path), found.to_dict())
         return found
 
     def _refusal(self, kind: str, found: Parity) -> str:

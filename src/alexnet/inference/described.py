@@ -72,12 +72,16 @@ FORMATS = {
 }  # fmt: skip
 
 
-def check_installed(name: str, writing: bool = False) -> None:
-    """Raise `UserError`, with the command that installs it, if a package that opens (or writes) the format lacks."""
-    form = FORMATS[name]
-    for package in (*form.reads, *(form.writes if writing else ())):
+def check_installed(kind: str, writing: bool = False, precision: str = "fp32") -> None:
+    """Raise `UserError`, with the command that installs it, if a package is missing that opens the format, or, if
+    `writing`, that writes it in this precision."""
+    form = FORMATS[kind]
+    wanted = dict.fromkeys((*form.reads, *(form.writes if writing else ())), form.extra)
+    if writing and (kind, precision) == ("openvino", "int8"):
+        wanted["nncf"] = "int8"
+    for package, extra in wanted.items():
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"The format {name} needs {package}; pip install 'alexnet[{form.extra}]' adds it.")
+            raise UserError(f"The format {kind} needs {package}; pip install 'alexnet[{extra}]' adds it.")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,158 @@
+"""Exported files as runs: the same labels, without torch where that is possible; and what is not opened."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import alexnet
+from alexnet.cli import run
+from alexnet.deploy.export import Exporter
+from alexnet.errors import UserError
+from alexnet.inference.described import Description, check_installed, read_description
+from alexnet.inference.exported import open_exported
+from alexnet.inference.formats import names_run, open_model
+from alexnet.inference.predict import load
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint, photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    with Exporter(checkpoint, images=photos) as exporter:
+        for name in ("net.onnx", "net.xml", "net.pt", "net.pt2"):
+            kind = {".onnx": "onnx", ".xml": "openvino", ".pt": "torchscript", ".pt2": "pt2"}[Path(name).suffix]
+            exporter.export(kind, folder / name)
+    return folder
+
+
+@pytest.fixture
+def files(exported, tmp_path):
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(exported, tmp_path / "files"))
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.xml"])
+def test_predict_needs_no_torch(exported, checkpoint, photos, name):
+    picture = photos / "leaf" / "2.jpg"
+    code = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in ('torch', 'torchvision'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        f"from alexnet.cli import run; sys.exit(run(['predict', {str(exported / name)!r}, {str(picture)!r}, '--json']))"
+    )
+    source = str(Path(alexnet.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["predictions"]
+    expected = load(checkpoint, device="cpu").predict(picture)
+    assert [x["label"] for x in found["labels"]] == [label for label, _ in expected.labels]
+    assert [x["p"] for x in found["labels"]] == pytest.approx([p for _, p in expected.labels], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.pt2"])
+def test_eval_gives_the_run_s_figures(exported, checkpoint, photos, capsys, name):
+    assert run(["eval", str(exported / name), "--data", str(photos), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert run(["eval", str(checkpoint), "--data", str(photos), "--json", "--device", "cpu"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    assert [found[key] for key in ("top1", "n", "split")] == [expected[key] for key in ("top1", "n", "split")]
+
+
+def test_ten_views_and_ensembles_take_files_too(exported, checkpoint, photos):
+    picture = photos / "sky" / "0.jpg"
+    ten = load(exported / "net.onnx").predict(picture, views=10)
+    assert ten.labels[0][1] == pytest.approx(
+        load(checkpoint, device="cpu").predict(picture, views=10).labels[0][1], abs=1e-5
+    )
+    both = load([checkpoint, exported / "net.xml"], device="cpu").predict(picture)
+    assert both.labels[0][1] == pytest.approx(load(checkpoint, device="cpu").predict(picture).labels[0][1], abs=1e-5)
+    assert names_run(str(exported / "net.onnx"))
+    assert not names_run(str(picture))
+
+
+@pytest.mark.parametrize(("name", "part"), [("net.onnx", "net.onnx"), ("net.xml", "net.bin"), ("net.pt", "net.pt")])
+def test_a_damaged_file_is_not_opened(files, name, part):
+    content = bytearray((files / part).read_bytes())
+    content[len(content) // 2] ^= 1
+    (files / part).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{part} is damaged or another file: its checksum"):
+        open_exported(files / name)
+
+
+def test_a_swapped_file_is_not_opened(files):
+    shutil.copy(files / "net.pt2", files / "net.pt")
+    with pytest.raises(UserError, match="damaged or another file"):
+        open_exported(files / "net.pt")
+    (files / "net.bin").unlink()
+    with pytest.raises(UserError, match=r"net\.bin, a part of .*, is missing"):
+        open_exported(files / "net.xml")
+
+
+def test_a_renamed_pair_is_opened(files):
+    (files / "net.onnx").rename(files / "fruit.onnx")
+    (files / "net.onnx.json").rename(files / "fruit.onnx.json")
+    assert open_exported(files / "fruit.onnx").classes == ("apple", "leaf", "sky")
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
+def test_what_can_run_code_needs_a_checksum_or_trust(files, photos, capsys, name):
+    (files / f"{name}.json").unlink()
+    picture = str(photos / "sky" / "1.jpg")
+    assert run(["predict", str(files / name), picture]) == 2
+    assert "opening torchscript files can run code" in capsys.readouterr().err.replace("pt2 files", "torchscript files")
+    assert run(["predict", str(files / name), picture, "--trust"]) == 0
+    assert run(["eval", str(files / name), "--data", str(photos)]) == 2
+    assert run(["eval", str(files / name), "--data", str(photos), "--trust"]) == 0
+
+
+def test_a_stranger_s_torchscript_is_not_run(tmp_path):
+    class Loud(torch.nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    torch.jit.save(torch.jit.script(Loud()), tmp_path / "theirs.pt")
+    with pytest.raises(UserError, match="add --trust"):
+        load(tmp_path / "theirs.pt")
+    with pytest.raises(UserError, match="says nothing of its classes"):
+        load(tmp_path / "theirs.pt", trust=True)
+
+
+def test_other_things_are_told_what_they_are(files, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="is an exported file, which predict and eval take; name the run"):
+        open_model(files / "net.onnx")
+    with pytest.raises(UserError, match="brings its own engine; leave --engine openvino out"):
+        load(files / "net.onnx", engine="openvino")
+    (tmp_path / "x.onnx").write_bytes(b"no network")
+    with pytest.raises(UserError, match=r"x\.onnx cannot be opened as onnx \("):
+        open_exported(tmp_path / "x.onnx")
+    (files / "net.onnx.json").write_text("{")
+    with pytest.raises(UserError, match=r"net\.onnx\.json is damaged"):
+        open_exported(files / "net.onnx")
+    (files / "net.onnx.json").write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="written by other software"):
+        open_exported(files / "net.onnx")
+
+
+def test_a_description_survives_json(files):
+    description = read_description(files / "net.onnx")
+    again = Description.from_dict(json.loads(json.dumps(description.to_dict())), "there")
+    assert again == description
+
+
+def test_what_lacks_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    wanted = {"onnx": "onnxruntime; pip install 'alexnet[fast]'", "executorch": "executorch; pip install 'alexnet[exec"}
+    for kind, said in {**wanted, "huggingface": "huggingface_hub; pip install 'alexnet[hub]'"}.items():
+        with pytest.raises(UserError, match=re.escape(f"The format {kind} needs {said}")):
+            check_installed(kind, writing=True)
