@@ -242,3 +242,74 @@ def test_a_full_disk_leaves_nothing(checkpoint, photos, tmp_path):
         assert "could not be written as" in done.stderr
         assert "nothing was left behind" in done.stderr
         assert not (tmp_path / "out").exists()
+
+
+# ── what is not installed everywhere, and what a program does with a file ─────────────────────────────────────
+
+
+@pytest.mark.parametrize("settings", [{}, {"with_preprocessing": True}, {"precision": "half"}, {"precision": "int8"}])
+def test_executorch(checkpoint, photos, tmp_path, settings):
+    pytest.importorskip("executorch")
+    found = export(checkpoint, photos, "executorch", tmp_path, tolerance=0.5, **settings)
+    exact = "precision" not in settings
+    assert found.parity.max_abs_diff < (1e-5 if exact else 0.5)
+    images = np.zeros((33, 3, 32, 32), np.uint8)  # more than fit into its memory at once
+    assert open_exported(found.file).engine.logits(images).shape == (33, 3)
+
+
+def test_the_hub_folder_goes_through_the_mixin(checkpoint, photos, tmp_path):
+    from huggingface_hub import ModelHubMixin
+
+    from alexnet.inference.hub import HubModel
+
+    folder = export(checkpoint, photos, "huggingface", tmp_path).file
+    model = HubModel.from_pretrained(folder)
+    assert isinstance(model, ModelHubMixin)
+    assert model.classes == FRUIT
+    model.save_pretrained(tmp_path / "again")  # what push_to_hub uploads
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["classes"] == list(FRUIT)
+    assert "pipeline_tag: image-classification" in (tmp_path / "again" / "README.md").read_text()
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(HubModel.from_pretrained(tmp_path / "again")(x), model(x))
+
+
+def test_an_onnx_file_needs_nothing_of_ours(checkpoint, photos, tmp_path):
+    """With preprocessing, a program that resizes as the description says gets the run's probabilities."""
+    import onnxruntime
+    from PIL import Image
+
+    file = export(checkpoint, photos, "onnx", tmp_path, with_preprocessing=True).file
+    told = json.loads(onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map["alexnet"])
+    side = told["preprocess"]["size"]
+    with Image.open(photos / "sky" / "3.jpg") as image:  # 150×110
+        small = image.convert("RGB").resize((side * 150 // 110, side), Image.Resampling.BILINEAR)
+    left = round((small.width - side) / 2)
+    pixels = np.asarray(small.crop((left, 0, left + side, side))).transpose(2, 0, 1)[None]
+    (logits,) = onnxruntime.InferenceSession(file).run(["output"], {"input": pixels})
+    p = np.exp(logits[0] - logits[0].max())
+    expected = dict(load(checkpoint, device="cpu").predict(photos / "sky" / "3.jpg").labels)
+    assert dict(zip(told["classes"], p / p.sum(), strict=True)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_all_formats_at_once(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "executorch" else object())
+    assert run(["export", str(checkpoint), "all", "--images", str(photos), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [x["format"] for x in found["exports"]] == list(HERE)
+    assert [x["format"] for x in found["left_out"]] == ["executorch", "torchvision-weights"]
+    for one in found["exports"]:
+        assert {"file", "format", "size", "max_abs_diff", "top1_agreement", "images"} <= one.keys()
+        assert Path(one["file"]).exists()
+
+
+def test_the_table_of_one(small_run, tmp_path, capsys):
+    assert run(["export", str(small_run), "onnx", "--out", str(tmp_path / "x.onnx")]) == 0
+    out, err = capsys.readouterr()
+    assert "same label" in out
+    assert "100.00%" in out
+    assert f"alexnet predict {tmp_path / 'x.onnx'} PICTURE…" in out
+    assert "Comparing on 269 pictures of the val split." in err
+    told = json.loads((tmp_path / "x.onnx.json").read_text())
+    assert told["parity"]["images"] == 269
