@@ -1,0 +1,90 @@
+"""One run in every format, compared with the trainer: the tables of docs/deployment.md.
+
+    python benchmarks/exports.py RUN --data DIR [--split test] --name cifar10
+
+Each file is written and compared by `Exporter`, as `alexnet export` does, on pictures of the run's validation split;
+then all of a split is labelled with it, as `alexnet eval FILE` does. The files go to a temporary folder. What is over
+the tolerance of `alexnet export` is measured all the same, and marked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import save
+
+from alexnet.deploy.export import Exporter
+from alexnet.deploy.parity import TOLERANCE
+from alexnet.errors import UserError
+from alexnet.inference.described import FORMATS, PRECISIONS
+from alexnet.inference.evaluate import evaluate
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--name", required=True)
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    left_out: list[dict[str, str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in PRECISIONS:
+            with Exporter(given.run, precision=precision, tolerance=1.0) as exporter:
+                for kind, form in FORMATS.items():
+                    if precision not in form.precisions:
+                        continue
+                    try:
+                        found = exporter.export(kind, Path(folder) / f"net{PRECISIONS[precision]}{form.suffix}")
+                    except UserError as error:
+                        left_out.append({"format": kind, "precision": precision, "reason": str(error)})
+                        continue
+                    whole = evaluate(found.file, data=given.data, split=given.split)
+                    rows.append({**found.to_dict(), "file": found.file.name, "tolerance": TOLERANCE[precision],
+                                 "split_top1": whole["top1"], "n": whole["n"]})  # fmt: skip
+                    print(rows[-1], file=sys.stderr, flush=True)
+    run = evaluate(given.run, data=given.data, split=given.split, device="cpu")
+    results = {"split": given.split, "n": run["n"], "run_top1": run["top1"], "rows": rows, "left_out": left_out}
+    path = save(f"deployment-{given.name}", results, ("onnxruntime", "openvino"), folder=RESULTS)
+    print(table(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def table(document: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    found = document["results"]
+    rows = found["rows"]
+    lines = [
+        f"| format | numbers | MB | ms, 1 picture | ms, 32 pictures | largest difference | same label | "
+        f"top-1 of {rows[0]['images']:,} val | top-1 of {found['n']:,} {found['split']} |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| the run, torch | fp32 | | {_ms(rows[0]['run_seconds'])} | | | {_share(rows[0]['run_top1'])} | "
+        f"{_share(found['run_top1'])} |",
+    ]
+    for row in rows:
+        over = "" if row["max_abs_diff"] <= row["tolerance"] else " (refused)"
+        lines.append(
+            f"| {row['format']} | {row['precision']} | {row['size'] / 1e6:.2f} | {_ms(row['seconds'])} | "
+            f"{row['max_abs_diff']:.1e}{over} | {_share(row['top1_agreement'])} | {_share(row['top1'])} | "
+            f"{_share(row['split_top1'])} |"
+        )
+    return "\n".join(lines)
+
+
+def _ms(seconds: dict[str, float]) -> str:
+    return " | ".join(f"{1000 * seconds[n]:.2f}" for n in ("1", "32"))
+
+
+def _share(x: float) -> str:
+    return f"{x:.2%}".replace("%", " %")
+
+
+if __name__ == "__main__":
+    main()
