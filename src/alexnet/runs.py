@@ -269,8 +269,8 @@ class Run:
         if not path.exists():
             return None
         table = parquet.read_table(path)
-        logits = np.array(table["logits"].to_pylist(), dtype=np.float32)
-        return table["path"].to_pylist(), table["target"].to_numpy(), logits
+        logits = table["logits"].combine_chunks().flatten().to_numpy()  # no Python list: ImageNet has 50 million
+        return table["path"].to_pylist(), table["target"].to_numpy(), logits.reshape(len(table), -1).copy()
 
 
 def find_run(name: str | Path, root: Path = Path("runs")) -> Run:
@@ -369,6 +369,11 @@ def _intact(folder: Path, name: str, found: dict[str, Any]) -> Path:
     if not isinstance(sums, dict) or sha256_of(path) != sums.get(name):
         raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
     return path
+
+
+def add_to_model(folder: Path, key: str, value: Any) -> None:
+    """Set one `key` of a checkpoint's `model.json`, which is written anew as a whole."""
+    write_json(folder / MODEL, {**describe(folder), key: value})
 
 
 def describe(folder: Path) -> dict[str, Any]:

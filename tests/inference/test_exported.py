@@ -18,7 +18,8 @@ from alexnet.errors import UserError
 from alexnet.inference.described import Description, check_installed, read_description
 from alexnet.inference.exported import open_exported
 from alexnet.inference.formats import names_run, open_model
-from alexnet.inference.predict import load
+from alexnet.inference.predict import load, load_quickly
+from helpers import make_picture
 
 
 @pytest.fixture(scope="session")
@@ -156,3 +157,17 @@ def test_what_lacks_is_named_with_the_command_that_installs_it(monkeypatch):
     for kind, said in {**wanted, "huggingface": "huggingface_hub; pip install 'alexnet[hub]'"}.items():
         with pytest.raises(UserError, match=re.escape(f"The format {kind} needs {said}")):
             check_installed(kind, writing=True)
+
+
+def test_a_file_is_unsure_where_the_run_is(small_run, tmp_path):
+    pictures = [tmp_path / f"{i}.png" for i in range(12)]
+    for i, path in enumerate(pictures):
+        make_picture(path, i % 3, i, size=(32, 32))  # no digits
+    with Exporter(small_run) as exporter:
+        file = exporter.export("onnx", tmp_path / "net.onnx").file
+    ours = list(load_quickly(file).predict_many(pictures))
+    theirs = list(load(small_run, device="cpu").predict_many(pictures))
+    assert [p.unsure for p in ours] == [p.unsure for p in theirs]
+    assert all(p.unsure is not None for p in ours)
+    assert [p.confidence for p in ours] == pytest.approx([p.confidence for p in theirs], abs=1e-5)
+    assert load(file).predict(pictures[0]).confidence == pytest.approx(ours[0].confidence, abs=1e-5)

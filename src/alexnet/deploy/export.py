@@ -25,11 +25,12 @@ from alexnet.data.samples import Source
 from alexnet.deploy import parity, write
 from alexnet.deploy.parity import ENOUGH, TOLERANCE, ExportFailed, Parity, Reference
 from alexnet.errors import UserError, unknown_name
+from alexnet.inference.calibration import find
 from alexnet.inference.described import FORMATS, PRECISIONS, check_installed, description_path
 from alexnet.inference.evaluate import own_data
 from alexnet.inference.formats import open_model
 from alexnet.inference.quantise import calibration_pictures
-from alexnet.runs import describe, package_version, sha256_of, write_json
+from alexnet.runs import package_version, sha256_of, write_json
 from alexnet.runtime import cpu_name
 
 Say = Callable[[str], object]
@@ -175,11 +176,9 @@ class Exporter:
         return calibration_pictures(self.opened, self._images, "--images")
 
     def _calibration(self) -> dict[str, Any] | None:
-        """What the checkpoint's `model.json` says of its temperature and threshold, if it does."""
-        if self.opened.checkpoint is None:
-            return None
-        found = describe(self.opened.checkpoint).get("calibration")
-        return found if isinstance(found, dict) else None
+        """Temperature and threshold of the checkpoint, if there are any."""
+        found, _ = find(self.opened.checkpoint, self.opened.run)
+        return found.to_dict() if found else None
 
     def _target(self, kind: str, out: Path | None) -> Path:
         suffix = FORMATS[kind].suffix

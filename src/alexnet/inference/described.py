@@ -101,7 +101,7 @@ class Description:
     """Whether it takes uint8 pixels and normalises by itself; else float32 that is normalised already."""
     precision: str = "fp32"
     calibration: Mapping[str, Any] | None = None
-    """The run's temperature and threshold, where its `model.json` has them; probabilities are the network's own."""
+    """The checkpoint's temperature and threshold, if it has any, which tell the unsure answers."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What else is told: names and shapes of input and output, opset, versions, and how parity was measured."""
     sums: Mapping[str, str] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from torch import nn
 
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
+from alexnet.inference.calibration import Calibration, combined, find
 from alexnet.inference.choose import Deferred, Wanted
 from alexnet.inference.engines import EXACT, Engine
 from alexnet.inference.exported import Exported, check_exported
@@ -57,6 +58,12 @@ class Ensemble:
         Raises `UserError` where an exported file is to be computed by another engine, or elsewhere than on the CPU.
         """
         return [_network(member, wanted) for member in self.members]
+
+    def calibration(self) -> tuple[Calibration | None, str]:
+        """What tells the unsure answers, and a sentence on where it comes from, or why there is none."""
+        return combined(
+            [m.calibration() if isinstance(m, Exported) else find(m.checkpoint, m.run) for m in self.members]
+        )
 
     def readings(self, views: Views) -> list[Reading]:
         """How pictures must be read for `views`: once for each scale and each different geometry of the members.

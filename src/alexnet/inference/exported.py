@@ -19,6 +19,7 @@ import numpy as np
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 from alexnet.inference import engines
+from alexnet.inference.calibration import Calibration
 from alexnet.inference.described import (
     FORMATS,
     KEY,
@@ -54,6 +55,16 @@ class Exported:
     @property
     def preprocess(self) -> Preprocess:
         return self.description.preprocess
+
+    def calibration(self) -> tuple[Calibration | None, str]:
+        """What tells the unsure answers, or None with the reason, as `calibration.find` gives it for a run."""
+        told = self.description.calibration
+        if told is None:
+            return None, f"{self.path} has no threshold for 'unsure': it was exported from a network without one."
+        try:
+            return Calibration.from_dict(dict(told)), ""
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{description_path(self.path)} is damaged (calibration: {error}).") from error
 
 
 class FileEngine(engines.Chunked):

@@ -167,13 +167,12 @@ def _jsonl(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:
 def _csv(rows: Iterator[dict[str, Any]], path: Path, top: int) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
-        lines.writerow(
-            ["path", "error", "unsure", *(f"{what}{i}" for i in range(1, top + 1) for what in ("label", "p"))]
-        )
+        labels = [f"{what}{i}" for i in range(1, top + 1) for what in ("label", "p")]
+        lines.writerow(["path", "error", "unsure", "confidence", *labels])
         for row in rows:
             pairs = [cell for entry in row["labels"] for cell in (entry["label"], f"{entry['p']:.9g}")]
-            unsure = "" if row["unsure"] is None else row["unsure"]
-            lines.writerow([row["path"], row["error"] or "", unsure, *pairs, *[""] * (2 * top - len(pairs))])
+            told = ["" if row[key] is None else row[key] for key in ("error", "unsure", "confidence")]
+            lines.writerow([row["path"], *told, *pairs, *[""] * (2 * top - len(pairs))])
 
 
 def _parquet(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:
@@ -183,9 +182,8 @@ def _parquet(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:
     from pyarrow import parquet
 
     labels = pa.list_(pa.struct([("label", pa.string()), ("p", pa.float64())]))
-    schema = pa.schema(
-        [("path", pa.string()), ("labels", labels), ("unsure", pa.bool_()), ("error", pa.string())]
-    )  # fmt: skip
+    columns = {"path": pa.string(), "labels": labels, "unsure": pa.bool_(), "confidence": pa.float64()}
+    schema = pa.schema([*columns.items(), ("error", pa.string())])
     with parquet.ParquetWriter(path, schema) as writer:
         while chunk := list(itertools.islice(rows, 10_000)):
             writer.write_table(pa.Table.from_pylist(chunk, schema))
