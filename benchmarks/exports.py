@@ -1,9 +1,9 @@
 """One run in every format, compared with the trainer: the tables of docs/deployment.md.
 
-    python benchmarks/exports.py RUN --data DIR [--split test] --name cifar10
+    python benchmarks/exports.py RUN --data DIR --what test --name cifar10
 
 Each file is written and compared by `Exporter`, as `alexnet export` does, on pictures of the run's validation split;
-then all of a split is labelled with it, as `alexnet eval FILE` does. The files go to a temporary folder. What is over
+then all pictures in DIR, which are called WHAT, are labelled with it, as `alexnet eval FILE` does. The files go to a temporary folder. What is over
 the tolerance of `alexnet export` is measured all the same, and marked.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--data", required=True)
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--what", default="test")
     parser.add_argument("--name", required=True)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -47,12 +47,12 @@ def main() -> None:
                     except UserError as error:
                         left_out.append({"format": kind, "precision": precision, "reason": str(error)})
                         continue
-                    whole = evaluate(found.file, data=given.data, split=given.split)
+                    whole = evaluate(found.file, data=given.data)
                     rows.append({**found.to_dict(), "file": found.file.name, "tolerance": TOLERANCE[precision],
-                                 "split_top1": whole["top1"], "n": whole["n"]})  # fmt: skip
+                                 "data_top1": whole["top1"], "n": whole["n"]})  # fmt: skip
                     print(rows[-1], file=sys.stderr, flush=True)
-    run = evaluate(given.run, data=given.data, split=given.split, device="cpu")
-    results = {"split": given.split, "n": run["n"], "run_top1": run["top1"], "rows": rows, "left_out": left_out}
+    run = evaluate(given.run, data=given.data, device="cpu")
+    results = {"what": given.what, "n": run["n"], "run_top1": run["top1"], "rows": rows, "left_out": left_out}
     path = save(f"deployment-{given.name}", results, ("onnxruntime", "openvino"), folder=RESULTS)
     print(table(json.loads(path.read_text(encoding="utf-8"))))
 
@@ -63,7 +63,7 @@ def table(document: dict[str, Any]) -> str:
     rows = found["rows"]
     lines = [
         f"| format | numbers | MB | ms, 1 picture | ms, 32 pictures | largest difference | same label | "
-        f"top-1 of {rows[0]['images']:,} val | top-1 of {found['n']:,} {found['split']} |",
+        f"top-1 of {rows[0]['images']:,} val | top-1 of {found['n']:,} {found['what']} |",
         "|---|---|---|---|---|---|---|---|---|",
         f"| the run, torch | fp32 | | {_ms(rows[0]['run_seconds'])} | | | {_share(rows[0]['run_top1'])} | "
         f"{_share(found['run_top1'])} |",
@@ -73,7 +73,7 @@ def table(document: dict[str, Any]) -> str:
         lines.append(
             f"| {row['format']} | {row['precision']} | {row['size'] / 1e6:.2f} | {_ms(row['seconds'])} | "
             f"{row['max_abs_diff']:.1e}{over} | {_share(row['top1_agreement'])} | {_share(row['top1'])} | "
-            f"{_share(row['split_top1'])} |"
+            f"{_share(row['data_top1'])} |"
         )
     return "\n".join(lines)
 

@@ -1,0 +1,42 @@
+"""docs/deployment.md: its tables are those of the documents in docs/results, and it names every format and flag."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from alexnet.cli import run
+from alexnet.inference.described import FORMATS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+RESULTS = sorted((ROOT / "docs" / "results").glob("deployment-*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_a_table_is_what_was_measured(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for name in ("common", "exports"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    from exports import table
+
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert table(document) in PAGE
+    assert document["command"] in PAGE
+    for row in document["results"]["rows"]:
+        assert row["images"] >= 200
+        assert row["without_torch"] == (row["format"] in ("onnx", "openvino"))
+
+
+def test_there_are_tables():
+    assert len(RESULTS) >= 1
+
+
+def test_every_format_and_flag_is_there(capsys):
+    assert all(f"| `{kind}` |" in PAGE for kind in FORMATS)
+    run(["export", "--help"])
+    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
+    known = {flag for flag in flags if not flag.startswith("--no-")} - {"--help", "--checkpoint", "--json"}
+    assert known - {"--json"} <= set(re.findall(r"--[a-z][a-z-]+", PAGE))
