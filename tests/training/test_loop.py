@@ -21,7 +21,7 @@ from alexnet.training.interruption import Interrupted
 from alexnet.training.loop import Loop
 from alexnet.training.prepare import prepare
 from alexnet.training.progress import Silent
-from alexnet.training.recipe import read_recipe
+from alexnet.training.recipe import read_recipe, with_settings
 from alexnet.training.recipes import named_recipe
 from alexnet.training.start import resume_run, train
 from alexnet.training.state import Position
@@ -234,7 +234,8 @@ def test_best_is_named_before_last(tmp_path, monkeypatch):
 def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr("alexnet.training.prepare.memory_plan", lambda *_: False)
     settings = {"epochs": 1, "width": 0.125, "batch_size": 4, "workers": 0, "out": tmp_path / "run"}
-    checked = prepare(replace(named_recipe("folder"), data=pictures, batch_size=4, width=0.125, workers=0), Silent())
+    chosen = {"data": pictures, "batch_size": 4, "width": 0.125, "workers": 0}
+    checked = prepare(with_settings(named_recipe("folder"), chosen), Silent())
     *_, last = checked.train.batches(0)
     victim = pictures / checked.source.splits["train"].names[int(last.ids[0])]
     content = victim.read_bytes()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def command_train(arguments: list[str]) -> None:
     """Train a recipe, a recipe.json, or a folder of pictures; the embedded digits if none is named."""
-    from alexnet.training.recipe import FLAG_NAMES, Flags, flags_of, with_settings
+    from alexnet.training.recipe import FLAG_NAMES, Flags, flags_of, parse_settings, with_settings
     from alexnet.training.recipes import RECIPES, describe, find_recipe
 
     @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ def command_train(arguments: list[str]) -> None:
         """The run folder; runs/<recipe>-<time> unless given."""
         resume: bool = False
         """Go on if --out already holds a run."""
+        set: tuple[str, ...] = ()
+        """Other settings of recipe.json, such as padding_mode=reflect clip_norm=1."""
         json: bool = False
         """Print the summary as one JSON document."""
 
@@ -45,7 +47,8 @@ def command_train(arguments: list[str]) -> None:
     defaults = TrainFlags(**dataclasses.asdict(flags_of(recipe)))
     flags = _parse(TrainFlags, arguments[named:], f"alexnet train {given}", about, default=defaults)
     said = {re.sub(r"^--(no-)?", "", word.split("=")[0]).replace("-", "_") for word in arguments if word[:2] == "--"}
-    recipe = with_settings(recipe, {name: getattr(flags, name) for name in FLAG_NAMES if name in said})
+    settings = {name: getattr(flags, name) for name in FLAG_NAMES if name in said}
+    recipe = with_settings(recipe, {**settings, **parse_settings(flags.set)}, where=" in --set" if flags.set else "")
 
     from alexnet.training.start import train
 

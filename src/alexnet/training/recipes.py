@@ -191,12 +191,15 @@ def imagenet_caffe() -> Recipe:
 
 def folder() -> Recipe:
     """Your own pictures, one folder a class. Architecture, image size and width fit pictures and machine unless
-    given with --arch."""
+    given with --arch; epochs, batch size, rate, augmentation and dropout fit the number of pictures unless given.
+
+    With a few dozen pictures a class start from a trained network instead: --weights RUN.
+    """
     return Recipe(
         name="folder", source="folder", norm="batch",
-        epochs=20, batch_size=64, lr=0.05, schedule="one-cycle", nesterov=True, decay_biases=False,
+        epochs=20, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
         label_smoothing=0.1, crop="resized", scale=(0.35, 1.0), flip=True,
-        jitter=(0.2, 0.2, 0.2),
+        fitted=("epochs", "batch_size", "lr", "augment", "dropout"),
     )  # fmt: skip
 
 
