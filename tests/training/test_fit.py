@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from alexnet.training.fit import AUGMENTATIONS, augmented, fit
+from alexnet.training.fit import augmentation, augmented, fit
 from alexnet.training.recipe import Recipe, with_settings
 from alexnet.training.recipes import named_recipe
 
@@ -36,17 +36,25 @@ def test_other_recipes_are_left_alone():
         assert fit(named_recipe(name), 50, 5) == (named_recipe(name), "")
 
 
-def test_levels_of_augmentation_are_what_is_then_trained_with():
+@pytest.mark.parametrize("side", [32, 224])
+def test_levels_of_augmentation_are_what_is_then_trained_with(side):
     recipe = replace(named_recipe("folder"), jitter=(0.3, 0.3, 0.3))
-    assert augmented(recipe) == recipe
-    none = augmented(replace(recipe, augment="none", cutmix=1.0, rotate=5.0))
+    assert augmented(recipe, side) == recipe
+    none = augmented(replace(recipe, augment="none", cutmix=1.0, rotate=5.0), side)
     assert (none.crop, none.flip, none.jitter, none.rotate, none.cutmix) == ("none", False, (0, 0, 0), 0, 0)
-    light, strong = (augmented(replace(recipe, augment=level)) for level in ("light", "strong"))
-    assert light.scale > strong.scale
+    light, strong = (augmented(replace(recipe, augment=level), side) for level in ("light", "strong"))
     assert light.jitter < strong.jitter
-    assert augmented(light) == light
+    assert augmented(light, side) == light
 
 
-@pytest.mark.parametrize("level", AUGMENTATIONS)
+def test_small_pictures_are_moved_and_large_ones_cut_out():
+    small, large = (augmentation("medium", side) for side in (64, 224))
+    assert (small["crop"], small["padding"]) == ("pad", 8)
+    assert (large["crop"], large["scale"]) == ("resized", (0.35, 1.0))
+    assert augmentation("light", 64)["padding"] < small["padding"]
+    assert augmentation("light", 224)["scale"] > large["scale"]
+
+
+@pytest.mark.parametrize("level", ["none", "light", "medium", "strong"])
 def test_every_level_is_a_recipe(level):
-    with_settings(Recipe(), AUGMENTATIONS[level])
+    with_settings(Recipe(), augmentation(level, 64))

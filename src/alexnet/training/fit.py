@@ -37,7 +37,7 @@ def fit(recipe: Recipe, pictures: int, classes: int) -> tuple[Recipe, str]:
         reasons.append(f"a learning rate of {chosen['lr']:g}")
     each = pictures / classes
     if "augment" in recipe.fitted:
-        chosen["augment"] = "medium" if each < 2000 else "light"
+        chosen["augment"] = "medium" if each < 3000 else "light"
         reasons.append(f"{chosen['augment']} augmentation")
     if "dropout" in recipe.fitted and not recipe.arch.startswith(TORCHVISION):
         chosen["dropout"] = 0.5 if each < 200 else 0.2 if each < 2000 else 0.0
@@ -50,17 +50,26 @@ def fit(recipe: Recipe, pictures: int, classes: int) -> tuple[Recipe, str]:
     return replace(recipe, fitted=(), **chosen), sentence
 
 
-AUGMENTATIONS: dict[str, dict[str, Any]] = {
-    "none": {"crop": "none", "flip": False, "mixup": 0.0, "cutmix": 0.0, "colour_noise": 0.0},
-    "light": {"crop": "resized", "scale": (0.6, 1.0), "flip": True, "jitter": (0.1, 0.1, 0.1)},
-    "medium": {"crop": "resized", "scale": (0.35, 1.0), "flip": True, "jitter": (0.2, 0.2, 0.2)},
-    "strong": {"crop": "resized", "scale": (0.2, 1.0), "flip": True, "jitter": (0.4, 0.4, 0.4), "rotate": 10.0},
-}  # fmt: skip
-"""What `--augment` sets. What is not named stays the recipe's, but for jitter and rotation, which are then off."""
+SMALL = 100  # pixels: pictures up to this are kept whole and moved, as is usual for CIFAR
 
 
-def augmented(recipe: Recipe) -> Recipe:
+def augmentation(level: str, side: int) -> dict[str, Any]:
+    """The settings that the `level` of `--augment` stands for, for a network that reads side×side pictures.
+
+    Small pictures are moved by a share of their side; larger ones are cut out and resized, as is usual for ImageNet.
+    Resizing small ones too would cost as much as training on them does.
+    """
+    settings: dict[str, Any] = {"flip": level != "none", "jitter": (0.0, 0.0, 0.0), "rotate": 0.0}
+    if level == "none":
+        return {**settings, "crop": "none", "mixup": 0.0, "cutmix": 0.0, "colour_noise": 0.0}
+    if side <= SMALL and level != "strong":
+        share = {"light": 16, "medium": 8}[level]
+        return {**settings, "crop": "pad", "padding": side // share, "padding_mode": "zeros"}
+    scale, jitter = {"light": (0.6, 0.1), "medium": (0.35, 0.2), "strong": (0.2, 0.4)}[level]
+    settings |= {"crop": "resized", "scale": (scale, 1.0), "jitter": (jitter,) * 3}
+    return settings if level != "strong" else {**settings, "rotate": 10.0}
+
+
+def augmented(recipe: Recipe, side: int) -> Recipe:
     """`recipe` with the settings that its `augment` stands for; the word itself stays, for the report."""
-    if recipe.augment == "auto":
-        return recipe
-    return replace(recipe, **{"jitter": (0.0, 0.0, 0.0), "rotate": 0.0, **AUGMENTATIONS[recipe.augment]})
+    return recipe if recipe.augment == "auto" else replace(recipe, **augmentation(recipe.augment, side))
