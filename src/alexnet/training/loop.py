@@ -12,6 +12,7 @@ import math
 import time
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ import torch
 from alexnet import runtime
 from alexnet.data.loading import Batch
 from alexnet.errors import TrainingFailed, UserError
+from alexnet.inference import calibration
 from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.networks.model import Network
-from alexnet.runs import Run, read_model, write_json, write_text
+from alexnet.runs import Run, add_to_model, read_model, write_json, write_text
 from alexnet.training.alarms import alarms
 from alexnet.training.budget import Budget
 from alexnet.training.contact_sheet import write_contact_sheet
@@ -203,8 +205,18 @@ class Loop:
             self._write_evaluation("test", outputs)
             figures = outputs.measure(self.prepared.classes)
             test = {"test": {k: figures[k] for k in ("top1", "top5", "loss", "n", "interval")}}
-        self._write_summary(**test, complete=True)
+        fitted = self.parallel.first(partial(self._calibrate, best)) if steered_by != "test" else None
+        self._write_summary(**test, calibration=fitted, complete=True)
         return self.run.summary()
+
+    def _calibrate(self, best: Path) -> dict[str, Any]:
+        """Find how sure the chosen network may be, on what it was chosen by, and keep it beside its weights."""
+        kept = self.run.read_evaluation(self.recipe.validate_on)
+        assert kept is not None, "written when the checkpoint was chosen"
+        _, targets, logits = kept
+        fitted = calibration.fit(logits, targets, self.recipe.validate_on).to_dict()
+        add_to_model(best, calibration.KEY, fitted)
+        return fitted
 
     def _write_evaluation(self, split: str, outputs: Outputs) -> None:
         names = self.prepared.source.splits[split].names
