@@ -2,12 +2,9 @@
 
 import time
 
-import pytest
-
-from alexnet.errors import UserError
 from alexnet.training.budget import Budget
 from alexnet.training.progress import Silent
-from alexnet.training.recipe import read_recipe, seconds_of
+from alexnet.training.recipe import read_recipe
 from alexnet.training.start import resume, train
 
 
@@ -36,14 +33,3 @@ def test_a_run_keeps_its_number_of_epochs(tmp_path):
     recipe = read_recipe(result.run / "recipe.json")
     assert result.summary["epochs"] == recipe.epochs >= 1
     assert resume(result.run, progress=Silent()).already_finished
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
-def test_times(text, seconds):
-    assert seconds_of(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["10", "ten m", "-3m", "m", "", "1d", "nanm"])
-def test_no_times(text):
-    with pytest.raises(UserError, match="must be a time such as"):
-        seconds_of(text)

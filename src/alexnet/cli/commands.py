@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 def command_train(arguments: list[str]) -> None:
     """Train a recipe, a recipe.json, or a folder of pictures; the embedded digits if none is named."""
-    from alexnet.training.recipe import FLAG_NAMES, Flags, flags_of, parse_settings, with_settings
+    from alexnet.training.recipe import FLAG_NAMES, Flags, flags_of, with_settings
     from alexnet.training.recipes import RECIPES, describe, find_recipe
+    from alexnet.training.settings import parse_settings
 
     @dataclass(frozen=True, kw_only=True)
     class TrainFlags(Flags):

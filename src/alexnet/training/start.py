@@ -37,8 +37,9 @@ from alexnet.training.optim import shrink_kept_inputs
 from alexnet.training.parallel import begin
 from alexnet.training.prepare import Prepared, prepare
 from alexnet.training.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
-from alexnet.training.recipe import FLAG_NAMES, Recipe, read_recipe, seconds_of, with_settings
+from alexnet.training.recipe import FLAG_NAMES, Recipe, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
+from alexnet.training.settings import seconds_of
 from alexnet.training.state import Position
 from alexnet.training.transfer import take_weights
 
