@@ -125,19 +125,20 @@ def confusion_html(found: Confusion, words: Words) -> str:
     n = len(found.labels)
     names = [text(clean(label, 40)) for label in found.labels]
     spans = "".join(f'<span title="{name}">{name}</span>' for name in names)
-    cell = 38 if n <= 12 else 26 if n <= NUMBERED else max(2, min(16, 640 // n))
+    cell = 38 if n <= 12 else 26 if n <= NUMBERED else 14 if n <= 60 else max(2, 640 // n)
     data = {
         "names": [clean(label, 40) for label in found.labels],
         "said": words("cell"),
         "cells": [{int(j): int(row[j]) for j in np.flatnonzero(row)} for row in found.counts],
     }
     return (
-        f'<div class="zoom"><label>{text(words("zoom"))} <input type="range" min="2" max="48" value="{cell}" '
+        f'<div><div class="zoom"><label>{text(words("zoom"))} <input type="range" min="2" max="48" value="{cell}" '
         f'data-of="confusion-data"></label><output class="quiet">{text(words("point"))}</output></div>'
         f'<div class="matrix{" tiny" if cell < 11 else ""}" data-of="confusion-data" style="--n:{n};--cell:{cell}px">'
         f'<div class="corner">{text(words("true_said"))}</div><div class="said">{spans}</div>'
         f'<div class="true">{spans}</div><div class="cells">{_cells(found)}</div></div>'
         + data_json("confusion-data", data)
+        + "</div>"
     )
 
 

@@ -41,6 +41,8 @@ def draw_curve(
             peak = max(range(len(rows)), key=lambda e: rows[e][val])
             axes.plot(at[peak], rows[peak][val], "o", color=colour, ms=9)
     if not minutes:
+        if max(map(len, runs.values())) == 1:
+            axes.set_xlim(0, 2)  # or the axis shows thousandths of an epoch
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if val.startswith("top"):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))

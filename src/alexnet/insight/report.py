@@ -172,8 +172,8 @@ def _confusion(page: Page, found: Confusion) -> str:
     page.plot("confusion", lambda theme, words: confusion_figure(found, theme, words), inline=False)
     columns = (Column("true", "text"), Column("said", "text"), Column("times", ",d"), Column("share", ".1%"))
     pairs = found.pairs(PAIRS)
-    table = f"<h3>{text(words('pairs'))}</h3>{page.table('confusions', columns, pairs)}" if pairs else ""
-    return f"<p>{text(words('confusion_said'))}</p>{confusion_html(found, words)}{table}"
+    table = f"<div><h3>{text(words('pairs'))}</h3>{page.table('confusions', columns, pairs)}</div>" if pairs else ""
+    return f"<p>{text(words('confusion_said'))}</p><div class='beside'>{confusion_html(found, words)}{table}</div>"
 
 
 def _classes(page: Page, facts: Facts, found: Confusion) -> str:
@@ -234,7 +234,10 @@ def _filters(page: Page, facts: Facts) -> str:
 
 def _filters_figure(weights: np.ndarray, theme: Theme) -> Figure:
     columns = 12 if len(weights) % 12 == 0 else 16 if len(weights) > 32 else 8
-    sheet = tiles(filter_tiles(weights, theme), columns, np.ones(3), theme.paper)
+    filters = filter_tiles(weights, theme)
+    sheet = tiles(filters, columns, np.zeros(3), theme.paper)
+    there = tiles(np.ones_like(filters), columns, np.zeros(3), "black")[..., :1]
+    sheet = np.concatenate([sheet, there], axis=2)  # between the filters the page shows, whatever its colour
     figure = Figure(figsize=(6, 6 * sheet.shape[0] / sheet.shape[1]))
     axes = figure.add_axes((0, 0, 1, 1))
     show(axes, sheet, interpolation="none", aspect="auto")
@@ -264,11 +267,12 @@ def _split(page: Page, facts: Facts) -> str:
     body = f"<p>{text(words('data_is'))}: <code>{text(where)}</code></p>"
     if counts:
         body += f"<p>{text(words('split_own', seed=facts.recipe.get('seed', 0)))}</p>"
-        rows = [(part, counts[part]) for part in ("train", "val", "test") if part in counts]
-        return body + page.table("split", (Column("part", "text"), Column("images", ",d")), rows)
-    if facts.training_pictures:
+    elif facts.training_pictures:
         body += f"<p>{text(words('split_given', n=facts.training_pictures))}</p>"
-    return body
+    known = {facts.split: facts.figures["n"]} if facts.figures else {}
+    known |= counts
+    rows = [(part, known[part]) for part in ("train", "val", "test") if part in known]
+    return body + (page.table("split", (Column("part", "text"), Column("images", ",d")), rows) if rows else "")
 
 
 # ── how it was made ───────────────────────────────────────────────────────────────────────────────────────────────

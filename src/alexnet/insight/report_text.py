@@ -210,8 +210,8 @@ TEXT: dict[str, tuple[str, str]] = {
         "网络几乎不比猜测（{guess:.1%}）好。请先检查标签与图片是否相符（'alexnet check'），再试十分之一的学习率。",
     ),
     "advice_short": (
-        "{epochs} epochs are few; the network has seen each picture {epochs} times. More will bring more.",
-        "只训练了 {epochs} 轮，每张图片只看过 {epochs} 次。增加轮数会有提高。",
+        "Training was short: the network has seen each picture {epochs}×. More epochs will bring more.",
+        "训练很短：每张图片只看过 {epochs} 次。增加轮数会有提高。",
     ),
     "advice_improving": (
         "It was still getting better: {gain:.1f} points over the last {n} epochs, the last epoch being the best. "
