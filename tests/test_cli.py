@@ -116,7 +116,9 @@ def test_train_eval_predict_report(capsys, tmp_path):
     assert run(["eval", "run", "--split", "val", "--json"]) == 0
     found = document(capsys)
     assert found["top1"] == summary["best"]["top1"]
-    assert set(found) >= {"split", "top1", "top5", "loss", "n", "interval", "per_class", "views"}
+    assert set(found) >= {"split", "top1", "top5", "loss", "n", "interval", "per_class", "views", "ece", "coverage"}
+    assert found["calibration"]["n"] == found["n"]
+    assert summary["calibration"] == found["calibration"]
     assert run(["eval", "run"]) == 0
     assert "precision" in capsys.readouterr().out
 

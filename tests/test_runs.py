@@ -14,7 +14,19 @@ from safetensors.torch import save_file
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 from alexnet.networks.model import create_model
-from alexnet.runs import MODEL, TRAINING, WEIGHTS, Run, environment, find_run, read_model, read_training, replacing
+from alexnet.runs import (
+    MODEL,
+    TRAINING,
+    WEIGHTS,
+    Run,
+    add_to_model,
+    environment,
+    find_run,
+    identify,
+    read_model,
+    read_training,
+    replacing,
+)
 from alexnet.runs import PREPROCESS as PREPROCESS_FILE
 
 CLASSES = ("a", "b", "c")
@@ -46,6 +58,16 @@ def test_a_checkpoint_comes_back_as_it_was(run):
     for (name, ours), theirs in zip(model.state_dict().items(), found.model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
     assert not found.model.training
+
+
+def test_a_key_is_added_to_model_json_and_the_rest_stays(run):
+    folder = save(run, 1, best=True)
+    before = json.loads((folder / MODEL).read_text())
+    who = identify(folder)
+    add_to_model(folder, "calibration", {"temperature": 1.5})
+    assert json.loads((folder / MODEL).read_text()) == {**before, "calibration": {"temperature": 1.5}}
+    assert identify(folder) == who
+    assert read_model(folder).classes == CLASSES
 
 
 def test_best_and_last_are_kept_and_the_rest_dropped(run):

@@ -269,8 +269,8 @@ class Run:
         if not path.exists():
             return None
         table = parquet.read_table(path)
-        logits = np.array(table["logits"].to_pylist(), dtype=np.float32)
-        return table["path"].to_pylist(), table["target"].to_numpy(), logits
+        logits = table["logits"].combine_chunks().flatten().to_numpy()  # no Python list: ImageNet has 50 million
+        return table["path"].to_pylist(), table["target"].to_numpy(), logits.reshape(len(table), -1)
 
 
 def find_run(name: str | Path, root: Path = Path("runs")) -> Run:
@@ -326,7 +326,7 @@ def read_model(folder: Path) -> Checkpoint:
     from alexnet.networks.model import build, spec_from_dict
 
     described = folder / MODEL
-    found = _describe(folder)
+    found = describe(folder)
     mean_image = _mean_image(folder, found)
     try:
         spec = spec_from_dict(found["spec"])
@@ -371,7 +371,12 @@ def _intact(folder: Path, name: str, found: dict[str, Any]) -> Path:
     return path
 
 
-def _describe(folder: Path) -> dict[str, Any]:
+def add_to_model(folder: Path, key: str, value: Any) -> None:
+    """Set one `key` of a checkpoint's `model.json`, which is written anew as a whole."""
+    write_json(folder / MODEL, {**describe(folder), key: value})
+
+
+def describe(folder: Path) -> dict[str, Any]:
     """What `model.json` says. Raises `UserError` if it is missing, damaged or another program's."""
     path = folder / MODEL
     try:
@@ -388,7 +393,7 @@ def _describe(folder: Path) -> dict[str, Any]:
 def identify(folder: Path) -> str:
     """16 hexadecimal digits that change with the weights, classes or preprocessing of a checkpoint; `model.json` alone
     is read, and no torch needed. Raises `UserError` where that is missing or damaged."""
-    found = _describe(folder)
+    found = describe(folder)
     told = [found.get(key) for key in ("spec", "classes", "preprocess")]
     sums = found.get("sha256")
     told += [sums.get(name) for name in (WEIGHTS, PREPROCESS)] if isinstance(sums, dict) else []
@@ -402,7 +407,7 @@ def read_training(folder: Path) -> dict[str, Any]:
     path = folder / TRAINING
     if not path.is_file():
         raise UserError(f"The checkpoint {folder} has no {TRAINING}, so that training cannot go on from it.")
-    expected = _describe(folder).get("sha256", {}).get(TRAINING)
+    expected = describe(folder).get("sha256", {}).get(TRAINING)
     if expected != sha256_of(path):
         raise UserError(
             f"{path} is truncated or damaged: its checksum is not the one in {MODEL}; delete the checkpoint to use "

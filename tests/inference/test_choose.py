@@ -223,6 +223,9 @@ def test_a_stored_engine_needs_no_torch(small_run, cache, picture, capsys, name)
     first = json.loads(capsys.readouterr().out)
     found = without("torch,torchvision,sklearn,scipy,pyarrow", *arguments)
     assert found.returncode == 0, found.stderr
+    (prediction,) = json.loads(found.stdout)["predictions"]
+    assert prediction["unsure"] == first["predictions"][0]["unsure"] is not None
+    assert prediction["confidence"] == pytest.approx(first["predictions"][0]["confidence"], abs=1e-6)
     labels = {label["label"]: label["p"] for label in json.loads(found.stdout)["predictions"][0]["labels"]}
     assert labels == pytest.approx(
         {label["label"]: label["p"] for label in first["predictions"][0]["labels"]}, abs=1e-6

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from alexnet.errors import UserError
+from alexnet.inference.calibration import ece, find
 from alexnet.inference.evaluate import evaluate, match_classes
 from alexnet.inference.metrics import measure
-from alexnet.runs import Run
+from alexnet.runs import MODEL, Run
 from alexnet.training.progress import Silent
 from alexnet.training.start import train
 from helpers import make_folder
@@ -24,6 +25,42 @@ def test_eval_gives_the_figures_of_training(small_run):
     assert found["interval"][0] < found["top1"] < found["interval"][1]
     assert [c["label"] for c in found["per_class"]] == [str(i) for i in range(10)]
     assert evaluate(small_run, device="cpu")["top1"] == summary["test"]["top1"]  # auto is test
+
+
+def test_eval_says_how_sure_it_may_be(small_run):
+    run = Run(small_run)
+    stored, _ = find(run.named_checkpoint("best"), run)
+    found = evaluate(small_run, device="cpu")
+    _, targets, logits = run.read_evaluation("test")
+    confidence, right = stored.confidence(logits), logits.argmax(axis=1) == targets
+    assert found["calibration"] == stored.to_dict()
+    assert found["calibration_note"] == ""
+    assert found["ece_calibrated"] == pytest.approx(ece(confidence, right), abs=1e-9)
+    assert found["coverage"] == (confidence >= stored.threshold).mean()
+    assert found["answered_top1"] == right[confidence >= stored.threshold].mean()
+    assert f"unsure below {stored.threshold:.1%}: {found['coverage']:.2%} answered" in repr(found)
+    found = evaluate(small_run, device="cpu", split="val")
+    assert "fitted on these very pictures" in repr(found)
+    assert found["ece_calibrated"] == pytest.approx(stored.ece_after, abs=1e-9)
+    assert found["ece"] == pytest.approx(stored.ece_before, abs=1e-9)
+
+
+def test_eval_without_a_threshold_says_why(small_run, tmp_path):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    best = Run(copy).named_checkpoint("best")
+    described = json.loads((best / MODEL).read_text())
+    del described["calibration"]
+    (best / MODEL).write_text(json.dumps(described))
+    found = evaluate(copy, device="cpu")
+    assert "fitted now on its val split" in repr(found)
+    recipe = json.loads((copy / "recipe.json").read_text())
+    (copy / "recipe.json").write_text(json.dumps({**recipe, "validate_on": "test"}))
+    (copy / "split.csv").unlink()
+    found = evaluate(copy, device="cpu")
+    assert (found["calibration"], found["coverage"], found["ece_calibrated"]) == (None, None, None)
+    assert "by which nothing may be chosen" in repr(found)
+    assert 0 < found["ece"] < 1
+    assert found["curve"][-1]["top1"] == found["top1"]
 
 
 def test_stored_logits_give_the_same_figures(small_run):

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from sklearn.datasets import load_digits
 import alexnet
 from alexnet.data.sources import load_source
 from alexnet.errors import UserError
+from alexnet.inference.calibration import find
+from alexnet.inference.engines import softmax
 from alexnet.inference.formats import TORCHVISION_PREPROCESS, open_model
 from alexnet.inference.predict import Prediction, find_images, load
-from alexnet.runs import Run
+from alexnet.runs import MODEL, Run
 
 
 def save_digit(path, index=0):
@@ -54,7 +57,7 @@ def test_an_unreadable_picture_does_not_stop_the_others(small_run, tmp_path):
     assert first.labels == third.labels
     assert second.error
     assert second.labels == ()
-    assert set(second.to_dict()) == {"path", "labels", "unsure", "error"}
+    assert set(second.to_dict()) == {"path", "labels", "unsure", "confidence", "error"}
     with pytest.raises(UserError, match=r"bad\.png cannot be read: (?!Cannot)"):
         load(small_run).predict(bad)
 
@@ -85,6 +88,55 @@ def test_a_prediction_shows_itself():
     assert str(found) == "a<b.png: cat 75.0%, dog 25.0%"
     assert "a&lt;b.png" in found._repr_html_()
     json.dumps(found.to_dict())
+    unsure = Prediction("a<b.png", (("cat", 0.75), ("dog", 0.25)), unsure=True, confidence=0.6)
+    assert str(unsure) == "a<b.png: unsure (confidence 60.0%): cat 75.0%, dog 25.0%"
+    assert "a&lt;b.png: unsure (confidence 60.0%)<" in unsure._repr_html_()
+
+
+def test_unsure_is_what_the_stored_threshold_says(small_run, tmp_path):
+    """Of the test pictures, by files, just those whose confidence in the stored logits is below."""
+    run = Run(small_run)
+    stored, _ = find(run.named_checkpoint("best"), run)
+    part = load_source("digits").splits["test"]
+    _, _, logits = run.read_evaluation("test")
+    confidence = stored.confidence(logits)
+    chosen = np.concatenate([np.argsort(confidence)[:6], np.argsort(confidence)[-6:]])
+    for i in chosen:
+        Image.fromarray(part.images[i, 0].numpy()).save(tmp_path / f"{i}.png")
+    found = list(load(small_run, device="cpu").predict_many([tmp_path / f"{i}.png" for i in chosen], top=1))
+    assert [p.unsure for p in found] == stored.is_unsure(confidence[chosen]).tolist()
+    assert {p.unsure for p in found} == {True, False}
+    np.testing.assert_allclose([p.confidence for p in found], confidence[chosen], atol=1e-5)
+    plain = softmax(logits[chosen]).max(axis=1)
+    np.testing.assert_allclose([p.labels[0][1] for p in found], plain, atol=1e-5)  # p stays the network's own
+    assert np.abs(plain - confidence[chosen]).max() > 1e-3
+
+
+def test_several_views_and_networks_say_unsure_too(small_run, tmp_path):
+    path = save_digit(tmp_path / "0.png")
+    for runs, views in ((small_run, 10), ([small_run, small_run], 1)):
+        found = load(runs).predict(path, views=views)
+        assert found.unsure in (True, False)
+        assert 0 < found.confidence <= 1
+
+
+def test_a_network_without_a_threshold_says_nothing_of_being_unsure(small_run, tmp_path):
+    found = load(Run(small_run).named_checkpoint("last"), device="cpu").predict(save_digit(tmp_path / "0.png"))
+    assert (found.unsure is None) == (
+        Run(small_run).named_checkpoint("last") != Run(small_run).named_checkpoint("best")
+    )
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    (checkpoint,) = {Run(copy).named_checkpoint("best")}
+    described = json.loads((checkpoint / MODEL).read_text())
+    del described["calibration"]
+    (checkpoint / MODEL).write_text(json.dumps(described))
+    said = []
+    assert load(copy, say=said.append).predict(tmp_path / "0.png").unsure is not None
+    assert "fitted now on its val split" in said[0]
+    (copy / "evaluation" / "val.parquet").unlink()
+    found = load(copy).predict(tmp_path / "0.png")
+    assert (found.unsure, found.confidence) == (None, None)
+    assert "unsure" not in str(found)
 
 
 def test_open_model_takes_runs_and_checkpoints(small_run):

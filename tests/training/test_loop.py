@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from alexnet import runs
 from alexnet.errors import TrainingFailed, UserError
+from alexnet.inference.calibration import find
 from alexnet.networks.model import build
 from alexnet.runs import Run, read_model, read_training
 from alexnet.training.changes import Change
@@ -25,6 +26,7 @@ from alexnet.training.recipe import read_recipe
 from alexnet.training.recipes import named_recipe
 from alexnet.training.start import resume_run, train
 from alexnet.training.state import Position
+from helpers import make_folder
 
 TINY = {"width": 0.125, "batch_size": 128, "epochs": 2, "precision": "fp32", "device": "cpu", "lr": 0.1}
 
@@ -215,6 +217,7 @@ def test_a_crash_after_the_last_checkpoint_is_mended_by_resume(tmp_path, monkeyp
     whole = tiny(out=tmp_path / "whole", epochs=1)
     assert result.summary["best"] == whole.summary["best"]
     assert result.summary["test"] == whole.summary["test"]
+    assert result.summary["calibration"] == whole.summary["calibration"]
     assert len(run.metrics()) == 1
     for split in ("val", "test"):
         ours, theirs = run.read_evaluation(split), Run(whole.run).read_evaluation(split)
@@ -274,6 +277,20 @@ def test_a_finished_run_can_be_extended(small_run, tmp_path):
     assert [r["epoch"] for r in Run(copy).metrics()] == [1, 2, 3, 4, 5]
     assert result.summary["epochs"] == 5
     assert json.loads((copy / "recipe.json").read_text())["epochs"] == 5
+    stored, note = find(Run(copy).named_checkpoint("best"), Run(copy))
+    assert result.summary["calibration"] == stored.to_dict()
+    assert note == ""
+
+
+def test_a_run_that_validates_on_test_gets_no_threshold(tmp_path):
+    for split in ("train", "test"):
+        make_folder(tmp_path / "data" / split, count=2)
+    recipe = replace(named_recipe("folder"), data=tmp_path / "data", validate_on="test")
+    result = train(recipe, out=tmp_path / "run", progress=Silent(), **{**TINY, "limit_steps": 1})
+    assert result.summary["calibration"] is None
+    assert "no threshold for 'unsure': its recipe validates on the test split" in str(result)
+    best = Run(result.run).named_checkpoint("best")
+    assert "calibration" not in json.loads((best / runs.MODEL).read_text())
 
 
 def test_a_line_of_metrics_too_many_is_mended_on_resume(tmp_path):

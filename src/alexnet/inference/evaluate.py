@@ -24,6 +24,7 @@ from alexnet.data.samples import Arrays, Files, Source
 from alexnet.data.sources import evaluated, load_for_evaluation, load_source, read_files
 from alexnet.data.split import read_split
 from alexnet.errors import UserError, unknown_name
+from alexnet.inference.calibration import describe_answers, of_networks
 from alexnet.inference.choose import Wanted
 from alexnet.inference.engines import EXACT, Engine, check_engine
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, open_ensemble
@@ -105,7 +106,20 @@ class Evaluation(dict[str, Any]):
         return (
             f"top-1 {self['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {self['top5']:.2%}, "
             f"loss {self['loss']:.4f} on {self['n']} images of the {self['split']} split"
+            f"\n{self._confidence()}"
         )
+
+    def _confidence(self) -> str:
+        """The sentence on how sure it is, and how rightly."""
+        calibration = self["calibration"]
+        if calibration is None:
+            return f"calibration error {self['ece']:.2%}; {self['calibration_note']}"
+        right = f", {self['answered_top1']:.2%} of them right" if self["answered_top1"] is not None else ""
+        return (
+            f"calibration error {self['ece']:.2%}, {self['ece_calibrated']:.2%} at temperature "
+            f"{calibration['temperature']:.3g}; unsure below {calibration['threshold']:.1%}: "
+            f"{self['coverage']:.2%} answered{right}. {self['calibration_note']}"
+        ).rstrip()
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -149,8 +163,10 @@ def evaluate(
     `engine` is what computes (see `engines.py`); one of 8 bits is calibrated on the pictures in the folder `calibrate`,
     else on training pictures, and `say` gets a sentence on how far it was off.
     Returns the figures of `metrics.measure`, with `runs`, `members` (each one's own top1), `split`, `views` (in all, of
-    one network), `scales` and `engines`. On the run's own data the exact logits of a single network and view are also
-    kept in `evaluation/<split>.parquet`. Raises `UserError`, also where a member may have trained on what is measured.
+    one network), `scales` and `engines`; and those of `calibration.describe_answers`, with the `calibration` that they
+    are at, or None, and a `calibration_note` on where it comes from or why there is none. On the run's own data the
+    exact logits of a single network and view are also kept in `evaluation/<split>.parquet`. Raises `UserError`, also
+    where a member may have trained on what is measured.
     """
     looks = views_of(views, scales)
     check_engine(engine, device, calibrate)
@@ -201,6 +217,9 @@ def evaluate(
         {"run": run_name, "top1": float(correct_at(said, targets, 1).mean())}
         for run_name, said in zip(ensemble.names, alone, strict=True)
     ]
+    calibration, note = of_networks([(member.checkpoint, member.run) for member in ensemble.members])
+    if calibration and own and name == calibration.split:
+        note = f"{note} It was fitted on these very pictures.".lstrip()
     return Evaluation(
         {
             "runs": list(ensemble.names),
@@ -210,6 +229,9 @@ def evaluate(
             "engines": [EXACT if isinstance(by, nn.Module) else by.name for by in computing],
             **outputs.measure(ensemble.classes),
             "members": members,
+            "calibration": calibration.to_dict() if calibration else None,
+            "calibration_note": note,
+            **describe_answers(outputs.logits, targets, calibration),
         }
     )
 

@@ -1,5 +1,8 @@
 """Labels for pictures: files, folders, bytes. The same decoder and preprocessing as evaluation, so the same numbers.
 
+The probabilities are the network's own. Where the run has a calibration, each answer also has a confidence, by which it
+is unsure or not (see `calibration.py`).
+
 Torch takes longer to import than to label a picture, so it is imported only where it computes: a `StoredClassifier`,
 whose engine was opened here before, does without.
 """
@@ -18,8 +21,9 @@ from PIL import Image
 from alexnet.data.images import IMAGE_SUFFIXES, BadImage, decode
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
+from alexnet.inference.calibration import Calibration, find, of_networks
 from alexnet.inference.engines import EXACT, Engine, check_engine, softmax
-from alexnet.inference.formats import identity
+from alexnet.inference.formats import identity, locate
 from alexnet.inference.stored import Store, open_stored
 from alexnet.runtime import pick_device
 
@@ -42,19 +46,25 @@ class Prediction:
     labels: tuple[tuple[str, float], ...] = ()
     error: str | None = None
     unsure: bool | None = None  # None: this network has no threshold for being unsure
+    confidence: float | None = None  # calibrated, of the first label; None as above
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "path": self.path,
             "labels": [{"label": label, "p": p} for label, p in self.labels],
             "unsure": self.unsure,
+            "confidence": self.confidence,
             "error": self.error,
         }
 
     def __str__(self) -> str:
         if self.error:
             return f"{self.path}: {self.error}"
-        return f"{self.path}: " + ", ".join(f"{label} {p:.1%}" for label, p in self.labels)
+        return f"{self.path}: {self._doubt}" + ", ".join(f"{label} {p:.1%}" for label, p in self.labels)
+
+    @property
+    def _doubt(self) -> str:
+        return f"unsure (confidence {self.confidence:.1%}): " if self.unsure else ""
 
     def _repr_html_(self) -> str:
         if self.error:
@@ -64,13 +74,16 @@ class Prediction:
             f"<div style='background:#0072b2;height:.8em;width:{p:.1%}'></div></td></tr>"
             for label, p in self.labels
         )
-        return f"<p>{escape(self.path)}</p><table>{bars}</table>"
+        doubt = f": {self._doubt.rstrip(': ')}" if self.unsure else ""
+        return f"<p>{escape(self.path + doubt)}</p><table>{bars}</table>"
 
 
 class _Labels:
     """What all classifiers do alike."""
 
     classes: tuple[str, ...]
+    calibration: Calibration | None
+    """What tells the unsure answers; None where there is nothing that does."""
 
     def predict(self, image: Picture, top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)) -> Prediction:
         """The `top` likeliest labels of one picture: a path, the bytes of a file, or a PIL image.
@@ -121,14 +134,24 @@ class _Labels:
     ) -> Iterator[Prediction]:
         readable = [squares for _, squares in waiting if not isinstance(squares, str)]
         batches = [np.stack(squares) for squares in zip(*readable, strict=True)]
-        rows = iter(ask(batches)) if readable else iter(())
+        rows = iter(self._judged(ask(batches))) if readable else iter(())
         for name, squares in waiting:
             if isinstance(squares, str):
                 yield Prediction(name, error=squares)
                 continue
-            p = next(rows)
+            p, unsure, confidence = next(rows)
             best = np.argsort(-p, kind="stable")[:top]
-            yield Prediction(name, tuple((self.classes[i], float(p[i])) for i in best))
+            labels = tuple((self.classes[i], float(p[i])) for i in best)
+            yield Prediction(name, labels, unsure=unsure, confidence=confidence)
+
+    def _judged(self, p: np.ndarray) -> Iterator[tuple[np.ndarray, bool | None, float | None]]:
+        """Each row of probabilities (n, classes) with whether it is unsure, and its confidence."""
+        if self.calibration is None:
+            return ((row, None, None) for row in p)
+        with np.errstate(divide="ignore"):
+            confidence = self.calibration.confidence(np.log(p))
+        unsure = self.calibration.is_unsure(confidence)
+        return ((row, bool(u), float(c)) for row, u, c in zip(p, unsure, confidence, strict=True))
 
 
 class Classifier(_Labels):
@@ -153,6 +176,9 @@ class Classifier(_Labels):
         self.classes = ensemble.classes
         self.model = ensemble.members[0].model  # of several, the first
         self.preprocess = ensemble.members[0].preprocess
+        self.calibration, how = of_networks([(member.checkpoint, member.run) for member in ensemble.members])
+        if self.calibration and how:
+            say(how)
         wanted = Wanted(engine, self.device, device, Path(calibrate) if calibrate else None, say)
         self._networks = ensemble.networks(wanted)
 
@@ -209,11 +235,13 @@ class StoredClassifier(_Labels):
         device: str,
         whole: Callable[[], Classifier],
         say: Callable[[str], object] = lambda _: None,
+        calibration: Calibration | None = None,
     ) -> None:
         found = Store(identity).describe()
         assert found is not None, "looked up before"
         self.classes, self.preprocess = found
         self._identity, self._name, self._device, self._whole, self._say = identity, engine, device, whole, say
+        self.calibration = calibration
         self._engine: Engine | None = None
         self._classifier: Classifier | None = None
 
@@ -280,8 +308,12 @@ def load_quickly(
     if engine == EXACT or len(runs) != 1 or calibrate or device not in ("auto", "cpu"):
         return whole()
     name = identity(runs[0], checkpoint)
-    known = Store(name).describe()
-    return StoredClassifier(name, engine, device, whole, say) if known else whole()
+    if not Store(name).describe():
+        return whole()
+    calibration, how = (None, "") if str(runs[0]).startswith("torchvision:") else find(*locate(runs[0], checkpoint))
+    if calibration and how:
+        say(how)
+    return StoredClassifier(name, engine, device, whole, say, calibration)
 
 
 def find_images(arguments: Iterable[str | Path]) -> list[Path]:

@@ -11,15 +11,17 @@ import json
 import math
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from alexnet.data.loading import Batch
 from alexnet.errors import TrainingFailed, UserError
+from alexnet.inference import calibration
 from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.networks.model import Network
-from alexnet.runs import Run, read_model, write_json, write_text
+from alexnet.runs import Run, add_to_model, read_model, write_json, write_text
 from alexnet.training.interruption import Interrupted, StopSignal
 from alexnet.training.optim import Plan, plan
 from alexnet.training.prepare import Prepared
@@ -177,8 +179,18 @@ class Loop:
             self._write_evaluation("test", outputs)
             figures = outputs.measure(self.prepared.classes)
             test = {"test": {k: figures[k] for k in ("top1", "top5", "loss", "n", "interval")}}
-        self._write_summary(**test, complete=True)
+        fitted = self.parallel.first(partial(self._calibrate, best)) if steered_by != "test" else None
+        self._write_summary(**test, calibration=fitted, complete=True)
         return self.run.summary()
+
+    def _calibrate(self, best: Path) -> dict[str, Any]:
+        """Find how sure the chosen network may be, on what it was chosen by, and keep it beside its weights."""
+        kept = self.run.read_evaluation(self.recipe.validate_on)
+        assert kept is not None, "written when the checkpoint was chosen"
+        _, targets, logits = kept
+        fitted = calibration.fit(logits, targets, self.recipe.validate_on).to_dict()
+        add_to_model(best, calibration.KEY, fitted)
+        return fitted
 
     def _write_evaluation(self, split: str, outputs: Outputs) -> None:
         names = self.prepared.source.splits[split].names

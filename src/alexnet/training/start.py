@@ -17,6 +17,7 @@ import torch
 from alexnet import runtime
 from alexnet.data.split import read_split, write_split
 from alexnet.errors import UserError
+from alexnet.inference.calibration import explain
 from alexnet.networks.model import Network, build
 from alexnet.runs import (
     Run,
@@ -54,6 +55,8 @@ class TrainingResult:
         if test := self.summary.get("test"):
             low, high = test["interval"]
             text += f"\ntest top-1 {test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {test['top5']:.2%}"
+        if "calibration" in self.summary:  # earlier runs have none
+            text += f"\n{explain(self.summary['calibration'])}"
         return f"{text}\nrun {self.run}"
 
     def _repr_html_(self) -> str:

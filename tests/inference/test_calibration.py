@@ -1,0 +1,225 @@
+"""Temperature and threshold on logits whose truth is known, and on those that teach nothing; then in a real run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from alexnet.errors import UserError
+from alexnet.inference.calibration import (
+    KEY,
+    Calibration,
+    coverage,
+    describe_answers,
+    ece,
+    explain,
+    find,
+    fit,
+    of_networks,
+    reliability,
+    together,
+)
+from alexnet.inference.engines import softmax
+from alexnet.runs import MODEL, WEIGHTS, Run
+
+
+def honest(n, classes=5, spread=3.0, seed=0):
+    """Logits (n, classes) whose softmax is the true chance of each target."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, classes)) * spread
+    targets = (softmax(logits).cumsum(axis=1) < rng.random((n, 1))).sum(axis=1).clip(0, classes - 1)
+    return logits.astype(np.float32), targets
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
+def test_the_temperature_undoes_a_factor(factor):
+    logits, targets = honest(8000)
+    found = fit(logits * factor, targets)
+    assert found.temperature == pytest.approx(factor, rel=0.05)
+    assert found.ece_after < 0.015
+    if factor != 1:
+        assert found.ece_before > 4 * found.ece_after
+
+
+def test_the_threshold_keeps_its_promise_on_new_pictures():
+    found = fit(*honest(8000))
+    logits, targets = honest(8000, seed=1)
+    answers = describe_answers(logits, targets, found)
+    assert answers["answered_top1"] == pytest.approx(0.95, abs=0.015)
+    assert answers["coverage"] == pytest.approx(found.coverage, abs=0.03)
+    assert 0.3 < found.coverage < 0.95
+    # the lowest threshold that does: answering a few more falls short
+    right, confidence = logits.argmax(1) == targets, found.confidence(logits)
+    more = confidence >= found.threshold - 0.1
+    assert right[more].mean() < answers["answered_top1"]
+
+
+def test_a_network_that_is_nearly_always_right_still_doubts_the_least_sure_twentieth():
+    logits, targets = honest(4000, spread=12)
+    found = fit(logits, targets)
+    assert found.top1 > 0.9
+    assert found.answered_top1 >= 0.95
+    assert found.coverage == pytest.approx(0.95, abs=1e-3)
+
+
+def test_where_no_threshold_does_it_it_is_the_promise_itself():
+    for logits, targets in [
+        honest(2000, spread=0.3),  # weak
+        honest(15, spread=12),  # too few to tell
+        (np.zeros((50, 4), np.float32), np.arange(50) % 4),  # all alike
+    ]:
+        found = fit(logits, targets)
+        assert found.threshold == 0.95
+        assert found.coverage == pytest.approx((found.confidence(logits) >= 0.95).mean())
+    assert found.answered_top1 is None
+
+
+def test_pictures_that_teach_nothing_leave_the_temperature_near_1():
+    assert fit(np.zeros((50, 4), np.float32), np.arange(50) % 4).temperature == pytest.approx(1, abs=1e-3)
+    assert fit(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)) == Calibration(pytest.approx(1, abs=1e-3), 0.95)
+    assert fit(np.zeros((9, 1), np.float32), np.zeros(9, np.int64)).temperature == pytest.approx(1, abs=1e-3)
+    right = np.eye(4, dtype=np.float32)[np.arange(100) % 4] * 6  # all right: likelihood alone would choose 0
+    assert 0.4 < fit(right, np.arange(100) % 4).temperature < 1
+
+
+def test_saturated_logits_and_two_classes():
+    targets = np.arange(200) % 2
+    logits = np.where(np.arange(2) == targets[:, None], 1e4, -1e4).astype(np.float32)
+    found = fit(logits, targets)
+    assert (found.top1, found.coverage, found.threshold) == (1, 1, 0.95)
+    found = fit(*honest(5000, classes=2))
+    assert found.temperature == pytest.approx(1, rel=0.1)
+    assert 0.5 < found.threshold < 1
+
+
+def test_a_class_without_pictures_changes_nothing():
+    logits, targets = honest(3000)
+    wider = np.concatenate([logits, np.full((3000, 1), -40, np.float32)], axis=1)
+    assert fit(wider, targets).temperature == pytest.approx(fit(logits, targets).temperature, rel=1e-4)
+
+
+def test_nan_is_wrong_and_unsure():
+    logits, targets = honest(1000)
+    clean = fit(logits, targets)
+    logits = np.concatenate([logits, np.full((10, 5), np.nan, np.float32)])
+    found = fit(logits, np.concatenate([targets, np.zeros(10, np.int64)]))
+    assert found.temperature == clean.temperature
+    assert found.top1 == pytest.approx(clean.top1 * 1000 / 1010)
+    assert found.is_unsure(found.confidence(logits))[-10:].all()
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_confidence_is_the_highest_probability_at_the_temperature():
+    logits = np.array([[2.0, 0.0, 1.0]])
+    expected = np.exp(1.0) / (np.exp(1.0) + 1 + np.exp(0.5))
+    assert Calibration(2.0, 0.5).confidence(logits) == pytest.approx(expected)
+    with np.errstate(divide="ignore"):
+        p = np.log(np.array([[1.0, 0.0]], dtype=np.float32))
+    assert Calibration(2.0, 0.5).confidence(p) == pytest.approx(1)
+
+
+def test_ece_and_reliability_counted_by_hand():
+    p = np.array([0.95, 0.85, 0.85, 0.45])
+    right = np.array([True, True, False, True])
+    found = reliability(p, right, bins=10)
+    assert found.n.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 2, 1]
+    assert found.accuracy[[4, 8, 9]].tolist() == [1, 0.5, 1]
+    assert np.isnan(found.accuracy[0])
+    assert ece(p, right, bins=10) == pytest.approx((0.55 + 2 * 0.35 + 0.05) / 4)
+    assert reliability(np.array([0.0, 1.0, np.nan]), np.zeros(3, bool), bins=4).n.tolist() == [2, 0, 0, 1]
+    assert ece(np.zeros(0), np.zeros(0, bool)) == 0
+
+
+def test_coverage_counted_by_hand():
+    found = coverage(np.array([0.5, 0.9, 0.5, np.nan]), np.array([True, True, False, False]))
+    assert found.confidence.tolist() == [0.9, 0.5, 0]
+    assert found.coverage.tolist() == [0.25, 0.75, 1]
+    assert found.accuracy.tolist() == pytest.approx([1, 2 / 3, 0.5])
+    assert len(coverage(np.zeros(0), np.zeros(0, bool)).coverage) == 0
+
+
+def test_the_curve_of_eval_goes_in_tenths_to_all():
+    logits, targets = honest(500)
+    curve = describe_answers(logits, targets, None)["curve"]
+    assert [row["coverage"] for row in curve] == pytest.approx(np.arange(1, 11) / 10, abs=1e-9)
+    assert [row["confidence"] for row in curve] == sorted((row["confidence"] for row in curve), reverse=True)
+    assert curve[-1]["top1"] == (logits.argmax(1) == targets).mean()
+    assert len(describe_answers(np.zeros((7, 3)), np.zeros(7, np.int64), None)["curve"]) == 1
+
+
+def test_it_comes_back_as_it_was():
+    found = fit(*honest(300))
+    again = json.loads(json.dumps(found.to_dict()))
+    assert Calibration.from_dict({**again, "of a later version": 1}) == found
+    for wrong in ({"temperature": 0}, {"temperature": None}, {"threshold": "high"}, {"threshold": float("nan")}):
+        with pytest.raises(ValueError, match="temperature|threshold"):
+            Calibration.from_dict({**again, **wrong})
+
+
+def test_several_together():
+    one, other = Calibration(2.0, 0.6), Calibration(0.5, 0.8)
+    both = together([one, other])
+    assert (both.temperature, both.threshold, both.n) == (pytest.approx(1), 0.8, 0)
+    assert together([one]) is one
+    assert together([one, None]) is None
+
+
+# ── in a run ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_training_stores_what_fits_its_validation_split(small_run):
+    run = Run(small_run)
+    best = run.named_checkpoint("best")
+    stored, note = find(best, run)
+    _, targets, logits = run.read_evaluation("val")
+    assert stored == fit(logits, targets, "val")
+    assert (stored.split, stored.n, note) == ("val", 269, "")
+    assert run.summary()["calibration"] == stored.to_dict()
+    assert explain(stored.to_dict()).startswith(f"unsure below {stored.threshold:.1%}: ")
+
+
+def older(small_run, to):
+    """The run as it was written before calibration was."""
+    run = Run(shutil.copytree(small_run, to))
+    for described in run.path.rglob(MODEL):
+        found = json.loads(described.read_text())
+        found.pop(KEY, None)
+        described.write_text(json.dumps(found))
+    return run
+
+
+def test_an_older_run_is_calibrated_now_and_left_alone(small_run, tmp_path):
+    run = older(small_run, tmp_path / "old")
+    best = run.named_checkpoint("best")
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    found, note = find(best, run)
+    assert found == find(Run(small_run).named_checkpoint("best"), Run(small_run))[0]
+    assert "fitted now on its val split" in note
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+    (run.path / "evaluation" / "val.parquet").unlink()
+    assert find(best, run) == (None, f"{run.path} has no threshold for 'unsure': it keeps no logits of its val split.")
+
+
+def test_what_has_no_calibration_says_why(small_run, tmp_path):
+    run = older(small_run, tmp_path / "old")
+    best = run.named_checkpoint("best")
+    assert "Published weights" in find(None, None)[1]
+    assert "the best checkpoint of a run has" in find(best, None)[1]
+    assert "the best checkpoint of a run has" in of_networks([(best, run), (best, None)])[1]
+    recipe = json.loads(run.recipe_json.read_text())
+    run.recipe_json.write_text(json.dumps({**recipe, "validate_on": "test"}))
+    assert "by which nothing may be chosen" in find(best, run)[1]
+    run.recipe_json.write_text("{")
+    assert "recipe.json is damaged" in find(best, run)[1]
+
+
+@pytest.mark.parametrize("damage", [7, {"temperature": -1, "threshold": 0.5}, {"temperature": 1}])
+def test_a_damaged_calibration_is_named(small_run, tmp_path, damage):
+    run = older(small_run, tmp_path / "old")
+    best = run.named_checkpoint("best")
+    described = best / MODEL
+    described.write_text(json.dumps({**json.loads(described.read_text()), KEY: damage}))
+    with pytest.raises(UserError, match=r"model\.json is damaged \(calibration: .*take 'calibration' out of it"):
+        find(best, run)
+    assert (best / WEIGHTS).is_file()
