@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from alexnet.inference.calibration import ece
+from alexnet.insight.confidence import Confidence
 from alexnet.insight.confusion import Confusion
 from alexnet.insight.run_facts import Facts
 from alexnet.training.recipe import FLAG_NAMES
@@ -177,9 +179,15 @@ def _classes(facts: Facts, confusion: Confusion | None) -> Iterator[Advice]:
 
 
 def _measured(facts: Facts) -> Iterator[Advice]:
-    """How well all this is known."""
-    if facts.figures is None:
+    """How well all this is known, and how well the network knows it."""
+    if facts.figures is None or facts.answers is None:
         return
+    found = Confidence.of(facts, facts.answers)
+    top1 = float(found.right.mean())
+    if found.calibration is not None and ece(found.plain, found.right) > 0.05:
+        yield Advice("calibration", {"mean": float(found.plain.mean()), "top1": top1}, warns=False)
+        if (off := ece(found.best, found.right)) > 0.05 and len(found.right) >= 500:  # of few, bins are uneven anyway
+            yield Advice("confidence", {"ece": off, "split": facts.split})
     low, high = facts.figures["interval"]
     if high - low > 0.06:
         yield Advice("small_test", {"width": 100 * (high - low), "n": facts.figures["n"]}, warns=False)

@@ -14,8 +14,8 @@ from matplotlib.ticker import PercentFormatter
 from alexnet.errors import UserError
 from alexnet.insight.curves import curve_figure, panel
 from alexnet.insight.drawing import Theme, clean
+from alexnet.insight.origin import machine
 from alexnet.insight.page import Column, Page, text
-from alexnet.insight.report import machine
 from alexnet.insight.report_text import Words
 from alexnet.insight.run_facts import Facts, read_facts
 from alexnet.runs import Run

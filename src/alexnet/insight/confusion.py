@@ -125,7 +125,7 @@ def confusion_html(found: Confusion, words: Words) -> str:
     n = len(found.labels)
     names = [text(clean(label, 40)) for label in found.labels]
     spans = "".join(f'<span title="{name}">{name}</span>' for name in names)
-    cell = 38 if n <= 12 else 26 if n <= NUMBERED else 14 if n <= 60 else max(2, 640 // n)
+    cell = 34 if n <= 12 else 26 if n <= NUMBERED else 14 if n <= 60 else max(2, 640 // n)
     data = {
         "names": [clean(label, 40) for label in found.labels],
         "said": words("cell"),

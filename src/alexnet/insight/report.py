@@ -6,34 +6,29 @@ looked up in the data set, once, and then kept in the run folder.
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
 
 from alexnet.insight.advice import advise
 from alexnet.insight.answers import Case, find_cases
+from alexnet.insight.confidence import Confidence, confidence_html
 from alexnet.insight.confusion import Confusion, confusion_figure, confusion_html
 from alexnet.insight.curves import curve_figure
 from alexnet.insight.drawing import Theme, show, tiles
 from alexnet.insight.inside import conv_weights, filter_tiles
+from alexnet.insight.origin import augmented_html, machine, made_html, split_html
 from alexnet.insight.page import Column, Page, text
 from alexnet.insight.report_text import Words
-from alexnet.insight.run_facts import Facts, read_facts
+from alexnet.insight.run_facts import Answers, Facts, read_facts
 from alexnet.insight.run_pictures import thumbnails
 from alexnet.runs import Run, read_model
 
 CASES = 12  # mistakes, and successes, that are shown
 PAIRS = 12
 LISTED = 200  # files that could not be read
-SHEET = 1200  # pixels that the augmented batch may be wide
 
 EPOCHS = (
     ("epoch", "epoch", ""), ("train_loss", "train_loss", ".4f"), ("train_top1", "train_top1", ".1%"),
@@ -51,24 +46,23 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
     words = Words(lang)
     facts = read_facts(run)
     page = Page(out or run.path / "report.html", facts.name, words)
-    confusion = None
-    if facts.answers is not None:
-        confusion = Confusion.of(facts.answers.targets, facts.answers.said, facts.classes)
+    answers = facts.answers
+    confusion = Confusion.of(answers.targets, answers.said, facts.classes) if answers is not None else None
     page.add("result", lambda: _headline(facts, words))
     page.add("next", lambda: _next(facts, confusion, words))
     page.add("alarms", lambda: _alarms(facts))
     page.add("warnings", lambda: _warnings(page, facts))
     page.add("curves", lambda: _curves(page, facts))
-    if confusion is not None:
-        found = confusion
-        page.add("confusion", lambda: _confusion(page, found))
-        page.add("classes", lambda: _classes(page, facts, found))
-        page.add("mistakes", lambda: _cases(page, facts, "mistakes"))
-        page.add("lucky", lambda: _cases(page, facts, "lucky"))
+    if answers is not None and confusion is not None:
+        page.add("confusion", lambda: _confusion(page, confusion))
+        page.add("classes", lambda: _classes(page, facts, confusion))
+        page.add("mistakes", lambda: _cases(page, facts, answers, "mistakes"))
+        page.add("lucky", lambda: _cases(page, facts, answers, "lucky"))
+        page.add("calibration", lambda: confidence_html(page, Confidence.of(facts, answers), facts.split))
     page.add("filters", lambda: _filters(page, facts))
-    page.add("augmented", lambda: _augmented(facts, words))
-    page.add("split", lambda: _split(page, facts))
-    page.add("made", lambda: _made(facts, words))
+    page.add("augmented", lambda: augmented_html(facts, words))
+    page.add("split", lambda: split_html(page, facts))
+    page.add("made", lambda: made_html(facts, words))
     return page.write()
 
 
@@ -190,11 +184,9 @@ def _classes(page: Page, facts: Facts, found: Confusion) -> str:
     return f"<p>{text(page.words('classes_said'))}</p>{page.table('classes', columns, rows, sortable=True)}"
 
 
-def _cases(page: Page, facts: Facts, which: str) -> str:
+def _cases(page: Page, facts: Facts, answers: Answers, which: str) -> str:
     """The surest mistakes or the least sure successes: pictures where they can be had, and names."""
-    assert facts.answers is not None
     words = page.words
-    answers = facts.answers
     mistakes, lucky = find_cases(answers.names, answers.targets, answers.logits, facts.classes, CASES)
     cases = mistakes if which == "mistakes" else lucky
     if not cases:
@@ -242,79 +234,3 @@ def _filters_figure(weights: np.ndarray, theme: Theme) -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     show(axes, sheet, interpolation="none", aspect="auto")
     return figure
-
-
-# ── the data ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _augmented(facts: Facts, words: Words) -> str:
-    """The batch that training drew, where it did."""
-    path = facts.run.path / "augmented.png"
-    if not path.is_file():
-        return ""
-    image = Image.open(path).convert("RGB")
-    if image.width > SHEET:
-        image = ImageOps.contain(image, (SHEET, 4 * SHEET))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<p>{text(words("augmented_said"))}</p><img class="sheet" alt="" src="data:image/jpeg;base64,{data}">'
-
-
-def _split(page: Page, facts: Facts) -> str:
-    words, counts = page.words, facts.split_counts
-    where = facts.recipe.get("data") or facts.recipe.get("source", "")
-    body = f"<p>{text(words('data_is'))}: <code>{text(where)}</code></p>"
-    if counts:
-        body += f"<p>{text(words('split_own', seed=facts.recipe.get('seed', 0)))}</p>"
-    elif facts.training_pictures:
-        body += f"<p>{text(words('split_given', n=facts.training_pictures))}</p>"
-    known = {facts.split: facts.figures["n"]} if facts.figures else {}
-    known |= counts
-    rows = [(part, known[part]) for part in ("train", "val", "test") if part in known]
-    return body + (page.table("split", (Column("part", "text"), Column("images", ",d")), rows) if rows else "")
-
-
-# ── how it was made ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def machine(facts: Facts) -> str:
-    """The processor that did it, in words."""
-    return str(facts.env.get("gpu") or facts.env.get("cpu") or facts.summary.get("device", "?"))
-
-
-def _made(facts: Facts, words: Words) -> str:
-    summary, env = facts.summary, facts.env
-    read: dict[str, Any] = facts.model.get("preprocess", {})
-    versions = ", ".join(f"{name} {version}" for name, version in env.get("versions", {}).items() if version)
-    rows = {
-        "architecture": f"{summary['arch']}, {words('parameters', n=summary['parameters'])}",
-        "input": "{}×{}×{}".format(read.get("channels", "?"), *[read.get("size", "?")] * 2),
-        "time": words(
-            "time_is", time=words.duration(summary["seconds"]), epochs=summary["epochs"],
-            speed=summary["images_per_second"],
-        ),
-        "numbers": words("on_device", precision=summary["precision"], device=summary["device"]),
-        "machine": words("cores", machine=machine(facts), cores=env.get("cores", "?")),
-        "system": env.get("platform", ""),
-        "versions": versions,
-        "revision": env.get("git") or "",
-        "command": _code(env.get("command")),
-        "again": _code(f"alexnet train {shlex.quote(str(facts.run.recipe_json))}"),
-    }  # fmt: skip
-    body = "".join(
-        f"<tr><td>{text(words(key))}</td><td>{value if key in ('command', 'again') else text(value)}</td></tr>"
-        for key, value in rows.items()
-        if value
-    )
-    settings = text(json.dumps(facts.recipe, indent=2, ensure_ascii=False))
-    return (
-        f'<table class="facts">{body}</table>'
-        f"<details><summary>{text(words('settings'))}</summary><pre>{settings}</pre></details>"
-    )
-
-
-def _code(command: str | Sequence[str] | None) -> str:
-    if not command:
-        return ""
-    return f"<code>{text(command if isinstance(command, str) else shlex.join(command))}</code>"

@@ -125,6 +125,39 @@ TEXT: dict[str, tuple[str, str]] = {
     "no_filters": ("This network has no convolution that reads the picture.", "该网络没有直接读取图片的卷积层。"),
     # confidence
     "calibration": ("How far to trust its confidence", "置信度是否可信"),
+    "ece": (
+        "On average the network gives its answer a probability of {mean:.1%}, and {top1:.1%} of the answers are "
+        "right; by bins of confidence the two differ by {ece:.1%} (the expected calibration error).",
+        "网络给出答案的平均概率为 {mean:.1%}，实际正确 {top1:.1%}；按置信度分组，二者平均相差 {ece:.1%}（期望校准误"
+        "差）。",
+    ),
+    "corrected": (
+        "Dividing the logits by {t:.3g}, the temperature found on {split}, makes that {ece:.1%}. No answer changes "
+        "by it.",
+        "将 logits 除以在 {split} 上求得的温度 {t:.3g} 后，差别为 {ece:.1%}。答案不会因此改变。",
+    ),
+    "threshold": (
+        "Answers of less than {threshold:.1%} confidence are called unsure. Then {share:.1%} of the {split} "
+        "pictures are answered.",
+        "置信度低于 {threshold:.1%} 的答案称为“不确定”（unsure）。这样 {split} 图片中有 {share:.1%} 得到回答。",
+    ),
+    "answered": ("Of the answered {right:.1%} are right.", "得到回答的图片中 {right:.1%} 正确。"),
+    "unanswered": (
+        "Of the others the first label would have been right for {right:.1%}.",
+        "其余图片的第一个标签有 {right:.1%} 本来是对的。",
+    ),
+    "fitted_now": (
+        "The run stores no temperature and no threshold; they were fitted now, on {split}.",
+        "该训练没有保存温度和阈值；以上数值是现在在 {split} 上求得的。",
+    ),
+    "not_calibrated": ("Nothing was fitted to correct it: {why}", "没有求温度和阈值：{why}"),
+    "before": ("plain", "原始"),
+    "after": ("with temperature", "加温度后"),
+    "share_right": ("share that is right", "实际正确比例"),
+    "unsure_below": ("unsure below", "不确定阈值"),
+    "answered_share": ("pictures that are answered", "得到回答的比例"),
+    "answered_right": ("right, of the answered", "回答的正确率"),
+    "thresholds": ("Other thresholds", "其他阈值"),
     # data
     "augmented": ("What training sees", "训练看到的图片"),
     "augmented_said": ("A batch as the network got it, changed at random.", "网络实际得到的一批图片，经过随机变化。"),
@@ -156,6 +189,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "just_seconds": ("{s:.1f} s", "{s:.1f} 秒"),
     "numbers": ("precision", "数值精度"),
     "on_device": ("{precision} on {device}", "{precision}，{device}"),
+    "memory": ("most memory", "最大内存"),
     "machine": ("machine", "机器"),
     "cores": ("{machine}, {cores} cores", "{machine}，{cores} 核"),
     "system": ("system", "系统"),
@@ -278,6 +312,17 @@ TEXT: dict[str, tuple[str, str]] = {
         "Of {wrong:,} mistakes {n:,} were made with more than 95 % confidence. Look at them above: often the label "
         "is wrong, not the answer.",
         "{wrong:,} 个错误中有 {n:,} 个的置信度超过 95 %。请看下文图片：错的往往是标签，而不是答案。",
+    ),
+    "advice_calibration": (
+        "Its plain probabilities are off: {mean:.0%} on average, where {top1:.0%} are right. Go by the confidence "
+        "that 'alexnet predict' gives beside them, which the temperature has corrected.",
+        "它给出的概率有偏差：平均 {mean:.0%}，实际正确 {top1:.0%}。请以 'alexnet predict' 同时给出的、经温度校正的"
+        "置信度为准。",
+    ),
+    "advice_confidence": (
+        "Even with the temperature its confidence is off by {ece:.0%} here. The pictures of {split} may differ "
+        "from those that it was fitted on, or these were few.",
+        "即使加上温度，这里的置信度仍相差 {ece:.0%}。{split} 的图片可能与求温度所用的不同，或后者太少。",
     ),
     "advice_bad_files": (
         "{n:,} files could not be read and were left out of training.",
