@@ -32,12 +32,12 @@ class Advice:
     """Whether something is wrong, rather than could be better."""
 
 
-def advise(facts: Facts, confusion: Confusion | None = None) -> list[Advice]:
+def advise(facts: Facts, confusion: Confusion | None = None, confidence: Confidence | None = None) -> list[Advice]:
     """What the rules say, the gravest first; one friendly word if nothing stands out."""
     broken = list(_broken(facts))
     if broken:
         return broken
-    found = [*_curves(facts), *_data(facts), *_classes(facts, confusion), *_measured(facts)]
+    found = [*_curves(facts), *_data(facts), *_classes(facts, confusion), *_measured(facts, confidence)]
     if not any(advice.command for advice in found):
         command = f"alexnet eval {shlex.quote(str(facts.run.path))} --ten-crop"
         found.append(Advice("nothing", {}, command, warns=False))
@@ -168,24 +168,23 @@ def _classes(facts: Facts, confusion: Confusion | None) -> Iterator[Advice]:
         both = np.triu(confusion.counts + confusion.counts.T, 1)
         i, j = divmod(int(both.argmax()), len(both))
         share = both[i, j] / wrong.sum()
-        if share >= max(0.15, 3 / len(both)):
+        if share >= max(0.15, 4 / (len(both) * (len(both) - 1))):  # twice what one of all pairs has by chance
             size = facts.model.get("preprocess", {}).get("size", "?")
             yield Advice(
                 "pair", {"share": share, "a": confusion.labels[i], "b": confusion.labels[j], "size": size}, warns=False
             )
-    sure = int((wrong & (facts.answers.probabilities.max(1) > 0.95)).sum())
+    sure = int((wrong & (facts.answers.sure > 0.95)).sum())
     if sure >= 5 and sure >= 0.1 * wrong.sum():
         yield Advice("sure_mistakes", {"wrong": int(wrong.sum()), "n": sure}, warns=False)
 
 
-def _measured(facts: Facts) -> Iterator[Advice]:
+def _measured(facts: Facts, found: Confidence | None) -> Iterator[Advice]:
     """How well all this is known, and how well the network knows it."""
-    if facts.figures is None or facts.answers is None:
+    if facts.figures is None:
         return
-    found = Confidence.of(facts, facts.answers)
-    top1 = float(found.right.mean())
-    if found.calibration is not None and ece(found.plain, found.right) > 0.05:
-        yield Advice("calibration", {"mean": float(found.plain.mean()), "top1": top1}, warns=False)
+    if found is not None and found.calibration is not None and ece(found.plain, found.right) > 0.05:
+        values = {"mean": float(found.plain.mean()), "top1": float(found.right.mean())}
+        yield Advice("calibration", values, warns=False)
         if (off := ece(found.best, found.right)) > 0.05 and len(found.right) >= 500:  # of few, bins are uneven anyway
             yield Advice("confidence", {"ece": off, "split": facts.split})
     low, high = facts.figures["interval"]

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from alexnet.errors import UserError
 from alexnet.inference.calibration import Calibration, coverage, ece, find, reliability
 from alexnet.inference.metrics import correct_at
 from alexnet.insight.curves import panel
@@ -39,11 +40,14 @@ class Confidence:
 
     @classmethod
     def of(cls, facts: Facts, answers: Answers) -> Confidence:
-        """Of the answers on the reported split. Raises `UserError` for a damaged calibration."""
-        calibration, note = find(facts.run.named_checkpoint("best"), facts.run)
+        """Of the answers on the reported split; a calibration that is damaged is none."""
+        try:
+            calibration, note = find(facts.run.named_checkpoint("best"), facts.run)
+        except UserError as error:
+            calibration, note = None, str(error)
         corrected = calibration.confidence(answers.logits) if calibration else None
         right = correct_at(answers.logits, answers.targets, 1)
-        return cls(right, answers.probabilities.max(1), corrected, calibration, note)
+        return cls(right, answers.sure, corrected, calibration, note)
 
 
 def confidence_html(page: Page, found: Confidence, split: str) -> str:
@@ -85,7 +89,9 @@ def _table(page: Page, found: Confidence) -> str:
 
 def _reliability_figure(found: Confidence, theme: Theme, words: Words) -> Figure:
     """Where the line is below the diagonal the network is too sure. Dots are as large as their share of pictures, and
-    left out below a five hundredth of them, where chance alone would draw the line."""
+    left out where there are few, and chance alone would draw the line."""
+    n = len(found.right)
+    enough = max(min(5, n / 20), n / 500)
     figure, axes = panel(5.2, 4.2)
     axes.plot((0, 1), (0, 1), color=theme.faint, lw=1)
     lines = [(found.plain, "--", theme.orange, words("before"))]
@@ -93,7 +99,7 @@ def _reliability_figure(found: Confidence, theme: Theme, words: Words) -> Figure
         lines.append((found.corrected, "-", theme.blue, words("after")))
     for p, style, colour, label in lines:
         bins = reliability(p, found.right, BINS)
-        there = bins.n >= max(1, len(found.right) / 500)
+        there = bins.n >= enough
         axes.plot(bins.confidence[there], bins.accuracy[there], style, color=colour, label=label)
         axes.scatter(bins.confidence[there], bins.accuracy[there], 8 + 250 * bins.n[there] / bins.n.sum(), color=colour)
     axes.set(xlim=(-0.02, 1.03), ylim=(-0.02, 1.03))
@@ -102,7 +108,7 @@ def _reliability_figure(found: Confidence, theme: Theme, words: Words) -> Figure
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(visible=True)
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")
     return figure
 
 
@@ -115,7 +121,7 @@ def _coverage_figure(found: Confidence, theme: Theme, words: Words) -> Figure:
     if found.calibration is not None and (answered := ~found.calibration.is_unsure(found.best)).any():
         label = f"{words('unsure_below')} {found.calibration.threshold:.1%}"
         axes.plot(answered.mean(), found.right[answered].mean(), "o", color=theme.orange, ms=10, label=label)
-        axes.legend(loc="lower left")
+        axes.legend(loc="best")
     low = float(min(curve.accuracy[curve.coverage > 0.05].min(initial=1.0), found.right.mean()))
     axes.set(xlim=(-0.02, 1.03), ylim=(max(0.0, low - 0.05 * (1.02 - low)), 1 + 0.04 * (1 - low)))
     axes.set_xlabel(words("answered_share"))

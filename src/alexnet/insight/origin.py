@@ -1,4 +1,4 @@
-"""Where a run's result comes from, as parts of its page: the data, what training made of it, the machine, the command."""
+"""Where a run's result comes from, as parts of its page: the data, what training saw, the machine, the command."""
 
 from __future__ import annotations
 

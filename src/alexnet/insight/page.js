@@ -14,7 +14,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 for (const matrix of document.querySelectorAll(".matrix")) {
   const { names, cells, said } = JSON.parse(document.getElementById(matrix.dataset.of).textContent);
-  const zoom = document.querySelector(`input[data-of=${matrix.dataset.of}]`), out = zoom.parentElement.querySelector("output");
+  const zoom = document.querySelector(`input[data-of=${matrix.dataset.of}]`);
+  const out = zoom.closest(".zoom").querySelector("output");
   const size = () => {
     matrix.style.setProperty("--cell", zoom.value + "px");
     matrix.classList.toggle("tiny", zoom.value < 11);

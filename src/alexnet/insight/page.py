@@ -65,7 +65,7 @@ class Page:
         self.folder = path.with_suffix("")
         self.parts: list[tuple[str, str]] = []
         self.files: list[Path] = []
-        if path.is_dir() or self.folder == path:
+        if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"A report is written to a file that ends in .html, and {path} is none; change its name.")
         self.folder.mkdir(parents=True, exist_ok=True)
 

@@ -47,18 +47,19 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
     facts = read_facts(run)
     page = Page(out or run.path / "report.html", facts.name, words)
     answers = facts.answers
-    confusion = Confusion.of(answers.targets, answers.said, facts.classes) if answers is not None else None
+    confusion = Confusion.of(answers.targets, answers.said, facts.classes) if answers else None
+    confidence = Confidence.of(facts, answers) if answers else None
     page.add("result", lambda: _headline(facts, words))
-    page.add("next", lambda: _next(facts, confusion, words))
-    page.add("alarms", lambda: _alarms(facts))
+    page.add("next", lambda: _next(facts, confusion, confidence, words))
+    page.add("alarms", lambda: _alarms(facts, words))
     page.add("warnings", lambda: _warnings(page, facts))
     page.add("curves", lambda: _curves(page, facts))
-    if answers is not None and confusion is not None:
+    if answers and confusion and confidence:
         page.add("confusion", lambda: _confusion(page, confusion))
         page.add("classes", lambda: _classes(page, facts, confusion))
         page.add("mistakes", lambda: _cases(page, facts, answers, "mistakes"))
         page.add("lucky", lambda: _cases(page, facts, answers, "lucky"))
-        page.add("calibration", lambda: confidence_html(page, Confidence.of(facts, answers), facts.split))
+        page.add("calibration", lambda: confidence_html(page, confidence, facts.split))
     page.add("filters", lambda: _filters(page, facts))
     page.add("augmented", lambda: augmented_html(facts, words))
     page.add("split", lambda: split_html(page, facts))
@@ -108,20 +109,21 @@ def _headline(facts: Facts, words: Words) -> str:
     )
 
 
-def _next(facts: Facts, confusion: Confusion | None, words: Words) -> str:
+def _next(facts: Facts, confusion: Confusion | None, confidence: Confidence | None, words: Words) -> str:
     items = [
         f"<li{' class=warn' if advice.warns else ''}>{text(words('advice_' + advice.key, **advice.values))}"
         + (f"<pre>{text(advice.command)}</pre>" if advice.command else "")
         + "</li>"
-        for advice in advise(facts, confusion)
+        for advice in advise(facts, confusion, confidence)
     ]
     return f'<ul class="advice">{"".join(items)}</ul>'
 
 
-def _alarms(facts: Facts) -> str:
+def _alarms(facts: Facts, words: Words) -> str:
     """What training said of itself: {epoch, kind, text} each."""
     alarms = facts.stored("alarms.json") or []
-    items = (f"<li class=warn>{text(alarm['epoch'])}: {text(alarm['text'])}</li>" for alarm in alarms)
+    said = (words("at_epoch", n=alarm["epoch"], said=alarm["text"]) for alarm in alarms)
+    items = (f"<li class=warn>{text(sentence)}</li>" for sentence in said)
     return f'<ul class="advice">{"".join(items)}</ul>' if alarms else ""
 
 
@@ -130,7 +132,7 @@ def _warnings(page: Page, facts: Facts) -> str:
     check = facts.stored("check.json") or {}
     body = "".join(f"<p>{text(warning)}</p>" for warning in check.get("warnings", ()))
     if facts.bad_files:
-        columns = (Column("picture", "text"), Column("warnings", "text"))
+        columns = (Column("picture", "text"), Column("why", "text"))
         body += f"<p>{text(page.words('left_out', n=len(facts.bad_files)))}</p>"
         body += page.table("bad_files", columns, facts.bad_files[:LISTED])
     return body

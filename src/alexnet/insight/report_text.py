@@ -46,6 +46,8 @@ TEXT: dict[str, tuple[str, str]] = {
     "alarms": ("Said while training", "训练时的提示"),
     "warnings": ("Warnings of the data check", "数据检查的警告"),
     "left_out": ("{n:,} files could not be read and were left out:", "有 {n:,} 个文件无法读取，已略去："),
+    "why": ("reason", "原因"),
+    "at_epoch": ("Epoch {n}: {said}", "第 {n} 轮：{said}"),
     # curves
     "curves": ("How it learned", "学习过程"),
     "curves_said": (
@@ -173,7 +175,6 @@ TEXT: dict[str, tuple[str, str]] = {
     ),
     "part": ("split", "部分"),
     "data_is": ("data", "数据"),
-    "evaluated": ("evaluated", "已评估"),
     # how it was made
     "made": ("How it was made", "如何得到"),
     "architecture": ("architecture", "网络结构"),
@@ -228,7 +229,6 @@ TEXT: dict[str, tuple[str, str]] = {
     "cost": ("Time and size", "时间与规模"),
     "epochs": ("epochs", "轮数"),
     "weights": ("parameters", "参数"),
-    "on": ("device", "设备"),
     "differ": ("Settings that differ", "不同的设置"),
     "same_settings": ("All settings are the same.", "所有设置相同。"),
     "setting": ("setting", "设置"),
@@ -309,7 +309,7 @@ TEXT: dict[str, tuple[str, str]] = {
         "片的副本。'alexnet check' 可以检查。",
     ),
     "advice_sure_mistakes": (
-        "Of {wrong:,} mistakes {n:,} were made with more than 95 % confidence. Look at them above: often the label "
+        "Of {wrong:,} mistakes {n:,} were made with more than 95 % confidence. Look at them below: often the label "
         "is wrong, not the answer.",
         "{wrong:,} 个错误中有 {n:,} 个的置信度超过 95 %。请看下文图片：错的往往是标签，而不是答案。",
     ),

@@ -35,10 +35,9 @@ class Answers:
         return np.asarray(self.logits.argmax(1))
 
     @cached_property
-    def probabilities(self) -> np.ndarray:
-        """float64 (n, classes)."""
-        shifted = np.exp(self.logits.astype(np.float64) - self.logits.max(1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(1, keepdims=True))
+    def sure(self) -> np.ndarray:
+        """Probability of what was said, float64 (n,)."""
+        return np.asarray(1 / np.exp(self.logits - self.logits.max(1, keepdims=True)).sum(1, dtype=np.float64))
 
 
 @dataclass(frozen=True)
