@@ -133,7 +133,8 @@ def test_train_eval_predict_report(capsys, tmp_path):
     assert capsys.readouterr().out.startswith("a.png: ")
 
     assert run(["report", "run", "--json"]) == 0
-    assert document(capsys) == {"files": ["run/report.html"]}
+    files = document(capsys)["files"]
+    assert (files[0], "run/report/loss.svg" in files) == ("run/report.html", True)
 
 
 def test_after_training_the_next_commands_are_shown(capsys):

@@ -179,7 +179,7 @@ def test_a_classifier_of_torchvision_in_the_same_loop(tmp_path, pictures, name):
     assert (recipe["arch"], recipe["image_size"]) == (f"torchvision/{name}", 32)  # it fits pictures of 40×36
     assert alexnet.evaluate(run.path, device="cpu")["top1"] == first.summary["best"]["top1"]
     assert alexnet.load(run.path, device="cpu").predict(pictures / "sky" / "0.jpg", views=10).labels
-    assert write_report(run).is_file()
+    assert write_report(run)[0].is_file()
 
     assert resume(run.path, epochs=2, progress=Silent()).summary["epochs"] == 2
     unbroken = Run(train(pictures, out=tmp_path / "unbroken", epochs=2, **settings).run)

@@ -270,21 +270,36 @@ def arch(
         print(f"- {text}")
 
 
-def report(run: str, /, *, json: bool = False) -> None:
-    """Write the page of a run: report.html in its folder.
+def report(
+    run: str,
+    more: tuple[str, ...] = (),
+    /,
+    *,
+    lang: Literal["en", "zh"] = "en",
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Write the page of a run, report.html in its folder; of several runs, a page that compares them.
+
+    Beside the page, in a folder of its name, are its plots as PNG and SVG and its tables as CSV.
 
     Args:
         run: The run folder, or 'last'.
+        more: Further runs: the page is then comparison.html in the first one's folder.
+        lang: The page's language, English or Chinese.
+        out: Another place for the page, a file that ends in .html.
         json: Print one JSON document.
     """
+    from alexnet.insight.compare import write_comparison
     from alexnet.insight.report import write_report
     from alexnet.runs import find_run
 
-    path = write_report(find_run(run))
+    runs = [find_run(name) for name in (run, *more)]
+    files = write_comparison(runs, lang, out) if more else write_report(runs[0], lang, out)
     if json:
-        _print_json({"files": [str(path)]})
+        _print_json({"files": [str(path) for path in files]})
     else:
-        print(path)
+        print(files[0])
 
 
 def _show_training(result: TrainingResult, json: bool) -> None:
@@ -294,7 +309,10 @@ def _show_training(result: TrainingResult, json: bool) -> None:
 
     if not _speaks():
         return
-    write_report(Run(result.run))
+    try:
+        write_report(Run(result.run))
+    except Exception as error:  # the run is finished and on disk: nothing about its page may fail it
+        _say(f"The page of the run could not be written: {error}; 'alexnet report {result.run}' tries again.")
     run, summary = result.run, result.summary
     if json:
         _print_json({"run": str(run), **summary})
