@@ -49,6 +49,10 @@ def test_a_single_worse_epoch_is_no_overfitting():
     assert kinds(rows([2, 1.5, 1.2, 1.0], [2, 1.5, 1.6, 1.4])) == []
 
 
+def test_a_slow_first_epoch_is_not_stuck_where_validation_is_better():
+    assert kinds(rows([math.log(10)], [2.0])) == []
+
+
 def test_stuck_advice_fits_the_network():
     figures = rows([math.log(10)], [math.log(10)])
     assert "--norm batch" in alarms(figures, Recipe(lr=0.1), 10)[0][1]

@@ -22,7 +22,7 @@ def alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) -> list
     """What the last of `rows` gives cause to say: (kind, sentence). Each kind is to be said once a run."""
     row, chance = rows[-1], math.log(classes)
     found = []
-    if row["step"] >= 100 and row["train_loss"] > STUCK * chance:
+    if row["step"] >= 100 and min(row["train_loss"], row["val_loss"]) > STUCK * chance:
         advice = "--norm batch, --init kaiming, or " if recipe.norm != "batch" else ""
         found.append((
             "stuck",
