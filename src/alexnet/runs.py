@@ -272,7 +272,7 @@ class Run:
             return None
         table = parquet.read_table(path)
         logits = table["logits"].combine_chunks().flatten().to_numpy()  # no Python list: ImageNet has 50 million
-        return table["path"].to_pylist(), table["target"].to_numpy(), logits.reshape(len(table), -1)
+        return table["path"].to_pylist(), table["target"].to_numpy(), logits.reshape(len(table), -1).copy()
 
 
 def find_run(name: str | Path, root: Path = Path("runs")) -> Run:
