@@ -137,6 +137,18 @@ def test_train_eval_predict_report(capsys, tmp_path):
     assert (files[0], "run/report/loss.svg" in files) == ("run/report.html", True)
 
 
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("alexnet.insight.report.write_report", full)
+    assert run(["train", *QUICK, "--out", "run"]) == 0
+    out, err = capsys.readouterr()
+    assert "No space left on device" in err
+    assert "alexnet report run" in err
+    assert "Next:" in out
+
+
 def test_after_training_the_next_commands_are_shown(capsys):
     assert run(["train", *QUICK, "--out", "run"]) == 0
     out = capsys.readouterr().out

@@ -5,7 +5,7 @@
       checkpoints/<step>/{model.safetensors, model.json, training.pt}, preprocess.safetensors with a mean image
       best  last                      names of checkpoints, in text files
       evaluation/<split>.parquet      path, target, logits
-      report.html
+      report.html  report/            the page, and its plots and tables as files
 
 Every file is written beside its place, flushed and renamed into it, so that a reader, or a restart after a crash,
 finds either the old file or the new one. Nothing here can run code: weights are safetensors, the rest is JSON,

@@ -17,7 +17,7 @@ def test_the_page_has_each_run_and_what_differs(tmp_path):
     files = write_comparison([bad, good])
     page = files[0].read_text()
     assert files[0] == bad.path / "comparison.html"
-    rows = re.findall(r'<tr><td class="text">(\w+)</td><td class="text">test</td><td data-v="([\d.]+)"', page)
+    rows = re.findall(r'<tr><td class="long">(\w+)</td><td class="text">test</td><td data-v="([\d.]+)"', page)
     assert [name for name, _ in rows] == ["good", "bad"]
     assert float(rows[0][1]) == pytest.approx(0.9)
     settings = page[page.index('<section id="differ">') :]

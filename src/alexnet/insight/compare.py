@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from alexnet.errors import UserError
 from alexnet.insight.curves import curve_figure, panel
@@ -93,7 +93,7 @@ def _accuracies(page: Page, known: Named) -> str:
                 *points,
             )
         )
-    heads = [("runs", "text"), ("part", "text"), ("top1", ".2%"), ("low", ".2%"), ("high", ".2%"), ("top5", ".2%"),
+    heads = [("runs", "long"), ("part", "text"), ("top1", ".2%"), ("low", ".2%"), ("high", ".2%"), ("top5", ".2%"),
              ("loss", ".4f"), ("behind", ".2f"), ("behind_low", ".2f"), ("behind_high", ".2f")]  # fmt: skip
     if not compared:
         rows, heads = [row[:-3] for row in rows], heads[:-3]
@@ -123,6 +123,7 @@ def _intervals(known: Named, theme: Theme, words: Words) -> Figure:
         axes.plot(_top1(facts), i, "o", color=colour, ms=9)
     axes.set_yticks(range(len(known)), [clean(name, 22) for name in known])
     axes.set_ylim(len(known) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel(words("top1"))
     axes.grid(axis="x")
@@ -149,7 +150,7 @@ def _curves(page: Page, known: Named) -> str:
 
 def _cost(page: Page, known: Named) -> str:
     columns = (
-        Column("runs", "text"), Column("epochs", ",d"), Column("time", "text"), Column("seconds", ",.1f"),
+        Column("runs", "long"), Column("epochs", ",d"), Column("time", "text"), Column("seconds", ",.1f"),
         Column("speed", ",.0f"), Column("architecture", "text"), Column("weights", ",d"), Column("numbers", "text"),
         Column("machine", "text"),
     )  # fmt: skip
@@ -173,5 +174,5 @@ def _settings(page: Page, known: Named) -> str:
     ]
     if not rows:
         return f"<p>{text(page.words('same_settings'))}</p>"
-    columns = (Column("setting", "text"), *(Column("", "text", name) for name in known))
+    columns = (Column("setting", "text"), *(Column("", "long", name) for name in known))
     return page.table("settings", columns, rows)

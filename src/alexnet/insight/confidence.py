@@ -71,7 +71,7 @@ def confidence_html(page: Page, found: Confidence, split: str) -> str:
     elif found.note:
         said.append(words("fitted_now", split=calibration.split))
     more = f"<details><summary>{text(words('thresholds'))}</summary>{_table(page, found)}</details>"
-    return f'<p>{text(" ".join(said))}</p><div class="plots">{plots}</div>{more}'
+    return f'<p>{text(words.join(said))}</p><div class="plots">{plots}</div>{more}'
 
 
 def _table(page: Page, found: Confidence) -> str:

@@ -72,10 +72,16 @@ def curve_figure(
     draw_curve(axes, runs, train, val, theme, best=val == "top1", minutes=minutes)
     axes.set_title(title)
     axes.set_xlabel(words("minutes_axis" if minutes else "epoch"))
+    handles: list[Line2D] = []
     if len(runs) > 1:
-        axes.legend(handles=run_lines(list(runs), theme, 24), fontsize=9)
+        handles = run_lines(list(runs), theme, 24)
     elif train:
         split = str(next(iter(runs.values()))[0]["split"])
-        axes.legend(handles=[Line2D([], [], color=theme.blue, label=split, lw=2.2),
-                             Line2D([], [], color=theme.orange, ls="--", label=words("training"))])  # fmt: skip
+        handles = [Line2D([], [], color=theme.blue, label=split, lw=2.2),
+                   Line2D([], [], color=theme.orange, ls="--", label=words("training"))]  # fmt: skip
+    if handles:  # in the corner that learning curves leave free
+        rising = val.startswith("top")
+        axes.legend(
+            handles=handles, loc="lower right" if rising else "upper right", fontsize=9 if len(runs) > 1 else 11
+        )
     return figure

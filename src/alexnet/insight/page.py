@@ -20,7 +20,7 @@ from typing import Any
 from matplotlib import font_manager
 
 from alexnet.errors import UserError
-from alexnet.insight.drawing import FALLBACKS, THEMES, Theme, rendered
+from alexnet.insight.drawing import FALLBACKS, THEMES, Theme, rendered, rendered_as
 from alexnet.insight.report_text import Words
 from alexnet.runs import printable, replacing, write_text
 
@@ -52,7 +52,8 @@ class Column:
 
     key: str
     form: str = ""
-    """A format such as `.1%`; "text" for words, "bar" for a fraction drawn as a bar."""
+    """A format such as `.1%`; "text" for words, "long" for words that may break anywhere, "bar" for a fraction
+    drawn as a bar."""
     name: str = ""
     """The heading itself, where it is no text of ours."""
 
@@ -102,10 +103,11 @@ class Page:
 
     def plot(self, name: str, draw: Plot, inline: bool = True) -> str:
         """Draw `name`.png and .svg, and return the figure for the page (nothing unless `inline`)."""
-        svg = rendered(lambda theme: draw(theme, self.words), PAPER)
+        svg, png = rendered_as(lambda theme: draw(theme, self.words), PAPER, ("svg", "png"))
+        if self.words.lang != "en" and not _has_chinese():  # a browser finds a font, a picture holds boxes
+            png = rendered(lambda theme: draw(theme, Words("en")), PAPER, "png")
         self._keep(f"{name}.svg", svg)
-        words = self.words if self.words.lang == "en" or _has_chinese() else Words("en")
-        self._keep(f"{name}.png", rendered(lambda theme: draw(theme, words), PAPER, "png"))
+        self._keep(f"{name}.png", png)
         return f"<figure>{_inline(svg.decode(), name)}</figure>" if inline else ""
 
     def table(self, name: str, columns: Sequence[Column], rows: Sequence[Sequence[Any]], sortable: bool = False) -> str:
@@ -114,8 +116,9 @@ class Page:
         file = io.StringIO()
         csv.writer(file).writerows([heads, *rows])
         self._keep(f"{name}.csv", file.getvalue().encode("utf-8-sig", "backslashreplace"))  # so that Excel knows
-        kinds = {"text": ' class="text"', "bar": ' class="bar"'}
-        head = "".join(f"<th{kinds.get(c.form, '')}>{text(h)}</th>" for c, h in zip(columns, heads, strict=True))
+        kinds = ("text", "long", "bar")
+        classes = [f' class="{c.form}"' if c.form in kinds else "" for c in columns]
+        head = "".join(f"<th{kind}>{text(h)}</th>" for kind, h in zip(classes, heads, strict=True))
         body = "".join(
             "<tr>" + "".join(_cell(value, c.form) for c, value in zip(columns, row, strict=True)) + "</tr>"
             for row in rows
@@ -148,8 +151,8 @@ def data_json(name: str, value: Any) -> str:
 def _cell(value: Any, form: str) -> str:
     if value is None:
         return "<td></td>"
-    if form == "text":
-        return f'<td class="text">{text(value)}</td>'
+    if form in ("text", "long"):
+        return f'<td class="{form}">{text(value)}</td>'
     if form == "bar":
         return f'<td class="bar" data-v="{value:.4f}"><div style="width:{100 * value:.1f}%"></div></td>'
     return f'<td data-v="{value}">{value:{form}}</td>'

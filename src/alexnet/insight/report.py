@@ -102,8 +102,9 @@ def _headline(facts: Facts, words: Words) -> str:
         f'<div class="range" style="left:{low:.2%};width:{high - low:.2%}"></div>'
         f'<div class="guess" style="left:{commonest:.2%}"></div></div>'
     )
+    digits = 2 if figures["n"] >= 1000 else 1  # more would be noise
     return (
-        f'<p class="headline">{figures["top1"]:.1%}</p>'
+        f'<p class="headline">{figures["top1"]:.{digits}%}</p>'
         f"<p>{text(words('right', n=figures['n'], split=facts.split))}</p>{scale}<p>{text(said)}</p>{body}"
         f'<p class="quiet">{text(words("scale"))}</p>'
     )
@@ -132,7 +133,7 @@ def _warnings(page: Page, facts: Facts) -> str:
     check = facts.stored("check.json") or {}
     body = "".join(f"<p>{text(warning)}</p>" for warning in check.get("warnings", ()))
     if facts.bad_files:
-        columns = (Column("picture", "text"), Column("why", "text"))
+        columns = (Column("picture", "long"), Column("why", "long"))
         body += f"<p>{text(page.words('left_out', n=len(facts.bad_files)))}</p>"
         body += page.table("bad_files", columns, facts.bad_files[:LISTED])
     return body
@@ -194,7 +195,7 @@ def _cases(page: Page, facts: Facts, answers: Answers, which: str) -> str:
     if not cases:
         return f"<p>{text(words('no_mistakes'))}</p>" if which == "mistakes" else ""
     page.table(
-        which, (Column("picture", "text"), Column("true", "text"), Column("said", "text"), Column("sure", ".1%")),
+        which, (Column("picture", "long"), Column("true", "text"), Column("said", "text"), Column("sure", ".1%")),
         [(case.name, case.true, case.said, case.p) for case in cases],
     )  # fmt: skip
     small = thumbnails(facts.run, [case.name for case in cases], facts.run.path / "report" / "pictures")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from alexnet.errors import unknown_name
@@ -39,7 +40,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "no_evaluation": (
         "What follows from single answers is missing: the run has no evaluation of its {split} split; 'alexnet "
         "eval {run}' makes it.",
-        "缺少由逐张预测得出的内容：该训练没有 {split} 部分的评估结果；'alexnet eval {run}' 可生成。",
+        "缺少由逐张预测得出的内容：该运行没有 {split} 部分的评估结果；'alexnet eval {run}' 可生成。",
     ),
     # next
     "next": ("What to try next", "下一步可以尝试"),
@@ -150,7 +151,7 @@ TEXT: dict[str, tuple[str, str]] = {
     ),
     "fitted_now": (
         "The run stores no temperature and no threshold; they were fitted now, on {split}.",
-        "该训练没有保存温度和阈值；以上数值是现在在 {split} 上求得的。",
+        "该运行没有保存温度和阈值；以上数值是现在在 {split} 上求得的。",
     ),
     "not_calibrated": ("Nothing was fitted to correct it: {why}", "没有求温度和阈值：{why}"),
     "before": ("plain", "原始"),
@@ -167,7 +168,7 @@ TEXT: dict[str, tuple[str, str]] = {
     "split_own": (
         "The data came without this division; it was made by class and by seed {seed}, and split.csv in the run "
         "folder lists it by file.",
-        "数据原本没有这样划分；划分按类别、以随机种子 {seed} 完成，运行目录中的 split.csv 按文件列出。",
+        "数据原本没有这样划分；划分按类别、以随机种子 {seed} 完成，运行文件夹中的 split.csv 按文件列出。",
     ),
     "split_given": (
         "The data came divided as it is used. Training had about {n:,} pictures.",
@@ -185,9 +186,9 @@ TEXT: dict[str, tuple[str, str]] = {
         "{time} for {epochs} epochs, {speed:,.0f} training images per second",
         "{epochs} 轮共 {time}，每秒训练 {speed:,.0f} 张图片",
     ),
-    "minutes": ("{m} min {s} s", "{m} 分 {s} 秒"),
-    "hours": ("{h} h {m} min", "{h} 小时 {m} 分"),
-    "just_seconds": ("{s:.1f} s", "{s:.1f} 秒"),
+    "minutes": ("{m}\u00a0min\u00a0{s}\u00a0s", "{m} 分 {s} 秒"),
+    "hours": ("{h}\u00a0h\u00a0{m}\u00a0min", "{h} 小时 {m} 分"),
+    "just_seconds": ("{s:.1f}\u00a0s", "{s:.1f} 秒"),
     "numbers": ("precision", "数值精度"),
     "on_device": ("{precision} on {device}", "{precision}，{device}"),
     "memory": ("most memory", "最大内存"),
@@ -205,13 +206,13 @@ TEXT: dict[str, tuple[str, str]] = {
         "每张图的 PNG 和 SVG、每个表的 CSV 都在本页旁的 {folder} 文件夹中：{names}。",
     ),
     # several runs
-    "compared": ("{n} runs side by side", "{n} 次训练的比较"),
+    "compared": ("{n} runs side by side", "{n} 次运行的比较"),
     "compare_said": (
         "The dot is top-1 accuracy, the line its 95 % interval. Where two lines overlap the order may be chance.",
         "圆点为 top-1 正确率，线段为 95 % 置信区间。线段重叠时，名次可能出于偶然。",
     ),
     "accuracy": ("Accuracy", "正确率"),
-    "runs": ("run", "训练"),
+    "runs": ("run", "运行"),
     "low": ("from", "下限"),
     "high": ("to", "上限"),
     "behind": ("points behind the best", "落后最佳的百分点"),
@@ -224,7 +225,7 @@ TEXT: dict[str, tuple[str, str]] = {
     ),
     "other_pictures": (
         "The runs were not measured on the same pictures, so that the accuracies cannot be compared strictly.",
-        "这些训练并非在相同的图片上评估，正确率不能严格比较。",
+        "这些运行并非在相同的图片上评估，正确率不能严格比较。",
     ),
     "cost": ("Time and size", "时间与规模"),
     "epochs": ("epochs", "轮数"),
@@ -348,6 +349,10 @@ class Words:
     def __call__(self, key: str, **values: Any) -> str:
         words = TEXT[key][self._column] if key else ""
         return words.format(**values) if values else words
+
+    def join(self, sentences: Iterable[str]) -> str:
+        """Sentences in a row, with a space between them where the language has one."""
+        return (" " if self.lang == "en" else "").join(sentences)
 
     def duration(self, seconds: float) -> str:
         """Seconds in units that one reads at a glance."""
