@@ -383,8 +383,8 @@ def test_dropout_is_a_function_of_seed_step_and_layer(tmp_path):
 
 
 def test_a_run_stops_early_when_nothing_gets_better(tmp_path):
-    """At a rate of next to nothing no epoch is better than the first."""
-    result = tiny(out=tmp_path / "run", epochs=9, lr=1e-12, norm="none", early_stop=2)
+    """At a rate of 0 no epoch is better than the first."""
+    result = tiny(out=tmp_path / "run", epochs=9, lr=0.0, norm="none", early_stop=2)
     assert result.summary["epochs"] == 3
     assert result.summary["complete"]
     assert resume_run(Run(result.run), progress=Silent()).already_finished
