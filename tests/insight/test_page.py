@@ -61,3 +61,6 @@ def test_a_place_that_is_no_page(tmp_path):
         Page(tmp_path / "page", "a", Words())
     with pytest.raises(UserError, match="ends in .html"):
         Page(tmp_path, "a", Words())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another --out"):
+        Page(tmp_path / "file" / "a.html", "a", Words())

@@ -8,7 +8,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -46,11 +46,17 @@ def advise(facts: Facts, confusion: Confusion | None = None, confidence: Confide
 
 def _again(facts: Facts, **settings: Any) -> str:
     """The command that trains again with other settings; empty if this version has none of them."""
+    return _train(facts.run.recipe_json, settings)
+
+
+def _train(what: str | Path, settings: dict[str, Any]) -> str:
     known = {name: value for name, value in settings.items() if name in FLAG_NAMES}
     if not known:
         return ""
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in known.items())
-    return f"alexnet train {shlex.quote(str(facts.run.recipe_json))} {flags}"
+    words = ["alexnet", "train", str(what)]
+    for name, value in known.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
 
 
 def _guess(facts: Facts) -> float:
@@ -125,8 +131,10 @@ def _data(facts: Facts) -> Iterator[Advice]:
         yield Advice("bad_files", {"n": len(facts.bad_files)}, command)
     pictures, classes = facts.training_pictures, int(facts.summary.get("classes") or len(facts.classes) or 1)
     if pictures and pictures / classes < 100 and facts.summary["best"]["top1"] < 0.97:
-        weights = {} if facts.recipe.get("weights") else {"weights": "torchvision:IMAGENET1K_V1"}
-        yield Advice("few", {"each": pictures / classes}, _again(facts, **weights), warns=False)
+        own = facts.recipe.get("source") == "folder" and facts.recipe.get("data") and not facts.recipe.get("weights")
+        # from the data, not from recipe.json: the weights bring an architecture of their own
+        command = _train(facts.recipe["data"], {"weights": "torchvision:IMAGENET1K_V1"}) if own else ""
+        yield Advice("few", {"each": pictures / classes}, command, warns=False)
 
 
 def class_counts(facts: Facts) -> dict[str, int]:
@@ -158,7 +166,7 @@ def _classes(facts: Facts, confusion: Confusion | None) -> Iterator[Advice]:
         times = max(counts.values()) / min(counts.values())
         rare = sorted(seen, key=lambda c: counts.get(c["label"], 0))[: max(1, len(seen) // 4)]
         if times >= 4 and float(np.mean([c["recall"] for c in rare])) < mean - 0.05:
-            yield Advice("balance", {"times": times}, _again(facts, balance="loss"))
+            yield Advice("balance", {"times": times}, _again(facts, balance=True))
         elif worst["recall"] < mean - 0.25:
             values = {"label": worst["label"], "recall": worst["recall"], "mean": mean}
             values |= {"own": counts.get(worst["label"], 0), "most": max(counts.values())}

@@ -68,7 +68,10 @@ class Page:
         self.files: list[Path] = []
         if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
             raise UserError(f"A report is written to a file that ends in .html, and {path} is none; change its name.")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made ({error.strerror}); choose another --out.") from error
 
     def add(self, key: str, make: Callable[[], str]) -> None:
         """The section headed by the text `key`; left out where `make` gives nothing."""

@@ -39,8 +39,8 @@ def thumbnails(run: Run, names: Sequence[str], folder: Path) -> Thumbnails:
     why = ""
     wanted = [name for name, place in places.items() if not place.is_file()]
     if wanted:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             for name, image in zip(wanted, run_pictures(run, wanted), strict=True):
                 _keep(image, places[name])
         except Exception as error:  # gone, moved, damaged: any of many libraries may say so
