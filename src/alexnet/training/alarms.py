@@ -15,7 +15,7 @@ from alexnet.training.recipe import Recipe
 STUCK = 0.985  # share of the loss of guessing, above which nothing was learnt
 DEAD = 0.5  # share of a layer's channels that are zero on every picture looked at
 WAITING = 0.3  # share of the time that the network waited for pictures
-WORSE = 3  # epochs in which the validation loss rose since its best
+WORSE = 5  # epochs in a row with a worse validation loss than the best: at high rates it jumps for two or three
 
 
 def alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) -> list[tuple[str, str]]:

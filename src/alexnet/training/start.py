@@ -41,7 +41,7 @@ from alexnet.training.recipe import FLAG_NAMES, Recipe, read_recipe, with_settin
 from alexnet.training.recipes import find_recipe
 from alexnet.training.settings import seconds_of
 from alexnet.training.state import Position
-from alexnet.training.transfer import take_weights
+from alexnet.training.transfer import frozen_layers, take_weights
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,7 @@ def _fresh(prepared: Prepared) -> Network:
         shrink_kept_inputs(model)
     if prepared.start is not None:
         take_weights(model, prepared.start, prepared.classes)
+    frozen_layers(model, prepared.recipe.freeze)  # what is no layer should be told before the run folder is made
     return model
 
 
