@@ -35,7 +35,11 @@ def test_a_healthy_run_is_left_alone():
     [
         ("stuck", rows([math.log(10)], [math.log(10)]), "nothing is being learned"),
         ("rate", rows([1.0, 1.3], [1.0, 1.3]), "too high; try --lr 0.033"),
-        ("overfitting", rows([2, 1.5, 1, 0.8, 0.6, 0.5, 0.4], [2, 1.5, 1.6, 1.7, 1.8, 1.7, 1.9]), "Since epoch 2 the validation loss"),
+        (
+            "overfitting",
+            rows([2, 1.5, 1, 0.8, 0.6, 0.5, 0.4], [2, 1.5, 1.6, 1.7, 1.8, 1.7, 1.9]),
+            "Since epoch 2 the validation loss",
+        ),
         ("dead", rows(*HEALTHY, dead={"relu1": 0.1, "relu6": 0.75}), "75% of the channels of relu6"),
         ("waiting", rows(*HEALTHY, waiting=0.5), "waits for pictures 50% of the time"),
     ],
