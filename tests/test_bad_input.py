@@ -161,7 +161,7 @@ TRAINING = [
     (nothing, ["--width", "0"], "--width must be greater than 0, not 0.0."),
     (nothing, ["--precision", "fp8"], "Invalid choice 'fp8' for argument '--precision'."),
     (nothing, ["--weights", "runs/none"], "There is no run runs/none; give a run folder"),
-    (nothing, ["--freeze", "conv1-conv9"], "There is no layer to freeze 'conv9'; did you mean 'conv1'"),
+    (nothing, ["--freeze", "conv1-conv9"], "There is no layer to freeze 'conv9'; did you mean 'conv5'"),
     (nothing, ["--freeze", "conv1-fc8"], "--freeze conv1-fc8 leaves no layer to train; leave out at least fc8."),
     (nothing, ["--augment", "wild"], "Invalid choice 'wild' for argument '--augment'."),
     (nothing, ["--time-budget", "10"], "--time-budget must be a time such as 90s, 10m or 1.5h, not '10'."),
