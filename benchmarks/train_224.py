@@ -34,7 +34,7 @@ from alexnet.networks.summary import summarize
 from alexnet.training.synthetic import synthetic_step
 
 ARCHS = ("torchvision", "paper", "torchvision-lrn")
-AIMS = {"torchvision": 2.6, "paper": 4.0, "torchvision-lrn": 4.0}  # of issue 4, for machines with bfloat16
+AIMS = {"torchvision": 2.6, "paper": 4.0, "torchvision-lrn": 4.0}  # for machines with bfloat16
 
 
 def plain_step(arch: str, batch_size: int) -> Callable[[], None]:

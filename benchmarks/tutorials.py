@@ -150,13 +150,16 @@ def steps(s: Setup, device: torch.device) -> Iterator[int]:
 
 
 @torch.no_grad()
-def accuracy(s: Setup, device: torch.device) -> float:
+def accuracy(s: Setup, device: torch.device) -> tuple[float, float]:
+    """Top-1 and top-5."""
     s.model.eval()
-    right = count = 0
+    first = among_five = count = 0
     for images, targets in s.test:
-        right += s.model(images.to(device)).argmax(1).eq(targets.to(device)).sum().item()
+        ranked = s.model(images.to(device)).topk(5).indices == targets.to(device)[:, None]
+        first += int(ranked[:, 0].sum())
+        among_five += int(ranked.sum())
         count += len(targets)
-    return right / count
+    return first / count, among_five / count
 
 
 def main() -> None:
@@ -165,6 +168,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--steps", type=int, help="take so many steps after three and print images/s")
+    parser.add_argument("--seconds", type=float, help="end the training after so long, in mid-epoch too")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--workers", type=int, default=0, help="of the DataLoader, whose own default is 0")
     parser.add_argument("--seed", type=int, default=0)
@@ -189,16 +193,23 @@ def main() -> None:
     results["curve"] = []
     began = time.perf_counter()
     for epoch_number in range(1, args.epochs + 1):
-        images = sum(steps(s, device))
+        images = 0
+        for count in steps(s, device):
+            images += count
+            if late := args.seconds is not None and time.perf_counter() - began > args.seconds:
+                break
         trained = time.perf_counter() - began
         if s.schedule:
             s.schedule.step()
-        top1 = accuracy(s, device)
-        row = {"epoch": epoch_number, "seconds": time.perf_counter() - began, "top1": top1, "images": images}
+        top1, top5 = accuracy(s, device)
+        row = {"epoch": epoch_number, "seconds": time.perf_counter() - began, "top1": top1, "top5": top5}
+        row["images"] = images
         results["curve"].append(row | {"seconds_before_evaluation": trained})
         print(f"epoch {epoch_number}/{args.epochs}  {row['seconds']:.1f} s  top-1 {top1:.2%}", flush=True)
         if args.out:
             save(args.out.stem, results, device=device.type, folder=args.out.parent)
+        if late:
+            break
 
 
 if __name__ == "__main__":

@@ -57,11 +57,11 @@ def test_the_flags_of_train(capsys):
     flags = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", capsys.readouterr().out)) - {"--help"}
     positive = sorted(f for f in flags if not f.startswith("--no-"))
     assert positive == [
-        "--accumulate", "--activation", "--arch", "--batch-size", "--channels-last", "--clip-norm", "--compile",
-        "--crop-chunk", "--cutmix", "--data", "--device", "--epochs", "--image-size", "--init", "--json",
+        "--accumulate", "--arch", "--augment", "--balance", "--batch-size", "--compile", "--crop-chunk", "--cutmix",
+        "--data", "--device", "--early-stop", "--epochs", "--freeze", "--image-size", "--init", "--json",
         "--label-smoothing", "--labels", "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes",
-        "--out", "--parallel", "--precision", "--resume", "--schedule", "--seed", "--skip-bad", "--warmup",
-        "--weight-decay", "--width", "--workers",
+        "--out", "--parallel", "--precision", "--resume", "--schedule", "--seed", "--set", "--skip-bad",
+        "--tensorboard", "--time-budget", "--warmup", "--weight-decay", "--weights", "--width", "--workers",
     ]  # fmt: skip
     assert len(positive) < 40
 
@@ -133,7 +133,20 @@ def test_train_eval_predict_report(capsys, tmp_path):
     assert capsys.readouterr().out.startswith("a.png: ")
 
     assert run(["report", "run", "--json"]) == 0
-    assert document(capsys) == {"files": ["run/report.html"]}
+    files = document(capsys)["files"]
+    assert (files[0], "run/report/loss.svg" in files) == ("run/report.html", True)
+
+
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("alexnet.insight.report.write_report", full)
+    assert run(["train", *QUICK, "--out", "run"]) == 0
+    out, err = capsys.readouterr()
+    assert "No space left on device" in err
+    assert "alexnet report run" in err
+    assert "Next:" in out
 
 
 def test_after_training_the_next_commands_are_shown(capsys):

@@ -300,6 +300,19 @@ def test_default_folders_do_not_collide(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "runs")
 
 
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        (["/usr/bin/alexnet", "train", "a b/"], "alexnet train 'a b/'"),
+        (["/lib/alexnet/__main__.py", "train"], "python -m alexnet train"),
+        (["notebook.py", "train"], None),
+    ],
+)
+def test_environment_keeps_the_command(monkeypatch, typed, kept):
+    monkeypatch.setattr("sys.argv", typed)
+    assert environment(torch.device("cpu"), 0)["command"] == kept
+
+
 def test_environment_names_versions():
     found = environment(torch.device("cpu"), 3)
     assert torch.__version__.startswith(found["versions"]["torch"])

@@ -5,7 +5,7 @@
       checkpoints/<step>/{model.safetensors, model.json, training.pt}, preprocess.safetensors with a mean image
       best  last                      names of checkpoints, in text files
       evaluation/<split>.parquet      path, target, logits
-      report.html
+      report.html  report/            the page, and its plots and tables as files
 
 Every file is written beside its place, flushed and renamed into it, so that a reader, or a restart after a crash,
 finds either the old file or the new one. Nothing here can run code: weights are safetensors, the rest is JSON,
@@ -19,8 +19,10 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -426,7 +428,7 @@ def read_training(folder: Path) -> dict[str, Any]:
 
 
 def environment(device: torch.device, seed: int) -> dict[str, Any]:
-    """What `env.json` says: versions, machine, device, seed and the git revision if there is one."""
+    """What `env.json` says: versions, machine, device, seed, the command and the git revision if there is one."""
     import torch
 
     packages = ("alexnet", "torch", "torchvision", "numpy", "pillow", "scikit-learn")
@@ -439,8 +441,17 @@ def environment(device: torch.device, seed: int) -> dict[str, Any]:
         "device": str(device),
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
         "seed": seed,
+        "command": _command(),
         "git": _git_revision(),
     }
+
+
+def _command() -> str | None:
+    """What was typed, where this is the program `alexnet`; None in a script or a notebook."""
+    program = Path(sys.argv[0]) if sys.argv else Path()
+    if program.name == "__main__.py" and program.parent.name == "alexnet":
+        return shlex.join(["python", "-m", "alexnet", *sys.argv[1:]])
+    return shlex.join(["alexnet", *sys.argv[1:]]) if program.stem == "alexnet" else None
 
 
 def package_version(package: str) -> str | None:

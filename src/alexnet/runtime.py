@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -211,6 +212,26 @@ def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     if limit and used and limit[0].isdecimal():
         free = min(free, max(0, int(limit[0]) - int(used[0])))
     return free
+
+
+def most_memory(device: torch.device | None = None) -> int | None:
+    """The most bytes that this process has held in memory so far, or on a GPU what torch has had allocated there; None
+    on Windows, which does not tell."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory at the start, too
+        return int(status[status.index("VmHWM:") :].split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def keep_pages() -> bool:

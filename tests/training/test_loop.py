@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from alexnet import runs
@@ -22,7 +23,7 @@ from alexnet.training.interruption import Interrupted
 from alexnet.training.loop import Loop
 from alexnet.training.prepare import prepare
 from alexnet.training.progress import Silent
-from alexnet.training.recipe import read_recipe
+from alexnet.training.recipe import read_recipe, with_settings
 from alexnet.training.recipes import named_recipe
 from alexnet.training.start import resume_run, train
 from alexnet.training.state import Position
@@ -237,7 +238,8 @@ def test_best_is_named_before_last(tmp_path, monkeypatch):
 def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr("alexnet.training.prepare.memory_plan", lambda *_: False)
     settings = {"epochs": 1, "width": 0.125, "batch_size": 4, "workers": 0, "out": tmp_path / "run"}
-    checked = prepare(replace(named_recipe("folder"), data=pictures, batch_size=4, width=0.125, workers=0), Silent())
+    chosen = {"data": pictures, "batch_size": 4, "width": 0.125, "workers": 0}
+    checked = prepare(with_settings(named_recipe("folder"), chosen), Silent())
     *_, last = checked.train.batches(0)
     victim = pictures / checked.source.splits["train"].names[int(last.ids[0])]
     content = victim.read_bytes()
@@ -378,3 +380,35 @@ def test_dropout_is_a_function_of_seed_step_and_layer(tmp_path):
     assert torch.equal(drawn[1], drawn[3])
     assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[4])
+
+
+def test_a_run_stops_early_when_nothing_gets_better(tmp_path):
+    """At a rate of 0 no epoch is better than the first."""
+    result = tiny(out=tmp_path / "run", epochs=9, lr=0.0, norm="none", early_stop=2)
+    assert result.summary["epochs"] == 3
+    assert result.summary["complete"]
+    assert resume_run(Run(result.run), progress=Silent()).already_finished
+
+
+def test_alarms_are_said_once_and_kept(tmp_path):
+    class Said(Silent):
+        lines: list[str] = []  # noqa: RUF012
+
+        def say(self, text: str) -> None:
+            self.lines.append(text)
+
+    result = tiny(out=tmp_path / "run", batch_size=12, lr=1e-12, norm="none", width=0.0625, progress=Said())
+    kept = json.loads((result.run / "alarms.json").read_text())
+    assert [(alarm["epoch"], alarm["kind"]) for alarm in kept] == [(1, "stuck")]
+    assert [line for line in Said.lines if "nothing is being learned" in line] == [kept[0]["text"]]
+
+
+def test_the_first_batch_is_drawn_and_the_time_is_accounted_for(tmp_path):
+    result = tiny(out=tmp_path / "run", limit_steps=2)
+    with Image.open(result.run / "augmented.png") as sheet:
+        assert sheet.format == "PNG"
+        assert min(sheet.size) > 300
+    (row,) = Run(result.run).metrics()
+    assert 0 <= row["waiting"] < 1
+    assert row["memory"] > 1 << 27
+    assert set(row["dead"]) == {"relu1", "relu2", "relu3", "relu4", "relu5", "relu6", "relu7"}

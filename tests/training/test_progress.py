@@ -1,4 +1,15 @@
-from alexnet.training.progress import Live, Plain, Silent, default_progress, epoch_line
+import pytest
+
+from alexnet.errors import UserError
+from alexnet.training.progress import (
+    Live,
+    Plain,
+    Silent,
+    WithTensorBoard,
+    check_tensorboard,
+    default_progress,
+    epoch_line,
+)
 
 ROW = {
     "epoch": 3, "train_loss": 0.5, "train_top1": 0.875, "val_loss": 0.625, "top1": 0.75,
@@ -9,7 +20,27 @@ ROW = {
 def test_the_line_of_an_epoch():
     assert epoch_line(ROW, 20, "val") == (
         "epoch  3/20  loss 0.5000  train top-1 87.50%  val loss 0.6250  val top-1 75.00%  1,234 images/s  12.5 s"
+        "  3:33 left"
     )
+    best = {"epoch": 2, "top1": 0.8}
+    whole = epoch_line({**ROW, "memory": 3 << 30, "best": best}, 3, "val")
+    assert whole.endswith("12.5 s  3.0 GiB  best 80.00% (epoch 2)")
+
+
+def test_tensorboard_gets_the_curves(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    both = WithTensorBoard(Silent(), tmp_path)
+    for epoch in (1, 2):
+        both.epoch({**ROW, "epoch": epoch, "top1": epoch / 4, "lr": 0.1}, 2, "val")
+    both.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("top1/val")] == [(1, 0.25), (2, 0.5)]
+
+
+def test_without_tensorboard_there_is_a_sentence(monkeypatch):
+    monkeypatch.setattr("alexnet.training.progress.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        check_tensorboard()
 
 
 def test_plain_prints_to_stderr_only(capsys):

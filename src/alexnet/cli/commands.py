@@ -26,6 +26,7 @@ def command_train(arguments: list[str]) -> None:
     """Train a recipe, a recipe.json, or a folder of pictures; the embedded digits if none is named."""
     from alexnet.training.recipe import FLAG_NAMES, Flags, flags_of, with_settings
     from alexnet.training.recipes import RECIPES, describe, find_recipe
+    from alexnet.training.settings import parse_settings
 
     @dataclass(frozen=True, kw_only=True)
     class TrainFlags(Flags):
@@ -33,6 +34,8 @@ def command_train(arguments: list[str]) -> None:
         """The run folder; runs/<recipe>-<time> unless given."""
         resume: bool = False
         """Go on if --out already holds a run."""
+        set: tuple[str, ...] = ()
+        """Other settings of recipe.json, such as padding_mode=reflect clip_norm=1."""
         json: bool = False
         """Print the summary as one JSON document."""
 
@@ -45,7 +48,8 @@ def command_train(arguments: list[str]) -> None:
     defaults = TrainFlags(**dataclasses.asdict(flags_of(recipe)))
     flags = _parse(TrainFlags, arguments[named:], f"alexnet train {given}", about, default=defaults)
     said = {re.sub(r"^--(no-)?", "", word.split("=")[0]).replace("-", "_") for word in arguments if word[:2] == "--"}
-    recipe = with_settings(recipe, {name: getattr(flags, name) for name in FLAG_NAMES if name in said})
+    settings = {name: getattr(flags, name) for name in FLAG_NAMES if name in said}
+    recipe = with_settings(recipe, {**settings, **parse_settings(flags.set)}, where=" in --set" if flags.set else "")
 
     from alexnet.training.start import train
 
@@ -281,21 +285,36 @@ def arch(
         print(f"- {text}")
 
 
-def report(run: str, /, *, json: bool = False) -> None:
-    """Write the page of a run: report.html in its folder.
+def report(
+    run: str,
+    more: tuple[str, ...] = (),
+    /,
+    *,
+    lang: Literal["en", "zh"] = "en",
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Write the page of a run, report.html in its folder; of several runs, a page that compares them.
+
+    Beside the page, in a folder of its name, are its plots as PNG and SVG and its tables as CSV.
 
     Args:
         run: The run folder, or 'last'.
+        more: Further runs: the page is then comparison.html in the first one's folder.
+        lang: The page's language, English or Chinese.
+        out: Another place for the page, a file that ends in .html.
         json: Print one JSON document.
     """
+    from alexnet.insight.compare import write_comparison
     from alexnet.insight.report import write_report
     from alexnet.runs import find_run
 
-    path = write_report(find_run(run))
+    runs = [find_run(name) for name in (run, *more)]
+    files = write_comparison(runs, lang, out) if more else write_report(runs[0], lang, out)
     if json:
-        _print_json({"files": [str(path)]})
+        _print_json({"files": [str(path) for path in files]})
     else:
-        print(path)
+        print(files[0])
 
 
 def _show_training(result: TrainingResult, json: bool) -> None:
@@ -305,7 +324,10 @@ def _show_training(result: TrainingResult, json: bool) -> None:
 
     if not _speaks():
         return
-    write_report(Run(result.run))
+    try:
+        write_report(Run(result.run))
+    except Exception as error:  # the run is finished and on disk: nothing about its page may fail it
+        _say(f"The page of the run could not be written: {error}; 'alexnet report {result.run}' tries again.")
     run, summary = result.run, result.summary
     if json:
         _print_json({"run": str(run), **summary})

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from alexnet.inference.neighbours import Neighbour
+from alexnet.insight.curves import draw_curve, run_lines
 from alexnet.insight.drawing import Theme, clean, new_figure, show
 from alexnet.insight.inside import bars
 
@@ -162,7 +163,6 @@ def mistakes_figure(
 def curves_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme, title: str = "") -> Figure:
     """Loss and top-1 by epoch of one run, or of several in colours of their own; rows are those of metrics.jsonl."""
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     splits = sorted({str(rows[0]["split"]) for rows in runs.values()})
     caption = (
@@ -171,30 +171,15 @@ def curves_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme,
     )
     figure = new_figure(11, 5.2 + 0.3 * (len(runs) > 4), title or "How it learned", caption)
     left, right = figure.subplots(1, 2)
-    alone = len(runs) == 1
-    lines = []
-    for i, (name, rows) in enumerate(runs.items()):
-        colour = theme.series[i % len(theme.series)]
-        marker = ("o", "s", "^", "D")[i // len(theme.series) % 4] if len(runs) > len(theme.series) else ""
-        epochs = [row["epoch"] for row in rows]
-        peak = max(range(len(rows)), key=lambda e: rows[e]["top1"])
-        for axes, train, val in ((left, "train_loss", "val_loss"), (right, "train_top1", "top1")):
-            quiet = theme.orange if alone else colour
-            few = {"marker": marker or ("." if len(rows) < 40 else ""), "color": colour}
-            axes.plot(epochs, [row[train] for row in rows], "--", **{**few, "color": quiet}, alpha=1 if alone else 0.6)
-            axes.plot(epochs, [row[val] for row in rows], "-", lw=2.2, **few)
-        right.plot(epochs[peak], rows[peak]["top1"], "o", color=colour, ms=9)
-        lines.append(Line2D([], [], color=colour, marker=marker,
-                            label=f"{clean(name, 30)}: {rows[peak]['top1']:.1%}"))  # fmt: skip
-    if alone:
+    draw_curve(left, runs, "train_loss", "val_loss", theme)
+    draw_curve(right, runs, "train_top1", "top1", theme, best=True)
+    peaks = [max(row["top1"] for row in rows) for rows in runs.values()]
+    lines = run_lines([f"{clean(name, 30)}: {peak:.1%}" for name, peak in zip(runs, peaks, strict=True)], theme, 40)
+    if len(runs) == 1:
         lines = [Line2D([], [], color=theme.blue, label=splits[0]),
                  Line2D([], [], color=theme.orange, ls="--", label="training")]  # fmt: skip
-    best = max(row["top1"] for rows in runs.values() for row in rows)
-    for axes, heading in ((left, "loss"), (right, f"top-1: {best:.1%} at best")):
+    for axes, heading in ((left, "loss"), (right, f"top-1: {max(peaks):.1%} at best")):
         axes.set_title(heading)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(visible=True)
-    right.yaxis.set_major_formatter(PercentFormatter(1.0))
     right.legend(handles=lines, loc="best")
     return figure

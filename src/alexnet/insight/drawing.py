@@ -11,7 +11,7 @@ import base64
 import io
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -107,12 +107,21 @@ def save(draw: Draw, out: Path, theme: str = "light", dpi: int = DPI) -> Path:
 
 def rendered(draw: Draw, theme: Theme, form: str = "svg", dpi: int = DPI) -> bytes:
     """The file's bytes, of a png or svg; the same for the same drawing."""
+    return rendered_as(draw, theme, (form,), dpi)[0]
+
+
+def rendered_as(draw: Draw, theme: Theme, forms: Sequence[str], dpi: int = DPI) -> list[bytes]:
+    """One drawing in several forms; laid out once, which takes most of the time."""
+    found = []
     with mpl.rc_context(_style(theme)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # of a script that no font here has: boxes show as much
         figure = draw(theme)
-        file = io.BytesIO()
-        figure.savefig(file, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
-    return file.getvalue()
+        for form in forms:
+            file = io.BytesIO()
+            figure.savefig(file, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
+            figure.set_layout_engine("none")
+            found.append(file.getvalue())
+    return found
 
 
 def _page(draw: Draw) -> str:

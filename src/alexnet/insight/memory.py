@@ -11,9 +11,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
+
+from alexnet import runtime
 
 STEPS = 2  # the first allocates momentum at its end, so the second takes the most
 
@@ -59,26 +60,11 @@ def _work(what: str, arch: str, batch_size: int, precision: str, device: str) ->
         call()
 
 
-def _most() -> int | None:
-    """The most bytes that this process has held in memory; None on Windows, which does not tell."""
-    try:
-        status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory at the start, too
-        return int(status[status.index("VmHWM:") :].split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
-
-
 if __name__ == "__main__":
     import alexnet.inference.engines
     import alexnet.training.synthetic  # noqa: F401  (what every process loads is not what the work takes)
 
-    before = _most()
+    before = runtime.most_memory()
     _work(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5])
-    after = _most()
+    after = runtime.most_memory()
     print(after - before if before is not None and after is not None else "")

@@ -1,155 +1,239 @@
 """The page of a run: `report.html`, one self-contained file made of what the run folder holds.
 
-The headline with its interval and what guessing would give, the curves, the classes, the settings and the machine.
+Every section stands on its own: what cannot be drawn says so, and the rest is there. Only the pictures of mistakes are
+looked up in the data set, once, and then kept in the run folder.
 """
 
 from __future__ import annotations
 
-import io
-import json
-from html import escape
+import shlex
 from pathlib import Path
-from typing import Any
 
-from alexnet.errors import UserError
-from alexnet.inference.metrics import measure
-from alexnet.runs import MODEL, Run, write_text
+import numpy as np
+from matplotlib.figure import Figure
 
-BLUE, ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito's, told apart by the colour-blind
+from alexnet.insight.advice import advise
+from alexnet.insight.answers import Case, find_cases
+from alexnet.insight.confidence import Confidence, confidence_html
+from alexnet.insight.confusion import Confusion, confusion_figure, confusion_html
+from alexnet.insight.curves import curve_figure
+from alexnet.insight.drawing import Theme, show, tiles
+from alexnet.insight.inside import conv_weights, filter_tiles
+from alexnet.insight.origin import augmented_html, machine, made_html, split_html
+from alexnet.insight.page import Column, Page, text
+from alexnet.insight.report_text import Words
+from alexnet.insight.run_facts import Answers, Facts, read_facts
+from alexnet.insight.run_pictures import thumbnails
+from alexnet.runs import Run, read_model
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.headline { font-size: 2.5rem; font-weight: 600; margin: 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
-td:first-child, th:first-child { text-align: left; padding-left: 0; overflow-wrap: break-word; max-width: 20rem; }
-.wide { overflow-x: auto; } .bar { background: #0072b2; height: .6rem; }
-svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { table { font-size: .85rem; } td, th { padding: .2rem .35rem; } }
-@media print { body { max-width: none; } }
-"""
+CASES = 12  # mistakes, and successes, that are shown
+PAIRS = 12
+LISTED = 200  # files that could not be read
 
-
-def write_report(run: Run) -> Path:
-    """Write `report.html` into the run folder and return its path. Raises `UserError` before the first epoch."""
-    rows, summary = run.metrics(), run.summary()
-    if not rows or not summary:
-        raise UserError(f"The run {run.path} has not finished an epoch yet, so there is nothing to report.")
-    split = "test" if "test" in summary else summary["split"]
-    figures = _figures(run, split)
-    recipe = json.loads(run.recipe_json.read_text(encoding="utf-8"))
-    path = run.path / "report.html"
-    parts = [
-        f"<h1>{escape(run.path.name)}</h1>",
-        _headline(figures, summary, split),
-        "<h2>Curves</h2>",
-        curves_svg(rows),
-        "<p>The training loss is of augmented images, with label smoothing and the like; the other is plain.</p>",
-        "<h2>Classes</h2>",
-        _classes(figures["per_class"]),
-        "<h2>Epochs</h2>",
-        _epochs(rows),
-        "<h2>How it was made</h2>",
-        _facts(run, summary),
-        f"<details><summary>recipe.json</summary><pre>{escape(json.dumps(recipe, indent=2))}</pre></details>",
-    ]
-    head = f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(run.path.name)}</title>'
-    page = f'<!doctype html><html lang="en"><head><meta charset="utf-8">{head}<style>{STYLE}</style></head><body>'
-    write_text(path, page + "\n".join(parts) + "</body></html>\n")
-    return path
+EPOCHS = (
+    ("epoch", "epoch", ""), ("train_loss", "train_loss", ".4f"), ("train_top1", "train_top1", ".1%"),
+    ("loss", "val_loss", ".4f"), ("top1", "top1", ".1%"), ("top5", "top5", ".1%"), ("rate", "lr", ".2g"),
+    ("speed", "images_per_second", ",.0f"), ("seconds", "seconds", ".1f"),
+)  # fmt: skip
 
 
-def _figures(run: Run, split: str) -> dict[str, Any]:
-    best = run.named_checkpoint("best")
-    stored = run.read_evaluation(split)
-    if best is None or stored is None:
-        raise UserError(
-            f"The run {run.path} has no evaluation of its {split} split; 'alexnet eval {run.path}' makes it."
-        )
-    classes = json.loads((best / MODEL).read_text(encoding="utf-8"))["classes"]
-    _, targets, logits = stored
-    return measure(logits, targets, classes)
+def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Path]:
+    """Write the page of a run, `report.html` in its folder unless `out` says another place, in the language `lang`
+    (en or zh), and its plots and tables into the folder of the same name beside it. Returns the page's path and theirs.
+
+    Raises `UserError` before the first epoch.
+    """
+    words = Words(lang)
+    facts = read_facts(run)
+    page = Page(out or run.path / "report.html", facts.name, words)
+    answers = facts.answers
+    confusion = Confusion.of(answers.targets, answers.said, facts.classes) if answers else None
+    confidence = Confidence.of(facts, answers) if answers else None
+    page.add("result", lambda: _headline(facts, words))
+    page.add("next", lambda: _next(facts, confusion, confidence, words))
+    page.add("alarms", lambda: _alarms(facts, words))
+    page.add("warnings", lambda: _warnings(page, facts))
+    page.add("curves", lambda: _curves(page, facts))
+    if answers and confusion and confidence:
+        page.add("confusion", lambda: _confusion(page, confusion))
+        page.add("classes", lambda: _classes(page, facts, confusion))
+        page.add("mistakes", lambda: _cases(page, facts, answers, "mistakes"))
+        page.add("lucky", lambda: _cases(page, facts, answers, "lucky"))
+        page.add("calibration", lambda: confidence_html(page, confidence, facts.split))
+    page.add("filters", lambda: _filters(page, facts))
+    page.add("augmented", lambda: augmented_html(facts, words))
+    page.add("split", lambda: split_html(page, facts))
+    page.add("made", lambda: made_html(facts, words))
+    return page.write()
 
 
-def _headline(figures: dict[str, Any], summary: dict[str, Any], split: str) -> str:
+# ── the result ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _headline(facts: Facts, words: Words) -> str:
+    summary, figures = facts.summary, facts.figures
+    split = summary["split"]
+    done = words(
+        "epochs_done", best=summary["best"]["epoch"], epochs=summary["epochs"], split=split,
+        time=words.duration(summary["seconds"]), device=machine(facts),
+    )  # fmt: skip
+    body = f"<p>{text(done)}</p>"
+    if not summary.get("complete", True):
+        body += f"<p>{text(words('unfinished', run=shlex.quote(str(facts.run.path))))}</p>"
+    if figures is None:
+        top1 = summary["best"]["top1"]
+        missing = words("no_evaluation", split=facts.split, run=facts.run.path)
+        return f'<p class="headline">{top1:.1%}</p><p>{text(split)}</p><p class="quiet">{text(missing)}</p>{body}'
     low, high = figures["interval"]
-    classes = figures["per_class"]
-    commonest = max(c["n"] for c in classes) / figures["n"]
+    counts = [c["n"] for c in figures["per_class"]]
+    commonest = max(counts) / figures["n"]
+    said = words(
+        "range",
+        low=low,
+        high=high,
+        top5=figures["top5"],
+        classes=len(counts),
+        commonest=commonest,
+        lots=1 / len(counts),
+    )
+    scale = (
+        f'<div class="scale" role="img" aria-label="{figures["top1"]:.1%}">'
+        f'<div class="reached" style="width:{figures["top1"]:.2%}"></div>'
+        f'<div class="range" style="left:{low:.2%};width:{high - low:.2%}"></div>'
+        f'<div class="guess" style="left:{commonest:.2%}"></div></div>'
+    )
+    digits = 2 if figures["n"] >= 1000 else 1  # more would be noise
     return (
-        f'<p class="headline">{figures["top1"]:.1%}</p><p>of {figures["n"]:,} {split} images labelled rightly '
-        f"(95 % interval {low:.1%} to {high:.1%}); {figures['top5']:.1%} within the first five. Always saying the "
-        f"commonest of the {len(classes)} classes gives {commonest:.1%}. Best epoch {summary['best']['epoch']} of "
-        f"{summary['epochs']}, {summary['seconds']:,.0f} s of training.</p>"
+        f'<p class="headline">{figures["top1"]:.{digits}%}</p>'
+        f"<p>{text(words('right', n=figures['n'], split=facts.split))}</p>{scale}<p>{text(said)}</p>{body}"
+        f'<p class="quiet">{text(words("scale"))}</p>'
     )
 
 
-def curves_svg(rows: list[dict[str, Any]]) -> str:
-    """Loss and top-1 by epoch, training and validation, as an SVG element."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    epochs = [r["epoch"] for r in rows]
-    split = rows[0]["split"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    marker = "o" if len(rows) < 40 else None
-    for axes, keys, title in ((left, ("train_loss", "val_loss"), "loss"), (right, ("train_top1", "top1"), "top-1")):
-        for key, colour, name, style in zip(keys, (ORANGE, BLUE), ("training", split), ("--", "-"), strict=True):
-            axes.plot(epochs, [r[key] for r in rows], style, color=colour, label=name, marker=marker, markersize=3)
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
-    right.yaxis.set_major_formatter(PercentFormatter(1.0))
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+def _next(facts: Facts, confusion: Confusion | None, confidence: Confidence | None, words: Words) -> str:
+    items = [
+        f"<li{' class=warn' if advice.warns else ''}>{text(words('advice_' + advice.key, **advice.values))}"
+        + (f"<pre>{text(advice.command)}</pre>" if advice.command else "")
+        + "</li>"
+        for advice in advise(facts, confusion, confidence)
+    ]
+    return f'<ul class="advice">{"".join(items)}</ul>'
 
 
-def _classes(per_class: list[dict[str, Any]]) -> str:
-    body = "".join(
-        f"<tr><td>{escape(c['label'])}</td><td>{c['n']:,}</td><td>{c['precision']:.1%}</td><td>{c['recall']:.1%}</td>"
-        f"<td>{c['f1']:.3f}</td><td style='width:6rem'><div class='bar' style='width:{c['f1']:.1%}'></div></td></tr>"
-        for c in sorted(per_class, key=lambda c: c["f1"])
+def _alarms(facts: Facts, words: Words) -> str:
+    """What training said of itself: {epoch, kind, text} each."""
+    alarms = facts.stored("alarms.json") or []
+    said = (words("at_epoch", n=alarm["epoch"], said=alarm["text"]) for alarm in alarms)
+    items = (f"<li class=warn>{text(sentence)}</li>" for sentence in said)
+    return f'<ul class="advice">{"".join(items)}</ul>' if alarms else ""
+
+
+def _warnings(page: Page, facts: Facts) -> str:
+    """Of `alexnet check` where the run folder keeps them, and the files that were left out."""
+    check = facts.stored("check.json") or {}
+    body = "".join(f"<p>{text(warning)}</p>" for warning in check.get("warnings", ()))
+    if facts.bad_files:
+        columns = (Column("picture", "long"), Column("why", "long"))
+        body += f"<p>{text(page.words('left_out', n=len(facts.bad_files)))}</p>"
+        body += page.table("bad_files", columns, facts.bad_files[:LISTED])
+    return body
+
+
+# ── how it learned ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _curves(page: Page, facts: Facts) -> str:
+    runs = {facts.name: facts.rows}
+
+    def plot(name: str, train: str | None, val: str) -> str:
+        return page.plot(name, lambda theme, words: curve_figure(runs, train, val, theme, words, words(name)))
+
+    plots = plot("loss", "train_loss", "val_loss") + plot("top1", "train_top1", "top1")
+    plots += plot("rate", None, "lr") + plot("speed", None, "images_per_second")
+    words = page.words
+    table = page.table(
+        "epochs", [Column(head, form) for head, _, form in EPOCHS],
+        [[row.get(key) for _, key, _ in EPOCHS] for row in facts.rows],
+    )  # fmt: skip
+    return (
+        f'<p>{text(words("curves_said", split=facts.rows[0]["split"]))}</p><div class="plots">{plots}</div>'
+        f"<details><summary>{text(words('every_epoch'))}</summary>{table}</details>"
     )
-    head = "<tr><th>class</th><th>images</th><th>precision</th><th>recall</th><th>F1</th><th></th></tr>"
-    return f'<div class="wide"><table>{head}{body}</table></div>'
 
 
-def _epochs(rows: list[dict[str, Any]]) -> str:
-    body = "".join(
-        f"<tr><td>{r['epoch']}</td><td>{r['train_loss']:.4f}</td><td>{r['train_top1']:.1%}</td><td>{r['val_loss']:.4f}"
-        f"</td><td>{r['top1']:.1%}</td><td>{r['lr']:.2g}</td><td>{r['images_per_second']:,.0f}</td>"
-        f"<td>{r['seconds']:.1f}</td></tr>"
-        for r in rows
-    )
-    names = ("epoch", "train loss", "train top-1", "loss", "top-1", "rate", "images/s", "seconds")
-    head = "<tr>" + "".join(f"<th>{n}</th>" for n in names) + "</tr>"
-    return f'<div class="wide"><table>{head}{body}</table></div>'
+# ── what it says ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _facts(run: Run, summary: dict[str, Any]) -> str:
-    env = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
-    described = (run.named_checkpoint("best") or run.path) / MODEL
-    preprocess = json.loads(described.read_text(encoding="utf-8"))["preprocess"]
-    versions = ", ".join(f"{k} {v}" for k, v in env["versions"].items() if v)
-    facts = {
-        "architecture": f"{summary['arch']}, {summary['parameters']:,} parameters",
-        "input": "{channels}×{size}×{size}".format_map(preprocess),
-        "precision": f"{summary['precision']} on {summary['device']}",
-        "machine": f"{env.get('gpu') or env['cpu']}, {env['cores']} cores",
-        "versions": versions,
-        "again": f"alexnet train {run.path / 'recipe.json'}",
-    }
-    body = "".join(
-        f"<tr><td>{k}</td><td style='text-align:left;overflow-wrap:anywhere'>{escape(str(v))}</td></tr>"
-        for k, v in facts.items()
-    )
-    return f"<table>{body}</table>"
+def _confusion(page: Page, found: Confusion) -> str:
+    words = page.words
+    page.plot("confusion", lambda theme, words: confusion_figure(found, theme, words), inline=False)
+    columns = (Column("true", "text"), Column("said", "text"), Column("times", ",d"), Column("share", ".1%"))
+    pairs = found.pairs(PAIRS)
+    table = f"<div><h3>{text(words('pairs'))}</h3>{page.table('confusions', columns, pairs)}</div>" if pairs else ""
+    return f"<p>{text(words('confusion_said'))}</p><div class='beside'>{confusion_html(found, words)}{table}</div>"
+
+
+def _classes(page: Page, facts: Facts, found: Confusion) -> str:
+    assert facts.figures is not None, "there are answers"
+    mostly = found.mostly()
+    columns = (
+        Column("class", "text"), Column("images", ",d"), Column("precision", ".1%"), Column("recall", ".1%"),
+        Column("f1", ".3f"), Column("", "bar"), Column("mostly", "text"), Column("times", ",d"),
+    )  # fmt: skip
+    rows = [
+        (c["label"], c["n"], c["precision"], c["recall"], c["f1"], c["f1"], *mostly.get(c["label"], ("", None)))
+        for c in sorted(facts.figures["per_class"], key=lambda c: c["f1"])
+    ]
+    return f"<p>{text(page.words('classes_said'))}</p>{page.table('classes', columns, rows, sortable=True)}"
+
+
+def _cases(page: Page, facts: Facts, answers: Answers, which: str) -> str:
+    """The surest mistakes or the least sure successes: pictures where they can be had, and names."""
+    words = page.words
+    mistakes, lucky = find_cases(answers.names, answers.targets, answers.logits, facts.classes, CASES)
+    cases = mistakes if which == "mistakes" else lucky
+    if not cases:
+        return f"<p>{text(words('no_mistakes'))}</p>" if which == "mistakes" else ""
+    page.table(
+        which, (Column("picture", "long"), Column("true", "text"), Column("said", "text"), Column("sure", ".1%")),
+        [(case.name, case.true, case.said, case.p) for case in cases],
+    )  # fmt: skip
+    small = thumbnails(facts.run, [case.name for case in cases], facts.run.path / "report" / "pictures")
+    gone = f'<p class="quiet">{text(words("pictures_gone", why=small.why))}</p>' if small.why else ""
+    body = "".join(f"<figure>{small.html(case.name)}{_caption(case, words)}</figure>" for case in cases)
+    return f'<p>{text(words(which + "_said"))}</p>{gone}<div class="pictures">{body}</div>'
+
+
+def _caption(case: Case, words: Words) -> str:
+    said = words("is" if case.said == case.true else "is_not", said=case.said, p=case.p, true=case.true)
+    return f"<figcaption><b>{text(said)}</b><br>{text(case.name)}</figcaption>"
+
+
+# ── inside ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _filters(page: Page, facts: Facts) -> str:
+    """The filters that read the picture, figure 3 of the paper."""
+    best = facts.run.named_checkpoint("best")
+    if best is None:
+        return ""
+    weights = conv_weights(read_model(best).model)
+    name = next((name for name, own in weights.items() if own.shape[1] in (1, 3)), None)
+    if name is None:
+        return f"<p>{text(page.words('no_filters'))}</p>"
+    own = weights[name]
+    said = page.words("filters_said", name=name, n=len(own), k=own.shape[2], channels=own.shape[1])
+    figure = page.plot("filters", lambda theme, _: _filters_figure(own, theme))
+    return f'<p>{text(said)}</p><div class="plots full">{figure}</div>'
+
+
+def _filters_figure(weights: np.ndarray, theme: Theme) -> Figure:
+    columns = 12 if len(weights) % 12 == 0 else 16 if len(weights) > 32 else 8
+    filters = filter_tiles(weights, theme)
+    sheet = tiles(filters, columns, np.zeros(3), theme.paper)
+    there = tiles(np.ones_like(filters), columns, np.zeros(3), "black")[..., :1]
+    sheet = np.concatenate([sheet, there], axis=2)  # between the filters the page shows, whatever its colour
+    figure = Figure(figsize=(6, 6 * sheet.shape[0] / sheet.shape[1]))
+    axes = figure.add_axes((0, 0, 1, 1))
+    show(axes, sheet, interpolation="none", aspect="auto")
+    return figure

@@ -10,18 +10,24 @@ from __future__ import annotations
 import json
 import math
 import time
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from alexnet import runtime
 from alexnet.data.loading import Batch
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.inference import calibration
 from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.networks.model import Network
 from alexnet.runs import Run, add_to_model, read_model, write_json, write_text
+from alexnet.training.alarms import alarms
+from alexnet.training.budget import Budget
+from alexnet.training.contact_sheet import write_contact_sheet
+from alexnet.training.dead import dead_channels
 from alexnet.training.interruption import Interrupted, StopSignal
 from alexnet.training.optim import Plan, plan
 from alexnet.training.prepare import Prepared
@@ -30,12 +36,16 @@ from alexnet.training.state import Position
 from alexnet.training.step import TrainStep
 
 LOOK_EVERY = 20  # steps between looks at the loss: each look waits for the device
+SHOWN = 32  # pictures of augmented.png
+LOOKED_AT = 128  # validation pictures on which channels are looked for that are never active
 
 
 class Loop:
     """One run. `fit` trains to the end and returns what `summary.json` says."""
 
-    def __init__(self, prepared: Prepared, run: Run, model: Network, report: Progress) -> None:
+    def __init__(
+        self, prepared: Prepared, run: Run, model: Network, report: Progress, budget: Budget | None = None
+    ) -> None:
         self.prepared, self.recipe, self.run, self.report = prepared, prepared.recipe, run, report
         self.device, self.precision, self.parallel = prepared.device, prepared.precision, prepared.parallel
         self.parameters = sum(t.numel() for t in model.parameters())
@@ -43,8 +53,9 @@ class Loop:
         self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
         self.scaler = self.train_step.scaler
         self.position = Position()
+        self.budget = budget
         self.restored = False
-        self.alarmed: set[str] = set()
+        self.alarms: list[dict[str, Any]] = []
 
     def restore(self, position: Position, training: dict[str, Any]) -> None:
         """Go on from `position`; the weights are in the model already."""
@@ -58,12 +69,16 @@ class Loop:
         # a crash may have left a line too many, one too few, or half a line
         rows = "".join(json.dumps(row) + "\n" for row in position.history)
         self.parallel.first(lambda: write_text(self.run.metrics_jsonl, rows))
+        for done in range(1, len(position.history) + 1):  # what was said before; `_warn` writes it again with the next
+            self._new_alarms(position.history[:done])
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def fit(self) -> dict[str, Any]:
         """Train until the last epoch or `limit_steps`; then evaluate the result. Returns the summary."""
         p = self.position
+        if not self.restored:
+            self.parallel.first(self._draw_augmented)
         with StopSignal() as stop:
             while not self._ended():
                 try:
@@ -85,14 +100,20 @@ class Loop:
     def _train_epoch(self, stop: StopSignal) -> None:
         """The rest of the current epoch, or as much as `limit_steps` or a stop signal leaves of it."""
         p, epoch, train = self.position, self.position.epoch, self.prepared.train
-        self.model.train()
+        self.train_step.train()
         loss_sum = torch.tensor(p.loss_sum, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
         sums = torch.stack([loss_sum, torch.tensor(p.hits, dtype=loss_sum.dtype)]).to(self.device)
         before, began = p.seconds, time.monotonic()
+        batches = train.batches(epoch, start=p.batch)
         if self._at_limit():  # stopped after the very last step: only the validation is left
             return
         try:
-            for batch in train.batches(epoch, start=p.batch):
+            while True:
+                asked = time.monotonic()
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                p.waited += time.monotonic() - asked
                 loss, hits = self._train_step(batch, epoch)
                 sums += torch.stack([loss * len(batch.ids), hits]).to(sums.dtype)
                 p.step += 1
@@ -118,7 +139,7 @@ class Loop:
         return plan(self.recipe, step, len(self.prepared.train), self.position.history)
 
     def _ended(self) -> bool:
-        return self.position.ended(self.recipe.epochs, self.recipe.limit_steps)
+        return self.position.ended(self.recipe)
 
     def _at_limit(self) -> bool:
         return self.recipe.limit_steps is not None and self.position.step >= self.recipe.limit_steps
@@ -144,6 +165,9 @@ class Loop:
             "lr": self._plan(max(p.step - 1, 0)).lr,
             "images_per_second": p.seen / p.seconds if p.seconds else 0.0,
             "seconds": p.seconds + time.monotonic() - began,
+            "waiting": p.waited / p.seconds if p.seconds else 0.0,
+            "memory": runtime.most_memory(self.device),
+            "dead": dead_channels(self.model, self._some_pictures),
         }
         p.epoch += 1
         p.history.append(row)
@@ -156,8 +180,10 @@ class Loop:
         if chosen:
             self._write_evaluation(recipe.validate_on, outputs)
         self._write_summary()
-        self.report.epoch(row, recipe.epochs, recipe.validate_on)
-        self._warn(row)
+        self.report.epoch({**row, "best": p.best}, recipe.epochs, recipe.validate_on)
+        self._warn()
+        if self.budget is not None and not self._ended():
+            self._keep_to(self.budget)
 
     def _evaluate(self, split: str) -> Outputs:
         batches = self.prepared.evaluation[split]
@@ -249,19 +275,44 @@ class Loop:
         if not math.isfinite(loss):
             raise TrainingFailed(
                 f"The loss became {loss} before step {self.position.step:,}: the learning rate is too high for "
-                f"this network; try --lr {self.recipe.lr / 3:.2g} or --clip-norm 1."
+                f"this network; try --lr {self.recipe.lr / 3:.2g} or --set clip_norm=1."
             )
 
-    def _warn(self, row: dict[str, Any]) -> None:
-        """Say in plain words, once, that the network is not learning, and what usually helps."""
-        chance = math.log(len(self.prepared.classes))
-        if "stuck" not in self.alarmed and row["step"] >= 100 and row["train_loss"] > 0.985 * chance:
-            self.alarmed.add("stuck")
-            self.report.say(
-                f"The loss is {row['train_loss']:.3f}, and guessing among {len(self.prepared.classes)} classes gives "
-                f"{chance:.3f}: nothing is being learned yet; if the next epochs stay here, try --norm batch, "
-                f"--init kaiming, or --lr {self.recipe.lr / 3:.2g} or {self.recipe.lr * 3:.2g}."
-            )
+    def _warn(self) -> None:
+        """Say in plain words, once a run, what goes wrong and what usually helps; `alarms.json` keeps it."""
+        new = self._new_alarms(self.position.history)
+        for alarm in new:
+            self.report.say(alarm["text"])
+        if new:
+            self.parallel.first(lambda: write_json(self.run.path / "alarms.json", self.alarms))
+
+    def _new_alarms(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The alarms of kinds that were not known yet, which are so now."""
+        known = {alarm["kind"] for alarm in self.alarms}
+        found = alarms(rows, self.recipe, len(self.prepared.classes))
+        new = [{"epoch": rows[-1]["epoch"], "kind": kind, "text": text} for kind, text in found if kind not in known]
+        self.alarms += new
+        return new
+
+    def _keep_to(self, budget: Budget) -> None:
+        """Fewer epochs, or after the first one more, where the time is not what was expected."""
+        epochs = budget.epochs(self.position.history, self.recipe.epochs)
+        if epochs != self.recipe.epochs:
+            self.recipe = replace(self.recipe, epochs=epochs)
+            self.parallel.first(lambda: write_text(self.run.recipe_json, self.recipe.to_json() + "\n"))
+            self.report.say(f"{epochs} epochs fit the time.")
+
+    @cached_property
+    def _some_pictures(self) -> torch.Tensor:
+        """The first validation pictures as the network reads them."""
+        batch = next(iter(self.prepared.evaluation[self.recipe.validate_on].batches(0)))
+        return self.prepared.preprocess.normalise(batch.images[:LOOKED_AT].to(self.device))
+
+    def _draw_augmented(self) -> None:
+        """Show in `augmented.png` what the network is trained on: the first batch as it reads it."""
+        batch = next(iter(self.prepared.train.batches(0)))
+        first = Batch(batch.images[:SHOWN], batch.targets[:SHOWN], batch.ids[:SHOWN])
+        write_contact_sheet(self.run.path / "augmented.png", self.train_step.shown(first, 0, self._plan(0)))
 
 
 def _better(row: dict[str, Any], best: dict[str, Any]) -> bool:

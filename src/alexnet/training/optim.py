@@ -72,19 +72,22 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer, in a group of "weights" (matrices and kernels), which decay, and one of "biases" (all
     vectors, those of normalisation included), which decay only where the recipe says so. Each group carries its `kind`.
 
-    A recipe with changes, or with dropout as in 2012, has such groups for each layer (`layer` is its name, else empty),
-    and the latter a `scale` of the weights' rate, see `kept_inputs`. Parameters come in the same order, weights first,
-    so that either kind of checkpoint fits. torch's SGD is fused: one pass over weight, gradient and momentum instead of
-    several, ten times as fast for 23 million weights.
+    A recipe with changes, with dropout as in 2012 or with the weights of another network has such groups for each layer
+    (`layer` is its name, else empty), and the last two a `scale` of its rate: see `kept_inputs` and `Recipe.old_lr`.
+    Parameters come in the same order, weights first, so that either kind of checkpoint fits. torch's SGD is fused: one
+    pass over weight, gradient and momentum instead of several, ten times as fast for 23 million weights.
     """
     kept = kept_inputs(model) if recipe.unscaled_dropout else {}
-    apart = bool(recipe.changes or kept)
+    slower = recipe.old_lr if recipe.weights else 1.0
+    apart = bool(recipe.changes or kept or slower != 1)
+    head = list(model.named_parameters())[-1][0].rpartition(".")[0]
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for name, p in sorted(model.named_parameters(), key=lambda named: named[1].ndim <= 1):
         layer, kind = name.rpartition(".")[0] if apart else "", "weights" if p.ndim > 1 else "biases"
         decay = recipe.weight_decay if kind == "weights" or recipe.decay_biases else 0.0
-        scale = kept.get(layer, 1.0) ** 2 if kind == "weights" else 1.0
-        group = {"params": [], "layer": layer, "kind": kind, "scale": scale, "weight_decay": decay / scale}
+        share = kept.get(layer, 1.0) ** 2 if kind == "weights" else 1.0
+        scale = share if layer == head else share * slower
+        group = {"params": [], "layer": layer, "kind": kind, "scale": scale, "weight_decay": decay / share}
         groups.setdefault((layer, kind), group)["params"].append(p)
     if recipe.optimizer == "sgd2012":
         return SGD2012(groups.values(), lr=recipe.lr, momentum=recipe.momentum)

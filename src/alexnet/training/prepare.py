@@ -24,15 +24,19 @@ from alexnet.data.sources import load_source, read_files
 from alexnet.data.statistics import SAMPLED, mean_and_std, measure, principal_colours, read_mean_image
 from alexnet.errors import UserError
 from alexnet.inference.evaluate import BATCH_SIZE, evaluation_batches
+from alexnet.inference.formats import Opened, open_model
 from alexnet.networks.architectures import TORCHVISION
 from alexnet.networks.edits import edited
 from alexnet.networks.model import Spec, specify
 from alexnet.networks.spec import AlexNetSpec, layers
+from alexnet.runs import Checkpoint
 from alexnet.runtime import Precision
 from alexnet.training.changes import check_layers
+from alexnet.training.fit import augmented, fit
 from alexnet.training.parallel import Single
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
+from alexnet.training.transfer import begin_with
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Prepared:
     precision: Precision
     parallel: Single
     colour_basis: ColourBasis | None = None  # there is one where the recipe asks for colour noise
+    class_weights: torch.Tensor | None = None  # float32 (classes,), mean 1 over the training pictures; with --balance
+    start: Opened | None = None  # what --weights names, at the start of a run
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -60,18 +66,23 @@ def prepare(
     recipe: Recipe,
     report: Progress,
     split: SplitRows | None = None,
-    mean_image: torch.Tensor | None = None,
+    saved: Checkpoint | None = None,
     parallel: Single | None = None,
 ) -> Prepared:
-    """Read the data, fit the rest to it. `split` and `mean_image` are those of an earlier run, to be used again.
-    Raises `UserError`.
+    """Read the data, fit the rest to it. `split` and `saved`, a checkpoint, are those of an earlier run, to be used
+    again. Raises `UserError`.
 
     What is chosen by measuring this machine is chosen by the first process of `parallel` for all.
     """
     parallel = parallel or Single()
     device = runtime.pick_device(recipe.device)
     precision = parallel.first(lambda: runtime.pick_precision(recipe.precision, device))
-    if recipe.arch != "auto":  # a misspelt name should not wait for the data
+    start = open_model(recipe.weights) if recipe.weights and saved is None else None
+    if start is not None and recipe.arch not in ("auto", start.model.spec.name):
+        raise UserError(
+            f"--weights {recipe.weights} is a '{start.model.spec.name}', not --arch {recipe.arch}; leave --arch out."
+        )
+    if recipe.arch != "auto" and start is None and saved is None:  # a misspelt name should not wait for the data
         parallel.check(spec_of(recipe, num_classes=2, channels=None))
     source = load_source(
         recipe.source,
@@ -94,12 +105,19 @@ def prepare(
         report.say(note)
     for name, reason in source.bad[:10]:
         report.say(f"Left out {name}: {reason}.")
+    pictures = len(source.splits["train"])
+    recipe, reasons = fit(recipe, pictures, len(source.classes))
+    if reasons:
+        report.say(reasons)
     batch_size = recipe.batch_size or (32 if device.type == "cpu" else 128)
     chosen = {"precision": precision.name, "batch_size": batch_size}
     recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
     if recipe.labels and recipe.labels.is_file():  # else it lies in the data
         recipe = replace(recipe, labels=recipe.labels.absolute())
-    if recipe.arch == "auto":
+    known = (saved.model.spec, saved.preprocess) if saved else None
+    if start is not None:
+        recipe, known = begin_with(start, recipe, source, report)
+    elif recipe.arch == "auto":
         recipe = _fit_architecture(recipe, source, device)
         thinner = f", {recipe.width:g} of its width" if recipe.width != 1 else ""
         report.say(
@@ -108,17 +126,23 @@ def prepare(
         )
     elif recipe.arch.startswith(TORCHVISION) and recipe.image_size is None:
         recipe = replace(recipe, image_size=_fitting_size(source))
-    spec = spec_of(recipe, len(source.classes), source.channels)
+    spec = known[0] if known else spec_of(recipe, len(source.classes), source.channels)
+    recipe = augmented(recipe, spec.image_size)
     parallel.check(spec)
     augment = Augment(
         crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
         flip=recipe.flip, crop_chunk=recipe.crop_chunk, rotate=recipe.rotate, jitter=recipe.jitter,
         mixup=recipe.mixup, cutmix=recipe.cutmix,
     )  # fmt: skip
-    geometry = Preprocess(
-        size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=source.channels,
-        mean=(0.0,) * source.channels, std=(1.0,) * source.channels, stretch=recipe.stretch,
-    )  # fmt: skip
+    zeros, ones = (0.0,) * source.channels, (1.0,) * source.channels  # measured below
+    if known is not None:
+        geometry = replace(known[1], mean=zeros, std=ones, mean_image=None)
+    else:
+        geometry = Preprocess(
+            size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=source.channels,
+            mean=zeros, std=ones, stretch=recipe.stretch,
+        )  # fmt: skip
+    mean_image = known[1].mean_image if known else None
     if recipe.noisy and source.channels == 1:
         raise UserError("Colour noise needs pictures in colour, and these are grey; set colour_noise to 0.")
     if mean_image is None and recipe.mean_image not in ("none", "own"):
@@ -152,7 +176,16 @@ def prepare(
         + f", {len(source.classes)} classes; {spec.name} at {source.channels}×{spec.image_size}×{spec.image_size} "
         f"on {device} in {precision.name} ({precision.reason})."
     )
-    return Prepared(recipe, spec, preprocess, augment, source, train, evaluation, device, precision, parallel, basis)
+    return Prepared(
+        recipe, spec, preprocess, augment, source, train, evaluation, device, precision, parallel, basis,
+        class_weights(part.targets, len(source.classes)) if recipe.balance else None, start,
+    )  # fmt: skip
+
+
+def class_weights(targets: torch.Tensor, classes: int) -> torch.Tensor:
+    """float32 (classes,): what a picture of each class counts so that all classes count alike, 1 on average."""
+    counts = torch.bincount(targets.cpu(), minlength=classes)
+    return (len(targets) / (counts > 0).sum() / counts.clamp(min=1)).float()
 
 
 def spec_of(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
@@ -184,9 +217,11 @@ def spec_of(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
 def _fit_architecture(recipe: Recipe, source: Source, device: torch.device) -> Recipe:
     """The architecture and image size for pictures of this size: the 32-pixel network up to 100 pixels, where the
     stride of 4 and the three pools of the 224-pixel networks would leave nothing. On a CPU half the width, which
-    trains almost four times as fast (CIFAR-10 on two cores: 1,210 images/s instead of 312)."""
+    trains almost four times as fast (CIFAR-10 on two cores: 1,210 images/s instead of 312), or a quarter."""
     wanted = recipe.image_size or _fitting_size(source)
-    width = 0.5 if device.type == "cpu" and recipe.width == 1 else recipe.width
+    width = recipe.width
+    if device.type == "cpu" and width == 1:
+        width = 0.25 if 48 < wanted <= 128 else 0.5  # 64 pixels cost four times what 32 do
     return replace(recipe, arch="cifar" if wanted <= 128 else "torchvision", image_size=wanted, width=width)
 
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 from alexnet import runtime
+from alexnet.errors import UserError
 
 
 class Progress(Protocol):
@@ -33,10 +36,14 @@ class Progress(Protocol):
 
 def epoch_line(row: dict[str, Any], epochs: int, split: str) -> str:
     """The plain line of a finished epoch."""
+    best, memory = row.get("best"), row.get("memory")
+    after = f"  best {best['top1']:.2%} (epoch {best['epoch']})" if best and best["epoch"] != row["epoch"] else ""
+    left = f"  {_duration((epochs - row['epoch']) * row['seconds'])} left" if epochs > row["epoch"] else ""
+    held = f"  {memory / 2**30:.1f} GiB" if memory else ""
     return (
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}  "
         f"train top-1 {row['train_top1']:.2%}  {split} loss {row['val_loss']:.4f}  {split} top-1 {row['top1']:.2%}  "
-        f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
+        f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s{held}{left}{after}"
     )
 
 
@@ -111,6 +118,35 @@ class Live:
 
     def close(self) -> None:
         self._bar.stop()
+
+
+class WithTensorBoard:
+    """Another `Progress`, and the curves in the form that TensorBoard reads."""
+
+    def __init__(self, shown: Progress, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._shown = shown
+        self._writer = SummaryWriter(str(folder))
+        self.say, self.work, self.step = shown.say, shown.work, shown.step
+
+    def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
+        self._shown.epoch(row, epochs, split)
+        names = {"train_loss": "loss/train", "val_loss": f"loss/{split}", "train_top1": "top1/train"}
+        names |= {"top1": f"top1/{split}", "lr": "lr", "images_per_second": "images_per_second"}
+        for key, name in names.items():
+            self._writer.add_scalar(name, row[key], row["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._shown.close()
+
+
+def check_tensorboard() -> None:
+    """Raises `UserError` where its package is not installed."""
+    if find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs the package tensorboard; install it with: pip install tensorboard")
 
 
 def _duration(seconds: float) -> str:

@@ -11,10 +11,11 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
-from alexnet.errors import UserError, unknown_name
+from alexnet.errors import UserError
 from alexnet.training.changes import Change, check_changes
+from alexnet.training.settings import convert_all, seconds_of
 
 Schedule = Literal["constant", "step", "plateau", "cosine", "one-cycle"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
@@ -39,14 +40,23 @@ class Flags:
     """Refuse data with another number of classes than this."""
     norm: Literal["auto", "lrn", "batch", "none"] = "auto"
     """Normalisation; auto is the architecture's own."""
-    activation: Literal["auto", "relu", "tanh", "sigmoid"] = "auto"
-    """Activation function; auto is the architecture's own."""
     init: str = "auto"
     """Initial weights: paper, code2012, caffe, caffenet, kaiming, xavier, torch; auto is the architecture's own."""
     width: float = 1.0
     """Scale all channel counts and hidden units by this."""
+    weights: str | None = None
+    """Start from a trained network: a run folder, a checkpoint folder, or torchvision:IMAGENET1K_V1. It brings its
+    architecture and preprocessing; the last layer is new where the classes are other ones."""
+    freeze: str = "auto"
+    """Layers that keep the weights they start with: none, features (all but the last), or names such as conv1-conv5 or
+    conv1,conv2. auto, with --weights: features for up to 50 pictures a class, the convolutions for up to 500, else
+    none."""
     epochs: int = 10
     """Passes over the training images."""
+    time_budget: str | None = None
+    """Choose the number of epochs so that the whole run takes so long: 90s, 10m, 1.5h."""
+    early_stop: int = 0
+    """Stop after this many epochs without a better validation figure; 0 never does."""
     limit_steps: int | None = None
     """Stop after this many optimizer steps in all, as at the end of an epoch."""
     batch_size: int | None = 128
@@ -65,20 +75,20 @@ class Flags:
     """L2 penalty."""
     label_smoothing: float = 0.0
     """Share of each target spread evenly over all classes."""
+    balance: bool = False
+    """Weigh each class's share of the loss as if all had as many images."""
+    augment: Literal["auto", "none", "light", "medium", "strong"] = "auto"
+    """How much training pictures are changed; auto is the recipe's own. augmented.png in the run folder shows it."""
     crop_chunk: int = 1
     """Images in a row that share one random crop and flip; 32 as the 2012 code did."""
     mixup: float = 0.0
     """Alpha of MixUp; 0 is off."""
     cutmix: float = 0.0
     """Alpha of CutMix; 0 is off."""
-    clip_norm: float | None = None
-    """Largest norm of the gradient of all weights together."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of convolutions and products; auto measures which is faster."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
-    channels_last: bool = True
-    """Keep images and weights in the memory order that convolutions like best."""
     compile: bool = False
     """Run the network through torch.compile."""
     parallel: Literal["none", "towers"] = "none"
@@ -89,6 +99,8 @@ class Flags:
     """Seed of the split, the initial weights, the order and every augmentation."""
     skip_bad: bool = False
     """Train without the files that cannot be read, and list them in bad_files.csv."""
+    tensorboard: bool = False
+    """Write the curves for TensorBoard too, into the run folder; needs the package tensorboard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +117,21 @@ class Recipe(Flags):
     dropout: float | None = None
     """Probability of dropping a unit of fc6 or fc7; the architecture's own where None."""
 
+    fitted: tuple[str, ...] = ()
+    """Settings that are chosen from the data in place of what stands here, unless somebody gives them."""
+    activation: Literal["auto", "relu", "tanh", "sigmoid"] = "auto"
+    """Activation function; auto is the architecture's own."""
+    old_lr: float = 0.1
+    """With `weights`: the learning rate of the layers that they brought, as a share of that of a new last layer."""
     edits: tuple[str, ...] = ()
     """Changes to the network by name, as in networks/edits.py: "average-pool", "without-conv4" …"""
 
     optimizer: Literal["sgd", "sgd2012"] = "sgd"
     """`sgd2012` keeps the learning rate inside the velocity, so that a drop does not slow what moves already."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient of all weights together."""
+    channels_last: bool = True
+    """Keep images and weights in the memory order that convolutions like best."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
     unscaled_dropout: bool = False
@@ -206,62 +228,18 @@ def read_recipe(path: str | Path) -> Recipe:
 def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Recipe:
     """`recipe` with the named settings changed, each checked against its declared type.
 
-    Another architecture comes as it is, with its own image size, width, norm, activation, initial weights and
-    dropout, unless these are named too: `cifar10 --arch paper` is the paper's network, not a thinned one.
+    What is given is no longer `fitted` to the data. Another architecture comes as it is, with its own image size,
+    width, norm, activation, initial weights and dropout, unless these are named too: `cifar10 --arch paper` is the
+    paper's network, not a thinned one.
     """
     if values.get("arch", recipe.arch) != recipe.arch:
         plain = Recipe()
         of_arch = ("image_size", "width", "norm", "activation", "init", "dropout")
         recipe = dataclasses.replace(recipe, **{name: getattr(plain, name) for name in of_arch})
-    return dataclasses.replace(recipe, **_convert_all(Recipe, values, "", where))
-
-
-def _convert_all(kind: type, values: dict[str, Any], prefix: str, where: str) -> dict[str, Any]:
-    """The fields of the dataclass `kind` that `values` names, converted; `prefix` stands before their names."""
-    hints = get_type_hints(kind)
-    if unknown := [key for key in values if key not in hints]:
-        raise unknown_name("setting", prefix + str(unknown[0]), [prefix + name for name in hints], where)
-    return {key: _convert(prefix + key, value, hints[key], where) for key, value in values.items()}
-
-
-def _convert(key: str, value: Any, kind: Any, where: str, hint: Any = None) -> Any:
-    """`value` (as JSON or a caller gives it) as the type `kind`, part of the declared `hint`."""
-    wrong = UserError(f"The setting {key}{where} cannot be {value!r}; it must be {_describe(hint or kind)}.")
-    options = get_args(kind)
-    if get_origin(kind) is Literal:
-        if value not in options:
-            raise wrong
-        return value
-    if get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)) or (Ellipsis not in options and len(value) != len(options)):
-            raise wrong
-        return tuple(_convert(f"{key}[{i}]", entry, options[0], where) for i, entry in enumerate(value))
-    if kind is Change:
-        value = dataclasses.asdict(value) if isinstance(value, Change) else value
-        if not isinstance(value, dict) or "epoch" not in value:
-            raise wrong
-        return Change(**_convert_all(Change, value, f"{key}.", where))
-    if options:  # X | None
-        return None if value is None else _convert(key, value, options[0], where, kind)
-    if kind is Path and isinstance(value, (str, Path)):
-        return Path(value)
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind is not float and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise wrong
-
-
-def _describe(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
-    if get_origin(kind) is tuple:
-        return "a list of " + {float: "numbers", str: "texts", Change: "changes"}[get_args(kind)[0]]
-    if kind is Change:
-        return "an object with an epoch, and with layers, lr, bias_lr or colour_noise"
-    if options := get_args(kind):
-        return f"{_describe(options[0])} or null"
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}[kind]
+    changed = dataclasses.replace(recipe, **convert_all(Recipe, values, "", where))
+    if "fitted" in values:  # a whole recipe.json
+        return changed
+    return dataclasses.replace(changed, fitted=tuple(name for name in changed.fitted if name not in values))
 
 
 def _check_numbers(r: Recipe) -> None:
@@ -269,7 +247,7 @@ def _check_numbers(r: Recipe) -> None:
     positive = {"epochs", "limit_steps", "batch_size", "accumulate", "image_size", "width", "clip_norm", "step_epochs"}
     positive |= {"crop_chunk"}
     at_least_0 = {"lr", "warmup", "weight_decay", "mixup", "cutmix", "padding", "rotate", "patience", "workers"}
-    at_least_0 |= {"bias_lr_ratio", "colour_noise"}
+    at_least_0 |= {"bias_lr_ratio", "colour_noise", "early_stop", "old_lr"}
     shares = {"momentum", "label_smoothing", "dropout", "peak", "final_lr"}
     for name in sorted(positive | at_least_0 | shares):
         value = getattr(r, name)
@@ -286,6 +264,12 @@ def _check_numbers(r: Recipe) -> None:
             raise UserError(f"{flag} must be at least 0 and less than 1, not {value}.")
     if r.batch_size is not None and r.accumulate > r.batch_size:
         raise UserError(f"--accumulate {r.accumulate} cannot be larger than --batch-size {r.batch_size}.")
+    if r.time_budget is not None:
+        seconds_of(r.time_budget)
+    if r.early_stop and r.validate_on == "test":
+        raise UserError("--early-stop would choose by the test images, which this recipe validates on.")
+    if r.weights and (r.edits or r.unscaled_dropout):
+        raise UserError("--weights brings a network as it is; this recipe changes its own (edits, unscaled_dropout).")
     if r.num_classes is not None and r.num_classes < 2:
         raise UserError(f"--num-classes must be at least 2, not {r.num_classes}.")
     if r.nesterov and r.momentum == 0:

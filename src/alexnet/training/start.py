@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -30,14 +31,17 @@ from alexnet.runs import (
     write_json,
     write_text,
 )
+from alexnet.training.budget import Budget, first_guess
 from alexnet.training.loop import Loop
 from alexnet.training.optim import shrink_kept_inputs
 from alexnet.training.parallel import begin
 from alexnet.training.prepare import Prepared, prepare
-from alexnet.training.progress import Progress, default_progress
+from alexnet.training.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.training.recipe import FLAG_NAMES, Recipe, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
+from alexnet.training.settings import seconds_of
 from alexnet.training.state import Position
+from alexnet.training.transfer import frozen_layers, take_weights
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,21 @@ def train(
     if resume and folder is not None and (folder / "recipe.json").is_file():
         return resume_run(Run(folder), progress=progress, wanted=recipe)
     Run.check_free(folder)
+    began = time.monotonic()
+    if recipe.tensorboard:
+        check_tensorboard()
+    if recipe.time_budget and recipe.parallel != "none":
+        raise UserError(f"--time-budget is for one process, not for --parallel {recipe.parallel}; give --epochs.")
     parallel = begin(recipe.parallel, recipe.device)
     report = progress or default_progress()
     try:
         prepared = prepare(recipe, report, parallel=parallel)
         model = _fresh(prepared)
+        prepared, budget = _in_time(prepared, model, began, report)
         run = parallel.first(lambda: Run.create(prepared.recipe.name, folder, prepared.recipe.to_json()))
         parallel.first(lambda: _write_facts(run, prepared))
-        return TrainingResult(run.path, Loop(prepared, run, model, report).fit())
+        report = _with_curves(report, prepared.recipe, run)
+        return TrainingResult(run.path, Loop(prepared, run, model, report, budget).fit())
     finally:
         report.close()
         parallel.close()
@@ -138,7 +149,7 @@ def resume_run(
     folder = run.named_checkpoint("last")
     training = read_training(folder) if folder else None
     position = Position.from_training(training) if training else Position()
-    ended = position.ended(recipe.epochs, recipe.limit_steps)
+    ended = position.ended(recipe)
     if epochs is not None:
         now = position.epoch if ended else recipe.epochs
         recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
@@ -153,7 +164,7 @@ def resume_run(
             return TrainingResult(run.path, summary, already_finished=True)
         split = read_split(run.split_csv) if run.split_csv.is_file() else None
         saved = read_model(folder) if folder else None
-        prepared = prepare(recipe, report, split, saved.preprocess.mean_image if saved else None, processes)
+        prepared = prepare(recipe, report, split, saved, processes)
         if saved:
             if saved.classes != prepared.classes:
                 raise UserError(
@@ -167,6 +178,7 @@ def resume_run(
             processes.first(lambda: _write_facts(run, prepared))
         if epochs is not None:
             processes.first(lambda: write_text(run.recipe_json, prepared.recipe.to_json() + "\n"))
+        report = _with_curves(report, prepared.recipe, run)
         loop = Loop(prepared, run, model, report)
         if training:
             loop.restore(position, training)
@@ -183,7 +195,28 @@ def _fresh(prepared: Prepared) -> Network:
     model = build(prepared.spec)
     if prepared.recipe.unscaled_dropout:
         shrink_kept_inputs(model)
+    if prepared.start is not None:
+        take_weights(model, prepared.start, prepared.classes)
+    frozen_layers(model, prepared.recipe.freeze)  # what is no layer should be told before the run folder is made
     return model
+
+
+def _in_time(prepared: Prepared, model: Network, began: float, report: Progress) -> tuple[Prepared, Budget | None]:
+    """With --time-budget: the recipe with as many epochs as fit, and what the loop keeps to."""
+    recipe = prepared.recipe
+    if recipe.time_budget is None:
+        return prepared, None
+    epochs, budget = first_guess(prepared, model, Budget(seconds_of(recipe.time_budget), began))
+    if epochs >= 1:
+        report.say(f"{epochs} epochs fit {recipe.time_budget}; the first one will tell better.")
+    else:
+        report.say(f"Not even one epoch fits {recipe.time_budget}; one is trained all the same.")
+    return replace(prepared, recipe=replace(recipe, epochs=max(epochs, 1))), budget
+
+
+def _with_curves(report: Progress, recipe: Recipe, run: Run) -> Progress:
+    """`report`, and TensorBoard's files too where the recipe wants them; written by the first process."""
+    return WithTensorBoard(report, run.path / "tensorboard") if recipe.tensorboard and runtime.rank() == 0 else report
 
 
 def _write_facts(run: Run, prepared: Prepared) -> None:
@@ -200,7 +233,20 @@ def _write_facts(run: Run, prepared: Prepared) -> None:
 
 def _differences(stored: Recipe, wanted: Recipe) -> str:
     """The flags that `wanted` sets to something else than the run's recipe, but for those that preparing fills in."""
-    filled = {"arch", "image_size", "width", "precision", "batch_size", "workers", "data"}
+    filled = {
+        "weights",
+        "freeze",
+        "epochs",
+        "lr",
+        "augment",
+        "arch",
+        "image_size",
+        "width",
+        "precision",
+        "batch_size",
+        "workers",
+        "data",
+    }
     changed = [
         f"--{name.replace('_', '-')} {new} (it has {old})"
         for name in FLAG_NAMES

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alexnet.errors import UserError
+from alexnet.training.recipe import Recipe
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Position:
     loss_sum: float = 0.0  # over those images
     hits: float = 0.0  # of those images, how many were right
     seconds: float = 0.0  # wall time spent in that epoch
+    waited: float = 0.0  # of it, until the next batch was there
     best: dict[str, Any] | None = None  # the row of the best epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl
 
@@ -43,11 +45,15 @@ class Position:
         except (KeyError, TypeError) as error:
             raise UserError("The checkpoint's training.pt was written by other software or another version.") from error
 
-    def ended(self, epochs: int, limit_steps: int | None) -> bool:
-        """Whether a run of so many epochs, or of so many steps in all, has no epoch left to train or to validate."""
-        return self.batch == 0 and (self.epoch >= epochs or (limit_steps is not None and self.step >= limit_steps))
+    def ended(self, recipe: Recipe) -> bool:
+        """Whether a run by `recipe` has no epoch left to train or to validate."""
+        if self.batch:
+            return False
+        limit = recipe.limit_steps
+        late = recipe.early_stop and self.best is not None and self.epoch - self.best["epoch"] >= recipe.early_stop
+        return self.epoch >= recipe.epochs or (limit is not None and self.step >= limit) or bool(late)
 
     def start_epoch(self) -> None:
         """Forget the sums of the epoch that has just ended."""
         self.batch = self.seen = 0
-        self.loss_sum = self.hits = self.seconds = 0.0
+        self.loss_sum = self.hits = self.seconds = self.waited = 0.0

@@ -20,6 +20,7 @@ from alexnet.networks.layers import drawn_dropout
 from alexnet.networks.model import Network
 from alexnet.training.optim import Plan, make_optimizer
 from alexnet.training.prepare import Prepared
+from alexnet.training.transfer import freeze
 
 
 class TrainStep:
@@ -32,9 +33,17 @@ class TrainStep:
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         self.layout: torch.memory_format = layout
         self.model = self.parallel.split(model).to(self.device).to(memory_format=layout)
+        self.still = freeze(self.model, self.recipe.freeze)
         self.network = torch.compile(self.model) if self.recipe.compile else self.model  # what the forward pass calls
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = self.parallel.scaler(self.device, enabled=self.precision.name == "fp16")
+        self.class_weights = prepared.class_weights.to(self.device) if prepared.class_weights is not None else None
+
+    def train(self) -> None:
+        """Put the network into training mode, but for what is frozen."""
+        self.model.train()
+        for module in self.still:
+            module.eval()
 
     def __call__(self, batch: Batch, epoch: int, number: int, plan: Plan) -> tuple[Tensor, Tensor]:
         """Step `number` of the run, in `accumulate` parts; the mean loss and the number right, on the device.
@@ -55,8 +64,7 @@ class TrainStep:
             dropout = drawn_dropout(self.model, n, rows, partial(runtime.derive_seed, recipe.seed, "dropout", number))
             with dropout, self.precision.autocast(self.device):
                 logits = self.network(part_x.contiguous(memory_format=self.layout))
-            loss = F.cross_entropy(logits.float(), part_y, label_smoothing=recipe.label_smoothing)
-            loss = loss * (len(part_x) / n)
+            loss = self._loss(logits.float(), part_y) * (len(part_x) / n)
             self.scaler.scale(loss / self.parallel.processes).backward()
             total += loss.detach()
             answers = part_y if part_y.ndim == 1 else part_y.argmax(dim=1)  # of a mixture, its larger share
@@ -68,6 +76,22 @@ class TrainStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return total, hits
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the pictures; with class weights divided by their number, and not by the weights that they
+        happen to have, so that parts of a batch add up."""
+        smoothing = self.recipe.label_smoothing
+        if self.class_weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        total = F.cross_entropy(logits, targets, self.class_weights, label_smoothing=smoothing, reduction="sum")
+        return total / len(logits)
+
+    def shown(self, batch: Batch, epoch: int, plan: Plan) -> Tensor:
+        """What the network reads of a batch, as pictures again: uint8 N×C×size×size, on the CPU."""
+        torch.manual_seed(runtime.derive_seed(self.recipe.seed, "step", 0))
+        x, _ = self._inputs(batch, epoch, plan)
+        scale, shift = (c.to(x.device) for c in self.prepared.preprocess.constants(x.shape[-1]))
+        return ((x - shift) / scale).round_().clamp_(0, 255).to(torch.uint8).cpu()
 
     def _inputs(self, batch: Batch, epoch: int, plan: Plan) -> tuple[Tensor, Tensor]:
         """What the network reads, and its targets, on the device: moved as bytes, then augmented and normalised."""
