@@ -55,12 +55,17 @@ def float_onnx(opened: Opened) -> Path:
     return path
 
 
-def prepare(opened: Opened) -> None:
+def make_files(opened: Opened) -> None:
+    """The engines' files, where they are not there."""
     for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
         obtain(engines.KINDS[name].file, opened, name)
     for name in engines.CALIBRATED:
         if Store(opened.identity).find(engines.KINDS[name].file) is None:
             obtain(engines.KINDS[name].file, opened, name, data("imagenet-photos-200"))
+
+
+def prepare(opened: Opened) -> None:
+    make_files(opened)
     for batch in (1, 32):
         compiled(opened)(torch.zeros(batch, 3, 224, 224))
         open_engine(opened, Wanted("fast", CPU), pictures(batch))
@@ -173,6 +178,7 @@ def time_all(opened: Opened, tries: int, seconds: float) -> None:
 def measure_memory() -> None:
     """Peak resident memory of a process that does one thing: batch 1, then 32. Engines run from their stored file, as
     in the second `predict`, without torch."""
+    make_files(network())
     results = []
     for name in ("eager", *(name for name in OURS if name != "fast")):
         command = [

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import profile
 
+from alexnet import runtime
 from alexnet.insight.timing import interleaved
 from alexnet.networks.layers import LocalResponseNorm
 from alexnet.networks.model import create_model, specify
@@ -101,8 +100,7 @@ def work(connection: Connection, make: Callable[[], Callable[[], None]], threads
         elif question == "kept":
             connection.send(kept_for_backward(step))
         elif question == "peak":
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            connection.send(peak if sys.platform == "darwin" else peak * 1024)
+            connection.send(runtime.most_memory())
         elif question == "profile":
             with profile() as seen:
                 step()
