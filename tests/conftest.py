@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from alexnet.data.preprocess import Preprocess
+from alexnet.deploy.export import Export, Exporter
+from alexnet.inference.described import FORMATS
 from alexnet.runs import write_model
 from alexnet.training.progress import Silent
 from alexnet.training.start import train
@@ -54,3 +57,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(4):
             make_picture(root / name / f"{n}.jpg", i, 10 * i + n, size=(150, 110))
     return root
+
+
+@pytest.fixture(scope="session")
+def exports(checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
+    """`checkpoint` in every format that `dev` installs, files called `net`. Tests must not change them; copy them."""
+    folder = tmp_path_factory.mktemp("exports")
+    kinds = ("onnx", "openvino", "torchscript", "pt2", "huggingface")
+    with Exporter(checkpoint, images=photos) as exporter:
+        return {kind: exporter.export(kind, folder / f"net{FORMATS[kind].suffix}") for kind in kinds}
+
+
+@pytest.fixture
+def files(exports: dict[str, Export], tmp_path: Path) -> Path:
+    """A folder with a copy of `exports`, which may be damaged."""
+    return Path(shutil.copytree(exports["onnx"].file.parent, tmp_path / "files"))

@@ -23,19 +23,9 @@ from helpers import make_picture
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint, photos, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported")
-    with Exporter(checkpoint, images=photos) as exporter:
-        for name in ("net.onnx", "net.xml", "net.pt", "net.pt2"):
-            kind = {".onnx": "onnx", ".xml": "openvino", ".pt": "torchscript", ".pt2": "pt2"}[Path(name).suffix]
-            exporter.export(kind, folder / name)
-    return folder
-
-
-@pytest.fixture
-def files(exported, tmp_path):
-    """A copy that may be damaged."""
-    return Path(shutil.copytree(exported, tmp_path / "files"))
+def exported(exports):
+    """The folder of all files."""
+    return exports["onnx"].file.parent
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml"])
