@@ -14,7 +14,7 @@ from collections.abc import Callable
 from alexnet.cli.arguments import _typed
 from alexnet.cli.checking import check
 from alexnet.cli.commands import arch, command_train, evaluate, predict, report, resume
-from alexnet.cli.deploying import export
+from alexnet.cli.deploying import export, serve
 from alexnet.cli.looking import features, show
 from alexnet.cli.measuring import ablate, bench, doctor
 from alexnet.cli.printing import _speaks
@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "show": _typed(show),
     "features": _typed(features),
     "export": _typed(export),
+    "serve": _typed(serve),
     "ablate": _typed(ablate),
     "bench": _typed(bench),
     "doctor": _typed(doctor),

@@ -6,12 +6,17 @@ gradients) gets a twin of it with the same weights, so that it cannot meddle wit
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from alexnet.errors import UserError
 from alexnet.inference.engines import EXACT
@@ -38,7 +43,9 @@ class Served:
     """What it was opened from, as it was told."""
     architecture: str
     engine: str
-    """What computes it: an engine's name, or for an exported file its format and precision."""
+    """What computes it: an engine as `--engine` names it, or the format of an exported file."""
+    precision: str | None
+    """What it keeps its numbers in; None where the engine's name says so, or it is chosen at the first pictures."""
 
 
 class Models(Mapping[str, Served]):
@@ -98,14 +105,51 @@ def open_models(
     return Models(found)
 
 
+def warm_up(served: Served, batch: int) -> None:
+    """Let a network compute one picture and a full batch, so that no request waits for what is made at first use.
+
+    An engine other than exact is compared with it, or chosen, on these pictures: those of the run, where they are.
+    """
+    pictures = np.random.default_rng(0).integers(0, 256, (batch, *_shape(served)), np.uint8)
+    if served.opened is not None and served.engine != EXACT:
+        with contextlib.suppress(UserError):
+            from alexnet.inference.quantise import calibration_pictures
+
+            pictures = np.resize(calibration_pictures(served.opened, None), pictures.shape)
+    for some in (pictures, pictures[:1]):  # the batch first: an engine is chosen for what it sees first
+        served.classifier.probabilities(torch.from_numpy(np.ascontiguousarray(some)))
+
+
+def _shape(served: Served) -> tuple[int, int, int]:
+    preprocess = served.classifier.preprocess
+    return preprocess.channels, preprocess.size, preprocess.size
+
+
+def looks_of(served: Served) -> list[str]:
+    """What can be shown of a network besides its answers: saliency, activations, similar, samples."""
+    if served.opened is None:
+        return []
+    from alexnet.networks.model import AlexNet
+
+    run = served.run
+    can = {
+        "saliency": importlib.util.find_spec("captum") is not None,
+        "activations": isinstance(served.opened.model, AlexNet),
+        "similar": run is not None and any((run.path / "index").glob("*/index.json")),
+        "samples": run is not None,
+    }
+    return [name for name, there in can.items() if there]
+
+
 def _file(name: str, classifier: Classifier, file: Exported, source: str | Path) -> Served:
     told = file.description
-    return Served(name, classifier, None, None, str(source), told.network, f"{told.kind} {told.precision}")
+    return Served(name, classifier, None, None, str(source), told.network, told.kind, told.precision)
 
 
 def _run(name: str, classifier: Classifier, opened: Opened, source: str | Path, engine: str) -> Served:
     twin = dataclasses.replace(opened, model=_twin(opened.model))
-    return Served(name, classifier, twin, opened.run, str(source), opened.model.spec.name, engine)
+    precision = "fp32" if engine in (EXACT, "onnxruntime", "openvino") else None
+    return Served(name, classifier, twin, opened.run, str(source), opened.model.spec.name, engine, precision)
 
 
 def _twin(model: Any) -> Any:

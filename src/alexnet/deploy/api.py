@@ -1,0 +1,248 @@
+"""The routes for programs: /v1/predict, /v1/models, /healthz, /readyz, /metrics.
+
+Every error is {"error": "one sentence"} with its status. Bodies are read here and not by FastAPI, which would read
+them whole, or onto the disk, before anybody counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from alexnet.data.images import BadImage
+from alexnet.deploy.batching import Batcher, Full, Outcome, Unread
+from alexnet.deploy.bodies import FIELD, JSON, MULTIPART, RAW, Named, Refused, busy, pictures_in
+from alexnet.deploy.limits import Settings
+from alexnet.deploy.metrics import FAILED, TOO_LARGE
+from alexnet.deploy.models import Models, Served, looks_of
+from alexnet.errors import UserError, unknown_name
+from alexnet.inference.predict import Prediction
+
+GONE = 499  # for the counts: there is nobody to answer
+
+
+class Label(BaseModel):
+    """One label of a picture."""
+
+    label: str
+    p: float
+
+
+class Labelled(BaseModel):
+    """What the network says of one picture, or why nothing."""
+
+    path: str
+    labels: list[Label]
+    unsure: bool | None
+    confidence: float | None
+    error: str | None
+
+
+class Predictions(BaseModel):
+    """The answer of /v1/predict."""
+
+    model: str
+    predictions: list[Labelled]
+
+
+class Problem(BaseModel):
+    """Why a request is not answered as it asks, and what helps, in one sentence."""
+
+    error: str
+
+
+SAYS = {
+    401: "No token, or another one", 404: "No network of that name", 408: "The body came too slowly",
+    413: "Too many bytes, pixels or pictures", 415: "A body of another type", 422: "Nothing that can be labelled",
+    500: "A fault of the server's own", 503: "Too much to do; Retry-After tells when to ask again",
+}  # fmt: skip
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer beside what it is for, as FastAPI declares it."""
+    return {status: {"model": Problem, "description": SAYS[status]} for status in statuses}
+
+
+def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Response(text.encode("utf-8", "backslashreplace"), status, headers, "application/json")
+
+
+async def allowed(request: Request) -> None:
+    """Raise `Refused` (401) unless the request bears the server's token, if it has one."""
+    token = request.app.state.settings.token
+    if token is None:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode())
+    if scheme.lower() != "bearer" or not same:
+        raise Refused(
+            401,
+            "This server wants a token; send the header 'Authorization: Bearer <token>'.",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+def pick(models: Models, name: str | None) -> Served:
+    """The network called `name`, the first one unless given. Raises `Refused` (404)."""
+    if name is not None and name not in models:
+        raise Refused(404, str(unknown_name("model", name[:100], list(models))))
+    return models[name or models.default]
+
+
+def router(models: Models, settings: Settings) -> APIRouter:
+    """The routes under /v1."""
+    routes = APIRouter(prefix="/v1", dependencies=[Depends(allowed)])
+    most = max(len(one.classifier.classes) for one in models.values())
+    files = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    body = {
+        MULTIPART: {"schema": _object({**files, "items": {"type": "string", "format": "binary"}})},
+        JSON: {"schema": _object({**files, "items": {"type": "string", "format": "byte"}})},
+        "image/*": binary,
+        RAW: binary,
+    }
+
+    known = Query(None, json_schema_extra={"enum": [*models]})
+    labels_wanted = Query(None, ge=1, le=most)
+
+    @routes.post(
+        "/predict",
+        response_model=Predictions,
+        responses=problems(401, 404, 408, 413, 415, 422, 503),
+        openapi_extra={"requestBody": {"required": True, "content": body}},
+    )
+    async def predict(
+        request: Request,
+        model: str | None = known,
+        top_k: int | None = labels_wanted,
+        ten_crop: bool = False,
+    ) -> Response:
+        """Label pictures: one as the body itself, several as a form or as base64 in JSON.
+
+        One that cannot be read has its `error`, and the rest their labels; if none can be read, that is 422.
+        `top_k` is how many labels, 5 or all of fewer classes; `ten_crop` averages ten views as the paper does.
+        """
+        served = pick(models, model)
+        classes = len(served.classifier.classes)
+        if top_k is not None and top_k > classes:
+            raise Refused(
+                422, f"top_k is {top_k}, and the network {served.name} knows {classes} classes; ask for less."
+            )
+        batcher: Batcher = request.app.state.batcher
+        if batcher.full:  # before its body is read
+            raise busy(batcher.retry_after())
+        pictures = await pictures_in(request, settings)
+        labels = batcher.label(served, [data for _, data in pictures], 10 if ten_crop else 1)
+        try:
+            outcomes = await unless_gone(request, labels)
+        except Full as error:
+            raise busy(error.seconds) from None
+        _check(pictures, outcomes)
+        predictions = [_prediction(served, *both, top_k or 5) for both in zip(pictures, outcomes, strict=True)]
+        return answer({"model": served.name, "predictions": [p.to_dict() for p in predictions]})
+
+    @routes.get("/models", responses=problems(401))
+    async def list_models() -> dict[str, Any]:
+        """What networks there are, and what may be sent."""
+        limits = {"bytes": settings.max_bytes, "pixels": settings.max_pixels, "images": settings.max_images}
+        return {"default": models.default, "models": [_describe(one, limits) for one in models.values()]}
+
+    return routes
+
+
+def _object(images: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": [FIELD], "properties": {FIELD: images}, "additionalProperties": False}
+
+
+def _describe(one: Served, limits: dict[str, int]) -> dict[str, Any]:
+    preprocess = one.classifier.preprocess
+    return {
+        "name": one.name, "architecture": one.architecture, "classes": list(one.classifier.classes),
+        "image_size": preprocess.size, "channels": preprocess.channels, "engine": one.engine,
+        "precision": one.precision, "views": [1, 10], "looks": looks_of(one), "limits": limits,
+    }  # fmt: skip
+
+
+def _check(pictures: list[Named], outcomes: list[Outcome]) -> None:
+    """Raise `Refused` if none of the pictures has an answer, or if one failed by a fault of ours."""
+    bad = [outcome for outcome in outcomes if isinstance(outcome, Unread)]
+    if any(one.result == FAILED for one in bad):
+        raise Refused(500, "The server failed to label this; its log tells why.")
+    if len(bad) < len(outcomes):
+        return
+    reasons = "; ".join(f"{name}: {one.reason}" for (name, _), one in zip(pictures[:3], bad, strict=False))
+    if any(one.result == TOO_LARGE for one in bad):
+        raise Refused(413, f"The picture is too large ({reasons}); send a smaller one.")
+    raise Refused(422, f"No picture could be read ({reasons}); send JPEG, PNG or another plain format.")
+
+
+def _prediction(served: Served, picture: Named, outcome: Outcome, top: int) -> Prediction:
+    name = picture[0]
+    if isinstance(outcome, Unread):
+        return Prediction(name, error=outcome.reason)
+    return served.classifier.told(name, outcome, top)
+
+
+async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+    """What `work` gives, which is cancelled if the client goes; then raises starlette's `ClientDisconnect`.
+
+    The body must have been read.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tell_errors(app: FastAPI) -> None:
+    """Make what is raised an answer; what should not have been raised is left to `Door`."""
+
+    async def refused(_: Request, error: Any) -> Response:
+        return answer({"error": error.sentence}, error.status, error.headers)
+
+    async def http(_: Request, error: Any) -> Response:
+        known = {404: "There is nothing here; /docs tells what there is.", 405: "This path takes another method."}
+        return answer({"error": known.get(error.status_code, str(error.detail))}, error.status_code, error.headers)
+
+    async def invalid(_: Request, error: Any) -> Response:
+        first = error.errors()[0]
+        where, why = first["loc"][-1], first["msg"]
+        return answer({"error": f"{where} cannot be that: {why[:1].lower()}{why[1:]}; /docs tells what it takes."}, 422)
+
+    async def bad_input(_: Request, error: Any) -> Response:
+        return answer({"error": str(error)}, 422)
+
+    async def gone(_: Request, __: Any) -> Response:
+        return Response(status_code=GONE)
+
+    for kind, handler in {
+        Refused: refused, HTTPException: http, RequestValidationError: invalid, UserError: bad_input,
+        BadImage: bad_input, ClientDisconnect: gone,
+    }.items():  # fmt: skip
+        app.add_exception_handler(kind, handler)
