@@ -31,6 +31,7 @@ from alexnet.deploy.batching import Batcher
 from alexnet.deploy.bodies import Held, busy
 from alexnet.deploy.door import Door, patient
 from alexnet.deploy.limits import Settings
+from alexnet.deploy.looking import router as looking_router
 from alexnet.deploy.metrics import Metrics
 from alexnet.deploy.models import Models, warm_up
 from alexnet.errors import UserError
@@ -64,6 +65,7 @@ def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
 
     api.tell_errors(app)
     app.include_router(api.router(models, settings))
+    app.include_router(looking_router(models))
     _for_operators(app, metrics)
     if settings.cors:
         app.add_middleware(
