@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from alexnet.data.preprocess import Preprocess
 from alexnet.runs import write_model
 from alexnet.training.progress import Silent
 from alexnet.training.start import train
+from browsing import CHROMIUM
 from helpers import FRUIT, make_folder, make_picture, sharp
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much on a busy machine
@@ -54,3 +57,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(4):
             make_picture(root / name / f"{n}.jpg", i, 10 * i + n, size=(150, 110))
     return root
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The system's Chromium, by playwright; without one the test is skipped."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; it is in the extra dev")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here; install it to see pages as people do")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -121,7 +121,9 @@ function bar({ label, p }) {
   const filled = make("i");
   filled.style.width = `${100 * p}%`;
   const track = make("span", { className: "bar" }, filled);
-  return make("li", {}, make("span", { className: "label", text: label }), track, make("b", { text: percent(p) }));
+  const name = make("span", { className: "label" });
+  for (const part of label.split(/(?<=[_/])/)) name.append(part, make("wbr")); // where long_names may break
+  return make("li", {}, name, track, make("b", { text: percent(p) }));
 }
 
 // ── looks inside ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,7 +164,7 @@ function report() {
   const done = batch.filter((card) => card.answer || card.error);
   if (batch.length > 1) return status(say("done_many", { done: done.length, all: batch.length }));
   if (!done.length) return undefined;
-  const { answer, error } = done[0], name = done[0].name();
+  const { answer, error } = done[0], name = done[0].name().slice(0, 40);
   if (error) return status(say("failed_one", { name, error }));
   const [{ label, p }] = answer.labels;
   return status(say(answer.unsure ? "done_one_unsure" : "done_one", { name, label, p: percent(p) }));

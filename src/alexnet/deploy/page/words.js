@@ -17,8 +17,8 @@ const WORDS = {
     api: "How programs ask this server",
     waiting: "Waiting for the answer …",
     picture: "The picture {name}",
-    unsure: "The network is unsure: its confidence of {confidence} is too low to rely on.",
-    sure: "Confidence {confidence}, enough for an answer.",
+    unsure: "The network is unsure: its confidence, {confidence}, is below its threshold. Do not rely on these labels.",
+    sure: "Confidence {confidence}, above the network's threshold.",
     truth: "Its true label: {label}.",
     shrunk: "Shrunk in this browser from {from} to {to} pixels, since the server takes no more; the numbers may differ " +
       "a little from those of the whole picture.",
@@ -45,8 +45,8 @@ const WORDS = {
     seen: "What the network sees",
     saliency_said: "What speaks for “{label}” ({p})",
     "saliency_grad-cam": "Orange is where the maps of the last convolution speak for the label (Grad-CAM).",
-    saliency_occlusion: "A grey square hides one place after the other. Where that makes the label less likely it is " +
-      "orange, where more likely blue.",
+    saliency_occlusion: "A grey square hides one place after the other. Orange is where that lowers the score of " +
+      "the label, blue where it raises it.",
     activations: "Layer by layer",
     activations_said: "Of each layer the eight maps with the largest mean, dark for nothing, yellow for the largest; of " +
       "fully connected layers all units. “Active” is the share of values above zero.",
@@ -70,8 +70,8 @@ const WORDS = {
     api: "程序如何调用本服务器",
     waiting: "等待回答……",
     picture: "图片 {name}",
-    unsure: "网络没有把握：置信度只有 {confidence}，不足以采信。",
-    sure: "置信度 {confidence}，可以作答。",
+    unsure: "网络没有把握：置信度 {confidence} 低于它的阈值，请不要依赖这些标签。",
+    sure: "置信度 {confidence}，高于该网络的阈值。",
     truth: "真实标签：{label}。",
     shrunk: "服务器不接受这么大的图片，已在浏览器中从 {from} 缩小到 {to} 像素；结果可能与原图略有不同。",
     too_large: "{name} 超过服务器的上限（{limit}），浏览器也无法把它缩小。",
@@ -97,7 +97,7 @@ const WORDS = {
     seen: "网络看到的图片",
     saliency_said: "哪些地方支持“{label}”（{p}）",
     "saliency_grad-cam": "橙色：最后一个卷积层的特征图在这些地方支持该标签（Grad-CAM）。",
-    saliency_occlusion: "用灰色方块依次遮住各处：遮住后标签变得不太可能的地方为橙色，更可能的地方为蓝色。",
+    saliency_occlusion: "用灰色方块依次遮住各处：遮住后标签得分下降的地方为橙色，上升的地方为蓝色。",
     activations: "逐层查看",
     activations_said: "每层显示平均值最大的八张特征图，深色表示零，黄色表示最大值；全连接层显示全部单元。“激活”是大于零的比例。",
     stage: "{name}：{shape}，{active} 激活",
