@@ -14,10 +14,11 @@ from collections.abc import Callable
 from alexnet.cli.arguments import _typed
 from alexnet.cli.checking import check
 from alexnet.cli.commands import arch, command_train, evaluate, predict, report, resume
-from alexnet.cli.deploying import export, serve
+from alexnet.cli.deploying import export
 from alexnet.cli.looking import features, show
 from alexnet.cli.measuring import ablate, bench, doctor
 from alexnet.cli.printing import _speaks
+from alexnet.cli.serving import serve
 from alexnet.errors import TrainingFailed, UserError, unknown_name
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import Awaitable
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -80,7 +79,7 @@ def answer(document: Any, status: int = 200, headers: dict[str, str] | None = No
 
 
 async def allowed(request: Request) -> None:
-    """Raise `Refused` (401) unless the request bears the server's token, if it has one."""
+    """Raise `Refused` (401) unless the request bears the server's token, if it has one; for FastAPI's `Depends`."""
     token = request.app.state.settings.token
     if token is None:
         return
@@ -103,7 +102,7 @@ def pick(models: Models, name: str | None) -> Served:
 
 def router(models: Models, settings: Settings) -> APIRouter:
     """The routes under /v1."""
-    routes = APIRouter(prefix="/v1", dependencies=[Depends(allowed)])
+    routes = APIRouter(prefix="/v1")
     most = max(len(one.classifier.classes) for one in models.values())
     files = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
     binary = {"schema": {"type": "string", "format": "binary"}}
@@ -114,46 +113,38 @@ def router(models: Models, settings: Settings) -> APIRouter:
         RAW: binary,
     }
 
-    known = Query(None, json_schema_extra={"enum": [*models]})
-    labels_wanted = Query(None, ge=1, le=most)
+    parameters = [
+        _query("model", {"type": "string", "enum": [*models]}, "The first network unless given."),
+        _query("top_k", {"type": "integer", "minimum": 1, "maximum": most}, "How many labels; 5 unless given."),
+        _query("ten_crop", {"type": "boolean"}, "Average ten views, as the paper does."),
+    ]
 
     @routes.post(
         "/predict",
         response_model=Predictions,
         responses=problems(401, 404, 408, 413, 415, 422, 503),
-        openapi_extra={"requestBody": {"required": True, "content": body}},
+        openapi_extra={"parameters": parameters, "requestBody": {"required": True, "content": body}},
     )
-    async def predict(
-        request: Request,
-        model: str | None = known,
-        top_k: int | None = labels_wanted,
-        ten_crop: bool = False,
-    ) -> Response:
+    async def predict(request: Request) -> Response:
         """Label pictures: one as the body itself, several as a form or as base64 in JSON.
 
         One that cannot be read has its `error`, and the rest their labels; if none can be read, that is 422.
-        `top_k` is how many labels, 5 or all of fewer classes; `ten_crop` averages ten views as the paper does.
         """
-        served = pick(models, model)
-        classes = len(served.classifier.classes)
-        if top_k is not None and top_k > classes:
-            raise Refused(
-                422, f"top_k is {top_k}, and the network {served.name} knows {classes} classes; ask for less."
-            )
+        await allowed(request)  # asked through FastAPI, this and the next line take as long as all the rest
+        served, top, views = _wanted(request, models)
         batcher: Batcher = request.app.state.batcher
         if batcher.full:  # before its body is read
             raise busy(batcher.retry_after())
         pictures = await pictures_in(request, settings)
-        labels = batcher.label(served, [data for _, data in pictures], 10 if ten_crop else 1)
         try:
-            outcomes = await unless_gone(request, labels)
+            outcomes = await unless_gone(request, batcher.label(served, [data for _, data in pictures], views))
         except Full as error:
             raise busy(error.seconds) from None
         _check(pictures, outcomes)
-        predictions = [_prediction(served, *both, top_k or 5) for both in zip(pictures, outcomes, strict=True)]
+        predictions = [_prediction(served, *both, top) for both in zip(pictures, outcomes, strict=True)]
         return answer({"model": served.name, "predictions": [p.to_dict() for p in predictions]})
 
-    @routes.get("/models", responses=problems(401))
+    @routes.get("/models", dependencies=[Depends(allowed)], responses=problems(401))
     async def list_models() -> dict[str, Any]:
         """What networks there are, and what may be sent."""
         limits = {"bytes": settings.max_bytes, "pixels": settings.max_pixels, "images": settings.max_images}
@@ -164,6 +155,26 @@ def router(models: Models, settings: Settings) -> APIRouter:
 
 def _object(images: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": [FIELD], "properties": {FIELD: images}, "additionalProperties": False}
+
+
+def _query(name: str, schema: dict[str, Any], what: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": what}
+
+
+def _wanted(request: Request, models: Models) -> tuple[Served, int, int]:
+    """The network, the number of labels and the number of views that a request asks for. Raises `Refused`."""
+    asked = request.query_params
+    if unknown := asked.keys() - {"model", "top_k", "ten_crop"}:
+        raise Refused(422, str(unknown_name("parameter", min(unknown)[:100], ("model", "top_k", "ten_crop"))))
+    served = pick(models, asked.get("model"))
+    classes = len(served.classifier.classes)
+    top_k = asked.get("top_k", str(min(5, classes)))
+    if not (top_k.isascii() and top_k.isdecimal() and 1 <= int(top_k[:9]) <= classes):
+        raise Refused(422, f"top_k must be a number from 1 to {classes}, as many as {served.name} knows classes.")
+    ten_crop = asked.get("ten_crop", "false").lower()
+    if ten_crop not in ("true", "false", "1", "0"):
+        raise Refused(422, "ten_crop must be true or false.")
+    return served, int(top_k), 10 if ten_crop in ("true", "1") else 1
 
 
 def _describe(one: Served, limits: dict[str, int]) -> dict[str, Any]:
@@ -195,21 +206,21 @@ def _prediction(served: Served, picture: Named, outcome: Outcome, top: int) -> P
     return served.classifier.told(name, outcome, top)
 
 
-async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
     """What `work` gives, which is cancelled if the client goes; then raises starlette's `ClientDisconnect`.
 
     The body must have been read.
     """
-    task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
+    gone.add_done_callback(lambda _: work.cancel())  # nothing happens to what is done
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone.done() and not gone.cancelled():
+            raise ClientDisconnect from None
+        raise
     finally:
         gone.cancel()
-        task.cancel()
 
 
 async def _gone(request: Request) -> None:

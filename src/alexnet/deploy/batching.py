@@ -64,10 +64,18 @@ class _Request:
 
     def __init__(self, count: int) -> None:
         self.loop = asyncio.get_running_loop()
-        self.answered: asyncio.Future[None] = self.loop.create_future()
+        self.answer: asyncio.Future[list[Outcome]] = self.loop.create_future()
+        self.answer.add_done_callback(self._leave)
         self.outcomes: list[Outcome | None] = [None] * count
         self.left = count
-        self.gone = False
+        self.gone = False  # nobody waits any more
+
+    def _leave(self, _: object) -> None:
+        self.gone = True
+
+    def wake(self) -> None:
+        if not self.answer.done():
+            self.answer.set_result([outcome for outcome in self.outcomes if outcome is not None])
 
 
 class _Picture:
@@ -129,8 +137,8 @@ class Batcher:
         """Whole seconds after which about half of what is inside should be done, from 1 to 30."""
         return min(30, max(1, round(self._inside * self._seconds_each / 2)))
 
-    async def label(self, served: Served, pictures: Sequence[bytes], views: int = 1) -> list[Outcome]:
-        """What the network says of each of `pictures`, the bytes of files. Raises `Full`.
+    def label(self, served: Served, pictures: Sequence[bytes], views: int = 1) -> asyncio.Future[list[Outcome]]:
+        """What the network will have said of each of `pictures`, the bytes of files. Raises `Full`.
 
         Cancelled, it drops them.
         """
@@ -143,11 +151,7 @@ class Batcher:
         request = _Request(len(pictures))
         for place, data in enumerate(pictures):
             self._to_decode.put(_Picture(request, place, line, data))
-        try:
-            await request.answered
-        finally:
-            request.gone = True  # or answered: then nobody looks any more
-        return [outcome for outcome in request.outcomes if outcome is not None]
+        return request.answer
 
     def close(self) -> None:
         """Finish what is inside, then end the threads."""
@@ -256,5 +260,4 @@ class Batcher:
 
 def _wake(requests: list[_Request]) -> None:
     for request in requests:
-        if not request.answered.done():
-            request.answered.set_result(None)
+        request.wake()

@@ -5,6 +5,7 @@ Nothing is written to the disk. A file name is a label in the answer, and never 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -12,7 +13,6 @@ from collections.abc import AsyncGenerator
 from pathlib import PurePosixPath
 from typing import Any
 
-import anyio
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -63,24 +63,42 @@ async def read_body(request: Request) -> bytes:
         raise _too_large(settings)
     chunks: list[bytes] = []
     size = 0
-    try:
-        with anyio.fail_after(settings.timeout):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > settings.max_bytes:
-                    raise _too_large(settings)
-                if held.bytes + len(chunk) > held.most:
-                    raise busy(1)
-                held.bytes += len(chunk)
-                request.scope["alexnet.held"] = request.scope.get("alexnet.held", 0) + len(chunk)
-                chunks.append(chunk)
-    except TimeoutError:
-        raise Refused(
-            408,
-            f"The body did not arrive within {settings.timeout:g} s; send less at once.",
-            {"Connection": "close"},
-        ) from None
+    with _Deadline(settings.timeout):
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > settings.max_bytes:
+                raise _too_large(settings)
+            if held.bytes + len(chunk) > held.most:
+                raise busy(1)
+            held.bytes += len(chunk)
+            request.scope["alexnet.held"] = request.scope.get("alexnet.held", 0) + len(chunk)
+            chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+class _Deadline:
+    """Raises `Refused` (408) in the task inside it after so many seconds. What `asyncio.timeout` is, which Python 3.10
+    lacks, in a tenth of the time of anyio's."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._late = seconds, False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._late = True
+        assert self._task is not None
+        self._task.cancel()
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        self._timer.cancel()
+        if kind is asyncio.CancelledError and self._late:
+            if uncancel := getattr(self._task, "uncancel", None):  # from Python 3.11 on
+                uncancel()
+            sentence = f"The body did not arrive within {self._seconds:g} s; send less at once."
+            raise Refused(408, sentence, {"Connection": "close"}) from None
 
 
 def release(scope: Any, held: Held) -> None:

@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -133,10 +134,22 @@ def _for_operators(app: FastAPI, metrics: Metrics) -> None:
 # ── under uvicorn ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """How a server ended."""
+
+    accepted: int
+    """Requests."""
+    answered: int
+    """Of these, answered to the last byte, or left by their clients."""
+    cut_short: bool
+    """Whether a second signal ended it before all were answered."""
+
+
 class Server(uvicorn.Server):
     """uvicorn, stopped gently: the first signal starts the farewell, a second one ends it."""
 
-    def __init__(self, app: FastAPI, settings: Settings, say: Callable[[str], object], up: str) -> None:
+    def __init__(self, app: FastAPI, settings: Settings, up: Callable[[], object] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
                 app, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False,
@@ -144,13 +157,13 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(settings.timeout) + UNREAD,
             )
         )  # fmt: skip
-        self._app, self._settings, self._say, self._up = app, settings, say, up
+        self._app, self._settings, self._up = app, settings, up
         self._leave: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._say(self._up)
+            self._up()
 
     def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002
         """Called by uvicorn's handler of SIGTERM and SIGINT; tests call it too."""
@@ -165,27 +178,23 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or leaving
 
 
-def serve(models: Models, settings: Settings | None = None, say: Callable[[str], object] = lambda _: None) -> int:
-    """Answer requests until SIGTERM or Ctrl-C; 0 when all that was accepted is answered, 130 if a second signal cut
-    that short. `say` gets a sentence when the server is up, and one at the end.
+def serve(models: Models, settings: Settings | None = None, up: Callable[[str], object] = lambda _: None) -> Stopped:
+    """Answer requests until SIGTERM or Ctrl-C. `up` is told the address when the server answers.
 
     Raises `UserError` where it cannot listen.
     """
     settings = settings or Settings()
-    listening = bind(settings.host, settings.port)
-    with contextlib.closing(listening):
+    with contextlib.closing(bind(settings.host, settings.port)) as listening:
         for one in models.values():
             warm_up(one, settings.max_batch)
         _raise_file_limit()
         app = create_app(models, settings)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        names = ", ".join(f"{one.name} ({len(one.classifier.classes)} classes)" for one in models.values())
-        server = Server(app, settings, say, f"Serving {names} at http://{shown}:{port}/ (what it takes: /docs)")
+        server = Server(app, settings, lambda: up(f"http://{shown}:{port}"))
         server.run(sockets=[listening])
-    door = app.state.door
-    say(f"Stopped: {door.accepted:,} requests were accepted and {door.answered:,} answered.")
-    return 130 if server.force_exit else 0
+    door: Door = app.state.door
+    return Stopped(door.accepted, door.answered, server.force_exit)
 
 
 def bind(host: str, port: int) -> socket.socket:
