@@ -270,3 +270,12 @@ def test_each_sentence_is_there_in_both_languages():
     asked |= set(re.findall(r'\? "(\w+)" : "(\w+)"', script)[0]) | {"saliency_grad-cam", "saliency_occlusion"}
     assert asked <= words["en"].keys()
     assert words["en"].keys() <= asked, "no sentence that nobody reads"
+
+
+def test_the_document_names_the_routes_as_they_are(client):
+    told = (Path(__file__).parents[2] / "docs" / "page.md").read_text(encoding="utf-8")
+    paths = client.get("/openapi.json").json()["paths"]
+    named = dict(re.findall(r"`(?:GET|POST) (/v1/\w+)(\?[^`]*)?`", told))
+    assert named.keys() == {p for p in paths if p not in ("/v1/predict", "/v1/models") and re.fullmatch(r"/v1/\w+", p)}
+    parameters = {p["name"] for p in paths["/v1/saliency"]["post"]["parameters"]}
+    assert set(re.findall(r"(\w+)=", named["/v1/saliency"])) == parameters - {"model"}

@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from alexnet.data.images import TooManyPixels, decode
 from alexnet.deploy.api import allowed, pick, problems, unless_gone
 from alexnet.deploy.bodies import JSON, MULTIPART, RAW, Refused, check_type, read_body
-from alexnet.deploy.looks import Looks, NotThere
+from alexnet.deploy.looks import SHOWN, Looks, NotThere
 from alexnet.deploy.models import Models
 
 FILES = {
@@ -161,7 +161,7 @@ def _looks(models: Models) -> APIRouter:
     @routes.get(
         "/samples/{number}",
         response_class=Response,
-        responses={200: {"content": {"image/*": BINARY}}, **problems(401, 404, 422)},
+        responses={200: {"content": dict.fromkeys(SHOWN.values(), BINARY)}, **problems(401, 404, 422)},
     )
     async def sample(number: int, model: str | None = known) -> Response:
         """One of them, as a file."""
