@@ -16,7 +16,7 @@ function make(tag, { text = "", ...properties } = {}, ...children) {
 }
 
 const current = () => models.find((model) => model.name === $("model").value) ?? models[0];
-const url = (path, values = {}) => `v1/${path}?${new URLSearchParams({ model: current()?.name ?? "", ...values })}`;
+const url = (path, values = {}) => `v1/${path}?${new URLSearchParams({ model: current().name, ...values })}`;
 
 // ── a picture and what is said of it ─────────────────────────────────────────────────────────────────────────────
 
@@ -63,7 +63,8 @@ class Card {
     }
     this.render();
     report();
-    if (batch[0] === this) this.element.scrollIntoView({ block: "nearest" });
+    if (batch[0] === this && !this.met) this.element.scrollIntoView({ block: "nearest" });
+    this.met = true;
   }
 
   // Fill the card anew, in the language of now.

@@ -77,9 +77,8 @@ const CANVAS = 2 ** 24; // pixels that every browser can draw
 export async function within(limits, file, image, name) {
   const { naturalWidth: width, naturalHeight: height } = image;
   const most = limits.pixels, bytes = limits.bytes;
-  if (file.size <= bytes && width * height <= most) {
-    return { body: await file.arrayBuffer().catch(() => { throw new Error(say("unreadable")); }), type: file.type };
-  }
+  await file.slice(0, 1).arrayBuffer().catch(() => { throw new Error(say("unreadable")); });
+  if (file.size <= bytes && width * height <= most) return { body: file, type: file.type };
   let scale = Math.min(1, Math.sqrt(Math.min(most, CANVAS) / (width * height)));
   for (let tries = 0; width && tries < 8; tries++, scale /= 1.5) {
     const canvas = document.createElement("canvas");
@@ -92,7 +91,7 @@ export async function within(limits, file, image, name) {
     const small = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92));
     if (!small || small.size > bytes) continue;
     const shrunk = { from: `${width}×${height}`, to: `${canvas.width}×${canvas.height}` };
-    return { body: await small.arrayBuffer(), type: "image/jpeg", shrunk };
+    return { body: small, type: "image/jpeg", shrunk };
   }
   throw new Error(say("too_large", { name, limit: `${(bytes / 1e6).toFixed(1)} MB` }));
 }
