@@ -85,6 +85,7 @@ export async function within(limits, file, image, name) {
     canvas.width = Math.max(1, Math.floor(width * scale));
     canvas.height = Math.max(1, Math.floor(height * scale));
     const pen = canvas.getContext("2d");
+    pen.imageSmoothingQuality = "high";
     pen.fillStyle = "white"; // what the server lays transparent pictures over
     pen.fillRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(image, 0, 0, canvas.width, canvas.height);
