@@ -3,8 +3,8 @@
     python benchmarks/exports.py RUN --data DIR --what test --name cifar10
 
 Each file is written and compared by `Exporter`, as `alexnet export` does, on pictures of the run's validation split;
-then all pictures in DIR, which are called WHAT, are labelled with it, as `alexnet eval FILE` does. The files go to a temporary folder. What is over
-the tolerance of `alexnet export` is measured all the same, and marked.
+then all pictures in DIR, which are called WHAT, are labelled with it, as `alexnet eval FILE` does. The files go to a
+temporary folder. What is over the tolerance of `alexnet export` is measured all the same, and marked.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/load_clients.py JOB.json
 
-Each client sends a picture, waits for the answer, and sends the next, on a connection that is kept. Sockets and HTTP are
-handled here by hand, since every millisecond that the clients take is one that the server on the same cores does not
-get. What is counted: complete answers by status, the time of each, and requests that got no answer, by how far they
-had come.
+Each client sends a picture, waits for the answer, and sends the next, on a connection that is kept. Sockets and HTTP
+are handled here by hand, since every millisecond that the clients take is one that the server on the same cores does
+not get. What is counted: complete answers by status, the time of each, and requests that got no answer, by how far
+they had come.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def label(data: bytes) -> list[dict[str, object]]:
     with torch.no_grad():
         p = opened.model(opened.preprocess.normalise(pixels)).softmax(1)[0]
     best = p.topk(min(5, len(p)))
-    return [{"label": opened.classes[i], "p": v} for v, i in zip(best.values.tolist(), best.indices.tolist())]
+    return [{"label": opened.classes[i], "p": v} for v, i in zip(*map(torch.Tensor.tolist, best), strict=True)]
 
 
 @app.post("/predict")

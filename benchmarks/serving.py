@@ -54,7 +54,8 @@ def main() -> None:
         results |= {"soak": soak(given, files)}
     else:
         results |= compare(given, files)
-    save(f"serving-{given.name}", results, ("fastapi", "uvicorn"), folder=RESULTS)
+    path = save(f"serving-{given.name}", results, ("fastapi", "uvicorn"), folder=RESULTS)
+    print(table(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def compare(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
@@ -78,14 +79,16 @@ def compare(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
 
 def stop_in_the_middle(given: argparse.Namespace, files: list[str], clients: int) -> dict[str, Any]:
     """SIGTERM while all clients ask."""
-    with started(serve_command(given)) as (first, process):
-        with clients_asking(f"{first['url']}/v1/predict", files, clients, given.seconds) as asking:
-            time.sleep(WARM_UP + given.seconds / 2)
-            sent = time.perf_counter()
-            process.send_signal(signal.SIGTERM)
-            last, _ = process.communicate(timeout=120)
-            stopped = time.perf_counter() - sent
-            found = json.loads(asking.communicate()[0])
+    with (
+        started(serve_command(given)) as (first, process),
+        clients_asking(f"{first['url']}/v1/predict", files, clients, given.seconds) as asking,
+    ):
+        time.sleep(WARM_UP + given.seconds / 2)
+        sent = time.perf_counter()
+        process.send_signal(signal.SIGTERM)
+        last, _ = process.communicate(timeout=120)
+        stopped = time.perf_counter() - sent
+        found = json.loads(asking.communicate()[0])
     ended = json.loads(last.splitlines()[-1])
     answers = sum(found["statuses"].values())
     row = {
@@ -106,6 +109,43 @@ def soak(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
             told("soak", memory[-1])
     tail = memory[len(memory) // 4 :]  # what grows at first are the allocator's own reserves
     return {"memory": memory, "growth_mb_after_the_first_quarter": round(tail[-1]["mb"] - tail[0]["mb"], 2)}
+
+
+def table(document: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    found = document["results"]
+    if "sigterm" in found:
+        lines = ["| clients | exit code | accepted | answered to the last byte | accepted and lost | s to the end |",
+                 "|---|---|---|---|---|---|"]  # fmt: skip
+        lines += [
+            f"| {row['clients']} | {row['exit_code']} | {row['accepted']:,} | {row['complete_answers']:,} | "
+            f"{row['accepted_and_lost']} | {row['seconds_to_stop']:.2f} |"
+            for row in found["sigterm"]
+        ]
+        return "\n".join(lines)
+    if "soak" in found:
+        memory = found["soak"]["memory"]
+        chosen = [memory[0], *memory[4::5]]
+        return "\n".join([
+            "| requests | " + " | ".join(f"{row['requests']:,}" for row in chosen) + " |",
+            "|---|" + "---|" * len(chosen),
+            "| MB in memory | " + " | ".join(f"{row['mb']:,.0f}" for row in chosen) + " |",
+        ])  # fmt: skip
+    before, after = found["predict_images_per_second"]
+    lines = [
+        "| | clients | images/s | of `predict` | p50 ms | p95 ms | p99 ms | not 200 | pictures a batch |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| `alexnet predict`, before and after | | {before:,.0f} and {after:,.0f} | | | | | | 64 |",
+    ]
+    for name, rows in (("`alexnet serve`", found["serve"]), ("a plain handler", found["plain"])):
+        for row in rows:
+            batch = row.get("batches", 1)
+            other = sum(n for status, n in row["statuses"].items() if status != "200") + sum(row["lost"].values())
+            lines.append(
+                f"| {name} | {row['clients']} | {row['images_per_second']:,.0f} | {row['of_predict']:.0%} | "
+                f"{row['p50_ms']:.0f} | {row['p95_ms']:.0f} | {row['p99_ms']:.0f} | {other:,} | {batch:g} |"
+            )
+    return "\n".join(lines)
 
 
 # ── what is measured ──────────────────────────────────────────────────────────────────────────────────────────

@@ -170,10 +170,12 @@ def _wanted(request: Request, models: Models) -> tuple[Served, int, int]:
     classes = len(served.classifier.classes)
     top_k = asked.get("top_k", str(min(5, classes)))
     if not (top_k.isascii() and top_k.isdecimal() and 1 <= int(top_k[:9]) <= classes):
-        raise Refused(422, f"top_k must be a number from 1 to {classes}, as many as {served.name} knows classes.")
+        raise Refused(
+            422, f"The parameter top_k must be a number from 1 to {classes}, as many as {served.name} knows classes."
+        )
     ten_crop = asked.get("ten_crop", "false").lower()
     if ten_crop not in ("true", "false", "1", "0"):
-        raise Refused(422, "ten_crop must be true or false.")
+        raise Refused(422, "The parameter ten_crop must be true or false.")
     return served, int(top_k), 10 if ten_crop in ("true", "1") else 1
 
 

@@ -49,21 +49,24 @@ def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
     """The application. Its threads run from its startup to its shutdown, as the server tells it."""
     settings = settings or Settings()
     metrics, held = Metrics(), Held(settings.held_bytes)
-    looking = ThreadPoolExecutor(1, thread_name_prefix="looking")
     app = FastAPI(
         title="alexnet serve", version=metadata.version("alexnet"), docs_url=None, redoc_url=None,
         description=f"Labels for pictures, by {', '.join(models)}.",
-        lifespan=_lifespan(models, settings, metrics, looking),
+        lifespan=_lifespan(models, settings, metrics),
     )  # fmt: skip
     app.state.models, app.state.settings, app.state.metrics = models, settings, metrics
     app.state.held = held
-    app.state.work = _limited(looking, LOOKING)
-    app.state.door = None
+    app.state.batcher = app.state.work = app.state.door = None  # until it is started
 
     def door(inner: Any) -> Door:  # made when the application is first called
         app.state.door = Door(inner, metrics, held)
         return app.state.door
 
+    def inside() -> int:
+        return app.state.batcher.inside if app.state.batcher else 0
+
+    metrics.watch("alexnet_queue_pictures", "Pictures that wait or are worked on", inside)
+    metrics.watch("alexnet_held_bytes", "Bytes of request bodies in memory", lambda: held.bytes)
     api.tell_errors(app)
     app.include_router(api.router(models, settings))
     app.include_router(looking_router(models))
@@ -77,13 +80,12 @@ def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _lifespan(models: Models, settings: Settings, metrics: Metrics, looking: ThreadPoolExecutor) -> Any:
+def _lifespan(models: Models, settings: Settings, metrics: Metrics) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        looking = ThreadPoolExecutor(1, thread_name_prefix="looking")
         batcher = Batcher(models, settings, metrics)
-        app.state.batcher = batcher
-        metrics.watch("alexnet_queue_pictures", "Pictures that wait or are worked on", lambda: batcher.inside)
-        metrics.watch("alexnet_held_bytes", "Bytes of request bodies in memory", lambda: app.state.held.bytes)
+        app.state.batcher, app.state.work = batcher, _limited(looking, LOOKING)
         yield
         await asyncio.to_thread(batcher.close)
         looking.shutdown(cancel_futures=True)
