@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from alexnet.inference.described import FORMATS
 from alexnet.runs import write_model
 from alexnet.training.progress import Silent
 from alexnet.training.start import train
+from browsing import CHROMIUM
 from helpers import FRUIT, make_folder, make_picture, sharp
 
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much on a busy machine
@@ -72,3 +75,15 @@ def exports(checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFac
 def files(exports: dict[str, Export], tmp_path: Path) -> Path:
     """A folder with a copy of `exports`, which may be damaged."""
     return Path(shutil.copytree(exports["onnx"].file.parent, tmp_path / "files"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The system's Chromium, by playwright; without one the test is skipped."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; it is in the extra dev")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here; install it to see pages as people do")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -274,6 +274,16 @@ class Run:
         logits = table["logits"].combine_chunks().flatten().to_numpy()  # no Python list: ImageNet has 50 million
         return table["path"].to_pylist(), table["target"].to_numpy(), logits.reshape(len(table), -1).copy()
 
+    def evaluated(self, split: str) -> tuple[list[str], np.ndarray] | None:
+        """Paths and targets of `read_evaluation`, without its logits, which may not fit into memory."""
+        from pyarrow import parquet
+
+        path = self.path / "evaluation" / f"{split}.parquet"
+        if not path.exists():
+            return None
+        table = parquet.read_table(path, columns=["path", "target"])
+        return table["path"].to_pylist(), table["target"].to_numpy()
+
 
 def find_run(name: str | Path, root: Path = Path("runs")) -> Run:
     """The run called `name`: a run folder, or `last` for the newest one under `root`. Raises `UserError`."""

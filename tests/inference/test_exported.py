@@ -161,3 +161,29 @@ def test_a_file_is_unsure_where_the_run_is(small_run, tmp_path):
     assert all(p.unsure is not None for p in ours)
     assert [p.confidence for p in ours] == pytest.approx([p.confidence for p in theirs], abs=1e-5)
     assert load(file).predict(pictures[0]).confidence == pytest.approx(ours[0].confidence, abs=1e-5)
+
+
+def test_what_is_open_is_in_memory(files, photos):
+    """A server goes on if a file is swapped or damaged under it. In a process of its own, which a file that is mapped
+    into memory would kill."""
+    names = [str(files / name) for name in ("net.onnx", "net.xml", "net.pt", "net.pt2")]
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from alexnet.inference.predict import load\n"
+        f"picture, names = {str(photos / 'sky' / '1.jpg')!r}, {names!r}\n"
+        "opened = [load(name) for name in names]\n"
+        "before = [one.predict(picture) for one in opened]\n"
+        f"for path in Path({str(files)!r}).iterdir():\n"
+        "    size = path.stat().st_size\n"
+        "    with path.open('r+b') as file:\n"
+        "        file.write(os.urandom(size))\n"
+        "        file.truncate(size // 3)\n"
+        "assert before == [one.predict(picture) for one in opened]\n"
+        "print('as before')\n"
+    )
+    source = str(Path(alexnet.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}
+    )
+    assert done.stdout == "as before\n", (done.returncode, done.stderr)

@@ -5,68 +5,19 @@ Where there is no Chromium, or no playwright, this is skipped. With ALEXNET_SCRE
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from alexnet.insight.compare import write_comparison
 from alexnet.insight.report import write_report
 from alexnet.runs import Run, write_json
+from browsing import OVERLAPS, keep_screenshot
 from made_run import made_run
 
 pytestmark = pytest.mark.browser
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 VIEWS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
-
-OVERLAPS = """() => {
-  // Every line of text, as it is painted: clipped by what scrolls or hides around it.
-  const lines = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
-    const parent = node.parentElement;
-    if (!node.textContent.trim() || parent.closest("script, style, details:not([open]) > :not(summary)")) continue;
-    if (!parent.checkVisibility()) continue;
-    const range = document.createRange();
-    range.selectNodeContents(node);
-    for (const rect of range.getClientRects()) {
-      let [left, top, right, bottom] = [rect.left, rect.top, rect.right, rect.bottom];
-      for (let box = parent; box !== document.body; box = box.parentElement) {
-        if (getComputedStyle(box).overflow === "visible" || box instanceof SVGElement) continue;
-        const clip = box.getBoundingClientRect();
-        [left, top] = [Math.max(left, clip.left), Math.max(top, clip.top)];
-        [right, bottom] = [Math.min(right, clip.right), Math.min(bottom, clip.bottom)];
-      }
-      if (right - left > 1 && bottom - top > 1) lines.push({ node, left, top, right, bottom });
-    }
-  }
-  const found = [];
-  lines.sort((a, b) => a.top - b.top);
-  for (let i = 0; i < lines.length; i++) {
-    for (let j = i + 1; j < lines.length && lines[j].top < lines[i].bottom; j++) {
-      const [a, b] = [lines[i], lines[j]];
-      const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
-      const high = Math.min(a.bottom, b.bottom) - b.top;
-      // line boxes are higher than letters: a third of a line is no collision
-      if (a.node !== b.node && wide > 2 && high > (Math.min(a.bottom - a.top, b.bottom - b.top)) / 3)
-        found.push(`${a.node.textContent.trim()} | ${b.node.textContent.trim()}`);
-    }
-  }
-  return found;
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; it is in the extra dev")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here; install it to see the pages of runs as people do")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +53,7 @@ def test_the_page_as_people_see_it(browser, pages, name):
         assert page.evaluate(OVERLAPS) == [], (width, scheme)
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(22, 26, 29)")
-        if folder := os.environ.get("ALEXNET_SCREENSHOTS"):
-            page.screenshot(path=Path(folder) / f"{name}-{width}-{scheme}.png", full_page=True)
+        keep_screenshot(page, f"{name}-{width}-{scheme}")
         context.close()
         said.clear()
 

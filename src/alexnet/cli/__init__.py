@@ -18,6 +18,7 @@ from alexnet.cli.deploying import export
 from alexnet.cli.looking import features, show
 from alexnet.cli.measuring import ablate, bench, doctor
 from alexnet.cli.printing import _speaks
+from alexnet.cli.serving import serve
 from alexnet.errors import TrainingFailed, UserError, unknown_name
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "show": _typed(show),
     "features": _typed(features),
     "export": _typed(export),
+    "serve": _typed(serve),
     "ablate": _typed(ablate),
     "bench": _typed(bench),
     "doctor": _typed(doctor),

@@ -63,14 +63,19 @@ class BadImage(UserError):
         return f"Cannot read {self.where}: {self.reason}; replace or remove it."
 
 
-def decode(source: str | Path | bytes | Image.Image, channels: int = 3) -> Image.Image:
+class TooManyPixels(BadImage):
+    """A picture that is larger than is decoded; its header says so."""
+
+
+def decode(source: str | Path | bytes | Image.Image, channels: int = 3, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture in `source`, a path, the bytes of a file or one already opened, in mode RGB (`channels` 3) or L (1).
 
     EXIF orientation is applied and the file's metadata dropped. Transparent pixels are laid over white, an
     animation gives its first frame, and values of more than 8 bits are scaled to 0…255 (see `_to_8_bits`).
     Grey is ITU-R 601 luma, as Pillow computes it.
 
-    Raises `BadImage` for anything that is not a whole picture of a raster format, or is over `MAX_PIXELS`.
+    Raises `BadImage` for anything that is not a whole picture of a raster format, and `TooManyPixels`, which is one,
+    for a file of more than `max_pixels`, before any of them is decoded.
     """
     if channels not in (1, 3):
         raise UserError(f"Images can be read with 1 channel (grey) or 3 (RGB), not {channels}; choose one of them.")
@@ -79,7 +84,7 @@ def decode(source: str | Path | bytes | Image.Image, channels: int = 3) -> Image
     try:
         if isinstance(source, Image.Image):
             return _plain(_upright(source), mode)
-        with _file(source, where) as file, _open(file, where) as image:
+        with _file(source, where) as file, _open(file, where, max_pixels) as image:
             image.load()
             return _plain(_upright(image), mode)
     except (BadImage, MemoryError):
@@ -175,18 +180,19 @@ def _file(source: str | Path | bytes, where: str) -> BinaryIO:
     return file
 
 
-def _open(file: BinaryIO, where: str) -> Image.Image:
+def _open(file: BinaryIO, where: str, most: int = MAX_PIXELS) -> Image.Image:
     """The picture with its header read and its pixels not yet decoded."""
-    too_large = f"it has more than {MAX_PIXELS:,} pixels, the most that is decoded"
+    too_many = f"it has more than {min(most, MAX_PIXELS):,} pixels, the most that is decoded"
     try:
         image = Image.open(file, formats=_formats())
     except Image.DecompressionBombError as error:
-        raise BadImage(too_large, where) from error
+        raise TooManyPixels(too_many, where) from error
     except Exception as error:
         file.seek(0)
         raise BadImage(_what_instead(file.read(512)), where) from error
-    if image.width * image.height > MAX_PIXELS:  # for a caller who lifted Pillow's own limit
-        raise BadImage(too_large, where)
+    if image.width * image.height > min(most, MAX_PIXELS):  # a caller may have lifted Pillow's own limit
+        image.close()
+        raise TooManyPixels(too_many, where)
     return image
 
 

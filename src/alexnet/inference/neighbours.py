@@ -120,8 +120,7 @@ def open_index(
             "without one."
         )
     features = Features(opened.model, layer)
-    folder = opened.run.path / "index" / features.layer
-    made_from = {"checkpoint": _digest(opened.checkpoint / MODEL), "module": features.module}
+    folder, made_from = _place(opened.run, opened.checkpoint, features)
     found = _read(folder, made_from)
     if found is None:
         source = own_data(opened.run, progress)
@@ -130,6 +129,18 @@ def open_index(
         found = _read(folder, made_from)
         assert found is not None
     return found
+
+
+def find_index(opened: Opened, layer: str | None = None) -> Index | None:
+    """The index that `open_index` made before, of this checkpoint; None where there is none. Makes nothing."""
+    if opened.run is None or opened.checkpoint is None or not (opened.run.path / "index").is_dir():
+        return None
+    return _read(*_place(opened.run, opened.checkpoint, Features(opened.model, layer)))
+
+
+def _place(run: Run, checkpoint: Path, features: Features) -> tuple[Path, dict[str, str]]:
+    """The folder of an index, and what it must have been made from."""
+    return run.path / "index" / features.layer, {"checkpoint": _digest(checkpoint / MODEL), "module": features.module}
 
 
 def _digest(path: Path) -> str:
@@ -196,15 +207,21 @@ def _make(
         raise
 
 
+def data_file(run: Run, name: str) -> Path | None:
+    """The file that holds the picture `name` of a run's data set; None where it has no such file."""
+    recipe = json.loads(run.recipe_json.read_text(encoding="utf-8"))
+    path = Path(recipe["data"]) / name if recipe.get("data") else None
+    return path if path and path.is_file() else None
+
+
 def run_pictures(run: Run, names: Sequence[str]) -> list[Image.Image]:
     """The pictures of a run's data set that are called `names`, as `evaluation/*.parquet` and indexes call them.
 
     Files are opened by name; a data set without files is loaded. Raises `UserError` where the data is gone.
     """
-    recipe = json.loads(run.recipe_json.read_text(encoding="utf-8"))
-    root = Path(recipe["data"]) if recipe.get("data") else None
-    if root is not None and all((root / name).is_file() for name in names):
-        return [decode(root / name) for name in names]
+    files = [data_file(run, name) for name in names]
+    if None not in files:
+        return [decode(file) for file in files if file]
     parts = list(own_data(run, None).splits.values())
     found: dict[str, Image.Image] = {}
     for part in parts:

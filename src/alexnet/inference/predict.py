@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from alexnet.data.images import IMAGE_SUFFIXES, BadImage, decode
+from alexnet.data.images import IMAGE_SUFFIXES, MAX_PIXELS, BadImage, decode
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 from alexnet.inference.calibration import Calibration, find
@@ -80,6 +80,15 @@ class Prediction:
         return f"<p>{escape(self.path + doubt)}</p><table>{bars}</table>"
 
 
+class Judged(NamedTuple):
+    """What a network says of one picture."""
+
+    p: np.ndarray
+    """Probabilities, float32 (classes,)."""
+    unsure: bool | None
+    confidence: float | None
+
+
 class _Labels:
     """What all classifiers do alike."""
 
@@ -119,8 +128,7 @@ class _Labels:
         for image in images:
             name = str(image) if isinstance(image, (str, Path)) else "-"
             try:
-                pictures = {channels: decode(image, channels) for channels in {read.channels for read in readings}}
-                waiting.append((name, [read.pixels(pictures[read.channels]) for read in readings]))
+                waiting.append((name, read_squares(image, readings)))
             except BadImage as error:
                 waiting.append((name, error.reason))
             if len(waiting) == BATCH_SIZE:
@@ -136,24 +144,24 @@ class _Labels:
     ) -> Iterator[Prediction]:
         readable = [squares for _, squares in waiting if not isinstance(squares, str)]
         batches = [np.stack(squares) for squares in zip(*readable, strict=True)]
-        rows = iter(self._judged(ask(batches))) if readable else iter(())
+        rows = iter(self.judged(ask(batches))) if readable else iter(())
         for name, squares in waiting:
-            if isinstance(squares, str):
-                yield Prediction(name, error=squares)
-                continue
-            p, unsure, confidence = next(rows)
-            best = np.argsort(-p, kind="stable")[:top]
-            labels = tuple((self.classes[i], float(p[i])) for i in best)
-            yield Prediction(name, labels, unsure=unsure, confidence=confidence)
+            yield Prediction(name, error=squares) if isinstance(squares, str) else self.told(name, next(rows), top)
 
-    def _judged(self, p: np.ndarray) -> Iterator[tuple[np.ndarray, bool | None, float | None]]:
+    def judged(self, p: np.ndarray) -> Iterator[Judged]:
         """Each row of probabilities (n, classes) with whether it is unsure, and its confidence."""
         if self.calibration is None:
-            return ((row, None, None) for row in p)
+            return (Judged(row, None, None) for row in p)
         with np.errstate(divide="ignore"):
             confidence = self.calibration.confidence(np.log(p))
         unsure = self.calibration.is_unsure(confidence)
-        return ((row, bool(u), float(c)) for row, u, c in zip(p, unsure, confidence, strict=True))
+        return (Judged(row, bool(u), float(c)) for row, u, c in zip(p, unsure, confidence, strict=True))
+
+    def told(self, name: str, row: Judged, top: int = 5) -> Prediction:
+        """The `top` likeliest labels of the picture called `name`."""
+        best = np.argsort(-row.p, kind="stable")[:top]
+        labels = tuple((self.classes[i], float(row.p[i])) for i in best)
+        return Prediction(name, labels, unsure=row.unsure, confidence=row.confidence)
 
 
 class Classifier(_Labels):
@@ -344,6 +352,13 @@ def load_quickly(
     if calibration and how:
         say(how)
     return StoredClassifier(name, engine, device, whole, say, calibration)
+
+
+def read_squares(image: Picture, readings: Sequence[Preprocess], max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
+    """A picture as each of `readings` cuts it: uint8 C×size×size. Raises `BadImage`."""
+    kinds = {read.channels for read in readings}
+    pictures = {channels: decode(image, channels, max_pixels=max_pixels) for channels in kinds}
+    return [read.pixels(pictures[read.channels]) for read in readings]
 
 
 def read_pixels(image: Picture, preprocess: Preprocess) -> np.ndarray:

@@ -1,0 +1,22 @@
+# A server of whatever is mounted at /model: a run folder, or a folder that holds an exported file (give its path).
+# Not tested: it was written where there is no Docker. See docs/serving.md.
+#
+#     docker build -t alexnet .
+#     docker run --rm -p 8000:8000 -v "$PWD/runs/pets:/model:ro" -e ALEXNET_TOKEN=… alexnet
+FROM python:3.12-slim
+
+COPY pyproject.toml README.md LICENSE /src/
+COPY src /src/src
+# uv takes the torch for the CPU alone, which is a fraction of the size of the one for GPUs
+RUN pip install --no-cache-dir uv && uv pip install --system --no-cache --torch-backend=cpu '/src[serve]' && rm -r /src
+
+RUN useradd --create-home alexnet
+USER alexnet
+WORKDIR /home/alexnet
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+
+# exec form: SIGTERM reaches the server itself, which then answers what it has accepted
+ENTRYPOINT ["alexnet", "serve", "--host", "0.0.0.0", "--drain", "5"]
+CMD ["/model"]

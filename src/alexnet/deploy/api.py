@@ -1,0 +1,261 @@
+"""The routes for programs: /v1/predict, /v1/models, /healthz, /readyz, /metrics.
+
+Every error is {"error": "one sentence"} with its status. Bodies are read here and not by FastAPI, which would read
+them whole, or onto the disk, before anybody counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from alexnet.data.images import BadImage
+from alexnet.deploy.batching import Batcher, Full, Outcome, Unread
+from alexnet.deploy.bodies import FIELD, JSON, MULTIPART, RAW, Named, Refused, busy, pictures_in
+from alexnet.deploy.limits import Settings
+from alexnet.deploy.metrics import FAILED, TOO_LARGE
+from alexnet.deploy.models import Models, Served, looks_of
+from alexnet.errors import UserError, unknown_name
+from alexnet.inference.predict import Prediction
+
+GONE = 499  # for the counts: there is nobody to answer
+
+
+class Label(BaseModel):
+    """One label of a picture."""
+
+    label: str
+    p: float
+
+
+class Labelled(BaseModel):
+    """What the network says of one picture, or why nothing."""
+
+    path: str
+    labels: list[Label]
+    unsure: bool | None
+    confidence: float | None
+    error: str | None
+
+
+class Predictions(BaseModel):
+    """The answer of /v1/predict."""
+
+    model: str
+    predictions: list[Labelled]
+
+
+class Problem(BaseModel):
+    """Why a request is not answered as it asks, and what helps, in one sentence."""
+
+    error: str
+
+
+SAYS = {
+    401: "No token, or another one", 404: "No network of that name", 408: "The body came too slowly",
+    413: "Too many bytes, pixels or pictures", 415: "A body of another type", 422: "Nothing that can be labelled",
+    500: "A fault of the server's own", 503: "Too much to do; Retry-After tells when to ask again",
+}  # fmt: skip
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer beside what it is for, as FastAPI declares it."""
+    return {status: {"model": Problem, "description": SAYS[status]} for status in statuses}
+
+
+def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Response(text.encode("utf-8", "backslashreplace"), status, headers, "application/json")
+
+
+async def allowed(request: Request) -> None:
+    """Raise `Refused` (401) unless the request bears the server's token, if it has one; for FastAPI's `Depends`."""
+    token = request.app.state.settings.token
+    if token is None:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode())
+    if scheme.lower() != "bearer" or not same:
+        raise Refused(
+            401,
+            "This server wants a token; send the header 'Authorization: Bearer <token>'.",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+def pick(models: Models, name: str | None) -> Served:
+    """The network called `name`, the first one unless given. Raises `Refused` (404)."""
+    if name is not None and name not in models:
+        raise Refused(404, str(unknown_name("model", name[:100], list(models))))
+    return models[name or models.default]
+
+
+def router(models: Models, settings: Settings) -> APIRouter:
+    """The routes under /v1."""
+    routes = APIRouter(prefix="/v1")
+    most = max(len(one.classifier.classes) for one in models.values())
+    files = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    body = {
+        MULTIPART: {"schema": _object({**files, "items": {"type": "string", "format": "binary"}})},
+        JSON: {"schema": _object({**files, "items": {"type": "string", "format": "byte"}})},
+        "image/*": binary,
+        RAW: binary,
+    }
+
+    parameters = [
+        _query("model", {"type": "string", "enum": [*models]}, "The first network unless given."),
+        _query("top_k", {"type": "integer", "minimum": 1, "maximum": most}, "How many labels; 5 unless given."),
+        _query("ten_crop", {"type": "boolean"}, "Average ten views, as the paper does."),
+    ]
+
+    @routes.post(
+        "/predict",
+        response_model=Predictions,
+        responses=problems(401, 404, 408, 413, 415, 422, 503),
+        openapi_extra={"parameters": parameters, "requestBody": {"required": True, "content": body}},
+    )
+    async def predict(request: Request) -> Response:
+        """Label pictures: one as the body itself, several as a form or as base64 in JSON.
+
+        One that cannot be read has its `error`, and the rest their labels; if none can be read, that is 422.
+        """
+        await allowed(request)  # asked through FastAPI, this and the next line take as long as all the rest
+        served, top, views = _wanted(request, models)
+        batcher: Batcher = request.app.state.batcher
+        if batcher.full:  # before its body is read
+            raise busy(batcher.retry_after())
+        pictures = await pictures_in(request, settings)
+        try:
+            outcomes = await unless_gone(request, batcher.label(served, [data for _, data in pictures], views))
+        except Full as error:
+            raise busy(error.seconds) from None
+        _check(pictures, outcomes)
+        predictions = [_prediction(served, *both, top) for both in zip(pictures, outcomes, strict=True)]
+        return answer({"model": served.name, "predictions": [p.to_dict() for p in predictions]})
+
+    @routes.get("/models", dependencies=[Depends(allowed)], responses=problems(401))
+    async def list_models() -> dict[str, Any]:
+        """What networks there are, and what may be sent."""
+        limits = {"bytes": settings.max_bytes, "pixels": settings.max_pixels, "images": settings.max_images}
+        return {"default": models.default, "models": [_describe(one, limits) for one in models.values()]}
+
+    return routes
+
+
+def _object(images: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": [FIELD], "properties": {FIELD: images}, "additionalProperties": False}
+
+
+def _query(name: str, schema: dict[str, Any], what: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": what}
+
+
+def _wanted(request: Request, models: Models) -> tuple[Served, int, int]:
+    """The network, the number of labels and the number of views that a request asks for. Raises `Refused`."""
+    asked = request.query_params
+    if unknown := asked.keys() - {"model", "top_k", "ten_crop"}:
+        raise Refused(422, str(unknown_name("parameter", min(unknown)[:100], ("model", "top_k", "ten_crop"))))
+    served = pick(models, asked.get("model"))
+    classes = len(served.classifier.classes)
+    top_k = asked.get("top_k", str(min(5, classes)))
+    if not (top_k.isascii() and top_k.isdecimal() and 1 <= int(top_k[:9]) <= classes):
+        raise Refused(
+            422, f"The parameter top_k must be a number from 1 to {classes}, as many as {served.name} knows classes."
+        )
+    ten_crop = asked.get("ten_crop", "false").lower()
+    if ten_crop not in ("true", "false", "1", "0"):
+        raise Refused(422, "The parameter ten_crop must be true or false.")
+    return served, int(top_k), 10 if ten_crop in ("true", "1") else 1
+
+
+def _describe(one: Served, limits: dict[str, int]) -> dict[str, Any]:
+    preprocess = one.classifier.preprocess
+    return {
+        "name": one.name, "architecture": one.architecture, "classes": list(one.classifier.classes),
+        "image_size": preprocess.size, "channels": preprocess.channels, "engine": one.engine,
+        "precision": one.precision, "views": [1, 10], "looks": looks_of(one), "limits": limits,
+    }  # fmt: skip
+
+
+def _check(pictures: list[Named], outcomes: list[Outcome]) -> None:
+    """Raise `Refused` if none of the pictures has an answer, or if one failed by a fault of ours."""
+    bad = [outcome for outcome in outcomes if isinstance(outcome, Unread)]
+    if any(one.result == FAILED for one in bad):
+        raise Refused(500, "The server failed to label this; its log tells why.")
+    if len(bad) < len(outcomes):
+        return
+    reasons = "; ".join(f"{name}: {one.reason}" for (name, _), one in zip(pictures[:3], bad, strict=False))
+    if any(one.result == TOO_LARGE for one in bad):
+        raise Refused(413, f"The picture is too large ({reasons}); send a smaller one.")
+    raise Refused(422, f"No picture could be read ({reasons}); send JPEG, PNG or another plain format.")
+
+
+def _prediction(served: Served, picture: Named, outcome: Outcome, top: int) -> Prediction:
+    name = picture[0]
+    if isinstance(outcome, Unread):
+        return Prediction(name, error=outcome.reason)
+    return served.classifier.told(name, outcome, top)
+
+
+async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
+    """What `work` gives, which is cancelled if the client goes; then raises starlette's `ClientDisconnect`.
+
+    The body must have been read.
+    """
+    gone = asyncio.ensure_future(_gone(request))
+    gone.add_done_callback(lambda _: work.cancel())  # nothing happens to what is done
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone.done() and not gone.cancelled():
+            raise ClientDisconnect from None
+        raise
+    finally:
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tell_errors(app: FastAPI) -> None:
+    """Make what is raised an answer; what should not have been raised is left to `Door`."""
+
+    async def refused(_: Request, error: Any) -> Response:
+        return answer({"error": error.sentence}, error.status, error.headers)
+
+    async def http(_: Request, error: Any) -> Response:
+        known = {404: "There is nothing here; /docs tells what there is.", 405: "This path takes another method."}
+        return answer({"error": known.get(error.status_code, str(error.detail))}, error.status_code, error.headers)
+
+    async def invalid(_: Request, error: Any) -> Response:
+        first = error.errors()[0]
+        where, why = first["loc"][-1], first["msg"]
+        return answer({"error": f"{where} cannot be that: {why[:1].lower()}{why[1:]}; /docs tells what it takes."}, 422)
+
+    async def bad_input(_: Request, error: Any) -> Response:
+        return answer({"error": str(error)}, 422)
+
+    async def gone(_: Request, __: Any) -> Response:
+        return Response(status_code=GONE)
+
+    for kind, handler in {
+        Refused: refused, HTTPException: http, RequestValidationError: invalid, UserError: bad_input,
+        BadImage: bad_input, ClientDisconnect: gone,
+    }.items():  # fmt: skip
+        app.add_exception_handler(kind, handler)

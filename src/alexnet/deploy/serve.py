@@ -1,0 +1,224 @@
+"""The server: networks behind HTTP, in one process that keeps nothing between requests.
+
+    create_app(models, settings)   the application, for any ASGI server
+    serve(models, settings)        the same under uvicorn, until SIGTERM or Ctrl-C
+
+Any number of such processes can stand behind a load balancer. On SIGTERM /readyz turns 503 for `drain` seconds, in
+which requests are still taken; then the door is closed, what was accepted is answered, and the exit code is 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import uvicorn
+from fastapi import Depends, FastAPI, Request
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import HTMLResponse, Response
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from alexnet.deploy import api
+from alexnet.deploy.api_page import POLICY, page
+from alexnet.deploy.batching import Batcher
+from alexnet.deploy.bodies import Held, busy
+from alexnet.deploy.door import Door, patient
+from alexnet.deploy.limits import Settings
+from alexnet.deploy.looking import router as looking_router
+from alexnet.deploy.metrics import Metrics
+from alexnet.deploy.models import Models, warm_up
+from alexnet.errors import UserError
+
+__all__ = ["Settings", "create_app", "serve"]
+
+LOOKING = 8  # requests to look inside a network that may wait, while one is worked on
+KEEP_ALIVE = 75  # seconds: longer than load balancers keep a connection without use, so that they close it, not we
+UNREAD = 30  # seconds, beyond the time to send a request, that are left for answers at the end
+METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
+
+
+def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
+    """The application. Its threads run from its startup to its shutdown, as the server tells it."""
+    settings = settings or Settings()
+    metrics, held = Metrics(), Held(settings.held_bytes)
+    app = FastAPI(
+        title="alexnet serve", version=metadata.version("alexnet"), docs_url=None, redoc_url=None,
+        description=f"Labels for pictures, by {', '.join(models)}.",
+        lifespan=_lifespan(models, settings, metrics),
+    )  # fmt: skip
+    app.state.models, app.state.settings, app.state.metrics = models, settings, metrics
+    app.state.held = held
+    app.state.batcher = app.state.work = app.state.door = None  # until it is started
+
+    def door(inner: Any) -> Door:  # made when the application is first called
+        app.state.door = Door(inner, metrics, held)
+        return app.state.door
+
+    def inside() -> int:
+        return app.state.batcher.inside if app.state.batcher else 0
+
+    metrics.watch("alexnet_queue_pictures", "Pictures that wait or are worked on", inside)
+    metrics.watch("alexnet_held_bytes", "Bytes of request bodies in memory", lambda: held.bytes)
+    api.tell_errors(app)
+    app.include_router(api.router(models, settings))
+    app.include_router(looking_router(models))
+    _for_operators(app, metrics)
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors, allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"], expose_headers=["retry-after"],
+        )  # fmt: skip
+    app.add_middleware(door)
+    return app
+
+
+def _lifespan(models: Models, settings: Settings, metrics: Metrics) -> Any:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        looking = ThreadPoolExecutor(1, thread_name_prefix="looking")
+        batcher = Batcher(models, settings, metrics)
+        app.state.batcher, app.state.work = batcher, _limited(looking, LOOKING)
+        yield
+        await asyncio.to_thread(batcher.close)
+        looking.shutdown(cancel_futures=True)
+
+    return lifespan
+
+
+def _limited(pool: ThreadPoolExecutor, most: int) -> Callable[[Callable[[], Any]], Awaitable[Any]]:
+    """What runs a function in `pool`, and raises `Refused` (503) while so many wait already."""
+    waiting = 0
+
+    async def work(function: Callable[[], Any]) -> Any:
+        nonlocal waiting
+        if waiting >= most:
+            raise busy(2)
+        waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, function)
+        finally:
+            waiting -= 1
+
+    return work
+
+
+def _for_operators(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/healthz", response_model=dict[str, str])
+    async def alive() -> Any:
+        """200 while the process lives."""
+        return api.answer({"status": "alive"})
+
+    @app.get("/readyz", response_model=dict[str, str], responses={503: {"description": "It is stopping"}})
+    async def ready() -> Any:
+        """Whether requests should come here."""
+        if app.state.door is not None and app.state.door.stopping:
+            return api.answer({"status": "stopping"}, 503)
+        return api.answer({"status": "ready"})
+
+    @app.get("/metrics", dependencies=[Depends(api.allowed)], response_class=Response, responses=api.problems(401))
+    async def measured() -> Response:
+        """Counts for Prometheus."""
+        return Response(metrics.text(), media_type=METRICS_TYPE)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(page(app.openapi()), headers={"Content-Security-Policy": POLICY})
+
+
+# ── under uvicorn ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """How a server ended."""
+
+    accepted: int
+    """Requests."""
+    answered: int
+    """Of these, answered to the last byte, or left by their clients."""
+    cut_short: bool
+    """Whether a second signal ended it before all were answered."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, stopped gently: the first signal starts the farewell, a second one ends it."""
+
+    def __init__(self, app: FastAPI, settings: Settings, up: Callable[[], object] = lambda: None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False,
+                http=patient(AutoHTTPProtocol, settings.timeout), backlog=4096, timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=int(settings.timeout) + UNREAD,
+            )
+        )  # fmt: skip
+        self._app, self._settings, self._up = app, settings, up
+        self._leave: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._up()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002
+        """Called by uvicorn's handler of SIGTERM and SIGINT; tests call it too."""
+        if self._leave is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._app.state.door.stopping = True
+        self._leave = time.monotonic() + self._settings.drain
+
+    async def on_tick(self, counter: int) -> bool:
+        leaving = self._leave is not None and time.monotonic() >= self._leave
+        return await super().on_tick(counter) or leaving
+
+
+def serve(models: Models, settings: Settings | None = None, up: Callable[[str], object] = lambda _: None) -> Stopped:
+    """Answer requests until SIGTERM or Ctrl-C. `up` is told the address when the server answers.
+
+    Raises `UserError` where it cannot listen.
+    """
+    settings = settings or Settings()
+    with contextlib.closing(bind(settings.host, settings.port)) as listening:
+        for one in models.values():
+            warm_up(one, settings.max_batch)
+        _raise_file_limit()
+        app = create_app(models, settings)
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        server = Server(app, settings, lambda: up(f"http://{shown}:{port}"))
+        server.run(sockets=[listening])
+    door: Door = app.state.door
+    return Stopped(door.accepted, door.answered, server.force_exit)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at that address, which does not listen yet. Raises `UserError` where there can be none."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, proto)
+        if os.name == "posix":
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"Nothing can be served at --host {host} --port {port} ({error.strerror or error}); choose another port, "
+            "such as --port 0 for a free one, or end the program that has it."
+        ) from error
+    return found
+
+
+def _raise_file_limit() -> None:
+    """Each connection is an open file, and many systems start programs with room for 1,024."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,55 @@
+"""docs/serving.md: its limits are the defaults, it tells every status and metric, and what was measured."""
+
+import json
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from alexnet.cli import run
+from alexnet.deploy.limits import HELD, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+RESULTS = sorted((ROOT / "docs" / "results").glob("serving-*.json"))
+
+
+def test_the_limits_are_the_defaults(capsys):
+    told = dict(re.findall(r"^\| `--([a-z-]+)` \| ([\d,.]+) \|", PAGE, re.MULTILINE))
+    limits = {f.name: f.default for f in fields(Settings) if f.name not in ("host", "port", "token", "cors")}
+    assert {name.replace("-", "_"): float(value.replace(",", "")) for name, value in told.items()} == limits
+    assert HELD == 8
+    assert "Eight such bodies" in PAGE
+    run(["serve", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name} " in shown for name in told)
+
+
+def test_every_status_is_told():
+    pytest.importorskip("fastapi")
+    from alexnet.deploy.api import SAYS
+
+    told = {int(status) for status in re.findall(r"\b([45]\d\d)\b", PAGE.split("## Errors")[1].split("##")[0])}
+    assert SAYS.keys() - {500} <= told
+
+
+def test_every_metric_is_told():
+    pytest.importorskip("prometheus_client")
+    from alexnet.deploy.metrics import Metrics
+
+    names = set(re.findall(r"^# TYPE (alexnet_\w+)", Metrics().text().decode(), re.MULTILINE))
+    assert {name for name in names if not name.endswith("_created")} <= set(re.findall(r"alexnet_\w+", PAGE))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_what_was_measured_is_what_is_told(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for name in ("common", "serving"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    from serving import table
+
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert table(document) in PAGE
+    assert document["command"] in PAGE
