@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -192,9 +193,15 @@ class Packed(Files):
             about = json.loads((pack / PACK).read_text(encoding="utf-8"))["statistics"]
             if about is None or self.root.name != "train" or not len(self) == self.shards.first[-1] == about["images"]:
                 return None
-            return np.load(pack / MEAN_IMAGE, allow_pickle=False), np.array(about["covariance"], dtype=np.float64)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise damaged(pack / PACK, repr(error)) from error
+            mean_image = np.load(pack / MEAN_IMAGE, allow_pickle=False)
+            covariance = np.array(about["covariance"], dtype=np.float64)
+            height, width, channels = self.shards.form.shape
+            shapes = [getattr(values, "shape", None) for values in (mean_image, covariance)]
+            if shapes != [(channels, height, width), (channels, channels)] or mean_image.dtype != np.float64:
+                raise ValueError(f"the mean image and the covariance are {shapes}")
+            return mean_image, covariance
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise damaged(pack / MEAN_IMAGE, repr(error)) from error
 
     def check(self, preprocess: Preprocess) -> None:
         """Raise `UserError` for pixels that were cut to a square where the whole picture should be stretched to one."""
