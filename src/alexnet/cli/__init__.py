@@ -1,8 +1,8 @@
 """The command line: what each word does, and how errors become a sentence and an exit code.
 
 Here a command line is carried out: 0 done, 2 bad input, 1 a failure while running, 130 interrupted, 143 stopped by
-SIGTERM after a checkpoint. Each command is a typed function of `commands`, `checking`, `looking` or `measuring`;
-`arguments`, which alone knows tyro, makes flags and help of its signature.
+SIGTERM after a checkpoint. Each command is a typed function of `commands`, `checking`, `packing`, `looking` or
+`measuring`; `arguments`, which alone knows tyro, makes flags and help of its signature.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from alexnet.cli.commands import arch, command_train, evaluate, predict, report,
 from alexnet.cli.deploying import export
 from alexnet.cli.looking import features, show
 from alexnet.cli.measuring import ablate, bench, doctor
+from alexnet.cli.packing import pack
 from alexnet.cli.printing import _speaks
 from alexnet.cli.serving import serve
 from alexnet.errors import TrainingFailed, UserError, unknown_name
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "predict": _typed(predict),
     "arch": _typed(arch),
     "check": _typed(check),
+    "pack": _typed(pack),
     "report": _typed(report),
     "show": _typed(show),
     "features": _typed(features),

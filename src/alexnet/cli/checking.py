@@ -33,8 +33,8 @@ def check(
     """Look a data set over before training: sizes, unreadable files, duplicates, imbalance; ends with a verdict.
 
     Args:
-        data: A folder of class folders (in train/, val/, test/ or not), a zip or tar archive of one, or a folder with
-            the files of CIFAR-10 or Fashion-MNIST.
+        data: A folder of class folders (in train/, val/, test/ or not), a zip or tar archive of one, a folder with the
+            files of CIFAR-10 or Fashion-MNIST, or one that 'alexnet pack' wrote, whose checksums are computed.
         labels: A CSV or Parquet file with the columns path and label (and split), in place of class folders.
         html: Also draw a page: classes, sizes, samples, duplicates, and what the augmentation makes of them.
         fix: Also write a cleaned copy into this new folder, of links; the original stays as it is.
@@ -42,6 +42,15 @@ def check(
     """
     if data is None and labels is None:
         raise UserError("Name the data: 'alexnet check DIR', an archive, or --labels FILE.")
+    from alexnet.data.shards import is_pack
+
+    if data is not None and is_pack(data):
+        if labels is not None or html is not None or fix is not None:
+            raise UserError(
+                f"{data} is packed; --labels, --html and --fix are for the pictures that it was packed from."
+            )
+        _check_packed(data, json)
+        return
     from alexnet.data.check import check as look_over
     from alexnet.data.cleaned import check_target, write_cleaned
 
@@ -65,6 +74,25 @@ def check(
         print(sentence)
     if html is not None:
         print(html)
+
+
+def _check_packed(data: Path, json: bool) -> None:
+    from alexnet.data.check_pack import check_pack
+
+    with _progress() as progress:
+        found = check_pack(data, progress)
+    if json:
+        _print_json(found.to_dict())
+        return
+    for split, counts in found.by_split.items():
+        few, many = min(counts.values()), max(counts.values())
+        print(f"{split}: {sum(counts.values()):,} pictures of {len(counts):,} classes, {few:,} to {many:,} each")
+    _list("Damaged", found.damaged)
+    _list("Left out, for they could not be read", [f"{name}: {reason}" for name, reason in found.failed])
+    _list("The same to the byte", [f"{a}  {b}" for a, b in found.copies])
+    if found.across:
+        print(f"{found.across:,} of these pairs are in two splits")
+    print(f"\n{found.verdict}\n  {_printable(found.command)}")
 
 
 def _show(found: Findings) -> None:

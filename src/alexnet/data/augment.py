@@ -166,7 +166,7 @@ def _crop(images: torch.Tensor, where: np.ndarray, size: int) -> torch.Tensor:
         )
     if spare == 0:
         return images
-    corner = (where * (spare + 1)).astype(np.int64)
+    corner = crop_corners(where, spare)
     windows = images.unfold(2, size, 1).unfold(3, size, 1)  # N×C×(spare+1)×(spare+1)×size×size
     if images.device.type == "cpu":  # NumPy copies a window's rows, where torch looks up the place of every byte
         order = (0, 2, 3, 4, 5, 1) if _channels_last(images) else (0, 2, 3, 1, 4, 5)
@@ -174,6 +174,12 @@ def _crop(images: torch.Tensor, where: np.ndarray, size: int) -> torch.Tensor:
         return torch.from_numpy(chosen).permute(0, 3, 1, 2) if _channels_last(images) else torch.from_numpy(chosen)
     top, left = torch.from_numpy(corner).to(images.device).unbind(1)
     return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def crop_corners(where: np.ndarray, spare: int) -> np.ndarray:
+    """The top left corners, int64 N×2 (top, left), of crops of squares that are `spare` pixels wider than the crop;
+    `where` N×2 in [0, 1)."""
+    return (where * (spare + 1)).astype(np.int64)
 
 
 def _flip(images: torch.Tensor, mirrored: np.ndarray, fresh: bool) -> torch.Tensor:

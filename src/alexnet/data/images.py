@@ -67,8 +67,11 @@ class TooManyPixels(BadImage):
     """A picture that is larger than is decoded; its header says so."""
 
 
-def decode(source: str | Path | bytes | Image.Image, channels: int = 3, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in `source`, a path, the bytes of a file or one already opened, in mode RGB (`channels` 3) or L (1).
+def decode(
+    source: str | Path | bytes | np.ndarray | Image.Image, channels: int = 3, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """The picture in `source`, in mode RGB (`channels` 3) or L (1): a path, the bytes of a file, one already opened, or
+    pixels, uint8 H×W×C.
 
     EXIF orientation is applied and the file's metadata dropped. Transparent pixels are laid over white, an
     animation gives its first frame, and values of more than 8 bits are scaled to 0…255 (see `_to_8_bits`).
@@ -81,6 +84,8 @@ def decode(source: str | Path | bytes | Image.Image, channels: int = 3, *, max_p
         raise UserError(f"Images can be read with 1 channel (grey) or 3 (RGB), not {channels}; choose one of them.")
     where = _name(source)
     mode = "RGB" if channels == 3 else "L"
+    if isinstance(source, np.ndarray):
+        source = Image.fromarray(source if source.shape[2] == 3 else source[..., 0])
     try:
         if isinstance(source, Image.Image):
             return _plain(_upright(source), mode)
@@ -94,7 +99,11 @@ def decode(source: str | Path | bytes | Image.Image, channels: int = 3, *, max_p
 
 
 def decode_part(
-    source: str | Path | bytes, size: int, channels: int = 3, *, box: Callable[[int, int], Box] | None = None
+    source: str | Path | bytes | np.ndarray,
+    size: int,
+    channels: int = 3,
+    *,
+    box: Callable[[int, int], Box] | None = None,
 ) -> np.ndarray:
     """What `decode` gives, or the part of it in a box, to be resized to `size` for training: uint8 H×W×`channels`.
 
@@ -103,6 +112,11 @@ def decode_part(
     the work for a camera's picture; at full size the pixels are those of `decode`. Raises `BadImage` as `decode` does.
     """
     where, mode = _name(source), "RGB" if channels == 3 else "L"
+    if isinstance(source, np.ndarray):
+        if source.shape[2] != channels:
+            source = np.array(decode(source, channels)).reshape(*source.shape[:2], channels)
+        left, top, right, bottom = box(source.shape[1], source.shape[0]) if box else (0, 0, None, None)
+        return source[top:bottom, left:right]
     try:
         with _file(source, where) as file, _open(file, where) as image:
             stored, turned = image.size, _orientation(image)
@@ -149,9 +163,12 @@ def check_image(path: str | Path, *, full: bool = True) -> str | None:
         return error.reason
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(source: str | Path | bytes | np.ndarray) -> tuple[int, int]:
     """Width and height in pixels that `decode` will return, from the header alone. Raises `BadImage`."""
-    with _file(path, str(path)) as file, _open(file, str(path)) as image:
+    if isinstance(source, np.ndarray):
+        return source.shape[1], source.shape[0]
+    where = _name(source)
+    with _file(source, where) as file, _open(file, where) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
@@ -159,7 +176,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 # ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _name(source: str | Path | bytes | Image.Image) -> str:
+def _name(source: str | Path | bytes | np.ndarray | Image.Image) -> str:
     return str(source) if isinstance(source, (str, Path)) else "the image"
 
 

@@ -20,10 +20,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from alexnet import runtime
-from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, first_of_chunk
+from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, crop_corners, first_of_chunk
 from alexnet.data.images import BadImage, decode, decode_part
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source
+from alexnet.data.shards import Packed
 from alexnet.errors import UserError
 
 MAX_IN_MEMORY = 2 << 30
@@ -148,7 +149,8 @@ class FromFiles(_Order):
     """Batches decoded as they are needed, by `workers` processes (0: in this one).
 
     Without `augment` they are what `preprocess` makes for evaluation. With it, crop resized is taken here from the
-    full picture before it is resized, and any other crop is left to the device, as `on_device` then says.
+    full picture before it is resized, and any other crop is left to the device, as `on_device` then says. Packed pixels
+    are cropped and mirrored here too, so that no more than the crop is ever copied.
     """
 
     def __init__(
@@ -165,17 +167,20 @@ class FromFiles(_Order):
         pin_memory: bool = False,
     ) -> None:
         super().__init__(len(files), batch_size, shuffle, seed, drop_last)
+        files.check(preprocess)
         self.pictures = _Pictures(files, preprocess, augment, seed)
         self.workers = workers
         self.pin_memory = pin_memory
         self.on_device = augment
         if augment is not None and augment.crop == "resized":
             self.on_device = replace(augment, crop="none")
+        elif augment is not None and self.pictures.cuts:
+            self.on_device = replace(augment, crop="none", flip=False)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch`, from batch `start` on. Raises `BadImage` naming a file that cannot be read."""
         requests: Any = [(epoch, ids) for ids in self.ids(epoch, start)]  # what DataLoader passes on as it is
-        loader: Iterable[Batch | BadImage] = DataLoader(
+        loader: Iterable[Batch | UserError] = DataLoader(
             self.pictures,
             batch_sampler=requests,
             num_workers=self.workers,
@@ -186,7 +191,7 @@ class FromFiles(_Order):
             generator=torch.Generator(),  # else it would draw a number from the global one, which dropout uses
         )
         for batch in loader:
-            if isinstance(batch, BadImage):
+            if isinstance(batch, UserError):
                 raise batch
             yield batch
 
@@ -199,28 +204,50 @@ class _Pictures(Dataset):
         self.preprocess = preprocess
         self.augment = augment
         self.seed = seed
+        crop = augment.crop if augment else "none"
+        self.cuts = isinstance(files, Packed) and crop in ("none", "random") and files.holds(preprocess)
+        """Whether crops are copied straight from packed pixels, mirrored where that is their turn."""
 
-    def __getitems__(self, request: tuple[int, np.ndarray]) -> Batch | BadImage:
+    def __getitems__(self, request: tuple[int, np.ndarray]) -> Batch | UserError:
         epoch, ids = request
+        try:
+            images = self._crops(epoch, ids) if self.cuts else self._decoded(epoch, ids)
+        except UserError as error:
+            return error  # raised in a worker it would arrive wrapped in that worker's traceback
+        return Batch(images, self.files.targets[ids], torch.from_numpy(ids))
+
+    def _crops(self, epoch: int, ids: np.ndarray) -> torch.Tensor:
+        """The same crops and mirror images, from the same draws, as `augment` makes of pictures in memory."""
+        assert isinstance(self.files, Packed)
+        cfg, size = self.augment or Augment(), self.preprocess.size
+        spare = self.preprocess.square - size
+        first = first_of_chunk(ids, cfg.crop_chunk)
+        corners, mirrored = np.full((len(ids), 2), round(spare / 2)), np.zeros(len(ids), dtype=bool)
+        if cfg.crop == "random":
+            corners = crop_corners(runtime.draws(self.seed, epoch, first, "crop", 2), spare)
+        if cfg.flip:
+            mirrored = runtime.draws(self.seed, epoch, first, "flip", 1)[:, 0] < 0.5
+        return self.files.crops(ids, corners, mirrored, size)
+
+    def _decoded(self, epoch: int, ids: np.ndarray) -> torch.Tensor:
         numbers: Any = [None] * len(ids)
         if self.augment is not None and self.augment.crop == "resized":
             first = first_of_chunk(ids, self.augment.crop_chunk)
             numbers = runtime.draws(self.seed, epoch, first, "crop", BOX_DRAWS)
-        try:
-            pictures = [self._picture(i, row).movedim(0, -1) for i, row in zip(ids, numbers, strict=True)]
-        except BadImage as error:
-            return error  # raised in a worker it would arrive wrapped in that worker's traceback
-        images = torch.stack(pictures).movedim(-1, 1)  # channels_last: as pixels are decoded, and as they are computed
-        return Batch(images, self.files.targets[ids], torch.from_numpy(ids))
+        pictures = [self._picture(i, row).movedim(0, -1) for i, row in zip(ids, numbers, strict=True)]
+        return torch.stack(pictures).movedim(-1, 1)  # channels_last: as pixels are decoded, and as they are computed
 
     def _picture(self, i: int, uniform: np.ndarray | None) -> torch.Tensor:
-        path, preprocess, cfg = self.files.root / self.files.names[i], self.preprocess, self.augment
-        if cfg is None:
-            return preprocess.evaluation(decode(path, preprocess.channels))
-        if uniform is None:
-            return preprocess.training_square(decode_part(path, preprocess.square, preprocess.channels))
-        box = partial(crop_box, uniform=uniform, scale=cfg.scale, ratio=cfg.ratio)
-        return preprocess.cut(decode_part(path, preprocess.size, preprocess.channels, box=box))
+        stored, preprocess, cfg = self.files.stored(i), self.preprocess, self.augment
+        try:
+            if cfg is None:
+                return preprocess.evaluation(decode(stored, preprocess.channels))
+            if uniform is None:
+                return preprocess.training_square(decode_part(stored, preprocess.square, preprocess.channels))
+            box = partial(crop_box, uniform=uniform, scale=cfg.scale, ratio=cfg.ratio)
+            return preprocess.cut(decode_part(stored, preprocess.size, preprocess.channels, box=box))
+        except BadImage as error:
+            raise BadImage(error.reason, self.files.where(i)) from error
 
 
 def _leave_signals(_: int) -> None:

@@ -136,7 +136,7 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """What `evaluation` gives, as an array: uint8 C×size×size, contiguous."""
-        return _to_array(_centre_crop(self._resized(image), self.size))
+        return _to_array(_centre_crop(self.resized(image), self.size))
 
     def training_square(self, pixels: np.ndarray) -> torch.Tensor:
         """What random crops are cut from: a picture, uint8 H×W×C → uint8 C×square×square, short side to `square`,
@@ -188,7 +188,8 @@ class Preprocess:
         new_long = int(self.square * long / short)  # rounded down, as torchvision does
         return (self.square, new_long) if width <= height else (new_long, self.square)
 
-    def _resized(self, image: Image.Image) -> Image.Image:
+    def resized(self, image: Image.Image) -> Image.Image:
+        """The picture in the mode that the network reads, its short side `square` pixels long; not yet cropped."""
         image = self._in_mode(image)
         new_size = self._new_size(*image.size)
         return image if new_size == image.size else image.resize(new_size, _FILTERS[self.interpolation][0])

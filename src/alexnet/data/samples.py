@@ -8,6 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from alexnet.data.preprocess import Preprocess
+
+Stored = Path | bytes | np.ndarray
+"""A picture's file, the bytes of one, or its pixels, uint8 H×W×C."""
+
 SplitRows = list[tuple[str, str]]
 """Rows (file name, split), as `split.csv` keeps them."""
 
@@ -29,6 +34,17 @@ class Files:
     @property
     def paths(self) -> list[Path]:
         return [self.root / name for name in self.names]
+
+    def stored(self, i: int) -> Stored:
+        """Picture `i` in the form that it is kept in, which `images.decode` reads. Raises `UserError`."""
+        return self.root / self.names[i]
+
+    def where(self, i: int) -> str:
+        """What picture `i` is called in a sentence for the user."""
+        return str(self.root / self.names[i])
+
+    def check(self, preprocess: Preprocess) -> None:
+        """Raise `UserError` if these pictures cannot be brought into the form that `preprocess` asks for."""
 
     def take(self, indices: np.ndarray) -> Files:
         """Those at `indices`, in that order."""

@@ -12,7 +12,8 @@ that nothing is ever chosen by the test part.
 | imagenet | class folders in train/ and val/ | as `folder` |
 | folder | any class folders, with or without splits (`folders.py`), or a table of labels (`labels.py`) | |
 
-Whatever is read from a folder is also read from an archive of it, zip or tar (`archives.py`).
+Whatever is read from a folder is also read from an archive of it, zip or tar (`archives.py`), and from what
+`alexnet pack` makes of it (`shards.py`).
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ from alexnet.data.archives import as_folder
 from alexnet.data.augment import Augment
 from alexnet.data.download import fetch
 from alexnet.data.folders import Progress
-from alexnet.data.images import decode, decode_part, image_size
+from alexnet.data.images import BadImage, decode, decode_part, image_size
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source, SplitRows
+from alexnet.data.shards import FAILED, is_pack, open_pack
 from alexnet.data.split import divide, in_order
 from alexnet.errors import UserError, unknown_name
 
@@ -46,7 +48,10 @@ Needed = tuple[list[str], Path, str]  # addresses of a file, where it belongs, i
 
 SOURCES = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
 
-_CIFAR10_FILES = (datasets.CIFAR10.filename, "data_batch_1")
+CIFAR10_ARCHIVE = datasets.CIFAR10.filename
+"""The name of CIFAR-10's own archive: the one whose pickles are read, after its checksum."""
+
+_CIFAR10_FILES = (CIFAR10_ARCHIVE, "data_batch_1")
 
 
 def load_source(
@@ -81,6 +86,8 @@ def load_source(
         data = as_folder(data, progress)
     if name == "digits":
         source = _digits(data)
+    elif data is not None and is_pack(data):
+        source = _packed(name, data, labels, progress)
     elif name == "cifar10":
         source = _cifar10(data, download, skip_bad, progress)
     elif name == "fashion-mnist":
@@ -103,7 +110,8 @@ def read_files(
     from: N×C×square×square. For crop resized, which can use more, pictures that are all squares of one size
     stay as they are (up to one and a half times `square`). Raises `BadImage` for a file that cannot be read.
     """
-    side, paths, channels = preprocess.size, files.paths, preprocess.channels
+    files.check(preprocess)
+    side, channels = preprocess.size, preprocess.channels
     if augment is not None:
         side = preprocess.square
         common = _common_side(files, progress) if augment.crop == "resized" else 0
@@ -113,12 +121,15 @@ def read_files(
     images = np.empty((len(files), channels, side, side), dtype=np.uint8)
 
     def read(i: int) -> None:
-        if augment is None:
-            images[i] = preprocess.evaluation(decode(paths[i], channels)).numpy()
-        else:
-            images[i] = square.training_square(decode_part(paths[i], side, channels)).numpy()
+        try:
+            if augment is None:
+                images[i] = preprocess.evaluation(decode(files.stored(i), channels)).numpy()
+            else:
+                images[i] = square.training_square(decode_part(files.stored(i), side, channels)).numpy()
+        except BadImage as error:
+            raise BadImage(error.reason, files.where(i)) from error
 
-    for _ in folders.in_threads(read, range(len(paths)), progress, "reading images"):
+    for _ in folders.in_threads(read, range(len(files)), progress, "reading images"):
         pass
     return Arrays(torch.from_numpy(images), files.targets, files.names, ready=augment is None)
 
@@ -142,7 +153,9 @@ def evaluated(arrays: Arrays, preprocess: Preprocess) -> Arrays:
 
 def _common_side(files: Files, progress: Progress | None) -> int:
     """The side in pixels if all the pictures are squares of one size, else 0."""
-    sizes = set(folders.in_threads(image_size, files.paths, progress, "measuring images"))
+    sizes = set(
+        folders.in_threads(lambda i: image_size(files.stored(i)), range(len(files)), progress, "measuring images")
+    )
     width, height = next(iter(sizes)) if len(sizes) == 1 else (0, 1)
     return width if width == height else 0
 
@@ -156,6 +169,8 @@ def load_for_evaluation(
     """Pictures to measure a network on: class folders of any kind or a table of labels, or the layouts of the data set
     `name` that it was trained on. Splits are those given, and `all` where there are none. Raises `UserError`."""
     data = folders.data_folder(data, labels, progress)
+    if is_pack(data):
+        return _packed("folder", data, labels, progress, training=False)
     if labels is not None:
         tree = folders.listed(data, folders.labels_file(labels, data), training=False)
         tree, bad = folders.drop_bad(tree, skip_bad=False, progress=progress)
@@ -179,6 +194,25 @@ def open_layout(data: Path, progress: Progress | None = None) -> Source | None:
     if any(_idx(data / d / _fashion_files("train")[0]) for d in ("", "raw", "FashionMNIST/raw")):
         return _fashion_mnist(data, False, progress)
     return None
+
+
+def _packed(name: str, data: Path, labels: Path | None, progress: Progress | None, training: bool = True) -> Source:
+    if labels is not None:
+        raise UserError(f"{data} is packed together with its labels; leave --labels out.")
+    pack = open_pack(data, progress)
+    if training:
+        if "train" not in pack.splits:
+            raise UserError(f"{data} was packed from pictures without a train/ to learn from; pack those with one.")
+        counts = torch.bincount(pack.splits["train"].targets, minlength=len(pack.classes)).tolist()
+        if 0 in counts:
+            raise UserError(
+                f"{data} has no picture of class '{pack.classes[counts.index(0)]}' to learn from; {data / FAILED} "
+                "tells what could not be read."
+            )
+    notes = []
+    if pack.failed:
+        notes.append(f"{pack.failed} pictures could not be read when {data} was packed; {data / FAILED} lists them.")
+    return Source(name, pack.classes, in_order({**pack.splits}), channels=pack.form.channels, notes=notes)
 
 
 def _class_folders(

@@ -20,6 +20,7 @@ import torch
 from alexnet import runtime
 from alexnet.data.duplicates import exact_groups
 from alexnet.data.samples import Arrays, Files, Source, SplitRows
+from alexnet.data.shards import Packed
 from alexnet.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -114,9 +115,13 @@ def _apart(part: Arrays | Files, share: float, seed: int) -> tuple[np.ndarray, n
 
 def _first_of_copies(part: Arrays | Files) -> np.ndarray:
     """For each sample the index of the first in its class that is the same to the byte: its own, but for copies. Of
-    files only; those of a size of their own are not read."""
+    files only; those of a size of their own are not read, and of packed ones that was told when they were packed."""
     first = np.arange(len(part))
-    if isinstance(part, Files):
+    if isinstance(part, Packed):
+        labels = part.targets.tolist()
+        for group in exact_groups([d + str(label).encode() for d, label in zip(part.digests(), labels, strict=True)]):
+            first[group] = group[0]
+    elif isinstance(part, Files):
         of = list(zip([path.stat().st_size for path in part.paths], part.targets.tolist(), strict=True))
         common = Counter(of)
         digests = [

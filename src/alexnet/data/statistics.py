@@ -20,6 +20,7 @@ from alexnet.data.colour import ColourBasis
 from alexnet.data.loading import Batches, FromFiles, InMemory
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files
+from alexnet.data.shards import Packed
 from alexnet.data.sources import read_files
 from alexnet.errors import UserError
 
@@ -44,8 +45,10 @@ def measure(
 ) -> Statistics:
     """The mean image and the colours' covariance of all pictures of `part`, as squares of `geometry.square`.
 
-    Raises `BadImage` for a file that cannot be read.
+    Of a whole packed data set they stand in its pack.json. Raises `BadImage` for a file that cannot be read.
     """
+    if isinstance(part, Packed) and (known := _packed(part, geometry)) is not None:
+        return known
     whole = replace(geometry, size=geometry.square)
     batches: Batches
     if isinstance(part, Files):
@@ -66,6 +69,15 @@ def measure(
     mean = total.mean(dim=(1, 2)) / done
     covariance = products / (done * side * side) - torch.outer(mean, mean)
     return Statistics((total / (255 * done)).float(), covariance.numpy())
+
+
+def _packed(part: Packed, geometry: Preprocess) -> Statistics | None:
+    """What was summed when these pictures were packed, if it was all of these, as these squares."""
+    found, form = part.statistics(), part.shards.form
+    if found is None or (form.side, form.channels, geometry.stretch) != (geometry.square, geometry.channels, False):
+        return None
+    mean_image, covariance = found
+    return Statistics(torch.from_numpy(mean_image / 255).float(), covariance)
 
 
 def principal_colours(covariance: np.ndarray) -> ColourBasis:

@@ -232,7 +232,7 @@ def run_pictures(run: Run, names: Sequence[str]) -> list[Image.Image]:
                 pixels = part.images[i].permute(1, 2, 0).numpy()
                 found[name] = decode(Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]))
             else:
-                found[name] = decode(part.paths[i])
+                found[name] = decode(part.stored(i))
     if missing := [name for name in names if name not in found]:
         raise UserError(f"The picture '{missing[0]}' is no longer in the data that {run.path} was trained on.")
     return [found[name] for name in names]

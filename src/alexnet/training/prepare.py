@@ -232,7 +232,7 @@ def _fitting_size(source: Source) -> int:
         side = min(part.images.shape[-2:])
     else:
         chosen = part.take(np.linspace(0, len(part) - 1, min(SAMPLED, len(part))).astype(int))
-        side = int(statistics.median(min(image_size(path)) for path in chosen.paths))
+        side = int(statistics.median(min(image_size(chosen.stored(i))) for i in range(len(chosen))))
     return 32 if side <= 48 else 64 if side <= 100 else 224
 
 

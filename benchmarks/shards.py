@@ -1,0 +1,123 @@
+"""Training pictures a second from packed data beside torchvision's ImageFolder, and how fast data is packed.
+
+The same on both sides: short side 256, the centre square of it, a random crop of 224, mirrored or not, a uint8 batch in
+the end; one process and one thread, files in the page cache. The 200 photographs are repeated under other names.
+
+    python benchmarks/shards.py  → results/shards.json, in five minutes
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import common
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from alexnet import runtime
+from alexnet.data.augment import Augment, augment
+from alexnet.data.loading import FromFiles
+from alexnet.data.pack import pack
+from alexnet.data.preprocess import Preprocess
+from alexnet.data.shards import Packed, open_pack
+from alexnet.insight.timing import interleaved
+
+REPEATS = 20  # of each photograph
+BATCH = 128
+PREPROCESS = Preprocess(224, 256)
+CFG = Augment(crop="random", flip=True)
+TRANSFORM = v2.Compose(
+    [v2.Resize(256), v2.CenterCrop(256), v2.RandomCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+)
+READ = {"ImageFolder": 384, "ImageFolder, shrunk files": 384, "JPEG shards": 1280, "uint8 shards": 3840}
+"""Pictures of each try: so many that it takes long enough to time, in whole batches."""
+IMAGENET = 1_281_167
+
+
+def folder_of(photographs: Path, root: Path) -> Path:
+    """Class folders of links to the photographs, each `REPEATS` times."""
+    for i, path in enumerate(sorted(photographs.rglob("*.JPEG"))):
+        folder = root / f"{i % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for again in range(REPEATS):
+            (folder / f"{path.stem}-{again:02d}.jpg").symlink_to(path.resolve())
+    return root
+
+
+def shrunk(packed: Packed, root: Path) -> Path:
+    """The very JPEGs of the shards as files: what ImageFolder gains if they are shrunk for it beforehand."""
+    for i, name in enumerate(packed.names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(packed.stored(i)))
+    return root
+
+
+def image_folder(data: Dataset, count: int, workers: int = 0) -> None:
+    chosen = torch.randperm(len(data))[:count].tolist()  # type: ignore[arg-type]
+    for images, _ in DataLoader(data, BATCH, sampler=SubsetRandomSampler(chosen), num_workers=workers):
+        assert images.dtype == torch.uint8
+
+
+def ours(packed: Packed, count: int, workers: int = 0) -> None:
+    part = packed.take(np.random.default_rng(0).permutation(len(packed))[:count])
+    loader = FromFiles(part, PREPROCESS, CFG, batch_size=BATCH, shuffle=True, workers=workers)
+    for batch in loader.batches(0):
+        images = augment(batch.images, batch.ids, 0, 0, loader.on_device, PREPROCESS.size)
+        assert images.shape[1:] == (3, 224, 224)
+
+
+def main() -> None:
+    results: dict[str, dict] = {"packing": {}, "images_per_second": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        source = folder_of(common.data("imagenet-photos-200"), root / "photographs")
+        packed = {}
+        for kind, size in (("uint8", 256), ("jpeg", 256)):
+            done = pack(source, root / kind, kind=kind, size=size)
+            results["packing"][kind] = row = {
+                **{key: done[key] for key in ("form", "images", "bytes", "shards", "seconds", "images_per_second")},
+                "processes": runtime.cpu_count(),
+                "bytes_each": done["bytes"] / sum(done["images"].values()),
+            }
+            row["imagenet_hours"] = IMAGENET / row["images_per_second"] / 3600
+            row["imagenet_gb"] = IMAGENET * row["bytes_each"] / 1e9
+            packed[kind] = open_pack(root / kind).splits["train"]
+            print(f"packing {kind}: {done['images_per_second']:.0f} images/s", file=sys.stderr)
+        theirs = datasets.ImageFolder(str(source), TRANSFORM)
+        smaller = datasets.ImageFolder(str(shrunk(packed["jpeg"], root / "shrunk")), TRANSFORM)
+        readers: dict[str, Callable] = {
+            "ImageFolder": partial(image_folder, theirs),
+            "ImageFolder, shrunk files": partial(image_folder, smaller),
+            "JPEG shards": partial(ours, packed["jpeg"]),
+            "uint8 shards": partial(ours, packed["uint8"]),
+        }
+        work = {name: partial(read, READ[name]) for name, read in readers.items()}
+        timings = interleaved(work, tries=9)
+        results["photographs"] = {
+            "files": len(theirs),
+            "bytes_each": float(np.mean([os.stat(path).st_size for path, _ in theirs.samples])),
+        }
+    for name, timing in timings.items():
+        theirs_each = timings["ImageFolder"].median / READ["ImageFolder"]
+        results["images_per_second"][name] = row = {
+            "median": READ[name] / timing.median,
+            "low": READ[name] / timing.high,
+            "high": READ[name] / timing.low,
+            "over_ImageFolder": theirs_each / (timing.median / READ[name]),
+        }
+        print(f"{name:26} {row['median']:9.1f} images/s  {row['over_ImageFolder']:.2f}x", file=sys.stderr)
+    common.save("shards", results, ("torchvision", "pillow", "simplejpeg", "litdata"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
