@@ -30,3 +30,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
 
 class TrainingFailed(RuntimeError):
     """Training cannot go on (the loss is NaN, the disk is full). The message says what to change; exit code 1."""
+
+
+class ReaderDied(TrainingFailed):
+    """A process that reads pictures for this one was killed, from outside or by the kernel."""

@@ -13,19 +13,20 @@ import time
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from alexnet import runtime
 from alexnet.data.loading import Batch
-from alexnet.errors import TrainingFailed, UserError
+from alexnet.errors import ReaderDied, TrainingFailed, UserError
 from alexnet.inference import calibration
 from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.networks.model import Network
 from alexnet.runs import Run, add_to_model, read_model, write_json, write_text
 from alexnet.training.alarms import alarms
 from alexnet.training.budget import Budget
+from alexnet.training.checkpoints import DUE, FAILED, STOP, Checkpoints, saying_where
 from alexnet.training.contact_sheet import write_contact_sheet
 from alexnet.training.dead import dead_channels
 from alexnet.training.interruption import Interrupted, StopSignal
@@ -37,6 +38,7 @@ from alexnet.training.step import TrainStep
 
 LOOK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 SHOWN = 32  # pictures of augmented.png
+GO_ON = 5.0  # seconds for which an evaluation goes on after a signal to stop, of the 30 that schedulers give
 LOOKED_AT = 128  # validation pictures on which channels are looked for that are never active
 
 
@@ -52,52 +54,69 @@ class Loop:
         self.train_step = TrainStep(prepared, model)
         self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
         self.scaler = self.train_step.scaler
-        self.position = Position()
+        self.position = Position(pictures=len(prepared.source.splits["train"]))
         self.budget = budget
         self.restored = False
         self.alarms: list[dict[str, Any]] = []
+        self.checkpoints = Checkpoints(run, prepared)
+        self.stop = StopSignal()
 
     def restore(self, position: Position, training: dict[str, Any]) -> None:
         """Go on from `position`; the weights are in the model already."""
         self.position = position
+        self.position.pictures = len(self.prepared.source.splits["train"])
         # the groups are the recipe's, which may have been given changes since; the momentum is the checkpoint's
         groups = self.optimizer.state_dict()["param_groups"]
         saved = {**training["optimizer"], "param_groups": groups}
         self.parallel.load_optimizer(self.optimizer, self.model, saved)
         self.scaler.load_state_dict(training["scaler"])
+        self.checkpoints.begin_at(position)
         self.restored = True
         # a crash may have left a line too many, one too few, or half a line
         rows = "".join(json.dumps(row) + "\n" for row in position.history)
         self.parallel.first(lambda: write_text(self.run.metrics_jsonl, rows))
-        for done in range(1, len(position.history) + 1):  # what was said before; `_warn` writes it again with the next
+        for done in range(1, len(position.history) + 1):  # what was said before
             self._new_alarms(position.history[:done])
+        if self.alarms:
+            self.parallel.first(lambda: write_json(self.run.path / "alarms.json", self.alarms))
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def fit(self) -> dict[str, Any]:
         """Train until the last epoch or `limit_steps`; then evaluate the result. Returns the summary."""
         p = self.position
-        if not self.restored:
-            self.parallel.first(self._draw_augmented)
-        with StopSignal() as stop:
-            while not self._ended():
+        try:
+            with saying_where(self.run.path), self.stop as stop:
+                if not self.restored:
+                    self.parallel.first(self._draw_augmented)
+                while not self._ended():
+                    try:
+                        self._train_epoch()
+                        if p.batch < len(self.prepared.train) and not self._at_limit():
+                            self._save(best=False)  # stopped in mid-epoch
+                        else:
+                            self._end_epoch()
+                    except _Asked:  # to stop while validating, which will be done anew
+                        self._save(best=False)
+                    except (UserError, ReaderDied) as error:  # a picture that was readable is so no longer
+                        self._save_now()
+                        kind = UserError if isinstance(error, UserError) else TrainingFailed
+                        raise kind(f"{error} Then go on with: alexnet resume {self.run.path}") from error
+                    signum = self.parallel.latest(stop.received)
+                    if signum is not None and not self._ended():
+                        self._stopped(f"Saved after step {p.step:,}; go on with", signum)
                 try:
-                    self._train_epoch(stop)
-                except UserError as error:  # a picture that was readable before training is so no longer
-                    self._save(best=False)
-                    raise UserError(f"{error} Then go on with: alexnet resume {self.run.path}") from error
-                if p.batch < len(self.prepared.train) and not self._at_limit():
-                    self._save(best=False)  # stopped in mid-epoch
-                else:
-                    self._end_epoch()
-                signum = self.parallel.latest(stop.received)
-                if signum is not None and not self._ended():
-                    raise Interrupted(
-                        f"Saved after step {p.step:,}; go on with: alexnet resume {self.run.path}", signum
-                    )
-            return self._finish()
+                    return self._finish()
+                except _Asked:
+                    self._stopped("The network is trained, and its test is left; go on with", stop.received or 0)
+        finally:
+            self.checkpoints.close()
 
-    def _train_epoch(self, stop: StopSignal) -> None:
+    def _stopped(self, what: str, signum: int) -> NoReturn:
+        self.parallel.first(self.checkpoints.wait)
+        raise Interrupted(f"{what}: alexnet resume {self.run.path}", signum)
+
+    def _train_epoch(self) -> None:
         """The rest of the current epoch, or as much as `limit_steps` or a stop signal leaves of it."""
         p, epoch, train = self.position, self.position.epoch, self.prepared.train
         self.train_step.train()
@@ -120,12 +139,17 @@ class Loop:
                 p.batch += 1
                 p.seen += len(batch.ids)
                 p.seconds = before + time.monotonic() - began
-                stopping = self.parallel.latest(stop.received) is not None
-                done = stopping or self._at_limit() or p.batch == len(train)
-                if done or p.batch % LOOK_EVERY == 0:
+                asked = self.parallel.latest(self._wish()) or 0
+                if asked >= FAILED:
+                    self.parallel.first(self.checkpoints.check)
+                done = asked >= STOP or self._at_limit() or p.batch == len(train)
+                if done or asked == DUE or p.batch % LOOK_EVERY == 0:
                     loss_now, hits_now = (sums / p.seen).tolist()
                     self._check_finite(loss_now)
                     self.report.step(epoch + 1, self.recipe.epochs, p.seen, train.samples, loss_now, hits_now)
+                if asked == DUE and not done:
+                    p.loss_sum, p.hits = sums.tolist()
+                    self._save(best=False)
                 if done:
                     return
         finally:
@@ -138,6 +162,14 @@ class Loop:
     def _plan(self, step: int) -> Plan:
         return plan(self.recipe, step, len(self.prepared.train), self.position.history)
 
+    def _wish(self) -> int | None:
+        """What this process asks of all of them after a step."""
+        if self.checkpoints.failed:
+            return FAILED
+        if self.stop.received is not None:
+            return STOP + self.stop.received
+        return DUE if self.checkpoints.due(self.position.step) else None
+
     def _ended(self) -> bool:
         return self.position.ended(self.recipe)
 
@@ -147,7 +179,7 @@ class Loop:
     # ── at the end of an epoch ────────────────────────────────────────────────────────────────────────────────
 
     def _end_epoch(self) -> None:
-        """Validate, judge, save, and only then say that the epoch is done."""
+        """Validate, judge, save, and once that is on disk say that the epoch is done."""
         p, recipe = self.position, self.recipe
         began = time.monotonic()
         outputs = self._evaluate(recipe.validate_on)
@@ -175,22 +207,34 @@ class Loop:
         if chosen:
             p.best = row
         p.start_epoch()
-        self._save(best=chosen)
-        self.parallel.first(lambda: self.run.append_metrics(row))
-        if chosen:
-            self._write_evaluation(recipe.validate_on, outputs)
-        self._write_summary()
-        self.report.epoch({**row, "best": p.best}, recipe.epochs, recipe.validate_on)
-        self._warn()
+        best, summary, alarms = p.best, self._summary(), self._new_alarms(p.history)
+
+        def then() -> None:
+            self.run.append_metrics(row)
+            if chosen:
+                self._store_evaluation(recipe.validate_on, outputs)
+            write_json(self.run.path / "summary.json", summary)
+            self.report.epoch({**row, "best": best}, recipe.epochs, recipe.validate_on)
+            self._warn(alarms)
+
+        self.checkpoints.save(self.model, self.optimizer, self.scaler, p, best=chosen, then=then)
         if self.budget is not None and not self._ended():
             self._keep_to(self.budget)
 
     def _evaluate(self, split: str) -> Outputs:
         batches = self.prepared.evaluation[split]
-        return run_network(self.model, batches, self.prepared.preprocess, self.device, self.report.work)
+        return run_network(self.model, batches, self.prepared.preprocess, self.device, self._evaluated)
+
+    def _evaluated(self, done: int, total: int, what: str) -> None:
+        """Tell how far an evaluation is. Raises `_Asked` where it goes on although this process, alone, is to stop."""
+        asked = self.stop.received is not None and self.parallel.processes == 1
+        if asked and done < total and time.monotonic() - self.stop.since > GO_ON:
+            raise _Asked
+        self.report.work(done, total, what)
 
     def _finish(self) -> dict[str, Any]:
         """Report the chosen network on the test set and complete the summary; may be done again after a crash."""
+        self.parallel.first(self.checkpoints.wait)
         best = self.run.named_checkpoint("best")
         assert best is not None, "a run has at least one epoch"
         steered_by = self.recipe.validate_on
@@ -199,14 +243,16 @@ class Loop:
         if self.restored or with_test:
             self.parallel.load(self.model, read_model(best).model.state_dict())
         if self.restored:  # what was written after the last checkpoint may be missing
-            self._write_evaluation(steered_by, self._evaluate(steered_by))
+            validated = self._evaluate(steered_by)
+            self.parallel.first(lambda: self._store_evaluation(steered_by, validated))
         if with_test:
             outputs = self._evaluate("test")
-            self._write_evaluation("test", outputs)
+            self.parallel.first(lambda: self._store_evaluation("test", outputs))
             figures = outputs.measure(self.prepared.classes)
             test = {"test": {k: figures[k] for k in ("top1", "top5", "loss", "n", "interval")}}
         fitted = self.parallel.first(partial(self._calibrate, best)) if steered_by != "test" else None
-        self._write_summary(**test, calibration=fitted, complete=True)
+        summary = self._summary(**test, calibration=fitted, complete=True)
+        self.parallel.first(lambda: write_json(self.run.path / "summary.json", summary))
         return self.run.summary()
 
     def _calibrate(self, best: Path) -> dict[str, Any]:
@@ -218,16 +264,15 @@ class Loop:
         add_to_model(best, calibration.KEY, fitted)
         return fitted
 
-    def _write_evaluation(self, split: str, outputs: Outputs) -> None:
+    def _store_evaluation(self, split: str, outputs: Outputs) -> None:
         names = self.prepared.source.splits[split].names
-        paths = [names[i] for i in outputs.ids]
-        self.parallel.first(lambda: self.run.write_evaluation(split, paths, outputs.targets, outputs.logits))
+        self.run.write_evaluation(split, [names[i] for i in outputs.ids], outputs.targets, outputs.logits)
 
-    def _write_summary(self, **more: Any) -> None:
+    def _summary(self, **more: Any) -> dict[str, Any]:
         rows = self.position.history
         keys = ("epoch", "top1", "top5", "val_loss")
         best = self.position.best or rows[-1]
-        summary = {
+        return {
             "best": {k: best[k] for k in keys},
             "final": {k: rows[-1][k] for k in keys},
             "split": self.recipe.validate_on,
@@ -242,34 +287,15 @@ class Loop:
             "device": str(self.device),
             **more,
         }
-        self.parallel.first(lambda: write_json(self.run.path / "summary.json", summary))
 
     # ── saving and warning ────────────────────────────────────────────────────────────────────────────────────
 
     def _save(self, *, best: bool) -> None:
-        model = self.parallel.whole(self.model)
-        training = {
-            "position": self.position.to_dict(),
-            "optimizer": self.parallel.whole_optimizer(self.optimizer, self.model),
-            "scaler": self.scaler.state_dict(),
-        }
-        save = partial(
-            self.run.save_checkpoint,
-            model=model,
-            classes=self.prepared.classes,
-            preprocess=self.prepared.preprocess,
-            step=self.position.step,
-            epoch=self.position.epoch,
-            training=training,
-            best=best,
-        )
-        try:
-            self.parallel.first(save)
-        except OSError as error:
-            raise TrainingFailed(
-                f"The checkpoint after step {self.position.step:,} could not be written to {self.run.path}: "
-                f"{error.strerror}; make room, then 'alexnet resume {self.run.path}' goes on from the one before."
-            ) from error
+        self.checkpoints.save(self.model, self.optimizer, self.scaler, self.position, best=best)
+
+    def _save_now(self) -> None:
+        self._save(best=False)
+        self.parallel.first(self.checkpoints.wait)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -278,13 +304,12 @@ class Loop:
                 f"this network; try --lr {self.recipe.lr / 3:.2g} or --set clip_norm=1."
             )
 
-    def _warn(self) -> None:
+    def _warn(self, new: list[dict[str, Any]]) -> None:
         """Say in plain words, once a run, what goes wrong and what usually helps; `alarms.json` keeps it."""
-        new = self._new_alarms(self.position.history)
         for alarm in new:
             self.report.say(alarm["text"])
         if new:
-            self.parallel.first(lambda: write_json(self.run.path / "alarms.json", self.alarms))
+            write_json(self.run.path / "alarms.json", self.alarms)
 
     def _new_alarms(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The alarms of kinds that were not known yet, which are so now."""
@@ -299,6 +324,7 @@ class Loop:
         epochs = budget.epochs(self.position.history, self.recipe.epochs)
         if epochs != self.recipe.epochs:
             self.recipe = replace(self.recipe, epochs=epochs)
+            self.parallel.first(self.checkpoints.wait)  # so that no epoch done by the old number is left to be repeated
             self.parallel.first(lambda: write_text(self.run.recipe_json, self.recipe.to_json() + "\n"))
             self.report.say(f"{epochs} epochs fit the time.")
 
@@ -313,6 +339,10 @@ class Loop:
         batch = next(iter(self.prepared.train.batches(0)))
         first = Batch(batch.images[:SHOWN], batch.targets[:SHOWN], batch.ids[:SHOWN])
         write_contact_sheet(self.run.path / "augmented.png", self.train_step.shown(first, 0, self._plan(0)))
+
+
+class _Asked(Exception):
+    """To stop in the middle of an evaluation, which changes nothing."""
 
 
 def _better(row: dict[str, Any], best: dict[str, Any]) -> bool:
