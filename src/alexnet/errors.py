@@ -30,3 +30,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
 
 class TrainingFailed(RuntimeError):
     """Training cannot go on (the loss is NaN, the disk is full). The message says what to change; exit code 1."""
+
+
+class ProcessLost(TrainingFailed):
+    """Another of several processes that train together is gone. Each that is left says so, for itself."""

@@ -61,7 +61,7 @@ def resume(
     /,
     *,
     epochs: str | None = None,
-    parallel: Literal["none", "towers"] | None = None,
+    parallel: Literal["auto", "none", "data", "towers"] | None = None,
     json: bool = False,
 ) -> None:
     """Go on with a run where it stopped, or extend a finished one.

@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -60,6 +60,11 @@ class Loop:
     def restore(self, position: Position, training: dict[str, Any]) -> None:
         """Go on from `position`; the weights are in the model already."""
         self.position = position
+        if position.processes != (now := self.parallel.share.of):
+            self.report.say(
+                f"Saved in {position.processes}, going on in {now} (processes that share each batch): batches and "
+                "their order stay as they were; sums are added up in another order, so that last digits can differ."
+            )
         # the groups are the recipe's, which may have been given changes since; the momentum is the checkpoint's
         groups = self.optimizer.state_dict()["param_groups"]
         saved = {**training["optimizer"], "param_groups": groups}
@@ -77,6 +82,9 @@ class Loop:
     def fit(self) -> dict[str, Any]:
         """Train until the last epoch or `limit_steps`; then evaluate the result. Returns the summary."""
         p = self.position
+        p.processes = self.parallel.share.of
+        for sentence in self.parallel.remarks(self.model):
+            self.report.say(sentence)
         if not self.restored:
             self.parallel.first(self._draw_augmented)
         with StopSignal() as stop:
@@ -101,10 +109,9 @@ class Loop:
         """The rest of the current epoch, or as much as `limit_steps` or a stop signal leaves of it."""
         p, epoch, train = self.position, self.position.epoch, self.prepared.train
         self.train_step.train()
-        loss_sum = torch.tensor(p.loss_sum, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
-        sums = torch.stack([loss_sum, torch.tensor(p.hits, dtype=loss_sum.dtype)]).to(self.device)
+        steps: list[torch.Tensor] = []  # loss and hits of those that nobody has looked at
         before, began = p.seconds, time.monotonic()
-        batches = train.batches(epoch, start=p.batch)
+        batches = self.parallel.reading(train.batches(epoch, start=p.batch))
         if self._at_limit():  # stopped after the very last step: only the validation is left
             return
         try:
@@ -115,21 +122,32 @@ class Loop:
                     return
                 p.waited += time.monotonic() - asked
                 loss, hits = self._train_step(batch, epoch)
-                sums += torch.stack([loss * len(batch.ids), hits]).to(sums.dtype)
+                steps.append(torch.stack([loss * batch.place.of, hits.to(loss.dtype)]))
                 p.step += 1
                 p.batch += 1
-                p.seen += len(batch.ids)
+                p.seen += batch.place.of
                 p.seconds = before + time.monotonic() - began
                 stopping = self.parallel.latest(stop.received) is not None
                 done = stopping or self._at_limit() or p.batch == len(train)
                 if done or p.batch % LOOK_EVERY == 0:
-                    loss_now, hits_now = (sums / p.seen).tolist()
+                    self._look(steps)
+                    loss_now, hits_now = p.loss_sum / p.seen, p.hits / p.seen
                     self._check_finite(loss_now)
                     self.report.step(epoch + 1, self.recipe.epochs, p.seen, train.samples, loss_now, hits_now)
                 if done:
                     return
-        finally:
-            p.loss_sum, p.hits = sums.tolist()
+        except UserError:
+            self._look(steps)
+            raise
+
+    def _look(self, steps: list[torch.Tensor]) -> None:
+        """Add what the device holds of these steps to the sums of the epoch, one by one: the same sums to the last bit
+        whenever one looks."""
+        p = self.position
+        for loss, hits in self.parallel.total(torch.stack(steps)).tolist() if steps else ():
+            p.loss_sum += loss
+            p.hits += hits
+        steps.clear()
 
     def _train_step(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step on a batch; the mean loss and the number right, on the device."""
@@ -151,7 +169,7 @@ class Loop:
         p, recipe = self.position, self.recipe
         began = time.monotonic()
         outputs = self._evaluate(recipe.validate_on)
-        figures = outputs.measure(self.prepared.classes)
+        figures = self.parallel.first(lambda: outputs.measure(self.prepared.classes))
         self._check_finite(figures["loss"])
         row = {
             "epoch": p.epoch + 1,
@@ -167,8 +185,9 @@ class Loop:
             "seconds": p.seconds + time.monotonic() - began,
             "waiting": p.waited / p.seconds if p.seconds else 0.0,
             "memory": runtime.most_memory(self.device),
-            "dead": dead_channels(self.model, self._some_pictures),
+            "dead": {} if self._some_pictures is None else dead_channels(self.model, self._some_pictures),
         }
+        row = self.parallel.first(lambda: row)
         p.epoch += 1
         p.history.append(row)
         chosen = recipe.validate_on == "test" or p.best is None or _better(row, p.best)
@@ -186,8 +205,12 @@ class Loop:
             self._keep_to(self.budget)
 
     def _evaluate(self, split: str) -> Outputs:
-        batches = self.prepared.evaluation[split]
-        return run_network(self.model, batches, self.prepared.preprocess, self.device, self.report.work)
+        """What the network says of a split; of several processes the first alone may have it whole."""
+        self.parallel.level(self.model)
+        batches, own = self.prepared.evaluation[split], None
+        if len(batches):
+            own = run_network(self.model, batches, self.prepared.preprocess, self.device, self.report.work)
+        return cast(Outputs, self.parallel.gather(own))
 
     def _finish(self) -> dict[str, Any]:
         """Report the chosen network on the test set and complete the summary; may be done again after a crash."""
@@ -203,7 +226,7 @@ class Loop:
         if with_test:
             outputs = self._evaluate("test")
             self._write_evaluation("test", outputs)
-            figures = outputs.measure(self.prepared.classes)
+            figures = self.parallel.first(lambda: outputs.measure(self.prepared.classes))
             test = {"test": {k: figures[k] for k in ("top1", "top5", "loss", "n", "interval")}}
         fitted = self.parallel.first(partial(self._calibrate, best)) if steered_by != "test" else None
         self._write_summary(**test, calibration=fitted, complete=True)
@@ -219,9 +242,12 @@ class Loop:
         return fitted
 
     def _write_evaluation(self, split: str, outputs: Outputs) -> None:
-        names = self.prepared.source.splits[split].names
-        paths = [names[i] for i in outputs.ids]
-        self.parallel.first(lambda: self.run.write_evaluation(split, paths, outputs.targets, outputs.logits))
+        def write() -> None:
+            names = self.prepared.source.splits[split].names
+            paths = [names[i] for i in outputs.ids]
+            self.run.write_evaluation(split, paths, outputs.targets, outputs.logits)
+
+        self.parallel.first(write)
 
     def _write_summary(self, **more: Any) -> None:
         rows = self.position.history
@@ -303,15 +329,18 @@ class Loop:
             self.report.say(f"{epochs} epochs fit the time.")
 
     @cached_property
-    def _some_pictures(self) -> torch.Tensor:
-        """The first validation pictures as the network reads them."""
-        batch = next(iter(self.prepared.evaluation[self.recipe.validate_on].batches(0)))
+    def _some_pictures(self) -> torch.Tensor | None:
+        """The first validation pictures as the network reads them; None where this process reads none."""
+        batch = next(iter(self.prepared.evaluation[self.recipe.validate_on].batches(0)), None)
+        if batch is None:
+            return None
         return self.prepared.preprocess.normalise(batch.images[:LOOKED_AT].to(self.device))
 
     def _draw_augmented(self) -> None:
         """Show in `augmented.png` what the network is trained on: the first batch as it reads it."""
         batch = next(iter(self.prepared.train.batches(0)))
-        first = Batch(batch.images[:SHOWN], batch.targets[:SHOWN], batch.ids[:SHOWN])
+        leads = batch.leads[:SHOWN] if batch.leads is not None else None
+        first = Batch(batch.images[:SHOWN], batch.targets[:SHOWN], batch.ids[:SHOWN], leads)
         write_contact_sheet(self.run.path / "augmented.png", self.train_step.shown(first, 0, self._plan(0)))
 
 

@@ -98,9 +98,9 @@ def train(
     began = time.monotonic()
     if recipe.tensorboard:
         check_tensorboard()
-    if recipe.time_budget and recipe.parallel != "none":
+    if recipe.time_budget and (recipe.parallel == "towers" or runtime.world_size() > 1):
         raise UserError(f"--time-budget is for one process, not for --parallel {recipe.parallel}; give --epochs.")
-    parallel = begin(recipe.parallel, recipe.device)
+    parallel = begin(recipe.parallel, recipe.device, recipe.lost_after)
     report = progress or default_progress()
     try:
         prepared = prepare(recipe, report, parallel=parallel)
@@ -110,6 +110,9 @@ def train(
         parallel.first(lambda: _write_facts(run, prepared))
         report = _with_curves(report, prepared.recipe, run)
         return TrainingResult(run.path, Loop(prepared, run, model, report, budget).fit())
+    except Exception as error:
+        parallel.explain(error)
+        raise
     finally:
         report.close()
         parallel.close()
@@ -141,7 +144,7 @@ def resume_run(
     `epochs`, as `+N` or `N`, extends it; from there on the learning rate is that of a run of so many epochs. A
     finished run without `epochs` is returned as it is. What `wanted` sets differently is named and not followed, but
     for `parallel`: a run may go on in another number of processes than it began with. Without it, one process goes on
-    as one, and several as the run's recipe says.
+    as one, and several as the run's recipe says: as towers, or dividing each batch.
     """
     recipe = read_recipe(run.recipe_json)
     if wanted is not None and (wanted.name, wanted.source) != (recipe.name, recipe.source):
@@ -153,8 +156,10 @@ def resume_run(
     if epochs is not None:
         now = position.epoch if ended else recipe.epochs
         recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
-    asked = parallel or (wanted.parallel if wanted is not None else "none")
-    processes = begin(recipe.parallel if asked == "none" and runtime.world_size() > 1 else asked, recipe.device)
+    asked = parallel or (wanted.parallel if wanted is not None else "auto")
+    if asked == "auto" and recipe.parallel == "towers" and runtime.world_size() > 1:
+        asked = "towers"
+    processes = begin(asked, recipe.device, (wanted or recipe).lost_after)
     report = progress or default_progress()
     try:
         if wanted is not None and (other := _differences(recipe, wanted)):
@@ -184,6 +189,9 @@ def resume_run(
             loop.restore(position, training)
             report.say(f"Going on after step {position.step:,}, in epoch {position.epoch + 1}.")
         return TrainingResult(run.path, loop.fit())
+    except Exception as error:
+        processes.explain(error)
+        raise
     finally:
         report.close()
         processes.close()
