@@ -131,7 +131,9 @@ class Data(Single):
         if not any(p.requires_grad for p in model.parameters()):
             return model
         known = inspect.signature(DistributedDataParallel).parameters
-        per_step = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+        per_step: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+        }
         self._ddp = DistributedDataParallel(
             model, process_group=self.gradients, gradient_as_bucket_view=True, **per_step
         )

@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from alexnet.errors import UserError
 from alexnet.networks.architectures import TORCHVISION
 from alexnet.training.recipe import Recipe
 
@@ -77,7 +78,13 @@ def augmented(recipe: Recipe, side: int) -> Recipe:
 
 
 def scaled(recipe: Recipe) -> list[str]:
-    """A sentence on how the rates follow the batch size, where they do and it is not the recipe's own."""
+    """A sentence on how the rates follow the batch size, where they do and it is not the recipe's own. Raises
+    `UserError` where there is no size to compare with."""
+    if recipe.scale_lr != "none" and recipe.lr_batch is None:
+        raise UserError(
+            f"scale_lr={recipe.scale_lr} needs the batch size that the rate is meant for, and this recipe has none of "
+            "its own; add --set lr_batch=128."
+        )
     if recipe.lr_factor == 1:
         return []
     if recipe.warmup:
