@@ -6,7 +6,7 @@
 
 A host shares the machine's files and cores, and nothing of its network: it has one interface, a veth pair whose other
 end is plugged into a bridge in a namespace that serves as the switch. Needs util-linux and iproute2, and either root or
-a kernel that lets users make namespaces; nothing outside the namespaces is touched, and all vanish with their processes.
+a kernel that lets users make namespaces; nothing outside them is touched, and all vanish with their processes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Host:
         self._run(["ip", "link", "set", "eth0", "up"])
         self._run(["ip", "link", "set", "lo", "up"])
 
-    def start(self, command: Sequence[str], log: IO[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, command: Sequence[str], log: IO[str], environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         """Start a program on this host; its output goes to `log`."""
         return subprocess.Popen(
             [*self._enter, *command],
@@ -80,7 +82,16 @@ class Host:
 
     @property
     def _enter(self) -> list[str]:
-        return ["nsenter", "--target", str(self._keeper.pid), "--user", "--net", "--uts", "--preserve-credentials", "--"]
+        return [
+            "nsenter",
+            "--target",
+            str(self._keeper.pid),
+            "--user",
+            "--net",
+            "--uts",
+            "--preserve-credentials",
+            "--",
+        ]
 
     def _run(self, command: Sequence[str]) -> None:
         _checked([*self._enter, *command])

@@ -184,7 +184,7 @@ TRAINING = [
      "The change at epoch 2 names the layer 'cnv1', which 'cifar' does not have; choose from conv1, conv2, conv3, "),
     (recipe_json('{"changes": [{"epoch": 2, "lr": 0}]}'), ["recipe.json"],
      "The recipe's changes set the learning rate by hand, which --schedule cosine does by itself; choose"),
-    (nothing, ["--crop-chunk", "0"], "--crop-chunk must be greater than 0, not 0."),
+    (nothing, ["--set", "crop_chunk=0"], "--crop-chunk must be greater than 0, not 0."),
     (small_mean_image, ["recipe.json"], "The mean image mean.npy is 3×32×32, and these pictures are 3×36×36; give"),
     (pickled_mean_image, ["recipe.json"], "The mean image mean.npy is not an array of numbers that numpy.save wrote."),
     (folder_recipe(mean_image="owm"), ["recipe.json"], "The mean image owm cannot be read: No such file or directory."),

@@ -57,9 +57,9 @@ def test_the_flags_of_train(capsys):
     flags = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", capsys.readouterr().out)) - {"--help"}
     positive = sorted(f for f in flags if not f.startswith("--no-"))
     assert positive == [
-        "--accumulate", "--arch", "--augment", "--balance", "--batch-size", "--compile", "--crop-chunk", "--cutmix",
-        "--data", "--device", "--early-stop", "--epochs", "--freeze", "--image-size", "--init", "--json",
-        "--label-smoothing", "--labels", "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes",
+        "--accumulate", "--arch", "--augment", "--balance", "--batch-size", "--checkpoint-every", "--compile",
+        "--cutmix", "--data", "--device", "--early-stop", "--epochs", "--force", "--freeze", "--image-size", "--init",
+        "--json", "--labels", "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes",
         "--out", "--parallel", "--precision", "--resume", "--schedule", "--seed", "--set", "--skip-bad",
         "--tensorboard", "--time-budget", "--warmup", "--weight-decay", "--weights", "--width", "--workers",
     ]  # fmt: skip

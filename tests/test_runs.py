@@ -70,14 +70,38 @@ def test_a_key_is_added_to_model_json_and_the_rest_stays(run):
     assert read_model(folder).classes == CLASSES
 
 
-def test_best_and_last_are_kept_and_the_rest_dropped(run):
+def test_the_best_and_the_newest_two_are_kept_and_the_rest_dropped(run):
     first = save(run, 1, best=True)
     second = save(run, 2)
     third = save(run, 3)
+    (run.path / "checkpoints" / ".writing-killed").mkdir()
+    fourth = save(run, 4)
     assert run.named_checkpoint("best") == first
-    assert run.named_checkpoint("last") == third
+    assert run.named_checkpoint("last") == fourth
     assert not second.exists()
-    assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == [first.name, third.name]
+    assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == [first.name, third.name, fourth.name]
+    assert run.checkpoints() == [fourth, third, first]
+
+
+def test_a_checkpoint_holds_the_weights_that_were_copied(run):
+    """Training goes on while it is written."""
+    model = create_model("cifar", num_classes=3, width=0.1)
+    copy = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model.fc8.weight.fill_(0)
+    folder = run.save_checkpoint(
+        model=model, classes=CLASSES, preprocess=PREPROCESS, step=1, epoch=1, training=None, best=True, weights=copy
+    )
+    assert torch.equal(read_model(folder).model.state_dict()["fc8.weight"], copy["fc8.weight"])
+
+
+def test_a_changed_model_json_is_noticed_before_training_goes_on(run):
+    folder = save(run, 1)
+    described = json.loads((folder / MODEL).read_text())
+    described["preprocess"]["mean"][0] = 0.15
+    (folder / MODEL).write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"model\.json is damaged: it does not say what training\.pt was saved with"):
+        read_training(folder)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

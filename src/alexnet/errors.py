@@ -34,3 +34,7 @@ class TrainingFailed(RuntimeError):
 
 class ProcessLost(TrainingFailed):
     """Another of several processes that train together is gone. Each that is left says so, for itself."""
+
+
+class ReaderDied(TrainingFailed):
+    """A process that reads pictures for this one was killed, from outside or by the kernel."""

@@ -47,6 +47,8 @@ if TYPE_CHECKING:  # torch is imported where it is used: a run can be found, and
 FORMAT = "alexnet-1"  # of model.json; a reader refuses what it does not know
 WEIGHTS, MODEL, TRAINING = "model.safetensors", "model.json", "training.pt"
 PREPROCESS = "preprocess.safetensors"  # beside model.json where there is a mean image
+WRITING = ".writing"  # how the hidden names of files end that are not whole yet; a folder's begins so
+DESCRIBED = "described"  # in training.pt: the checksum of what model.json says
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -55,7 +57,7 @@ PREPROCESS = "preprocess.safetensors"  # beside model.json where there is a mean
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; on success the file is flushed to disk and renamed into place."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=WRITING, dir=path.parent)
     os.close(handle)
     beside = Path(name)
     try:
@@ -63,6 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(beside)
         beside.chmod(0o644)
         beside.replace(path)
+        _flush_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -87,6 +90,20 @@ def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDWR)  # Windows flushes only what it may write
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_folder(path: Path) -> None:
+    """Make a rename in the folder `path` outlast a loss of power, where the system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some file systems have no such thing
+        pass
     finally:
         os.close(handle)
 
@@ -204,6 +221,12 @@ class Run:
             raise UserError(f"{self.path / which} names the checkpoint '{name}', which is not in {folder.parent}.")
         return folder
 
+    def checkpoints(self) -> list[Path]:
+        """The folders of all checkpoints, the newest first."""
+        folder = self.path / "checkpoints"
+        found = folder.iterdir() if folder.is_dir() else ()
+        return sorted((p for p in found if p.is_dir() and not p.name.startswith(".")), reverse=True)
+
     def save_checkpoint(
         self,
         *,
@@ -214,32 +237,41 @@ class Run:
         epoch: int,
         training: dict[str, Any] | None,
         best: bool,
+        weights: dict[str, torch.Tensor] | None = None,
+        keep: int = 2,
     ) -> Path:
-        """Write `checkpoints/<step>`, point `last` (and `best`) to it, and drop those that neither names."""
+        """Write `checkpoints/<step>` and point `last` (and `best`) to it. The best and the newest `keep` stay, and the
+        rest is dropped.
+
+        `weights`: what to write where `model` is being trained meanwhile; unless given, its own."""
         import torch
 
         folder = self.path / "checkpoints" / f"{step:08d}"
         folder.parent.mkdir(exist_ok=True)
         while folder.exists():  # a run stopped after its epoch's last step and resumed; never delete the only one
             folder = folder.with_name(folder.name + "a")
-        beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        beside = Path(tempfile.mkdtemp(prefix=f"{WRITING}-", dir=folder.parent))
         try:
             beside.chmod(0o755)
             if training is not None:
-                torch.save(training, beside / TRAINING)
+                described = _digest(_description(model, classes, preprocess, step, epoch))
+                torch.save({**training, DESCRIBED: described}, beside / TRAINING)
                 _flush(beside / TRAINING)
-            write_model(beside, model, classes, preprocess, step=step, epoch=epoch)
+            write_model(beside, model, classes, preprocess, step=step, epoch=epoch, weights=weights)
+            _flush_folder(beside)
             beside.rename(folder)
+            _flush_folder(folder.parent)
         except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
             shutil.rmtree(beside, ignore_errors=True)
-            raise OSError(errno.EIO, str(error)) from error
+            raise OSError(errno.EIO, str(error).splitlines()[0]) from error
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         if best:  # first: were it lost, `last` would hold a position that believes in it
             write_text(self.path / "best", folder.name + "\n")
         write_text(self.path / "last", folder.name + "\n")
-        kept = {self.named_checkpoint("last"), self.named_checkpoint("best")}
+        older = [path for path in self.checkpoints() if path.name < folder.name]
+        kept = {folder, self.named_checkpoint("best"), *older[: keep - 1]}
         for other in folder.parent.iterdir():
             if other not in kept:
                 shutil.rmtree(other, ignore_errors=True)
@@ -294,14 +326,21 @@ def find_run(name: str | Path, root: Path = Path("runs")) -> Run:
 
 
 def write_model(
-    folder: Path, model: Network, classes: Sequence[str], preprocess: Preprocess, *, step: int = 0, epoch: int = 0
+    folder: Path,
+    model: Network,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    step: int = 0,
+    epoch: int = 0,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write `model.safetensors`, `model.json` and, with a mean image, `preprocess.safetensors` into `folder`: all that
-    using the network needs."""
+    using the network needs. `weights` are those of `model` unless given."""
     from safetensors.torch import save_file
 
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    state = model.state_dict() if weights is None else weights
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS)
     _flush(folder / WEIGHTS)
     if preprocess.mean_image is not None:
         save_file({"mean_image": preprocess.mean_image.contiguous()}, folder / PREPROCESS)
@@ -310,15 +349,28 @@ def write_model(
     write_json(
         folder / MODEL,
         {
-            "format": FORMAT,
-            "spec": model.spec.to_dict(),
-            "classes": list(classes),
-            "preprocess": preprocess.to_dict(),
-            "step": step,
-            "epoch": epoch,
+            **_description(model, classes, preprocess, step, epoch),
             "sha256": {name: sha256_of(folder / name) for name in files},
         },
     )
+
+
+def _description(
+    model: Network, classes: Sequence[str], preprocess: Preprocess, step: int, epoch: int
+) -> dict[str, Any]:
+    """What `model.json` says of a network, but for checksums and what is added later."""
+    return {
+        "format": FORMAT,
+        "spec": model.spec.to_dict(),
+        "classes": list(classes),
+        "preprocess": preprocess.to_dict(),
+        "step": step,
+        "epoch": epoch,
+    }
+
+
+def _digest(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_model(folder: Path) -> Checkpoint:
@@ -409,19 +461,24 @@ def read_training(folder: Path) -> dict[str, Any]:
     path = folder / TRAINING
     if not path.is_file():
         raise UserError(f"The checkpoint {folder} has no {TRAINING}, so that training cannot go on from it.")
-    expected = describe(folder).get("sha256", {}).get(TRAINING)
+    told = describe(folder)
+    expected = told["sha256"].get(TRAINING) if isinstance(told.get("sha256"), dict) else None
     if expected != sha256_of(path):
         raise UserError(
             f"{path} is truncated or damaged: its checksum is not the one in {MODEL}; delete the checkpoint to use "
             "an earlier one, or train again."
         )
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        found = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises pickle, zip, EOF and runtime errors here
         raise UserError(
             f"{path} holds a pickle that could run code, which is refused; delete the checkpoint to use an earlier "
             "one, or train again."
         ) from error
+    said = {key: told.get(key) for key in ("format", "spec", "classes", "preprocess", "step", "epoch")}
+    if found.pop(DESCRIBED, None) not in (None, _digest(said)):  # earlier versions did not keep it
+        raise UserError(f"{folder / MODEL} is damaged: it does not say what {TRAINING} was saved with.")
+    return found
 
 
 # ── where it was run ──────────────────────────────────────────────────────────────────────────────────────────

@@ -256,6 +256,19 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # the parameters' numbe
 _GROW_BY = 64 << 20  # bytes more than needed that the process grows by
 
 
+def compute_alike() -> None:
+    """Have torch compute with such algorithms alone as give the same bits each time, and raise where it has none.
+
+    For GPUs, where sums are added up in whatever order threads finish; to be called before the first product there.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
 def _words(path: Path) -> list[str]:
     """What a small system file says; nothing where there is none."""
     try:

@@ -121,22 +121,79 @@ def test_train_with_resume_goes_on(tmp_path):
     assert again._repr_html_().count("<tr>") == 2
 
 
-def test_a_resumed_run_names_the_settings_it_does_not_follow(tmp_path):
-    said = []
+class Listen(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
 
-    class Listen(Silent):
-        def say(self, text):
-            said.append(text)
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
-    settings = {"out": tmp_path / "a", "progress": Listen(), "limit_steps": 1, **QUICK}
-    alexnet.train("digits", **settings)
-    said.clear()
-    alexnet.train("digits", resume=True, **settings)
-    assert said == []
-    alexnet.train("digits", resume=True, **{**settings, "epochs": 9, "width": 0.5})
-    (sentence,) = said
-    assert "--epochs 9 (it has 1)" in sentence
-    assert "--width 0.5 (it has 0.125)" in sentence
+
+def test_what_makes_another_experiment_of_a_run_needs_force(tmp_path):
+    """Settings that change nothing are followed and named; the network cannot change at all."""
+    out = tmp_path / "a"
+    settings = {"out": out, "progress": Silent(), **{**QUICK, "epochs": 2}}
+    alexnet.train("digits", **settings, limit_steps=1)
+    stopped = json.loads((out / "recipe.json").read_text())
+    again = {**settings, "limit_steps": 1, "resume": True, "progress": (listen := Listen())}
+    assert alexnet.train("digits", **again).already_finished
+    assert listen.said == []
+    with pytest.raises(UserError, match="was begun with --width 0.125, which cannot change in a run"):
+        alexnet.train("digits", **{**again, "width": 0.5}, force=True)
+    with pytest.raises(
+        UserError, match=r"--lr 0.3 would make another experiment of it: leave that out, or add --force"
+    ):
+        alexnet.train("digits", **again, lr=0.3)
+    with pytest.raises(UserError, match=f"to train longer: alexnet resume {out} --epochs 9"):
+        alexnet.train("digits", **{**again, "epochs": 9})
+    assert json.loads((out / "recipe.json").read_text()) == stopped
+    resume(out, progress=listen, checkpoint_every="7", epochs=2)
+    assert f"{out} goes on with --checkpoint-every 7 (before: --checkpoint-every 10m)." in listen.said
+    resume(out, progress=listen, force=True, lr=0.3, epochs=3)
+    assert f"{out} goes on with --lr 0.3 (before: --lr 0.05)." in listen.said
+    followed = json.loads((out / "recipe.json").read_text())
+    assert (followed["lr"], followed["checkpoint_every"], followed["epochs"]) == (0.3, "7", 3)
+    assert [row["epoch"] for row in Run(out).metrics()] == [1, 2, 3]
+
+
+def test_an_extension_tells_its_learning_rates(small_run, tmp_path):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    resume(copy, epochs="+1", progress=(listen := Listen()))
+    (sentence,) = [line for line in listen.said if line.startswith("Extended")]
+    assert sentence.startswith(
+        "Extended to 5 epochs: the learning rate goes on as that of a run of 5 epochs (one-cycle)"
+    )
+    rate = float(sentence.split("from ")[1].split()[0])
+    assert rate == pytest.approx(0.05 * (1 - (4 / 5 - 0.25) / 0.75), rel=0.02)
+
+
+def test_another_number_of_pictures_is_noticed(tmp_path, pictures):
+    shutil.copytree(pictures, tmp_path / "data" / "train")
+    shutil.copytree(pictures, tmp_path / "data" / "val")
+    result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
+    (tmp_path / "data" / "train" / "sky" / "0.jpg").unlink()
+    with pytest.raises(UserError, match="now has 23 training pictures and .* began with 24"):
+        resume(result.run, epochs="+1", progress=Silent())
+    assert resume(result.run, epochs="+1", force=True, progress=Silent()).summary["epochs"] == 2
+
+
+def test_a_data_folder_that_was_moved_is_followed(tmp_path, pictures):
+    run = train(pictures, out=tmp_path / "run", progress=Silent(), **QUICK).run
+    pictures.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="pictures"):
+        resume(run, epochs="+1", progress=Silent())
+    resume(run, epochs="+1", data=tmp_path / "elsewhere", progress=(listen := Listen()))
+    assert any("goes on with --data" in line for line in listen.said)
+
+
+def test_where_pictures_are_kept_is_recorded_and_used_again(tmp_path, pictures, monkeypatch):
+    run = Run(train(pictures, out=tmp_path / "run", progress=Silent(), **QUICK).run)
+    assert json.loads(run.recipe_json.read_text())["in_memory"] is True
+    monkeypatch.setattr("alexnet.data.loading.MAX_IN_MEMORY", 0)  # what would now be chosen is another way
+    read = []
+    monkeypatch.setattr("alexnet.training.prepare.FromFiles", lambda *a, **k: read.append(a))
+    resume(run.path, epochs="+1", progress=Silent())
+    assert read == []
 
 
 def test_resume_of_another_run_or_of_none_is_refused(small_run):

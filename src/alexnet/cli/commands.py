@@ -34,6 +34,8 @@ def command_train(arguments: list[str]) -> None:
         """The run folder; runs/<recipe>-<time> unless given."""
         resume: bool = False
         """Go on if --out already holds a run."""
+        force: bool = False
+        """With --resume: go on also with settings that make another experiment of it."""
         set: tuple[str, ...] = ()
         """Other settings of recipe.json, such as padding_mode=reflect clip_norm=1."""
         json: bool = False
@@ -53,7 +55,7 @@ def command_train(arguments: list[str]) -> None:
 
     from alexnet.training.start import train
 
-    _show_training(train(recipe, out=flags.out, resume=flags.resume), flags.json)
+    _show_training(train(recipe, out=flags.out, resume=flags.resume, force=flags.force), flags.json)
 
 
 def resume(
@@ -62,21 +64,26 @@ def resume(
     *,
     epochs: str | None = None,
     parallel: Literal["auto", "none", "data", "towers"] | None = None,
+    set: tuple[str, ...] = (),
+    force: bool = False,
     json: bool = False,
 ) -> None:
     """Go on with a run where it stopped, or extend a finished one.
 
     Args:
         run: The run folder, or 'last' for the newest one in runs/.
-        epochs: Extend to this many epochs, or by +N.
+        epochs: Extend to this many epochs, or by +N; the learning rate goes on as that of a run of so many.
         parallel: How several processes share the work, as in 'alexnet train'; the run's own way unless given.
+        set: Settings of recipe.json to go on with, such as workers=4 data=/new/place.
+        force: Also with such as make another experiment of it.
         json: Print the summary as one JSON document.
     """
     from alexnet.runs import find_run
+    from alexnet.training.settings import parse_settings
     from alexnet.training.start import resume_run
 
     found = find_run(run)
-    result = resume_run(found, epochs=epochs, parallel=parallel)
+    result = resume_run(found, epochs=epochs, parallel=parallel, force=force, settings=parse_settings(set))
     if result.already_finished and _speaks():
         print(f"{found.path} is finished; --epochs +N extends it.", file=sys.stderr)
     _show_training(result, json)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, first_of_chunk
 from alexnet.data.images import BadImage, decode, decode_part
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source
-from alexnet.errors import UserError
+from alexnet.errors import ReaderDied, UserError
 
 MAX_IN_MEMORY = 2 << 30
 """Bytes of decoded pictures that are kept in memory at most."""
@@ -245,7 +246,8 @@ class FromFiles(_Order):
             self.on_device = replace(augment, crop="none")
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch`, from batch `start` on. Raises `BadImage` naming a file that cannot be read."""
+        """The batches of `epoch`, from batch `start` on. Raises `BadImage` naming a file that cannot be read, and
+        `ReaderDied`."""
         requests: Any = [(epoch, rows) for rows in self.rows(epoch, start)]  # what DataLoader passes on as it is
         loader: Iterable[Batch | BadImage] = DataLoader(
             self.pictures,
@@ -257,10 +259,21 @@ class FromFiles(_Order):
             prefetch_factor=_PREFETCH if self.workers else None,
             generator=torch.Generator(),  # else it would draw a number from the global one, which dropout uses
         )
-        for batch in loader:
-            if isinstance(batch, BadImage):
-                raise batch
-            yield batch
+        died = False
+        try:
+            for batch in _told_when_asked(loader):
+                if isinstance(batch, BadImage):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            died = True
+        if died:  # raised here, where torch's error no longer holds on to the other workers
+            raise ReaderDied(
+                "A process that reads pictures has died: killed from outside, or by the system where memory or "
+                f"/dev/shm is short; fewer than --workers {self.workers} need less."
+            )
 
 
 class _Pictures(Dataset):
@@ -292,6 +305,20 @@ class _Pictures(Dataset):
             return preprocess.training_square(decode_part(path, preprocess.square, preprocess.channels))
         box = partial(crop_box, uniform=uniform, scale=cfg.scale, ratio=cfg.ratio)
         return preprocess.cut(decode_part(path, preprocess.size, preprocess.channels, box=box))
+
+
+def _told_when_asked(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's iterator, which tells of a dead worker when asked for a batch (within 5 s) and not before.
+
+    torch would have SIGCHLD raise wherever this process is just then, such as in the middle of a training step.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 
 def _leave_signals(_: int) -> None:
@@ -332,13 +359,16 @@ def choose_workers(requested: int | None, batch_bytes: int, shm: Path = Path("/d
     )
 
 
-def memory_plan(source: Source, size: int) -> bool:
+def memory_plan(source: Source, size: int, wanted: bool | None = None) -> bool:
     """Whether to keep the pictures of `source` decoded in memory, as squares of `size` pixels.
 
-    True if they are already there, or need at most `MAX_IN_MEMORY` and a quarter of the free memory, of which several
-    processes on this machine have a part each.
+    True if they are already there, or need at most `MAX_IN_MEMORY` and a quarter of the free memory; where they are
+    `wanted` there, as by the earlier part of a run, if they fit at all. Of several processes on this machine each has
+    its part of the memory.
     """
+    if wanted is False:
+        return False
     to_read = sum(len(part) for part in source.splits.values() if isinstance(part, Files))
-    return to_read * source.channels * size * size <= min(
-        MAX_IN_MEMORY, runtime.free_memory() // 4 // runtime.local_world_size()
-    )
+    needed = to_read * source.channels * size * size
+    free = runtime.free_memory() // runtime.local_world_size()
+    return needed <= (free if wanted else min(MAX_IN_MEMORY, free // 4))

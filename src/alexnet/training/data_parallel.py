@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alexnet import runtime
 from alexnet.data.loading import Batch, Share
-from alexnet.errors import ProcessLost, TrainingFailed, UserError
+from alexnet.errors import ProcessLost, ReaderDied, TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs
 from alexnet.networks.model import Network
 from alexnet.training.parallel import PATIENCE, Single
@@ -92,12 +92,13 @@ class Data(Single):
 
     def reading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
-            error, batch = None, None
+            error: UserError | ReaderDied | None = None
+            batch = None
             try:
                 batch = next(batches, None)
-            except UserError as found:
+            except (UserError, ReaderDied) as found:
                 error = found
-            errors: list[UserError | None] = [None] * self.processes
+            errors: list[UserError | ReaderDied | None] = [None] * self.processes
             if self.latest(int(error is not None)):
                 dist.all_gather_object(errors, error, group=self.talk)
                 raise next(e for e in errors if e is not None)

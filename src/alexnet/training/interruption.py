@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.since = 0.0  # by time.monotonic()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -39,4 +41,4 @@ class StopSignal:
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if self.received == signal.SIGINT and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signum
+        self.received, self.since = signum, time.monotonic()

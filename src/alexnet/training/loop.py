@@ -13,19 +13,20 @@ import time
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 
 from alexnet import runtime
 from alexnet.data.loading import Batch
-from alexnet.errors import TrainingFailed, UserError
+from alexnet.errors import ReaderDied, TrainingFailed, UserError
 from alexnet.inference import calibration
 from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.networks.model import Network
 from alexnet.runs import Run, add_to_model, read_model, write_json, write_text
 from alexnet.training.alarms import alarms
 from alexnet.training.budget import Budget
+from alexnet.training.checkpoints import DUE, FAILED, STOP, Checkpoints, saying_where
 from alexnet.training.contact_sheet import write_contact_sheet
 from alexnet.training.dead import dead_channels
 from alexnet.training.interruption import Interrupted, StopSignal
@@ -37,6 +38,7 @@ from alexnet.training.step import TrainStep
 
 LOOK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 SHOWN = 32  # pictures of augmented.png
+GO_ON = 5.0  # seconds for which an evaluation goes on after a signal to stop, of the 30 that schedulers give
 LOOKED_AT = 128  # validation pictures on which channels are looked for that are never active
 
 
@@ -52,10 +54,12 @@ class Loop:
         self.train_step = TrainStep(prepared, model)
         self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
         self.scaler = self.train_step.scaler
-        self.position = Position()
+        self.position = Position(pictures=len(prepared.source.splits["train"]))
         self.budget = budget
         self.restored = False
         self.alarms: list[dict[str, Any]] = []
+        self.checkpoints = Checkpoints(run, prepared)
+        self.stop = StopSignal()
 
     def restore(self, position: Position, training: dict[str, Any]) -> None:
         """Go on from `position`; the weights are in the model already."""
@@ -65,11 +69,13 @@ class Loop:
                 f"Saved in {position.processes}, going on in {now} (processes that share each batch): batches and "
                 "their order stay as they were; sums are added up in another order, so that last digits can differ."
             )
+        self.position.pictures = len(self.prepared.source.splits["train"])
         # the groups are the recipe's, which may have been given changes since; the momentum is the checkpoint's
         groups = self.optimizer.state_dict()["param_groups"]
         saved = {**training["optimizer"], "param_groups": groups}
         self.parallel.load_optimizer(self.optimizer, self.model, saved)
         self.scaler.load_state_dict(training["scaler"])
+        self.checkpoints.begin_at(position)
         self.restored = True
         # a crash may have left a line too many, one too few, or half a line
         rows = "".join(json.dumps(row) + "\n" for row in position.history)
@@ -85,27 +91,38 @@ class Loop:
         p.processes = self.parallel.share.of
         for sentence in self.parallel.remarks(self.model):
             self.report.say(sentence)
-        if not self.restored:
-            self.parallel.first(self._draw_augmented)
-        with StopSignal() as stop:
-            while not self._ended():
+        try:
+            with saying_where(self.run.path), self.stop as stop:
+                if not self.restored:
+                    self.parallel.first(self._draw_augmented)
+                while not self._ended():
+                    try:
+                        self._train_epoch()
+                        if p.batch < len(self.prepared.train) and not self._at_limit():
+                            self._save(best=False)  # stopped in mid-epoch
+                        else:
+                            self._end_epoch()
+                    except _Asked:  # to stop while validating, which will be done anew
+                        self._save(best=False)
+                    except (UserError, ReaderDied) as error:  # a picture that was readable is so no longer
+                        self._save_now()
+                        kind = UserError if isinstance(error, UserError) else TrainingFailed
+                        raise kind(f"{error} Then go on with: alexnet resume {self.run.path}") from error
+                    signum = self.parallel.latest(stop.received)
+                    if signum is not None and not self._ended():
+                        self._stopped(f"Saved after step {p.step:,}; go on with", signum)
                 try:
-                    self._train_epoch(stop)
-                except UserError as error:  # a picture that was readable before training is so no longer
-                    self._save(best=False)
-                    raise UserError(f"{error} Then go on with: alexnet resume {self.run.path}") from error
-                if p.batch < len(self.prepared.train) and not self._at_limit():
-                    self._save(best=False)  # stopped in mid-epoch
-                else:
-                    self._end_epoch()
-                signum = self.parallel.latest(stop.received)
-                if signum is not None and not self._ended():
-                    raise Interrupted(
-                        f"Saved after step {p.step:,}; go on with: alexnet resume {self.run.path}", signum
-                    )
-            return self._finish()
+                    return self._finish()
+                except _Asked:
+                    self._stopped("The network is trained, and its test is left; go on with", stop.received or 0)
+        finally:
+            self.checkpoints.close()
 
-    def _train_epoch(self, stop: StopSignal) -> None:
+    def _stopped(self, what: str, signum: int) -> NoReturn:
+        self.parallel.first(self.checkpoints.wait)
+        raise Interrupted(f"{what}: alexnet resume {self.run.path}", signum)
+
+    def _train_epoch(self) -> None:
         """The rest of the current epoch, or as much as `limit_steps` or a stop signal leaves of it."""
         p, epoch, train = self.position, self.position.epoch, self.prepared.train
         self.train_step.train()
@@ -127,16 +144,20 @@ class Loop:
                 p.batch += 1
                 p.seen += batch.place.of
                 p.seconds = before + time.monotonic() - began
-                stopping = self.parallel.latest(stop.received) is not None
-                done = stopping or self._at_limit() or p.batch == len(train)
-                if done or p.batch % LOOK_EVERY == 0:
+                asked = self.parallel.latest(self._wish()) or 0
+                if asked >= FAILED:
+                    self.parallel.first(self.checkpoints.check)
+                done = asked >= STOP or self._at_limit() or p.batch == len(train)
+                if done or asked == DUE or p.batch % LOOK_EVERY == 0:
                     self._look(steps)
                     loss_now, hits_now = p.loss_sum / p.seen, p.hits / p.seen
                     self._check_finite(loss_now)
                     self.report.step(epoch + 1, self.recipe.epochs, p.seen, train.samples, loss_now, hits_now)
+                if asked == DUE and not done:
+                    self._save(best=False)
                 if done:
                     return
-        except UserError:
+        except (UserError, ReaderDied):
             self._look(steps)
             raise
 
@@ -155,6 +176,14 @@ class Loop:
 
     def _plan(self, step: int) -> Plan:
         return plan(self.recipe, step, len(self.prepared.train), self.position.history)
+
+    def _wish(self) -> int | None:
+        """What this process asks of all of them after a step."""
+        if self.checkpoints.failed:
+            return FAILED
+        if self.stop.received is not None:
+            return STOP + self.stop.received
+        return DUE if self.checkpoints.due(self.position.step) else None
 
     def _ended(self) -> bool:
         return self.position.ended(self.recipe)
@@ -209,11 +238,19 @@ class Loop:
         self.parallel.level(self.model)
         batches, own = self.prepared.evaluation[split], None
         if len(batches):
-            own = run_network(self.model, batches, self.prepared.preprocess, self.device, self.report.work)
+            own = run_network(self.model, batches, self.prepared.preprocess, self.device, self._evaluated)
         return cast(Outputs, self.parallel.gather(own))
+
+    def _evaluated(self, done: int, total: int, what: str) -> None:
+        """Tell how far an evaluation is. Raises `_Asked` where it goes on although this process, alone, is to stop."""
+        asked = self.stop.received is not None and self.parallel.processes == 1
+        if asked and done < total and time.monotonic() - self.stop.since > GO_ON:
+            raise _Asked
+        self.report.work(done, total, what)
 
     def _finish(self) -> dict[str, Any]:
         """Report the chosen network on the test set and complete the summary; may be done again after a crash."""
+        self.parallel.first(self.checkpoints.wait)
         best = self.run.named_checkpoint("best")
         assert best is not None, "a run has at least one epoch"
         steered_by = self.recipe.validate_on
@@ -273,29 +310,11 @@ class Loop:
     # ── saving and warning ────────────────────────────────────────────────────────────────────────────────────
 
     def _save(self, *, best: bool) -> None:
-        model = self.parallel.whole(self.model)
-        training = {
-            "position": self.position.to_dict(),
-            "optimizer": self.parallel.whole_optimizer(self.optimizer, self.model),
-            "scaler": self.scaler.state_dict(),
-        }
-        save = partial(
-            self.run.save_checkpoint,
-            model=model,
-            classes=self.prepared.classes,
-            preprocess=self.prepared.preprocess,
-            step=self.position.step,
-            epoch=self.position.epoch,
-            training=training,
-            best=best,
-        )
-        try:
-            self.parallel.first(save)
-        except OSError as error:
-            raise TrainingFailed(
-                f"The checkpoint after step {self.position.step:,} could not be written to {self.run.path}: "
-                f"{error.strerror}; make room, then 'alexnet resume {self.run.path}' goes on from the one before."
-            ) from error
+        self.checkpoints.save(self.model, self.optimizer, self.scaler, self.position, best=best)
+
+    def _save_now(self) -> None:
+        self._save(best=False)
+        self.parallel.first(self.checkpoints.wait)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -325,6 +344,7 @@ class Loop:
         epochs = budget.epochs(self.position.history, self.recipe.epochs)
         if epochs != self.recipe.epochs:
             self.recipe = replace(self.recipe, epochs=epochs)
+            self.parallel.first(self.checkpoints.wait)  # so that no epoch done by the old number is left to be repeated
             self.parallel.first(lambda: write_text(self.run.recipe_json, self.recipe.to_json() + "\n"))
             self.report.say(f"{epochs} epochs fit the time.")
 
@@ -342,6 +362,10 @@ class Loop:
         leads = batch.leads[:SHOWN] if batch.leads is not None else None
         first = Batch(batch.images[:SHOWN], batch.targets[:SHOWN], batch.ids[:SHOWN], leads)
         write_contact_sheet(self.run.path / "augmented.png", self.train_step.shown(first, 0, self._plan(0)))
+
+
+class _Asked(Exception):
+    """To stop in the middle of an evaluation, which changes nothing."""
 
 
 def _better(row: dict[str, Any], best: dict[str, Any]) -> bool:

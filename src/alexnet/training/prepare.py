@@ -153,8 +153,15 @@ def prepare(
     if mean_image is None and recipe.mean_image not in ("none", "own"):
         mean_image = read_mean_image(recipe.mean_image, geometry)
         recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
-    if parallel.first(lambda: memory_plan(source, geometry.square)):
-        source = replace(source, splits=_in_memory(source, geometry, augment, report))
+    if any(isinstance(part, Files) for part in source.splits.values()):
+        kept = parallel.first(lambda: memory_plan(source, geometry.square, recipe.in_memory))
+        if recipe.in_memory and not kept:
+            report.say(
+                "The pictures no longer fit in memory and are decoded as they are needed; last digits may differ."
+            )
+        recipe = replace(recipe, in_memory=kept)
+        if kept:
+            source = replace(source, splits=_in_memory(source, geometry, augment, report))
     workers, sentence = choose_workers(
         recipe.workers, max(batch_size, BATCH_SIZE) * source.channels * geometry.square**2
     )

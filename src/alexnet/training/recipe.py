@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from alexnet.errors import UserError
 from alexnet.training.changes import Change, check_changes
-from alexnet.training.settings import convert_all, seconds_of
+from alexnet.training.settings import convert_all, interval_of, seconds_of
 
 Schedule = Literal["constant", "step", "plateau", "cosine", "one-cycle"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
@@ -59,6 +59,8 @@ class Flags:
     """Stop after this many epochs without a better validation figure; 0 never does."""
     limit_steps: int | None = None
     """Stop after this many optimizer steps in all, as at the end of an epoch."""
+    checkpoint_every: str | None = "10m"
+    """Save within an epoch too, after so many steps (500) or so much time (90s, 10m, 1.5h); None: at its end alone."""
     batch_size: int | None = 128
     """Images an optimizer step, over all processes and accumulated parts; None is 32 on a CPU and 128 elsewhere."""
     accumulate: int = 1
@@ -73,14 +75,10 @@ class Flags:
     """Momentum of SGD."""
     weight_decay: float = 5e-4
     """L2 penalty."""
-    label_smoothing: float = 0.0
-    """Share of each target spread evenly over all classes."""
     balance: bool = False
     """Weigh each class's share of the loss as if all had as many images."""
     augment: Literal["auto", "none", "light", "medium", "strong"] = "auto"
     """How much training pictures are changed; auto is the recipe's own. augmented.png in the run folder shows it."""
-    crop_chunk: int = 1
-    """Images in a row that share one random crop and flip; 32 as the 2012 code did."""
     mixup: float = 0.0
     """Alpha of MixUp; 0 is off."""
     cutmix: float = 0.0
@@ -135,6 +133,8 @@ class Recipe(Flags):
     """The batch size that `lr` is meant for; the recipe's own where somebody gives another."""
     lost_after: float = 120.0
     """Seconds after which a process that does not answer the others is taken for lost."""
+    label_smoothing: float = 0.0
+    """Share of each target spread evenly over all classes."""
     clip_norm: float | None = None
     """Largest norm of the gradient of all weights together."""
     channels_last: bool = True
@@ -179,6 +179,8 @@ class Recipe(Flags):
     """`pad`: pixels added on each side."""
     padding_mode: Literal["zeros", "reflect"] = "zeros"
     """`pad`: what they are."""
+    crop_chunk: int = 1
+    """Images in a row that share one random crop and flip; 32 as the 2012 code did."""
     scale: tuple[float, float] = (0.08, 1.0)
     """`resized`: area of the crop as a share of the picture's."""
     flip: bool = False
@@ -197,6 +199,14 @@ class Recipe(Flags):
     """The three principal colours, RGB, one after the other; from `colour_basis` where None."""
     colour_divide: bool = False
     """Divide the training images by 1 + `colour_noise` after it, as the 2012 code does."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept, beside the best."""
+    in_memory: bool | None = None
+    """Keep the decoded pictures in memory; None: where they fit, which is then recorded, for crops taken from the files
+    differ in the last digits."""
+    deterministic: bool = False
+    """On a GPU, compute with such algorithms alone as give the same bits each time; a CPU does so anyway."""
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -247,6 +257,8 @@ def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Re
     width, norm, activation, initial weights and dropout, unless these are named too: `cifar10 --arch paper` is the
     paper's network, not a thinned one.
     """
+    if type(values.get("checkpoint_every")) is int:  # as --set checkpoint_every=500 reads
+        values = {**values, "checkpoint_every": str(values["checkpoint_every"])}
     if values.get("arch", recipe.arch) != recipe.arch:
         plain = Recipe()
         of_arch = ("image_size", "width", "norm", "activation", "init", "dropout")
@@ -262,7 +274,7 @@ def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Re
 def _check_numbers(r: Recipe) -> None:
     """Refuse numbers that no training can use, naming the flag."""
     positive = {"epochs", "limit_steps", "batch_size", "accumulate", "image_size", "width", "clip_norm", "step_epochs"}
-    positive |= {"crop_chunk", "lr_batch", "lost_after"}
+    positive |= {"crop_chunk", "keep_checkpoints", "lr_batch", "lost_after"}
     at_least_0 = {"lr", "warmup", "weight_decay", "mixup", "cutmix", "padding", "rotate", "patience", "workers"}
     at_least_0 |= {"bias_lr_ratio", "colour_noise", "early_stop", "old_lr"}
     shares = {"momentum", "label_smoothing", "dropout", "peak", "final_lr"}
@@ -283,6 +295,7 @@ def _check_numbers(r: Recipe) -> None:
         raise UserError(f"--accumulate {r.accumulate} cannot be larger than --batch-size {r.batch_size}.")
     if r.time_budget is not None:
         seconds_of(r.time_budget)
+    interval_of(r.checkpoint_every)
     if r.early_stop and r.validate_on == "test":
         raise UserError("--early-stop would choose by the test images, which this recipe validates on.")
     if r.weights and (r.edits or r.unscaled_dropout):

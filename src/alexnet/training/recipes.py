@@ -143,10 +143,11 @@ def imagenet_2012() -> Recipe:
     """ImageNet as the run that gave the published figures: run 145 of the 2012 code, its layers-145.cfg, its
     layer-params-145.cfg and its data provider. Expected: 40.7 % top-1 and 18.2 % top-5 error with ten views.
 
-    The network `code2012`; short side to 256, centre 256, random 224 and mirror image for each picture (--crop-chunk
-    32: one for each 32, as it had them); per-pixel mean image; colour noise on the published basis, divided by 1.1;
-    SGD with the rate inside the velocity, .01 for weights and .02 for biases, which do not decay; dropout that leaves
-    what it keeps unscaled; and the changes made by hand at epochs 25, 51, 67, 72 and 79. It was stopped at epoch 91.
+    The network `code2012`; short side to 256, centre 256, random 224 and mirror image for each picture (with --set
+    crop_chunk=32 one for each 32, as it had them); per-pixel mean image; colour noise on the published basis, divided
+    by 1.1; SGD with the rate inside the velocity, .01 for weights and .02 for biases, which do not decay; dropout that
+    leaves what it keeps unscaled; and the changes made by hand at epochs 25, 51, 67, 72 and 79. It was stopped at epoch
+    91.
     Run here: 20 steps on 200 photographs. Its 90 epochs would take 97 days on two cores (13.8 images/s).
     """
     return Recipe(

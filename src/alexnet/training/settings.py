@@ -30,16 +30,26 @@ def parse_settings(given: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def seconds_of(budget: str) -> float:
-    """The seconds in a time such as 90s, 10m or 1.5h. Raises `UserError`."""
+def seconds_of(budget: str, flag: str = "--time-budget must be a time") -> float:
+    """The seconds in a time such as 90s, 10m or 1.5h. Raises `UserError`, which begins with `flag`."""
     units = {"s": 1, "m": 60, "h": 3600}
     try:
         seconds = float(budget[:-1]) * units[budget[-1:]]
     except (KeyError, ValueError):
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise UserError(f"--time-budget must be a time such as 90s, 10m or 1.5h, not '{budget}'.")
+        raise UserError(f"{flag} such as 90s, 10m or 1.5h, not '{budget}'.")
     return seconds
+
+
+def interval_of(text: str | None) -> tuple[int | None, float | None]:
+    """What `--checkpoint-every` says, as a number of steps or of seconds; the other is None, and both are for None.
+    Raises `UserError`."""
+    if text is None:
+        return None, None
+    if text.isascii() and text.isdecimal() and int(text):
+        return int(text), None
+    return None, seconds_of(text, "--checkpoint-every must be a number of steps such as 500, or a time")
 
 
 def convert_all(kind: type, values: dict[str, Any], prefix: str, where: str) -> dict[str, Any]:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
 import time
 from dataclasses import dataclass, field, replace
 from html import escape
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +35,16 @@ from alexnet.runs import (
     write_text,
 )
 from alexnet.training.budget import Budget, first_guess
+from alexnet.training.checkpoints import saying_where
+from alexnet.training.followed import follow, named_by
 from alexnet.training.loop import Loop
-from alexnet.training.optim import shrink_kept_inputs
+from alexnet.training.optim import plan, shrink_kept_inputs
 from alexnet.training.parallel import begin
 from alexnet.training.prepare import Prepared, prepare
 from alexnet.training.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
-from alexnet.training.recipe import FLAG_NAMES, Recipe, read_recipe, with_settings
+from alexnet.training.recipe import Recipe, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
+from alexnet.training.recover import Alone, find_start, tidy
 from alexnet.training.settings import seconds_of
 from alexnet.training.state import Position
 from alexnet.training.transfer import frozen_layers, take_weights
@@ -78,13 +84,15 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
     **settings: Any,
 ) -> TrainingResult:
     """Train `recipe` (a name, a recipe.json, a folder of pictures, or a `Recipe`) into the folder `out`.
 
     `settings` change the recipe, as flags do: `train("digits", epochs=5)`. `out` defaults to `runs/<recipe>-<time>`;
-    with `resume`, a run that it holds already goes on instead. Raises `UserError` before anything is written if the
+    with `resume`, a run that it holds already goes on instead, and with `force` also where the settings make another
+    experiment of it. Raises `UserError` before anything is written if the
     input is bad, `TrainingFailed` if the loss becomes NaN or the disk is full, and `Interrupted`, after saving, on
     Ctrl-C or SIGTERM.
     """
@@ -93,7 +101,7 @@ def train(
     if resume and folder is None:
         raise UserError("--resume needs --out, the folder of the run to go on with; or use 'alexnet resume RUN'.")
     if resume and folder is not None and (folder / "recipe.json").is_file():
-        return resume_run(Run(folder), progress=progress, wanted=recipe)
+        return resume_run(Run(folder), progress=progress, wanted=recipe, force=force)
     Run.check_free(folder)
     began = time.monotonic()
     if recipe.tensorboard:
@@ -102,12 +110,16 @@ def train(
         raise UserError(f"--time-budget is for one process, not for --parallel {recipe.parallel}; give --epochs.")
     parallel = begin(recipe.parallel, recipe.device, recipe.lost_after)
     report = progress or default_progress()
+    alone: Alone | None = None
     try:
         prepared = prepare(recipe, report, parallel=parallel)
         model = _fresh(prepared)
         prepared, budget = _in_time(prepared, model, began, report)
         run = parallel.first(lambda: Run.create(prepared.recipe.name, folder, prepared.recipe.to_json()))
-        parallel.first(lambda: _write_facts(run, prepared))
+        alone = Alone(run)
+        parallel.first(lambda: alone.take(report.say))
+        with saying_where(run.path):
+            parallel.first(lambda: _write_facts(run, prepared))
         report = _with_curves(report, prepared.recipe, run)
         return TrainingResult(run.path, Loop(prepared, run, model, report, budget).fit())
     except Exception as error:
@@ -115,6 +127,8 @@ def train(
         raise
     finally:
         report.close()
+        if alone:
+            alone.let_go()
         parallel.close()
 
 
@@ -123,11 +137,14 @@ def resume(
     *,
     epochs: str | int | None = None,
     parallel: str | None = None,
+    force: bool = False,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> TrainingResult:
-    """Go on with the run in folder `run` (or `last`); `epochs` and `parallel` as in `resume_run`."""
+    """Go on with the run in folder `run` (or `last`); the rest as in `resume_run`."""
+    wanted = None if epochs is None else str(epochs)
     return resume_run(
-        find_run(run), epochs=None if epochs is None else str(epochs), parallel=parallel, progress=progress
+        find_run(run), epochs=wanted, parallel=parallel, force=force, progress=progress, settings=settings
     )
 
 
@@ -136,64 +153,74 @@ def resume_run(
     *,
     epochs: str | None = None,
     parallel: str | None = None,
+    force: bool = False,
     progress: Progress | None = None,
     wanted: Recipe | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> TrainingResult:
-    """Go on with `run` from its last checkpoint, or from the start where there is none yet.
+    """Go on with `run` from its newest whole checkpoint, or from the start where there is none yet.
 
     `epochs`, as `+N` or `N`, extends it; from there on the learning rate is that of a run of so many epochs. A
-    finished run without `epochs` is returned as it is. What `wanted` sets differently is named and not followed, but
-    for `parallel`: a run may go on in another number of processes than it began with. Without it, one process goes on
-    as one, and several as the run's recipe says: as towers, or dividing each batch.
+    finished run without `epochs` is returned as it is. What `wanted`, a whole recipe, or `settings` set differently is
+    followed where it leaves the experiment as it is, and else with `force` alone. `parallel`: a run may go on in
+    another number of processes than it began with. Without it, one process goes on as one, and several as the run's
+    recipe says: as towers, or dividing each batch.
     """
     recipe = read_recipe(run.recipe_json)
     if wanted is not None and (wanted.name, wanted.source) != (recipe.name, recipe.source):
         raise UserError(f"{run.path} holds a run of '{recipe.name}', not of '{wanted.name}'; choose another --out.")
-    folder = run.named_checkpoint("last")
-    training = read_training(folder) if folder else None
-    position = Position.from_training(training) if training else Position()
-    ended = position.ended(recipe)
-    if epochs is not None:
-        now = position.epoch if ended else recipe.epochs
-        recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
     asked = parallel or (wanted.parallel if wanted is not None else "auto")
     if asked == "auto" and recipe.parallel == "towers" and runtime.world_size() > 1:
         asked = "towers"
     processes = begin(asked, recipe.device, (wanted or recipe).lost_after)
     report = progress or default_progress()
+    alone = Alone(run)
     try:
-        if wanted is not None and (other := _differences(recipe, wanted)):
-            report.say(f"{run.path} goes on with its own settings; not followed: {other}.")
+        processes.first(lambda: alone.take(report.say))
+        begun = recipe
+        recipe, changed = _followed(run, recipe, wanted, settings or {}, force)
+        start = processes.first(lambda: find_start(run, report.say))
+        training = read_training(start.folder) if start else None
+        position = start.position(training) if start and training else Position()
+        ended = position.ended(recipe)
         summary = run.summary()
         if ended and epochs is None and summary.get("complete"):
             return TrainingResult(run.path, summary, already_finished=True)
+        if not os.access(run.path, os.W_OK):
+            raise UserError(f"{run.path} cannot be written by you; make it writable, or go on with a copy of it.")
+        processes.first(lambda: tidy(run))
+        if changed:
+            report.say(changed)
+        if epochs is not None:
+            now = position.epoch if ended else recipe.epochs
+            recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
+        if start and (other := _elsewhere(run)):
+            report.say(other)
         split = read_split(run.split_csv) if run.split_csv.is_file() else None
-        saved = read_model(folder) if folder else None
+        saved = read_model(start.folder) if start else None
         prepared = prepare(recipe, report, split, saved, processes)
         if saved:
-            if saved.classes != prepared.classes:
-                raise UserError(
-                    f"The data now has the {len(prepared.classes)} classes {', '.join(prepared.classes[:9])}, but "
-                    f"{run.path} was trained on {len(saved.classes)}: {', '.join(saved.classes[:9])}; put the folders "
-                    "back as they were."
-                )
+            _check_data(run, prepared, saved.classes, position, force)
             model = saved.model
         else:
             model = _fresh(prepared)
             processes.first(lambda: _write_facts(run, prepared))
-        if epochs is not None:
+        if recipe != begun:
             processes.first(lambda: write_text(run.recipe_json, prepared.recipe.to_json() + "\n"))
         report = _with_curves(report, prepared.recipe, run)
         loop = Loop(prepared, run, model, report)
         if training:
             loop.restore(position, training)
             report.say(f"Going on after step {position.step:,}, in epoch {position.epoch + 1}.")
+        if epochs is not None:
+            report.say(_extension(prepared, position, recipe.epochs))
         return TrainingResult(run.path, loop.fit())
     except Exception as error:
         processes.explain(error)
         raise
     finally:
         report.close()
+        alone.let_go()
         processes.close()
 
 
@@ -239,31 +266,53 @@ def _write_facts(run: Run, prepared: Prepared) -> None:
         write_text(run.path / "bad_files.csv", text.getvalue())
 
 
-def _differences(stored: Recipe, wanted: Recipe) -> str:
-    """The flags that `wanted` sets to something else than the run's recipe, but for those that preparing fills in."""
-    filled = {
-        "weights",
-        "freeze",
-        "epochs",
-        "lr",
-        "augment",
-        "arch",
-        "image_size",
-        "width",
-        "precision",
-        "batch_size",
-        "workers",
-        "data",
-    }
-    changed = [
-        f"--{name.replace('_', '-')} {new} (it has {old})"
-        for name in FLAG_NAMES
-        if (new := getattr(wanted, name)) != (old := getattr(stored, name))
-        and not (name in filled and new in (None, "auto", 1.0))
-        and name != "parallel"
-        and not (name == "data" and new.absolute() == old)
+def _followed(
+    run: Run, recipe: Recipe, wanted: Recipe | None, settings: dict[str, Any], force: bool
+) -> tuple[Recipe, str]:
+    """The run's recipe with what is asked for besides, and a sentence; as `follow`, which raises `UserError`."""
+    if wanted is not None:
+        names = [name for name in named_by(recipe, wanted) if name != "parallel"]
+        return follow(run.path, recipe, wanted, names, force)
+    return follow(run.path, recipe, with_settings(recipe, settings), settings, force)
+
+
+def _elsewhere(run: Run) -> str:
+    """What is other than where the run began and changes the last digits of its sums; empty where nothing is."""
+    try:
+        then = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    now = {"torch": metadata.version("torch"), "cpu": runtime.cpu_name(), "threads": torch.get_num_threads()}
+    before = {"torch": then.get("versions", {}).get("torch"), "cpu": then.get("cpu"), "threads": then.get("threads")}
+    other = [f"{key} {before[key]}, now {now[key]}" for key in now if before[key] not in (None, now[key])]
+    return f"The run began with {'; '.join(other)}: the last digits of its figures may differ." if other else ""
+
+
+def _check_data(run: Run, prepared: Prepared, classes: tuple[str, ...], position: Position, force: bool) -> None:
+    """Raise `UserError` where the data are not those that the run began with."""
+    if classes != prepared.classes:
+        raise UserError(
+            f"The data now has the {len(prepared.classes)} classes {', '.join(prepared.classes[:9])}, but "
+            f"{run.path} was trained on {len(classes)}: {', '.join(classes[:9])}; put the folders back as they were."
+        )
+    now = len(prepared.source.splits["train"])
+    if position.pictures not in (0, now) and not force:
+        raise UserError(
+            f"The data now has {now:,} training pictures and {run.path} began with {position.pictures:,}: in another "
+            "order it would be another experiment; put them back as they were, or add --force."
+        )
+
+
+def _extension(prepared: Prepared, position: Position, epochs: int) -> str:
+    """Which learning rates an extended run gets."""
+    rates = [
+        plan(prepared.recipe, step, len(prepared.train), position.history).lr
+        for step in (position.step, epochs * len(prepared.train) - 1)
     ]
-    return ", ".join(changed)
+    return (
+        f"Extended to {epochs} epochs: the learning rate goes on as that of a run of {epochs} epochs "
+        f"({prepared.recipe.schedule}), from {rates[0]:.3g} now to {rates[1]:.3g} at the end."
+    )
 
 
 def _extended(now: int, wanted: str) -> int:

@@ -28,6 +28,8 @@ class TrainStep:
 
     def __init__(self, prepared: Prepared, model: Network) -> None:
         runtime.keep_pages()
+        if prepared.recipe.deterministic:
+            runtime.compute_alike()
         self.prepared, self.recipe, self.parallel = prepared, prepared.recipe, prepared.parallel
         self.device, self.precision = prepared.device, prepared.precision
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
