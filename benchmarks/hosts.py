@@ -33,6 +33,7 @@ class Host:
 
     def __init__(self, network: Network, number: int) -> None:
         self.name, self.address, self.plug = f"host{number}", f"{NET}.{number + 1}", f"plug{number}"
+        self.plugged = True
         self._network = network
         # A user inside the switch's user namespace may make further network namespaces, and connect them.
         self._keeper = network.within(["unshare", "--net", "--uts", "sleep", "infinity"])
@@ -70,10 +71,12 @@ class Host:
     def cut(self) -> None:
         """Pull the plug out of the switch: packets vanish, connections stay open."""
         self._network.run(["ip", "link", "set", self.plug, "down"])
+        self.plugged = False
 
     def mend(self) -> None:
         """Put it back."""
         self._network.run(["ip", "link", "set", self.plug, "up"])
+        self.plugged = True
 
     def close(self) -> None:
         self.kill()

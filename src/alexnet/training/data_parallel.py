@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import inspect
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -229,11 +230,11 @@ class _Beating:
 def threads_each() -> int:
     """Threads for each of the processes on this machine: its part of the cores.
 
-    torchrun sets OMP_NUM_THREADS to 1, which would leave most cores of a large machine idle; another number there is
-    the user's own.
+    torchrun sets OMP_NUM_THREADS to 1 where it starts several, which would leave most cores of a large machine idle;
+    another number there is the user's own.
     """
     chosen = torch.get_num_threads()
-    if chosen > 1 and chosen != runtime.cpu_count():
+    if runtime.local_world_size() == 1 or (chosen > 1 and chosen != runtime.cpu_count()):
         return chosen
     return max(1, runtime.cpu_count() // runtime.local_world_size())
 
@@ -250,8 +251,9 @@ def _from_the_others(error: Exception) -> bool:
 
 
 def _cause(error: Exception) -> str:
-    """The first words of what torch says, without its source files."""
-    return str(error).splitlines()[0].rpartition("] ")[2][:120] if str(error) else type(error).__name__
+    """The first sentence of what torch says, without its source files."""
+    text = str(error).partition("\n")[0].partition(". ")[0]
+    return re.sub(r"^\[[^]]*\.(cc|cpp|h):\d+\] ", "", text) or type(error).__name__
 
 
 def _within(seconds: float, do: Callable[[], Any]) -> Any:
