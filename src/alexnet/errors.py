@@ -32,5 +32,9 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on (the loss is NaN, the disk is full). The message says what to change; exit code 1."""
 
 
+class ProcessLost(TrainingFailed):
+    """Another of several processes that train together is gone. Each that is left says so, for itself."""
+
+
 class ReaderDied(TrainingFailed):
     """A process that reads pictures for this one was killed, from outside or by the kernel."""

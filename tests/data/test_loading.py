@@ -11,7 +11,7 @@ from alexnet import runtime
 from alexnet.data import folders, loading
 from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
 from alexnet.data.images import BadImage, decode
-from alexnet.data.loading import Batch, FromFiles, InMemory, batch_bounds, choose_workers, memory_plan
+from alexnet.data.loading import Batch, FromFiles, InMemory, Share, batch_bounds, choose_workers, memory_plan
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source
 from alexnet.data.sources import read_files
@@ -39,7 +39,7 @@ def files(tmp_path) -> Files:
 
 def same(left: list[Batch], right: list[Batch]) -> bool:
     pairs = [(a, b) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)]
-    return len(left) > 0 and all(torch.equal(a, b) for a, b in pairs)
+    return len(left) > 0 and all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 @pytest.mark.parametrize(
@@ -235,3 +235,65 @@ def test_memory_plan(monkeypatch):
     monkeypatch.setattr(runtime, "free_memory", lambda: 40_000_000)
     assert not memory_plan(source, 64)
     assert memory_plan(Source("x", ("a",), {"train": arrays()}, 3), 4096)  # there already
+
+
+# ── several processes ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("n", [1, 3, 10, 12])
+@pytest.mark.parametrize("processes", [1, 2, 4, 5])
+def test_parts_of_a_batch_follow_each_other_and_differ_by_one_at_most(n, processes):
+    places = [Share(number, processes).place(n) for number in range(processes)]
+    assert [i for place in places for i in range(place.first, place.first + place.size)] == list(range(n))
+    assert max(place.size for place in places) - min(place.size for place in places) <= 1
+    assert {place.of for place in places} == {n}
+
+
+@pytest.mark.parametrize("cfg", [Augment(crop="random", crop_chunk=4), Augment(crop="random", mixup=0.2)])
+def test_processes_read_the_batches_of_one_between_them(cfg):
+    """Eleven samples in batches of four: of three processes, one has no part of the last batch but one."""
+    whole = InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4)
+    shares = [Share(number, 3) for number in range(3)]
+    loaders = [InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4, share=s) for s in shares]
+    for all_of_it, *parts in zip(whole.batches(1), *(loader.batches(1) for loader in loaders), strict=True):
+        own = [slice(len(part.ids) - part.place.size, None) for part in parts]
+        assert torch.equal(torch.cat([p.ids[s] for p, s in zip(parts, own, strict=True)]), all_of_it.ids)
+        assert torch.equal(torch.cat([p.leads[s] for p, s in zip(parts, own, strict=True)]), all_of_it.leads)
+        for part in parts:
+            extra = len(part.ids) - part.place.size
+            assert extra == (1 if cfg.mixup or not part.place.size else 0)
+            assert part.place.of == len(all_of_it.ids)
+            if extra:  # the picture that the first is mixed with: the one before it, or the last of all
+                assert part.ids[0] == all_of_it.ids[part.place.first - 1]
+
+
+def test_files_are_divided_as_memory_is(files):
+    cfg = Augment(crop="resized", mixup=0.2)
+    share = Share(1, 2)
+    one = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, share=share)
+    two = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, workers=2, share=share)
+    whole = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2)
+    assert same(list(one.batches(3)), list(two.batches(3)))
+    for part, all_of_it in zip(one.batches(3), whole.batches(3), strict=True):
+        rows = slice(part.place.first - 1, part.place.first + part.place.size)
+        assert torch.equal(part.images, all_of_it.images[rows])
+
+
+def test_an_evaluation_is_divided_by_whole_batches():
+    whole = list(InMemory(arrays(11), PREPROCESS, batch_size=3).batches(0))
+    found = []
+    for number in range(3):
+        loader = InMemory(arrays(11), PREPROCESS, batch_size=3)
+        loader.take_turns(Share(number, 3))
+        found.append(list(loader.batches(0)))
+        assert loader.samples == sum(len(batch.ids) for batch in found[-1])
+    assert same([found[0][0], found[1][0], found[2][0], found[0][1]], whole)
+
+
+def test_processes_on_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(runtime, "cpu_count", lambda: 8)
+    assert choose_workers(None, 1)[0] == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert choose_workers(None, 1)[0] == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert choose_workers(None, 1)[0] == 0

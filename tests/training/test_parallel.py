@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +31,7 @@ from alexnet.training.prepare import prepare
 from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
 from alexnet.training.start import train
+from processes import Processes, torchrun
 
 # Ten steps an epoch, of 126 images but for the last; the rate falls tenfold after each epoch. Many images and modest
 # gradients: where a unit's input is 0 or two pixels of a pool are equal to the last bit, rounding decides who gets a
@@ -49,19 +46,6 @@ RECIPE = {
 # ── two processes ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def serve(rank: int, inbox: Any, outbox: Any) -> None:
-    """One of the processes: answers calls until it is sent None. Nothing but its environment tells its rank."""
-    torch.set_num_threads(1)
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    while (call := inbox.get()) is not None:
-        function, arguments, port = call
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        try:
-            outbox.put((function(*arguments), None))
-        except BaseException:
-            outbox.put((None, traceback.format_exc()))
-
-
 Both = Callable[..., list[Any]]
 
 
@@ -69,28 +53,8 @@ Both = Callable[..., list[Any]]
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     """Calls a function of this module in two processes that know of each other; the two answers."""
     os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    context = multiprocessing.get_context("spawn")
-    boxes = [(context.Queue(), context.Queue()) for _ in range(2)]
-    processes = [context.Process(target=serve, args=(rank, *boxes[rank]), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
-
-    def call(function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        for inbox, _ in boxes:
-            inbox.put((function, arguments, port))
-        answers = [outbox.get(timeout=120) for _, outbox in boxes]
-        for rank, (_, error) in enumerate(answers):
-            assert error is None, f"process {rank}: {error}"
-        return [answer for answer, _ in answers]
-
-    yield call
-    for inbox, _ in boxes:
-        inbox.put(None)
-    for process in processes:
-        process.join(timeout=10)
+    with closing(Processes(2)) as processes:
+        yield partial(processes, 2)
 
 
 def make_loop(parallel: towers.Single, settings: dict[str, Any]) -> Loop:
@@ -367,18 +331,13 @@ def test_networks_that_cannot_be_divided(both: Both, tmp_path: Path, settings: d
 # ── from two processes to one and back, as a user does it ─────────────────────────────────────────────────────
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run([*command, "-m", "alexnet", *arguments], capture_output=True, text=True, timeout=300)
-
-
 def test_a_checkpoint_goes_on_in_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     recipe = {k: v for k, v in RECIPE.items() if k not in ("batch_size", "jitter")}
     start = replace(named_recipe("digits"), **recipe, batch_size=420)  # three steps an epoch
     Path("recipe.json").write_text(start.to_json())
-    halved = torchrun("train", "recipe.json", "--parallel", "towers", "--limit-steps", "3", "--out", "two", "--json")
+    halved = torchrun(2, "train", "recipe.json", "--parallel", "towers", "--limit-steps", "3", "--out", "two", "--json")
     assert halved.returncode == 0, halved.stderr
     assert json.loads(halved.stdout)["steps"] == 3  # one document: the second process prints nothing
     assert halved.stderr.count("epoch 1/2") == 1
@@ -386,7 +345,7 @@ def test_a_checkpoint_goes_on_in_another_number_of_processes(tmp_path: Path, mon
     assert alexnet(["train", "recipe.json", "--limit-steps", "3", "--out", "one"]) == 0
 
     assert alexnet(["resume", "two", "--epochs", "2"]) == 0  # two, then one
-    joined = torchrun("resume", "one", "--epochs", "2", "--parallel", "towers", "--json")  # one, then two
+    joined = torchrun(2, "resume", "one", "--epochs", "2", "--parallel", "towers", "--json")  # one, then two
     assert joined.returncode == 0, joined.stderr
     assert json.loads(joined.stdout)["parameters"] == json.loads(Path("whole/summary.json").read_text())["parameters"]
 

@@ -20,7 +20,7 @@ from alexnet.cli.measuring import ablate, bench, doctor
 from alexnet.cli.packing import pack
 from alexnet.cli.printing import _speaks
 from alexnet.cli.serving import serve
-from alexnet.errors import TrainingFailed, UserError, unknown_name
+from alexnet.errors import ProcessLost, TrainingFailed, UserError, unknown_name
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": command_train,
@@ -90,12 +90,16 @@ def run(arguments: list[str]) -> int:
 
 
 def _told_alike(error: Exception) -> bool:
-    """Whether this is a sentence for the user, which every process has; anything else may have struck this one only."""
+    """Whether every process has this sentence for the user; anything else may have struck this one only."""
+    return _is_sentence(error) and not isinstance(error, ProcessLost)
+
+
+def _is_sentence(error: Exception) -> bool:
     return isinstance(error, (UserError, TrainingFailed)) or hasattr(error, "exit_code")
 
 
 def _message(error: Exception) -> str:
-    if _told_alike(error):
+    if _is_sentence(error):
         return f"alexnet: {error}"
     return f"alexnet: this failed and should not have: {type(error).__name__}: {error} (--debug shows where)"
 

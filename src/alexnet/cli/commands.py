@@ -63,7 +63,7 @@ def resume(
     /,
     *,
     epochs: str | None = None,
-    parallel: Literal["none", "towers"] | None = None,
+    parallel: Literal["auto", "none", "data", "towers"] | None = None,
     set: tuple[str, ...] = (),
     force: bool = False,
     json: bool = False,

@@ -86,14 +86,16 @@ def augment(
     seed: int,
     cfg: Augment,
     size: int,
+    leads: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """uint8 N×C×S×S → uint8 N×C×size×size on the same device: crop, flip, rotation, jitter, in that order.
 
-    `ids` (N integers, on the CPU) name the samples; with `epoch` and `seed` they determine every draw. Raises
-    `UserError` where the pictures are smaller than the crop.
+    `ids` (N integers, on the CPU) name the samples; with `epoch` and `seed` they determine every draw. `leads` names
+    the samples whose crop and flip each takes, for parts of a batch; without it they follow from `cfg.crop_chunk`.
+    Raises `UserError` where the pictures are smaller than the crop.
     """
     sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else np.asarray(ids)
-    first_ids = first_of_chunk(sample_ids, cfg.crop_chunk)
+    first_ids = first_of_chunk(sample_ids, cfg.crop_chunk) if leads is None else leads.numpy(force=True)
 
     def uniform(purpose: str, count: int) -> np.ndarray:
         chosen = first_ids if purpose in ("crop", "flip") else sample_ids

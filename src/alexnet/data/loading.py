@@ -2,7 +2,8 @@
 
 `batches(epoch, start)` is a pure function of its arguments and the seed: loaders hold no position and workers no
 state. So a run that resumes at batch `start` of an epoch sees what the unbroken one would have seen, with any
-number of workers.
+number of workers. Of several processes that train together each gets its `Share` of the same batches: together they
+see what one would have seen, in the same order.
 """
 
 from __future__ import annotations
@@ -35,8 +36,32 @@ _PREFETCH = 2  # batches that each worker has ready or in hand: torch's default
 _MAX_WORKERS = 16  # more than decoding for one device can use
 
 
+class Place(NamedTuple):
+    """Which rows of a batch that several processes share one of them has: `size` from `first` on, of `of`."""
+
+    first: int
+    size: int
+    of: int
+
+
+class Share(NamedTuple):
+    """The part of every batch that one of several processes learns from: part `number`, from 0, of `of`."""
+
+    number: int = 0
+    of: int = 1
+
+    def place(self, n: int) -> Place:
+        """Its rows of a batch of `n`: parts follow each other and differ by one row at most; some may be empty."""
+        each, more = divmod(n, self.of)
+        first = self.number * each + min(self.number, more)
+        return Place(first, each + (self.number < more), n)
+
+
+ALL = Share()
+
+
 class Batch(NamedTuple):
-    """Samples that are learnt from together."""
+    """Samples that are learnt from together; of several processes, one's part of them."""
 
     images: torch.Tensor
     """uint8 N×C×H×W."""
@@ -44,6 +69,15 @@ class Batch(NamedTuple):
     """int64 (N,), on the same device as the images."""
     ids: torch.Tensor
     """int64 (N,), on the CPU: places in the split, from which `augment` draws."""
+    leads: torch.Tensor | None = None
+    """int64 (N,), on the CPU: the samples whose crop and flip each takes; None: its own."""
+    part: Place | None = None
+    """The rows that these are; None: all. N may be one more than its size: the first picture is then there to be
+    mixed with the second, or to have something to compute where the part is empty, and is not learnt from."""
+
+    @property
+    def place(self) -> Place:
+        return self.part or Place(0, len(self.ids), len(self.ids))
 
 
 class Batches(Protocol):
@@ -79,24 +113,59 @@ def batch_bounds(samples: int, batch_size: int, drop_last: bool = False) -> list
     return bounds
 
 
-class _Order:
-    """The order of samples and the batch bounds that both kinds of loader share."""
+class Rows(NamedTuple):
+    """The samples of a batch, or of one's part of it, before they are read: as in `Batch`."""
 
-    def __init__(self, samples: int, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> None:
-        self.samples = samples
+    ids: np.ndarray
+    leads: np.ndarray
+    part: Place
+
+
+class _Order:
+    """The order of samples, the batch bounds and the share that both kinds of loader have in common."""
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        augment: Augment | None,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool,
+        share: Share,
+    ) -> None:
+        self.samples = self.total = samples
         self.shuffle = shuffle
         self.seed = seed
         self.bounds = batch_bounds(samples, batch_size, drop_last)
+        self.share = share
+        self.chunk = augment.crop_chunk if augment is not None else 1
+        self.mixes = augment is not None and max(augment.mixup, augment.cutmix) > 0
 
     def __len__(self) -> int:
         return len(self.bounds)
 
-    def ids(self, epoch: int, start: int) -> Iterator[np.ndarray]:
-        """Sample numbers of each batch of `epoch` from batch `start` on, int64."""
-        n = self.samples
+    def rows(self, epoch: int, start: int) -> Iterator[Rows]:
+        """What each batch of `epoch` holds, from batch `start` on."""
+        n = self.total
         order = runtime.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n)
         for first, last in self.bounds[start:]:
-            yield order[first:last]
+            ids = order[first:last]
+            leads = first_of_chunk(ids, self.chunk)
+            place = self.share.place(len(ids))
+            if self.share == ALL:
+                yield Rows(ids, leads, place)
+                continue
+            # MixUp and CutMix combine each picture with the one before it, the first of all with the last
+            before = self.mixes or place.size == 0
+            chosen = np.arange(place.first - before, place.first + place.size) % len(ids)
+            yield Rows(ids[chosen], leads[chosen], place)
+
+    def take_turns(self, share: Share) -> None:
+        """Keep one batch of every `share.of`: with the others' each sample once, and in the batches of one process, on
+        which the last bits of a sum depend."""
+        self.bounds = self.bounds[share.number :: share.of]
+        self.samples = sum(last - first for first, last in self.bounds)
 
 
 class InMemory(_Order):
@@ -117,8 +186,9 @@ class InMemory(_Order):
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
+        share: Share = ALL,
     ) -> None:
-        super().__init__(len(arrays), batch_size, shuffle, seed, drop_last)
+        super().__init__(len(arrays), batch_size, augment, shuffle, seed, drop_last, share)
         if arrays.images.shape[1] != preprocess.channels:
             raise UserError(
                 f"The pictures have {arrays.images.shape[1]} channels and the preprocessing {preprocess.channels}; "
@@ -135,15 +205,16 @@ class InMemory(_Order):
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch`, from batch `start` on."""
-        for batch_ids in self.ids(epoch, start):
-            ids = torch.from_numpy(batch_ids)
+        for rows in self.rows(epoch, start):
+            ids = torch.from_numpy(rows.ids)
             index = ids.to(self.arrays.images.device)
             images = self.arrays.images.index_select(0, index)
             if self.on_device is None and not self.arrays.ready:
                 images = self.preprocess.fit(images)
             elif self.on_device is not None and self.on_device.crop != "resized":
                 images = self.preprocess.fit(images, self.preprocess.square)
-            yield Batch(images, self.arrays.targets.index_select(0, index), ids)
+            targets = self.arrays.targets.index_select(0, index)
+            yield Batch(images, targets, ids, torch.from_numpy(rows.leads), rows.part)
 
 
 class FromFiles(_Order):
@@ -166,8 +237,9 @@ class FromFiles(_Order):
         drop_last: bool = False,
         workers: int = 0,
         pin_memory: bool = False,
+        share: Share = ALL,
     ) -> None:
-        super().__init__(len(files), batch_size, shuffle, seed, drop_last)
+        super().__init__(len(files), batch_size, augment, shuffle, seed, drop_last, share)
         files.check(preprocess)
         self.pictures = _Pictures(files, preprocess, augment, seed)
         self.workers = workers
@@ -181,7 +253,7 @@ class FromFiles(_Order):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch`, from batch `start` on. Raises `BadImage` naming a file that cannot be read, and
         `ReaderDied`."""
-        requests: Any = [(epoch, ids) for ids in self.ids(epoch, start)]  # what DataLoader passes on as it is
+        requests: Any = [(epoch, rows) for rows in self.rows(epoch, start)]  # what DataLoader passes on as it is
         loader: Iterable[Batch | UserError] = DataLoader(
             self.pictures,
             batch_sampler=requests,
@@ -210,7 +282,7 @@ class FromFiles(_Order):
 
 
 class _Pictures(Dataset):
-    """What a worker does: (epoch, ids) → a batch. Holds nothing that changes, and can be pickled for spawn."""
+    """What a worker does: (epoch, rows) → a batch. Holds nothing that changes, and can be pickled for spawn."""
 
     def __init__(self, files: Files, preprocess: Preprocess, augment: Augment | None, seed: int) -> None:
         self.files = files
@@ -221,32 +293,30 @@ class _Pictures(Dataset):
         self.cuts = isinstance(files, Packed) and crop in ("none", "random") and files.holds(preprocess)
         """Whether crops are copied straight from packed pixels, mirrored where that is their turn."""
 
-    def __getitems__(self, request: tuple[int, np.ndarray]) -> Batch | UserError:
-        epoch, ids = request
+    def __getitems__(self, request: tuple[int, Rows]) -> Batch | UserError:
+        epoch, (ids, leads, part) = request
         try:
-            images = self._crops(epoch, ids) if self.cuts else self._decoded(epoch, ids)
+            images = self._crops(epoch, ids, leads) if self.cuts else self._decoded(epoch, ids, leads)
         except UserError as error:
             return error  # raised in a worker it would arrive wrapped in that worker's traceback
-        return Batch(images, self.files.targets[ids], torch.from_numpy(ids))
+        return Batch(images, self.files.targets[ids], torch.from_numpy(ids), torch.from_numpy(leads), part)
 
-    def _crops(self, epoch: int, ids: np.ndarray) -> torch.Tensor:
+    def _crops(self, epoch: int, ids: np.ndarray, leads: np.ndarray) -> torch.Tensor:
         """The same crops and mirror images, from the same draws, as `augment` makes of pictures in memory."""
         assert isinstance(self.files, Packed)
         cfg, size = self.augment or Augment(), self.preprocess.size
         spare = self.preprocess.square - size
-        first = first_of_chunk(ids, cfg.crop_chunk)
         corners, mirrored = np.full((len(ids), 2), round(spare / 2)), np.zeros(len(ids), dtype=bool)
         if cfg.crop == "random":
-            corners = crop_corners(runtime.draws(self.seed, epoch, first, "crop", 2), spare)
+            corners = crop_corners(runtime.draws(self.seed, epoch, leads, "crop", 2), spare)
         if cfg.flip:
-            mirrored = runtime.draws(self.seed, epoch, first, "flip", 1)[:, 0] < 0.5
+            mirrored = runtime.draws(self.seed, epoch, leads, "flip", 1)[:, 0] < 0.5
         return self.files.crops(ids, corners, mirrored, size)
 
-    def _decoded(self, epoch: int, ids: np.ndarray) -> torch.Tensor:
+    def _decoded(self, epoch: int, ids: np.ndarray, leads: np.ndarray) -> torch.Tensor:
         numbers: Any = [None] * len(ids)
         if self.augment is not None and self.augment.crop == "resized":
-            first = first_of_chunk(ids, self.augment.crop_chunk)
-            numbers = runtime.draws(self.seed, epoch, first, "crop", BOX_DRAWS)
+            numbers = runtime.draws(self.seed, epoch, leads, "crop", BOX_DRAWS)
         pictures = [self._picture(i, row).movedim(0, -1) for i, row in zip(ids, numbers, strict=True)]
         return torch.stack(pictures).movedim(-1, 1)  # channels_last: as pixels are decoded, and as they are computed
 
@@ -294,17 +364,17 @@ def choose_workers(requested: int | None, batch_bytes: int, shm: Path = Path("/d
     """How many processes should decode, and a sentence for the user where it is not what one would expect.
 
     `requested`, or without one as many as there are cores, up to 16 (none on a single core, where they would
-    only take turns). Workers hand batches of `batch_bytes` over in shared memory, and die of a bus error where
-    that is too small, as in a container with Docker's 64 MB; there it is fewer, or 0. Raises `UserError` for a
-    negative number.
+    only take turns); of several processes that train on this machine each has its part of cores and memory. Workers
+    hand batches of `batch_bytes` over in shared memory, and die of a bus error where that is too small, as in a
+    container with Docker's 64 MB; there it is fewer, or 0. Raises `UserError` for a negative number.
     """
     if requested is not None and requested < 0:
         raise UserError(f"The number of workers cannot be {requested}; give 0 or more, or leave it out.")
-    cores = runtime.cpu_count()
+    cores = runtime.cpu_count() // runtime.local_world_size()
     wanted = requested if requested is not None else (min(cores, _MAX_WORKERS) if cores > 1 else 0)
     if wanted == 0 or not shm.is_dir():  # only Linux keeps shared memory there; elsewhere it has no small limit
         return wanted, None
-    free = shutil.disk_usage(shm).free
+    free = shutil.disk_usage(shm).free // runtime.local_world_size()
     each = 2 * _PREFETCH * batch_bytes  # as much again for batches that are still being used
     fit = min(wanted, free // max(each, 1))
     if fit == wanted:
@@ -319,10 +389,12 @@ def memory_plan(source: Source, size: int, wanted: bool | None = None) -> bool:
     """Whether to keep the pictures of `source` decoded in memory, as squares of `size` pixels.
 
     True if they are already there, or need at most `MAX_IN_MEMORY` and a quarter of the free memory; where they are
-    `wanted` there, as by the earlier part of a run, if they fit at all.
+    `wanted` there, as by the earlier part of a run, if they fit at all. Of several processes on this machine each has
+    its part of the memory.
     """
     if wanted is False:
         return False
     to_read = sum(len(part) for part in source.splits.values() if isinstance(part, Files))
-    needed, free = to_read * source.channels * size * size, runtime.free_memory()
+    needed = to_read * source.channels * size * size
+    free = runtime.free_memory() // runtime.local_world_size()
     return needed <= (free if wanted else min(MAX_IN_MEMORY, free // 4))

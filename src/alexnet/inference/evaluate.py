@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from alexnet.data.loading import MAX_IN_MEMORY, Batches, FromFiles, InMemory, choose_workers, memory_plan
+from alexnet.data.loading import ALL, MAX_IN_MEMORY, Batches, FromFiles, InMemory, Share, choose_workers, memory_plan
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source
 from alexnet.data.sources import evaluated, load_for_evaluation, load_source, read_files
@@ -132,13 +132,17 @@ class Evaluation(dict[str, Any]):
         return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
 
 
-def evaluation_batches(part: Arrays | Files, preprocess: Preprocess, workers: int = 0) -> Batches:
-    """The images of a split in order, as the network reads them."""
+def evaluation_batches(part: Arrays | Files, preprocess: Preprocess, workers: int = 0, share: Share = ALL) -> Batches:
+    """The images of a split in order, as the network reads them; of several processes, each one's batches of them."""
+    batches: FromFiles | InMemory
     if isinstance(part, Files):
-        return FromFiles(part, preprocess, batch_size=BATCH_SIZE, workers=workers)
-    if len(part) * preprocess.channels * preprocess.size**2 <= MAX_IN_MEMORY:
-        part = evaluated(part, preprocess)
-    return InMemory(part, preprocess, batch_size=BATCH_SIZE)
+        batches = FromFiles(part, preprocess, batch_size=BATCH_SIZE, workers=workers)
+    else:
+        if len(part) * preprocess.channels * preprocess.size**2 <= MAX_IN_MEMORY:
+            part = evaluated(part, preprocess)
+        batches = InMemory(part, preprocess, batch_size=BATCH_SIZE)
+    batches.take_turns(share)
+    return batches
 
 
 def evaluate(

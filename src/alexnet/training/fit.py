@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from alexnet.errors import UserError
 from alexnet.networks.architectures import TORCHVISION
 from alexnet.training.recipe import Recipe
 
@@ -34,6 +35,7 @@ def fit(recipe: Recipe, pictures: int, classes: int) -> tuple[Recipe, str]:
     if "lr" in recipe.fitted:
         batch = chosen.get("batch_size", recipe.batch_size) or BATCHES[1]
         chosen["lr"] = round(recipe.lr * math.sqrt(batch / BATCHES[1]), 4)  # smaller batches have noisier gradients
+        chosen["lr_batch"] = batch
         reasons.append(f"a learning rate of {chosen['lr']:g}")
     each = pictures / classes
     if "augment" in recipe.fitted:
@@ -73,3 +75,25 @@ def augmentation(level: str, side: int) -> dict[str, Any]:
 def augmented(recipe: Recipe, side: int) -> Recipe:
     """`recipe` with the settings that its `augment` stands for; the word itself stays, for the report."""
     return recipe if recipe.augment == "auto" else replace(recipe, **augmentation(recipe.augment, side))
+
+
+def scaled(recipe: Recipe) -> list[str]:
+    """A sentence on how the rates follow the batch size, where they do and it is not the recipe's own. Raises
+    `UserError` where there is no size to compare with."""
+    if recipe.scale_lr != "none" and recipe.lr_batch is None:
+        raise UserError(
+            f"scale_lr={recipe.scale_lr} needs the batch size that the rate is meant for, and this recipe has none of "
+            "its own; add --set lr_batch=128."
+        )
+    if recipe.lr_factor == 1:
+        return []
+    if recipe.warmup:
+        rise = f"after a rise from 0 over {recipe.warmup:g} epochs (--warmup)"
+    elif recipe.schedule == "one-cycle":
+        rise = "at the top of its cycle"
+    else:
+        rise = "from the first step (--warmup 5 would let it rise over five epochs, as is usual for rates so scaled)"
+    return [
+        f"The learning rate is {recipe.lr:g} for batches of {recipe.lr_batch} and by the {recipe.scale_lr} rule "
+        f"{recipe.lr * recipe.lr_factor:g} for {recipe.batch_size}, {rise}."
+    ]

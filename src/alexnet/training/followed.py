@@ -17,7 +17,7 @@ from alexnet.training.recipe import FLAG_NAMES, Recipe
 
 FREE = frozenset(
     {"data", "labels", "device", "workers", "parallel", "compile", "tensorboard", "checkpoint_every",
-     "keep_checkpoints", "in_memory", "deterministic", "num_classes"}
+     "keep_checkpoints", "in_memory", "deterministic", "num_classes", "lost_after"}
 )  # fmt: skip
 """Settings that leave the experiment as it is. A device, compiling and where pictures are kept change last digits."""
 

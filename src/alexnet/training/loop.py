@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -64,6 +64,11 @@ class Loop:
     def restore(self, position: Position, training: dict[str, Any]) -> None:
         """Go on from `position`; the weights are in the model already."""
         self.position = position
+        if position.processes != (now := self.parallel.share.of):
+            self.report.say(
+                f"Saved in {position.processes}, going on in {now} (processes that share each batch): batches and "
+                "their order stay as they were; sums are added up in another order, so that last digits can differ."
+            )
         self.position.pictures = len(self.prepared.source.splits["train"])
         # the groups are the recipe's, which may have been given changes since; the momentum is the checkpoint's
         groups = self.optimizer.state_dict()["param_groups"]
@@ -85,6 +90,9 @@ class Loop:
     def fit(self) -> dict[str, Any]:
         """Train until the last epoch or `limit_steps`; then evaluate the result. Returns the summary."""
         p = self.position
+        p.processes = self.parallel.share.of
+        for sentence in self.parallel.remarks(self.model):
+            self.report.say(sentence)
         try:
             with saying_where(self.run.path), self.stop as stop:
                 if not self.restored:
@@ -120,10 +128,9 @@ class Loop:
         """The rest of the current epoch, or as much as `limit_steps` or a stop signal leaves of it."""
         p, epoch, train = self.position, self.position.epoch, self.prepared.train
         self.train_step.train()
-        loss_sum = torch.tensor(p.loss_sum, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
-        sums = torch.stack([loss_sum, torch.tensor(p.hits, dtype=loss_sum.dtype)]).to(self.device)
+        steps: list[torch.Tensor] = []  # loss and hits of those that nobody has looked at
         before, began = p.seconds, time.monotonic()
-        batches = train.batches(epoch, start=p.batch)
+        batches = self.parallel.reading(train.batches(epoch, start=p.batch))
         if self._at_limit():  # stopped after the very last step: only the validation is left
             return
         try:
@@ -134,26 +141,36 @@ class Loop:
                     return
                 p.waited += time.monotonic() - asked
                 loss, hits = self._train_step(batch, epoch)
-                sums += torch.stack([loss * len(batch.ids), hits]).to(sums.dtype)
+                steps.append(torch.stack([loss * batch.place.of, hits.to(loss.dtype)]))
                 p.step += 1
                 p.batch += 1
-                p.seen += len(batch.ids)
+                p.seen += batch.place.of
                 p.seconds = before + time.monotonic() - began
                 asked = self.parallel.latest(self._wish()) or 0
                 if asked >= FAILED:
                     self.parallel.first(self.checkpoints.check)
                 done = asked >= STOP or self._at_limit() or p.batch == len(train)
                 if done or asked == DUE or p.batch % LOOK_EVERY == 0:
-                    loss_now, hits_now = (sums / p.seen).tolist()
+                    self._look(steps)
+                    loss_now, hits_now = p.loss_sum / p.seen, p.hits / p.seen
                     self._check_finite(loss_now)
                     self.report.step(epoch + 1, self.recipe.epochs, p.seen, train.samples, loss_now, hits_now)
                 if asked == DUE and not done:
-                    p.loss_sum, p.hits = sums.tolist()
                     self._save(best=False)
                 if done:
                     return
-        finally:
-            p.loss_sum, p.hits = sums.tolist()
+        except (UserError, ReaderDied):
+            self._look(steps)
+            raise
+
+    def _look(self, steps: list[torch.Tensor]) -> None:
+        """Add what the device holds of these steps to the sums of the epoch, one by one: the same sums to the last bit
+        whenever one looks."""
+        p = self.position
+        for loss, hits in self.parallel.total(torch.stack(steps)).tolist() if steps else ():
+            p.loss_sum += loss
+            p.hits += hits
+        steps.clear()
 
     def _train_step(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step on a batch; the mean loss and the number right, on the device."""
@@ -183,7 +200,7 @@ class Loop:
         p, recipe = self.position, self.recipe
         began = time.monotonic()
         outputs = self._evaluate(recipe.validate_on)
-        figures = outputs.measure(self.prepared.classes)
+        figures = self.parallel.first(lambda: outputs.measure(self.prepared.classes))
         self._check_finite(figures["loss"])
         row = {
             "epoch": p.epoch + 1,
@@ -199,8 +216,9 @@ class Loop:
             "seconds": p.seconds + time.monotonic() - began,
             "waiting": p.waited / p.seconds if p.seconds else 0.0,
             "memory": runtime.most_memory(self.device),
-            "dead": dead_channels(self.model, self._some_pictures),
+            "dead": {} if self._some_pictures is None else dead_channels(self.model, self._some_pictures),
         }
+        row = self.parallel.first(lambda: row)
         p.epoch += 1
         p.history.append(row)
         chosen = recipe.validate_on == "test" or p.best is None or _better(row, p.best)
@@ -222,8 +240,12 @@ class Loop:
             self._keep_to(self.budget)
 
     def _evaluate(self, split: str) -> Outputs:
-        batches = self.prepared.evaluation[split]
-        return run_network(self.model, batches, self.prepared.preprocess, self.device, self._evaluated)
+        """What the network says of a split; of several processes the first alone may have it whole."""
+        self.parallel.level(self.model)
+        batches, own = self.prepared.evaluation[split], None
+        if len(batches):
+            own = run_network(self.model, batches, self.prepared.preprocess, self.device, self._evaluated)
+        return cast(Outputs, self.parallel.gather(own))
 
     def _evaluated(self, done: int, total: int, what: str) -> None:
         """Tell how far an evaluation is. Raises `_Asked` where it goes on although this process, alone, is to stop."""
@@ -248,7 +270,7 @@ class Loop:
         if with_test:
             outputs = self._evaluate("test")
             self.parallel.first(lambda: self._store_evaluation("test", outputs))
-            figures = outputs.measure(self.prepared.classes)
+            figures = self.parallel.first(lambda: outputs.measure(self.prepared.classes))
             test = {"test": {k: figures[k] for k in ("top1", "top5", "loss", "n", "interval")}}
         fitted = self.parallel.first(partial(self._calibrate, best)) if steered_by != "test" else None
         summary = self._summary(**test, calibration=fitted, complete=True)
@@ -329,15 +351,18 @@ class Loop:
             self.report.say(f"{epochs} epochs fit the time.")
 
     @cached_property
-    def _some_pictures(self) -> torch.Tensor:
-        """The first validation pictures as the network reads them."""
-        batch = next(iter(self.prepared.evaluation[self.recipe.validate_on].batches(0)))
+    def _some_pictures(self) -> torch.Tensor | None:
+        """The first validation pictures as the network reads them; None where this process reads none."""
+        batch = next(iter(self.prepared.evaluation[self.recipe.validate_on].batches(0)), None)
+        if batch is None:
+            return None
         return self.prepared.preprocess.normalise(batch.images[:LOOKED_AT].to(self.device))
 
     def _draw_augmented(self) -> None:
         """Show in `augmented.png` what the network is trained on: the first batch as it reads it."""
         batch = next(iter(self.prepared.train.batches(0)))
-        first = Batch(batch.images[:SHOWN], batch.targets[:SHOWN], batch.ids[:SHOWN])
+        leads = batch.leads[:SHOWN] if batch.leads is not None else None
+        first = Batch(batch.images[:SHOWN], batch.targets[:SHOWN], batch.ids[:SHOWN], leads)
         write_contact_sheet(self.run.path / "augmented.png", self.train_step.shown(first, 0, self._plan(0)))
 
 

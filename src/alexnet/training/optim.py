@@ -148,7 +148,7 @@ class Plan:
 def plan(recipe: Recipe, step: int, steps_per_epoch: int, history: Sequence[Mapping[str, Any]] = ()) -> Plan:
     """The plan of optimizer step `step` (counted from 0). `history` holds the metrics of the finished epochs.
 
-    A change's rate stands as it is written, also during a warm-up.
+    A change's rate stands as it is written, also during a warm-up; `scale_lr` scales all rates alike.
     """
     figures = [row["val_loss"] if recipe.plateau_on == "loss" else 1 - row["top1"] for row in history]
     lr = learning_rate(recipe, step, steps_per_epoch, figures)
@@ -165,7 +165,10 @@ def plan(recipe: Recipe, step: int, steps_per_epoch: int, history: Sequence[Mapp
                 common[kind] = rate
                 own = {key: kept for key, kept in own.items() if key[1] != kind}
         noise = noise if change.colour_noise is None else change.colour_noise
-    return Plan(common["weights"], common["biases"], own, noise)
+    factor = recipe.lr_factor
+    return Plan(
+        common["weights"] * factor, common["biases"] * factor, {k: rate * factor for k, rate in own.items()}, noise
+    )
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, figures: Sequence[float] = ()) -> float:

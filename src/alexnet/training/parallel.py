@@ -1,21 +1,23 @@
 """One process or several: all that the loop asks of them, so that it need not know how many there are.
 
-`Single` is the ordinary case and does nothing. `Towers` puts the two towers of 2012 into two processes, each with a
-device and half of every weight, bias and momentum of its own. They talk where the paper's network talks and nowhere
-else: the first convolution without groups after conv1 (conv3) and the fully connected layers read both towers.
+`Single` is the ordinary case and does nothing; `data_parallel.Data` divides each batch among any number of processes.
+`Towers` puts the two towers of 2012 into two processes, each with a device and half of every weight, bias and momentum
+of its own. They talk where the paper's network talks and nowhere else: the first convolution without groups after conv1
+(conv3) and the fully connected layers read both towers.
 
 The one thing that is exchanged is what `exchange` sends. After the last layer both processes hold all logits and
 compute the same loss; each propagates back its half of it, so that what flows back through the exchanges adds up to
 the gradient of one process. Checkpoints are gathered into the form in which one process writes them.
 
-Both processes see the same images; only the first writes and speaks. They must share a file system.
+Both towers see the same images. Of all processes only the first writes and speaks; they must share a file system.
 """
 
 from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,7 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet import runtime
+from alexnet.data.loading import ALL, Batch
 from alexnet.errors import UserError
+from alexnet.inference.evaluate import Outputs
 from alexnet.networks.layers import Dropout, LocalResponseNorm
 from alexnet.networks.model import AlexNet, Network, Spec
 from alexnet.networks.spec import AlexNetSpec, Layer, layers
@@ -39,6 +43,10 @@ class Single:
     """One process: everything stays as it is. Other arrangements say here what they do instead."""
 
     processes = 1
+    share = ALL
+    """Which part of each batch this process learns from."""
+    loss_scale = 1.0
+    """What the loss is multiplied by before it is propagated back, so that the gradient comes out as of one process."""
 
     def check(self, spec: Spec) -> None:
         """Raise `UserError` if this network cannot be trained so."""
@@ -54,6 +62,36 @@ class Single:
     def split(self, model: Network) -> Network:
         """The part of `model` that this process trains; it takes the same images and gives the same logits."""
         return model
+
+    def connect(self, model: Network) -> nn.Module:
+        """What computes the forward pass of `model`, which `split` gave and which is on its device."""
+        return model
+
+    def quiet(self, _last: bool, /) -> AbstractContextManager[None]:
+        """In it a part of a batch runs forward and backward; the gradients are exchanged in the last part alone."""
+        return nullcontext()
+
+    def reading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """`batches`; a `UserError` in reading one is raised in all processes, before the same step."""
+        return batches
+
+    def total(self, sums: Tensor) -> Tensor:
+        """`sums` added up over the processes that learn from different pictures, in their order; on the CPU."""
+        return sums.cpu()
+
+    def gather(self, outputs: Outputs | None) -> Outputs | None:
+        """What all processes say of their parts of a split, in the split's order, in the first; else maybe None."""
+        return outputs
+
+    def level(self, model: Network) -> None:
+        """Make alike in all processes what the network knows of the pictures besides its weights."""
+
+    def remarks(self, _model: Network, /) -> list[str]:
+        """Sentences about training this network so, to be said once."""
+        return []
+
+    def explain(self, error: Exception) -> None:
+        """Let the others know of an error that ends this process's work; raise another one, where they caused it."""
 
     def whole(self, model: Network) -> Network:
         """The network whose part `model` is. Complete in the first process only."""
@@ -83,29 +121,38 @@ class Single:
         """Leave the other processes."""
 
 
-def begin(how: str, device: str) -> Single:
-    """The arrangement that --parallel names, with `device` as --device. Raises `UserError` in all processes alike."""
+def begin(how: str, device: str, lost_after: float = 120.0) -> Single:
+    """The arrangement that --parallel names, with `device` as --device. Raises `UserError` in all processes alike.
+
+    `lost_after`: the seconds after which `Data` takes a silent process for lost.
+    """
     count = runtime.world_size()
-    if how == "none":
-        if count > 1:
-            raise UserError(
-                f"torchrun started {count} processes, and without --parallel the network is trained in one; "
-                "add --parallel towers (two processes), or start without torchrun."
-            )
-        return Single()
-    if count != TOWERS:
+    if how == "none" and count > 1:
+        raise UserError(
+            f"torchrun started {count} processes, and --parallel none trains in one; leave it out, or start without "
+            "torchrun."
+        )
+    if how == "towers" and count != TOWERS:
         there_are = "there is 1" if count == 1 else f"there are {count}"
         raise UserError(
             f"--parallel towers needs two processes, one for each tower, and {there_are}; start it with "
             "'torchrun --nproc-per-node 2 -m alexnet train … --parallel towers'."
         )
-    return Towers(runtime.pick_device(device))
+    if count == 1:
+        return Single()
+    on = runtime.pick_device(device)
+    if how == "towers":
+        return Towers(on)
+    from alexnet.training.data_parallel import Data
+
+    return Data(on, lost_after)
 
 
 class Towers(Single):
     """Two processes, each with one tower: process 0 with the first halves of all channels and units."""
 
     processes = TOWERS
+    loss_scale = 1 / TOWERS
 
     def __init__(self, device: torch.device) -> None:
         self.tower = runtime.rank()

@@ -32,7 +32,7 @@ from alexnet.networks.spec import AlexNetSpec, layers
 from alexnet.runs import Checkpoint
 from alexnet.runtime import Precision
 from alexnet.training.changes import check_layers
-from alexnet.training.fit import augmented, fit
+from alexnet.training.fit import augmented, fit, scaled
 from alexnet.training.parallel import Single
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
@@ -110,6 +110,11 @@ def prepare(
     if reasons:
         report.say(reasons)
     batch_size = recipe.batch_size or (32 if device.type == "cpu" else 128)
+    if batch_size < parallel.share.of:
+        raise UserError(
+            f"--batch-size {batch_size} is for all {parallel.share.of} processes together and leaves some without a "
+            f"picture; give {parallel.share.of} or more."
+        )
     chosen = {"precision": precision.name, "batch_size": batch_size}
     recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
     if recipe.labels and recipe.labels.is_file():  # else it lies in the data
@@ -163,26 +168,33 @@ def prepare(
     if sentence and any(isinstance(part, Files) for part in source.splits.values()):
         report.say(sentence)
     part = source.splits["train"]
-    recipe, preprocess, basis = _measured(recipe, part, geometry, mean_image, workers, report)
+    recipe, preprocess, basis = parallel.first(lambda: _measured(recipe, part, geometry, mean_image, workers, report))
     train: Batches
     if isinstance(part, Files):
         recipe = replace(recipe, workers=workers)
         train = FromFiles(
             part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed,
-            workers=workers, pin_memory=device.type == "cuda",
+            workers=workers, pin_memory=device.type == "cuda", share=parallel.share,
         )  # fmt: skip
     else:
         part = _on_gpu(part, device)
-        train = InMemory(part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed)
+        train = InMemory(
+            part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed, share=parallel.share
+        )
     evaluation = {
-        name: evaluation_batches(held, preprocess, workers) for name, held in source.splits.items() if name != "train"
+        name: evaluation_batches(held, preprocess, workers, parallel.share)
+        for name, held in source.splits.items()
+        if name != "train"
     }
     report.say(
         f"{source.name}: {len(part):,} training images"
         + "".join(f", {len(source.splits[name]):,} {name}" for name in evaluation)
         + f", {len(source.classes)} classes; {spec.name} at {source.channels}×{spec.image_size}×{spec.image_size} "
-        f"on {device} in {precision.name} ({precision.reason})."
+        + (f"in {parallel.processes} processes " if parallel.processes > 1 else "")
+        + f"on {device} in {precision.name} ({precision.reason})."
     )
+    for sentence in scaled(recipe):
+        report.say(sentence)
     return Prepared(
         recipe, spec, preprocess, augment, source, train, evaluation, device, precision, parallel, basis,
         class_weights(part.targets, len(source.classes)) if recipe.balance else None, start,

@@ -89,8 +89,9 @@ class Flags:
     """Where to compute."""
     compile: bool = False
     """Run the network through torch.compile."""
-    parallel: Literal["none", "towers"] = "none"
-    """How processes started by torchrun share the work; towers: two of them, each with one tower of the network."""
+    parallel: Literal["auto", "none", "data", "towers"] = "auto"
+    """How processes started by torchrun share the work; data: each takes its part of every batch; towers: two of them,
+    each with one tower of the network; auto is data."""
     workers: int | None = None
     """Processes that read pictures; chosen from the machine unless given."""
     seed: int = 0
@@ -126,6 +127,12 @@ class Recipe(Flags):
 
     optimizer: Literal["sgd", "sgd2012"] = "sgd"
     """`sgd2012` keeps the learning rate inside the velocity, so that a drop does not slow what moves already."""
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
+    """How the learning rates follow the batch size: as its quotient by `lr_batch`, or as the root of that."""
+    lr_batch: int | None = None
+    """The batch size that `lr` is meant for; the recipe's own where somebody gives another."""
+    lost_after: float = 120.0
+    """Seconds after which a process that does not answer the others is taken for lost."""
     label_smoothing: float = 0.0
     """Share of each target spread evenly over all classes."""
     clip_norm: float | None = None
@@ -209,6 +216,14 @@ class Recipe(Flags):
         """Whether any epoch has colour noise."""
         return any((self.colour_noise, *(change.colour_noise for change in self.changes)))
 
+    @property
+    def lr_factor(self) -> float:
+        """What `scale_lr` multiplies every learning rate by."""
+        if self.scale_lr == "none" or self.lr_batch is None or self.batch_size is None:
+            return 1.0
+        larger = self.batch_size / self.lr_batch
+        return larger if self.scale_lr == "linear" else larger**0.5
+
     def to_json(self) -> str:
         """The recipe as it stands in `recipe.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2, default=str)
@@ -251,13 +266,15 @@ def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Re
     changed = dataclasses.replace(recipe, **convert_all(Recipe, values, "", where))
     if "fitted" in values:  # a whole recipe.json
         return changed
-    return dataclasses.replace(changed, fitted=tuple(name for name in changed.fitted if name not in values))
+    lr_batch = changed.lr_batch or recipe.batch_size
+    fitted = tuple(name for name in changed.fitted if name not in values)
+    return dataclasses.replace(changed, fitted=fitted, lr_batch=lr_batch)
 
 
 def _check_numbers(r: Recipe) -> None:
     """Refuse numbers that no training can use, naming the flag."""
     positive = {"epochs", "limit_steps", "batch_size", "accumulate", "image_size", "width", "clip_norm", "step_epochs"}
-    positive |= {"crop_chunk", "keep_checkpoints"}
+    positive |= {"crop_chunk", "keep_checkpoints", "lr_batch", "lost_after"}
     at_least_0 = {"lr", "warmup", "weight_decay", "mixup", "cutmix", "padding", "rotate", "patience", "workers"}
     at_least_0 |= {"bias_lr_ratio", "colour_noise", "early_stop", "old_lr"}
     shares = {"momentum", "label_smoothing", "dropout", "peak", "final_lr"}

@@ -107,9 +107,9 @@ def train(
     began = time.monotonic()
     if recipe.tensorboard:
         check_tensorboard()
-    if recipe.time_budget and recipe.parallel != "none":
+    if recipe.time_budget and (recipe.parallel == "towers" or runtime.world_size() > 1):
         raise UserError(f"--time-budget is for one process, not for --parallel {recipe.parallel}; give --epochs.")
-    parallel = begin(recipe.parallel, recipe.device)
+    parallel = begin(recipe.parallel, recipe.device, recipe.lost_after)
     report = progress or default_progress()
     alone: Alone | None = None
     try:
@@ -124,6 +124,9 @@ def train(
             parallel.first(lambda: _write_facts(run, prepared))
         report = _with_curves(report, prepared.recipe, run)
         return TrainingResult(run.path, Loop(prepared, run, model, report, budget).fit())
+    except Exception as error:
+        parallel.explain(error)
+        raise
     finally:
         report.close()
         if alone:
@@ -163,13 +166,15 @@ def resume_run(
     finished run without `epochs` is returned as it is. What `wanted`, a whole recipe, or `settings` set differently is
     followed where it leaves the experiment as it is, and else with `force` alone. `parallel`: a run may go on in
     another number of processes than it began with. Without it, one process goes on as one, and several as the run's
-    recipe says.
+    recipe says: as towers, or dividing each batch.
     """
     recipe = read_recipe(run.recipe_json)
     if wanted is not None and (wanted.name, wanted.source) != (recipe.name, recipe.source):
         raise UserError(f"{run.path} holds a run of '{recipe.name}', not of '{wanted.name}'; choose another --out.")
-    asked = parallel or (wanted.parallel if wanted is not None else "none")
-    processes = begin(recipe.parallel if asked == "none" and runtime.world_size() > 1 else asked, recipe.device)
+    asked = parallel or (wanted.parallel if wanted is not None else "auto")
+    if asked == "auto" and recipe.parallel == "towers" and runtime.world_size() > 1:
+        asked = "towers"
+    processes = begin(asked, recipe.device, (wanted or recipe).lost_after)
     report = progress or default_progress()
     alone = Alone(run)
     try:
@@ -213,6 +218,9 @@ def resume_run(
         if epochs is not None:
             report.say(_extension(prepared, position, recipe.epochs))
         return TrainingResult(run.path, loop.fit())
+    except Exception as error:
+        processes.explain(error)
+        raise
     finally:
         report.close()
         alone.let_go()

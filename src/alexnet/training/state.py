@@ -31,6 +31,7 @@ class Position:
     hits: float = 0.0  # of those images, how many were right
     seconds: float = 0.0  # wall time spent in that epoch
     waited: float = 0.0  # of it, until the next batch was there
+    processes: int = 1  # that learn from different parts of a batch
     pictures: int = 0  # training pictures that there are; 0 in what earlier versions wrote
     best: dict[str, Any] | None = None  # the row of the best epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl

@@ -36,7 +36,8 @@ class TrainStep:
         self.layout: torch.memory_format = layout
         self.model = self.parallel.split(model).to(self.device).to(memory_format=layout)
         self.still = freeze(self.model, self.recipe.freeze)
-        self.network = torch.compile(self.model) if self.recipe.compile else self.model  # what the forward pass calls
+        connected = self.parallel.connect(self.model)
+        self.network = torch.compile(connected) if self.recipe.compile else connected  # what the forward pass calls
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = self.parallel.scaler(self.device, enabled=self.precision.name == "fp16")
         self.class_weights = prepared.class_weights.to(self.device) if prepared.class_weights is not None else None
@@ -48,29 +49,35 @@ class TrainStep:
             module.eval()
 
     def __call__(self, batch: Batch, epoch: int, number: int, plan: Plan) -> tuple[Tensor, Tensor]:
-        """Step `number` of the run, in `accumulate` parts; the mean loss and the number right, on the device.
+        """Step `number` of the run, in `accumulate` parts; the mean loss and the number right, on the device: of
+        several processes, what this one's part of the batch adds to them.
 
         Each part counts by its share of the images, so that the step is that of the whole batch, also where the
         last batch of an epoch does not divide evenly.
         """
-        recipe = self.recipe
-        torch.manual_seed(runtime.derive_seed(recipe.seed, "step", number))  # MixUp and dropout not ours draw from here
+        recipe, place, seed_of = self.recipe, batch.place, partial(runtime.derive_seed, self.recipe.seed)
+        torch.manual_seed(seed_of("step", number))  # MixUp and dropout not ours draw from here
         plan.set_rates(self.optimizer)
         x, y = self._inputs(batch, epoch, plan)
-        n = len(x)
+        if self.parallel.share.number:
+            torch.manual_seed(seed_of("step", number, self.parallel.share.number))  # other images, another dropout
         total = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device)
-        rows = slice(0, 0)
-        for part_x, part_y in zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True):
-            rows = slice(rows.stop, rows.stop + len(part_x))
-            dropout = drawn_dropout(self.model, n, rows, partial(runtime.derive_seed, recipe.seed, "dropout", number))
-            with dropout, self.precision.autocast(self.device):
-                logits = self.network(part_x.contiguous(memory_format=self.layout))
-            loss = self._loss(logits.float(), part_y) * (len(part_x) / n)
-            self.scaler.scale(loss / self.parallel.processes).backward()
+        rows = slice(place.first, place.first)
+        parts = list(zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True))
+        for number_of_part, (part_x, part_y) in enumerate(parts, 1):
+            counted = len(part_x) if place.size else 0
+            rows = slice(rows.stop, rows.stop + counted)
+            drawn = rows if counted else slice(0, 1)
+            with self.parallel.quiet(number_of_part == len(parts)):
+                dropout = drawn_dropout(self.model, place.of, drawn, partial(seed_of, "dropout", number))
+                with dropout, self.precision.autocast(self.device):
+                    logits = self.network(part_x.contiguous(memory_format=self.layout))
+                loss = self._loss(logits.float(), part_y) * (counted / place.of)
+                self.scaler.scale(loss * self.parallel.loss_scale).backward()
             total += loss.detach()
             answers = part_y if part_y.ndim == 1 else part_y.argmax(dim=1)  # of a mixture, its larger share
-            hits += (logits.argmax(dim=1) == answers).sum()
+            hits += (logits.argmax(dim=1) == answers).sum() * (counted > 0)
         self.scaler.unscale_(self.optimizer)
         if recipe.clip_norm is not None:
             self.parallel.clip(self.model, recipe.clip_norm)
@@ -101,10 +108,12 @@ class TrainStep:
         waiting = self.device.type != "cuda"
         images = batch.images.to(self.device, non_blocking=not waiting)
         if (changes := self.prepared.train.on_device) is not None:
-            images = augment(images, batch.ids, epoch, recipe.seed, changes, preprocess.size)
+            images = augment(images, batch.ids, epoch, recipe.seed, changes, preprocess.size, batch.leads)
         targets = batch.targets.to(self.device, non_blocking=not waiting)
         x = preprocess.normalise(images)
         if (basis := self.prepared.colour_basis) is not None:
             std, divide = preprocess.std, recipe.colour_divide
             x = colour_noise(x, batch.ids, epoch, recipe.seed, basis, plan.colour_noise, std=std, divide=divide)
-        return mix(x, targets, len(self.prepared.classes), self.prepared.augment)
+        x, y = mix(x, targets, len(self.prepared.classes), self.prepared.augment)
+        extra = len(x) - batch.place.size if batch.place.size else 0  # was there to be mixed with the next
+        return x[extra:], y[extra:]

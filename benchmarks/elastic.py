@@ -1,0 +1,201 @@
+"""Training on three hosts that die and return, beside an undisturbed run: Linux, no root needed, nothing to download.
+
+    python benchmarks/elastic.py [--epochs 12] [--out DIR] [--only killed cut returned]
+
+Each host is a network namespace with a wire to a switch (`hosts.py`) and runs one torchrun agent with one process. The
+first host keeps the rendezvous and is left alone. Within an epoch, one of the others
+
+    killed    loses all its processes at once,
+    cut       loses its wire, so that connections stay open and nobody answers,
+    returned  loses all its processes, and later starts its agent again, which is taken in.
+
+The same command with --resume runs everywhere. Written: the hosts' logs, and `elastic.json` with what happened when, the
+final accuracies and how many steps were done twice. What hosts share is one machine's files and cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from common import RESULTS, save
+from hosts import NET, Host, Network, NoNamespaces
+
+LOST_AFTER = 5  # seconds of silence after which a process is taken for lost
+RENDEZVOUS = "last_call_timeout=8,keep_alive_interval=1,keep_alive_max_attempt=3,read_timeout=5,join_timeout=120"
+"""How long the first hosts to come wait for more: longer than a lost one stays unnoticed, or they begin alone."""
+RECIPE = (
+    f"digits --width 0.25 --precision fp32 --device cpu --checkpoint-every 5 --set lost_after={LOST_AFTER}"
+).split()
+
+
+class Story:
+    """One run on three hosts, what was done to them, and when."""
+
+    def __init__(self, network: Network, folder: Path, epochs: int) -> None:
+        self.network, self.folder, self.run = network, folder, folder / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.command = ["-m", "alexnet", "train", *RECIPE, "--epochs", str(epochs), "--out", str(self.run), "--resume"]
+        self.began = time.monotonic()
+        self.events: list[dict[str, Any]] = []
+        self.agents: dict[Host, Any] = {}
+        self.logs: dict[Host, IO[str]] = {host: (folder / f"{host.name}.log").open("w") for host in network.hosts}
+
+    def tell(self, what: str) -> None:
+        event = {"seconds": round(time.monotonic() - self.began, 1), "what": what, "epochs": len(self.rows())}
+        self.events.append(event)
+        print(f"{self.folder.name:>12} {event['seconds']:6.1f} s, after {event['epochs']:2} epochs: {what}", flush=True)
+
+    def start(self, host: Host) -> None:
+        """The agent of a host; it restarts its process as often as others come and go."""
+        first = host is self.network.hosts[0]
+        torchrun = [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", f"1:{len(self.network.hosts)}",
+            "--nproc-per-node", "1", "--max-restarts", "20", "--monitor-interval", "0.5", "--rdzv-backend", "c10d",
+            "--rdzv-endpoint", f"{NET}.1:29400", "--rdzv-id", self.folder.name, "--local-addr", host.address,
+            "--rdzv-conf", f"is_host={int(first)},{RENDEZVOUS}",
+        ]  # fmt: skip
+        threads = {"OMP_NUM_THREADS": "1"}  # these hosts have the same cores
+        self.agents[host] = host.start([*torchrun, *self.command], self.logs[host], threads)
+
+    def rows(self) -> list[dict[str, Any]]:
+        try:
+            lines = (self.run / "metrics.jsonl").read_text().splitlines()
+            return [json.loads(line) for line in lines]
+        except (OSError, ValueError):
+            return []
+
+    def wait(self, until: Callable[[], bool], seconds: float, what: str) -> None:
+        for _ in range(round(seconds / 0.1)):
+            if until():
+                return
+            if self.agents[self.network.hosts[0]].poll() is not None:
+                break
+            time.sleep(0.1)
+        if not until():
+            raise SystemExit(f"{self.folder}: waited in vain for {what}; see the logs there.")
+
+    def wait_for_epoch(self, number: int, seconds: float = 240) -> None:
+        """Until so many epochs are done and a step of the next one is saved."""
+        self.wait(lambda: len(self.rows()) >= number, seconds, f"epoch {number}")
+        steps = self.rows()[-1]["step"]
+        self.wait(lambda: self.saved() > steps, seconds, f"a checkpoint after step {steps}")
+
+    def saved(self) -> int:
+        """The step of the newest checkpoint."""
+        try:
+            return int(re.match(r"\d+", (self.run / "last").read_text())[0])  # type: ignore[index]
+        except (OSError, TypeError):
+            return 0
+
+    def finish(self, seconds: float = 300) -> dict[str, Any]:
+        """Until the first host's agent is done; what the run came to."""
+        first = self.agents[self.network.hosts[0]]
+        self.wait(lambda: first.poll() is not None, seconds, "the end")
+        self.tell(f"done, exit code {first.returncode}")
+        for host, agent in self.agents.items():
+            if host.plugged:
+                try:
+                    agent.wait(30)
+                except Exception:
+                    self.tell(f"{host.name} does not end")
+        for host in self.network.hosts:
+            host.kill()
+            self.logs[host].close()
+        summary = json.loads((self.run / "summary.json").read_text())
+        said = (self.folder / f"{self.network.hosts[0].name}.log").read_text()
+        return {
+            "events": self.events,
+            "exit_code": first.returncode,
+            "complete": summary.get("complete", False),
+            "epochs": summary["epochs"],
+            "steps": summary["steps"],
+            "val_top1": summary["final"]["top1"],
+            "val_loss": summary["final"]["val_loss"],
+            "test_top1": summary["test"]["top1"],
+            "went_on_after_steps": [int(n.replace(",", "")) for n in re.findall(r"Going on after step ([\d,]+)", said)],
+            "processes": [int(n) for n in re.findall(r"\d+ in (\d+) processes| on cpu in fp32", said) if n],
+            "val_top1_by_epoch": [row["top1"] for row in self.rows()],
+        }
+
+
+def undisturbed(story: Story) -> dict[str, Any]:
+    for host in story.network.hosts:
+        story.start(host)
+    story.tell("three hosts started")
+    return story.finish()
+
+
+def killed(story: Story) -> dict[str, Any]:
+    for host in story.network.hosts:
+        story.start(host)
+    story.wait_for_epoch(3)
+    victim = story.network.hosts[2]
+    story.tell(f"{victim.name}: {victim.kill()} processes killed")
+    return story.finish()
+
+
+def cut(story: Story) -> dict[str, Any]:
+    for host in story.network.hosts:
+        story.start(host)
+    story.wait_for_epoch(3)
+    victim = story.network.hosts[2]
+    victim.cut()
+    story.tell(f"{victim.name}: wire cut")
+    return story.finish()
+
+
+def returned(story: Story) -> dict[str, Any]:
+    for host in story.network.hosts:
+        story.start(host)
+    story.wait_for_epoch(2)
+    victim = story.network.hosts[1]
+    story.tell(f"{victim.name}: {victim.kill()} processes killed")
+    story.wait_for_epoch(len(story.rows()) + 1)
+    story.start(victim)
+    story.tell(f"{victim.name}: agent started again")
+    return story.finish()
+
+
+STORIES: dict[str, Callable[[Story], dict[str, Any]]] = {
+    "undisturbed": undisturbed,
+    "killed": killed,
+    "cut": cut,
+    "returned": returned,
+}
+
+
+def tell(name: str, folder: Path, epochs: int) -> dict[str, Any]:
+    """One of the `STORIES`, with its logs in `folder`. Raises `NoNamespaces`."""
+    with Network(3) as network:
+        return STORIES[name](Story(network, folder, epochs))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--out", type=Path, default=None, help="for runs and logs; a temporary folder unless given")
+    parser.add_argument("--only", nargs="+", choices=STORIES, default=list(STORIES))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(arguments)
+    out = args.out or Path(tempfile.mkdtemp(prefix="elastic-"))
+    try:
+        results = {name: tell(name, out / name, args.epochs) for name in args.only}
+    except NoNamespaces as error:
+        sys.exit(f"This machine makes no network namespaces: {error}")
+    save(
+        "elastic",
+        {"lost_after_s": LOST_AFTER, "rendezvous": RENDEZVOUS, "logs": str(out), **results},
+        folder=args.results,
+    )
+
+
+if __name__ == "__main__":
+    main()

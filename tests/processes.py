@@ -1,0 +1,66 @@
+"""Real processes that know of each other as torchrun's do, to call functions in."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _serve(rank: int, inbox: Any, outbox: Any) -> None:
+    """One of the processes: answers calls until it is sent None. Nothing but its environment tells its rank."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    while (call := inbox.get()) is not None:
+        function, arguments, count, port = call
+        os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": str(port)}
+        try:
+            outbox.put((function(*arguments), None))
+        except BaseException:
+            outbox.put((None, traceback.format_exc()))
+
+
+class Processes:
+    """Up to `most` processes, started when they are first needed."""
+
+    def __init__(self, most: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.boxes = [(context.Queue(), context.Queue()) for _ in range(most)]
+        self.processes = [context.Process(target=_serve, args=(r, *self.boxes[r]), daemon=True) for r in range(most)]
+
+    def __call__(self, count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What a function of a test module returns in each of `count` processes."""
+        port = free_port()
+        for process, (inbox, _) in zip(self.processes[:count], self.boxes, strict=False):
+            if process.pid is None:
+                process.start()
+            inbox.put((function, arguments, count, port))
+        answers = [outbox.get(timeout=120) for _, outbox in self.boxes[:count]]
+        for rank, (_, error) in enumerate(answers):
+            assert error is None, f"process {rank}: {error}"
+        return [answer for answer, _ in answers]
+
+    def close(self) -> None:
+        for process, (inbox, _) in zip(self.processes, self.boxes, strict=True):
+            if process.pid is not None:
+                inbox.put(None)
+                process.join(timeout=10)
+
+
+def torchrun(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc-per-node COUNT -m alexnet …`, as a user types it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.run([*command, "-m", "alexnet", *arguments], capture_output=True, text=True, timeout=300)
