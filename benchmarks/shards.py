@@ -28,8 +28,9 @@ from alexnet import runtime
 from alexnet.data.augment import Augment, augment
 from alexnet.data.loading import FromFiles
 from alexnet.data.pack import pack
+from alexnet.data.packed import open_pack
 from alexnet.data.preprocess import Preprocess
-from alexnet.data.shards import Packed, open_pack
+from alexnet.data.shards import Packed
 from alexnet.insight.timing import interleaved
 
 REPEATS = 20  # of each photograph
