@@ -1,7 +1,8 @@
 """Training pictures a second from packed data beside torchvision's ImageFolder, and how fast data is packed.
 
 The same on both sides: short side 256, the centre square of it, a random crop of 224, mirrored or not, a uint8 batch in
-the end; one process and one thread, files in the page cache. The 200 photographs are repeated under other names.
+the end; one process and one thread. Files are in the page cache, but where it says that they come from the disk. The
+200 photographs are repeated under other names.
 
     python benchmarks/shards.py  → results/shards.json, in five minutes
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 import common
 import numpy as np
 import torch
+from litdata import StreamingDataset
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from torchvision import datasets
 from torchvision.transforms import v2
@@ -26,8 +28,9 @@ from alexnet import runtime
 from alexnet.data.augment import Augment, augment
 from alexnet.data.loading import FromFiles
 from alexnet.data.pack import pack
+from alexnet.data.packed import open_pack
 from alexnet.data.preprocess import Preprocess
-from alexnet.data.shards import Packed, open_pack
+from alexnet.data.shards import Packed
 from alexnet.insight.timing import interleaved
 
 REPEATS = 20  # of each photograph
@@ -37,7 +40,10 @@ CFG = Augment(crop="random", flip=True)
 TRANSFORM = v2.Compose(
     [v2.Resize(256), v2.CenterCrop(256), v2.RandomCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
 )
-READ = {"ImageFolder": 384, "ImageFolder, shrunk files": 384, "JPEG shards": 1280, "uint8 shards": 3840}
+READ = {
+    "ImageFolder": 384, "ImageFolder, shrunk files": 384, "JPEG shards": 1280, "uint8 shards": 3840,
+    "uint8 shards from the disk": 1280, "uint8 shards, litdata's reader": 1280,
+}  # fmt: skip
 """Pictures of each try: so many that it takes long enough to time, in whole batches."""
 IMAGENET = 1_281_167
 
@@ -75,6 +81,29 @@ def ours(packed: Packed, count: int, workers: int = 0) -> None:
         assert images.shape[1:] == (3, 224, 224)
 
 
+def from_disk(packed: Packed, count: int) -> None:
+    """As `ours`, after the system was told to forget the shards."""
+    packed.shards.shard.cache_clear()
+    for number in range(len(packed.shards.files)):
+        with packed.shards.path(number).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    ours(packed, count)
+
+
+def litdata_reader(data: StreamingDataset, side: int, count: int) -> None:
+    """The same pictures, crops and order by litdata's own reader, item by item."""
+    draws = np.random.default_rng(0)
+    order = draws.permutation(len(data))[:count]
+    for start in range(0, count, BATCH):
+        batch = torch.empty(BATCH, 224, 224, 3, dtype=torch.uint8)
+        for row, i in enumerate(order[start : start + BATCH].tolist()):
+            picture, _ = data[i]
+            pixels = np.frombuffer(picture, np.uint8).reshape(side, side, 3)
+            top, left = draws.integers(0, side - 224 + 1, 2)
+            window = torch.from_numpy(np.array(pixels[top : top + 224, left : left + 224]))
+            batch[row] = window.flip(1) if draws.random() < 0.5 else window
+
+
 def main() -> None:
     results: dict[str, dict] = {"packing": {}, "images_per_second": {}}
     with tempfile.TemporaryDirectory() as temporary:
@@ -99,6 +128,10 @@ def main() -> None:
             "ImageFolder, shrunk files": partial(image_folder, smaller),
             "JPEG shards": partial(ours, packed["jpeg"]),
             "uint8 shards": partial(ours, packed["uint8"]),
+            "uint8 shards from the disk": partial(from_disk, packed["uint8"]),
+            "uint8 shards, litdata's reader": partial(
+                litdata_reader, StreamingDataset(str(root / "uint8" / "train")), 256
+            ),
         }
         work = {name: partial(read, READ[name]) for name, read in readers.items()}
         timings = interleaved(work, tries=9)
@@ -114,7 +147,7 @@ def main() -> None:
             "high": READ[name] / timing.low,
             "over_ImageFolder": theirs_each / (timing.median / READ[name]),
         }
-        print(f"{name:26} {row['median']:9.1f} images/s  {row['over_ImageFolder']:.2f}x", file=sys.stderr)
+        print(f"{name:32} {row['median']:9.1f} images/s  {row['over_ImageFolder']:.2f}x", file=sys.stderr)
     common.save("shards", results, ("torchvision", "pillow", "simplejpeg", "litdata"))
 
 

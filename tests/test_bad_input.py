@@ -236,8 +236,19 @@ def climbing_zip(here):
         file.writestr("../../cat.jpg", "x")
 
 
+def unfinished_pack(here):
+    (here / "data" / ".packing").mkdir(parents=True)
+
+
 DATA = [
     # given, the command, the sentence
+    (nothing, ["pack", "data", "packed"], "There is no folder data; check the path given as data."),
+    (good_folder, ["pack", "data", "data/packed"], "data/packed and data lie in each other; pack into a folder else"),
+    (good_folder, ["pack", "data", "packed", "--size", "all"], "--size all is neither a number of pixels nor"),
+    (good_folder, ["pack", "data", "packed", "--format", "uint8", "--size", "original"],
+     "Pixels are packed as squares of one size; give --size N, or --format jpeg."),
+    (unfinished_pack, ["train", "data", "--out", "out"], "The packing of data is not finished; give 'alexnet pack' ag"),
+    (unfinished_pack, ["check", "data"], "The packing of data is not finished; give 'alexnet pack' again as before"),
     (nothing, ["check"], "Name the data: 'alexnet check DIR', an archive, or --labels FILE."),
     (nothing, ["check", "data"], "There is no folder data; check the path given as data."),
     (a_file, ["check", "data"],

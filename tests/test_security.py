@@ -15,6 +15,7 @@ from PIL import Image
 
 import alexnet
 from alexnet.cli import run
+from alexnet.data import packed as packed_folder
 from alexnet.data import shards
 from alexnet.data.pack import pack
 from alexnet.errors import UserError
@@ -211,10 +212,10 @@ def test_a_pickle_in_packed_data_is_not_run(plant, name, packed, tmp_path, mark,
     copy = tmp_path / "packed"
     shutil.copytree(packed, copy)
     (copy / name).write_bytes(PLANTS[plant](mark))
-    monkeypatch.setattr(shards, "mismatches", lambda *_: [])
+    monkeypatch.setattr(packed_folder, "mismatches", lambda *_: [])
     if name == "mean_image.npy":  # which is read where colours are measured
         with pytest.raises(UserError, match="is damaged"):
-            shards.open_pack(copy).splits["train"].statistics()
+            packed_folder.open_pack(copy).splits["train"].statistics()
     else:
         assert carried_out(["train", str(copy), "--out", str(tmp_path / "out")]) == 2
         assert carried_out(["check", str(copy)]) == 2

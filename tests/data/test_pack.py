@@ -19,12 +19,13 @@ from PIL import Image
 
 from alexnet.cli import run
 from alexnet.data import pack as packing
-from alexnet.data import shard_writer
+from alexnet.data import pack_tables, shard_writer
 from alexnet.data.images import decode, image_size
 from alexnet.data.pack import pack
+from alexnet.data.packed import open_pack
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays
-from alexnet.data.shards import WORK, open_pack
+from alexnet.data.shards import WORK
 from alexnet.data.sources import load_for_evaluation, load_source
 from alexnet.data.statistics import measure
 from alexnet.errors import UserError
@@ -248,10 +249,10 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(divided, tmp_path, monkey
         pack(divided, target, kind="uint8")
     monkeypatch.setattr(shard_writer, "put", put)
     calls["put"] = 0  # as the tables are written
-    monkeypatch.setattr(packing, "put", stop("put", put, 3))
+    monkeypatch.setattr(pack_tables, "put", stop("put", put, 3))
     with pytest.raises(KeyboardInterrupt):
         pack(divided, target, kind="uint8")
-    monkeypatch.setattr(packing, "put", put)
+    monkeypatch.setattr(pack_tables, "put", put)
     made = []
     monkeypatch.setattr(packing, "write_shard", lambda task: made.append(task) or write(task))
     done = pack(divided, target, kind="uint8")
@@ -263,7 +264,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(divided, tmp_path, monkey
 
 def test_shards_whose_facts_are_torn_are_made_again(divided, tmp_path, monkeypatch):
     target = tmp_path / "packed"
-    monkeypatch.setattr(packing, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(packing, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         pack(divided, target)
     monkeypatch.undo()

@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.data import folders, loading, shards
+from alexnet.data import folders, loading, packed, shards
 from alexnet.data.augment import Augment, augment
 from alexnet.data.images import BadImage, decode
 from alexnet.data.loading import FromFiles, InMemory
 from alexnet.data.pack import pack
+from alexnet.data.packed import open_pack
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files
-from alexnet.data.shards import Packed, open_pack, read_index
+from alexnet.data.shards import Packed, read_index
 from alexnet.data.sources import load_source, read_files
 from alexnet.errors import UserError
 
@@ -220,7 +221,7 @@ def test_damaged_companions_are_named(pixels, tmp_path, name, what):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damage_that_shows_later_is_told_from_workers_too(pixels, jpegs, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(shards, "VERIFIED", 0)  # as with large data
+    monkeypatch.setattr(packed, "VERIFIED", 0)  # as with large data
     target = copied(pixels, tmp_path / "pixels")
     shard = target / "train" / "chunk-0-3.bin"
     shard.write_bytes(b"\xff" * 8 + shard.read_bytes()[8:])
@@ -254,7 +255,7 @@ class Evil:
 
 def test_pickles_in_shards_are_refused_and_never_run(pixels, tmp_path, monkeypatch):
     """An index that calls the pictures pickles: litdata itself would run them."""
-    monkeypatch.setattr(shards, "VERIFIED", 0)
+    monkeypatch.setattr(packed, "VERIFIED", 0)
     mark, target = tmp_path / "ran", copied(pixels, tmp_path / "copy")
     evil = pickle.dumps(Evil(mark))
     item = struct.pack("<2I", len(evil), 8) + evil + struct.pack("<q", 0)
@@ -308,7 +309,7 @@ def test_a_shard_elsewhere_is_refused(pixels, tmp_path, name):
 
 
 def test_an_item_that_claims_another_length_is_refused(jpegs, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "VERIFIED", 0)
+    monkeypatch.setattr(packed, "VERIFIED", 0)
     target = copied(jpegs, tmp_path / "copy")
     shard = target / "train" / "chunk-0-0.bin"
     data = bytearray(shard.read_bytes())

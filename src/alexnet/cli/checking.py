@@ -42,7 +42,7 @@ def check(
     """
     if data is None and labels is None:
         raise UserError("Name the data: 'alexnet check DIR', an archive, or --labels FILE.")
-    from alexnet.data.shards import is_pack
+    from alexnet.data.packed import is_pack
 
     if data is not None and is_pack(data):
         if labels is not None or html is not None or fix is not None:

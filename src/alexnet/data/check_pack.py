@@ -15,7 +15,8 @@ from typing import Any
 
 from alexnet.data.duplicates import exact_groups
 from alexnet.data.folders import Progress
-from alexnet.data.shards import FAILED, Pack, mismatches, open_pack
+from alexnet.data.packed import Pack, mismatches, open_pack
+from alexnet.data.shards import FAILED
 from alexnet.errors import UserError
 
 

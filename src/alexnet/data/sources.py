@@ -13,7 +13,7 @@ that nothing is ever chosen by the test part.
 | folder | any class folders, with or without splits (`folders.py`), or a table of labels (`labels.py`) | |
 
 Whatever is read from a folder is also read from an archive of it, zip or tar (`archives.py`), and from what
-`alexnet pack` makes of it (`shards.py`).
+`alexnet pack` makes of it (`packed.py`).
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ from alexnet.data.augment import Augment
 from alexnet.data.download import fetch
 from alexnet.data.folders import Progress
 from alexnet.data.images import BadImage, decode, decode_part, image_size
+from alexnet.data.packed import is_pack, open_pack
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source, SplitRows
-from alexnet.data.shards import FAILED, is_pack, open_pack
+from alexnet.data.shards import FAILED
 from alexnet.data.split import divide, in_order
 from alexnet.errors import UserError, unknown_name
 
