@@ -31,6 +31,8 @@ from alexnet.training.progress import Silent
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
 
+UNIT = 1e-7  # of the largest differences from one process
+
 
 def work(args: argparse.Namespace) -> None:
     """One of the processes; the first leaves what was found in `args.result`."""
@@ -106,9 +108,9 @@ def main() -> None:
         rows[f"{count}"] = row = {
             "first_loss": run["losses"][0],
             "last_loss": run["losses"][-1],
-            "largest_relative_difference_of_a_loss": max(losses),
-            "largest_difference_of_a_weight": apart(run["weights"], one["weights"]),
-            "largest_difference_of_a_logit": float((run["logits"] - one["logits"]).abs().max()),
+            "loss_relatively": max(losses) / UNIT,
+            "weight": apart(run["weights"], one["weights"]) / UNIT,
+            "logit": float((run["logits"] - one["logits"]).abs().max()) / UNIT,
             "same_answers": float((run["logits"].argmax(1) == one["logits"].argmax(1)).float().mean()),
             "images_per_second": run["images_per_second"],
         }
