@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -154,6 +155,8 @@ class Loop:
                     return
         finally:
             p.loss_sum, p.hits = sums.tolist()
+            if isinstance(batches, Generator):
+                batches.close()  # ends the processes that read pictures, also where an error holds on to this frame
 
     def _train_step(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step on a batch; the mean loss and the number right, on the device."""
