@@ -1,4 +1,4 @@
-"""What is found after a stop: damage in any file of a checkpoint, names that lead nowhere, leftovers, another process."""
+"""What is found after a stop: damage in any file of a checkpoint, names that lead nowhere, leftovers, a twin."""
 
 import shutil
 import subprocess
@@ -127,10 +127,15 @@ def test_what_was_not_whole_is_removed(run):
 
 
 def test_a_run_is_for_one_process_at_a_time(run):
-    program = (
-        "import sys, time; from pathlib import Path; from alexnet.runs import Run; from alexnet.training.recover import "
-        "Alone; Alone(Run(Path(sys.argv[1]))).take(print); print('held', flush=True); time.sleep(60)"
-    )
+    program = """if True:
+        import sys, time
+        from pathlib import Path
+        from alexnet.runs import Run
+        from alexnet.training.recover import Alone
+        Alone(Run(Path(sys.argv[1]))).take(print)
+        print("held", flush=True)
+        time.sleep(60)
+    """
     other = subprocess.Popen([sys.executable, "-c", program, str(run.path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"

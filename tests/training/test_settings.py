@@ -4,7 +4,7 @@ import pytest
 
 from alexnet.cli import run
 from alexnet.errors import UserError
-from alexnet.training.settings import parse_settings, seconds_of
+from alexnet.training.settings import interval_of, parse_settings, seconds_of
 
 
 def test_values_are_json_or_words():
@@ -31,3 +31,16 @@ def test_times(text, seconds):
 def test_no_times(text):
     with pytest.raises(UserError, match="must be a time such as"):
         seconds_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"), [("500", (500, None)), ("1", (1, None)), ("5m", (None, 300)), (None, (None, None))]
+)
+def test_intervals(text, interval):
+    assert interval_of(text) == interval
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "5.5", "five", "", "0m", "٣"])
+def test_no_intervals(text):
+    with pytest.raises(UserError, match="--checkpoint-every must be a number of steps such as 500, or a time such as"):
+        interval_of(text)

@@ -36,7 +36,7 @@ class Checkpoints:
         self.run, self.prepared, self.parallel = run, prepared, prepared.parallel
         self._steps, self._seconds = interval_of(prepared.recipe.checkpoint_every)
         self._thread: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._saved: tuple[int, int] | None = None  # step and epoch of the newest
         self._when = time.monotonic()
 
@@ -65,8 +65,10 @@ class Checkpoints:
         position: Position,
         *,
         best: bool,
+        then: Callable[[], object] | None = None,
     ) -> None:
-        """Copy everything, and begin to write it once the one before is written, whose failure is raised."""
+        """Copy everything, and begin to write it once the one before is written, whose failure is raised. In the first
+        process, and its thread that writes, `then` is called when all is on disk."""
         place = (position.step, position.epoch)
         if place == self._saved:  # nothing has happened since
             return
@@ -91,7 +93,7 @@ class Checkpoints:
                 weights=_copied(whole.state_dict()),
                 keep=self.prepared.recipe.keep_checkpoints,
             )
-            self._thread = threading.Thread(target=self._write, args=(write, position.step), name="checkpoint")
+            self._thread = threading.Thread(target=self._write, args=(write, then, position.step), name="checkpoint")
             self._thread.start()
 
         self.parallel.first(begin)
@@ -99,8 +101,12 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raise what went wrong in the thread that writes."""
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # which would hold on to this frame, and so to the processes that read pictures
 
     def wait(self) -> None:
         """Wait until what was begun is on disk. Raises what went wrong."""
@@ -113,9 +119,11 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
 
-    def _write(self, write: Callable[[], Path], step: int) -> None:
+    def _write(self, write: Callable[[], Path], then: Callable[[], object] | None, step: int) -> None:
         try:
             write()
+            if then is not None:
+                then()
         except OSError as error:
             why = error.strerror or error
             self._failure = TrainingFailed(
@@ -123,7 +131,7 @@ class Checkpoints:
                 f"'alexnet resume {self.run.path}' goes on from the one before."
             )
             self._failure.__cause__ = error
-        except Exception as error:
+        except BaseException as error:
             self._failure = error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -80,8 +81,10 @@ class Loop:
         # a crash may have left a line too many, one too few, or half a line
         rows = "".join(json.dumps(row) + "\n" for row in position.history)
         self.parallel.first(lambda: write_text(self.run.metrics_jsonl, rows))
-        for done in range(1, len(position.history) + 1):  # what was said before; `_warn` writes it again with the next
+        for done in range(1, len(position.history) + 1):  # what was said before
             self._new_alarms(position.history[:done])
+        if self.alarms:
+            self.parallel.first(lambda: write_json(self.run.path / "alarms.json", self.alarms))
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,6 +163,9 @@ class Loop:
         except (UserError, ReaderDied):
             self._look(steps)
             raise
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()  # ends the processes that read pictures, also where an error holds on to this frame
 
     def _look(self, steps: list[torch.Tensor]) -> None:
         """Add what the device holds of these steps to the sums of the epoch, one by one: the same sums to the last bit
@@ -194,7 +200,7 @@ class Loop:
     # ── at the end of an epoch ────────────────────────────────────────────────────────────────────────────────
 
     def _end_epoch(self) -> None:
-        """Validate, judge, save, and only then say that the epoch is done."""
+        """Validate, judge, save, and once that is on disk say that the epoch is done."""
         p, recipe = self.position, self.recipe
         began = time.monotonic()
         outputs = self._evaluate(recipe.validate_on)
@@ -223,13 +229,17 @@ class Loop:
         if chosen:
             p.best = row
         p.start_epoch()
-        self._save(best=chosen)
-        self.parallel.first(lambda: self.run.append_metrics(row))
-        if chosen:
-            self._write_evaluation(recipe.validate_on, outputs)
-        self._write_summary()
-        self.report.epoch({**row, "best": p.best}, recipe.epochs, recipe.validate_on)
-        self._warn()
+        best, summary, alarms = p.best, self._summary(), self._new_alarms(p.history)
+
+        def then() -> None:
+            self.run.append_metrics(row)
+            if chosen:
+                self._store_evaluation(recipe.validate_on, outputs)
+            write_json(self.run.path / "summary.json", summary)
+            self.report.epoch({**row, "best": best}, recipe.epochs, recipe.validate_on)
+            self._warn(alarms)
+
+        self.checkpoints.save(self.model, self.optimizer, self.scaler, p, best=chosen, then=then)
         if self.budget is not None and not self._ended():
             self._keep_to(self.budget)
 
@@ -259,14 +269,16 @@ class Loop:
         if self.restored or with_test:
             self.parallel.load(self.model, read_model(best).model.state_dict())
         if self.restored:  # what was written after the last checkpoint may be missing
-            self._write_evaluation(steered_by, self._evaluate(steered_by))
+            validated = self._evaluate(steered_by)
+            self.parallel.first(lambda: self._store_evaluation(steered_by, validated))
         if with_test:
             outputs = self._evaluate("test")
-            self._write_evaluation("test", outputs)
+            self.parallel.first(lambda: self._store_evaluation("test", outputs))
             figures = self.parallel.first(lambda: outputs.measure(self.prepared.classes))
             test = {"test": {k: figures[k] for k in ("top1", "top5", "loss", "n", "interval")}}
         fitted = self.parallel.first(partial(self._calibrate, best)) if steered_by != "test" else None
-        self._write_summary(**test, calibration=fitted, complete=True)
+        summary = self._summary(**test, calibration=fitted, complete=True)
+        self.parallel.first(lambda: write_json(self.run.path / "summary.json", summary))
         return self.run.summary()
 
     def _calibrate(self, best: Path) -> dict[str, Any]:
@@ -278,19 +290,15 @@ class Loop:
         add_to_model(best, calibration.KEY, fitted)
         return fitted
 
-    def _write_evaluation(self, split: str, outputs: Outputs) -> None:
-        def write() -> None:
-            names = self.prepared.source.splits[split].names
-            paths = [names[i] for i in outputs.ids]
-            self.run.write_evaluation(split, paths, outputs.targets, outputs.logits)
+    def _store_evaluation(self, split: str, outputs: Outputs) -> None:
+        names = self.prepared.source.splits[split].names
+        self.run.write_evaluation(split, [names[i] for i in outputs.ids], outputs.targets, outputs.logits)
 
-        self.parallel.first(write)
-
-    def _write_summary(self, **more: Any) -> None:
+    def _summary(self, **more: Any) -> dict[str, Any]:
         rows = self.position.history
         keys = ("epoch", "top1", "top5", "val_loss")
         best = self.position.best or rows[-1]
-        summary = {
+        return {
             "best": {k: best[k] for k in keys},
             "final": {k: rows[-1][k] for k in keys},
             "split": self.recipe.validate_on,
@@ -305,7 +313,6 @@ class Loop:
             "device": str(self.device),
             **more,
         }
-        self.parallel.first(lambda: write_json(self.run.path / "summary.json", summary))
 
     # ── saving and warning ────────────────────────────────────────────────────────────────────────────────────
 
@@ -323,13 +330,12 @@ class Loop:
                 f"this network; try --lr {self.recipe.lr / 3:.2g} or --set clip_norm=1."
             )
 
-    def _warn(self) -> None:
+    def _warn(self, new: list[dict[str, Any]]) -> None:
         """Say in plain words, once a run, what goes wrong and what usually helps; `alarms.json` keeps it."""
-        new = self._new_alarms(self.position.history)
         for alarm in new:
             self.report.say(alarm["text"])
         if new:
-            self.parallel.first(lambda: write_json(self.run.path / "alarms.json", self.alarms))
+            write_json(self.run.path / "alarms.json", self.alarms)
 
     def _new_alarms(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The alarms of kinds that were not known yet, which are so now."""

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -117,8 +118,9 @@ def train(
         prepared, budget = _in_time(prepared, model, began, report)
         run = parallel.first(lambda: Run.create(prepared.recipe.name, folder, prepared.recipe.to_json()))
         alone = Alone(run)
-        parallel.first(lambda: alone.take(report.say))
+        parallel.first(partial(alone.take, report.say))
         with saying_where(run.path):
+            parallel.first(lambda: tidy(run))
             parallel.first(lambda: _write_facts(run, prepared))
         report = _with_curves(report, prepared.recipe, run)
         return TrainingResult(run.path, Loop(prepared, run, model, report, budget).fit())
@@ -179,7 +181,8 @@ def resume_run(
         processes.first(lambda: alone.take(report.say))
         begun = recipe
         recipe, changed = _followed(run, recipe, wanted, settings or {}, force)
-        start = processes.first(lambda: find_start(run, report.say))
+        with saying_where(run.path):
+            start = processes.first(lambda: find_start(run, report.say))
         training = read_training(start.folder) if start else None
         position = start.position(training) if start and training else Position()
         ended = position.ended(recipe)

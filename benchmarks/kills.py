@@ -1,0 +1,367 @@
+"""Trainings that are killed at any moment, gone on with, and compared with one that was not.
+
+    python benchmarks/kills.py              # 30 kills, about 10 minutes; writes results/kills.json
+    python benchmarks/kills.py --kills 6
+
+Each kill is SIGKILL from outside to a real `alexnet train` on a small folder of pictures, read by two processes, with
+dropout, batch norm, MixUp and a checkpoint every four steps. Then `alexnet resume` trains it to its end, and everything
+that it leaves must be what the unbroken run leaves, bit for bit, but for times. `lost` is by how much longer both
+processes took together: starting Python and torch again, and the steps since the last checkpoint. Moments:
+
+    step        any time after the first step             write    a checkpoint is being written
+    rename      its last file is there, or just renamed   reading  an epoch's reading processes have just begun
+    validation  an epoch's line has just been written     restart  the process that resumes is killed too
+
+tests/training/test_faults.py does a few of these, and other faults, with the functions below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from alexnet.runs import Run, read_model, read_training
+
+MOMENTS = ("step", "write", "rename", "reading", "validation", "restart")
+TIMED = {"seconds", "images_per_second", "waiting", "memory"}  # of a row of metrics.jsonl
+SETTINGS = [
+    "--arch", "cifar", "--image-size", "32", "--width", "0.25", "--norm", "batch", "--batch-size", "8", "--lr", "0.02",
+    "--epochs", "3", "--workers", "2", "--mixup", "0.2", "--checkpoint-every", "4", "--device", "cpu",
+    "--set", "in_memory=false", "dropout=0.3",
+]  # fmt: skip
+
+
+def make_pictures(root: Path, count: int = 40) -> Path:
+    """Three classes of `count` small JPEGs."""
+    for i, name in enumerate(("apple", "leaf", "sky")):
+        (root / name).mkdir(parents=True)
+        for n in range(count):
+            noise = np.random.default_rng(1000 * i + n).integers(0, 90, (36, 40, 3))
+            noise[..., i] += 150
+            Image.fromarray(noise.astype(np.uint8)).save(root / name / f"{n:02d}.jpg")
+    return root
+
+
+# ── a training in a process of its own ────────────────────────────────────────────────────────────────────────
+
+
+class Training:
+    """An `alexnet` command in a process of its own, whose output goes to `log`.
+
+    With a `nursery` it is forked there, from a process that has torch imported, and leaves out the page of the run.
+    """
+
+    def __init__(self, arguments: list[str], log: Path, nursery: Nursery | None = None) -> None:
+        self.log, self.nursery = log, nursery
+        self.began = time.monotonic()
+        if nursery is not None:
+            self.pid = nursery.start(arguments, log)
+        else:
+            with log.open("wb") as out:
+                self._started = subprocess.Popen([sys.executable, "-m", "alexnet", *arguments], stdout=out, stderr=out)
+            self.pid = self._started.pid
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def code(self) -> int | None:
+        """Its exit code, negative for the signal that killed it; None while it runs."""
+        return self.nursery.code(self.pid) if self.nursery else self._started.poll()
+
+    def wait(self, timeout: float = 120) -> int:
+        """Its exit code once it has ended."""
+        end = time.monotonic() + timeout
+        while (code := self.code()) is None:
+            if time.monotonic() > end:
+                self.kill()
+                raise TimeoutError(f"still running: {self.said}")
+            time.sleep(0.005)
+        return code
+
+    def until(self, condition: Callable[[], bool], timeout: float = 120) -> bool:
+        """Wait until `condition` holds; whether it did before the process ended."""
+        end = time.monotonic() + timeout
+        while self.code() is None:
+            if condition():
+                return True
+            if time.monotonic() > end:
+                self.kill()
+                raise TimeoutError(f"it did not come to it: {self.said}")
+            time.sleep(0.0005)
+        return False
+
+    def kill(self, signum: int = signal.SIGKILL) -> int:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signum)
+        return self.wait()
+
+    def readers(self) -> list[int]:
+        """The processes that read pictures for it (Linux)."""
+        try:
+            return [int(p) for p in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        except (OSError, ValueError):
+            return []
+
+
+class Nursery:
+    """A process with torch imported, which forks trainings: each then begins at once instead of after seconds."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, __file__, "--nursery"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def start(self, arguments: list[str], log: Path) -> int:
+        return int(self._ask({"arguments": arguments, "log": str(log)}))
+
+    def code(self, pid: int) -> int | None:
+        answer = self._ask({"ended": pid})
+        return None if answer is None else int(answer)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._process.stdout.close()
+
+    def _ask(self, what: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+def nurse() -> None:
+    """What the nursery's process does: one request a line on stdin, one answer a line on stdout."""
+    import alexnet.cli
+    import alexnet.training.start
+    from alexnet.insight import report
+
+    report.write_report = lambda *_: None  # type: ignore[assignment]  # takes longer than these trainings
+    codes: dict[int, int] = {}
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "ended" in asked:
+            pid = asked["ended"]
+            if pid not in codes:
+                found, status = os.waitpid(pid, os.WNOHANG)
+                if found:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+            print(json.dumps(codes.get(pid)), flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for handle in (1, 2):
+                os.dup2(log, handle)
+            sys.exit(alexnet.cli.run(asked["arguments"]))
+        print(pid, flush=True)
+
+
+# ── moments ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def come_to(moment: str, training: Training, run: Path, chance: random.Random) -> bool:
+    """Wait until `training` is at `moment`; whether it came to it before its end."""
+    checkpoints = run / "checkpoints"
+
+    def listed() -> list[str]:
+        try:
+            return sorted(os.listdir(checkpoints))
+        except FileNotFoundError:
+            return []
+
+    def whole() -> list[str]:
+        return [name for name in listed() if not name.startswith(".")]
+
+    if not training.until(lambda: bool(whole()) or (run / "augmented.png").exists()):
+        return False
+    if moment == "write":
+        skip = chance.randrange(6)  # of the first checkpoints
+        met = training.until(lambda: len(whole()) > min(skip, 2)) and training.until(
+            lambda: any(name.startswith(".") for name in listed())
+        )
+        time.sleep(chance.random() * 0.01)
+        return met
+    if moment == "rename":
+        before = whole()
+        if chance.random() < 0.5:
+            return training.until(lambda: set(whole()) - set(before) != set())
+        return training.until(lambda: bool(list(checkpoints.glob(".writing-*/model.json"))))
+    if moment == "reading":
+        gone = training.until(lambda: not training.readers()) if chance.random() < 0.7 else True
+        met = gone and training.until(lambda: bool(training.readers()))
+        time.sleep(chance.random() * 0.05)
+        return met
+    if moment == "validation":
+        rows = chance.randrange(1, 3)
+        return training.until(lambda: len(_lines(run / "metrics.jsonl")) >= rows)
+    reached = chance.randrange(0, 33, 4)  # the newest checkpoint is after this step, or a later one
+    met = training.until(lambda: max([int(name.rstrip("a")) for name in whole()], default=0) >= reached)
+    time.sleep(chance.random() * 0.2)
+    return met and training.code() is None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+# ── what a run leaves ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def left_by(path: Path) -> dict[str, Any]:
+    """Everything that a finished run leaves, but for times, in forms that `==` compares to the bit."""
+    run = Run(path)
+    found: dict[str, Any] = {"metrics": [_untimed(row) for row in run.metrics()]}
+    summary = run.summary()
+    found["summary"] = {key: summary.get(key) for key in ("best", "final", "test", "calibration", "epochs", "steps")}
+    found["complete"] = summary.get("complete")
+    found["alarms"] = [row["kind"] for row in _json(path / "alarms.json")]
+    for split in ("val", "test"):
+        stored = run.read_evaluation(split)
+        found[split] = stored and (stored[0], stored[1].tobytes(), stored[2].tobytes())
+    for name in ("best", "last"):
+        folder = run.named_checkpoint(name)
+        assert folder is not None
+        saved, training = read_model(folder), read_training(folder)
+        position = training["position"]
+        found[name] = {
+            "step": saved.step,
+            "epoch": saved.epoch,
+            "weights": _bits(saved.model.state_dict()),
+            "optimizer": _bits(training["optimizer"]),
+            "scaler": training["scaler"],
+            "position": {k: v for k, v in position.items() if k not in ("history", "best", "seconds", "waited")},
+            "history": [_untimed(row) for row in position["history"]],
+            "best": _untimed(position["best"]),
+        }
+    found["leftovers"] = sorted(p.name for p in path.rglob(".*"))
+    return found
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _untimed(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in TIMED}
+
+
+def _bits(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _bits(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_bits(entry) for entry in value]
+    return value.contiguous().numpy().tobytes() if hasattr(value, "numpy") else value
+
+
+def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
+    """Where two results of `left_by` differ."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = sorted(set(ours) | set(theirs), key=str)
+        return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{where}/{key}")]
+    return [] if ours == theirs else [where]
+
+
+# ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def killed_and_resumed(
+    data: Path, run: Path, moment: str, chance: random.Random, nursery: Nursery | None = None
+) -> dict[str, Any] | None:
+    """One kill at `moment`, and the resumption: the seconds of it all. None where the training ended before."""
+    log = run.with_suffix(".log")
+    training = Training(["train", str(data), "--out", str(run), *SETTINGS], log, nursery)
+    if not come_to(moment, training, run, chance):
+        training.wait()
+        return None
+    training.kill()
+    seconds = time.monotonic() - training.began
+    if moment == "restart":
+        again = Training(["resume", str(run)], log, nursery)
+        time.sleep(chance.random() * (1 if nursery else 5))
+        again.kill()
+        seconds += time.monotonic() - again.began
+    last = Training(["resume", str(run)], log, nursery)
+    going = last.until(lambda: "Going on after" in last.said)
+    restart = time.monotonic() - last.began if going else None
+    code = last.wait()
+    if code:
+        raise RuntimeError(f"alexnet resume ended with {code} after a kill at '{moment}': {last.said}")
+    at = int(last.said.split("Going on after step ")[1].split(",")[0]) if going else 0
+    return {"seconds": seconds + time.monotonic() - last.began, "restart": restart, "gone_on_after_step": at}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.nursery:
+        nurse()
+        return
+    from common import save
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    chance = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        data = make_pictures(root / "pictures")
+        times = []
+        for name in ("unbroken", "unbroken-2"):  # the first one also fills caches
+            training = Training(["train", str(data), "--out", str(root / name), *SETTINGS], root / "log")
+            if training.wait():
+                sys.exit(training.said)
+            times.append(time.monotonic() - training.began)
+        unbroken = left_by(root / "unbroken-2")
+        print(f"unbroken: {times[-1]:.1f} s")
+        rows: list[dict[str, Any]] = []
+        while len(rows) < args.kills:
+            moment = MOMENTS[len(rows) % len(MOMENTS)]
+            run = root / "killed"
+            found = killed_and_resumed(data, run, moment, chance)
+            if found is not None:
+                other = differences(left_by(run), unbroken)
+                row = {"moment": moment, "equal": not other, "differs": other, "lost": found["seconds"] - times[-1]}
+                rows.append({**row, "restart": found["restart"], "gone_on_after_step": found["gone_on_after_step"]})
+                print(
+                    f"{len(rows):>3}  {moment:<10}  on after step {found['gone_on_after_step']:>3}  "
+                    f"{'equal' if not other else 'DIFFERS: ' + ', '.join(other)}  lost {row['lost']:.1f} s",
+                    flush=True,
+                )
+            shutil.rmtree(run)
+        equal = sum(row["equal"] for row in rows)
+        lost = sorted(row["lost"] for row in rows)
+        middle = lost[len(lost) // 2]
+        print(f"{equal} of {len(rows)} equal; time lost per kill: median {middle:.1f} s, most {lost[-1]:.1f} s")
+        save("kills", {"unbroken_seconds": times[-1], "equal": equal, "kills": rows, "settings": SETTINGS})
+        if equal < len(rows):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
