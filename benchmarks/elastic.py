@@ -9,8 +9,8 @@ first host keeps the rendezvous and is left alone. Within an epoch, one of the o
     cut       loses its wire, so that connections stay open and nobody answers,
     returned  loses all its processes, and later starts its agent again, which is taken in.
 
-The same command with --resume runs everywhere. Written: the hosts' logs, and `elastic.json` with what happened when, the
-final accuracies and how many steps were done twice. What hosts share is one machine's files and cores.
+The same command with --resume runs everywhere. Written: the hosts' logs, and `elastic.json` with what happened when,
+the final accuracies and the steps from which training went on. What hosts share is one machine's files and cores.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -29,11 +30,14 @@ from common import RESULTS, save
 from hosts import NET, Host, Network, NoNamespaces
 
 LOST_AFTER = 5  # seconds of silence after which a process is taken for lost
-RENDEZVOUS = "last_call_timeout=8,keep_alive_interval=1,keep_alive_max_attempt=3,read_timeout=5,join_timeout=120"
+RENDEZVOUS = "last_call_timeout=8,keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=120"
 """How long the first hosts to come wait for more: longer than a lost one stays unnoticed, or they begin alone."""
 RECIPE = (
     f"digits --width 0.25 --precision fp32 --device cpu --checkpoint-every 5 --set lost_after={LOST_AFTER}"
 ).split()
+
+NOISE = re.compile(r"[\[WE]|\s|Traceback|Next:|=|-|torch|alexnet FAILED|Fail|Root")
+"""How lines of a log begin that torchrun wrote, or that tell commands."""
 
 
 class Story:
@@ -121,8 +125,8 @@ class Story:
             "val_loss": summary["final"]["val_loss"],
             "test_top1": summary["test"]["top1"],
             "went_on_after_steps": [int(n.replace(",", "")) for n in re.findall(r"Going on after step ([\d,]+)", said)],
-            "processes": [int(n) for n in re.findall(r"\d+ in (\d+) processes| on cpu in fp32", said) if n],
-            "val_top1_by_epoch": [row["top1"] for row in self.rows()],
+            "processes": [int(n) for n in re.findall(r"×\d+ in (\d+) processes on cpu", said)],
+            "log": [line for line in said.splitlines() if line and not NOISE.match(line)],
         }
 
 
@@ -185,16 +189,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=STORIES, default=list(STORIES))
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hosts go too
     out = args.out or Path(tempfile.mkdtemp(prefix="elastic-"))
     try:
         results = {name: tell(name, out / name, args.epochs) for name in args.only}
     except NoNamespaces as error:
         sys.exit(f"This machine makes no network namespaces: {error}")
-    save(
-        "elastic",
-        {"lost_after_s": LOST_AFTER, "rendezvous": RENDEZVOUS, "logs": str(out), **results},
-        folder=args.results,
-    )
+    settings = {"lost_after_s": LOST_AFTER, "rendezvous": RENDEZVOUS, "recipe": " ".join(RECIPE)}
+    save("elastic", {**settings, **results}, folder=args.results)
+    print(f"logs: {out}")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Training:
         """Its exit code, negative for the signal that killed it; None while it runs."""
         return self.nursery.code(self.pid) if self.nursery else self._started.poll()
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = 120) -> int:
         """Its exit code once it has ended."""
         end = time.monotonic() + timeout
         while (code := self.code()) is None:

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -84,6 +85,16 @@ def write_json(path: Path, value: Any) -> None:
 def printable(name: str) -> str:
     """A file name as text that every file and terminal takes: bytes that are no UTF-8 as `\\xe9`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _of_the_system(error: Exception) -> OSError:
+    """The system's error behind one of torch or safetensors."""
+    if isinstance(error.__context__, OSError):
+        return OSError(error.__context__.errno, error.__context__.strerror)
+    number = re.search(r"os error (\d+)", str(error))
+    if number:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return OSError(errno.EIO, str(error).splitlines()[0])
 
 
 def _flush(path: Path) -> None:
@@ -255,7 +266,8 @@ class Run:
             beside.chmod(0o755)
             if training is not None:
                 described = _digest(_description(model, classes, preprocess, step, epoch))
-                torch.save({**training, DESCRIBED: described}, beside / TRAINING)
+                with (beside / TRAINING).open("wb") as file:  # whose errors tell more than those of torch's own
+                    torch.save({**training, DESCRIBED: described}, file)
                 _flush(beside / TRAINING)
             write_model(beside, model, classes, preprocess, step=step, epoch=epoch, weights=weights)
             _flush_folder(beside)
@@ -263,7 +275,7 @@ class Run:
             _flush_folder(folder.parent)
         except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
             shutil.rmtree(beside, ignore_errors=True)
-            raise OSError(errno.EIO, str(error).splitlines()[0]) from error
+            raise _of_the_system(error) from error
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise

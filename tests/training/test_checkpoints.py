@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from alexnet.errors import TrainingFailed
 from alexnet.networks.model import build
@@ -134,6 +135,25 @@ def test_a_failure_is_raised_at_the_next_step(tmp_path, monkeypatch):
         loop.fit()
     assert loop.position.step in (3, 4)
     assert not any(thread.name == "checkpoint" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598"), "unexpected pos 704"),
+        (SafetensorError("Error while serializing: I/O error: No space left (os error 28)"), "No space left on device"),
+    ],
+)
+def test_what_libraries_say_of_a_full_disk_is_put_into_the_systems_words(tmp_path, monkeypatch, error, says):
+    loop = make_loop(tmp_path, limit_steps=1)
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(TrainingFailed, match=says):
+        loop.fit()
+    assert list((loop.run.path / "checkpoints").iterdir()) == []
 
 
 def test_nothing_is_written_twice_at_one_place(tmp_path):

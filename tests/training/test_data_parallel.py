@@ -21,7 +21,7 @@ from alexnet.cli import run as alexnet
 from alexnet.errors import ProcessLost, TrainingFailed, UserError
 from alexnet.networks.model import build
 from alexnet.runs import Run, read_model, read_training
-from alexnet.training import start
+from alexnet.training import data_parallel, start
 from alexnet.training.interruption import Interrupted
 from alexnet.training.loop import Loop
 from alexnet.training.parallel import Single, begin
@@ -352,6 +352,30 @@ def read_badly() -> tuple[int, str]:
 
 def test_a_picture_that_one_cannot_read_stops_all_before_the_same_step(processes: Processes) -> None:
     assert processes(2, read_badly) == [(2, "cat.jpg cannot be read.")] * 2
+
+
+def meet_again(folder: Path) -> list[int]:
+    """Through a store that holds what processes wrote that are dead, as torchrun's does after a restart."""
+    rank = int(os.environ["RANK"])
+    store = dist.FileStore(str(folder / "store"), 2)
+    if rank == 1:
+        time.sleep(0.5)  # the first comes first, or last
+    found = []
+    for turn in range(3):
+        if rank == turn % 2:
+            time.sleep(0.2)
+        place = data_parallel._place_of_our_own(store, rank, 2)
+        assert not place.check(["greeting"])
+        dist.PrefixStore(f"{turn}", store).set(f"done{rank}", "")
+        dist.PrefixStore(f"{turn}", store).wait(["done0", "done1"])
+        if rank == 0:
+            place.set("greeting", f"{turn}")
+        found.append(int(place.get("greeting")))
+    return found
+
+
+def test_processes_that_restart_do_not_meet_the_dead(processes: Processes, tmp_path: Path) -> None:
+    assert processes(2, meet_again, tmp_path) == [[0, 1, 2]] * 2
 
 
 def wait_long() -> float:

@@ -101,8 +101,12 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raise what went wrong in the thread that writes."""
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # which would hold on to this frame, and so to the processes that read pictures
 
     def wait(self) -> None:
         """Wait until what was begun is on disk. Raises what went wrong."""

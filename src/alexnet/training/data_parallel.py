@@ -17,7 +17,8 @@ import inspect
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar, cast
 
@@ -58,13 +59,20 @@ class Data(Single):
             torch.set_num_threads(threads_each())
         soon = datetime.timedelta(seconds=lost_after)
         # Processes may begin minutes apart, on a busy machine; only afterwards is silence a sign.
-        self.store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo",
-            store=dist.PrefixStore("alexnet", self.store), rank=self.rank, world_size=self.processes, timeout=PATIENCE,
-        )  # fmt: skip
-        self.gradients: Any = dist.new_group(backend="nccl" if gpu else "gloo", timeout=soon)
-        self.talk: Any = dist.new_group(backend="gloo", timeout=soon)
+        try:
+            shared, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            self.store = _place_of_our_own(shared, self.rank, self.processes)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpu else "gloo",
+                store=self.store, rank=self.rank, world_size=self.processes, timeout=PATIENCE,
+            )  # fmt: skip
+            self.gradients: Any = dist.new_group(backend="nccl" if gpu else "gloo", timeout=soon)
+            self.talk: Any = dist.new_group(backend="gloo", timeout=soon)
+        except RuntimeError as error:
+            raise ProcessLost(
+                f"Process {self.rank} of {self.processes} could not connect to the others ({_cause(error)}); start all "
+                "again."
+            ) from error
 
     # ── acting as one ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -92,20 +100,24 @@ class Data(Single):
         return int(largest) or None
 
     def reading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            error: UserError | ReaderDied | None = None
-            batch = None
-            try:
-                batch = next(batches, None)
-            except (UserError, ReaderDied) as found:
-                error = found
-            errors: list[UserError | ReaderDied | None] = [None] * self.processes
-            if self.latest(int(error is not None)):
-                dist.all_gather_object(errors, error, group=self.talk)
-                raise next(e for e in errors if e is not None)
-            if batch is None:
-                return
-            yield batch
+        try:
+            while True:
+                error: UserError | ReaderDied | None = None
+                batch = None
+                try:
+                    batch = next(batches, None)
+                except (UserError, ReaderDied) as found:
+                    error = found
+                if self.latest(int(error is not None)):
+                    errors: list[UserError | ReaderDied | None] = [None] * self.processes
+                    dist.all_gather_object(errors, error, group=self.talk)
+                    raise next(e for e in errors if e is not None)
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()  # as the loop does
 
     def total(self, sums: Tensor) -> Tensor:
         parts = [torch.empty_like(sums, device="cpu") for _ in range(self.processes)]
@@ -202,6 +214,30 @@ class Data(Single):
         word = torch.tensor(what)
         dist.broadcast(word, src=0, group=self.talk)
         return int(word)
+
+
+def _place_of_our_own(store: dist.Store, rank: int, processes: int) -> dist.Store:
+    """A part of `store` that nobody has written to, the same in all processes.
+
+    torchrun keeps one store for all its restarts, with the addresses of processes that are dead. So the first process
+    makes up a name, each other one writes under it who it is, and the name holds for those whom the first has read.
+    """
+    me = uuid.uuid4().hex
+    others = range(1, processes)
+    until = time.monotonic() + PATIENCE.total_seconds()
+    if rank == 0:
+        store.set("alexnet", me)
+    while time.monotonic() < until:
+        name = me if rank == 0 else store.get("alexnet").decode()
+        if rank == 0 and store.check([f"{name}/{other}" for other in others]):
+            store.set(f"{name}/all", b" ".join(store.get(f"{name}/{other}") for other in others).decode())
+            return dist.PrefixStore(name, store)
+        if rank > 0:
+            store.set(f"{name}/{rank}", me)
+            if store.check([f"{name}/all"]) and me in store.get(f"{name}/all").decode():
+                return dist.PrefixStore(name, store)
+        time.sleep(0.02)
+    raise RuntimeError(f"after {PATIENCE} not all processes are there")
 
 
 class _Beating:

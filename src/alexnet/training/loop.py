@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -162,6 +163,9 @@ class Loop:
         except (UserError, ReaderDied):
             self._look(steps)
             raise
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()  # ends the processes that read pictures, also where an error holds on to this frame
 
     def _look(self, steps: list[torch.Tensor]) -> None:
         """Add what the device holds of these steps to the sums of the epoch, one by one: the same sums to the last bit
