@@ -169,7 +169,7 @@ def test_samples_that_are_files_are_sent_as_they_are(tmp_path):
     looks = Looks(Served("run", classifier, None, run, str(run.path), "cifar", "exact", "fp32"))
     assert [label for _, label in looks.samples] == ["class 0", "class 1", "class 2"] * 2
     assert looks.sample(0) == (file.read_bytes(), "image/jpeg")
-    with pytest.raises(NotThere, match="not where they were"):
+    with pytest.raises(NotThere, match="not what they were"):
         looks.sample(1)
     with pytest.raises(NotThere, match="an exported file"):
         looks.activations(Image.new("RGB", (8, 8)))
@@ -227,6 +227,22 @@ def test_looks_at_the_same_time_do_not_meddle(models, client):
     with ThreadPoolExecutor(4) as threads:
         for _ in range(4):
             assert list(threads.map(looks.saliency, images)) == alone
+
+
+@pytest.mark.parametrize("damage", ["gone", "recipe", "evaluation"])
+def test_a_run_that_is_gone_or_damaged_under_the_server_is_no_fault_of_ours(small_run, tmp_path, digit, damage):
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    with TestClient(create_app(open_models([run])), headers={"content-type": "image/png"}) as client:
+        if damage == "gone":
+            shutil.rmtree(run)
+        else:
+            (run / {"recipe": "recipe.json", "evaluation": "evaluation/val.parquet"}[damage]).write_text("{")
+        assert client.post("/v1/predict", content=digit).status_code == 200
+        assert client.get("/v1/models").status_code == 200
+        assert client.post("/v1/saliency", content=digit).status_code == 200
+        answers = [client.get("/v1/samples"), client.get("/v1/samples/0"), client.post("/v1/similar", content=digit)]
+        assert {answer.status_code for answer in answers} <= {200, 404}
+        assert answers[1].status_code == 404
 
 
 # ── the files ────────────────────────────────────────────────────────────────────────────────────────────────────
