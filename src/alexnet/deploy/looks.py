@@ -82,8 +82,8 @@ class Looks:
         opened, index = self._opened(), self.index()
         if index is None or opened.run is None:
             raise NotThere(
-                f"The training pictures of {self.served.name} are not indexed; 'alexnet show similar RUN PICTURE' on the "
-                "server does it, once, and the next request finds them."
+                f"The training pictures of {self.served.name} are not indexed; 'alexnet show similar RUN PICTURE', run "
+                "once where the server is, does it."
             )
         device = next(opened.model.parameters()).device
         with self._one:
