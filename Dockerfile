@@ -8,7 +8,7 @@ FROM python:3.12-slim
 COPY pyproject.toml README.md LICENSE /src/
 COPY src /src/src
 # uv takes the torch for the CPU alone, which is a fraction of the size of the one for GPUs
-RUN pip install --no-cache-dir uv && uv pip install --system --no-cache --torch-backend=cpu '/src[serve]' && rm -r /src
+RUN pip install --no-cache-dir uv && uv pip install --system --no-cache --torch-backend=cpu '/src[serve,show]' && rm -r /src
 
 RUN useradd --create-home alexnet
 USER alexnet

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import re
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -22,7 +24,7 @@ pytest.importorskip("captum")
 from starlette.testclient import TestClient
 
 from alexnet.data.images import decode
-from alexnet.deploy import pictures
+from alexnet.deploy import looking, pictures
 from alexnet.deploy.looking import FILES
 from alexnet.deploy.looks import Looks, NotThere, spread
 from alexnet.deploy.models import Models, Served, open_models
@@ -31,6 +33,7 @@ from alexnet.inference.explain import Saliency, Stage
 from alexnet.inference.formats import open_model
 from alexnet.inference.neighbours import open_index
 from alexnet.runs import Run
+from asking import asking
 from made_run import made_run
 
 PAGE = resources.files("alexnet.deploy") / "page"
@@ -169,7 +172,7 @@ def test_samples_that_are_files_are_sent_as_they_are(tmp_path):
     looks = Looks(Served("run", classifier, None, run, str(run.path), "cifar", "exact", "fp32"))
     assert [label for _, label in looks.samples] == ["class 0", "class 1", "class 2"] * 2
     assert looks.sample(0) == (file.read_bytes(), "image/jpeg")
-    with pytest.raises(NotThere, match="not where they were"):
+    with pytest.raises(NotThere, match="not what they were"):
         looks.sample(1)
     with pytest.raises(NotThere, match="an exported file"):
         looks.activations(Image.new("RGB", (8, 8)))
@@ -227,6 +230,59 @@ def test_looks_at_the_same_time_do_not_meddle(models, client):
     with ThreadPoolExecutor(4) as threads:
         for _ in range(4):
             assert list(threads.map(looks.saliency, images)) == alone
+
+
+def test_nobody_looks_for_a_client_that_has_gone(models, digit, monkeypatch):
+    read: list[bytes] = []
+    monkeypatch.setattr(looking, "decode", lambda body, *_, **__: read.append(body))
+    busy = threading.Event()
+    with asking(models) as server:
+        work = server.app.state.work
+
+        async def ask_and_go() -> list[int]:
+            ahead = asyncio.ensure_future(work(lambda: busy.wait(30)))
+            statuses: list[int] = []
+
+            async def receive() -> Any:
+                if receiving:
+                    return receiving.pop()
+                await asyncio.sleep(0.2)
+                return {"type": "http.disconnect"}
+
+            async def send(message: Any) -> None:
+                statuses.append(message.get("status", 0))
+
+            receiving = [{"type": "http.request", "body": digit, "more_body": False}]
+            scope = {
+                "type": "http", "method": "POST", "path": "/v1/activations", "raw_path": b"/v1/activations",
+                "query_string": b"", "headers": [(b"content-type", b"image/png")], "http_version": "1.1",
+            }  # fmt: skip
+            asked = asyncio.ensure_future(server.app(scope, receive, send))
+            await asyncio.wait([asked], timeout=10)
+            assert asked.done(), "it waits for the worker"
+            busy.set()
+            await ahead
+            await work(lambda: None)
+            return statuses
+
+        assert server.run(ask_and_go())[0] == 499
+    assert read == []
+
+
+@pytest.mark.parametrize("damage", ["gone", "recipe", "evaluation"])
+def test_a_run_that_is_gone_or_damaged_under_the_server_is_no_fault_of_ours(small_run, tmp_path, digit, damage):
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    with TestClient(create_app(open_models([run])), headers={"content-type": "image/png"}) as client:
+        if damage == "gone":
+            shutil.rmtree(run)
+        else:
+            (run / {"recipe": "recipe.json", "evaluation": "evaluation/val.parquet"}[damage]).write_text("{")
+        assert client.post("/v1/predict", content=digit).status_code == 200
+        assert client.get("/v1/models").status_code == 200
+        assert client.post("/v1/saliency", content=digit).status_code == 200
+        answers = [client.get("/v1/samples"), client.get("/v1/samples/0"), client.post("/v1/similar", content=digit)]
+        assert {answer.status_code for answer in answers} <= {200, 404}
+        assert answers[1].status_code == 404
 
 
 # ── the files ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -27,6 +27,7 @@ from alexnet.deploy.models import Models, Served, looks_of
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.predict import Prediction
 
+AT_ONCE = 0.05  # seconds
 GONE = 499  # for the counts: there is nobody to answer
 
 
@@ -72,9 +73,12 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": SAYS[status]} for status in statuses}
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON."""
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _JSON.encode(document)
     return Response(text.encode("utf-8", "backslashreplace"), status, headers, "application/json")
 
 
@@ -98,6 +102,41 @@ def pick(models: Models, name: str | None) -> Served:
     if name is not None and name not in models:
         raise Refused(404, str(unknown_name("model", name[:100], list(models))))
     return models[name or models.default]
+
+
+async def label(request: Request) -> Response:
+    """What /v1/predict answers, once FastAPI, or `Door` in its place, has found it. Raises what `tell_errors` knows."""
+    state = request.app.state
+    await allowed(request)
+    served, top, views = _wanted(request, state.models)
+    batcher: Batcher = state.batcher
+    if batcher.full:  # before its body is read
+        raise busy(batcher.retry_after())
+    pictures = await pictures_in(request, state.settings)
+    try:
+        outcomes = await unless_gone(request, batcher.label(served, [data for _, data in pictures], views))
+    except Full as error:
+        raise busy(error.seconds) from None
+    _check(pictures, outcomes)
+    predictions = [_prediction(served, *both, top) for both in zip(pictures, outcomes, strict=True)]
+    return answer({"model": served.name, "predictions": [p.to_dict() for p in predictions]})
+
+
+async def label_directly(request: Request) -> Response:
+    """`label`, without FastAPI's way to it and back, which takes longer than a small network for a small picture."""
+    try:
+        return await label(request)
+    except Refused as error:
+        return refused(error)
+    except UserError as error:
+        return answer({"error": str(error)}, 422)
+    except ClientDisconnect:
+        return Response(status_code=GONE)
+
+
+def refused(error: Refused) -> Response:
+    """The answer that tells it."""
+    return answer({"error": error.sentence}, error.status, error.headers)
 
 
 def router(models: Models, settings: Settings) -> APIRouter:
@@ -130,19 +169,7 @@ def router(models: Models, settings: Settings) -> APIRouter:
 
         One that cannot be read has its `error`, and the rest their labels; if none can be read, that is 422.
         """
-        await allowed(request)  # asked through FastAPI, this and the next line take as long as all the rest
-        served, top, views = _wanted(request, models)
-        batcher: Batcher = request.app.state.batcher
-        if batcher.full:  # before its body is read
-            raise busy(batcher.retry_after())
-        pictures = await pictures_in(request, settings)
-        try:
-            outcomes = await unless_gone(request, batcher.label(served, [data for _, data in pictures], views))
-        except Full as error:
-            raise busy(error.seconds) from None
-        _check(pictures, outcomes)
-        predictions = [_prediction(served, *both, top) for both in zip(pictures, outcomes, strict=True)]
-        return answer({"model": served.name, "predictions": [p.to_dict() for p in predictions]})
+        return await label(request)
 
     @routes.get("/models", dependencies=[Depends(allowed)], responses=problems(401))
     async def list_models() -> dict[str, Any]:
@@ -211,18 +238,25 @@ def _prediction(served: Served, picture: Named, outcome: Outcome, top: int) -> P
 async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
     """What `work` gives, which is cancelled if the client goes; then raises starlette's `ClientDisconnect`.
 
-    The body must have been read.
+    The body must have been read. Who is answered at once is not watched.
     """
-    gone = asyncio.ensure_future(_gone(request))
-    gone.add_done_callback(lambda _: work.cancel())  # nothing happens to what is done
+    watching: list[asyncio.Task[None]] = []
+
+    def watch() -> None:
+        watching.append(asyncio.ensure_future(_gone(request)))
+        watching[0].add_done_callback(lambda _: work.cancel())  # nothing happens to what is done
+
+    timer = asyncio.get_running_loop().call_later(AT_ONCE, watch)
     try:
         return await work
     except asyncio.CancelledError:
-        if gone.done() and not gone.cancelled():
+        if watching and watching[0].done() and not watching[0].cancelled():
             raise ClientDisconnect from None
         raise
     finally:
-        gone.cancel()
+        timer.cancel()
+        for task in watching:
+            task.cancel()
 
 
 async def _gone(request: Request) -> None:
@@ -236,8 +270,8 @@ async def _gone(request: Request) -> None:
 def tell_errors(app: FastAPI) -> None:
     """Make what is raised an answer; what should not have been raised is left to `Door`."""
 
-    async def refused(_: Request, error: Any) -> Response:
-        return answer({"error": error.sentence}, error.status, error.headers)
+    async def refuse(_: Request, error: Any) -> Response:
+        return refused(error)
 
     async def http(_: Request, error: Any) -> Response:
         known = {404: "There is nothing here; /docs tells what there is.", 405: "This path takes another method."}
@@ -255,7 +289,7 @@ def tell_errors(app: FastAPI) -> None:
         return Response(status_code=GONE)
 
     for kind, handler in {
-        Refused: refused, HTTPException: http, RequestValidationError: invalid, UserError: bad_input,
+        Refused: refuse, HTTPException: http, RequestValidationError: invalid, UserError: bad_input,
         BadImage: bad_input, ClientDisconnect: gone,
     }.items():  # fmt: skip
         app.add_exception_handler(kind, handler)

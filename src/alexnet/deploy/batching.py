@@ -175,7 +175,8 @@ class Batcher:
                 if picture.squares:
                     picture.since = time.monotonic()
                     line.waiting.append(picture)
-                self._changed.notify()
+                if not line.coming or len(line.waiting) in (1, self._settings.max_batch):  # else nothing starts by it
+                    self._changed.notify()
             if not picture.squares:
                 self._finish([picture], [outcome])
 

@@ -6,6 +6,7 @@ What its routes answer is computed in `looks.py` by the server's limited workers
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Literal, TypeVar
@@ -181,7 +182,7 @@ async def _look(request: Request, looks: Looks, function: Callable[[Image.Image]
     most = request.app.state.settings.max_pixels
     try:
         work = request.app.state.work(lambda: function(decode(body, channels, max_pixels=most)))
-        return await _there(unless_gone(request, work))
+        return await _there(unless_gone(request, asyncio.ensure_future(work)))
     except TooManyPixels as error:
         raise Refused(413, f"The picture is too large: {error.reason}; send a smaller one.") from error
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,17 +81,17 @@ class Looks:
         """The most alike training pictures."""
         opened, index = self._opened(), self.index()
         if index is None or opened.run is None:
-            source = self.served.source
             raise NotThere(
-                f"The training pictures of {self.served.name} are not indexed; 'alexnet show similar {source} PICTURE' "
-                "does it, once, and the next request finds them."
+                f"The training pictures of {self.served.name} are not indexed; 'alexnet show similar RUN PICTURE', run "
+                "once where the server is, does it."
             )
         device = next(opened.model.parameters()).device
         with self._one:
             features = Features(opened.model, index.layer)
             query = vectors(features, opened, read_picture(opened, picture)[None].to(device))
         near = index.nearest(query, SIMILAR)[0]
-        images = _pictures(opened.run, [neighbour.name for neighbour in near])
+        with self._reading():
+            images = run_pictures(opened.run, [neighbour.name for neighbour in near])
         return {
             "layer": index.layer,
             "neighbours": [
@@ -106,10 +108,10 @@ class Looks:
         opened = self.served.opened
         if self._index is None and opened and opened.run and isinstance(opened.model, AlexNet):
             usual = Features(opened.model).layer
-            layers = sorted(
-                (path.parent.name for path in opened.run.path.glob(INDEXES)), key=lambda name: name != usual
-            )
-            self._index = next(filter(None, (find_index(opened, layer) for layer in layers)), None)
+            with self._reading():
+                found = [path.parent.name for path in opened.run.path.glob(INDEXES)]
+                layers = sorted(found, key=lambda layer: layer != usual)
+                self._index = next(filter(None, (find_index(opened, layer) for layer in layers)), None)
         return self._index
 
     def _opened(self) -> Opened:
@@ -125,35 +127,40 @@ class Looks:
     def samples(self) -> list[tuple[str, str]]:
         """A few pictures that the run was not trained on, as (name, label), of as many classes as can be."""
         run = self.served.run
-        for split in ("val", "test") if run else ():
-            if run and (found := run.evaluated(split)):
-                names, targets = found
-                return [(names[i], self.served.classifier.classes[targets[i]]) for i in spread(targets, SAMPLES)]
+        with self._reading():
+            for split in ("val", "test") if run else ():
+                if run and (found := run.evaluated(split)):
+                    names, targets = found
+                    return [(names[i], self.served.classifier.classes[targets[i]]) for i in spread(targets, SAMPLES)]
         return []
 
     def sample(self, number: int) -> tuple[bytes, str]:
         """The file of one of `samples`, and its type. Raises `NotThere` where there is none, or the data is gone."""
         if self.served.run is None or not 0 <= number < len(self.samples):
             raise NotThere(f"{self.served.name} has {len(self.samples)} samples, and none is number {number}.")
-        file = data_file(self.served.run, self.samples[number][0])
-        if file and file.suffix.lower() in SHOWN:
-            return file.read_bytes(), SHOWN[file.suffix.lower()]
-        return self._drawn(self.served.run)[number], "image/png"
+        with self._reading():
+            file = data_file(self.served.run, self.samples[number][0])
+            if file and file.suffix.lower() in SHOWN:
+                return file.read_bytes(), SHOWN[file.suffix.lower()]
+            return self._drawn(self.served.run)[number], "image/png"
 
     def _drawn(self, run: Run) -> list[bytes]:
         """The samples of a data set without files, which is loaded once for them."""
         with self._one:
             if not self._pngs:
-                self._pngs = [pictures.png(image) for image in _pictures(run, [name for name, _ in self.samples])]
+                self._pngs = [pictures.png(image) for image in run_pictures(run, [name for name, _ in self.samples])]
         return self._pngs
 
-
-def _pictures(run: Run, names: list[str]) -> list[Image.Image]:
-    """Of the data that the run was trained on. Raises `NotThere` where it is gone."""
-    try:
-        return run_pictures(run, names)
-    except (UserError, OSError) as error:
-        raise NotThere(f"The pictures of {run.path.name} are not where they were when it was trained.") from error
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Run folder and data set may be moved or damaged while the server runs: whatever that raises is `NotThere`."""
+        try:
+            yield
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise NotThere(
+                f"The run of {self.served.name} or its pictures are not what they were when the server started; start "
+                "it again where they are."
+            ) from error
 
 
 def spread(targets: np.ndarray, count: int) -> list[int]:

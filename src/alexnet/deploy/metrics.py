@@ -30,12 +30,17 @@ class Metrics:
             buckets=SIZES, registry=self._registry,
         )  # fmt: skip
         self._network = self._counter("alexnet_network_seconds", "Time that networks computed", "model")
+        self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # to look for each request up once
         self._errors = self._counter("alexnet_errors", "Faults of the server's own")
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered. `route` is a path as it is declared, never one as it was asked for."""
-        self._requests.labels(route, str(status)).inc()
-        self._latency.labels(route).observe(seconds)
+        both = self._of_route.get((route, status))
+        if both is None:
+            both = self._requests.labels(route, str(status)), self._latency.labels(route)
+            self._of_route[route, status] = both
+        both[0].inc()
+        both[1].observe(seconds)
 
     def picture(self, model: str, result: str, count: int = 1) -> None:
         """`count` pictures came to their end."""

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,9 @@ from alexnet.errors import UserError
 __all__ = ["Settings", "create_app", "serve"]
 
 LOOKING = 8  # requests to look inside a network that may wait, while one is worked on
+SWITCH = (
+    0.0005  # seconds that a thread may keep the others waiting: Python's own 5 ms add up where a network comes to 20
+)
 KEEP_ALIVE = 75  # seconds: longer than load balancers keep a connection without use, so that they close it, not we
 UNREAD = 30  # seconds, beyond the time to send a request, that are left for answers at the end
 METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
@@ -49,18 +53,17 @@ def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
     """The application. Its threads run from its startup to its shutdown, as the server tells it."""
     settings = settings or Settings()
     metrics, held = Metrics(), Held(settings.held_bytes)
-    app = FastAPI(
+    app = _App(
         title="alexnet serve", version=metadata.version("alexnet"), docs_url=None, redoc_url=None,
         description=f"Labels for pictures, by {', '.join(models)}.",
         lifespan=_lifespan(models, settings, metrics),
     )  # fmt: skip
     app.state.models, app.state.settings, app.state.metrics = models, settings, metrics
     app.state.held = held
-    app.state.batcher = app.state.work = app.state.door = None  # until it is started
-
-    def door(inner: Any) -> Door:  # made when the application is first called
-        app.state.door = Door(inner, metrics, held)
-        return app.state.door
+    app.state.batcher = app.state.work = None  # until it is started
+    # other web sites' requests need what the middleware for them adds
+    shortcuts = {} if settings.cors else {"/v1/predict": api.label_directly}
+    app.state.door = Door(app.inside, metrics, held, shortcuts)
 
     def inside() -> int:
         return app.state.batcher.inside if app.state.batcher else 0
@@ -76,8 +79,18 @@ def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
             CORSMiddleware, allow_origins=settings.cors, allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"], expose_headers=["retry-after"],
         )  # fmt: skip
-    app.add_middleware(door)
     return app
+
+
+class _App(FastAPI):
+    """An application with a `Door` before all that FastAPI does."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["app"] = self
+        await self.state.door(scope, receive, send)
+
+    async def inside(self, scope: Any, receive: Any, send: Any) -> None:
+        await super().__call__(scope, receive, send)
 
 
 def _lifespan(models: Models, settings: Settings, metrics: Metrics) -> Any:
@@ -119,7 +132,7 @@ def _for_operators(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/readyz", response_model=dict[str, str], responses={503: {"description": "It is stopping"}})
     async def ready() -> Any:
         """Whether requests should come here."""
-        if app.state.door is not None and app.state.door.stopping:
+        if app.state.door.stopping:
             return api.answer({"status": "stopping"}, 503)
         return api.answer({"status": "ready"})
 
@@ -186,6 +199,7 @@ def serve(models: Models, settings: Settings | None = None, up: Callable[[str], 
     Raises `UserError` where it cannot listen.
     """
     settings = settings or Settings()
+    sys.setswitchinterval(SWITCH)
     with contextlib.closing(bind(settings.host, settings.port)) as listening:
         for one in models.values():
             warm_up(one, settings.max_batch)
