@@ -1,7 +1,7 @@
 """Trainings that are killed at any moment, gone on with, and compared with one that was not.
 
     python benchmarks/kills.py              # 30 kills, about 10 minutes; writes results/kills.json
-    python benchmarks/kills.py --kills 6
+    python benchmarks/kills.py --quick      # forked from a process that has torch: without the seconds of a real start
 
 Each kill is SIGKILL from outside to a real `alexnet train` on a small folder of pictures, read by two processes, with
 dropout, batch norm, MixUp and a checkpoint every four steps. Then `alexnet resume` trains it to its end, and everything
@@ -319,6 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="fork trainings from a process that has torch imported")
     parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.nursery:
@@ -328,12 +329,13 @@ def main() -> None:
 
     os.environ["OMP_NUM_THREADS"] = "1"
     chance = random.Random(args.seed)
+    nursery = Nursery() if args.quick else None
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         data = make_pictures(root / "pictures")
         times = []
         for name in ("unbroken", "unbroken-2"):  # the first one also fills caches
-            training = Training(["train", str(data), "--out", str(root / name), *SETTINGS], root / "log")
+            training = Training(["train", str(data), "--out", str(root / name), *SETTINGS], root / "log", nursery)
             if training.wait():
                 sys.exit(training.said)
             times.append(time.monotonic() - training.began)
@@ -343,7 +345,7 @@ def main() -> None:
         while len(rows) < args.kills:
             moment = MOMENTS[len(rows) % len(MOMENTS)]
             run = root / "killed"
-            found = killed_and_resumed(data, run, moment, chance)
+            found = killed_and_resumed(data, run, moment, chance, nursery)
             if found is not None:
                 other = differences(left_by(run), unbroken)
                 row = {"moment": moment, "equal": not other, "differs": other, "lost": found["seconds"] - times[-1]}
@@ -358,9 +360,12 @@ def main() -> None:
         lost = sorted(row["lost"] for row in rows)
         middle = lost[len(lost) // 2]
         print(f"{equal} of {len(rows)} equal; time lost per kill: median {middle:.1f} s, most {lost[-1]:.1f} s")
-        save("kills", {"unbroken_seconds": times[-1], "equal": equal, "kills": rows, "settings": SETTINGS})
-        if equal < len(rows):
-            sys.exit(1)
+        results = {"quick": args.quick, "unbroken_seconds": times[-1], "equal": equal, "kills": rows}
+        save("kills", {**results, "settings": SETTINGS})
+    if nursery is not None:
+        nursery.close()
+    if equal < len(rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

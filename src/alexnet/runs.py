@@ -476,17 +476,11 @@ def read_training(folder: Path) -> dict[str, Any]:
     told = describe(folder)
     expected = told["sha256"].get(TRAINING) if isinstance(told.get("sha256"), dict) else None
     if expected != sha256_of(path):
-        raise UserError(
-            f"{path} is truncated or damaged: its checksum is not the one in {MODEL}; delete the checkpoint to use "
-            "an earlier one, or train again."
-        )
+        raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
     try:
         found = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises pickle, zip, EOF and runtime errors here
-        raise UserError(
-            f"{path} holds a pickle that could run code, which is refused; delete the checkpoint to use an earlier "
-            "one, or train again."
-        ) from error
+        raise UserError(f"{path} holds a pickle that could run code, which is refused.") from error
     said = {key: told.get(key) for key in ("format", "spec", "classes", "preprocess", "step", "epoch")}
     if found.pop(DESCRIBED, None) not in (None, _digest(said)):  # earlier versions did not keep it
         raise UserError(f"{folder / MODEL} is damaged: it does not say what {TRAINING} was saved with.")

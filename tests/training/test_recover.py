@@ -108,7 +108,9 @@ def test_names_that_lead_nowhere_are_mended(run):
 def test_a_run_without_a_whole_checkpoint_says_so(run):
     for folder in run.checkpoints():
         damage(folder / TRAINING, "empty")
-    with pytest.raises(UserError, match=r"None of the \d checkpoints of .* is whole.*to train again from the start"):
+    with pytest.raises(
+        UserError, match=r"None of the \d checkpoints of .* is whole; delete .*to train again from the start"
+    ):
         resume(run.path, progress=Silent())
     shutil.rmtree(run.path / "checkpoints")
     with pytest.raises(UserError, match="which is not in"):

@@ -56,8 +56,8 @@ def find_start(run: Run, say: Say) -> Start | None:
             damaged.append((folder, error))
     else:
         raise UserError(
-            f"None of the {len(checkpoints)} checkpoints of {run.path} is whole, the newest because: "
-            f"{damaged[0][1]} Delete {run.path / 'checkpoints'} and {run.path / 'last'} to train again from the start."
+            f"{_sentence(damaged[0][1])} None of the {len(checkpoints)} checkpoints of {run.path} is whole; delete "
+            f"{run.path / 'checkpoints'} and {run.path / 'last'} to train again from the start."
         )
     for bad, why in damaged:
         say(f"{_sentence(why)} Going on from {folder.name} instead.")
