@@ -66,8 +66,11 @@ class Story:
             "--rdzv-endpoint", f"{NET}.1:29400", "--rdzv-id", self.folder.name, "--local-addr", host.address,
             "--rdzv-conf", f"is_host={int(first)},{RENDEZVOUS}",
         ]  # fmt: skip
-        threads = {"OMP_NUM_THREADS": "1"}  # these hosts have the same cores
-        self.agents[host] = host.start([*torchrun, *self.command], self.logs[host], threads)
+        settings = {
+            "OMP_NUM_THREADS": "1",  # these hosts have the same cores
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else torch 2.15 waits in vain for a host that returns
+        }
+        self.agents[host] = host.start([*torchrun, *self.command], self.logs[host], settings)
 
     def rows(self) -> list[dict[str, Any]]:
         try:
@@ -191,12 +194,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hosts go too
     out = args.out or Path(tempfile.mkdtemp(prefix="elastic-"))
-    try:
-        results = {name: tell(name, out / name, args.epochs) for name in args.only}
-    except NoNamespaces as error:
-        sys.exit(f"This machine makes no network namespaces: {error}")
-    settings = {"lost_after_s": LOST_AFTER, "rendezvous": RENDEZVOUS, "recipe": " ".join(RECIPE)}
-    save("elastic", {**settings, **results}, folder=args.results)
+    results: dict[str, Any] = {"lost_after_s": LOST_AFTER, "rendezvous": RENDEZVOUS, "recipe": " ".join(RECIPE)}
+    for name in args.only:
+        try:
+            results[name] = tell(name, out / name, args.epochs)
+        except NoNamespaces as error:
+            sys.exit(f"This machine makes no network namespaces: {error}")
+        save("elastic", results, folder=args.results)
     print(f"logs: {out}")
 
 

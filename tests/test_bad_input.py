@@ -302,7 +302,7 @@ PROCESSES = [
     # processes that torchrun started, arguments after `train`, the sentence
     (1, TOWERS, "--parallel towers needs two processes, one for each tower, and there is 1; start it with 'torchrun"),
     (3, TOWERS, "--parallel towers needs two processes, one for each tower, and there are 3; start it with 'torchrun"),
-    (2, ["--parallel", "none"], "torchrun started 2 processes, and --parallel none trains in one; leave it out, or"),
+    (2, ["--parallel", "none"], "torchrun started 2 processes, and --parallel none trains in one; give --parallel"),
     (2, ["--time-budget", "9s"], "--time-budget is for one process, not for --parallel auto; give --epochs."),
     (2, [*TOWERS, "--device", "mps"], "--device mps cannot serve the 2 processes that run on this machine, which has"),
 ]

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -157,3 +158,20 @@ def test_other_allocators_are_left_alone(name, monkeypatch):
     assert runtime.keep_pages() is False
     monkeypatch.delattr(runtime.os, "confstr")
     assert runtime.keep_pages() is False
+
+
+def test_compute_alike_switches_torch_over(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    cudnn = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+    try:
+        runtime.compute_alike()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        x = torch.rand(2, 3, 8, 8, requires_grad=True)
+        torch.nn.functional.max_pool2d(x, 3, 2).sum().backward()
+        with pytest.raises(RuntimeError, match="deterministic"):  # it does refuse: torch has no such form of this
+            torch.nn.functional.max_unpool2d(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.long), 2)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn

@@ -78,6 +78,16 @@ def test_two_runs_with_one_seed_are_equal_and_with_another_differ(tmp_path):
     assert not same(weights(a), weights(c))
 
 
+def test_on_the_cpu_deterministic_is_the_same_run(tmp_path):
+    plain = tiny(out=tmp_path / "a", limit_steps=2).run
+    try:
+        strict = tiny(out=tmp_path / "b", limit_steps=2, deterministic=True).run
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same(weights(plain), weights(strict))
+
+
 def test_accumulation_is_the_same_step(tmp_path):
     """Without batch norm, a batch in parts (101 does not divide by 4) is the batch at once, dropout included."""
     shared = {"norm": "none", "dropout": 0.5, "batch_size": 101, "lr": 0.01, "momentum": 0.5, "limit_steps": 13}

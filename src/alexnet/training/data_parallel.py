@@ -54,7 +54,7 @@ class Data(Single):
         self._ddp: DistributedDataParallel | None = None
         gpu = device.type == "cuda"
         if gpu:
-            torch.cuda.set_device(device)
+            torch.cuda.set_device(device.index or 0)  # none where it is the only process of its machine
         else:
             torch.set_num_threads(threads_each())
         soon = datetime.timedelta(seconds=lost_after)

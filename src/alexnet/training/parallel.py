@@ -129,8 +129,8 @@ def begin(how: str, device: str, lost_after: float = 120.0) -> Single:
     count = runtime.world_size()
     if how == "none" and count > 1:
         raise UserError(
-            f"torchrun started {count} processes, and --parallel none trains in one; leave it out, or start without "
-            "torchrun."
+            f"torchrun started {count} processes, and --parallel none trains in one; give --parallel data, or start "
+            "without torchrun."
         )
     if how == "towers" and count != TOWERS:
         there_are = "there is 1" if count == 1 else f"there are {count}"
@@ -157,7 +157,7 @@ class Towers(Single):
     def __init__(self, device: torch.device) -> None:
         self.tower = runtime.rank()
         if device.type == "cuda":
-            torch.cuda.set_device(device)
+            torch.cuda.set_device(device.index or 0)  # none where it is the only process of its machine
         # What is on the CPU (gathering, agreeing) goes through Gloo in any case.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
 
