@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -11,8 +10,9 @@ STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
 h2 { margin-top: 2.5rem; border-top: 1px solid #8888; padding-top: 1rem; font-size: 1.1rem }
-code, pre { font: .9em/1.4 ui-monospace, monospace } pre { overflow-x: auto; background: #8881; padding: .7rem }
-table { border-collapse: collapse } td, th { text-align: left; vertical-align: top; padding: .15rem 1rem .15rem 0 }
+code { font: .9em/1.4 ui-monospace, monospace }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { text-align: left; vertical-align: top; padding: .15rem 1rem .15rem 0 }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # for Content-Security-Policy
 
@@ -40,10 +40,12 @@ def _route(path: str, method: str, told: dict[str, Any], openapi: dict[str, Any]
     about = "".join(f"<p>{escape(part)}</p>" for part in told.get("description", "").split("\n\n"))
     parts = [f"<h2><code>{method.upper()} {escape(path)}</code></h2>{about}"]
     if parameters := told.get("parameters"):
-        rows = [(p["name"], p["in"], json.dumps(_without_titles(p.get("schema", {})))) for p in parameters]
-        parts.append(_table(("parameter", "in", "what"), rows))
+        rows = [
+            (p["name"], p["in"], p.get("description", ""), _shape(p.get("schema", {}), openapi)) for p in parameters
+        ]
+        parts.append(_table(("parameter", "in", "what", "values"), rows))
     if body := told.get("requestBody"):
-        kinds = [(kind, json.dumps(_without_titles(what.get("schema", {})))) for kind, what in body["content"].items()]
+        kinds = [(kind, _shape(what.get("schema", {}), openapi)) for kind, what in body["content"].items()]
         parts.append(_table(("body", "what"), kinds))
     answers = []
     for status, found in told.get("responses", {}).items():
@@ -55,7 +57,7 @@ def _route(path: str, method: str, told: dict[str, Any], openapi: dict[str, Any]
 
 
 def _shape(schema: dict[str, Any], openapi: dict[str, Any]) -> str:
-    """A JSON schema as the JSON that it stands for."""
+    """A JSON schema in the form of what it stands for."""
     if "$ref" in schema:
         return _shape(openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]], openapi)
     if "anyOf" in schema:
@@ -64,13 +66,13 @@ def _shape(schema: dict[str, Any], openapi: dict[str, Any]) -> str:
         return f"[{_shape(schema.get('items', {}), openapi)}, …]"
     if properties := schema.get("properties"):
         return "{" + ", ".join(f'"{name}": {_shape(what, openapi)}' for name, what in properties.items()) + "}"
-    return str(schema.get("type", ""))
-
-
-def _without_titles(schema: Any) -> Any:
-    if isinstance(schema, dict):
-        return {key: _without_titles(value) for key, value in schema.items() if key != "title"}
-    return [_without_titles(value) for value in schema] if isinstance(schema, list) else schema
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "minimum" in schema and "maximum" in schema:
+        return f"{schema['minimum']} … {schema['maximum']}"
+    return {"binary": "a file's bytes", "byte": "a file's bytes in base64"}.get(
+        schema.get("format", ""), str(schema.get("type", ""))
+    )
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
