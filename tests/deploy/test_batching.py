@@ -32,7 +32,7 @@ class Kept(Metrics):
         self.sizes.append(size)
 
     def picture(self, model: str, result: str, count: int = 1) -> None:
-        self.ends.append(result)
+        self.ends += [result] * count
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def test_sigterm_loses_nothing_that_was_accepted(checkpoint: Path) -> None:
                 except (OSError, http.client.HTTPException) as error:  # closed before it was accepted
                     torn.append(error)
 
-        clients = [threading.Thread(target=client) for _ in range(8)]
+        clients = [threading.Thread(target=client) for _ in range(24)]
         for one in clients:
             one.start()
         time.sleep(0.5)
@@ -88,6 +88,7 @@ def test_sigterm_loses_nothing_that_was_accepted(checkpoint: Path) -> None:
             one.join(30)
         last = json.loads(process.stdout.readlines()[-1])
     assert process.returncode == 0
+    assert not torn
     assert ready == [503]
     assert {status for status, _ in answers} == {200}
     assert answers[0][1] == ""

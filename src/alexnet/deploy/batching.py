@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -244,6 +244,7 @@ class Batcher:
     def _finish(self, pictures: Sequence[_Picture], outcomes: Iterable[Outcome | None]) -> None:
         """Hand in `outcomes`, None of a picture that was dropped, and wake the requests that are complete."""
         complete: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
+        ends: Counter[tuple[str, str]] = Counter()
         with self._changed:
             for picture, outcome in zip(pictures, outcomes, strict=True):
                 request = picture.request
@@ -251,9 +252,11 @@ class Batcher:
                 request.outcomes[picture.place] = outcome
                 request.left -= 1
                 result = DROPPED if outcome is None else outcome.result if isinstance(outcome, Unread) else ANSWERED
-                self._metrics.picture(picture.line.served.name, result)
+                ends[picture.line.served.name, result] += 1
                 if not request.left and not request.gone:
                     complete.setdefault(request.loop, []).append(request)
+        for (name, result), count in ends.items():
+            self._metrics.picture(name, result, count)
         for loop, requests in complete.items():
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
                 loop.call_soon_threadsafe(_wake, requests)  # once for the batch: each call wakes the loop

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import selectors
 import socket
 import sys
 import time
@@ -45,6 +46,7 @@ SWITCH = (
     0.0005  # seconds that a thread may keep the others waiting: Python's own 5 ms add up where a network comes to 20
 )
 KEEP_ALIVE = 75  # seconds: longer than load balancers keep a connection without use, so that they close it, not we
+LAST_WORDS = 2.0  # seconds at most for a request to come on a connection that stood when the door closed
 UNREAD = 30  # seconds, beyond the time to send a request, that are left for answers at the end
 METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
@@ -187,6 +189,25 @@ class Server(uvicorn.Server):
             return
         self._app.state.door.stopping = True
         self._leave = time.monotonic() + self._settings.drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let in who stands before the door, close it, and hear who has not spoken yet, before uvicorn ends all
+        connections that are without a request."""
+        began = time.monotonic()
+        with selectors.DefaultSelector() as before_the_door:
+            for one in sockets or ():
+                before_the_door.register(one, selectors.EVENT_READ)
+            while before_the_door.select(0) and time.monotonic() - began < LAST_WORDS:
+                await asyncio.sleep(0)  # a round of the loop, in which uvloop lets in one
+        for one in (*self.servers, *(sockets or ())):
+            one.close()
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < LAST_WORDS and not self.force_exit:
+            silent = any(getattr(one, "cycle", None) is None for one in self.server_state.connections)
+            if not silent and waited > LAST_WORDS / 10:
+                break
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         leaving = self._leave is not None and time.monotonic() >= self._leave
