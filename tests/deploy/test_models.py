@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet.deploy.models import Models, open_models
+from alexnet.deploy.export import Exporter
+from alexnet.deploy.models import Models, open_models, warm_up
 from alexnet.errors import UserError
+from asking import asking
 
 
 def test_networks_are_called_by_their_folder_and_a_second_one_gets_a_number(small_run: Path, checkpoint: Path) -> None:
@@ -41,3 +43,32 @@ def test_the_network_for_looking_shares_weights_and_not_hooks(checkpoint: Path) 
 def test_a_server_without_networks_is_refused() -> None:
     with pytest.raises(UserError, match="at least one network"):
         Models([])
+
+
+def test_an_exported_file_is_served_like_a_run(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "net.onnx"
+    with Exporter(checkpoint, images=photos) as exporter:
+        exporter.export("onnx", file)
+    models = open_models([file, checkpoint])
+    warm_up(models["net"], 4)
+    data = (photos / "leaf" / "1.jpg").read_bytes()
+    with asking(models) as server:
+        told = server.get("/v1/models").json()["models"][0]
+        assert (told["name"], told["engine"], told["precision"], told["looks"]) == ("net", "onnx", "fp32", [])
+        for more in ({}, {"ten_crop": "true"}):
+            ours, theirs = (
+                server.predict(data, model=name, **more).json()["predictions"][0]["labels"]
+                for name in ("net", checkpoint.name)
+            )
+            assert [one["label"] for one in ours] == [one["label"] for one in theirs]
+            assert [one["p"] for one in ours] == pytest.approx([one["p"] for one in theirs], abs=1e-4)
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match="damaged or another file"):
+        open_models([file])
+
+
+def test_a_file_that_could_run_code_is_not_opened_without_trust(tmp_path: Path) -> None:
+    module = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    torch.jit.save(module, tmp_path / "stranger.pt")
+    with pytest.raises(UserError, match="add --trust"):
+        open_models([tmp_path / "stranger.pt"])
