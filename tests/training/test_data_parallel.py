@@ -29,6 +29,7 @@ from alexnet.training.prepare import prepare
 from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
 from alexnet.training.start import resume, train
+from alexnet.training.step import TrainStep
 from helpers import make_folder
 from processes import Processes, torchrun
 
@@ -123,6 +124,29 @@ def test_two_and_four_processes_give_the_curve_of_one(
             assert apart(first["weights"], other["weights"]) == 0.0
         read = [i for process in (first, *others) for i in process["read"]]
         assert sorted(read) == list(range(153))  # each picture once an epoch
+
+
+def curve_in_double(settings: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The same in float64, where rounding does not decide who gets a gradient."""
+    with pytest.MonkeyPatch.context() as patch:
+        make, single, inputs = build, torch.Tensor.float, TrainStep._inputs
+
+        def double_inputs(*arguments: Any) -> tuple[Tensor, Tensor]:
+            x, y = inputs(*arguments)
+            return x.double(), y.double() if y.is_floating_point() else y
+
+        patch.setattr(f"{__name__}.build", lambda spec: make(spec).double())
+        patch.setattr(TrainStep, "_inputs", double_inputs)
+        patch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else single(x))
+        return curve(settings, steps)
+
+
+@pytest.mark.parametrize("settings", [PLAIN, MIXED], ids=["plain", "mixed"])
+def test_in_double_precision_weights_are_those_of_one_process(processes: Processes, settings: dict[str, Any]) -> None:
+    """On the digits, whose last batch of an epoch here holds three pictures."""
+    (one,) = processes(1, curve_in_double, {**settings, "batch_size": 157}, 12)
+    for found in processes(4, curve_in_double, {**settings, "batch_size": 157}, 12):
+        assert apart(found["weights"], one["weights"]) < 1e-14
 
 
 def count_exchanges(accumulate: int) -> int:
