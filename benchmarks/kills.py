@@ -5,8 +5,8 @@
 
 Each kill is SIGKILL from outside to a real `alexnet train` on a small folder of pictures, read by two processes, with
 dropout, batch norm, MixUp and a checkpoint every four steps. Then `alexnet resume` trains it to its end, and everything
-that it leaves must be what the unbroken run leaves, bit for bit, but for times. `lost` is by how much longer both
-processes took together: starting Python and torch again, and the steps since the last checkpoint. Moments:
+that it leaves must be what the unbroken run leaves, bit for bit, but for times. `lost` are the seconds from the newest
+checkpoint on disk to the kill, whose work is repeated, and those from the new start until training goes on. Moments:
 
     step        any time after the first step             write    a checkpoint is being written
     rename      its last file is there, or just renamed   reading  an epoch's reading processes have just begun
@@ -239,7 +239,7 @@ def left_by(path: Path) -> dict[str, Any]:
     summary = run.summary()
     found["summary"] = {key: summary.get(key) for key in ("best", "final", "test", "calibration", "epochs", "steps")}
     found["complete"] = summary.get("complete")
-    found["alarms"] = [row["kind"] for row in _json(path / "alarms.json")]
+    found["alarms"] = [row["kind"] for row in _json(path / "alarms.json") if row["kind"] != "waiting"]  # for pictures
     for split in ("val", "test"):
         stored = run.read_evaluation(split)
         found[split] = stored and (stored[0], stored[1].tobytes(), stored[2].tobytes())
@@ -292,27 +292,28 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
 def killed_and_resumed(
     data: Path, run: Path, moment: str, chance: random.Random, nursery: Nursery | None = None
 ) -> dict[str, Any] | None:
-    """One kill at `moment`, and the resumption: the seconds of it all. None where the training ended before."""
-    log = run.with_suffix(".log")
-    training = Training(["train", str(data), "--out", str(run), *SETTINGS], log, nursery)
+    """One kill at `moment`, and the resumption: what it cost. None where the training ended before."""
+    training = Training(["train", str(data), "--out", str(run), *SETTINGS], run.with_suffix(".log-1"), nursery)
     if not come_to(moment, training, run, chance):
         training.wait()
         return None
     training.kill()
-    seconds = time.monotonic() - training.began
+    killed = time.time()
+    on_disk = [path.stat().st_mtime for path in Run(run).checkpoints()]
+    repeated = killed - max(on_disk, default=killed - (time.monotonic() - training.began))
     if moment == "restart":
-        again = Training(["resume", str(run)], log, nursery)
+        again = Training(["resume", str(run)], run.with_suffix(".log-2"), nursery)
         time.sleep(chance.random() * (1 if nursery else 5))
         again.kill()
-        seconds += time.monotonic() - again.began
-    last = Training(["resume", str(run)], log, nursery)
-    going = last.until(lambda: "Going on after" in last.said)
-    restart = time.monotonic() - last.began if going else None
+        repeated += time.monotonic() - again.began
+    last = Training(["resume", str(run)], run.with_suffix(".log-3"), nursery)
+    last.until(lambda: "Going on after" in last.said or "begins anew" in last.said)
+    restart = time.monotonic() - last.began
     code = last.wait()
     if code:
         raise RuntimeError(f"alexnet resume ended with {code} after a kill at '{moment}': {last.said}")
-    at = int(last.said.split("Going on after step ")[1].split(",")[0]) if going else 0
-    return {"seconds": seconds + time.monotonic() - last.began, "restart": restart, "gone_on_after_step": at}
+    at = int(last.said.split("Going on after step ")[1].split(",")[0]) if "Going on after" in last.said else 0
+    return {"gone_on_after_step": at, "repeated": repeated, "restart": restart, "lost": repeated + restart}
 
 
 def main() -> None:
@@ -348,14 +349,15 @@ def main() -> None:
             found = killed_and_resumed(data, run, moment, chance, nursery)
             if found is not None:
                 other = differences(left_by(run), unbroken)
-                row = {"moment": moment, "equal": not other, "differs": other, "lost": found["seconds"] - times[-1]}
-                rows.append({**row, "restart": found["restart"], "gone_on_after_step": found["gone_on_after_step"]})
+                row = {"moment": moment, "equal": not other, "differs": other, **found}
+                rows.append(row)
                 print(
                     f"{len(rows):>3}  {moment:<10}  on after step {found['gone_on_after_step']:>3}  "
                     f"{'equal' if not other else 'DIFFERS: ' + ', '.join(other)}  lost {row['lost']:.1f} s",
                     flush=True,
                 )
-            shutil.rmtree(run)
+            for path in [run, *root.glob("killed.log*")]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         equal = sum(row["equal"] for row in rows)
         lost = sorted(row["lost"] for row in rows)
         middle = lost[len(lost) // 2]

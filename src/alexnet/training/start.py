@@ -215,6 +215,8 @@ def resume_run(
         if training:
             loop.restore(position, training)
             report.say(f"Going on after step {position.step:,}, in epoch {position.epoch + 1}.")
+        else:
+            report.say("There is no checkpoint yet; training begins anew.")
         if epochs is not None:
             report.say(_extension(prepared, position, recipe.epochs))
         return TrainingResult(run.path, loop.fit())
