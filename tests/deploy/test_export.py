@@ -93,8 +93,16 @@ def test_onnx_is_one_file_that_names_its_ends(exports):
     assert opset == next(o.version for o in model.opset_import if o.domain == "")
 
 
-@pytest.mark.parametrize("precision", ["half", "int8", "int8-fc"])
-@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("onnx", "int8-fc"),
+        ("openvino", "int8"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in [
+            ("onnx", "half"), ("onnx", "int8"), ("openvino", "half"), ("openvino", "int8-fc"),
+        ]),
+    ],
+)  # fmt: skip
 def test_smaller_files(exports, checkpoint, photos, tmp_path, kind, precision):
     found = export(checkpoint, photos, kind, tmp_path, precision=precision, tolerance=0.3)
     assert found.size < exports[kind].size * {"half": 0.6, "int8": 0.45, "int8-fc": 0.8}[precision]
@@ -112,7 +120,7 @@ def test_the_mean_image_goes_into_the_file(photos, tmp_path):
         assert found.parity.max_abs_diff < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["torchscript", "pt2", "openvino"])
+@pytest.mark.parametrize("kind", [pytest.param("torchscript", marks=pytest.mark.slow), "pt2", "openvino"])
 def test_lrn_and_normalisation_become_plain_operations(photos, tmp_path, kind):
     (tmp_path / "run").mkdir()
     write_model(tmp_path / "run", sharp("cifar-towers"), FRUIT, Preprocess(size=32))
@@ -277,6 +285,7 @@ def test_an_onnx_file_needs_nothing_of_ours(checkpoint, photos, tmp_path):
     assert dict(zip(told["classes"], p / p.sum(), strict=True)) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_all_formats_at_once(checkpoint, photos, tmp_path, monkeypatch, capsys):
     lacking = ("executorch", "openvino", "huggingface_hub")
     monkeypatch.chdir(tmp_path)

@@ -31,7 +31,7 @@ from alexnet.training.recipes import named_recipe
 from alexnet.training.start import resume, train
 from alexnet.training.step import TrainStep
 from helpers import make_folder
-from processes import Processes, torchrun
+from spawned import Processes, torchrun
 
 # Real noise: of the digits' flat black, a pool's pixels are equal to the last bit, and rounding decides which of them
 # gets the gradient. Three steps an epoch; the last batch holds three pictures, so that of four processes one has none.

@@ -31,7 +31,7 @@ from alexnet.training.prepare import prepare
 from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
 from alexnet.training.start import train
-from processes import Processes, torchrun
+from spawned import Processes, torchrun
 
 # Ten steps an epoch, of 126 images but for the last; the rate falls tenfold after each epoch. Many images and modest
 # gradients: where a unit's input is 0 or two pixels of a pool are equal to the last bit, rounding decides who gets a
