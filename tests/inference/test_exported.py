@@ -175,6 +175,7 @@ def test_what_is_open_is_in_memory(files, photos):
         "opened = [load(name) for name in names]\n"
         "before = [one.predict(picture) for one in opened]\n"
         f"for path in Path({str(files)!r}).iterdir():\n"
+        "    if not path.is_file(): continue\n"
         "    size = path.stat().st_size\n"
         "    with path.open('r+b') as file:\n"
         "        file.write(os.urandom(size))\n"
