@@ -276,7 +276,8 @@ def test_the_source_holds_no_call_that_runs_what_it_reads():
     for path in SOURCE.rglob("*.py"):
         if bad := unsafe(ast.parse(path.read_text(encoding="utf-8"))):
             found[path.relative_to(SOURCE).as_posix()] = bad
-    assert found == {}
+    # TorchScript is code; tests/inference/test_exported.py holds that it is opened only if exported here, or on --trust
+    assert found == {"inference/exported.py": ["torch.jit.load"]}
 
 
 @pytest.mark.parametrize(

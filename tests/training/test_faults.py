@@ -112,6 +112,7 @@ def test_a_disk_that_is_full_ends_training_with_a_sentence(unbroken, nursery, tm
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts")
+@pytest.mark.slow
 def test_a_full_file_system(unbroken, nursery, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -143,6 +144,7 @@ def test_a_full_file_system(unbroken, nursery, tmp_path):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_data_folder_that_vanishes(unbroken, nursery, tmp_path):
     run, data = tmp_path / "run", kills.make_pictures(tmp_path / "pictures")
     training = begin(data, run, nursery)
@@ -158,6 +160,7 @@ def test_a_data_folder_that_vanishes(unbroken, nursery, tmp_path):
     assert_resumes(run, unbroken, nursery)
 
 
+@pytest.mark.slow
 def test_a_picture_that_breaks_while_training(unbroken, nursery, tmp_path):
     run, data = tmp_path / "run", kills.make_pictures(tmp_path / "pictures")
     training = begin(data, run, nursery)

@@ -89,7 +89,8 @@ def test_files_on_disk_give_the_same_as_memory(tmp_path, recipe, monkeypatch):
     memory = prepare(recipe, Silent())
     monkeypatch.setattr("alexnet.training.prepare.memory_plan", lambda *_: False)
     disk = prepare(recipe, Silent())
-    assert replace(disk.recipe, workers=memory.recipe.workers) == memory.recipe
+    assert (disk.recipe.in_memory, memory.recipe.in_memory) == (False, True)
+    assert replace(disk.recipe, workers=memory.recipe.workers, in_memory=True) == memory.recipe
     assert torch.equal(disk.preprocess.mean_image, memory.preprocess.mean_image)
     for ours, theirs in zip(disk.train.batches(0), memory.train.batches(0), strict=True):
         assert torch.equal(ours.images, theirs.images)
