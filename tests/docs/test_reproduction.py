@@ -14,7 +14,8 @@ from alexnet.insight.ablate import paired_interval
 from alexnet.insight.claims import CLAIMS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-RESULTS = sorted((DOCS / "results").glob("*-*.json"))
+NAMES = ("ablate-*.json", "short-*.json")  # deployment.md and serving.md have the others
+RESULTS = sorted(path for name in NAMES for path in (DOCS / "results").glob(name))
 PAGE = (DOCS / "reproduction.md").read_text(encoding="utf-8")
 
 

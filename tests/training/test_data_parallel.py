@@ -409,6 +409,7 @@ def wait_long() -> float:
         return time.monotonic() - began
 
 
+@pytest.mark.slow  # what it tells is in seconds, and a busy machine has none to spare
 def test_work_of_the_first_may_take_longer_than_silence_may(processes: Processes) -> None:
     assert all(seconds >= 3 for seconds in processes(2, wait_long))
 
