@@ -72,6 +72,10 @@ class Story:
         }
         self.agents[host] = host.start([*torchrun, *self.command], self.logs[host], settings)
 
+    def start_all(self) -> None:
+        for host in self.network.hosts:
+            self.start(host)
+
     def rows(self) -> list[dict[str, Any]]:
         try:
             lines = (self.run / "metrics.jsonl").read_text().splitlines()
@@ -134,15 +138,13 @@ class Story:
 
 
 def undisturbed(story: Story) -> dict[str, Any]:
-    for host in story.network.hosts:
-        story.start(host)
+    story.start_all()
     story.tell("three hosts started")
     return story.finish()
 
 
 def killed(story: Story) -> dict[str, Any]:
-    for host in story.network.hosts:
-        story.start(host)
+    story.start_all()
     story.wait_for_epoch(3)
     victim = story.network.hosts[2]
     story.tell(f"{victim.name}: {victim.kill()} processes killed")
@@ -150,8 +152,7 @@ def killed(story: Story) -> dict[str, Any]:
 
 
 def cut(story: Story) -> dict[str, Any]:
-    for host in story.network.hosts:
-        story.start(host)
+    story.start_all()
     story.wait_for_epoch(3)
     victim = story.network.hosts[2]
     victim.cut()
@@ -160,8 +161,7 @@ def cut(story: Story) -> dict[str, Any]:
 
 
 def returned(story: Story) -> dict[str, Any]:
-    for host in story.network.hosts:
-        story.start(host)
+    story.start_all()
     story.wait_for_epoch(2)
     victim = story.network.hosts[1]
     story.tell(f"{victim.name}: {victim.kill()} processes killed")

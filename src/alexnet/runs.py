@@ -37,6 +37,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from alexnet import runtime
+from alexnet.data.checksum import sha256_of
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 
@@ -117,15 +118,6 @@ def _flush_folder(path: Path) -> None:
         pass
     finally:
         os.close(handle)
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from alexnet.cli import run
+from alexnet.data.checksum import sha256_of
 from alexnet.data.preprocess import Preprocess
 from alexnet.deploy import write
 from alexnet.deploy.export import Exporter
@@ -22,7 +23,7 @@ from alexnet.deploy.parity import ExportFailed
 from alexnet.inference.described import FORMATS
 from alexnet.inference.exported import open_exported
 from alexnet.inference.predict import load
-from alexnet.runs import sha256_of, write_model
+from alexnet.runs import write_model
 from helpers import FRUIT, sharp
 
 HERE = ("onnx", "openvino", "torchscript", "pt2", "huggingface")  # and installed with `dev`

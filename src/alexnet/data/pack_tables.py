@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from alexnet.data.checksum import sha256_of
 from alexnet.data.pack_plan import Contents
-from alexnet.data.packed import FORMAT, sha256_of
+from alexnet.data.packed import FORMAT
 from alexnet.data.samples import Arrays, Files
 from alexnet.data.shard_writer import Facts, Task, put, read_facts
 from alexnet.data.shards import FAILED, INDEX, MEAN_IMAGE, PACK, SAMPLES, Form

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from alexnet.data.checksum import sha256_of
 from alexnet.data.folders import Progress, in_threads
 from alexnet.data.shards import INDEX, PACK, SAMPLES, WORK, Form, Packed, Shards, damaged, read_index, read_samples
 from alexnet.errors import UserError
@@ -91,15 +91,6 @@ def mismatches(data: Path, digests: Mapping[str, str], progress: Progress | None
     names = list(digests)
     found = in_threads(differs, names, progress, "verifying shards")
     return [name for name, wrong in zip(names, found, strict=True) if wrong]
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _split(folder: Path, form: Form, classes: Sequence[str], count: int) -> Packed:

@@ -21,8 +21,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from alexnet.data.checksum import sha256_of
 from alexnet.data.images import BadImage, decode_part
-from alexnet.data.packed import sha256_of
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.shards import INDEX, WORK, Form, Shards, read_index
 from alexnet.errors import UserError

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet.data.checksum import sha256_of
 from alexnet.data.samples import Source
 from alexnet.deploy import parity, write
 from alexnet.deploy.parity import ENOUGH, TOLERANCE, ExportFailed, Parity, Reference
@@ -30,7 +31,7 @@ from alexnet.inference.described import FORMATS, PRECISIONS, check_installed, de
 from alexnet.inference.evaluate import own_data
 from alexnet.inference.formats import open_model
 from alexnet.inference.quantise import calibration_pictures
-from alexnet.runs import package_version, sha256_of, write_json
+from alexnet.runs import package_version, write_json
 from alexnet.runtime import cpu_name
 
 Say = Callable[[str], object]

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from alexnet.data.checksum import sha256_of
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
-from alexnet.runs import sha256_of
 
 MARK = "alexnet-export-1"  # of a description; a reader refuses what it does not know
 KEY = "alexnet"  # under which a file holds its own description

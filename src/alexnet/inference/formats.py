@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alexnet.data.checksum import sha256_of
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 from alexnet.inference.described import looks_exported, read_description
 from alexnet.inference.exported import Exported, open_exported
-from alexnet.runs import MODEL, Run, find_run, identify, read_model, sha256_of
+from alexnet.runs import MODEL, Run, find_run, identify, read_model
 
 if TYPE_CHECKING:
     from alexnet.networks.model import Network

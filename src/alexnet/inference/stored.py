@@ -20,11 +20,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from alexnet.data.checksum import sha256_of
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
 from alexnet.inference import engines
 from alexnet.inference.engines import FAST, KINDS, Engine
-from alexnet.runs import sha256_of, write_json
+from alexnet.runs import write_json
 from alexnet.runtime import cache_dir, cpu_name
 
 FORMAT = 2  # of the files: raised when what the conversions make changes
