@@ -213,9 +213,25 @@ FIELD = "Content-Disposition: form-data; name="
         form(*["A: b"] * 50, "", "1"), form("A" * 100_000, "", "1"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("more", ["; boundary=x", "", "; boundary=x; charset=nonsense"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "; boundary=x", "", "; boundary=x; charset=nonsense", "; boundary=x; charset=undefined",
+        "; boundary=x; charset=punycode", r'; boundary="x\"; charset=\"punycode"',
+    ],
+)  # fmt: skip
 def test_wrong_forms_are_422(server: Asking, more: str, body: bytes) -> None:
     problem(server.post("/v1/predict", body, f"multipart/form-data{more}"), 422)
+
+
+@pytest.mark.parametrize("charset", ["undefined", "idna", "utf-16"])
+@pytest.mark.parametrize("boundary", ["x", '"x y"', '"x;y"'])
+def test_a_form_is_utf_8_whatever_it_says(server: Asking, charset: str, boundary: str) -> None:
+    part = f'{FIELD}"images"; filename="猫.jpg"\r\n\r\n'.encode() + jpeg()
+    edge = b"--" + boundary.strip('"').encode()
+    kind = f"multipart/form-data; charset={charset}; boundary={boundary}"
+    (told,) = labels(server.post("/v1/predict", edge + b"\r\n" + part + b"\r\n" + edge + b"--\r\n", kind))
+    assert told["path"] == "猫.jpg"
 
 
 @pytest.mark.parametrize(
@@ -225,6 +241,8 @@ def test_wrong_forms_are_422(server: Asking, more: str, body: bytes) -> None:
         ("top_k=4", 422, TOP_K),
         ("top_k=many", 422, TOP_K),
         ("top_k=" + "9" * 5000, 422, TOP_K),
+        ("top_k=000000001" + "9" * 5000, 422, TOP_K),
+        ("top_k=0000000010", 422, TOP_K),
         ("top_k=²", 422, TOP_K),
         ("ten_crop=maybe", 422, "The parameter ten_crop must be true or false."),
         ("topk=1", 422, "There is no parameter 'topk'; did you mean 'top_k' or 'ten_crop'?"),

@@ -196,7 +196,7 @@ def _wanted(request: Request, models: Models) -> tuple[Served, int, int]:
     served = pick(models, asked.get("model"))
     classes = len(served.classifier.classes)
     top_k = asked.get("top_k", str(min(5, classes)))
-    if not (top_k.isascii() and top_k.isdecimal() and 1 <= int(top_k[:9]) <= classes):
+    if not (top_k.isascii() and top_k.isdecimal() and len(top_k) < 10 and 1 <= int(top_k) <= classes):
         raise Refused(
             422, f"The parameter top_k must be a number from 1 to {classes}, as many as {served.name} knows classes."
         )

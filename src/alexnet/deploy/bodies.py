@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator
 from pathlib import PurePosixPath
 from typing import Any
 
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -147,6 +148,10 @@ def _too_many(most: int) -> Refused:
 # ── forms ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _not_a_form(why: str) -> Refused:
+    return Refused(422, f"The form cannot be read ({why}); send it as curl -F does.")
+
+
 class _InMemory(MultiPartParser):
     spool_max_size = 0  # no temporary files: the body is in memory anyway, and limited
 
@@ -155,14 +160,20 @@ async def _form(request: Request, body: bytes, most: int) -> list[Named]:
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
+    # UTF-8 whatever charset is named: some codecs fail, and others take the square of a text's length
+    _, told = parse_options_header(request.headers["content-type"])
+    boundary = told.get(b"boundary", b"").decode("latin-1")
+    if not boundary or '"' in boundary or "\\" in boundary:
+        raise _not_a_form("its type names no boundary that could be one")
+    headers = Headers({"content-type": f'{MULTIPART}; boundary="{boundary}"'})
     # one more than allowed is read, so that the limit is told as that
-    parser = _InMemory(request.headers, whole(), max_files=most + 1, max_fields=most + 1, max_part_size=len(body) + 1)
+    parser = _InMemory(headers, whole(), max_files=most + 1, max_fields=most + 1, max_part_size=len(body) + 1)
     try:
         parts = (await parser.parse()).multi_items()
     except MultiPartException as error:
         if "Too many" in error.message:
             raise _too_many(most) from None
-        raise Refused(422, f"The form cannot be read ({error.message.rstrip('.')}); send it as curl -F does.") from None
+        raise _not_a_form(error.message.rstrip(".")) from None
     found: list[Named] = []
     for name, part in parts:
         if name != FIELD:
