@@ -168,8 +168,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings, up: Callable[[], object] = lambda: None) -> None:
         super().__init__(
-            uvicorn.Config(
-                app, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False,
+            uvicorn.Config(  # uvicorn warns of each request that is not HTTP: strangers would fill the disk
+                app, lifespan="on", ws="none", log_level="error", access_log=False, server_header=False,
                 http=patient(AutoHTTPProtocol, settings.timeout), backlog=4096, timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=int(settings.timeout) + UNREAD,
             )
