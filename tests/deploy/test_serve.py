@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -318,12 +319,40 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str], checkp
     assert f"--port {port}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "no-such-host.invalid", "é" * 70])
+def test_a_host_that_is_none_is_told(capsys: pytest.CaptureFixture[str], checkpoint: Path, host: str) -> None:
+    assert run(["serve", str(checkpoint), "--host", host]) == 2
+    assert f"--host {host}" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_leaves_no_socket_open(recwarn: pytest.WarningsRecorder) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(UserError):
+            bind("127.0.0.1", taken.getsockname()[1])
+        gc.collect()
+    assert not [one for one in recwarn if one.category is ResourceWarning]
+
+
+@POSIX
+def test_what_was_accepted_and_not_answered_is_not_exit_0(
+    models: Models, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    from alexnet.deploy import serve as module
+
+    monkeypatch.setattr(module, "serve", lambda *_: module.Stopped(2, 1, False))
+    monkeypatch.setattr("alexnet.deploy.models.open_models", lambda *_: models)
+    assert run(["serve", str(checkpoint)]) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ([], "Name what to serve"),
         (["nowhere"], "nowhere"),
         (["nowhere", "--max-batch", "0"], "--max-batch must be at least 1"),
+        (["nowhere", "--timeout", "inf"], "--timeout must be at most 3,600, not inf"),
+        (["nowhere", "--max-delay-ms", "inf"], "--max-delay-ms must be at most 60,000, not inf"),
+        (["nowhere", "--cors", "example.org"], "--cors example.org cannot be the address of a web site"),
         (["nowhere", "--token-file", "no-such-file"], "--token-file no-such-file cannot be read"),
     ],
 )
@@ -342,6 +371,12 @@ def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypa
     assert _token(None) is None
     monkeypatch.setenv("ALEXNET_TOKEN", "of the environment")
     assert _token(None) == "of the environment"
+    monkeypatch.setenv("ALEXNET_TOKEN", " blanks \n")
+    assert _token(None) == "blanks"
+    for empty in ("", " "):
+        monkeypatch.setenv("ALEXNET_TOKEN", empty)
+        with pytest.raises(UserError, match="ALEXNET_TOKEN is empty"):
+            _token(None)
     file = tmp_path / "token"
     file.write_text("of the file\n")
     assert _token(file) == "of the file"
