@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
 from alexnet.deploy import batching, bodies
+from alexnet.deploy.api import unless_gone
 from alexnet.deploy.limits import Settings
 from alexnet.deploy.models import Models, open_models
 from alexnet.errors import UserError
@@ -388,6 +390,46 @@ def test_models_tells_classes_and_limits(server: Asking) -> None:
     assert "similar" not in one["looks"]
 
 
+@pytest.mark.parametrize("path", ["/", "/page.js", "/healthz", "/readyz"])
+def test_a_head_alone_may_be_asked_for(server: Asking, path: str) -> None:
+    assert server.run(server.client.head(path)).status_code == 200
+
+
+@pytest.mark.parametrize("dead", ["_computer", "_decoders"])
+def test_a_server_whose_thread_died_says_so(models: Models, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
+    gone = threading.Thread()
+    with asking(models) as found:
+        batcher = found.app.state.batcher
+        monkeypatch.setattr(batcher, dead, gone if dead == "_computer" else [*batcher._decoders, gone])
+        for path in ("/healthz", "/readyz"):
+            answer = found.get(path)
+            assert (answer.status_code, answer.json()) == (503, {"status": "broken"})
+        monkeypatch.undo()
+        assert found.get("/healthz").status_code == 200
+
+
+def test_who_waits_too_long_is_503_and_not_worked_for(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    event, real = threading.Event(), batching.read_squares
+    monkeypatch.setattr(batching, "read_squares", lambda *given: (event.wait(10), real(*given))[1])
+    with asking(models, timeout=0.3) as found:
+        answer = found.predict(jpeg())
+        assert "did not come to it within 0.3 s" in problem(answer, 503)
+        assert int(answer.headers["retry-after"]) >= 1
+        assert found.app.state.held.bytes == 0
+        event.set()
+        assert labels(found.predict(jpeg(1)))
+        assert found.count('alexnet_pictures_total{model="fruit",result="answered"}') == 1
+        look = found.run(_late(found, found.app.state.work(lambda: threading.Event().wait(1))))
+        assert look.status == 503
+
+
+async def _late(server: Asking, work: Any) -> Any:
+    scope = {"type": "http", "app": server.app}
+    with pytest.raises(bodies.Refused) as caught:
+        await unless_gone(Request(scope, asyncio.Event().wait), asyncio.ensure_future(work))  # type: ignore[arg-type]
+    return caught.value
+
+
 def test_metrics_count_requests_pictures_and_batches(models: Models) -> None:
     with asking(models) as found:
         found.predict(jpeg(), jpeg(1), b"bad")
@@ -447,8 +489,13 @@ def test_work_that_looks_inside_has_a_limit_of_its_own(server: Asking) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"port": 70000}, {"max_batch": 0}, {"timeout": float("nan")}, {"queue": 10}, {"token": "a\nb"}, {"max_bytes": -1}],
-)
+    [
+        {"port": 70000}, {"max_batch": 0}, {"timeout": float("nan")}, {"queue": 10}, {"token": "a\nb"},
+        {"timeout": float("inf")}, {"max_delay_ms": float("inf")}, {"max_delay_ms": 1e9}, {"drain": float("inf")},
+        {"queue": 10**30}, {"max_batch": 10**9}, {"max_bytes": 10**30}, {"max_pixels": 10**12}, {"token": " a"},
+        {"max_bytes": -1}, {"token": ""}, {"cors": ("example.org",)}, {"cors": ("https://example.org/",)},
+    ],
+)  # fmt: skip
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         Settings(**wrong)

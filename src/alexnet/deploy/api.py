@@ -236,14 +236,16 @@ def _prediction(served: Served, picture: Named, outcome: Outcome, top: int) -> P
 
 
 async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
-    """What `work` gives, which is cancelled if the client goes; then raises starlette's `ClientDisconnect`.
+    """What `work` gives, which is cancelled if the client goes, or if it takes longer than a request may wait; then
+    raises starlette's `ClientDisconnect`, or `Refused` (503).
 
     The body must have been read. Who is answered at once is not watched.
     """
-    watching: list[asyncio.Task[None]] = []
+    watching: list[asyncio.Task[bool]] = []
+    patience = request.app.state.settings.timeout
 
     def watch() -> None:
-        watching.append(asyncio.ensure_future(_gone(request)))
+        watching.append(asyncio.ensure_future(_gone(request, patience - AT_ONCE)))
         watching[0].add_done_callback(lambda _: work.cancel())  # nothing happens to what is done
 
     timer = asyncio.get_running_loop().call_later(AT_ONCE, watch)
@@ -251,7 +253,13 @@ async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
         return await work
     except asyncio.CancelledError:
         if watching and watching[0].done() and not watching[0].cancelled():
-            raise ClientDisconnect from None
+            if watching[0].result():
+                raise ClientDisconnect from None
+            seconds = max(1, request.app.state.batcher.retry_after())
+            raise Refused(
+                503, f"The server did not come to it within {patience:g} s; ask again in {seconds} s.",
+                {"Retry-After": str(seconds)},
+            ) from None  # fmt: skip
         raise
     finally:
         timer.cancel()
@@ -259,9 +267,18 @@ async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
             task.cancel()
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _gone(request: Request, seconds: float) -> bool:
+    """True when the client has gone, False if it is still there after so many seconds."""
+
+    async def go() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    try:
+        await asyncio.wait_for(go(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True
 
 
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────

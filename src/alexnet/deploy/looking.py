@@ -117,7 +117,7 @@ def _page() -> APIRouter:
         return lambda: Response(content, headers=HEADERS, media_type=kind)
 
     for address, (name, kind) in FILES.items():
-        routes.get(address)(answer((folder / name).read_bytes(), kind))
+        routes.api_route(address, methods=["GET", "HEAD"])(answer((folder / name).read_bytes(), kind))
     return routes
 
 
