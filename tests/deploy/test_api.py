@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from starlette.requests import Request
 
-from alexnet.deploy import batching, bodies
+from alexnet.deploy import api, batching, bodies
 from alexnet.deploy.api import unless_gone
 from alexnet.deploy.limits import Settings
 from alexnet.deploy.models import Models, open_models
@@ -300,6 +300,48 @@ def test_other_web_sites_may_ask_only_if_told(models: Models, server: Asking) ->
         assert found.run(found.client.options("/v1/predict", headers=before)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        ("localhost", True), ("LOCALHOST:8000", True), ("127.0.0.1:1", True), ("127.9.9.9", True), ("[::1]:8000", True),
+        ("[::1]", True), ("evil.example:8000", False), ("127.0.0.1.evil.example", False), ("localhost.evil", False),
+        ("192.168.1.1", False), ("[::2]:8000", False), ("localhost@evil.example", False),
+    ],
+)  # fmt: skip
+def test_a_server_for_its_own_machine_has_no_other_name(server: Asking, host: str, here: bool) -> None:
+    for path in ("/", "/v1/samples", "/healthz"):
+        answer = server.get(path, headers={"host": host})
+        assert answer.status_code == 200 if here else "not called " + host in problem(answer, 421)
+
+
+@pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"token": "t"}], ids=["elsewhere", "token"])
+def test_other_servers_may_have_any_name(models: Models, settings: dict[str, Any]) -> None:
+    with asking(models, **settings) as found:
+        assert found.get("/healthz", headers={"host": "labels.example"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "may"),
+    [
+        ({}, True),
+        ({"sec-fetch-site": "same-origin", "origin": "https://before.the.proxy"}, True),
+        ({"origin": "http://localhost:8000"}, True),
+        ({"origin": "https://a.example", "sec-fetch-site": "cross-site"}, True),
+        ({"origin": "http://localhost:9000", "sec-fetch-site": "same-site"}, False),
+        ({"origin": "https://b.example", "sec-fetch-site": "cross-site"}, False),
+        ({"origin": "https://b.example"}, False),
+        ({"origin": "null"}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/saliency"])
+def test_pages_of_other_sites_may_not_send(models: Models, path: str, headers: dict[str, str], may: bool) -> None:
+    with asking(models, cors=("https://a.example",)) as found:
+        answer = found.post(path, jpeg(), **headers)
+        assert answer.status_code == 200 if may else "other web sites" in problem(answer, 403)
+        assert found.get("/v1/models", headers=headers).status_code == 200
+
+
 def test_a_full_queue_is_503_with_the_time_to_ask_again(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     event, real = threading.Event(), batching.read_squares
     monkeypatch.setattr(batching, "read_squares", lambda *given: (event.wait(10), real(*given))[1])
@@ -462,7 +504,7 @@ def test_the_openapi_names_all_that_is_answered(server: Asking) -> None:
     assert set(predict["requestBody"]["content"]) == {
         "multipart/form-data", "application/json", "image/*", "application/octet-stream",
     }  # fmt: skip
-    assert set(predict["responses"]) == {"200", "401", "404", "408", "413", "415", "422", "503"}
+    assert set(predict["responses"]) == {str(status) for status in api.SAYS.keys() - {500} | {200}}
 
 
 def test_docs_shows_each_route_and_needs_nothing_from_elsewhere(server: Asking) -> None:

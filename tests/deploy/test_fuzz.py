@@ -61,7 +61,8 @@ def expected(server: Asking) -> Any:
 @pytest.fixture(scope="module")
 def schema(models: Models) -> Any:
     """Schemathesis calls the application itself, and starts it."""
-    app = create_app(models, Settings(max_bytes=100_000, max_pixels=100_000, max_images=3))
+    # as one elsewhere, which may have any name: schemathesis gives it one
+    app = create_app(models, Settings(host="0.0.0.0", max_bytes=100_000, max_pixels=100_000, max_images=3))
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -20,7 +19,7 @@ from starlette.responses import Response
 
 from alexnet.data.images import BadImage
 from alexnet.deploy.batching import Batcher, Full, Outcome, Unread
-from alexnet.deploy.bodies import FIELD, JSON, MULTIPART, RAW, Named, Refused, busy, pictures_in
+from alexnet.deploy.bodies import FIELD, JSON, MULTIPART, RAW, Named, Refused, answer, busy, pictures_in, refused
 from alexnet.deploy.limits import Settings
 from alexnet.deploy.metrics import FAILED, TOO_LARGE
 from alexnet.deploy.models import Models, Served, looks_of
@@ -62,24 +61,16 @@ class Problem(BaseModel):
 
 
 SAYS = {
-    401: "No token, or another one", 404: "No network of that name", 408: "The body came too slowly",
-    413: "Too many bytes, pixels or pictures", 415: "A body of another type", 422: "Nothing that can be labelled",
-    500: "A fault of the server's own", 503: "Too much to do; Retry-After tells when to ask again",
+    401: "No token, or another one", 403: "A page of another web site asks", 404: "No network of that name",
+    408: "The body came too slowly", 413: "Too many bytes, pixels or pictures", 415: "A body of another type",
+    421: "The server has another name", 422: "Nothing that can be labelled", 500: "A fault of the server's own",
+    503: "Too much to do; Retry-After tells when to ask again",
 }  # fmt: skip
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route may answer beside what it is for, as FastAPI declares it."""
-    return {status: {"model": Problem, "description": SAYS[status]} for status in statuses}
-
-
-_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON."""
-    text = _JSON.encode(document)
-    return Response(text.encode("utf-8", "backslashreplace"), status, headers, "application/json")
+    return {status: {"model": Problem, "description": SAYS[status]} for status in (*statuses, 421)}
 
 
 async def allowed(request: Request) -> None:
@@ -134,11 +125,6 @@ async def label_directly(request: Request) -> Response:
         return Response(status_code=GONE)
 
 
-def refused(error: Refused) -> Response:
-    """The answer that tells it."""
-    return answer({"error": error.sentence}, error.status, error.headers)
-
-
 def router(models: Models, settings: Settings) -> APIRouter:
     """The routes under /v1."""
     routes = APIRouter(prefix="/v1")
@@ -161,7 +147,7 @@ def router(models: Models, settings: Settings) -> APIRouter:
     @routes.post(
         "/predict",
         response_model=Predictions,
-        responses=problems(401, 404, 408, 413, 415, 422, 503),
+        responses=problems(401, 403, 404, 408, 413, 415, 422, 503),
         openapi_extra={"parameters": parameters, "requestBody": {"required": True, "content": body}},
     )
     async def predict(request: Request) -> Response:

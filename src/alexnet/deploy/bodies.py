@@ -17,6 +17,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
+from starlette.responses import Response
 
 from alexnet.deploy.limits import Settings
 
@@ -34,6 +35,20 @@ class Refused(Exception):
     def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(status, sentence)
         self.status, self.sentence, self.headers = status, sentence, headers or {}
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON."""
+    text = _JSON.encode(document)
+    return Response(text.encode("utf-8", "backslashreplace"), status, headers, "application/json")
+
+
+def refused(error: Refused) -> Response:
+    """The answer that tells it."""
+    return answer({"error": error.sentence}, error.status, error.headers)
 
 
 def busy(seconds: int) -> Refused:

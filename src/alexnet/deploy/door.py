@@ -17,8 +17,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from alexnet.deploy.bodies import Held, release
+from alexnet.deploy.bodies import Held, refused, release
 from alexnet.deploy.metrics import Metrics
+from alexnet.deploy.pages import Pages
 
 log = logging.getLogger("alexnet.serve")
 
@@ -36,9 +37,10 @@ class Door:
     """ASGI middleware, the outermost. `shortcuts` are what answers a POST to a path without the application's help."""
 
     def __init__(
-        self, app: Any, metrics: Metrics, held: Held, shortcuts: Mapping[str, Callable[[Request], Awaitable[Response]]]
-    ) -> None:
-        self.app, self.metrics, self.held, self.shortcuts = app, metrics, held, shortcuts
+        self, app: Any, metrics: Metrics, held: Held, pages: Pages,
+        shortcuts: Mapping[str, Callable[[Request], Awaitable[Response]]],
+    ) -> None:  # fmt: skip
+        self.app, self.metrics, self.held, self.pages, self.shortcuts = app, metrics, held, pages, shortcuts
         self.stopping = False
         self.accepted = 0
         self.answered = 0
@@ -66,7 +68,9 @@ class Door:
 
         try:
             shortcut = self.shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
-            if shortcut:
+            if no := self.pages.check(scope):
+                await refused(no)(scope, receive, answer)
+            elif shortcut:
                 route = scope["path"]
                 await (await shortcut(Request(scope, receive)))(scope, receive, answer)
             else:

@@ -37,6 +37,7 @@ from alexnet.deploy.limits import Settings
 from alexnet.deploy.looking import router as looking_router
 from alexnet.deploy.metrics import Metrics
 from alexnet.deploy.models import Models, warm_up
+from alexnet.deploy.pages import Pages
 from alexnet.errors import UserError
 
 __all__ = ["Settings", "create_app", "serve"]
@@ -65,7 +66,7 @@ def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
     app.state.batcher = app.state.work = None  # until it is started
     # other web sites' requests need what the middleware for them adds
     shortcuts = {} if settings.cors else {"/v1/predict": api.label_directly}
-    app.state.door = Door(app.inside, metrics, held, shortcuts)
+    app.state.door = Door(app.inside, metrics, held, Pages(settings), shortcuts)
 
     def inside() -> int:
         return app.state.batcher.inside if app.state.batcher else 0
