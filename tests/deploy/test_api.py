@@ -32,6 +32,7 @@ def server(models: Models) -> Iterator[Asking]:
         yield found
 
 
+JSON = "application/json"
 TOP_K = "The parameter top_k must be a number from 1 to 3, as many as fruit knows classes."
 
 
@@ -202,6 +203,26 @@ def test_encoded_bodies_are_415(server: Asking) -> None:
 )  # fmt: skip
 def test_wrong_json_is_422(server: Asking, body: bytes) -> None:
     problem(server.post("/v1/predict", body, "application/json"), 422)
+
+
+def test_large_json_is_read_beside_the_event_loop(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    where: list[str] = []
+    real = bodies._json
+    monkeypatch.setattr(bodies, "_json", lambda body: (where.append(threading.current_thread().name), real(body))[1])
+    noise = np.random.default_rng(0).integers(0, 255, (500, 500, 3), np.uint8)
+    large = encoded(Image.fromarray(noise), "PNG")
+    assert len(large) > 2 * bodies.LARGE
+    with asking(models) as found:
+        answers = [
+            found.post("/v1/predict", json.dumps({"images": [base64.b64encode(one).decode()]}).encode(), JSON)
+            for one in (jpeg(), large)
+        ]
+        assert [labels(answer)[0]["error"] for answer in answers] == [None, None]
+        assert where[0] != where[1]
+        assert found.predict(large).json()["predictions"][0]["labels"] == labels(answers[1])[0]["labels"]
+        text = base64.b64encode(large).decode()
+        for wrong in (text[: bodies.LARGE - 1] + "=" + text[bodies.LARGE :], text[:-1], "=" + text[1:]):
+            problem(found.post("/v1/predict", json.dumps({"images": [wrong]}).encode(), JSON), 422)
 
 
 FIELD = "Content-Disposition: form-data; name="
