@@ -94,7 +94,7 @@ def serve(
 
 def _check_serving() -> None:
     """Raise `UserError`, with the command that installs it, if something is missing."""
-    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    for package in ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"A server needs {package}; pip install 'alexnet[serve]' adds it.")
 

@@ -241,7 +241,7 @@ async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
         if watching and watching[0].done() and not watching[0].cancelled():
             if watching[0].result():
                 raise ClientDisconnect from None
-            seconds = max(1, request.app.state.batcher.retry_after())
+            seconds = request.app.state.batcher.retry_after()
             raise Refused(
                 503, f"The server did not come to it within {patience:g} s; ask again in {seconds} s.",
                 {"Retry-After": str(seconds)},

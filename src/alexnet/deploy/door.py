@@ -88,10 +88,8 @@ class Door:
 
 
 def patient(protocol: Any, seconds: float) -> Any:
-    """uvicorn's HTTP `protocol`, with limits where it waits for ever: `seconds` for the head of a request and for the
+    """uvicorn's `protocol` of httptools, with limits where it has none: `seconds` for the head of a request and for the
     taking of an answer, and `HEAD` bytes for a head. What is not HTTP is answered with a sentence, as all else is."""
-
-    counts = hasattr(protocol, "on_headers_complete")  # as httptools calls it; h11 has a limit on heads itself
 
     class Patient(protocol):
         _waiting: asyncio.TimerHandle | None = None
@@ -108,7 +106,7 @@ def patient(protocol: Any, seconds: float) -> Any:
             steps = self._steps
             super().data_received(data)
             self._head = self._head + len(data) if steps == self._steps else 0
-            if self._head > HEAD and counts and not self.transport.is_closing():
+            if self._head > HEAD and not self.transport.is_closing():
                 self._refuse(431, HEAD_TOO_LARGE)
             self._watch()
 

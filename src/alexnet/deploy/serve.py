@@ -26,7 +26,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, Response
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from alexnet.deploy import api
 from alexnet.deploy.api_page import POLICY, page
@@ -175,7 +175,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(  # uvicorn warns of each request that is not HTTP: strangers would fill the disk
                 app, lifespan="on", ws="none", log_level="error", access_log=False, server_header=False,
-                http=patient(AutoHTTPProtocol, settings.timeout), backlog=4096, timeout_keep_alive=KEEP_ALIVE,
+                http=patient(HttpToolsProtocol, settings.timeout), backlog=4096, timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=int(2 * settings.timeout) + UNREAD,
             )
         )  # fmt: skip
