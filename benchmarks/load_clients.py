@@ -19,6 +19,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+VANISH = b"vanish"  # in place of a request: send all but its last byte, and go
+
+
+def strange(request: bytes) -> list[bytes]:
+    """What else comes to a server than good pictures: ten views, damage, no picture, a body too large, a farewell."""
+    head, _, picture = request.partition(b"\r\n\r\n")
+    line, rest = head.split(b"\r\n", 1)
+    path, end = line.rsplit(b" ", 1)
+    length = b"Content-Length: " + str(len(picture)).encode()
+    ten = path + (b"&" if b"?" in path else b"?") + b"ten_crop=1 " + end
+    return [
+        ten + b"\r\n" + rest + b"\r\n\r\n" + picture,
+        head + b"\r\n\r\n" + picture[: len(picture) // 2].ljust(len(picture), b"\0"),
+        head + b"\r\n\r\n" + b"x" * len(picture),
+        head.replace(length, b"Content-Length: 999999999\r\nConnection: close") + b"\r\n\r\n",
+        VANISH,
+    ]
+
 
 class Client(asyncio.Protocol):
     """One connection: a request, its answer, the next request."""
@@ -37,7 +55,12 @@ class Client(asyncio.Protocol):
             self.transport.close()
             return
         self.sent = time.perf_counter()
-        self.transport.write(request)
+        if request is VANISH:
+            self.sent = 0.0
+            self.transport.write(self.load.requests[0][:-1])
+            asyncio.get_running_loop().call_later(0.02, self.transport.abort)  # when that has gone out
+        else:
+            self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -74,6 +97,8 @@ class Load:
         head = f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: image/jpeg\r\nContent-Length: "
         pictures = [Path(name).read_bytes() for name in job["files"]]
         self.requests = [head.encode() + str(len(data)).encode() + b"\r\n\r\n" + data for data in pictures]
+        if job.get("strangers"):
+            self.requests = [wrong for request in self.requests for wrong in (*[request] * 4, *strange(request))]
         self.clients, self.most = job["clients"], job.get("requests", 0)
         self.begin = time.perf_counter() + job.get("warm_up", 0.0)
         self.end = self.begin + job["seconds"] if job.get("seconds") else float("inf")

@@ -6,7 +6,8 @@
 
 All of it on this machine: server and clients share its cores, and `predict` has them for itself, in one process after
 its start. --sigterm stops the server in the middle and counts what was accepted and not answered; --soak sends so many
-requests and follows the server's memory. Results go to docs/results/serving-NAME.json.
+requests, five of nine being what strangers send (ten views, damage, no picture, too large, unfinished), and follows the
+server's memory. Results go to docs/results/serving-NAME.json.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def soak(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
     memory = []
     with server(given) as (url, process):
         for _ in range(given.soak // part):
-            found = clients_ask(f"{url}/v1/predict", files, given.clients[0], requests=part)
+            found = clients_ask(f"{url}/v1/predict", files, given.clients[0], requests=part, strangers=True)
             memory.append({"requests": part * (len(memory) + 1), "mb": resident(process.pid), **found["statuses"]})
             told("soak", memory[-1])
     tail = memory[len(memory) // 4 :]  # what grows at first are the allocator's own reserves
@@ -201,10 +202,13 @@ def started(command: list[str]) -> Iterator[tuple[dict[str, Any], subprocess.Pop
 
 @contextlib.contextmanager
 def clients_asking(
-    url: str, files: list[str], clients: int, seconds: float = 0, requests: int = 0
+    url: str, files: list[str], clients: int, seconds: float = 0, requests: int = 0, strangers: bool = False
 ) -> Iterator[subprocess.Popen[str]]:
     warm_up = 0.0 if requests else WARM_UP
-    job = {"url": url, "files": files, "clients": clients, "seconds": seconds, "requests": requests, "warm_up": warm_up}
+    job = {
+        "url": url, "files": files, "clients": clients, "seconds": seconds, "requests": requests, "warm_up": warm_up,
+        "strangers": strangers,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job))
@@ -214,8 +218,10 @@ def clients_asking(
             yield process
 
 
-def clients_ask(url: str, files: list[str], clients: int, seconds: float = 0, requests: int = 0) -> dict[str, Any]:
-    with clients_asking(url, files, clients, seconds, requests) as process:
+def clients_ask(
+    url: str, files: list[str], clients: int, seconds: float = 0, requests: int = 0, strangers: bool = False
+) -> dict[str, Any]:
+    with clients_asking(url, files, clients, seconds, requests, strangers) as process:
         return dict(json.loads(process.communicate()[0]))
 
 

@@ -28,7 +28,7 @@ class Asking:
         self._thread.start()
         self._lifespan = app.router.lifespan_context(app)
         self.run(self._lifespan.__aenter__())
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server")
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8000")
         self.run(self.client.get("/healthz"))  # the first request builds the middleware
 
     def close(self) -> None:

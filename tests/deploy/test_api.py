@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
-from alexnet.deploy import batching, bodies
+from alexnet.deploy import api, batching, bodies
+from alexnet.deploy.api import unless_gone
 from alexnet.deploy.limits import Settings
 from alexnet.deploy.models import Models, open_models
 from alexnet.errors import UserError
@@ -30,6 +32,7 @@ def server(models: Models) -> Iterator[Asking]:
         yield found
 
 
+JSON = "application/json"
 TOP_K = "The parameter top_k must be a number from 1 to 3, as many as fruit knows classes."
 
 
@@ -202,6 +205,26 @@ def test_wrong_json_is_422(server: Asking, body: bytes) -> None:
     problem(server.post("/v1/predict", body, "application/json"), 422)
 
 
+def test_large_json_is_read_beside_the_event_loop(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    where: list[str] = []
+    real = bodies._json
+    monkeypatch.setattr(bodies, "_json", lambda body: (where.append(threading.current_thread().name), real(body))[1])
+    noise = np.random.default_rng(0).integers(0, 255, (500, 500, 3), np.uint8)
+    large = encoded(Image.fromarray(noise), "PNG")
+    assert len(large) > 2 * bodies.LARGE
+    with asking(models) as found:
+        answers = [
+            found.post("/v1/predict", json.dumps({"images": [base64.b64encode(one).decode()]}).encode(), JSON)
+            for one in (jpeg(), large)
+        ]
+        assert [labels(answer)[0]["error"] for answer in answers] == [None, None]
+        assert where[0] != where[1]
+        assert found.predict(large).json()["predictions"][0]["labels"] == labels(answers[1])[0]["labels"]
+        text = base64.b64encode(large).decode()
+        for wrong in (text[: bodies.LARGE - 1] + "=" + text[bodies.LARGE :], text[:-1], "=" + text[1:]):
+            problem(found.post("/v1/predict", json.dumps({"images": [wrong]}).encode(), JSON), 422)
+
+
 FIELD = "Content-Disposition: form-data; name="
 
 
@@ -213,9 +236,25 @@ FIELD = "Content-Disposition: form-data; name="
         form(*["A: b"] * 50, "", "1"), form("A" * 100_000, "", "1"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("more", ["; boundary=x", "", "; boundary=x; charset=nonsense"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "; boundary=x", "", "; boundary=x; charset=nonsense", "; boundary=x; charset=undefined",
+        "; boundary=x; charset=punycode", r'; boundary="x\"; charset=\"punycode"',
+    ],
+)  # fmt: skip
 def test_wrong_forms_are_422(server: Asking, more: str, body: bytes) -> None:
     problem(server.post("/v1/predict", body, f"multipart/form-data{more}"), 422)
+
+
+@pytest.mark.parametrize("charset", ["undefined", "idna", "utf-16"])
+@pytest.mark.parametrize("boundary", ["x", '"x y"', '"x;y"'])
+def test_a_form_is_utf_8_whatever_it_says(server: Asking, charset: str, boundary: str) -> None:
+    part = f'{FIELD}"images"; filename="猫.jpg"\r\n\r\n'.encode() + jpeg()
+    edge = b"--" + boundary.strip('"').encode()
+    kind = f"multipart/form-data; charset={charset}; boundary={boundary}"
+    (told,) = labels(server.post("/v1/predict", edge + b"\r\n" + part + b"\r\n" + edge + b"--\r\n", kind))
+    assert told["path"] == "猫.jpg"
 
 
 @pytest.mark.parametrize(
@@ -225,6 +264,8 @@ def test_wrong_forms_are_422(server: Asking, more: str, body: bytes) -> None:
         ("top_k=4", 422, TOP_K),
         ("top_k=many", 422, TOP_K),
         ("top_k=" + "9" * 5000, 422, TOP_K),
+        ("top_k=000000001" + "9" * 5000, 422, TOP_K),
+        ("top_k=0000000010", 422, TOP_K),
         ("top_k=²", 422, TOP_K),
         ("ten_crop=maybe", 422, "The parameter ten_crop must be true or false."),
         ("topk=1", 422, "There is no parameter 'topk'; did you mean 'top_k' or 'ten_crop'?"),
@@ -278,6 +319,48 @@ def test_other_web_sites_may_ask_only_if_told(models: Models, server: Asking) ->
         assert "access-control-allow-origin" not in found.get("/v1/models", headers={"origin": "https://a.b"}).headers
         before = {**site, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
         assert found.run(found.client.options("/v1/predict", headers=before)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        ("localhost", True), ("LOCALHOST:8000", True), ("127.0.0.1:1", True), ("127.9.9.9", True), ("[::1]:8000", True),
+        ("[::1]", True), ("evil.example:8000", False), ("127.0.0.1.evil.example", False), ("localhost.evil", False),
+        ("192.168.1.1", False), ("[::2]:8000", False), ("localhost@evil.example", False),
+    ],
+)  # fmt: skip
+def test_a_server_for_its_own_machine_has_no_other_name(server: Asking, host: str, here: bool) -> None:
+    for path in ("/", "/v1/samples", "/healthz"):
+        answer = server.get(path, headers={"host": host})
+        assert answer.status_code == 200 if here else "not called " + host in problem(answer, 421)
+
+
+@pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"token": "t"}], ids=["elsewhere", "token"])
+def test_other_servers_may_have_any_name(models: Models, settings: dict[str, Any]) -> None:
+    with asking(models, **settings) as found:
+        assert found.get("/healthz", headers={"host": "labels.example"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "may"),
+    [
+        ({}, True),
+        ({"sec-fetch-site": "same-origin", "origin": "https://before.the.proxy"}, True),
+        ({"origin": "http://localhost:8000"}, True),
+        ({"origin": "https://a.example", "sec-fetch-site": "cross-site"}, True),
+        ({"origin": "http://localhost:9000", "sec-fetch-site": "same-site"}, False),
+        ({"origin": "https://b.example", "sec-fetch-site": "cross-site"}, False),
+        ({"origin": "https://b.example"}, False),
+        ({"origin": "null"}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/saliency"])
+def test_pages_of_other_sites_may_not_send(models: Models, path: str, headers: dict[str, str], may: bool) -> None:
+    with asking(models, cors=("https://a.example",)) as found:
+        answer = found.post(path, jpeg(), **headers)
+        assert answer.status_code == 200 if may else "other web sites" in problem(answer, 403)
+        assert found.get("/v1/models", headers=headers).status_code == 200
 
 
 def test_a_full_queue_is_503_with_the_time_to_ask_again(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +453,46 @@ def test_models_tells_classes_and_limits(server: Asking) -> None:
     assert "similar" not in one["looks"]
 
 
+@pytest.mark.parametrize("path", ["/", "/page.js", "/healthz", "/readyz"])
+def test_a_head_alone_may_be_asked_for(server: Asking, path: str) -> None:
+    assert server.run(server.client.head(path)).status_code == 200
+
+
+@pytest.mark.parametrize("dead", ["_computer", "_decoders"])
+def test_a_server_whose_thread_died_says_so(models: Models, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
+    gone = threading.Thread()
+    with asking(models) as found:
+        batcher = found.app.state.batcher
+        monkeypatch.setattr(batcher, dead, gone if dead == "_computer" else [*batcher._decoders, gone])
+        for path in ("/healthz", "/readyz"):
+            answer = found.get(path)
+            assert (answer.status_code, answer.json()) == (503, {"status": "broken"})
+        monkeypatch.undo()
+        assert found.get("/healthz").status_code == 200
+
+
+def test_who_waits_too_long_is_503_and_not_worked_for(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    event, real = threading.Event(), batching.read_squares
+    monkeypatch.setattr(batching, "read_squares", lambda *given: (event.wait(10), real(*given))[1])
+    with asking(models, timeout=0.3) as found:
+        answer = found.predict(jpeg())
+        assert "did not come to it within 0.3 s" in problem(answer, 503)
+        assert int(answer.headers["retry-after"]) >= 1
+        assert found.app.state.held.bytes == 0
+        event.set()
+        assert labels(found.predict(jpeg(1)))
+        assert found.count('alexnet_pictures_total{model="fruit",result="answered"}') == 1
+        look = found.run(_late(found, found.app.state.work(lambda: threading.Event().wait(1))))
+        assert look.status == 503
+
+
+async def _late(server: Asking, work: Any) -> Any:
+    scope = {"type": "http", "app": server.app}
+    with pytest.raises(bodies.Refused) as caught:
+        await unless_gone(Request(scope, asyncio.Event().wait), asyncio.ensure_future(work))  # type: ignore[arg-type]
+    return caught.value
+
+
 def test_metrics_count_requests_pictures_and_batches(models: Models) -> None:
     with asking(models) as found:
         found.predict(jpeg(), jpeg(1), b"bad")
@@ -402,7 +525,7 @@ def test_the_openapi_names_all_that_is_answered(server: Asking) -> None:
     assert set(predict["requestBody"]["content"]) == {
         "multipart/form-data", "application/json", "image/*", "application/octet-stream",
     }  # fmt: skip
-    assert set(predict["responses"]) == {"200", "401", "404", "408", "413", "415", "422", "503"}
+    assert set(predict["responses"]) == {str(status) for status in api.SAYS.keys() - {500} | {200}}
 
 
 def test_docs_shows_each_route_and_needs_nothing_from_elsewhere(server: Asking) -> None:
@@ -429,8 +552,13 @@ def test_work_that_looks_inside_has_a_limit_of_its_own(server: Asking) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"port": 70000}, {"max_batch": 0}, {"timeout": float("nan")}, {"queue": 10}, {"token": "a\nb"}, {"max_bytes": -1}],
-)
+    [
+        {"port": 70000}, {"max_batch": 0}, {"timeout": float("nan")}, {"queue": 10}, {"token": "a\nb"},
+        {"timeout": float("inf")}, {"max_delay_ms": float("inf")}, {"max_delay_ms": 1e9}, {"drain": float("inf")},
+        {"queue": 10**30}, {"max_batch": 10**9}, {"max_bytes": 10**30}, {"max_pixels": 10**12}, {"token": " a"},
+        {"max_bytes": -1}, {"token": ""}, {"cors": ("example.org",)}, {"cors": ("https://example.org/",)},
+    ],
+)  # fmt: skip
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         Settings(**wrong)

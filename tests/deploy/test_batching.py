@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -209,3 +210,21 @@ def test_closing_finishes_what_is_inside(models: Models) -> None:
         return len(await asyncio.wait_for(asyncio.gather(*answers), 5))
 
     assert asyncio.run(ask()) == 30
+
+
+def test_who_leaves_takes_the_files_along(models: Models, slow: Callable[[bytes], threading.Event]) -> None:
+    first, second = jpeg(0), jpeg(1)
+
+    async def leave(found: Batcher) -> None:
+        before = sys.getrefcount(second)
+        waiting = found.label(models["fruit"], [first])
+        left = found.label(models["fruit"], [second])
+        left.cancel()
+        await asyncio.sleep(0)
+        assert sys.getrefcount(second) == before
+        event.set()
+        assert len(await waiting) == 1
+
+    with batcher(models, workers=1) as (found, _):
+        event = slow(first)
+        asyncio.run(leave(found))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from encodings.aliases import aliases
 from typing import Any
 
 import hypothesis
@@ -60,7 +61,8 @@ def expected(server: Asking) -> Any:
 @pytest.fixture(scope="module")
 def schema(models: Models) -> Any:
     """Schemathesis calls the application itself, and starts it."""
-    app = create_app(models, Settings(max_bytes=100_000, max_pixels=100_000, max_images=3))
+    # as one elsewhere, which may have any name: schemathesis gives it one
+    app = create_app(models, Settings(host="0.0.0.0", max_bytes=100_000, max_pixels=100_000, max_images=3))
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
@@ -111,6 +113,28 @@ def test_damaged_jpegs(server: Asking, expected: Any, data: st.DataObject) -> No
     assert both.status_code == 200
     assert both.json()["predictions"][0]["labels"][0]["label"] == expected["predictions"][0]["labels"][0]["label"]
     assert (both.json()["predictions"][1]["error"] is None) == readable
+
+
+@SLOW_IS_FINE
+@hypothesis.given(
+    kind=st.sampled_from(["multipart/form-data; boundary=x", "application/json", "image/jpeg"]),
+    parameters=st.lists(
+        st.tuples(
+            st.sampled_from(["charset", "boundary", "charset*", "filename", "q"]),
+            st.sampled_from([*sorted(set(aliases.values())), "undefined", "idna", "punycode", "unicode_escape"])
+            | st.text(st.characters(min_codepoint=32, max_codepoint=126)),
+        ),
+        max_size=3,
+    ),
+    language=st.text(st.characters(min_codepoint=32, max_codepoint=126)),
+)
+def test_any_content_type(server: Asking, kind: str, parameters: list[tuple[str, str]], language: str) -> None:
+    part = (
+        b'--x\r\nContent-Disposition: form-data; name="images"; filename="\xc3\xa9"\r\n\r\n' + jpeg() + b"\r\n--x--\r\n"
+    )
+    told = "".join(f"; {name}={value}" for name, value in parameters)
+    answer = server.post("/v1/predict", part, kind + told, **{"accept-language": language, "x-" + kind[:5]: told})
+    assert answer.status_code in (200, 415, 422)
 
 
 @SLOW_IS_FINE

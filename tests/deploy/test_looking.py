@@ -38,6 +38,8 @@ from made_run import made_run
 
 PAGE = resources.files("alexnet.deploy") / "page"
 
+HERE = "http://localhost"  # the name of a server for its own machine
+
 
 @pytest.fixture(scope="module")
 def run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -52,7 +54,7 @@ def models(run: Path) -> Models:
 
 @pytest.fixture(scope="module")
 def client(models: Models) -> Any:
-    with TestClient(create_app(models), headers={"content-type": "image/png"}) as client:
+    with TestClient(create_app(models), headers={"content-type": "image/png"}, base_url=HERE) as client:
         yield client
 
 
@@ -209,7 +211,7 @@ def test_no_other_files_are_sent(client, number):
 
 
 def test_the_limits_and_the_token_hold_for_looks_too(models, digit):
-    with TestClient(create_app(models, Settings(token="t", max_pixels=50, max_bytes=5000))) as client:
+    with TestClient(create_app(models, Settings(token="t", max_pixels=50, max_bytes=5000)), base_url=HERE) as client:
         for path in ("/v1/saliency", "/v1/activations", "/v1/similar"):
             assert client.post(path, content=digit).status_code == 401
         assert client.get("/v1/samples").status_code == 401
@@ -272,7 +274,7 @@ def test_nobody_looks_for_a_client_that_has_gone(models, digit, monkeypatch):
 @pytest.mark.parametrize("damage", ["gone", "recipe", "evaluation"])
 def test_a_run_that_is_gone_or_damaged_under_the_server_is_no_fault_of_ours(small_run, tmp_path, digit, damage):
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
-    with TestClient(create_app(open_models([run])), headers={"content-type": "image/png"}) as client:
+    with TestClient(create_app(open_models([run])), headers={"content-type": "image/png"}, base_url=HERE) as client:
         if damage == "gone":
             shutil.rmtree(run)
         else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -124,7 +126,7 @@ def test_a_request_on_its_way_at_sigterm_is_answered(models: Models, monkeypatch
     assert door.accepted == door.answered == 1
 
 
-@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"], ids=["first", "second"])
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["first", "second"])
 @pytest.mark.parametrize("words", [b"", b"POST /v1/predict HTT"], ids=["silent", "half a head"])
 def test_who_does_not_speak_is_shown_out(models: Models, before: bytes, words: bytes) -> None:
     if before and not words:
@@ -142,7 +144,9 @@ def test_who_does_not_speak_is_shown_out(models: Models, before: bytes, words: b
 
 def test_a_body_that_drips_is_408_and_the_connection_closed(models: Models) -> None:
     with listening(models, timeout=0.5) as (port, _), socket.create_connection(("127.0.0.1", port), 10) as client:
-        head = "POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
+        head = (
+            "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
+        )
         client.sendall(head.encode())
         with contextlib.suppress(OSError):
             for _ in range(20):
@@ -153,6 +157,108 @@ def test_a_body_that_drips_is_408_and_the_connection_closed(models: Models) -> N
             answer += data
         assert b" 408 " in answer.splitlines()[0]
         assert b"did not arrive" in answer
+
+
+def answer_to(port: int, *pieces: bytes) -> bytes:
+    """All that comes back on a connection until it is closed."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), 10) as client, contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                client.sendall(piece)
+        while data := client.recv(1 << 16):
+            answer += data
+    return answer
+
+
+CHUNKED = (
+    b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+)
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [GET, *[b"A: " + b"b" * 60_000 + b"\r\n"] * 200],
+        [GET + b"A: ", *[b"b" * 60_000] * 200],
+        [b"GET /", *[b"a" * 60_000] * 200],
+        [CHUNKED, *[b"A: " + b"b" * 60_000 + b"\r\n"] * 200],
+        [CHUNKED + b"A: ", *[b"b" * 60_000] * 200],
+        [GET + b"\r\n", GET, *[b"A: " + b"b" * 60_000 + b"\r\n"] * 200],
+    ],
+    ids=["many headers", "one header", "address", "trailers", "one trailer", "second request"],
+)
+def test_a_head_without_end_is_431(models: Models, pieces: list[bytes]) -> None:
+    with listening(models) as (port, server):
+        answer = answer_to(port, *pieces)
+        if answer:  # else it is lost in the reset of a connection on which more is being sent
+            last = answer[answer.rindex(b"HTTP/1.1 ") :]
+            assert last.startswith(b"HTTP/1.1 431 ")
+            assert json.loads(last.split(b"\r\n\r\n")[1])["error"].startswith("The head of the request is larger")
+        assert ask(port)[0] == 200
+        assert server._app.state.door.accepted <= 2
+
+
+def test_a_head_just_too_large_is_431(models: Models) -> None:
+    with listening(models) as (port, _):
+        answer = answer_to(port, GET, *[b"A: " + b"b" * 1000 + b"\r\n"] * 70)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert answer_to(port, GET, *[b"A: " + b"b" * 1000 + b"\r\n"] * 50, b"Connection: close\r\n\r\n").startswith(
+            b"HTTP/1.1 200 "
+        )
+
+
+@pytest.mark.parametrize("words", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02" * 100])
+def test_what_is_not_http_is_400_with_a_sentence_and_without_a_line(
+    models: Models, words: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with listening(models) as (port, _):
+        head, _, body = answer_to(port, words).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"].startswith("This is not a request")
+    assert "Invalid" not in capfd.readouterr().err
+
+
+def test_who_never_reads_is_shown_out(models: Models) -> None:
+    with listening(models, timeout=0.5) as (port, server):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", port))
+            client.settimeout(0.2)
+            question = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+            with contextlib.suppress(OSError):
+                for _ in range(5):
+                    client.sendall(question)
+            deadline = time.monotonic() + 15
+            while server.server_state.connections and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not server.server_state.connections
+        assert ask(port)[0] == 200
+
+
+def test_a_slow_reader_does_not_hold_memory_for_bodies(models: Models) -> None:
+    async def slow() -> None:
+        body, app = jpeg(), create_app(models)
+        async with app.router.lifespan_context(app):
+            held: list[int] = []
+            scope = {
+                "type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "http_version": "1.1",
+                "headers": [(b"content-type", b"image/jpeg")], "scheme": "http", "server": ("s", 1), "client": None,
+            }  # fmt: skip
+
+            async def receive() -> Any:
+                held.append(app.state.held.bytes)
+                return {"type": "http.request", "body": body, "more_body": False}
+
+            async def send(_: Any) -> None:
+                held.append(app.state.held.bytes)
+
+            await app(scope, receive, send)
+            assert held[1:] == [0, 0]
+
+    asyncio.run(slow())
 
 
 def test_a_connection_stays_open_for_the_next_request(models: Models) -> None:
@@ -213,12 +319,40 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str], checkp
     assert f"--port {port}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "no-such-host.invalid", "é" * 70])
+def test_a_host_that_is_none_is_told(capsys: pytest.CaptureFixture[str], checkpoint: Path, host: str) -> None:
+    assert run(["serve", str(checkpoint), "--host", host]) == 2
+    assert f"--host {host}" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_leaves_no_socket_open(recwarn: pytest.WarningsRecorder) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(UserError):
+            bind("127.0.0.1", taken.getsockname()[1])
+        gc.collect()
+    assert not [one for one in recwarn if one.category is ResourceWarning]
+
+
+@POSIX
+def test_what_was_accepted_and_not_answered_is_not_exit_0(
+    models: Models, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    from alexnet.deploy import serve as module
+
+    monkeypatch.setattr(module, "serve", lambda *_: module.Stopped(2, 1, False))
+    monkeypatch.setattr("alexnet.deploy.models.open_models", lambda *_: models)
+    assert run(["serve", str(checkpoint)]) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ([], "Name what to serve"),
         (["nowhere"], "nowhere"),
         (["nowhere", "--max-batch", "0"], "--max-batch must be at least 1"),
+        (["nowhere", "--timeout", "inf"], "--timeout must be at most 3,600, not inf"),
+        (["nowhere", "--max-delay-ms", "inf"], "--max-delay-ms must be at most 60,000, not inf"),
+        (["nowhere", "--cors", "example.org"], "--cors example.org cannot be the address of a web site"),
         (["nowhere", "--token-file", "no-such-file"], "--token-file no-such-file cannot be read"),
     ],
 )
@@ -237,6 +371,12 @@ def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypa
     assert _token(None) is None
     monkeypatch.setenv("ALEXNET_TOKEN", "of the environment")
     assert _token(None) == "of the environment"
+    monkeypatch.setenv("ALEXNET_TOKEN", " blanks \n")
+    assert _token(None) == "blanks"
+    for empty in ("", " "):
+        monkeypatch.setenv("ALEXNET_TOKEN", empty)
+        with pytest.raises(UserError, match="ALEXNET_TOKEN is empty"):
+            _token(None)
     file = tmp_path / "token"
     file.write_text("of the file\n")
     assert _token(file) == "of the file"

@@ -53,7 +53,8 @@ def serve(
         max_bytes: The largest body of a request.
         max_pixels: The largest width × height of a picture.
         max_images: The most pictures in a request.
-        timeout: Seconds that a client may take to send a request.
+        timeout: Seconds that a client may take to send a request's head, its body, and to take the answer; and that a
+            request may wait for its labels.
         drain: Seconds after SIGTERM in which requests are still taken and /readyz says 503; more than the interval in
             which your load balancer asks.
         json: Print a JSON document when the server is up, and one at the end, each in a line.
@@ -86,19 +87,24 @@ def serve(
         print(jsonlib.dumps(dataclasses.asdict(ended)), flush=True)
     else:
         _say(f"Stopped: {ended.accepted:,} requests were accepted, and {ended.answered:,} answered.")
-    return 130 if ended.cut_short else 0
+    if ended.cut_short:
+        return 130
+    return 0 if ended.answered == ended.accepted else 1
 
 
 def _check_serving() -> None:
     """Raise `UserError`, with the command that installs it, if something is missing."""
-    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+    for package in ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"A server needs {package}; pip install 'alexnet[serve]' adds it.")
 
 
 def _token(file: Path | None) -> str | None:
     if file is None:
-        return os.environ.get("ALEXNET_TOKEN") or None
+        given = os.environ.get("ALEXNET_TOKEN")
+        if given is not None and not given.strip():
+            raise UserError("ALEXNET_TOKEN is empty; give it a token, or unset it so that anybody may ask.")
+        return given and given.strip()
     try:
         found = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:

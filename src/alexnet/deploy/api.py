@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -20,7 +19,7 @@ from starlette.responses import Response
 
 from alexnet.data.images import BadImage
 from alexnet.deploy.batching import Batcher, Full, Outcome, Unread
-from alexnet.deploy.bodies import FIELD, JSON, MULTIPART, RAW, Named, Refused, busy, pictures_in
+from alexnet.deploy.bodies import FIELD, JSON, MULTIPART, RAW, Named, Refused, answer, busy, pictures_in, refused
 from alexnet.deploy.limits import Settings
 from alexnet.deploy.metrics import FAILED, TOO_LARGE
 from alexnet.deploy.models import Models, Served, looks_of
@@ -62,24 +61,16 @@ class Problem(BaseModel):
 
 
 SAYS = {
-    401: "No token, or another one", 404: "No network of that name", 408: "The body came too slowly",
-    413: "Too many bytes, pixels or pictures", 415: "A body of another type", 422: "Nothing that can be labelled",
-    500: "A fault of the server's own", 503: "Too much to do; Retry-After tells when to ask again",
+    401: "No token, or another one", 403: "A page of another web site asks", 404: "No network of that name",
+    408: "The body came too slowly", 413: "Too many bytes, pixels or pictures", 415: "A body of another type",
+    421: "The server has another name", 422: "Nothing that can be labelled", 500: "A fault of the server's own",
+    503: "Too much to do; Retry-After tells when to ask again",
 }  # fmt: skip
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route may answer beside what it is for, as FastAPI declares it."""
-    return {status: {"model": Problem, "description": SAYS[status]} for status in statuses}
-
-
-_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """JSON."""
-    text = _JSON.encode(document)
-    return Response(text.encode("utf-8", "backslashreplace"), status, headers, "application/json")
+    return {status: {"model": Problem, "description": SAYS[status]} for status in (*statuses, 421)}
 
 
 async def allowed(request: Request) -> None:
@@ -134,11 +125,6 @@ async def label_directly(request: Request) -> Response:
         return Response(status_code=GONE)
 
 
-def refused(error: Refused) -> Response:
-    """The answer that tells it."""
-    return answer({"error": error.sentence}, error.status, error.headers)
-
-
 def router(models: Models, settings: Settings) -> APIRouter:
     """The routes under /v1."""
     routes = APIRouter(prefix="/v1")
@@ -161,7 +147,7 @@ def router(models: Models, settings: Settings) -> APIRouter:
     @routes.post(
         "/predict",
         response_model=Predictions,
-        responses=problems(401, 404, 408, 413, 415, 422, 503),
+        responses=problems(401, 403, 404, 408, 413, 415, 422, 503),
         openapi_extra={"parameters": parameters, "requestBody": {"required": True, "content": body}},
     )
     async def predict(request: Request) -> Response:
@@ -196,7 +182,7 @@ def _wanted(request: Request, models: Models) -> tuple[Served, int, int]:
     served = pick(models, asked.get("model"))
     classes = len(served.classifier.classes)
     top_k = asked.get("top_k", str(min(5, classes)))
-    if not (top_k.isascii() and top_k.isdecimal() and 1 <= int(top_k[:9]) <= classes):
+    if not (top_k.isascii() and top_k.isdecimal() and len(top_k) < 10 and 1 <= int(top_k) <= classes):
         raise Refused(
             422, f"The parameter top_k must be a number from 1 to {classes}, as many as {served.name} knows classes."
         )
@@ -236,14 +222,16 @@ def _prediction(served: Served, picture: Named, outcome: Outcome, top: int) -> P
 
 
 async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
-    """What `work` gives, which is cancelled if the client goes; then raises starlette's `ClientDisconnect`.
+    """What `work` gives, which is cancelled if the client goes, or if it takes longer than a request may wait; then
+    raises starlette's `ClientDisconnect`, or `Refused` (503).
 
     The body must have been read. Who is answered at once is not watched.
     """
-    watching: list[asyncio.Task[None]] = []
+    watching: list[asyncio.Task[bool]] = []
+    patience = request.app.state.settings.timeout
 
     def watch() -> None:
-        watching.append(asyncio.ensure_future(_gone(request)))
+        watching.append(asyncio.ensure_future(_gone(request, patience - AT_ONCE)))
         watching[0].add_done_callback(lambda _: work.cancel())  # nothing happens to what is done
 
     timer = asyncio.get_running_loop().call_later(AT_ONCE, watch)
@@ -251,7 +239,13 @@ async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
         return await work
     except asyncio.CancelledError:
         if watching and watching[0].done() and not watching[0].cancelled():
-            raise ClientDisconnect from None
+            if watching[0].result():
+                raise ClientDisconnect from None
+            seconds = request.app.state.batcher.retry_after()
+            raise Refused(
+                503, f"The server did not come to it within {patience:g} s; ask again in {seconds} s.",
+                {"Retry-After": str(seconds)},
+            ) from None  # fmt: skip
         raise
     finally:
         timer.cancel()
@@ -259,9 +253,18 @@ async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
             task.cancel()
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _gone(request: Request, seconds: float) -> bool:
+    """True when the client has gone, False if it is still there after so many seconds."""
+
+    async def go() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    try:
+        await asyncio.wait_for(go(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True
 
 
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────

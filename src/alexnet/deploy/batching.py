@@ -69,9 +69,13 @@ class _Request:
         self.outcomes: list[Outcome | None] = [None] * count
         self.left = count
         self.gone = False  # nobody waits any more
+        self.pictures: list[_Picture] = []
 
     def _leave(self, _: object) -> None:
         self.gone = True
+        for picture in self.pictures:
+            picture.data = b""  # many who ask and leave would fill the memory, else
+        self.pictures.clear()
 
     def wake(self) -> None:
         if not self.answer.done():
@@ -133,6 +137,11 @@ class Batcher:
         """Whether not even one more picture would be let in."""
         return self._inside >= self._settings.queue
 
+    @property
+    def alive(self) -> bool:
+        """Whether all threads live; a request to one that died would never be answered."""
+        return all(thread.is_alive() for thread in (*self._decoders, self._computer))
+
     def retry_after(self) -> int:
         """Whole seconds after which about half of what is inside should be done, from 1 to 30."""
         return min(30, max(1, round(self._inside * self._seconds_each / 2)))
@@ -149,8 +158,9 @@ class Batcher:
             self._inside += views * len(pictures)
             line.coming += len(pictures)
         request = _Request(len(pictures))
-        for place, data in enumerate(pictures):
-            self._to_decode.put(_Picture(request, place, line, data))
+        request.pictures += [_Picture(request, place, line, data) for place, data in enumerate(pictures)]
+        for picture in request.pictures:
+            self._to_decode.put(picture)
         return request.answer
 
     def close(self) -> None:

@@ -13,15 +13,20 @@ from collections.abc import AsyncGenerator
 from pathlib import PurePosixPath
 from typing import Any
 
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
+from starlette.responses import Response
 
 from alexnet.deploy.limits import Settings
 
 MULTIPART, JSON, RAW = "multipart/form-data", "application/json", "application/octet-stream"
 FIELD = "images"  # of a form, and of a JSON document
 LONGEST_NAME = 255
+LARGE = (
+    256 << 10
+)  # bytes, a multiple of 4: a document beyond that is read in a thread, so that nobody else waits for it
 
 Named = tuple[str, bytes]
 """A picture: what to call it in the answer, and the bytes of its file."""
@@ -33,6 +38,20 @@ class Refused(Exception):
     def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(status, sentence)
         self.status, self.sentence, self.headers = status, sentence, headers or {}
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON."""
+    text = _JSON.encode(document)
+    return Response(text.encode("utf-8", "backslashreplace"), status, headers, "application/json")
+
+
+def refused(error: Refused) -> Response:
+    """The answer that tells it."""
+    return answer({"error": error.sentence}, error.status, error.headers)
 
 
 def busy(seconds: int) -> Refused:
@@ -124,7 +143,7 @@ async def pictures_in(request: Request, settings: Settings) -> list[Named]:
     if kind == MULTIPART:
         found = await _form(request, body, settings.max_images)
     elif kind == JSON:
-        found = _json(body)
+        found = _json(body) if len(body) <= LARGE else await asyncio.to_thread(_json, body)
     else:
         found = [("1", body)]
     if not found:
@@ -147,6 +166,10 @@ def _too_many(most: int) -> Refused:
 # ── forms ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _not_a_form(why: str) -> Refused:
+    return Refused(422, f"The form cannot be read ({why}); send it as curl -F does.")
+
+
 class _InMemory(MultiPartParser):
     spool_max_size = 0  # no temporary files: the body is in memory anyway, and limited
 
@@ -155,14 +178,20 @@ async def _form(request: Request, body: bytes, most: int) -> list[Named]:
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
+    # UTF-8 whatever charset is named: some codecs fail, and others take the square of a text's length
+    _, told = parse_options_header(request.headers["content-type"])
+    boundary = told.get(b"boundary", b"").decode("latin-1")
+    if not boundary or '"' in boundary or "\\" in boundary:
+        raise _not_a_form("its type names no boundary that could be one")
+    headers = Headers({"content-type": f'{MULTIPART}; boundary="{boundary}"'})
     # one more than allowed is read, so that the limit is told as that
-    parser = _InMemory(request.headers, whole(), max_files=most + 1, max_fields=most + 1, max_part_size=len(body) + 1)
+    parser = _InMemory(headers, whole(), max_files=most + 1, max_fields=most + 1, max_part_size=len(body) + 1)
     try:
         parts = (await parser.parse()).multi_items()
     except MultiPartException as error:
         if "Too many" in error.message:
             raise _too_many(most) from None
-        raise Refused(422, f"The form cannot be read ({error.message.rstrip('.')}); send it as curl -F does.") from None
+        raise _not_a_form(error.message.rstrip(".")) from None
     found: list[Named] = []
     for name, part in parts:
         if name != FIELD:
@@ -195,7 +224,14 @@ def _json(body: bytes) -> list[Named]:
     found: list[Named] = []
     for number, text in enumerate(given, 1):
         try:
-            found.append((str(number), base64.b64decode(text.encode("ascii"), validate=True)))
+            found.append((str(number), _base64(text.encode("ascii"))))
         except (AttributeError, UnicodeError, binascii.Error):
             raise Refused(422, f"Picture {number} is not base64; send the bytes of its file in that form.") from None
     return found
+
+
+def _base64(text: bytes) -> bytes:
+    """What it holds, decoded in pieces, between which other threads have their turn. Raises `binascii.Error`."""
+    if b"=" in text[:-2]:
+        raise binascii.Error
+    return b"".join(base64.b64decode(text[i : i + LARGE], validate=True) for i in range(0, len(text), LARGE))

@@ -7,16 +7,19 @@ answer: a client that sends its next request on a connection that is being close
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from alexnet.deploy.bodies import Held, release
+from alexnet.deploy.bodies import Held, refused, release
 from alexnet.deploy.metrics import Metrics
+from alexnet.deploy.pages import Pages
 
 log = logging.getLogger("alexnet.serve")
 
@@ -24,6 +27,9 @@ CLOSE = (b"connection", b"close")
 NO_SNIFF = (b"x-content-type-options", b"nosniff")  # what we call JSON is not to be taken for a page
 JSON = (b"content-type", b"application/json")
 BROKEN = b'{"error":"The server failed, and should not have; its log tells why."}'
+HEAD = 64 << 10  # bytes; what all that browsers and load balancers send is far below
+HEAD_TOO_LARGE = f"The head of the request is larger than {HEAD:,} bytes; send fewer or shorter headers."
+NOT_HTTP = "This is not a request as HTTP/1.1 has them; /docs tells what there is to ask."
 OTHER = "other"  # the route of a path that is none
 
 
@@ -31,9 +37,10 @@ class Door:
     """ASGI middleware, the outermost. `shortcuts` are what answers a POST to a path without the application's help."""
 
     def __init__(
-        self, app: Any, metrics: Metrics, held: Held, shortcuts: Mapping[str, Callable[[Request], Awaitable[Response]]]
-    ) -> None:
-        self.app, self.metrics, self.held, self.shortcuts = app, metrics, held, shortcuts
+        self, app: Any, metrics: Metrics, held: Held, pages: Pages,
+        shortcuts: Mapping[str, Callable[[Request], Awaitable[Response]]],
+    ) -> None:  # fmt: skip
+        self.app, self.metrics, self.held, self.pages, self.shortcuts = app, metrics, held, pages, shortcuts
         self.stopping = False
         self.accepted = 0
         self.answered = 0
@@ -50,6 +57,7 @@ class Door:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
+                release(scope, self.held)  # nobody needs the body any more, however slowly the answer is taken
                 headers = [*message.get("headers", ()), NO_SNIFF]
                 if self.stopping and CLOSE not in headers:
                     headers.append(CLOSE)
@@ -60,7 +68,9 @@ class Door:
 
         try:
             shortcut = self.shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
-            if shortcut:
+            if no := self.pages.check(scope):
+                await refused(no)(scope, receive, answer)
+            elif shortcut:
                 route = scope["path"]
                 await (await shortcut(Request(scope, receive)))(scope, receive, answer)
             else:
@@ -78,26 +88,73 @@ class Door:
 
 
 def patient(protocol: Any, seconds: float) -> Any:
-    """uvicorn's HTTP `protocol`, which waits for ever for the head of a request, with a limit of `seconds` on it."""
+    """uvicorn's `protocol` of httptools, with limits where it has none: `seconds` for the head of a request and for the
+    taking of an answer, and `HEAD` bytes for a head. What is not HTTP is answered with a sentence, as all else is."""
 
     class Patient(protocol):
         _waiting: asyncio.TimerHandle | None = None
+        _sending: asyncio.TimerHandle | None = None
+        _head = 0  # bytes that came, in whole pieces, since the last that were a body or ended a head or a body
+        _steps = 0  # such bytes' pieces
+        _answers = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._watch()
 
         def data_received(self, data: bytes) -> None:
+            steps = self._steps
             super().data_received(data)
+            self._head = self._head + len(data) if steps == self._steps else 0
+            if self._head > HEAD and not self.transport.is_closing():
+                self._refuse(431, HEAD_TOO_LARGE)
             self._watch()
+
+        def on_headers_complete(self) -> None:
+            self._steps += 1
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._steps += 1
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._steps += 1
+            super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._answers += 1
+            if self._sending is None:
+                self._sending = self.loop.call_later(seconds, self._hurry, self._answers)
+
+        def send_400_response(self, _: str) -> None:
+            self._refuse(400, NOT_HTTP)
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._calm()
+            if self._sending is not None:
+                self._sending.cancel()
+
+        def _asking(self) -> bool:
+            """Whether there is a request that is not answered."""
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _refuse(self, status: int, sentence: str) -> None:
+            """Answer without the application, and close; not while an answer is being written, which this would cut."""
+            if not (self._asking() and self.cycle.response_started):
+                body = json.dumps({"error": sentence})
+                head = (
+                    f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+                    f"content-length: {len(body)}\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
+                )
+                self.transport.write((head + body).encode())
+            self.transport.close()
 
         def _watch(self) -> None:
             """Keep the time from the first byte of a head, or the connection itself, to the request."""
-            if self.cycle is not None and not self.cycle.response_complete:
+            if self._asking():
                 self._calm()
             elif self._waiting is None:
                 self._waiting = self.loop.call_later(seconds, self._give_up)
@@ -111,5 +168,15 @@ def patient(protocol: Any, seconds: float) -> Any:
             self._waiting = None
             if not self.transport.is_closing():
                 self.transport.close()
+
+        def _hurry(self, answers: int) -> None:
+            """Give up who has not taken the last answer in all that time. A timer for each answer would cost more."""
+            self._sending = None
+            if not self.transport.get_write_buffer_size():
+                return
+            if answers == self._answers:
+                self.transport.abort()  # to close would wait until all is taken
+            else:
+                self._sending = self.loop.call_later(seconds, self._hurry, self._answers)
 
     return Patient

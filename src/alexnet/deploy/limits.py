@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
+from alexnet.data.images import MAX_PIXELS
 from alexnet.errors import UserError
 
 HELD = 8  # bodies of the largest size that may be in memory at once, those still being received included
+
+BETWEEN: dict[str, tuple[float, float]] = {
+    "port": (0, 65535), "max_batch": (1, 4096), "max_delay_ms": (0, 60_000), "queue": (1, 1_000_000),
+    "max_bytes": (1, 1 << 32), "max_pixels": (1, MAX_PIXELS), "max_images": (1, 10_000), "timeout": (0.1, 3600),
+    "drain": (0, 3600),
+}  # fmt: skip
+"""The least and the most of each number; what is beyond is a slip of the finger, and would never come to an end."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +42,17 @@ class Settings:
     max_images: int = 32
     """In a request."""
     timeout: float = 30.0
-    """Seconds that a client may take to send a request."""
+    """Seconds that a client may take to send a request's head, its body, and to take the answer; and that a request may
+    wait for its labels."""
     drain: float = 1.0
     """Seconds after SIGTERM in which requests are still accepted, and /readyz says that no more should come."""
 
     def __post_init__(self) -> None:
-        least = {"port": 0, "max_batch": 1, "max_delay_ms": 0, "queue": 1, "max_bytes": 1, "max_pixels": 1,
-                 "max_images": 1, "timeout": 0.1, "drain": 0}  # fmt: skip
-        for name, value in least.items():
-            if not getattr(self, name) >= value:  # so that NaN is refused too
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} must be at least {value}, not {getattr(self, name)}.")
-        if self.port > 65535:
-            raise UserError(f"--port {self.port} does not exist; ports go from 0 to 65535.")
+        for name, (least, most) in BETWEEN.items():
+            value = getattr(self, name)
+            if not least <= value <= most:  # so that NaN is refused too
+                bound = f"at least {least}" if value < least else f"at most {most:,}"
+                raise UserError(f"--{name.replace('_', '-')} must be {bound}, not {value}.")
         if self.queue < 10 * self.max_images:
             raise UserError(
                 f"--queue {self.queue} has no room for a request of {self.max_images} pictures in ten views each; give "
@@ -53,6 +60,14 @@ class Settings:
             )
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
             raise UserError("The token must be printable ASCII characters; make one with: openssl rand -hex 32")
+        if self.token is not None and self.token != self.token.strip():
+            raise UserError("The token has blanks at an end, which HTTP cuts off; take them away.")
+        for site in self.cors:
+            if site != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", site):
+                raise UserError(
+                    f"--cors {site} cannot be the address of a web site as browsers tell it; write "
+                    "https://example.org, without anything behind the name and the port."
+                )
 
     @property
     def held_bytes(self) -> int:

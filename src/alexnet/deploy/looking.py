@@ -96,7 +96,7 @@ class Samples(BaseModel):
 Method = Literal["grad-cam", "occlusion", "integrated-gradients"]
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 PICTURE = {"requestBody": {"required": True, "content": {"image/*": BINARY, RAW: BINARY}}}
-ASKED = (401, 404, 408, 413, 415, 422, 503)  # what may become of a question, beside an answer
+ASKED = (401, 403, 404, 408, 413, 415, 422, 503)  # what may become of a question, beside an answer
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ def _page() -> APIRouter:
         return lambda: Response(content, headers=HEADERS, media_type=kind)
 
     for address, (name, kind) in FILES.items():
-        routes.get(address)(answer((folder / name).read_bytes(), kind))
+        routes.api_route(address, methods=["GET", "HEAD"])(answer((folder / name).read_bytes(), kind))
     return routes
 
 

@@ -116,6 +116,9 @@ def warm_up(served: Served, batch: int) -> None:
             from alexnet.inference.quantise import calibration_pictures
 
             pictures = np.resize(calibration_pictures(served.opened, None), pictures.shape)
+    if "saliency" in looks_of(served):  # captum brings matplotlib, which looks for fonts and makes folders for itself
+        with contextlib.suppress(ImportError):
+            importlib.import_module("captum.attr")
     for some in (pictures, pictures[:1]):  # the batch first: an engine is chosen for what it sees first
         served.classifier.probabilities(torch.from_numpy(np.ascontiguousarray(some)))
 

@@ -26,7 +26,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, Response
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from alexnet.deploy import api
 from alexnet.deploy.api_page import POLICY, page
@@ -37,6 +37,7 @@ from alexnet.deploy.limits import Settings
 from alexnet.deploy.looking import router as looking_router
 from alexnet.deploy.metrics import Metrics
 from alexnet.deploy.models import Models, warm_up
+from alexnet.deploy.pages import Pages
 from alexnet.errors import UserError
 
 __all__ = ["Settings", "create_app", "serve"]
@@ -47,7 +48,7 @@ SWITCH = (
 )
 KEEP_ALIVE = 75  # seconds: longer than load balancers keep a connection without use, so that they close it, not we
 LAST_WORDS = 2.0  # seconds at most for a request to come on a connection that stood when the door closed
-UNREAD = 30  # seconds, beyond the time to send a request, that are left for answers at the end
+UNREAD = 30  # seconds, beyond those to send a body and to wait for its labels, that are left at the end
 METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 
@@ -65,7 +66,7 @@ def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
     app.state.batcher = app.state.work = None  # until it is started
     # other web sites' requests need what the middleware for them adds
     shortcuts = {} if settings.cors else {"/v1/predict": api.label_directly}
-    app.state.door = Door(app.inside, metrics, held, shortcuts)
+    app.state.door = Door(app.inside, metrics, held, Pages(settings), shortcuts)
 
     def inside() -> int:
         return app.state.batcher.inside if app.state.batcher else 0
@@ -126,17 +127,21 @@ def _limited(pool: ThreadPoolExecutor, most: int) -> Callable[[Callable[[], Any]
 
 
 def _for_operators(app: FastAPI, metrics: Metrics) -> None:
-    @app.get("/healthz", response_model=dict[str, str])
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", response_model=dict[str, str], responses={503: {"description": "It should be started anew"}})
     async def alive() -> Any:
-        """200 while the process lives."""
+        """200 while the process and all of its threads live."""
+        if not app.state.batcher.alive:
+            return api.answer({"status": "broken"}, 503)
         return api.answer({"status": "alive"})
 
-    @app.get("/readyz", response_model=dict[str, str], responses={503: {"description": "It is stopping"}})
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", response_model=dict[str, str], responses={503: {"description": "It is stopping or broken"}})
     async def ready() -> Any:
         """Whether requests should come here."""
         if app.state.door.stopping:
             return api.answer({"status": "stopping"}, 503)
-        return api.answer({"status": "ready"})
+        return await alive() if not app.state.batcher.alive else api.answer({"status": "ready"})
 
     @app.get("/metrics", dependencies=[Depends(api.allowed)], response_class=Response, responses=api.problems(401))
     async def measured() -> Response:
@@ -168,10 +173,10 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings, up: Callable[[], object] = lambda: None) -> None:
         super().__init__(
-            uvicorn.Config(
-                app, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False,
-                http=patient(AutoHTTPProtocol, settings.timeout), backlog=4096, timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=int(settings.timeout) + UNREAD,
+            uvicorn.Config(  # uvicorn warns of each request that is not HTTP: strangers would fill the disk
+                app, lifespan="on", ws="none", log_level="error", access_log=False, server_header=False,
+                http=patient(HttpToolsProtocol, settings.timeout), backlog=4096, timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=int(2 * settings.timeout) + UNREAD,
             )
         )  # fmt: skip
         self._app, self._settings, self._up = app, settings, up
@@ -238,11 +243,15 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket at that address, which does not listen yet. Raises `UserError` where there can be none."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, proto)
+    except (OSError, UnicodeError) as error:  # the latter for what cannot be a name
+        raise UserError(f"--host {host[:100]} is not the address of this machine ({error}).") from error
+    found = socket.socket(family, kind, proto)
+    try:
         if os.name == "posix":
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
     except OSError as error:
+        found.close()
         raise UserError(
             f"Nothing can be served at --host {host} --port {port} ({error.strerror or error}); choose another port, "
             "such as --port 0 for a free one, or end the program that has it."
