@@ -214,7 +214,13 @@ def test_a_file_that_was_there_survives_a_failure(files, checkpoint, photos, tmp
 
 def test_a_check_without_torch_is_really_without(exports, tmp_path):
     """Asked in the way of ONNX to open a file that needs torch, the checking process fails."""
-    job = {"file": str(exports["pt2"].file), "pictures": [], "without_torch": True, "answers": str(tmp_path / "a.npy")}
+    job = {
+        "file": str(exports["pt2"].file),
+        "trust": False,
+        "pictures": [],
+        "without_torch": True,
+        "answers": str(tmp_path / "a.npy"),
+    }
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "alexnet.deploy.check", str(tmp_path / "job.json")]
     source = str(Path(write.__file__).parents[2])
@@ -237,6 +243,16 @@ def test_a_full_disk_leaves_nothing(checkpoint, photos, tmp_path):
     assert "could not be written as" in done.stderr
     assert "nothing was left behind" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_cache_a_file_is_exported_and_needs_trust(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
+    file = str(tmp_path / "net.pt2")
+    assert run(["export", str(checkpoint), "pt2", "--out", file, "--images", str(photos)]) == 0
+    assert "The pt2 file could not be signed" in capsys.readouterr().err
+    assert run(["predict", file, str(photos / "sky" / "0.jpg")]) == 2
+    assert run(["predict", file, str(photos / "sky" / "0.jpg"), "--trust"]) == 0
 
 
 # ── what is not installed everywhere, and what a program does with a file ─────────────────────────────────────

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from alexnet.inference.described import Description, check_installed, read_descr
 from alexnet.inference.exported import open_exported
 from alexnet.inference.formats import names_run, open_model
 from alexnet.inference.predict import load, load_quickly
+from alexnet.inference.signature import is_signed, key_path, sign
 from helpers import make_picture
 
 
@@ -83,6 +85,12 @@ def test_a_damaged_file_is_not_opened(files, name, part):
 
 def test_a_swapped_file_is_not_opened(files):
     shutil.copy(files / "net.pt2", files / "net.pt")
+    shutil.copy(files / "net.onnx.json", files / "net.pte.json")
+    (files / "net.pte").touch()
+    with pytest.raises(
+        UserError, match=r"describes a file of the format onnx, and .* is of the format executorch by i"
+    ):
+        open_exported(files / "net.pte")
     with pytest.raises(UserError, match="damaged or another file"):
         open_exported(files / "net.pt")
     (files / "net.bin").unlink()
@@ -105,6 +113,39 @@ def test_what_can_run_code_needs_a_checksum_or_trust(files, photos, capsys, name
     assert run(["predict", str(files / name), picture, "--trust"]) == 0
     assert run(["eval", str(files / name), "--data", str(photos)]) == 2
     assert run(["eval", str(files / name), "--data", str(photos), "--trust"]) == 0
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
+def test_what_another_user_signed_needs_trust(files, photos, tmp_path, monkeypatch, capsys, name):
+    words = ["predict", str(files / name), str(photos / "sky" / "1.jpg")]
+    key = key_path().read_bytes()
+    assert key_path().stat().st_mode & 0o777 == 0o600
+    assert run(words) == 0
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
+    for content, mode in ((b"", 0o600), (bytes(32), 0o600), (key, 0o644)):  # damaged, another's, readable by all
+        key_path().write_bytes(content)
+        key_path().chmod(mode)
+        assert run(words) == 2
+        error = capsys.readouterr().err
+        assert f"{name} is not signed as exported by you on this machine" in error
+        assert "can run code; if you know where it comes from, add --trust" in error
+    key_path().unlink()
+    assert run(words) == 2
+    assert not key_path().exists()  # reading makes none
+    assert run([*words, "--trust"]) == 0
+
+
+def test_one_key_is_made_whoever_is_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "new" / "cache"))
+    with ThreadPoolExecutor(8) as threads:
+        signatures = set(threads.map(lambda _: sign("pt2", {"net.pt2": "0"}), range(32)))
+    assert len(signatures) == 1
+    (signature,) = signatures
+    assert [path.name for path in key_path().parent.iterdir()] == ["export.key"]
+    assert is_signed(signature, "pt2", {"net.pt2": "0"})
+    for kind, digits in (("torchscript", "0"), ("pt2", "1")):
+        assert not is_signed(signature, kind, {"net.pt2": digits})
 
 
 def test_a_stranger_s_torchscript_is_not_run(tmp_path):

@@ -31,6 +31,7 @@ from alexnet.inference.described import FORMATS, PRECISIONS, check_installed, de
 from alexnet.inference.evaluate import own_data
 from alexnet.inference.formats import open_model
 from alexnet.inference.quantise import calibration_pictures
+from alexnet.inference.signature import key_path, sign
 from alexnet.runs import package_version, write_json
 from alexnet.runtime import cpu_name
 
@@ -121,7 +122,8 @@ class Exporter:
             written = temporary / target.name
             try:
                 description = self._write(kind, written)
-                found = parity.compare(written, kind, truth)
+                unsigned = FORMATS[kind].runs_code and not description.signature
+                found = parity.compare(written, kind, truth, trust=unsigned)
                 if not found.max_abs_diff <= self._tolerance:
                     raise ExportFailed(self._refusal(kind, found))
                 folder = written if written.is_dir() else temporary
@@ -208,6 +210,13 @@ class Exporter:
         packages = ("alexnet", "torch", *FORMATS[kind].reads)
         about = {**found.about, "versions": {p: package_version(p) for p in packages}, "machine": _machine()}
         found = replace(found, about=about, sums={p.name: sha256_of(p) for p in parts})
+        if FORMATS[kind].runs_code:
+            found = replace(found, signature=sign(kind, found.sums))
+            if not found.signature:
+                self._say(
+                    f"The {kind} file could not be signed, as no key of your own can be kept in {key_path()}; opening "
+                    "it will take --trust."
+                )
         write_json(description_path(path), found.to_dict())
         return found
 

@@ -156,8 +156,9 @@ def reference(opened: Opened, pictures: Pictures) -> Reference:
     return Reference(kept, np.concatenate(answers), latencies(engine.logits, np.stack(last)))
 
 
-def compare(path: Path, kind: str, truth: Reference) -> Parity:
-    """Ask the exported file `path`, in a process of its own, and compare. Raises `ExportFailed` where that fails."""
+def compare(path: Path, kind: str, truth: Reference, trust: bool = False) -> Parity:
+    """Ask the exported file `path`, in a process of its own, and compare; `trust` as for `open_exported`. Raises
+    `ExportFailed` where that fails."""
     pictures = truth.pictures
     with tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder:
         answers, job = Path(folder) / "answers.npy", Path(folder) / "job.json"
@@ -165,6 +166,7 @@ def compare(path: Path, kind: str, truth: Reference) -> Parity:
             json.dumps(
                 {
                     "file": str(path.absolute()),
+                    "trust": trust,
                     "pictures": [str(p.absolute()) for p in pictures.files],
                     "without_torch": FORMATS[kind].without_torch,
                     "answers": str(answers),

@@ -83,11 +83,11 @@ def open_exported(name: str | Path, trust: bool = False) -> Exported:
     """The exported file or folder `name`. `trust` opens one that nothing vouches for.
 
     Raises `UserError` where that is missing, damaged or swapped, needs a package that is not here, or could run code
-    and was not exported here.
+    and was not exported by this user on this machine.
     """
     path = Path(name)
     description = read_description(path, trust)
-    kind = description.kind if description else kind_of(path)
+    kind = kind_of(path)
     check_installed(kind)
     try:
         run, told = _OPENERS[kind](path, description)
