@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 from alexnet.data.images import BadImage
-from alexnet.data.samples import Arrays, Files, Source
+from alexnet.data.samples import Arrays, Files, Source, Stored
 from alexnet.deploy.check import latencies
 from alexnet.errors import UserError
 from alexnet.inference.choose import by_torch
@@ -108,19 +109,30 @@ def pictures_below(folder: Path, classes: tuple[str, ...]) -> Pictures:
 def own_pictures(source: Source, classes: tuple[str, ...], temporary: Path) -> Pictures:
     """Pictures of the split that the run validated on, or else of its test split, evenly up to `MOST`.
 
-    Those of a data set without picture files are written to `temporary` as PNG.
+    Those of a data set without picture files are written to `temporary`: packed JPEGs as they are, pixels as PNG.
     """
     split = next(name for name in ("val", "test", "train") if name in source.splits)
     whole: Arrays | Files = source.splits[split]
     part = whole.take(np.array(_evenly(list(range(len(whole))))))
     if isinstance(part, Files):
-        files = part.paths
+        stored: Iterable[Stored] = map(part.stored, range(len(part)))
     else:
-        files = [temporary / f"{i}.png" for i in range(len(part))]
-        for path, image in zip(files, part.images.permute(0, 2, 3, 1).numpy(), strict=True):
-            Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(path)
+        stored = part.images.permute(0, 2, 3, 1).numpy()
+    files = [_as_file(picture, temporary / str(i)) for i, picture in enumerate(stored)]
     targets = match_classes(classes, source.classes)[part.targets.numpy()]
     return Pictures(files, part.names, targets, f"of the {split} split")
+
+
+def _as_file(picture: Stored, name: Path) -> Path:
+    """The file of a picture, which is written under this name where there is none."""
+    if isinstance(picture, Path):
+        return picture
+    path = name.with_suffix(".jpg" if isinstance(picture, bytes) else ".png")
+    if isinstance(picture, bytes):
+        path.write_bytes(picture)
+    else:
+        Image.fromarray(picture if picture.shape[-1] == 3 else picture[..., 0]).save(path)
+    return path
 
 
 def _evenly(items: list[Any]) -> list[Any]:
