@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,15 +17,19 @@ from torch import nn
 
 from alexnet.cli import run
 from alexnet.data.checksum import sha256_of
+from alexnet.data.pack import pack
 from alexnet.data.preprocess import Preprocess
+from alexnet.data.sources import load_source
 from alexnet.deploy import write
 from alexnet.deploy.export import Exporter
-from alexnet.deploy.parity import ExportFailed
+from alexnet.deploy.parity import ExportFailed, own_pictures, reference
 from alexnet.inference.described import FORMATS
 from alexnet.inference.exported import open_exported
 from alexnet.inference.predict import load
 from alexnet.runs import write_model
-from helpers import FRUIT, sharp
+from alexnet.training.progress import Silent
+from alexnet.training.start import train
+from helpers import FRUIT, make_folder, sharp
 
 HERE = ("onnx", "openvino", "torchscript", "pt2", "huggingface")  # and installed with `dev`
 
@@ -143,6 +148,57 @@ def test_weights_for_torchvision_s_own_network(photos, tmp_path):
     write_model(tmp_path / "run", create_model("torchvision/squeezenet1_1", 3, image_size=64), FRUIT, Preprocess(64))
     file = export(tmp_path / "run", photos, "torchvision-weights", tmp_path).file
     squeezenet1_1(num_classes=3).load_state_dict(torch.load(file, weights_only=True))
+
+
+# ── which pictures ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def a_run_on(data, folder):
+    train(
+        "folder", data=data, out=folder / "run", epochs=1, width=0.125, batch_size=8, image_size=32, progress=Silent()
+    )
+    return folder / "run"
+
+
+@pytest.mark.parametrize("form", [{"kind": "uint8", "size": 40}, {"kind": "jpeg"}])
+def test_a_packed_run_is_compared_on_what_is_in_its_shards(tmp_path, capsys, form):
+    pack(make_folder(tmp_path / "pictures"), tmp_path / "packed", **form)
+    trained = a_run_on(tmp_path / "packed", tmp_path)
+    assert run(["export", str(trained), "onnx", "--json"]) == 0
+    found, error = capsys.readouterr()
+    count = (trained / "split.csv").read_text().count(",val\n")
+    assert json.loads(found)["images"] == count > 0
+    assert f"Comparing on {count} pictures of the val split." in error
+
+
+def test_packed_jpegs_are_compared_as_they_are(tmp_path):
+    pack(make_folder(tmp_path / "pictures"), tmp_path / "packed", size="original")
+    source = load_source("folder", tmp_path / "packed")
+    found = own_pictures(source, source.classes, tmp_path)
+    part = source.splits["val"]
+    assert [path.read_bytes() for path in found.files] == [part.stored(i) for i in range(len(part))]
+
+
+def test_too_few_unreadable_and_learnt_pictures_are_told(small_run, checkpoint, photos, tmp_path, capsys):
+    some = Path(shutil.copytree(photos, tmp_path / "some"))
+    (some / "sky" / "3.jpg").write_bytes(b"no picture")
+    words = ["export", str(checkpoint), "onnx", "--out", str(tmp_path / "net.onnx"), "--images", str(some), "--json"]
+    assert run(words) == 0
+    out, error = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["images"], found["unreadable"]) == (11, 1)
+    assert f"only 11 pictures were compared, for want of more in {some}" in found["note"]
+    assert "1 of 12 could not be read" in found["note"]
+    assert f"Note: {found['note']}" in error
+    parity = json.loads((tmp_path / "net.onnx.json").read_text())["parity"]
+    assert (parity["note"], parity["unreadable"]) == (found["note"], 1)
+
+    with Exporter(small_run) as exporter:
+        assert exporter.truth.note is None
+        source = exporter._source
+        alone = replace(source, splits={"train": source.splits["train"].take(np.arange(250))})
+        seen = reference(exporter.opened, own_pictures(alone, alone.classes, tmp_path))
+        assert seen.note == "the run was trained on these pictures, so that top-1 says little of others"
 
 
 # ── faults ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ import numpy as np
 from alexnet.data.checksum import sha256_of
 from alexnet.data.samples import Source
 from alexnet.deploy import parity, write
-from alexnet.deploy.parity import ENOUGH, TOLERANCE, ExportFailed, Parity, Reference
+from alexnet.deploy.parity import TOLERANCE, ExportFailed, Parity, Reference
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.calibration import find
 from alexnet.inference.described import FORMATS, PRECISIONS, check_installed, description_path
@@ -61,7 +61,7 @@ class Export:
             "top1_agreement": self.parity.top1_agreement, "images": self.parity.images,
             "top1": self.parity.top1, "run_top1": self.truth.top1,
             "seconds": self.parity.seconds, "run_seconds": self.truth.seconds,
-            "without_torch": self.parity.without_torch,
+            "without_torch": self.parity.without_torch, "unreadable": self.truth.unreadable, "note": self.truth.note,
         }  # fmt: skip
 
 
@@ -131,6 +131,7 @@ class Exporter:
                 measured = {
                     "images": found.images, "pictures": truth.pictures.what, "max_abs_diff": found.max_abs_diff,
                     "tolerance": self._tolerance, "top1_agreement": found.top1_agreement,
+                    "unreadable": truth.unreadable, "note": truth.note,
                 }  # fmt: skip
                 complete = replace(description, about={**description.about, "parity": measured})
                 write_json(description_path(written), complete.to_dict())
@@ -163,8 +164,9 @@ class Exporter:
             pictures = parity.own_pictures(self._source, opened.classes, Path(self._temporary.name))
         found = parity.reference(opened, pictures)
         n = len(found.pictures.files)
-        few = f"; {ENOUGH} would say more, and --images takes a folder of them" if n < ENOUGH else ""
-        self._say(f"Comparing on {n:,} pictures {pictures.what}{few}.")
+        self._say(f"Comparing on {n:,} pictures {pictures.what}.")
+        if found.note:
+            self._say(f"Note: {found.note}.")
         return found
 
     @functools.cached_property

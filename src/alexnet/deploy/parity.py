@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Pictures:
     """Class numbers of the network, int64; `UNKNOWN` where nobody knows."""
     what: str
     """Which they are, in words."""
+    learnt: bool = False
+    """Whether the run was trained on them."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,28 @@ class Reference:
     """float32 (n, classes)."""
     seconds: dict[str, float]
     """For 1 picture and for 32."""
+    unreadable: int = 0
+    """Pictures that were left out."""
 
     @property
     def top1(self) -> float | None:
         return top1(self.probabilities, self.pictures.targets)
+
+    @property
+    def note(self) -> str | None:
+        """What makes the comparison say less than it should, if anything does."""
+        n, pictures = len(self.pictures.files), self.pictures
+        said = []
+        if n < ENOUGH:
+            said.append(
+                f"only {n} pictures were compared, for want of more {pictures.what}; {ENOUGH} would say more, and "
+                "--images takes a folder of them"
+            )
+        if self.unreadable:
+            said.append(f"{self.unreadable:,} of {n + self.unreadable:,} could not be read")
+        if pictures.learnt:
+            said.append("the run was trained on these pictures, so that top-1 says little of others")
+        return "; ".join(said) or None
 
 
 @dataclass(frozen=True)
@@ -120,7 +140,7 @@ def own_pictures(source: Source, classes: tuple[str, ...], temporary: Path) -> P
         stored = part.images.permute(0, 2, 3, 1).numpy()
     files = [_as_file(picture, temporary / str(i)) for i, picture in enumerate(stored)]
     targets = match_classes(classes, source.classes)[part.targets.numpy()]
-    return Pictures(files, part.names, targets, f"of the {split} split")
+    return Pictures(files, part.names, targets, f"of the {split} split", learnt=split == "train")
 
 
 def _as_file(picture: Stored, name: Path) -> Path:
@@ -164,8 +184,9 @@ def reference(opened: Opened, pictures: Pictures) -> Reference:
             "Not one picture can be read to compare the exported file with the run; give others with --images."
         )
     files, names = [pictures.files[i] for i in read], [pictures.names[i] for i in read]
-    kept = Pictures(files, names, pictures.targets[read], pictures.what)
-    return Reference(kept, np.concatenate(answers), latencies(engine.logits, np.stack(last)))
+    kept = replace(pictures, files=files, names=names, targets=pictures.targets[read])
+    unreadable = len(pictures.files) - len(read)
+    return Reference(kept, np.concatenate(answers), latencies(engine.logits, np.stack(last)), unreadable)
 
 
 def compare(path: Path, kind: str, truth: Reference, trust: bool = False) -> Parity:
