@@ -114,7 +114,8 @@ def predict_into(
     if "-" in images:
         raise UserError("--out writes a row for each picture file, and '-' is none; leave one of them out.")
     wanted = find_images(images)
-    asked = {"networks": [identity(run, checkpoint) for run in runs], "engine": engine}
+    trust = opening.get("trust", False)
+    asked = {"networks": [identity(run, checkpoint, trust) for run in runs], "engine": engine}
     classifier = load_quickly(runs, checkpoint=checkpoint, engine=engine, say=_say, **opening)
     with _progress() as progress:
         written = write_predictions(

@@ -7,10 +7,11 @@ of a format that can run code is opened only if this user signed it (`signature.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +127,33 @@ class Description:
         own = {f.name for f in fields(cls)} - {"about", "sums", "signature"}
         try:
             values = {key: found[key] for key in own}
-            values["preprocess"] = Preprocess.from_dict(found["preprocess"])
-            values["classes"] = tuple(str(c) for c in found["classes"])
-            sums = {str(name): str(told) for name, told in found.get("sha256", {}).items()}
+            for key, (holds, what) in _HOLDS.items():
+                if key in found and not holds(found[key]):
+                    raise ValueError(f"{key} is not {what}")
             if values["kind"] not in FORMATS or values["precision"] not in PRECISIONS:
                 raise ValueError(f"there is no format {values['kind']} in {values['precision']}")
+            values["preprocess"] = Preprocess.from_dict(found["preprocess"])
+            values["classes"] = tuple(found["classes"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where} is damaged ({error}); export the network again.") from error
         about = {key: v for key, v in found.items() if key not in own | {"format", "sha256", "signature"}}
-        return cls(**values, about=about, sums=sums, signature=str(found.get("signature", "")))
+        return cls(**values, about=about, sums=found.get("sha256", {}), signature=found.get("signature", ""))
+
+
+def _texts(x: Any) -> bool:
+    return all(isinstance(one, str) for one in x)
+
+
+_HOLDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "network": (lambda x: isinstance(x, str), "a name"),
+    "spec": (lambda x: isinstance(x, dict), "an object"),
+    "classes": (lambda x: isinstance(x, list) and bool(x) and _texts(x), "a list of names"),
+    "pixels": (lambda x: isinstance(x, bool), "true or false"),
+    "calibration": (lambda x: x is None or isinstance(x, dict), "an object"),
+    "sha256": (lambda x: isinstance(x, dict) and _texts(x.values()), "an object of checksums"),
+    "signature": (lambda x: isinstance(x, str), "text"),
+}
+"""What a description's values must be, where nothing else checks them; and in words."""
 
 
 def description_path(path: Path) -> Path:
@@ -215,6 +234,23 @@ def check_sums(path: Path, description: Description) -> None:
             )
     if not parts or (path.is_file() and path not in dict(parts)):
         raise UserError(f"{description_path(path)} has no checksum of {path.name}; export the network again.")
+
+
+def fingerprint(path: Path, trust: bool = False) -> str:
+    """The same for the same files with the same description, in hexadecimal digits. Unless there is none, or nobody
+    compares with it because of `trust`, the checksums are taken from the description."""
+    description = read_description(path, trust=True)
+    sums = dict(description.sums) if description and not trust else {p.name: sha256_of(p) for p in _parts(path)}
+    told = replace(description, about={}, sums={}, signature="").to_dict() if description else {}
+    return hashlib.sha256(json.dumps([told, sums], sort_keys=True).encode()).hexdigest()
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of an exported file or folder, less the description."""
+    if path.is_dir():
+        return [part for part in path.iterdir() if part.is_file() and part.name != INSIDE]
+    weights = path.with_suffix(".bin")  # OpenVINO's
+    return [path, weights] if kind_of(path) == "openvino" and weights.is_file() else [path]
 
 
 def kind_of(path: Path) -> str:

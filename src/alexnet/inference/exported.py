@@ -104,7 +104,27 @@ def open_exported(name: str | Path, trust: bool = False) -> Exported:
                 "beside it; export the network with alexnet."
             )
         description = Description.from_dict(_json(told, path), str(path))
-    return Exported(path, description, FileEngine(path, description, run))
+    exported = Exported(path, description, FileEngine(path, description, run))
+    _check_answers(exported)
+    return exported
+
+
+def _check_answers(exported: Exported) -> None:
+    """Raise `UserError` unless the network takes pictures as described and answers with a number for each class."""
+    described, preprocess = description_path(exported.path), exported.preprocess
+    black = np.zeros((1, preprocess.channels, preprocess.size, preprocess.size), np.uint8)
+    try:
+        shape = exported.engine.logits(black).shape
+    except Exception as error:  # as above
+        raise UserError(
+            f"{exported.path} cannot compute a picture as {described} describes it ({_first_line(error)}); export the "
+            "network again."
+        ) from error
+    if shape != (1, len(exported.classes)):
+        raise UserError(
+            f"{exported.path} does not answer with a number for each of the {len(exported.classes)} classes in "
+            f"{described}; export the network again."
+        )
 
 
 def check_exported(path: Path, engine: str, device: str) -> None:
