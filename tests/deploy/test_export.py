@@ -23,7 +23,7 @@ from alexnet.data.sources import load_source
 from alexnet.deploy import write
 from alexnet.deploy.export import Exporter
 from alexnet.deploy.parity import ExportFailed, own_pictures, reference
-from alexnet.inference.described import FORMATS
+from alexnet.inference.described import FORMATS, looks_exported
 from alexnet.inference.exported import open_exported
 from alexnet.inference.predict import load
 from alexnet.runs import write_model
@@ -338,6 +338,40 @@ def test_the_hub_folder_goes_through_the_mixin(exports, tmp_path):
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(HubModel.from_pretrained(tmp_path / "again")(x), model(x))
+
+
+def test_a_folder_that_the_mixin_saved_is_predicted_from(exports, photos, tmp_path, capsys):
+    from alexnet.inference.hub import HubModel
+
+    HubModel.from_pretrained(exports["huggingface"].file).save_pretrained(tmp_path / "again")
+    capsys.readouterr()
+    answers = []
+    for folder in (exports["huggingface"].file, tmp_path / "again"):
+        assert run(["predict", str(folder), str(photos / "sky" / "0.jpg"), "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["predictions"])
+    assert answers[0] == answers[1]
+    assert not looks_exported(photos)
+    for damage in ("{", '{"spec": {}, "classes": [], "preprocess": {}}'):
+        (tmp_path / "again" / "config.json").write_text(damage)
+        assert run(["predict", str(tmp_path / "again"), str(photos / "sky" / "0.jpg")]) == 2
+
+
+def test_a_saved_folder_with_a_mean_image_keeps_it(tmp_path, photos, capsys):
+    from alexnet.inference.hub import HubModel
+
+    mean = torch.rand(3, 36, 36, generator=torch.Generator().manual_seed(0))
+    preprocess = Preprocess(size=32, resize=36, mean_image=mean)
+    (tmp_path / "run").mkdir()
+    write_model(tmp_path / "run", sharp(), FRUIT, preprocess)
+    file = export(tmp_path / "run", photos, "huggingface", tmp_path, with_preprocessing=True).file
+    HubModel.from_pretrained(file).save_pretrained(tmp_path / "again")
+    picture = photos / "leaf" / "1.jpg"
+    expected = load(tmp_path / "run", device="cpu").predict(picture)
+    assert dict(load(tmp_path / "again").predict(picture).labels) == pytest.approx(dict(expected.labels), abs=1e-5)
+    bare = HubModel(sharp().spec.to_dict(), FRUIT, preprocess.to_dict())  # which nothing could subtract it for
+    bare.save_pretrained(tmp_path / "bare")
+    assert run(["predict", str(tmp_path / "bare"), str(picture)]) == 2
+    assert "subtracts a mean image" in capsys.readouterr().err
 
 
 def test_an_onnx_file_needs_nothing_of_ours(checkpoint, photos, tmp_path):

@@ -165,9 +165,18 @@ def looks_exported(name: str | Path) -> bool:
     """Whether `name` is a file or folder of ours, or a file in a format that nothing else of ours has."""
     path = Path(name)
     if path.is_dir():
-        return (path / INSIDE).is_file()
+        return (path / INSIDE).is_file() or _saved_by_hub(path)
     own = {form.suffix for kind, form in FORMATS.items() if form.suffix not in ("", ".pt", ".pth")}
     return path.is_file() and (path.suffix.lower() in own or description_path(path).is_file() or is_torchscript(path))
+
+
+def _saved_by_hub(folder: Path) -> bool:
+    """Whether `folder` is what `HubModel.save_pretrained` and `push_to_hub` write, which needs no description."""
+    try:
+        config = (folder / "config.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return (folder / "model.safetensors").is_file() and all(f'"{key}"' in config for key in ("spec", "preprocess"))
 
 
 def is_torchscript(path: Path) -> bool:

@@ -216,11 +216,12 @@ def _torchvision_weights(path: Path, description: Description | None) -> tuple[R
     return _by_torch(network.eval()), None
 
 
-def _huggingface(path: Path, _: Description | None) -> tuple[Run, None]:
+def _huggingface(path: Path, description: Description | None) -> tuple[Run, str | None]:
     from alexnet.inference.hub import HubModel
 
     with contextlib.redirect_stdout(io.StringIO()):  # where it reports that the folder is one
-        return _by_torch(HubModel.from_pretrained(path)), None
+        model = HubModel.from_pretrained(path)
+    return _by_torch(model), None if description else json.dumps(model.describe().to_dict())
 
 
 def _by_torch(module: torch.nn.Module) -> Run:
