@@ -406,6 +406,34 @@ def test_all_formats_at_once(checkpoint, photos, tmp_path, monkeypatch, capsys):
         assert Path(one["file"]).exists()
 
 
+def test_one_format_that_cannot_be_written_does_not_stop_the_others(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    for kind in ("openvino", "torchscript", "executorch", "huggingface"):
+        monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], precisions=()))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "export" / "cifar.onnx").mkdir(parents=True)  # in its place
+    words = ["export", str(checkpoint), "all", "--images", str(photos), "--json"]
+    assert run(words) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [x["format"] for x in found["exports"]] == ["pt2"]
+    assert [x["format"] for x in found["failed"]] == ["onnx"]
+    assert "cifar.onnx is a folder" in found["failed"][0]["reason"]
+    assert len(found["left_out"]) == 5
+
+    for kind in ("onnx", "pt2"):
+        monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], precisions=()))
+    assert run(words) == 1  # nothing was exported
+    assert json.loads(capsys.readouterr().out)["exports"] == []
+
+
+def test_without_pictures_all_formats_fail_with_one_sentence(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["export", str(checkpoint), "all"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("This network comes without pictures") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_table_of_one(small_run, tmp_path, capsys):
     assert run(["export", str(small_run), "onnx", "--out", str(tmp_path / "x.onnx")]) == 0
     out, err = capsys.readouterr()

@@ -186,15 +186,19 @@ class Exporter:
         return found.to_dict() if found else None
 
     def _target(self, kind: str, out: Path | None) -> Path:
+        """Where to write. Raises `UserError` where something else would be overwritten."""
         suffix = FORMATS[kind].suffix
         if out is None:
             home = self.opened.run.path / "export" if self.opened.run else Path("export")
             name = f"{self.opened.model.spec.name.replace('/', '-')}{PRECISIONS[self._precision]}"
-            return home / (name + suffix if suffix else f"{name}-huggingface")
+            out = home / (name + suffix if suffix else f"{name}-huggingface")
         if out.suffix.lower() != suffix and suffix:
             raise UserError(f"Files of the format {kind} end in {suffix}, and {out} does not; change --out.")
         if suffix and out.is_dir():
-            raise UserError(f"--out {out} is a folder; name a file in it.")
+            raise UserError(f"{out} is a folder; name a file with --out.")
+        weights = out.with_suffix(".bin")
+        if kind == "openvino" and weights.exists() and not out.exists():
+            raise UserError(f"{weights}, where the weights of {out} would go, is another file; choose another --out.")
         if (
             not suffix
             and out.exists()
