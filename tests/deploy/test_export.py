@@ -285,12 +285,12 @@ def test_a_check_without_torch_is_really_without(exports, tmp_path):
     assert "import of torch halted" in done.stderr
 
 
-def test_a_full_disk_leaves_nothing(checkpoint, photos, tmp_path):
+@pytest.mark.parametrize("kind", ["torchscript", "onnx", "openvino"])
+def test_a_full_disk_leaves_nothing(checkpoint, photos, tmp_path, kind):
     """Files may not grow beyond 100 kB here, which is how a full disk looks from inside."""
-    out = target(tmp_path / "out", "torchscript")  # torch's own writer would take the process down
+    out = target(tmp_path / "out", kind)  # for torchscript torch's own writer would take the process down
     done = subprocess.run(
-        [sys.executable, "-m", "alexnet", "export", str(checkpoint), "torchscript", "--images", str(photos),
-         "--out", out],
+        [sys.executable, "-m", "alexnet", "export", str(checkpoint), kind, "--images", str(photos), "--out", out],
         capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(write.__file__).parents[2])},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
@@ -309,6 +309,38 @@ def test_without_a_cache_a_file_is_exported_and_needs_trust(checkpoint, photos, 
     assert "The pt2 file could not be signed" in capsys.readouterr().err
     assert run(["predict", file, str(photos / "sky" / "0.jpg")]) == 2
     assert run(["predict", file, str(photos / "sky" / "0.jpg"), "--trust"]) == 0
+
+
+def test_an_exported_folder_stays_until_the_new_one_is_in_its_place(files, checkpoint, photos, monkeypatch):
+    before = {path: path.read_bytes() for path in (files / "net").iterdir()}
+    there = os.replace
+
+    def replacing(source, to):
+        if Path(to) == files / "net" and Path(source).name == "net":
+            raise OSError(5, "Input/output error")
+        return there(source, to)
+
+    monkeypatch.setattr(os, "replace", replacing)
+    with pytest.raises(ExportFailed, match="Input/output error"):
+        export(checkpoint, photos, "huggingface", files)
+    assert {path: path.read_bytes() for path in (files / "net").iterdir()} == before
+    monkeypatch.undo()
+    (files / "net" / "of-before").touch()
+    export(checkpoint, photos, "huggingface", files)
+    assert not (files / "net" / "of-before").exists()
+    assert not list(files.glob(".exporting-*"))
+
+
+def test_folders_made_for_a_place_too_deep_do_not_stay(checkpoint, photos, tmp_path, capsys):
+    """The folder can be made just so, and one in it cannot."""
+    deep = tmp_path / "new"
+    while len(str(deep)) < 4080 - 200:
+        deep /= "d" * 190
+    deep /= "d" * (4085 - len(str(deep)))
+    words = ["export", str(checkpoint), "onnx", "--images", str(photos), "--out", str(deep / "n.onnx")]
+    assert run(words) == 2
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 # ── what is not installed everywhere, and what a program does with a file ─────────────────────────────────────

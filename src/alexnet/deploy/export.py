@@ -244,24 +244,36 @@ def _machine() -> str:
 def _beside(target: Path) -> Iterator[Path]:
     """A temporary folder on the disk of `target`, whose own folder is made if need be and not left empty."""
     missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}; choose another --out.") from error
-    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=target.parent))
+        except OSError as error:
+            raise UserError(f"{target} cannot be written: {error.strerror}; choose another --out.") from error
         yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         for folder in missing:
-            if not any(folder.iterdir()):
+            if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
 
 def _move(temporary: Path, target: Path) -> None:
-    """All that is in `temporary` into the folder of `target`; the description last, as it vouches for the others."""
+    """All that is in `temporary` into the folder of `target`; the description last, as it vouches for the others.
+
+    A folder that is there gives way first, as none can be renamed over it, and comes back if the new one cannot move.
+    """
     if (temporary / target.name).is_dir() and target.exists():
-        shutil.rmtree(target)
+        before = temporary / f"{target.name}-before"
+        os.replace(target, before)
+        try:
+            os.replace(temporary / target.name, target)
+        except OSError:
+            os.replace(before, target)
+            raise
+        return
     vouching = description_path(target).name
     for path in sorted(temporary.iterdir(), key=lambda path: path.name == vouching):
         os.replace(path, target.parent / path.name)
