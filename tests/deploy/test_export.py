@@ -24,6 +24,7 @@ from alexnet.deploy import write
 from alexnet.deploy.export import Exporter
 from alexnet.deploy.parity import ExportFailed, own_pictures, reference
 from alexnet.inference.described import FORMATS, looks_exported
+from alexnet.inference.evaluate import evaluate
 from alexnet.inference.exported import open_exported
 from alexnet.inference.predict import load
 from alexnet.runs import write_model
@@ -148,6 +149,9 @@ def test_weights_for_torchvision_s_own_network(photos, tmp_path):
     write_model(tmp_path / "run", create_model("torchvision/squeezenet1_1", 3, image_size=64), FRUIT, Preprocess(64))
     file = export(tmp_path / "run", photos, "torchvision-weights", tmp_path).file
     squeezenet1_1(num_classes=3).load_state_dict(torch.load(file, weights_only=True))
+    theirs, ours = evaluate(file, data=photos), evaluate(tmp_path / "run", data=photos, device="cpu")
+    assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-5)
+    assert theirs["n"] == ours["n"] == 12
 
 
 # ── which pictures ────────────────────────────────────────────────────────────────────────────────────────────────
