@@ -1,4 +1,5 @@
-# A server of whatever is mounted at /model: a run folder, or a folder that holds an exported file (give its path).
+# A server of whatever is mounted at /model: a run folder, or a folder that holds an exported file (give its path;
+# TorchScript and pt2 files, signed for their user's machine alone, take --trust behind it).
 # Not tested: it was written where there is no Docker. See docs/serving.md.
 #
 #     docker build -t alexnet .
@@ -8,7 +9,7 @@ FROM python:3.12-slim
 COPY pyproject.toml README.md LICENSE /src/
 COPY src /src/src
 # uv takes the torch for the CPU alone, which is a fraction of the size of the one for GPUs
-RUN pip install --no-cache-dir uv && uv pip install --system --no-cache --torch-backend=cpu '/src[serve,show]' && rm -r /src
+RUN pip install --no-cache-dir uv && uv pip install --system --no-cache --torch-backend=cpu '/src[serve,show,fast]' && rm -r /src
 
 RUN useradd --create-home alexnet
 USER alexnet

@@ -19,7 +19,7 @@ from typing import Any
 from common import save
 
 from alexnet.deploy.export import Exporter
-from alexnet.deploy.parity import TOLERANCE
+from alexnet.deploy.parity import TOLERANCE, ExportFailed
 from alexnet.errors import UserError
 from alexnet.inference.described import FORMATS, PRECISIONS
 from alexnet.inference.evaluate import evaluate
@@ -44,7 +44,7 @@ def main() -> None:
                         continue
                     try:
                         found = exporter.export(kind, Path(folder) / f"net{PRECISIONS[precision]}{form.suffix}")
-                    except UserError as error:
+                    except (UserError, ExportFailed) as error:
                         left_out.append({"format": kind, "precision": precision, "reason": str(error)})
                         continue
                     whole = evaluate(found.file, data=given.data)

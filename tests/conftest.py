@@ -65,6 +65,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exports(checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
     """`checkpoint` in every format that `dev` installs, files called `net`. Tests must not change them; copy them."""
+    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")  # where the key to sign with is
     folder = tmp_path_factory.mktemp("exports")
     kinds = ("onnx", "openvino", "torchscript", "pt2", "huggingface")
     with Exporter(checkpoint, images=photos) as exporter:

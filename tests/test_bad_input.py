@@ -401,6 +401,7 @@ def exported(run):
     """Files that only look like exported ones."""
     Path("net.onnx").write_bytes(b"nothing")
     Path("net.pte").write_bytes(b"nothing")
+    Path("my.bin").write_bytes(b"nothing")
     Path("lost.onnx").write_bytes(b"nothing")
     Path("lost.onnx.json").write_text("{}")
 
@@ -467,6 +468,8 @@ USING = [
     (unreadable_pictures, ["export", "RUN", "onnx", "--images", "bad"], "Not one picture can be read to compare the"),
     (nothing, ["export", "RUN", "onnx", "--out", "/dev/null/net.onnx"], "/dev/null/net.onnx cannot be written: "),
     (empty_folder, ["export", "RUN", "huggingface", "--out", "RUN"], "--out RUN exists and is no exported folder; ch"),
+    (exported, ["export", "RUN", "openvino", "--out", "my.xml"], "my.bin, where the weights of my.xml would go, is an"),
+    (empty_folder, ["export", "RUN", "all", "--images", "empty"], "The folder empty holds no pictures."),
     (exported, ["predict", "net.onnx", "a.png"], "net.onnx cannot be opened as onnx ("),
     (exported, ["predict", "lost.onnx", "a.png"], "lost.onnx.json was written by other software: its format is not"),
     (exported, ["eval", "net.onnx"], "net.onnx cannot be opened as onnx ("),

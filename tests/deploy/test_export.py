@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,15 +17,20 @@ from torch import nn
 
 from alexnet.cli import run
 from alexnet.data.checksum import sha256_of
+from alexnet.data.pack import pack
 from alexnet.data.preprocess import Preprocess
+from alexnet.data.sources import load_source
 from alexnet.deploy import write
 from alexnet.deploy.export import Exporter
-from alexnet.deploy.parity import ExportFailed
-from alexnet.inference.described import FORMATS
+from alexnet.deploy.parity import ExportFailed, own_pictures, reference
+from alexnet.inference.described import FORMATS, looks_exported
+from alexnet.inference.evaluate import evaluate
 from alexnet.inference.exported import open_exported
 from alexnet.inference.predict import load
 from alexnet.runs import write_model
-from helpers import FRUIT, sharp
+from alexnet.training.progress import Silent
+from alexnet.training.start import train
+from helpers import FRUIT, make_folder, sharp
 
 HERE = ("onnx", "openvino", "torchscript", "pt2", "huggingface")  # and installed with `dev`
 
@@ -143,6 +149,60 @@ def test_weights_for_torchvision_s_own_network(photos, tmp_path):
     write_model(tmp_path / "run", create_model("torchvision/squeezenet1_1", 3, image_size=64), FRUIT, Preprocess(64))
     file = export(tmp_path / "run", photos, "torchvision-weights", tmp_path).file
     squeezenet1_1(num_classes=3).load_state_dict(torch.load(file, weights_only=True))
+    theirs, ours = evaluate(file, data=photos), evaluate(tmp_path / "run", data=photos, device="cpu")
+    assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-5)
+    assert theirs["n"] == ours["n"] == 12
+
+
+# ── which pictures ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def a_run_on(data, folder):
+    train(
+        "folder", data=data, out=folder / "run", epochs=1, width=0.125, batch_size=8, image_size=32, progress=Silent()
+    )
+    return folder / "run"
+
+
+@pytest.mark.parametrize("form", [{"kind": "uint8", "size": 40}, {"kind": "jpeg"}])
+def test_a_packed_run_is_compared_on_what_is_in_its_shards(tmp_path, capsys, form):
+    pack(make_folder(tmp_path / "pictures"), tmp_path / "packed", **form)
+    trained = a_run_on(tmp_path / "packed", tmp_path)
+    assert run(["export", str(trained), "onnx", "--json"]) == 0
+    found, error = capsys.readouterr()
+    count = (trained / "split.csv").read_text().count(",val\n")
+    assert json.loads(found)["images"] == count > 0
+    assert f"Comparing on {count} pictures of the val split." in error
+
+
+def test_packed_jpegs_are_compared_as_they_are(tmp_path):
+    pack(make_folder(tmp_path / "pictures"), tmp_path / "packed", size="original")
+    source = load_source("folder", tmp_path / "packed")
+    found = own_pictures(source, source.classes, tmp_path)
+    part = source.splits["val"]
+    assert [path.read_bytes() for path in found.files] == [part.stored(i) for i in range(len(part))]
+
+
+def test_too_few_unreadable_and_learnt_pictures_are_told(small_run, checkpoint, photos, tmp_path, capsys):
+    some = Path(shutil.copytree(photos, tmp_path / "some"))
+    (some / "sky" / "3.jpg").write_bytes(b"no picture")
+    words = ["export", str(checkpoint), "onnx", "--out", str(tmp_path / "net.onnx"), "--images", str(some), "--json"]
+    assert run(words) == 0
+    out, error = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["images"], found["unreadable"]) == (11, 1)
+    assert f"only 11 pictures were compared, for want of more in {some}" in found["note"]
+    assert "1 of 12 could not be read" in found["note"]
+    assert f"Note: {found['note']}" in error
+    parity = json.loads((tmp_path / "net.onnx.json").read_text())["parity"]
+    assert (parity["note"], parity["unreadable"]) == (found["note"], 1)
+
+    with Exporter(small_run) as exporter:
+        assert exporter.truth.note is None
+        source = exporter._source
+        alone = replace(source, splits={"train": source.splits["train"].take(np.arange(250))})
+        seen = reference(exporter.opened, own_pictures(alone, alone.classes, tmp_path))
+        assert seen.note == "the run was trained on these pictures, so that top-1 says little of others"
 
 
 # ── faults ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,7 +274,13 @@ def test_a_file_that_was_there_survives_a_failure(files, checkpoint, photos, tmp
 
 def test_a_check_without_torch_is_really_without(exports, tmp_path):
     """Asked in the way of ONNX to open a file that needs torch, the checking process fails."""
-    job = {"file": str(exports["pt2"].file), "pictures": [], "without_torch": True, "answers": str(tmp_path / "a.npy")}
+    job = {
+        "file": str(exports["pt2"].file),
+        "trust": False,
+        "pictures": [],
+        "without_torch": True,
+        "answers": str(tmp_path / "a.npy"),
+    }
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "alexnet.deploy.check", str(tmp_path / "job.json")]
     source = str(Path(write.__file__).parents[2])
@@ -223,12 +289,12 @@ def test_a_check_without_torch_is_really_without(exports, tmp_path):
     assert "import of torch halted" in done.stderr
 
 
-def test_a_full_disk_leaves_nothing(checkpoint, photos, tmp_path):
+@pytest.mark.parametrize("kind", ["torchscript", "onnx", "openvino"])
+def test_a_full_disk_leaves_nothing(checkpoint, photos, tmp_path, kind):
     """Files may not grow beyond 100 kB here, which is how a full disk looks from inside."""
-    out = target(tmp_path / "out", "torchscript")  # torch's own writer would take the process down
+    out = target(tmp_path / "out", kind)  # for torchscript torch's own writer would take the process down
     done = subprocess.run(
-        [sys.executable, "-m", "alexnet", "export", str(checkpoint), "torchscript", "--images", str(photos),
-         "--out", out],
+        [sys.executable, "-m", "alexnet", "export", str(checkpoint), kind, "--images", str(photos), "--out", out],
         capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(write.__file__).parents[2])},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
@@ -237,6 +303,48 @@ def test_a_full_disk_leaves_nothing(checkpoint, photos, tmp_path):
     assert "could not be written as" in done.stderr
     assert "nothing was left behind" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_cache_a_file_is_exported_and_needs_trust(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
+    file = str(tmp_path / "net.pt2")
+    assert run(["export", str(checkpoint), "pt2", "--out", file, "--images", str(photos)]) == 0
+    assert "The pt2 file could not be signed" in capsys.readouterr().err
+    assert run(["predict", file, str(photos / "sky" / "0.jpg")]) == 2
+    assert run(["predict", file, str(photos / "sky" / "0.jpg"), "--trust"]) == 0
+
+
+def test_an_exported_folder_stays_until_the_new_one_is_in_its_place(files, checkpoint, photos, monkeypatch):
+    before = {path: path.read_bytes() for path in (files / "net").iterdir()}
+    there = os.replace
+
+    def replacing(source, to):
+        if Path(to) == files / "net" and Path(source).name == "net":
+            raise OSError(5, "Input/output error")
+        return there(source, to)
+
+    monkeypatch.setattr(os, "replace", replacing)
+    with pytest.raises(ExportFailed, match="Input/output error"):
+        export(checkpoint, photos, "huggingface", files)
+    assert {path: path.read_bytes() for path in (files / "net").iterdir()} == before
+    monkeypatch.undo()
+    (files / "net" / "of-before").touch()
+    export(checkpoint, photos, "huggingface", files)
+    assert not (files / "net" / "of-before").exists()
+    assert not list(files.glob(".exporting-*"))
+
+
+def test_folders_made_for_a_place_too_deep_do_not_stay(checkpoint, photos, tmp_path, capsys):
+    """The folder can be made just so, and one in it cannot."""
+    deep = tmp_path / "new"
+    while len(str(deep)) < 4080 - 200:
+        deep /= "d" * 190
+    deep /= "d" * (4085 - len(str(deep)))
+    words = ["export", str(checkpoint), "onnx", "--images", str(photos), "--out", str(deep / "n.onnx")]
+    assert run(words) == 2
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 # ── what is not installed everywhere, and what a program does with a file ─────────────────────────────────────
@@ -266,6 +374,40 @@ def test_the_hub_folder_goes_through_the_mixin(exports, tmp_path):
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(HubModel.from_pretrained(tmp_path / "again")(x), model(x))
+
+
+def test_a_folder_that_the_mixin_saved_is_predicted_from(exports, photos, tmp_path, capsys):
+    from alexnet.inference.hub import HubModel
+
+    HubModel.from_pretrained(exports["huggingface"].file).save_pretrained(tmp_path / "again")
+    capsys.readouterr()
+    answers = []
+    for folder in (exports["huggingface"].file, tmp_path / "again"):
+        assert run(["predict", str(folder), str(photos / "sky" / "0.jpg"), "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["predictions"])
+    assert answers[0] == answers[1]
+    assert not looks_exported(photos)
+    for damage in ("{", '{"spec": {}, "classes": [], "preprocess": {}}'):
+        (tmp_path / "again" / "config.json").write_text(damage)
+        assert run(["predict", str(tmp_path / "again"), str(photos / "sky" / "0.jpg")]) == 2
+
+
+def test_a_saved_folder_with_a_mean_image_keeps_it(tmp_path, photos, capsys):
+    from alexnet.inference.hub import HubModel
+
+    mean = torch.rand(3, 36, 36, generator=torch.Generator().manual_seed(0))
+    preprocess = Preprocess(size=32, resize=36, mean_image=mean)
+    (tmp_path / "run").mkdir()
+    write_model(tmp_path / "run", sharp(), FRUIT, preprocess)
+    file = export(tmp_path / "run", photos, "huggingface", tmp_path, with_preprocessing=True).file
+    HubModel.from_pretrained(file).save_pretrained(tmp_path / "again")
+    picture = photos / "leaf" / "1.jpg"
+    expected = load(tmp_path / "run", device="cpu").predict(picture)
+    assert dict(load(tmp_path / "again").predict(picture).labels) == pytest.approx(dict(expected.labels), abs=1e-5)
+    bare = HubModel(sharp().spec.to_dict(), FRUIT, preprocess.to_dict())  # which nothing could subtract it for
+    bare.save_pretrained(tmp_path / "bare")
+    assert run(["predict", str(tmp_path / "bare"), str(picture)]) == 2
+    assert "subtracts a mean image" in capsys.readouterr().err
 
 
 def test_an_onnx_file_needs_nothing_of_ours(checkpoint, photos, tmp_path):
@@ -298,6 +440,34 @@ def test_all_formats_at_once(checkpoint, photos, tmp_path, monkeypatch, capsys):
     for one in found["exports"]:
         assert {"file", "format", "size", "max_abs_diff", "top1_agreement", "images"} <= one.keys()
         assert Path(one["file"]).exists()
+
+
+def test_one_format_that_cannot_be_written_does_not_stop_the_others(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    for kind in ("openvino", "torchscript", "executorch", "huggingface"):
+        monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], precisions=()))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "export" / "cifar.onnx").mkdir(parents=True)  # in its place
+    words = ["export", str(checkpoint), "all", "--images", str(photos), "--json"]
+    assert run(words) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [x["format"] for x in found["exports"]] == ["pt2"]
+    assert [x["format"] for x in found["failed"]] == ["onnx"]
+    assert "cifar.onnx is a folder" in found["failed"][0]["reason"]
+    assert len(found["left_out"]) == 5
+
+    for kind in ("onnx", "pt2"):
+        monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], precisions=()))
+    assert run(words) == 1  # nothing was exported
+    assert json.loads(capsys.readouterr().out)["exports"] == []
+
+
+def test_without_pictures_all_formats_fail_with_one_sentence(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["export", str(checkpoint), "all"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("This network comes without pictures") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_table_of_one(small_run, tmp_path, capsys):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ import alexnet
 from alexnet.cli import run
 from alexnet.deploy.export import Exporter
 from alexnet.errors import UserError
-from alexnet.inference.described import Description, check_installed, read_description
+from alexnet.inference.described import Description, check_installed, description_path, read_description
 from alexnet.inference.exported import open_exported
-from alexnet.inference.formats import names_run, open_model
+from alexnet.inference.formats import identity, names_run, open_model
 from alexnet.inference.predict import load, load_quickly
+from alexnet.inference.signature import is_signed, key_path, sign
 from helpers import make_picture
 
 
@@ -83,6 +85,12 @@ def test_a_damaged_file_is_not_opened(files, name, part):
 
 def test_a_swapped_file_is_not_opened(files):
     shutil.copy(files / "net.pt2", files / "net.pt")
+    shutil.copy(files / "net.onnx.json", files / "net.pte.json")
+    (files / "net.pte").touch()
+    with pytest.raises(
+        UserError, match=r"describes a file of the format onnx, and .* is of the format executorch by i"
+    ):
+        open_exported(files / "net.pte")
     with pytest.raises(UserError, match="damaged or another file"):
         open_exported(files / "net.pt")
     (files / "net.bin").unlink()
@@ -105,6 +113,39 @@ def test_what_can_run_code_needs_a_checksum_or_trust(files, photos, capsys, name
     assert run(["predict", str(files / name), picture, "--trust"]) == 0
     assert run(["eval", str(files / name), "--data", str(photos)]) == 2
     assert run(["eval", str(files / name), "--data", str(photos), "--trust"]) == 0
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
+def test_what_another_user_signed_needs_trust(files, photos, tmp_path, monkeypatch, capsys, name):
+    words = ["predict", str(files / name), str(photos / "sky" / "1.jpg")]
+    key = key_path().read_bytes()
+    assert key_path().stat().st_mode & 0o777 == 0o600
+    assert run(words) == 0
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
+    for content, mode in ((b"", 0o600), (bytes(32), 0o600), (key, 0o644)):  # damaged, another's, readable by all
+        key_path().write_bytes(content)
+        key_path().chmod(mode)
+        assert run(words) == 2
+        error = capsys.readouterr().err
+        assert f"{name} is not signed as exported by you on this machine" in error
+        assert "can run code; if you know where it comes from, add --trust" in error
+    key_path().unlink()
+    assert run(words) == 2
+    assert not key_path().exists()  # reading makes none
+    assert run([*words, "--trust"]) == 0
+
+
+def test_one_key_is_made_whoever_is_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "new" / "cache"))
+    with ThreadPoolExecutor(8) as threads:
+        signatures = set(threads.map(lambda _: sign("pt2", {"net.pt2": "0"}), range(32)))
+    assert len(signatures) == 1
+    (signature,) = signatures
+    assert [path.name for path in key_path().parent.iterdir()] == ["export.key"]
+    assert is_signed(signature, "pt2", {"net.pt2": "0"})
+    for kind, digits in (("torchscript", "0"), ("pt2", "1")):
+        assert not is_signed(signature, kind, {"net.pt2": digits})
 
 
 def test_a_stranger_s_torchscript_is_not_run(tmp_path):
@@ -139,6 +180,78 @@ def test_a_description_survives_json(files):
     description = read_description(files / "net.onnx")
     again = Description.from_dict(json.loads(json.dumps(description.to_dict())), "there")
     assert again == description
+
+
+DAMAGES = [
+    ({"classes": []}, "is damaged (classes is not a list of names)"),
+    ({"classes": "abc"}, "is damaged (classes is not a list of names)"),
+    ({"classes": ["a", "b"]}, "does not answer with a number for each of the 2 classes"),
+    ({"classes": list("abcd")}, "does not answer with a number for each of the 4 classes"),
+    ({"pixels": "x"}, "is damaged (pixels is not true or false)"),
+    ({"pixels": True}, "cannot compute a picture as"),
+    ({"spec": 5}, "is damaged (spec is not an object)"),
+    ({"network": None}, "is damaged (network is not a name)"),
+    ({"calibration": [1]}, "is damaged (calibration is not an object)"),
+    ({"sha256": ["x"]}, "is damaged (sha256 is not an object of checksums)"),
+    ({"sha256": {}}, "has no checksum of net.onnx"),
+    ({"sha256": {"net.bin": "0"}}, "net.bin is damaged or another file"),
+    ({"kind": []}, "is damaged (unhashable"),
+    ({"preprocess": {"size": "x"}}, "is damaged (Preprocessing field 'size'"),
+    ({"preprocess": {"size": 999}}, "cannot compute a picture as"),
+]
+
+
+@pytest.mark.parametrize(("damage", "sentence"), DAMAGES, ids=lambda x: str(x)[:30])
+def test_a_damaged_description_is_told(files, photos, capsys, damage, sentence):
+    beside = files / "net.onnx.json"
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), **damage}))
+    words = ["predict", str(files / "net.onnx"), str(photos / "sky" / "1.jpg")]
+    for more in ([], ["--out", str(files / "out.csv")]):
+        assert run([*words, *more]) == 2
+        (error,) = capsys.readouterr().err.strip().splitlines()
+        assert sentence in error
+    assert not list(files.glob("out.csv*"))
+
+
+def test_a_description_without_checksums_is_told(files, photos, capsys):
+    beside = files / "net.onnx.json"
+    told = json.loads(beside.read_text())
+    del told["sha256"]
+    beside.write_text(json.dumps(told))
+    words = ["predict", str(files / "net.onnx"), str(photos / "sky" / "1.jpg"), "--out", str(files / "out.csv")]
+    assert run(words) == 2
+    assert "has no checksum of net.onnx" in capsys.readouterr().err
+    assert run([*words, "--trust"]) == 0
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.xml", "net.pt2", "net"])
+def test_other_weights_or_classes_are_another_network(files, tmp_path, name):
+    """For `predict --out`, which goes on only with the same one."""
+    file, beside = files / name, description_path(files / name)
+    told = json.loads(beside.read_text())
+    names = [identity(file)]
+    for part, digits in told["sha256"].items():  # one part after the other is another
+        beside.write_text(json.dumps({**told, "sha256": {**told["sha256"], part: f"{int(digits, 16) ^ 1:064x}"}}))
+        names.append(identity(file))
+    beside.write_text(json.dumps({**told, "classes": ["leaf", "apple", "sky"]}))
+    names.append(identity(file))
+    assert len(set(names)) == len(names)
+    assert identity(file) == names[-1]
+
+    beside.write_text(json.dumps(told))
+    names = [identity(file, trust=True)]
+    for part in told["sha256"]:  # which nobody compares with the checksums now
+        path = file / part if file.is_dir() else files / part
+        path.write_bytes(path.read_bytes() + b" ")
+        names.append(identity(file, trust=True))
+    assert len(set(names)) == len(names)
+    if not file.is_dir():
+        beside.unlink()
+        names = [identity(file)]
+        for part in told["sha256"]:
+            (files / part).write_bytes((files / part).read_bytes() + b" ")
+            names.append(identity(file))
+        assert len(set(names)) == len(names)
 
 
 def test_what_lacks_is_named_with_the_command_that_installs_it(monkeypatch):

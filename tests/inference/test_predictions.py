@@ -54,7 +54,7 @@ def test_the_three_tables_say_the_same(images, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pictures", "x.csv", "x.jsonl", "x.parquet"]
 
 
-@pytest.mark.parametrize("damage", [b"", b'{"path": "half a li', b'{"half": \n'])
+@pytest.mark.parametrize("damage", [b"", b'{"path": "half a li', b'{"half": \n', b"5\n", b'{"path": "x"}\n', b"\xff\n"])
 def test_it_goes_on_where_it_stopped(images, tmp_path, damage):
     out = tmp_path / "x.csv"
     with pytest.raises(KeyboardInterrupt):
@@ -83,6 +83,27 @@ def test_it_does_not_go_on_with_something_else(images, tmp_path):
     with pytest.raises(UserError, match="begun on other pictures"):
         write_predictions(Counting(), images[1:], out, ASKED)
     assert (tmp_path / "x.csv.part").read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", [["--top", "0"], ["--crops", "3"], ["--scales", "9"]])
+def test_what_cannot_be_asked_leaves_nothing_behind(small_run, images, tmp_path, capsys, wrong):
+    words = ["predict", str(small_run), str(tmp_path / "pictures"), "--out", str(tmp_path / "x.csv")]
+    assert run([*words, *wrong]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    assert run(words) == 0
+
+
+def test_a_part_that_is_something_else_is_told(small_run, images, tmp_path, capsys):
+    words = ["predict", str(small_run), str(tmp_path / "pictures"), "--out", str(tmp_path / "x.csv")]
+    (tmp_path / "x.csv.part").mkdir()
+    assert run(words) == 2
+    assert "x.csv.part, where rows are kept until all are there, cannot be used (Is a dir" in capsys.readouterr().err
+    (tmp_path / "x.csv.part").rmdir()
+    for other in ("half of a\ndownload\n", "5\n"):
+        (tmp_path / "x.csv.part").write_text(other)
+        assert run(words) == 2
+        assert "delete it, or finish" in capsys.readouterr().err
+        assert (tmp_path / "x.csv.part").read_text() == other
 
 
 def test_a_full_disk_keeps_what_there_is(images, tmp_path, monkeypatch):

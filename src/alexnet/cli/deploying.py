@@ -63,7 +63,7 @@ def export(
     kinds = list(FORMATS) if format == "all" else [format]
     if format != "all":
         check_format(format)
-    done, left_out, failed = [], [], []
+    done, able, left_out, failed = [], [], [], []
     with Exporter(
         run, images=images, checkpoint=checkpoint, with_preprocessing=with_preprocessing,
         precision=quantize or ("half" if half else "fp32"), tolerance=tolerance, say=_say,
@@ -71,14 +71,17 @@ def export(
         for kind in kinds:
             try:
                 exporter.check(kind)
+                able.append(kind)
             except UserError as error:
                 if format != "all":
                     raise
                 left_out.append({"format": kind, "reason": str(error)})
-                continue
+        if len(able) > 1:
+            _ = exporter.truth  # without pictures none can be written, and one sentence says so
+        for kind in able:
             try:
                 done.append(exporter.export(kind, out))
-            except ExportFailed as error:
+            except (UserError, ExportFailed) as error:
                 if format != "all":
                     raise
                 failed.append({"format": kind, "reason": str(error)})
@@ -89,7 +92,7 @@ def export(
         _show(done)
         for row in (*left_out, *failed):
             print(f"{row['format']}: {row['reason']}")
-    return 1 if failed else 0
+    return 1 if failed or not done else 0
 
 
 def predict_into(
@@ -114,7 +117,8 @@ def predict_into(
     if "-" in images:
         raise UserError("--out writes a row for each picture file, and '-' is none; leave one of them out.")
     wanted = find_images(images)
-    asked = {"networks": [identity(run, checkpoint) for run in runs], "engine": engine}
+    trust = opening.get("trust", False)
+    asked = {"networks": [identity(run, checkpoint, trust) for run in runs], "engine": engine}
     classifier = load_quickly(runs, checkpoint=checkpoint, engine=engine, say=_say, **opening)
     with _progress() as progress:
         written = write_predictions(

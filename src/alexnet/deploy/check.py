@@ -1,7 +1,8 @@
 """What an exported file says of pictures, found in a process of its own: `python -m alexnet.deploy.check JOB`.
 
-The job is a JSON file: `file`, `pictures` (paths), `without_torch`, and `answers`, where the probabilities are to be
-written. Torch is kept from being imported where the format does without it. Latencies are printed as JSON.
+The job is a JSON file: `file`, `trust` (whether to open it though it is not signed), `pictures` (paths),
+`without_torch`, and `answers`, where the probabilities are to be written. Torch is kept from being imported where the
+format does without it. Latencies are printed as JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(job_file: str) -> None:
     from alexnet.inference.exported import open_exported
     from alexnet.inference.predict import BATCH_SIZE, read_pixels
 
-    exported = open_exported(job["file"])
+    exported = open_exported(job["file"], job["trust"])
     files = [Path(name) for name in job["pictures"]]
     answers = []
     for start in range(0, len(files), BATCH_SIZE):

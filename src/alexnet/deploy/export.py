@@ -24,13 +24,14 @@ import numpy as np
 from alexnet.data.checksum import sha256_of
 from alexnet.data.samples import Source
 from alexnet.deploy import parity, write
-from alexnet.deploy.parity import ENOUGH, TOLERANCE, ExportFailed, Parity, Reference
+from alexnet.deploy.parity import TOLERANCE, ExportFailed, Parity, Reference
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.calibration import find
 from alexnet.inference.described import FORMATS, PRECISIONS, check_installed, description_path
 from alexnet.inference.evaluate import own_data
 from alexnet.inference.formats import open_model
 from alexnet.inference.quantise import calibration_pictures
+from alexnet.inference.signature import key_path, sign
 from alexnet.runs import package_version, write_json
 from alexnet.runtime import cpu_name
 
@@ -60,7 +61,7 @@ class Export:
             "top1_agreement": self.parity.top1_agreement, "images": self.parity.images,
             "top1": self.parity.top1, "run_top1": self.truth.top1,
             "seconds": self.parity.seconds, "run_seconds": self.truth.seconds,
-            "without_torch": self.parity.without_torch,
+            "without_torch": self.parity.without_torch, "unreadable": self.truth.unreadable, "note": self.truth.note,
         }  # fmt: skip
 
 
@@ -121,7 +122,8 @@ class Exporter:
             written = temporary / target.name
             try:
                 description = self._write(kind, written)
-                found = parity.compare(written, kind, truth)
+                unsigned = FORMATS[kind].runs_code and not description.signature
+                found = parity.compare(written, kind, truth, trust=unsigned)
                 if not found.max_abs_diff <= self._tolerance:
                     raise ExportFailed(self._refusal(kind, found))
                 folder = written if written.is_dir() else temporary
@@ -129,6 +131,7 @@ class Exporter:
                 measured = {
                     "images": found.images, "pictures": truth.pictures.what, "max_abs_diff": found.max_abs_diff,
                     "tolerance": self._tolerance, "top1_agreement": found.top1_agreement,
+                    "unreadable": truth.unreadable, "note": truth.note,
                 }  # fmt: skip
                 complete = replace(description, about={**description.about, "parity": measured})
                 write_json(description_path(written), complete.to_dict())
@@ -161,8 +164,9 @@ class Exporter:
             pictures = parity.own_pictures(self._source, opened.classes, Path(self._temporary.name))
         found = parity.reference(opened, pictures)
         n = len(found.pictures.files)
-        few = f"; {ENOUGH} would say more, and --images takes a folder of them" if n < ENOUGH else ""
-        self._say(f"Comparing on {n:,} pictures {pictures.what}{few}.")
+        self._say(f"Comparing on {n:,} pictures {pictures.what}.")
+        if found.note:
+            self._say(f"Note: {found.note}.")
         return found
 
     @functools.cached_property
@@ -182,15 +186,19 @@ class Exporter:
         return found.to_dict() if found else None
 
     def _target(self, kind: str, out: Path | None) -> Path:
+        """Where to write. Raises `UserError` where something else would be overwritten."""
         suffix = FORMATS[kind].suffix
         if out is None:
             home = self.opened.run.path / "export" if self.opened.run else Path("export")
             name = f"{self.opened.model.spec.name.replace('/', '-')}{PRECISIONS[self._precision]}"
-            return home / (name + suffix if suffix else f"{name}-huggingface")
+            out = home / (name + suffix if suffix else f"{name}-huggingface")
         if out.suffix.lower() != suffix and suffix:
             raise UserError(f"Files of the format {kind} end in {suffix}, and {out} does not; change --out.")
         if suffix and out.is_dir():
-            raise UserError(f"--out {out} is a folder; name a file in it.")
+            raise UserError(f"{out} is a folder; name a file with --out.")
+        weights = out.with_suffix(".bin")
+        if kind == "openvino" and weights.exists() and not out.exists():
+            raise UserError(f"{weights}, where the weights of {out} would go, is another file; choose another --out.")
         if (
             not suffix
             and out.exists()
@@ -208,6 +216,13 @@ class Exporter:
         packages = ("alexnet", "torch", *FORMATS[kind].reads)
         about = {**found.about, "versions": {p: package_version(p) for p in packages}, "machine": _machine()}
         found = replace(found, about=about, sums={p.name: sha256_of(p) for p in parts})
+        if FORMATS[kind].runs_code:
+            found = replace(found, signature=sign(kind, found.sums))
+            if not found.signature:
+                self._say(
+                    f"The {kind} file could not be signed, as no key of your own can be kept in {key_path()}; opening "
+                    "it will take --trust."
+                )
         write_json(description_path(path), found.to_dict())
         return found
 
@@ -229,24 +244,36 @@ def _machine() -> str:
 def _beside(target: Path) -> Iterator[Path]:
     """A temporary folder on the disk of `target`, whose own folder is made if need be and not left empty."""
     missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}; choose another --out.") from error
-    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=".exporting-", dir=target.parent))
+        except OSError as error:
+            raise UserError(f"{target} cannot be written: {error.strerror}; choose another --out.") from error
         yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         for folder in missing:
-            if not any(folder.iterdir()):
+            if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
 
 def _move(temporary: Path, target: Path) -> None:
-    """All that is in `temporary` into the folder of `target`; the description last, as it vouches for the others."""
+    """All that is in `temporary` into the folder of `target`; the description last, as it vouches for the others.
+
+    A folder that is there gives way first, as none can be renamed over it, and comes back if the new one cannot move.
+    """
     if (temporary / target.name).is_dir() and target.exists():
-        shutil.rmtree(target)
+        before = temporary / f"{target.name}-before"
+        os.replace(target, before)
+        try:
+            os.replace(temporary / target.name, target)
+        except OSError:
+            os.replace(before, target)
+            raise
+        return
     vouching = description_path(target).name
     for path in sorted(temporary.iterdir(), key=lambda path: path.name == vouching):
         os.replace(path, target.parent / path.name)

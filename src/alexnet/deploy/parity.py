@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 from alexnet.data.images import BadImage
-from alexnet.data.samples import Arrays, Files, Source
+from alexnet.data.samples import Arrays, Files, Source, Stored
 from alexnet.deploy.check import latencies
 from alexnet.errors import UserError
 from alexnet.inference.choose import by_torch
@@ -55,6 +56,8 @@ class Pictures:
     """Class numbers of the network, int64; `UNKNOWN` where nobody knows."""
     what: str
     """Which they are, in words."""
+    learnt: bool = False
+    """Whether the run was trained on them."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,28 @@ class Reference:
     """float32 (n, classes)."""
     seconds: dict[str, float]
     """For 1 picture and for 32."""
+    unreadable: int = 0
+    """Pictures that were left out."""
 
     @property
     def top1(self) -> float | None:
         return top1(self.probabilities, self.pictures.targets)
+
+    @property
+    def note(self) -> str | None:
+        """What makes the comparison say less than it should, if anything does."""
+        n, pictures = len(self.pictures.files), self.pictures
+        said = []
+        if n < ENOUGH:
+            said.append(
+                f"only {n} pictures were compared, for want of more {pictures.what}; {ENOUGH} would say more, and "
+                "--images takes a folder of them"
+            )
+        if self.unreadable:
+            said.append(f"{self.unreadable:,} of {n + self.unreadable:,} could not be read")
+        if pictures.learnt:
+            said.append("the run was trained on these pictures, so that top-1 says little of others")
+        return "; ".join(said) or None
 
 
 @dataclass(frozen=True)
@@ -108,19 +129,30 @@ def pictures_below(folder: Path, classes: tuple[str, ...]) -> Pictures:
 def own_pictures(source: Source, classes: tuple[str, ...], temporary: Path) -> Pictures:
     """Pictures of the split that the run validated on, or else of its test split, evenly up to `MOST`.
 
-    Those of a data set without picture files are written to `temporary` as PNG.
+    Those of a data set without picture files are written to `temporary`: packed JPEGs as they are, pixels as PNG.
     """
     split = next(name for name in ("val", "test", "train") if name in source.splits)
     whole: Arrays | Files = source.splits[split]
     part = whole.take(np.array(_evenly(list(range(len(whole))))))
     if isinstance(part, Files):
-        files = part.paths
+        stored: Iterable[Stored] = map(part.stored, range(len(part)))
     else:
-        files = [temporary / f"{i}.png" for i in range(len(part))]
-        for path, image in zip(files, part.images.permute(0, 2, 3, 1).numpy(), strict=True):
-            Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(path)
+        stored = part.images.permute(0, 2, 3, 1).numpy()
+    files = [_as_file(picture, temporary / str(i)) for i, picture in enumerate(stored)]
     targets = match_classes(classes, source.classes)[part.targets.numpy()]
-    return Pictures(files, part.names, targets, f"of the {split} split")
+    return Pictures(files, part.names, targets, f"of the {split} split", learnt=split == "train")
+
+
+def _as_file(picture: Stored, name: Path) -> Path:
+    """The file of a picture, which is written under this name where there is none."""
+    if isinstance(picture, Path):
+        return picture
+    path = name.with_suffix(".jpg" if isinstance(picture, bytes) else ".png")
+    if isinstance(picture, bytes):
+        path.write_bytes(picture)
+    else:
+        Image.fromarray(picture if picture.shape[-1] == 3 else picture[..., 0]).save(path)
+    return path
 
 
 def _evenly(items: list[Any]) -> list[Any]:
@@ -152,12 +184,14 @@ def reference(opened: Opened, pictures: Pictures) -> Reference:
             "Not one picture can be read to compare the exported file with the run; give others with --images."
         )
     files, names = [pictures.files[i] for i in read], [pictures.names[i] for i in read]
-    kept = Pictures(files, names, pictures.targets[read], pictures.what)
-    return Reference(kept, np.concatenate(answers), latencies(engine.logits, np.stack(last)))
+    kept = replace(pictures, files=files, names=names, targets=pictures.targets[read])
+    unreadable = len(pictures.files) - len(read)
+    return Reference(kept, np.concatenate(answers), latencies(engine.logits, np.stack(last)), unreadable)
 
 
-def compare(path: Path, kind: str, truth: Reference) -> Parity:
-    """Ask the exported file `path`, in a process of its own, and compare. Raises `ExportFailed` where that fails."""
+def compare(path: Path, kind: str, truth: Reference, trust: bool = False) -> Parity:
+    """Ask the exported file `path`, in a process of its own, and compare; `trust` as for `open_exported`. Raises
+    `ExportFailed` where that fails."""
     pictures = truth.pictures
     with tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder:
         answers, job = Path(folder) / "answers.npy", Path(folder) / "job.json"
@@ -165,6 +199,7 @@ def compare(path: Path, kind: str, truth: Reference) -> Parity:
             json.dumps(
                 {
                     "file": str(path.absolute()),
+                    "trust": trust,
                     "pictures": [str(p.absolute()) for p in pictures.files],
                     "without_torch": FORMATS[kind].without_torch,
                     "answers": str(answers),

@@ -2,21 +2,23 @@
 
 The description stands in `<file>.json` beside the file (`alexnet.json` inside a folder) and, where the format has a
 place for it, without the checksums in the file too. A file whose checksum is not the one beside it is not opened; one
-of a format that can run code is opened only if it has a description, or by somebody who says that they trust it.
+of a format that can run code is opened only if this user signed it (`signature.py`), or if they say that they trust it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from alexnet.data.checksum import sha256_of
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
+from alexnet.inference.signature import is_signed
 
 MARK = "alexnet-export-1"  # of a description; a reader refuses what it does not know
 KEY = "alexnet"  # under which a file holds its own description
@@ -106,31 +108,52 @@ class Description:
     """What else is told: names and shapes of input and output, opset, versions, and how parity was measured."""
     sums: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file, by name; empty in the file's own copy."""
+    signature: str = ""
+    """Of the kind and the checksums, for formats that can run code; empty where no key could be kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("about", "sums")}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("about", "sums", "signature")}
         values |= {"classes": list(self.classes), "preprocess": self.preprocess.to_dict()}
         sums = {"sha256": dict(self.sums)} if self.sums else {}
-        return {"format": MARK, **values, **self.about, **sums}
+        signed = {"signature": self.signature} if self.signature else {}
+        return {"format": MARK, **values, **self.about, **sums, **signed}
 
     @classmethod
     def from_dict(cls, found: Any, where: str) -> Description:
         """The inverse of `to_dict`. Raises `UserError` for what is damaged or another program's."""
         if not isinstance(found, dict) or found.get("format") != MARK:
             raise UserError(f"{where} was written by other software: its format is not '{MARK}'.")
-        own = {f.name for f in fields(cls)} - {"about", "sums"}
+        own = {f.name for f in fields(cls)} - {"about", "sums", "signature"}
         try:
             values = {key: found[key] for key in own}
-            values["preprocess"] = Preprocess.from_dict(found["preprocess"])
-            values["classes"] = tuple(str(c) for c in found["classes"])
-            sums = {str(name): str(told) for name, told in found.get("sha256", {}).items()}
+            for key, (holds, what) in _HOLDS.items():
+                if key in found and not holds(found[key]):
+                    raise ValueError(f"{key} is not {what}")
             if values["kind"] not in FORMATS or values["precision"] not in PRECISIONS:
                 raise ValueError(f"there is no format {values['kind']} in {values['precision']}")
+            values["preprocess"] = Preprocess.from_dict(found["preprocess"])
+            values["classes"] = tuple(found["classes"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where} is damaged ({error}); export the network again.") from error
-        about = {key: v for key, v in found.items() if key not in own | {"format", "sha256"}}
-        return cls(**values, about=about, sums=sums)
+        about = {key: v for key, v in found.items() if key not in own | {"format", "sha256", "signature"}}
+        return cls(**values, about=about, sums=found.get("sha256", {}), signature=found.get("signature", ""))
+
+
+def _texts(x: Any) -> bool:
+    return all(isinstance(one, str) for one in x)
+
+
+_HOLDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "network": (lambda x: isinstance(x, str), "a name"),
+    "spec": (lambda x: isinstance(x, dict), "an object"),
+    "classes": (lambda x: isinstance(x, list) and bool(x) and _texts(x), "a list of names"),
+    "pixels": (lambda x: isinstance(x, bool), "true or false"),
+    "calibration": (lambda x: x is None or isinstance(x, dict), "an object"),
+    "sha256": (lambda x: isinstance(x, dict) and _texts(x.values()), "an object of checksums"),
+    "signature": (lambda x: isinstance(x, str), "text"),
+}
+"""What a description's values must be, where nothing else checks them; and in words."""
 
 
 def description_path(path: Path) -> Path:
@@ -142,9 +165,18 @@ def looks_exported(name: str | Path) -> bool:
     """Whether `name` is a file or folder of ours, or a file in a format that nothing else of ours has."""
     path = Path(name)
     if path.is_dir():
-        return (path / INSIDE).is_file()
+        return (path / INSIDE).is_file() or _saved_by_hub(path)
     own = {form.suffix for kind, form in FORMATS.items() if form.suffix not in ("", ".pt", ".pth")}
     return path.is_file() and (path.suffix.lower() in own or description_path(path).is_file() or is_torchscript(path))
+
+
+def _saved_by_hub(folder: Path) -> bool:
+    """Whether `folder` is what `HubModel.save_pretrained` and `push_to_hub` write, which needs no description."""
+    try:
+        config = (folder / "config.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return (folder / "model.safetensors").is_file() and all(f'"{key}"' in config for key in ("spec", "preprocess"))
 
 
 def is_torchscript(path: Path) -> bool:
@@ -162,16 +194,15 @@ def read_description(path: Path, trust: bool = False) -> Description | None:
     """The description beside `path`, once the file is known to be what it describes; None where there is none and the
     format is harmless, or if `trust`.
 
-    Raises `UserError` for a file that is not there, damaged or swapped, and for one without a description that could
-    run code; `trust` allows these two.
+    Raises `UserError` for a file that is not there or of another kind than its ending says, for one that is damaged or
+    swapped, and for one that could run code and was not signed by this user; `trust` allows these two.
     """
     if not path.exists():
         raise UserError(f"There is no file {path}; give an exported file or a run.")
-    beside = description_path(path)
+    beside, kind = description_path(path), kind_of(path)
     try:
         found = json.loads(beside.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        kind = kind_of(path)
         if FORMATS[kind].runs_code and not trust:
             raise UserError(
                 f"{path} has no {beside.name} beside it, so nothing says that it was exported here, and opening "
@@ -181,15 +212,28 @@ def read_description(path: Path, trust: bool = False) -> Description | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{beside} is damaged ({error}); export the network again.") from error
     description = Description.from_dict(found, str(beside))
+    if description.kind != kind:  # its sender could else choose what opens it
+        raise UserError(
+            f"{beside} describes a file of the format {description.kind}, and {path} is of the format {kind} by its "
+            "ending; export the network again."
+        )
     if not trust:
         check_sums(path, description)
+        if FORMATS[kind].runs_code and not is_signed(description.signature, kind, description.sums):
+            raise UserError(
+                f"{path} is not signed as exported by you on this machine, and opening {kind} files can run code; if "
+                "you know where it comes from, add --trust, or else export the network again."
+            )
     return description
 
 
 def check_sums(path: Path, description: Description) -> None:
     """Raise `UserError` unless `path` is, to the last bit, what was described, whatever it is called now."""
-    for name, told in description.sums.items():
-        part = path / Path(name).name if path.is_dir() else path.with_suffix(Path(name).suffix)
+    parts = [
+        (path / Path(name).name if path.is_dir() else path.with_suffix(Path(name).suffix), told)
+        for name, told in description.sums.items()
+    ]
+    for part, told in parts:
         if not part.is_file():
             raise UserError(f"{part}, a part of {path}, is missing; export the network again.")
         if sha256_of(part) != told:
@@ -197,8 +241,25 @@ def check_sums(path: Path, description: Description) -> None:
                 f"{part} is damaged or another file: its checksum is not the one in {description_path(path)}; "
                 "export the network again."
             )
-    if not description.sums:
-        raise UserError(f"{description_path(path)} has no checksum; export the network again.")
+    if not parts or (path.is_file() and path not in dict(parts)):
+        raise UserError(f"{description_path(path)} has no checksum of {path.name}; export the network again.")
+
+
+def fingerprint(path: Path, trust: bool = False) -> str:
+    """The same for the same files with the same description, in hexadecimal digits. Unless there is none, or nobody
+    compares with it because of `trust`, the checksums are taken from the description."""
+    description = read_description(path, trust=True)
+    sums = dict(description.sums) if description and not trust else {p.name: sha256_of(p) for p in _parts(path)}
+    told = replace(description, about={}, sums={}, signature="").to_dict() if description else {}
+    return hashlib.sha256(json.dumps([told, sums], sort_keys=True).encode()).hexdigest()
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of an exported file or folder, less the description."""
+    if path.is_dir():
+        return [part for part in path.iterdir() if part.is_file() and part.name != INSIDE]
+    weights = path.with_suffix(".bin")  # OpenVINO's
+    return [path, weights] if kind_of(path) == "openvino" and weights.is_file() else [path]
 
 
 def kind_of(path: Path) -> str:

@@ -83,11 +83,11 @@ def open_exported(name: str | Path, trust: bool = False) -> Exported:
     """The exported file or folder `name`. `trust` opens one that nothing vouches for.
 
     Raises `UserError` where that is missing, damaged or swapped, needs a package that is not here, or could run code
-    and was not exported here.
+    and was not exported by this user on this machine.
     """
     path = Path(name)
     description = read_description(path, trust)
-    kind = description.kind if description else kind_of(path)
+    kind = kind_of(path)
     check_installed(kind)
     try:
         run, told = _OPENERS[kind](path, description)
@@ -104,7 +104,27 @@ def open_exported(name: str | Path, trust: bool = False) -> Exported:
                 "beside it; export the network with alexnet."
             )
         description = Description.from_dict(_json(told, path), str(path))
-    return Exported(path, description, FileEngine(path, description, run))
+    exported = Exported(path, description, FileEngine(path, description, run))
+    _check_answers(exported)
+    return exported
+
+
+def _check_answers(exported: Exported) -> None:
+    """Raise `UserError` unless the network takes pictures as described and answers with a number for each class."""
+    described, preprocess = description_path(exported.path), exported.preprocess
+    black = np.zeros((1, preprocess.channels, preprocess.size, preprocess.size), np.uint8)
+    try:
+        shape = exported.engine.logits(black).shape
+    except Exception as error:  # as above
+        raise UserError(
+            f"{exported.path} cannot compute a picture as {described} describes it ({_first_line(error)}); export the "
+            "network again."
+        ) from error
+    if shape != (1, len(exported.classes)):
+        raise UserError(
+            f"{exported.path} does not answer with a number for each of the {len(exported.classes)} classes in "
+            f"{described}; export the network again."
+        )
 
 
 def check_exported(path: Path, engine: str, device: str) -> None:
@@ -196,11 +216,12 @@ def _torchvision_weights(path: Path, description: Description | None) -> tuple[R
     return _by_torch(network.eval()), None
 
 
-def _huggingface(path: Path, _: Description | None) -> tuple[Run, None]:
+def _huggingface(path: Path, description: Description | None) -> tuple[Run, str | None]:
     from alexnet.inference.hub import HubModel
 
     with contextlib.redirect_stdout(io.StringIO()):  # where it reports that the folder is one
-        return _by_torch(HubModel.from_pretrained(path)), None
+        model = HubModel.from_pretrained(path)
+    return _by_torch(model), None if description else json.dumps(model.describe().to_dict())
 
 
 def _by_torch(module: torch.nn.Module) -> Run:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexnet.data.checksum import sha256_of
 from alexnet.data.preprocess import Preprocess
 from alexnet.errors import UserError
-from alexnet.inference.described import looks_exported, read_description
+from alexnet.inference.described import fingerprint, looks_exported
 from alexnet.inference.exported import Exported, open_exported
 from alexnet.runs import MODEL, Run, find_run, identify, read_model
 
@@ -72,13 +71,11 @@ def open_model(name: str | Path, checkpoint: str = "best") -> Opened:
     return Opened(found.model, found.classes, found.preprocess, run, folder, identify(folder))
 
 
-def identity(name: str | Path, checkpoint: str = "best") -> str:
+def identity(name: str | Path, checkpoint: str = "best", trust: bool = False) -> str:
     """A file name that is the same for the same network, classes and preprocessing; needs no torch. Raises `UserError`
-    as `open_model` does, except for damaged weights."""
+    as `open_network` does, except for damaged weights."""
     if looks_exported(name):
-        description = read_description(Path(name), trust=True)
-        told = sorted(description.sums.values()) if description else [sha256_of(Path(name))]
-        return f"exported-{told[0][:16]}"
+        return f"exported-{fingerprint(Path(name), trust)[:16]}"
     if str(name).startswith("torchvision:"):
         return str(name).replace(":", "-").replace("/", "-")  # torchvision checks what it downloads
     return identify(locate(name, checkpoint)[0])

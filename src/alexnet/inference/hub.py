@@ -10,6 +10,7 @@ so that opening a folder cannot run code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from alexnet.data.preprocess import Preprocess
+from alexnet.errors import UserError
 from alexnet.inference.convert import FromPixels
+from alexnet.inference.described import Description
 from alexnet.networks.model import build, spec_from_dict
 
 _CARD = """---
@@ -57,13 +60,21 @@ class HubModel(
         super().__init__()
         self.classes = tuple(classes)
         self.preprocess = Preprocess.from_dict(preprocess, _room_for_mean_image(preprocess))
-        network = build(spec_from_dict(spec))
+        self.spec, self.pixels = spec_from_dict(spec), pixels
+        network = build(self.spec)
         self.network: nn.Module = FromPixels(network, self.preprocess) if pixels else network
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
         return logits
+
+    def describe(self) -> Description:
+        """What an exported file's description says, as far as the configuration does. Raises `UserError`."""
+        if self.preprocess.mean_image is not None and not self.pixels:
+            raise UserError("This network subtracts a mean image, which it holds only if it takes pixels itself.")
+        preprocess = replace(self.preprocess, mean_image=None)
+        return Description("huggingface", self.spec.name, self.spec.to_dict(), self.classes, preprocess, self.pixels)
 
 
 def _room_for_mean_image(preprocess: Mapping[str, Any]) -> Tensor | None:

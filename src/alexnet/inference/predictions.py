@@ -7,6 +7,7 @@ A line cut short is made again. When all are there, the file is written whole: .
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,13 @@ def write_predictions(
     check_out(out)
     part = out.with_name(out.name + ".part")
     head = {**asked, "top": top, "views": views, "scales": list(scales)}
-    done = _done(part, head, [printable(str(path)) for path in images])
+    try:
+        done = _done(part, head, [printable(str(path)) for path in images])
+    except OSError as error:
+        raise UserError(
+            f"{part}, where rows are kept until all are there, cannot be used ({error.strerror or error}); remove it "
+            "or choose another --out."
+        ) from error
     try:
         return _label_on(classifier, images, out, part, head, done, progress)
     except OSError as error:
@@ -103,12 +110,13 @@ def _label_on(
 ) -> Written:
     """Label what is not `done` yet, and write the file."""
     top, views, scales = head["top"], head["views"], head["scales"]
+    predictions = classifier.predict_many(images[len(done) :], top, views, scales)
+    first = list(itertools.islice(predictions, 1))  # what cannot be asked is refused here, before there is a file
     with part.open("a", encoding="utf-8") as file:
         if not done and part.stat().st_size == 0:
             file.write(json.dumps(head) + "\n")
         errors = sum(row["error"] is not None for row in done)
-        waiting = images[len(done) :]
-        for i, prediction in enumerate(classifier.predict_many(waiting, top, views, scales), len(done) + 1):
+        for i, prediction in enumerate(itertools.chain(first, predictions), len(done) + 1):
             row = prediction.to_dict()
             file.write(json.dumps({**row, "path": printable(row["path"])}) + "\n")
             errors += prediction.error is not None
@@ -133,6 +141,8 @@ def _done(part: Path, head: dict[str, Any], paths: list[str]) -> list[dict[str, 
         try:
             found = json.loads(line)
         except ValueError:
+            found = None
+        if number > 0 and not (isinstance(found, dict) and found.keys() >= _ROW):
             break
         if number == 0 and found != head:
             raise UserError(
@@ -146,6 +156,9 @@ def _done(part: Path, head: dict[str, Any], paths: list[str]) -> list[dict[str, 
     with part.open("r+b") as file:
         file.truncate(whole)
     return rows[1:]
+
+
+_ROW = Prediction("").to_dict().keys()
 
 
 def _rows(part: Path) -> Iterator[dict[str, Any]]:
@@ -176,8 +189,6 @@ def _csv(rows: Iterator[dict[str, Any]], path: Path, top: int) -> None:
 
 
 def _parquet(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:
-    import itertools
-
     import pyarrow as pa
     from pyarrow import parquet
 
