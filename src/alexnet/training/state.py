@@ -3,7 +3,6 @@
     position   the step, the place in the epoch, the sums of the epoch so far, the finished epochs' metrics
     optimizer  the state dict of SGD: its momentum
     scaler     the state dict of the fp16 loss scaler
-    model      the weights being trained, where model.safetensors holds their moving average instead
 
 There is no generator state: every draw is a function of the seed and the step.
 Only tensors, numbers, strings, lists and dicts, so that torch's restricted loader reads it.
