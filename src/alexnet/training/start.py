@@ -162,11 +162,11 @@ def resume_run(
 ) -> TrainingResult:
     """Go on with `run` from its newest whole checkpoint, or from the start where there is none yet.
 
-    `epochs`, as `+N` or `N`, extends it; from there on the learning rate is that of a run of so many epochs. A
-    finished run without `epochs` is returned as it is. What `wanted`, a whole recipe, or `settings` set differently is
-    followed where it leaves the experiment as it is, and else with `force` alone. `parallel`: a run may go on in
-    another number of processes than it began with. Without it, one process goes on as one, and several as the run's
-    recipe says: as towers, or dividing each batch.
+    `epochs`, as `+N` or `N`, extends it; from there on the learning rate is that of a run of so many epochs, and one
+    that had stopped early no longer does so. A finished run without `epochs` is returned as it is. What `wanted`, a
+    whole recipe, or `settings` set differently is followed where it leaves the experiment as it is, and else with
+    `force` alone. `parallel`: a run may go on in another number of processes than it began with. Without it, one
+    process goes on as one, and several as the run's recipe says: as towers, or dividing each batch.
     """
     recipe = read_recipe(run.recipe_json)
     if wanted is not None and (wanted.name, wanted.source) != (recipe.name, recipe.source):
@@ -187,7 +187,7 @@ def resume_run(
         position = start.position(training) if start and training else Position()
         ended = position.ended(recipe)
         summary = run.summary()
-        if ended and epochs is None and summary.get("complete"):
+        if ended and epochs is None and position.told_by(summary):
             return TrainingResult(run.path, summary, already_finished=True)
         if not os.access(run.path, os.W_OK):
             raise UserError(f"{run.path} cannot be written by you; make it writable, or go on with a copy of it.")
@@ -197,6 +197,12 @@ def resume_run(
         if epochs is not None:
             now = position.epoch if ended else recipe.epochs
             recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
+            if position.late(recipe):  # else there would be nothing to train
+                report.say(
+                    f"It had stopped early, after {recipe.early_stop} epochs without a better one; from here on it "
+                    "does not stop early."
+                )
+                recipe = replace(recipe, early_stop=0)
         if start and (other := _elsewhere(run)):
             report.say(other)
         split = read_split(run.split_csv) if run.split_csv.is_file() else None

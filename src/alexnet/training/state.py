@@ -51,8 +51,18 @@ class Position:
         if self.batch:
             return False
         limit = recipe.limit_steps
-        late = recipe.early_stop and self.best is not None and self.epoch - self.best["epoch"] >= recipe.early_stop
-        return self.epoch >= recipe.epochs or (limit is not None and self.step >= limit) or bool(late)
+        return self.epoch >= recipe.epochs or (limit is not None and self.step >= limit) or self.late(recipe)
+
+    def late(self, recipe: Recipe) -> bool:
+        """Whether the last `early_stop` epochs brought none that is better."""
+        if not recipe.early_stop or self.best is None:
+            return False
+        return bool(self.epoch - self.best["epoch"] >= recipe.early_stop)
+
+    def told_by(self, summary: dict[str, Any]) -> bool:
+        """Whether a `summary.json` is that of a run which is complete here: an extension may have been killed since."""
+        there = (summary.get("steps"), summary.get("epochs"))
+        return bool(summary.get("complete")) and there == (self.step, len(self.history))
 
     def start_epoch(self) -> None:
         """Forget the sums of the epoch that has just ended."""
