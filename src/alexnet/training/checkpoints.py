@@ -21,6 +21,7 @@ import torch
 from alexnet.errors import TrainingFailed
 from alexnet.networks.model import Network
 from alexnet.runs import Run
+from alexnet.training.parallel import mean_of
 from alexnet.training.prepare import Prepared
 from alexnet.training.settings import interval_of
 from alexnet.training.state import Position
@@ -73,11 +74,14 @@ class Checkpoints:
         if place == self._saved:  # nothing has happened since
             return
         whole = self.parallel.whole(model)
-        training = {
+        statistics = self.parallel.statistics(model)
+        training: dict[str, Any] = {
             "position": position.to_dict(),
             "optimizer": self.parallel.whole_optimizer(optimizer, model),
             "scaler": scaler.state_dict(),
         }
+        if statistics:
+            training["statistics"] = statistics
 
         def begin() -> None:
             self.wait()
@@ -90,7 +94,7 @@ class Checkpoints:
                 epoch=position.epoch,
                 training=_copied(training),
                 best=best,
-                weights=_copied(whole.state_dict()),
+                weights=_copied({**whole.state_dict(), **mean_of(statistics)}),
                 keep=self.prepared.recipe.keep_checkpoints,
             )
             self._thread = threading.Thread(target=self._write, args=(write, then, position.step), name="checkpoint")

@@ -3,6 +3,7 @@
     position   the step, the place in the epoch, the sums of the epoch so far, the finished epochs' metrics
     optimizer  the state dict of SGD: its momentum
     scaler     the state dict of the fp16 loss scaler
+    statistics where several processes train batch norm: each one's running statistics, whose mean is with the weights
 
 There is no generator state: every draw is a function of the seed and the step.
 Only tensors, numbers, strings, lists and dicts, so that torch's restricted loader reads it.
