@@ -156,6 +156,25 @@ def test_what_libraries_say_of_a_full_disk_is_put_into_the_systems_words(tmp_pat
     assert list((loop.run.path / "checkpoints").iterdir()) == []
 
 
+def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch):
+    """The loss is that of the weights before the step; the step broke them, and a checkpoint is due."""
+    loop = make_loop(tmp_path, checkpoint_every="2", epochs=2)
+    step = Loop._train_step
+
+    def breaking(self, *arguments):
+        found = step(self, *arguments)
+        if self.position.step == 3:
+            self.checkpoints.wait()
+            with torch.no_grad():
+                self.model.fc8.weight[0, 0] = float("inf")
+        return found
+
+    monkeypatch.setattr(Loop, "_train_step", breaking)
+    with pytest.raises(TrainingFailed, match=r"After step 4 fc8.weight is no longer finite: .*--lr|The loss became"):
+        loop.fit()
+    assert [folder.name for folder in loop.run.checkpoints()] == ["00000002"]
+
+
 def test_nothing_is_written_twice_at_one_place(tmp_path):
     loop = make_loop(tmp_path, limit_steps=1)
     checkpoints = Checkpoints(loop.run, loop.prepared)

@@ -2,7 +2,7 @@
 
 The training thread stops for a copy in memory and no longer. The rest (files, checksums, the rename into place) is done
 by a thread of its own, one checkpoint at a time; what goes wrong there is raised in the training thread at its next
-step.
+step. It writes no network that is not finite: a loss tells of the step before only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from alexnet.networks.model import Network
 from alexnet.runs import Run
 from alexnet.training.parallel import mean_of
 from alexnet.training.prepare import Prepared
+from alexnet.training.recipe import Recipe
 from alexnet.training.settings import interval_of
 from alexnet.training.state import Position
 
@@ -85,6 +86,7 @@ class Checkpoints:
 
         def begin() -> None:
             self.wait()
+            weights = _copied({**whole.state_dict(), **mean_of(statistics)})
             write = partial(
                 self.run.save_checkpoint,
                 model=whole,
@@ -94,10 +96,11 @@ class Checkpoints:
                 epoch=position.epoch,
                 training=_copied(training),
                 best=best,
-                weights=_copied({**whole.state_dict(), **mean_of(statistics)}),
+                weights=weights,
                 keep=self.prepared.recipe.keep_checkpoints,
             )
-            self._thread = threading.Thread(target=self._write, args=(write, then, position.step), name="checkpoint")
+            steps = (partial(self._check_finite, weights, position.step), write, then or (lambda: None))
+            self._thread = threading.Thread(target=self._write, args=(position.step, *steps), name="checkpoint")
             self._thread.start()
 
         self.parallel.first(begin)
@@ -123,11 +126,18 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
 
-    def _write(self, write: Callable[[], Path], then: Callable[[], object] | None, step: int) -> None:
+    def _check_finite(self, weights: dict[str, torch.Tensor], step: int) -> None:
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise TrainingFailed(
+                    f"After step {step:,} {name} is no longer finite: {too_high(self.prepared.recipe)}. The checkpoint "
+                    "before it is kept."
+                )
+
+    def _write(self, step: int, *parts: Callable[[], object]) -> None:
         try:
-            write()
-            if then is not None:
-                then()
+            for part in parts:
+                part()
         except OSError as error:
             why = error.strerror or error
             self._failure = TrainingFailed(
@@ -137,6 +147,11 @@ class Checkpoints:
             self._failure.__cause__ = error
         except BaseException as error:
             self._failure = error
+
+
+def too_high(recipe: Recipe) -> str:
+    """Why numbers stop being finite, and what helps."""
+    return f"the learning rate is too high for this network; try --lr {recipe.lr / 3:.2g} or --set clip_norm=1"
 
 
 def _copied(value: Any) -> Any:
