@@ -289,6 +289,7 @@ class Loop:
         fitted = self.parallel.first(partial(self._calibrate, best)) if steered_by != "test" else None
         summary = self._summary(**test, calibration=fitted, complete=True)
         self.parallel.first(lambda: write_json(self.run.path / "summary.json", summary))
+        self.parallel.first(self.run.drop_damaged)
         return self.run.summary()
 
     def _calibrate(self, best: Path) -> dict[str, Any]:

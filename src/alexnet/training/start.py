@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,7 +44,7 @@ from alexnet.training.prepare import Prepared, prepare
 from alexnet.training.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.training.recipe import Recipe, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
-from alexnet.training.recover import Alone, find_start, tidy
+from alexnet.training.recover import Alone, check_writable, find_start, tidy
 from alexnet.training.settings import seconds_of
 from alexnet.training.state import Position
 from alexnet.training.transfer import frozen_layers, take_weights
@@ -189,8 +188,7 @@ def resume_run(
         summary = run.summary()
         if ended and epochs is None and position.told_by(summary):
             return TrainingResult(run.path, summary, already_finished=True)
-        if not os.access(run.path, os.W_OK):
-            raise UserError(f"{run.path} cannot be written by you; make it writable, or go on with a copy of it.")
+        check_writable(run)
         processes.first(lambda: tidy(run))
         if changed:
             report.say(changed)
