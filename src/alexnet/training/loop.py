@@ -34,7 +34,7 @@ from alexnet.training.interruption import Interrupted, StopSignal
 from alexnet.training.optim import Plan, plan
 from alexnet.training.prepare import Prepared
 from alexnet.training.progress import Progress
-from alexnet.training.state import Position
+from alexnet.training.state import Position, digest
 from alexnet.training.step import TrainStep
 
 LOOK_EVERY = 20  # steps between looks at the loss: each look waits for the device
@@ -55,7 +55,7 @@ class Loop:
         self.train_step = TrainStep(prepared, model)
         self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
         self.scaler = self.train_step.scaler
-        self.position = Position(pictures=len(prepared.source.splits["train"]))
+        self.position = _beginning(prepared)
         self.budget = budget
         self.restored = False
         self.alarms: list[dict[str, Any]] = []
@@ -64,13 +64,13 @@ class Loop:
 
     def restore(self, position: Position, training: dict[str, Any]) -> None:
         """Go on from `position`; the weights are in the model already."""
-        self.position = position
+        fresh, self.position = self.position, position
         if position.processes != (now := self.parallel.share.of):
             self.report.say(
                 f"Saved in {position.processes}, going on in {now} (processes that share each batch): batches and "
                 "their order stay as they were; sums are added up in another order, so that last digits can differ."
             )
-        self.position.pictures = len(self.prepared.source.splits["train"])
+        position.pictures, position.samples = fresh.pictures, fresh.samples
         # the groups are the recipe's, which may have been given changes since; the momentum is the checkpoint's
         groups = self.optimizer.state_dict()["param_groups"]
         saved = {**training["optimizer"], "param_groups": groups}
@@ -380,6 +380,12 @@ class Loop:
 
 class _Asked(Exception):
     """To stop in the middle of an evaluation, which changes nothing."""
+
+
+def _beginning(prepared: Prepared) -> Position:
+    """Before the first step, on these pictures."""
+    train = prepared.source.splits["train"]
+    return Position(pictures=len(train), samples=digest(train.names, train.targets))
 
 
 def _better(row: dict[str, Any], best: dict[str, Any]) -> bool:

@@ -12,11 +12,24 @@ Only tensors, numbers, strings, lists and dicts, so that torch's restricted load
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from alexnet.errors import UserError
 from alexnet.training.recipe import Recipe
+
+
+def digest(names: Iterable[str], targets: torch.Tensor) -> str:
+    """16 hexadecimal digits of the names of pictures and their class numbers, in order: another order, or another
+    picture, is another experiment."""
+    found = hashlib.sha256(targets.cpu().numpy().tobytes())
+    for name in names:
+        found.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    return found.hexdigest()[:16]
 
 
 @dataclass
@@ -33,6 +46,7 @@ class Position:
     waited: float = 0.0  # of it, until the next batch was there
     processes: int = 1  # that learn from different parts of a batch
     pictures: int = 0  # training pictures that there are; 0 in what earlier versions wrote
+    samples: str = ""  # `digest` of them; empty in what earlier versions wrote
     best: dict[str, Any] | None = None  # the row of the best epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl
 
@@ -43,6 +57,7 @@ class Position:
     def from_training(cls, training: dict[str, Any]) -> Position:
         """The position in what `training.pt` holds. Raises `UserError` if it is not ours."""
         try:
+            _ = training["optimizer"]["state"], training["scaler"]  # what goes on from there reads these too
             return cls(**training["position"])
         except (KeyError, TypeError) as error:
             raise UserError("The checkpoint's training.pt was written by other software or another version.") from error
