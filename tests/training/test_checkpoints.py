@@ -175,6 +175,57 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch):
     assert [folder.name for folder in loop.run.checkpoints()] == ["00000002"]
 
 
+def test_one_that_is_due_while_another_is_written_is_copied_and_waits_its_turn(tmp_path, monkeypatch):
+    """An epoch ends: training goes on after a copy. A third one waits, so that there are two copies at most."""
+    loop = make_loop(tmp_path)
+    free, begun, save = threading.Event(), [], Run.save_checkpoint
+
+    def slow(self, **given):
+        begun.append(given["step"])
+        assert free.wait(30)
+        return save(self, **given)
+
+    monkeypatch.setattr(Run, "save_checkpoint", slow)
+
+    def save_at(step: int) -> None:
+        loop.position.step = step
+        with torch.no_grad():
+            loop.model.fc8.bias.fill_(step)
+        loop.checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.position, best=step == 1)
+
+    save_at(1)
+    save_at(2)
+    third = threading.Thread(target=save_at, args=(3,))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive()
+    assert begun == [1]
+    free.set()
+    third.join()
+    loop.checkpoints.wait()
+    assert begun == [1, 2, 3]
+    found = [read_model(folder) for folder in loop.run.checkpoints()]
+    assert [(one.step, one.model.fc8.bias[0].item()) for one in found] == [(3, 3.0), (2, 2.0), (1, 1.0)]
+
+
+def test_after_a_failure_what_waits_is_not_written(tmp_path, monkeypatch):
+    loop = make_loop(tmp_path)
+    free = threading.Event()
+
+    def full(self, **given):
+        assert given["step"] == 1
+        assert free.wait(30)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Run, "save_checkpoint", full)
+    for step in (1, 2):
+        loop.position.step = step
+        loop.checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.position, best=False)
+    free.set()
+    with pytest.raises(TrainingFailed, match="The checkpoint after step 1 could not be written"):
+        loop.checkpoints.wait()
+
+
 def test_nothing_is_written_twice_at_one_place(tmp_path):
     loop = make_loop(tmp_path, limit_steps=1)
     checkpoints = Checkpoints(loop.run, loop.prepared)

@@ -1,8 +1,9 @@
 """Checkpoints written while training goes on: when one is due, what is copied, and the thread that writes it.
 
 The training thread stops for a copy in memory and no longer. The rest (files, checksums, the rename into place) is done
-by a thread of its own, one checkpoint at a time; what goes wrong there is raised in the training thread at its next
-step. It writes no network that is not finite: a loss tells of the step before only.
+by a thread of its own, one checkpoint at a time; one more may wait, copied, for its turn. What goes wrong there is
+raised in the training thread at its next step. No network is written that is not finite: a loss tells of the step
+before only.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Checkpoints:
     def __init__(self, run: Run, prepared: Prepared) -> None:
         self.run, self.prepared, self.parallel = run, prepared, prepared.parallel
         self._steps, self._seconds = interval_of(prepared.recipe.checkpoint_every)
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []  # one that writes, and one that waits until that is done
         self._failure: BaseException | None = None
         self._saved: tuple[int, int] | None = None  # step and epoch of the newest
         self._when = time.monotonic()
@@ -53,7 +54,7 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Whether to save within the epoch, after `step`; not as long as the one before is being written."""
-        if self._thread is not None and self._thread.is_alive():
+        if any(thread.is_alive() for thread in self._threads):
             return False
         if self._steps is not None:
             return step // self._steps > (self._saved[0] if self._saved else 0) // self._steps
@@ -69,8 +70,8 @@ class Checkpoints:
         best: bool,
         then: Callable[[], object] | None = None,
     ) -> None:
-        """Copy everything, and begin to write it once the one before is written, whose failure is raised. In the first
-        process, and its thread that writes, `then` is called when all is on disk."""
+        """Copy everything, to be written once the one before is. In the first process, and its thread that writes,
+        `then` is called when all is on disk. Raises what went wrong with an earlier one."""
         place = (position.step, position.epoch)
         if place == self._saved:  # nothing has happened since
             return
@@ -85,7 +86,10 @@ class Checkpoints:
             training["statistics"] = statistics
 
         def begin() -> None:
-            self.wait()
+            for thread in self._threads[:-1]:
+                thread.join()  # two copies are enough
+            before = self._threads[-1:]
+            self.check()
             weights = _copied({**whole.state_dict(), **mean_of(statistics)})
             write = partial(
                 self.run.save_checkpoint,
@@ -100,8 +104,9 @@ class Checkpoints:
                 keep=self.prepared.recipe.keep_checkpoints,
             )
             steps = (partial(self._check_finite, weights, position.step), write, then or (lambda: None))
-            self._thread = threading.Thread(target=self._write, args=(position.step, *steps), name="checkpoint")
-            self._thread.start()
+            thread = threading.Thread(target=self._write, args=(before, position.step, *steps), name="checkpoint")
+            self._threads = [*before, thread]
+            thread.start()
 
         self.parallel.first(begin)
         self._saved, self._when = place, time.monotonic()
@@ -122,9 +127,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until what was begun is on disk, or is known not to be."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
 
     def _check_finite(self, weights: dict[str, torch.Tensor], step: int) -> None:
         for name, tensor in weights.items():
@@ -134,7 +139,11 @@ class Checkpoints:
                     "before it is kept."
                 )
 
-    def _write(self, step: int, *parts: Callable[[], object]) -> None:
+    def _write(self, before: list[threading.Thread], step: int, *parts: Callable[[], object]) -> None:
+        for thread in before:
+            thread.join()
+        if self.failed:
+            return
         try:
             for part in parts:
                 part()
