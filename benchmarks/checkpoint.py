@@ -61,8 +61,7 @@ def main() -> None:
             began = time.monotonic()
             checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.position, best=False)
             stops.append(time.monotonic() - began)
-            thread = checkpoints._thread
-            assert thread is not None
+            thread = checkpoints._threads[-1]
             while thread.is_alive():
                 seconds = step()
                 beside += [seconds] if thread.is_alive() else []

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from alexnet.errors import UserError
 from alexnet.runs import Run, read_model, read_training
 
 MOMENTS = ("step", "write", "rename", "reading", "validation", "restart")
@@ -258,8 +259,18 @@ def left_by(path: Path) -> dict[str, Any]:
             "history": [_untimed(row) for row in position["history"]],
             "best": _untimed(position["best"]),
         }
+    found["half"] = [folder.name for folder in run.checkpoints() if not _whole(folder)]
     found["leftovers"] = sorted(p.name for p in path.rglob(".*"))
     return found
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        read_model(folder)
+        read_training(folder)
+    except UserError:
+        return False
+    return True
 
 
 def _json(path: Path) -> Any:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from alexnet.cli import run
-from alexnet.runs import Run
+from alexnet.runs import Run, read_training
 from alexnet.training.progress import Silent
 from alexnet.training.start import train
 from helpers import make_folder, make_picture
@@ -300,6 +300,7 @@ def test_data(tmp_path, monkeypatch, capsys, given, arguments, sentence):
 
 PROCESSES = [
     # processes that torchrun started, arguments after `train`, the sentence
+    (2, ["--set", "lost_after=1e15"], "The setting lost_after must be at most 86400 seconds, a day, not 10000"),
     (1, TOWERS, "--parallel towers needs two processes, one for each tower, and there is 1; start it with 'torchrun"),
     (3, TOWERS, "--parallel towers needs two processes, one for each tower, and there are 3; start it with 'torchrun"),
     (2, ["--parallel", "none"], "torchrun started 2 processes, and --parallel none trains in one; give --parallel"),
@@ -357,6 +358,31 @@ def pickled_training(run):
 def truncated_training(run):
     for path in (run / "checkpoints").glob("*/training.pt"):
         path.write_bytes(path.read_bytes()[:1000])
+
+
+def other_training(run):
+    for path in (run / "checkpoints").glob("*/training.pt"):
+        torch.save({"position": read_training(path.parent)["position"]}, path)
+        described = json.loads(path.with_name("model.json").read_text())
+        described["sha256"]["training.pt"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.with_name("model.json").write_text(json.dumps(described))
+
+
+def a_number_for_a_summary(run):
+    (run / "summary.json").write_text("5")
+
+
+def a_list_for_a_row(run):
+    (run / "metrics.jsonl").write_text("[1]\n")
+
+
+def bytes_for_best(run):
+    (run / "best").write_bytes(b"\xff\xfe")
+
+
+def a_folder_for_last(run):
+    (run / "last").rename(run / "last.bak")
+    (run / "last").mkdir()
 
 
 def lost_mean_image(run):
@@ -430,6 +456,12 @@ USING = [
     (other_software, ["eval", "RUN"], "RUN/CHECKPOINT/model.json was written by other software"),
     (pickled_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt holds a pickle that could"),
     (truncated_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt is truncated or damaged"),
+    (other_training, ["resume", "RUN", "--epochs", "+1"], "The checkpoint's training.pt was written by other software"),
+    (a_number_for_a_summary, ["resume", "RUN"], "RUN/summary.json is damaged: it must be a JSON object."),
+    (a_list_for_a_row, ["report", "RUN"], "RUN/metrics.jsonl is damaged: each of its lines must be a JSON object."),
+    (bytes_for_best, ["eval", "RUN"], "RUN/best names the checkpoint '\ufffd\ufffd', which is not in RUN/checkpoints."),
+    (a_folder_for_last, ["resume", "RUN"], "RUN/last, which names a checkpoint, cannot be read: Is a directory; "),
+    (nothing, ["resume", "RUN", "--epochs", "+" + "9" * 5000], "--epochs must be a number such as 14, or +10 for ten"),
     (nothing, ["resume", "RUN", "--epochs", "soon"], "--epochs must be a number such as 14, or +10 for ten more"),
     (other_classes, ["eval", "RUN", "--data", "data"], "The data has 2 classes and the network 10, and it does not"),
     (another_seed, ["eval", "RUN", "other"],
@@ -522,9 +554,7 @@ def test_using(tmp_path, small_run, monkeypatch, capsys, given, arguments, sente
     given(copy)
     assert run([a.replace("RUN", "copy") for a in arguments]) == 2
     said = told(capsys) if arguments[0] != "predict" else capsys.readouterr().err.strip().splitlines()[-1][9:]
-    checkpoint = (
-        (copy / "best").read_text().strip() if "resume" not in arguments else (copy / "last").read_text().strip()
-    )
+    checkpoint = (small_run / ("best" if "resume" not in arguments else "last")).read_text().strip()
     expected = sentence.replace("RUN/CHECKPOINT", f"copy/checkpoints/{checkpoint}").replace("RUN", "copy")
     assert said.startswith(expected)
     assert "\n" not in said

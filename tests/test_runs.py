@@ -83,6 +83,36 @@ def test_the_best_and_the_newest_two_are_kept_and_the_rest_dropped(run):
     assert run.checkpoints() == [fourth, third, first]
 
 
+def test_folders_that_are_not_ours_are_no_checkpoints_and_stay(run):
+    save(run, 1, best=True)
+    copy = run.path / "checkpoints" / "my-copy"
+    shutil.copytree(run.checkpoints()[0], copy)
+    (run.path / "checkpoints" / "00000001 old").mkdir()
+    (run.path / "checkpoints" / ".damaged-00000009").mkdir()
+    for step in range(2, 6):
+        save(run, step)
+    assert [path.name for path in run.checkpoints()] == ["00000005", "00000004", "00000001"]
+    others = {path.name for path in (run.path / "checkpoints").iterdir() if path not in run.checkpoints()}
+    assert others == {"my-copy", "00000001 old", ".damaged-00000009"}
+    assert read_model(copy).step == 1
+
+
+def test_a_checkpoint_that_is_being_dropped_is_none(run, monkeypatch):
+    """A kill while its files are removed leaves no half of it in sight."""
+    for step in (1, 2):
+        save(run, step, best=True)
+
+    def killed(path, **_):
+        (path / WEIGHTS).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(run, 3, best=True)
+    for folder in run.checkpoints():
+        read_model(folder)
+
+
 def test_a_checkpoint_holds_the_weights_that_were_copied(run):
     """Training goes on while it is written."""
     model = create_model("cifar", num_classes=3, width=0.1)

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +50,8 @@ FORMAT = "alexnet-1"  # of model.json; a reader refuses what it does not know
 WEIGHTS, MODEL, TRAINING = "model.safetensors", "model.json", "training.pt"
 PREPROCESS = "preprocess.safetensors"  # beside model.json where there is a mean image
 WRITING = ".writing"  # how the hidden names of files end that are not whole yet; a folder's begins so
+DAMAGED = ".damaged-"  # how the name of a checkpoint begins that was set aside
+OURS = re.compile(r"\d{8,}a*")  # the name of a checkpoint; what else lies beside them is the user's
 DESCRIBED = "described"  # in training.pt: the checksum of what model.json says
 
 
@@ -121,6 +123,16 @@ def _flush_folder(path: Path) -> None:
 
 
 # ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Unreadable(UserError):
+    """A checkpoint that the system cannot read now, which does not say that it is damaged."""
+
+    def __init__(self, folder: Path, error: OSError) -> None:
+        why = error.strerror or error
+        super().__init__(
+            f"{folder} cannot be read ({why}); it may be whole all the same: try again once it can be read."
+        )
 
 
 @dataclass(frozen=True)
@@ -197,11 +209,14 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The finished epochs, one row each."""
         try:
-            return [json.loads(line) for line in self.metrics_jsonl.read_text(encoding="utf-8").splitlines()]
+            rows = [json.loads(line) for line in self.metrics_jsonl.read_text(encoding="utf-8").splitlines()]
         except FileNotFoundError:
             return []
         except ValueError as error:
             raise UserError(f"{self.metrics_jsonl} is damaged: {error}.") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise UserError(f"{self.metrics_jsonl} is damaged: each of its lines must be a JSON object.")
+        return rows
 
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says, empty if the first epoch has not ended."""
@@ -211,24 +226,37 @@ class Run:
             return {}
         except ValueError as error:
             raise UserError(f"{self.path / 'summary.json'} is damaged: {error}.") from error
-        return dict(found)
+        if not isinstance(found, dict):
+            raise UserError(f"{self.path / 'summary.json'} is damaged: it must be a JSON object.")
+        return found
 
     def named_checkpoint(self, which: str) -> Path | None:
         """The folder that `best` or `last` names; None if there is no checkpoint yet."""
-        try:
-            name = (self.path / which).read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+        name = self.name_in(which)
+        if name is None:
             return None
         folder = self.path / "checkpoints" / name
-        if Path(name).name != name or not folder.is_dir():
+        if Path(name).name != name or not os.path.isdir(folder):  # which takes any text
             raise UserError(f"{self.path / which} names the checkpoint '{name}', which is not in {folder.parent}.")
         return folder
+
+    def name_in(self, which: str) -> str | None:
+        """What the file `best` or `last` says, whether or not there is such a checkpoint; None if there is no file."""
+        path = self.path / which
+        try:
+            return path.read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(
+                f"{path}, which names a checkpoint, cannot be read: {error.strerror}; remove it."
+            ) from error
 
     def checkpoints(self) -> list[Path]:
         """The folders of all checkpoints, the newest first."""
         folder = self.path / "checkpoints"
         found = folder.iterdir() if folder.is_dir() else ()
-        return sorted((p for p in found if p.is_dir() and not p.name.startswith(".")), reverse=True)
+        return sorted((p for p in found if OURS.fullmatch(p.name) and p.is_dir()), reverse=True)
 
     def save_checkpoint(
         self,
@@ -276,10 +304,18 @@ class Run:
         write_text(self.path / "last", folder.name + "\n")
         older = [path for path in self.checkpoints() if path.name < folder.name]
         kept = {folder, self.named_checkpoint("best"), *older[: keep - 1]}
-        for other in folder.parent.iterdir():
+        for other in self.checkpoints():
             if other not in kept:
-                shutil.rmtree(other, ignore_errors=True)
+                with suppress(OSError):
+                    other.rename(other.with_name(f"{WRITING}-{other.name}"))  # a kill would leave half of it in sight
+        for gone in folder.parent.glob(f"{WRITING}-*"):
+            shutil.rmtree(gone, ignore_errors=True)
         return folder
+
+    def drop_damaged(self) -> None:
+        """Remove the checkpoints that were set aside as damaged."""
+        for folder in self.path.glob(f"checkpoints/{DAMAGED}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def write_evaluation(self, split: str, paths: Sequence[str], targets: np.ndarray, logits: np.ndarray) -> Path:
         """Write `evaluation/<split>.parquet`: path (string), target (int64), logits (list of float32)."""
@@ -451,7 +487,9 @@ def describe(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} is not a checkpoint of ours: it has no {MODEL}.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise Unreadable(folder, error) from error
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise UserError(f"{path} was written by other software: its format is not '{FORMAT}'.")
@@ -481,6 +519,8 @@ def read_training(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
     try:
         found = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, MemoryError):  # tells of the machine, not of the file
+        raise
     except Exception as error:  # torch raises pickle, zip, EOF and runtime errors here
         raise UserError(f"{path} holds a pickle that could run code, which is refused.") from error
     said = {key: told.get(key) for key in ("format", "spec", "classes", "preprocess", "step", "epoch")}

@@ -156,6 +156,76 @@ def test_what_libraries_say_of_a_full_disk_is_put_into_the_systems_words(tmp_pat
     assert list((loop.run.path / "checkpoints").iterdir()) == []
 
 
+def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch):
+    """The loss is that of the weights before the step; the step broke them, and a checkpoint is due."""
+    loop = make_loop(tmp_path, checkpoint_every="2", epochs=2)
+    step = Loop._train_step
+
+    def breaking(self, *arguments):
+        found = step(self, *arguments)
+        if self.position.step == 3:
+            self.checkpoints.wait()
+            with torch.no_grad():
+                self.model.fc8.weight[0, 0] = float("inf")
+        return found
+
+    monkeypatch.setattr(Loop, "_train_step", breaking)
+    with pytest.raises(TrainingFailed, match=r"After step 4 fc8.weight is no longer finite: .*--lr|The loss became"):
+        loop.fit()
+    assert [folder.name for folder in loop.run.checkpoints()] == ["00000002"]
+
+
+def test_one_that_is_due_while_another_is_written_is_copied_and_waits_its_turn(tmp_path, monkeypatch):
+    """An epoch ends: training goes on after a copy. A third one waits, so that there are two copies at most."""
+    loop = make_loop(tmp_path)
+    free, begun, save = threading.Event(), [], Run.save_checkpoint
+
+    def slow(self, **given):
+        begun.append(given["step"])
+        assert free.wait(30)
+        return save(self, **given)
+
+    monkeypatch.setattr(Run, "save_checkpoint", slow)
+
+    def save_at(step: int) -> None:
+        loop.position.step = step
+        with torch.no_grad():
+            loop.model.fc8.bias.fill_(step)
+        loop.checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.position, best=step == 1)
+
+    save_at(1)
+    save_at(2)
+    third = threading.Thread(target=save_at, args=(3,))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive()
+    assert begun == [1]
+    free.set()
+    third.join()
+    loop.checkpoints.wait()
+    assert begun == [1, 2, 3]
+    found = [read_model(folder) for folder in loop.run.checkpoints()]
+    assert [(one.step, one.model.fc8.bias[0].item()) for one in found] == [(3, 3.0), (2, 2.0), (1, 1.0)]
+
+
+def test_after_a_failure_what_waits_is_not_written(tmp_path, monkeypatch):
+    loop = make_loop(tmp_path)
+    free = threading.Event()
+
+    def full(self, **given):
+        assert given["step"] == 1
+        assert free.wait(30)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Run, "save_checkpoint", full)
+    for step in (1, 2):
+        loop.position.step = step
+        loop.checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.position, best=False)
+    free.set()
+    with pytest.raises(TrainingFailed, match="The checkpoint after step 1 could not be written"):
+        loop.checkpoints.wait()
+
+
 def test_nothing_is_written_twice_at_one_place(tmp_path):
     loop = make_loop(tmp_path, limit_steps=1)
     checkpoints = Checkpoints(loop.run, loop.prepared)

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from alexnet.cli import run as alexnet
 from alexnet.errors import ProcessLost, TrainingFailed, UserError
 from alexnet.networks.model import build
 from alexnet.runs import Run, read_model, read_training
-from alexnet.training import data_parallel, start
+from alexnet.training import data_parallel, loop, start
 from alexnet.training.interruption import Interrupted
 from alexnet.training.loop import Loop
 from alexnet.training.parallel import Single, begin
@@ -263,6 +263,68 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(processes: Processes,
     assert figures(tmp_path / "stopped") == figures(tmp_path / "unbroken")
     ours, theirs = (Run(tmp_path / name).read_evaluation("val") for name in ("stopped", "unbroken"))
     assert (ours[2] == theirs[2]).all()
+
+
+NORMED = {**SHORT, "norm": "batch", "epochs": 2, "limit_steps": 45}
+
+
+def run_normed(folder: Path, stop: bool, every: str) -> None:
+    with suppress(Interrupted):
+        train("digits", out=folder, progress=StopAt() if stop else Silent(), **{**NORMED, "checkpoint_every": every})
+
+
+def test_with_batch_norm_no_bit_depends_on_when_checkpoints_are_written(processes: Processes, tmp_path: Path) -> None:
+    """Each process goes on with the running statistics that it had; the weights that are saved have their mean."""
+    processes(2, run_normed, tmp_path / "unbroken", False, "1h")
+    processes(2, run_normed, tmp_path / "often", False, "3")
+    processes(2, run_normed, tmp_path / "stopped", True, "1h")
+    folder = Run(tmp_path / "stopped").named_checkpoint("last")
+    first, second = read_training(folder)["statistics"]
+    assert apart(first, second) > 0
+    saved = weights_of(tmp_path / "stopped")
+    assert apart({k: saved[k] for k in first}, {k: (first[k] + second[k]) / 2 for k in first}) < 1e-6
+    processes(2, go_on, tmp_path / "stopped")
+    for name in ("often", "stopped"):
+        assert apart(weights_of(tmp_path / name), weights_of(tmp_path / "unbroken")) == 0.0
+        assert figures(tmp_path / name) == figures(tmp_path / "unbroken")
+
+
+class StopWhileValidating(StopAt):
+    def step(self, *_: object) -> None:
+        pass
+
+    def work(self, done: int, total: int, what: str) -> None:
+        if what == "evaluating":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_until_validation(folder: Path, data: Path, stop: bool) -> tuple[int, int]:
+    """The first process, which has more to validate, is told to stop when it has validated a batch."""
+    evaluated: list[int] = []
+    told = stop and os.environ["RANK"] == "0"
+    gather, patience, loop.GO_ON = data_parallel.Data.gather, loop.GO_ON, 0.0
+    try:
+        data_parallel.Data.gather = lambda self, outputs: (evaluated.append(1), gather(self, outputs))[1]
+        train("folder", data=data, out=folder, progress=StopWhileValidating() if told else Silent(), **SHORT)
+    except Interrupted as error:
+        return error.exit_code, len(evaluated)
+    finally:
+        data_parallel.Data.gather, loop.GO_ON = gather, patience
+    return 0, len(evaluated)
+
+
+def test_a_stop_while_several_processes_validate_saves_first(processes: Processes, tmp_path: Path) -> None:
+    """600 pictures are three batches: the first process has two of them."""
+    make_folder(tmp_path / "data" / "val", ("apple", "leaf"), count=300)
+    make_folder(tmp_path / "data" / "train", ("apple", "leaf"), count=32)
+    assert processes(2, run_until_validation, tmp_path / "stopped", tmp_path / "data", True) == [(143, 0)] * 2
+    assert processes(2, run_until_validation, tmp_path / "unbroken", tmp_path / "data", False) == [(0, 1)] * 2
+    run = Run(tmp_path / "stopped")
+    assert run.metrics() == []
+    assert read_training(run.named_checkpoint("last"))["position"]["step"] == 2
+    processes(2, go_on, run.path)
+    assert apart(weights_of(run.path), weights_of(tmp_path / "unbroken")) == 0.0
+    assert figures(run.path) == figures(tmp_path / "unbroken")
 
 
 def test_another_number_of_processes_goes_on_and_says_what_can_differ(processes: Processes, tmp_path: Path) -> None:

@@ -236,6 +236,25 @@ def test_a_crash_after_the_last_checkpoint_is_mended_by_resume(tmp_path, monkeyp
     assert resume_run(run).already_finished
 
 
+def test_a_kill_while_a_finished_run_is_extended_hides_no_epoch(small_run, tmp_path, monkeypatch):
+    """The last epoch's checkpoint is on disk, and summary.json still tells of the shorter run."""
+    run = Run(shutil.copytree(small_run, tmp_path / "copy"))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append_metrics", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resume_run(run, epochs="+1", progress=Silent())
+    assert run.summary()["complete"]
+    result = resume_run(run, progress=Silent())
+    assert not result.already_finished
+    assert result.summary["epochs"] == 5
+    assert [row["epoch"] for row in run.metrics()] == [1, 2, 3, 4, 5]
+    assert resume_run(run).already_finished
+
+
 def test_best_is_named_before_last(tmp_path, monkeypatch):
     """`last` holds a position that believes in the best epoch, so the file `best` must not lag behind it."""
     names = []
@@ -398,6 +417,18 @@ def test_a_run_stops_early_when_nothing_gets_better(tmp_path):
     assert result.summary["epochs"] == 3
     assert result.summary["complete"]
     assert resume_run(Run(result.run), progress=Silent()).already_finished
+
+
+def test_a_run_that_stopped_early_is_extended_all_the_same(tmp_path):
+    run = Run(tiny(out=tmp_path / "run", epochs=9, lr=0.0, norm="none", early_stop=2, limit_steps=None).run)
+    said = Silent()
+    said.say = (sentences := []).append
+    summary = resume_run(run, epochs="+1", progress=said).summary
+    assert summary["epochs"] == 4
+    assert read_recipe(run.recipe_json).early_stop == 0
+    assert (
+        "It had stopped early, after 2 epochs without a better one; from here on it does not stop early." in sentences
+    )
 
 
 def test_alarms_are_said_once_and_kept(tmp_path):

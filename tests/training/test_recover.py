@@ -1,5 +1,8 @@
 """What is found after a stop: damage in any file of a checkpoint, names that lead nowhere, leftovers, a twin."""
 
+import errno
+import io
+import os
 import shutil
 import subprocess
 import sys
@@ -126,6 +129,88 @@ def test_what_was_not_whole_is_removed(run):
     before = {p for p in run.path.rglob("*") if "writing" not in str(p)}
     tidy(run)
     assert set(run.path.rglob("*")) == before
+
+
+def test_a_read_error_condemns_no_checkpoint(run, monkeypatch):
+    """As a network drive gives for a while: the file may be whole."""
+    newest = run.checkpoints()[0]
+    for name in (MODEL, TRAINING, WEIGHTS):
+        opened = io.open
+
+        def failing(file, *rest, of=newest / name, opened=opened, **more):
+            if file == of:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(of))
+            return opened(file, *rest, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("builtins.open", failing)
+            patch.setattr("io.open", failing)
+            with pytest.raises(
+                UserError, match=f"{newest.name}.* cannot be read .Input/output error.; it may be whole"
+            ):
+                resume(run.path, epochs="+1", progress=Silent())
+        assert run.checkpoints()[0] == newest
+    assert find_start(run, say(said := [])).folder == newest
+    assert said == []
+
+
+def test_what_was_set_aside_stays_until_the_run_is_complete(run):
+    newest, before, *_ = run.checkpoints()
+    damage(newest / WEIGHTS, "flipped")
+    find_start(run, say([]))
+    copy = read_model(before)
+    run.save_checkpoint(
+        model=copy.model, classes=copy.classes, preprocess=copy.preprocess, step=copy.step, epoch=copy.epoch,
+        training=read_training(before), best=True,
+    )  # fmt: skip
+    assert (newest.with_name(f".damaged-{newest.name}") / WEIGHTS).is_file()
+    resume(run.path, epochs="4", progress=Silent())
+    assert not list((run.path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("closed", [".", "checkpoints"])
+def test_what_cannot_be_written_is_told_before_anything_is_changed(run, monkeypatch, closed):
+    """Root may write everywhere, so it is told that it may not."""
+    damage(run.checkpoints()[0] / WEIGHTS, "flipped")
+    before = sorted(run.path.rglob("*"))
+    access, folder = os.access, run.path / closed
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
+    with pytest.raises(UserError, match=f"{folder.name} cannot be written by you"):
+        resume(run.path, progress=Silent())
+    assert sorted(run.path.rglob("*")) == before
+
+
+def test_the_lock_is_one_that_nfs_has(run, monkeypatch):
+    """There only a file that is open for writing can be locked."""
+    fcntl = pytest.importorskip("fcntl")
+    lock = fcntl.flock
+
+    def flock(handle, how):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    one, other = Alone(run), Alone(run)
+    one.take(say(said := []))
+    with pytest.raises(UserError, match="is being trained by another process"):
+        other.take(say([]), patience=0.1)
+    one.let_go()
+    other.take(say(said), patience=0.1)
+    other.let_go()
+    assert said == []
+    assert not list(run.path.glob(".*"))
+
+
+def test_where_nothing_can_be_locked_it_says_so(run, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    Alone(run).take(say(said := []))
+    assert said == [f"{run.path} cannot be locked (No locks available): see to it that no other process trains it."]
 
 
 def test_a_run_is_for_one_process_at_a_time(run):

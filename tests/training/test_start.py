@@ -177,6 +177,30 @@ def test_another_number_of_pictures_is_noticed(tmp_path, pictures):
     assert resume(result.run, epochs="+1", force=True, progress=Silent()).summary["epochs"] == 2
 
 
+def test_other_pictures_are_noticed_where_there_are_as_many(tmp_path, pictures):
+    shutil.copytree(pictures, tmp_path / "data" / "train")
+    shutil.copytree(pictures, tmp_path / "data" / "val")
+    run = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK).run
+    sky = tmp_path / "data" / "train" / "sky"
+    (sky / "0.jpg").rename(sky / "another.jpg")
+    with pytest.raises(UserError, match="The training pictures have other names or labels than those that"):
+        resume(run, epochs="+1", progress=Silent())
+    assert resume(run, epochs="+1", force=True, progress=Silent()).summary["epochs"] == 2
+    assert resume(run, epochs="+1", progress=Silent()).summary["epochs"] == 3  # these are now the run's
+
+
+def test_other_software_than_the_run_began_with_is_told(tmp_path):
+    run = train("digits", out=tmp_path / "run", progress=Silent(), limit_steps=1, **QUICK).run
+    found = json.loads((run / "env.json").read_text())
+    found["versions"] |= {"pillow": "1.0", "numpy": "1.1", "torchvision": None}
+    (run / "env.json").write_text(json.dumps(found))
+    resume(run, epochs="+1", progress=(listen := Listen()))
+    (sentence,) = [line for line in listen.said if line.startswith("The run began with")]
+    assert sentence.startswith("The run began with numpy 1.1, now ")
+    assert "; pillow 1.0, now " in sentence
+    assert "torch" not in sentence
+
+
 def test_a_data_folder_that_was_moved_is_followed(tmp_path, pictures):
     run = train(pictures, out=tmp_path / "run", progress=Silent(), **QUICK).run
     pictures.rename(tmp_path / "elsewhere")

@@ -1,8 +1,9 @@
 """Checkpoints written while training goes on: when one is due, what is copied, and the thread that writes it.
 
 The training thread stops for a copy in memory and no longer. The rest (files, checksums, the rename into place) is done
-by a thread of its own, one checkpoint at a time; what goes wrong there is raised in the training thread at its next
-step.
+by a thread of its own, one checkpoint at a time; one more may wait, copied, for its turn. What goes wrong there is
+raised in the training thread at its next step. No network is written that is not finite: a loss tells of the step
+before only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import torch
 from alexnet.errors import TrainingFailed
 from alexnet.networks.model import Network
 from alexnet.runs import Run
+from alexnet.training.parallel import mean_of
 from alexnet.training.prepare import Prepared
+from alexnet.training.recipe import Recipe
 from alexnet.training.settings import interval_of
 from alexnet.training.state import Position
 
@@ -35,7 +38,7 @@ class Checkpoints:
     def __init__(self, run: Run, prepared: Prepared) -> None:
         self.run, self.prepared, self.parallel = run, prepared, prepared.parallel
         self._steps, self._seconds = interval_of(prepared.recipe.checkpoint_every)
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []  # one that writes, and one that waits until that is done
         self._failure: BaseException | None = None
         self._saved: tuple[int, int] | None = None  # step and epoch of the newest
         self._when = time.monotonic()
@@ -51,7 +54,7 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Whether to save within the epoch, after `step`; not as long as the one before is being written."""
-        if self._thread is not None and self._thread.is_alive():
+        if any(thread.is_alive() for thread in self._threads):
             return False
         if self._steps is not None:
             return step // self._steps > (self._saved[0] if self._saved else 0) // self._steps
@@ -67,20 +70,27 @@ class Checkpoints:
         best: bool,
         then: Callable[[], object] | None = None,
     ) -> None:
-        """Copy everything, and begin to write it once the one before is written, whose failure is raised. In the first
-        process, and its thread that writes, `then` is called when all is on disk."""
+        """Copy everything, to be written once the one before is. In the first process, and its thread that writes,
+        `then` is called when all is on disk. Raises what went wrong with an earlier one."""
         place = (position.step, position.epoch)
         if place == self._saved:  # nothing has happened since
             return
         whole = self.parallel.whole(model)
-        training = {
+        statistics = self.parallel.statistics(model)
+        training: dict[str, Any] = {
             "position": position.to_dict(),
             "optimizer": self.parallel.whole_optimizer(optimizer, model),
             "scaler": scaler.state_dict(),
         }
+        if statistics:
+            training["statistics"] = statistics
 
         def begin() -> None:
-            self.wait()
+            for thread in self._threads[:-1]:
+                thread.join()  # two copies are enough
+            before = self._threads[-1:]
+            self.check()
+            weights = _copied({**whole.state_dict(), **mean_of(statistics)})
             write = partial(
                 self.run.save_checkpoint,
                 model=whole,
@@ -90,11 +100,13 @@ class Checkpoints:
                 epoch=position.epoch,
                 training=_copied(training),
                 best=best,
-                weights=_copied(whole.state_dict()),
+                weights=weights,
                 keep=self.prepared.recipe.keep_checkpoints,
             )
-            self._thread = threading.Thread(target=self._write, args=(write, then, position.step), name="checkpoint")
-            self._thread.start()
+            steps = (partial(self._check_finite, weights, position.step), write, then or (lambda: None))
+            thread = threading.Thread(target=self._write, args=(before, position.step, *steps), name="checkpoint")
+            self._threads = [*before, thread]
+            thread.start()
 
         self.parallel.first(begin)
         self._saved, self._when = place, time.monotonic()
@@ -115,15 +127,26 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until what was begun is on disk, or is known not to be."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
 
-    def _write(self, write: Callable[[], Path], then: Callable[[], object] | None, step: int) -> None:
+    def _check_finite(self, weights: dict[str, torch.Tensor], step: int) -> None:
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise TrainingFailed(
+                    f"After step {step:,} {name} is no longer finite: {too_high(self.prepared.recipe)}. The checkpoint "
+                    "before it is kept."
+                )
+
+    def _write(self, before: list[threading.Thread], step: int, *parts: Callable[[], object]) -> None:
+        for thread in before:
+            thread.join()
+        if self.failed:
+            return
         try:
-            write()
-            if then is not None:
-                then()
+            for part in parts:
+                part()
         except OSError as error:
             why = error.strerror or error
             self._failure = TrainingFailed(
@@ -133,6 +156,11 @@ class Checkpoints:
             self._failure.__cause__ = error
         except BaseException as error:
             self._failure = error
+
+
+def too_high(recipe: Recipe) -> str:
+    """Why numbers stop being finite, and what helps."""
+    return f"the learning rate is too high for this network; try --lr {recipe.lr / 3:.2g} or --set clip_norm=1"
 
 
 def _copied(value: Any) -> Any:

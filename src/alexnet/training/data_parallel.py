@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from alexnet import runtime
@@ -33,7 +34,7 @@ from alexnet.data.loading import Batch, Share
 from alexnet.errors import ProcessLost, ReaderDied, TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs
 from alexnet.networks.model import Network
-from alexnet.training.parallel import PATIENCE, Single
+from alexnet.training.parallel import PATIENCE, Single, mean_of
 
 BUSY, DONE = 0, 1  # what the first process says while the others wait for what it makes
 REASON = "alexnet/error"  # the key in the store under which a process that fails leaves the reason
@@ -167,18 +168,28 @@ class Data(Single):
 
     def level(self, model: Network) -> None:
         """Batch norm's running statistics: their mean over the processes, to which each batch added a part in each."""
-        for module in _batch_norms(model):
-            for buffer in (module.running_mean, module.running_var):
-                if buffer is not None:
-                    dist.all_reduce(buffer, group=self.gradients)
-                    buffer /= self.processes
+        _load_buffers(model, mean_of(self.statistics(model)))
 
-    def whole(self, model: Network) -> Network:
-        self.level(model)
-        return model
+    def statistics(self, model: Network, /) -> list[dict[str, Tensor]]:
+        own = {
+            f"{name}.{kind}": buffer.cpu()
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm)
+            for kind, buffer in (("running_mean", module.running_mean), ("running_var", module.running_var))
+            if buffer is not None
+        }
+        if not own:
+            return []
+        found: list[Any] = [None] * self.processes
+        dist.all_gather_object(found, own, group=self.talk)
+        return found
+
+    def load_statistics(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
+        if len(saved) == self.processes:
+            _load_buffers(model, saved[self.rank])
 
     def remarks(self, model: Network, /) -> list[str]:
-        if self.device.type == "cuda" or not any(True for _ in _batch_norms(model)):
+        if self.device.type == "cuda" or not any(isinstance(m, _BatchNorm) for m in model.modules()):
             return []
         return [
             f"Batch norm takes its mean and deviation from each process's part of a batch, 1/{self.processes} of it "
@@ -275,8 +286,9 @@ def threads_each() -> int:
     return max(1, runtime.cpu_count() // runtime.local_world_size())
 
 
-def _batch_norms(model: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
-    return (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+def _load_buffers(model: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        model.get_buffer(name).copy_(value)
 
 
 def _from_the_others(error: Exception) -> bool:

@@ -27,14 +27,14 @@ from alexnet.networks.model import Network
 from alexnet.runs import Run, add_to_model, read_model, write_json, write_text
 from alexnet.training.alarms import alarms
 from alexnet.training.budget import Budget
-from alexnet.training.checkpoints import DUE, FAILED, STOP, Checkpoints, saying_where
+from alexnet.training.checkpoints import DUE, FAILED, STOP, Checkpoints, saying_where, too_high
 from alexnet.training.contact_sheet import write_contact_sheet
 from alexnet.training.dead import dead_channels
 from alexnet.training.interruption import Interrupted, StopSignal
 from alexnet.training.optim import Plan, plan
 from alexnet.training.prepare import Prepared
 from alexnet.training.progress import Progress
-from alexnet.training.state import Position
+from alexnet.training.state import Position, digest
 from alexnet.training.step import TrainStep
 
 LOOK_EVERY = 20  # steps between looks at the loss: each look waits for the device
@@ -55,7 +55,7 @@ class Loop:
         self.train_step = TrainStep(prepared, model)
         self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
         self.scaler = self.train_step.scaler
-        self.position = Position(pictures=len(prepared.source.splits["train"]))
+        self.position = _beginning(prepared)
         self.budget = budget
         self.restored = False
         self.alarms: list[dict[str, Any]] = []
@@ -64,18 +64,19 @@ class Loop:
 
     def restore(self, position: Position, training: dict[str, Any]) -> None:
         """Go on from `position`; the weights are in the model already."""
-        self.position = position
+        fresh, self.position = self.position, position
         if position.processes != (now := self.parallel.share.of):
             self.report.say(
                 f"Saved in {position.processes}, going on in {now} (processes that share each batch): batches and "
                 "their order stay as they were; sums are added up in another order, so that last digits can differ."
             )
-        self.position.pictures = len(self.prepared.source.splits["train"])
+        position.pictures, position.samples = fresh.pictures, fresh.samples
         # the groups are the recipe's, which may have been given changes since; the momentum is the checkpoint's
         groups = self.optimizer.state_dict()["param_groups"]
         saved = {**training["optimizer"], "param_groups": groups}
         self.parallel.load_optimizer(self.optimizer, self.model, saved)
         self.scaler.load_state_dict(training["scaler"])
+        self.parallel.load_statistics(self.model, training.get("statistics", []))
         self.checkpoints.begin_at(position)
         self.restored = True
         # a crash may have left a line too many, one too few, or half a line
@@ -117,7 +118,8 @@ class Loop:
                 try:
                     return self._finish()
                 except _Asked:
-                    self._stopped("The network is trained, and its test is left; go on with", stop.received or 0)
+                    signum = self.parallel.latest(stop.received) or 0
+                    self._stopped("The network is trained, and its test is left; go on with", signum)
         finally:
             self.checkpoints.close()
 
@@ -247,16 +249,24 @@ class Loop:
         """What the network says of a split; of several processes the first alone may have it whole."""
         self.parallel.level(self.model)
         batches, own = self.prepared.evaluation[split], None
+        done = iter(range(1, self.parallel.latest(len(batches)) or 0))  # after the last batch nothing is left to stop
+
+        def evaluated(pictures: int, total: int, what: str) -> None:
+            self.report.work(pictures, total, what)
+            if next(done, None) is not None:
+                self._heed_stop()
+
         if len(batches):
-            own = run_network(self.model, batches, self.prepared.preprocess, self.device, self._evaluated)
+            own = run_network(self.model, batches, self.prepared.preprocess, self.device, evaluated)
+        for _ in done:  # others have more batches, and wait for an answer after each
+            self._heed_stop()
         return cast(Outputs, self.parallel.gather(own))
 
-    def _evaluated(self, done: int, total: int, what: str) -> None:
-        """Tell how far an evaluation is. Raises `_Asked` where it goes on although this process, alone, is to stop."""
-        asked = self.stop.received is not None and self.parallel.processes == 1
-        if asked and done < total and time.monotonic() - self.stop.since > GO_ON:
+    def _heed_stop(self) -> None:
+        """Raises `_Asked`, in all processes, where an evaluation goes on although one of them is to stop."""
+        asked = self.stop.received is not None and time.monotonic() - self.stop.since > GO_ON
+        if self.parallel.latest(int(asked)):
             raise _Asked
-        self.report.work(done, total, what)
 
     def _finish(self) -> dict[str, Any]:
         """Report the chosen network on the test set and complete the summary; may be done again after a crash."""
@@ -279,6 +289,7 @@ class Loop:
         fitted = self.parallel.first(partial(self._calibrate, best)) if steered_by != "test" else None
         summary = self._summary(**test, calibration=fitted, complete=True)
         self.parallel.first(lambda: write_json(self.run.path / "summary.json", summary))
+        self.parallel.first(self.run.drop_damaged)
         return self.run.summary()
 
     def _calibrate(self, best: Path) -> dict[str, Any]:
@@ -325,10 +336,7 @@ class Loop:
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise TrainingFailed(
-                f"The loss became {loss} before step {self.position.step:,}: the learning rate is too high for "
-                f"this network; try --lr {self.recipe.lr / 3:.2g} or --set clip_norm=1."
-            )
+            raise TrainingFailed(f"The loss became {loss} before step {self.position.step:,}: {too_high(self.recipe)}.")
 
     def _warn(self, new: list[dict[str, Any]]) -> None:
         """Say in plain words, once a run, what goes wrong and what usually helps; `alarms.json` keeps it."""
@@ -372,6 +380,12 @@ class Loop:
 
 class _Asked(Exception):
     """To stop in the middle of an evaluation, which changes nothing."""
+
+
+def _beginning(prepared: Prepared) -> Position:
+    """Before the first step, on these pictures."""
+    train = prepared.source.splits["train"]
+    return Position(pictures=len(train), samples=digest(train.names, train.targets))
 
 
 def _better(row: dict[str, Any], best: dict[str, Any]) -> bool:

@@ -86,6 +86,13 @@ class Single:
     def level(self, model: Network) -> None:
         """Make alike in all processes what the network knows of the pictures besides its weights."""
 
+    def statistics(self, _model: Network, /) -> list[dict[str, Tensor]]:
+        """What `level` makes alike, of each process by name; empty where no process has any of its own."""
+        return []
+
+    def load_statistics(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
+        """Give each process its own back; without effect where `saved` are those of another number of processes."""
+
     def remarks(self, _model: Network, /) -> list[str]:
         """Sentences about training this network so, to be said once."""
         return []
@@ -119,6 +126,12 @@ class Single:
 
     def close(self) -> None:
         """Leave the other processes."""
+
+
+def mean_of(statistics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of what `Single.statistics` gives. In float64, so that the mean of equal numbers is that number."""
+    names = statistics[0] if statistics else {}
+    return {name: torch.stack([own[name].double() for own in statistics]).mean(0).float() for name in names}
 
 
 def begin(how: str, device: str, lost_after: float = 120.0) -> Single:

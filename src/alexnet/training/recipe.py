@@ -18,6 +18,7 @@ from alexnet.training.changes import Change, check_changes
 from alexnet.training.settings import convert_all, interval_of, seconds_of
 
 Schedule = Literal["constant", "step", "plateau", "cosine", "one-cycle"]
+DAY = 86_400
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 
 
@@ -291,6 +292,8 @@ def _check_numbers(r: Recipe) -> None:
             raise UserError(f"{flag} must not be negative, but is {value}.")
         if name in shares and not 0 <= value < 1:
             raise UserError(f"{flag} must be at least 0 and less than 1, not {value}.")
+    if r.lost_after > DAY:
+        raise UserError(f"The setting lost_after must be at most {DAY} seconds, a day, not {r.lost_after}.")
     if r.batch_size is not None and r.accumulate > r.batch_size:
         raise UserError(f"--accumulate {r.accumulate} cannot be larger than --batch-size {r.batch_size}.")
     if r.time_budget is not None:

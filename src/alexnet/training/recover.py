@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alexnet.errors import UserError
-from alexnet.runs import WRITING, Run, describe, read_model, read_training, write_text
+from alexnet.runs import DAMAGED, WRITING, Run, Unreadable, describe, read_model, read_training, write_text
 from alexnet.training.state import Position
 
 Say = Callable[[str], object]
 
+LOCK = ".lock"  # in the run folder while a process trains it
 PATIENCE = 30.0  # seconds to wait for another process to end: what schedulers give one that they stop
 
 
@@ -49,22 +51,27 @@ def find_start(run: Run, say: Say) -> Start | None:
     damaged = []
     for folder in checkpoints:
         try:
-            position = Position.from_training(read_training(folder))
-            read_model(folder)
+            with _reading(folder):
+                position = Position.from_training(read_training(folder))
+                read_model(folder)
             break
-        except (UserError, OSError) as error:
+        except Unreadable:
+            raise
+        except UserError as error:
             damaged.append((folder, error))
     else:
         raise UserError(
             f"{_sentence(damaged[0][1])} None of the {len(checkpoints)} checkpoints of {run.path} is whole; delete "
             f"{run.path / 'checkpoints'} and {run.path / 'last'} to train again from the start."
         )
+    if damaged:
+        check_writable(run)
     for bad, why in damaged:
         say(f"{_sentence(why)} Going on from {folder.name} instead.")
         _set_aside(bad)
     lost = _mend_best(run, folder, position, say)
-    if _names(run, "last") != folder.name:
-        write_text(run.path / "last", folder.name + "\n")
+    if run.name_in("last") != folder.name:
+        _name(run, "last", folder)
     return Start(folder, lost)
 
 
@@ -72,27 +79,32 @@ def _mend_best(run: Run, folder: Path, position: Position, say: Say) -> bool:
     """Let `best` name the checkpoint of the best epoch in `position`. Whether it is lost."""
     if position.best is None:
         return False
-    named = _names(run, "best")
+    named = run.name_in("best")
     fitting = sorted(run.checkpoints(), key=lambda path: path.name != named)  # the one that is named first
     why = ""
     for path in fitting:
         try:
-            told = describe(path)
-            if (told.get("step"), told.get("epoch")) != (position.best["step"], position.best["epoch"]):
-                continue
-            read_model(path)
-        except (UserError, OSError) as error:
+            with _reading(path):
+                told = describe(path)
+                if (told.get("step"), told.get("epoch")) != (position.best["step"], position.best["epoch"]):
+                    continue
+                read_model(path)
+        except Unreadable:
+            raise
+        except UserError as error:
             if path.name == named:
                 why = _sentence(error)
+                check_writable(run)
                 _set_aside(path)
             continue
         if path.name != named:
-            write_text(run.path / "best", path.name + "\n")
+            _name(run, "best", path)
         return False
     if position.history and not position.batch:
-        write_text(run.path / "best", folder.name + "\n")
+        _name(run, "best", folder)
         instead = f"epoch {position.history[-1]['epoch']}, the last one, takes its place until a better one comes"
     else:
+        check_writable(run)
         (run.path / "best").unlink(missing_ok=True)
         instead = "the next epoch takes its place"
     if why:  # else it was later than the checkpoint to go on from, and will be made again
@@ -100,17 +112,32 @@ def _mend_best(run: Run, folder: Path, position: Position, say: Say) -> bool:
     return True
 
 
-def _names(run: Run, which: str) -> str | None:
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """A context in which a read error condemns no checkpoint: it may pass, and the file be whole."""
     try:
-        return (run.path / which).read_text(encoding="utf-8", errors="replace").strip()
-    except FileNotFoundError:
-        return None
+        yield
+    except OSError as error:
+        raise Unreadable(folder, error) from error
+
+
+def check_writable(run: Run) -> None:
+    """Raise `UserError` where the run folder, or that of its checkpoints, cannot be written."""
+    for folder in (run.path, run.path / "checkpoints"):
+        if folder.exists() and not os.access(folder, os.W_OK):
+            raise UserError(f"{folder} cannot be written by you; make it writable, or go on with a copy of {run.path}.")
+
+
+def _name(run: Run, which: str, folder: Path) -> None:
+    check_writable(run)
+    write_text(run.path / which, folder.name + "\n")
 
 
 def _set_aside(folder: Path) -> None:
-    """Take a damaged checkpoint out of the list; it is dropped when the next one is written."""
-    aside = folder.with_name(f".damaged-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    """Take a damaged checkpoint out of the list; it is dropped when the run is complete."""
+    aside = folder.with_name(f"{DAMAGED}{folder.name}")
+    while aside.exists():
+        aside = aside.with_name(aside.name + "a")
     folder.rename(aside)
 
 
@@ -137,36 +164,59 @@ class Alone:
 
     def take(self, say: Say, patience: float = PATIENCE) -> None:
         """Wait for another process that trains this run to end. Raises `UserError` if it does not."""
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        handle = os.open(self.run.path, os.O_RDONLY)
         until = time.monotonic() + patience
         told = False
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    say(f"Another process trains {self.run.path}; waiting up to {patience:.0f} s for it to end.")
-                told = True
-                if time.monotonic() >= until:
-                    os.close(handle)
-                    raise UserError(
-                        f"{self.run.path} is being trained by another process; stop that one first, or wait for it."
-                    ) from None
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                os.close(handle)
+                handle = _locked(self.run.path / LOCK)
+            except ImportError:  # Windows
                 return
+            except OSError as error:
+                if os.access(self.run.path, os.W_OK):  # else nobody trains here
+                    why = error.strerror or error
+                    say(f"{self.run.path} cannot be locked ({why}): see to it that no other process trains it.")
+                return
+            if handle is not None:
+                break
+            if not told:
+                say(f"Another process trains {self.run.path}; waiting up to {patience:.0f} s for it to end.")
+            told = True
+            if time.monotonic() >= until:
+                raise UserError(
+                    f"{self.run.path} is being trained by another process; stop that one first, or wait for it."
+                )
+            time.sleep(0.1)
         self._held = handle
         # processes that read pictures are copies of this one, and may outlive it for seconds
-        os.register_at_fork(after_in_child=self.let_go)
+        os.register_at_fork(after_in_child=self._forget)
 
     def let_go(self) -> None:
         """Let others have it."""
         if self._held is not None:
+            with suppress(OSError):
+                (self.run.path / LOCK).unlink()  # while it is held: who gets it next sees that it is gone
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._held is not None:
             os.close(self._held)
             self._held = None
+
+
+def _locked(path: Path) -> int | None:
+    """A handle of the file `path`, which it locks; None where another process holds it, or has just removed it.
+    Raises `OSError` where nothing can be locked."""
+    import fcntl
+
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # for writing: NFS locks nothing else
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), path.stat()):
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None

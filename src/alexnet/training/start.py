@@ -8,12 +8,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from alexnet.runs import (
     Run,
     environment,
     find_run,
+    package_version,
     printable,
     read_model,
     read_training,
@@ -45,9 +44,9 @@ from alexnet.training.prepare import Prepared, prepare
 from alexnet.training.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.training.recipe import Recipe, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
-from alexnet.training.recover import Alone, find_start, tidy
+from alexnet.training.recover import Alone, check_writable, find_start, tidy
 from alexnet.training.settings import seconds_of
-from alexnet.training.state import Position
+from alexnet.training.state import Position, digest
 from alexnet.training.transfer import frozen_layers, take_weights
 
 
@@ -162,11 +161,11 @@ def resume_run(
 ) -> TrainingResult:
     """Go on with `run` from its newest whole checkpoint, or from the start where there is none yet.
 
-    `epochs`, as `+N` or `N`, extends it; from there on the learning rate is that of a run of so many epochs. A
-    finished run without `epochs` is returned as it is. What `wanted`, a whole recipe, or `settings` set differently is
-    followed where it leaves the experiment as it is, and else with `force` alone. `parallel`: a run may go on in
-    another number of processes than it began with. Without it, one process goes on as one, and several as the run's
-    recipe says: as towers, or dividing each batch.
+    `epochs`, as `+N` or `N`, extends it; from there on the learning rate is that of a run of so many epochs, and one
+    that had stopped early no longer does so. A finished run without `epochs` is returned as it is. What `wanted`, a
+    whole recipe, or `settings` set differently is followed where it leaves the experiment as it is, and else with
+    `force` alone. `parallel`: a run may go on in another number of processes than it began with. Without it, one
+    process goes on as one, and several as the run's recipe says: as towers, or dividing each batch.
     """
     recipe = read_recipe(run.recipe_json)
     if wanted is not None and (wanted.name, wanted.source) != (recipe.name, recipe.source):
@@ -187,16 +186,21 @@ def resume_run(
         position = start.position(training) if start and training else Position()
         ended = position.ended(recipe)
         summary = run.summary()
-        if ended and epochs is None and summary.get("complete"):
+        if ended and epochs is None and position.told_by(summary):
             return TrainingResult(run.path, summary, already_finished=True)
-        if not os.access(run.path, os.W_OK):
-            raise UserError(f"{run.path} cannot be written by you; make it writable, or go on with a copy of it.")
+        check_writable(run)
         processes.first(lambda: tidy(run))
         if changed:
             report.say(changed)
         if epochs is not None:
             now = position.epoch if ended else recipe.epochs
             recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
+            if position.late(recipe):  # else there would be nothing to train
+                report.say(
+                    f"It had stopped early, after {recipe.early_stop} epochs without a better one; from here on it "
+                    "does not stop early."
+                )
+                recipe = replace(recipe, early_stop=0)
         if start and (other := _elsewhere(run)):
             report.say(other)
         split = read_split(run.split_csv) if run.split_csv.is_file() else None
@@ -285,10 +289,13 @@ def _elsewhere(run: Run) -> str:
     """What is other than where the run began and changes the last digits of its sums; empty where nothing is."""
     try:
         then = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        versions = dict(then["versions"])
+    except (OSError, ValueError, TypeError, KeyError):
         return ""
-    now = {"torch": metadata.version("torch"), "cpu": runtime.cpu_name(), "threads": torch.get_num_threads()}
-    before = {"torch": then.get("versions", {}).get("torch"), "cpu": then.get("cpu"), "threads": then.get("threads")}
+    now: dict[str, Any] = {p: package_version(p) for p in ("torch", "torchvision", "numpy", "pillow")}
+    before = {package: versions.get(package) for package in now}
+    now |= {"cpu": runtime.cpu_name(), "threads": torch.get_num_threads()}
+    before |= {"cpu": then.get("cpu"), "threads": then.get("threads")}
     other = [f"{key} {before[key]}, now {now[key]}" for key in now if before[key] not in (None, now[key])]
     return f"The run began with {'; '.join(other)}: the last digits of its figures may differ." if other else ""
 
@@ -300,11 +307,17 @@ def _check_data(run: Run, prepared: Prepared, classes: tuple[str, ...], position
             f"The data now has the {len(prepared.classes)} classes {', '.join(prepared.classes[:9])}, but "
             f"{run.path} was trained on {len(classes)}: {', '.join(classes[:9])}; put the folders back as they were."
         )
-    now = len(prepared.source.splits["train"])
+    train = prepared.source.splits["train"]
+    now = len(train)
     if position.pictures not in (0, now) and not force:
         raise UserError(
             f"The data now has {now:,} training pictures and {run.path} began with {position.pictures:,}: in another "
             "order it would be another experiment; put them back as they were, or add --force."
+        )
+    if position.samples not in ("", digest(train.names, train.targets)) and not force:
+        raise UserError(
+            f"The training pictures have other names or labels than those that {run.path} began with: it would be "
+            "another experiment; put them back as they were, or add --force."
         )
 
 
@@ -323,7 +336,7 @@ def _extension(prepared: Prepared, position: Position, epochs: int) -> str:
 def _extended(now: int, wanted: str) -> int:
     """The number of epochs that `--epochs +N` or `--epochs N` means for a run of `now` epochs."""
     digits = wanted.removeprefix("+")
-    if not digits.isdecimal() or int(digits) == 0:
+    if not digits.isdecimal() or len(digits) > 9 or int(digits) == 0:  # Python turns no 5,000 digits into a number
         raise UserError(f"--epochs must be a number such as {now + 10}, or +10 for ten more, not '{wanted}'.")
     epochs = now + int(digits) if wanted.startswith("+") else int(digits)
     if epochs <= now:

@@ -3,7 +3,7 @@
     position   the step, the place in the epoch, the sums of the epoch so far, the finished epochs' metrics
     optimizer  the state dict of SGD: its momentum
     scaler     the state dict of the fp16 loss scaler
-    model      the weights being trained, where model.safetensors holds their moving average instead
+    statistics where several processes train batch norm: each one's running statistics, whose mean is with the weights
 
 There is no generator state: every draw is a function of the seed and the step.
 Only tensors, numbers, strings, lists and dicts, so that torch's restricted loader reads it.
@@ -12,11 +12,24 @@ Only tensors, numbers, strings, lists and dicts, so that torch's restricted load
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from alexnet.errors import UserError
 from alexnet.training.recipe import Recipe
+
+
+def digest(names: Iterable[str], targets: torch.Tensor) -> str:
+    """16 hexadecimal digits of the names of pictures and their class numbers, in order: another order, or another
+    picture, is another experiment."""
+    found = hashlib.sha256(targets.cpu().numpy().tobytes())
+    for name in names:
+        found.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    return found.hexdigest()[:16]
 
 
 @dataclass
@@ -33,6 +46,7 @@ class Position:
     waited: float = 0.0  # of it, until the next batch was there
     processes: int = 1  # that learn from different parts of a batch
     pictures: int = 0  # training pictures that there are; 0 in what earlier versions wrote
+    samples: str = ""  # `digest` of them; empty in what earlier versions wrote
     best: dict[str, Any] | None = None  # the row of the best epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl
 
@@ -43,6 +57,7 @@ class Position:
     def from_training(cls, training: dict[str, Any]) -> Position:
         """The position in what `training.pt` holds. Raises `UserError` if it is not ours."""
         try:
+            _ = training["optimizer"]["state"], training["scaler"]  # what goes on from there reads these too
             return cls(**training["position"])
         except (KeyError, TypeError) as error:
             raise UserError("The checkpoint's training.pt was written by other software or another version.") from error
@@ -52,8 +67,18 @@ class Position:
         if self.batch:
             return False
         limit = recipe.limit_steps
-        late = recipe.early_stop and self.best is not None and self.epoch - self.best["epoch"] >= recipe.early_stop
-        return self.epoch >= recipe.epochs or (limit is not None and self.step >= limit) or bool(late)
+        return self.epoch >= recipe.epochs or (limit is not None and self.step >= limit) or self.late(recipe)
+
+    def late(self, recipe: Recipe) -> bool:
+        """Whether the last `early_stop` epochs brought none that is better."""
+        if not recipe.early_stop or self.best is None:
+            return False
+        return bool(self.epoch - self.best["epoch"] >= recipe.early_stop)
+
+    def told_by(self, summary: dict[str, Any]) -> bool:
+        """Whether a `summary.json` is that of a run which is complete here: an extension may have been killed since."""
+        there = (summary.get("steps"), summary.get("epochs"))
+        return bool(summary.get("complete")) and there == (self.step, len(self.history))
 
     def start_epoch(self) -> None:
         """Forget the sums of the epoch that has just ended."""
