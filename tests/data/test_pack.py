@@ -464,8 +464,7 @@ def test_packed_pixels_train_exactly_as_the_folder_does(divided, tmp_path, monke
         json.loads(Path(r.run, "metrics.jsonl").read_text().splitlines()[0]) for r in (in_memory, from_memory, mapped)
     ]
     assert losses[0]["train_loss"] == losses[1]["train_loss"] == losses[2]["train_loss"]
-    assert losses[0]["val_loss"] == losses[1]["val_loss"]
-    assert losses[2]["val_loss"] == pytest.approx(losses[0]["val_loss"], rel=1e-5)  # other strides, other kernels
+    assert losses[0]["val_loss"] == losses[1]["val_loss"] == losses[2]["val_loss"]
 
 
 def test_pixels_are_those_of_evaluation(divided, tmp_path):
