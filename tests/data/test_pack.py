@@ -204,6 +204,26 @@ def test_pictures_that_cannot_be_read_are_listed_and_left_out(divided, tmp_path,
     assert "3 pictures could not be read" in source.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("shape", "words", "reason"),
+    [
+        ((66_000, 20), {"size": "original"}, "no JPEG can be 66000×20 pixels"),
+        ((66_000, 20), {"size": 20}, "no JPEG can be 66000×20 pixels"),
+        ((1, 60_000), {"kind": "uint8", "size": 256}, "256×15360000 pixels"),
+        ((60_000, 1), {"size": 256}, "15360000×256 pixels"),
+    ],
+)
+def test_a_picture_of_an_extreme_shape_stops_nothing(divided, tmp_path, shape, words, reason):
+    """Resized whole, the last two would take 12 GB."""
+    Image.new("RGB", shape).save(divided / "train" / "sky" / "strip.png")
+    done = pack(divided, tmp_path / "packed", **words)
+    assert (done["failed"], done["images"]["train"]) == (1, 24)
+    with open(tmp_path / "packed" / "failed.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["name"] == "train/sky/strip.png"
+    assert reason in row["reason"]
+
+
 def test_a_class_that_lost_all_pictures_can_be_packed_but_not_learnt(divided, tmp_path):
     for path in (divided / "train" / "sky").iterdir():
         path.write_bytes(b"no")

@@ -30,6 +30,8 @@ from alexnet.errors import UserError
 DIGEST = 16
 """Bytes of the digest by which copies of a file are known."""
 
+_LONGEST_JPEG = 65_500  # pixels: libjpeg's JPEG_MAX_DIMENSION
+
 
 @dataclass(frozen=True)
 class Task:
@@ -195,8 +197,14 @@ def _encode(picture: Path | np.ndarray, form: Form) -> tuple[bytes, bytes, np.nd
 
 
 def _jpeg(image: Image.Image, form: Form) -> bytes:
+    """Raises `BadImage` where there is no such JPEG: the disk has no part in it."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=form.quality)
+    if max(image.size) > _LONGEST_JPEG:
+        raise BadImage(f"no JPEG can be {image.width}×{image.height} pixels")
+    try:
+        image.save(file, "JPEG", quality=form.quality)
+    except (OSError, ValueError) as error:
+        raise BadImage(f"it cannot be made a JPEG ({error})") from error
     return file.getvalue()
 
 
