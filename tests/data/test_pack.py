@@ -19,7 +19,7 @@ from PIL import Image
 
 from alexnet.cli import run
 from alexnet.data import pack as packing
-from alexnet.data import pack_tables, shard_writer
+from alexnet.data import pack_plan, pack_tables, shard_writer
 from alexnet.data.images import decode, image_size
 from alexnet.data.pack import pack
 from alexnet.data.packed import open_pack
@@ -104,6 +104,31 @@ def test_originals_are_kept_to_the_byte(pictures, tmp_path):
             assert part.stored(i).startswith(b"\xff\xd8")
             assert image_size(part.stored(i)) == (40, 36)
     assert done["statistics"] is None
+
+
+def test_large_files_are_cut_into_shards_by_their_bytes(divided, tmp_path, monkeypatch):
+    """Of many small ones the shards, and the key by which a packing goes on, are those of counting."""
+    monkeypatch.setattr(pack_plan, "_AT_LEAST", 1)
+    pack(divided, tmp_path / "counted", size="original")
+    before = json.loads((tmp_path / "counted" / "pack.json").read_text())
+    sizes = [path.stat().st_size for path in (divided / "train").rglob("*.jpg")]
+    monkeypatch.setattr(pack_plan, "_SHARD_FILES", 5 * max(sizes))
+    done = pack(divided, tmp_path / "packed", size="original")
+    assert done["shards"] >= 6
+    assert done["key"] != before["key"]
+    assert stored(tmp_path / "packed") == stored(tmp_path / "counted")
+    for path in (tmp_path / "packed" / "train").glob("*.bin"):
+        assert path.stat().st_size < 5 * max(sizes) + 1000
+    assert pack(divided, tmp_path / "packed", size="original")["resumed"]
+    assert pack(divided, tmp_path / "small", size=32)["shards"] == 2  # pictures of at most 256 pixels are counted
+    monkeypatch.setattr(pack_plan, "_SHARD_FILES", sum(sizes))
+    assert pack(divided, tmp_path / "all", size="original")["key"] == before["key"]
+
+
+def test_a_shard_too_large_for_its_index_is_refused(divided, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_writer, "_MOST", 1000)
+    with pytest.raises(UserError, match=r"litdata counts to 4.*--size"):
+        pack(divided, tmp_path / "packed")
 
 
 def test_quality_decides_the_size(pictures, tmp_path):

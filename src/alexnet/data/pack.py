@@ -65,7 +65,7 @@ def pack(
     contents = read_contents(data, labels, progress)
     form = choose_form(contents, kind, size, quality)
     tasks = tasks_of(contents, form, target)
-    key = key_of(contents, form)
+    key = key_of(contents, form, tasks)
     todo, finished = _begin(target, key, tasks, progress)
     try:
         _check_space(todo, form, target)

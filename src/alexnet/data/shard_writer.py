@@ -30,6 +30,7 @@ from alexnet.errors import UserError
 DIGEST = 16
 """Bytes of the digest by which copies of a file are known."""
 
+_MOST = (1 << 32) - (1 << 20)  # bytes of a shard's pictures: its offsets have 32 bits
 _LONGEST_JPEG = 65_500  # pixels: libjpeg's JPEG_MAX_DIMENSION
 
 
@@ -210,6 +211,11 @@ def _jpeg(image: Image.Image, form: Form) -> bytes:
 
 def _write(task: Task, items: list[tuple[bytes, int]], failed: list[tuple[int, str]]) -> About:
     """The shard, written by litdata into a folder of its own, looked over, and moved into place."""
+    if (size := sum(len(stored) for stored, _ in items)) > _MOST:
+        raise UserError(
+            f"{len(items)} pictures from {task.root} make a shard of {size / 1e9:.1f} GB, and litdata counts to 4; "
+            "pack with a smaller --size or --quality."
+        )
     from litdata.streaming.serializers import BytesSerializer, IntegerSerializer
     from litdata.streaming.writer import BinaryWriter
 
