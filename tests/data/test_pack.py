@@ -340,6 +340,25 @@ def test_given_again_it_does_nothing_or_mends(divided, tmp_path, monkeypatch):
     assert files_of(target) == before
 
 
+def test_stopped_as_it_begins_to_mend_it_goes_on(divided, tmp_path, monkeypatch):
+    target, unlink = tmp_path / "packed", Path.unlink
+    pack(divided, target)
+    before = files_of(target)
+    (target / "train" / "samples.parquet").write_bytes(b"no")
+
+    def stopped(path, **words):
+        unlink(path, **words)
+        if path.name == "pack.json":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pack(divided, target)
+    monkeypatch.undo()
+    pack(divided, target)
+    assert files_of(target) == before
+
+
 def test_mending_from_changed_pictures_is_refused(divided, tmp_path):
     target = tmp_path / "packed"
     pack(divided, target)

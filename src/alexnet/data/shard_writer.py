@@ -6,6 +6,7 @@ killed goes on with the shards that have none. The file itself is written by lit
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -157,7 +158,8 @@ def _about(array: np.ndarray) -> About:
 
 
 def put(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place, to the disk, and rename it into place."""
+    """Write a file beside its place, to the disk, and rename it into place; that reaches the disk too, and with it the
+    renames in that folder before."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -169,6 +171,12 @@ def put(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _encode(picture: Path | np.ndarray, form: Form) -> tuple[bytes, bytes, np.ndarray]:
