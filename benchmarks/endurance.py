@@ -30,8 +30,9 @@ SETTINGS = [
 
 
 MOST = 8 << 10
-"""Bytes of memory that an epoch may add. Its row of metrics is 1.2 KiB as Python keeps it, and is copied and pickled
-for each checkpoint; what could be kept by mistake, such as the weights of this network (391 kB), is well above."""
+"""Bytes of memory that an epoch may add. Python keeps 2 KiB more after each (tracemalloc): its row of metrics, and that
+row's copy for the newest checkpoint; the allocator may need a few times that. What could be kept by mistake, such as
+the weights of this network (391 kB), is well above."""
 JUDGED = 1000
 """Epochs from which on memory is judged: the allocator takes blocks of a megabyte and more."""
 CHECKPOINT = 4
