@@ -190,7 +190,8 @@ class Preprocess:
         new_long = int(self.square * long / short)  # rounded down, as torchvision does
         new_size = (self.square, new_long) if width <= height else (new_long, self.square)
         if self.square * new_long > MAX_PIXELS:  # a line of 1×60000 would become gigabytes, of which a square is kept
-            raise BadImage(f"it is {width}×{height} and would be {new_size[0]}×{new_size[1]} pixels, too many, resized")
+            resized = f"{new_size[0]}×{new_size[1]}"
+            raise BadImage(f"it is {width}×{height}, and resized it would be {resized} pixels, too many")
         return new_size
 
     def resized(self, image: Image.Image) -> Image.Image:
