@@ -6,7 +6,8 @@
 One real `alexnet train` on the embedded digits, a tiny network in batches of 629, with a validation and a checkpoint
 each epoch and one more within it. From outside, its memory (resident, and the part that is its own) and the bytes
 of its run folder are read after every so many epochs. The metrics of finished epochs are in every checkpoint, so a
-little growth is right: `grown` is what one epoch adds, over the second half.
+little growth is right: `grown` is what one epoch adds, over the second half. It fails where that is more than
+`MOST`, or where there are more files in the second half than in the first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,16 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+MOST = 8 << 10
+"""Bytes of memory that an epoch may add. Python keeps 2 KiB more after each (tracemalloc): its row of metrics, and that
+row's copy for the newest checkpoint; the allocator may need a few times that. What could be kept by mistake, such as
+the weights of this network (391 kB), is well above."""
+JUDGED = 1000
+"""Epochs from which on memory is judged: the allocator takes blocks of a megabyte and more."""
+CHECKPOINT = 4
+"""Files that a checkpoint has at most. At the first look there may be one where later there are two or three."""
+
+
 def memory(pid: int) -> dict[str, int]:
     """Bytes that a process holds (Linux)."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -43,6 +54,27 @@ def disk(folder: Path) -> dict[str, int]:
         except FileNotFoundError:
             continue
     return {"bytes": sum(sizes), "files": len(sizes)}
+
+
+def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Bytes that an epoch adds, over the second half."""
+    half = rows[len(rows) // 2 :]
+    return {
+        key: float(np.polyfit([r["epoch"] for r in half], [r[key] for r in half], 1)[0])
+        for key in ("resident", "own", "bytes")
+    }
+
+
+def complaint(rows: list[dict[str, Any]], epochs: int) -> str | None:
+    """What is wrong, if anything."""
+    grown = growth(rows)["own"]
+    if epochs >= JUDGED and grown > MOST:
+        return f"Memory grows: {grown / 1024:.2f} KiB an epoch, and {MOST / 1024:.0f} are allowed."
+    middle = len(rows) // 2
+    before, after = (min(r["files"] for r in part) for part in (rows[:middle], rows[middle:]))
+    if after > before + 2 * CHECKPOINT:
+        return f"Files grow: from {before} at least in the first half to {after} in the second."
+    return None
 
 
 def main() -> None:
@@ -71,17 +103,15 @@ def main() -> None:
         if training.returncode:
             sys.exit((Path(folder) / "log").read_text())
         whole = disk(run)
-    half = rows[len(rows) // 2 :]
-    grown = {
-        key: float(np.polyfit([r["epoch"] for r in half], [r[key] for r in half], 1)[0])
-        for key in ("resident", "own", "bytes")
-    }
+    grown = growth(rows)
     most = max(r["resident"] for r in rows)
     print(
         f"{args.epochs} epochs: at most {most / 2**20:.0f} MiB; an epoch of the second half adds "
         f"{grown['own'] / 1024:.2f} KiB of memory and {grown['bytes'] / 1024:.2f} KiB of disk"
     )
     save("endurance", {"epochs": args.epochs, "settings": SETTINGS, "looks": rows, "grown": grown, "in_the_end": whole})
+    if wrong := complaint(rows, args.epochs):
+        sys.exit(wrong)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,8 @@ READ_BY = {
     "CHECKPOINT/calibration.json": ["predict RUN PICTURE"],
     "evaluation/val.parquet": ["report RUN"],
     "env.json": ["report RUN"],
+    "alarms.json": ["report RUN", "resume RUN --epochs +1"],
+    "bad_files.csv": ["report RUN", "resume RUN --epochs +1"],
 }
 
 
@@ -122,6 +124,16 @@ def test_every_file_of_a_run_is_among_them(small_run):
         written = {name.replace(folder, "CHECKPOINT") for name in written}
     kinds = {name for name in written if not name.startswith("report") and not name.endswith(".png")}
     assert kinds <= {*READ_BY, "evaluation/test.parquet"}
+
+
+def mend_sums(path: Path) -> None:
+    """Whoever plants a file in a checkpoint can mend its checksum: else nothing would come to open the file."""
+    described = path.with_name("model.json")
+    if path != described:
+        about = json.loads(described.read_text())
+        about["sha256"][path.name] = sha256_of(path)
+        about["preprocess"] |= {"mean_image": True} if path.name == "preprocess.safetensors" else {}
+        described.write_text(json.dumps(about))
 
 
 @pytest.mark.parametrize("name", READ_BY)
@@ -137,12 +149,11 @@ def test_a_pickle_in_a_run_is_not_run(name, small_run, tmp_path, mark):
             path.write_bytes(plant(mark))
             if "CHECKPOINT" not in name:
                 break
-        if name.startswith("CHECKPOINT/preprocess"):
-            model = path.with_name("model.json")
-            model.write_text(model.read_text().replace('"stretch": false', '"stretch": false, "mean_image": true'))
+            mend_sums(path)
         for command in READ_BY[name]:
             words = command.replace("RUN", str(copy)).replace("PICTURE", str(tmp_path / "picture.png")).split()
-            assert carried_out(words) in (0, 1, 2)
+            code = carried_out(words)
+            assert code in (0, 2), command  # 1 is an error that nobody foresaw
             assert not mark.exists(), command
         shutil.rmtree(copy)
 

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from alexnet import runtime
 from alexnet.data.augment import BOX_DRAWS, crop_box
-from alexnet.data.images import decode, decode_part
+from alexnet.data.images import BadImage, decode, decode_part
 from alexnet.data.preprocess import Preprocess, centre_crop
 from alexnet.errors import UserError
 from helpers import data_folder
@@ -202,3 +202,11 @@ def test_survives_json(preprocess):
 def test_junk_is_refused_with_a_sentence(values, message):
     with pytest.raises(UserError, match=message):
         Preprocess.from_dict(values)
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
+def test_a_picture_that_would_become_gigabytes_is_refused(shape):
+    for use in (lambda p, i: p.evaluation(i), lambda p, i: p.training_square(np.asarray(i))):
+        with pytest.raises(BadImage, match=f"it is {shape[0]}×{shape[1]}, and resized it would be"):
+            use(Preprocess(224, 256), Image.new("RGB", shape))
+    assert Preprocess(28, stretch=True).evaluation(Image.new("RGB", shape)).shape == (3, 28, 28)

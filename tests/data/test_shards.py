@@ -12,6 +12,7 @@ from PIL import Image
 
 from alexnet.data import folders, loading, packed, shards
 from alexnet.data.augment import Augment, augment
+from alexnet.data.checksum import sha256_of
 from alexnet.data.images import BadImage, decode
 from alexnet.data.loading import FromFiles, InMemory
 from alexnet.data.pack import pack
@@ -58,6 +59,13 @@ def copied(source: Path, target: Path) -> Path:
             (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
             (target / path.relative_to(source)).write_bytes(path.read_bytes())
     return target
+
+
+def mend_sum(data: Path, shard: Path) -> None:
+    """As if it had been packed so."""
+    about = json.loads((data / "pack.json").read_text())
+    about["sha256"][shard.relative_to(data).as_posix()] = sha256_of(shard)
+    (data / "pack.json").write_text(json.dumps(about))
 
 
 def train_of(data: Path) -> Packed:
@@ -243,11 +251,40 @@ def test_damage_that_shows_later_is_told_from_workers_too(pixels, jpegs, tmp_pat
     start = data.index(b"\xff\xd8\xff")
     data[start : start + 4] = b"abcd"
     shard.write_bytes(data)
+    mend_sum(target, shard)
     files = load_source("folder", target).splits["train"]
     with pytest.raises(BadImage, match=r"\.png in .*chunk-0-3\.bin: it is not an image"):
         list(FromFiles(files, PREPROCESS, batch_size=4, workers=workers).batches(0))
     with pytest.raises(BadImage, match=r"\.png in .*chunk-0-3\.bin"):
         read_files(files, PREPROCESS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["pixels", "jpegs"])
+def test_a_flipped_bit_of_large_data_is_noticed_where_it_is_read(request, kind, tmp_path, monkeypatch, workers):
+    """Of small data it is noticed at the start, before."""
+    monkeypatch.setattr(packed, "VERIFIED", 0)
+    target = copied(request.getfixturevalue(kind), tmp_path / "copy")
+    shard = target / "train" / "chunk-0-3.bin"
+    data = bytearray(shard.read_bytes())
+    data[-100] ^= 1
+    shard.write_bytes(data)
+    files = load_source("folder", target).splits["train"]
+    with pytest.raises(UserError, match=r"^\S*chunk-0-3\.bin is damaged \(its checksum differs\).*alexnet pack"):
+        list(FromFiles(files, PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers).batches(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sound_shard_is_read_once_for_its_checksum(pixels, tmp_path, monkeypatch, workers):
+    """However often it is mapped, in however many processes, which are new in each epoch."""
+    monkeypatch.setattr(packed, "VERIFIED", 0)
+    files = train_of(pixels)
+    loader = FromFiles(files, PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers)
+    list(loader.batches(0))
+    monkeypatch.setattr(shards, "sha256_of", lambda path: pytest.fail(f"{path} is read again"))
+    list(loader.batches(1))
+    files.shards._open_cache()
+    list(FromFiles(files, PREPROCESS, batch_size=4, workers=workers).batches(0))
 
 
 class Evil:
@@ -323,6 +360,7 @@ def test_an_item_that_claims_another_length_is_refused(jpegs, tmp_path, monkeypa
     (first,) = struct.unpack_from("<I", data, 4)
     struct.pack_into("<I", data, first, 1 << 30)
     shard.write_bytes(data)
+    mend_sum(target, shard)
     with pytest.raises(UserError, match="another length"):
         load_source("folder", target).splits["train"].stored(0)
 

@@ -62,6 +62,21 @@ def test_the_sums_come_out(number: float, digits: int) -> None:
     assert told(number, digits)
 
 
+def test_the_costs_come_out() -> None:
+    slow, fast = PICTURES / 32.4 / 3600, PICTURES / RATE / 3600  # hours of two cores, of one GPU
+    jpeg, jpeg_8 = PICTURES / (16 * 464) / 3600, PICTURES / (192 * 464) / 3600
+    said = " ".join(PAGE.split())
+    for words in (
+        f"this CPU {slow:,.0f} h, {slow * 0.10:,.0f} $;",
+        f"one H200 fed with bytes {fast:.2f} h, {fast * 4:.1f} $, "
+        f"fed with JPEG by 16 cores {jpeg:.1f} h, {jpeg * 4:.0f} $;",
+        f"8 fed with bytes {fast / 8 * 60:.1f} min, {fast * 4:.1f} $, with JPEG by 192 cores {jpeg_8 * 60:.0f} min, "
+        f"{jpeg_8 * 8 * 4:.0f} $;",
+        f"64 at best {fast / 64 * 3600:.0f} s, {fast * 4:.1f} $.",
+    ):
+        assert words in said
+
+
 def test_processes_are_as_near_as_it_says() -> None:
     rows = result("processes")["rows"]
     assert max(row["loss_relatively"] for row in rows.values()) < 2

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from alexnet.data.pack import pack
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import kills
 from kills import MOMENTS, SETTINGS, Nursery, Training, differences, left_by
@@ -174,6 +176,36 @@ def test_a_picture_that_breaks_while_training(unbroken, nursery, tmp_path):
     for path in victims:
         path.write_bytes(whole[path])
     assert_resumes(run, unbroken, nursery)
+
+
+def test_a_corrupt_shard(unbroken, nursery, tmp_path):
+    """All of them while it trains, then a bit of one as it goes on."""
+    data = tmp_path / "packed"
+    pack(unbroken["pictures"], data)
+    whole = begin(data, tmp_path / "whole", nursery)
+    assert whole.wait() == 0, whole.said
+    left = left_by(tmp_path / "whole")
+
+    run = tmp_path / "run"
+    training = begin(data, run, nursery)
+    assert training.until(lambda: saved(run))
+    sound = {path: path.read_bytes() for path in data.rglob("*.bin")}
+    for path, content in sound.items():
+        with path.open("r+b") as file:  # in place: cut shorter, it would be the system that kills
+            file.write(bytes(len(content)))
+    assert training.wait() == 2, training.said
+    assert "is of another length than it says); 'alexnet pack'" in training.said
+    assert f"Then go on with: alexnet resume {run}" in training.said
+    for path, content in sound.items():
+        path.write_bytes(content)
+    victim = min(sound)
+    victim.write_bytes(sound[victim][:-100] + bytes([sound[victim][-100] ^ 1]) + sound[victim][-99:])
+    early = Training(["resume", str(run)], tmp_path / "log-of-resume", nursery)
+    assert early.wait() == 2, early.said
+    assert f"{victim} is damaged (its checksum differs); 'alexnet pack'" in early.said
+    assert "Traceback" not in training.said + early.said
+    victim.write_bytes(sound[victim])
+    assert_resumes(run, left, nursery)
 
 
 def test_a_killed_reading_process(unbroken, nursery, tmp_path):

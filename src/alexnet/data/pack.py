@@ -65,7 +65,7 @@ def pack(
     contents = read_contents(data, labels, progress)
     form = choose_form(contents, kind, size, quality)
     tasks = tasks_of(contents, form, target)
-    key = key_of(contents, form)
+    key = key_of(contents, form, tasks)
     todo, finished = _begin(target, key, tasks, progress)
     try:
         _check_space(todo, form, target)
@@ -122,11 +122,11 @@ def _begin(
             finished = sums
             (target / WORK).mkdir(exist_ok=True)
             return [task for task in tasks if f"{task.split}/chunk-0-{task.number}.bin" in bad], finished
-        (target / PACK).unlink()
     elif not (target / WORK).is_dir() and target.is_dir() and any(target.iterdir()):
         raise UserError(f"{target} is not empty; choose a folder that does not exist yet.")
     try:
-        (target / WORK).mkdir(parents=True, exist_ok=True)
+        (target / WORK).mkdir(parents=True, exist_ok=True)  # first: a full folder with neither would be refused
+        (target / PACK).unlink(missing_ok=True)
         plan = target / WORK / "plan.json"
         if plan.exists() and read_json(plan).get("key") != key:
             raise UserError(

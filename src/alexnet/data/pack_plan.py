@@ -6,6 +6,7 @@ All of it depends on the data and on what was asked for alone, not on the machin
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import statistics
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ QUALITY = 90
 
 _SHARD_BYTES = 64 << 20  # of packed pixels: litdata's own habit; three times as much is in memory as it is made
 _SHARD_JPEGS = 1024  # some 40 MB at 256 pixels
+_SHARD_FILES = 256 << 20  # bytes of the files that it is made of, where these may be large: litdata counts to 4 GiB
 _AT_LEAST = 16  # shards where pictures are few, so that all cores have some
 _SAMPLED = 200  # pictures whose size is asked for
 
@@ -95,17 +97,21 @@ def _own_side(part: Arrays | Files) -> int:
 
 def tasks_of(contents: Contents, form: Form, target: Path) -> list[Task]:
     """The shards, the same whatever machine makes them."""
+    return list(_cut(contents, form, target))
+
+
+def _most(contents: Contents, form: Form) -> int:
+    """Pictures in a shard."""
     total = sum(map(len, contents.splits.values()))
     most = _SHARD_JPEGS if form.kind == "jpeg" else max(1, _SHARD_BYTES // int(np.prod(form.shape)))
-    count = max(1, min(most, -(-total // _AT_LEAST)))
-    return list(_cut(contents, form, target, count))
+    return max(1, min(most, -(-total // _AT_LEAST)))
 
 
-def _cut(contents: Contents, form: Form, target: Path, count: int) -> Iterator[Task]:
+def _cut(contents: Contents, form: Form, target: Path) -> Iterator[Task]:
+    most = _most(contents, form)
     for split, part in contents.splits.items():
         targets = part.targets.tolist()
-        for number, start in enumerate(range(0, len(part), count)):
-            stop = start + count
+        for number, (start, stop) in enumerate(_bounds(part, form, most)):
             if isinstance(part, Files):
                 pictures: list[str] | np.ndarray = part.names[start:stop]
             else:
@@ -114,8 +120,33 @@ def _cut(contents: Contents, form: Form, target: Path, count: int) -> Iterator[T
             yield Task(target, split, number, root, pictures, targets[start:stop], form)
 
 
-def key_of(contents: Contents, form: Form) -> str:
-    """What makes this packing this one: go on only with the same pictures in the same form."""
+def _bounds(part: Arrays | Files, form: Form, most: int) -> Iterator[tuple[int, int]]:
+    """Where each shard starts and stops: by number, and by bytes of JPEGs that may be larger than usual ones."""
+    large = isinstance(part, Files) and form.kind == "jpeg" and (form.side is None or form.side > SIDE)
+    start = total = 0
+    for i in range(len(part)):
+        size = _size(part.root / part.names[i]) if large and isinstance(part, Files) else 0
+        if i > start and (i - start == most or total + size > _SHARD_FILES):
+            yield start, i
+            start, total = i, 0
+        total += size
+    if len(part):
+        yield start, len(part)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it will be listed among those that cannot be read
+        return 0
+
+
+def key_of(contents: Contents, form: Form, tasks: list[Task]) -> str:
+    """What makes this packing this one: go on only with the same pictures in the same form, cut into the same shards
+    (which are named only where bytes decided: the others follow from the rest)."""
     splits = {split: [part.names, part.targets.tolist()] for split, part in contents.splits.items()}
-    said = json.dumps([FORMAT, asdict(form), contents.classes, splits])
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    said: list[object] = [FORMAT, asdict(form), contents.classes, splits]
+    most = _most(contents, form)
+    if any(one.split == after.split and len(one) < most for one, after in itertools.pairwise(tasks)):
+        said.append([len(task) for task in tasks])
+    return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()

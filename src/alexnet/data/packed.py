@@ -19,7 +19,7 @@ from alexnet.errors import UserError
 FORMAT = "alexnet-pack-1"  # of pack.json; a reader refuses what it does not know
 
 VERIFIED = 2 << 30
-"""Bytes of shards whose checksums are computed at each start; of more, only the sizes, and `alexnet check` does all."""
+"""Bytes of shards whose checksums are computed at each start; of more, each one's when it is first mapped."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def is_pack(data: Path) -> bool:
 def open_pack(data: Path, progress: Progress | None = None, verify: bool = True) -> Pack:
     """The packed data set in the folder `data`. Raises `UserError` for one that is unfinished, damaged or foreign.
 
-    All sizes are compared; with `verify` also the checksums, of the shards only up to `VERIFIED` bytes of them.
+    All sizes are compared; with `verify` also the checksums, those of more than `VERIFIED` bytes of shards as they are
+    read.
     """
     if not (data / PACK).is_file():
         raise UserError(f"The packing of {data} is not finished; give 'alexnet pack' again as before, and it goes on.")
@@ -76,6 +77,9 @@ def open_pack(data: Path, progress: Progress | None = None, verify: bool = True)
     few_bytes = sum(size for part in splits.values() for *_, size in part.shards.files) <= VERIFIED
     if bad := mismatches(data, digests, progress) if verify and few_bytes else []:
         raise damaged(data / bad[0], "its checksum differs")
+    if verify and not few_bytes:
+        for split, part in splits.items():
+            part.shards.verify_as_mapped([digests.get(f"{split}/{name}", "") for name, *_ in part.shards.files])
     return Pack(data, form, classes, splits, failed, about)
 
 

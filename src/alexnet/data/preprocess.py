@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from alexnet.data.images import MAX_PIXELS, BadImage
 from alexnet.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ class Preprocess:
         return torch.from_numpy(self.pixels(image))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """What `evaluation` gives, as an array: uint8 C×size×size, contiguous."""
+        """What `evaluation` gives, as an array: uint8 C×size×size, contiguous. Both raise `BadImage` for a picture so
+        long and narrow that resizing would take gigabytes."""
         return _to_array(_centre_crop(self.resized(image), self.size))
 
     def training_square(self, pixels: np.ndarray) -> torch.Tensor:
@@ -186,7 +188,11 @@ class Preprocess:
             return self.square, self.square
         short, long = min(width, height), max(width, height)
         new_long = int(self.square * long / short)  # rounded down, as torchvision does
-        return (self.square, new_long) if width <= height else (new_long, self.square)
+        new_size = (self.square, new_long) if width <= height else (new_long, self.square)
+        if self.square * new_long > MAX_PIXELS:  # a line of 1×60000 would become gigabytes, of which a square is kept
+            resized = f"{new_size[0]}×{new_size[1]}"
+            raise BadImage(f"it is {width}×{height}, and resized it would be {resized} pixels, too many")
+        return new_size
 
     def resized(self, image: Image.Image) -> Image.Image:
         """The picture in the mode that the network reads, its short side `square` pixels long; not yet cropped."""

@@ -6,6 +6,7 @@ killed goes on with the shards that have none. The file itself is written by lit
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -29,6 +30,9 @@ from alexnet.errors import UserError
 
 DIGEST = 16
 """Bytes of the digest by which copies of a file are known."""
+
+_MOST = (1 << 32) - (1 << 20)  # bytes of a shard's pictures: its offsets have 32 bits
+_LONGEST_JPEG = 65_500  # pixels: libjpeg's JPEG_MAX_DIMENSION
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,8 @@ def _about(array: np.ndarray) -> About:
 
 
 def put(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place, to the disk, and rename it into place."""
+    """Write a file beside its place, to the disk, and rename it into place; that reaches the disk too, and with it the
+    renames in that folder before."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -166,6 +171,12 @@ def put(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _encode(picture: Path | np.ndarray, form: Form) -> tuple[bytes, bytes, np.ndarray]:
@@ -195,13 +206,24 @@ def _encode(picture: Path | np.ndarray, form: Form) -> tuple[bytes, bytes, np.nd
 
 
 def _jpeg(image: Image.Image, form: Form) -> bytes:
+    """Raises `BadImage` where there is no such JPEG: the disk has no part in it."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=form.quality)
+    if max(image.size) > _LONGEST_JPEG:
+        raise BadImage(f"no JPEG can be {image.width}×{image.height} pixels")
+    try:
+        image.save(file, "JPEG", quality=form.quality)
+    except (OSError, ValueError) as error:
+        raise BadImage(f"it cannot be made a JPEG ({error})") from error
     return file.getvalue()
 
 
 def _write(task: Task, items: list[tuple[bytes, int]], failed: list[tuple[int, str]]) -> About:
     """The shard, written by litdata into a folder of its own, looked over, and moved into place."""
+    if (size := sum(len(stored) for stored, _ in items)) > _MOST:
+        raise UserError(
+            f"{len(items)} pictures from {task.root} make a shard of {size / 1e9:.1f} GB, and litdata counts to 4; "
+            "pack with a smaller --size or --quality."
+        )
     from litdata.streaming.serializers import BytesSerializer, IntegerSerializer
     from litdata.streaming.writer import BinaryWriter
 

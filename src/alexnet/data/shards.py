@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from alexnet.data.checksum import sha256_of
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Files, Stored
 from alexnet.errors import UserError
@@ -89,6 +90,8 @@ class Shards:
         self.folder, self.form, self.files = folder, form, list(files)
         self.first = np.cumsum([0, *(count for _, count, _ in self.files)])
         """The number of each shard's first item, and of all items."""
+        self._sums: Sequence[str] = ()
+        self._sound = torch.zeros(0, dtype=torch.bool)
         self._open_cache()
 
     def _open_cache(self) -> None:
@@ -100,6 +103,11 @@ class Shards:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._open_cache()
+
+    def verify_as_mapped(self, sums: Sequence[str]) -> None:
+        """Compare the checksum of each shard (SHA-256) as it is mapped for the first time. What is known to be sound is
+        shared with the processes that read for this one, which are new in each epoch: a shard is read once for it."""
+        self._sums, self._sound = sums, torch.zeros(len(sums), dtype=torch.bool).share_memory_()
 
     def path(self, number: int) -> Path:
         """The file of a shard."""
@@ -149,6 +157,10 @@ class Shards:
             raise damaged(path, "its head is not that of a shard")
         if (lengths < least + _AROUND).any() or (self.form.kind == "uint8" and (lengths > least + _AROUND).any()):
             raise damaged(path, "its items are of another length than pack.json says")
+        if self._sums and not self._sound[number]:
+            if sha256_of(path) != self._sums[number]:
+                raise damaged(path, "its checksum differs")
+            self._sound[number] = True
         pictures = None
         if self.form.kind == "uint8":
             height, width, channels = self.form.shape

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from alexnet import runtime
+from alexnet.data.augment import Augment
 from alexnet.data.colour import ColourBasis
 from alexnet.data.loading import Batches, FromFiles, InMemory
 from alexnet.data.preprocess import Preprocess
@@ -101,10 +102,11 @@ def principal_colours(covariance: np.ndarray) -> ColourBasis:
 
 def mean_and_std(part: Arrays | Files, geometry: Preprocess, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per channel over all pixels of the training images (of `SAMPLED` of them where they stay on disk), as fractions
-    of 1 to four places."""
+    of 1 to four places. Of files it is the squares that crops are cut from, as they would be kept in memory: so a run
+    learns from the same numbers either way."""
     if isinstance(part, Files):
         chosen = runtime.permutation(seed, 0, len(part))[:SAMPLED]
-        part = read_files(part.take(np.sort(chosen)), geometry)
+        part = read_files(part.take(np.sort(chosen)), geometry, Augment())
     channels = part.images.shape[1]
     # Histograms are exact and need no float copy of the data.
     counts = np.stack([np.bincount(part.images[:, c].flatten().numpy(), minlength=256) for c in range(channels)])
