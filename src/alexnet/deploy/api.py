@@ -26,7 +26,7 @@ from alexnet.deploy.models import Models, Served, looks_of
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.predict import Prediction
 
-AT_ONCE = 0.05  # seconds
+AT_ONCE = 0.5  # seconds; to watch a client costs as much as to answer it
 GONE = 499  # for the counts: there is nobody to answer
 
 
@@ -229,12 +229,13 @@ async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
     """
     watching: list[asyncio.Task[bool]] = []
     patience = request.app.state.settings.timeout
+    unwatched = min(AT_ONCE, patience / 2)
 
     def watch() -> None:
-        watching.append(asyncio.ensure_future(_gone(request, patience - AT_ONCE)))
+        watching.append(asyncio.ensure_future(_gone(request, patience - unwatched)))
         watching[0].add_done_callback(lambda _: work.cancel())  # nothing happens to what is done
 
-    timer = asyncio.get_running_loop().call_later(AT_ONCE, watch)
+    timer = asyncio.get_running_loop().call_later(unwatched, watch)
     try:
         return await work
     except asyncio.CancelledError:

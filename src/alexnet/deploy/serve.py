@@ -177,6 +177,7 @@ class Server(uvicorn.Server):
                 app, lifespan="on", ws="none", log_level="error", access_log=False, server_header=False,
                 http=patient(HttpToolsProtocol, settings.timeout), backlog=4096, timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=int(2 * settings.timeout) + UNREAD,
+                proxy_headers=False,  # nothing asks who a client is
             )
         )  # fmt: skip
         self._app, self._settings, self._up = app, settings, up
