@@ -458,12 +458,12 @@ def test_a_head_alone_may_be_asked_for(server: Asking, path: str) -> None:
     assert server.run(server.client.head(path)).status_code == 200
 
 
-@pytest.mark.parametrize("dead", ["_computer", "_decoders"])
+@pytest.mark.parametrize("dead", ["_computers", "_decoders"])
 def test_a_server_whose_thread_died_says_so(models: Models, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
     gone = threading.Thread()
     with asking(models) as found:
         batcher = found.app.state.batcher
-        monkeypatch.setattr(batcher, dead, gone if dead == "_computer" else [*batcher._decoders, gone])
+        monkeypatch.setattr(batcher, dead, [*getattr(batcher, dead), gone])
         for path in ("/healthz", "/readyz"):
             answer = found.get(path)
             assert (answer.status_code, answer.json()) == (503, {"status": "broken"})

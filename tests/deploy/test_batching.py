@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from alexnet.deploy import batching
 from alexnet.deploy.batching import Batcher, Full, Unread
@@ -228,3 +230,60 @@ def test_who_leaves_takes_the_files_along(models: Models, slow: Callable[[bytes]
     with batcher(models, workers=1) as (found, _):
         event = slow(first)
         asyncio.run(leave(found))
+
+
+def test_a_second_batch_is_computed_beside_the_first_where_it_is_half_full(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, begun, go_on = models["fruit"].classifier, threading.Semaphore(0), threading.Event()
+    real, threads = classifier.probabilities, []
+
+    def compute(*given: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        begun.release()
+        assert go_on.wait(10)
+        return real(*given)
+
+    monkeypatch.setattr(classifier, "probabilities", compute)
+
+    async def ask(found: Batcher) -> None:
+        served = models["fruit"]
+        assert served.shared
+        answers = [found.label(served, [jpeg()])]
+        await asyncio.to_thread(begun.acquire)
+        answers.append(found.label(served, [jpeg(1, i) for i in range(3)]))  # less than half of 8
+        assert not await asyncio.to_thread(begun.acquire, timeout=0.2)
+        answers.append(found.label(served, [jpeg(2)]))
+        assert await asyncio.to_thread(begun.acquire, timeout=10)
+        answers.append(found.label(served, [jpeg(2, i) for i in range(9)]))
+        assert not await asyncio.to_thread(begun.acquire, timeout=0.2)  # more than two would each be too small
+        go_on.set()
+        await asyncio.gather(*answers)
+
+    with batcher(models, workers=4, max_batch=8) as (found, kept):
+        asyncio.run(ask(found))
+    assert sorted(kept.sizes) == [1, 1, 4, 8]
+    assert threads[:2] == [4, 2]
+
+
+def test_one_batch_at_a_time_for_what_only_one_thread_may_ask(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    lone = Models([dataclasses.replace(models["fruit"], shared=False)])
+    inside, most = 0, 0
+    real = lone["fruit"].classifier.probabilities
+
+    def compute(*given: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        return real(*given)
+
+    monkeypatch.setattr(lone["fruit"].classifier, "probabilities", compute)
+
+    async def ask(found: Batcher) -> None:
+        await asyncio.gather(*(found.label(lone["fruit"], [jpeg(0, i)] * 4, 10 if i % 2 else 1) for i in range(8)))
+
+    with batcher(lone, max_batch=4) as (found, _):
+        asyncio.run(ask(found))
+    assert most == 1

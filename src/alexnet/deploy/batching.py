@@ -1,12 +1,16 @@
 """Dynamic batching: pictures of different requests are computed together.
 
 A picture's way through the house: it is let in, or sent away where the queue is full; one of as many threads as there
-are cores decodes it (Pillow lets others work meanwhile); it waits for company; the one thread that computes takes it
-along with others; its request is answered when all its pictures are.
+are cores decodes it (Pillow lets others work meanwhile); it waits for company; a thread that computes takes it along
+with others; its request is answered when all its pictures are.
 
 A batch starts when the network is free and the batch is full, or its oldest picture has waited `max_delay_ms`, or no
-further picture for it is on its way. So nobody waits for company longer than that, and who comes alone not at all. One
-thread computes, since a network uses all cores by itself.
+further picture for it is on its way. So nobody waits for company longer than that, and who comes alone not at all.
+
+A batch that is computed alone uses all cores. Under load its threads would mostly wait for each other, since HTTP and
+decoding take their cores away again and again: so two batches are computed side by side, each on half of the cores,
+where the second is at least half full. That is for networks that torch computes on a CPU; other engines and devices
+know best themselves how to use all cores, and get one batch at a time.
 
 The pictures of a client that is gone are dropped wherever they are next looked at.
 """
@@ -35,6 +39,7 @@ from alexnet.inference.views import views_of
 from alexnet.runtime import cpu_count
 
 VIEWS = (1, 10)  # of each picture, that may be asked for
+SIDE_BY_SIDE = 2  # batches of one network; more would each be too small
 
 log = logging.getLogger("alexnet.serve")
 
@@ -119,12 +124,16 @@ class Batcher:
         self._to_decode: queue.SimpleQueue[_Picture | None] = queue.SimpleQueue()
         self._changed = threading.Condition()  # guards all that follows, the lines and the counts of requests
         self._inside = 0  # views of pictures that are let in and have no outcome
+        self._computing: Counter[str] = Counter()  # batches of each network
         self._closing = False
         self._seconds_each = 0.02  # that a view takes lately, for Retry-After
-        count = workers or cpu_count()
+        count = self._cores = workers or cpu_count()
         self._decoders = [threading.Thread(target=self._decode, name=f"decode-{i}", daemon=True) for i in range(count)]
-        self._computer = threading.Thread(target=self._compute, name="compute", daemon=True)
-        for thread in (*self._decoders, self._computer):
+        self._computers = [
+            threading.Thread(target=self._compute, name=f"compute-{i}", daemon=True)
+            for i in range(min(count, SIDE_BY_SIDE))
+        ]
+        for thread in (*self._decoders, *self._computers):
             thread.start()
 
     @property
@@ -140,7 +149,7 @@ class Batcher:
     @property
     def alive(self) -> bool:
         """Whether all threads live; a request to one that died would never be answered."""
-        return all(thread.is_alive() for thread in (*self._decoders, self._computer))
+        return all(thread.is_alive() for thread in (*self._decoders, *self._computers))
 
     def retry_after(self) -> int:
         """Whole seconds after which about half of what is inside should be done, from 1 to 30."""
@@ -171,8 +180,9 @@ class Batcher:
             thread.join()
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._computer.join()
+            self._changed.notify_all()
+        for thread in self._computers:
+            thread.join()
 
     # ── decoding, in as many threads as there are cores ───────────────────────────────────────────────────────
 
@@ -185,7 +195,8 @@ class Batcher:
                 if picture.squares:
                     picture.since = time.monotonic()
                     line.waiting.append(picture)
-                if not line.coming or len(line.waiting) in (1, self._settings.max_batch):  # else nothing starts by it
+                # else nothing starts by it
+                if not line.coming or len(line.waiting) in (1, self._half, self._settings.max_batch):
                     self._changed.notify()
             if not picture.squares:
                 self._finish([picture], [outcome])
@@ -205,7 +216,7 @@ class Batcher:
             return Unread(FAILED, "the server failed to decode it")
         return None
 
-    # ── computing, in one thread ──────────────────────────────────────────────────────────────────────────────
+    # ── computing, in one thread or two ───────────────────────────────────────────────────────────────────────
 
     def _compute(self) -> None:
         while True:
@@ -218,15 +229,39 @@ class Batcher:
                     line, patience = self._next()
                 count = min(len(line.waiting), self._settings.max_batch)
                 pictures = [line.waiting.popleft() for _ in range(count)]
-            wanted = [picture for picture in pictures if not picture.request.gone]
-            dropped = [picture for picture in pictures if picture.request.gone]
-            self._finish(dropped, [None] * len(dropped))
-            if wanted:
-                self._finish(wanted, self._ask(line, wanted))
+                self._computing[line.served.name] += 1
+                threads = max(1, self._cores // self._computing.total())
+            try:
+                self._take(line, pictures, threads)
+            finally:
+                with self._changed:
+                    self._computing[line.served.name] -= 1
+                    self._changed.notify()  # what had to wait for this one
+
+    def _take(self, line: _Line, pictures: Sequence[_Picture], threads: int) -> None:
+        """Compute the batch `pictures`, and answer."""
+        wanted = [picture for picture in pictures if not picture.request.gone]
+        dropped = [picture for picture in pictures if picture.request.gone]
+        self._finish(dropped, [None] * len(dropped))
+        if wanted:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)  # of this thread's work
+            self._finish(wanted, self._ask(line, wanted))
+
+    @property
+    def _half(self) -> int:
+        """Pictures that are worth a batch beside another."""
+        return -(-self._settings.max_batch // 2)
+
+    def _is_free(self, line: _Line) -> bool:
+        """Whether the network may compute what waits in `line`."""
+        already = self._computing[line.served.name]
+        return not already or (line.served.shared and len(line.waiting) >= self._half)
 
     def _next(self) -> tuple[_Line | None, float | None]:
-        """The line whose batch starts now; else None, and the seconds until one must (None: nobody waits)."""
-        waiting = [line for line in self._lines.values() if line.waiting]
+        """The line whose batch starts now; else None, and the seconds until one must (None: nobody waits, or must wait
+        until a network is free)."""
+        waiting = [line for line in self._lines.values() if line.waiting and self._is_free(line)]
         if not waiting:
             return None, None
         now, delay = time.monotonic(), self._settings.max_delay_ms / 1000

@@ -46,6 +46,8 @@ class Served:
     """What computes it: an engine as `--engine` names it, or the format of an exported file."""
     precision: str | None
     """What it keeps its numbers in; None where the engine's name says so, or it is chosen at the first pictures."""
+    shared: bool = False
+    """Whether several threads may ask the classifier at once."""
 
 
 class Models(Mapping[str, Served]):
@@ -152,7 +154,8 @@ def _file(name: str, classifier: Classifier, file: Exported, source: str | Path)
 def _run(name: str, classifier: Classifier, opened: Opened, source: str | Path, engine: str) -> Served:
     twin = dataclasses.replace(opened, model=_twin(opened.model))
     precision = "fp32" if engine in (EXACT, "onnxruntime", "openvino") else None
-    return Served(name, classifier, twin, opened.run, str(source), opened.model.spec.name, engine, precision)
+    architecture, shared = opened.model.spec.name, classifier.trace()
+    return Served(name, classifier, twin, opened.run, str(source), architecture, engine, precision, shared)
 
 
 def _twin(model: Any) -> Any:

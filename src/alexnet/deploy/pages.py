@@ -8,6 +8,7 @@ network's time. So a POST must come from our own page, from one that `--cors` na
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from typing import Any
 
@@ -58,6 +59,7 @@ def name_of(host: str) -> str:
     return host.partition(":")[0]
 
 
+@functools.lru_cache(64)  # it is asked for each request, and nearly always the same
 def is_here(name: str) -> bool:
     """Whether a name can only be this machine's: localhost, 127.0.0.0/8, ::1."""
     if name.lower().rstrip(".") == HERE:

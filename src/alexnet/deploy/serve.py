@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
@@ -99,7 +100,9 @@ class _App(FastAPI):
 def _lifespan(models: Models, settings: Settings, metrics: Metrics) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        looking = ThreadPoolExecutor(1, thread_name_prefix="looking")
+        # a thread asks torch once how many cores it has, and the threads that compute batches change what it is told
+        looking = ThreadPoolExecutor(1, thread_name_prefix="looking", initializer=torch.get_num_threads)
+        looking.submit(int)
         batcher = Batcher(models, settings, metrics)
         app.state.batcher, app.state.work = batcher, _limited(looking, LOOKING)
         yield

@@ -195,6 +195,22 @@ class Classifier(_Labels):
         wanted = Wanted(engine, self.device, device, Path(calibrate) if calibrate else None, say)
         self._networks = ensemble.networks(wanted)
 
+    def trace(self) -> bool:
+        """Make each network that torch computes on a CPU one call (see `traced.py`), which gives the same numbers.
+
+        Whether all are such: then several threads may ask for probabilities at once.
+        """
+        from torch import nn
+
+        from alexnet.inference.traced import traced
+
+        networks = [network for network in self._networks if isinstance(network, nn.Module)]
+        if self.device.type != "cpu" or len(networks) < len(self._networks):
+            return False
+        reads = [member.preprocess for member in self.ensemble.members]
+        self._networks = [traced(n, (r.channels, r.size, r.size)) for n, r in zip(networks, reads, strict=True)]
+        return True
+
     def predict_many(
         self, images: Iterable[Picture], top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
     ) -> Iterator[Prediction]:
