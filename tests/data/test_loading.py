@@ -15,7 +15,7 @@ from alexnet.data.loading import Batch, FromFiles, InMemory, Share, batch_bounds
 from alexnet.data.preprocess import Preprocess
 from alexnet.data.samples import Arrays, Files, Source
 from alexnet.data.sources import read_files
-from alexnet.errors import UserError
+from alexnet.errors import ReaderDied, UserError
 
 PREPROCESS = Preprocess(16, 20)
 
@@ -187,6 +187,29 @@ def test_spawned_workers_give_the_same_pictures(files):
         assert same(list(loader.batches(0)), alone)
     finally:
         torch.multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        ConnectionResetError(104, "reset"),
+        FileNotFoundError("no socket"),
+        EOFError(),
+        RuntimeError("DataLoader worker 7"),
+    ],
+)
+def test_a_worker_that_dies_while_it_hands_over_is_told(raised, files, monkeypatch):
+    """Whichever way torch comes to know it, which depends on the moment; test_faults.py kills real ones."""
+
+    def broken(loader):
+        yield from ()
+        raise raised
+
+    monkeypatch.setattr(loading, "_told_when_asked", broken)
+    with pytest.raises(ReaderDied):
+        list(FromFiles(files, PREPROCESS, batch_size=4, workers=1).batches(0))
+    with pytest.raises(type(raised)):
+        list(FromFiles(files, PREPROCESS, batch_size=4, workers=0).batches(0))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

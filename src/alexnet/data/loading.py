@@ -33,6 +33,8 @@ MAX_IN_MEMORY = 2 << 30
 """Bytes of decoded pictures that are kept in memory at most."""
 
 _PREFETCH = 2  # batches that each worker has ready or in hand: torch's default
+_BROKEN = (ConnectionError, EOFError, FileNotFoundError)
+"""How a batch ends whose worker dies while handing it over. Files that are not there are `BadImage` by then."""
 _MAX_WORKERS = 16  # more than decoding for one device can use
 
 
@@ -270,8 +272,8 @@ class FromFiles(_Order):
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, *_BROKEN) as error:
+            if not self.workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                 raise
             died = True
         if died:  # raised here, where torch's error no longer holds on to the other workers
