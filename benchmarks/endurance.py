@@ -1,6 +1,6 @@
 """Many short epochs in one process, as a stand-in for a day of training: is memory flat, and is disk bounded?
 
-    python benchmarks/endurance.py                  # 2,000 epochs, about half an hour; writes results/endurance.json
+    python benchmarks/endurance.py                  # 2,000 epochs, a quarter of an hour; writes results/endurance.json
     python benchmarks/endurance.py --epochs 100     # a quick look
 
 One real `alexnet train` on the embedded digits, a tiny network in batches of 629, with a validation and a checkpoint
