@@ -24,9 +24,8 @@ from alexnet.deploy.limits import Settings
 MULTIPART, JSON, RAW = "multipart/form-data", "application/json", "application/octet-stream"
 FIELD = "images"  # of a form, and of a JSON document
 LONGEST_NAME = 255
-LARGE = (
-    256 << 10
-)  # bytes, a multiple of 4: a document beyond that is read in a thread, so that nobody else waits for it
+LARGE = 256 << 10
+"""Bytes, a multiple of 4: a document beyond that is read in a thread, so that nobody else waits for it."""
 
 Named = tuple[str, bytes]
 """A picture: what to call it in the answer, and the bytes of its file."""
