@@ -1,0 +1,138 @@
+"""How a golden file is compared with what is computed now, on the same machine or on another.
+
+Numbers, names and hashes must be equal, with these exceptions. Floating-point numbers agree within a tolerance: a
+tight one where processor, compiler and libraries are those that the file was made with, else a wider one. A hash called
+`exact_sha256`, of numbers whose last bits depend on all that, is compared in the same environment alone, and one called
+`codec_sha256`, of pixels that a lossy format's library gives, where that library is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import features
+
+
+class Tolerance(NamedTuple):
+    """Numbers agree that differ by at most `absolute` + `relative` × the kept one."""
+
+    relative: float = 1e-4
+    absolute: float = 1e-5
+
+
+TIGHT = Tolerance()
+
+
+def environment() -> dict[str, Any]:
+    """What the last bits of a sum depend on."""
+    compiler = os.environ.get("ALEXNET_COMPILER") or shutil.which("gcc") or shutil.which("cc") or "none"
+    try:
+        told = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True, timeout=20).stdout.strip()
+    except OSError:
+        told = "none"
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu": _cpu(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "compiler": told,
+        **{name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+        **codecs(),
+    }
+
+
+def codecs() -> dict[str, str | None]:
+    """What the pixels of a lossy format depend on."""
+    try:
+        simplejpeg: str | None = importlib.metadata.version("simplejpeg")
+    except importlib.metadata.PackageNotFoundError:
+        simplejpeg = None
+    libraries = ("jpg", "jpg_2000", "webp", "avif")
+    versions = {f"lib{name}": features.version(name) if name in _known_features() else None for name in libraries}
+    return {"pillow": importlib.metadata.version("pillow"), "simplejpeg": simplejpeg, **versions}
+
+
+def _known_features() -> set[str]:
+    return {*features.modules, *features.codecs}
+
+
+def _cpu() -> list[str]:
+    """Its name and a hash of what it can do, which a virtual machine may mask under the same name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return [platform.processor()]
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return [name, digest(flags.encode())]
+
+
+def digest(data: np.ndarray | torch.Tensor | bytes) -> str:
+    """The first half of the SHA-256 of the values in C order, with their type and shape."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()[:32]
+    values = data.detach().cpu().contiguous().numpy() if isinstance(data, torch.Tensor) else np.ascontiguousarray(data)
+    return hashlib.sha256(f"{values.dtype} {values.shape} ".encode() + values.tobytes()).hexdigest()[:32]
+
+
+def told(values: np.ndarray | torch.Tensor, samples: int = 6) -> dict[str, Any]:
+    """Some of the values, and sums over all of them, by which a change shows and can be judged."""
+    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    flat = array.astype(np.float64).ravel()
+    places = np.linspace(0, len(flat) - 1, min(samples, len(flat))).astype(int)
+    return {
+        "shape": list(array.shape),
+        "mean": _short(flat.mean()),
+        "deviation": _short(flat.std()),
+        "values": [_short(v) for v in flat[places]],
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.7g}")
+
+
+def differences(
+    found: Any,
+    kept: Any,
+    *,
+    same_environment: bool,
+    same_codecs: bool,
+    loose: Tolerance = TIGHT,
+    where: str = "",
+) -> list[str]:
+    """A line for each place in which `found`, computed now, is not what was `kept`."""
+    again = {"same_environment": same_environment, "same_codecs": same_codecs, "loose": loose}
+    if isinstance(kept, dict) and isinstance(found, dict):
+        lines = [f"{where}/{key}: gone" for key in kept if key not in found]
+        lines += [f"{where}/{key}: new" for key in found if key not in kept]
+        for key in kept:
+            if key not in found:
+                continue
+            if (key == "exact_sha256" and not same_environment) or (key == "codec_sha256" and not same_codecs):
+                continue
+            lines += differences(found[key], kept[key], where=f"{where}/{key}", **again)
+        return lines
+    if isinstance(kept, list) and isinstance(found, list):
+        if len(kept) != len(found):
+            return [f"{where}: {len(found)} entries, and kept are {len(kept)}"]
+        pairs = enumerate(zip(found, kept, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, where=f"{where}/{i}", **again)]
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (found, kept))
+    if numbers and (isinstance(found, float) or isinstance(kept, float)):
+        within = TIGHT if same_environment else loose
+        if math.isclose(found, kept, rel_tol=0, abs_tol=within.absolute + within.relative * abs(kept)):
+            return []
+    elif type(found) is type(kept) and found == kept:
+        return []
+    return [f"{where}: {found!r}, and kept is {kept!r}"]

@@ -1,0 +1,549 @@
+"""What this program computes, kept in files: `python tests/golden/make.py [NAME…]` writes `tests/golden/NAME.json`.
+
+The files say what must stay as it is while code is moved and renamed: pixels of the decoder, batches of every recipe,
+logits of every architecture, the documents of `arch`, `check`, `eval` and `predict`, the answers to bad input, and the
+weights after two epochs on the digits. `test_golden.py` computes all of it again. A change that means to alter one of
+them makes that file anew, and the difference is there to be read.
+
+Sentences for people are left out, since they may be said better: titles, sources, departures, repairs and details of
+`arch`; reasons, warnings (but their number), notes, verdict and command of `check`; errors of pictures (but that there
+is one) and the note on calibration. `make.py images` encodes the pictures anew, which nothing but a new format needs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from golden_bad import CASES
+from golden_compare import Tolerance, digest, environment, told
+from golden_pictures import HERE, IMAGES, LOSSY, scene, write_images
+from PIL import Image
+
+from alexnet.cli import run
+from alexnet.data.augment import augment, mix
+from alexnet.data.colour import colour_noise
+from alexnet.data.images import decode, decode_part, image_size
+from alexnet.networks.architectures import ARCHITECTURES
+from alexnet.networks.model import create_model
+from alexnet.networks.spec import layers
+from alexnet.runs import Run, read_model
+from alexnet.training.optim import plan
+from alexnet.training.prepare import Prepared, prepare
+from alexnet.training.progress import Silent
+from alexnet.training.recipe import Recipe
+from alexnet.training.recipes import RECIPES
+
+Golden = dict[str, Any]
+
+# ── helpers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder for this process, removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="golden-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in `folder` for a while."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def call(words: list[str]) -> tuple[int, str, str]:
+    """A command line carried out in this process: exit code, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(words)
+    return code, out.getvalue(), err.getvalue()
+
+
+def document(words: list[str]) -> Any:
+    """The JSON that a command prints."""
+    code, out, err = call(words)
+    assert code == 0, f"{words} ended with {code}: {err}"
+    return json.loads(out)
+
+
+def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in names}
+
+
+# ── decoder ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def golden_decode() -> Golden:
+    """Every kept picture in grey and in colour: decoded whole, and at sizes and in part by either reader of JPEG."""
+    found: Golden = {}
+    for path in sorted(IMAGES.iterdir()):
+        got: dict[str, np.ndarray] = {}
+        for channels in (1, 3):
+            got[f"whole {channels}"] = np.asarray(decode(path, channels))
+            for reader in ("turbo", "pillow") if path.suffix == ".jpg" else ("pillow",):
+                with _reader(reader):
+                    for size in (16, 64, 224) if path.name.startswith("photo") else (4,):
+                        got[f"all {channels} {size} {reader}"] = decode_part(path, size, channels)
+                    got[f"part {channels} 16 {reader}"] = decode_part(path, 16, channels, box=_box)
+        lossy = path.suffix in LOSSY and not path.name.startswith("lossless")
+        found[path.name] = {
+            "size": list(image_size(path)),
+            "shape": {key: list(pixels.shape) for key, pixels in got.items()},
+            "mean": {key: round(float(pixels.mean()), 2) for key, pixels in got.items()},
+            "codec_sha256" if lossy else "sha256": {key: digest(pixels) for key, pixels in got.items()},
+        }
+    return found
+
+
+def _box(width: int, height: int) -> tuple[int, int, int, int]:
+    return width // 8, height // 8, width - width // 5, height - height // 6
+
+
+@contextlib.contextmanager
+def _reader(name: str) -> Iterator[None]:
+    """`pillow`: simplejpeg refuses every file, so that Pillow reads it."""
+    try:
+        import simplejpeg
+    except ImportError:
+        simplejpeg = None
+    if name == "turbo" or simplejpeg is None:
+        yield
+        return
+    with mock.patch.object(simplejpeg, "decode_jpeg", side_effect=ValueError("refused")):
+        yield
+
+
+# ── batches ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+PLACES = ((0, 0, 0), (7, 2, 1))
+"""(seed, epoch, step) of the batches that are kept."""
+
+
+def golden_batches() -> Golden:
+    """For every recipe the batches as they are read and as the network sees them, from memory and from files."""
+    folder = scratch() / "sets"
+    if not folder.exists():
+        _write_sets(folder)
+    found: Golden = {}
+    for name, make in RECIPES.items():
+        recipe = make()
+        small = {"width": 0.125, "batch_size": 8, "precision": "fp32", "device": "cpu", "workers": 0}
+        own = {"digits": None, "cifar10": "cifar", "fashion-mnist": "fashion"}.get(recipe.source, "photos")
+        shape = {"image_size": recipe.image_size or 128} if recipe.source == "folder" else {}
+        recipe = replace(recipe, **small, **shape, data=folder / own if own else None)
+        variants = {"memory": replace(recipe, in_memory=True)}
+        files = replace(recipe, in_memory=False, source="folder", data=folder / "photos")
+        if recipe.source in ("digits", "fashion-mnist"):
+            files = replace(files, mean=None, std=None)  # theirs are of one channel
+        variants["files"] = files
+        for how, variant in variants.items():
+            for seed, epoch, step in PLACES:
+                prepared = _prepared(replace(variant, seed=seed))
+                exact = own == "cifar" and how == "memory" and variant.image_size in (None, 32)
+                found[f"{name} {how} {seed}-{epoch}-{step}"] = _batch(prepared, epoch, step, exact)
+    return found
+
+
+def _prepared(recipe: Recipe) -> Prepared:
+    return prepare(recipe, Silent())
+
+
+def _batch(prepared: Prepared, epoch: int, step: int, exact: bool) -> Golden:
+    """A batch as it is read, augmented, and as the network sees it. `exact`: by whole numbers alone."""
+    recipe, preprocess, train = prepared.recipe, prepared.preprocess, prepared.train
+    batch = next(iter(train.batches(epoch, step)))
+    key = "sha256" if exact else "exact_sha256"
+    row: Golden = {
+        "batches": len(train),
+        "ids": batch.ids.tolist(),
+        "targets": batch.targets.tolist(),
+        "leads": batch.leads.tolist() if batch.leads is not None else None,
+        "read": {key: digest(batch.images), **told(batch.images)},
+    }
+    images = batch.images
+    if train.on_device is not None:
+        images = augment(images, batch.ids, epoch, recipe.seed, train.on_device, preprocess.size, batch.leads)
+    row["augmented"] = {key: digest(images), **told(images)}
+    x = preprocess.normalise(images)
+    if prepared.colour_basis is not None:
+        noise = plan(recipe, epoch * len(train) + step, len(train)).colour_noise
+        x = colour_noise(
+            x, batch.ids, epoch, recipe.seed, prepared.colour_basis, noise,
+            std=preprocess.std, divide=recipe.colour_divide,
+        )  # fmt: skip
+    torch.manual_seed(step)
+    x, targets = mix(x, batch.targets, len(prepared.classes), prepared.augment)
+    levels = x * (255 * sum(preprocess.std) / len(preprocess.std))
+    row["input"] = {"exact_sha256": digest(x), **told(levels)}
+    row["answers"] = told(targets.float())
+    row["mean"], row["std"] = list(preprocess.mean), list(preprocess.std)
+    if preprocess.mean_image is not None:
+        row["mean image"] = told(preprocess.mean_image)
+    if prepared.colour_basis is not None:
+        row["basis"] = [*prepared.colour_basis.std, *prepared.colour_basis.vectors]
+    return row
+
+
+def _write_sets(folder: Path) -> None:
+    """Small stand-ins for the data sets that are not embedded, in layouts that are read."""
+    draw = np.random.default_rng(5)
+    for split, count in (("train", 24), ("val", 2), ("test", 4)):
+        for i in range(count):
+            for kind in ("cat", "dog"):
+                path = folder / "cifar" / split / kind / f"{i:02d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    for split, count in (("train", 5), ("val", 1), ("test", 1)):
+        for i in range(count):
+            for shift, kind in enumerate(("fish", "gull", "wolf", "yak")):
+                path = folder / "photos" / split / kind / f"{i:02d}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(IMAGES / f"photo{(i + shift) % 6}.jpg", path)
+    raw = folder / "fashion" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for stem, count in (("train", 40), ("t10k", 10)):
+        pixels = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (raw / f"{stem}-images-idx3-ubyte").write_bytes(_idx(pixels))
+        (raw / f"{stem}-labels-idx1-ubyte").write_bytes(_idx((np.arange(count) % 10).astype(np.uint8)))
+
+
+def _idx(values: np.ndarray) -> bytes:
+    head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, dtype=">u4").tobytes()
+    return head + values.tobytes()
+
+
+# ── networks ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def golden_logits() -> Golden:
+    """Every architecture: logits from weights by a formula, and the weights that it starts with (thinner ones)."""
+    found: Golden = {}
+    for name, spec in ARCHITECTURES.items():
+        row: Golden = {"layers": [layer.name for layer in layers(spec)]}
+        with torch.device("meta"):
+            model = create_model(name, num_classes=10)
+        state = {
+            key: _formula(key, tuple(value.shape)).to(value.dtype) if value.ndim else value.new_zeros((), device="cpu")
+            for key, value in model.state_dict().items()
+        }
+        row["weights"] = {key: list(value.shape) for key, value in state.items()}
+        model.load_state_dict(state, assign=True)
+        model.eval()
+        side, channels = model.spec.image_size, model.spec.in_channels
+        picture = scene(side, side, seed=3).astype(np.float32) / 128 - 1
+        images = torch.from_numpy(picture.transpose(2, 0, 1)[None, :channels].copy())
+        with torch.inference_mode():
+            logits = model(images)
+        row["logits"] = {"exact_sha256": digest(logits), "values": logits[0].tolist()}
+        del model, state
+        torch.manual_seed(11)
+        fresh = create_model(name, num_classes=10, width=0.125).state_dict()
+        row["fresh"] = {
+            key: {"exact_sha256": digest(value), **told(value, 3)} for key, value in fresh.items() if value.ndim
+        }
+        found[name] = row
+    return found
+
+
+def _formula(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Numbers for the tensor `name`, the same on every machine: uniform, with the deviation that keeps activations as
+    large as they are; variances and scales of batch norm around 1."""
+    draw = np.random.Generator(np.random.PCG64([ord(letter) for letter in name]))
+    values = torch.from_numpy(draw.random(shape, dtype=np.float32))
+    if name.endswith("running_var") or (len(shape) == 1 and name.endswith("weight")):
+        return values.add_(0.5)
+    reach = (6 / int(np.prod(shape[1:]))) ** 0.5 if len(shape) > 1 else 0.1
+    return values.sub_(0.5).mul_(2 * reach)
+
+
+# ── documents ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def golden_arch() -> Golden:
+    """The numbers, names and structure of `arch`, for all architectures, for each, and with its settings."""
+    prose = ("title", "source", "departures", "repair")
+    rows = document(["arch", "--json"])
+    found: Golden = {"table": [without(row, *prose) for row in rows], "keys": sorted(rows[0])}
+    more = [
+        ["cifar", "--norm", "batch", "--width", "0.5"],
+        ["paper", "--num-classes", "10", "--in-channels", "1"],
+        ["torchvision", "--image-size", "256", "--norm", "lrn"],
+    ]
+    for words in [*([name] for name in ARCHITECTURES), *more]:
+        got = document(["arch", *words, "--json"])
+        kept = [without(layer, "detail") for layer in got["layers"]]
+        found[" ".join(words)] = {
+            **without(got, *prose, "layers"),
+            "keys": sorted(got),
+            "layer keys": sorted(got["layers"][0]),
+            "layers": [[layer["name"], layer["type"], layer["output"], layer["parameters"]] for layer in kept],
+            "sha256": digest(json.dumps(kept, sort_keys=True).encode()),
+        }
+    got = document(["arch", "torchvision/resnet18", "--json"])
+    found["torchvision/resnet18"] = {"keys": sorted(got), "parameters": got["parameters"]}
+    return found
+
+
+def golden_check() -> Golden:
+    """What `check` says of a messy folder, of one with splits, and of a table of labels."""
+    folder = scratch() / "messy"
+    if not folder.exists():
+        _write_mess(folder)
+    found: Golden = {}
+    with inside(folder):
+        for words in (["messy"], ["divided"], ["messy", "--labels", "labels.csv"]):
+            got = document(["check", *words, "--json"])
+            kept = without(got, "data", "warnings", "notes", "verdict", "command")
+            for key in ("bad", "suspicious"):
+                kept[key] = sorted(row["path"] for row in got[key])
+            for key in ("duplicates", "near_duplicates", "across_splits", "across_classes"):
+                kept[key] = sorted(got[key])
+            kept |= {"keys": sorted(got), "number of warnings": len(got["warnings"])}
+            found[" ".join(words)] = kept
+    return found
+
+
+def _write_mess(folder: Path) -> None:
+    """Class folders with everything wrong that folders have."""
+    messy = folder / "messy"
+    rgb = functools.partial(_scene, 80, 60)
+    for i in range(4):
+        _save(messy / "cat" / f"{i}.png", rgb(i))
+        _save(messy / "dog" / f"{i}.png", rgb(10 + i))
+    for i in range(2):
+        _save(messy / "Dog " / f"{i}.png", rgb(20 + i))
+    shutil.copyfile(messy / "cat" / "0.png", messy / "cat" / "copy of 0.png")
+    shutil.copyfile(messy / "cat" / "1.png", messy / "dog" / "a cat.png")
+    _save(messy / "cat" / "again.jpg", rgb(2), quality=40)
+    _save(messy / "dog" / "smaller.png", rgb(11).resize((40, 30)))
+    _save(messy / "cat" / "nested" / "deep" / "5.png", rgb(30))
+    _save(messy / "cat" / ".hidden.png", rgb(31))
+    _save(messy / "cat" / "ünïcode 猫.png", rgb(32))
+    _save(messy / "cat" / "line\nbreak.png", rgb(33))
+    _save(messy / "cat" / "-dash.PNG", rgb(34))
+    _save(messy / "dog" / "tiny.png", rgb(35).resize((5, 4)))
+    _save(messy / "dog" / "long.png", rgb(36).resize((300, 20)))
+    _save(messy / "dog" / "one colour.png", Image.new("RGB", (50, 50), (9, 99, 199)))
+    _save(messy / "dog" / "print.jpg", rgb(37).convert("CMYK"))
+    _save(messy / "dog" / "grey.png", rgb(38).convert("L"))
+    _save(messy / "dog" / "deep.png", Image.fromarray(np.asarray(rgb(39).convert("L")).astype(np.uint16) * 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _save(messy / "dog" / "turned.jpg", rgb(40), exif=exif)
+    moving = rgb(41).convert("P")
+    _save(messy / "dog" / "moving.gif", moving, save_all=True, append_images=[moving.rotate(90)])
+    _save(messy / "dog" / "really.png", rgb(42), format="JPEG")
+    whole = (messy / "cat" / "3.png").read_bytes()
+    (messy / "cat" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (messy / "cat" / "empty.jpg").write_bytes(b"")
+    (messy / "cat" / "page.jpg").write_text("<html>not found</html>", encoding="utf-8")
+    (messy / "cat" / "text.bmp").write_text("hello", encoding="utf-8")
+    (messy / "cat" / "notes.txt").write_text("no picture", encoding="utf-8")
+    (messy / "Thumbs.db").write_bytes(b"x")
+    (messy / "nothing").mkdir()
+    _save(messy / "stray.png", rgb(43))
+    for split in ("train", "val"):
+        for i, kind in enumerate(("cat", "dog")):
+            for n in range(3):
+                _save(folder / "divided" / split / kind / f"{n}.png", rgb(50 + 10 * i + n + 3 * (split == "val")))
+    shutil.copyfile(folder / "divided" / "train" / "cat" / "0.png", folder / "divided" / "val" / "cat" / "0.png")
+    rows = ["path,label,split", "cat/0.png,cat,train", "cat/1.png,cat,val", "dog/0.png,dog,train", "dog/1.png,dog,val"]
+    rows += ["dog/1.png,dog,val", "cat/nowhere.png,cat,train", "cat/empty.jpg,cat,train", "dog/2.png,dog,tarin"]
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def _scene(width: int, height: int, seed: int) -> Image.Image:
+    """A scene that differs from those of other seeds to the eye of `check` too."""
+    blocks = np.random.default_rng(seed).integers(0, 200, (6, 8, 3), dtype=np.uint8)
+    coarse = np.asarray(Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST))
+    return Image.fromarray((coarse // 2 + scene(width, height, seed) // 2).astype(np.uint8))
+
+
+def _save(path: Path, image: Image.Image, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+# ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@functools.cache
+def trained() -> Path:
+    """The folder in which `run` is what `alexnet train digits --epochs 2` makes, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = scratch() / "trained"
+    folder.mkdir()
+    words = "train digits --epochs 2 --precision fp32 --device cpu --out run --json"
+    with inside(folder):
+        document(words.split())
+    torch.set_num_threads(threads)
+    return folder
+
+
+def golden_digits() -> Golden:
+    """Weights, metrics and summary of two epochs on the digits."""
+    found = Run(trained() / "run")
+    last = found.named_checkpoint("last")
+    assert last is not None
+    timed = ("seconds", "images_per_second", "waiting", "memory")
+    rows = [without(row, *timed) for row in found.metrics()]
+    summary = without(found.summary(), *timed)
+    state = read_model(last).model.state_dict()
+    files = [path.relative_to(found.path).as_posix() for path in found.path.rglob("*") if path.is_file()]
+    recipe = json.loads(found.recipe_json.read_text(encoding="utf-8"))
+    return {
+        "metrics": rows,
+        "summary": summary,
+        "recipe": recipe,
+        "weights": {key: {"exact_sha256": digest(value), **told(value)} for key, value in state.items()},
+        "files": sorted(name for name in files if not name.startswith("report/")),  # its pictures are mistakes
+        "split": digest(found.split_csv.read_bytes()),
+    }
+
+
+def golden_eval_predict() -> Golden:
+    """The documents of `eval` and `predict` on that run."""
+    folder = trained()
+    digits = folder / "pictures"
+    if not digits.exists():
+        _write_digits(digits)
+    found: Golden = {}
+    with inside(folder):
+        for words in ("eval run", "eval run --split val --crops 2", "eval run --scales 1 1.2"):
+            got = document([*words.split(), "--json"])
+            found[words] = {**without(got, "calibration_note"), "keys": sorted(got)}
+        for words in ("predict run pictures --top 10", "predict run pictures/0.png pictures/1.png --top 10 --crops 10"):
+            got = document([*words.split(), "--json"])
+            found[words] = {
+                "keys": sorted({key for row in got["predictions"] for key in row}),
+                "predictions": [
+                    {
+                        **row,
+                        "error": row["error"] is not None,
+                        "labels": {answer["label"]: answer["p"] for answer in row["labels"]},
+                    }
+                    for row in got["predictions"]
+                ],
+            }
+    return found
+
+
+def _write_digits(folder: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    folder.mkdir()
+    for i, digit in enumerate(load_digits().images[[3, 140, 1200, 1700]]):
+        pixels = np.rint(digit * 255 / 16).astype(np.uint8).repeat(4, axis=0).repeat(4, axis=1)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    Image.fromarray(scene(50, 70)).save(folder / "a scene.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG and no more")
+
+
+def golden_bad_input() -> Golden:
+    """For each bad input the exit code and the kind of answer: one sentence, or something that should not be."""
+    template = scratch() / "bad"
+    if not template.exists():
+        template.mkdir()
+        with inside(template):
+            words = "train --epochs 1 --limit-steps 2 --width 0.125 --precision fp32 --out run --json"
+            document(words.split())
+    found: Golden = {}
+    for number, (given, words) in enumerate(CASES):
+        here = scratch() / f"bad-{number}"
+        here.mkdir()
+        if "RUN" in words:
+            shutil.copytree(template / "run", here / "run")
+        given(here)
+        before = sorted(here.rglob("*"))
+        with inside(here):
+            code, out, err = call([word.replace("RUN", "run") for word in words.split()])
+        found[f"{given.__name__}: {words}"] = {
+            "exit": code,
+            "kind": _kind(out, err),
+            "nothing left behind": sorted(here.rglob("*")) == before,
+        }
+        shutil.rmtree(here)
+    return found
+
+
+def _kind(out: str, err: str) -> str:
+    lines = err.strip().splitlines()
+    if "Traceback" in err:
+        return "traceback"
+    if "this failed and should not have" in err:
+        return "unexpected failure"
+    if not lines or not lines[-1].startswith("alexnet: "):
+        return "no sentence"
+    return "sentence" if not out else "sentence, and something on stdout"
+
+
+# ── all of them ───────────────────────────────────────────────────────────────────────────────────────────────
+
+GOLDENS: dict[str, Callable[[], Golden]] = {
+    "decode": golden_decode,
+    "batches": golden_batches,
+    "logits": golden_logits,
+    "arch": golden_arch,
+    "check": golden_check,
+    "eval_predict": golden_eval_predict,
+    "bad_input": golden_bad_input,
+    "digits": golden_digits,
+}
+
+LOOSE: dict[str, Tolerance] = {
+    "decode": Tolerance(0, 1.0),
+    "batches": Tolerance(0.01, 3.0),
+    "logits": Tolerance(1e-3, 1e-4),
+    "eval_predict": Tolerance(0.05, 0.05),
+    "digits": Tolerance(0.05, 0.02),
+}
+"""How far numbers may be off in another environment: pixels by levels, what was trained by what training amplifies."""
+
+
+def main(names: list[str]) -> None:
+    """Write the files called `names`, or all of them."""
+    if names == ["images"]:
+        write_images()
+        return
+    os.environ["ALEXNET_CACHE"] = str(scratch() / "cache")
+    torch.set_num_threads(1)
+    for name in names or GOLDENS:
+        kept = {"environment": environment(), "found": GOLDENS[name]()}
+        path = HERE / f"{name}.json"
+        path.write_text(_text(kept), encoding="utf-8")
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def _text(kept: dict[str, Golden]) -> str:
+    """JSON with a line for each entry of either part."""
+    parts = []
+    for part, entries in kept.items():
+        lines = [f"  {json.dumps(key)}: {json.dumps(value, sort_keys=True)}" for key, value in entries.items()]
+        parts.append(f" {json.dumps(part)}: {{\n" + ",\n".join(lines) + "\n }")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
