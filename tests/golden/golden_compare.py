@@ -1,9 +1,10 @@
 """How a golden file is compared with what is computed now, on the same machine or on another.
 
 Numbers, names and hashes must be equal, with these exceptions. Floating-point numbers agree within a tolerance: a
-tight one where processor, compiler and libraries are those that the file was made with, else a wider one. A hash called
-`exact_sha256`, of numbers whose last bits depend on all that, is compared in the same environment alone, and one called
-`codec_sha256`, of pixels that a lossy format's library gives, where that library is the same.
+tight one where processor, compiler and libraries are those that the file was made with, else a wider one. What stands
+under a key that begins with `exact`, such as the hash of numbers whose last bits depend on all that, is compared in the
+same environment alone, and a hash called `codec_sha256`, of pixels that a lossy format's library gives, where that
+library is the same.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def differences(
         for key in kept:
             if key not in found:
                 continue
-            if (key == "exact_sha256" and not same_environment) or (key == "codec_sha256" and not same_codecs):
+            if (key.startswith("exact") and not same_environment) or (key == "codec_sha256" and not same_codecs):
                 continue
             lines += differences(found[key], kept[key], where=f"{where}/{key}", **again)
         return lines

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from golden_compare import TIGHT, codecs, differences, environment
 from golden_pictures import HERE
-from make import GOLDENS, LOOSE, scratch, trained
+from make import GOLDENS, LOOSE, scratch
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -18,7 +18,6 @@ def _tidy() -> Iterator[None]:
     yield
     shutil.rmtree(scratch(), ignore_errors=True)
     scratch.cache_clear()
-    trained.cache_clear()
 
 
 @pytest.mark.parametrize("name", GOLDENS)
