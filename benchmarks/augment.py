@@ -16,12 +16,12 @@ import common
 import torch
 from torchvision.transforms import v2
 
-from alexnet import runtime
+from alexnet import rng
+from alexnet.bench.timing import interleaved
 from alexnet.data.augment import Augment, augment
-from alexnet.data.loading import InMemory
-from alexnet.data.preprocess import Preprocess
-from alexnet.data.samples import Arrays
-from alexnet.insight.timing import interleaved
+from alexnet.data.dataset import Arrays
+from alexnet.data.loader import InMemory
+from alexnet.data.transforms import Preprocess
 
 BATCHES = 20
 PREPROCESS = Preprocess(32)
@@ -42,7 +42,7 @@ def ours(arrays: Arrays, cfg: Augment, batch_size: int, normalised: bool = False
 def torchvisions(arrays: Arrays, cfg: Augment, batch_size: int, together: bool) -> Callable[[], None]:
     mode = "constant" if cfg.padding_mode == "zeros" else "reflect"
     transform = v2.Compose([v2.RandomCrop(32, cfg.padding, padding_mode=mode), v2.RandomHorizontalFlip()])
-    order = torch.from_numpy(runtime.permutation(0, 0, len(arrays)))
+    order = torch.from_numpy(rng.permutation(0, 0, len(arrays)))
 
     def run() -> None:
         for ids in order.split(batch_size):

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from common import save
 
-from alexnet.networks.model import build
-from alexnet.runs import Run
-from alexnet.training.loop import Loop
-from alexnet.training.prepare import prepare
+from alexnet.models.model import build
+from alexnet.run_dir import Run
 from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
+from alexnet.training.setup import prepare
+from alexnet.training.trainer import Loop
 
 
 def main() -> None:

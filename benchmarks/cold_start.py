@@ -21,10 +21,10 @@ import torch
 from common import save
 from PIL import Image
 
-from alexnet.inference.formats import TORCHVISION_PREPROCESS
-from alexnet.insight.timing import interleaved
-from alexnet.networks.model import create_model
-from alexnet.runs import write_model
+from alexnet.bench.timing import interleaved
+from alexnet.checkpoint import write_model
+from alexnet.inference.load import TORCHVISION_PREPROCESS
+from alexnet.models.model import create_model
 
 HERE = Path(__file__).parents[1] / "src"
 

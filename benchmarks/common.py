@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alexnet.runs import environment
+from alexnet.run_dir import environment
 
 RESULTS = Path(__file__).parent / "results"
 

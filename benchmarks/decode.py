@@ -24,14 +24,14 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 
-from alexnet import runtime
-from alexnet.data import images
+from alexnet import rng
+from alexnet.bench.timing import interleaved
+from alexnet.data import decode as decode_module
 from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
-from alexnet.data.images import decode, decode_part
-from alexnet.data.loading import FromFiles
-from alexnet.data.preprocess import Preprocess
-from alexnet.data.samples import Files
-from alexnet.insight.timing import interleaved
+from alexnet.data.dataset import Files
+from alexnet.data.decode import decode, decode_part
+from alexnet.data.loader import FromFiles
+from alexnet.data.transforms import Preprocess
 
 BATCH = 50
 PREPROCESS = Preprocess(224, 256)
@@ -65,14 +65,14 @@ class reader:  # noqa: N801
     """Within it, JPEG files are read by simplejpeg or, without `turbo`, by Pillow."""
 
     def __init__(self, turbo: bool) -> None:
-        self.turbo, self.kept = turbo, images._simplejpeg
+        self.turbo, self.kept = turbo, decode_module._simplejpeg
 
     def __enter__(self) -> None:
         if not self.turbo:
-            images._simplejpeg = lambda: None
+            decode_module._simplejpeg = lambda: None
 
     def __exit__(self, *_: object) -> None:
-        images._simplejpeg = self.kept
+        decode_module._simplejpeg = self.kept
 
 
 def exact(paths: list[Path]) -> None:
@@ -81,12 +81,12 @@ def exact(paths: list[Path]) -> None:
         torch.stack([exact_picture(path, i)[0] for i, path in enumerate(paths[start : start + BATCH])])
 
 
-def box_of(i: int) -> Callable[[int, int], images.Box]:
-    uniform = runtime.draws(0, 0, [i], "crop", BOX_DRAWS)[0]
+def box_of(i: int) -> Callable[[int, int], decode_module.Box]:
+    uniform = rng.draws(0, 0, [i], "crop", BOX_DRAWS)[0]
     return partial(crop_box, uniform=uniform, scale=RESIZED.scale, ratio=RESIZED.ratio)
 
 
-def exact_picture(path: Path | bytes, i: int, size: int = 224) -> tuple[torch.Tensor, images.Box]:
+def exact_picture(path: Path | bytes, i: int, size: int = 224) -> tuple[torch.Tensor, decode_module.Box]:
     image = decode(path)
     box = box_of(i)(*image.size)
     resized = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
@@ -112,7 +112,7 @@ def stages(paths: list[Path]) -> dict[str, Callable[[], object]]:
 
     return {
         "read the file": lambda: [path.read_bytes() for path in paths],
-        "header, EXIF": lambda: [images._orientation(Image.open(io.BytesIO(d))) for d in data],
+        "header, EXIF": lambda: [decode_module._orientation(Image.open(io.BytesIO(d))) for d in data],
         "draw the box": lambda: [box(500, 375) for box in boxes],
         "decode at an eighth": lambda: [eighth(d) for d in data],
         "decode": lambda: [simplejpeg.decode_jpeg(d) for d in data],
@@ -123,7 +123,7 @@ def stages(paths: list[Path]) -> dict[str, Callable[[], object]]:
     }
 
 
-def part(pixels: np.ndarray, box: images.Box) -> np.ndarray:
+def part(pixels: np.ndarray, box: decode_module.Box) -> np.ndarray:
     left, top, right, bottom = box
     return pixels[top:bottom, left:right]
 

@@ -15,9 +15,9 @@ import torch
 from decode import box_of, exact_picture
 from PIL import Image
 
-from alexnet.data.images import decode, decode_part
-from alexnet.data.sources import load_source
-from alexnet.inference.formats import open_model
+from alexnet.data.datasets import load_source
+from alexnet.data.decode import decode, decode_part
+from alexnet.inference.load import open_model
 from alexnet.training.recipe import read_recipe
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from common import save
 
-from alexnet.deploy.export import Exporter
-from alexnet.deploy.parity import TOLERANCE, ExportFailed
 from alexnet.errors import UserError
-from alexnet.inference.described import FORMATS, PRECISIONS
+from alexnet.export.export import Exporter
+from alexnet.export.parity import TOLERANCE, ExportFailed
 from alexnet.inference.evaluate import evaluate
+from alexnet.runtimes.manifest import FORMATS, PRECISIONS
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from common import RESULTS, data, save
 
-from alexnet.runs import Run
-from alexnet.training.start import TrainingResult
+from alexnet.run_dir import Run
+from alexnet.training.api import TrainingResult
 
 
 def parser(about: str) -> argparse.ArgumentParser:

@@ -18,12 +18,12 @@ from gpu_common import device, finish, parser
 from torch.nn import functional as F
 from torchvision.models import alexnet
 
-from alexnet.insight import measurements
-from alexnet.insight.bench import bench
-from alexnet.insight.limits import Work, matmul_work, rates
-from alexnet.insight.measurements import training_operations
-from alexnet.networks.architectures import architecture
-from alexnet.training.synthetic import synthetic_step
+from alexnet.bench import suites
+from alexnet.bench.bench import bench
+from alexnet.bench.peaks import Work, matmul_work, rates
+from alexnet.bench.suites import training_operations
+from alexnet.bench.synthetic import synthetic_step
+from alexnet.models.architectures import architecture
 
 
 def plain_step(batch_size: int, size: int, on: str, bf16: bool) -> Any:
@@ -73,7 +73,7 @@ def main() -> None:
     on = device(args.tiny)
     batch, seconds = (2, 0.01) if args.tiny else (1024, 10.0)
     if args.tiny:
-        measurements.LRN_SHAPES = ((1, 6, 5, 5),)
+        suites.LRN_SHAPES = ((1, 6, 5, 5),)
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     archs = ("cifar-towers",) if args.tiny else ("torchvision", "paper", "code2012")
     results: dict[str, Any] = {"aims": {"lrn": 0.7, "train": 0.45}}

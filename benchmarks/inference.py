@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from common import data, save
 
-from alexnet.inference import engines
-from alexnet.inference.choose import Wanted, obtain, open_engine
-from alexnet.inference.convert import to_onnx
-from alexnet.inference.formats import TORCHVISION_PREPROCESS, Opened
-from alexnet.inference.stored import Store
-from alexnet.insight.timing import interleaved
-from alexnet.networks.model import create_model
-from alexnet.runtime import cache_dir
+from alexnet.bench.timing import interleaved
+from alexnet.device import cache_dir
+from alexnet.inference.load import TORCHVISION_PREPROCESS
+from alexnet.models.model import create_model
+from alexnet.runtimes import engines
+from alexnet.runtimes.convert import to_onnx
+from alexnet.runtimes.engine_cache import Store
+from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.select import Wanted, obtain, open_engine
 
 OURS = ("exact", "fast", "onnxruntime", "openvino", "openvino-int8-fc", "openvino-int8", "onnxruntime-int8")
 CPU = torch.device("cpu")

@@ -35,8 +35,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from alexnet.checkpoint import read_model, read_training
 from alexnet.errors import UserError
-from alexnet.runs import Run, read_model, read_training
+from alexnet.run_dir import Run
 
 MOMENTS = ("step", "write", "rename", "reading", "validation", "restart")
 TIMED = {"seconds", "images_per_second", "waiting", "memory"}  # of a row of metrics.jsonl
@@ -155,8 +156,8 @@ class Nursery:
 def nurse() -> None:
     """What the nursery's process does: one request a line on stdin, one answer a line on stdout."""
     import alexnet.cli
-    import alexnet.training.start
-    from alexnet.insight import report
+    import alexnet.training.api
+    from alexnet.report import report
 
     report.write_report = lambda *_: None  # type: ignore[assignment]  # takes longer than these trainings
     codes: dict[int, int] = {}

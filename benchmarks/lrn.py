@@ -23,15 +23,15 @@ from common import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet import runtime
-from alexnet.insight.timing import interleaved
-from alexnet.networks import layers, response
-from alexnet.networks.layers import LocalResponseNorm
-from alexnet.networks.model import create_model
+from alexnet.bench.timing import interleaved
+from alexnet.device import keep_pages
+from alexnet.models import layers, lrn
+from alexnet.models.layers import LocalResponseNorm
+from alexnet.models.model import create_model
 
 SHAPES = ((64, 96, 55, 55), (64, 256, 27, 27))
-CONSTANTS = response.Constants(size=5, alpha=1e-4, beta=0.75, k=2.0, towers=1)
-PIECES = patch.object(response, "_in_c", response._in_pieces)
+CONSTANTS = lrn.Constants(size=5, alpha=1e-4, beta=0.75, k=2.0, towers=1)
+PIECES = patch.object(lrn, "_in_c", lrn._in_pieces)
 
 
 def measure(shape: tuple[int, ...], channels_last: bool) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def measure(shape: tuple[int, ...], channels_last: bool) -> dict[str, Any]:
         "copy": lambda: room.copy_(x.detach()),
         "ours": lambda: both(ours),
         "ours without a compiler": without_compiler,
-        "ours, the formula by autograd": lambda: both(lambda x: response.formula(x, CONSTANTS)),
+        "ours, the formula by autograd": lambda: both(lambda x: lrn.formula(x, CONSTANTS)),
         "nn.LocalResponseNorm": lambda: both(torchs),
     }
     times = interleaved(work, tries=7, seconds=12)
@@ -69,12 +69,12 @@ def measure(shape: tuple[int, ...], channels_last: bool) -> dict[str, Any]:
 
 
 def shapes() -> None:
-    if response.c_kernel() is None:
+    if lrn.c_kernel() is None:
         raise SystemExit("The C kernel cannot be built here; install gcc.")
     results = []
     for pages in (False, True):
         if pages:
-            runtime.keep_pages()
+            keep_pages()
         for shape in SHAPES:
             for channels_last in (False, True):
                 r = measure(shape, channels_last)
@@ -86,7 +86,7 @@ def shapes() -> None:
 
 
 def steps(batch: int = 32) -> None:
-    runtime.keep_pages()
+    keep_pages()
     x = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     targets = torch.randint(1000, (batch,))
 
@@ -102,7 +102,7 @@ def steps(batch: int = 32) -> None:
         return run
 
     def before() -> None:
-        with patch.object(layers, "local_response_norm", response.formula):
+        with patch.object(layers, "local_response_norm", lrn.formula):
             ours()
 
     def without_compiler() -> None:

@@ -21,8 +21,8 @@ from common import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet.networks.layers import LocalResponseNorm
-from alexnet.networks.model import create_model
+from alexnet.models.layers import LocalResponseNorm
+from alexnet.models.model import create_model
 
 ARMS = ("ours", "ours, NCHW", "plain, with our LRN", "plain")
 

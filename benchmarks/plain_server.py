@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 
-from alexnet.inference.formats import open_model
+from alexnet.inference.load import open_model
 from alexnet.inference.predict import read_pixels
 
 opened = open_model(sys.argv[1])

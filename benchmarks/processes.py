@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from common import save
 
-from alexnet.networks.model import build
-from alexnet.runs import Run
-from alexnet.runtime import derive_seed
-from alexnet.training.loop import Loop
-from alexnet.training.parallel import begin
-from alexnet.training.prepare import prepare
+from alexnet.models.model import build
+from alexnet.rng import derive_seed
+from alexnet.run_dir import Run
+from alexnet.training.distributed import begin
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
+from alexnet.training.setup import prepare
+from alexnet.training.trainer import Loop
 
 UNIT = 1e-7  # of the largest differences from one process
 

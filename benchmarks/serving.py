@@ -27,7 +27,8 @@ from typing import Any
 
 from common import save
 
-from alexnet.inference.predict import find_images, load
+from alexnet.data.image_folder import find_images
+from alexnet.inference.predict import load
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"

@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from alexnet import runtime
+from alexnet.bench.timing import interleaved
 from alexnet.data.augment import Augment, augment
-from alexnet.data.loading import FromFiles
-from alexnet.data.pack import pack
-from alexnet.data.packed import open_pack
-from alexnet.data.preprocess import Preprocess
-from alexnet.data.shards import Packed
-from alexnet.insight.timing import interleaved
+from alexnet.data.loader import FromFiles
+from alexnet.data.shards.manifest import open_pack
+from alexnet.data.shards.pack import pack
+from alexnet.data.shards.reader import Packed
+from alexnet.data.transforms import Preprocess
+from alexnet.device import cpu_count
 
 REPEATS = 20  # of each photograph
 BATCH = 128
@@ -114,7 +114,7 @@ def main() -> None:
             done = pack(source, root / kind, kind=kind, size=size)
             results["packing"][kind] = row = {
                 **{key: done[key] for key in ("form", "images", "bytes", "shards", "seconds", "images_per_second")},
-                "processes": runtime.cpu_count(),
+                "processes": cpu_count(),
                 "bytes_each": done["bytes"] / sum(done["images"].values()),
             }
             row["imagenet_hours"] = IMAGENET / row["images_per_second"] / 3600

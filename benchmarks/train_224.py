@@ -3,7 +3,7 @@
     python benchmarks/train_224.py [--batch 32] [--tries 5] [--archs torchvision paper …] [--threads N] [--profile]
 
 The plain loop: float32, channels first, `torch.optim.SGD` as it comes, `zero_grad`, `loss.item()` at each step, torch's
-own `nn.LocalResponseNorm` and dropout, on pictures that lie ready as floats. Ours: `alexnet.training.synthetic`, from
+own `nn.LocalResponseNorm` and dropout, on pictures that lie ready as floats. Ours: `alexnet.bench.synthetic`, from
 bytes, with random crops and mirror images. Each contestant has a process of its own, since what one tells the memory
 allocator would hold for all; they take their steps in turn, and wait for each other. Memory is the largest that the
 process was, and what the forward pass keeps for the backward pass.
@@ -25,12 +25,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import profile
 
-from alexnet import runtime
-from alexnet.insight.timing import interleaved
-from alexnet.networks.layers import LocalResponseNorm
-from alexnet.networks.model import create_model, specify
-from alexnet.networks.summary import summarize
-from alexnet.training.synthetic import synthetic_step
+from alexnet.bench.synthetic import synthetic_step
+from alexnet.bench.timing import interleaved
+from alexnet.device import most_memory
+from alexnet.models.layers import LocalResponseNorm
+from alexnet.models.model import create_model, specify
+from alexnet.models.summary import summarize
 
 ARCHS = ("torchvision", "paper", "torchvision-lrn")
 AIMS = {"torchvision": 2.6, "paper": 4.0, "torchvision-lrn": 4.0}  # for machines with bfloat16
@@ -100,7 +100,7 @@ def work(connection: Connection, make: Callable[[], Callable[[], None]], threads
         elif question == "kept":
             connection.send(kept_for_backward(step))
         elif question == "peak":
-            connection.send(runtime.most_memory())
+            connection.send(most_memory())
         elif question == "profile":
             with profile() as seen:
                 step()

@@ -27,13 +27,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
-from alexnet.data.colour import IMAGENET_BASIS
-from alexnet.data.preprocess import Preprocess
-from alexnet.inference.views import TEN_CROP, cut
-from alexnet.networks.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN
-from alexnet.networks.layers import LocalResponseNorm
-from alexnet.networks.spec import layers
-from alexnet.networks.summary import Row, summarize
+from alexnet.data.augment import IMAGENET_BASIS
+from alexnet.data.transforms import Preprocess
+from alexnet.inference.crops import TEN_CROP, cut
+from alexnet.models.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN
+from alexnet.models.layers import LocalResponseNorm
+from alexnet.models.spec import layers
+from alexnet.models.summary import Row, summarize
 from alexnet.training.optim import plan
 from alexnet.training.recipes import named_recipe
 

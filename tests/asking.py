@@ -13,9 +13,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from alexnet.deploy.limits import Settings
-from alexnet.deploy.models import Models
-from alexnet.deploy.serve import create_app
+from alexnet.serving.app import create_app
+from alexnet.serving.registry import Models
+from alexnet.serving.settings import Settings
 
 
 class Asking:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from alexnet.data.preprocess import Preprocess
-from alexnet.deploy.export import Export, Exporter
-from alexnet.inference.described import FORMATS
-from alexnet.runs import write_model
+from alexnet.checkpoint import write_model
+from alexnet.data.transforms import Preprocess
+from alexnet.export.export import Export, Exporter
+from alexnet.runtimes.manifest import FORMATS
+from alexnet.training.api import train
 from alexnet.training.progress import Silent
-from alexnet.training.start import train
 from browsing import CHROMIUM
 from helpers import FRUIT, make_folder, make_picture, sharp
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.networks.model import Network, create_model
+from alexnet.models.model import Network, create_model
 
 FRUIT = ("apple", "leaf", "sky")
 

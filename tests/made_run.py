@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet.runs import Run
+from alexnet.run_dir import Run
 
 
 def made_run(

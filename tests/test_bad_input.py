@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from alexnet.checkpoint import read_training
 from alexnet.cli import run
-from alexnet.runs import Run, read_training
+from alexnet.run_dir import Run
+from alexnet.training.api import train
 from alexnet.training.progress import Silent
-from alexnet.training.start import train
 from helpers import make_folder, make_picture
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from alexnet.cli import COMMANDS, run
-from alexnet.networks.architectures import ARCHITECTURES
-from alexnet.networks.summary import table
+from alexnet.models.architectures import ARCHITECTURES
+from alexnet.models.summary import table
 from alexnet.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,12 +17,11 @@ from PIL import Image
 
 import alexnet
 from alexnet.cli import run
-from alexnet.data import packed as packed_folder
-from alexnet.data import shards
-from alexnet.data.checksum import sha256_of
-from alexnet.data.pack import pack
+from alexnet.data.shards import manifest, reader
+from alexnet.data.shards.pack import pack
 from alexnet.errors import UserError
-from alexnet.runs import Run
+from alexnet.files import sha256_of
+from alexnet.run_dir import Run
 from helpers import make_folder, make_picture
 
 SOURCE = Path(alexnet.__file__).parent
@@ -226,10 +225,10 @@ def test_a_pickle_in_packed_data_is_not_run(plant, name, packed, tmp_path, mark,
     copy = tmp_path / "packed"
     shutil.copytree(packed, copy)
     (copy / name).write_bytes(PLANTS[plant](mark))
-    monkeypatch.setattr(packed_folder, "mismatches", lambda *_: [])
+    monkeypatch.setattr(manifest, "mismatches", lambda *_: [])
     if name == "mean_image.npy":  # which is read where colours are measured
         with pytest.raises(UserError, match="is damaged"):
-            packed_folder.open_pack(copy).splits["train"].statistics()
+            manifest.open_pack(copy).splits["train"].statistics()
     else:
         assert carried_out(["train", str(copy), "--out", str(tmp_path / "out")]) == 2
         assert carried_out(["check", str(copy)]) == 2
@@ -238,11 +237,11 @@ def test_a_pickle_in_packed_data_is_not_run(plant, name, packed, tmp_path, mark,
 
 def test_a_pickle_among_the_facts_of_an_unfinished_packing_is_not_run(packed, tmp_path, mark):
     pictures, target = packed.parent / "pictures", tmp_path / "packed"
-    (target / shards.WORK).mkdir(parents=True)
-    (target / shards.WORK / "train-0.npz").write_bytes(in_numpy_zip(mark))
-    (target / shards.WORK / "plan.json").write_bytes(b"{}")
+    (target / reader.WORK).mkdir(parents=True)
+    (target / reader.WORK / "train-0.npz").write_bytes(in_numpy_zip(mark))
+    (target / reader.WORK / "plan.json").write_bytes(b"{}")
     assert carried_out(["pack", str(pictures), str(target), "--format", "uint8", "--size", "16"]) == 2
-    (target / shards.WORK / "plan.json").unlink()
+    (target / reader.WORK / "plan.json").unlink()
     assert carried_out(["pack", str(pictures), str(target), "--format", "uint8", "--size", "16"]) == 0
     assert not mark.exists()
 

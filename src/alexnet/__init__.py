@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from alexnet.errors import UserError as UserError
     from alexnet.inference.evaluate import evaluate as evaluate
     from alexnet.inference.predict import load as load
-    from alexnet.networks.layers import LocalResponseNorm as LocalResponseNorm
-    from alexnet.networks.model import create_model as create_model
-    from alexnet.networks.weights import load_weights as load_weights
-    from alexnet.training.start import resume as resume
-    from alexnet.training.start import train as train
+    from alexnet.models.layers import LocalResponseNorm as LocalResponseNorm
+    from alexnet.models.model import create_model as create_model
+    from alexnet.models.weights import load_weights as load_weights
+    from alexnet.training.api import resume as resume
+    from alexnet.training.api import train as train
 
 _HOMES = {
     "UserError": "alexnet.errors",
-    "LocalResponseNorm": "alexnet.networks.layers",
-    "create_model": "alexnet.networks.model",
-    "load_weights": "alexnet.networks.weights",
+    "LocalResponseNorm": "alexnet.models.layers",
+    "create_model": "alexnet.models.model",
+    "load_weights": "alexnet.models.weights",
     "load": "alexnet.inference.predict",
-    "train": "alexnet.training.start",
-    "resume": "alexnet.training.start",
+    "train": "alexnet.training.api",
+    "resume": "alexnet.training.api",
     "evaluate": "alexnet.inference.evaluate",
 }
 __all__ = list(_HOMES)

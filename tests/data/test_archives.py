@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from alexnet import runtime
 from alexnet.data import archives
 from alexnet.data.archives import as_folder
+from alexnet.device import cache_dir
 from alexnet.errors import UserError
 from helpers import make_folder
 
@@ -38,7 +38,7 @@ def test_only_pictures_and_tables_come_out_once(tmp_path):
     archive = written(tmp_path / "pets.zip", entries)
     calls = []
     folder = as_folder(archive, lambda *call: calls.append(call))
-    assert folder.is_relative_to(runtime.cache_dir())
+    assert folder.is_relative_to(cache_dir())
     assert inside(folder) == {"cat/1.JPG", "dog/2.png", "dog/3.png", "labels.csv"}
     assert as_folder(archive) == folder
     written(archive, {"pets/cat/9.jpg": b"another", "pets/dog/9.jpg": b"archive"})

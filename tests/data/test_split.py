@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet.data.sources import load_source
+from alexnet.data.datasets import load_source
 from alexnet.data.split import read_split, stratified, write_split
 from alexnet.errors import UserError
 from helpers import make_folder

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from alexnet.data import statistics
-from alexnet.data.images import BadImage
-from alexnet.data.preprocess import Preprocess
-from alexnet.data.samples import Arrays, Files
+from alexnet.data.dataset import Arrays, Files
+from alexnet.data.decode import BadImage
 from alexnet.data.statistics import mean_and_std, measure, principal_colours, read_mean_image
+from alexnet.data.transforms import Preprocess
 from alexnet.errors import UserError
 
 GEOMETRY = Preprocess(size=10, resize=12)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.cli import run
-from alexnet.inference.described import FORMATS
+from alexnet.runtimes.manifest import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")

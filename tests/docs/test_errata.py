@@ -1,7 +1,7 @@
 """What docs/errata.md says of the tutorials: each row that arithmetic or a run can show is shown here.
 
 A test bears the number of the tutorial that it is about. Some rows are shown by the last section of
-tests/networks/test_architectures.py; the end of this file checks that both languages name every test, and no other.
+tests/models/test_architectures.py; the end of this file checks that both languages name every test, and no other.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import nn
 from torchvision.models import alexnet as torchvisions_alexnet
 
 from alexnet.cli import run
-from alexnet.inference.views import CENTRE, TEN_CROP, cut
-from alexnet.networks.architectures import ARCHITECTURES, INITS, PAPER_LRN
-from alexnet.networks.layers import LocalResponseNorm
-from alexnet.networks.spec import Layer, layers
-from alexnet.networks.summary import summarize
+from alexnet.inference.crops import CENTRE, TEN_CROP, cut
+from alexnet.models.architectures import ARCHITECTURES, INITS, PAPER_LRN
+from alexnet.models.layers import LocalResponseNorm
+from alexnet.models.spec import Layer, layers
+from alexnet.models.summary import summarize
 from alexnet.training.recipes import CIFAR10_STD, cifar10_seed
 from helpers import data_folder
 
@@ -271,11 +271,11 @@ def rows(name: str) -> list[list[str]]:
 def test_the_errata_cite_every_test_and_no_other(name: str) -> None:
     here = Path(__file__).read_text(encoding="utf-8").split("# ── the document")[0]
     mine = set(re.findall(r"^def (test_\w+)", here, re.MULTILINE))
-    architectures = (ROOT / "tests/networks/test_architectures.py").read_text(encoding="utf-8")
+    architectures = (ROOT / "tests/models/test_architectures.py").read_text(encoding="utf-8")
     others = set(re.findall(r"^def (test_seed_\w+)", architectures, re.MULTILINE))
     assert cited(name) == mine | others
     assert re.findall(r"python -m pytest (\S+) (\S+)", (ROOT / name).read_text(encoding="utf-8")) == [
-        ("tests/docs/test_errata.py", "tests/networks/test_architectures.py")
+        ("tests/docs/test_errata.py", "tests/models/test_architectures.py")
     ]
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from alexnet.cli import COMMANDS, run
-from alexnet.networks.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN
-from alexnet.networks.layers import LocalResponseNorm
-from alexnet.networks.spec import layers
-from alexnet.networks.summary import summarize
+from alexnet.models.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN
+from alexnet.models.layers import LocalResponseNorm
+from alexnet.models.spec import layers
+from alexnet.models.summary import summarize
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = ("how-it-works.md", "how-it-works.zh-CN.md")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from alexnet.insight.ablate import paired_interval
-from alexnet.insight.claims import CLAIMS
+from alexnet.ablation.ablate import paired_interval
+from alexnet.ablation.claims import CLAIMS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NAMES = ("ablate-*.json", "short-*.json")  # deployment.md and serving.md have the others

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from alexnet.networks.architectures import architecture
-from alexnet.networks.summary import summarize
+from alexnet.models.architectures import architecture
+from alexnet.models.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.cli import run
-from alexnet.deploy.limits import HELD, Settings
+from alexnet.serving.settings import HELD, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def test_the_limits_are_the_defaults(capsys):
 
 def test_every_status_is_told():
     pytest.importorskip("fastapi")
-    from alexnet.deploy.api import SAYS
+    from alexnet.serving.routes import SAYS
 
     told = {int(status) for status in re.findall(r"\b([45]\d\d)\b", PAGE.split("## Errors")[1].split("##")[0])}
     assert SAYS.keys() - {500} <= told
@@ -37,7 +37,7 @@ def test_every_status_is_told():
 
 def test_every_metric_is_told():
     pytest.importorskip("prometheus_client")
-    from alexnet.deploy.metrics import Metrics
+    from alexnet.serving.metrics import Metrics
 
     names = set(re.findall(r"^# TYPE (alexnet_\w+)", Metrics().text().decode(), re.MULTILINE))
     assert {name for name in names if not name.endswith("_created")} <= set(re.findall(r"alexnet_\w+", PAGE))

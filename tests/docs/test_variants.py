@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torchvision.models import AlexNet_Weights
 
-from alexnet.networks.architectures import ARCHITECTURES, INITS, architecture
-from alexnet.networks.spec import layers
-from alexnet.networks.summary import summarize, table
+from alexnet.models.architectures import ARCHITECTURES, INITS, architecture
+from alexnet.models.spec import layers
+from alexnet.models.summary import summarize, table
 from alexnet.training.recipes import imagenet_torchvision
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/variants.md").read_text(encoding="utf-8")

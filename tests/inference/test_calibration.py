@@ -6,10 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from alexnet.checkpoint import MODEL, WEIGHTS
 from alexnet.errors import UserError
 from alexnet.inference.calibration import (
-    KEY,
-    Calibration,
     coverage,
     describe_answers,
     ece,
@@ -20,8 +19,9 @@ from alexnet.inference.calibration import (
     reliability,
     together,
 )
-from alexnet.inference.engines import softmax
-from alexnet.runs import MODEL, WEIGHTS, Run
+from alexnet.run_dir import Run
+from alexnet.runtimes.calibration import KEY, Calibration
+from alexnet.runtimes.engines import softmax
 
 
 def honest(n, classes=5, spread=3.0, seed=0):

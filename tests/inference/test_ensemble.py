@@ -8,17 +8,18 @@ import torch
 from PIL import Image
 
 import alexnet
+from alexnet.checkpoint import read_model, write_model
 from alexnet.cli import run
-from alexnet.data.sources import load_source
+from alexnet.data.datasets import load_source
 from alexnet.errors import UserError
+from alexnet.inference.crops import CENTRE, TEN_CROP, views_of
 from alexnet.inference.ensemble import _order, open_ensemble
 from alexnet.inference.evaluate import evaluate
-from alexnet.inference.formats import names_run
+from alexnet.inference.load import names_run
 from alexnet.inference.predict import load
-from alexnet.inference.views import CENTRE, TEN_CROP, views_of
-from alexnet.runs import Run, read_model, write_model
+from alexnet.run_dir import Run
+from alexnet.training.api import train
 from alexnet.training.progress import Silent
-from alexnet.training.start import train
 from helpers import make_folder
 
 QUICK = {"epochs": 1, "width": 0.125, "batch_size": 32, "limit_steps": 8, "progress": Silent()}

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
+from alexnet.checkpoint import MODEL
 from alexnet.errors import UserError
 from alexnet.inference.calibration import ece, find
 from alexnet.inference.evaluate import evaluate, match_classes
 from alexnet.inference.metrics import measure
-from alexnet.runs import MODEL, Run
+from alexnet.run_dir import Run
+from alexnet.training.api import train
 from alexnet.training.progress import Silent
-from alexnet.training.start import train
 from helpers import make_folder
 
 
@@ -145,10 +146,11 @@ def test_an_evaluation_shows_itself(small_run):
 
 
 def test_the_model_keeps_its_mode():
-    from alexnet.data.preprocess import Preprocess
-    from alexnet.data.samples import Arrays
-    from alexnet.inference.evaluate import evaluation_batches, run_network
-    from alexnet.networks.model import create_model
+    from alexnet.data.dataset import Arrays
+    from alexnet.data.loader import evaluation_batches
+    from alexnet.data.transforms import Preprocess
+    from alexnet.inference.evaluate import run_network
+    from alexnet.models.model import create_model
 
     model = create_model("cifar", width=0.1).train()
     arrays = Arrays(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.arange(3), ["a", "b", "c"])

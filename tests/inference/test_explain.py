@@ -3,12 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.data.preprocess import Preprocess
+from alexnet.data.transforms import Preprocess
 from alexnet.errors import UserError
 from alexnet.inference.explain import METHODS, activations, saliency
-from alexnet.inference.formats import Opened
-from alexnet.networks.model import create_model
-from alexnet.networks.spec import layers
+from alexnet.models.model import create_model
+from alexnet.models.spec import layers
+from alexnet.runtimes.loaded_model import Opened
 
 pytest.importorskip("captum")
 

@@ -9,10 +9,10 @@ from pyarrow import parquet
 
 from alexnet.errors import UserError
 from alexnet.inference.features import Features, output_of, write_features
-from alexnet.inference.formats import open_model
-from alexnet.networks.architectures import ARCHITECTURES
-from alexnet.networks.model import create_model
-from alexnet.networks.spec import layers
+from alexnet.inference.load import open_model
+from alexnet.models.architectures import ARCHITECTURES
+from alexnet.models.model import create_model
+from alexnet.models.spec import layers
 from helpers import make_folder, make_picture
 
 

@@ -9,13 +9,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import alexnet
-from alexnet.data.sources import load_source
+from alexnet.checkpoint import MODEL
+from alexnet.data.datasets import load_source
+from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
 from alexnet.inference.calibration import find
-from alexnet.inference.engines import softmax
-from alexnet.inference.formats import TORCHVISION_PREPROCESS, open_model
-from alexnet.inference.predict import Prediction, find_images, load
-from alexnet.runs import MODEL, Run
+from alexnet.inference.load import TORCHVISION_PREPROCESS, open_model
+from alexnet.inference.predict import Prediction, load
+from alexnet.run_dir import Run
+from alexnet.runtimes.engines import softmax
 
 
 def save_digit(path, index=0):

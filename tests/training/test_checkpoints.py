@@ -10,14 +10,15 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from alexnet.checkpoint import read_model, read_training
 from alexnet.errors import TrainingFailed
-from alexnet.networks.model import build
-from alexnet.runs import Run, read_model, read_training
+from alexnet.models.model import build
+from alexnet.run_dir import Run
 from alexnet.training.checkpoints import Checkpoints, saying_where
-from alexnet.training.loop import Loop
-from alexnet.training.prepare import prepare
 from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
+from alexnet.training.setup import prepare
+from alexnet.training.trainer import Loop
 
 TINY = {"width": 0.0625, "batch_size": 128, "epochs": 1, "precision": "fp32", "device": "cpu"}
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alexnet.training.contact_sheet import write_contact_sheet
+from alexnet.training.diagnostics import write_contact_sheet
 
 
 def test_small_pictures_are_enlarged_and_keep_their_colours(tmp_path):

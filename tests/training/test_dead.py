@@ -2,8 +2,8 @@
 
 import torch
 
-from alexnet.networks.model import create_model
-from alexnet.training.dead import dead_channels
+from alexnet.models.model import create_model
+from alexnet.training.diagnostics import dead_channels
 
 
 def test_channels_with_a_bias_far_below_zero_are_dead():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet.data.pack import pack
+from alexnet.data.shards.pack import pack
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import kills

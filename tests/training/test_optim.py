@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from alexnet.networks.layers import Dropout
-from alexnet.networks.model import create_model
-from alexnet.training.changes import SCHEDULE_145, Change
+from alexnet.models.layers import Dropout
+from alexnet.models.model import create_model
+from alexnet.training.manual_schedule import SCHEDULE_145, Change
 from alexnet.training.optim import (
     SGD2012,
     kept_inputs,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.errors import UserError
-from alexnet.training.changes import SCHEDULE_145, Change
+from alexnet.training.manual_schedule import SCHEDULE_145, Change
 from alexnet.training.recipe import FLAG_NAMES, Recipe, flags_of, read_recipe, with_settings
 from alexnet.training.recipes import RECIPES, describe, find_recipe, named_recipe
 

@@ -7,12 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from alexnet.data.augment import augment
-from alexnet.networks.model import build
+from alexnet.models.model import build
 from alexnet.training.optim import plan
-from alexnet.training.prepare import Prepared, class_weights, prepare
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
+from alexnet.training.setup import Prepared, class_weights, prepare
 from alexnet.training.step import TrainStep
 from helpers import make_folder, make_picture
 

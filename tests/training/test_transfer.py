@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from alexnet.checkpoint import read_model
 from alexnet.errors import UserError
-from alexnet.networks.model import create_model
-from alexnet.runs import Run, read_model
+from alexnet.models.model import create_model
+from alexnet.run_dir import Run
+from alexnet.training.api import resume, train
 from alexnet.training.optim import make_optimizer, plan
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import Recipe, read_recipe
-from alexnet.training.start import resume, train
 from alexnet.training.transfer import freeze, frozen_layers, weighted_layers, what_to_freeze
 from helpers import make_folder
 
@@ -112,9 +113,9 @@ def test_what_comes_before_the_last_frozen_layer_is_in_use_and_the_rest_in_train
     model = create_model("cifar", norm="batch", dropout=0.5)
     still = freeze(model, "conv1-fc6")
     model.train()
-    for module in still:
-        module.eval()
-    training = {name: module.training for name, module in model.named_children()}
+    for weights in still:
+        weights.eval()
+    training = {name: weights.training for name, weights in model.named_children()}
     assert not training["norm1"]
     assert not training["drop6"]
     assert training["drop7"]
@@ -151,10 +152,10 @@ def test_published_weights_are_a_start_like_any_other(others, tmp_path, monkeypa
     """torchvision's cannot be downloaded in a test: a state dict of its form, made on the spot, stands for them."""
     from torchvision.models import alexnet as torchvision_alexnet
 
-    from alexnet.networks import weights as module
+    from alexnet.models import weights
 
     state = torchvision_alexnet(weights=None).state_dict()
-    monkeypatch.setattr(module, "torchvision_weights", lambda name: (state, [f"class {i}" for i in range(1000)]))
+    monkeypatch.setattr(weights, "torchvision_weights", lambda name: (state, [f"class {i}" for i in range(1000)]))
     shared = {"workers": 0, "precision": "fp32", "device": "cpu", "progress": Silent(), "batch_size": 8}
     run = train("folder", data=others, weights="torchvision:IMAGENET1K_V1", limit_steps=1, out=tmp_path / "run",
                 **shared).run  # fmt: skip

@@ -11,15 +11,23 @@ import io
 import sys
 from collections.abc import Callable
 
+from alexnet.cli.ablate import ablate
+from alexnet.cli.arch import arch
 from alexnet.cli.arguments import _typed
-from alexnet.cli.checking import check
-from alexnet.cli.commands import arch, command_train, evaluate, predict, report, resume
-from alexnet.cli.deploying import export
-from alexnet.cli.looking import features, show
-from alexnet.cli.measuring import ablate, bench, doctor
-from alexnet.cli.packing import pack
-from alexnet.cli.printing import _speaks
-from alexnet.cli.serving import serve
+from alexnet.cli.bench import bench
+from alexnet.cli.check import check
+from alexnet.cli.doctor import doctor
+from alexnet.cli.eval import evaluate
+from alexnet.cli.export import export
+from alexnet.cli.features import features
+from alexnet.cli.output import _speaks
+from alexnet.cli.pack import pack
+from alexnet.cli.predict import predict
+from alexnet.cli.report import report
+from alexnet.cli.resume import resume
+from alexnet.cli.serve import serve
+from alexnet.cli.show import show
+from alexnet.cli.train import command_train
 from alexnet.errors import ProcessLost, TrainingFailed, UserError, unknown_name
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from alexnet import runtime
-from alexnet.data.images import IMAGE_SUFFIXES
+from alexnet.data.decode import IMAGE_SUFFIXES
+from alexnet.device import cache_dir
 from alexnet.errors import UserError
 
 Progress = Callable[[int, int, str], None]
@@ -58,7 +58,7 @@ def as_folder(data: Path, progress: Progress | None = None) -> Path:
     state = data.stat()
     key = f"{data.resolve()} {state.st_size} {state.st_mtime_ns}"
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-    target = runtime.cache_dir() / "archives" / f"{data.name.split('.')[0][:80]}-{digest}"
+    target = cache_dir() / "archives" / f"{data.name.split('.')[0][:80]}-{digest}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 
-from alexnet import runtime
-from alexnet.data.preprocess import centre_crop
+from alexnet import rng
+from alexnet.data.transforms import centre_crop
 from alexnet.errors import UserError, unknown_name
 
 CROPS = ("none", "pad", "random", "resized")
@@ -99,7 +99,7 @@ def augment(
 
     def uniform(purpose: str, count: int) -> np.ndarray:
         chosen = first_ids if purpose in ("crop", "flip") else sample_ids
-        return runtime.draws(seed, epoch, chosen, purpose, count)
+        return rng.draws(seed, epoch, chosen, purpose, count)
 
     given = images.untyped_storage().data_ptr()
     if cfg.crop == "resized":
@@ -347,3 +347,60 @@ def mix(
     alpha = cfg.mixup if kind is v2.MixUp else cfg.cutmix
     mixed, soft = kind(alpha=alpha, num_classes=num_classes)(images, targets)
     return mixed, soft
+
+
+# ─── The paper's colour noise: pictures brightened and tinted along the directions in which colours vary most.
+
+
+@dataclass(frozen=True)
+class ColourBasis:
+    """The principal colours of a data set's RGB pixels. Raises `UserError` for what cannot be one."""
+
+    std: tuple[float, ...]
+    """Standard deviation of the pixels along each of the three, the largest first, in levels of 0…255."""
+    vectors: tuple[float, ...]
+    """Nine numbers: the unit RGB vectors of the three, one after the other."""
+
+    def __post_init__(self) -> None:
+        numbers = (*self.std, *self.vectors)
+        if (len(self.std), len(self.vectors)) != (3, 9) or not np.isfinite(numbers).all() or min(self.std) < 0:
+            raise UserError(
+                "A colour basis is three deviations, none negative, and nine numbers, the three RGB vectors one after "
+                f"the other, not {self.std} and {self.vectors}."
+            )
+
+
+IMAGENET_BASIS = ColourBasis(
+    (121.78, 37.09, 19.72), (-0.5635, -0.5762, -0.5920, -0.7126, -0.0235, 0.7012, 0.4180, -0.8170, 0.3973)
+)
+"""ImageNet's, from the files that cuda-convnet2 publishes (`make-data/input_meta`), to two and four places."""
+
+
+def colour_noise(
+    x: torch.Tensor,
+    ids: Sequence[int] | np.ndarray | torch.Tensor,
+    epoch: int,
+    seed: int,
+    basis: ColourBasis,
+    strength: float,
+    *,
+    std: Sequence[float],
+    divide: bool = False,
+) -> torch.Tensor:
+    """The paper's PCA noise (section 4.1), added in place to normalised pictures and returned: float N×3×H×W.
+
+    To each picture `strength`·Σ zᵢσᵢpᵢ, one colour for all its pixels, with z from N(0, 1). The σᵢ are standard
+    deviations, as in the 2012 code; the paper's text says eigenvalues. `std` is what `normalise` divided by, as
+    fractions of 1. `divide` then divides all by 1 + `strength`, as that code does. At strength 0 nothing happens.
+    """
+    if strength == 0:
+        return x
+    sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else ids
+    uniform = np.maximum(rng.draws(seed, epoch, sample_ids, "colour noise", 3), 2.0**-54)  # 0 would be -∞
+    z = torch.special.ndtri(torch.from_numpy(uniform)).numpy()  # N×3
+    axes = np.asarray(basis.std)[:, None] * np.reshape(basis.vectors, (3, 3))  # σᵢpᵢ, in levels of 0…255
+    shrink = 1 / (1 + strength) if divide else 1.0
+    colours = (z[:, :, None] * axes).sum(axis=1) * (strength * shrink / 255) / np.asarray(std)  # N×3
+    if divide:
+        x.mul_(shrink)
+    return x.add_(torch.tensor(colours, dtype=x.dtype).to(x.device, non_blocking=True)[:, :, None, None])

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alexnet import runtime
-from alexnet.data.duplicates import exact_groups
-from alexnet.data.samples import Arrays, Files, Source, SplitRows
-from alexnet.data.shards import Packed
+from alexnet import rng
+from alexnet.data.dataset import Arrays, Files, Source, SplitRows
+from alexnet.data.quality.duplicates import exact_groups
+from alexnet.data.shards.reader import Packed
 from alexnet.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -35,7 +35,7 @@ def stratified(targets: torch.Tensor | np.ndarray, fraction: float, seed: int) -
     if not 0 < fraction < 1:
         raise UserError(f"The share of samples to hold out must lie between 0 and 1, not {fraction}; 0.05 is usual.")
     labels = np.asarray(targets)
-    rank = runtime.draws(seed, 0, np.arange(len(labels)), "split", 1)[:, 0]
+    rank = rng.draws(seed, 0, np.arange(len(labels)), "split", 1)[:, 0]
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -88,7 +88,7 @@ def divide(source: Source, seed: int, hold_out: bool, rows: SplitRows | None) ->
     train, splits = source.splits["train"], dict(source.splits)
     total = len(train)
     for split, share in shares.items():
-        kept, held = _apart(train, share, runtime.derive_seed(seed, split))
+        kept, held = _apart(train, share, rng.derive_seed(seed, split))
         if len(held) == 0:
             raise UserError(
                 f"The {total} images of '{source.name}' are one a class, which leaves none to validate on; add more."

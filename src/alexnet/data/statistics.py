@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alexnet import runtime
-from alexnet.data.augment import Augment
-from alexnet.data.colour import ColourBasis
-from alexnet.data.loading import Batches, FromFiles, InMemory
-from alexnet.data.preprocess import Preprocess
-from alexnet.data.samples import Arrays, Files
-from alexnet.data.shards import Packed
-from alexnet.data.sources import read_files
+from alexnet import rng
+from alexnet.data.augment import Augment, ColourBasis
+from alexnet.data.dataset import Arrays, Files
+from alexnet.data.datasets import read_files
+from alexnet.data.loader import Batches, FromFiles, InMemory
+from alexnet.data.shards.reader import Packed
+from alexnet.data.transforms import Preprocess
 from alexnet.errors import UserError
 
 SAMPLED = 1000  # files that mean and deviation are measured on where the pictures stay on disk
@@ -105,7 +104,7 @@ def mean_and_std(part: Arrays | Files, geometry: Preprocess, seed: int) -> tuple
     of 1 to four places. Of files it is the squares that crops are cut from, as they would be kept in memory: so a run
     learns from the same numbers either way."""
     if isinstance(part, Files):
-        chosen = runtime.permutation(seed, 0, len(part))[:SAMPLED]
+        chosen = rng.permutation(seed, 0, len(part))[:SAMPLED]
         part = read_files(part.take(np.sort(chosen)), geometry, Augment())
     channels = part.images.shape[1]
     # Histograms are exact and need no float copy of the data.

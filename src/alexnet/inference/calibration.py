@@ -18,76 +18,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from alexnet.checkpoint import MODEL, describe
 from alexnet.errors import UserError
 from alexnet.inference.metrics import correct_at
-from alexnet.runs import MODEL, Run, describe
+from alexnet.run_dir import Run
+from alexnet.runtimes.calibration import KEY, Calibration, _first
 
 RIGHT = 0.95  # of the answers above the threshold, at least
 ANSWERED = 0.95  # of the validation pictures, at most
 FEWEST = 20  # answers above a threshold that tell its accuracy: with fewer, one mistake is more than 5 %
 SPREAD = 0.5  # of the logarithm of temperatures, expected before any picture is seen: nearly all within e and 1/e
 BINS = 15  # of the expected calibration error, as in Guo et al.
-KEY = "calibration"  # in model.json
 WHY_NOT = "its recipe validates on the test split, by which nothing may be chosen"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A temperature and a threshold, and what they were fitted on."""
-
-    temperature: float
-    """Logits are divided by it; above 1 where the network is too sure."""
-    threshold: float
-    """Answers of less confidence are unsure."""
-    split: str = "val"
-    n: int = 0
-    """Pictures that it was fitted on. The figures below are of them; 0 and None where it was not fitted as a whole."""
-    top1: float | None = None
-    ece_before: float | None = None
-    """Expected calibration error of the plain softmax."""
-    ece_after: float | None = None
-    coverage: float | None = None
-    """The share that is answered: not unsure."""
-    answered_top1: float | None = None
-    """The share of the answered that is right; None where nothing is answered."""
-
-    def confidence(self, logits: np.ndarray) -> np.ndarray:
-        """How sure the network is of its first label, from 0 to 1: (n, classes) → (n,) float64, NaN for NaN.
-
-        Logarithms of probabilities are logits too.
-        """
-        return _first(logits, self.temperature)
-
-    def is_unsure(self, confidence: np.ndarray) -> np.ndarray:
-        """Which are below the threshold: (n,) → (n,) bool; NaN is."""
-        return ~(confidence >= self.threshold)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> Calibration:
-        """Raises `ValueError` for what `to_dict` does not give; keys that it does not know are passed over."""
-        known = {key: found[key] for key in cls.__dataclass_fields__ if key in found}
-        calibration = cls(
-            **{**known, "temperature": _number(found, "temperature"), "threshold": _number(found, "threshold")}
-        )
-        if calibration.temperature <= 0:
-            raise ValueError(f"a temperature of {calibration.temperature:g}")
-        return calibration
-
-
-def _number(found: dict[str, Any], key: str) -> float:
-    value = found.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"its {key} is no number")
-    return float(value)
 
 
 # ── fitting ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -194,11 +141,6 @@ def find(folder: Path | None, run: Run | None) -> tuple[Calibration | None, str]
     )
 
 
-def of_networks(found: Sequence[tuple[Path | None, Run | None]]) -> tuple[Calibration | None, str]:
-    """`find` for each network, and their calibrations `together`."""
-    return combined([find(folder, run) for folder, run in found])
-
-
 def combined(each: Sequence[tuple[Calibration | None, str]]) -> tuple[Calibration | None, str]:
     """`together` for what `find` found of each network, with the sentences of all."""
     missing = [note for calibration, note in each if calibration is None]
@@ -287,10 +229,3 @@ def _answers(calibration: Calibration, confidence: np.ndarray, right: np.ndarray
         "coverage": float(answered.mean()),
         "answered_top1": float(right[answered].mean()) if answered.any() else None,
     }
-
-
-def _first(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """The highest probability of each row at `temperature`, in float64."""
-    z = logits.astype(np.float64) / temperature
-    with np.errstate(invalid="ignore"):
-        return np.asarray(1 / np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1))

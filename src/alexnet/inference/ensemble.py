@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from alexnet.data.preprocess import Preprocess
+from alexnet.data.transforms import Preprocess
 from alexnet.errors import UserError
-from alexnet.inference.calibration import Calibration, combined, find
-from alexnet.inference.choose import Deferred, Wanted
-from alexnet.inference.engines import EXACT, Engine
-from alexnet.inference.exported import Exported, check_exported
-from alexnet.inference.formats import Opened, open_network
-from alexnet.inference.views import CENTRE, Views, cut, log_mean, uncropped
+from alexnet.inference.calibration import combined, find
+from alexnet.inference.crops import CENTRE, Views, cut, log_mean, uncropped
+from alexnet.inference.load import open_network
+from alexnet.runtimes.calibration import Calibration
+from alexnet.runtimes.engines import EXACT, Engine
+from alexnet.runtimes.exported import Exported, check_exported
+from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.select import Deferred, Wanted
 
 RunNames = str | Path | Sequence[str | Path]
 """One run, or several as an ensemble."""

@@ -6,6 +6,7 @@ prints exactly the figure that training reported.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -18,24 +19,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from alexnet.data.loading import ALL, MAX_IN_MEMORY, Batches, FromFiles, InMemory, Share, choose_workers, memory_plan
-from alexnet.data.preprocess import Preprocess
-from alexnet.data.samples import Arrays, Files, Source
-from alexnet.data.sources import evaluated, load_for_evaluation, load_source, read_files
+from alexnet.data.dataset import Arrays, Files, Source
+from alexnet.data.datasets import load_for_evaluation, load_source, read_files
+from alexnet.data.decode import BadImage, decode
+from alexnet.data.image_folder import find_images
+from alexnet.data.loader import (
+    BATCH_SIZE,
+    Batches,
+    choose_workers,
+    evaluation_batches,
+    memory_plan,
+)
 from alexnet.data.split import read_split
+from alexnet.data.transforms import Preprocess
+from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.calibration import describe_answers
-from alexnet.inference.choose import Wanted
-from alexnet.inference.engines import EXACT, Engine, check_engine
+from alexnet.inference.crops import CENTRE, Views, log_mean, views_of
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, open_ensemble
-from alexnet.inference.exported import Exported
-from alexnet.inference.formats import Opened
 from alexnet.inference.metrics import correct_at, measure
-from alexnet.inference.views import CENTRE, Views, log_mean, views_of
-from alexnet.runs import Run
-from alexnet.runtime import pick_device
-
-BATCH_SIZE = 256  # of every evaluation: the last bits of a sum depend on how it is batched
+from alexnet.run_dir import Run
+from alexnet.runtimes.engines import EXACT, Engine, check_engine
+from alexnet.runtimes.exported import Exported
+from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.quantize import _evenly
+from alexnet.runtimes.select import Wanted
 
 Progress = Callable[[int, int, str], None]
 
@@ -130,19 +138,6 @@ class Evaluation(dict[str, Any]):
         )
         head = "<tr><th>class</th><th>images</th><th>precision</th><th>recall</th><th>F1</th></tr>"
         return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
-
-
-def evaluation_batches(part: Arrays | Files, preprocess: Preprocess, workers: int = 0, share: Share = ALL) -> Batches:
-    """The images of a split in order, as the network reads them; of several processes, each one's batches of them."""
-    batches: FromFiles | InMemory
-    if isinstance(part, Files):
-        batches = FromFiles(part, preprocess, batch_size=BATCH_SIZE, workers=workers)
-    else:
-        if len(part) * preprocess.channels * preprocess.size**2 <= MAX_IN_MEMORY:
-            part = evaluated(part, preprocess)
-        batches = InMemory(part, preprocess, batch_size=BATCH_SIZE)
-    batches.take_turns(share)
-    return batches
 
 
 def evaluate(
@@ -323,3 +318,24 @@ def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarra
             "evaluate on folders named as the classes that it was trained on."
         )
     return np.array([index[name] for name in found], dtype=np.int64)
+
+
+def calibration_pictures(opened: Opened, folder: Path | None, flag: str = "--calibrate") -> np.ndarray:
+    """Up to 300 pictures to calibrate `opened` on, evenly from `folder`, else from those that it was trained on: uint8
+    N×C×size×size. Raises `UserError` where there are none."""
+    if folder is not None:
+        found = []
+        for path in _evenly(find_images([folder])):
+            with contextlib.suppress(BadImage):
+                found.append(opened.preprocess.pixels(decode(path, opened.preprocess.channels)))
+        if not found:
+            raise UserError(f"None of the pictures in {folder} can be read; give others with {flag}.")
+        return np.stack(found)
+    if opened.run is None:
+        raise UserError(
+            "An engine of 8-bit activations needs pictures to see their ranges, and this network comes without any; "
+            f"give {flag} with a folder of pictures like those that it will see."
+        )
+    part: Arrays | Files = own_data(opened.run, None).splits["train"]
+    part = part.take(np.array(_evenly(list(range(len(part))))))
+    return np.concatenate([b.images.cpu().numpy() for b in evaluation_batches(part, opened.preprocess).batches(0)])

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.features import output_of, read_picture
-from alexnet.inference.formats import Opened
-from alexnet.networks.model import AlexNet
-from alexnet.networks.spec import layers
+from alexnet.models.model import AlexNet
+from alexnet.models.spec import layers
+from alexnet.runtimes.loaded_model import Opened
 
 METHODS = ("grad-cam", "occlusion", "integrated-gradients")
 STEPS = 64  # of the path of integrated gradients

@@ -20,17 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alexnet.data.folders import in_threads
-from alexnet.data.images import BadImage, decode
-from alexnet.data.labels import SPLIT_NAMES
+from alexnet.data.decode import BadImage, decode
+from alexnet.data.image_folder import SPLIT_NAMES, find_images, in_threads
+from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
-from alexnet.inference.formats import Opened, open_model
-from alexnet.inference.predict import find_images
-from alexnet.networks.foreign import TorchvisionNetwork, count
-from alexnet.networks.model import AlexNet, Network
-from alexnet.networks.spec import ACTIVATIONS, Layer, layers
-from alexnet.runs import printable, replacing
-from alexnet.runtime import pick_device
+from alexnet.files import printable, replacing
+from alexnet.inference.load import open_model
+from alexnet.models.model import AlexNet, Network
+from alexnet.models.spec import ACTIVATIONS, Layer, layers
+from alexnet.models.torchvision_models import TorchvisionNetwork, count
+from alexnet.runtimes.loaded_model import Opened
 
 BATCH_SIZE = 128
 SUFFIXES = (".parquet", ".csv")

@@ -18,22 +18,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from alexnet.data.images import IMAGE_SUFFIXES, MAX_PIXELS, BadImage, decode
-from alexnet.data.preprocess import Preprocess
+from alexnet.data.decode import MAX_PIXELS, BadImage, decode
+from alexnet.data.transforms import Preprocess
+from alexnet.device import pick_device
 from alexnet.errors import UserError
-from alexnet.inference.calibration import Calibration, find
-from alexnet.inference.described import looks_exported
-from alexnet.inference.engines import EXACT, Engine, check_engine, softmax
-from alexnet.inference.exported import Exported, check_exported, open_exported
-from alexnet.inference.formats import identity, locate
-from alexnet.inference.stored import Store, open_stored
-from alexnet.runtime import pick_device
+from alexnet.inference.calibration import find
+from alexnet.inference.load import identity, locate
+from alexnet.runtimes.calibration import Calibration
+from alexnet.runtimes.engine_cache import Store, open_stored
+from alexnet.runtimes.engines import EXACT, Engine, check_engine, softmax
+from alexnet.runtimes.exported import Exported, check_exported, open_exported
+from alexnet.runtimes.manifest import looks_exported
 
 if TYPE_CHECKING:
     import torch
 
+    from alexnet.inference.crops import Views
     from alexnet.inference.ensemble import Ensemble, RunNames
-    from alexnet.inference.views import Views
 
 BATCH_SIZE = 64
 
@@ -181,7 +182,7 @@ class Classifier(_Labels):
         calibrate: str | Path | None = None,
         say: Callable[[str], object] = lambda _: None,
     ) -> None:
-        from alexnet.inference.choose import Wanted
+        from alexnet.runtimes.select import Wanted
 
         check_engine(engine, device)
         self.device = pick_device(device)
@@ -202,7 +203,7 @@ class Classifier(_Labels):
         """
         from torch import nn
 
-        from alexnet.inference.traced import traced
+        from alexnet.runtimes.engines import traced
 
         networks = [network for network in self._networks if isinstance(network, nn.Module)]
         if self.device.type != "cpu" or len(networks) < len(self._networks):
@@ -217,7 +218,7 @@ class Classifier(_Labels):
         """One prediction a picture, in order; an unreadable picture gets an `error` and the rest go on."""
         import torch
 
-        from alexnet.inference.views import views_of
+        from alexnet.inference.crops import views_of
 
         looks = views_of(views, scales)
         readings = [reading.preprocess for reading in self.ensemble.readings(looks)]
@@ -237,8 +238,8 @@ class Classifier(_Labels):
         """
         import torch
 
+        from alexnet.inference.crops import CENTRE
         from alexnet.inference.ensemble import forward
-        from alexnet.inference.views import CENTRE
 
         views = views or CENTRE
         batches = [images] if isinstance(images, torch.Tensor) else images
@@ -383,18 +384,3 @@ def read_squares(image: Picture, readings: Sequence[Preprocess], max_pixels: int
 def read_pixels(image: Picture, preprocess: Preprocess) -> np.ndarray:
     """What the network sees of a picture: uint8 C×size×size. Raises `BadImage`."""
     return preprocess.pixels(decode(image, preprocess.channels))
-
-
-def find_images(arguments: Iterable[str | Path]) -> list[Path]:
-    """The pictures that the arguments name: files as they are, folders with all pictures below them, by name."""
-    found: list[Path] = []
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise UserError(f"The folder {path} holds no pictures.")
-            found += inside
-        else:
-            found.append(path)
-    return found

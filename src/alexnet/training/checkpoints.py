@@ -8,25 +8,27 @@ before only.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from alexnet.errors import TrainingFailed
-from alexnet.networks.model import Network
-from alexnet.runs import Run
-from alexnet.training.parallel import mean_of
-from alexnet.training.prepare import Prepared
+from alexnet.errors import TrainingFailed, UserError
+from alexnet.models.model import Network
+from alexnet.run_dir import Run
+from alexnet.training.config_parsing import interval_of
+from alexnet.training.distributed.base import mean_of
 from alexnet.training.recipe import Recipe
-from alexnet.training.settings import interval_of
-from alexnet.training.state import Position
+from alexnet.training.setup import Prepared
 
 # What a process asks of all of them after a step, as one number, the largest of which is agreed upon.
 DUE, STOP, FAILED = 1, 100, 1000  # a checkpoint; to stop (added to a signal's number); to hear what went wrong
@@ -187,3 +189,69 @@ def saying_where(run: Path) -> Iterator[None]:
                 f"'alexnet resume {run}' goes on from the last checkpoint."
             ) from error
         raise
+
+
+# ─── What `training.pt` means: where training stands, besides the weights.
+
+
+def digest(names: Iterable[str], targets: torch.Tensor) -> str:
+    """16 hexadecimal digits of the names of pictures and their class numbers, in order: another order, or another
+    picture, is another experiment."""
+    found = hashlib.sha256(targets.cpu().numpy().tobytes())
+    for name in names:
+        found.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    return found.hexdigest()[:16]
+
+
+@dataclass
+class Position:
+    """Where training stands. All counts are from the beginning of the run unless said."""
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # batches done in the epoch after them
+    seen: int = 0  # images of that epoch
+    loss_sum: float = 0.0  # over those images
+    hits: float = 0.0  # of those images, how many were right
+    seconds: float = 0.0  # wall time spent in that epoch
+    waited: float = 0.0  # of it, until the next batch was there
+    processes: int = 1  # that learn from different parts of a batch
+    pictures: int = 0  # training pictures that there are; 0 in what earlier versions wrote
+    samples: str = ""  # `digest` of them; empty in what earlier versions wrote
+    best: dict[str, Any] | None = None  # the row of the best epoch
+    history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_training(cls, training: dict[str, Any]) -> Position:
+        """The position in what `training.pt` holds. Raises `UserError` if it is not ours."""
+        try:
+            _ = training["optimizer"]["state"], training["scaler"]  # what goes on from there reads these too
+            return cls(**training["position"])
+        except (KeyError, TypeError) as error:
+            raise UserError("The checkpoint's training.pt was written by other software or another version.") from error
+
+    def ended(self, recipe: Recipe) -> bool:
+        """Whether a run by `recipe` has no epoch left to train or to validate."""
+        if self.batch:
+            return False
+        limit = recipe.limit_steps
+        return self.epoch >= recipe.epochs or (limit is not None and self.step >= limit) or self.late(recipe)
+
+    def late(self, recipe: Recipe) -> bool:
+        """Whether the last `early_stop` epochs brought none that is better."""
+        if not recipe.early_stop or self.best is None:
+            return False
+        return bool(self.epoch - self.best["epoch"] >= recipe.early_stop)
+
+    def told_by(self, summary: dict[str, Any]) -> bool:
+        """Whether a `summary.json` is that of a run which is complete here: an extension may have been killed since."""
+        there = (summary.get("steps"), summary.get("epochs"))
+        return bool(summary.get("complete")) and there == (self.step, len(self.history))
+
+    def start_epoch(self) -> None:
+        """Forget the sums of the epoch that has just ended."""
+        self.batch = self.seen = 0
+        self.loss_sum = self.hits = self.seconds = self.waited = 0.0

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from alexnet import runtime
+from alexnet.device import rank
 from alexnet.errors import UserError
 
 
@@ -157,6 +157,6 @@ def _duration(seconds: float) -> str:
 
 def default_progress() -> Progress:
     """`Live` on a terminal, `Plain` elsewhere; of several processes only the first speaks."""
-    if runtime.rank() > 0:
+    if rank() > 0:
         return Silent()
     return Live() if sys.stderr.isatty() else Plain()

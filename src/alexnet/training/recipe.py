@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from alexnet.errors import UserError
-from alexnet.training.changes import Change, check_changes
-from alexnet.training.settings import convert_all, interval_of, seconds_of
+from alexnet.training.config_parsing import convert_all, interval_of, seconds_of
+from alexnet.training.manual_schedule import Change, check_changes
 
 Schedule = Literal["constant", "step", "plateau", "cosine", "one-cycle"]
 DAY = 86_400
@@ -124,7 +124,7 @@ class Recipe(Flags):
     old_lr: float = 0.1
     """With `weights`: the learning rate of the layers that they brought, as a share of that of a new last layer."""
     edits: tuple[str, ...] = ()
-    """Changes to the network by name, as in networks/edits.py: "average-pool", "without-conv4" …"""
+    """Changes to the network by name, as in models/modifications.py: "average-pool", "without-conv4" …"""
 
     optimizer: Literal["sgd", "sgd2012"] = "sgd"
     """`sgd2012` keeps the learning rate inside the velocity, so that a drop does not slow what moves already."""

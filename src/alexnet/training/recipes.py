@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.training.changes import SCHEDULE_145
+from alexnet.training.manual_schedule import SCHEDULE_145
 from alexnet.training.recipe import Recipe, read_recipe
 
 # Over all pixels of the training sets, as fractions of 1.

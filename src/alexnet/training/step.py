@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from alexnet import runtime
-from alexnet.data.augment import augment, mix
-from alexnet.data.colour import colour_noise
-from alexnet.data.loading import Batch
-from alexnet.networks.layers import drawn_dropout
-from alexnet.networks.model import Network
+from alexnet import rng
+from alexnet.data.augment import augment, colour_noise, mix
+from alexnet.data.loader import Batch
+from alexnet.device import compute_alike, keep_pages
+from alexnet.models.layers import drawn_dropout
+from alexnet.models.model import Network
 from alexnet.training.optim import Plan, make_optimizer
-from alexnet.training.prepare import Prepared
+from alexnet.training.setup import Prepared
 from alexnet.training.transfer import freeze
 
 
@@ -27,9 +27,9 @@ class TrainStep:
     """The network of a run, or the part of it that this process trains, with its optimizer."""
 
     def __init__(self, prepared: Prepared, model: Network) -> None:
-        runtime.keep_pages()
+        keep_pages()
         if prepared.recipe.deterministic:
-            runtime.compute_alike()
+            compute_alike()
         self.prepared, self.recipe, self.parallel = prepared, prepared.recipe, prepared.parallel
         self.device, self.precision = prepared.device, prepared.precision
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
@@ -55,7 +55,7 @@ class TrainStep:
         Each part counts by its share of the images, so that the step is that of the whole batch, also where the
         last batch of an epoch does not divide evenly.
         """
-        recipe, place, seed_of = self.recipe, batch.place, partial(runtime.derive_seed, self.recipe.seed)
+        recipe, place, seed_of = self.recipe, batch.place, partial(rng.derive_seed, self.recipe.seed)
         torch.manual_seed(seed_of("step", number))  # MixUp and dropout not ours draw from here
         plan.set_rates(self.optimizer)
         x, y = self._inputs(batch, epoch, plan)
@@ -97,7 +97,7 @@ class TrainStep:
 
     def shown(self, batch: Batch, epoch: int, plan: Plan) -> Tensor:
         """What the network reads of a batch, as pictures again: uint8 N×C×size×size, on the CPU."""
-        torch.manual_seed(runtime.derive_seed(self.recipe.seed, "step", 0))
+        torch.manual_seed(rng.derive_seed(self.recipe.seed, "step", 0))
         x, _ = self._inputs(batch, epoch, plan)
         scale, shift = (c.to(x.device) for c in self.prepared.preprocess.constants(x.shape[-1]))
         return ((x - shift) / scale).round_().clamp_(0, 255).to(torch.uint8).cpu()

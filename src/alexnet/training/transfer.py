@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from alexnet.data.preprocess import Preprocess
-from alexnet.data.samples import Source
+from alexnet.data.dataset import Source
+from alexnet.data.transforms import Preprocess
 from alexnet.errors import UserError, unknown_name
-from alexnet.inference.formats import Opened
-from alexnet.networks.model import Network, Spec
-from alexnet.networks.spec import AlexNetSpec
+from alexnet.models.model import Network, Spec
+from alexnet.models.spec import AlexNetSpec
+from alexnet.runtimes.loaded_model import Opened
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
 

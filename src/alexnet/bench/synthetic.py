@@ -1,0 +1,68 @@
+"""A training step on made-up pictures, for those who time it: the loop's own step, without a data set or a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any
+
+import torch
+
+from alexnet.data.augment import Augment
+from alexnet.data.dataset import Arrays, Source
+from alexnet.data.loader import InMemory
+from alexnet.data.transforms import Preprocess
+from alexnet.device import pick_device, pick_precision
+from alexnet.models.model import build
+from alexnet.training.distributed.base import Single
+from alexnet.training.optim import plan
+from alexnet.training.recipe import Recipe, with_settings
+from alexnet.training.setup import Prepared, spec_of
+from alexnet.training.step import TrainStep
+
+BATCHES = 4  # made-up batches in memory, taken in turn
+
+
+def synthetic_step(
+    arch: str,
+    *,
+    image_size: int | None = None,
+    batch_size: int,
+    precision: str = "auto",
+    num_classes: int = 1000,
+    settings: Mapping[str, Any] | None = None,
+) -> Callable[[], None]:
+    """A function that takes one optimizer step of `arch` on `batch_size` random uint8 pictures held in memory.
+
+    The step is that of a run: pictures gathered, cropped at random from 1/7 larger ones (256 for 224), mirrored,
+    normalised; forward, backward, update. `settings` are a recipe's (`norm`, `compile`, `device` …). On a GPU the
+    function returns before the work is done. Raises `UserError` as `train` does.
+    """
+    values = {"arch": arch, "image_size": image_size, "batch_size": batch_size, "precision": precision}
+    recipe = with_settings(Recipe(crop="random", flip=True), {**values, **(settings or {})})
+    device = pick_device(recipe.device)
+    spec = spec_of(recipe, num_classes, channels=None)
+    channels, size = spec.in_channels, spec.image_size
+    side = size + size // 7
+    made = torch.Generator().manual_seed(recipe.seed)
+    n = BATCHES * batch_size
+    images = torch.randint(256, (n, channels, side, side), dtype=torch.uint8, generator=made)
+    targets = torch.randint(num_classes, (n,), generator=made)
+    arrays = Arrays(images.to(device), targets.to(device), [str(i) for i in range(n)])
+    preprocess = Preprocess(size, side, channels, (0.5,) * channels, (0.25,) * channels)
+    augment = Augment(crop=recipe.crop, flip=recipe.flip)
+    batches = InMemory(arrays, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed)
+    prepared = Prepared(
+        recipe, spec, preprocess, augment,
+        Source("made up", tuple(map(str, range(num_classes))), {"train": arrays}, channels),
+        batches, {}, device, pick_precision(recipe.precision, device), Single(),
+    )  # fmt: skip
+    torch.manual_seed(recipe.seed)
+    train_step = TrainStep(prepared, build(spec).train())
+    rounds = enumerate(batch for epoch in count() for batch in batches.batches(epoch))
+
+    def step() -> None:
+        number, batch = next(rounds)
+        train_step(batch, number // BATCHES, number, plan(recipe, number, BATCHES))
+
+    return step

@@ -1,0 +1,149 @@
+"""`alexnet doctor`: a real convolution, forward and backward, on each device and precision of this machine.
+
+A library that imports is no proof that it computes (a wheel may not fit the GPU), so each result is compared with
+float64 on the CPU, and every complaint comes with what mends it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alexnet.cli.output import _print_json
+from alexnet.device import Precision, available_devices, free_memory, pick_device, pick_precision
+
+if TYPE_CHECKING:
+    import torch
+
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}  # of the largest value; bf16 keeps 8 bits, fp16 11
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One convolution on one device in one precision."""
+
+    device: str
+    precision: str
+    ok: bool
+    milliseconds: float | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found; `healthy` means that every device present computes in float32."""
+
+    environment: dict[str, Any]
+    trials: list[Trial]
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        return all(t.ok for t in self.trials if t.precision == "fp32")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"healthy": self.healthy, **asdict(self)}
+
+    def __str__(self) -> str:
+        env = self.environment
+        lines = [
+            ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version),
+            f"{env['cpu']}, {env['cores']} cores, {free_memory() / 2**30:.1f} GiB free, {env['platform']}",
+            "",
+        ]
+        for t in self.trials:
+            speed = f"{t.milliseconds:9.2f} ms" if t.milliseconds is not None else " " * 12
+            lines.append(f"  {'works' if t.ok else 'FAILS'}  {t.device:<5} {t.precision:<5} {speed}  {t.detail}")
+        return "\n".join([*lines, "", *self.advice])
+
+
+def examine() -> Diagnosis:
+    """Try every device and precision here."""
+    import torch
+
+    from alexnet.run_dir import environment
+
+    devices = [torch.device(name) for name in available_devices()]
+    trials = [try_convolution(d, p) for d in devices for p in ("fp32", "bf16", "fp16")]
+    return Diagnosis(environment(devices[0], 0), trials, _advice(trials))
+
+
+def try_convolution(device: torch.device, precision: str) -> Trial:
+    """AlexNet's conv2 on a small image, forward and backward, against float64 on the CPU."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, 27, 27, generator=generator, dtype=torch.float64)
+    w = torch.randn(32, 16, 5, 5, generator=generator, dtype=torch.float64) * 0.05
+    expected = _forward_backward(x, w)
+    dtype = Precision(precision, "").dtype
+    try:
+        found = _forward_backward(x.to(device, dtype), w.to(device, dtype))
+        start = time.perf_counter()
+        found = _forward_backward(x.to(device, dtype), w.to(device, dtype))
+        values = [f.double().cpu() for f in found]
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        return Trial(str(device), precision, False, None, str(error).strip().splitlines()[0])
+    milliseconds = 1000 * (time.perf_counter() - start)
+    worst = max(float((v - e).abs().max() / e.abs().max()) for v, e in zip(values, expected, strict=True))
+    ok = worst <= TOLERANCE[precision]  # NaN compares false
+    return Trial(str(device), precision, ok, milliseconds, f"largest relative difference {worst:.1e}")
+
+
+def _forward_backward(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    from torch.nn import functional as F
+
+    w = w.detach().requires_grad_()
+    y = F.conv2d(x, w, padding=2).relu()
+    y.square().mean().backward()
+    assert w.grad is not None
+    return y.detach(), w.grad
+
+
+def _advice(trials: list[Trial]) -> list[str]:
+    import torch
+
+    from alexnet.models.build_kernel import Unavailable
+    from alexnet.models.lrn import load_c_kernel
+
+    found = []
+    device = pick_device()
+    precision = pick_precision("auto", device)
+    found.append(f"'auto' is {device} with {precision.name}: {precision.reason}.")
+    if shutil.which("nvidia-smi") and not torch.cuda.is_available():
+        built = torch.version.cuda
+        why = "this torch is a CPU build" if built is None else f"this torch needs a driver for CUDA {built}"
+        found.append(f"There is an NVIDIA driver but torch cannot use it: {why}; install the torch that fits it.")
+    shm = Path("/dev/shm")
+    if shm.is_dir() and (free := shutil.disk_usage(shm).free) < 1 << 30:
+        found.append(
+            f"/dev/shm has only {free / 2**20:.0f} MiB, so pictures may have to be read by the main process; "
+            "in a container, start it with --shm-size=2g."
+        )
+    compilers = ("cl",) if sys.platform == "win32" else ("c++", "g++", "clang++")
+    if not any(shutil.which(c) for c in compilers):
+        found.append("There is no C++ compiler, so --compile will not work; everything else does.")
+    try:
+        load_c_kernel()
+    except Unavailable as why:
+        found.append(f"LRN takes several times as long on the CPU as it could: {why}.")
+    found += [f"{t.device} {t.precision} fails: {t.detail}." for t in trials if not t.ok]
+    return found
+
+
+def doctor(*, json: bool = False) -> int:
+    """Run a real convolution, forward and backward, on each device and precision, and say what is missing.
+
+    Args:
+        json: Print one JSON document.
+    """
+    found = examine()
+    if json:
+        _print_json(found.to_dict())
+    else:
+        print(found)
+    return 0 if found.healthy else 1

@@ -1,0 +1,89 @@
+"""Opens whatever RUN may be on the command line: a run, a checkpoint folder, torchvision's published weights, or an
+exported file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alexnet.checkpoint import MODEL, identify, read_model
+from alexnet.data.transforms import Preprocess
+from alexnet.errors import UserError
+from alexnet.run_dir import Run, find_run
+from alexnet.runtimes.exported import Exported, open_exported
+from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.manifest import fingerprint, looks_exported
+
+# torchvision's AlexNet_Weights.IMAGENET1K_V1.transforms(): ImageClassification(crop_size=224), its defaults
+TORCHVISION_PREPROCESS = Preprocess(
+    size=224, resize=256, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
+)
+FOREIGN = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".caffemodel", ".h5", ".onnx"}
+
+
+def names_run(word: str) -> bool:
+    """Whether `word` names what `open_network` opens, and not a picture or a folder of pictures."""
+    path = Path(word)
+    return (
+        word.startswith("torchvision:")
+        or looks_exported(path)
+        or (word == "last" and not path.exists())
+        or any((path / inside).is_file() for inside in ("recipe.json", MODEL))
+    )
+
+
+def open_network(name: str | Path, checkpoint: str = "best", trust: bool = False) -> Opened | Exported:
+    """What `open_model` opens, or an exported file; `trust` opens one that nothing vouches for. Raises `UserError`."""
+    return open_exported(name, trust) if looks_exported(name) else open_model(name, checkpoint)
+
+
+def open_model(name: str | Path, checkpoint: str = "best") -> Opened:
+    """The network called `name`, on the CPU and in evaluation mode.
+
+    `name`: a run folder (its `checkpoint`, `best` or `last`), `last` for the newest run, a checkpoint folder, or
+    `torchvision:IMAGENET1K_V1`, which torchvision downloads. Raises `UserError` for everything else.
+    """
+    if str(name).startswith("torchvision:"):
+        from alexnet.models.model import create_model
+        from alexnet.models.weights import load_weights, torchvision_weights
+
+        weights, categories = torchvision_weights(str(name).split(":", 1)[1])
+        model = create_model("torchvision", num_classes=len(categories))
+        load_weights(model, weights)
+        return Opened(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None, identity(name))
+    folder, run = locate(name, checkpoint)
+    found = read_model(folder)
+    return Opened(found.model, found.classes, found.preprocess, run, folder, identify(folder))
+
+
+def identity(name: str | Path, checkpoint: str = "best", trust: bool = False) -> str:
+    """A file name that is the same for the same network, classes and preprocessing; needs no torch. Raises `UserError`
+    as `open_network` does, except for damaged weights."""
+    if looks_exported(name):
+        return f"exported-{fingerprint(Path(name), trust)[:16]}"
+    if str(name).startswith("torchvision:"):
+        return str(name).replace(":", "-").replace("/", "-")  # torchvision checks what it downloads
+    return identify(locate(name, checkpoint)[0])
+
+
+def locate(name: str | Path, checkpoint: str = "best") -> tuple[Path, Run | None]:
+    """The checkpoint folder that `name`, as for `open_model`, means, and the run that it is in. Raises `UserError`."""
+    path = Path(name)
+    if looks_exported(path):
+        raise UserError(f"{path} is an exported file, which predict and eval take; name the run for anything else.")
+    if path.is_file():
+        if path.suffix.lower() in FOREIGN:
+            raise UserError(
+                f"{path} is a file of weights, not a run; give a run folder, or load it in Python with "
+                "alexnet.load_weights(alexnet.create_model(…), path)."
+            )
+        raise UserError(f"{path} is a file; give a run folder or a checkpoint folder.")
+    if (path / MODEL).is_file():
+        run = Run(path.resolve().parent.parent)
+        return path, run if run.recipe_json.is_file() else None
+    if path.is_dir() and not (path / "recipe.json").is_file():
+        raise UserError(f"{path} holds neither a run (no recipe.json) nor a checkpoint of ours (no {MODEL}).")
+    run = find_run(name)
+    folder = run.named_checkpoint(checkpoint)
+    if folder is None:
+        raise UserError(f"The run {run.path} has no checkpoint yet; 'alexnet resume {run.path}' starts it again.")
+    return folder, run

@@ -1,1 +1,0 @@
-"""Looking at what was trained: pages and pictures, rendered from the run folder alone."""

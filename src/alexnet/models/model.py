@@ -1,0 +1,181 @@
+"""A network from its specification: for AlexNets a plain `nn.Sequential` whose modules bear the layers' names.
+
+`AlexNet` makes one module of each layer that `spec.layers` lists, so `model.conv1`, `model.fc7` and the keys of the
+state dict (`conv1.weight` …) are what the table of `alexnet arch` shows. Modules are made, and dropout draws, in the
+order in which torchvision's network does it: with the same seed the two agree to the last bit of the random numbers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alexnet.errors import unknown_name
+from alexnet.models.architectures import INITS, TORCHVISION, architecture
+from alexnet.models.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, check_images
+from alexnet.models.spec import AlexNetSpec, Layer, layers
+from alexnet.models.torchvision_models import KIND, TorchvisionNetwork, TorchvisionSpec, torchvision_spec
+
+
+class AlexNet(nn.Sequential):
+    """The network of `spec`: N×C×H×W floating-point images, as preprocessed, to N×num_classes logits.
+
+    A slice (`model[:4]`) is an ordinary `nn.Sequential` sharing the modules. ReLUs work in place: a hook that keeps
+    the output of a convolution must clone it. Raises `UserError` where `spec.layers` does, and in `forward` for images
+    of another shape than the spec's.
+    """
+
+    def __init__(self, spec: AlexNetSpec) -> None:
+        modules: OrderedDict[str, nn.Module] = OrderedDict()
+        before = ""
+        for layer in layers(spec):
+            modules[layer.name] = _module(layer, before)
+            before = layer.kind
+        super().__init__(modules)
+        self.spec = spec
+
+    def forward(self, x: Tensor) -> Tensor:
+        # While TorchScript traces, sizes are tensors and a comparison would be recorded as a constant, with a warning.
+        if not torch.jit.is_tracing():
+            check_images(x, f"conv1 of '{self.spec.name}'", self.spec.in_channels, self.spec.image_size)
+        return super().forward(x)
+
+    def __getitem__(self, index: Any) -> Any:
+        # nn.Sequential makes a slice by calling its own class with modules, which here would have no spec.
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
+
+
+Spec = AlexNetSpec | TorchvisionSpec
+Network = AlexNet | TorchvisionNetwork
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    image_size: int | None = None,
+    norm: str | None = None,
+    activation: str | None = None,
+    init: str | None = None,
+    dropout: float | None = None,
+    width: float | None = None,
+) -> Network:
+    """The architecture called `name` as a module with fresh weights; see `architectures.architecture` for the rest.
+
+    `torchvision/NAME` is any classifier of torchvision, which takes the first three settings alone.
+    """
+    return build(
+        specify(
+            name,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=image_size,
+            norm=norm,
+            activation=activation,
+            init=init,
+            dropout=dropout,
+            width=width,
+        )
+    )
+
+
+def specify(name: str, **settings: Any) -> Spec:
+    """`architectures.architecture(name, **settings)`, or `foreign.torchvision_spec` for a name of torchvision's."""
+    if name.startswith(TORCHVISION):
+        return torchvision_spec(name, **settings)
+    return architecture(name, **settings)
+
+
+def spec_from_dict(d: Mapping[str, Any]) -> Spec:
+    """The inverse of `to_dict` of either kind of specification. Raises `UserError`."""
+    foreign = isinstance(d, Mapping) and d.get("kind") == KIND
+    return TorchvisionSpec.from_dict(d) if foreign else AlexNetSpec.from_dict(d)
+
+
+def build(spec: Spec) -> Network:
+    """The network of `spec`, with fresh weights from torch's global generator (float32): those that its `init` draws,
+    or torchvision's own."""
+    if isinstance(spec, TorchvisionSpec):
+        return TorchvisionNetwork(spec)
+    if spec.init not in INITS:
+        raise unknown_name("init", spec.init, INITS)
+    model = AlexNet(spec)
+    # Modules come with torch's default weights; drawing those twice would be another network than torchvision's.
+    return model if spec.init == "torch" else initialise(model, spec.init)
+
+
+@torch.no_grad()
+def initialise(model: AlexNet, init: str) -> AlexNet:
+    """Draws all weights and biases of `model` anew, in place and layer by layer, by the rule `init` in `INITS`."""
+    if init not in INITS:
+        raise unknown_name("init", init, INITS)
+    rule = INITS[init]
+    last = list(model.named_children())[-1][0]
+    for name, module in model.named_children():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()  # the identity
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            continue
+        module.reset_parameters()  # for what the rule leaves to torch
+        key = "hidden" if isinstance(module, nn.Linear) and name != last else name
+        kind = rule.conv if isinstance(module, nn.Conv2d) else rule.linear
+        if kind == "normal":
+            nn.init.normal_(module.weight, 0.0, rule.stds.get(key, rule.std))
+        elif kind == "kaiming":
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif kind == "xavier":
+            nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None and rule.bias is not None:
+            nn.init.constant_(module.bias, rule.biases.get(key, rule.bias))
+    return model
+
+
+def _module(layer: Layer, before: str) -> nn.Module:
+    """The module of one layer; `before` is the kind of the layer whose output it reads."""
+    match layer.kind:
+        case "conv":
+            return nn.Conv2d(
+                layer.input[0],
+                layer.output[0],
+                layer.kernel,
+                stride=layer.stride,
+                padding=layer.padding,
+                groups=layer.groups,
+                bias=layer.bias,
+            )
+        case "linear":
+            return nn.Linear(layer.input[0], layer.output[0], bias=layer.bias)
+        case "relu":
+            # In place only on the output of layers whose backward pass does not read it again.
+            return nn.ReLU(inplace=before in ("conv", "linear", "batchnorm", "maxpool"))
+        case "tanh":
+            return nn.Tanh()
+        case "sigmoid":
+            return nn.Sigmoid()
+        case "maxpool":
+            return nn.MaxPool2d(layer.kernel, layer.stride, ceil_mode=layer.ceil)
+        case "avgpool":
+            return nn.AvgPool2d(layer.kernel, layer.stride, ceil_mode=layer.ceil)
+        case "adaptiveavgpool":
+            return nn.AdaptiveAvgPool2d(layer.output[1:])
+        case "lrn" if layer.norm is not None:
+            c = layer.norm
+            return LocalResponseNorm(c.size, c.alpha, c.beta, c.k, c.towers)
+        case "rnorm" if layer.norm is not None:
+            c = layer.norm
+            return SpatialResponseNorm(c.size, c.alpha, c.beta, c.k)
+        case "batchnorm":
+            return nn.BatchNorm2d(layer.output[0])
+        case "pad":
+            return nn.ZeroPad2d((0, layer.padding, 0, layer.padding))  # left, right, top, bottom
+        case "flatten":
+            return nn.Flatten()
+        case "dropout":
+            return Dropout(layer.p, layer.output[0])
+    raise AssertionError(f"no module for layer kind {layer.kind!r}")

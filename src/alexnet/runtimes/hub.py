@@ -1,0 +1,85 @@
+"""A network as the Hugging Face Hub keeps it: a folder with config.json, model.safetensors and a card.
+
+    model = HubModel.from_pretrained("user/name")     # or a local folder
+    model.push_to_hub("user/name")
+
+Reading and writing are `huggingface_hub`'s, an extra of ours (`pip install 'alexnet[hub]'`); weights are safetensors,
+so that opening a folder cannot run code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from alexnet.data.transforms import Preprocess
+from alexnet.errors import UserError
+from alexnet.models.model import build, spec_from_dict
+from alexnet.runtimes.convert import FromPixels
+from alexnet.runtimes.manifest import Description
+
+_CARD = """---
+{{ card_data }}
+---
+
+An AlexNet, exported by `alexnet export RUN huggingface`. `config.json` holds the architecture, the classes and the
+preprocessing, `model.safetensors` the weights.
+
+```python
+from alexnet.inference.hub import HubModel
+
+model = HubModel.from_pretrained("THIS FOLDER OR REPOSITORY")
+```
+
+`alexnet predict FOLDER IMAGE…` labels pictures with it.
+"""
+
+
+class HubModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="alexnet",
+    pipeline_tag="image-classification",
+    tags=["alexnet"],
+    model_card_template=_CARD,
+):
+    """A network that `from_pretrained` and `push_to_hub` know, in evaluation mode.
+
+    `spec` and `preprocess` are as `model.json` has them. It takes float32 N×C×size×size, normalised, or if `pixels`
+    uint8 pixels, and gives float32 logits (N, classes). Raises `UserError` for a damaged configuration.
+    """
+
+    def __init__(
+        self, spec: Mapping[str, Any], classes: Sequence[str], preprocess: Mapping[str, Any], pixels: bool = False
+    ) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.preprocess = Preprocess.from_dict(preprocess, _room_for_mean_image(preprocess))
+        self.spec, self.pixels = spec_from_dict(spec), pixels
+        network = build(self.spec)
+        self.network: nn.Module = FromPixels(network, self.preprocess) if pixels else network
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits
+
+    def describe(self) -> Description:
+        """What an exported file's description says, as far as the configuration does. Raises `UserError`."""
+        if self.preprocess.mean_image is not None and not self.pixels:
+            raise UserError("This network subtracts a mean image, which it holds only if it takes pixels itself.")
+        preprocess = replace(self.preprocess, mean_image=None)
+        return Description("huggingface", self.spec.name, self.spec.to_dict(), self.classes, preprocess, self.pixels)
+
+
+def _room_for_mean_image(preprocess: Mapping[str, Any]) -> Tensor | None:
+    """Zeros in its place, since the mean image itself comes with the weights."""
+    if not preprocess.get("mean_image"):
+        return None
+    side = int(preprocess.get("resize") or preprocess["size"])
+    return torch.zeros(int(preprocess.get("channels", 3)), side, side)

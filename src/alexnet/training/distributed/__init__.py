@@ -1,0 +1,38 @@
+"""One process or several, behind one interface: `begin` chooses what `--parallel` names.
+
+Read `base` (one process), `data_parallel` (any number, each with a part of every batch), then `towers`
+(the two towers of 2012, one process each).
+"""
+
+from __future__ import annotations
+
+from alexnet.device import pick_device, world_size
+from alexnet.errors import UserError
+from alexnet.training.distributed.base import Single
+from alexnet.training.distributed.data_parallel import Data
+from alexnet.training.distributed.towers import TOWERS, Towers
+
+
+def begin(how: str, device: str, lost_after: float = 120.0) -> Single:
+    """The arrangement that --parallel names, with `device` as --device. Raises `UserError` in all processes alike.
+
+    `lost_after`: the seconds after which `Data` takes a silent process for lost.
+    """
+    count = world_size()
+    if how == "none" and count > 1:
+        raise UserError(
+            f"torchrun started {count} processes, and --parallel none trains in one; give --parallel data, or start "
+            "without torchrun."
+        )
+    if how == "towers" and count != TOWERS:
+        there_are = "there is 1" if count == 1 else f"there are {count}"
+        raise UserError(
+            f"--parallel towers needs two processes, one for each tower, and {there_are}; start it with "
+            "'torchrun --nproc-per-node 2 -m alexnet train … --parallel towers'."
+        )
+    if count == 1:
+        return Single()
+    on = pick_device(device)
+    if how == "towers":
+        return Towers(on)
+    return Data(on, lost_after)

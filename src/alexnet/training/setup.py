@@ -1,0 +1,310 @@
+"""From a recipe to everything the loop needs: data read and checked, architecture fitted, choices made and recorded.
+
+Nothing is written here. What is chosen by looking (architecture, mean, precision, workers) goes back into the
+recipe, so that `recipe.json` runs the same again elsewhere.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alexnet.checkpoint import Checkpoint
+from alexnet.data.augment import IMAGENET_BASIS, Augment, ColourBasis
+from alexnet.data.dataset import Arrays, Files, Source, SplitRows
+from alexnet.data.datasets import load_source, read_files
+from alexnet.data.decode import image_size
+from alexnet.data.loader import (
+    BATCH_SIZE,
+    Batches,
+    FromFiles,
+    InMemory,
+    choose_workers,
+    evaluation_batches,
+    memory_plan,
+)
+from alexnet.data.statistics import SAMPLED, mean_and_std, measure, principal_colours, read_mean_image
+from alexnet.data.transforms import Preprocess
+from alexnet.device import Precision, pick_device, pick_precision
+from alexnet.errors import UserError
+from alexnet.inference.load import open_model
+from alexnet.models.architectures import TORCHVISION
+from alexnet.models.model import Spec, specify
+from alexnet.models.modifications import edited
+from alexnet.models.spec import AlexNetSpec, layers
+from alexnet.runtimes.loaded_model import Opened
+from alexnet.training.auto_config import augmented, fit, scaled
+from alexnet.training.distributed.base import Single
+from alexnet.training.manual_schedule import check_layers
+from alexnet.training.progress import Progress
+from alexnet.training.recipe import Recipe
+from alexnet.training.transfer import begin_with
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with all its choices made, and the data under it."""
+
+    recipe: Recipe
+    spec: Spec
+    preprocess: Preprocess
+    augment: Augment
+    source: Source
+    train: Batches
+    evaluation: dict[str, Batches]  # val and test, where there are any
+    device: torch.device
+    precision: Precision
+    parallel: Single
+    colour_basis: ColourBasis | None = None  # there is one where the recipe asks for colour noise
+    class_weights: torch.Tensor | None = None  # float32 (classes,), mean 1 over the training pictures; with --balance
+    start: Opened | None = None  # what --weights names, at the start of a run
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+
+def prepare(
+    recipe: Recipe,
+    report: Progress,
+    split: SplitRows | None = None,
+    saved: Checkpoint | None = None,
+    parallel: Single | None = None,
+) -> Prepared:
+    """Read the data, fit the rest to it. `split` and `saved`, a checkpoint, are those of an earlier run, to be used
+    again. Raises `UserError`.
+
+    What is chosen by measuring this machine is chosen by the first process of `parallel` for all.
+    """
+    parallel = parallel or Single()
+    device = pick_device(recipe.device)
+    precision = parallel.first(lambda: pick_precision(recipe.precision, device))
+    start = open_model(recipe.weights) if recipe.weights and saved is None else None
+    if start is not None and recipe.arch not in ("auto", start.model.spec.name):
+        raise UserError(
+            f"--weights {recipe.weights} is a '{start.model.spec.name}', not --arch {recipe.arch}; leave --arch out."
+        )
+    if recipe.arch != "auto" and start is None and saved is None:  # a misspelt name should not wait for the data
+        parallel.check(spec_of(recipe, num_classes=2, channels=None))
+    source = load_source(
+        recipe.source,
+        recipe.data,
+        labels=recipe.labels,
+        seed=recipe.seed,
+        skip_bad=recipe.skip_bad,
+        hold_out=recipe.validate_on == "val",
+        split=split,
+        progress=report.work,
+    )
+    if recipe.num_classes not in (None, len(source.classes)):
+        raise UserError(
+            f"--num-classes {recipe.num_classes} does not match the data, which has {len(source.classes)} classes: "
+            f"{', '.join(source.classes[:9])}{' …' if len(source.classes) > 9 else ''}."
+        )
+    if recipe.validate_on not in source.splits:
+        raise UserError(f"The recipe validates on the {recipe.validate_on} split, and {recipe.data} has none.")
+    for note in source.notes:
+        report.say(note)
+    for name, reason in source.bad[:10]:
+        report.say(f"Left out {name}: {reason}.")
+    pictures = len(source.splits["train"])
+    recipe, reasons = fit(recipe, pictures, len(source.classes))
+    if reasons:
+        report.say(reasons)
+    batch_size = recipe.batch_size or (32 if device.type == "cpu" else 128)
+    if batch_size < parallel.share.of:
+        raise UserError(
+            f"--batch-size {batch_size} is for all {parallel.share.of} processes together and leaves some without a "
+            f"picture; give {parallel.share.of} or more."
+        )
+    chosen = {"precision": precision.name, "batch_size": batch_size}
+    recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
+    if recipe.labels and recipe.labels.is_file():  # else it lies in the data
+        recipe = replace(recipe, labels=recipe.labels.absolute())
+    known = (saved.model.spec, saved.preprocess) if saved else None
+    if start is not None:
+        recipe, known = begin_with(start, recipe, source, report)
+    elif recipe.arch == "auto":
+        recipe = _fit_architecture(recipe, source, device)
+        thinner = f", {recipe.width:g} of its width" if recipe.width != 1 else ""
+        report.say(
+            f"The pictures fit the architecture '{recipe.arch}' at {recipe.image_size}×{recipe.image_size}{thinner}; "
+            "--arch and --image-size choose another."
+        )
+    elif recipe.arch.startswith(TORCHVISION) and recipe.image_size is None:
+        recipe = replace(recipe, image_size=_fitting_size(source))
+    spec = known[0] if known else spec_of(recipe, len(source.classes), source.channels)
+    recipe = augmented(recipe, spec.image_size)
+    parallel.check(spec)
+    augment = Augment(
+        crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
+        flip=recipe.flip, crop_chunk=recipe.crop_chunk, rotate=recipe.rotate, jitter=recipe.jitter,
+        mixup=recipe.mixup, cutmix=recipe.cutmix,
+    )  # fmt: skip
+    zeros, ones = (0.0,) * source.channels, (1.0,) * source.channels  # measured below
+    if known is not None:
+        geometry = replace(known[1], mean=zeros, std=ones, mean_image=None)
+    else:
+        geometry = Preprocess(
+            size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=source.channels,
+            mean=zeros, std=ones, stretch=recipe.stretch,
+        )  # fmt: skip
+    mean_image = known[1].mean_image if known else None
+    if recipe.noisy and source.channels == 1:
+        raise UserError("Colour noise needs pictures in colour, and these are grey; set colour_noise to 0.")
+    if mean_image is None and recipe.mean_image not in ("none", "own"):
+        mean_image = read_mean_image(recipe.mean_image, geometry)
+        recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
+    if any(isinstance(part, Files) for part in source.splits.values()):
+        kept = parallel.first(lambda: memory_plan(source, geometry.square, recipe.in_memory))
+        if recipe.in_memory and not kept:
+            report.say(
+                "The pictures no longer fit in memory and are decoded as they are needed; last digits may differ."
+            )
+        recipe = replace(recipe, in_memory=kept)
+        if kept:
+            source = replace(source, splits=_in_memory(source, geometry, augment, report))
+    workers, sentence = choose_workers(
+        recipe.workers, max(batch_size, BATCH_SIZE) * source.channels * geometry.square**2
+    )
+    if sentence and any(isinstance(part, Files) for part in source.splits.values()):
+        report.say(sentence)
+    part = source.splits["train"]
+    recipe, preprocess, basis = parallel.first(lambda: _measured(recipe, part, geometry, mean_image, workers, report))
+    train: Batches
+    if isinstance(part, Files):
+        recipe = replace(recipe, workers=workers)
+        train = FromFiles(
+            part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed,
+            workers=workers, pin_memory=device.type == "cuda", share=parallel.share,
+        )  # fmt: skip
+    else:
+        part = _on_gpu(part, device)
+        train = InMemory(
+            part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed, share=parallel.share
+        )
+    evaluation = {
+        name: evaluation_batches(held, preprocess, workers, parallel.share)
+        for name, held in source.splits.items()
+        if name != "train"
+    }
+    report.say(
+        f"{source.name}: {len(part):,} training images"
+        + "".join(f", {len(source.splits[name]):,} {name}" for name in evaluation)
+        + f", {len(source.classes)} classes; {spec.name} at {source.channels}×{spec.image_size}×{spec.image_size} "
+        + (f"in {parallel.processes} processes " if parallel.processes > 1 else "")
+        + f"on {device} in {precision.name} ({precision.reason})."
+    )
+    for sentence in scaled(recipe):
+        report.say(sentence)
+    return Prepared(
+        recipe, spec, preprocess, augment, source, train, evaluation, device, precision, parallel, basis,
+        class_weights(part.targets, len(source.classes)) if recipe.balance else None, start,
+    )  # fmt: skip
+
+
+def class_weights(targets: torch.Tensor, classes: int) -> torch.Tensor:
+    """float32 (classes,): what a picture of each class counts so that all classes count alike, 1 on average."""
+    counts = torch.bincount(targets.cpu(), minlength=classes)
+    return (len(targets) / (counts > 0).sum() / counts.clamp(min=1)).float()
+
+
+def spec_of(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
+    """The network that `recipe` names; `channels` None: as many as its architecture has. Raises `UserError`."""
+    plain = specify(
+        recipe.arch,
+        num_classes=num_classes,
+        in_channels=channels,
+        image_size=recipe.image_size,
+        norm=None if recipe.norm == "auto" else recipe.norm,
+        activation=None if recipe.activation == "auto" else recipe.activation,
+        init=None if recipe.init == "auto" else recipe.init,
+        dropout=recipe.dropout,
+        width=recipe.width,
+    )
+    if not isinstance(plain, AlexNetSpec):
+        if recipe.edits or any(change.layers for change in recipe.changes):
+            raise UserError(
+                f"'{plain.name}' is built by torchvision: the recipe's edits and its changes of single layers are for "
+                "AlexNets; leave them out."
+            )
+        return plain
+    spec = edited(plain, recipe.edits)
+    if recipe.changes:
+        check_layers(recipe.changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
+    return spec
+
+
+def _fit_architecture(recipe: Recipe, source: Source, device: torch.device) -> Recipe:
+    """The architecture and image size for pictures of this size: the 32-pixel network up to 100 pixels, where the
+    stride of 4 and the three pools of the 224-pixel networks would leave nothing. On a CPU half the width, which
+    trains almost four times as fast (CIFAR-10 on two cores: 1,210 images/s instead of 312), or a quarter."""
+    wanted = recipe.image_size or _fitting_size(source)
+    width = recipe.width
+    if device.type == "cpu" and width == 1:
+        width = 0.25 if 48 < wanted <= 128 else 0.5  # 64 pixels cost four times what 32 do
+    return replace(recipe, arch="cifar" if wanted <= 128 else "torchvision", image_size=wanted, width=width)
+
+
+def _fitting_size(source: Source) -> int:
+    """The side of the input, in pixels, for pictures of this size: 32, 64 or 224, the next below or not far above."""
+    part = source.splits["train"]
+    if isinstance(part, Arrays):
+        side = min(part.images.shape[-2:])
+    else:
+        chosen = part.take(np.linspace(0, len(part) - 1, min(SAMPLED, len(part))).astype(int))
+        side = int(statistics.median(min(image_size(chosen.stored(i))) for i in range(len(chosen))))
+    return 32 if side <= 48 else 64 if side <= 100 else 224
+
+
+def _in_memory(source: Source, geometry: Preprocess, augment: Augment, report: Progress) -> dict[str, Arrays | Files]:
+    """All splits decoded: train as random crops need it, the others as they are evaluated."""
+    return {
+        name: read_files(part, geometry, augment if name == "train" else None, progress=report.work)
+        if isinstance(part, Files)
+        else part
+        for name, part in source.splits.items()
+    }
+
+
+def _on_gpu(part: Arrays, device: torch.device) -> Arrays:
+    """`part` in the memory of the GPU that trains on it, if a quarter of what is free there holds it: then no step
+    waits for pictures to be gathered and sent."""
+    if device.type != "cuda" or part.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+        return part
+    return replace(part, images=part.images.to(device), targets=part.targets.to(device))
+
+
+def _measured(
+    recipe: Recipe,
+    part: Arrays | Files,
+    geometry: Preprocess,
+    mean_image: torch.Tensor | None,
+    workers: int,
+    report: Progress,
+) -> tuple[Recipe, Preprocess, ColourBasis | None]:
+    """The numbers that the recipe leaves to the training images, put into it: mean and deviation of each channel, mean
+    image (which stands with the weights) and colour basis. What is there already is not measured again."""
+    basis = None
+    if recipe.noisy and (recipe.colour_std is not None or recipe.colour_vectors is not None):
+        basis = ColourBasis(recipe.colour_std or (), recipe.colour_vectors or ())
+    elif recipe.noisy and recipe.colour_basis == "imagenet":
+        basis = IMAGENET_BASIS
+    own_image = recipe.mean_image == "own" and mean_image is None
+    if own_image or (recipe.noisy and basis is None):
+        found = measure(part, geometry, workers=workers, progress=report.work)
+        mean_image = found.mean_image if own_image else mean_image
+        basis = basis or (principal_colours(found.covariance) if recipe.noisy else None)
+    if basis is not None:
+        recipe = replace(recipe, colour_std=basis.std, colour_vectors=basis.vectors)
+    mean, std = recipe.mean, recipe.std
+    if mean is None and mean_image is not None:
+        mean = tuple(round(float(m), 4) for m in mean_image.mean(dim=(1, 2)))
+    if mean is None or std is None:
+        found_mean, found_std = mean_and_std(part, geometry, recipe.seed)
+        mean, std = mean or found_mean, std or found_std
+    return replace(recipe, mean=mean, std=std), replace(geometry, mean=mean, std=std, mean_image=mean_image), basis

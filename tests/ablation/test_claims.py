@@ -1,0 +1,69 @@
+"""Every claim is a comparison that can be trained, and its sides differ by what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alexnet.ablation.ablate import base_recipe, recipe_of
+from alexnet.ablation.claims import CLAIMS, find_claim
+from alexnet.errors import UserError
+from alexnet.models.architectures import architecture
+from alexnet.models.modifications import edited
+from alexnet.models.spec import layers
+
+BASES = {"digits": base_recipe(), "folder": base_recipe(data=Path("pictures"))}
+
+
+@pytest.mark.parametrize("base", BASES.values(), ids=list(BASES))
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
+def test_both_sides_can_be_built_and_differ(claim, base):
+    recipes = [recipe_of(arm, base) for arm in (claim.part, claim.without)]
+    for r in recipes:
+        spec = architecture(
+            r.arch, num_classes=10, in_channels=3, image_size=r.image_size, width=r.width, dropout=r.dropout,
+            norm=None if r.norm == "auto" else r.norm, activation=None if r.activation == "auto" else r.activation,
+            init=None if r.init == "auto" else r.init,
+        )  # fmt: skip
+        assert layers(edited(spec, r.edits))
+    arms = (claim.part, claim.without)
+    assert recipes[0] != recipes[1] or arms[0].kind != arms[1].kind or arms[1].other_seeds
+    assert recipes[0].epochs == recipes[1].epochs == base.epochs
+    assert claim.says.endswith(".")
+    assert claim.source
+    assert claim.figure
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("lrn", {"norm"}), ("overlapping-pool", {"edits"}), ("weight-decay", {"weight_decay"}),
+        ("dropout", {"dropout"}), ("pca-noise", {"colour_noise"}),
+        ("augmentation", {"crop", "flip"}), ("two-towers", {"edits"}), ("tower-talk", {"edits"}), ("init", {"init"}),
+        ("batchnorm", {"norm"}), ("depth", {"edits"}), ("relu-vs-tanh", {"activation"}),
+        ("momentum", {"momentum", "lr"}),
+        ("nothing", set()), ("ten-crop", set()),
+    ],
+)  # fmt: skip
+def test_the_sides_differ_by_nothing_else(name, settings):
+    base = base_recipe(data=Path("pictures"))
+    one, other = (json.loads(recipe_of(arm, base).to_json()) for arm in (CLAIMS[name].part, CLAIMS[name].without))
+    assert {key for key in one if one[key] != other[key]} == settings
+
+
+@pytest.mark.parametrize("name", ["lrn", "two-towers", "tower-talk", "dropout", "init", "batchnorm"])
+def test_a_base_with_towers_is_taken_as_it_is(name):
+    base = base_recipe("imagenet-2012", Path("imagenet"))
+    claim = CLAIMS[name]
+    for arm in (claim.part, claim.without):
+        recipe = recipe_of(arm, base)
+        said = {key for key, value in arm.settings.items() if not callable(value)}
+        assert {key for key, value in vars(recipe).items() if value != getattr(base, key)} <= said
+        assert recipe.arch == "code2012"
+
+
+def test_a_misspelt_claim_is_named():
+    with pytest.raises(UserError, match="did you mean 'lrn'"):
+        find_claim("lnr")

@@ -1,0 +1,231 @@
+"""The bench: its document, what a share means, bad input, little memory, and the picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet.bench import memory, peaks, suites
+from alexnet.bench.bench import PARTS, bench
+from alexnet.bench.engines import every_engine, plain, precision_of, weight_bytes
+from alexnet.bench.peaks import Work, copy_work, matmul_work, photograph, rates
+from alexnet.bench.roofline import draw, layer_work, operations
+from alexnet.bench.suites import training_operations
+from alexnet.cli import run
+from alexnet.models.architectures import architecture
+from alexnet.models.model import build
+from alexnet.models.summary import summarize
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Sizes at which a bench takes seconds."""
+    monkeypatch.setattr(suites, "LRN_SHAPES", ((2, 6, 5, 5),))
+    monkeypatch.setattr(peaks, "MATMUL_SECONDS", 0.001)
+    monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 1 << 20)
+
+
+def test_operations_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    spec = architecture("cifar")  # torch overcounts the backward pass of groups
+    model, x = build(spec), torch.zeros(2, 3, 32, 32)  # no gradient for the image, as in training
+    with FlopCounterMode(display=False) as counter:
+        model(x).sum().backward()
+    assert counter.get_total_flops() == 2 * training_operations(spec)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert counter.get_total_flops() == 2 * sum(operations(r) for r in summarize(spec).rows if r.macs)
+
+
+def test_a_rate_is_amount_over_time():
+    found = rates({"a": Work(lambda: None, 1), "b": Work(lambda: None, 5)}, 0.01, CPU)
+    assert all(0 < r.low <= r.median <= r.high for r in found.values())
+    assert (found["a"] * 3).median == 3 * found["a"].median
+
+
+def test_limits_move_and_multiply_what_they_say(monkeypatch):
+    monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 1 << 16)
+    copied = copy_work(CPU)
+    assert copied.amount == 2 << 16
+    assert (copied.call() == 1).all()
+    monkeypatch.setitem(peaks.LARGEST_MATRIX, "cpu", 256)
+    product = matmul_work("fp32", CPU)
+    assert product.amount <= 2 * 256**3
+    assert 2 * product.call().shape[0] ** 3 == product.amount
+
+
+def test_a_precision_that_is_not_there_is_no_limit(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'")
+
+    monkeypatch.setattr(torch, "mm", refuse)
+    assert matmul_work("fp16", CPU) is None
+
+
+def test_the_photograph_is_the_same_each_time_and_like_a_photograph():
+    from alexnet.data.decode import decode
+
+    file = photograph(1)
+    photograph.cache_clear()
+    assert file == photograph(1)
+    assert 90_000 < len(file) < 150_000
+    assert decode(file).size == (500, 375)
+
+
+def test_the_document_of_a_bench(small, capsys, tmp_path):
+    parts = [part for part in PARTS if part != "memory"]  # which starts processes: below
+    arguments = ["--arch", "lenet", "cifar-towers", "--batch-size", "2", "--seconds", "0.01"]
+    assert run(["bench", *parts, *arguments, "--json", "--out", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert {"copy_gb_s", "matmul_fp32_gflop_s", "matmul_bf16_gflop_s"} <= set(found["limits"])
+    assert set(parts) <= set(found)
+    for row in (*found["train"], *found["predict"]):
+        assert {"arch", "image_size", "precision", "batch_size", "images_per_second", "share_of_limit"} <= set(row)
+        assert row["low"] <= row["images_per_second"] <= row["high"]
+    assert {row["batch_size"] for row in found["predict"]} == {1, 2}
+    assert all("engine" in row for row in found["predict"])
+    assert len(found["lrn"]) == 2
+    for part in ("lrn", "data", "layers"):
+        assert all(row["name"] and ("ms" in row or "images_per_second" in row) for row in found[part])
+        assert all(math.isfinite(row["share_of_limit"]) and row["share_of_limit"] > 0 for row in found[part])
+    for row in found["train"]:
+        speed = row["images_per_second"] * training_operations(architecture(row["arch"])) / 1e9
+        assert row["gflop_s"] == pytest.approx(speed)
+        assert row["share_of_limit"] == pytest.approx(row["gflop_s"] / row["limit_gflop_s"])
+    for arch in ("lenet", "cifar-towers"):
+        assert sum(row["share_of_time"] for row in found["layers"] if row["arch"] == arch) == pytest.approx(1)
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["bench.json", "roofline.png", "roofline.svg"]
+    assert json.loads((tmp_path / "out" / "bench.json").read_text()) == found
+    assert "training cifar-towers" in err
+
+
+def test_the_tables_of_a_bench_show_every_part(small, capsys):
+    assert run(["bench", "limits", "lrn", "data", "--seconds", "0.01"]) == 0
+    out = capsys.readouterr().out
+    assert "matmul_fp32_gflop_s" in out
+    assert "2×6×5×5 channels_last" in out
+    assert "training crop of 224 from JPEG" in out
+    assert "train " not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["predcit"], "There is no part of the bench 'predcit'; did you mean 'predict'?"),
+        (["--arch", "papr"], "did you mean 'paper'?"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, not 0."),
+        (["--seconds", "0"], "must be above 0, not 0."),
+        (["--seconds", "nan"], "must be above 0, not nan."),
+        (["--out", "file/in"], "The folder file/in cannot be written"),
+    ],
+)
+def test_what_bench_refuses(capsys, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert run(["bench", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_batches_shrink_where_memory_is_short(small, monkeypatch):
+    told = []
+    weights = 4 * summarize(architecture("cifar")).parameters
+    monkeypatch.setattr(peaks, "free_memory", lambda device: 6 * weights)
+    found = bench(["train"], archs=["cifar"], batch_size=1 << 20, seconds=0.01, say=told.append)
+    (row,) = found["train"]
+    assert 1 <= row["batch_size"] < 1 << 20
+    (note,) = found["notes"]
+    assert note in told
+    assert note == (
+        f"training cifar with batch {row['batch_size']} instead of 1048576, since {6 * weights / 2**30:.1f} GiB of "
+        "memory are free"
+    )
+    monkeypatch.setattr(peaks, "free_memory", lambda device: 4 * weights)
+    found = bench(["train"], archs=["cifar"], batch_size=1, seconds=0.01)
+    assert found["train"] == []
+    assert "training cifar left out" in found["notes"][0]
+
+
+def test_every_engine_computes_the_same_network():
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model, notes = build(architecture("lenet")).eval(), []
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8)
+    every = every_engine(model, plain(model.spec), CPU, notes.append, bf16=True, convert=True, calibrate=False)
+    with every as engines:
+        assert {"exact", "torch-bf16", "onnxruntime", "openvino", "openvino-int8-fc"} <= set(engines)
+        expected = engines["exact"].logits(pictures)
+        for name, engine in engines.items():
+            close = 1e-4 if precision_of(name) == "fp32" else 0.05
+            np.testing.assert_allclose(engine.logits(pictures), expected, atol=close)
+    assert any("openvino-int8 left out" in note for note in notes)
+
+
+def test_weights_that_each_engine_reads():
+    spec = architecture("lenet")
+    rows = summarize(spec).rows
+    fc = sum(row.parameters for row in rows if row.type == "linear")
+    everything = summarize(spec).parameters
+    assert weight_bytes("exact", spec) == weight_bytes("openvino", spec) == 4 * everything
+    assert weight_bytes("torch-bf16", spec) == 2 * everything
+    assert weight_bytes("openvino-int8-fc", spec) == 4 * (everything - fc) + fc
+    assert weight_bytes("onnxruntime-int8", spec) == everything
+
+
+def test_layers_do_what_the_network_does():
+    torch.manual_seed(0)
+    spec = architecture("cifar-towers", width=0.25)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        found = layer_work(spec, x)
+        outputs = {name: layer.work.call() for name, layer in found.items()}
+    rows = {row.name: row for row in summarize(spec).rows}
+    assert set(found) == {name for name, row in rows.items() if row.type not in ("flatten", "dropout")}
+    assert all(tuple(y.shape[1:]) == rows[name].output for name, y in outputs.items())
+    conv1 = rows["conv1"]
+    moved = 4 * (x.numel() + 2 * math.prod(conv1.output) + conv1.parameters)
+    assert found["conv1"].operations_per_byte == pytest.approx(2 * 2 * conv1.macs / moved)
+
+
+def test_the_picture_is_drawn_for_machines_that_lack_a_precision(tmp_path):
+    limits_here = {"copy_gb_s": 10.0, "matmul_fp32_gflop_s": 100.0, "matmul_bf16_gflop_s": None,
+                   "matmul_fp16_gflop_s": None}  # fmt: skip
+    row = {"name": "conv1", "type": "conv", "arch": "cifar", "batch_size": 2, "precision": "fp32",
+           "operations_per_byte": 50.0, "gflop_s": 60.0}  # fmt: skip
+    files = draw({"limits": limits_here, "layers": [row, {**row, "name": "relu1", "type": "relu"}]}, tmp_path)
+    assert [path.name for path in files] == ["roofline.svg", "roofline.png"]
+    assert "conv1" in files[0].read_text() or files[0].stat().st_size > 1000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system does not tell")
+def test_memory_holds_weights_gradients_and_momentum():
+    weights = 4 * summarize(architecture("cifar")).parameters
+    taken = memory.peak_memory("train", "cifar", 2, "fp32", CPU)
+    assert 3 * weights < taken < 8 * weights
+
+
+@pytest.mark.slow
+def test_memory_of_prediction_is_the_weights_and_little_more():
+    found = bench(["memory"], archs=["cifar"], batch_size=2, seconds=0.01)
+    train, predict = found["memory"]
+    assert (train["name"], predict["name"]) == ("train", "predict")
+    assert 4 * summarize(architecture("cifar")).parameters < predict["bytes"] < train["bytes"]
+
+
+@pytest.mark.slow
+def test_memory_is_not_told_where_the_process_fails():
+    assert memory.peak_memory("train", "no such network", 1, "fp32", CPU) is None

@@ -1,0 +1,38 @@
+"""The step that benchmarks time is the loop's: it moves all weights, and refuses what `train` refuses."""
+
+import pytest
+import torch
+
+from alexnet.bench.synthetic import BATCHES, synthetic_step
+from alexnet.errors import UserError
+from alexnet.training.step import TrainStep
+
+
+@pytest.mark.parametrize(
+    ("arch", "settings"), [("cifar", {"norm": "batch", "width": 0.125}), ("lenet", {}), ("torchvision/resnet18", {})]
+)
+def test_every_call_takes_one_step(arch, settings, monkeypatch):
+    seen = []
+    plain = TrainStep.__call__
+
+    def watched(self, batch, epoch, number, plan):
+        before = [p.detach().clone() for p in self.model.parameters()]
+        found = plain(self, batch, epoch, number, plan)
+        moved = [not torch.equal(a, b) for a, b in zip(before, self.model.parameters(), strict=True)]
+        seen.append((number, epoch, tuple(batch.images.shape[:2]), all(moved)))
+        return found
+
+    monkeypatch.setattr(TrainStep, "__call__", watched)
+    step = synthetic_step(arch, image_size=32, batch_size=4, precision="fp32", num_classes=3, settings=settings)
+    for _ in range(BATCHES + 2):
+        step()
+    assert [s[0] for s in seen] == list(range(BATCHES + 2))
+    assert {s[1] for s in seen} == {0, 1}
+    assert all(s[2] == (4, 1 if arch == "lenet" else 3) and s[3] for s in seen)
+
+
+def test_bad_input():
+    with pytest.raises(UserError, match="too small"):
+        synthetic_step("torchvision", image_size=32, batch_size=2)
+    with pytest.raises(UserError, match="--batch-size must be greater than 0"):
+        synthetic_step("cifar", batch_size=0)

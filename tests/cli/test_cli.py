@@ -1,0 +1,251 @@
+"""The command line as its users meet it: exit codes, one JSON document on stdout, one sentence on stderr."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet.cli import COMMANDS, run
+from alexnet.models.architectures import ARCHITECTURES
+from alexnet.training.recipes import RECIPES
+
+QUICK = ["--epochs", "1", "--width", "0.125", "--limit-steps", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def document(capsys: pytest.CaptureFixture[str]) -> object:
+    """Everything on stdout, which must be one JSON document."""
+    return json.loads(capsys.readouterr().out)
+
+
+def test_help_names_every_command(capsys):
+    assert run([]) == run(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for command in COMMANDS:
+        assert f"\n  {command} " in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(capsys, command):
+    assert run([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"alexnet {command}" in out
+    assert "--json" in out
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_explains_itself(capsys, recipe):
+    assert run(["train", recipe, "--help"]) == 0
+    assert f"alexnet train {recipe}" in capsys.readouterr().out
+
+
+def test_the_flags_of_train(capsys):
+    """The list is a promise to users: change it knowingly, and keep it under forty."""
+    assert run(["train", "--help"]) == 0
+    flags = set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", capsys.readouterr().out)) - {"--help"}
+    positive = sorted(f for f in flags if not f.startswith("--no-"))
+    assert positive == [
+        "--accumulate", "--arch", "--augment", "--balance", "--batch-size", "--checkpoint-every", "--compile",
+        "--cutmix", "--data", "--device", "--early-stop", "--epochs", "--force", "--freeze", "--image-size", "--init",
+        "--json", "--labels", "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes",
+        "--out", "--parallel", "--precision", "--resume", "--schedule", "--seed", "--set", "--skip-bad",
+        "--tensorboard", "--time-budget", "--warmup", "--weight-decay", "--weights", "--width", "--workers",
+    ]  # fmt: skip
+    assert len(positive) < 40
+
+
+def test_nothing_heavy_is_imported_for_help():
+    code = "import sys; from alexnet.cli import run; run(sys.argv[1:]); print(*sorted(sys.modules), file=sys.stderr)"
+    for arguments in (["--help"], ["train", "--help"], ["show", "--help"], ["arch", "paper"]):
+        found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        loaded = set(found.stderr.split())
+        assert loaded.isdisjoint({"torch", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"}), arguments
+
+
+def test_python_m_alexnet():
+    found = subprocess.run([sys.executable, "-m", "alexnet", "arch", "nothing"], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("alexnet: There is no architecture 'nothing'")
+
+
+def test_arch_prints_the_table(capsys):
+    assert run(["arch"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ARCHITECTURES)
+    assert "60,965,224" in out
+    assert run(["arch", "--json"]) == 0
+    rows = document(capsys)
+    assert {"name", "parameters", "macs", "image_size", "in_channels", "source"} <= set(rows[0])
+    assert len(rows) == len(ARCHITECTURES)
+
+
+def test_arch_prints_one_layer_by_layer(capsys):
+    assert run(["arch", "paper", "--image-size", "128", "--num-classes", "7"]) == 0
+    out = capsys.readouterr().out
+    assert "conv1" in out
+    assert "fc8" in out
+    assert run(["arch", "code2012", "--json"]) == 0
+    found = document(capsys)
+    assert found["parameters"] == 60_965_224
+    assert {"name", "type", "output", "parameters", "macs", "receptive_field"} <= set(found["layers"][0])
+    conv1 = next(r for r in found["layers"] if r["name"] == "conv1")
+    assert conv1["output"] == [96, 55, 55]
+
+
+def test_train_eval_predict_report(capsys, tmp_path):
+    assert run(["train", *QUICK, "--out", "run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert summary["run"] == "run"
+    assert {"best", "final", "epochs", "seconds", "images_per_second", "parameters"} <= set(summary)
+    assert "epoch 1/1" in err
+    assert (tmp_path / "run" / "report.html").is_file()
+
+    assert run(["eval", "run", "--split", "val", "--json"]) == 0
+    found = document(capsys)
+    assert found["top1"] == summary["best"]["top1"]
+    assert set(found) >= {"split", "top1", "top5", "loss", "n", "interval", "per_class", "views", "ece", "coverage"}
+    assert found["calibration"]["n"] == found["n"]
+    assert summary["calibration"] == found["calibration"]
+    assert run(["eval", "run"]) == 0
+    assert "precision" in capsys.readouterr().out
+
+    Image.fromarray(np.zeros((20, 20), dtype=np.uint8)).save("a.png")
+    Path("b.png").write_bytes(b"no picture")
+    assert run(["predict", "run", "a.png", "b.png", "--json", "--top", "3"]) == 0
+    good, bad = document(capsys)["predictions"]
+    assert (good["path"], good["error"], len(good["labels"])) == ("a.png", None, 3)
+    assert bad["labels"] == []
+    assert bad["error"]
+    assert run(["predict", "run", "a.png"]) == 0
+    assert capsys.readouterr().out.startswith("a.png: ")
+
+    assert run(["report", "run", "--json"]) == 0
+    files = document(capsys)["files"]
+    assert (files[0], "run/report/loss.svg" in files) == ("run/report.html", True)
+
+
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("alexnet.report.report.write_report", full)
+    assert run(["train", *QUICK, "--out", "run"]) == 0
+    out, err = capsys.readouterr()
+    assert "No space left on device" in err
+    assert "alexnet report run" in err
+    assert "Next:" in out
+
+
+def test_after_training_the_next_commands_are_shown(capsys):
+    assert run(["train", *QUICK, "--out", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "alexnet eval run" in out
+    assert "alexnet predict run" in out
+
+
+def test_last_is_the_newest_run(capsys):
+    assert run(["train", *QUICK]) == 0
+    capsys.readouterr()
+    assert run(["eval", "last", "--json"]) == 0
+    assert document(capsys)["split"] == "test"
+
+
+def test_a_picture_on_stdin(small_run, tmp_path):
+    Image.fromarray(np.zeros((20, 20), dtype=np.uint8)).save("a.png")
+    command = [sys.executable, "-m", "alexnet", "predict", str(small_run), "-", "--json"]
+    found = subprocess.run(command, input=Path("a.png").read_bytes(), capture_output=True, check=True)
+    (prediction,) = json.loads(found.stdout)["predictions"]
+    assert prediction["path"] == "-"
+    assert prediction["labels"]
+
+
+def test_resume_from_the_command_line(capsys, small_run, tmp_path):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    assert run(["resume", str(copy), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "is finished; --epochs +N extends it" in err
+    assert json.loads(out)["epochs"] == 4
+    assert run(["resume", str(copy), "--epochs", "+1", "--json"]) == 0
+    assert document(capsys)["epochs"] == 5
+
+
+def test_ablate_lists_the_claims_and_tests_one(capsys, tmp_path):
+    assert run(["ablate", "--list", "--json"]) == 0
+    claims = document(capsys)
+    assert {"lrn", "dropout", "ten-crop", "tower-talk"} < {c["claim"] for c in claims}
+    assert all(c["says"] and c["source"] and c["figure"] for c in claims)
+    arguments = ["ablate", "ten-crop", "--epochs", "1", "--lr", "0.01", "--seeds", "1", "--out", "a", "--json"]
+    assert run(arguments) == 0
+    found = document(capsys)
+    assert found["claim"] == "ten-crop"
+    assert found["verdict"] == "cannot tell"  # a single pair
+    assert [arm["name"] for arm in found["arms"]] == ["ten views", "one view"]
+    assert all(Path(file).is_file() for file in found["files"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Name a claim"),
+        (["lnr"], "did you mean 'lrn'"),
+        (["lrn", "--seeds", "0"], "--seeds must be from 1"),
+        (["lrn", "--budget", "0"], "--budget is a number of minutes above 0"),
+        (["lrn", "--data", "nowhere"], "There is no folder nowhere"),
+        (["lrn", "--recipe", "cifar11"], "did you mean 'cifar10'"),
+    ],
+)
+def test_what_ablate_refuses(capsys, tmp_path, arguments, says):
+    assert run(["ablate", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor(capsys):
+    assert run(["doctor", "--json"]) == 0
+    assert document(capsys)["healthy"] is True
+
+
+def test_debug_shows_where(capsys):
+    with pytest.raises(ValueError, match="no architecture"):
+        run(["arch", "nothing", "--debug"])
+
+
+def test_a_failure_of_ours_is_exit_code_1(capsys, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("inside")
+
+    monkeypatch.setitem(COMMANDS, "doctor", broken)
+    assert run(["doctor"]) == 1
+    assert "RuntimeError: inside (--debug shows where)" in capsys.readouterr().err
+
+
+def test_show_and_features_print_their_file(small_run, capsys):
+    assert run(["show", "architecture", "lenet"]) == 0
+    assert capsys.readouterr() == ("architecture-lenet.svg\n", "")
+    assert run(["show", "curves", str(small_run), "--out", "new/c.html", "--json"]) == 0
+    assert document(capsys) == {"files": ["new/c.html"]}
+    assert Path("new/c.html").is_file()
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save("a.png")
+    Path("bad.png").write_bytes(b"no picture")
+    assert run(["features", str(small_run), ".", "--layer", "conv5", "--out", "f.csv", "--json"]) == 0
+    found = document(capsys)
+    assert (found["file"], found["n"], found["module"]) == ("f.csv", 1, "relu5")
+    assert [error["path"] for error in found["errors"]] == ["bad.png"]
+    assert run(["features", str(small_run), "a.png", "--out", "f.parquet"]) == 0
+    assert capsys.readouterr().out.startswith("f.parquet: 1 pictures, ")

@@ -1,0 +1,380 @@
+"""Every kind of damage is found, on every kind of source, and nothing is found where there is none."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from alexnet.data.datasets import load_source
+from alexnet.data.quality import check as check_module
+from alexnet.data.quality.check import check
+from alexnet.data.quality.clean import check_target, write_cleaned
+from alexnet.data.quality.findings import Findings
+from alexnet.errors import UserError
+from damage import CLASSES, damage, grouped, photographs
+from helpers import data_folder, make_folder
+
+REASONS = {  # of what cannot be read
+    "empty": "the file is empty",
+    "cut short": "it is cut short",
+    "web page": "web page",
+    "bomb": "pixels",
+    "no reader": "pillow-heif",
+}
+ODDITIES = {  # of what can be read and is unusual
+    "animated GIF": "animated",
+    "animated WebP": "animated",
+    "one pixel": "1×1",
+    "16 bits": "more than 8 bits",
+    "print colours": "CMYK",
+    "lying name": "it is PNG",
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return photographs(tmp_path_factory.mktemp("photos"), 60)
+
+
+@pytest.fixture(scope="module")
+def damaged(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    root = grouped(photos, tmp_path_factory.mktemp("damaged") / "data")
+    return root, damage(root)
+
+
+def assert_all_found(found: Findings, done: dict[str, str]) -> None:
+    """Each of the fifteen, and no file else."""
+    told = found.to_dict()
+    bad = {row["path"]: row["reason"] for row in told["bad"]}
+    odd = {row["path"]: row["reason"] for row in told["suspicious"]}
+    for way, reason in REASONS.items():
+        assert reason in bad.pop(done[way]), way
+    for way, reason in ODDITIES.items():
+        assert reason in odd.pop(done[way]), way
+    assert bad == odd == {}
+    assert [found.names[i] for i, looked in enumerate(found.seen) if looked.turned] == [done["turned"]]
+    exact = sorted([done["exact copy"], done["the original of the exact copy"]])
+    near = sorted([done["near copy"], done["the original of the near copy"]])
+    assert sorted(map(sorted, told["duplicates"])) == sorted([exact, near])
+    assert [sorted(pair) for pair in told["near_duplicates"]] == [near]
+    assert sorted(map(sorted, told["across_splits"])) == sorted([exact, near])
+    assert [sorted(pair) for pair in told["across_classes"]] == [exact]
+    assert any("'cat' and 'cat '" in w or "'cat ' and 'cat'" in w for w in told["warnings"])
+    assert len(REASONS) + len(ODDITIES) + len(("turned", "exact copy", "near copy", "label with a space")) == 15
+
+
+def test_all_fifteen_damages_are_found(damaged):
+    root, done = damaged
+    found = check(root)
+    assert_all_found(found, done)
+    assert len(found.names) == sum(found.classes.values()) == 60 + 14
+    assert found.refusal is None
+    assert found.command == f"alexnet train folder --data {root} --skip-bad"
+
+
+def test_good_pictures_give_no_warning(photos, tmp_path):
+    found = check(grouped(photos, tmp_path / "data"))
+    told = found.to_dict()
+    assert told["bad"] == told["suspicious"] == told["duplicates"] == []
+    assert [w for w in told["warnings"] if "fewer than" not in w] == []  # sixteen a class are few
+    assert told["splits"] == {"train": dict.fromkeys(CLASSES, 16), "val": dict.fromkeys(CLASSES, 4)}
+    assert (told["width"], told["height"]) == ([200, 200, 200], [150, 150, 150])
+    assert told["formats"] == {"JPEG": 60}
+
+
+def test_processes_find_what_one_finds(damaged, monkeypatch):
+    alone = check(damaged[0]).to_dict()
+    monkeypatch.setattr(check_module, "_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(check_module, "_CHUNK", 16)
+    calls = []
+    assert check(damaged[0], progress=lambda *call: calls.append(call)).to_dict() == alone
+    assert calls[-1] == (74, 74, "looking at images")
+
+
+@pytest.mark.slow
+def test_real_photographs(tmp_path):
+    with zipfile.ZipFile(data_folder("imagenet-photos-200.zip")) as archive:
+        archive.extractall(tmp_path / "photos")
+    inside = next(p.parent for p in sorted((tmp_path / "photos").rglob("*.JPEG")))
+    root = grouped(inside, tmp_path / "data")
+    done = damage(root)
+    found = check(root)
+    told = found.to_dict()
+    assert {done[way] for way in REASONS} == {row["path"] for row in told["bad"]}
+    assert {done[way] for way in ODDITIES} <= {row["path"] for row in told["suspicious"]}
+    assert {frozenset(pair) for pair in told["duplicates"]} == {
+        frozenset([done["exact copy"], done["the original of the exact copy"]]),
+        frozenset([done["near copy"], done["the original of the near copy"]]),
+    }
+    from alexnet.training.api import train
+    from alexnet.training.progress import Silent
+
+    result = train(
+        "folder", data=root, skip_bad=True, out=tmp_path / "run", image_size=32, width=0.125, epochs=1,
+        limit_steps=3, progress=Silent(),
+    )  # fmt: skip
+    assert result.summary["epochs"] == 1
+
+
+# ── sources ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def zipped(root: Path, target: Path) -> Path:
+    """The folder, itself included, as an archive."""
+    return Path(shutil.make_archive(str(target), "zip", root.parent, root.name))
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar", "xztar"])
+def test_an_archive_is_its_folder(kind, damaged, tmp_path):
+    root, done = damaged
+    archive = Path(shutil.make_archive(str(tmp_path / "data"), kind, root.parent, root.name))
+    found = check(archive)
+    assert_all_found(found, done)
+    assert str(archive) in found.command
+    assert list(tmp_path.iterdir()) == [archive]
+    source = load_source("folder", archive, skip_bad=True)
+    plain = load_source("folder", root, skip_bad=True)
+    assert {s: p.names for s, p in source.splits.items()} == {s: p.names for s, p in plain.splits.items()}
+
+
+def table(root: Path, path: Path) -> Path:
+    """What the class folders say, as a table."""
+    names = sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+    rows = [(n.as_posix(), n.parts[1], n.parts[0]) for n in names]
+    if path.suffix == ".parquet":
+        columns = zip(*rows, strict=True)
+        pa.parquet.write_table(pa.table(dict(zip(("file_name", "label", "split"), columns, strict=True))), path)
+    else:
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([("path", "label", "split"), *rows])
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_of_labels_says_what_folders_say(ending, damaged, tmp_path):
+    root, done = damaged
+    labels = table(root, tmp_path / f"labels.{ending}")
+    assert_all_found(check(root, labels), done)
+    source = load_source("folder", root, labels=labels, skip_bad=True)
+    plain = load_source("folder", root, skip_bad=True)
+    assert source.classes == plain.classes
+    for split, part in plain.splits.items():
+        assert sorted(source.splits[split].names) == sorted(part.names)
+
+
+def test_bad_rows_are_listed(tmp_path):
+    root = make_folder(tmp_path / "data")
+    rows = [
+        ("image", "class"), ("apple/0.jpg", "apple"), ("leaf/0.jpg", "leaf"), ("leaf/1.jpg", "leaf"),
+        ("apple/0.jpg", "apple"), ("leaf/0.jpg", "apple"), ("gone.jpg", "leaf"), ("sky/0.jpg", ""),
+    ]  # fmt: skip
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        csv.writer(file, delimiter=";").writerows(rows)
+    found = check(root, tmp_path / "labels.csv")
+    assert dict(found.bad) == {
+        "leaf/0.jpg": "labels.csv lists it twice, as 'leaf' and 'apple'",
+        "gone.jpg": "there is no such file",
+        "sky/0.jpg": "labels.csv gives it no label",
+    }
+    assert "Repeated in labels.csv and passed over: 1 row." in found.warnings
+    assert found.refusal.startswith("2 of 7 rows of ")
+    with pytest.raises(UserError, match="2 of 7 rows of .* cannot be used: "):
+        load_source("folder", root, labels=tmp_path / "labels.csv")
+
+
+def test_labels_that_are_numbers_keep_their_order(tmp_path):
+    root = make_folder(tmp_path, ("a", "b", "c"), 4)
+    labels = root / "labels.csv"
+    rows = [f"{name}/{i}.jpg,{number}" for name, number in (("a", 10), ("b", 9), ("c", 0)) for i in range(4)]
+    labels.write_text("filename,label\n" + "\n".join(rows) + "\n")
+    assert list(check(None, labels).classes) == ["0", "9", "10"]
+    source = load_source("folder", labels=labels)
+    assert source.classes == ("0", "9", "10")
+    assert check(None, labels).command == f"alexnet train folder --labels {labels}"
+    folders = make_folder(tmp_path / "folders", ("0", "9", "10"), 4)
+    assert list(check(folders).classes) == list(load_source("folder", folders).classes) == ["0", "10", "9"]
+    assert "The classes are called by numbers and are put in the order of texts: 0, 10, 9." in check(folders).notes
+
+
+def test_the_layout_of_fashion_mnist(tmp_path):
+    random = np.random.default_rng(0)
+    for stem, count in (("train", 40), ("t10k", 10)):
+        images = random.integers(0, 256, (count, 28, 28), np.uint8)
+        images[0] = 255 * np.eye(28)  # the same in both
+        header = np.array([count, 28, 28], ">u4").tobytes()
+        (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + header + images.tobytes())
+        header, labels = np.array([count], ">u4").tobytes(), (np.arange(count) % 10).astype(np.uint8)
+        (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + header + labels.tobytes())
+    found = check(tmp_path)
+    assert found.to_dict()["duplicates"] == [["train/00000", "test/00000"]]
+    assert found.classes["Trouser"] == 5
+    assert found.command == f"alexnet train fashion-mnist --data {tmp_path}"
+
+
+# ── odd folders ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_strange_names(tmp_path):
+    root = make_folder(tmp_path / "my pets", ("a b", "猫", "c\nd"), 4)
+    for i, name in enumerate(("with space.jpg", "ü猫.jpg", "new\nline.jpg", 'quote".jpg', os.fsdecode(b"b\xff.jpg"))):
+        (root / "a b" / f"{i}.jpg").write_bytes(b"x") if i > 3 else shutil.copy(
+            root / "a b" / "0.jpg", root / "猫" / name
+        )
+        if i > 3:
+            (root / "猫" / name).write_bytes(b"no picture")
+    found = check(root)
+    assert found.classes == {"a b": 5, "c\nd": 4, "猫": 9}
+    assert (os.fsdecode("猫/".encode() + b"b\xff.jpg"), "it is not an image of a known format") in found.bad
+    assert found.command == f"alexnet train folder --data '{root}' --skip-bad"
+    write_cleaned(found, tmp_path / "fixed")
+    assert set(check(tmp_path / "fixed").classes) == {"a b", "c%0Ad", "猫"}
+
+
+def test_links_in_circles_and_pictures_outside_classes(tmp_path):
+    root = make_folder(tmp_path / "data", count=3)
+    (root / "loop").symlink_to(root)
+    (root / "apple" / "up").symlink_to(root / "apple")
+    (root / "itself").symlink_to(root / "itself")
+    shutil.copy(root / "sky" / "0.jpg", root / "stray.jpg")
+    found = check(root)
+    assert len(found.names) == 9
+    assert {w.split()[2] for w in found.warnings if "circles" in w} == {"loop", "apple/up"}
+    assert any("Outside the class folders and passed over: 1 picture" in w and "stray.jpg" in w for w in found.warnings)
+    assert load_source("folder", root).classes == ("apple", "leaf", "sky")
+
+
+def test_a_folder_that_cannot_be_opened(tmp_path):
+    root = make_folder(tmp_path / "data", count=3)
+    (root / "leaf").chmod(0)
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom alexnet.data.quality.check import check\n"
+        "from alexnet.data.datasets import load_source\n"
+        "for p in (sys.argv[1], sys.argv[2]): os.chmod(p, 0o755)\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "print(check(Path(sys.argv[1])).bad)\n"
+        "try: load_source('folder', Path(sys.argv[1]))\n"
+        "except ValueError as error: print(error)"
+    )
+    above = [p for p in tmp_path.parents if p.stat().st_mode & 0o077 == 0]
+    modes = {p: p.stat().st_mode for p in above}
+    try:
+        for p in above:
+            p.chmod(0o755)
+        done = subprocess.run([sys.executable, "-c", code, root, tmp_path], capture_output=True, text=True, check=True)
+    finally:
+        (root / "leaf").chmod(0o755)
+        for p, mode in modes.items():
+            p.chmod(mode)
+    assert "('leaf', 'the folder cannot be opened (Permission denied)')" in done.stdout
+    assert f"The folder {root}/leaf cannot be opened (Permission denied); change its permissions" in done.stdout
+
+
+def test_few_uneven_and_many_classes(tmp_path):
+    make_folder(tmp_path / "data", ("giant",), 60)
+    make_folder(tmp_path / "data", ("pair", "other"), 2)
+    found = check(tmp_path / "data")
+    assert any("fewer than 20 pictures to learn from: 2 of 3" in w for w in found.warnings)
+    assert any("'giant' has 60 pictures" in w and "right in 94%" in w for w in found.warnings)
+
+
+def test_ten_thousand_classes(tmp_path):
+    picture = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)).save(picture)
+    for i in range(10_000):
+        (tmp_path / "data" / f"c{i:05d}").mkdir(parents=True)
+        os.link(picture, tmp_path / "data" / f"c{i:05d}" / "x.png")
+    found = check(tmp_path / "data")
+    assert len(found.classes) == 10_000
+    assert len(found.exact) == 1
+    assert len(found.duplicates) == 9_999
+    assert found.refusal == "it has one picture a class, which leaves none to validate on; add more."
+
+
+def test_what_cannot_be_trained_on_is_still_looked_at(tmp_path):
+    flat = make_folder(tmp_path / "flat", ("x",), 3) / "x"
+    found = check(flat)
+    assert (len(found.names), found.classes) == (3, {})
+    assert "holds pictures but no class folders" in found.verdict
+    one = check(tmp_path / "flat")
+    assert "one class only" in one.verdict
+    assert one.to_dict()["trainable"] is False
+
+
+# ── the cleaned copy ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def snapshot(root: Path) -> dict[str, tuple[bytes, float]]:
+    return {str(p): (p.read_bytes(), p.stat().st_mtime) for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_the_cleaned_copy(damaged, tmp_path):
+    root, _ = damaged
+    before = snapshot(root)
+    said = write_cleaned(check(root), tmp_path / "fixed")
+    assert snapshot(root) == before
+    found = check(tmp_path / "fixed")
+    told = found.to_dict()
+    assert told["bad"] == []
+    assert set(found.classes) == set(CLASSES)
+    assert told["duplicates"] == []
+    assert len(found.names) == 60 + 14 - 5 - 1 - 2
+    assert "Left out 2 pictures that are copies under two labels." in said
+    assert "Left out 5 pictures that cannot be read." in said
+    assert "Left out 1 pictures that look like one that is in another split." in said
+    assert any(s.startswith("Merged the labels 'cat', 'cat ' into") for s in said)
+    assert [p.name for p in tmp_path.iterdir()] == ["fixed"]
+    first = next(p for p in (tmp_path / "fixed").rglob("*.jpg"))
+    assert first.stat().st_nlink == 2
+    with pytest.raises(UserError, match="is not empty"):
+        write_cleaned(check(root), tmp_path / "fixed")
+
+
+def test_of_copies_the_tested_one_stays(photos, tmp_path):
+    root = grouped(photos, tmp_path / "data")
+    shutil.copy(root / "val" / "ant" / "009.jpg", root / "train" / "ant" / "again.jpg")
+    shutil.copy(root / "train" / "bee" / "001.jpg", root / "train" / "bee" / "again.jpg")
+    write_cleaned(check(root), tmp_path / "fixed")
+    names = {p.relative_to(tmp_path / "fixed").as_posix() for p in (tmp_path / "fixed").rglob("*.jpg")}
+    assert "val/ant/009.jpg" in names
+    assert "train/ant/again.jpg" not in names
+    assert {"train/bee/001.jpg", "train/bee/again.jpg"} & names == {"train/bee/001.jpg"}
+
+
+def test_a_cleaned_copy_stays_out_of_the_data(tmp_path):
+    root = make_folder(tmp_path / "data")
+    with pytest.raises(UserError, match="lies in the data itself"):
+        check_target(root / "fixed", root)
+    with pytest.raises(UserError, match="is not empty"):
+        check_target(root / "sky", None)
+
+
+def test_labels_from_a_stranger_do_not_lead_out_of_the_copy(tmp_path):
+    root = make_folder(tmp_path / "data", ("a", "b", "c"), 2)
+    labels = root / "labels.csv"
+    rows = [f'{n}/{i}.jpg,"{label}"' for n, label in (("a", "../../out"), ("b", "/etc"), ("c", "..")) for i in range(2)]
+    labels.write_text("path,label\n" + "\n".join(rows) + "\n")
+    before = sorted(tmp_path.rglob("*"))
+    write_cleaned(check(None, labels), tmp_path / "deep" / "fixed")
+    new = [p for p in sorted(tmp_path.rglob("*")) if p not in before]
+    assert all(p.is_relative_to(tmp_path / "deep") for p in new)
+    assert {p.name for p in (tmp_path / "deep" / "fixed").iterdir()} == {"%2E.%2F..%2Fout", "%2Fetc", "%2E."}
+    assert len(check(tmp_path / "deep" / "fixed").names) == 6
+
+
+def test_pixels_are_written_as_png(tmp_path):
+    images = torch.randint(0, 256, (6, 1, 20, 20), dtype=torch.uint8)
+    data, names = tmp_path / "data", [f"train/{i}" for i in range(6)]
+    found = Findings(data, data, None, "cifar10", names, ["a", "b"] * 3, ["train"] * 6, ("a", "b"), pixels=images)
+    found.seen = list(check_module._look(check_module.look_at_pixels, images.permute(0, 2, 3, 1).numpy(), None))
+    write_cleaned(found, tmp_path / "fixed")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "fixed/train/b/3.png")), images[3, 0].numpy())

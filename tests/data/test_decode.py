@@ -1,0 +1,323 @@
+"""Every kind of file that people have becomes RGB or grey, and every broken one says why."""
+
+import importlib.util
+import io
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from alexnet.data import decode as decode_module
+from alexnet.data.decode import IMAGE_SUFFIXES, BadImage, check_image, decode, decode_part, image_size
+from alexnet.errors import UserError
+
+RED, BLUE = (220, 30, 20), (10, 40, 200)
+
+
+def two_halves(width: int = 40, height: int = 24) -> Image.Image:
+    """Left half red, right half blue."""
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(BLUE, (width // 2, 0, width, height))
+    return image
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def near(image: Image.Image, point: tuple[int, int], colour: tuple[int, ...], tolerance: int = 8) -> bool:
+    pixel = np.atleast_1d(np.asarray(image.getpixel(point)))
+    return bool(np.abs(pixel.astype(int) - np.array(colour)).max() <= tolerance)
+
+
+# What a camera stores so that turning it as the tag says gives the upright picture.
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("tag", STORED)
+def test_exif_orientation_is_applied_once(tag, tmp_path):
+    upright = two_halves()
+    upright.paste((0, 200, 0), (0, 0, 8, 8))  # so that mirrored differs from turned
+    stored = upright if STORED[tag] is None else upright.transpose(STORED[tag])
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    path = tmp_path / "photo.png"
+    stored.save(path, exif=exif)
+    image = decode(path)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(upright))
+    assert image_size(path) == upright.size
+    again = decode(encoded(image, "PNG", exif=image.info.get("exif", b"")))
+    np.testing.assert_array_equal(np.asarray(again), np.asarray(upright))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_malformed_exif_does_not_cost_the_picture():
+    data = encoded(two_halves(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
+    assert near(decode(data), (5, 5), RED)
+
+
+def test_cmyk_jpeg():
+    image = decode(encoded(two_halves().convert("CMYK"), "JPEG", quality=95))
+    assert image.mode == "RGB"
+    assert near(image, (5, 5), RED)
+    assert near(image, (35, 5), BLUE)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LAB"])
+@pytest.mark.parametrize(("channels", "result"), [(3, "RGB"), (1, "L")])
+def test_every_mode_becomes_what_the_network_reads(mode, channels, result):
+    image = decode(encoded(two_halves().convert("RGB" if mode == "LAB" else mode), "TIFF"), channels)
+    assert (image.mode, image.size) == (result, (40, 24))
+
+
+def test_palette_with_and_without_transparency():
+    palette = two_halves().quantize(2)
+    assert near(decode(encoded(palette, "PNG")), (5, 5), RED)
+    clear = palette.getpixel((5, 5))
+    image = decode(encoded(palette, "PNG", transparency=clear))
+    assert near(image, (5, 5), (255, 255, 255), 0)
+    assert near(image, (35, 5), BLUE)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_over_white(mode):
+    image = Image.new(mode, (4, 4), (0,) * (len(mode) - 1) + (0,))
+    image.putpixel((1, 1), (0,) * (len(mode) - 1) + (255,))
+    image.putpixel((2, 2), (0,) * (len(mode) - 1) + (128,))
+    for channels, white in ((3, (255, 255, 255)), (1, (255,))):
+        read = decode(encoded(image, "PNG"), channels)
+        assert near(read, (0, 0), white, 0)
+        assert near(read, (1, 1), (0,) * channels, 0)
+        assert near(read, (2, 2), (127,) * channels, 1)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_not_clipped(format):
+    values = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
+    image = decode(encoded(Image.fromarray(values), format), channels=1)
+    np.testing.assert_array_equal(np.asarray(image).ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, 255), (255.0, 255), (9000.0, 255)])
+def test_floating_point_tiff(scale, expected):
+    values = (np.linspace(0, 1, 64, dtype=np.float32) * scale).reshape(8, 8)
+    pixels = np.asarray(decode(encoded(Image.fromarray(values), "TIFF"), channels=1))
+    assert (pixels.min(), pixels.max()) == (0, expected)
+    assert (np.diff(pixels.ravel().astype(int)) >= 0).all()
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    assert near(decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])), (4, 4), RED)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG that claims to be so large."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    signature = b"\x89PNG\r\n\x1a\n"
+    return signature + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + b"\0\0\0\x09IDAT"
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+BROKEN = {
+    "empty": (b"", "the file is empty"),
+    "web page": (b"\n<!DOCTYPE html><html>404</html>", "web page"),
+    "text": (b"hello, world", "not an image of a known format"),
+    "cut JPEG": (encoded(NOISE, "JPEG")[:-800], "cut short"),
+    "cut PNG": (encoded(NOISE, "PNG")[:-5000], "cut short"),
+    "HEIC": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "pillow-heif"),
+    "bomb": (png_header(20_000, 20_000), "178,956,970 pixels"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_files_say_why(kind, tmp_path):
+    if kind == "HEIC" and importlib.util.find_spec("pillow_heif"):
+        pytest.skip("pillow-heif is installed, so HEIC is tried")
+    data, reason = BROKEN[kind]
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(data)
+    with pytest.raises(BadImage, match=r"picture\.jpg") as caught:
+        decode(path)
+    assert reason in caught.value.reason
+    assert str(caught.value).count(". ") == 0  # one sentence
+    assert check_image(path) == caught.value.reason
+    assert check_image(path, full=False) == caught.value.reason
+    with pytest.raises(BadImage, match="the image"):
+        decode(data)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(BadImage, match="no such file"):
+        decode(tmp_path / "none.jpg")
+    with pytest.raises(BadImage, match="folder"):
+        decode(str(tmp_path))
+
+
+def test_damage_in_the_middle_is_found_by_the_full_check_only(tmp_path):
+    data = bytearray(encoded(NOISE, "PNG"))
+    data[5000:5100] = bytes(100)
+    path = tmp_path / "damaged.png"
+    path.write_bytes(data)
+    assert check_image(path) is not None
+    assert check_image(path, full=False) is None
+
+
+def test_good_files_pass_both_checks(tmp_path):
+    path: Path = tmp_path / "good.jpg"
+    path.write_bytes(encoded(NOISE, "JPEG") + bytes(4000))  # padded, as some cameras do
+    assert check_image(path) is None
+    assert check_image(path, full=False) is None
+
+
+# ── for training ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Smooth, with some noise on it."""
+    small = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    noisy = smooth + np.random.default_rng(1).integers(-9, 10, smooth.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+@pytest.fixture(params=["simplejpeg", "Pillow"])
+def reader(request, monkeypatch) -> str:
+    """Both ways to read a JPEG."""
+    if request.param == "Pillow":
+        monkeypatch.setattr(decode_module, "_simplejpeg", lambda: None)
+    else:
+        pytest.importorskip("simplejpeg")
+    return request.param
+
+
+PARTS = st.tuples(*[st.integers(0, 99)] * 4)  # per cent of width or height
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    width=st.integers(1, 70), height=st.integers(1, 70), mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    channels=st.sampled_from([1, 3]), subsampling=st.integers(0, 2), progressive=st.booleans(),
+    orientation=st.integers(1, 8), part=PARTS,
+)  # fmt: skip
+def test_a_part_at_full_size_is_what_decode_gives(
+    reader, width, height, mode, channels, subsampling, progressive, orientation, part
+):
+    options = {"subsampling": subsampling} if mode == "RGB" else {}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph(width, height, mode), "JPEG", progressive=progressive, exif=exif, **options)
+    whole = decode(data, channels)
+    expected = np.asarray(whole).reshape(whole.height, whole.width, channels)
+
+    def box(*size: int) -> tuple[int, int, int, int]:
+        assert size == whole.size
+        (left, right), (top, bottom) = (sorted(p * s // 100 for p in part[i::2]) for i, s in enumerate(size))
+        return left, top, right + 1, bottom + 1
+
+    left, top, right, bottom = box(*whole.size)
+    got = decode_part(data, 99, channels, box=box)
+    np.testing.assert_array_equal(got, expected[top:bottom, left:right])
+    np.testing.assert_array_equal(decode_part(data, 99, channels), expected)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_a_part_of_any_other_format(format):
+    data = encoded(photograph(40, 30), format)
+    got = decode_part(data, 1, box=lambda width, height: (2, 3, width, height - 4))
+    np.testing.assert_array_equal(got, np.asarray(decode(data))[3:26, 2:])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(16, 400), st.integers(16, 300), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 6]))
+def test_a_part_is_decoded_as_small_as_allowed_and_by_both_readers_alike(width, height, factor, orientation):
+    pytest.importorskip("simplejpeg")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph(width, height), "JPEG", quality=90, exif=exif)
+    size = max(1, min(width, height) // (2 * factor))
+    got = decode_part(data, size)
+    used = next(f for f in (8, 4, 2, 1) if min(width, height) >= 2 * f * size)
+    upright = (height, width) if orientation == 6 else (width, height)
+    assert abs(got.shape[1] - upright[0] / used) <= 1
+    assert abs(got.shape[0] - upright[1] / used) <= 1
+    assert min(got.shape[:2]) >= 2 * size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_module, "_simplejpeg", lambda: None)
+        np.testing.assert_array_equal(decode_part(data, size), got)
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+@pytest.mark.parametrize("size", [12, 25, 50])
+def test_a_smaller_decoding_is_nearly_the_same_once_resized(size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph(320, 240), "JPEG", quality=90, exif=exif)
+    part = decode_part(data, size)
+    assert part.shape[0] < 240
+    exact, near = (
+        np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+        for picture in (decode(data), Image.fromarray(part))
+    )
+    assert np.abs(exact - near).mean() < 2
+
+
+def test_a_box_is_found_in_the_smaller_picture():
+    picture = Image.new("RGB", (256, 160), BLUE)
+    picture.paste(RED, (64, 32, 192, 96))
+    got = decode_part(encoded(picture, "JPEG", quality=95), 16, box=lambda *_: (64, 32, 192, 96))
+    assert got.shape == (32, 64, 3)
+    assert np.abs(got.astype(int) - RED).max() < 12
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("size", [1, 999])
+def test_broken_files_say_the_same_in_training(kind, size, reader, tmp_path):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(BROKEN[kind][0])
+    with pytest.raises(BadImage) as expected:
+        decode(path)
+    with pytest.raises(BadImage) as caught:
+        decode_part(path, size)
+    assert str(caught.value) == str(expected.value)
+
+
+def test_what_pillow_forgives_is_read_in_training_too(reader):
+    data = encoded(photograph(64, 48), "JPEG", quality=95)
+    data = data[: len(data) // 2] + bytes(16) + data[len(data) // 2 :]  # a complaint of libjpeg's, not an error
+    np.testing.assert_array_equal(decode_part(data, 99), np.asarray(decode(data)))
+
+
+def test_bad_image_survives_pickling_and_is_a_user_error():
+    error = pickle.loads(pickle.dumps(BadImage("it is cut short", "a.jpg")))
+    assert isinstance(error, UserError)
+    assert (error.reason, error.where) == ("it is cut short", "a.jpg")
+    assert "a.jpg" in str(error)
+
+
+def test_channels_are_one_or_three():
+    with pytest.raises(UserError, match="not 4"):
+        decode(encoded(NOISE, "PNG"), channels=4)
+
+
+def test_suffixes_are_lower_case():
+    assert {".jpg", ".jpeg", ".png", ".webp", ".heic"} <= IMAGE_SUFFIXES
+    assert all(suffix == suffix.lower() for suffix in IMAGE_SUFFIXES)

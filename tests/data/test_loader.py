@@ -1,0 +1,322 @@
+"""Batches depend on (seed, epoch, place) and on nothing else: not on workers, history or memory."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alexnet import rng
+from alexnet.data import image_folder, loader
+from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
+from alexnet.data.dataset import Arrays, Files, Source
+from alexnet.data.datasets import read_files
+from alexnet.data.decode import BadImage, decode
+from alexnet.data.loader import Batch, FromFiles, InMemory, Share, batch_bounds, choose_workers, memory_plan
+from alexnet.data.transforms import Preprocess
+from alexnet.errors import ReaderDied, UserError
+
+PREPROCESS = Preprocess(16, 20)
+
+
+def arrays(n: int = 10, side: int = 20) -> Arrays:
+    images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Arrays(images, torch.arange(n), [f"train/{i}" for i in range(n)])
+
+
+@pytest.fixture
+def files(tmp_path) -> Files:
+    """Eleven photographs of different shapes in two classes."""
+    random = np.random.default_rng(0)
+    for i in range(11):
+        path = tmp_path / ("cat" if i < 6 else "dog") / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        small = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        small.resize((40 + 3 * i, 60 - 2 * i)).save(path)
+    return image_folder.scan(tmp_path).splits["train"]
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    pairs = [(a, b) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)]
+    return len(left) > 0 and all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "drop_last", "sizes"),
+    [
+        (10, 4, False, [4, 4, 2]),
+        (10, 4, True, [4, 4]),
+        (9, 4, False, [4, 5]),
+        (9, 4, True, [4, 4]),
+        (8, 4, True, [4, 4]),
+        (3, 4, True, [3]),
+        (1, 4, False, [1]),
+        (3, 1, False, [1, 1, 1]),
+        (0, 4, False, []),
+    ],
+)
+def test_batch_bounds(samples, batch_size, drop_last, sizes):
+    bounds = batch_bounds(samples, batch_size, drop_last)
+    assert [stop - start for start, stop in bounds] == sizes
+    assert [i for start, stop in bounds for i in range(start, stop)] == list(range(sum(sizes)))
+
+
+def test_a_batch_holds_something():
+    with pytest.raises(UserError, match="not 0"):
+        batch_bounds(5, 0)
+
+
+# ── in memory ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_in_memory_in_order_for_evaluation():
+    data = arrays()
+    loader = InMemory(data, PREPROCESS, batch_size=4)
+    batches = list(loader.batches(0))
+    assert len(loader) == len(batches) == 3
+    assert loader.samples == 10
+    assert loader.on_device is None
+    assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
+    assert torch.equal(torch.cat([batch.images for batch in batches]), PREPROCESS.fit(data.images))
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), data.targets)
+
+
+def test_in_memory_shuffled_starts_anywhere():
+    loader = InMemory(arrays(), PREPROCESS, Augment(crop="random"), batch_size=3, shuffle=True, seed=4)
+    batches = list(loader.batches(2))
+    ids = torch.cat([batch.ids for batch in batches])
+    assert ids.tolist() == rng.permutation(4, 2, 10).tolist()
+    for batch in batches:
+        assert torch.equal(batch.targets, batch.ids)
+        assert torch.equal(batch.images, arrays().images[batch.ids])
+    assert same(list(loader.batches(2, start=1)), batches[1:])
+    assert list(loader.batches(2, start=3)) == []
+    assert not same(list(loader.batches(3)), batches)
+
+
+def test_in_memory_resizes_what_has_another_size():
+    small = arrays(side=12)
+    (batch,) = InMemory(small, PREPROCESS, batch_size=10).batches(0)
+    assert batch.images.shape[-1] == 16
+    (batch,) = InMemory(small, PREPROCESS, Augment(crop="random"), batch_size=10).batches(0)
+    assert batch.images.shape[-1] == 20
+    (batch,) = InMemory(small, PREPROCESS, Augment(crop="resized"), batch_size=10).batches(0)
+    assert batch.images.shape[-1] == 12
+
+
+def test_pictures_cut_for_evaluation_are_not_used_otherwise(files):
+    ready = read_files(files, PREPROCESS)
+    with pytest.raises(UserError, match="read them again"):
+        InMemory(ready, PREPROCESS, Augment(crop="random"), batch_size=2)
+    with pytest.raises(UserError, match="read them again"):
+        InMemory(ready, Preprocess(12), batch_size=2)
+
+
+def test_in_memory_channels_must_match():
+    with pytest.raises(UserError, match="3 channels and the preprocessing 1"):
+        InMemory(arrays(), Preprocess(16, channels=1, mean=(0.5,), std=(0.5,)), batch_size=2)
+
+
+# ── from files ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_evaluation_from_files_equals_memory_and_the_decoder(files):
+    from_files = list(FromFiles(files, PREPROCESS, batch_size=4).batches(0))
+    assert same(from_files, list(InMemory(read_files(files, PREPROCESS), PREPROCESS, batch_size=4).batches(0)))
+    assert torch.equal(from_files[1].images[2], PREPROCESS.evaluation(decode(files.paths[6])))
+    assert torch.cat([batch.targets for batch in from_files]).tolist() == [0] * 6 + [1] * 5
+
+
+@pytest.mark.parametrize("crop", ["random", "pad"])
+def test_training_from_files_equals_memory(crop, files):
+    cfg = Augment(crop=crop, flip=True)
+    options = {"batch_size": 4, "shuffle": True, "seed": 3}
+    from_files = FromFiles(files, PREPROCESS, cfg, **options)
+    assert from_files.on_device == cfg
+    in_memory = InMemory(read_files(files, PREPROCESS, cfg), PREPROCESS, cfg, **options)
+    assert same(list(from_files.batches(1)), list(in_memory.batches(1)))
+
+
+def test_resized_crop_is_taken_from_the_full_picture(files):
+    cfg = Augment(crop="resized", flip=True)
+    loader = FromFiles(files, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=3)
+    assert loader.on_device == Augment(crop="none", flip=True)
+    for batch in loader.batches(5):
+        assert batch.images.shape[1:] == (3, 16, 16)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        for image, i in zip(batch.images, batch.ids.tolist(), strict=True):
+            picture = decode(files.paths[i])
+            box = crop_box(*picture.size, rng.draws(3, 5, [i], "crop", BOX_DRAWS)[0], cfg.scale, cfg.ratio)
+            assert torch.equal(image, PREPROCESS.cut(np.array(picture.crop(box))))
+        left = augment(batch.images, batch.ids, 5, 3, loader.on_device, 16)
+        assert left.shape == batch.images.shape
+
+
+@pytest.mark.parametrize("crop", ["resized", "random"])
+def test_any_number_of_workers_gives_the_same_pictures(crop, files):
+    def batches(workers: int, start: int = 0) -> list[Batch]:
+        options = {"batch_size": 3, "shuffle": True, "seed": 1, "workers": workers}
+        return list(FromFiles(files, PREPROCESS, Augment(crop=crop), **options).batches(2, start))
+
+    state = torch.get_rng_state()
+    alone = batches(0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [len(batch.ids) for batch in alone] == [3, 3, 3, 2]
+    assert same(batches(1), alone)
+    assert same(batches(2), alone)
+    assert same(batches(2, start=2), alone[2:])
+
+
+@pytest.mark.slow
+def test_a_chunk_of_files_shares_the_box_of_its_first(files):
+    batch, *_ = FromFiles(files, PREPROCESS, Augment(crop="resized", crop_chunk=3), batch_size=6, seed=5).batches(2)
+    draws = rng.draws(5, 2, range(6), "crop", BOX_DRAWS)
+    for i, picture in enumerate(batch.images):
+        image = decode(files.paths[i])
+        box = crop_box(*image.size, draws[i // 3 * 3], (0.08, 1.0), (3 / 4, 4 / 3))
+        assert torch.equal(picture, PREPROCESS.cut(np.array(image.crop(box))))
+
+
+def test_spawned_workers_give_the_same_pictures(files):
+    loader = FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1, workers=1)
+    alone = list(FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1).batches(0))
+    before = torch.multiprocessing.get_start_method(allow_none=True)
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert same(list(loader.batches(0)), alone)
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        ConnectionResetError(104, "reset"),
+        FileNotFoundError("no socket"),
+        EOFError(),
+        RuntimeError("DataLoader worker 7"),
+    ],
+)
+def test_a_worker_that_dies_while_it_hands_over_is_told(raised, files, monkeypatch):
+    """Whichever way torch comes to know it, which depends on the moment; test_faults.py kills real ones."""
+
+    def broken(loader):
+        yield from ()
+        raise raised
+
+    monkeypatch.setattr(loader, "_told_when_asked", broken)
+    with pytest.raises(ReaderDied):
+        list(FromFiles(files, PREPROCESS, batch_size=4, workers=1).batches(0))
+    with pytest.raises(type(raised)):
+        list(FromFiles(files, PREPROCESS, batch_size=4, workers=0).batches(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_went_bad_is_named(workers, files):
+    files.paths[7].write_bytes(b"<html>")
+    loader = FromFiles(files, PREPROCESS, batch_size=4, workers=workers)
+    with pytest.raises(BadImage, match=r"07\.png: it is not an image but a web page") as caught:
+        list(loader.batches(0))
+    assert "Traceback" not in str(caught.value)
+
+
+# ── this machine ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_workers_follow_the_cores(monkeypatch, tmp_path):
+    for cores, expected in ((1, 0), (2, 2), (64, 16)):
+        monkeypatch.setattr(loader, "cpu_count", lambda cores=cores: cores)
+        assert choose_workers(None, 1, tmp_path) == (expected, None)
+    assert choose_workers(3, 1, tmp_path) == (3, None)
+    assert choose_workers(0, 1 << 60, tmp_path) == (0, None)
+    assert choose_workers(5, 1 << 60, tmp_path / "macos") == (5, None)
+
+
+def test_too_little_shared_memory_is_said(tmp_path):
+    workers, sentence = choose_workers(4, 1 << 60, tmp_path)
+    assert workers == 0
+    assert "--shm-size" in sentence
+    free = loader.shutil.disk_usage(tmp_path).free
+    workers, sentence = choose_workers(4, free // 10, tmp_path)  # each may hold four batches
+    assert workers in (1, 2)
+    assert f"{workers} worker processes instead of 4" in sentence
+
+
+def test_workers_are_not_negative():
+    with pytest.raises(UserError, match="-1"):
+        choose_workers(-1, 1)
+
+
+def test_memory_plan(monkeypatch):
+    names = [f"{i}" for i in range(1000)]
+    source = Source("x", ("a", "b"), {"train": Files(Path(), names, torch.zeros(1000))}, channels=3)
+    monkeypatch.setattr(loader, "free_memory", lambda: 64 << 30)
+    assert memory_plan(source, 64)
+    assert memory_plan(source, 846)  # 2 GiB are 1000 × 3 × 846²
+    assert not memory_plan(source, 847)
+    monkeypatch.setattr(loader, "free_memory", lambda: 40_000_000)
+    assert not memory_plan(source, 64)
+    assert memory_plan(Source("x", ("a",), {"train": arrays()}, 3), 4096)  # there already
+
+
+# ── several processes ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("n", [1, 3, 10, 12])
+@pytest.mark.parametrize("processes", [1, 2, 4, 5])
+def test_parts_of_a_batch_follow_each_other_and_differ_by_one_at_most(n, processes):
+    places = [Share(number, processes).place(n) for number in range(processes)]
+    assert [i for place in places for i in range(place.first, place.first + place.size)] == list(range(n))
+    assert max(place.size for place in places) - min(place.size for place in places) <= 1
+    assert {place.of for place in places} == {n}
+
+
+@pytest.mark.parametrize("cfg", [Augment(crop="random", crop_chunk=4), Augment(crop="random", mixup=0.2)])
+def test_processes_read_the_batches_of_one_between_them(cfg):
+    """Eleven samples in batches of four: of three processes, one has no part of the last batch but one."""
+    whole = InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4)
+    shares = [Share(number, 3) for number in range(3)]
+    loaders = [InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4, share=s) for s in shares]
+    for all_of_it, *parts in zip(whole.batches(1), *(part.batches(1) for part in loaders), strict=True):
+        own = [slice(len(part.ids) - part.place.size, None) for part in parts]
+        assert torch.equal(torch.cat([p.ids[s] for p, s in zip(parts, own, strict=True)]), all_of_it.ids)
+        assert torch.equal(torch.cat([p.leads[s] for p, s in zip(parts, own, strict=True)]), all_of_it.leads)
+        for part in parts:
+            extra = len(part.ids) - part.place.size
+            assert extra == (1 if cfg.mixup or not part.place.size else 0)
+            assert part.place.of == len(all_of_it.ids)
+            if extra:  # the picture that the first is mixed with: the one before it, or the last of all
+                assert part.ids[0] == all_of_it.ids[part.place.first - 1]
+
+
+def test_files_are_divided_as_memory_is(files):
+    cfg = Augment(crop="resized", mixup=0.2)
+    share = Share(1, 2)
+    one = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, share=share)
+    two = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, workers=2, share=share)
+    whole = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2)
+    assert same(list(one.batches(3)), list(two.batches(3)))
+    for part, all_of_it in zip(one.batches(3), whole.batches(3), strict=True):
+        rows = slice(part.place.first - 1, part.place.first + part.place.size)
+        assert torch.equal(part.images, all_of_it.images[rows])
+
+
+def test_an_evaluation_is_divided_by_whole_batches():
+    whole = list(InMemory(arrays(11), PREPROCESS, batch_size=3).batches(0))
+    found = []
+    for number in range(3):
+        loader = InMemory(arrays(11), PREPROCESS, batch_size=3)
+        loader.take_turns(Share(number, 3))
+        found.append(list(loader.batches(0)))
+        assert loader.samples == sum(len(batch.ids) for batch in found[-1])
+    assert same([found[0][0], found[1][0], found[2][0], found[0][1]], whole)
+
+
+def test_processes_on_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(loader, "cpu_count", lambda: 8)
+    assert choose_workers(None, 1)[0] == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert choose_workers(None, 1)[0] == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert choose_workers(None, 1)[0] == 0

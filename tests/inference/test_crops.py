@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import functional as tv
+
+from alexnet.cli import run
+from alexnet.data.datasets import load_source
+from alexnet.data.transforms import Preprocess
+from alexnet.errors import UserError
+from alexnet.inference.crops import CENTRE, TEN_CROP, cut, log_mean, uncropped, views_of
+from alexnet.inference.ensemble import forward
+from alexnet.inference.evaluate import evaluate
+from alexnet.inference.predict import load
+from alexnet.models.model import create_model
+
+
+def test_ten_crops_are_torchvisions():
+    squares = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
+    ours = list(cut(squares, TEN_CROP, 224))
+    theirs = tv.ten_crop(squares, [224])
+    assert len(ours) == 10
+    for view in theirs:
+        assert sum(torch.equal(view, other) for other in ours) == 1
+
+
+def test_offsets_are_those_of_2012():
+    """0, 16 and 32 pixels of the margin of 32."""
+    rows = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 256)[None, None]
+    tops = [int(view[0, 0, 0, 0]) for view in cut(rows, TEN_CROP, 224)]
+    assert tops == [0, 0, 0, 0, 16, 16, 32, 32, 32, 32]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 10, 18, 32, 50])
+def test_grids(count):
+    views = views_of(count)
+    squares = torch.randint(0, 256, (1, 3, 40, 40), dtype=torch.uint8)
+    found = list(cut(squares, views, 32))
+    assert len(found) == len(views) == count
+    assert len({view.numpy().tobytes() for view in found}) == count
+    assert all(view.shape == (1, 3, 32, 32) for view in found)
+
+
+def test_a_number_that_makes_no_grid():
+    with pytest.raises(UserError, match="take 10 or 18"):
+        views_of(15)
+
+
+def test_the_centre_is_plain_evaluation():
+    preprocess = Preprocess(size=24, resize=32)
+    squares = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    (view,) = cut(squares, CENTRE, 24)
+    assert torch.equal(view, preprocess.fit(squares))
+    assert uncropped(preprocess).size == 32
+
+
+def test_pictures_without_a_margin_get_a_mirrored_one():
+    squares = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
+    views = list(cut(squares, TEN_CROP, 32))
+    assert torch.equal(views[4], squares)  # the centre
+    assert torch.equal(views[0][..., 1:, 1:], squares[..., :-1, :-1])  # moved by a pixel
+    assert torch.equal(views[0][..., 0, 1:], squares[..., 1, :-1])  # and mirrored there
+
+
+def test_probabilities_are_averaged_not_logits():
+    torch.manual_seed(0)
+    model = create_model("cifar", width=0.1, init="torch").eval()
+    preprocess = Preprocess(size=32)
+    squares = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = torch.stack([model(preprocess.normalise(v)).softmax(1) for v in cut(squares, TEN_CROP, 32)]).mean(0)
+        found = forward(model, squares, preprocess, TEN_CROP).softmax(1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_eval_and_predict_share_the_views(small_run, tmp_path, capsys):
+    part = load_source("digits").splits["test"]
+    found = evaluate(small_run, split="test", views=10, device="cpu")
+    assert found["views"] == 10
+    classifier = load(small_run, device="cpu")
+    p = classifier.probabilities(part.images, TEN_CROP)
+    assert found["top1"] == float((p.argmax(1) == part.targets).double().mean())
+    assert np.allclose(p.sum(1), 1, atol=1e-5)
+    assert run(["eval", str(small_run), "--ten-crop", "--crops", "18"]) == 2
+    assert "--ten-crop is 10 views" in capsys.readouterr().err
+
+
+def test_several_views_do_not_replace_the_stored_logits(small_run):
+    stored = small_run / "evaluation" / "val.parquet"
+    before = stored.read_bytes()
+    evaluate(small_run, split="val", views=2, device="cpu")
+    assert stored.read_bytes() == before
+
+
+def test_scales_resize_the_picture_and_not_the_square():
+    preprocess = Preprocess(size=224, resize=256)
+    assert [uncropped(preprocess, s).size for s in (0.875, 1, 1.15)] == [224, 256, 294]
+    views = views_of(10, (1, 1.15))
+    assert len(views) == 20
+    with pytest.raises(UserError, match=r"At --scales 0\.8 the picture is 205×205 .* give 0\.875 or more"):
+        uncropped(preprocess, 0.8)
+
+
+def test_a_mean_image_is_subtracted_at_every_scale():
+    model = torch.nn.Flatten().eval()
+    preprocess = Preprocess(size=24, resize=32, mean_image=torch.rand(3, 32, 32), std=(1, 1, 1))
+    squares = torch.randint(0, 256, (2, 3, uncropped(preprocess, 1.5).size, 48), dtype=torch.uint8)
+    found = forward(model, squares, preprocess, CENTRE)
+    expected = squares[..., 12:36, 12:36] / 255 - preprocess.mean_image[:, 4:28, 4:28]
+    torch.testing.assert_close(found, expected.flatten(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scales", [(), (0,), (1, -1), (5,), (float("nan"),)])
+def test_scales_that_are_none(scales):
+    with pytest.raises(UserError, match="--scales takes numbers above 0 and up to 4"):
+        views_of(1, scales)
+
+
+def test_the_mean_of_certain_answers_stays_finite():
+    """Probabilities that float32 cannot hold: 200 nats apart, their mean is the logarithm of one half and -200.7."""
+    logits = torch.tensor([[200.0, 0.0, 0.0]])
+    found = log_mean([logits, logits.flip(1)])
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0.0, 0.5]]).log().maximum(torch.tensor(-200.0)))

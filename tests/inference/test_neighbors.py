@@ -1,0 +1,77 @@
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet.data.datasets import load_source
+from alexnet.errors import UserError
+from alexnet.inference.load import open_model
+from alexnet.inference.neighbors import INFO, VECTORS, open_index, run_pictures, search, similar
+from alexnet.run_dir import Run
+from alexnet.training.api import resume_run, train
+from alexnet.training.progress import Silent
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_search_is_exact(scale):
+    rng = np.random.default_rng(0)
+    stored = (scale * rng.standard_normal((3000, 64))).astype(np.float16)
+    stored[2000] = stored[7]  # equal distances keep their order
+    queries = np.concatenate([stored[[7, 1234]].astype(np.float32), rng.standard_normal((3, 64), dtype=np.float32)])
+    norms = np.square(stored.astype(np.float64)).sum(1)
+    plain = np.sqrt(((stored[None].astype(np.float64) - queries[:, None]) ** 2).sum(2))
+    for found, distances in zip(search(stored, norms, queries, 9), plain, strict=True):
+        assert [i for i, _ in found] == np.argsort(distances, kind="stable")[:9].tolist()
+        np.testing.assert_allclose([d for _, d in found], np.sort(distances)[:9], rtol=1e-12)
+
+
+def test_rounding_cannot_hide_a_neighbour():
+    """Far from the origin |x|² − 2xq + |q|² in float32 is off by more than the distances that are to be told apart."""
+    rng = np.random.default_rng(1)
+    stored = np.full((5000, 256), 2000, np.float16)
+    stored[:, 0] += 2 * rng.permutation(5000).astype(np.float16) % 64
+    query = np.full((1, 256), 2000, np.float32)
+    norms = np.square(stored.astype(np.float64)).sum(1)
+    found = search(stored, norms, query, 5)[0]
+    plain = np.abs(stored[:, 0].astype(np.float64) - 2000)
+    assert [d for _, d in found] == np.sort(plain)[:5].tolist()
+
+
+def test_a_training_picture_finds_itself_first(small_run, tmp_path):
+    run = Run(shutil.copytree(small_run, tmp_path / "run"))
+    opened = open_model(run.path)
+    part = load_source("digits", seed=0).splits["train"]
+    pictures = [Image.fromarray(part.images[i, 0].numpy()) for i in (0, 500)]
+    said = []
+    for found, i in zip(similar(opened, pictures, top=4, device="cpu", say=said.append), (0, 500), strict=True):
+        assert found[0].name == part.names[i]
+        assert found[0].distance < 0.02 * found[1].distance  # float16
+        assert [n.distance for n in found] == sorted(n.distance for n in found)
+        assert found[0].label == str(int(part.targets[i]))
+    assert len(said) == 1
+    stored = np.load(run.path / "index" / "fc7" / VECTORS, mmap_mode="r")
+    assert stored.dtype == np.float16
+    assert len(stored) == len(part)
+    similar(opened, pictures[:1], device="cpu", say=said.append)
+    assert len(said) == 1  # the second time it is there
+    np.testing.assert_array_equal(np.asarray(run_pictures(run, [part.names[3]])[0])[..., 0], part.images[3, 0])
+
+
+def test_another_checkpoint_or_damage_makes_another_index(tmp_path):
+    run = train("digits", out=tmp_path / "run", epochs=1, limit_steps=2, width=0.125, progress=Silent()).run
+    before = np.array(open_index(open_model(run), device="cpu").vectors)
+    info = run / "index" / "fc7" / INFO
+    info.write_text(info.read_text()[:100])
+    np.testing.assert_array_equal(open_index(open_model(run), device="cpu").vectors, before)
+    resume_run(Run(run), epochs="2")
+    after = open_index(open_model(run, "last"), device="cpu").vectors
+    assert after.shape == before.shape
+    assert (after != before).mean() > 0.2
+    assert sorted(p.name for p in info.parent.parent.iterdir()) == ["fc7"]
+
+
+def test_without_a_run_there_is_nothing_to_search(small_run, tmp_path):
+    lone = shutil.copytree(Run(small_run).named_checkpoint("best"), tmp_path / "lone")
+    with pytest.raises(UserError, match="the run folder is needed"):
+        open_index(open_model(lone))

@@ -1,0 +1,146 @@
+"""The response normalisations against torch's, against their formulas, and where torch has nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from alexnet.errors import UserError
+from alexnet.models.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, drawn_dropout
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("shape", [(2, 8, 5, 6), (2, 7, 10), (1, 3, 2, 3, 4)])
+def test_lrn_equals_torch_forward_and_backward(size: int, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(shape, dtype=torch.float64) * 5).requires_grad_()
+    up = torch.randn(shape, dtype=torch.float64)
+    # Large constants, so that an error would show.
+    ours = LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5)(x)
+    torchs = nn.LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5)(x)
+    torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(y, x, up)[0] for y in (ours, torchs)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_are_right_to_the_numbers() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
+    for towers in (1, 2):
+        assert torch.autograd.gradcheck(LocalResponseNorm(5, alpha=0.5, k=1.0, towers=towers), (x,))
+    y = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(SpatialResponseNorm(3, alpha=0.5), (y,))
+    z = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    units = nn.Sequential(nn.Linear(5, 5), Dropout(0.4, 5)).double()
+    with drawn_dropout(units, 4, slice(0, 4), lambda name: 0):
+        assert torch.autograd.gradcheck(units, (z,))
+
+
+def test_lrn_stays_inside_a_tower() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 12, 4, 4, dtype=torch.float64) * 5
+    torchs = nn.LocalResponseNorm(5, alpha=0.5, beta=0.75, k=2.0)
+    for towers in (1, 2, 3):
+        apart = torch.cat([torchs(part) for part in x.chunk(towers, dim=1)], dim=1)
+        mine = LocalResponseNorm(5, alpha=0.5, towers=towers)(x)
+        torch.testing.assert_close(mine, apart, rtol=1e-12, atol=1e-12)
+    assert (LocalResponseNorm(5, alpha=0.5, towers=2)(x) - torchs(x)).abs().max() > 1e-3
+    # Channels 47|48 of 2012: what the second tower holds is nothing to the first.
+    changed = x.clone()
+    changed[:, 6:] = 0
+    lrn = LocalResponseNorm(5, alpha=0.5, towers=2)
+    assert torch.equal(lrn(x)[:, :6], lrn(changed)[:, :6])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", [LocalResponseNorm(5, towers=2), SpatialResponseNorm(5)])
+def test_half_precision_on_cpu(norm: nn.Module, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(2, 8, 6, 6) * 20).to(dtype).requires_grad_()
+    y = norm(x)
+    y.sum().backward()
+    assert y.dtype == dtype
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    # Summed in float32: only the last rounding differs. A square of 300 would overflow float16 (65504).
+    assert torch.equal(y, norm(x.detach().float()).to(dtype))
+    assert norm(torch.full((1, 4, 5, 5), 300.0, dtype=dtype)).isfinite().all()
+
+
+def test_channels_last_and_empty_batches() -> None:
+    x = torch.randn(2, 8, 5, 5)
+    lrn = LocalResponseNorm(towers=2)
+    torch.testing.assert_close(lrn(x.to(memory_format=torch.channels_last)), lrn(x))
+    assert lrn(x[:0]).shape == (0, 8, 5, 5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_spatial_norm_against_its_formula(size: int) -> None:
+    torch.manual_seed(0)
+    a = torch.randn(2, 3, 6, 7, dtype=torch.float64) * 10
+    alpha, beta, k = 1e-1, 0.75, 1.0
+    expected = torch.empty_like(a)
+    first = -(size // 2)
+    for n in range(2):
+        for c in range(3):
+            for i in range(6):
+                for j in range(7):
+                    total = 0.0
+                    for u in range(i + first, i + first + size):
+                        for v in range(j + first, j + first + size):
+                            if 0 <= u < 6 and 0 <= v < 7:
+                                total += float(a[n, c, u, v]) ** 2
+                    expected[n, c, i, j] = a[n, c, i, j] / (k + alpha / size**2 * total) ** beta
+    mine = SpatialResponseNorm(size, alpha=alpha, beta=beta, k=k)(a)
+    torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_defaults_are_those_of_2012() -> None:
+    x = torch.randn(1, 8, 7, 7) * 50
+    torch.testing.assert_close(LocalResponseNorm()(x), nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)(x))
+    assert repr(LocalResponseNorm()) == "LocalResponseNorm(5, alpha=0.0001, beta=0.75, k=2.0, towers=1)"
+    assert repr(SpatialResponseNorm()) == "SpatialResponseNorm(5, alpha=0.001, beta=0.75, k=1.0)"
+
+
+def test_dropout_takes_its_part_of_one_mask() -> None:
+    """Rows (parts of a batch, or processes) and columns (towers) together are the whole batch at once."""
+    whole = nn.Sequential(nn.Linear(6, 6), Dropout(0.25, 6))
+    left = nn.Sequential(whole[0], Dropout(0.25, 6, slice(0, 3)))
+    ones = torch.ones(5, 6)
+
+    def mask(model: nn.Sequential, rows: slice, seed: int = 7) -> torch.Tensor:
+        with drawn_dropout(model, 5, rows, {"1": seed}.__getitem__):
+            return model[1](ones[rows, model[1].columns])
+
+    everything = mask(whole, slice(0, 5))
+    assert everything.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert torch.equal(mask(whole, slice(1, 4)), everything[1:4])
+    assert torch.equal(mask(left, slice(1, 4)), everything[1:4, :3])
+    assert not torch.equal(mask(whole, slice(0, 5), seed=8), everything)
+    many = nn.Sequential(nn.Linear(1, 1), Dropout(0.25, 1000))
+    with drawn_dropout(many, 1000, slice(0, 1000), lambda name: 0):
+        kept = many[1](torch.ones(1000, 1000)) > 0
+        assert many[1](torch.ones(1000, 1000, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.002)
+
+
+def test_dropout_without_a_mask_is_torchs() -> None:
+    ours, theirs, x = Dropout(0.5, 9), nn.Dropout(0.5), torch.ones(3, 9)
+    torch.manual_seed(0)
+    a = ours(x)
+    torch.manual_seed(0)
+    assert torch.equal(a, theirs(x))
+    model = nn.Sequential(nn.Linear(9, 9), ours).eval()
+    with drawn_dropout(model, 3, slice(0, 3), lambda name: 0):
+        assert torch.equal(ours(x), x)
+    assert ours.mask is None
+
+
+def test_errors() -> None:
+    with pytest.raises(UserError, match="7 channels, which do not divide into 2 towers"):
+        LocalResponseNorm(towers=2)(torch.zeros(1, 7, 2, 2))
+    with pytest.raises(UserError, match="at least 1"):
+        LocalResponseNorm(size=0)
+    with pytest.raises(UserError, match="at least 1"):
+        SpatialResponseNorm(size=0)

@@ -1,0 +1,264 @@
+"""Every way to compute the norm against its formula in float64, and the operator among torch's other tools."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from alexnet.models import lrn
+from alexnet.models.layers import LocalResponseNorm
+from alexnet.models.lrn import Constants, local_response_norm
+from alexnet.models.model import create_model
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def reference(x: Tensor, c: Constants) -> Tensor:
+    """The formula as it reads, in float64: a sum for each channel."""
+    x = x.double()
+    per_tower = max(x.shape[1] // c.towers, 1)
+    channels = []
+    for i in range(x.shape[1]):
+        first, end = i // per_tower * per_tower, (i // per_tower + 1) * per_tower
+        around = x[:, max(first, i - c.size // 2) : min(end, i + (c.size - 1) // 2 + 1)]
+        channels.append(x[:, i] / (c.k + c.alpha / c.size * around.square().sum(1)) ** c.beta)
+    return torch.stack(channels, 1)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """The same numbers, otherwise in memory."""
+    match layout:
+        case "channels last":
+            return x.movedim(1, -1).contiguous().movedim(-1, 1)
+        case "reversed":
+            return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+        case "every second":
+            return torch.stack([x, x], -1).flatten(-2)[..., ::2]
+    return x.contiguous()
+
+
+layouts = st.sampled_from(["contiguous", "channels last", "reversed", "every second"])
+
+
+@st.composite
+def cases(draw: Any) -> tuple[tuple[int, ...], Constants]:
+    towers = draw(st.integers(1, 3))
+    channels = towers * draw(st.integers(1, 9))
+    shape = (draw(st.integers(0, 3)), channels, *draw(st.lists(st.integers(1, 7), min_size=1, max_size=3)))
+    beta = draw(st.sampled_from([0.75, 0.75, 0.75, 0.5, 1.2]))
+    return shape, Constants(draw(st.integers(1, 20)), draw(st.sampled_from([1e-4, 0.5])), beta, 1.5, towers)
+
+
+@pytest.fixture(params=["C", "pieces"], scope="module")
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "C":
+            if lrn.c_kernel() is None:
+                pytest.skip("no C compiler")
+        else:
+            patch.setattr(lrn, "_in_c", lrn._in_pieces)
+        patch.setattr(lrn, "PIECE", 100)
+        yield request.param
+
+
+def check(x: Tensor, dy: Tensor, c: Constants) -> None:
+    x = x.detach().requires_grad_()
+    y = local_response_norm(x, c)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    exact_x = x.detach().double().requires_grad_()
+    exact_y = reference(exact_x, c)
+    (exact_dx,) = torch.autograd.grad(exact_y, exact_x, dy.double())
+    tolerance = TOLERANCE[x.dtype]
+    for found, exact in ((y, exact_y), (dx, exact_dx)):
+        assert found.dtype == x.dtype
+        assert found.stride() == torch.empty_like(x).stride()
+        torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(
+    case=cases(), dtype=st.sampled_from(list(TOLERANCE)), x_layout=layouts, dy_layout=layouts, seed=st.integers(0, 99)
+)
+def test_every_way_equals_the_formula(
+    backend: str, case: Any, dtype: torch.dtype, x_layout: str, dy_layout: str, seed: int
+) -> None:
+    shape, c = case
+    generator = torch.Generator().manual_seed(seed)
+    x, dy = (torch.randn(shape, generator=generator).mul(s).to(dtype) for s in (3, 1))
+    check(laid_out(x, x_layout), laid_out(dy, dy_layout), c)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_tensors_on_two_threads(backend: str, layout: str, dtype: torch.dtype) -> None:
+    """Several strips of pixels, the last one shorter, and the window of the networks."""
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    x, dy = (laid_out(torch.randn(3, 24, 45, 47).to(dtype), layout) for _ in range(2))
+    check(x, dy, Constants(5, 0.5, 0.75, 2.0, 2))
+
+
+def test_more_channels_than_a_row_of_the_kernel_has_room_for() -> None:
+    x = laid_out(torch.randn(1, 5000, 1, 3), "channels last")
+    c = Constants(5, 0.5, 0.75, 2.0, 1)
+    torch.testing.assert_close(local_response_norm(x, c).double(), lrn.formula(x.double(), c), rtol=2e-5, atol=1e-6)
+
+
+def test_an_expanded_gradient_and_single_pixels(backend: str) -> None:
+    x = torch.randn(2, 6, 3, 3, requires_grad=True)
+    c = Constants(3, 0.5, 0.75, 1.0, 1)
+    check(x, torch.ones(()).expand(2, 6, 3, 3), c)
+    for shape in ((2, 6, 1, 1), (2, 1, 3, 3), (1, 1, 1), (2, 6, 1, 5)):
+        for layout in ("contiguous", "channels last"):
+            check(laid_out(torch.randn(shape), layout), torch.randn(shape), c)
+
+
+def test_what_is_not_finite_stays_in_its_windows(backend: str) -> None:
+    x = torch.ones(1, 12, 2, 2)
+    x[0, 5, 0, 0] = torch.inf
+    y = local_response_norm(x, Constants(3, 0.5, 0.75, 2.0, 1))
+    assert y[0, :, 0, 0].isfinite().tolist() == [i != 5 for i in range(12)]
+    assert y[0, :, 0, 1].isfinite().all()
+    nan = torch.full((1, 4, 3), torch.nan, dtype=torch.bfloat16)
+    assert local_response_norm(nan, Constants(5, 0.5, 0.75, 2.0, 1)).isnan().all()
+
+
+def test_only_the_input_is_kept() -> None:
+    kept: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        kept.append(t)
+        return t
+
+    x = torch.randn(2, 8, 5, 5).relu_().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        LocalResponseNorm(towers=2)(x)
+    assert [t.data_ptr() for t in kept] == [x.data_ptr()]
+
+
+def test_the_operator_is_sound_and_can_be_derived_twice() -> None:
+    x = torch.randn(2, 6, 3, 4, requires_grad=True)
+    constants = (5, 0.5, 0.75, 2.0, 2)
+    torch.library.opcheck(torch.ops.alexnet.lrn, (x, *constants))
+    last = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    torch.library.opcheck(torch.ops.alexnet.lrn, (last, *constants))
+    torch.library.opcheck(torch.ops.alexnet.lrn_backward, (last, torch.randn_like(x), *constants))
+    double = torch.randn(1, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(LocalResponseNorm(3, alpha=0.5, k=1.0, towers=2), (double,))
+
+
+def test_compiled_and_under_autocast() -> None:
+    lrn = LocalResponseNorm(towers=2)
+    x = torch.randn(2, 8, 5, 5, requires_grad=True)
+    compiled = torch.compile(lrn, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), lrn(x))
+    gradients = [torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, lrn)]
+    torch.testing.assert_close(*gradients)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert lrn(nn.functional.conv2d(x, torch.randn(8, 8, 1, 1))).dtype == torch.bfloat16
+        assert lrn(x).dtype == torch.float32
+
+
+def test_exported_as_plain_operations() -> None:
+    model = create_model("paper", num_classes=10, width=0.125).eval()
+    x = torch.randn(2, 3, 224, 224)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert "alexnet" not in str(exported.graph)
+    torch.testing.assert_close(exported.module()(x), model(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, x)
+    assert "alexnet::" not in str(traced.inlined_graph)
+    more = torch.randn(3, 3, 224, 224)
+    torch.testing.assert_close(traced(more), model(more))
+
+
+@pytest.mark.slow
+def test_exported_to_onnx() -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = create_model("paper", num_classes=10, width=0.125).eval()
+    x = torch.randn(2, 3, 224, 224)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False)
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    more = torch.randn(3, 3, 224, 224)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: more.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), model(more), rtol=1e-4, atol=1e-4)
+
+
+def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALEXNET_COMPILER", "false")
+    lrn.c_kernel.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="does without its C kernel and is several times slower: .*false failed"):
+            y = LocalResponseNorm()(torch.ones(1, 4, 2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(LocalResponseNorm()(torch.ones(1, 4, 2)), y)
+            monkeypatch.setenv("ALEXNET_COMPILER", "none")  # asked for: nothing to tell
+            lrn.c_kernel.cache_clear()
+            assert lrn.c_kernel() is None
+    finally:
+        monkeypatch.undo()
+        lrn.c_kernel.cache_clear()
+
+
+TRITON = """
+import torch
+from alexnet.models import lrn_triton
+from alexnet.models.lrn import Constants, formula
+torch.manual_seed(0)
+for shape in ((3, 7, 10), (40, 33, 1), (5, 1, 3), (2, 40, 70), (9, 150, 1)):
+    for size, beta in ((5, 0.75), (4, 0.6)):
+        x, dy = torch.randn(2, *shape)
+        exact = x.double().requires_grad_()
+        y = formula(exact, Constants(size, 0.3, beta, 1.5, 1))
+        (dx,) = torch.autograd.grad(y, exact, dy.double())
+        for gradient, right in ((None, y.detach()), (dy, dx)):
+            out = torch.full_like(x, torch.nan)
+            lrn_triton.run(x, gradient, out, size, 0.3, beta, 1.5)
+            torch.testing.assert_close(out.double(), right, rtol=1e-5, atol=1e-5)
+"""
+
+
+def test_the_triton_kernel_in_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when Triton is imported
+    subprocess.run([sys.executable, "-c", TRITON], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_triton_kernel_compiles_for_a_gpu(backward: bool, dtype: str) -> None:
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from alexnet.models import lrn_triton
+
+    constants = {"beta": 0.75, "size": 5, "backward": backward, "tile_c": 32, "tile_p": 64}
+    types = dict.fromkeys(("x_ptr", "dy_ptr", "out_ptr"), f"*{dtype}")
+    types |= {"positions": "i32", "channels": "i32", "inner": "i32", "alpha": "fp32", "k": "fp32"}
+    types |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(lrn_triton._kernel, signature=types, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    for layout in ("contiguous", "channels last"):
+        x, dy = (laid_out(torch.randn(3, 48, 13, 11).to("cuda", dtype), layout) for _ in range(2))
+        check(x, dy, Constants(5, 0.5, 0.75, 2.0, 2))

@@ -1,0 +1,80 @@
+"""Each edit takes away what it says and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alexnet.errors import UserError
+from alexnet.models.architectures import architecture
+from alexnet.models.model import build
+from alexnet.models.modifications import EDITS, edited
+from alexnet.models.spec import layers
+from alexnet.models.summary import summarize
+
+
+def kinds(spec):
+    return [(layer.name, layer.kind, layer.output) for layer in layers(spec)]
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_network_learns_in_every_layer(name):
+    spec = edited(architecture("cifar-towers", width=0.25), (name,))
+    model = build(spec)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert spec.departures[-1] == f"Edited: {name}."
+
+
+@pytest.mark.parametrize("arch", ["paper", "cifar"])
+def test_pools_that_do_not_overlap_leave_the_same_sizes(arch):
+    spec = architecture(arch)
+    plain = edited(spec, ("plain-pool",))
+    assert kinds(plain) == kinds(spec)
+    assert {layer.kernel for layer in layers(plain) if layer.kind == "maxpool"} == {2}
+
+
+def test_average_pools_replace_all_maxima_and_nothing_else():
+    spec = architecture("paper")
+    average = edited(spec, ("average-pool",))
+    pools = [(layer.kind, layer.name) for layer in layers(average) if layer.kind.endswith("pool")]
+    assert pools == [("avgpool", "pool1"), ("avgpool", "pool2"), ("avgpool", "pool5")]
+    assert [layer.output for layer in layers(average)] == [layer.output for layer in layers(spec)]
+
+
+def test_half_of_code2012_is_the_half_of_the_2012_code():
+    assert edited(architecture("code2012"), ("half",)).convs == architecture("half").convs
+    assert summarize(edited(architecture("code2012"), ("half",))).parameters == 59_798_312
+
+
+def test_silent_towers_do_not_see_each_other_before_fc6():
+    spec = edited(architecture("cifar-towers", width=0.25, dropout=0.0), ("silent-towers",))
+    model = build(spec).eval()
+    maps = model[: [n for n, _ in model.named_children()].index("flatten")]
+    x = torch.randn(1, 3, 32, 32)
+    before = maps(x)
+    with torch.no_grad():
+        model.conv1.weight[model.conv1.out_channels // 2 :] += 1  # tower b alone
+    after = maps(x)
+    half = before.shape[1] // 2
+    assert torch.equal(after[:, :half], before[:, :half])
+    assert not torch.equal(after[:, half:], before[:, half:])
+
+
+def test_without_conv4_the_others_stay():
+    spec, full = edited(architecture("paper"), ("without-conv4",)), architecture("paper")
+    assert spec.convs == (*full.convs[:3], full.convs[4])
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "says"),
+    [
+        ("cifar", "half", "no towers to halve"),
+        ("cifar", "silent-towers", "cannot fall silent"),
+        ("lenet", "without-conv4", "no conv4"),
+        ("cifar", "avrage-pool", "did you mean 'average-pool'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arch, name, says):
+    with pytest.raises(UserError, match=says):
+        edited(architecture(arch), (name,))

@@ -1,0 +1,115 @@
+"""The specification: one expansion into layers, sizes checked, and a JSON form that survives a round trip."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from alexnet.errors import UserError
+from alexnet.models.architectures import ARCHITECTURES, architecture
+from alexnet.models.spec import AlexNetSpec, ConvSpec, layers, minimal_image_size
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_json_round_trip(name: str) -> None:
+    spec = architecture(name, width=0.5, num_classes=7, norm="batch")
+    assert AlexNetSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"colour": 1}, "colour"),
+        ({"num_classses": 1}, "did you mean 'num_classes'"),
+        ({"num_classes": "ten"}, "'num_classes', 'ten' stands where a value of type int"),
+        ({"num_classes": True}, "type int"),
+        ({"num_classes": 2.5}, "type int"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"hidden": 4096}, "list"),
+        ({"hidden": [4096, None]}, r"'hidden'\[1\]"),
+        ({"convs": [3]}, r"'convs'\[0\]"),
+        ({"convs": []}, "no convolutions"),
+        ({"convs": [{"out_channels": 8}]}, "'kernel' is missing"),
+        ({"convs": [{"out_channels": 8, "kernel": 3, "stages": ["act", "act"]}]}, "twice"),
+        ({"convs": [{"out_channels": 8, "kernel": 3, "stages": ["pol"]}]}, "did you mean 'pool'"),
+        ({"lrn": None}, "JSON object"),
+        ({"lrn": {"size": 0}}, "size is 0"),
+        ({"dropout": 1}, "below 1"),
+        ({"width": float("nan")}, "width is nan"),
+        ({"norm": "lnr"}, "did you mean 'lrn'"),
+        ({"dropout_position": "between"}, "choose one of after, before"),
+    ],
+)
+def test_junk_is_refused_with_a_sentence(change: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        AlexNetSpec.from_dict({**ARCHITECTURES["paper"].to_dict(), **change})
+
+
+@pytest.mark.parametrize("junk", [None, [], "paper", 3])
+def test_something_else_than_an_object_is_refused(junk: object) -> None:
+    with pytest.raises(UserError, match="JSON object"):
+        AlexNetSpec.from_dict(junk)  # type: ignore[arg-type]
+
+
+def test_missing_and_default_keys() -> None:
+    d = ARCHITECTURES["paper"].to_dict()
+    del d["repair"]  # has a default
+    assert AlexNetSpec.from_dict(d) == ARCHITECTURES["paper"]
+    del d["convs"]
+    with pytest.raises(UserError, match="'convs' is missing"):
+        AlexNetSpec.from_dict(d)
+
+
+def test_each_layer_reads_what_the_one_before_writes() -> None:
+    for spec in ARCHITECTURES.values():
+        stack = layers(spec)
+        assert stack[0].input == (spec.in_channels, spec.image_size, spec.image_size)
+        assert all(a.output == b.input for a, b in pairwise(stack))
+        assert stack[-1].output == (spec.num_classes,)
+        assert len({layer.name for layer in stack}) == len(stack)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_minimal_image_size_is_minimal(name: str) -> None:
+    least = minimal_image_size(ARCHITECTURES[name])
+    assert layers(architecture(name, image_size=least))
+    with pytest.raises(UserError, match=f"use at least {least}×{least}"):
+        layers(architecture(name, image_size=least - 1))
+
+
+def test_too_small_names_layer_size_and_a_way_out() -> None:
+    with pytest.raises(UserError) as error:
+        layers(architecture("paper", image_size=32))
+    assert str(error.value) == (
+        "Images of 32×32 are too small for 'paper': pool5 would get 1×1 and needs 3×3; "
+        "use at least 64×64 or an architecture made for such sizes, as 'cifar' is."
+    )
+    with pytest.raises(UserError, match=r"conv1 would get 8×8 and needs 11×11; use at least 64×64\.$"):
+        layers(architecture("paper", image_size=8))  # nothing takes 8 pixels, so none is proposed
+    with pytest.raises(UserError, match="as 'lenet' is"):
+        layers(architecture("d2l", image_size=28))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lrn": replace(ARCHITECTURES["paper"].lrn, towers=5)}, "The input of lrn1 has 96 channels"),
+        ({"convs": (ConvSpec(96, 11, groups=2),)}, "The input of conv1 has 3 channels"),
+        ({"convs": (ConvSpec(8, 11), ConvSpec(9, 3, groups=2))}, "The output of conv2 has 9 channels"),
+    ],
+)
+def test_channels_must_divide(change: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        layers(replace(ARCHITECTURES["paper"], **change))  # type: ignore[arg-type]
+
+
+def test_width_rounds_to_multiples_of_eight_per_group() -> None:
+    spec = architecture("paper", width=0.3)
+    assert [spec.conv_channels(c) for c in spec.convs] == [32, 80, 112, 112, 80]
+    assert spec.hidden_widths() == (1232, 1232)
+    tiny = architecture("paper", width=1e-6)
+    assert [tiny.conv_channels(c) for c in tiny.convs] == [8, 16, 8, 16, 16]
+    assert [ARCHITECTURES["lenet"].conv_channels(c) for c in ARCHITECTURES["lenet"].convs] == [6, 16]

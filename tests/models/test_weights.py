@@ -1,0 +1,295 @@
+"""Weights under every name, from every file, and refused with a sentence that leaves the model as it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from alexnet.errors import UserError
+from alexnet.models.architectures import architecture
+from alexnet.models.model import AlexNet, build, create_model
+from alexnet.models.weights import load_weights, read_weights, to_torchvision, torchvision_weights
+
+FEATURES = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
+CLASSIFIER = {"fc6": 1, "fc7": 4, "fc8": 6}
+
+
+def small(seed: int, name: str = "torchvision", **given: object) -> AlexNet:
+    torch.manual_seed(seed)
+    return build(architecture(name, width=0.125, **{"image_size": 64, "num_classes": 6, **given}))  # type: ignore[arg-type]
+
+
+def renamed(state: dict[str, Tensor], style: str) -> dict[str, object]:
+    """The state dict as someone else would have saved it."""
+    found: dict[str, object] = OrderedDict()
+    for n, (key, value) in enumerate(state.items()):
+        layer, tensor = key.split(".")
+        part = f"features.{FEATURES[layer]}" if layer in FEATURES else f"classifier.{CLASSIFIER[layer]}"
+        short = tensor[0]
+        name, entry = {
+            "ours": (key, value),
+            "torchvision": (f"{part}.{tensor}", value),
+            "bare indices": (f"{3 * (n // 2)}.{tensor}", value),
+            "data parallel": (f"module.{part}.{tensor}", value),
+            "compiled": (f"_orig_mod.{key}", value),
+            "both": (f"_orig_mod.module.{key}", value),
+            "caffe blobs": (f"{layer}_{short}", value.numpy()),
+            "caffe numbered": (f"{layer}.{int(short == 'b')}", value.reshape((1,) * (4 - value.dim()) + value.shape)),
+            "unknown names": (f"stage{n // 2}/{'kernel' if short == 'w' else 'offset'}", value),
+            "half precision": (key, value.bfloat16()),
+        }[style]
+        found[name] = entry
+    return found
+
+
+STYLES = [
+    "ours",
+    "torchvision",
+    "bare indices",
+    "data parallel",
+    "compiled",
+    "both",
+    "caffe blobs",
+    "caffe numbered",
+    "unknown names",
+]
+
+
+def assert_same(model: AlexNet, state: dict[str, Tensor]) -> None:
+    own = model.state_dict()
+    assert list(own) == list(state)
+    assert all(torch.equal(own[key], state[key]) for key in own)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("style", STYLES)
+def test_names(style: str, wrapper: str | None) -> None:
+    state = small(1).state_dict()
+    given = renamed(state, style)
+    model = small(2)
+    assert load_weights(model, {wrapper: given, "epoch": 3} if wrapper else given) is model
+    assert_same(model, state)
+
+
+@pytest.mark.parametrize("style", [s for s in STYLES if s != "unknown names"])
+def test_names_that_a_file_has_sorted(style: str) -> None:
+    # safetensors keeps no order: "features.10" comes before "features.3", "bias" before "weight", "classifier" first.
+    state = small(1).state_dict()
+    assert_same(load_weights(small(2), dict(sorted(renamed(state, style).items()))), state)
+
+
+def test_values_are_copied_and_cast() -> None:
+    source, model = small(1), small(2)
+    load_weights(model, renamed(source.state_dict(), "half precision"))
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    torch.testing.assert_close(dict(model.state_dict()), dict(source.state_dict()), rtol=1e-2, atol=1e-3)
+    load_weights(model, source.state_dict())
+    with torch.no_grad():
+        next(source.parameters()).zero_()
+    assert next(model.parameters()).any()
+
+
+def test_batch_norm_travels() -> None:
+    source = small(1, "cifar", norm="batch", image_size=32).train()
+    source(torch.randn(4, 3, 32, 32))
+    assert_same(load_weights(small(2, "cifar", norm="batch", image_size=32), source.state_dict()), source.state_dict())
+
+
+@pytest.mark.parametrize(("name", "channels", "inputs"), [("seed-merged", 3, 9216), ("d2l", 1, 6400)])
+def test_what_the_tutorials_save(name: str, channels: int, inputs: int) -> None:
+    hidden, padding = (2048, 2) if name == "seed-merged" else (4096, 0)
+    torch.manual_seed(0)
+    blocks = [
+        nn.Sequential(nn.Conv2d(channels, 96, 11, 4, padding), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        nn.Sequential(nn.Conv2d(96, 256, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        nn.Sequential(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(384, 384, 3, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten()),
+        nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()),
+    ]
+    flat = nn.Sequential(*(module for block in blocks for module in block), nn.Linear(hidden, 10)).eval()
+    ours = load_weights(create_model(name, num_classes=10), flat.state_dict()).eval()
+    x = torch.randn(1, channels, 224, 224)
+    torch.testing.assert_close(ours(x), flat(x), rtol=0, atol=1e-6)
+
+
+# ── misfits ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def refused(model: AlexNet, weights: object, words: str) -> None:
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match=words) as error:
+        load_weights(model, weights)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_the_first_mismatch_is_named() -> None:
+    state = small(1).state_dict()
+    words = r"its 'fc8.weight' has shape \(9, 512\) and their 'classifier.6.weight' has \(6, 512\)"
+    refused(small(2, num_classes=9), renamed(state, "torchvision"), words)
+    refused(small(2, num_classes=9), state, r"'fc8.weight' has shape \(9, 512\) and their 'fc8.weight' has \(6, 512\)")
+    words = r"'conv1.weight' has shape \(64, 3, 5, 5\) and their '0.weight' has \(64, 3, 11, 11\)"
+    refused(create_model("cifar"), {"0.weight": torch.zeros(64, 3, 11, 11)}, words)
+    # As many numbers in another arrangement are no fit.
+    refused(small(2), {**state, "fc7.weight": state["fc7.weight"].reshape(256, 1024)}, "'fc7.weight' has shape")
+
+
+def test_too_few_and_too_many() -> None:
+    state = renamed(small(1).state_dict(), "torchvision")
+    few = {key: value for key, value in state.items() if not key.startswith("classifier.6")}
+    refused(small(2), few, "has 16 tensors and there are 14 in the weights: 'fc8.weight' is only in 'torchvision'")
+    many = {**state, "classifier.8.weight": torch.zeros(1)}
+    refused(small(2), many, "'classifier.8.weight' is only in the weights")
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({}, "no tensors in the weights"),
+        ({"state_dict": {}}, "no tensors"),
+        ({"epoch": 3}, "'epoch' is of type int"),
+        ([1, 2], "not a list"),
+        (None, "not a NoneType"),
+    ],
+)
+def test_what_is_no_state_dict(weights: object, words: str) -> None:
+    refused(small(2), weights, words)
+
+
+def test_integers_are_no_weights() -> None:
+    state = small(1).state_dict()
+    refused(small(2), {key: value.to(torch.int8) for key, value in state.items()}, "'conv1.weight' holds torch.int8")
+
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("style", ["ours", "torchvision", "bare indices"])
+@pytest.mark.parametrize("file", ["w.safetensors", "w.pt", "w.pth", "old.pt"])
+def test_files(tmp_path: Path, file: str, style: str) -> None:
+    state = small(1).state_dict()
+    path = tmp_path / file
+    if path.suffix == ".safetensors":
+        save_file(dict(renamed(state, style)), path)  # type: ignore[arg-type]
+    else:
+        torch.save(renamed(state, style), path, _use_new_zipfile_serialization=file != "old.pt")
+    assert_same(load_weights(small(2), path), state)
+    assert_same(load_weights(small(3), str(path)), state)
+
+
+def test_truncated_and_empty_files(tmp_path: Path) -> None:
+    model = small(2)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    torch.save(model.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for file in ("w.safetensors", "w.pt", "old.pt"):
+        whole = (tmp_path / file).read_bytes()
+        cut = tmp_path / f"cut-{file}"
+        for length in (3, 100, len(whole) // 2, len(whole) - 1):
+            cut.write_bytes(whole[:length])
+            refused(model, cut, "damaged, cut short")
+        cut.write_bytes(b"")
+        refused(model, cut, "is empty")
+    for junk in (b"not weights at all\n", b"\x80\x02}q", b"\x89PNG\r\n", bytes(100)):
+        (tmp_path / "junk.pt").write_bytes(junk)
+        refused(model, tmp_path / "junk.pt", "damaged")
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    refused(small(2), tmp_path / "none.pt", "There is no file")
+    refused(small(2), tmp_path, "is a folder")
+
+
+class Harmful:
+    """Pickles as an instruction to create a file when it is opened."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.target,)
+
+
+def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
+    model = small(2)
+    for new in (True, False):
+        torch.save({"state_dict": Harmful(tmp_path / "ran")}, tmp_path / "bad.pt", _use_new_zipfile_serialization=new)
+        refused(model, tmp_path / "bad.pt", r"can run code .* torch\.save\(model\.state_dict\(\)")
+        assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "bad.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()  # so the file was as harmful as we say
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": Harmful(tmp_path / "never")}, protocol=protocol))
+        refused(model, tmp_path / "plain.pt", "can run code")
+    assert not (tmp_path / "never").exists()
+    torch.save(model, tmp_path / "whole.pt")
+    refused(model, tmp_path / "whole.pt", "can run code")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="holds a list, not a state dict"):
+        read_weights(tmp_path / "list.pt")
+
+
+# ── torchvision ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_to_torchvision() -> None:
+    torch.manual_seed(0)
+    ours = create_model("torchvision", num_classes=3, image_size=96, dropout=0.2).eval()
+    theirs = torchvision.models.alexnet(num_classes=3)
+    theirs.load_state_dict(to_torchvision(ours))
+    x = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(theirs.eval()(x), ours(x), rtol=0, atol=1e-6)
+    assert list(to_torchvision(ours)) == list(theirs.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("torchvision-lrn", {}, "name of lrn1"),
+        ("paper", {"image_size": 224}, "name of pad1 is pad1 and there conv1"),
+        ("torchvision", {"in_channels": 1}, r"input of conv1 is \(1, 64, 64\) and there \(3, 64, 64\)"),
+        ("torchvision", {"norm": "batch"}, "bias of conv1 is False"),
+        ("torchvision", {"width": 0.125}, r"output of conv1 is \(8, 15, 15\) and there \(64, "),
+    ],
+)
+def test_only_torchvisions_network_is_converted(name: str, given: dict[str, object], words: str) -> None:
+    with torch.device("meta"):
+        model = build(architecture(name, **{"image_size": 64, **given}))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=words):
+        to_torchvision(model)
+
+
+def test_torchvision_weights_through_its_own_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Torchvision looks into its cache first; a state dict made here stands in for the published one.
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = Path(torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url).name
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    state = small(1).state_dict()
+    torch.save(renamed(state, "torchvision"), folder / file)
+    found, categories = torchvision_weights("IMAGENET1K_V1")
+    assert_same(load_weights(small(2), found), state)
+    assert len(categories) == 1000
+    assert categories[0] == "tench"
+
+
+def test_a_failed_download_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies that it first sees; give it back after
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nothing answers
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(UserError, match=r"could not be downloaded from https://.* try again with a network"):
+        torchvision_weights("IMAGENET1K_V1")
+    with pytest.raises(UserError, match="did you mean 'IMAGENET1K_V1'"):
+        torchvision_weights("IMAGENET1K_V2")

@@ -1,0 +1,303 @@
+"""Exported files as runs: the same labels, without torch where that is possible; and what is not opened."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import alexnet
+from alexnet.cli import run
+from alexnet.errors import UserError
+from alexnet.export.export import Exporter
+from alexnet.inference.load import identity, names_run, open_model
+from alexnet.inference.predict import load, load_quickly
+from alexnet.runtimes.exported import open_exported
+from alexnet.runtimes.manifest import Description, check_installed, description_path, read_description
+from alexnet.runtimes.signature import is_signed, key_path, sign
+from helpers import make_picture
+
+
+@pytest.fixture(scope="session")
+def exported(exports):
+    """The folder of all files."""
+    return exports["onnx"].file.parent
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.xml"])
+def test_predict_needs_no_torch(exported, checkpoint, photos, name):
+    picture = photos / "leaf" / "2.jpg"
+    code = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in ('torch', 'torchvision'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        f"from alexnet.cli import run; sys.exit(run(['predict', {str(exported / name)!r}, {str(picture)!r}, '--json']))"
+    )
+    source = str(Path(alexnet.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["predictions"]
+    expected = load(checkpoint, device="cpu").predict(picture)
+    assert [x["label"] for x in found["labels"]] == [label for label, _ in expected.labels]
+    assert [x["p"] for x in found["labels"]] == pytest.approx([p for _, p in expected.labels], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.pt2"])
+def test_eval_gives_the_run_s_figures(exported, checkpoint, photos, capsys, name):
+    assert run(["eval", str(exported / name), "--data", str(photos), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert run(["eval", str(checkpoint), "--data", str(photos), "--json", "--device", "cpu"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    assert [found[key] for key in ("top1", "n", "split")] == [expected[key] for key in ("top1", "n", "split")]
+
+
+def test_ten_views_and_ensembles_take_files_too(exported, checkpoint, photos):
+    picture = photos / "sky" / "0.jpg"
+    ten = load(exported / "net.onnx").predict(picture, views=10)
+    assert ten.labels[0][1] == pytest.approx(
+        load(checkpoint, device="cpu").predict(picture, views=10).labels[0][1], abs=1e-5
+    )
+    both = load([checkpoint, exported / "net.xml"], device="cpu").predict(picture)
+    assert both.labels[0][1] == pytest.approx(load(checkpoint, device="cpu").predict(picture).labels[0][1], abs=1e-5)
+    assert names_run(str(exported / "net.onnx"))
+    assert not names_run(str(picture))
+
+
+@pytest.mark.parametrize(("name", "part"), [("net.onnx", "net.onnx"), ("net.xml", "net.bin"), ("net.pt", "net.pt")])
+def test_a_damaged_file_is_not_opened(files, name, part):
+    content = bytearray((files / part).read_bytes())
+    content[len(content) // 2] ^= 1
+    (files / part).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{part} is damaged or another file: its checksum"):
+        open_exported(files / name)
+
+
+def test_a_swapped_file_is_not_opened(files):
+    shutil.copy(files / "net.pt2", files / "net.pt")
+    shutil.copy(files / "net.onnx.json", files / "net.pte.json")
+    (files / "net.pte").touch()
+    with pytest.raises(
+        UserError, match=r"describes a file of the format onnx, and .* is of the format executorch by i"
+    ):
+        open_exported(files / "net.pte")
+    with pytest.raises(UserError, match="damaged or another file"):
+        open_exported(files / "net.pt")
+    (files / "net.bin").unlink()
+    with pytest.raises(UserError, match=r"net\.bin, a part of .*, is missing"):
+        open_exported(files / "net.xml")
+
+
+def test_a_renamed_pair_is_opened(files):
+    (files / "net.onnx").rename(files / "fruit.onnx")
+    (files / "net.onnx.json").rename(files / "fruit.onnx.json")
+    assert open_exported(files / "fruit.onnx").classes == ("apple", "leaf", "sky")
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
+def test_what_can_run_code_needs_a_checksum_or_trust(files, photos, capsys, name):
+    (files / f"{name}.json").unlink()
+    picture = str(photos / "sky" / "1.jpg")
+    assert run(["predict", str(files / name), picture]) == 2
+    assert "opening torchscript files can run code" in capsys.readouterr().err.replace("pt2 files", "torchscript files")
+    assert run(["predict", str(files / name), picture, "--trust"]) == 0
+    assert run(["eval", str(files / name), "--data", str(photos)]) == 2
+    assert run(["eval", str(files / name), "--data", str(photos), "--trust"]) == 0
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
+def test_what_another_user_signed_needs_trust(files, photos, tmp_path, monkeypatch, capsys, name):
+    words = ["predict", str(files / name), str(photos / "sky" / "1.jpg")]
+    key = key_path().read_bytes()
+    assert key_path().stat().st_mode & 0o777 == 0o600
+    assert run(words) == 0
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
+    for content, mode in ((b"", 0o600), (bytes(32), 0o600), (key, 0o644)):  # damaged, another's, readable by all
+        key_path().write_bytes(content)
+        key_path().chmod(mode)
+        assert run(words) == 2
+        error = capsys.readouterr().err
+        assert f"{name} is not signed as exported by you on this machine" in error
+        assert "can run code; if you know where it comes from, add --trust" in error
+    key_path().unlink()
+    assert run(words) == 2
+    assert not key_path().exists()  # reading makes none
+    assert run([*words, "--trust"]) == 0
+
+
+def test_one_key_is_made_whoever_is_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "new" / "cache"))
+    with ThreadPoolExecutor(8) as threads:
+        signatures = set(threads.map(lambda _: sign("pt2", {"net.pt2": "0"}), range(32)))
+    assert len(signatures) == 1
+    (signature,) = signatures
+    assert [path.name for path in key_path().parent.iterdir()] == ["export.key"]
+    assert is_signed(signature, "pt2", {"net.pt2": "0"})
+    for kind, digits in (("torchscript", "0"), ("pt2", "1")):
+        assert not is_signed(signature, kind, {"net.pt2": digits})
+
+
+def test_a_stranger_s_torchscript_is_not_run(tmp_path):
+    class Loud(torch.nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    torch.jit.save(torch.jit.script(Loud()), tmp_path / "theirs.pt")
+    with pytest.raises(UserError, match="add --trust"):
+        load(tmp_path / "theirs.pt")
+    with pytest.raises(UserError, match="says nothing of its classes"):
+        load(tmp_path / "theirs.pt", trust=True)
+
+
+def test_other_things_are_told_what_they_are(files, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="is an exported file, which predict and eval take; name the run"):
+        open_model(files / "net.onnx")
+    with pytest.raises(UserError, match="brings its own engine; leave --engine openvino out"):
+        load(files / "net.onnx", engine="openvino")
+    (tmp_path / "x.onnx").write_bytes(b"no network")
+    with pytest.raises(UserError, match=r"x\.onnx cannot be opened as onnx \("):
+        open_exported(tmp_path / "x.onnx")
+    (files / "net.onnx.json").write_text("{")
+    with pytest.raises(UserError, match=r"net\.onnx\.json is damaged"):
+        open_exported(files / "net.onnx")
+    (files / "net.onnx.json").write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="written by other software"):
+        open_exported(files / "net.onnx")
+
+
+def test_a_description_survives_json(files):
+    description = read_description(files / "net.onnx")
+    again = Description.from_dict(json.loads(json.dumps(description.to_dict())), "there")
+    assert again == description
+
+
+DAMAGES = [
+    ({"classes": []}, "is damaged (classes is not a list of names)"),
+    ({"classes": "abc"}, "is damaged (classes is not a list of names)"),
+    ({"classes": ["a", "b"]}, "does not answer with a number for each of the 2 classes"),
+    ({"classes": list("abcd")}, "does not answer with a number for each of the 4 classes"),
+    ({"pixels": "x"}, "is damaged (pixels is not true or false)"),
+    ({"pixels": True}, "cannot compute a picture as"),
+    ({"spec": 5}, "is damaged (spec is not an object)"),
+    ({"network": None}, "is damaged (network is not a name)"),
+    ({"calibration": [1]}, "is damaged (calibration is not an object)"),
+    ({"sha256": ["x"]}, "is damaged (sha256 is not an object of checksums)"),
+    ({"sha256": {}}, "has no checksum of net.onnx"),
+    ({"sha256": {"net.bin": "0"}}, "net.bin is damaged or another file"),
+    ({"kind": []}, "is damaged (unhashable"),
+    ({"preprocess": {"size": "x"}}, "is damaged (Preprocessing field 'size'"),
+    ({"preprocess": {"size": 999}}, "cannot compute a picture as"),
+]
+
+
+@pytest.mark.parametrize(("damage", "sentence"), DAMAGES, ids=lambda x: str(x)[:30])
+def test_a_damaged_description_is_told(files, photos, capsys, damage, sentence):
+    beside = files / "net.onnx.json"
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), **damage}))
+    words = ["predict", str(files / "net.onnx"), str(photos / "sky" / "1.jpg")]
+    for more in ([], ["--out", str(files / "out.csv")]):
+        assert run([*words, *more]) == 2
+        (error,) = capsys.readouterr().err.strip().splitlines()
+        assert sentence in error
+    assert not list(files.glob("out.csv*"))
+
+
+def test_a_description_without_checksums_is_told(files, photos, capsys):
+    beside = files / "net.onnx.json"
+    told = json.loads(beside.read_text())
+    del told["sha256"]
+    beside.write_text(json.dumps(told))
+    words = ["predict", str(files / "net.onnx"), str(photos / "sky" / "1.jpg"), "--out", str(files / "out.csv")]
+    assert run(words) == 2
+    assert "has no checksum of net.onnx" in capsys.readouterr().err
+    assert run([*words, "--trust"]) == 0
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.xml", "net.pt2", "net"])
+def test_other_weights_or_classes_are_another_network(files, tmp_path, name):
+    """For `predict --out`, which goes on only with the same one."""
+    file, beside = files / name, description_path(files / name)
+    told = json.loads(beside.read_text())
+    names = [identity(file)]
+    for part, digits in told["sha256"].items():  # one part after the other is another
+        beside.write_text(json.dumps({**told, "sha256": {**told["sha256"], part: f"{int(digits, 16) ^ 1:064x}"}}))
+        names.append(identity(file))
+    beside.write_text(json.dumps({**told, "classes": ["leaf", "apple", "sky"]}))
+    names.append(identity(file))
+    assert len(set(names)) == len(names)
+    assert identity(file) == names[-1]
+
+    beside.write_text(json.dumps(told))
+    names = [identity(file, trust=True)]
+    for part in told["sha256"]:  # which nobody compares with the checksums now
+        path = file / part if file.is_dir() else files / part
+        path.write_bytes(path.read_bytes() + b" ")
+        names.append(identity(file, trust=True))
+    assert len(set(names)) == len(names)
+    if not file.is_dir():
+        beside.unlink()
+        names = [identity(file)]
+        for part in told["sha256"]:
+            (files / part).write_bytes((files / part).read_bytes() + b" ")
+            names.append(identity(file))
+        assert len(set(names)) == len(names)
+
+
+def test_what_lacks_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    wanted = {"onnx": "onnxruntime; pip install 'alexnet[fast]'", "executorch": "executorch; pip install 'alexnet[exec"}
+    for kind, said in {**wanted, "huggingface": "huggingface_hub; pip install 'alexnet[hub]'"}.items():
+        with pytest.raises(UserError, match=re.escape(f"The format {kind} needs {said}")):
+            check_installed(kind, writing=True)
+
+
+def test_a_file_is_unsure_where_the_run_is(small_run, tmp_path):
+    pictures = [tmp_path / f"{i}.png" for i in range(12)]
+    for i, path in enumerate(pictures):
+        make_picture(path, i % 3, i, size=(32, 32))  # no digits
+    with Exporter(small_run) as exporter:
+        file = exporter.export("onnx", tmp_path / "net.onnx").file
+    ours = list(load_quickly(file).predict_many(pictures))
+    theirs = list(load(small_run, device="cpu").predict_many(pictures))
+    assert [p.unsure for p in ours] == [p.unsure for p in theirs]
+    assert all(p.unsure is not None for p in ours)
+    assert [p.confidence for p in ours] == pytest.approx([p.confidence for p in theirs], abs=1e-5)
+    assert load(file).predict(pictures[0]).confidence == pytest.approx(ours[0].confidence, abs=1e-5)
+
+
+def test_what_is_open_is_in_memory(files, photos):
+    """A server goes on if a file is swapped or damaged under it. In a process of its own, which a file that is mapped
+    into memory would kill."""
+    names = [str(files / name) for name in ("net.onnx", "net.xml", "net.pt", "net.pt2")]
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from alexnet.inference.predict import load\n"
+        f"picture, names = {str(photos / 'sky' / '1.jpg')!r}, {names!r}\n"
+        "opened = [load(name) for name in names]\n"
+        "before = [one.predict(picture) for one in opened]\n"
+        f"for path in Path({str(files)!r}).iterdir():\n"
+        "    if not path.is_file(): continue\n"
+        "    size = path.stat().st_size\n"
+        "    with path.open('r+b') as file:\n"
+        "        file.write(os.urandom(size))\n"
+        "        file.truncate(size // 3)\n"
+        "assert before == [one.predict(picture) for one in opened]\n"
+        "print('as before')\n"
+    )
+    source = str(Path(alexnet.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}
+    )
+    assert done.stdout == "as before\n", (done.returncode, done.stderr)

@@ -1,0 +1,21 @@
+"""What the tests of the server share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+
+from alexnet.serving.registry import Models, open_models
+
+
+@pytest.fixture(scope="session")
+def models(checkpoint: Path) -> Models:
+    """One small network, called `fruit`."""
+    import dataclasses
+
+    one = next(iter(open_models([checkpoint]).values()))
+    return Models([dataclasses.replace(one, name="fruit")])

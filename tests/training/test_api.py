@@ -1,0 +1,294 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import alexnet
+from alexnet.checkpoint import read_model
+from alexnet.errors import UserError
+from alexnet.report.report import write_report
+from alexnet.run_dir import Run
+from alexnet.training.api import resume, train
+from alexnet.training.progress import Silent
+from alexnet.training.recipe import with_settings
+from alexnet.training.recipes import named_recipe
+from helpers import make_folder, make_picture
+
+QUICK = {"epochs": 1, "width": 0.125, "batch_size": 8}
+
+
+def test_a_folder_of_pictures(tmp_path, pictures):
+    result = train(pictures, out=tmp_path / "run", progress=Silent(), **{**QUICK, "epochs": 15})
+    run = Run(result.run)
+    rows = (run.path / "split.csv").read_text().splitlines()
+    assert rows[0] == "name,split"
+    assert len(rows) == 25
+    recipe = json.loads(run.recipe_json.read_text())
+    assert (recipe["arch"], recipe["image_size"]) == ("cifar", 32)
+    assert Path(recipe["data"]).is_absolute()
+    model = json.loads((run.named_checkpoint("best") / "model.json").read_text())
+    assert model["classes"] == ["apple", "leaf", "sky"]
+    assert result.summary["best"]["top1"] == 1.0  # three plain colours
+
+
+def test_a_recipe_json_runs_again(tmp_path, pictures):
+    first = train(pictures, out=tmp_path / "a", progress=Silent(), **QUICK)
+    again = train(tmp_path / "a" / "recipe.json", out=tmp_path / "b", progress=Silent())
+    assert again.summary["best"]["val_loss"] == first.summary["best"]["val_loss"]
+
+
+def test_validation_folders_are_matched_by_name(tmp_path):
+    make_folder(tmp_path / "data" / "train", ("apple", "leaf", "sky"), 4)
+    make_picture(tmp_path / "data" / "Valid" / "sky" / "x.png", 2, 7)
+    make_picture(tmp_path / "data" / "Valid" / "leaf" / "x.png", 1, 8)
+    result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
+    stored = Run(result.run).read_evaluation("val")
+    assert stored is not None
+    assert stored[0] == ["Valid/leaf/x.png", "Valid/sky/x.png"]
+    assert stored[1].tolist() == [1, 2]
+    assert not Run(result.run).split_csv.exists()
+
+
+def test_skip_bad_lists_what_was_left_out(tmp_path, pictures):
+    (pictures / "sky" / "broken, really.jpg").write_bytes(b"<html>")
+    with pytest.raises(UserError, match="broken, really.jpg"):
+        train(pictures, out=tmp_path / "run", progress=Silent(), **QUICK)
+    assert not (tmp_path / "run").exists()
+    train(pictures, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK)
+    header, line = (tmp_path / "run" / "bad_files.csv").read_text().splitlines()
+    assert header == "path,reason"
+    assert line.startswith('"sky/broken, really.jpg",')
+
+
+def test_files_on_disk_and_in_memory_train_alike(tmp_path, pictures, monkeypatch):
+    """Two ways to the same pictures: small data decoded once, large data decoded by workers."""
+    settings = {**QUICK, "progress": Silent(), "norm": "none"}
+    recipe = {"crop": "none", "flip": True, "jitter": [0, 0, 0], **settings}
+    memory = train(pictures, out=tmp_path / "memory", **recipe)
+    monkeypatch.setattr("alexnet.training.setup.memory_plan", lambda *_: False)
+    for workers in (0, 2):
+        disk = train(pictures, out=tmp_path / f"disk{workers}", workers=workers, **recipe)
+        assert disk.summary["best"]["val_loss"] == pytest.approx(memory.summary["best"]["val_loss"], rel=1e-4)
+
+
+def test_the_224_pixel_network_takes_photographs(tmp_path):
+    for i, name in enumerate(("a", "b")):
+        for n in range(3):
+            for split in ("train", "val"):
+                make_picture(tmp_path / "data" / split / name / f"{n}.jpg", i, n, size=(320, 240))
+    result = train(
+        "imagenet-torchvision", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(),
+        width=0.125, batch_size=4, limit_steps=2, workers=0,
+    )  # fmt: skip
+    assert result.summary["steps"] == 2
+    assert result.summary["arch"] == "torchvision"
+
+
+def test_resume_with_another_class_is_refused(tmp_path, pictures):
+    shutil.copytree(pictures, tmp_path / "data" / "train")
+    shutil.copytree(pictures, tmp_path / "data" / "val")
+    result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
+    make_folder(tmp_path / "data" / "train", ("stone",), 3)
+    with pytest.raises(UserError, match="was trained on 3: apple, leaf, sky"):
+        resume(result.run, epochs="+1", progress=Silent())
+
+
+@pytest.mark.parametrize("epochs", ["+0", "x", "-3", "1", "0", ""])
+def test_bad_extensions(small_run, tmp_path, epochs):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    with pytest.raises(UserError, match="--epochs|already has"):
+        resume(copy, epochs=epochs, progress=Silent())
+
+
+def test_resume_starts_a_run_that_never_saved(tmp_path):
+    shutil.copytree(train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, **QUICK).run, tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "checkpoints")
+    (tmp_path / "b" / "checkpoints").mkdir()
+    for name in ("best", "last", "metrics.jsonl", "summary.json"):
+        (tmp_path / "b" / name).unlink()
+    again = resume(tmp_path / "b", progress=Silent())
+    assert again.summary["best"] == json.loads((tmp_path / "a" / "summary.json").read_text())["best"]
+
+
+def test_train_with_resume_goes_on(tmp_path):
+    first = alexnet.train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, **QUICK)
+    again = alexnet.train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, resume=True, **QUICK)
+    assert again.already_finished
+    assert again.summary == first.summary
+    assert "top-1" in str(again)
+    assert again._repr_html_().count("<tr>") == 2
+
+
+class Listen(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_what_makes_another_experiment_of_a_run_needs_force(tmp_path):
+    """Settings that change nothing are followed and named; the network cannot change at all."""
+    out = tmp_path / "a"
+    settings = {"out": out, "progress": Silent(), **{**QUICK, "epochs": 2}}
+    alexnet.train("digits", **settings, limit_steps=1)
+    stopped = json.loads((out / "recipe.json").read_text())
+    again = {**settings, "limit_steps": 1, "resume": True, "progress": (listen := Listen())}
+    assert alexnet.train("digits", **again).already_finished
+    assert listen.said == []
+    with pytest.raises(UserError, match="was begun with --width 0.125, which cannot change in a run"):
+        alexnet.train("digits", **{**again, "width": 0.5}, force=True)
+    with pytest.raises(
+        UserError, match=r"--lr 0.3 would make another experiment of it: leave that out, or add --force"
+    ):
+        alexnet.train("digits", **again, lr=0.3)
+    with pytest.raises(UserError, match=f"to train longer: alexnet resume {out} --epochs 9"):
+        alexnet.train("digits", **{**again, "epochs": 9})
+    assert json.loads((out / "recipe.json").read_text()) == stopped
+    resume(out, progress=listen, checkpoint_every="7", epochs=2)
+    assert f"{out} goes on with --checkpoint-every 7 (before: --checkpoint-every 10m)." in listen.said
+    resume(out, progress=listen, force=True, lr=0.3, epochs=3)
+    assert f"{out} goes on with --lr 0.3 (before: --lr 0.05)." in listen.said
+    followed = json.loads((out / "recipe.json").read_text())
+    assert (followed["lr"], followed["checkpoint_every"], followed["epochs"]) == (0.3, "7", 3)
+    assert [row["epoch"] for row in Run(out).metrics()] == [1, 2, 3]
+
+
+def test_an_extension_tells_its_learning_rates(small_run, tmp_path):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    resume(copy, epochs="+1", progress=(listen := Listen()))
+    (sentence,) = [line for line in listen.said if line.startswith("Extended")]
+    assert sentence.startswith(
+        "Extended to 5 epochs: the learning rate goes on as that of a run of 5 epochs (one-cycle)"
+    )
+    rate = float(sentence.split("from ")[1].split()[0])
+    assert rate == pytest.approx(0.05 * (1 - (4 / 5 - 0.25) / 0.75), rel=0.02)
+
+
+def test_another_number_of_pictures_is_noticed(tmp_path, pictures):
+    shutil.copytree(pictures, tmp_path / "data" / "train")
+    shutil.copytree(pictures, tmp_path / "data" / "val")
+    result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
+    (tmp_path / "data" / "train" / "sky" / "0.jpg").unlink()
+    with pytest.raises(UserError, match="now has 23 training pictures and .* began with 24"):
+        resume(result.run, epochs="+1", progress=Silent())
+    assert resume(result.run, epochs="+1", force=True, progress=Silent()).summary["epochs"] == 2
+
+
+def test_other_pictures_are_noticed_where_there_are_as_many(tmp_path, pictures):
+    shutil.copytree(pictures, tmp_path / "data" / "train")
+    shutil.copytree(pictures, tmp_path / "data" / "val")
+    run = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK).run
+    sky = tmp_path / "data" / "train" / "sky"
+    (sky / "0.jpg").rename(sky / "another.jpg")
+    with pytest.raises(UserError, match="The training pictures have other names or labels than those that"):
+        resume(run, epochs="+1", progress=Silent())
+    assert resume(run, epochs="+1", force=True, progress=Silent()).summary["epochs"] == 2
+    assert resume(run, epochs="+1", progress=Silent()).summary["epochs"] == 3  # these are now the run's
+
+
+def test_other_software_than_the_run_began_with_is_told(tmp_path):
+    run = train("digits", out=tmp_path / "run", progress=Silent(), limit_steps=1, **QUICK).run
+    found = json.loads((run / "env.json").read_text())
+    found["versions"] |= {"pillow": "1.0", "numpy": "1.1", "torchvision": None}
+    (run / "env.json").write_text(json.dumps(found))
+    resume(run, epochs="+1", progress=(listen := Listen()))
+    (sentence,) = [line for line in listen.said if line.startswith("The run began with")]
+    assert sentence.startswith("The run began with numpy 1.1, now ")
+    assert "; pillow 1.0, now " in sentence
+    assert "torch" not in sentence
+
+
+def test_a_data_folder_that_was_moved_is_followed(tmp_path, pictures):
+    run = train(pictures, out=tmp_path / "run", progress=Silent(), **QUICK).run
+    pictures.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="pictures"):
+        resume(run, epochs="+1", progress=Silent())
+    resume(run, epochs="+1", data=tmp_path / "elsewhere", progress=(listen := Listen()))
+    assert any("goes on with --data" in line for line in listen.said)
+
+
+def test_where_pictures_are_kept_is_recorded_and_used_again(tmp_path, pictures, monkeypatch):
+    run = Run(train(pictures, out=tmp_path / "run", progress=Silent(), **QUICK).run)
+    assert json.loads(run.recipe_json.read_text())["in_memory"] is True
+    monkeypatch.setattr("alexnet.data.loader.MAX_IN_MEMORY", 0)  # what would now be chosen is another way
+    read = []
+    monkeypatch.setattr("alexnet.training.setup.FromFiles", lambda *a, **k: read.append(a))
+    resume(run.path, epochs="+1", progress=Silent())
+    assert read == []
+
+
+def test_resume_of_another_run_or_of_none_is_refused(small_run):
+    with pytest.raises(UserError, match="holds a run of 'digits', not of 'cifar10'"):
+        train("cifar10", out=small_run, resume=True, progress=Silent())
+    with pytest.raises(UserError, match="--resume needs --out"):
+        train("digits", resume=True, progress=Silent())
+
+
+def test_a_limited_run_goes_on_to_its_own_length(tmp_path):
+    run = train("digits", out=tmp_path / "a", progress=Silent(), **{**QUICK, "epochs": 2, "limit_steps": 1}).run
+    assert resume(run, epochs=2, progress=Silent()).summary["epochs"] == 2
+
+
+def test_another_architecture_comes_as_it_is():
+    recipe = with_settings(named_recipe("cifar10"), {"arch": "paper"})
+    assert (recipe.width, recipe.norm, recipe.dropout, recipe.image_size) == (1.0, "auto", None, None)
+    assert with_settings(named_recipe("cifar10"), {"arch": "paper", "width": 0.5}).width == 0.5
+    assert with_settings(named_recipe("cifar10"), {"arch": "cifar"}).width == named_recipe("cifar10").width
+
+
+@pytest.mark.skipif(os.name != "posix", reason="such names exist on POSIX alone")
+def test_file_names_that_are_no_utf8(tmp_path, pictures):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (pictures / "sky" / "0.jpg").rename(pictures / "sky" / name)
+    (pictures / "sky" / os.fsdecode(b"bad\xe9.jpg")).write_bytes(b"")
+    run = Run(train(pictures, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK).run)
+    assert "bad\\xe9.jpg" in (run.path / "bad_files.csv").read_text()
+    assert resume(run.path, epochs="+1", progress=Silent()).summary["epochs"] == 2
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
+def test_a_classifier_of_torchvision_in_the_same_loop(tmp_path, pictures, name):
+    """Trained, used, and gone on with: bit for bit what a run without a stop is, dropout and running means included."""
+    settings = {"arch": f"torchvision/{name}", "batch_size": 8, "lr": 0.005, "schedule": "constant"}
+    settings["progress"] = Silent()
+    first = train(pictures, out=tmp_path / "run", epochs=1, **settings)
+    run = Run(first.run)
+    recipe = json.loads(run.recipe_json.read_text())
+    assert (recipe["arch"], recipe["image_size"]) == (f"torchvision/{name}", 32)  # it fits pictures of 40×36
+    assert alexnet.evaluate(run.path, device="cpu")["top1"] == first.summary["best"]["top1"]
+    assert alexnet.load(run.path, device="cpu").predict(pictures / "sky" / "0.jpg", views=10).labels
+    assert write_report(run)[0].is_file()
+
+    assert resume(run.path, epochs=2, progress=Silent()).summary["epochs"] == 2
+    unbroken = Run(train(pictures, out=tmp_path / "unbroken", epochs=2, **settings).run)
+    ours, theirs = (read_model(r.named_checkpoint("last")).model for r in (run, unbroken))
+    assert ours.spec == theirs.spec
+    for (key, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+@pytest.mark.parametrize(
+    "settings", [{"edits": ["average-pool"]}, {"changes": [{"epoch": 2, "lr": 0.1, "layers": ["fc"]}]}]
+)
+def test_what_is_for_alexnets_is_refused_for_others(tmp_path, pictures, settings):
+    with pytest.raises(UserError, match="are for AlexNets; leave them out"):
+        train(pictures, out=tmp_path / "run", arch="torchvision/resnet18", schedule="constant", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_grey_data_with_a_classifier_of_torchvision(tmp_path):
+    settings = {"arch": "torchvision/mobilenet_v3_small", "epochs": 1, "limit_steps": 1, "progress": Silent()}
+    run = Run(train("digits", out=tmp_path / "run", **settings).run)
+    spec = read_model(run.named_checkpoint("best")).model.spec
+    assert (spec.in_channels, spec.image_size, spec.num_classes) == (1, 32, 10)
+
+
+def test_the_package_offers_its_names():
+    for name in alexnet.__all__:
+        assert getattr(alexnet, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = alexnet.nothing

@@ -1,0 +1,46 @@
+"""What people write, as settings: NAME=VALUE, times, and what is refused."""
+
+import pytest
+
+from alexnet.cli import run
+from alexnet.errors import UserError
+from alexnet.training.config_parsing import interval_of, parse_settings, seconds_of
+
+
+def test_values_are_json_or_words():
+    given = ["padding_mode=reflect", "clip-norm=1", "mean=[0.5, 0.5, 0.5]", "nesterov=true"]
+    assert parse_settings(given) == {
+        "padding_mode": "reflect", "clip_norm": 1, "mean": [0.5, 0.5, 0.5], "nesterov": True,
+    }  # fmt: skip
+
+
+def test_a_setting_without_a_value_and_one_that_is_not_there(capsys, tmp_path):
+    with pytest.raises(UserError, match="write NAME=VALUE"):
+        parse_settings(["padding"])
+    assert run(["train", "digits", "--set", "paddin=3", "--out", str(tmp_path / "out")]) == 2
+    assert "did you mean 'padding'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
+def test_times(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["10", "ten m", "-3m", "m", "", "1d", "nanm"])
+def test_no_times(text):
+    with pytest.raises(UserError, match="must be a time such as"):
+        seconds_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"), [("500", (500, None)), ("1", (1, None)), ("5m", (None, 300)), (None, (None, None))]
+)
+def test_intervals(text, interval):
+    assert interval_of(text) == interval
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "5.5", "five", "", "0m", "٣"])
+def test_no_intervals(text):
+    with pytest.raises(UserError, match="--checkpoint-every must be a number of steps such as 500, or a time such as"):
+        interval_of(text)

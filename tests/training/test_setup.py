@@ -1,0 +1,197 @@
+"""What a recipe leaves open is measured once, recorded, and never measured again; the data half of the 2012 recipe."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alexnet.checkpoint import PREPROCESS, read_model
+from alexnet.data.augment import IMAGENET_BASIS, ColourBasis, augment, colour_noise
+from alexnet.errors import UserError
+from alexnet.inference.evaluate import evaluate
+from alexnet.inference.predict import load
+from alexnet.models.model import build
+from alexnet.run_dir import Run
+from alexnet.training.api import resume, train
+from alexnet.training.manual_schedule import Change
+from alexnet.training.progress import Silent
+from alexnet.training.recipe import Recipe, read_recipe
+from alexnet.training.setup import prepare
+from alexnet.training.trainer import Loop
+
+# imagenet-2012 in small: random 32 of 36, mean image, PCA noise, pixels of 0…255 (initial weights for such)
+SMALL_2012 = Recipe(
+    name="small-2012", source="folder", arch="cifar", image_size=32, crop_pct=32 / 36, width=0.125, norm="none",
+    init="kaiming", epochs=2, batch_size=8, lr=1e-4, schedule="constant", crop="random", flip=True, crop_chunk=4,
+    mean_image="own", std=(1 / 255,) * 3, colour_noise=0.1, colour_divide=True, precision="fp32", device="cpu",
+    workers=0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def recipe(pictures: Path) -> Recipe:
+    return replace(SMALL_2012, data=pictures)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    folder = Run(run).named_checkpoint("last")
+    assert folder is not None
+    return read_model(folder).model.state_dict()
+
+
+def training_squares(run: Run, recipe: Recipe) -> np.ndarray:
+    """The training pictures as 36×36 squares, by Pillow alone: the short side is 36 already."""
+    rows = [line.rsplit(",", 1) for line in run.split_csv.read_text().splitlines()[1:]]
+    assert recipe.data is not None
+    opened = [np.asarray(Image.open(recipe.data / name)) for name, split in rows if split == "train"]
+    return np.stack(opened)[:, :, 2:38].transpose(0, 3, 1, 2)
+
+
+def test_the_recipe_of_2012_in_small(tmp_path, recipe, monkeypatch):
+    result = train(recipe, out=tmp_path / "run", progress=Silent())
+    run = Run(result.run)
+    squares = training_squares(run, recipe)
+
+    best = run.named_checkpoint("best")
+    assert best is not None
+    assert (best / PREPROCESS).is_file()
+    stored = read_model(best).preprocess
+    assert (stored.size, stored.square) == (32, 36)
+    assert stored.mean_image is not None
+    torch.testing.assert_close(stored.mean_image, torch.from_numpy(squares.mean(axis=0) / 255).float())
+
+    recorded = read_recipe(run.recipe_json)
+    np.testing.assert_allclose(recorded.mean, squares.mean(axis=(0, 2, 3)) / 255, atol=6e-5)
+    assert recorded.std == (1 / 255,) * 3  # given, so not measured
+    variances = np.linalg.eigvalsh(np.cov(squares.transpose(1, 0, 2, 3).reshape(3, -1), bias=True))
+    np.testing.assert_allclose(recorded.colour_std, np.sqrt(variances[::-1]), atol=1e-4)
+
+    measured = evaluate(run.path, split="val")
+    assert measured["top1"] == result.summary["best"]["top1"]
+    assert evaluate(run.path, split="val", views=10)["n"] == measured["n"]
+    picture = next(recipe.data.rglob("*.jpg"))
+    assert load(run.path).predict(picture).labels
+    assert load(run.path).predict(picture, views=10).labels
+
+    # one epoch and then another, with the stored mean image and colours, are the unbroken run
+    train(replace(recipe, epochs=1), out=tmp_path / "stopped", progress=Silent())
+    monkeypatch.setattr("alexnet.training.setup.measure", lambda *_, **__: pytest.fail("measured again"))
+    resume(tmp_path / "stopped", epochs=2, progress=Silent())
+    unbroken = weights(run.path)
+    assert all(torch.equal(tensor, unbroken[name]) for name, tensor in weights(tmp_path / "stopped").items())
+
+
+def test_files_on_disk_give_the_same_as_memory(tmp_path, recipe, monkeypatch):
+    memory = prepare(recipe, Silent())
+    monkeypatch.setattr("alexnet.training.setup.memory_plan", lambda *_: False)
+    disk = prepare(recipe, Silent())
+    assert (disk.recipe.in_memory, memory.recipe.in_memory) == (False, True)
+    assert replace(disk.recipe, workers=memory.recipe.workers, in_memory=True) == memory.recipe
+    assert torch.equal(disk.preprocess.mean_image, memory.preprocess.mean_image)
+    for ours, theirs in zip(disk.train.batches(0), memory.train.batches(0), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+
+
+def test_the_loop_trains_on_noisy_pictures(tmp_path, recipe):
+    prepared = prepare(replace(recipe, crop_chunk=3), Silent())
+    loop = Loop(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
+    seen = []
+    loop.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    batch = next(iter(prepared.train.batches(4)))
+    loop._train_step(batch, 4)
+
+    assert prepared.augment.crop_chunk == 3
+    cut = augment(batch.images, batch.ids, 4, recipe.seed, prepared.augment, 32)
+    levels = cut.float() - 255 * prepared.preprocess.mean_image[:, 2:34, 2:34]
+    basis = ColourBasis(prepared.recipe.colour_std, prepared.recipe.colour_vectors)
+    noise = colour_noise(torch.zeros(8, 3, 1, 1), batch.ids, 4, recipe.seed, basis, 0.1, std=(1 / 255,) * 3)
+    assert noise.abs().max() > 1  # levels
+    torch.testing.assert_close(seen[0], (levels + noise) / 1.1, rtol=0, atol=1e-3)
+
+
+def test_a_change_switches_the_noise_off_and_on(tmp_path, recipe):
+    changes = (Change(2, colour_noise=0.0), Change(3, colour_noise=0.5))
+    prepared = prepare(replace(recipe, changes=changes), Silent())
+    loop = Loop(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
+    seen = []
+    loop.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    batch = next(iter(prepared.train.batches(0)))
+    for epoch in range(3):
+        loop.position.step = epoch * len(prepared.train)
+        loop._train_step(batch, 0)  # the same draws each time
+    cut = augment(batch.images, batch.ids, 0, recipe.seed, prepared.augment, 32)
+    pictures = prepared.preprocess.normalise(cut)
+    torch.testing.assert_close(seen[1], pictures)
+    torch.testing.assert_close((seen[0] * 1.1 - pictures) * 5, seen[2] * 1.5 - pictures, rtol=0, atol=1e-2)
+    assert (seen[2] * 1.5 - pictures).abs().max() > 5
+    assert prepare(replace(recipe, colour_noise=0.0, changes=changes), Silent()).colour_basis == prepared.colour_basis
+
+
+def test_the_published_basis_is_recorded_too(recipe, monkeypatch):
+    prepared = prepare(replace(recipe, colour_basis="imagenet", mean_image="none"), Silent())
+    assert prepared.colour_basis == IMAGENET_BASIS
+    assert prepared.recipe.colour_std == IMAGENET_BASIS.std
+    assert prepared.preprocess.mean_image is None
+    given = replace(recipe, mean_image="none", colour_std=(3.0, 2.0, 1.0), colour_vectors=(1, 0, 0, 0, 1, 0, 0, 0, 1))
+    monkeypatch.setattr("alexnet.training.setup.measure", lambda *_, **__: pytest.fail("measured"))
+    assert prepare(given, Silent()).colour_basis == ColourBasis(given.colour_std, given.colour_vectors)
+
+
+def test_without_noise_there_is_no_basis(recipe):
+    prepared = prepare(replace(recipe, colour_noise=0.0), Silent())
+    assert prepared.colour_basis is None
+    assert prepared.recipe.colour_std is None
+
+
+def test_a_mean_image_of_another_source(tmp_path, recipe, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = np.random.default_rng(0).uniform(0, 255, (36, 36, 3)).astype(np.float32)
+    np.save("mean.npy", values)
+    result = train(replace(recipe, mean_image="mean.npy", epochs=1), out="run", progress=Silent())
+    assert read_recipe("run/recipe.json").mean_image == str(tmp_path / "mean.npy")
+    Path("mean.npy").unlink()
+    resume(result.run, epochs="+1", progress=Silent())
+    best = Run(result.run).named_checkpoint("last")
+    assert best is not None
+    stored = read_model(best).preprocess.mean_image
+    torch.testing.assert_close(stored, torch.from_numpy(values / 255).permute(2, 0, 1))
+
+
+def test_stretch_squeezes_the_whole_picture(tmp_path, recipe):
+    shutil.rmtree(recipe.data)
+    for name in ("a", "b"):
+        for n in range(4):
+            ramp = np.repeat(np.linspace(0, 255, 80).astype(np.uint8)[None, :, None], 36, 0).repeat(3, 2)
+            (recipe.data / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(ramp).save(recipe.data / name / f"{n}.png")
+    plain = replace(recipe, colour_noise=0.0, mean_image="none")
+    for stretch, lowest in ((True, 5), (False, 60)):
+        prepared = prepare(replace(plain, stretch=stretch), Silent())
+        assert prepared.preprocess.stretch is stretch
+        (batch,) = prepared.train.batches(0)
+        assert batch.images.shape[-2:] == (36, 36)
+        assert lowest - 5 <= batch.images.min() <= lowest + 15
+
+
+def test_colour_noise_needs_colour(recipe):
+    grey = Recipe(colour_noise=0.1)  # the digits
+    with pytest.raises(UserError, match="Colour noise needs pictures in colour"):
+        prepare(grey, Silent())
+    for path in recipe.data.rglob("*.jpg"):
+        Image.open(path).convert("L").save(path)
+    with pytest.raises(UserError, match="A basis from grey data has one direction only"):
+        prepare(recipe, Silent())
+
+
+@pytest.mark.gpu
+def test_pictures_in_memory_lie_on_the_gpu_that_trains_and_come_out_the_same():
+    here, there = (prepare(Recipe(device=device, crop="pad", padding=3), Silent()) for device in ("cpu", "cuda"))
+    a, b = (next(p.train.batches(1)) for p in (here, there))
+    assert b.images.device.type == b.targets.device.type == "cuda"
+    assert b.ids.device.type == "cpu"
+    assert torch.equal(a.ids, b.ids)
+    assert torch.equal(a.images, b.images.cpu())

@@ -1,0 +1,35 @@
+"""Epochs that fit a time: counted from figures, not from this machine's clock."""
+
+import time
+
+from alexnet.training.api import resume, train
+from alexnet.training.progress import Silent
+from alexnet.training.recipe import read_recipe
+from alexnet.training.time_budget import Budget
+
+
+def history(*seconds):
+    return [{"seconds": s} for s in seconds]
+
+
+def test_after_the_first_epoch_more_fit_and_later_only_fewer():
+    budget = Budget(100.0, time.monotonic())  # 100 s are left, and 3 % more may be used
+    assert budget.epochs(history(10.0), planned=3) == 11
+    assert budget.epochs(history(10.0, 10.0), planned=3) == 3
+    assert budget.epochs(history(10.0, 10.0), planned=30) == 12
+    assert budget.epochs(history(10.0, 60.0), planned=30) == 4  # 35 s each
+    late = Budget(100.0, time.monotonic() - 200)
+    assert late.epochs(history(10.0), planned=9) == 1
+    assert late.epochs(history(10.0, 10.0, 10.0), planned=9) == 3
+
+
+def test_the_reserve_is_not_trained_in():
+    assert Budget(100.0, time.monotonic(), reserve=50.0).epochs(history(10.0), planned=3) == 6
+
+
+def test_a_run_keeps_its_number_of_epochs(tmp_path):
+    shared = {"width": 0.125, "precision": "fp32", "device": "cpu", "progress": Silent()}
+    result = train("digits", time_budget="6s", out=tmp_path / "run", **shared)
+    recipe = read_recipe(result.run / "recipe.json")
+    assert result.summary["epochs"] == recipe.epochs >= 1
+    assert resume(result.run, progress=Silent()).already_finished
