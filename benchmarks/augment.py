@@ -19,27 +19,27 @@ from torchvision.transforms import v2
 from alexnet import rng
 from alexnet.bench.timing import interleaved
 from alexnet.data.augment import Augment, augment
-from alexnet.data.dataset import Arrays
+from alexnet.data.dataset import ImageArrays
 from alexnet.data.loader import InMemory
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 
 BATCHES = 20
-PREPROCESS = Preprocess(32)
+PREPROCESS = EvalTransform(32)
 
 
-def ours(arrays: Arrays, cfg: Augment, batch_size: int, normalised: bool = False) -> Callable[[], None]:
+def ours(arrays: ImageArrays, cfg: Augment, batch_size: int, normalised: bool = False) -> Callable[[], None]:
     loader = InMemory(arrays, PREPROCESS, cfg, batch_size=batch_size, shuffle=True)
 
     def run() -> None:
         for batch in loader.batches(0):
             images = augment(batch.images, batch.ids, 0, 0, cfg, 32)
             if normalised:
-                PREPROCESS.normalise(images).contiguous(memory_format=torch.channels_last)
+                PREPROCESS.normalize(images).contiguous(memory_format=torch.channels_last)
 
     return run
 
 
-def torchvisions(arrays: Arrays, cfg: Augment, batch_size: int, together: bool) -> Callable[[], None]:
+def torchvisions(arrays: ImageArrays, cfg: Augment, batch_size: int, together: bool) -> Callable[[], None]:
     mode = "constant" if cfg.padding_mode == "zeros" else "reflect"
     transform = v2.Compose([v2.RandomCrop(32, cfg.padding, padding_mode=mode), v2.RandomHorizontalFlip()])
     order = torch.from_numpy(rng.permutation(0, 0, len(arrays)))
@@ -61,7 +61,7 @@ def main() -> None:
         for batch_size in (128, 512):
             count = BATCHES * batch_size
             images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
-            arrays = Arrays(images, torch.zeros(count, dtype=torch.int64), [])
+            arrays = ImageArrays(images, torch.zeros(count, dtype=torch.int64), [])
             zeros, reflect = (Augment(crop="pad", flip=True, padding_mode=mode) for mode in ("zeros", "reflect"))
             work = {
                 "ours, zeros": ours(arrays, zeros, batch_size),
@@ -69,7 +69,7 @@ def main() -> None:
                 "ours, zeros, to float32 channels_last": ours(arrays, zeros, batch_size, normalised=True),
                 "torchvision, a batch alike": torchvisions(arrays, zeros, batch_size, together=True),
             }
-            few = Arrays(images[:512], torch.zeros(512, dtype=torch.int64), [])
+            few = ImageArrays(images[:512], torch.zeros(512, dtype=torch.int64), [])
             each = {"torchvision, picture by picture": torchvisions(few, zeros, batch_size, together=False)}
             timings = interleaved(work | each, tries=9)
             rows = results.setdefault(f"{threads} threads", {}).setdefault(f"batch {batch_size}", {})

@@ -23,8 +23,8 @@ from alexnet.models.model import build
 from alexnet.run_dir import Run
 from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
-from alexnet.training.setup import prepare
-from alexnet.training.trainer import Loop
+from alexnet.training.setup import prepare_training
+from alexnet.training.trainer import Trainer
 
 
 def main() -> None:
@@ -40,10 +40,10 @@ def main() -> None:
         named_recipe("digits"), arch=args.arch, image_size=None, width=1.0, norm="auto", batch_size=args.batch,
         precision="fp32", checkpoint_every=None, device="cpu",
     )  # fmt: skip
-    prepared = prepare(recipe, Silent())
+    prepared = prepare_training(recipe, Silent())
     torch.manual_seed(0)
     folder = Path(tempfile.mkdtemp(dir=args.folder))
-    loop = Loop(prepared, Run.create("x", folder / "run", recipe.to_json()), build(prepared.spec), Silent())
+    loop = Trainer(prepared, Run.create("x", folder / "run", recipe.to_json()), build(prepared.spec), Silent())
     checkpoints, batch = loop.checkpoints, next(prepared.train.batches(0))
 
     def step() -> float:

@@ -22,7 +22,7 @@ from common import save
 from PIL import Image
 
 from alexnet.bench.timing import interleaved
-from alexnet.checkpoint import write_model
+from alexnet.checkpoint import save_model
 from alexnet.inference.load import TORCHVISION_PREPROCESS
 from alexnet.models.model import create_model
 
@@ -45,7 +45,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "net").mkdir()
         torch.manual_seed(0)
-        write_model(
+        save_model(
             folder / "net", create_model("torchvision").eval(), list(map(str, range(1000))), TORCHVISION_PREPROCESS
         )
         pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)

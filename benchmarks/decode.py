@@ -28,13 +28,13 @@ from alexnet import rng
 from alexnet.bench.timing import interleaved
 from alexnet.data import decode as decode_module
 from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
-from alexnet.data.dataset import Files
-from alexnet.data.decode import decode, decode_part
+from alexnet.data.dataset import ImageFiles
+from alexnet.data.decode import decode_crop, decode_image
 from alexnet.data.loader import FromFiles
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 
 BATCH = 50
-PREPROCESS = Preprocess(224, 256)
+PREPROCESS = EvalTransform(224, 256)
 RESIZED, RANDOM = Augment(crop="resized", flip=True), Augment(crop="random", flip=True)
 TORCHVISION = {
     "resized": v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]),
@@ -54,11 +54,11 @@ def pil_pipeline(transform: Callable, paths: list[Path]) -> None:
 
 
 def ours(cfg: Augment, paths: list[Path], turbo: bool = True) -> None:
-    files = Files(Path("/"), [str(p) for p in paths], torch.zeros(len(paths), dtype=torch.int64))
+    files = ImageFiles(Path("/"), [str(p) for p in paths], torch.zeros(len(paths), dtype=torch.int64))
     loader = FromFiles(files, PREPROCESS, cfg, batch_size=BATCH, shuffle=True)
     with reader(turbo):
         for batch in loader.batches(0):
-            augment(batch.images, batch.ids, 0, 0, loader.on_device, PREPROCESS.size)
+            augment(batch.images, batch.ids, 0, 0, loader.device_augment, PREPROCESS.size)
 
 
 class reader:  # noqa: N801
@@ -82,12 +82,12 @@ def exact(paths: list[Path]) -> None:
 
 
 def box_of(i: int) -> Callable[[int, int], decode_module.Box]:
-    uniform = rng.draws(0, 0, [i], "crop", BOX_DRAWS)[0]
+    uniform = rng.uniform(0, 0, [i], "crop", BOX_DRAWS)[0]
     return partial(crop_box, uniform=uniform, scale=RESIZED.scale, ratio=RESIZED.ratio)
 
 
 def exact_picture(path: Path | bytes, i: int, size: int = 224) -> tuple[torch.Tensor, decode_module.Box]:
-    image = decode(path)
+    image = decode_image(path)
     box = box_of(i)(*image.size)
     resized = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
     return v2.functional.pil_to_tensor(resized), box
@@ -103,7 +103,7 @@ def stages(paths: list[Path]) -> dict[str, Callable[[], object]]:
     pixels = [simplejpeg.decode_jpeg(d) for d in data]
     boxes = [box_of(i) for i in range(len(data))]
     cuts = [part(p, box(p.shape[1], p.shape[0])) for p, box in zip(pixels, boxes, strict=True)]
-    pictures = [PREPROCESS.cut(cut) for cut in cuts]
+    pictures = [PREPROCESS.resize_crop(cut) for cut in cuts]
     batch = torch.stack([p.movedim(0, -1) for p in pictures]).movedim(-1, 1)
 
     def eighth(d: bytes) -> None:
@@ -116,8 +116,8 @@ def stages(paths: list[Path]) -> dict[str, Callable[[], object]]:
         "draw the box": lambda: [box(500, 375) for box in boxes],
         "decode at an eighth": lambda: [eighth(d) for d in data],
         "decode": lambda: [simplejpeg.decode_jpeg(d) for d in data],
-        "decode by Pillow": lambda: [np.asarray(decode(d)) for d in data],
-        "crop and resize": lambda: [PREPROCESS.cut(cut) for cut in cuts],
+        "decode by Pillow": lambda: [np.asarray(decode_image(d)) for d in data],
+        "crop and resize": lambda: [PREPROCESS.resize_crop(cut) for cut in cuts],
         "collate": lambda: torch.stack([p.movedim(0, -1) for p in pictures]).movedim(-1, 1),
         "mirror": lambda: augment(batch, range(len(batch)), 0, 0, Augment(flip=True), 224),
     }
@@ -132,7 +132,7 @@ def differences(paths: list[Path], size: int) -> dict[str, float]:
     """Of our pixels from Pillow's, in levels of 255, over all photographs."""
     found = []
     for i, path in enumerate(paths):
-        picture = replace(PREPROCESS, size=size, resize=size).cut(decode_part(path, size, box=box_of(i)))
+        picture = replace(PREPROCESS, size=size, resize=size).resize_crop(decode_crop(path, size, box=box_of(i)))
         found.append((picture.int() - exact_picture(path, i, size)[0].int()).abs().float())
     return {"mean": float(np.mean([f.mean() for f in found])), "max": max(float(f.max()) for f in found)}
 

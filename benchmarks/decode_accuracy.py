@@ -15,33 +15,33 @@ import torch
 from decode import box_of, exact_picture
 from PIL import Image
 
-from alexnet.data.datasets import load_source
-from alexnet.data.decode import decode, decode_part
-from alexnet.inference.load import open_model
+from alexnet.data.datasets import load_dataset
+from alexnet.data.decode import decode_crop, decode_image
+from alexnet.inference.load import load_model
 from alexnet.training.recipe import read_recipe
 
 
 def enlarged(data: bytes, times: int) -> bytes:
     """The JPEG file of a picture so many times as wide and high."""
-    image, file = decode(data), io.BytesIO()
+    image, file = decode_image(data), io.BytesIO()
     image.resize((times * image.width, times * image.height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
 @torch.inference_mode()
 def accuracy(run: str) -> None:
-    opened = open_model(run)
+    opened = load_model(run)
     recipe = read_recipe(opened.run.path / "recipe.json")
-    files = load_source(recipe.source, recipe.data, seed=recipe.seed).splits["val"]
+    files = load_dataset(recipe.source, recipe.data, seed=recipe.seed).splits["val"]
     size, results = opened.preprocess.size, {}
     for times in (1, 8):
         right, differ, levels = {"Pillow": 0, "ours": 0}, 0, 0.0
         for i, (path, target) in enumerate(zip(files.paths, files.targets.tolist(), strict=True)):
             data = path.read_bytes() if times == 1 else enlarged(path.read_bytes(), times)
-            ours = opened.preprocess.cut(decode_part(data, size, box=box_of(i)))
+            ours = opened.preprocess.resize_crop(decode_crop(data, size, box=box_of(i)))
             pictures = torch.stack([exact_picture(data, i, size)[0], ours])
             levels += float((pictures[0].int() - pictures[1].int()).abs().float().mean())
-            first, second = opened.model(opened.preprocess.normalise(pictures)).argmax(1).tolist()
+            first, second = opened.model(opened.preprocess.normalize(pictures)).argmax(1).tolist()
             right["Pillow"] += first == target
             right["ours"] += second == target
             differ += first != second

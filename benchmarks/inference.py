@@ -31,23 +31,23 @@ from alexnet.inference.load import TORCHVISION_PREPROCESS
 from alexnet.models.model import create_model
 from alexnet.runtimes import engines
 from alexnet.runtimes.convert import to_onnx
-from alexnet.runtimes.engine_cache import Store
-from alexnet.runtimes.loaded_model import Opened
-from alexnet.runtimes.select import Wanted, obtain, open_engine
+from alexnet.runtimes.engine_cache import EngineCache
+from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.select import EngineConfig, get_or_build, open_engine
 
 OURS = ("exact", "fast", "onnxruntime", "openvino", "openvino-int8-fc", "openvino-int8", "onnxruntime-int8")
 CPU = torch.device("cpu")
 Call = Callable[[], object]
 
 
-def network() -> Opened:
+def network() -> LoadedModel:
     """`torchvision` with random weights, the same each time."""
     torch.manual_seed(0)
     model = create_model("torchvision").eval()
-    return Opened(model, tuple(map(str, range(1000))), TORCHVISION_PREPROCESS, None, None, "benchmark-torchvision")
+    return LoadedModel(model, tuple(map(str, range(1000))), TORCHVISION_PREPROCESS, None, None, "benchmark-torchvision")
 
 
-def float_onnx(opened: Opened) -> Path:
+def float_onnx(opened: LoadedModel) -> Path:
     """The same network as an ONNX file of floats in, without our normalisation, for the peers."""
     path = cache_dir() / "benchmark.onnx"
     if not path.exists():
@@ -56,23 +56,23 @@ def float_onnx(opened: Opened) -> Path:
     return path
 
 
-def make_files(opened: Opened) -> None:
+def make_files(opened: LoadedModel) -> None:
     """The engines' files, where they are not there."""
     for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
-        obtain(engines.KINDS[name].file, opened, name)
+        get_or_build(engines.KINDS[name].file, opened, name)
     for name in engines.CALIBRATED:
-        if Store(opened.identity).find(engines.KINDS[name].file) is None:
-            obtain(engines.KINDS[name].file, opened, name, data("imagenet-photos-200"))
+        if EngineCache(opened.identity).find(engines.KINDS[name].file) is None:
+            get_or_build(engines.KINDS[name].file, opened, name, data("imagenet-photos-200"))
 
 
-def prepare(opened: Opened) -> None:
+def prepare(opened: LoadedModel) -> None:
     make_files(opened)
     for batch in (1, 32):
         compiled(opened)(torch.zeros(batch, 3, 224, 224))
-        open_engine(opened, Wanted("fast", CPU), pictures(batch))
+        open_engine(opened, EngineConfig("fast", CPU), pictures(batch))
 
 
-def compiled(opened: Opened) -> Callable[[torch.Tensor], torch.Tensor]:
+def compiled(opened: LoadedModel) -> Callable[[torch.Tensor], torch.Tensor]:
     torch._inductor.config.freezing = True
     module = torch.compile(opened.model.to(memory_format=torch.channels_last))
 
@@ -108,12 +108,12 @@ def openvino_raw(path: Path, batch: int, hint: str) -> Callable[[np.ndarray], ob
     return run
 
 
-def contestants(opened: Opened, batch: int) -> tuple[dict[str, Call], str]:
+def contestants(opened: LoadedModel, batch: int) -> tuple[dict[str, Call], str]:
     """What is timed, and the engine that `fast` is."""
     import onnxruntime
 
     images = pictures(batch)
-    floats = opened.preprocess.normalise(torch.from_numpy(images)).contiguous()
+    floats = opened.preprocess.normalize(torch.from_numpy(images)).contiguous()
     array = floats.numpy()
     plain = create_model("torchvision").eval()
     plain.load_state_dict(opened.model.state_dict())
@@ -134,14 +134,14 @@ def contestants(opened: Opened, batch: int) -> tuple[dict[str, Call], str]:
     }
     chosen = ""
     for name in OURS:
-        engine = open_engine(opened, Wanted(name, CPU), images)
+        engine = open_engine(opened, EngineConfig(name, CPU), images)
         if name == "fast":
             chosen = engine.name
         calls[f"ours: {name}"] = lambda engine=engine: engine.logits(images)
     return calls, chosen
 
 
-def time_all(opened: Opened, tries: int, seconds: float) -> None:
+def time_all(opened: LoadedModel, tries: int, seconds: float) -> None:
     results = {}
     for batch in (1, 32):
         calls, chosen = contestants(opened, batch)
@@ -226,12 +226,12 @@ logits = eager(network()) if sys.argv[1] == "eager" else by_torch(network(), CPU
 )
 
 
-def eager(opened: Opened) -> Callable[[np.ndarray], np.ndarray]:
+def eager(opened: LoadedModel) -> Callable[[np.ndarray], np.ndarray]:
     model = opened.model.to(memory_format=torch.contiguous_format)
 
     def logits(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return np.asarray(model(opened.preprocess.normalise(torch.from_numpy(images))))
+            return np.asarray(model(opened.preprocess.normalize(torch.from_numpy(images))))
 
     return logits
 

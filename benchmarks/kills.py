@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alexnet.checkpoint import read_model, read_training
+from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.errors import UserError
 from alexnet.run_dir import Run
 
@@ -248,7 +248,7 @@ def left_by(path: Path) -> dict[str, Any]:
     for name in ("best", "last"):
         folder = run.named_checkpoint(name)
         assert folder is not None
-        saved, training = read_model(folder), read_training(folder)
+        saved, training = load_checkpoint(folder), read_training_state(folder)
         position = training["position"]
         found[name] = {
             "step": saved.step,
@@ -267,8 +267,8 @@ def left_by(path: Path) -> dict[str, Any]:
 
 def _whole(folder: Path) -> bool:
     try:
-        read_model(folder)
-        read_training(folder)
+        load_checkpoint(folder)
+        read_training_state(folder)
     except UserError:
         return False
     return True

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet.bench.timing import interleaved
-from alexnet.device import keep_pages
+from alexnet.device import tune_malloc
 from alexnet.models import layers, lrn
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.model import create_model
@@ -74,7 +74,7 @@ def shapes() -> None:
     results = []
     for pages in (False, True):
         if pages:
-            keep_pages()
+            tune_malloc()
         for shape in SHAPES:
             for channels_last in (False, True):
                 r = measure(shape, channels_last)
@@ -86,7 +86,7 @@ def shapes() -> None:
 
 
 def steps(batch: int = 32) -> None:
-    keep_pages()
+    tune_malloc()
     x = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     targets = torch.randint(1000, (batch,))
 

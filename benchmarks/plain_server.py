@@ -17,17 +17,17 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 
-from alexnet.inference.load import open_model
-from alexnet.inference.predict import read_pixels
+from alexnet.inference.load import load_model
+from alexnet.inference.predict import load_eval_array
 
-opened = open_model(sys.argv[1])
+opened = load_model(sys.argv[1])
 app = FastAPI()
 
 
 def label(data: bytes) -> list[dict[str, object]]:
-    pixels = torch.from_numpy(read_pixels(data, opened.preprocess))[None]
+    pixels = torch.from_numpy(load_eval_array(data, opened.preprocess))[None]
     with torch.no_grad():
-        p = opened.model(opened.preprocess.normalise(pixels)).softmax(1)[0]
+        p = opened.model(opened.preprocess.normalize(pixels)).softmax(1)[0]
     best = p.topk(min(5, len(p)))
     return [{"label": opened.classes[i], "p": v} for v, i in zip(*map(torch.Tensor.tolist, best), strict=True)]
 

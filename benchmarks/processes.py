@@ -24,40 +24,40 @@ from common import save
 from alexnet.models.model import build
 from alexnet.rng import derive_seed
 from alexnet.run_dir import Run
-from alexnet.training.distributed import begin
+from alexnet.training.distributed import make_parallel
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
-from alexnet.training.setup import prepare
-from alexnet.training.trainer import Loop
+from alexnet.training.setup import prepare_training
+from alexnet.training.trainer import Trainer
 
 UNIT = 1e-7  # of the largest differences from one process
 
 
 def work(args: argparse.Namespace) -> None:
     """One of the processes; the first leaves what was found in `args.result`."""
-    parallel = begin("auto", "cpu")
+    parallel = make_parallel("auto", "cpu")
     settings = {
         "data": args.data, "arch": args.arch, "image_size": args.size, "width": args.width, "batch_size": args.batch,
         "lr": args.lr, "epochs": args.steps, "schedule": "constant", "augment": "none", "flip": True, "crop": "random",
         "crop_pct": 0.875, "precision": "fp32", "device": "cpu", "dropout": 0.5, "accumulate": args.accumulate,
     }  # fmt: skip
-    prepared = prepare(with_settings(named_recipe("folder"), settings), Silent(), parallel=parallel)
+    prepared = prepare_training(with_settings(named_recipe("folder"), settings), Silent(), parallel=parallel)
     torch.manual_seed(derive_seed(0, "init"))
-    loop = Loop(prepared, Run(Path()), build(prepared.spec), Silent())
+    loop = Trainer(prepared, Run(Path()), build(prepared.spec), Silent())
     loop.train_step.train()
     steps, times, epoch = [], [], 0
     while len(steps) < args.steps:
-        for batch in islice(parallel.reading(prepared.train.batches(epoch)), args.steps - len(steps)):
+        for batch in islice(parallel.sync_data_errors(prepared.train.batches(epoch)), args.steps - len(steps)):
             began = time.perf_counter()
             loss, _ = loop._train_step(batch, epoch)
             loop.position.step += 1
             steps.append(loss)
-            times.append((time.perf_counter() - began, batch.place.of))
+            times.append((time.perf_counter() - began, batch.row_range.total))
         epoch += 1
-    losses = parallel.total(torch.stack(steps)).tolist()
+    losses = parallel.all_reduce_sum(torch.stack(steps)).tolist()
     outputs = loop._evaluate("val")
-    if parallel.share.number == 0:
+    if parallel.share.rank == 0:
         seconds = sum(s for s, _ in times[2:])
         torch.save(
             {

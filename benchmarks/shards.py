@@ -27,15 +27,15 @@ from torchvision.transforms import v2
 from alexnet.bench.timing import interleaved
 from alexnet.data.augment import Augment, augment
 from alexnet.data.loader import FromFiles
-from alexnet.data.shards.manifest import open_pack
-from alexnet.data.shards.pack import pack
-from alexnet.data.shards.reader import Packed
-from alexnet.data.transforms import Preprocess
+from alexnet.data.shards.manifest import open_packed
+from alexnet.data.shards.pack import pack_dataset
+from alexnet.data.shards.reader import PackedImages
+from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_count
 
 REPEATS = 20  # of each photograph
 BATCH = 128
-PREPROCESS = Preprocess(224, 256)
+PREPROCESS = EvalTransform(224, 256)
 CFG = Augment(crop="random", flip=True)
 TRANSFORM = v2.Compose(
     [v2.Resize(256), v2.CenterCrop(256), v2.RandomCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
@@ -58,12 +58,12 @@ def folder_of(photographs: Path, root: Path) -> Path:
     return root
 
 
-def shrunk(packed: Packed, root: Path) -> Path:
+def shrunk(packed: PackedImages, root: Path) -> Path:
     """The very JPEGs of the shards as files: what ImageFolder gains if they are shrunk for it beforehand."""
     for i, name in enumerate(packed.names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bytes(packed.stored(i)))
+        path.write_bytes(bytes(packed.raw(i)))
     return root
 
 
@@ -73,15 +73,15 @@ def image_folder(data: Dataset, count: int, workers: int = 0) -> None:
         assert images.dtype == torch.uint8
 
 
-def ours(packed: Packed, count: int, workers: int = 0) -> None:
+def ours(packed: PackedImages, count: int, workers: int = 0) -> None:
     part = packed.take(np.random.default_rng(0).permutation(len(packed))[:count])
     loader = FromFiles(part, PREPROCESS, CFG, batch_size=BATCH, shuffle=True, workers=workers)
     for batch in loader.batches(0):
-        images = augment(batch.images, batch.ids, 0, 0, loader.on_device, PREPROCESS.size)
+        images = augment(batch.images, batch.ids, 0, 0, loader.device_augment, PREPROCESS.size)
         assert images.shape[1:] == (3, 224, 224)
 
 
-def from_disk(packed: Packed, count: int) -> None:
+def from_disk(packed: PackedImages, count: int) -> None:
     """As `ours`, after the system was told to forget the shards."""
     packed.shards.shard.cache_clear()
     for number in range(len(packed.shards.files)):
@@ -111,7 +111,7 @@ def main() -> None:
         source = folder_of(common.data("imagenet-photos-200"), root / "photographs")
         packed = {}
         for kind, size in (("uint8", 256), ("jpeg", 256)):
-            done = pack(source, root / kind, kind=kind, size=size)
+            done = pack_dataset(source, root / kind, kind=kind, size=size)
             results["packing"][kind] = row = {
                 **{key: done[key] for key in ("form", "images", "bytes", "shards", "seconds", "images_per_second")},
                 "processes": cpu_count(),
@@ -119,7 +119,7 @@ def main() -> None:
             }
             row["imagenet_hours"] = IMAGENET / row["images_per_second"] / 3600
             row["imagenet_gb"] = IMAGENET * row["bytes_each"] / 1e9
-            packed[kind] = open_pack(root / kind).splits["train"]
+            packed[kind] = open_packed(root / kind).splits["train"]
             print(f"packing {kind}: {done['images_per_second']:.0f} images/s", file=sys.stderr)
         theirs = datasets.ImageFolder(str(source), TRANSFORM)
         smaller = datasets.ImageFolder(str(shrunk(packed["jpeg"], root / "shrunk")), TRANSFORM)

@@ -27,7 +27,7 @@ from torch.profiler import profile
 
 from alexnet.bench.synthetic import synthetic_step
 from alexnet.bench.timing import interleaved
-from alexnet.device import most_memory
+from alexnet.device import peak_memory
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.model import create_model, specify
 from alexnet.models.summary import summarize
@@ -100,7 +100,7 @@ def work(connection: Connection, make: Callable[[], Callable[[], None]], threads
         elif question == "kept":
             connection.send(kept_for_backward(step))
         elif question == "peak":
-            connection.send(most_memory())
+            connection.send(peak_memory())
         elif question == "profile":
             with profile() as seen:
                 step()

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet.serving.app import create_app
-from alexnet.serving.registry import Models
+from alexnet.serving.registry import ModelRegistry
 from alexnet.serving.settings import Settings
 
 
@@ -61,7 +61,7 @@ class Asking:
 
 
 @contextmanager
-def asking(models: Models, **settings: Any) -> Iterator[Asking]:
+def asking(models: ModelRegistry, **settings: Any) -> Iterator[Asking]:
     """A server of `models`."""
     found = Asking(create_app(models, Settings(**settings)))
     try:

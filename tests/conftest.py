@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from alexnet.checkpoint import write_model
-from alexnet.data.transforms import Preprocess
+from alexnet.checkpoint import save_model
+from alexnet.data.transforms import EvalTransform
 from alexnet.export.export import Export, Exporter
 from alexnet.runtimes.manifest import FORMATS
 from alexnet.training.api import train
@@ -48,7 +48,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder without a run. Tests must not change it."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    write_model(folder, sharp(), FRUIT, Preprocess(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)))
+    save_model(folder, sharp(), FRUIT, EvalTransform(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)))
     return folder
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.checkpoint import read_training
+from alexnet.checkpoint import read_training_state
 from alexnet.cli import run
 from alexnet.run_dir import Run
 from alexnet.training.api import train
@@ -363,7 +363,7 @@ def truncated_training(run):
 
 def other_training(run):
     for path in (run / "checkpoints").glob("*/training.pt"):
-        torch.save({"position": read_training(path.parent)["position"]}, path)
+        torch.save({"position": read_training_state(path.parent)["position"]}, path)
         described = json.loads(path.with_name("model.json").read_text())
         described["sha256"]["training.pt"] = hashlib.sha256(path.read_bytes()).hexdigest()
         path.with_name("model.json").write_text(json.dumps(described))

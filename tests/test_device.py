@@ -11,36 +11,36 @@ from alexnet import device, rng
 from alexnet.device import (
     DTYPES,
     available_devices,
-    compute_alike,
     cpu_count,
     cpu_name,
     free_memory,
-    keep_pages,
     pick_device,
     pick_precision,
+    tune_malloc,
+    use_deterministic_algorithms,
     world_size,
 )
 from alexnet.errors import UserError
 
 
 def test_draws_depend_on_nothing_but_their_arguments():
-    together = rng.draws(3, 7, [10, 11, 12], "flip", 4)
-    alone = rng.draws(3, 7, [11], "flip", 4)
+    together = rng.uniform(3, 7, [10, 11, 12], "flip", 4)
+    alone = rng.uniform(3, 7, [11], "flip", 4)
     assert together.shape == (3, 4)
     np.testing.assert_array_equal(together[1], alone[0])
-    np.testing.assert_array_equal(together[:, :2], rng.draws(3, 7, [10, 11, 12], "flip", 2))
+    np.testing.assert_array_equal(together[:, :2], rng.uniform(3, 7, [10, 11, 12], "flip", 2))
 
 
 @pytest.mark.parametrize("change", [(4, 7, "flip"), (3, 8, "flip"), (3, 7, "crop")])
 def test_draws_change_with_seed_epoch_and_purpose(change):
     seed, epoch, purpose = change
     ids = np.arange(1000)
-    a, b = rng.draws(3, 7, ids, "flip", 1)[:, 0], rng.draws(seed, epoch, ids, purpose, 1)[:, 0]
+    a, b = rng.uniform(3, 7, ids, "flip", 1)[:, 0], rng.uniform(seed, epoch, ids, purpose, 1)[:, 0]
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.15
 
 
 def test_draws_are_uniform_and_independent():
-    u = rng.draws(0, 0, np.arange(50_000), "test", 3)
+    u = rng.uniform(0, 0, np.arange(50_000), "test", 3)
     assert u.min() >= 0
     assert u.max() < 1
     np.testing.assert_allclose(u.mean(axis=0), 0.5, atol=0.01)
@@ -156,7 +156,7 @@ def test_kept_pages_are_not_faulted_in_again_and_change_no_result():
     """In a process of its own, since it cannot be undone."""
     done = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(sys.platform == "linux" and keep_pages())
+    assert done.stdout.strip() == str(sys.platform == "linux" and tune_malloc())
 
 
 @pytest.mark.parametrize("name", ["", "musl", None])
@@ -167,9 +167,9 @@ def test_other_allocators_are_left_alone(name, monkeypatch):
         return name
 
     monkeypatch.setattr(device.os, "confstr", confstr, raising=False)
-    assert keep_pages() is False
+    assert tune_malloc() is False
     monkeypatch.delattr(device.os, "confstr")
-    assert keep_pages() is False
+    assert tune_malloc() is False
 
 
 def test_compute_alike_switches_torch_over(monkeypatch):
@@ -177,7 +177,7 @@ def test_compute_alike_switches_torch_over(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     cudnn = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
     try:
-        compute_alike()
+        use_deterministic_algorithms()
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         x = torch.rand(2, 3, 8, 8, requires_grad=True)

@@ -11,16 +11,24 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alexnet.checkpoint import MODEL, TRAINING, WEIGHTS, add_to_model, identify, read_model, read_training
+from alexnet.checkpoint import (
+    MODEL,
+    TRAINING,
+    WEIGHTS,
+    checkpoint_id,
+    load_checkpoint,
+    read_training_state,
+    update_model_json,
+)
 from alexnet.checkpoint import PREPROCESS as PREPROCESS_FILE
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import replacing
+from alexnet.files import atomic_write
 from alexnet.models.model import create_model
 from alexnet.run_dir import Run, environment, find_run
 
 CLASSES = ("a", "b", "c")
-PREPROCESS = Preprocess(size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+PREPROCESS = EvalTransform(size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def test_a_checkpoint_comes_back_as_it_was(run):
     folder = run.save_checkpoint(
         model=model, classes=CLASSES, preprocess=PREPROCESS, step=5, epoch=2, training=None, best=True
     )
-    found = read_model(folder)
+    found = load_checkpoint(folder)
     assert (found.classes, found.preprocess, found.step, found.epoch) == (CLASSES, PREPROCESS, 5, 2)
     assert found.model.spec == model.spec
     for (name, ours), theirs in zip(model.state_dict().items(), found.model.state_dict().values(), strict=True):
@@ -53,11 +61,11 @@ def test_a_checkpoint_comes_back_as_it_was(run):
 def test_a_key_is_added_to_model_json_and_the_rest_stays(run):
     folder = save(run, 1, best=True)
     before = json.loads((folder / MODEL).read_text())
-    who = identify(folder)
-    add_to_model(folder, "calibration", {"temperature": 1.5})
+    who = checkpoint_id(folder)
+    update_model_json(folder, "calibration", {"temperature": 1.5})
     assert json.loads((folder / MODEL).read_text()) == {**before, "calibration": {"temperature": 1.5}}
-    assert identify(folder) == who
-    assert read_model(folder).classes == CLASSES
+    assert checkpoint_id(folder) == who
+    assert load_checkpoint(folder).classes == CLASSES
 
 
 def test_the_best_and_the_newest_two_are_kept_and_the_rest_dropped(run):
@@ -84,7 +92,7 @@ def test_folders_that_are_not_ours_are_no_checkpoints_and_stay(run):
     assert [path.name for path in run.checkpoints()] == ["00000005", "00000004", "00000001"]
     others = {path.name for path in (run.path / "checkpoints").iterdir() if path not in run.checkpoints()}
     assert others == {"my-copy", "00000001 old", ".damaged-00000009"}
-    assert read_model(copy).step == 1
+    assert load_checkpoint(copy).step == 1
 
 
 def test_a_checkpoint_that_is_being_dropped_is_none(run, monkeypatch):
@@ -100,7 +108,7 @@ def test_a_checkpoint_that_is_being_dropped_is_none(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save(run, 3, best=True)
     for folder in run.checkpoints():
-        read_model(folder)
+        load_checkpoint(folder)
 
 
 def test_a_checkpoint_holds_the_weights_that_were_copied(run):
@@ -112,7 +120,7 @@ def test_a_checkpoint_holds_the_weights_that_were_copied(run):
     folder = run.save_checkpoint(
         model=model, classes=CLASSES, preprocess=PREPROCESS, step=1, epoch=1, training=None, best=True, weights=copy
     )
-    assert torch.equal(read_model(folder).model.state_dict()["fc8.weight"], copy["fc8.weight"])
+    assert torch.equal(load_checkpoint(folder).model.state_dict()["fc8.weight"], copy["fc8.weight"])
 
 
 def test_a_changed_model_json_is_noticed_before_training_goes_on(run):
@@ -121,7 +129,7 @@ def test_a_changed_model_json_is_noticed_before_training_goes_on(run):
     described["preprocess"]["mean"][0] = 0.15
     (folder / MODEL).write_text(json.dumps(described))
     with pytest.raises(UserError, match=r"model\.json is damaged: it does not say what training\.pt was saved with"):
-        read_training(folder)
+        read_training_state(folder)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -129,7 +137,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path.write_text("old")
 
     def fail() -> None:
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text("half")
             raise OSError("disk full")
 
@@ -182,7 +190,7 @@ def test_damage_is_noticed_and_named(run, damage):
         described.unlink()
         says = "not a checkpoint of ours"
     with pytest.raises(UserError, match=says) as error:
-        read_model(folder)
+        load_checkpoint(folder)
     assert "\n" not in str(error.value)
 
 
@@ -197,7 +205,7 @@ def save_with_mean_image(run: Run) -> tuple[Path, torch.Tensor]:
 
 def test_a_mean_image_comes_back_as_it_was(run):
     folder, mean_image = save_with_mean_image(run)
-    found = read_model(folder).preprocess
+    found = load_checkpoint(folder).preprocess
     assert found == PREPROCESS
     assert found.mean_image is not None
     assert torch.equal(found.mean_image, mean_image)
@@ -233,7 +241,7 @@ def test_damage_to_a_mean_image_is_noticed_and_named(run, damage, says):
     elif damage not in ("remove", "truncate"):
         bless(folder, PREPROCESS_FILE)
     with pytest.raises(UserError, match=says) as error:
-        read_model(folder)
+        load_checkpoint(folder)
     assert "\n" not in str(error.value)
 
 
@@ -243,7 +251,7 @@ def test_a_changed_byte_in_training_pt_is_noticed(run):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"training\.pt is truncated or damaged: its checksum"):
-        read_training(path.parent)
+        read_training_state(path.parent)
 
 
 def bless(folder: Path, name: str = TRAINING) -> None:
@@ -265,7 +273,7 @@ def test_a_pickle_in_training_pt_is_refused_and_not_run(run):
         write(folder / TRAINING)
         bless(folder)
         with pytest.raises(UserError, match="pickle that could run code"):
-            read_training(folder)
+            read_training_state(folder)
     assert not Path("/tmp/alexnet-was-here").exists()
 
 
@@ -274,10 +282,10 @@ def test_training_pt_that_is_cut_or_missing(run):
     path = folder / TRAINING
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match="truncated or damaged"):
-        read_training(folder)
+        read_training_state(folder)
     path.unlink()
     with pytest.raises(UserError, match="has no training.pt"):
-        read_training(folder)
+        read_training_state(folder)
 
 
 def test_folders_that_are_taken(tmp_path):

@@ -18,9 +18,9 @@ from PIL import Image
 import alexnet
 from alexnet.cli import run
 from alexnet.data.shards import manifest, reader
-from alexnet.data.shards.pack import pack
+from alexnet.data.shards.pack import pack_dataset
 from alexnet.errors import UserError
-from alexnet.files import sha256_of
+from alexnet.files import sha256_file
 from alexnet.run_dir import Run
 from helpers import make_folder, make_picture
 
@@ -130,7 +130,7 @@ def mend_sums(path: Path) -> None:
     described = path.with_name("model.json")
     if path != described:
         about = json.loads(described.read_text())
-        about["sha256"][path.name] = sha256_of(path)
+        about["sha256"][path.name] = sha256_file(path)
         about["preprocess"] |= {"mean_image": True} if path.name == "preprocess.safetensors" else {}
         described.write_text(json.dumps(about))
 
@@ -214,7 +214,7 @@ def test_a_pickle_in_data_is_not_run(plant, tmp_path, mark):
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("pack")
-    pack(make_folder(root / "pictures"), root / "packed", kind="uint8", size=16)
+    pack_dataset(make_folder(root / "pictures"), root / "packed", kind="uint8", size=16)
     return root / "packed"
 
 
@@ -228,7 +228,7 @@ def test_a_pickle_in_packed_data_is_not_run(plant, name, packed, tmp_path, mark,
     monkeypatch.setattr(manifest, "mismatches", lambda *_: [])
     if name == "mean_image.npy":  # which is read where colours are measured
         with pytest.raises(UserError, match="is damaged"):
-            manifest.open_pack(copy).splits["train"].statistics()
+            manifest.open_packed(copy).splits["train"].statistics()
     else:
         assert carried_out(["train", str(copy), "--out", str(tmp_path / "out")]) == 2
         assert carried_out(["check", str(copy)]) == 2
@@ -262,7 +262,7 @@ def test_a_picture_is_only_a_picture(tmp_path, small_run, mark, capsys):
 def mend(described: Path, file: Path, **changed: str) -> None:
     """Make the checksum in the description that of `file`, as whoever sends both can."""
     told = json.loads(described.read_text())
-    described.write_text(json.dumps({**told, "sha256": {file.name: sha256_of(file)}, **changed}))
+    described.write_text(json.dumps({**told, "sha256": {file.name: sha256_file(file)}, **changed}))
 
 
 class Touches(torch.nn.Module):

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import _flush, sha256_of, write_json
+from alexnet.files import fsync_file, sha256_file, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ DESCRIBED = "described"  # in training.pt: the checksum of what model.json says
 # ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Unreadable(UserError):
+class CheckpointUnreadable(UserError):
     """A checkpoint that the system cannot read now, which does not say that it is damaged."""
 
     def __init__(self, folder: Path, error: OSError) -> None:
@@ -58,7 +58,7 @@ class Checkpoint:
     path: Path
     model: Network
     classes: tuple[str, ...]
-    preprocess: Preprocess
+    preprocess: EvalTransform
     step: int
     epoch: int
 
@@ -66,11 +66,11 @@ class Checkpoint:
 # ── a checkpoint ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def write_model(
+def save_model(
     folder: Path,
     model: Network,
     classes: Sequence[str],
-    preprocess: Preprocess,
+    preprocess: EvalTransform,
     *,
     step: int = 0,
     epoch: int = 0,
@@ -82,22 +82,22 @@ def write_model(
 
     state = model.state_dict() if weights is None else weights
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS)
-    _flush(folder / WEIGHTS)
+    fsync_file(folder / WEIGHTS)
     if preprocess.mean_image is not None:
         save_file({"mean_image": preprocess.mean_image.contiguous()}, folder / PREPROCESS)
-        _flush(folder / PREPROCESS)
+        fsync_file(folder / PREPROCESS)
     files = [name for name in (WEIGHTS, PREPROCESS, TRAINING) if (folder / name).exists()]
     write_json(
         folder / MODEL,
         {
             **_description(model, classes, preprocess, step, epoch),
-            "sha256": {name: sha256_of(folder / name) for name in files},
+            "sha256": {name: sha256_file(folder / name) for name in files},
         },
     )
 
 
 def _description(
-    model: Network, classes: Sequence[str], preprocess: Preprocess, step: int, epoch: int
+    model: Network, classes: Sequence[str], preprocess: EvalTransform, step: int, epoch: int
 ) -> dict[str, Any]:
     """What `model.json` says of a network, but for checksums and what is added later."""
     return {
@@ -114,18 +114,18 @@ def _digest(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def read_model(folder: Path) -> Checkpoint:
+def load_checkpoint(folder: Path) -> Checkpoint:
     """The network in a checkpoint folder, on the CPU. Raises `UserError` on damage or another program's files."""
     from safetensors.torch import load_file
 
     from alexnet.models.model import build, spec_from_dict
 
     described = folder / MODEL
-    found = describe(folder)
+    found = read_model_json(folder)
     mean_image = _mean_image(folder, found)
     try:
         spec = spec_from_dict(found["spec"])
-        preprocess = Preprocess.from_dict(found["preprocess"], mean_image)
+        preprocess = EvalTransform.from_dict(found["preprocess"], mean_image)
         classes = tuple(str(c) for c in found["classes"])
         step, epoch = int(found["step"]), int(found["epoch"])
     except (KeyError, TypeError, ValueError) as error:
@@ -161,17 +161,17 @@ def _intact(folder: Path, name: str, found: dict[str, Any]) -> Path:
     path, sums = folder / name, found.get("sha256")
     if not path.is_file():
         raise UserError(f"The checkpoint {folder} has no {name}; use another checkpoint of the run.")
-    if not isinstance(sums, dict) or sha256_of(path) != sums.get(name):
+    if not isinstance(sums, dict) or sha256_file(path) != sums.get(name):
         raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
     return path
 
 
-def add_to_model(folder: Path, key: str, value: Any) -> None:
+def update_model_json(folder: Path, key: str, value: Any) -> None:
     """Set one `key` of a checkpoint's `model.json`, which is written anew as a whole."""
-    write_json(folder / MODEL, {**describe(folder), key: value})
+    write_json(folder / MODEL, {**read_model_json(folder), key: value})
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def read_model_json(folder: Path) -> dict[str, Any]:
     """What `model.json` says. Raises `UserError` if it is missing, damaged or another program's."""
     path = folder / MODEL
     try:
@@ -179,7 +179,7 @@ def describe(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{folder} is not a checkpoint of ours: it has no {MODEL}.") from None
     except OSError as error:
-        raise Unreadable(folder, error) from error
+        raise CheckpointUnreadable(folder, error) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -187,26 +187,26 @@ def describe(folder: Path) -> dict[str, Any]:
     return found
 
 
-def identify(folder: Path) -> str:
+def checkpoint_id(folder: Path) -> str:
     """16 hexadecimal digits that change with the weights, classes or preprocessing of a checkpoint; `model.json` alone
     is read, and no torch needed. Raises `UserError` where that is missing or damaged."""
-    found = describe(folder)
+    found = read_model_json(folder)
     told = [found.get(key) for key in ("spec", "classes", "preprocess")]
     sums = found.get("sha256")
     told += [sums.get(name) for name in (WEIGHTS, PREPROCESS)] if isinstance(sums, dict) else []
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_training(folder: Path) -> dict[str, Any]:
+def read_training_state(folder: Path) -> dict[str, Any]:
     """What `training.pt` holds, read without running anything in it. Raises `UserError`."""
     import torch
 
     path = folder / TRAINING
     if not path.is_file():
         raise UserError(f"The checkpoint {folder} has no {TRAINING}, so that training cannot go on from it.")
-    told = describe(folder)
+    told = read_model_json(folder)
     expected = told["sha256"].get(TRAINING) if isinstance(told.get("sha256"), dict) else None
-    if expected != sha256_of(path):
+    if expected != sha256_file(path):
         raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
     try:
         found = dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -59,7 +59,7 @@ def pick_device(name: str = "auto") -> torch.device:
     import torch
 
     if (processes := local_world_size()) > 1:
-        return _one_of_several(name, processes)
+        return _pick_local_device(name, processes)
     present = available_devices()
     if name == "auto":
         return torch.device(present[0])
@@ -71,7 +71,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def _one_of_several(name: str, processes: int) -> torch.device:
+def _pick_local_device(name: str, processes: int) -> torch.device:
     """The device of this process, one of so many on this machine. Raises `UserError` alike in all of them."""
     import torch
 
@@ -194,7 +194,7 @@ def cpu_name() -> str:
 def cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: `taskset` or a container's quota may allow fewer than the machine has."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _words(cgroup / "cpu.max")  # microseconds of work, in a period of so many
+    quota = _read_words(cgroup / "cpu.max")  # microseconds of work, in a period of so many
     if len(quota) == 2 and quota[0].isdecimal():
         cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
     return cores
@@ -202,15 +202,15 @@ def cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes of memory that a new allocation can have, in a container too; 4 GiB where the system does not tell."""
-    words = _words(Path("/proc/meminfo"))
+    words = _read_words(Path("/proc/meminfo"))
     free = int(words[words.index("MemAvailable:") + 1]) * 1024 if "MemAvailable:" in words else 4 << 30
-    limit, used = _words(cgroup / "memory.max"), _words(cgroup / "memory.current")
+    limit, used = _read_words(cgroup / "memory.max"), _read_words(cgroup / "memory.current")
     if limit and used and limit[0].isdecimal():
         free = min(free, max(0, int(limit[0]) - int(used[0])))
     return free
 
 
-def most_memory(device: torch.device | None = None) -> int | None:
+def peak_memory(device: torch.device | None = None) -> int | None:
     """The most bytes that this process has held in memory so far, or on a GPU what torch has had allocated there; None
     on Windows, which does not tell."""
     if device is not None and device.type == "cuda":
@@ -230,7 +230,7 @@ def most_memory(device: torch.device | None = None) -> int | None:
     return most if sys.platform == "darwin" else 1024 * most
 
 
-def keep_pages() -> bool:
+def tune_malloc() -> bool:
     """Keep memory that is freed for the next allocation; whether this system's allocator can be told to.
 
     The GNU allocator maps each large tensor anew and gives its pages back at once; the kernel then clears and faults
@@ -252,7 +252,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # the parameters' numbe
 _GROW_BY = 64 << 20  # bytes more than needed that the process grows by
 
 
-def compute_alike() -> None:
+def use_deterministic_algorithms() -> None:
     """Have torch compute with such algorithms alone as give the same bits each time, and raise where it has none.
 
     For GPUs, where sums are added up in whatever order threads finish; to be called before the first product there.
@@ -265,7 +265,7 @@ def compute_alike() -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
-def _words(path: Path) -> list[str]:
+def _read_words(path: Path) -> list[str]:
     """What a small system file says; nothing where there is none."""
     try:
         return path.read_text().split()

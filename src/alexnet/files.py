@@ -25,31 +25,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-WRITING = ".writing"  # how the hidden names of files end that are not whole yet; a folder's begins so
+PARTIAL = ".writing"  # how the hidden names of files end that are not whole yet; a folder's begins so
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; on success the file is flushed to disk and renamed into place."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=WRITING, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
     os.close(handle)
     beside = Path(name)
     try:
         yield beside
-        _flush(beside)
+        fsync_file(beside)
         beside.chmod(0o644)
         beside.replace(path)
-        _flush_folder(path.parent)
+        fsync_dir(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
@@ -63,7 +63,7 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _of_the_system(error: Exception) -> OSError:
+def as_os_error(error: Exception) -> OSError:
     """The system's error behind one of torch or safetensors."""
     if isinstance(error.__context__, OSError):
         return OSError(error.__context__.errno, error.__context__.strerror)
@@ -73,7 +73,7 @@ def _of_the_system(error: Exception) -> OSError:
     return OSError(errno.EIO, str(error).splitlines()[0])
 
 
-def _flush(path: Path) -> None:
+def fsync_file(path: Path) -> None:
     handle = os.open(path, os.O_RDWR)  # Windows flushes only what it may write
     try:
         os.fsync(handle)
@@ -81,7 +81,7 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _flush_folder(path: Path) -> None:
+def fsync_dir(path: Path) -> None:
     """Make a rename in the folder `path` outlast a loss of power, where the system can."""
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -98,7 +98,7 @@ def _flush_folder(path: Path) -> None:
 # ─── The checksum of a file: of a checkpoint's, an exported one's, a shard's. Needs no torch.
 
 
-def sha256_of(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     """The checksum of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -19,7 +19,7 @@ import numpy as np
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _splitmix64(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser: a bijection of 64-bit words in which every input bit moves every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -32,7 +32,7 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def draws(seed: int, epoch: int, ids: Sequence[int] | np.ndarray, purpose: str, count: int) -> np.ndarray:
+def uniform(seed: int, epoch: int, ids: Sequence[int] | np.ndarray, purpose: str, count: int) -> np.ndarray:
     """`count` uniform numbers in [0, 1) for each sample id: float64, shape (len(ids), count).
 
     A sample's numbers depend only on the arguments: not on the other ids, nor on any draw before.
@@ -40,8 +40,8 @@ def draws(seed: int, epoch: int, ids: Sequence[int] | np.ndarray, purpose: str, 
     words = np.asarray(ids, dtype=np.int64).astype(np.uint64)[:, None]
     columns = np.arange(1, count + 1, dtype=np.uint64)[None, :]
     with np.errstate(over="ignore"):  # wrapping is what makes it a hash
-        base = _mix(words * _GOLDEN + np.uint64(derive_seed(seed, epoch, purpose)))
-        bits = _mix(base + columns * _GOLDEN)
+        base = _splitmix64(words * _GOLDEN + np.uint64(derive_seed(seed, epoch, purpose)))
+        bits = _splitmix64(base + columns * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -34,18 +34,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
-from alexnet.checkpoint import DESCRIBED, TRAINING, _description, _digest, write_model
-from alexnet.data.transforms import Preprocess
+from alexnet.checkpoint import DESCRIBED, TRAINING, _description, _digest, save_model
+from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_count, cpu_name
 from alexnet.errors import UserError
-from alexnet.files import WRITING, _flush, _flush_folder, _of_the_system, printable, replacing, write_text
+from alexnet.files import PARTIAL, as_os_error, atomic_write, fsync_dir, fsync_file, printable, write_text
 
 if TYPE_CHECKING:
     import torch
 
     from alexnet.models.model import Network
-DAMAGED = ".damaged-"  # how the name of a checkpoint begins that was set aside
-OURS = re.compile(r"\d{8,}a*")  # the name of a checkpoint; what else lies beside them is the user's
+QUARANTINED = ".damaged-"  # how the name of a checkpoint begins that was set aside
+CHECKPOINT_NAME = re.compile(r"\d{8,}a*")  # the name of a checkpoint; what else lies beside them is the user's
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,14 @@ class Run:
         """The folders of all checkpoints, the newest first."""
         folder = self.path / "checkpoints"
         found = folder.iterdir() if folder.is_dir() else ()
-        return sorted((p for p in found if OURS.fullmatch(p.name) and p.is_dir()), reverse=True)
+        return sorted((p for p in found if CHECKPOINT_NAME.fullmatch(p.name) and p.is_dir()), reverse=True)
 
     def save_checkpoint(
         self,
         *,
         model: Network,
         classes: Sequence[str],
-        preprocess: Preprocess,
+        preprocess: EvalTransform,
         step: int,
         epoch: int,
         training: dict[str, Any] | None,
@@ -182,21 +182,21 @@ class Run:
         folder.parent.mkdir(exist_ok=True)
         while folder.exists():  # a run stopped after its epoch's last step and resumed; never delete the only one
             folder = folder.with_name(folder.name + "a")
-        beside = Path(tempfile.mkdtemp(prefix=f"{WRITING}-", dir=folder.parent))
+        beside = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}-", dir=folder.parent))
         try:
             beside.chmod(0o755)
             if training is not None:
                 described = _digest(_description(model, classes, preprocess, step, epoch))
                 with (beside / TRAINING).open("wb") as file:  # whose errors tell more than those of torch's own
                     torch.save({**training, DESCRIBED: described}, file)
-                _flush(beside / TRAINING)
-            write_model(beside, model, classes, preprocess, step=step, epoch=epoch, weights=weights)
-            _flush_folder(beside)
+                fsync_file(beside / TRAINING)
+            save_model(beside, model, classes, preprocess, step=step, epoch=epoch, weights=weights)
+            fsync_dir(beside)
             beside.rename(folder)
-            _flush_folder(folder.parent)
+            fsync_dir(folder.parent)
         except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
             shutil.rmtree(beside, ignore_errors=True)
-            raise _of_the_system(error) from error
+            raise as_os_error(error) from error
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
@@ -208,14 +208,14 @@ class Run:
         for other in self.checkpoints():
             if other not in kept:
                 with suppress(OSError):
-                    other.rename(other.with_name(f"{WRITING}-{other.name}"))  # a kill would leave half of it in sight
-        for gone in folder.parent.glob(f"{WRITING}-*"):
+                    other.rename(other.with_name(f"{PARTIAL}-{other.name}"))  # a kill would leave half of it in sight
+        for gone in folder.parent.glob(f"{PARTIAL}-*"):
             shutil.rmtree(gone, ignore_errors=True)
         return folder
 
-    def drop_damaged(self) -> None:
+    def remove_quarantined(self) -> None:
         """Remove the checkpoints that were set aside as damaged."""
-        for folder in self.path.glob(f"checkpoints/{DAMAGED}*"):
+        for folder in self.path.glob(f"checkpoints/{QUARANTINED}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def write_evaluation(self, split: str, paths: Sequence[str], targets: np.ndarray, logits: np.ndarray) -> Path:
@@ -232,7 +232,7 @@ class Run:
         )
         target = self.path / "evaluation" / f"{split}.parquet"
         target.parent.mkdir(exist_ok=True)
-        with replacing(target) as beside:
+        with atomic_write(target) as beside:
             parquet.write_table(table, beside)
         return target
 
@@ -247,7 +247,7 @@ class Run:
         logits = table["logits"].combine_chunks().flatten().to_numpy()  # no Python list: ImageNet has 50 million
         return table["path"].to_pylist(), table["target"].to_numpy(), logits.reshape(len(table), -1).copy()
 
-    def evaluated(self, split: str) -> tuple[list[str], np.ndarray] | None:
+    def evaluation_targets(self, split: str) -> tuple[list[str], np.ndarray] | None:
         """Paths and targets of `read_evaluation`, without its logits, which may not fit into memory."""
         from pyarrow import parquet
 

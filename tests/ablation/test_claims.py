@@ -11,7 +11,7 @@ from alexnet.ablation.ablate import base_recipe, recipe_of
 from alexnet.ablation.claims import CLAIMS, find_claim
 from alexnet.errors import UserError
 from alexnet.models.architectures import architecture
-from alexnet.models.modifications import edited
+from alexnet.models.modifications import apply_modifications
 from alexnet.models.spec import layers
 
 BASES = {"digits": base_recipe(), "folder": base_recipe(data=Path("pictures"))}
@@ -27,7 +27,7 @@ def test_both_sides_can_be_built_and_differ(claim, base):
             norm=None if r.norm == "auto" else r.norm, activation=None if r.activation == "auto" else r.activation,
             init=None if r.init == "auto" else r.init,
         )  # fmt: skip
-        assert layers(edited(spec, r.edits))
+        assert layers(apply_modifications(spec, r.edits))
     arms = (claim.part, claim.without)
     assert recipes[0] != recipes[1] or arms[0].kind != arms[1].kind or arms[1].other_seeds
     assert recipes[0].epochs == recipes[1].epochs == base.epochs

@@ -71,13 +71,13 @@ def test_a_precision_that_is_not_there_is_no_limit(monkeypatch):
 
 
 def test_the_photograph_is_the_same_each_time_and_like_a_photograph():
-    from alexnet.data.decode import decode
+    from alexnet.data.decode import decode_image
 
     file = photograph(1)
     photograph.cache_clear()
     assert file == photograph(1)
     assert 90_000 < len(file) < 150_000
-    assert decode(file).size == (500, 375)
+    assert decode_image(file).size == (500, 375)
 
 
 def test_the_document_of_a_bench(small, capsys, tmp_path):
@@ -143,7 +143,7 @@ def test_what_bench_refuses(capsys, tmp_path, monkeypatch, arguments, says):
 def test_batches_shrink_where_memory_is_short(small, monkeypatch):
     told = []
     weights = 4 * summarize(architecture("cifar")).parameters
-    monkeypatch.setattr(peaks, "free_memory", lambda device: 6 * weights)
+    monkeypatch.setattr(peaks, "free_device_memory", lambda device: 6 * weights)
     found = bench(["train"], archs=["cifar"], batch_size=1 << 20, seconds=0.01, say=told.append)
     (row,) = found["train"]
     assert 1 <= row["batch_size"] < 1 << 20
@@ -153,7 +153,7 @@ def test_batches_shrink_where_memory_is_short(small, monkeypatch):
         f"training cifar with batch {row['batch_size']} instead of 1048576, since {6 * weights / 2**30:.1f} GiB of "
         "memory are free"
     )
-    monkeypatch.setattr(peaks, "free_memory", lambda device: 4 * weights)
+    monkeypatch.setattr(peaks, "free_device_memory", lambda device: 4 * weights)
     found = bench(["train"], archs=["cifar"], batch_size=1, seconds=0.01)
     assert found["train"] == []
     assert "training cifar left out" in found["notes"][0]
@@ -214,7 +214,7 @@ def test_the_picture_is_drawn_for_machines_that_lack_a_precision(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="the system does not tell")
 def test_memory_holds_weights_gradients_and_momentum():
     weights = 4 * summarize(architecture("cifar")).parameters
-    taken = memory.peak_memory("train", "cifar", 2, "fp32", CPU)
+    taken = memory.measure_peak_memory("train", "cifar", 2, "fp32", CPU)
     assert 3 * weights < taken < 8 * weights
 
 
@@ -228,4 +228,4 @@ def test_memory_of_prediction_is_the_weights_and_little_more():
 
 @pytest.mark.slow
 def test_memory_is_not_told_where_the_process_fails():
-    assert memory.peak_memory("train", "no such network", 1, "fp32", CPU) is None
+    assert memory.measure_peak_memory("train", "no such network", 1, "fp32", CPU) is None

@@ -10,7 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from alexnet import rng
-from alexnet.data.augment import BOX_DRAWS, Augment, augment, colour_jitter, crop_box, crop_boxes, mix
+from alexnet.data.augment import BOX_DRAWS, Augment, augment, color_jitter, crop_box, crop_boxes, mix
 from alexnet.errors import UserError
 
 
@@ -55,7 +55,7 @@ def test_padded_crop_and_flip_are_windows_of_the_padded_picture(mode):
     padded = torch.from_numpy(
         np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)), mode="constant" if mode == "zeros" else "reflect")
     )
-    where, flipped = rng.draws(0, 0, ids, "crop", 2), rng.draws(0, 0, ids, "flip", 1)[:, 0] < 0.5
+    where, flipped = rng.uniform(0, 0, ids, "crop", 2), rng.uniform(0, 0, ids, "flip", 1)[:, 0] < 0.5
     for i in range(40):
         top, left = int(where[i, 0] * 9), int(where[i, 1] * 9)
         window = padded[i, :, top : top + 20, left : left + 20]
@@ -78,7 +78,7 @@ def test_crop_and_flip_on_any_shape_and_layout(n, channels, side, padding, mode,
     assert torch.equal(images, before)
     assert got.shape == (n, channels, size, size)
     pad = {"zeros": "constant", "reflect": "reflect"}[mode]
-    where, mirrored = rng.draws(2, 1, range(n), "crop", 2), rng.draws(2, 1, range(n), "flip", 1)[:, 0] < 0.5
+    where, mirrored = rng.uniform(2, 1, range(n), "crop", 2), rng.uniform(2, 1, range(n), "flip", 1)[:, 0] < 0.5
     for i in range(n):
         whole = np.pad(images[i].numpy(), ((0, 0), (padding, padding), (padding, padding)), mode=pad)
         top, left = (where[i] * (side + 2 * padding - size + 1)).astype(int)
@@ -118,7 +118,7 @@ def test_resized_equals_pillows_resize_of_the_same_box():
     ids = np.arange(30)
     for size in (24, 64, 90):  # shrinking, mixed, enlarging
         got = augment(smooth, ids, 2, 5, Augment(crop="resized"), size)
-        boxes = crop_boxes(np.full(30, 64), np.full(30, 64), rng.draws(5, 2, ids, "crop", BOX_DRAWS))
+        boxes = crop_boxes(np.full(30, 64), np.full(30, 64), rng.uniform(5, 2, ids, "crop", BOX_DRAWS))
         for i in range(30):
             image = tv.to_pil_image(smooth[i]).resize((size, size), Image.Resampling.BILINEAR, box=tuple(boxes[i]))
             assert (got[i].int() - tv.pil_to_tensor(image).int()).abs().max() <= 1
@@ -126,7 +126,7 @@ def test_resized_equals_pillows_resize_of_the_same_box():
 
 def test_boxes_follow_torchvisions_rule_in_distribution():
     n, scale, ratio = 3000, (0.3, 0.9), (0.75, 4 / 3)
-    boxes = crop_boxes(np.full(n, 120), np.full(n, 90), rng.draws(0, 0, range(n), "crop", BOX_DRAWS), scale, ratio)
+    boxes = crop_boxes(np.full(n, 120), np.full(n, 90), rng.uniform(0, 0, range(n), "crop", BOX_DRAWS), scale, ratio)
     torch.manual_seed(0)
     theirs = np.array([RandomResizedCrop.get_params(torch.empty(3, 90, 120), scale, ratio) for _ in range(n)])
     left, top, right, bottom = boxes.T
@@ -141,7 +141,7 @@ def test_boxes_follow_torchvisions_rule_in_distribution():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 600), st.integers(1, 600), st.floats(0.05, 0.9), st.floats(0.2, 1.5), st.integers(0, 2**40))
 def test_one_box_is_a_row_of_many(width, height, scale, ratio, seed):
-    uniform = rng.draws(seed, 0, range(8), "crop", BOX_DRAWS)
+    uniform = rng.uniform(seed, 0, range(8), "crop", BOX_DRAWS)
     scales, ratios = (scale, 1.0), (ratio, 2 * ratio)
     many = crop_boxes(np.full(8, width), np.full(8, height), uniform, scales, ratios)
     assert [crop_box(width, height, row, scales, ratios) for row in uniform] == [tuple(box) for box in many.tolist()]
@@ -150,7 +150,7 @@ def test_one_box_is_a_row_of_many(width, height, scale, ratio, seed):
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (11, 1001), (100, 90)])
 def test_fallback_is_torchvisions(width, height):
     # An area above the whole can never fit, so both fall back at once.
-    uniform = rng.draws(0, 0, [0], "crop", BOX_DRAWS)[0]
+    uniform = rng.uniform(0, 0, [0], "crop", BOX_DRAWS)[0]
     top, left, h, w = RandomResizedCrop.get_params(torch.empty(3, height, width), [4.0, 4.0], [0.75, 4 / 3])
     assert crop_box(width, height, uniform, (4.0, 4.0), (0.75, 4 / 3)) == (left, top, left + w, top + h)
 
@@ -159,14 +159,14 @@ def test_fallback_is_torchvisions(width, height):
 def test_jitter_equals_torchvision(channels):
     images = noise(20, channels)
     factors = np.random.default_rng(0).uniform(0.3, 1.9, (20, 3))
-    got = colour_jitter(images, factors)
+    got = color_jitter(images, factors)
     for i, (brightness, contrast, saturation) in enumerate(factors):
         expected = tv.adjust_brightness(images[i], brightness)
         expected = tv.adjust_saturation(tv.adjust_contrast(expected, contrast), saturation)
         difference = (got[i].int() - expected.int()).abs()
         assert difference.max() <= 1  # where 99.999 and 100.000 round down differently
         assert (difference > 0).float().mean() < 0.01
-    assert torch.equal(colour_jitter(images, np.ones((20, 3))), images)
+    assert torch.equal(color_jitter(images, np.ones((20, 3))), images)
 
 
 def test_jitter_draws_within_its_range():
@@ -180,7 +180,7 @@ def test_jitter_draws_within_its_range():
 def test_rotation_is_pillows_for_the_angle_drawn():
     smooth = tv.resize(noise(8, 1, side=6), [32, 32], antialias=True)
     got = augment(smooth, np.arange(8), 0, 3, Augment(rotate=20), 32)
-    angles = (2 * rng.draws(3, 0, np.arange(8), "rotate", 1)[:, 0] - 1) * 20
+    angles = (2 * rng.uniform(3, 0, np.arange(8), "rotate", 1)[:, 0] - 1) * 20
     for i in range(8):
         turned = tv.to_pil_image(smooth[i]).rotate(angles[i], Image.Resampling.BILINEAR)
         inner = (slice(None), slice(7, 25), slice(7, 25))  # they treat what comes from outside differently
@@ -249,7 +249,7 @@ def test_reflection_needs_pictures_larger_than_the_padding():
 def test_a_chunk_shares_the_crop_and_flip_of_its_first(crop):
     images = noise(1).expand(10, -1, -1, -1)
     ids = np.random.default_rng(0).permutation(50)[:10]
-    got = augment(images, ids, 0, 0, Augment(crop=crop, flip=True, crop_chunk=4), 12)
+    got = augment(images, ids, 0, 0, Augment(crop=crop, flip=True, crop_group=4), 12)
     own = augment(images, ids, 0, 0, Augment(crop=crop, flip=True), 12)
     for first, run in ((0, got[:4]), (4, got[4:8]), (8, got[8:])):
         assert all(torch.equal(picture, own[first]) for picture in run)
@@ -258,5 +258,5 @@ def test_a_chunk_shares_the_crop_and_flip_of_its_first(crop):
 
 def test_jitter_stays_a_pictures_own_within_a_chunk():
     images = noise(1).expand(4, -1, -1, -1)
-    got = augment(images, range(4), 0, 0, Augment(jitter=(0.4, 0.4, 0.4), crop_chunk=4), 20)
+    got = augment(images, range(4), 0, 0, Augment(jitter=(0.4, 0.4, 0.4), crop_group=4), 20)
     assert len({picture.numpy().tobytes() for picture in got}) == 4

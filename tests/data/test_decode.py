@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from alexnet.data import decode as decode_module
-from alexnet.data.decode import IMAGE_SUFFIXES, BadImage, check_image, decode, decode_part, image_size
+from alexnet.data.decode import IMAGE_SUFFIXES, BadImage, check_image, decode_crop, decode_image, image_size
 from alexnet.errors import UserError
 
 RED, BLUE = (220, 30, 20), (10, 40, 200)
@@ -60,21 +60,21 @@ def test_exif_orientation_is_applied_once(tag, tmp_path):
     exif[0x0112] = tag
     path = tmp_path / "photo.png"
     stored.save(path, exif=exif)
-    image = decode(path)
+    image = decode_image(path)
     np.testing.assert_array_equal(np.asarray(image), np.asarray(upright))
     assert image_size(path) == upright.size
-    again = decode(encoded(image, "PNG", exif=image.info.get("exif", b"")))
+    again = decode_image(encoded(image, "PNG", exif=image.info.get("exif", b"")))
     np.testing.assert_array_equal(np.asarray(again), np.asarray(upright))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_malformed_exif_does_not_cost_the_picture():
     data = encoded(two_halves(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
-    assert near(decode(data), (5, 5), RED)
+    assert near(decode_image(data), (5, 5), RED)
 
 
 def test_cmyk_jpeg():
-    image = decode(encoded(two_halves().convert("CMYK"), "JPEG", quality=95))
+    image = decode_image(encoded(two_halves().convert("CMYK"), "JPEG", quality=95))
     assert image.mode == "RGB"
     assert near(image, (5, 5), RED)
     assert near(image, (35, 5), BLUE)
@@ -83,15 +83,15 @@ def test_cmyk_jpeg():
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LAB"])
 @pytest.mark.parametrize(("channels", "result"), [(3, "RGB"), (1, "L")])
 def test_every_mode_becomes_what_the_network_reads(mode, channels, result):
-    image = decode(encoded(two_halves().convert("RGB" if mode == "LAB" else mode), "TIFF"), channels)
+    image = decode_image(encoded(two_halves().convert("RGB" if mode == "LAB" else mode), "TIFF"), channels)
     assert (image.mode, image.size) == (result, (40, 24))
 
 
 def test_palette_with_and_without_transparency():
     palette = two_halves().quantize(2)
-    assert near(decode(encoded(palette, "PNG")), (5, 5), RED)
+    assert near(decode_image(encoded(palette, "PNG")), (5, 5), RED)
     clear = palette.getpixel((5, 5))
-    image = decode(encoded(palette, "PNG", transparency=clear))
+    image = decode_image(encoded(palette, "PNG", transparency=clear))
     assert near(image, (5, 5), (255, 255, 255), 0)
     assert near(image, (35, 5), BLUE)
 
@@ -102,7 +102,7 @@ def test_transparency_is_laid_over_white(mode):
     image.putpixel((1, 1), (0,) * (len(mode) - 1) + (255,))
     image.putpixel((2, 2), (0,) * (len(mode) - 1) + (128,))
     for channels, white in ((3, (255, 255, 255)), (1, (255,))):
-        read = decode(encoded(image, "PNG"), channels)
+        read = decode_image(encoded(image, "PNG"), channels)
         assert near(read, (0, 0), white, 0)
         assert near(read, (1, 1), (0,) * channels, 0)
         assert near(read, (2, 2), (127,) * channels, 1)
@@ -111,21 +111,21 @@ def test_transparency_is_laid_over_white(mode):
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_16_bits_are_scaled_not_clipped(format):
     values = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)
-    image = decode(encoded(Image.fromarray(values), format), channels=1)
+    image = decode_image(encoded(Image.fromarray(values), format), channels=1)
     np.testing.assert_array_equal(np.asarray(image).ravel(), np.arange(256))
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(1.0, 255), (255.0, 255), (9000.0, 255)])
 def test_floating_point_tiff(scale, expected):
     values = (np.linspace(0, 1, 64, dtype=np.float32) * scale).reshape(8, 8)
-    pixels = np.asarray(decode(encoded(Image.fromarray(values), "TIFF"), channels=1))
+    pixels = np.asarray(decode_image(encoded(Image.fromarray(values), "TIFF"), channels=1))
     assert (pixels.min(), pixels.max()) == (0, expected)
     assert (np.diff(pixels.ravel().astype(int)) >= 0).all()
 
 
 def test_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
-    assert near(decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])), (4, 4), RED)
+    assert near(decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])), (4, 4), RED)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -156,20 +156,20 @@ def test_broken_files_say_why(kind, tmp_path):
     path = tmp_path / "picture.jpg"
     path.write_bytes(data)
     with pytest.raises(BadImage, match=r"picture\.jpg") as caught:
-        decode(path)
+        decode_image(path)
     assert reason in caught.value.reason
     assert str(caught.value).count(". ") == 0  # one sentence
     assert check_image(path) == caught.value.reason
     assert check_image(path, full=False) == caught.value.reason
     with pytest.raises(BadImage, match="the image"):
-        decode(data)
+        decode_image(data)
 
 
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(BadImage, match="no such file"):
-        decode(tmp_path / "none.jpg")
+        decode_image(tmp_path / "none.jpg")
     with pytest.raises(BadImage, match="folder"):
-        decode(str(tmp_path))
+        decode_image(str(tmp_path))
 
 
 def test_damage_in_the_middle_is_found_by_the_full_check_only(tmp_path):
@@ -225,7 +225,7 @@ def test_a_part_at_full_size_is_what_decode_gives(
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photograph(width, height, mode), "JPEG", progressive=progressive, exif=exif, **options)
-    whole = decode(data, channels)
+    whole = decode_image(data, channels)
     expected = np.asarray(whole).reshape(whole.height, whole.width, channels)
 
     def box(*size: int) -> tuple[int, int, int, int]:
@@ -234,16 +234,16 @@ def test_a_part_at_full_size_is_what_decode_gives(
         return left, top, right + 1, bottom + 1
 
     left, top, right, bottom = box(*whole.size)
-    got = decode_part(data, 99, channels, box=box)
+    got = decode_crop(data, 99, channels, box=box)
     np.testing.assert_array_equal(got, expected[top:bottom, left:right])
-    np.testing.assert_array_equal(decode_part(data, 99, channels), expected)
+    np.testing.assert_array_equal(decode_crop(data, 99, channels), expected)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
 def test_a_part_of_any_other_format(format):
     data = encoded(photograph(40, 30), format)
-    got = decode_part(data, 1, box=lambda width, height: (2, 3, width, height - 4))
-    np.testing.assert_array_equal(got, np.asarray(decode(data))[3:26, 2:])
+    got = decode_crop(data, 1, box=lambda width, height: (2, 3, width, height - 4))
+    np.testing.assert_array_equal(got, np.asarray(decode_image(data))[3:26, 2:])
 
 
 @settings(max_examples=40, deadline=None)
@@ -254,7 +254,7 @@ def test_a_part_is_decoded_as_small_as_allowed_and_by_both_readers_alike(width, 
     exif[0x0112] = orientation
     data = encoded(photograph(width, height), "JPEG", quality=90, exif=exif)
     size = max(1, min(width, height) // (2 * factor))
-    got = decode_part(data, size)
+    got = decode_crop(data, size)
     used = next(f for f in (8, 4, 2, 1) if min(width, height) >= 2 * f * size)
     upright = (height, width) if orientation == 6 else (width, height)
     assert abs(got.shape[1] - upright[0] / used) <= 1
@@ -262,7 +262,7 @@ def test_a_part_is_decoded_as_small_as_allowed_and_by_both_readers_alike(width, 
     assert min(got.shape[:2]) >= 2 * size
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode_module, "_simplejpeg", lambda: None)
-        np.testing.assert_array_equal(decode_part(data, size), got)
+        np.testing.assert_array_equal(decode_crop(data, size), got)
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 8])
@@ -271,11 +271,11 @@ def test_a_smaller_decoding_is_nearly_the_same_once_resized(size, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photograph(320, 240), "JPEG", quality=90, exif=exif)
-    part = decode_part(data, size)
+    part = decode_crop(data, size)
     assert part.shape[0] < 240
     exact, near = (
         np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
-        for picture in (decode(data), Image.fromarray(part))
+        for picture in (decode_image(data), Image.fromarray(part))
     )
     assert np.abs(exact - near).mean() < 2
 
@@ -283,7 +283,7 @@ def test_a_smaller_decoding_is_nearly_the_same_once_resized(size, orientation):
 def test_a_box_is_found_in_the_smaller_picture():
     picture = Image.new("RGB", (256, 160), BLUE)
     picture.paste(RED, (64, 32, 192, 96))
-    got = decode_part(encoded(picture, "JPEG", quality=95), 16, box=lambda *_: (64, 32, 192, 96))
+    got = decode_crop(encoded(picture, "JPEG", quality=95), 16, box=lambda *_: (64, 32, 192, 96))
     assert got.shape == (32, 64, 3)
     assert np.abs(got.astype(int) - RED).max() < 12
 
@@ -294,16 +294,16 @@ def test_broken_files_say_the_same_in_training(kind, size, reader, tmp_path):
     path = tmp_path / "picture.jpg"
     path.write_bytes(BROKEN[kind][0])
     with pytest.raises(BadImage) as expected:
-        decode(path)
+        decode_image(path)
     with pytest.raises(BadImage) as caught:
-        decode_part(path, size)
+        decode_crop(path, size)
     assert str(caught.value) == str(expected.value)
 
 
 def test_what_pillow_forgives_is_read_in_training_too(reader):
     data = encoded(photograph(64, 48), "JPEG", quality=95)
     data = data[: len(data) // 2] + bytes(16) + data[len(data) // 2 :]  # a complaint of libjpeg's, not an error
-    np.testing.assert_array_equal(decode_part(data, 99), np.asarray(decode(data)))
+    np.testing.assert_array_equal(decode_crop(data, 99), np.asarray(decode_image(data)))
 
 
 def test_bad_image_survives_pickling_and_is_a_user_error():
@@ -315,7 +315,7 @@ def test_bad_image_survives_pickling_and_is_a_user_error():
 
 def test_channels_are_one_or_three():
     with pytest.raises(UserError, match="not 4"):
-        decode(encoded(NOISE, "PNG"), channels=4)
+        decode_image(encoded(NOISE, "PNG"), channels=4)
 
 
 def test_suffixes_are_lower_case():

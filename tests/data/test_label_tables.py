@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from alexnet.data.image_folder import class_order, read_labels
+from alexnet.data.image_folder import class_order, read_label_table
 from alexnet.errors import UserError
 
 
@@ -20,7 +20,7 @@ from alexnet.errors import UserError
 def test_csv(text, tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text(text, encoding="utf-8")
-    found = read_labels(path)
+    found = read_label_table(path)
     assert (found.names, found.labels, found.splits) == (["a.jpg", "b.jpg"], ["1", "2"], ["train", "val"])
     assert (found.bad, found.repeated) == ([], 0)
 
@@ -29,7 +29,7 @@ def test_parquet_with_numbers_and_gaps(tmp_path):
     path = tmp_path / "labels.parquet"
     columns = {"path": ["a.jpg", "b.jpg", None, "d.jpg"], "label": [1.0, 2.0, 3.0, float("nan")], "bytes": [b""] * 4}
     pa.parquet.write_table(pa.table(columns), path)
-    found = read_labels(path)
+    found = read_label_table(path)
     assert (found.names, found.labels, found.splits) == (["a.jpg", "b.jpg"], ["1", "2"], ["all", "all"])
     assert found.bad == [
         ("row 3", "labels.parquet names no picture there"),
@@ -40,10 +40,10 @@ def test_parquet_with_numbers_and_gaps(tmp_path):
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "x.csv").write_text("a/1.jpg,cat\n")
     with pytest.raises(UserError, match="has a/1.jpg, cat; name them so"):
-        read_labels(tmp_path / "x.csv")
+        read_label_table(tmp_path / "x.csv")
     (tmp_path / "x.csv").write_bytes(b"")
     with pytest.raises(UserError, match="has none; name them so"):
-        read_labels(tmp_path / "x.csv")
+        read_label_table(tmp_path / "x.csv")
 
 
 def test_class_order():

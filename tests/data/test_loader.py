@@ -10,23 +10,23 @@ from PIL import Image
 from alexnet import rng
 from alexnet.data import image_folder, loader
 from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
-from alexnet.data.dataset import Arrays, Files, Source
-from alexnet.data.datasets import read_files
-from alexnet.data.decode import BadImage, decode
-from alexnet.data.loader import Batch, FromFiles, InMemory, Share, batch_bounds, choose_workers, memory_plan
-from alexnet.data.transforms import Preprocess
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
+from alexnet.data.datasets import decode_files
+from alexnet.data.decode import BadImage, decode_image
+from alexnet.data.loader import Batch, FromFiles, InMemory, Shard, batch_bounds, choose_workers, memory_plan
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import ReaderDied, UserError
 
-PREPROCESS = Preprocess(16, 20)
+PREPROCESS = EvalTransform(16, 20)
 
 
-def arrays(n: int = 10, side: int = 20) -> Arrays:
+def arrays(n: int = 10, side: int = 20) -> ImageArrays:
     images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Arrays(images, torch.arange(n), [f"train/{i}" for i in range(n)])
+    return ImageArrays(images, torch.arange(n), [f"train/{i}" for i in range(n)])
 
 
 @pytest.fixture
-def files(tmp_path) -> Files:
+def files(tmp_path) -> ImageFiles:
     """Eleven photographs of different shapes in two classes."""
     random = np.random.default_rng(0)
     for i in range(11):
@@ -34,7 +34,7 @@ def files(tmp_path) -> Files:
         path.parent.mkdir(exist_ok=True)
         small = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
         small.resize((40 + 3 * i, 60 - 2 * i)).save(path)
-    return image_folder.scan(tmp_path).splits["train"]
+    return image_folder.scan_class_folders(tmp_path).splits["train"]
 
 
 def same(left: list[Batch], right: list[Batch]) -> bool:
@@ -76,9 +76,9 @@ def test_in_memory_in_order_for_evaluation():
     batches = list(loader.batches(0))
     assert len(loader) == len(batches) == 3
     assert loader.samples == 10
-    assert loader.on_device is None
+    assert loader.device_augment is None
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(10))
-    assert torch.equal(torch.cat([batch.images for batch in batches]), PREPROCESS.fit(data.images))
+    assert torch.equal(torch.cat([batch.images for batch in batches]), PREPROCESS.resize_batch(data.images))
     assert torch.equal(torch.cat([batch.targets for batch in batches]), data.targets)
 
 
@@ -106,16 +106,16 @@ def test_in_memory_resizes_what_has_another_size():
 
 
 def test_pictures_cut_for_evaluation_are_not_used_otherwise(files):
-    ready = read_files(files, PREPROCESS)
+    ready = decode_files(files, PREPROCESS)
     with pytest.raises(UserError, match="read them again"):
         InMemory(ready, PREPROCESS, Augment(crop="random"), batch_size=2)
     with pytest.raises(UserError, match="read them again"):
-        InMemory(ready, Preprocess(12), batch_size=2)
+        InMemory(ready, EvalTransform(12), batch_size=2)
 
 
 def test_in_memory_channels_must_match():
     with pytest.raises(UserError, match="3 channels and the preprocessing 1"):
-        InMemory(arrays(), Preprocess(16, channels=1, mean=(0.5,), std=(0.5,)), batch_size=2)
+        InMemory(arrays(), EvalTransform(16, channels=1, mean=(0.5,), std=(0.5,)), batch_size=2)
 
 
 # ── from files ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,8 +123,8 @@ def test_in_memory_channels_must_match():
 
 def test_evaluation_from_files_equals_memory_and_the_decoder(files):
     from_files = list(FromFiles(files, PREPROCESS, batch_size=4).batches(0))
-    assert same(from_files, list(InMemory(read_files(files, PREPROCESS), PREPROCESS, batch_size=4).batches(0)))
-    assert torch.equal(from_files[1].images[2], PREPROCESS.evaluation(decode(files.paths[6])))
+    assert same(from_files, list(InMemory(decode_files(files, PREPROCESS), PREPROCESS, batch_size=4).batches(0)))
+    assert torch.equal(from_files[1].images[2], PREPROCESS.eval_tensor(decode_image(files.paths[6])))
     assert torch.cat([batch.targets for batch in from_files]).tolist() == [0] * 6 + [1] * 5
 
 
@@ -133,23 +133,23 @@ def test_training_from_files_equals_memory(crop, files):
     cfg = Augment(crop=crop, flip=True)
     options = {"batch_size": 4, "shuffle": True, "seed": 3}
     from_files = FromFiles(files, PREPROCESS, cfg, **options)
-    assert from_files.on_device == cfg
-    in_memory = InMemory(read_files(files, PREPROCESS, cfg), PREPROCESS, cfg, **options)
+    assert from_files.device_augment == cfg
+    in_memory = InMemory(decode_files(files, PREPROCESS, cfg), PREPROCESS, cfg, **options)
     assert same(list(from_files.batches(1)), list(in_memory.batches(1)))
 
 
 def test_resized_crop_is_taken_from_the_full_picture(files):
     cfg = Augment(crop="resized", flip=True)
     loader = FromFiles(files, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=3)
-    assert loader.on_device == Augment(crop="none", flip=True)
+    assert loader.device_augment == Augment(crop="none", flip=True)
     for batch in loader.batches(5):
         assert batch.images.shape[1:] == (3, 16, 16)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         for image, i in zip(batch.images, batch.ids.tolist(), strict=True):
-            picture = decode(files.paths[i])
-            box = crop_box(*picture.size, rng.draws(3, 5, [i], "crop", BOX_DRAWS)[0], cfg.scale, cfg.ratio)
-            assert torch.equal(image, PREPROCESS.cut(np.array(picture.crop(box))))
-        left = augment(batch.images, batch.ids, 5, 3, loader.on_device, 16)
+            picture = decode_image(files.paths[i])
+            box = crop_box(*picture.size, rng.uniform(3, 5, [i], "crop", BOX_DRAWS)[0], cfg.scale, cfg.ratio)
+            assert torch.equal(image, PREPROCESS.resize_crop(np.array(picture.crop(box))))
+        left = augment(batch.images, batch.ids, 5, 3, loader.device_augment, 16)
         assert left.shape == batch.images.shape
 
 
@@ -170,12 +170,12 @@ def test_any_number_of_workers_gives_the_same_pictures(crop, files):
 
 @pytest.mark.slow
 def test_a_chunk_of_files_shares_the_box_of_its_first(files):
-    batch, *_ = FromFiles(files, PREPROCESS, Augment(crop="resized", crop_chunk=3), batch_size=6, seed=5).batches(2)
-    draws = rng.draws(5, 2, range(6), "crop", BOX_DRAWS)
+    batch, *_ = FromFiles(files, PREPROCESS, Augment(crop="resized", crop_group=3), batch_size=6, seed=5).batches(2)
+    draws = rng.uniform(5, 2, range(6), "crop", BOX_DRAWS)
     for i, picture in enumerate(batch.images):
-        image = decode(files.paths[i])
+        image = decode_image(files.paths[i])
         box = crop_box(*image.size, draws[i // 3 * 3], (0.08, 1.0), (3 / 4, 4 / 3))
-        assert torch.equal(picture, PREPROCESS.cut(np.array(image.crop(box))))
+        assert torch.equal(picture, PREPROCESS.resize_crop(np.array(image.crop(box))))
 
 
 def test_spawned_workers_give_the_same_pictures(files):
@@ -250,14 +250,14 @@ def test_workers_are_not_negative():
 
 def test_memory_plan(monkeypatch):
     names = [f"{i}" for i in range(1000)]
-    source = Source("x", ("a", "b"), {"train": Files(Path(), names, torch.zeros(1000))}, channels=3)
+    source = ImageDataset("x", ("a", "b"), {"train": ImageFiles(Path(), names, torch.zeros(1000))}, channels=3)
     monkeypatch.setattr(loader, "free_memory", lambda: 64 << 30)
     assert memory_plan(source, 64)
     assert memory_plan(source, 846)  # 2 GiB are 1000 × 3 × 846²
     assert not memory_plan(source, 847)
     monkeypatch.setattr(loader, "free_memory", lambda: 40_000_000)
     assert not memory_plan(source, 64)
-    assert memory_plan(Source("x", ("a",), {"train": arrays()}, 3), 4096)  # there already
+    assert memory_plan(ImageDataset("x", ("a",), {"train": arrays()}, 3), 4096)  # there already
 
 
 # ── several processes ─────────────────────────────────────────────────────────────────────────────────────────
@@ -266,17 +266,17 @@ def test_memory_plan(monkeypatch):
 @pytest.mark.parametrize("n", [1, 3, 10, 12])
 @pytest.mark.parametrize("processes", [1, 2, 4, 5])
 def test_parts_of_a_batch_follow_each_other_and_differ_by_one_at_most(n, processes):
-    places = [Share(number, processes).place(n) for number in range(processes)]
-    assert [i for place in places for i in range(place.first, place.first + place.size)] == list(range(n))
+    places = [Shard(number, processes).row_range(n) for number in range(processes)]
+    assert [i for place in places for i in range(place.start, place.start + place.size)] == list(range(n))
     assert max(place.size for place in places) - min(place.size for place in places) <= 1
-    assert {place.of for place in places} == {n}
+    assert {place.total for place in places} == {n}
 
 
-@pytest.mark.parametrize("cfg", [Augment(crop="random", crop_chunk=4), Augment(crop="random", mixup=0.2)])
+@pytest.mark.parametrize("cfg", [Augment(crop="random", crop_group=4), Augment(crop="random", mixup=0.2)])
 def test_processes_read_the_batches_of_one_between_them(cfg):
     """Eleven samples in batches of four: of three processes, one has no part of the last batch but one."""
     whole = InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4)
-    shares = [Share(number, 3) for number in range(3)]
+    shares = [Shard(number, 3) for number in range(3)]
     loaders = [InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4, share=s) for s in shares]
     for all_of_it, *parts in zip(whole.batches(1), *(part.batches(1) for part in loaders), strict=True):
         own = [slice(len(part.ids) - part.place.size, None) for part in parts]
@@ -292,13 +292,13 @@ def test_processes_read_the_batches_of_one_between_them(cfg):
 
 def test_files_are_divided_as_memory_is(files):
     cfg = Augment(crop="resized", mixup=0.2)
-    share = Share(1, 2)
+    share = Shard(1, 2)
     one = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, share=share)
     two = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, workers=2, share=share)
     whole = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2)
     assert same(list(one.batches(3)), list(two.batches(3)))
     for part, all_of_it in zip(one.batches(3), whole.batches(3), strict=True):
-        rows = slice(part.place.first - 1, part.place.first + part.place.size)
+        rows = slice(part.row_range.start - 1, part.row_range.start + part.row_range.size)
         assert torch.equal(part.images, all_of_it.images[rows])
 
 
@@ -307,7 +307,7 @@ def test_an_evaluation_is_divided_by_whole_batches():
     found = []
     for number in range(3):
         loader = InMemory(arrays(11), PREPROCESS, batch_size=3)
-        loader.take_turns(Share(number, 3))
+        loader.take_turns(Shard(number, 3))
         found.append(list(loader.batches(0)))
         assert loader.samples == sum(len(batch.ids) for batch in found[-1])
     assert same([found[0][0], found[1][0], found[2][0], found[0][1]], whole)

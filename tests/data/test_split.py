@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet.data.datasets import load_source
+from alexnet.data.datasets import load_dataset
 from alexnet.data.split import read_split, stratified, write_split
 from alexnet.errors import UserError
 from helpers import make_folder
@@ -45,7 +45,7 @@ def test_copies_stay_on_one_side(tmp_path):
     for i in range(10):
         shutil.copy(root / "a" / f"{i}.jpg", root / "a" / f"copy{i}.jpg")
     for seed in range(5):
-        source = load_source("folder", root, seed=seed)
+        source = load_dataset("folder", root, seed=seed)
         held = {(root / name).read_bytes() for name in source.splits["val"].names}
         learnt = [(root / name).read_bytes() for name in source.splits["train"].names]
         assert held.isdisjoint(learnt)
@@ -61,7 +61,7 @@ def test_copies_of_one_picture_can_still_be_divided(tmp_path):
     for name in ("a", "b"):
         for i in range(9):
             shutil.copy(root / name / "0.jpg", root / name / f"copy{i}.jpg")
-    assert len(load_source("folder", root).splits["val"]) == 4
+    assert len(load_dataset("folder", root).splits["val"]) == 4
 
 
 def test_survives_paper(tmp_path):

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from alexnet.data import statistics
-from alexnet.data.dataset import Arrays, Files
+from alexnet.data.dataset import ImageArrays, ImageFiles
 from alexnet.data.decode import BadImage
-from alexnet.data.statistics import mean_and_std, measure, principal_colours, read_mean_image
-from alexnet.data.transforms import Preprocess
+from alexnet.data.statistics import color_pca, mean_and_std, measure, read_mean_image
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 
-GEOMETRY = Preprocess(size=10, resize=12)
+GEOMETRY = EvalTransform(size=10, resize=12)
 AXES = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0].T  # rows
 DEVIATIONS = (40.0, 15.0, 4.0)
 
@@ -26,15 +26,15 @@ def made_colours(count: int = 70, side: int = 12) -> np.ndarray:
     return pixels.transpose(0, 3, 1, 2)
 
 
-def arrays(images: np.ndarray) -> Arrays:
+def arrays(images: np.ndarray) -> ImageArrays:
     n = len(images)
-    return Arrays(torch.from_numpy(images), torch.zeros(n, dtype=torch.int64), [f"train/{i}" for i in range(n)])
+    return ImageArrays(torch.from_numpy(images), torch.zeros(n, dtype=torch.int64), [f"train/{i}" for i in range(n)])
 
 
-def files(tmp_path, images: np.ndarray) -> Files:
+def files(tmp_path, images: np.ndarray) -> ImageFiles:
     for i, image in enumerate(images):
         Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{i}.png")
-    return Files(tmp_path, [f"{i}.png" for i in range(len(images))], torch.zeros(len(images), dtype=torch.int64))
+    return ImageFiles(tmp_path, [f"{i}.png" for i in range(len(images))], torch.zeros(len(images), dtype=torch.int64))
 
 
 @pytest.mark.parametrize("source", [lambda _, images: arrays(images), files], ids=["memory", "files"])
@@ -54,8 +54,8 @@ def test_measure_equals_numpy(tmp_path, monkeypatch, source, batch_size, workers
 def test_measure_takes_pictures_as_squares_before_the_crop(tmp_path):
     images = made_colours(5, 30)[:, :, :20]  # 30 wide, 20 high
     found = measure(files(tmp_path, images), GEOMETRY)
-    square = replace(GEOMETRY, size=GEOMETRY.square)
-    squares = [square.evaluation(Image.fromarray(i.transpose(1, 2, 0))).numpy() for i in images]
+    square = replace(GEOMETRY, size=GEOMETRY.resize_side)
+    squares = [square.eval_tensor(Image.fromarray(i.transpose(1, 2, 0))).numpy() for i in images]
     torch.testing.assert_close(found.mean_image, torch.from_numpy(np.mean(squares, axis=0) / 255).float())
 
 
@@ -76,7 +76,7 @@ def test_measure_names_a_file_that_cannot_be_read(tmp_path):
 
 def test_principal_colours_equal_numpys_and_find_what_was_made():
     covariance = measure(arrays(made_colours()), GEOMETRY).covariance
-    basis = principal_colours(covariance)
+    basis = color_pca(covariance)
     vectors = np.reshape(basis.vectors, (3, 3))
     variances, columns = np.linalg.eigh(covariance)
     np.testing.assert_allclose(basis.std, np.sqrt(variances[::-1]), atol=1e-4)
@@ -96,7 +96,7 @@ def test_a_basis_from_grey_data_is_refused(kind):
     elif kind == "one colour":
         images[:] = 7
     with pytest.raises(UserError, match="A basis from grey data has one direction only"):
-        principal_colours(measure(arrays(images), GEOMETRY).covariance)
+        color_pca(measure(arrays(images), GEOMETRY).covariance)
 
 
 def test_mean_and_std_are_over_all_pixels_in_memory_and_from_files(tmp_path):

@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 
 from alexnet import rng
 from alexnet.data.augment import BOX_DRAWS, crop_box
-from alexnet.data.decode import BadImage, decode, decode_part
-from alexnet.data.transforms import Preprocess, centre_crop
+from alexnet.data.decode import BadImage, decode_crop, decode_image
+from alexnet.data.transforms import EvalTransform, center_crop
 from alexnet.errors import UserError
 from helpers import data_folder
 
@@ -35,51 +35,51 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 def test_evaluation_equals_torchvision(interpolation, shape, size, resize):
     image = picture(*shape)
     theirs = v2.Compose([v2.Resize(resize or size, interpolation=MODES[interpolation]), v2.CenterCrop(size)])
-    ours = Preprocess(size, resize, interpolation=interpolation).evaluation(image)
+    ours = EvalTransform(size, resize, interpolation=interpolation).eval_tensor(image)
     assert ours.dtype == torch.uint8
     assert torch.equal(ours, v2.functional.pil_to_tensor(theirs(image)))
 
 
 def test_a_picture_of_the_right_size_is_untouched():
     image = picture(32, 32)
-    assert torch.equal(Preprocess(32).evaluation(image), v2.functional.pil_to_tensor(image))
+    assert torch.equal(EvalTransform(32).eval_tensor(image), v2.functional.pil_to_tensor(image))
 
 
 def test_stretch_ignores_the_aspect_ratio():
-    preprocess = Preprocess(227, 256, stretch=True)
+    preprocess = EvalTransform(227, 256, squash=True)
     image = picture(400, 100)
     warped = v2.functional.pil_to_tensor(image.resize((256, 256), Image.Resampling.BILINEAR))
-    assert torch.equal(preprocess.evaluation(image), v2.functional.center_crop(warped, [227, 227]))
+    assert torch.equal(preprocess.eval_tensor(image), v2.functional.center_crop(warped, [227, 227]))
     ours = preprocess.training_square(np.array(image))
     assert (ours.int() - warped.int()).abs().max() <= 1
 
 
 def test_grey():
-    preprocess = Preprocess(16, channels=1, mean=(0.5,), std=(0.25,))
-    pixels = preprocess.evaluation(picture(20, 30))
+    preprocess = EvalTransform(16, channels=1, mean=(0.5,), std=(0.25,))
+    pixels = preprocess.eval_tensor(picture(20, 30))
     assert pixels.shape == (1, 16, 16)
 
 
 def test_training_square_keeps_the_whole_short_side():
     image = picture(500, 300)
-    ours = Preprocess(224, 256).training_square(np.array(image))
+    ours = EvalTransform(224, 256).training_square(np.array(image))
     theirs = v2.Compose([v2.Resize(256), v2.CenterCrop(256), v2.PILToTensor()])(image)
     assert (ours.int() - theirs.int()).abs().max() <= 1
-    untouched = Preprocess(300).training_square(np.array(image))
+    untouched = EvalTransform(300).training_square(np.array(image))
     assert torch.equal(untouched, v2.functional.pil_to_tensor(image)[..., 100:400])
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_fit_agrees_with_evaluation_on_a_batch(interpolation):
-    preprocess = Preprocess(40, 48, interpolation=interpolation)
+    preprocess = EvalTransform(40, 48, interpolation=interpolation)
     images = [picture(64, 64, seed) for seed in range(3)]
     batch = torch.stack([v2.functional.pil_to_tensor(image) for image in images])
-    expected = torch.stack([preprocess.evaluation(image) for image in images])
-    got = preprocess.fit(batch)
+    expected = torch.stack([preprocess.eval_tensor(image) for image in images])
+    got = preprocess.resize_batch(batch)
     assert got.dtype == torch.uint8
     assert (got.int() - expected.int()).abs().max() <= 1
-    assert preprocess.fit(batch, 48).shape == (3, 3, 48, 48)
-    assert torch.equal(Preprocess(64).fit(batch), batch)
+    assert preprocess.resize_batch(batch, 48).shape == (3, 3, 48, 48)
+    assert torch.equal(EvalTransform(64).resize_batch(batch), batch)
 
 
 @settings(max_examples=40, deadline=None)
@@ -89,9 +89,9 @@ def test_cut_is_torchvisions_resized_crop_to_two_levels(width, height, size, int
     left, top = (90 - width) // 2, (70 - height) // 3
     theirs = v2.functional.resized_crop(image, top, left, height, width, [size, size], MODES[interpolation])
     channels = len(image.getbands())
-    preprocess = Preprocess(size, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+    preprocess = EvalTransform(size, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
     pixels = np.array(image).reshape(70, 90, channels)[top : top + height, left : left + width]
-    ours = replace(preprocess, interpolation=interpolation).cut(pixels)
+    ours = replace(preprocess, interpolation=interpolation).resize_crop(pixels)
     assert ours.dtype == torch.uint8
     assert (ours.int() - v2.functional.pil_to_tensor(theirs).int()).abs().max() <= 2
 
@@ -101,11 +101,11 @@ def test_photographs_for_training_are_near_the_exact_ones(size, largest, mean):
     """In levels of 255. At 64 pixels about half of them are decoded at half size."""
     differences = []
     for i, path in enumerate(sorted(data_folder("imagenet-photos-200").rglob("*.[jJ]*"))[::10]):
-        uniform = rng.draws(0, 0, [i], "crop", BOX_DRAWS)[0]
+        uniform = rng.uniform(0, 0, [i], "crop", BOX_DRAWS)[0]
         box = partial(crop_box, uniform=uniform, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3))
-        image = decode(path)
+        image = decode_image(path)
         exact = image.crop(box(*image.size)).resize((size, size), Image.Resampling.BILINEAR)
-        got = Preprocess(size).cut(decode_part(path, size, box=box))
+        got = EvalTransform(size).resize_crop(decode_crop(path, size, box=box))
         differences.append((got.int() - v2.functional.pil_to_tensor(exact).int()).abs().float())
     assert len(differences) == 20
     assert max(float(difference.max()) for difference in differences) <= largest
@@ -114,70 +114,70 @@ def test_photographs_for_training_are_near_the_exact_ones(size, largest, mean):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_normalise(layout):
-    preprocess = Preprocess(8)
+    preprocess = EvalTransform(8)
     batch = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8).contiguous(memory_format=layout)
     before = batch.clone()
-    got = preprocess.normalise(batch)
+    got = preprocess.normalize(batch)
     expected = v2.functional.normalize(batch.double() / 255, list(preprocess.mean), list(preprocess.std))
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-6)
     assert got.dtype == torch.float32
     assert got.is_contiguous(memory_format=layout)
     assert torch.equal(batch, before)
-    assert torch.equal(got, preprocess.normalise(batch.contiguous()))
+    assert torch.equal(got, preprocess.normalize(batch.contiguous()))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_mean_image_is_subtracted_by_its_centre(layout):
     mean_image = torch.rand(3, 12, 12)
-    preprocess = Preprocess(8, 12, std=(0.5, 0.25, 1.0), mean_image=mean_image)
+    preprocess = EvalTransform(8, 12, std=(0.5, 0.25, 1.0), mean_image=mean_image)
     batch = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8).contiguous(memory_format=layout)
-    got = preprocess.normalise(batch)
+    got = preprocess.normalize(batch)
     std = torch.tensor(preprocess.std, dtype=torch.float64)[:, None, None]
     torch.testing.assert_close(got.double(), (batch / 255 - mean_image[:, 2:10, 2:10]) / std, rtol=0, atol=1e-5)
     assert got.dtype == torch.float32
     whole = replace(preprocess, size=12)  # as views.py does: the same square, uncropped
     full = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8)
-    torch.testing.assert_close(whole.normalise(full).double(), (full / 255 - mean_image) / std, rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole.normalize(full).double(), (full / 255 - mean_image) / std, rtol=0, atol=1e-5)
 
 
 def test_a_constant_mean_image_is_the_mean():
-    plain = Preprocess(8, 12)
+    plain = EvalTransform(8, 12)
     constant = torch.tensor(plain.mean)[:, None, None].expand(3, 12, 12)
     batch = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    got = replace(plain, mean_image=constant).normalise(batch)
-    torch.testing.assert_close(got, plain.normalise(batch), rtol=0, atol=1e-6)
+    got = replace(plain, mean_image=constant).normalize(batch)
+    torch.testing.assert_close(got, plain.normalize(batch), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 12, 12), (12, 12, 3), (3, 12)])
 def test_a_mean_image_of_another_size_is_refused(shape):
     with pytest.raises(UserError, match=f"{'×'.join(map(str, shape))} does not fit pictures of 3×12×12"):
-        Preprocess(8, 12, mean_image=torch.zeros(shape))
+        EvalTransform(8, 12, mean_image=torch.zeros(shape))
 
 
 def test_json_says_that_there_is_a_mean_image():
     mean_image = torch.rand(3, 12, 12)
-    preprocess = Preprocess(8, 12, mean_image=mean_image)
+    preprocess = EvalTransform(8, 12, mean_image=mean_image)
     values = json.loads(json.dumps(preprocess.to_dict()))
-    assert values == {**Preprocess(8, 12).to_dict(), "mean_image": True}
-    again = Preprocess.from_dict(values, mean_image)
+    assert values == {**EvalTransform(8, 12).to_dict(), "mean_image": True}
+    again = EvalTransform.from_dict(values, mean_image)
     assert again == preprocess
     assert again.mean_image is mean_image
-    for described, image in ((values, None), (Preprocess(8, 12).to_dict(), mean_image)):
+    for described, image in ((values, None), (EvalTransform(8, 12).to_dict(), mean_image)):
         with pytest.raises(UserError, match="belong together"):
-            Preprocess.from_dict(described, image)
+            EvalTransform.from_dict(described, image)
 
 
 def test_centre_crop_says_when_the_picture_is_too_small():
     with pytest.raises(UserError, match="8×8"):
-        centre_crop(torch.zeros(1, 3, 8, 8), 9)
+        center_crop(torch.zeros(1, 3, 8, 8), 9)
 
 
 @pytest.mark.parametrize(
     "preprocess",
-    [Preprocess(224, 256), Preprocess(28, channels=1, mean=(0.286,), std=(0.353,), interpolation="bicubic")],
+    [EvalTransform(224, 256), EvalTransform(28, channels=1, mean=(0.286,), std=(0.353,), interpolation="bicubic")],
 )
 def test_survives_json(preprocess):
-    assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+    assert EvalTransform.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ def test_survives_json(preprocess):
 )
 def test_junk_is_refused_with_a_sentence(values, message):
     with pytest.raises(UserError, match=message):
-        Preprocess.from_dict(values)
+        EvalTransform.from_dict(values)
 
 
 @pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
 def test_a_picture_that_would_become_gigabytes_is_refused(shape):
     for use in (lambda p, i: p.evaluation(i), lambda p, i: p.training_square(np.asarray(i))):
         with pytest.raises(BadImage, match=f"it is {shape[0]}×{shape[1]}, and resized it would be"):
-            use(Preprocess(224, 256), Image.new("RGB", shape))
-    assert Preprocess(28, stretch=True).evaluation(Image.new("RGB", shape)).shape == (3, 28, 28)
+            use(EvalTransform(224, 256), Image.new("RGB", shape))
+    assert EvalTransform(28, squash=True).eval_tensor(Image.new("RGB", shape)).shape == (3, 28, 28)

@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.models import alexnet as torchvisions_alexnet
 
 from alexnet.cli import run
-from alexnet.inference.crops import CENTRE, TEN_CROP, cut
+from alexnet.inference.crops import CENTER_CROP, TEN_CROP, crop_views
 from alexnet.models.architectures import ARCHITECTURES, INITS, PAPER_LRN
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.spec import Layer, layers
@@ -169,10 +169,10 @@ def test_004_megabytes() -> None:
 def test_000_ten_crops_are_fixed() -> None:
     """Nothing random: the same ten views of a picture each time, for averaging predictions."""
     square = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
-    first, second = list(cut(square, TEN_CROP, 224)), list(cut(square, TEN_CROP, 224))
+    first, second = list(crop_views(square, TEN_CROP, 224)), list(crop_views(square, TEN_CROP, 224))
     assert len(first) == 10
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert torch.equal(first[4], next(cut(square, CENTRE, 224)))
+    assert torch.equal(first[4], next(crop_views(square, CENTER_CROP, 224)))
 
 
 def deviations(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,19 +15,19 @@ import pytest
 import torch
 from torch import nn
 
-from alexnet.checkpoint import write_model
+from alexnet.checkpoint import save_model
 from alexnet.cli import run
-from alexnet.data.datasets import load_source
-from alexnet.data.shards.pack import pack
-from alexnet.data.transforms import Preprocess
+from alexnet.data.datasets import load_dataset
+from alexnet.data.shards.pack import pack_dataset
+from alexnet.data.transforms import EvalTransform
 from alexnet.export import writers
 from alexnet.export.export import Exporter
 from alexnet.export.parity import ExportFailed, own_pictures, reference
-from alexnet.files import sha256_of
+from alexnet.files import sha256_file
 from alexnet.inference.evaluate import evaluate
 from alexnet.inference.predict import load
 from alexnet.runtimes.exported import open_exported
-from alexnet.runtimes.manifest import FORMATS, looks_exported
+from alexnet.runtimes.manifest import FORMATS, is_exported_model
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
 from helpers import FRUIT, make_folder, sharp
@@ -73,7 +73,7 @@ def test_the_description_tells_all(exports, kind):
     assert told["input"]["shape"] == ["batch", 3, 32, 32]
     assert told["parity"]["images"] == 12
     for name, digits in told["sha256"].items():
-        assert sha256_of((file if file.is_dir() else file.parent) / name) == digits
+        assert sha256_file((file if file.is_dir() else file.parent) / name) == digits
     if kind != "huggingface":
         assert file.name in told["sha256"]
 
@@ -119,9 +119,9 @@ def test_smaller_files(exports, checkpoint, photos, tmp_path, kind, precision):
 
 def test_the_mean_image_goes_into_the_file(photos, tmp_path):
     mean = torch.rand(3, 36, 36, generator=torch.Generator().manual_seed(0))
-    preprocess = Preprocess(size=32, resize=36, mean_image=mean)
+    preprocess = EvalTransform(size=32, resize=36, mean_image=mean)
     (tmp_path / "run").mkdir()
-    write_model(tmp_path / "run", sharp("cifar-towers"), FRUIT, preprocess)  # LRN too
+    save_model(tmp_path / "run", sharp("cifar-towers"), FRUIT, preprocess)  # LRN too
     for kind in ("onnx", "huggingface"):
         found = export(tmp_path / "run", photos, kind, tmp_path, with_preprocessing=True)
         assert found.parity.max_abs_diff < 1e-4
@@ -130,7 +130,7 @@ def test_the_mean_image_goes_into_the_file(photos, tmp_path):
 @pytest.mark.parametrize("kind", [pytest.param("torchscript", marks=pytest.mark.slow), "pt2", "openvino"])
 def test_lrn_and_normalisation_become_plain_operations(photos, tmp_path, kind):
     (tmp_path / "run").mkdir()
-    write_model(tmp_path / "run", sharp("cifar-towers"), FRUIT, Preprocess(size=32))
+    save_model(tmp_path / "run", sharp("cifar-towers"), FRUIT, EvalTransform(size=32))
     found = export(tmp_path / "run", photos, kind, tmp_path, with_preprocessing=True)
     assert found.parity.max_abs_diff < 1e-4
     assert open_exported(found.file).description.pixels
@@ -146,7 +146,7 @@ def test_weights_for_torchvision_s_own_network(photos, tmp_path):
     from alexnet.models.model import create_model
 
     (tmp_path / "run").mkdir()
-    write_model(tmp_path / "run", create_model("torchvision/squeezenet1_1", 3, image_size=64), FRUIT, Preprocess(64))
+    save_model(tmp_path / "run", create_model("torchvision/squeezenet1_1", 3, image_size=64), FRUIT, EvalTransform(64))
     file = export(tmp_path / "run", photos, "torchvision-weights", tmp_path).file
     squeezenet1_1(num_classes=3).load_state_dict(torch.load(file, weights_only=True))
     theirs, ours = evaluate(file, data=photos), evaluate(tmp_path / "run", data=photos, device="cpu")
@@ -166,7 +166,7 @@ def a_run_on(data, folder):
 
 @pytest.mark.parametrize("form", [{"kind": "uint8", "size": 40}, {"kind": "jpeg"}])
 def test_a_packed_run_is_compared_on_what_is_in_its_shards(tmp_path, capsys, form):
-    pack(make_folder(tmp_path / "pictures"), tmp_path / "packed", **form)
+    pack_dataset(make_folder(tmp_path / "pictures"), tmp_path / "packed", **form)
     trained = a_run_on(tmp_path / "packed", tmp_path)
     assert run(["export", str(trained), "onnx", "--json"]) == 0
     found, error = capsys.readouterr()
@@ -176,11 +176,11 @@ def test_a_packed_run_is_compared_on_what_is_in_its_shards(tmp_path, capsys, for
 
 
 def test_packed_jpegs_are_compared_as_they_are(tmp_path):
-    pack(make_folder(tmp_path / "pictures"), tmp_path / "packed", size="original")
-    source = load_source("folder", tmp_path / "packed")
+    pack_dataset(make_folder(tmp_path / "pictures"), tmp_path / "packed", size="original")
+    source = load_dataset("folder", tmp_path / "packed")
     found = own_pictures(source, source.classes, tmp_path)
     part = source.splits["val"]
-    assert [path.read_bytes() for path in found.files] == [part.stored(i) for i in range(len(part))]
+    assert [path.read_bytes() for path in found.files] == [part.raw(i) for i in range(len(part))]
 
 
 def test_too_few_unreadable_and_learnt_pictures_are_told(small_run, checkpoint, photos, tmp_path, capsys):
@@ -386,7 +386,7 @@ def test_a_folder_that_the_mixin_saved_is_predicted_from(exports, photos, tmp_pa
         assert run(["predict", str(folder), str(photos / "sky" / "0.jpg"), "--json"]) == 0
         answers.append(json.loads(capsys.readouterr().out)["predictions"])
     assert answers[0] == answers[1]
-    assert not looks_exported(photos)
+    assert not is_exported_model(photos)
     for damage in ("{", '{"spec": {}, "classes": [], "preprocess": {}}'):
         (tmp_path / "again" / "config.json").write_text(damage)
         assert run(["predict", str(tmp_path / "again"), str(photos / "sky" / "0.jpg")]) == 2
@@ -396,9 +396,9 @@ def test_a_saved_folder_with_a_mean_image_keeps_it(tmp_path, photos, capsys):
     from alexnet.runtimes.hub import HubModel
 
     mean = torch.rand(3, 36, 36, generator=torch.Generator().manual_seed(0))
-    preprocess = Preprocess(size=32, resize=36, mean_image=mean)
+    preprocess = EvalTransform(size=32, resize=36, mean_image=mean)
     (tmp_path / "run").mkdir()
-    write_model(tmp_path / "run", sharp(), FRUIT, preprocess)
+    save_model(tmp_path / "run", sharp(), FRUIT, preprocess)
     file = export(tmp_path / "run", photos, "huggingface", tmp_path, with_preprocessing=True).file
     HubModel.from_pretrained(file).save_pretrained(tmp_path / "again")
     picture = photos / "leaf" / "1.jpg"

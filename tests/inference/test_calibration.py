@@ -11,10 +11,10 @@ from alexnet.errors import UserError
 from alexnet.inference.calibration import (
     coverage,
     describe_answers,
+    describe_calibration,
     ece,
-    explain,
-    find,
-    fit,
+    find_calibration,
+    fit_calibration,
     of_networks,
     reliability,
     together,
@@ -35,7 +35,7 @@ def honest(n, classes=5, spread=3.0, seed=0):
 @pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
 def test_the_temperature_undoes_a_factor(factor):
     logits, targets = honest(8000)
-    found = fit(logits * factor, targets)
+    found = fit_calibration(logits * factor, targets)
     assert found.temperature == pytest.approx(factor, rel=0.05)
     assert found.ece_after < 0.015
     if factor != 1:
@@ -43,7 +43,7 @@ def test_the_temperature_undoes_a_factor(factor):
 
 
 def test_the_threshold_keeps_its_promise_on_new_pictures():
-    found = fit(*honest(8000))
+    found = fit_calibration(*honest(8000))
     logits, targets = honest(8000, seed=1)
     answers = describe_answers(logits, targets, found)
     assert answers["answered_top1"] == pytest.approx(0.95, abs=0.015)
@@ -57,7 +57,7 @@ def test_the_threshold_keeps_its_promise_on_new_pictures():
 
 def test_a_network_that_is_nearly_always_right_still_doubts_the_least_sure_twentieth():
     logits, targets = honest(4000, spread=12)
-    found = fit(logits, targets)
+    found = fit_calibration(logits, targets)
     assert found.top1 > 0.9
     assert found.answered_top1 >= 0.95
     assert found.coverage == pytest.approx(0.95, abs=1e-3)
@@ -69,26 +69,30 @@ def test_where_no_threshold_does_it_it_is_the_promise_itself():
         honest(15, spread=12),  # too few to tell
         (np.zeros((50, 4), np.float32), np.arange(50) % 4),  # all alike
     ]:
-        found = fit(logits, targets)
+        found = fit_calibration(logits, targets)
         assert found.threshold == 0.95
         assert found.coverage == pytest.approx((found.confidence(logits) >= 0.95).mean())
     assert found.answered_top1 is None
 
 
 def test_pictures_that_teach_nothing_leave_the_temperature_near_1():
-    assert fit(np.zeros((50, 4), np.float32), np.arange(50) % 4).temperature == pytest.approx(1, abs=1e-3)
-    assert fit(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)) == Calibration(pytest.approx(1, abs=1e-3), 0.95)
-    assert fit(np.zeros((9, 1), np.float32), np.zeros(9, np.int64)).temperature == pytest.approx(1, abs=1e-3)
+    assert fit_calibration(np.zeros((50, 4), np.float32), np.arange(50) % 4).temperature == pytest.approx(1, abs=1e-3)
+    assert fit_calibration(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)) == Calibration(
+        pytest.approx(1, abs=1e-3), 0.95
+    )
+    assert fit_calibration(np.zeros((9, 1), np.float32), np.zeros(9, np.int64)).temperature == pytest.approx(
+        1, abs=1e-3
+    )
     right = np.eye(4, dtype=np.float32)[np.arange(100) % 4] * 6  # all right: likelihood alone would choose 0
-    assert 0.4 < fit(right, np.arange(100) % 4).temperature < 1
+    assert 0.4 < fit_calibration(right, np.arange(100) % 4).temperature < 1
 
 
 def test_saturated_logits_and_two_classes():
     targets = np.arange(200) % 2
     logits = np.where(np.arange(2) == targets[:, None], 1e4, -1e4).astype(np.float32)
-    found = fit(logits, targets)
+    found = fit_calibration(logits, targets)
     assert (found.top1, found.coverage, found.threshold) == (1, 1, 0.95)
-    found = fit(*honest(5000, classes=2))
+    found = fit_calibration(*honest(5000, classes=2))
     assert found.temperature == pytest.approx(1, rel=0.1)
     assert 0.5 < found.threshold < 1
 
@@ -96,14 +100,16 @@ def test_saturated_logits_and_two_classes():
 def test_a_class_without_pictures_changes_nothing():
     logits, targets = honest(3000)
     wider = np.concatenate([logits, np.full((3000, 1), -40, np.float32)], axis=1)
-    assert fit(wider, targets).temperature == pytest.approx(fit(logits, targets).temperature, rel=1e-4)
+    assert fit_calibration(wider, targets).temperature == pytest.approx(
+        fit_calibration(logits, targets).temperature, rel=1e-4
+    )
 
 
 def test_nan_is_wrong_and_unsure():
     logits, targets = honest(1000)
-    clean = fit(logits, targets)
+    clean = fit_calibration(logits, targets)
     logits = np.concatenate([logits, np.full((10, 5), np.nan, np.float32)])
-    found = fit(logits, np.concatenate([targets, np.zeros(10, np.int64)]))
+    found = fit_calibration(logits, np.concatenate([targets, np.zeros(10, np.int64)]))
     assert found.temperature == clean.temperature
     assert found.top1 == pytest.approx(clean.top1 * 1000 / 1010)
     assert found.is_unsure(found.confidence(logits))[-10:].all()
@@ -149,7 +155,7 @@ def test_the_curve_of_eval_goes_in_tenths_to_all():
 
 
 def test_it_comes_back_as_it_was():
-    found = fit(*honest(300))
+    found = fit_calibration(*honest(300))
     again = json.loads(json.dumps(found.to_dict()))
     assert Calibration.from_dict({**again, "of a later version": 1}) == found
     for wrong in ({"temperature": 0}, {"temperature": None}, {"threshold": "high"}, {"threshold": float("nan")}):
@@ -171,12 +177,12 @@ def test_several_together():
 def test_training_stores_what_fits_its_validation_split(small_run):
     run = Run(small_run)
     best = run.named_checkpoint("best")
-    stored, note = find(best, run)
+    stored, note = find_calibration(best, run)
     _, targets, logits = run.read_evaluation("val")
-    assert stored == fit(logits, targets, "val")
+    assert stored == fit_calibration(logits, targets, "val")
     assert (stored.split, stored.n, note) == ("val", 269, "")
     assert run.summary()["calibration"] == stored.to_dict()
-    assert explain(stored.to_dict()).startswith(f"unsure below {stored.threshold:.1%}: ")
+    assert describe_calibration(stored.to_dict()).startswith(f"unsure below {stored.threshold:.1%}: ")
 
 
 def older(small_run, to):
@@ -193,25 +199,28 @@ def test_an_older_run_is_calibrated_now_and_left_alone(small_run, tmp_path):
     run = older(small_run, tmp_path / "old")
     best = run.named_checkpoint("best")
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    found, note = find(best, run)
-    assert found == find(Run(small_run).named_checkpoint("best"), Run(small_run))[0]
+    found, note = find_calibration(best, run)
+    assert found == find_calibration(Run(small_run).named_checkpoint("best"), Run(small_run))[0]
     assert "fitted now on its val split" in note
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
     (run.path / "evaluation" / "val.parquet").unlink()
-    assert find(best, run) == (None, f"{run.path} has no threshold for 'unsure': it keeps no logits of its val split.")
+    assert find_calibration(best, run) == (
+        None,
+        f"{run.path} has no threshold for 'unsure': it keeps no logits of its val split.",
+    )
 
 
 def test_what_has_no_calibration_says_why(small_run, tmp_path):
     run = older(small_run, tmp_path / "old")
     best = run.named_checkpoint("best")
-    assert "Published weights" in find(None, None)[1]
-    assert "the best checkpoint of a run has" in find(best, None)[1]
+    assert "Published weights" in find_calibration(None, None)[1]
+    assert "the best checkpoint of a run has" in find_calibration(best, None)[1]
     assert "the best checkpoint of a run has" in of_networks([(best, run), (best, None)])[1]
     recipe = json.loads(run.recipe_json.read_text())
     run.recipe_json.write_text(json.dumps({**recipe, "validate_on": "test"}))
-    assert "by which nothing may be chosen" in find(best, run)[1]
+    assert "by which nothing may be chosen" in find_calibration(best, run)[1]
     run.recipe_json.write_text("{")
-    assert "recipe.json is damaged" in find(best, run)[1]
+    assert "recipe.json is damaged" in find_calibration(best, run)[1]
 
 
 @pytest.mark.parametrize("damage", [7, {"temperature": -1, "threshold": 0.5}, {"temperature": 1}])
@@ -221,5 +230,5 @@ def test_a_damaged_calibration_is_named(small_run, tmp_path, damage):
     described = best / MODEL
     described.write_text(json.dumps({**json.loads(described.read_text()), KEY: damage}))
     with pytest.raises(UserError, match=r"model\.json is damaged \(calibration: .*take 'calibration' out of it"):
-        find(best, run)
+        find_calibration(best, run)
     assert (best / WEIGHTS).is_file()

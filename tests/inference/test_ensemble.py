@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 import alexnet
-from alexnet.checkpoint import read_model, write_model
+from alexnet.checkpoint import load_checkpoint, save_model
 from alexnet.cli import run
-from alexnet.data.datasets import load_source
+from alexnet.data.datasets import load_dataset
 from alexnet.errors import UserError
-from alexnet.inference.crops import CENTRE, TEN_CROP, views_of
-from alexnet.inference.ensemble import _order, open_ensemble
+from alexnet.inference.crops import CENTER_CROP, TEN_CROP, make_views
+from alexnet.inference.ensemble import _order, load_ensemble
 from alexnet.inference.evaluate import evaluate
-from alexnet.inference.load import names_run
+from alexnet.inference.load import is_run_reference
 from alexnet.inference.predict import load
 from alexnet.run_dir import Run
 from alexnet.training.api import train
@@ -33,7 +33,7 @@ def other_run(tmp_path_factory):
 
 @pytest.fixture
 def digit(tmp_path) -> Path:
-    pixels = load_source("digits").splits["test"].images[0, 0].numpy()
+    pixels = load_dataset("digits").splits["test"].images[0, 0].numpy()
     Image.fromarray(pixels).save(tmp_path / "digit.png")
     return tmp_path / "digit.png"
 
@@ -44,12 +44,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def turned(run_folder: Path, out: Path, classes: tuple[str, ...], order: list[int]) -> Path:
     """The run's best network with its outputs in another order, under the names `classes`."""
-    found = read_model(Run(run_folder).named_checkpoint("best"))
+    found = load_checkpoint(Run(run_folder).named_checkpoint("best"))
     with torch.no_grad():
         for tensor in (found.model.fc8.weight, found.model.fc8.bias):
             tensor.copy_(tensor[order].clone())
     out.mkdir(parents=True)
-    write_model(out, found.model, classes, found.preprocess)
+    save_model(out, found.model, classes, found.preprocess)
     return out
 
 
@@ -99,7 +99,7 @@ def test_other_classes_are_refused_naming_the_first(small_run, tmp_path):
     with pytest.raises(UserError, match=f"'9' is in {small_run} and not in {other}; an ensemble needs"):
         evaluate([small_run, other])
     with pytest.raises(UserError, match="at least one run"):
-        open_ensemble([])
+        load_ensemble([])
 
 
 def test_a_member_that_may_have_seen_the_pictures_is_refused(small_run, tmp_path):
@@ -135,9 +135,9 @@ def test_ten_views_at_two_scales_are_twenty_forwards_of_one_batch(small_run, oth
 
 
 def test_members_of_one_size_share_what_is_read(small_run, other_run):
-    ensemble = open_ensemble([small_run, other_run, small_run])
-    assert [r.members for r in ensemble.readings(CENTRE)] == [(0, 2), (1,)]
-    readings = ensemble.readings(views_of(10, (1.0, 1.5)))
+    ensemble = load_ensemble([small_run, other_run, small_run])
+    assert [r.members for r in ensemble.input_groups(CENTER_CROP)] == [(0, 2), (1,)]
+    readings = ensemble.input_groups(make_views(10, (1.0, 1.5)))
     assert [(r.preprocess.size, r.members) for r in readings] == [(32, (0, 2)), (40, (1,)), (48, (0, 2)), (60, (1,))]
 
 
@@ -153,7 +153,7 @@ def test_scales_are_averaged(small_run, digit):
 
 def test_eval_and_predict_read_the_same_at_every_scale(small_run):
     """Pixels of a data set in memory and single pictures are enlarged alike."""
-    part = load_source("digits").splits["test"]
+    part = load_dataset("digits").splits["test"]
     found = evaluate(small_run, split="test", views=2, scales=(1, 1.15), device="cpu")
     assert (found["views"], found["scales"]) == (4, [1.0, 1.15])
     pictures = [Image.fromarray(image.numpy()) for image in part.images[:, 0]]
@@ -165,10 +165,10 @@ def test_eval_and_predict_read_the_same_at_every_scale(small_run):
 def test_leading_words_that_are_runs_are_the_ensemble(small_run, other_run, digit, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     checkpoint = Run(other_run).named_checkpoint("best")
-    assert all(map(names_run, ["last", "torchvision:IMAGENET1K_V1", str(small_run), str(checkpoint)]))
-    assert not any(map(names_run, ["-", "digit.png", str(tmp_path), "nowhere"]))
+    assert all(map(is_run_reference, ["last", "torchvision:IMAGENET1K_V1", str(small_run), str(checkpoint)]))
+    assert not any(map(is_run_reference, ["-", "digit.png", str(tmp_path), "nowhere"]))
     shutil.copy(digit, "last")
-    assert not names_run("last")  # here it is a picture
+    assert not is_run_reference("last")  # here it is a picture
     assert run(["predict", str(small_run), str(checkpoint), "digit.png", "last", "--json", "--top", "10"]) == 0
     first, second = json.loads(capsys.readouterr().out)["predictions"]
     assert (first["path"], second["path"]) == ("digit.png", "last")

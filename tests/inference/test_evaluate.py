@@ -7,9 +7,9 @@ import torch
 
 from alexnet.checkpoint import MODEL
 from alexnet.errors import UserError
-from alexnet.inference.calibration import ece, find
+from alexnet.inference.calibration import ece, find_calibration
 from alexnet.inference.evaluate import evaluate, match_classes
-from alexnet.inference.metrics import measure
+from alexnet.inference.metrics import compute_metrics
 from alexnet.run_dir import Run
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
@@ -30,7 +30,7 @@ def test_eval_gives_the_figures_of_training(small_run):
 
 def test_eval_says_how_sure_it_may_be(small_run):
     run = Run(small_run)
-    stored, _ = find(run.named_checkpoint("best"), run)
+    stored, _ = find_calibration(run.named_checkpoint("best"), run)
     found = evaluate(small_run, device="cpu")
     _, targets, logits = run.read_evaluation("test")
     confidence, right = stored.confidence(logits), logits.argmax(axis=1) == targets
@@ -70,7 +70,7 @@ def test_stored_logits_give_the_same_figures(small_run):
     paths, targets, logits = stored
     assert len(set(paths)) == 269
     summary = json.loads((small_run / "summary.json").read_text())
-    assert measure(logits, targets, tuple("0123456789"))["top1"] == summary["test"]["top1"]
+    assert compute_metrics(logits, targets, tuple("0123456789"))["top1"] == summary["test"]["top1"]
 
 
 def test_another_folder_is_matched_by_class_name(tmp_path, pictures):
@@ -146,15 +146,15 @@ def test_an_evaluation_shows_itself(small_run):
 
 
 def test_the_model_keeps_its_mode():
-    from alexnet.data.dataset import Arrays
+    from alexnet.data.dataset import ImageArrays
     from alexnet.data.loader import evaluation_batches
-    from alexnet.data.transforms import Preprocess
+    from alexnet.data.transforms import EvalTransform
     from alexnet.inference.evaluate import run_network
     from alexnet.models.model import create_model
 
     model = create_model("cifar", width=0.1).train()
-    arrays = Arrays(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.arange(3), ["a", "b", "c"])
-    preprocess = Preprocess(size=32)
+    arrays = ImageArrays(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.arange(3), ["a", "b", "c"])
+    preprocess = EvalTransform(size=32)
     outputs = run_network(model, evaluation_batches(arrays, preprocess), preprocess, torch.device("cpu"))
     assert model.training
     assert outputs.logits.shape == (3, 10)

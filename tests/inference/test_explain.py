@@ -3,12 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.inference.explain import METHODS, activations, saliency
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
-from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.loaded_model import LoadedModel
 
 pytest.importorskip("captum")
 
@@ -16,8 +16,8 @@ pytest.importorskip("captum")
 def opened(model, classes=("quiet", "loud")):
     spec = model.spec
     grey = (0.5,) * spec.in_channels
-    seen = Preprocess(spec.image_size, None, spec.in_channels, grey, grey)
-    return Opened(model.eval(), classes, seen, None, None, "untrained")
+    seen = EvalTransform(spec.image_size, None, spec.in_channels, grey, grey)
+    return LoadedModel(model.eval(), classes, seen, None, None, "untrained")
 
 
 def noise(side=32, channels=3):
@@ -68,7 +68,7 @@ def test_integrated_gradients_sum_to_the_difference():
     model = create_model("lenet", num_classes=3, image_size=28)  # smooth: sigmoids and means
     given = opened(model, ("a", "b", "c"))
     found = saliency(given, noise(28, 1), "integrated-gradients", "b")
-    x = given.preprocess.normalise(torch.from_numpy(found.image).permute(2, 0, 1)[None])
+    x = given.preprocess.normalize(torch.from_numpy(found.image).permute(2, 0, 1)[None])
     with torch.no_grad():
         difference = (model(x) - model(torch.zeros_like(x)))[0, 1].item()
         assert found.probability == pytest.approx(model(x).softmax(1)[0, 1].item(), abs=1e-6)
@@ -80,7 +80,7 @@ def test_grad_cam_is_what_its_paper_says():
     torch.manual_seed(0)
     given = opened(create_model("cifar", num_classes=2, width=0.125, norm="batch"))
     found = saliency(given, noise(), "grad-cam", "loud")
-    x = given.preprocess.normalise(torch.from_numpy(found.image).permute(2, 0, 1)[None])
+    x = given.preprocess.normalize(torch.from_numpy(found.image).permute(2, 0, 1)[None])
     names = [layer.name for layer in layers(given.model.spec)]
     cut = names.index("relu5") + 1
     maps = given.model[:cut](x).detach().requires_grad_()
@@ -100,7 +100,7 @@ def test_stages_are_what_the_modules_give():
         "fc7", "fc8",
     ]  # fmt: skip
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    x = given.preprocess.normalise(pixels)
+    x = given.preprocess.normalize(pixels)
     by_name = {layer.name: layer for layer in layers(given.model.spec)}
     with torch.no_grad():
         for name, module in given.model.named_children():

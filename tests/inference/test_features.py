@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from alexnet.errors import UserError
 from alexnet.inference.features import Features, output_of, write_features
-from alexnet.inference.load import open_model
+from alexnet.inference.load import load_model
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
@@ -75,8 +75,8 @@ def test_any_module_of_torchvisions_networks():
 
 
 def expected_of(run, path, layer):
-    opened = open_model(run)
-    x = opened.preprocess.normalise(opened.preprocess.evaluation(Image.open(path))[None])
+    opened = load_model(run)
+    x = opened.preprocess.normalize(opened.preprocess.eval_tensor(Image.open(path))[None])
     with torch.no_grad():
         return Features(opened.model, layer)(x).flatten().numpy()
 

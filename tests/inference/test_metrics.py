@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from alexnet.inference.metrics import correct_at, cross_entropy, interval, measure
+from alexnet.inference.metrics import compute_metrics, correct_at, cross_entropy, interval
 
 
 def test_measure_on_a_case_counted_by_hand():
     logits = np.array([[3.0, 1, 0], [0, 2, 1], [0, 2, 1], [5, 0, 1]], dtype=np.float32)
     targets = np.array([0, 1, 2, 2])
-    found = measure(logits, targets, ("a", "b", "c"))
+    found = compute_metrics(logits, targets, ("a", "b", "c"))
     assert found["top1"] == 0.5
     assert found["top5"] == 1.0
     assert found["n"] == 4

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet.data.datasets import load_source
+from alexnet.data.datasets import load_dataset
 from alexnet.errors import UserError
-from alexnet.inference.load import open_model
+from alexnet.inference.load import load_model
 from alexnet.inference.neighbors import INFO, VECTORS, open_index, run_pictures, search, similar
 from alexnet.run_dir import Run
 from alexnet.training.api import resume_run, train
@@ -40,8 +40,8 @@ def test_rounding_cannot_hide_a_neighbour():
 
 def test_a_training_picture_finds_itself_first(small_run, tmp_path):
     run = Run(shutil.copytree(small_run, tmp_path / "run"))
-    opened = open_model(run.path)
-    part = load_source("digits", seed=0).splits["train"]
+    opened = load_model(run.path)
+    part = load_dataset("digits", seed=0).splits["train"]
     pictures = [Image.fromarray(part.images[i, 0].numpy()) for i in (0, 500)]
     said = []
     for found, i in zip(similar(opened, pictures, top=4, device="cpu", say=said.append), (0, 500), strict=True):
@@ -60,12 +60,12 @@ def test_a_training_picture_finds_itself_first(small_run, tmp_path):
 
 def test_another_checkpoint_or_damage_makes_another_index(tmp_path):
     run = train("digits", out=tmp_path / "run", epochs=1, limit_steps=2, width=0.125, progress=Silent()).run
-    before = np.array(open_index(open_model(run), device="cpu").vectors)
+    before = np.array(open_index(load_model(run), device="cpu").vectors)
     info = run / "index" / "fc7" / INFO
     info.write_text(info.read_text()[:100])
-    np.testing.assert_array_equal(open_index(open_model(run), device="cpu").vectors, before)
+    np.testing.assert_array_equal(open_index(load_model(run), device="cpu").vectors, before)
     resume_run(Run(run), epochs="2")
-    after = open_index(open_model(run, "last"), device="cpu").vectors
+    after = open_index(load_model(run, "last"), device="cpu").vectors
     assert after.shape == before.shape
     assert (after != before).mean() > 0.2
     assert sorted(p.name for p in info.parent.parent.iterdir()) == ["fc7"]
@@ -74,4 +74,4 @@ def test_another_checkpoint_or_damage_makes_another_index(tmp_path):
 def test_without_a_run_there_is_nothing_to_search(small_run, tmp_path):
     lone = shutil.copytree(Run(small_run).named_checkpoint("best"), tmp_path / "lone")
     with pytest.raises(UserError, match="the run folder is needed"):
-        open_index(open_model(lone))
+        open_index(load_model(lone))

@@ -10,11 +10,11 @@ from sklearn.datasets import load_digits
 
 import alexnet
 from alexnet.checkpoint import MODEL
-from alexnet.data.datasets import load_source
+from alexnet.data.datasets import load_dataset
 from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
-from alexnet.inference.calibration import find
-from alexnet.inference.load import TORCHVISION_PREPROCESS, open_model
+from alexnet.inference.calibration import find_calibration
+from alexnet.inference.load import TORCHVISION_PREPROCESS, load_model
 from alexnet.inference.predict import Prediction, load
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import softmax
@@ -28,7 +28,7 @@ def save_digit(path, index=0):
 
 def test_a_picture_file_gets_the_probabilities_of_its_array(small_run, tmp_path):
     """From file bytes, through decoder and preprocessing, the network says what it says of the array."""
-    part = load_source("digits").splits["val"]
+    part = load_dataset("digits").splits["val"]
     classifier = load(small_run, device="cpu")
     for i in range(5):
         Image.fromarray(part.images[i, 0].numpy()).save(tmp_path / f"{i}.png")
@@ -98,8 +98,8 @@ def test_a_prediction_shows_itself():
 def test_unsure_is_what_the_stored_threshold_says(small_run, tmp_path):
     """Of the test pictures, by files, just those whose confidence in the stored logits is below."""
     run = Run(small_run)
-    stored, _ = find(run.named_checkpoint("best"), run)
-    part = load_source("digits").splits["test"]
+    stored, _ = find_calibration(run.named_checkpoint("best"), run)
+    part = load_dataset("digits").splits["test"]
     _, _, logits = run.read_evaluation("test")
     confidence = stored.confidence(logits)
     chosen = np.concatenate([np.argsort(confidence)[:6], np.argsort(confidence)[-6:]])
@@ -142,11 +142,11 @@ def test_a_network_without_a_threshold_says_nothing_of_being_unsure(small_run, t
 
 
 def test_open_model_takes_runs_and_checkpoints(small_run):
-    best = open_model(small_run)
-    last = open_model(small_run, "last")
+    best = load_model(small_run)
+    last = load_model(small_run, "last")
     assert best.checkpoint == Run(small_run).named_checkpoint("best")
     assert last.checkpoint == Run(small_run).named_checkpoint("last")
-    direct = open_model(best.checkpoint)
+    direct = load_model(best.checkpoint)
     assert direct.run == Run(small_run.resolve())
     assert best.classes == tuple("0123456789")
     assert best.preprocess.channels == 1
@@ -157,7 +157,7 @@ def test_a_file_of_weights_is_no_run(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     torch.save({}, path)
     with pytest.raises(UserError, match="is a file of weights, not a run"):
-        open_model(path)
+        load_model(path)
 
 
 def test_torchvisions_published_weights(monkeypatch):
@@ -167,7 +167,7 @@ def test_torchvisions_published_weights(monkeypatch):
 
     theirs = torchvision.models.alexnet().eval()
     monkeypatch.setattr(AlexNet_Weights, "get_state_dict", lambda self, *a, **k: theirs.state_dict())
-    opened = open_model("torchvision:IMAGENET1K_V1")
+    opened = load_model("torchvision:IMAGENET1K_V1")
     assert len(opened.classes) == 1000
     assert opened.classes[0] == "tench"
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
@@ -185,4 +185,4 @@ def test_torchvisions_published_weights(monkeypatch):
 
 def test_unknown_published_weights():
     with pytest.raises(UserError, match="IMAGENET1K_V1"):
-        open_model("torchvision:IMAGENET1K_V7")
+        load_model("torchvision:IMAGENET1K_V7")

@@ -6,7 +6,7 @@ import pytest
 
 from alexnet.errors import UserError
 from alexnet.messages import texts
-from alexnet.messages.texts import LANGUAGES, TEXT, Words
+from alexnet.messages.texts import LANGUAGES, TEXT, Translator
 
 
 def places(words: str) -> set[tuple[str | None, str | None]]:
@@ -35,13 +35,13 @@ def test_every_text_is_used():
 
 def test_languages():
     assert set(LANGUAGES) == {"en", "zh"}
-    assert Words("zh")("classes") == "各类别"
+    assert Translator("zh")("classes") == "各类别"
     with pytest.raises(UserError, match="no language 'de'|'de'"):
-        Words("de")
+        Translator("de")
 
 
 def test_durations():
-    words = Words()
+    words = Translator()
     spaces = {ord("\u00a0"): " "}  # that do not break a line
     assert [words.duration(s).translate(spaces) for s in (3.14, 61, 484, 7026)] == [
         "3.1 s",
@@ -49,4 +49,4 @@ def test_durations():
         "8 min 4 s",
         "1 h 57 min",
     ]
-    assert Words("zh").duration(484) == "8 分 4 秒"
+    assert Translator("zh").duration(484) == "8 分 4 秒"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from alexnet.errors import UserError
-from alexnet.models.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, drawn_dropout
+from alexnet.models.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, counter_based_dropout
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
@@ -33,7 +33,7 @@ def test_gradients_are_right_to_the_numbers() -> None:
     assert torch.autograd.gradcheck(SpatialResponseNorm(3, alpha=0.5), (y,))
     z = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     units = nn.Sequential(nn.Linear(5, 5), Dropout(0.4, 5)).double()
-    with drawn_dropout(units, 4, slice(0, 4), lambda name: 0):
+    with counter_based_dropout(units, 4, slice(0, 4), lambda name: 0):
         assert torch.autograd.gradcheck(units, (z,))
 
 
@@ -110,7 +110,7 @@ def test_dropout_takes_its_part_of_one_mask() -> None:
     ones = torch.ones(5, 6)
 
     def mask(model: nn.Sequential, rows: slice, seed: int = 7) -> torch.Tensor:
-        with drawn_dropout(model, 5, rows, {"1": seed}.__getitem__):
+        with counter_based_dropout(model, 5, rows, {"1": seed}.__getitem__):
             return model[1](ones[rows, model[1].columns])
 
     everything = mask(whole, slice(0, 5))
@@ -119,7 +119,7 @@ def test_dropout_takes_its_part_of_one_mask() -> None:
     assert torch.equal(mask(left, slice(1, 4)), everything[1:4, :3])
     assert not torch.equal(mask(whole, slice(0, 5), seed=8), everything)
     many = nn.Sequential(nn.Linear(1, 1), Dropout(0.25, 1000))
-    with drawn_dropout(many, 1000, slice(0, 1000), lambda name: 0):
+    with counter_based_dropout(many, 1000, slice(0, 1000), lambda name: 0):
         kept = many[1](torch.ones(1000, 1000)) > 0
         assert many[1](torch.ones(1000, 1000, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.002)
@@ -132,7 +132,7 @@ def test_dropout_without_a_mask_is_torchs() -> None:
     torch.manual_seed(0)
     assert torch.equal(a, theirs(x))
     model = nn.Sequential(nn.Linear(9, 9), ours).eval()
-    with drawn_dropout(model, 3, slice(0, 3), lambda name: 0):
+    with counter_based_dropout(model, 3, slice(0, 3), lambda name: 0):
         assert torch.equal(ours(x), x)
     assert ours.mask is None
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from alexnet.errors import UserError
 from alexnet.models.architectures import ARCHITECTURES, INITS, architecture
-from alexnet.models.model import AlexNet, build, create_model, initialise
+from alexnet.models.model import AlexNet, build, create_model, initialize
 from alexnet.models.weights import load_weights
 
 
@@ -206,7 +206,7 @@ def test_kaiming_and_xavier() -> None:
     assert fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not conv.bias.any()  # type: ignore[union-attr]
     assert not fc.bias.any()
-    initialise(model, "xavier")
+    initialize(model, "xavier")
     bound = (6 / (fc.in_features + fc.out_features)) ** 0.5
     assert 0.98 * bound < fc.weight.abs().max() <= bound
     assert fc.bias.any()  # torch's default, which d2l leaves as it is
@@ -219,10 +219,10 @@ def test_initialise_starts_again() -> None:
     model = create_model("cifar", width=0.125, init="paper", norm="batch")
     model(images(model, 4))  # moves batch norm's running statistics
     torch.manual_seed(0)
-    initialise(model, "torch")
+    initialize(model, "torch")
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     with pytest.raises(UserError, match="did you mean 'kaiming'"):
-        initialise(model, "kaimin")
+        initialize(model, "kaimin")
 
 
 @pytest.mark.parametrize("init", INITS)

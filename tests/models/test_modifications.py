@@ -8,7 +8,7 @@ import torch
 from alexnet.errors import UserError
 from alexnet.models.architectures import architecture
 from alexnet.models.model import build
-from alexnet.models.modifications import EDITS, edited
+from alexnet.models.modifications import MODIFICATIONS, apply_modifications
 from alexnet.models.spec import layers
 from alexnet.models.summary import summarize
 
@@ -17,9 +17,9 @@ def kinds(spec):
     return [(layer.name, layer.kind, layer.output) for layer in layers(spec)]
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("name", MODIFICATIONS)
 def test_an_edited_network_learns_in_every_layer(name):
-    spec = edited(architecture("cifar-towers", width=0.25), (name,))
+    spec = apply_modifications(architecture("cifar-towers", width=0.25), (name,))
     model = build(spec)
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -29,26 +29,26 @@ def test_an_edited_network_learns_in_every_layer(name):
 @pytest.mark.parametrize("arch", ["paper", "cifar"])
 def test_pools_that_do_not_overlap_leave_the_same_sizes(arch):
     spec = architecture(arch)
-    plain = edited(spec, ("plain-pool",))
+    plain = apply_modifications(spec, ("plain-pool",))
     assert kinds(plain) == kinds(spec)
     assert {layer.kernel for layer in layers(plain) if layer.kind == "maxpool"} == {2}
 
 
 def test_average_pools_replace_all_maxima_and_nothing_else():
     spec = architecture("paper")
-    average = edited(spec, ("average-pool",))
+    average = apply_modifications(spec, ("average-pool",))
     pools = [(layer.kind, layer.name) for layer in layers(average) if layer.kind.endswith("pool")]
     assert pools == [("avgpool", "pool1"), ("avgpool", "pool2"), ("avgpool", "pool5")]
     assert [layer.output for layer in layers(average)] == [layer.output for layer in layers(spec)]
 
 
 def test_half_of_code2012_is_the_half_of_the_2012_code():
-    assert edited(architecture("code2012"), ("half",)).convs == architecture("half").convs
-    assert summarize(edited(architecture("code2012"), ("half",))).parameters == 59_798_312
+    assert apply_modifications(architecture("code2012"), ("half",)).convs == architecture("half").convs
+    assert summarize(apply_modifications(architecture("code2012"), ("half",))).parameters == 59_798_312
 
 
 def test_silent_towers_do_not_see_each_other_before_fc6():
-    spec = edited(architecture("cifar-towers", width=0.25, dropout=0.0), ("silent-towers",))
+    spec = apply_modifications(architecture("cifar-towers", width=0.25, dropout=0.0), ("silent-towers",))
     model = build(spec).eval()
     maps = model[: [n for n, _ in model.named_children()].index("flatten")]
     x = torch.randn(1, 3, 32, 32)
@@ -62,7 +62,7 @@ def test_silent_towers_do_not_see_each_other_before_fc6():
 
 
 def test_without_conv4_the_others_stay():
-    spec, full = edited(architecture("paper"), ("without-conv4",)), architecture("paper")
+    spec, full = apply_modifications(architecture("paper"), ("without-conv4",)), architecture("paper")
     assert spec.convs == (*full.convs[:3], full.convs[4])
 
 
@@ -77,4 +77,4 @@ def test_without_conv4_the_others_stay():
 )
 def test_what_does_not_fit_is_refused(arch, name, says):
     with pytest.raises(UserError, match=says):
-        edited(architecture(arch), (name,))
+        apply_modifications(architecture(arch), (name,))

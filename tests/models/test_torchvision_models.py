@@ -9,7 +9,12 @@ import alexnet
 from alexnet.cli import run
 from alexnet.errors import UserError
 from alexnet.models.model import build, create_model, spec_from_dict
-from alexnet.models.torchvision_models import TorchvisionNetwork, TorchvisionSpec, count, torchvision_spec
+from alexnet.models.torchvision_models import (
+    TorchvisionNetwork,
+    TorchvisionSpec,
+    summarize_torchvision,
+    torchvision_spec,
+)
 
 
 def small(name: str, **settings) -> TorchvisionNetwork:
@@ -20,7 +25,7 @@ def small(name: str, **settings) -> TorchvisionNetwork:
 def test_counts_are_those_that_torchvision_publishes(name):
     """Its weights' descriptions give parameters and (as `_ops`, in billions to three places) multiply-accumulates."""
     published = models.get_model_weights(name).DEFAULT.meta
-    found = count(TorchvisionSpec(f"torchvision/{name}"))
+    found = summarize_torchvision(TorchvisionSpec(f"torchvision/{name}"))
     assert found.parameters == published["num_params"]
     assert round(found.macs / 1e9, 3) == published["_ops"]
     assert sum(part.macs for part in found.parts) == found.macs
@@ -49,7 +54,7 @@ def test_weights_are_torchvisions_own_with_that_seed():
 def test_counting_draws_no_random_numbers(name):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    count(TorchvisionSpec(f"torchvision/{name}", image_size=64))
+    summarize_torchvision(TorchvisionSpec(f"torchvision/{name}", image_size=64))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -69,7 +74,7 @@ def test_the_input_is_checked():
 
 
 def test_the_image_size_reaches_networks_that_need_it():
-    assert count(torchvision_spec("torchvision/vit_b_16", image_size=32)).parts[0].output == (768, 2, 2)
+    assert summarize_torchvision(torchvision_spec("torchvision/vit_b_16", image_size=32)).parts[0].output == (768, 2, 2)
     with pytest.raises(UserError, match=r"vit_b_16' cannot read images of 40×40 \(Input shape indivisible"):
         torchvision_spec("torchvision/vit_b_16", image_size=40)
     with pytest.raises(UserError, match=r"inception_v3' cannot read images of 32×32 \(.*; choose another image size"):

@@ -5,7 +5,7 @@ import numpy as np
 
 from alexnet.plots.calibration import Confidence
 from alexnet.report.report import write_report
-from alexnet.report.run_data import read_facts
+from alexnet.report.run_data import read_run_data
 from made_run import made_run
 
 
@@ -19,7 +19,7 @@ def too_sure(tmp_path, **recipe):
 
 
 def test_the_temperature_brings_confidence_to_accuracy(tmp_path):
-    facts = read_facts(too_sure(tmp_path))
+    facts = read_run_data(too_sure(tmp_path))
     found = Confidence.of(facts, facts.answers)
     assert found.right.mean() == np.mean(facts.answers.said == facts.answers.targets)
     assert found.plain.mean() > 0.95
@@ -36,7 +36,7 @@ def test_the_temperature_brings_confidence_to_accuracy(tmp_path):
 
 
 def test_a_run_that_may_choose_nothing_shows_the_plain_curve(tmp_path):
-    facts = read_facts(too_sure(tmp_path, validate_on="test"))
+    facts = read_run_data(too_sure(tmp_path, validate_on="test"))
     assert Confidence.of(facts, facts.answers).calibration is None
     section = write_report(facts.run)[0].read_text().split('<section id="calibration">')[1].split("</section>")[0]
     assert "validates on the test split" in section

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from alexnet.messages.texts import Words
+from alexnet.messages.texts import Translator
 from alexnet.plots.confusion import Confusion, confusion_figure, leaves
 from alexnet.plots.style import THEMES, rendered
 from alexnet.report.report import confusion_html
@@ -46,7 +46,7 @@ def test_pairs_are_counted():
 @pytest.mark.parametrize(("n", "cells"), [(4, 16), (40, 0)])
 def test_cells_are_elements_or_pixels(n, cells):
     found = two_groups(n)
-    html = confusion_html(found, Words())
+    html = confusion_html(found, Translator())
     assert len(re.findall("<b", html)) == cells
     assert html.count("data:image/png") == (cells == 0)
     data = json.loads(re.search(r'id="confusion-data">(.*?)</script>', html).group(1))
@@ -55,13 +55,13 @@ def test_cells_are_elements_or_pixels(n, cells):
 
 
 def test_a_class_may_be_called_anything():
-    html = confusion_html(Confusion.of(np.array([0, 1]), np.array([1, 1]), ["</script><b>", "\udce9\n"]), Words())
+    html = confusion_html(Confusion.of(np.array([0, 1]), np.array([1, 1]), ["</script><b>", "\udce9\n"]), Translator())
     assert "</script><b>" not in html
     html.encode()
 
 
 @pytest.mark.parametrize("n", [2, 20, 70])
 def test_the_picture(n):
-    svg = rendered(lambda theme: confusion_figure(two_groups(n), theme, Words("zh")), THEMES["dark"]).decode()
+    svg = rendered(lambda theme: confusion_figure(two_groups(n), theme, Translator("zh")), THEMES["dark"]).decode()
     assert "真实类别" in svg
     assert ("c1" in svg) == (n <= 60)

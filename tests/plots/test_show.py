@@ -13,15 +13,15 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from alexnet.checkpoint import write_model
-from alexnet.data.transforms import Preprocess
+from alexnet.checkpoint import save_model
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.models.architectures import ARCHITECTURES, architecture
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
 from alexnet.plots.architecture import architecture_figure
 from alexnet.plots.model import conv_weights, filter_tiles, filters_figure, seen
-from alexnet.plots.predictions import curves_figure, find_cases
+from alexnet.plots.predictions import curves_figure, find_examples
 from alexnet.plots.show import KINDS, show
 from alexnet.plots.style import THEMES, clean, rendered, save
 from alexnet.run_dir import Run
@@ -198,7 +198,7 @@ def test_what_a_unit_sees_is_where_its_gradient_is(name, layer):
 def test_mistakes_are_the_most_confident_and_successes_the_least():
     logits = np.array([[5.0, 0], [3, 0], [0, 1], [0, 4], [2, 0]], np.float32)
     targets = np.array([1, 1, 1, 1, 0])
-    mistakes, lucky = find_cases(list("abcde"), targets, logits, ("cat", "dog"), 2)
+    mistakes, lucky = find_examples(list("abcde"), targets, logits, ("cat", "dog"), 2)
     assert [c.name for c in mistakes] == ["a", "b"]
     assert [(c.name, c.true, c.said) for c in lucky] == [("c", "dog", "dog"), ("e", "cat", "cat")]
     assert lucky[0].p == pytest.approx(1 / (1 + np.exp(-1)))
@@ -230,7 +230,7 @@ def test_names_of_any_script_and_mathematics_stay_as_they_are(tmp_path):
 
 
 def test_a_lone_checkpoint_draws_into_the_current_folder(run):
-    write_model(Path(), create_model("lenet"), tuple("0123456789"), Preprocess(28, None, 1, (0.5,), (0.5,)))
+    save_model(Path(), create_model("lenet"), tuple("0123456789"), EvalTransform(28, None, 1, (0.5,), (0.5,)))
     assert show("filters", ["."]) == Path("filters.png")
     with pytest.raises(UserError, match=r"\. comes without a run"):
         show("mistakes", ["."])

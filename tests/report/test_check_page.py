@@ -9,7 +9,7 @@ import torch
 
 from alexnet.cli import run
 from alexnet.data.quality import check as check_module
-from alexnet.data.quality.check import check
+from alexnet.data.quality.check import check_dataset
 from alexnet.data.quality.findings import Findings
 from alexnet.report.check_page import write_page
 from damage import damage, grouped, photographs
@@ -47,7 +47,7 @@ def whole(path: Path) -> str:
 def test_everything_found_is_drawn(tmp_path):
     root = grouped(photographs(tmp_path / "photos", 60), tmp_path / "<data>")
     done = damage(root)
-    page = whole(write_page(check(root), tmp_path / "page.html"))
+    page = whole(write_page(check_dataset(root), tmp_path / "page.html"))
     assert "&lt;data&gt;" in page
     for way in ("empty", "web page", "one pixel", "near copy"):
         assert done[way] in page, way
@@ -60,7 +60,7 @@ def test_everything_found_is_drawn(tmp_path):
 
 def test_many_classes_stay_small(tmp_path):
     make_folder(tmp_path / "data", tuple(f"c{i:04d}" for i in range(700)), 2)
-    page = whole(write_page(check(tmp_path / "data"), tmp_path / "page.html"))
+    page = whole(write_page(check_dataset(tmp_path / "data"), tmp_path / "page.html"))
     assert "580 classes between the largest and the smallest are not shown." in page
     assert page.count("<h3>") == 480
     assert "… and 220 more." in page
@@ -71,7 +71,7 @@ def test_pictures_without_files(tmp_path, recipe, channels, side):
     images = torch.randint(0, 256, (40, channels, side, side), dtype=torch.uint8)
     names, labels = [f"train/{i}" for i in range(40)], ["a", "b"] * 20
     found = Findings(tmp_path, tmp_path, None, recipe, names, labels, ["train"] * 40, ("a", "b"), pixels=images)
-    found.seen = list(check_module._look(check_module.look_at_pixels, images.permute(0, 2, 3, 1).numpy(), None))
+    found.seen = list(check_module._look(check_module.inspect_arrays, images.permute(0, 2, 3, 1).numpy(), None))
     page = whole(write_page(found, tmp_path / "page.html"))
     assert f"All pictures are {side}×{side} pixels." in page
     assert len(re.findall(r'<div class="row">', page)) == 2 + 12

@@ -7,7 +7,7 @@ import pytest
 from alexnet.cli import run as alexnet
 from alexnet.errors import UserError
 from alexnet.report.compare import behind, write_comparison
-from alexnet.report.run_data import read_facts
+from alexnet.report.run_data import read_run_data
 from made_run import made_run
 
 
@@ -26,7 +26,7 @@ def test_the_page_has_each_run_and_what_differs(tmp_path):
 
 
 def test_the_difference_is_paired(tmp_path):
-    a, b = (read_facts(made_run(tmp_path / str(r), right=r, each=200)) for r in (0.9, 0.8))
+    a, b = (read_run_data(made_run(tmp_path / str(r), right=r, each=200)) for r in (0.9, 0.8))
     mean, low, high = behind(a, b)
     assert mean == pytest.approx(0.1)
     assert 0 < low < mean < high < 0.2
@@ -34,12 +34,12 @@ def test_the_difference_is_paired(tmp_path):
     paths, targets, logits = b.run.read_evaluation("test")
     order = np.random.default_rng(0).permutation(len(paths))
     b.run.write_evaluation("test", [paths[i] for i in order], targets[order], logits[order])
-    assert behind(a, read_facts(b.run)) == pytest.approx((mean, low, high))
+    assert behind(a, read_run_data(b.run)) == pytest.approx((mean, low, high))
 
 
 def test_other_pictures_are_not_paired(tmp_path):
     a, b = made_run(tmp_path / "a", each=20), made_run(tmp_path / "b", each=30)
-    assert behind(read_facts(a), read_facts(b)) is None
+    assert behind(read_run_data(a), read_run_data(b)) is None
     assert "not measured on the same pictures" in write_comparison([a, b])[0].read_text()
 
 

@@ -3,7 +3,7 @@ import csv
 import pytest
 
 from alexnet.errors import UserError
-from alexnet.messages.texts import Words
+from alexnet.messages.texts import Translator
 from alexnet.plots.curves import panel
 from alexnet.report.html import Column, Page, data_json
 
@@ -16,7 +16,7 @@ def lines(theme, words):
 
 
 def test_a_section_that_fails_says_so_and_the_rest_goes_on(tmp_path):
-    page = Page(tmp_path / "a.html", "a & b", Words())
+    page = Page(tmp_path / "a.html", "a & b", Translator())
     page.add("result", lambda: "<p>first</p>")
     page.add("curves", lambda: 1 / 0)
     page.add("classes", lambda: "")
@@ -30,7 +30,7 @@ def test_a_section_that_fails_says_so_and_the_rest_goes_on(tmp_path):
 
 
 def test_a_plot_is_one_drawing_for_both_themes(tmp_path):
-    page = Page(tmp_path / "a.html", "a", Words("zh"))
+    page = Page(tmp_path / "a.html", "a", Translator("zh"))
     both = page.plot("one", lines) + page.plot("two", lines)
     assert "var(--series0)" in both
     assert "#0072b2" not in both
@@ -43,7 +43,7 @@ def test_a_plot_is_one_drawing_for_both_themes(tmp_path):
 
 
 def test_a_table_is_also_a_file(tmp_path):
-    page = Page(tmp_path / "a.html", "a", Words())
+    page = Page(tmp_path / "a.html", "a", Translator())
     html = page.table(
         "t", [Column("class", "text"), Column("f1", ".1%"), Column("", "bar")], [("<cat>, dog", 0.5, None)]
     )
@@ -58,9 +58,9 @@ def test_data_for_the_script_cannot_end_it():
 
 def test_a_place_that_is_no_page(tmp_path):
     with pytest.raises(UserError, match="ends in .html"):
-        Page(tmp_path / "page", "a", Words())
+        Page(tmp_path / "page", "a", Translator())
     with pytest.raises(UserError, match="ends in .html"):
-        Page(tmp_path, "a", Words())
+        Page(tmp_path, "a", Translator())
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another --out"):
-        Page(tmp_path / "file" / "a.html", "a", Words())
+        Page(tmp_path / "file" / "a.html", "a", Translator())

@@ -5,11 +5,11 @@ import shlex
 import numpy as np
 import pytest
 
-from alexnet.messages.texts import TEXT, Words
+from alexnet.messages.texts import TEXT, Translator
 from alexnet.plots.calibration import Confidence
 from alexnet.plots.confusion import Confusion
-from alexnet.report.recommendations import advise, class_counts
-from alexnet.report.run_data import read_facts
+from alexnet.report.recommendations import class_counts, recommend
+from alexnet.report.run_data import read_run_data
 from alexnet.training.recipe import FLAG_NAMES
 from made_run import made_run
 
@@ -18,13 +18,13 @@ MANY = {"batch_size": 100_000}  # pictures enough
 
 
 def said(tmp_path, **made):
-    facts = read_facts(made_run(tmp_path / "run", **{"each": 300, **made, "recipe": MANY | made.get("recipe", {})}))
+    facts = read_run_data(made_run(tmp_path / "run", **{"each": 300, **made, "recipe": MANY | made.get("recipe", {})}))
     assert facts.answers is not None
     confusion = Confusion.of(facts.answers.targets, facts.answers.said, facts.classes)
-    found = advise(facts, confusion, Confidence.of(facts, facts.answers))
+    found = recommend(facts, confusion, Confidence.of(facts, facts.answers))
     for recommendations in found:  # all of them can be said, and their commands be typed
         for lang in ("en", "zh"):
-            assert Words(lang)("advice_" + recommendations.key, **recommendations.values)
+            assert Translator(lang)("advice_" + recommendations.key, **recommendations.values)
         flags = [word[2:].replace("-", "_") for word in shlex.split(recommendations.command) if word.startswith("--")]
         assert set(flags) <= {*FLAG_NAMES, "ten_crop"}
     return {recommendations.key: recommendations for recommendations in found}
@@ -72,7 +72,7 @@ def test_a_diverged_run_is_told_that_alone(tmp_path):
     rows = run.metrics()
     rows[2]["train_loss"] = math.nan
     run.metrics_jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (recommendations,) = advise(read_facts(run))
+    (recommendations,) = recommend(read_run_data(run))
     assert (recommendations.key, recommendations.values["epoch"]) == ("diverged", 3)
     assert "--lr 0.01" in recommendations.command
 
@@ -87,9 +87,9 @@ def test_rare_classes_that_do_worse(tmp_path):
     logits = logits.copy()
     logits[(targets == 0) & (np.arange(len(targets)) % 2 == 0), 1] += 20
     run.write_evaluation("test", paths, targets, logits)
-    facts = read_facts(run)
+    facts = read_run_data(run)
     assert class_counts(facts) == {"class 0": 20, "class 1": 200, "class 2": 180}
-    found = {recommendations.key: recommendations for recommendations in advise(facts)}
+    found = {recommendations.key: recommendations for recommendations in recommend(facts)}
     assert found["balance"].values["times"] == 10
 
 

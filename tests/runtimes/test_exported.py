@@ -16,10 +16,10 @@ import alexnet
 from alexnet.cli import run
 from alexnet.errors import UserError
 from alexnet.export.export import Exporter
-from alexnet.inference.load import identity, names_run, open_model
+from alexnet.inference.load import is_run_reference, load_model, model_id
 from alexnet.inference.predict import load, load_quickly
 from alexnet.runtimes.exported import open_exported
-from alexnet.runtimes.manifest import Description, check_installed, description_path, read_description
+from alexnet.runtimes.manifest import Manifest, check_installed, manifest_path, read_manifest
 from alexnet.runtimes.signature import is_signed, key_path, sign
 from helpers import make_picture
 
@@ -70,8 +70,8 @@ def test_ten_views_and_ensembles_take_files_too(exported, checkpoint, photos):
     )
     both = load([checkpoint, exported / "net.xml"], device="cpu").predict(picture)
     assert both.labels[0][1] == pytest.approx(load(checkpoint, device="cpu").predict(picture).labels[0][1], abs=1e-5)
-    assert names_run(str(exported / "net.onnx"))
-    assert not names_run(str(picture))
+    assert is_run_reference(str(exported / "net.onnx"))
+    assert not is_run_reference(str(picture))
 
 
 @pytest.mark.parametrize(("name", "part"), [("net.onnx", "net.onnx"), ("net.xml", "net.bin"), ("net.pt", "net.pt")])
@@ -162,7 +162,7 @@ def test_a_stranger_s_torchscript_is_not_run(tmp_path):
 
 def test_other_things_are_told_what_they_are(files, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is an exported file, which predict and eval take; name the run"):
-        open_model(files / "net.onnx")
+        load_model(files / "net.onnx")
     with pytest.raises(UserError, match="brings its own engine; leave --engine openvino out"):
         load(files / "net.onnx", engine="openvino")
     (tmp_path / "x.onnx").write_bytes(b"no network")
@@ -177,8 +177,8 @@ def test_other_things_are_told_what_they_are(files, tmp_path, monkeypatch):
 
 
 def test_a_description_survives_json(files):
-    description = read_description(files / "net.onnx")
-    again = Description.from_dict(json.loads(json.dumps(description.to_dict())), "there")
+    description = read_manifest(files / "net.onnx")
+    again = Manifest.from_dict(json.loads(json.dumps(description.to_dict())), "there")
     assert again == description
 
 
@@ -227,30 +227,30 @@ def test_a_description_without_checksums_is_told(files, photos, capsys):
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml", "net.pt2", "net"])
 def test_other_weights_or_classes_are_another_network(files, tmp_path, name):
     """For `predict --out`, which goes on only with the same one."""
-    file, beside = files / name, description_path(files / name)
+    file, beside = files / name, manifest_path(files / name)
     told = json.loads(beside.read_text())
-    names = [identity(file)]
+    names = [model_id(file)]
     for part, digits in told["sha256"].items():  # one part after the other is another
         beside.write_text(json.dumps({**told, "sha256": {**told["sha256"], part: f"{int(digits, 16) ^ 1:064x}"}}))
-        names.append(identity(file))
+        names.append(model_id(file))
     beside.write_text(json.dumps({**told, "classes": ["leaf", "apple", "sky"]}))
-    names.append(identity(file))
+    names.append(model_id(file))
     assert len(set(names)) == len(names)
-    assert identity(file) == names[-1]
+    assert model_id(file) == names[-1]
 
     beside.write_text(json.dumps(told))
-    names = [identity(file, trust=True)]
+    names = [model_id(file, trust=True)]
     for part in told["sha256"]:  # which nobody compares with the checksums now
         path = file / part if file.is_dir() else files / part
         path.write_bytes(path.read_bytes() + b" ")
-        names.append(identity(file, trust=True))
+        names.append(model_id(file, trust=True))
     assert len(set(names)) == len(names)
     if not file.is_dir():
         beside.unlink()
-        names = [identity(file)]
+        names = [model_id(file)]
         for part in told["sha256"]:
             (files / part).write_bytes((files / part).read_bytes() + b" ")
-            names.append(identity(file))
+            names.append(model_id(file))
         assert len(set(names)) == len(names)
 
 

@@ -16,12 +16,12 @@ from alexnet.cli import run
 from alexnet.errors import UserError
 from alexnet.inference.ensemble import forward
 from alexnet.inference.evaluate import evaluate
-from alexnet.inference.load import open_model
+from alexnet.inference.load import load_model
 from alexnet.inference.predict import StoredClassifier, load, load_quickly
 from alexnet.run_dir import Run
 from alexnet.runtimes import engines
-from alexnet.runtimes.engine_cache import Store
-from alexnet.runtimes.select import TOLERANCE, Wanted, open_engine, probe_pictures
+from alexnet.runtimes.engine_cache import EngineCache
+from alexnet.runtimes.select import TOLERANCE, EngineConfig, open_engine, probe_pictures
 from helpers import make_folder, make_picture
 
 CPU = torch.device("cpu")
@@ -49,18 +49,18 @@ def picture(tmp_path):
 
 @pytest.fixture(scope="module")
 def digits():
-    from alexnet.data.datasets import load_source
+    from alexnet.data.datasets import load_dataset
 
-    return load_source("digits").splits["val"].images.numpy()
+    return load_dataset("digits").splits["val"].images.numpy()
 
 
 @pytest.mark.parametrize("name", OFF)
 def test_an_engine_says_what_exact_says(small_run, digits, name):
-    opened = open_model(small_run)
+    opened = load_model(small_run)
     images = digits[:70]  # more than are computed at once
     said = []
-    engine = open_engine(opened, Wanted(name, CPU, say=said.append), images)
-    exact = open_engine(opened, Wanted("exact", CPU), images)
+    engine = open_engine(opened, EngineConfig(name, CPU, say=said.append), images)
+    exact = open_engine(opened, EngineConfig("exact", CPU), images)
     found, expected = engine.logits(images), exact.logits(images)
     assert (found.shape, found.dtype) == ((70, 10), np.float32)
     off = np.abs(engines.softmax(found) - engines.softmax(expected)).max()
@@ -70,8 +70,8 @@ def test_an_engine_says_what_exact_says(small_run, digits, name):
 
 
 def test_exact_is_the_module_s_own_numbers(small_run, digits):
-    opened, images = open_model(small_run), torch.from_numpy(digits[:9])
-    exact = open_engine(opened, Wanted("exact", CPU), digits[:9])
+    opened, images = load_model(small_run), torch.from_numpy(digits[:9])
+    exact = open_engine(opened, EngineConfig("exact", CPU), digits[:9])
     with torch.no_grad():
         expected = forward(opened.model, images, opened.preprocess)
     np.testing.assert_array_equal(exact.logits(digits[:9]), expected.numpy())
@@ -80,22 +80,22 @@ def test_exact_is_the_module_s_own_numbers(small_run, digits):
 def test_a_mean_image_is_in_the_file(tmp_path):
     from dataclasses import replace
 
-    from alexnet.data.transforms import Preprocess
+    from alexnet.data.transforms import EvalTransform
     from alexnet.models.model import create_model
-    from alexnet.runtimes.loaded_model import Opened
+    from alexnet.runtimes.loaded_model import LoadedModel
 
     mean = torch.rand(3, 36, 36, generator=torch.Generator().manual_seed(0))
-    preprocess = Preprocess(size=32, resize=36, mean_image=mean)
+    preprocess = EvalTransform(size=32, resize=36, mean_image=mean)
     model = create_model("cifar-towers", width=0.125).eval()  # grouped convolutions and LRN
     model.fc8.weight.data *= 100
-    opened = Opened(model, tuple("0123456789"), preprocess, None, None, "with-a-mean-image")
+    opened = LoadedModel(model, tuple("0123456789"), preprocess, None, None, "with-a-mean-image")
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
     plain = replace(preprocess, mean_image=None)
     with torch.no_grad():
-        expected = model(preprocess.normalise(torch.from_numpy(images))).numpy()
-        without = model(plain.normalise(torch.from_numpy(images))).numpy()
+        expected = model(preprocess.normalize(torch.from_numpy(images))).numpy()
+        without = model(plain.normalize(torch.from_numpy(images))).numpy()
     for name in ("onnxruntime", "openvino"):
-        found = open_engine(opened, Wanted(name, CPU), images).logits(images)
+        found = open_engine(opened, EngineConfig(name, CPU), images).logits(images)
         np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.abs(expected - without).max() > 1e-2
 
@@ -114,24 +114,24 @@ def test_eval_by_an_engine(small_run, cache, capsys):
 
 
 def test_fast_chooses_once_for_one_picture_and_once_for_many(small_run, cache, digits):
-    opened = open_model(small_run)
+    opened = load_model(small_run)
     for images in (digits[:1], digits[:9]):
-        engine = open_engine(opened, Wanted("fast", CPU), images)
-        chosen = Store(opened.identity)._measurements()
+        engine = open_engine(opened, EngineConfig("fast", CPU), images)
+        chosen = EngineCache(opened.identity)._measurements()
         off = np.abs(
             engines.softmax(engine.logits(images)) - load(small_run).probabilities(torch.from_numpy(images)).numpy()
         ).max()
         assert off <= TOLERANCE
-        again = open_engine(opened, Wanted("fast", CPU), images)
+        again = open_engine(opened, EngineConfig("fast", CPU), images)
         assert (again.name, again.note) == (engine.name, engine.note)
-        assert Store(opened.identity)._measurements() == chosen
+        assert EngineCache(opened.identity)._measurements() == chosen
     assert len(chosen) == 2
     assert {found["engine"] for found in chosen.values()} <= set(engines.ENGINES)
 
 
 def test_fast_stays_with_exact_where_nothing_else_is_close(small_run, cache, digits, monkeypatch):
     monkeypatch.setattr("alexnet.runtimes.select.TOLERANCE", -1.0)
-    engine = open_engine(open_model(small_run), Wanted("fast", CPU), digits[:4])
+    engine = open_engine(load_model(small_run), EngineConfig("fast", CPU), digits[:4])
     assert engine.name == "exact"
     assert "more than -1.0" in engine.note
 
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_made_anew(small_run, cache, picture, damage):
     expected = load(small_run, engine="onnxruntime").predict(picture).labels
     assert dict(classifier.predict(picture).labels) == pytest.approx(dict(expected), abs=1e-6)
     assert file.stat().st_size == whole
-    (cache / Store(open_model(small_run).identity).identity / "measured.json").write_text("{")
+    (cache / EngineCache(load_model(small_run).identity).identity / "measured.json").write_text("{")
     load_quickly(small_run, engine="onnxruntime").predict(picture)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import alexnet
 from alexnet.inference.predict import load
-from alexnet.runtimes.engines import traced
+from alexnet.runtimes.engines import trace_model
 from helpers import make_picture
 
 
@@ -16,7 +16,7 @@ from helpers import make_picture
 def test_the_numbers_are_the_network_s_own(name):
     model = alexnet.create_model(name, num_classes=4).eval().to(memory_format=torch.channels_last)
     shape = (model.spec.in_channels, model.spec.image_size, model.spec.image_size)
-    found = traced(model, shape)
+    found = trace_model(model, shape)
     assert isinstance(found, torch.jit.ScriptModule)
     pictures = torch.randn(5, *shape).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_a_network_that_tracing_would_change_stays_as_it_is():
             return x.flatten(1)
 
     for network in (Moody(), Stubborn(), alexnet.create_model("cifar-towers").eval()):  # its LRN is traced as a formula
-        assert traced(network, (3, 32, 32)) is network
+        assert trace_model(network, (3, 32, 32)) is network
 
 
 def test_a_traced_classifier_says_the_same_also_to_many_at_once(checkpoint, tmp_path):

@@ -9,13 +9,13 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 
-from alexnet.serving.registry import Models, open_models
+from alexnet.serving.registry import ModelRegistry, open_models
 
 
 @pytest.fixture(scope="session")
-def models(checkpoint: Path) -> Models:
+def models(checkpoint: Path) -> ModelRegistry:
     """One small network, called `fruit`."""
     import dataclasses
 
     one = next(iter(open_models([checkpoint]).values()))
-    return Models([dataclasses.replace(one, name="fruit")])
+    return ModelRegistry([dataclasses.replace(one, name="fruit")])

@@ -24,7 +24,7 @@ import pytest
 from alexnet.cli import run
 from alexnet.errors import UserError
 from alexnet.serving.app import Server, bind, create_app
-from alexnet.serving.registry import Models, open_models
+from alexnet.serving.registry import ModelRegistry, open_models
 from alexnet.serving.settings import Settings
 from asking import jpeg
 
@@ -32,7 +32,7 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them
 
 
 @contextlib.contextmanager
-def listening(models: Models, **settings: Any) -> Iterator[tuple[int, Server]]:
+def listening(models: ModelRegistry, **settings: Any) -> Iterator[tuple[int, Server]]:
     """A server in a thread of this process, and its port."""
     chosen = Settings(port=0, **settings)
     up = threading.Event()
@@ -99,10 +99,10 @@ def test_sigterm_loses_nothing_that_was_accepted(checkpoint: Path) -> None:
 
 
 @POSIX
-def test_a_request_on_its_way_at_sigterm_is_answered(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_on_its_way_at_sigterm_is_answered(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     from alexnet.serving import batching
 
-    event, began, real = threading.Event(), threading.Event(), batching.read_squares
+    event, began, real = threading.Event(), threading.Event(), batching.load_crops
 
     def slow(*given: Any) -> Any:
         began.set()
@@ -128,7 +128,7 @@ def test_a_request_on_its_way_at_sigterm_is_answered(models: Models, monkeypatch
 
 @pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["first", "second"])
 @pytest.mark.parametrize("words", [b"", b"POST /v1/predict HTT"], ids=["silent", "half a head"])
-def test_who_does_not_speak_is_shown_out(models: Models, before: bytes, words: bytes) -> None:
+def test_who_does_not_speak_is_shown_out(models: ModelRegistry, before: bytes, words: bytes) -> None:
     if before and not words:
         pytest.skip("a connection without use is kept for a while")
     with listening(models, timeout=0.5) as (port, _), socket.create_connection(("127.0.0.1", port), 10) as client:
@@ -142,7 +142,7 @@ def test_who_does_not_speak_is_shown_out(models: Models, before: bytes, words: b
         assert ask(port)[0] == 200
 
 
-def test_a_body_that_drips_is_408_and_the_connection_closed(models: Models) -> None:
+def test_a_body_that_drips_is_408_and_the_connection_closed(models: ModelRegistry) -> None:
     with listening(models, timeout=0.5) as (port, _), socket.create_connection(("127.0.0.1", port), 10) as client:
         head = (
             "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
@@ -190,7 +190,7 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
     ],
     ids=["many headers", "one header", "address", "trailers", "one trailer", "second request"],
 )
-def test_a_head_without_end_is_431(models: Models, pieces: list[bytes]) -> None:
+def test_a_head_without_end_is_431(models: ModelRegistry, pieces: list[bytes]) -> None:
     with listening(models) as (port, server):
         answer = answer_to(port, *pieces)
         if answer:  # else it is lost in the reset of a connection on which more is being sent
@@ -201,7 +201,7 @@ def test_a_head_without_end_is_431(models: Models, pieces: list[bytes]) -> None:
         assert server._app.state.door.accepted <= 2
 
 
-def test_a_head_just_too_large_is_431(models: Models) -> None:
+def test_a_head_just_too_large_is_431(models: ModelRegistry) -> None:
     with listening(models) as (port, _):
         answer = answer_to(port, GET, *[b"A: " + b"b" * 1000 + b"\r\n"] * 70)
         assert answer.startswith(b"HTTP/1.1 431 ")
@@ -212,7 +212,7 @@ def test_a_head_just_too_large_is_431(models: Models) -> None:
 
 @pytest.mark.parametrize("words", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02" * 100])
 def test_what_is_not_http_is_400_with_a_sentence_and_without_a_line(
-    models: Models, words: bytes, capfd: pytest.CaptureFixture[str]
+    models: ModelRegistry, words: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with listening(models) as (port, _):
         head, _, body = answer_to(port, words).partition(b"\r\n\r\n")
@@ -221,7 +221,7 @@ def test_what_is_not_http_is_400_with_a_sentence_and_without_a_line(
     assert "Invalid" not in capfd.readouterr().err
 
 
-def test_who_never_reads_is_shown_out(models: Models) -> None:
+def test_who_never_reads_is_shown_out(models: ModelRegistry) -> None:
     with listening(models, timeout=0.5) as (port, server):
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -238,7 +238,7 @@ def test_who_never_reads_is_shown_out(models: Models) -> None:
         assert ask(port)[0] == 200
 
 
-def test_a_slow_reader_does_not_hold_memory_for_bodies(models: Models) -> None:
+def test_a_slow_reader_does_not_hold_memory_for_bodies(models: ModelRegistry) -> None:
     async def slow() -> None:
         body, app = jpeg(), create_app(models)
         async with app.router.lifespan_context(app):
@@ -261,7 +261,7 @@ def test_a_slow_reader_does_not_hold_memory_for_bodies(models: Models) -> None:
     asyncio.run(slow())
 
 
-def test_a_connection_stays_open_for_the_next_request(models: Models) -> None:
+def test_a_connection_stays_open_for_the_next_request(models: ModelRegistry) -> None:
     with listening(models) as (port, _):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         with contextlib.closing(connection):
@@ -274,7 +274,7 @@ def test_a_connection_stays_open_for_the_next_request(models: Models) -> None:
             assert first is not None
 
 
-def test_many_at_once_get_an_answer_each_or_503(models: Models) -> None:
+def test_many_at_once_get_an_answer_each_or_503(models: ModelRegistry) -> None:
     statuses: list[int] = []
     with listening(models, queue=10, max_images=1) as (port, _):
         clients = [threading.Thread(target=lambda: statuses.append(ask(port)[0])) for _ in range(60)]
@@ -303,7 +303,7 @@ def test_a_file_that_is_swapped_or_damaged_under_the_server_changes_nothing(chec
         open_models([folder])
 
 
-def test_a_server_touches_no_file(models: Models, checkpoint: Path) -> None:
+def test_a_server_touches_no_file(models: ModelRegistry, checkpoint: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
     here = set(Path.cwd().iterdir())
     with listening(models) as (port, _):
@@ -335,7 +335,7 @@ def test_a_port_that_is_taken_leaves_no_socket_open(recwarn: pytest.WarningsReco
 
 @POSIX
 def test_what_was_accepted_and_not_answered_is_not_exit_0(
-    models: Models, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
     from alexnet.serving import app
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from alexnet.serving import batching
-from alexnet.serving.batching import Batcher, Full, Unread
+from alexnet.serving.batching import Batcher, DecodeFailure, QueueFull
 from alexnet.serving.metrics import Metrics
-from alexnet.serving.registry import Models
+from alexnet.serving.registry import ModelRegistry
 from alexnet.serving.settings import Settings
 from asking import jpeg
 
@@ -39,7 +39,7 @@ class Kept(Metrics):
 
 
 @contextmanager
-def batcher(models: Models, workers: int = 2, **settings: Any) -> Iterator[tuple[Batcher, Kept]]:
+def batcher(models: ModelRegistry, workers: int = 2, **settings: Any) -> Iterator[tuple[Batcher, Kept]]:
     kept = Kept()
     found = Batcher(models, Settings(**settings), kept, workers)
     try:
@@ -52,7 +52,7 @@ def batcher(models: Models, workers: int = 2, **settings: Any) -> Iterator[tuple
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], threading.Event]]:
     """Makes the decoding of one picture wait for an event."""
     events: dict[bytes, threading.Event] = {}
-    real = batching.read_squares
+    real = batching.load_crops
 
     def read(data: bytes, *more: Any) -> list[np.ndarray]:
         if data in events:
@@ -70,7 +70,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], threadin
         event.set()
 
 
-def test_the_answers_are_those_of_predict(models: Models) -> None:
+def test_the_answers_are_those_of_predict(models: ModelRegistry) -> None:
     pictures = [jpeg(i % 3, i) for i in range(7)]
     served = models["fruit"]
 
@@ -81,13 +81,13 @@ def test_the_answers_are_those_of_predict(models: Models) -> None:
         for views, outcomes in zip((1, 10), asyncio.run(ask(found)), strict=True):
             expected = list(served.classifier.predict_many(pictures, 3, views))
             for outcome, prediction in zip(outcomes, expected, strict=True):
-                told = served.classifier.told("-", outcome, 3)
+                told = served.classifier.to_prediction("-", outcome, 3)
                 assert [label for label, _ in told.labels] == [label for label, _ in prediction.labels]
                 assert [p for _, p in told.labels] == pytest.approx([p for _, p in prediction.labels], abs=1e-5)
 
 
 def test_pictures_of_different_requests_are_computed_together_up_to_the_limit(
-    models: Models, slow: Callable[[bytes], threading.Event]
+    models: ModelRegistry, slow: Callable[[bytes], threading.Event]
 ) -> None:
     pictures = [jpeg(0, i) for i in range(20)]
     event = slow(pictures[0])
@@ -103,7 +103,7 @@ def test_pictures_of_different_requests_are_computed_together_up_to_the_limit(
     assert kept.ends == ["answered"] * 20
 
 
-def test_who_comes_alone_does_not_wait(models: Models) -> None:
+def test_who_comes_alone_does_not_wait(models: ModelRegistry) -> None:
     async def ask(found: Batcher) -> float:
         began = time.perf_counter()
         await found.label(models["fruit"], [jpeg()])
@@ -115,7 +115,7 @@ def test_who_comes_alone_does_not_wait(models: Models) -> None:
 
 
 def test_nobody_waits_longer_than_the_delay_for_one_who_is_still_decoded(
-    models: Models, slow: Callable[[bytes], threading.Event]
+    models: ModelRegistry, slow: Callable[[bytes], threading.Event]
 ) -> None:
     quick, late = jpeg(0, 1), jpeg(1, 2)
     event = slow(late)
@@ -136,7 +136,7 @@ def test_nobody_waits_longer_than_the_delay_for_one_who_is_still_decoded(
 
 
 def test_a_full_queue_sends_away_and_has_room_again_afterwards(
-    models: Models, slow: Callable[[bytes], threading.Event]
+    models: ModelRegistry, slow: Callable[[bytes], threading.Event]
 ) -> None:
     late = jpeg(1, 2)
     event = slow(late)
@@ -144,22 +144,24 @@ def test_a_full_queue_sends_away_and_has_room_again_afterwards(
     async def ask(found: Batcher) -> None:
         inside = found.label(models["fruit"], [late] * 19)
         assert not found.full
-        with pytest.raises(Full) as refused:
+        with pytest.raises(QueueFull) as refused:
             found.label(models["fruit"], [jpeg()] * 2)
         assert 1 <= refused.value.seconds <= 30
-        with pytest.raises(Full):
+        with pytest.raises(QueueFull):
             found.label(models["fruit"], [jpeg()], views=10)
         last = found.label(models["fruit"], [jpeg()])
         assert found.full
         event.set()
         await asyncio.gather(inside, last)
-        assert found.inside == 0
+        assert found.in_flight == 0
 
     with batcher(models, queue=20, max_images=2) as (found, _):
         asyncio.run(ask(found))
 
 
-def test_the_pictures_of_who_has_left_are_dropped(models: Models, slow: Callable[[bytes], threading.Event]) -> None:
+def test_the_pictures_of_who_has_left_are_dropped(
+    models: ModelRegistry, slow: Callable[[bytes], threading.Event]
+) -> None:
     late = jpeg(1, 2)
     event = slow(late)
 
@@ -173,25 +175,25 @@ def test_the_pictures_of_who_has_left_are_dropped(models: Models, slow: Callable
 
     with batcher(models, workers=1, max_delay_ms=0) as (found, kept):
         asyncio.run(ask(found))
-    assert found.inside == 0
+    assert found.in_flight == 0
     assert kept.sizes == [1]
     assert sorted(kept.ends) == ["answered"] + ["dropped"] * 6
 
 
-def test_bad_pictures_have_reasons_and_the_others_answers(models: Models) -> None:
+def test_bad_pictures_have_reasons_and_the_others_answers(models: ModelRegistry) -> None:
     async def ask(found: Batcher) -> Any:
         return await found.label(models["fruit"], [b"", jpeg(), b"text", jpeg(size=(200, 200))])
 
     with batcher(models, max_pixels=10_000) as (found, _):
         empty, good, text, large = asyncio.run(ask(found))
-    assert empty == Unread("unreadable", "the file is empty")
-    assert not isinstance(good, Unread)
-    assert text == Unread("unreadable", "it is not an image of a known format")
-    assert large == Unread("too large", "it has more than 10,000 pixels, the most that is decoded")
+    assert empty == DecodeFailure("unreadable", "the file is empty")
+    assert not isinstance(good, DecodeFailure)
+    assert text == DecodeFailure("unreadable", "it is not an image of a known format")
+    assert large == DecodeFailure("too large", "it has more than 10,000 pixels, the most that is decoded")
 
 
 def test_a_network_that_fails_is_told_and_the_next_one_is_answered(
-    models: Models, monkeypatch: pytest.MonkeyPatch
+    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ask(found: Batcher) -> Any:
         return (await found.label(models["fruit"], [jpeg()]))[0]
@@ -199,12 +201,12 @@ def test_a_network_that_fails_is_told_and_the_next_one_is_answered(
     with batcher(models) as (found, kept):
         with monkeypatch.context() as broken:
             broken.setattr(models["fruit"].classifier, "probabilities", lambda *_: 1 / 0)
-            assert asyncio.run(ask(found)) == Unread("failed", "the network failed")
-        assert not isinstance(asyncio.run(ask(found)), Unread)
+            assert asyncio.run(ask(found)) == DecodeFailure("failed", "the network failed")
+        assert not isinstance(asyncio.run(ask(found)), DecodeFailure)
     assert kept.ends == ["failed", "answered"]
 
 
-def test_closing_finishes_what_is_inside(models: Models) -> None:
+def test_closing_finishes_what_is_inside(models: ModelRegistry) -> None:
     async def ask() -> int:
         found = Batcher(models, Settings(), Metrics())
         answers = [found.label(models["fruit"], [jpeg(0, i)]) for i in range(30)]
@@ -214,7 +216,7 @@ def test_closing_finishes_what_is_inside(models: Models) -> None:
     assert asyncio.run(ask()) == 30
 
 
-def test_who_leaves_takes_the_files_along(models: Models, slow: Callable[[bytes], threading.Event]) -> None:
+def test_who_leaves_takes_the_files_along(models: ModelRegistry, slow: Callable[[bytes], threading.Event]) -> None:
     first, second = jpeg(0), jpeg(1)
 
     async def leave(found: Batcher) -> None:
@@ -233,7 +235,7 @@ def test_who_leaves_takes_the_files_along(models: Models, slow: Callable[[bytes]
 
 
 def test_a_second_batch_is_computed_beside_the_first_where_it_is_half_full(
-    models: Models, monkeypatch: pytest.MonkeyPatch
+    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, begun, go_on = models["fruit"].classifier, threading.Semaphore(0), threading.Event()
     real, threads = classifier.probabilities, []
@@ -266,8 +268,10 @@ def test_a_second_batch_is_computed_beside_the_first_where_it_is_half_full(
     assert threads[:2] == [4, 2]
 
 
-def test_one_batch_at_a_time_for_what_only_one_thread_may_ask(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    lone = Models([dataclasses.replace(models["fruit"], shared=False)])
+def test_one_batch_at_a_time_for_what_only_one_thread_may_ask(
+    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lone = ModelRegistry([dataclasses.replace(models["fruit"], shared=False)])
     inside, most = 0, 0
     real = lone["fruit"].classifier.probabilities
 

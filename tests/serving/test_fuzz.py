@@ -15,9 +15,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from alexnet.data.decode import BadImage, decode
+from alexnet.data.decode import BadImage, decode_image
 from alexnet.serving.app import create_app
-from alexnet.serving.registry import Models
+from alexnet.serving.registry import ModelRegistry
 from alexnet.serving.settings import Settings
 from asking import Asking, asking, encoded, jpeg
 
@@ -48,7 +48,7 @@ SLOW_IS_FINE = hypothesis.settings(
 
 
 @pytest.fixture(scope="module")
-def server(models: Models) -> Iterator[Asking]:
+def server(models: ModelRegistry) -> Iterator[Asking]:
     with asking(models, max_bytes=100_000, max_pixels=100_000, max_images=3) as found:
         yield found
 
@@ -59,7 +59,7 @@ def expected(server: Asking) -> Any:
 
 
 @pytest.fixture(scope="module")
-def schema(models: Models) -> Any:
+def schema(models: ModelRegistry) -> Any:
     """Schemathesis calls the application itself, and starts it."""
     # as one elsewhere, which may have any name: schemathesis gives it one
     app = create_app(models, Settings(host="0.0.0.0", max_bytes=100_000, max_pixels=100_000, max_images=3))
@@ -103,7 +103,7 @@ def test_requests_made_from_the_openapi(schema: Any, path: str, method: str, mod
 def test_damaged_jpegs(server: Asking, expected: Any, data: st.DataObject) -> None:
     broken = data.draw(damaged())
     try:
-        decode(broken, max_pixels=100_000)
+        decode_image(broken, max_pixels=100_000)
         readable = True
     except BadImage:
         readable = False
@@ -142,7 +142,7 @@ def test_any_content_type(server: Asking, kind: str, parameters: list[tuple[str,
 def test_the_decoder_takes_any_damage(data: st.DataObject) -> None:
     broken = data.draw(damaged())
     with contextlib.suppress(BadImage):  # nothing else may be raised
-        assert decode(broken, max_pixels=100_000).mode == "RGB"
+        assert decode_image(broken, max_pixels=100_000).mode == "RGB"
 
 
 @st.composite

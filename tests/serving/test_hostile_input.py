@@ -22,7 +22,7 @@ import pytest
 from test_serve import listening
 
 import alexnet
-from alexnet.serving.registry import Models
+from alexnet.serving.registry import ModelRegistry
 from asking import jpeg
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process holds")
@@ -99,7 +99,7 @@ def test_ten_thousand_small_requests_at_once(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("sent", [0.01, 0.5, 1.0], ids=["in the head", "in the body", "before the answer"])
 def test_clients_that_vanish_leave_nothing_behind(
-    models: Models, sent: float, capfd: pytest.CaptureFixture[str]
+    models: ModelRegistry, sent: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
     request = post(jpeg(size=(400, 300)))
     with listening(models) as (port, server):

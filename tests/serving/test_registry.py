@@ -10,7 +10,7 @@ import torch
 
 from alexnet.errors import UserError
 from alexnet.export.export import Exporter
-from alexnet.serving.registry import Models, open_models, warm_up
+from alexnet.serving.registry import ModelRegistry, open_models, warm_up
 from asking import asking
 
 
@@ -36,13 +36,13 @@ def test_the_network_for_looking_shares_weights_and_not_hooks(checkpoint: Path) 
     pixels = torch.from_numpy(np.zeros((1, 3, 32, 32), np.uint8))
     served.classifier.probabilities(pixels)
     assert not seen
-    looking(served.opened.preprocess.normalise(pixels))
+    looking(served.opened.preprocess.normalize(pixels))
     assert seen
 
 
 def test_a_server_without_networks_is_refused() -> None:
     with pytest.raises(UserError, match="at least one network"):
-        Models([])
+        ModelRegistry([])
 
 
 def test_an_exported_file_is_served_like_a_run(checkpoint: Path, photos: Path, tmp_path: Path) -> None:

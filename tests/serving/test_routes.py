@@ -19,7 +19,7 @@ from starlette.requests import Request
 
 from alexnet.errors import UserError
 from alexnet.serving import batching, requests, routes
-from alexnet.serving.registry import Models, open_models
+from alexnet.serving.registry import ModelRegistry, open_models
 from alexnet.serving.routes import unless_gone
 from alexnet.serving.settings import Settings
 from asking import Asking, asking, encoded, jpeg
@@ -27,7 +27,7 @@ from damage import bomb
 
 
 @pytest.fixture(scope="module")
-def server(models: Models) -> Iterator[Asking]:
+def server(models: ModelRegistry) -> Iterator[Asking]:
     with asking(models, max_bytes=300_000, max_pixels=1_000_000, max_images=4) as found:
         yield found
 
@@ -59,7 +59,7 @@ def labels(response: Any) -> list[dict[str, Any]]:
 # ── what is taken ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_one_picture_sent_in_four_ways_has_the_same_labels(server: Asking, models: Models) -> None:
+def test_one_picture_sent_in_four_ways_has_the_same_labels(server: Asking, models: ModelRegistry) -> None:
     data = jpeg(1, 5)
     expected = models["fruit"].classifier.predict(data)
     text = json.dumps({"images": [base64.b64encode(data).decode()]}).encode()
@@ -77,7 +77,7 @@ def test_one_picture_sent_in_four_ways_has_the_same_labels(server: Asking, model
         assert told["error"] is told["unsure"] is told["confidence"] is None
 
 
-def test_several_pictures_are_answered_in_order_by_name(server: Asking, models: Models) -> None:
+def test_several_pictures_are_answered_in_order_by_name(server: Asking, models: ModelRegistry) -> None:
     pictures = [(f"{i}.jpg", jpeg(i, i)) for i in range(3)]
     expected = [models["fruit"].classifier.predict(data, top=1).labels[0][0] for _, data in pictures]
     told = labels(server.predict(*pictures, top_k=1))
@@ -86,7 +86,7 @@ def test_several_pictures_are_answered_in_order_by_name(server: Asking, models: 
     assert all(len(one["labels"]) == 1 for one in told)
 
 
-def test_ten_crop_is_that_of_predict(server: Asking, models: Models) -> None:
+def test_ten_crop_is_that_of_predict(server: Asking, models: ModelRegistry) -> None:
     data = jpeg(2, 7, (64, 48))
     (told,) = labels(server.predict(data, ten_crop="true"))
     expected = models["fruit"].classifier.predict(data, views=10)
@@ -205,7 +205,7 @@ def test_wrong_json_is_422(server: Asking, body: bytes) -> None:
     problem(server.post("/v1/predict", body, "application/json"), 422)
 
 
-def test_large_json_is_read_beside_the_event_loop(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_json_is_read_beside_the_event_loop(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     where: list[str] = []
     real = requests._json
     monkeypatch.setattr(requests, "_json", lambda body: (where.append(threading.current_thread().name), real(body))[1])
@@ -287,7 +287,7 @@ def test_other_paths_and_methods_have_sentences_too(server: Asking) -> None:
 # ── who may ask, and how much ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_token_is_wanted_where_there_is_one(models: Models) -> None:
+def test_a_token_is_wanted_where_there_is_one(models: ModelRegistry) -> None:
     with asking(models, token="s3cret") as found:
         for header in (
             {},
@@ -309,7 +309,7 @@ def test_a_token_is_wanted_where_there_is_one(models: Models) -> None:
         assert "s3cret" not in repr(found.app.state.settings)
 
 
-def test_other_web_sites_may_ask_only_if_told(models: Models, server: Asking) -> None:
+def test_other_web_sites_may_ask_only_if_told(models: ModelRegistry, server: Asking) -> None:
     site = {"origin": "https://example.org"}
     assert "access-control-allow-origin" not in server.get("/v1/models", headers=site).headers
     with asking(models, cors=("https://example.org",), token="t") as found:
@@ -336,7 +336,7 @@ def test_a_server_for_its_own_machine_has_no_other_name(server: Asking, host: st
 
 
 @pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"token": "t"}], ids=["elsewhere", "token"])
-def test_other_servers_may_have_any_name(models: Models, settings: dict[str, Any]) -> None:
+def test_other_servers_may_have_any_name(models: ModelRegistry, settings: dict[str, Any]) -> None:
     with asking(models, **settings) as found:
         assert found.get("/healthz", headers={"host": "labels.example"}).status_code == 200
 
@@ -356,15 +356,17 @@ def test_other_servers_may_have_any_name(models: Models, settings: dict[str, Any
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/saliency"])
-def test_pages_of_other_sites_may_not_send(models: Models, path: str, headers: dict[str, str], may: bool) -> None:
+def test_pages_of_other_sites_may_not_send(
+    models: ModelRegistry, path: str, headers: dict[str, str], may: bool
+) -> None:
     with asking(models, cors=("https://a.example",)) as found:
         answer = found.post(path, jpeg(), **headers)
         assert answer.status_code == 200 if may else "other web sites" in problem(answer, 403)
         assert found.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_a_full_queue_is_503_with_the_time_to_ask_again(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    event, real = threading.Event(), batching.read_squares
+def test_a_full_queue_is_503_with_the_time_to_ask_again(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    event, real = threading.Event(), batching.load_crops
     monkeypatch.setattr(batching, "read_squares", lambda *given: (event.wait(10), real(*given))[1])
     with asking(models, queue=10, max_images=1) as found:
 
@@ -389,14 +391,14 @@ def test_a_full_queue_is_503_with_the_time_to_ask_again(models: Models, monkeypa
         assert found.count('alexnet_requests_total{route="/v1/predict",status="503"}') == 30
 
 
-def test_bodies_beyond_what_may_be_in_memory_are_503(models: Models) -> None:
+def test_bodies_beyond_what_may_be_in_memory_are_503(models: ModelRegistry) -> None:
     with asking(models, max_bytes=1000) as found:
         found.app.state.held.bytes = found.app.state.settings.held_bytes - 500
         problem(found.post("/v1/predict", b"x" * 900), 503)
         assert found.app.state.held.bytes == found.app.state.settings.held_bytes - 500
 
 
-def test_a_body_that_does_not_come_is_408(models: Models) -> None:
+def test_a_body_that_does_not_come_is_408(models: ModelRegistry) -> None:
     with asking(models, timeout=0.2) as found:
 
         async def slow() -> Any:
@@ -409,8 +411,8 @@ def test_a_body_that_does_not_come_is_408(models: Models) -> None:
         assert found.app.state.held.bytes == 0
 
 
-def test_who_leaves_is_not_worked_for(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    event, real = threading.Event(), batching.read_squares
+def test_who_leaves_is_not_worked_for(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    event, real = threading.Event(), batching.load_crops
     monkeypatch.setattr(batching, "read_squares", lambda *given: (event.wait(10), real(*given))[1])
     with asking(models) as found:
         sent: list[Any] = []
@@ -459,7 +461,7 @@ def test_a_head_alone_may_be_asked_for(server: Asking, path: str) -> None:
 
 
 @pytest.mark.parametrize("dead", ["_computers", "_decoders"])
-def test_a_server_whose_thread_died_says_so(models: Models, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
+def test_a_server_whose_thread_died_says_so(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
     gone = threading.Thread()
     with asking(models) as found:
         batcher = found.app.state.batcher
@@ -471,8 +473,8 @@ def test_a_server_whose_thread_died_says_so(models: Models, monkeypatch: pytest.
         assert found.get("/healthz").status_code == 200
 
 
-def test_who_waits_too_long_is_503_and_not_worked_for(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    event, real = threading.Event(), batching.read_squares
+def test_who_waits_too_long_is_503_and_not_worked_for(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    event, real = threading.Event(), batching.load_crops
     monkeypatch.setattr(batching, "read_squares", lambda *given: (event.wait(10), real(*given))[1])
     with asking(models, timeout=0.3) as found:
         answer = found.predict(jpeg())
@@ -488,12 +490,12 @@ def test_who_waits_too_long_is_503_and_not_worked_for(models: Models, monkeypatc
 
 async def _late(server: Asking, work: Any) -> Any:
     scope = {"type": "http", "app": server.app}
-    with pytest.raises(requests.Refused) as caught:
+    with pytest.raises(requests.HTTPError) as caught:
         await unless_gone(Request(scope, asyncio.Event().wait), asyncio.ensure_future(work))  # type: ignore[arg-type]
     return caught.value
 
 
-def test_metrics_count_requests_pictures_and_batches(models: Models) -> None:
+def test_metrics_count_requests_pictures_and_batches(models: ModelRegistry) -> None:
     with asking(models) as found:
         found.predict(jpeg(), jpeg(1), b"bad")
         found.get("/nothing/12345")
@@ -509,7 +511,7 @@ def test_metrics_count_requests_pictures_and_batches(models: Models) -> None:
 
 
 def test_a_fault_of_ours_is_500_without_its_story(
-    models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with asking(models) as found:
         monkeypatch.setattr(models["fruit"].classifier, "told", lambda *_: 1 / 0)
@@ -564,7 +566,7 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
         Settings(**wrong)
 
 
-def test_a_large_form_stays_in_memory(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_form_stays_in_memory(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starlette's own parser would put a file of more than 1 MB onto the disk."""
     rolled: list[object] = []
     monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda self: rolled.append(self))

@@ -23,15 +23,15 @@ pytest.importorskip("captum")
 
 from starlette.testclient import TestClient
 
-from alexnet.data.decode import decode
+from alexnet.data.decode import decode_image
 from alexnet.inference.explain import Saliency, Stage
-from alexnet.inference.load import open_model
+from alexnet.inference.load import load_model
 from alexnet.inference.neighbors import open_index
 from alexnet.run_dir import Run
 from alexnet.serving import explain, ui_routes
 from alexnet.serving.app import create_app
-from alexnet.serving.explain import Looks, NotThere, spread
-from alexnet.serving.registry import Models, Served, open_models
+from alexnet.serving.explain import Explainer, NotAvailable, spread
+from alexnet.serving.registry import ModelRegistry, ServedModel, open_models
 from alexnet.serving.settings import Settings
 from alexnet.serving.ui_routes import FILES
 from asking import asking
@@ -49,12 +49,12 @@ def run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(run: Path) -> Models:
+def models(run: Path) -> ModelRegistry:
     return open_models([run])
 
 
 @pytest.fixture(scope="module")
-def client(models: Models) -> Any:
+def client(models: ModelRegistry) -> Any:
     with TestClient(create_app(models), headers={"content-type": "image/png"}, base_url=HERE) as client:
         yield client
 
@@ -138,7 +138,7 @@ def test_similar_pictures_need_an_index_and_make_none(client, run, digit):
     assert answer.status_code == 404
     assert "alexnet show similar" in answer.json()["error"]
     assert not (run / "index").exists()
-    index = open_index(open_model(run), device="cpu")
+    index = open_index(load_model(run), device="cpu")
     try:
         told = client.post("/v1/similar", content=digit).json()  # without a new start
         assert told["layer"] == "fc7"
@@ -172,12 +172,12 @@ def test_samples_that_are_files_are_sent_as_they_are(tmp_path):
     file.parent.mkdir(parents=True)
     Image.new("RGB", (9, 7), "red").save(file, quality=95)
     classifier: Any = SimpleNamespace(classes=("class 0", "class 1", "class 2"))
-    looks = Looks(Served("run", classifier, None, run, str(run.path), "cifar", "exact", "fp32"))
+    looks = Explainer(ServedModel("run", classifier, None, run, str(run.path), "cifar", "exact", "fp32"))
     assert [label for _, label in looks.samples] == ["class 0", "class 1", "class 2"] * 2
     assert looks.sample(0) == (file.read_bytes(), "image/jpeg")
-    with pytest.raises(NotThere, match="not what they were"):
+    with pytest.raises(NotAvailable, match="not what they were"):
         looks.sample(1)
-    with pytest.raises(NotThere, match="an exported file"):
+    with pytest.raises(NotAvailable, match="an exported file"):
         looks.activations(Image.new("RGB", (8, 8)))
 
 
@@ -227,8 +227,8 @@ def test_the_limits_and_the_token_hold_for_looks_too(models, digit):
 
 
 def test_looks_at_the_same_time_do_not_meddle(models, client):
-    looks = Looks(models["digits"])
-    images = [decode(client.get(f"/v1/samples/{number}").content, 1) for number in range(12)]
+    looks = Explainer(models["digits"])
+    images = [decode_image(client.get(f"/v1/samples/{number}").content, 1) for number in range(12)]
     alone = [looks.saliency(image) for image in images]
     with ThreadPoolExecutor(4) as threads:
         for _ in range(4):

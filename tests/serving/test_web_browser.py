@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("captum")
 
-from alexnet.inference.load import open_model
+from alexnet.inference.load import load_model
 from alexnet.inference.neighbors import open_index
 from alexnet.inference.predict import load
 from alexnet.serving.app import create_app
@@ -44,7 +44,7 @@ DROP = """([files, kind]) => {
 def run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the small run, with an index of its training pictures."""
     copy = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("served") / "digits"))
-    open_index(open_model(copy), device="cpu")
+    open_index(load_model(copy), device="cpu")
     return copy
 
 

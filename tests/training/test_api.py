@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import alexnet
-from alexnet.checkpoint import read_model
+from alexnet.checkpoint import load_checkpoint
 from alexnet.errors import UserError
 from alexnet.report.report import write_report
 from alexnet.run_dir import Run
@@ -265,7 +265,7 @@ def test_a_classifier_of_torchvision_in_the_same_loop(tmp_path, pictures, name):
 
     assert resume(run.path, epochs=2, progress=Silent()).summary["epochs"] == 2
     unbroken = Run(train(pictures, out=tmp_path / "unbroken", epochs=2, **settings).run)
-    ours, theirs = (read_model(r.named_checkpoint("last")).model for r in (run, unbroken))
+    ours, theirs = (load_checkpoint(r.named_checkpoint("last")).model for r in (run, unbroken))
     assert ours.spec == theirs.spec
     for (key, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
@@ -283,7 +283,7 @@ def test_what_is_for_alexnets_is_refused_for_others(tmp_path, pictures, settings
 def test_grey_data_with_a_classifier_of_torchvision(tmp_path):
     settings = {"arch": "torchvision/mobilenet_v3_small", "epochs": 1, "limit_steps": 1, "progress": Silent()}
     run = Run(train("digits", out=tmp_path / "run", **settings).run)
-    spec = read_model(run.named_checkpoint("best")).model.spec
+    spec = load_checkpoint(run.named_checkpoint("best")).model.spec
     assert (spec.in_channels, spec.image_size, spec.num_classes) == (1, 32, 10)
 
 

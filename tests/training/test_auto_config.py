@@ -7,7 +7,7 @@ import pytest
 
 from alexnet.errors import UserError
 from alexnet.training.auto_config import augmentation, augmented, fit, scaled
-from alexnet.training.optim import plan
+from alexnet.training.optim import schedule_at
 from alexnet.training.recipe import Recipe, with_settings
 from alexnet.training.recipes import named_recipe
 
@@ -71,7 +71,7 @@ def test_rates_follow_the_batch_size_by_the_rule_that_is_asked_for(rule, factor,
     recipe = with_settings(own, {"batch_size": 4 * own.batch_size, "scale_lr": rule})
     recipe = with_settings(recipe, {"seed": 3})
     for step in (0, 5000, 60_000):
-        ours, theirs = plan(recipe, step, 1000), plan(own, step, 1000)
+        ours, theirs = schedule_at(recipe, step, 1000), schedule_at(own, step, 1000)
         assert (ours.lr, ours.bias_lr) == pytest.approx((factor * theirs.lr, factor * theirs.bias_lr))
         assert ours.own == pytest.approx({key: factor * rate for key, rate in theirs.own.items()})
     assert with_settings(Recipe(), json.loads(recipe.to_json())) == recipe  # run again, it is not scaled twice

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from alexnet.checkpoint import read_model, read_training
+from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.errors import TrainingFailed
 from alexnet.models.model import build
 from alexnet.run_dir import Run
-from alexnet.training.checkpoints import Checkpoints, saying_where
+from alexnet.training.checkpoints import Checkpoints, wrap_write_errors
 from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
-from alexnet.training.setup import prepare
-from alexnet.training.trainer import Loop
+from alexnet.training.setup import prepare_training
+from alexnet.training.trainer import Trainer
 
 TINY = {"width": 0.0625, "batch_size": 128, "epochs": 1, "precision": "fp32", "device": "cpu"}
 
@@ -33,12 +33,12 @@ class Steps(Silent):
         self.seen.append(f"epoch {row['epoch']}")
 
 
-def make_loop(tmp_path: Path, report: Silent | None = None, **settings) -> Loop:
+def make_loop(tmp_path: Path, report: Silent | None = None, **settings) -> Trainer:
     recipe = replace(named_recipe("digits"), **{**TINY, **settings})
-    prepared = prepare(recipe, Silent())
+    prepared = prepare_training(recipe, Silent())
     torch.manual_seed(0)
     run = Run.create("x", tmp_path / "run", recipe.to_json())
-    return Loop(prepared, run, build(prepared.spec), report or Silent())
+    return Trainer(prepared, run, build(prepared.spec), report or Silent())
 
 
 def test_within_an_epoch_a_checkpoint_comes_after_so_many_steps(tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "save_checkpoint", slow)
     copied = {}
-    step = Loop._train_step
+    step = Trainer._train_step
 
     def noted(self, *arguments):
         if self.position.step == 2:
@@ -90,14 +90,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
             free.set()
             self.checkpoints.wait()
             (folder,) = self.run.checkpoints()
-            found = read_model(folder).model.state_dict()
+            found = load_checkpoint(folder).model.state_dict()
             assert all(torch.equal(found[k], copied[k]) for k in copied)
             assert not torch.equal(found["fc8.weight"], self.model.state_dict()["fc8.weight"])
-            assert read_training(folder)["position"]["step"] == 2
+            assert read_training_state(folder)["position"]["step"] == 2
             running.append("checked")
         return step(self, *arguments)
 
-    monkeypatch.setattr(Loop, "_train_step", noted)
+    monkeypatch.setattr(Trainer, "_train_step", noted)
     loop.fit()
     assert running == [2, "checked"]
 
@@ -125,13 +125,13 @@ def test_a_failure_is_raised_at_the_next_step(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Run, "save_checkpoint", full)
-    step = Loop._train_step
+    step = Trainer._train_step
 
     def slowly(self, *arguments):
         time.sleep(0.05)
         return step(self, *arguments)
 
-    monkeypatch.setattr(Loop, "_train_step", slowly)
+    monkeypatch.setattr(Trainer, "_train_step", slowly)
     with pytest.raises(TrainingFailed, match="The checkpoint after step 2 could not be written to .*No space left"):
         loop.fit()
     assert loop.position.step in (3, 4)
@@ -160,7 +160,7 @@ def test_what_libraries_say_of_a_full_disk_is_put_into_the_systems_words(tmp_pat
 def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch):
     """The loss is that of the weights before the step; the step broke them, and a checkpoint is due."""
     loop = make_loop(tmp_path, checkpoint_every="2", epochs=2)
-    step = Loop._train_step
+    step = Trainer._train_step
 
     def breaking(self, *arguments):
         found = step(self, *arguments)
@@ -170,7 +170,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch):
                 self.model.fc8.weight[0, 0] = float("inf")
         return found
 
-    monkeypatch.setattr(Loop, "_train_step", breaking)
+    monkeypatch.setattr(Trainer, "_train_step", breaking)
     with pytest.raises(TrainingFailed, match=r"After step 4 fc8.weight is no longer finite: .*--lr|The loss became"):
         loop.fit()
     assert [folder.name for folder in loop.run.checkpoints()] == ["00000002"]
@@ -205,7 +205,7 @@ def test_one_that_is_due_while_another_is_written_is_copied_and_waits_its_turn(t
     third.join()
     loop.checkpoints.wait()
     assert begun == [1, 2, 3]
-    found = [read_model(folder) for folder in loop.run.checkpoints()]
+    found = [load_checkpoint(folder) for folder in loop.run.checkpoints()]
     assert [(one.step, one.model.fc8.bias[0].item()) for one in found] == [(3, 3.0), (2, 2.0), (1, 1.0)]
 
 
@@ -238,9 +238,12 @@ def test_nothing_is_written_twice_at_one_place(tmp_path):
 
 def test_a_run_folder_that_vanishes_is_named(tmp_path):
     run = Run.create("x", tmp_path / "run", "{}")
-    with pytest.raises(TrainingFailed, match=f"{run.path} cannot be written: No such file"), saying_where(run.path):
+    with (
+        pytest.raises(TrainingFailed, match=f"{run.path} cannot be written: No such file"),
+        wrap_write_errors(run.path),
+    ):
         (run.path / "gone" / "x").write_text("")
-    with pytest.raises(FileNotFoundError), saying_where(run.path):
+    with pytest.raises(FileNotFoundError), wrap_write_errors(run.path):
         (tmp_path / "elsewhere").read_text()
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alexnet.training.diagnostics import write_contact_sheet
+from alexnet.training.diagnostics import save_image_grid
 
 
 def test_small_pictures_are_enlarged_and_keep_their_colours(tmp_path):
     images = torch.zeros(9, 3, 32, 32, dtype=torch.uint8)
     images[8, 0] = 200
-    write_contact_sheet(tmp_path / "a.png", images)
+    save_image_grid(tmp_path / "a.png", images)
     with Image.open(tmp_path / "a.png") as sheet:
         pixels = np.asarray(sheet)
     step = 32 * 4 + 4
@@ -21,6 +21,6 @@ def test_small_pictures_are_enlarged_and_keep_their_colours(tmp_path):
 
 
 def test_grey_pictures(tmp_path):
-    write_contact_sheet(tmp_path / "a.png", torch.full((1, 1, 224, 224), 7, dtype=torch.uint8))
+    save_image_grid(tmp_path / "a.png", torch.full((1, 1, 224, 224), 7, dtype=torch.uint8))
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.getpixel((5, 5)) == (7, 7, 7)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from alexnet.training.diagnostics import alarms
+from alexnet.training.diagnostics import find_alarms
 from alexnet.training.recipe import Recipe
 
 RECIPE = Recipe(lr=0.1, norm="batch")
@@ -23,7 +23,7 @@ HEALTHY = ([2.0, 1.5, 1.2, 1.0, 0.9], [1.9, 1.5, 1.3, 1.2, 1.19])
 
 
 def kinds(rows, recipe=RECIPE):
-    return [kind for kind, _ in alarms(rows, recipe, 10)]
+    return [kind for kind, _ in find_alarms(rows, recipe, 10)]
 
 
 def test_a_healthy_run_is_left_alone():
@@ -46,7 +46,7 @@ def test_a_healthy_run_is_left_alone():
 )
 def test_each_alarm(kind, figures, said):
     assert kinds(figures) == [kind]
-    assert said in alarms(figures, RECIPE, 10)[0][1]
+    assert said in find_alarms(figures, RECIPE, 10)[0][1]
 
 
 def test_a_few_worse_epochs_are_no_overfitting():
@@ -60,5 +60,5 @@ def test_a_slow_first_epoch_is_not_stuck_where_validation_is_better():
 
 def test_stuck_advice_fits_the_network():
     figures = rows([math.log(10)], [math.log(10)])
-    assert "--norm batch" in alarms(figures, Recipe(lr=0.1), 10)[0][1]
-    assert "--norm batch" not in alarms(figures, RECIPE, 10)[0][1]
+    assert "--norm batch" in find_alarms(figures, Recipe(lr=0.1), 10)[0][1]
+    assert "--norm batch" not in find_alarms(figures, RECIPE, 10)[0][1]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet.data.shards.pack import pack
+from alexnet.data.shards.pack import pack_dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import kills
@@ -181,7 +181,7 @@ def test_a_picture_that_breaks_while_training(unbroken, nursery, tmp_path):
 def test_a_corrupt_shard(unbroken, nursery, tmp_path):
     """All of them while it trains, then a bit of one as it goes on."""
     data = tmp_path / "packed"
-    pack(unbroken["pictures"], data)
+    pack_dataset(unbroken["pictures"], data)
     whole = begin(data, tmp_path / "whole", nursery)
     assert whole.wait() == 0, whole.said
     left = left_by(tmp_path / "whole")

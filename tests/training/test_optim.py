@@ -9,15 +9,15 @@ from torch import nn
 
 from alexnet.models.layers import Dropout
 from alexnet.models.model import create_model
-from alexnet.training.manual_schedule import SCHEDULE_145, Change
+from alexnet.training.manual_schedule import SCHEDULE_145, ScheduleChange
 from alexnet.training.optim import (
     SGD2012,
-    kept_inputs,
+    dropout_keep_prob_by_layer,
     learning_rate,
     make_optimizer,
-    plan,
     plateau_drops,
-    shrink_kept_inputs,
+    scale_for_2012_dropout,
+    schedule_at,
 )
 from alexnet.training.recipe import Recipe
 
@@ -220,7 +220,7 @@ def test_the_schedule_of_the_2012_run_at_every_boundary():
     spe = 7
     for (epoch, (first, others, noise)), end in zip(table.items(), [*list(table)[1:], 92], strict=True):
         for step in ((epoch - 1) * spe, (end - 1) * spe - 1):  # its first and its last
-            now = plan(recipe, step, spe)
+            now = schedule_at(recipe, step, spe)
             assert (now.rate("conv1", "weights"), now.rate("conv1", "biases")) == first, epoch
             for layer in ("conv2", "conv5", "fc6", "fc8"):
                 assert (now.rate(layer, "weights"), now.rate(layer, "biases")) == others, epoch
@@ -230,10 +230,10 @@ def test_the_schedule_of_the_2012_run_at_every_boundary():
 
 def test_a_change_sets_only_what_it_names():
     changes = (
-        Change(2, ("fc8",), bias_lr=0.5), Change(3, lr=0.3), Change(3, ("conv1", "fc8"), lr=0.4), Change(4, bias_lr=0.6)
+        ScheduleChange(2, ("fc8",), bias_lr=0.5), ScheduleChange(3, lr=0.3), ScheduleChange(3, ("conv1", "fc8"), lr=0.4), ScheduleChange(4, bias_lr=0.6)
     )  # fmt: skip
     recipe = replace(HAND, changes=changes)
-    found = [plan(recipe, 10 * epoch, 10) for epoch in range(4)]
+    found = [schedule_at(recipe, 10 * epoch, 10) for epoch in range(4)]
     assert [p.rate("fc8", "weights") for p in found] == [0.01, 0.01, 0.4, 0.4]
     assert [p.rate("fc8", "biases") for p in found] == [0.02, 0.5, 0.5, 0.6]
     assert [p.rate("fc7", "weights") for p in found] == [0.01, 0.01, 0.3, 0.3]
@@ -245,7 +245,7 @@ def test_biases_follow_every_schedule_at_their_ratio():
     for schedule in ("constant", "step", "cosine", "one-cycle"):
         recipe = replace(BASE, schedule=schedule, step_epochs=1, bias_lr_ratio=2.0)
         for step in (0, 13, 39):
-            now = plan(recipe, step, 10)
+            now = schedule_at(recipe, step, 10)
             assert now.lr == learning_rate(recipe, step, 10)
             assert now.rate("conv1", "biases") == 2 * now.lr
 
@@ -254,10 +254,10 @@ def test_plateau_judges_by_loss_or_by_error():
     """The loss gets better all the time, the share of right answers not after the first epoch."""
     history = [{"val_loss": 1 / n, "top1": 0.5} for n in range(1, 6)]
     recipe = replace(BASE, schedule="plateau", patience=1, gamma=0.1)
-    assert plan(recipe, 50, 10, history).lr == pytest.approx(0.1)
-    assert plan(replace(recipe, plateau_on="error"), 50, 10, history).lr == pytest.approx(0.001)
+    assert schedule_at(recipe, 50, 10, history).lr == pytest.approx(0.1)
+    assert schedule_at(replace(recipe, plateau_on="error"), 50, 10, history).lr == pytest.approx(0.001)
     better = [{"val_loss": 1.0, "top1": n / 10} for n in range(5)]
-    assert plan(replace(recipe, plateau_on="error"), 50, 10, better).lr == pytest.approx(0.1)
+    assert schedule_at(replace(recipe, plateau_on="error"), 50, 10, better).lr == pytest.approx(0.1)
 
 
 def small_network() -> nn.Sequential:
@@ -274,13 +274,13 @@ def test_groups_and_their_rates():
     assert [(g["kind"], g["weight_decay"], g["fused"]) for g in plain.param_groups] == [
         ("weights", BASE.weight_decay, True), ("biases", BASE.weight_decay, True)
     ]  # fmt: skip
-    recipe = replace(HAND, decay_biases=False, optimizer="sgd2012", changes=(Change(2, ("conv1",), lr=0.0),))
+    recipe = replace(HAND, decay_biases=False, optimizer="sgd2012", changes=(ScheduleChange(2, ("conv1",), lr=0.0),))
     ours = make_optimizer(network, recipe)
     assert isinstance(ours, SGD2012)
     # either way the parameters come in one order, which is what a checkpoint's state goes by
     order = [[id(p) for g in o.param_groups for p in g["params"]] for o in (plain, ours)]
     assert order[0] == order[1]
-    plan(recipe, 10, 10).set_rates(ours)
+    schedule_at(recipe, 10, 10).set_rates(ours)
     assert [(g["layer"], g["kind"], g["lr"], g["weight_decay"]) for g in ours.param_groups] == [
         ("conv1", "weights", 0.0, BASE.weight_decay),
         ("fc8", "weights", 0.01, BASE.weight_decay),
@@ -294,19 +294,19 @@ def test_dropout_as_in_2012_trains_the_same_network_at_half_the_weights():
     """Against that form, written out: training leaves what is kept as it is, testing multiplies all by .5."""
     recipe = Recipe(
         optimizer="sgd2012", unscaled_dropout=True, lr=0.05, schedule="constant", weight_decay=0.01, bias_lr_ratio=2.0,
-        decay_biases=False, changes=(Change(3, lr=0.005),),
+        decay_biases=False, changes=(ScheduleChange(3, lr=0.005),),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(16, 6, generator=generator, dtype=torch.float64)
     y = torch.randint(3, (16,), generator=generator)
     model = nn.Sequential(OrderedDict(drop7=Dropout(0.5, 6), fc8=nn.Linear(6, 3))).double()
     weight, bias = model.fc8.weight.detach().clone(), model.fc8.bias.detach().clone()
-    shrink_kept_inputs(model)
+    scale_for_2012_dropout(model)
     optimizer = make_optimizer(model, recipe)
     velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
     for step in range(6):
         kept = torch.empty(16, 6).bernoulli_(0.5, generator=generator).double()
-        now = plan(recipe, step, steps_per_epoch=1)
+        now = schedule_at(recipe, step, steps_per_epoch=1)
         # theirs
         w, b = weight.clone().requires_grad_(), bias.clone().requires_grad_()
         nn.functional.cross_entropy(nn.functional.linear(x * kept, w, b), y).backward()
@@ -335,4 +335,4 @@ def test_dropout_as_in_2012_trains_the_same_network_at_half_the_weights():
     ],
 )
 def test_the_layers_that_read_what_dropout_keeps(arch, found):
-    assert kept_inputs(create_model(arch, width=0.125 if arch != "lenet" else None)) == found
+    assert dropout_keep_prob_by_layer(create_model(arch, width=0.125 if arch != "lenet" else None)) == found

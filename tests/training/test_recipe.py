@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.errors import UserError
-from alexnet.training.manual_schedule import SCHEDULE_145, Change
+from alexnet.training.manual_schedule import SCHEDULE_145, ScheduleChange
 from alexnet.training.recipe import FLAG_NAMES, Recipe, flags_of, read_recipe, with_settings
 from alexnet.training.recipes import RECIPES, describe, find_recipe, named_recipe
 
@@ -33,9 +33,9 @@ def test_changes_survive_their_json(tmp_path):
     )  # fmt: skip
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     assert read_recipe(tmp_path / "recipe.json") == recipe
-    short = [{"epoch": 2, "layers": ["conv1"], "lr": 1}, Change(3, bias_lr=0.5)]
+    short = [{"epoch": 2, "layers": ["conv1"], "lr": 1}, ScheduleChange(3, bias_lr=0.5)]
     changed = with_settings(Recipe(), {"schedule": "constant", "changes": short})
-    assert changed.changes == (Change(2, ("conv1",), lr=1.0), Change(3, bias_lr=0.5))
+    assert changed.changes == (ScheduleChange(2, ("conv1",), lr=1.0), ScheduleChange(3, bias_lr=0.5))
 
 
 def test_flags_are_half_of_the_recipe():

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet.checkpoint import MODEL, TRAINING, WEIGHTS, read_model, read_training
+from alexnet.checkpoint import MODEL, TRAINING, WEIGHTS, load_checkpoint, read_training_state
 from alexnet.errors import UserError
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
-from alexnet.training.checkpoints import Position
+from alexnet.training.checkpoints import TrainState
 from alexnet.training.progress import Silent
-from alexnet.training.resume import Alone, find_start, tidy
+from alexnet.training.resume import RunLock, find_latest_valid, remove_partial_files
 
 SETTINGS = {"width": 0.0625, "batch_size": 256, "epochs": 3, "precision": "fp32", "device": "cpu", "lr": 0.05}
 
@@ -57,7 +57,7 @@ def test_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_used(run,
     newest, before, *_ = run.checkpoints()
     damage(newest / name, how)
     said = []
-    start = find_start(run, say(said))
+    start = find_latest_valid(run, say(said))
     assert start is not None
     assert start.folder == before
     assert run.named_checkpoint("last") == before
@@ -75,7 +75,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_it_would_have(run, fin
     summary = resume(run.path, progress=Silent()).summary
     assert summary["best"] == Run(finished).summary()["best"]
     assert summary["test"] == Run(finished).summary()["test"]
-    ours, theirs = (read_model(r.named_checkpoint("best")).model.state_dict() for r in (run, Run(finished)))
+    ours, theirs = (load_checkpoint(r.named_checkpoint("best")).model.state_dict() for r in (run, Run(finished)))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert not list((run.path / "checkpoints").glob(".*"))
 
@@ -83,18 +83,18 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_it_would_have(run, fin
 def test_a_damaged_best_is_replaced(run):
     newest, before, *_ = run.checkpoints()
     (run.path / "best").write_text(before.name)
-    training = read_training(newest)
-    position = Position.from_training(training)
+    training = read_training_state(newest)
+    position = TrainState.from_training(training)
     position.best = position.history[1]
     run.save_checkpoint(
-        model=read_model(newest).model, classes=read_model(newest).classes, preprocess=read_model(newest).preprocess,
+        model=load_checkpoint(newest).model, classes=load_checkpoint(newest).classes, preprocess=load_checkpoint(newest).preprocess,
         step=position.step + 1, epoch=3, training={**training, "position": position.to_dict()}, best=False,
     )  # fmt: skip
     said = []
-    assert find_start(run, say(said)).best_lost is False
+    assert find_latest_valid(run, say(said)).best_lost is False
     assert said == []
     damage(before / WEIGHTS, "cut")
-    start = find_start(run, say(said))
+    start = find_latest_valid(run, say(said))
     assert start.best_lost
     assert "It was the best one; epoch 3, the last one, takes its place" in said[0]
     assert start.position(training).best["epoch"] == 3
@@ -105,7 +105,7 @@ def test_names_that_lead_nowhere_are_mended(run):
     newest = run.checkpoints()[0]
     for name, text in (("last", "nothing"), ("best", "\0\0\0")):
         (run.path / name).write_text(text)
-    assert find_start(run, say([])).folder == newest
+    assert find_latest_valid(run, say([])).folder == newest
     assert run.named_checkpoint("last") == run.named_checkpoint("best") == newest
 
 
@@ -128,7 +128,7 @@ def test_what_was_not_whole_is_removed(run):
     (run.path / "evaluation" / ".val.parquet.abc.writing").write_text("half")
     (run.path / ".gitignore").write_text("*")
     before = {p for p in run.path.rglob("*") if "writing" not in str(p)}
-    tidy(run)
+    remove_partial_files(run)
     assert set(run.path.rglob("*")) == before
 
 
@@ -151,18 +151,18 @@ def test_a_read_error_condemns_no_checkpoint(run, monkeypatch):
             ):
                 resume(run.path, epochs="+1", progress=Silent())
         assert run.checkpoints()[0] == newest
-    assert find_start(run, say(said := [])).folder == newest
+    assert find_latest_valid(run, say(said := [])).folder == newest
     assert said == []
 
 
 def test_what_was_set_aside_stays_until_the_run_is_complete(run):
     newest, before, *_ = run.checkpoints()
     damage(newest / WEIGHTS, "flipped")
-    find_start(run, say([]))
-    copy = read_model(before)
+    find_latest_valid(run, say([]))
+    copy = load_checkpoint(before)
     run.save_checkpoint(
         model=copy.model, classes=copy.classes, preprocess=copy.preprocess, step=copy.step, epoch=copy.epoch,
-        training=read_training(before), best=True,
+        training=read_training_state(before), best=True,
     )  # fmt: skip
     assert (newest.with_name(f".damaged-{newest.name}") / WEIGHTS).is_file()
     resume(run.path, epochs="4", progress=Silent())
@@ -192,13 +192,13 @@ def test_the_lock_is_one_that_nfs_has(run, monkeypatch):
         lock(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    one, other = Alone(run), Alone(run)
-    one.take(say(said := []))
+    one, other = RunLock(run), RunLock(run)
+    one.acquire(say(said := []))
     with pytest.raises(UserError, match="is being trained by another process"):
-        other.take(say([]), patience=0.1)
-    one.let_go()
-    other.take(say(said), patience=0.1)
-    other.let_go()
+        other.acquire(say([]), patience=0.1)
+    one.release()
+    other.acquire(say(said), patience=0.1)
+    other.release()
     assert said == []
     assert not list(run.path.glob(".*"))
 
@@ -210,7 +210,7 @@ def test_where_nothing_can_be_locked_it_says_so(run, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    Alone(run).take(say(said := []))
+    RunLock(run).acquire(say(said := []))
     assert said == [f"{run.path} cannot be locked (No locks available): see to it that no other process trains it."]
 
 
@@ -228,14 +228,14 @@ def test_a_run_is_for_one_process_at_a_time(run):
     try:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="is being trained by another process"):
-            Alone(run).take(say(said := []), patience=0.2)
+            RunLock(run).acquire(say(said := []), patience=0.2)
         assert "waiting up to" in said[0]
         other.kill()
         began = time.monotonic()
-        mine = Alone(run)
-        mine.take(say([]), patience=20)
+        mine = RunLock(run)
+        mine.acquire(say([]), patience=20)
         assert time.monotonic() - began < 20
-        mine.let_go()
+        mine.release()
     finally:
         other.kill()
         other.wait()

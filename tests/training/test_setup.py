@@ -9,19 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.checkpoint import PREPROCESS, read_model
-from alexnet.data.augment import IMAGENET_BASIS, ColourBasis, augment, colour_noise
+from alexnet.checkpoint import PREPROCESS, load_checkpoint
+from alexnet.data.augment import IMAGENET_PCA, ColorPCA, augment, pca_noise
 from alexnet.errors import UserError
 from alexnet.inference.evaluate import evaluate
 from alexnet.inference.predict import load
 from alexnet.models.model import build
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
-from alexnet.training.manual_schedule import Change
+from alexnet.training.manual_schedule import ScheduleChange
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import Recipe, read_recipe
-from alexnet.training.setup import prepare
-from alexnet.training.trainer import Loop
+from alexnet.training.setup import prepare_training
+from alexnet.training.trainer import Trainer
 
 # imagenet-2012 in small: random 32 of 36, mean image, PCA noise, pixels of 0…255 (initial weights for such)
 SMALL_2012 = Recipe(
@@ -40,7 +40,7 @@ def recipe(pictures: Path) -> Recipe:
 def weights(run: Path) -> dict[str, torch.Tensor]:
     folder = Run(run).named_checkpoint("last")
     assert folder is not None
-    return read_model(folder).model.state_dict()
+    return load_checkpoint(folder).model.state_dict()
 
 
 def training_squares(run: Run, recipe: Recipe) -> np.ndarray:
@@ -59,8 +59,8 @@ def test_the_recipe_of_2012_in_small(tmp_path, recipe, monkeypatch):
     best = run.named_checkpoint("best")
     assert best is not None
     assert (best / PREPROCESS).is_file()
-    stored = read_model(best).preprocess
-    assert (stored.size, stored.square) == (32, 36)
+    stored = load_checkpoint(best).preprocess
+    assert (stored.size, stored.resize_side) == (32, 36)
     assert stored.mean_image is not None
     torch.testing.assert_close(stored.mean_image, torch.from_numpy(squares.mean(axis=0) / 255).float())
 
@@ -86,9 +86,9 @@ def test_the_recipe_of_2012_in_small(tmp_path, recipe, monkeypatch):
 
 
 def test_files_on_disk_give_the_same_as_memory(tmp_path, recipe, monkeypatch):
-    memory = prepare(recipe, Silent())
+    memory = prepare_training(recipe, Silent())
     monkeypatch.setattr("alexnet.training.setup.memory_plan", lambda *_: False)
-    disk = prepare(recipe, Silent())
+    disk = prepare_training(recipe, Silent())
     assert (disk.recipe.in_memory, memory.recipe.in_memory) == (False, True)
     assert replace(disk.recipe, workers=memory.recipe.workers, in_memory=True) == memory.recipe
     assert torch.equal(disk.preprocess.mean_image, memory.preprocess.mean_image)
@@ -97,26 +97,26 @@ def test_files_on_disk_give_the_same_as_memory(tmp_path, recipe, monkeypatch):
 
 
 def test_the_loop_trains_on_noisy_pictures(tmp_path, recipe):
-    prepared = prepare(replace(recipe, crop_chunk=3), Silent())
-    loop = Loop(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
+    prepared = prepare_training(replace(recipe, crop_chunk=3), Silent())
+    loop = Trainer(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
     seen = []
     loop.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     batch = next(iter(prepared.train.batches(4)))
     loop._train_step(batch, 4)
 
-    assert prepared.augment.crop_chunk == 3
+    assert prepared.augment.crop_group == 3
     cut = augment(batch.images, batch.ids, 4, recipe.seed, prepared.augment, 32)
     levels = cut.float() - 255 * prepared.preprocess.mean_image[:, 2:34, 2:34]
-    basis = ColourBasis(prepared.recipe.colour_std, prepared.recipe.colour_vectors)
-    noise = colour_noise(torch.zeros(8, 3, 1, 1), batch.ids, 4, recipe.seed, basis, 0.1, std=(1 / 255,) * 3)
+    basis = ColorPCA(prepared.recipe.colour_std, prepared.recipe.colour_vectors)
+    noise = pca_noise(torch.zeros(8, 3, 1, 1), batch.ids, 4, recipe.seed, basis, 0.1, std=(1 / 255,) * 3)
     assert noise.abs().max() > 1  # levels
     torch.testing.assert_close(seen[0], (levels + noise) / 1.1, rtol=0, atol=1e-3)
 
 
 def test_a_change_switches_the_noise_off_and_on(tmp_path, recipe):
-    changes = (Change(2, colour_noise=0.0), Change(3, colour_noise=0.5))
-    prepared = prepare(replace(recipe, changes=changes), Silent())
-    loop = Loop(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
+    changes = (ScheduleChange(2, colour_noise=0.0), ScheduleChange(3, colour_noise=0.5))
+    prepared = prepare_training(replace(recipe, changes=changes), Silent())
+    loop = Trainer(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
     seen = []
     loop.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     batch = next(iter(prepared.train.batches(0)))
@@ -124,25 +124,28 @@ def test_a_change_switches_the_noise_off_and_on(tmp_path, recipe):
         loop.position.step = epoch * len(prepared.train)
         loop._train_step(batch, 0)  # the same draws each time
     cut = augment(batch.images, batch.ids, 0, recipe.seed, prepared.augment, 32)
-    pictures = prepared.preprocess.normalise(cut)
+    pictures = prepared.preprocess.normalize(cut)
     torch.testing.assert_close(seen[1], pictures)
     torch.testing.assert_close((seen[0] * 1.1 - pictures) * 5, seen[2] * 1.5 - pictures, rtol=0, atol=1e-2)
     assert (seen[2] * 1.5 - pictures).abs().max() > 5
-    assert prepare(replace(recipe, colour_noise=0.0, changes=changes), Silent()).colour_basis == prepared.colour_basis
+    assert (
+        prepare_training(replace(recipe, colour_noise=0.0, changes=changes), Silent()).colour_basis
+        == prepared.colour_basis
+    )
 
 
 def test_the_published_basis_is_recorded_too(recipe, monkeypatch):
-    prepared = prepare(replace(recipe, colour_basis="imagenet", mean_image="none"), Silent())
-    assert prepared.colour_basis == IMAGENET_BASIS
-    assert prepared.recipe.colour_std == IMAGENET_BASIS.std
+    prepared = prepare_training(replace(recipe, colour_basis="imagenet", mean_image="none"), Silent())
+    assert prepared.colour_basis == IMAGENET_PCA
+    assert prepared.recipe.colour_std == IMAGENET_PCA.std
     assert prepared.preprocess.mean_image is None
     given = replace(recipe, mean_image="none", colour_std=(3.0, 2.0, 1.0), colour_vectors=(1, 0, 0, 0, 1, 0, 0, 0, 1))
     monkeypatch.setattr("alexnet.training.setup.measure", lambda *_, **__: pytest.fail("measured"))
-    assert prepare(given, Silent()).colour_basis == ColourBasis(given.colour_std, given.colour_vectors)
+    assert prepare_training(given, Silent()).colour_basis == ColorPCA(given.colour_std, given.colour_vectors)
 
 
 def test_without_noise_there_is_no_basis(recipe):
-    prepared = prepare(replace(recipe, colour_noise=0.0), Silent())
+    prepared = prepare_training(replace(recipe, colour_noise=0.0), Silent())
     assert prepared.colour_basis is None
     assert prepared.recipe.colour_std is None
 
@@ -157,7 +160,7 @@ def test_a_mean_image_of_another_source(tmp_path, recipe, monkeypatch):
     resume(result.run, epochs="+1", progress=Silent())
     best = Run(result.run).named_checkpoint("last")
     assert best is not None
-    stored = read_model(best).preprocess.mean_image
+    stored = load_checkpoint(best).preprocess.mean_image
     torch.testing.assert_close(stored, torch.from_numpy(values / 255).permute(2, 0, 1))
 
 
@@ -170,8 +173,8 @@ def test_stretch_squeezes_the_whole_picture(tmp_path, recipe):
             Image.fromarray(ramp).save(recipe.data / name / f"{n}.png")
     plain = replace(recipe, colour_noise=0.0, mean_image="none")
     for stretch, lowest in ((True, 5), (False, 60)):
-        prepared = prepare(replace(plain, stretch=stretch), Silent())
-        assert prepared.preprocess.stretch is stretch
+        prepared = prepare_training(replace(plain, stretch=stretch), Silent())
+        assert prepared.preprocess.squash is stretch
         (batch,) = prepared.train.batches(0)
         assert batch.images.shape[-2:] == (36, 36)
         assert lowest - 5 <= batch.images.min() <= lowest + 15
@@ -180,16 +183,18 @@ def test_stretch_squeezes_the_whole_picture(tmp_path, recipe):
 def test_colour_noise_needs_colour(recipe):
     grey = Recipe(colour_noise=0.1)  # the digits
     with pytest.raises(UserError, match="Colour noise needs pictures in colour"):
-        prepare(grey, Silent())
+        prepare_training(grey, Silent())
     for path in recipe.data.rglob("*.jpg"):
         Image.open(path).convert("L").save(path)
     with pytest.raises(UserError, match="A basis from grey data has one direction only"):
-        prepare(recipe, Silent())
+        prepare_training(recipe, Silent())
 
 
 @pytest.mark.gpu
 def test_pictures_in_memory_lie_on_the_gpu_that_trains_and_come_out_the_same():
-    here, there = (prepare(Recipe(device=device, crop="pad", padding=3), Silent()) for device in ("cpu", "cuda"))
+    here, there = (
+        prepare_training(Recipe(device=device, crop="pad", padding=3), Silent()) for device in ("cpu", "cuda")
+    )
     a, b = (next(p.train.batches(1)) for p in (here, there))
     assert b.images.device.type == b.targets.device.type == "cuda"
     assert b.ids.device.type == "cpu"

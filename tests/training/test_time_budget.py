@@ -5,7 +5,7 @@ import time
 from alexnet.training.api import resume, train
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import read_recipe
-from alexnet.training.time_budget import Budget
+from alexnet.training.time_budget import TimeBudget
 
 
 def history(*seconds):
@@ -13,18 +13,18 @@ def history(*seconds):
 
 
 def test_after_the_first_epoch_more_fit_and_later_only_fewer():
-    budget = Budget(100.0, time.monotonic())  # 100 s are left, and 3 % more may be used
+    budget = TimeBudget(100.0, time.monotonic())  # 100 s are left, and 3 % more may be used
     assert budget.epochs(history(10.0), planned=3) == 11
     assert budget.epochs(history(10.0, 10.0), planned=3) == 3
     assert budget.epochs(history(10.0, 10.0), planned=30) == 12
     assert budget.epochs(history(10.0, 60.0), planned=30) == 4  # 35 s each
-    late = Budget(100.0, time.monotonic() - 200)
+    late = TimeBudget(100.0, time.monotonic() - 200)
     assert late.epochs(history(10.0), planned=9) == 1
     assert late.epochs(history(10.0, 10.0, 10.0), planned=9) == 3
 
 
 def test_the_reserve_is_not_trained_in():
-    assert Budget(100.0, time.monotonic(), reserve=50.0).epochs(history(10.0), planned=3) == 6
+    assert TimeBudget(100.0, time.monotonic(), reserve=50.0).epochs(history(10.0), planned=3) == 6
 
 
 def test_a_run_keeps_its_number_of_epochs(tmp_path):

@@ -4,23 +4,25 @@ import pytest
 import torch
 
 from alexnet.errors import UserError
-from alexnet.training.checkpoints import Position
+from alexnet.training.checkpoints import TrainState
 
 REST = {"optimizer": {"state": {}}, "scaler": {}}
 
 
 def test_a_position_survives_the_restricted_loader():
-    position = Position(step=7, epoch=2, batch=3, seen=96, loss_sum=1.5, hits=40.0, history=[{"epoch": 1, "top1": 0.5}])
+    position = TrainState(
+        step=7, epoch=2, batch=3, seen=96, loss_sum=1.5, hits=40.0, history=[{"epoch": 1, "top1": 0.5}]
+    )
     file = io.BytesIO()
     torch.save({"position": position.to_dict(), **REST}, file)
     file.seek(0)
-    assert Position.from_training(torch.load(file, weights_only=True)) == position
+    assert TrainState.from_training(torch.load(file, weights_only=True)) == position
 
 
 def test_a_new_epoch_forgets_its_sums_and_nothing_else():
-    position = Position(step=7, epoch=2, batch=3, seen=96, loss_sum=1.5, hits=40.0, seconds=2.0)
+    position = TrainState(step=7, epoch=2, batch=3, seen=96, loss_sum=1.5, hits=40.0, seconds=2.0)
     position.start_epoch()
-    assert position == Position(step=7, epoch=2)
+    assert position == TrainState(step=7, epoch=2)
 
 
 @pytest.mark.parametrize(
@@ -28,4 +30,4 @@ def test_a_new_epoch_forgets_its_sums_and_nothing_else():
 )
 def test_other_softwares_state_is_refused(training):
     with pytest.raises(UserError, match="other software"):
-        Position.from_training(training)
+        TrainState.from_training(training)

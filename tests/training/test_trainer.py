@@ -14,20 +14,20 @@ from PIL import Image
 from torch.nn import functional as F
 
 from alexnet import checkpoint, files, run_dir
-from alexnet.checkpoint import read_model, read_training
+from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.errors import TrainingFailed, UserError
-from alexnet.inference.calibration import find
+from alexnet.inference.calibration import find_calibration
 from alexnet.models.model import build
 from alexnet.run_dir import Run
 from alexnet.training.api import resume_run, train
-from alexnet.training.checkpoints import Position
-from alexnet.training.manual_schedule import Change
+from alexnet.training.checkpoints import TrainState
+from alexnet.training.manual_schedule import ScheduleChange
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import read_recipe, with_settings
 from alexnet.training.recipes import named_recipe
-from alexnet.training.setup import prepare
+from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
-from alexnet.training.trainer import Loop
+from alexnet.training.trainer import Trainer
 from helpers import make_folder
 
 TINY = {"width": 0.125, "batch_size": 128, "epochs": 2, "precision": "fp32", "device": "cpu", "lr": 0.1}
@@ -40,18 +40,18 @@ def tiny(**settings):
 def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
     folder = Run(run).named_checkpoint(which)
     assert folder is not None
-    return read_model(folder).model.state_dict()
+    return load_checkpoint(folder).model.state_dict()
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-def make_loop(tmp_path: Path, **settings) -> Loop:
+def make_loop(tmp_path: Path, **settings) -> Trainer:
     recipe = replace(named_recipe("digits"), **{**TINY, **settings})
-    prepared = prepare(recipe, Silent())
+    prepared = prepare_training(recipe, Silent())
     torch.manual_seed(0)
-    return Loop(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
+    return Trainer(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
 
 
 def test_a_run_learns_and_leaves_all_its_files(small_run):
@@ -116,8 +116,8 @@ def test_a_step_is_the_one_written_out(tmp_path):
 
     twin = build(loop.prepared.spec)
     twin.load_state_dict(before)
-    x = augment(batch.images, batch.ids, 0, recipe.seed, train_set.on_device, 32)
-    loss = F.cross_entropy(twin(loop.prepared.preprocess.normalise(x)), batch.targets, label_smoothing=0.1)
+    x = augment(batch.images, batch.ids, 0, recipe.seed, train_set.device_augment, 32)
+    loss = F.cross_entropy(twin(loop.prepared.preprocess.normalize(x)), batch.targets, label_smoothing=0.1)
     loss.backward()
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in twin.parameters()]))
     assert norm > 0.05
@@ -151,7 +151,7 @@ class StopAt(Silent):
 
 HAND_MADE = {
     "optimizer": "sgd2012", "nesterov": False, "schedule": "constant", "lr": 0.02, "bias_lr_ratio": 2.0,
-    "changes": [Change(2, ("conv1",), lr=0.0, bias_lr=0.0), Change(2, ("fc8",), lr=0.005)],
+    "changes": [ScheduleChange(2, ("conv1",), lr=0.0, bias_lr=0.0), ScheduleChange(2, ("fc8",), lr=0.005)],
 }  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def test_a_stop_in_mid_epoch_saves_and_the_resumed_run_equals_the_unbroken_one(t
     assert "alexnet resume" in str(stop.value)
     run = Run(tmp_path / "stopped")
     assert run.metrics() == []
-    assert read_training(run.named_checkpoint("last"))["position"]["step"] == 21
+    assert read_training_state(run.named_checkpoint("last"))["position"]["step"] == 21
     resume_run(run, progress=Silent())
     assert same(weights(tmp_path / "unbroken"), weights(run.path))
     keys = ("epoch", "train_loss", "train_top1", "val_loss", "top1")
@@ -179,13 +179,15 @@ def test_changes_added_by_hand_to_a_run_hold_from_there_on(tmp_path):
     """Also to one whose checkpoint knows two groups: the momentum goes by parameter, the rates by recipe.json."""
     run = Run(tiny(out=tmp_path / "run", epochs=1, schedule="constant", norm="none", lr=0.02).run)
     before = weights(run.path)
-    recipe = replace(read_recipe(run.recipe_json), epochs=2, changes=(Change(2, ("conv1",), lr=0.0, bias_lr=0.0),))
-    momentum = read_training(run.named_checkpoint("last"))["optimizer"]["state"]
+    recipe = replace(
+        read_recipe(run.recipe_json), epochs=2, changes=(ScheduleChange(2, ("conv1",), lr=0.0, bias_lr=0.0),)
+    )
+    momentum = read_training_state(run.named_checkpoint("last"))["optimizer"]["state"]
     run.recipe_json.write_text(recipe.to_json())
-    prepared = prepare(recipe, Silent())
-    loop = Loop(prepared, run, build(prepared.spec), Silent())
-    training = read_training(run.named_checkpoint("last"))
-    loop.restore(Position.from_training(training), training)
+    prepared = prepare_training(recipe, Silent())
+    loop = Trainer(prepared, run, build(prepared.spec), Silent())
+    training = read_training_state(run.named_checkpoint("last"))
+    loop.restore(TrainState.from_training(training), training)
     by_name = {name: loop.optimizer.state[p]["momentum_buffer"] for name, p in loop.model.named_parameters()}
     order = sorted(by_name, key=lambda name: name.endswith("bias"))
     assert all(torch.equal(by_name[name], momentum[i]["momentum_buffer"]) for i, name in enumerate(order))
@@ -269,7 +271,7 @@ def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, pictures, 
     monkeypatch.setattr("alexnet.training.setup.memory_plan", lambda *_: False)
     settings = {"epochs": 1, "width": 0.125, "batch_size": 4, "workers": 0, "out": tmp_path / "run"}
     chosen = {"data": pictures, "batch_size": 4, "width": 0.125, "workers": 0}
-    checked = prepare(with_settings(named_recipe("folder"), chosen), Silent())
+    checked = prepare_training(with_settings(named_recipe("folder"), chosen), Silent())
     *_, last = checked.train.batches(0)
     victim = pictures / checked.source.splits["train"].names[int(last.ids[0])]
     content = victim.read_bytes()
@@ -282,14 +284,14 @@ def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, pictures, 
     with pytest.raises(UserError, match=f"{victim.name}.*alexnet resume"):
         train(pictures, progress=Silent(), **settings)
     run = Run(tmp_path / "run")
-    assert read_training(run.named_checkpoint("last"))["position"]["step"] == len(checked.train) - 1
+    assert read_training_state(run.named_checkpoint("last"))["position"]["step"] == len(checked.train) - 1
     victim.write_bytes(content)
     assert resume_run(run, progress=Silent()).summary["steps"] == len(checked.train)
 
 
 def test_a_network_that_breaks_in_the_last_step_is_not_saved(tmp_path, monkeypatch):
     """The losses were finite, the last update was not."""
-    update = Loop._train_step
+    update = Trainer._train_step
 
     def break_it(self, *arguments):
         found = update(self, *arguments)
@@ -297,7 +299,7 @@ def test_a_network_that_breaks_in_the_last_step_is_not_saved(tmp_path, monkeypat
             self.model.fc8.weight.fill_(float("nan"))
         return found
 
-    monkeypatch.setattr(Loop, "_train_step", break_it)
+    monkeypatch.setattr(Trainer, "_train_step", break_it)
     with pytest.raises(TrainingFailed, match="The loss became nan"):
         tiny(out=tmp_path / "run", limit_steps=1)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
@@ -309,7 +311,7 @@ def test_a_finished_run_can_be_extended(small_run, tmp_path):
     assert [r["epoch"] for r in Run(copy).metrics()] == [1, 2, 3, 4, 5]
     assert result.summary["epochs"] == 5
     assert json.loads((copy / "recipe.json").read_text())["epochs"] == 5
-    stored, note = find(Run(copy).named_checkpoint("best"), Run(copy))
+    stored, note = find_calibration(Run(copy).named_checkpoint("best"), Run(copy))
     assert result.summary["calibration"] == stored.to_dict()
     assert note == ""
 

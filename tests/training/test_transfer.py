@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet.checkpoint import read_model
+from alexnet.checkpoint import load_checkpoint
 from alexnet.errors import UserError
 from alexnet.models.model import create_model
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
-from alexnet.training.optim import make_optimizer, plan
+from alexnet.training.optim import make_optimizer, schedule_at
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import Recipe, read_recipe
-from alexnet.training.transfer import freeze, frozen_layers, weighted_layers, what_to_freeze
+from alexnet.training.transfer import choose_frozen_layers, freeze, frozen_layers, weighted_layers
 from helpers import make_folder
 
 SMALL = {"arch": "cifar", "image_size": 32, "width": 0.125, "precision": "fp32", "device": "cpu", "workers": 0}
@@ -33,7 +33,7 @@ class Said(Silent):
 def best(run: Path) -> dict[str, torch.Tensor]:
     folder = Run(run).named_checkpoint("best")
     assert folder is not None
-    return read_model(folder).model.state_dict()
+    return load_checkpoint(folder).model.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_resumed_run_needs_the_first_one_no_more(trained, others, tmp_path):
     part = train("folder", out=tmp_path / "part", epochs=1, schedule="constant", **shared).run
     shutil.rmtree(copy)
     resume(part, epochs="+1", progress=Silent())
-    a, b = (read_model(Run(run).named_checkpoint("last")).model.state_dict() for run in (whole, part))
+    a, b = (load_checkpoint(Run(run).named_checkpoint("last")).model.state_dict() for run in (whole, part))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert torch.equal(a["conv2.weight"], best(trained)["conv2.weight"])
     assert not torch.equal(a["conv3.weight"], best(trained)["conv3.weight"])
@@ -92,7 +92,7 @@ def test_old_layers_move_at_a_tenth_of_the_rate():
     model = create_model("cifar", num_classes=3, width=0.125)
     recipe = Recipe(weights="run", old_lr=0.1, lr=0.5, weight_decay=0.01, schedule="constant")
     optimizer = make_optimizer(model, recipe)
-    plan(recipe, 0, 10).set_rates(optimizer)
+    schedule_at(recipe, 0, 10).set_rates(optimizer)
     rates = {group["layer"]: group["lr"] for group in optimizer.param_groups}
     assert rates["fc8"] == 0.5
     assert all(rate == pytest.approx(0.05) for layer, rate in rates.items() if layer != "fc8")
@@ -135,8 +135,8 @@ def test_a_range_that_cannot_be(which, complaint):
 
 @pytest.mark.parametrize(("pictures", "frozen"), [(500, "features"), (3000, "convolutions"), (60_000, "none")])
 def test_how_much_is_trained_follows_from_the_pictures(pictures, frozen):
-    assert what_to_freeze("auto", pictures, 10)[0] == frozen
-    assert what_to_freeze("conv1", pictures, 10) == ("conv1", "")
+    assert choose_frozen_layers("auto", pictures, 10)[0] == frozen
+    assert choose_frozen_layers("conv1", pictures, 10) == ("conv1", "")
 
 
 def test_weights_of_another_architecture_or_of_grey_pictures_are_refused(trained, others, small_run, tmp_path):
@@ -163,7 +163,7 @@ def test_published_weights_are_a_start_like_any_other(others, tmp_path, monkeypa
     assert torch.equal(after["conv1.weight"], state["features.0.weight"])
     assert torch.equal(after["fc7.weight"], state["classifier.4.weight"])
     assert after["fc8.weight"].shape == (2, 4096)
-    preprocess = read_model(Run(run).named_checkpoint("best")).preprocess
+    preprocess = load_checkpoint(Run(run).named_checkpoint("best")).preprocess
     assert (preprocess.size, preprocess.resize, preprocess.mean) == (224, 256, (0.485, 0.456, 0.406))
 
 

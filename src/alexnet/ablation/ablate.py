@@ -22,7 +22,7 @@ from typing import Any
 
 from alexnet.ablation.claims import Arm, Claim, find_claim
 from alexnet.errors import UserError
-from alexnet.files import replacing, write_json
+from alexnet.files import atomic_write, write_json
 from alexnet.inference.evaluate import evaluate
 from alexnet.run_dir import Run
 from alexnet.training.api import train
@@ -334,7 +334,7 @@ def _write(result: Ablation, out: Path) -> Ablation:
     paths = [out / f"{result.claim.name}.{suffix}" for suffix in ("json", "svg", "png")]
     result = replace(result, files=[str(p) for p in paths])
     for path in paths[1:]:
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             _draw(result, beside, path.suffix[1:])
     write_json(paths[0], result.to_dict())
     return result

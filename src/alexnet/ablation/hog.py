@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet.data.dataset import Arrays
-from alexnet.data.datasets import load_source, read_files
-from alexnet.data.transforms import Preprocess
+from alexnet.data.dataset import ImageArrays
+from alexnet.data.datasets import decode_files, load_dataset
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.training.recipe import Recipe
 
@@ -29,7 +29,7 @@ def hog_svm(recipe: Recipe) -> float:
     """
     from sklearn.svm import LinearSVC
 
-    source = load_source(
+    source = load_dataset(
         recipe.source, recipe.data, labels=recipe.labels, seed=recipe.seed, skip_bad=recipe.skip_bad,
         hold_out=recipe.validate_on == "val",
     )  # fmt: skip
@@ -47,13 +47,13 @@ def hog_svm(recipe: Recipe) -> float:
 @functools.lru_cache(maxsize=1)  # seeds divide the same pictures differently
 def _features(name: str, data: Path | None, labels: Path | None, skip_bad: bool, size: int) -> dict[str, np.ndarray]:
     """The features of every picture of a data set, by the picture's name."""
-    source = load_source(name, data, labels=labels, skip_bad=skip_bad, hold_out=False)
+    source = load_dataset(name, data, labels=labels, skip_bad=skip_bad, hold_out=False)
     channels = source.channels
-    preprocess = Preprocess(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+    preprocess = EvalTransform(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
     found: dict[str, np.ndarray] = {}
     for part in source.splits.values():
-        pictures = part if isinstance(part, Arrays) else read_files(part, preprocess)
-        images = pictures.images if pictures.ready else preprocess.fit(pictures.images)
+        pictures = part if isinstance(part, ImageArrays) else decode_files(part, preprocess)
+        images = pictures.images if pictures.ready else preprocess.resize_batch(pictures.images)
         rows = hog_features(images.permute(0, 2, 3, 1).numpy())
         found |= zip(pictures.names, rows, strict=True)
     return found

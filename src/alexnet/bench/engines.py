@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.models.model import Network
 from alexnet.models.spec import AlexNetSpec
@@ -18,7 +18,7 @@ from alexnet.models.summary import summarize
 from alexnet.runtimes.convert import to_onnx, to_openvino
 from alexnet.runtimes.engine_cache import FILES
 from alexnet.runtimes.engines import CALIBRATED, EXACT, KINDS, Engine, Torch, missing, open_file, openvino_computes
-from alexnet.runtimes.quantize import fc_to_int8, onnx_to_int8, to_int8
+from alexnet.runtimes.quantize import quantize_fc_int8, quantize_onnx_int8, quantize_openvino_int8
 
 CALIBRATED_ON = 8  # noise: 8-bit ranges that suit no photograph, but the same work
 
@@ -26,7 +26,7 @@ CALIBRATED_ON = 8  # noise: 8-bit ranges that suit no photograph, but the same w
 @contextmanager
 def every_engine(
     model: Network,
-    preprocess: Preprocess,
+    preprocess: EvalTransform,
     device: torch.device,
     note: Callable[[str], None],
     bf16: bool,
@@ -61,7 +61,7 @@ def every_engine(
         yield made
 
 
-def _file(kind: str, model: Network, preprocess: Preprocess, folder: Path) -> Path:
+def _file(kind: str, model: Network, preprocess: EvalTransform, folder: Path) -> Path:
     """The file of `kind` for `model` in `folder`, made unless it is there."""
     path = folder / kind / FILES[kind]
     if path.exists():
@@ -76,11 +76,11 @@ def _file(kind: str, model: Network, preprocess: Preprocess, folder: Path) -> Pa
     if kind == "openvino":
         to_openvino(source, path)
     elif kind == "openvino-int8-fc":
-        fc_to_int8(source, path)
+        quantize_fc_int8(source, path)
     elif kind == "openvino-int8":
-        to_int8(source, path, noise)
+        quantize_openvino_int8(source, path, noise)
     else:
-        onnx_to_int8(source, path, noise)
+        quantize_onnx_int8(source, path, noise)
     return path
 
 
@@ -106,7 +106,7 @@ def precision_of(name: str) -> str:
     return "int8 weights of fc" if name == "openvino-int8-fc" else arithmetic(name)
 
 
-def plain(spec: AlexNetSpec) -> Preprocess:
+def plain(spec: AlexNetSpec) -> EvalTransform:
     """Preprocessing for noise."""
     channels = spec.in_channels
-    return Preprocess(spec.image_size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)
+    return EvalTransform(spec.image_size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)

@@ -14,12 +14,12 @@ from functools import partial
 
 import torch
 
-from alexnet.device import most_memory
+from alexnet.device import peak_memory
 
 STEPS = 2  # the first allocates momentum at its end, so the second takes the most
 
 
-def peak_memory(what: str, arch: str, batch_size: int, precision: str, device: torch.device) -> int | None:
+def measure_peak_memory(what: str, arch: str, batch_size: int, precision: str, device: torch.device) -> int | None:
     """Bytes at the most while `arch` trains (`what` "train") or predicts ("predict") on made-up pictures.
 
     Counted are weights, gradients, momentum, activations, the pictures and workspaces: on a CPU what the process took,
@@ -61,7 +61,7 @@ def _work(what: str, arch: str, batch_size: int, precision: str, device: str) ->
 
 
 if __name__ == "__main__":
-    before = most_memory()
+    before = peak_memory()
     _work(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5])
-    after = most_memory()
+    after = peak_memory()
     print(after - before if before is not None and after is not None else "")

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from alexnet.bench.timing import interleaved
-from alexnet.data.decode import decode
+from alexnet.data.decode import decode_image
 from alexnet.device import Precision, free_memory
 
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # far beyond any cache
@@ -133,7 +133,7 @@ def matmul_work(precision: str, device: torch.device) -> Work | None:
 def decode_work() -> Work:
     """A photograph's file decoded to RGB by one core; in pictures."""
     data = photograph()
-    return Work(lambda: decode(data), 1)
+    return Work(lambda: decode_image(data), 1)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from alexnet.bench.peaks import Work
-from alexnet.files import replacing
+from alexnet.files import atomic_write
 from alexnet.models.model import build
 from alexnet.models.spec import AlexNetSpec
 from alexnet.models.summary import Row, summarize
@@ -93,7 +93,7 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
     paths = [folder / f"roofline.{ending}" for ending in ("svg", "png")]
     for path in paths:
         form = path.suffix[1:]
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             figure.savefig(beside, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
     plt.close(figure)
     return paths

@@ -24,15 +24,15 @@ import torch
 
 from alexnet.bench import peaks
 from alexnet.bench.engines import arithmetic, every_engine, plain, precision_of, weight_bytes
-from alexnet.bench.memory import peak_memory
+from alexnet.bench.memory import measure_peak_memory
 from alexnet.bench.peaks import Rate, Work
 from alexnet.bench.roofline import layer_work
 from alexnet.bench.synthetic import synthetic_step
 from alexnet.data.augment import Augment, augment
-from alexnet.data.dataset import Files
+from alexnet.data.dataset import ImageFiles
 from alexnet.data.loader import FromFiles
-from alexnet.data.transforms import Preprocess
-from alexnet.device import Precision, keep_pages
+from alexnet.data.transforms import EvalTransform
+from alexnet.device import Precision, tune_malloc
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.model import build
 from alexnet.models.spec import AlexNetSpec
@@ -138,7 +138,7 @@ class Measurements:
         if self.converted:
             return False
         self.converted = True
-        needed, free = 48 * summarize(spec).parameters, peaks.free_memory(self.device)
+        needed, free = 48 * summarize(spec).parameters, peaks.free_device_memory(self.device)
         if needed > free:
             self._note(
                 f"engines other than torch left out: to convert {spec.name} for them takes about "
@@ -153,10 +153,10 @@ class Measurements:
         if not batch or not limit:
             return
         self.tell(f"the layers of {spec.name}")
-        keep_pages()
+        tune_malloc()
         images = _pictures(batch, spec.in_channels, spec.image_size).to(self.device)
         with torch.inference_mode(), self.precision.autocast(self.device):
-            layers = layer_work(spec, plain(spec).normalise(images))
+            layers = layer_work(spec, plain(spec).normalize(images))
             work = {name: layer.work for name, layer in layers.items()}
             found = self._rates({"limit": limit, "copy": peaks.copy_work(self.device), **work}, len(work) / 5)
         whole = sum(layer.work.amount / found[name].median for name, layer in layers.items())
@@ -179,14 +179,14 @@ class Measurements:
                 return
             self.tell(f"memory to {name} {spec.name}")
             precision = self.precision.name if name == "train" else "fp32"
-            found = peak_memory(name, spec.name, batch, precision, self.device)
+            found = measure_peak_memory(name, spec.name, batch, precision, self.device)
             yield {"name": name, **self._network(spec, batch), "precision": precision, "bytes": found}
 
     # ── the parts ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def lrn(self) -> Iterator[dict[str, Any]]:
         """Forward and backward, against the least traffic: 2.5 copies of the tensor (x in, y out; x, dy in, dx out)."""
-        keep_pages()  # as training does
+        tune_malloc()  # as training does
         for shape in LRN_SHAPES:
             for layout in (torch.contiguous_format, torch.channels_last):
                 yield self._lrn(shape, layout)
@@ -195,7 +195,7 @@ class Measurements:
         n, *rest = shape
         if self.device.type != "cpu":
             n *= 16  # a GPU's cache would hold less
-        while n > 1 and 8 * 4 * n * int(np.prod(rest)) > peaks.free_memory(self.device):
+        while n > 1 and 8 * 4 * n * int(np.prod(rest)) > peaks.free_device_memory(self.device):
             n //= 2
         x = torch.randn(n, *rest, device=self.device).to(self.precision.dtype).contiguous(memory_format=layout)
         gradient, target = torch.randn_like(x), torch.empty_like(x)
@@ -224,9 +224,9 @@ class Measurements:
             names = [f"{n}.jpg" for n in range(16)]
             for name in names:
                 (Path(folder) / name).write_bytes(peaks.photograph())
-            files = Files(Path(folder), names, torch.zeros(len(names), dtype=torch.int64))
+            files = ImageFiles(Path(folder), names, torch.zeros(len(names), dtype=torch.int64))
             epochs = count()
-            preprocess, changes = Preprocess(224, 256), Augment(crop="resized", flip=True)
+            preprocess, changes = EvalTransform(224, 256), Augment(crop="resized", flip=True)
 
             def read(loader: FromFiles) -> None:
                 for _ in loader.batches(next(epochs)):
@@ -272,7 +272,7 @@ class Measurements:
         Estimated: training keeps weights, gradients, momentum and the old weights' copy, each activation and its
         gradient, and four batches of pictures; inference weights and two activations' worth of the largest layers.
         """
-        summary, free = summarize(spec), peaks.free_memory(self.device)
+        summary, free = summarize(spec), peaks.free_device_memory(self.device)
         pixels = spec.in_channels * (spec.image_size * 8 // 7) ** 2
         fixed = (16 if training else 8) * summary.parameters
         each = (2 if training else 1) * summary.activation_bytes + 12 * pixels

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from alexnet.data.augment import Augment
-from alexnet.data.dataset import Arrays, Source
+from alexnet.data.dataset import ImageArrays, ImageDataset
 from alexnet.data.loader import InMemory
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device, pick_precision
 from alexnet.models.model import build
-from alexnet.training.distributed.base import Single
-from alexnet.training.optim import plan
+from alexnet.training.distributed.base import SingleProcess
+from alexnet.training.optim import schedule_at
 from alexnet.training.recipe import Recipe, with_settings
-from alexnet.training.setup import Prepared, spec_of
+from alexnet.training.setup import TrainSetup, build_spec
 from alexnet.training.step import TrainStep
 
 BATCHES = 4  # made-up batches in memory, taken in turn
@@ -41,21 +41,21 @@ def synthetic_step(
     values = {"arch": arch, "image_size": image_size, "batch_size": batch_size, "precision": precision}
     recipe = with_settings(Recipe(crop="random", flip=True), {**values, **(settings or {})})
     device = pick_device(recipe.device)
-    spec = spec_of(recipe, num_classes, channels=None)
+    spec = build_spec(recipe, num_classes, channels=None)
     channels, size = spec.in_channels, spec.image_size
     side = size + size // 7
     made = torch.Generator().manual_seed(recipe.seed)
     n = BATCHES * batch_size
     images = torch.randint(256, (n, channels, side, side), dtype=torch.uint8, generator=made)
     targets = torch.randint(num_classes, (n,), generator=made)
-    arrays = Arrays(images.to(device), targets.to(device), [str(i) for i in range(n)])
-    preprocess = Preprocess(size, side, channels, (0.5,) * channels, (0.25,) * channels)
+    arrays = ImageArrays(images.to(device), targets.to(device), [str(i) for i in range(n)])
+    preprocess = EvalTransform(size, side, channels, (0.5,) * channels, (0.25,) * channels)
     augment = Augment(crop=recipe.crop, flip=recipe.flip)
     batches = InMemory(arrays, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed)
-    prepared = Prepared(
+    prepared = TrainSetup(
         recipe, spec, preprocess, augment,
-        Source("made up", tuple(map(str, range(num_classes))), {"train": arrays}, channels),
-        batches, {}, device, pick_precision(recipe.precision, device), Single(),
+        ImageDataset("made up", tuple(map(str, range(num_classes))), {"train": arrays}, channels),
+        batches, {}, device, pick_precision(recipe.precision, device), SingleProcess(),
     )  # fmt: skip
     torch.manual_seed(recipe.seed)
     train_step = TrainStep(prepared, build(spec).train())
@@ -63,6 +63,6 @@ def synthetic_step(
 
     def step() -> None:
         number, batch = next(rounds)
-        train_step(batch, number // BATCHES, number, plan(recipe, number, BATCHES))
+        train_step(batch, number // BATCHES, number, schedule_at(recipe, number, BATCHES))
 
     return step

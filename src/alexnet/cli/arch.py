@@ -85,9 +85,9 @@ def arch(
 
 def _show_foreign(name: str, json: bool, **settings: Any) -> None:
     """A network of torchvision, part by part."""
-    from alexnet.models.torchvision_models import count, torchvision_spec
+    from alexnet.models.torchvision_models import summarize_torchvision, torchvision_spec
 
-    found = count(torchvision_spec(name, **settings))
+    found = summarize_torchvision(torchvision_spec(name, **settings))
     if json:
         _print_json(found.to_dict())
         return

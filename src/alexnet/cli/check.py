@@ -37,16 +37,16 @@ def check(
     """
     if data is None and labels is None:
         raise UserError("Name the data: 'alexnet check DIR', an archive, or --labels FILE.")
-    from alexnet.data.shards.manifest import is_pack
+    from alexnet.data.shards.manifest import is_packed
 
-    if data is not None and is_pack(data):
+    if data is not None and is_packed(data):
         if labels is not None or html is not None or fix is not None:
             raise UserError(
                 f"{data} is packed; --labels, --html and --fix are for the pictures that it was packed from."
             )
         _check_packed(data, json)
         return
-    from alexnet.data.quality.check import check as look_over
+    from alexnet.data.quality.check import check_dataset as look_over
     from alexnet.data.quality.clean import check_target, write_cleaned
 
     if fix is not None:
@@ -72,10 +72,10 @@ def check(
 
 
 def _check_packed(data: Path, json: bool) -> None:
-    from alexnet.data.quality.check import check_pack
+    from alexnet.data.quality.check import check_packed
 
     with _progress() as progress:
-        found = check_pack(data, progress)
+        found = check_packed(data, progress)
     if json:
         _print_json(found.to_dict())
         return
@@ -91,7 +91,7 @@ def _check_packed(data: Path, json: bool) -> None:
 
 
 def _show(found: Findings) -> None:
-    from alexnet.data.quality.findings import spread
+    from alexnet.data.quality.findings import min_median_max
 
     good = [found.seen[i] for i in found.good]
     splits = found.by_split
@@ -113,14 +113,14 @@ def _show(found: Findings) -> None:
         print(f"({len(rows) - len(shown):,} classes between them are not shown)")
     if good:
         for what, values in (("width", [s.width for s in good]), ("height", [s.height for s in good])):
-            low, middle, high = spread(values) or (0, 0, 0)
+            low, middle, high = min_median_max(values) or (0, 0, 0)
             print(f"{what}: {low:g} to {high:g} pixels, median {middle:g}")
-        low, middle, high = spread([s.width / s.height for s in good]) or (0, 0, 0)
+        low, middle, high = min_median_max([s.width / s.height for s in good]) or (0, 0, 0)
         print(f"width over height: {low:.2f} to {high:.2f}, median {middle:.2f}")
         kinds = Counter(f"{s.format} {s.mode}".strip() for s in good)
         print("kinds: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))
     _list("Cannot be read", [f"{name}: {reason}" for name, reason in found.bad])
-    _list("Unusual", [f"{found.names[i]}: {'; '.join(found.seen[i].oddities)}" for i in found.odd])
+    _list("Unusual", [f"{found.names[i]}: {'; '.join(found.seen[i].oddities)}" for i in found.unusual])
     _list("The same to the byte", [_pair(found, group[0], other) for group in found.exact for other in group[1:]])
     _list("Look the same", [_pair(found, a, b) for a, b in found.near])
     _list("Warnings", found.warnings, len(found.warnings))

@@ -39,7 +39,7 @@ def pack(
         workers: Processes that pack; as many as there are cores unless given.
         json: Print one JSON document.
     """
-    from alexnet.data.shards.pack import pack as make_shards
+    from alexnet.data.shards.pack import pack_dataset as make_shards
 
     with _progress() as progress:
         found = make_shards(

@@ -55,10 +55,10 @@ def predict(
         json: Print one JSON document.
     """
     from alexnet.data.image_folder import find_images
-    from alexnet.inference.load import names_run
+    from alexnet.inference.load import is_run_reference
     from alexnet.inference.predict import load_quickly
 
-    runs = [run, *itertools.takewhile(names_run, images)]
+    runs = [run, *itertools.takewhile(is_run_reference, images)]
     images = images[len(runs) - 1 :]
     if not images:
         raise UserError("Name at least one picture after the run: a file, a folder, or '-' for standard input.")
@@ -102,7 +102,7 @@ def predict_into(
     """`alexnet predict … --out FILE`: labels for many pictures, as a table."""
     from alexnet.data.image_folder import find_images
     from alexnet.inference.batch_predict import check_out, write_predictions
-    from alexnet.inference.load import identity
+    from alexnet.inference.load import model_id
     from alexnet.inference.predict import load_quickly
 
     check_out(out)
@@ -110,7 +110,7 @@ def predict_into(
         raise UserError("--out writes a row for each picture file, and '-' is none; leave one of them out.")
     wanted = find_images(images)
     trust = opening.get("trust", False)
-    asked = {"networks": [identity(run, checkpoint, trust) for run in runs], "engine": engine}
+    asked = {"networks": [model_id(run, checkpoint, trust) for run in runs], "engine": engine}
     classifier = load_quickly(runs, checkpoint=checkpoint, engine=engine, say=_say, **opening)
     with _progress() as progress:
         written = write_predictions(

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from alexnet import rng
-from alexnet.data.transforms import centre_crop
+from alexnet.data.transforms import center_crop
 from alexnet.errors import UserError, unknown_name
 
 CROPS = ("none", "pad", "random", "resized")
@@ -51,7 +51,7 @@ class Augment:
     """Range of the width over the height that crop resized takes."""
     flip: bool = False
     """Mirror left and right with probability one half."""
-    crop_chunk: int = 1
+    crop_group: int = 1
     """Pictures in a row that share the crop and flip of the first: 1, or 32 as in the 2012 code."""
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Brightness, contrast, saturation: each is multiplied by a factor from [1 − value, 1 + value]."""
@@ -74,8 +74,8 @@ class Augment:
             )
         if min(self.padding, self.rotate, self.mixup, self.cutmix, *self.jitter) < 0:
             raise UserError("Padding, rotation, jitter, MixUp and CutMix must not be negative; 0 switches them off.")
-        if self.crop_chunk < 1:
-            raise UserError(f"A crop cannot be shared by {self.crop_chunk} pictures; 1 gives each its own.")
+        if self.crop_group < 1:
+            raise UserError(f"A crop cannot be shared by {self.crop_group} pictures; 1 gives each its own.")
 
 
 @torch.no_grad()
@@ -95,11 +95,11 @@ def augment(
     Raises `UserError` where the pictures are smaller than the crop.
     """
     sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else np.asarray(ids)
-    first_ids = first_of_chunk(sample_ids, cfg.crop_chunk) if leads is None else leads.numpy(force=True)
+    first_ids = crop_group_ids(sample_ids, cfg.crop_group) if leads is None else leads.numpy(force=True)
 
     def uniform(purpose: str, count: int) -> np.ndarray:
         chosen = first_ids if purpose in ("crop", "flip") else sample_ids
-        return rng.draws(seed, epoch, chosen, purpose, count)
+        return rng.uniform(seed, epoch, chosen, purpose, count)
 
     given = images.untyped_storage().data_ptr()
     if cfg.crop == "resized":
@@ -107,7 +107,7 @@ def augment(
         sides = np.full(len(images), side)
         images = _cut(images, crop_boxes(sides, sides, uniform("crop", BOX_DRAWS), cfg.scale, cfg.ratio), size)
     elif cfg.crop == "none":
-        images = centre_crop(images, size)
+        images = center_crop(images, size)
     else:
         if cfg.crop == "pad" and cfg.padding:
             images = _pad(images, cfg.padding, cfg.padding_mode)
@@ -120,11 +120,11 @@ def augment(
     if any(cfg.jitter):
         reach = np.asarray(cfg.jitter)
         low = np.maximum(0, 1 - reach)
-        images = colour_jitter(images, low + uniform("jitter", 3) * (1 + reach - low))
+        images = color_jitter(images, low + uniform("jitter", 3) * (1 + reach - low))
     return images
 
 
-def first_of_chunk(ids: np.ndarray, chunk: int) -> np.ndarray:
+def crop_group_ids(ids: np.ndarray, chunk: int) -> np.ndarray:
     """For each of N samples the id of the first in its run of `chunk`: whose crop and flip it takes."""
     return ids[np.arange(len(ids)) // chunk * chunk]
 
@@ -300,7 +300,7 @@ def _rotate(images: torch.Tensor, degrees: np.ndarray) -> torch.Tensor:
     return _to_bytes(turned)
 
 
-def colour_jitter(images: torch.Tensor, factors: np.ndarray | torch.Tensor) -> torch.Tensor:
+def color_jitter(images: torch.Tensor, factors: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Brightness, contrast and saturation of each picture multiplied by its row of `factors`, N×3, in that order.
 
     uint8 N×C×H×W in and out, C 1 or 3 (grey has no saturation). The same numbers as torchvision's
@@ -353,7 +353,7 @@ def mix(
 
 
 @dataclass(frozen=True)
-class ColourBasis:
+class ColorPCA:
     """The principal colours of a data set's RGB pixels. Raises `UserError` for what cannot be one."""
 
     std: tuple[float, ...]
@@ -370,18 +370,18 @@ class ColourBasis:
             )
 
 
-IMAGENET_BASIS = ColourBasis(
+IMAGENET_PCA = ColorPCA(
     (121.78, 37.09, 19.72), (-0.5635, -0.5762, -0.5920, -0.7126, -0.0235, 0.7012, 0.4180, -0.8170, 0.3973)
 )
 """ImageNet's, from the files that cuda-convnet2 publishes (`make-data/input_meta`), to two and four places."""
 
 
-def colour_noise(
+def pca_noise(
     x: torch.Tensor,
     ids: Sequence[int] | np.ndarray | torch.Tensor,
     epoch: int,
     seed: int,
-    basis: ColourBasis,
+    basis: ColorPCA,
     strength: float,
     *,
     std: Sequence[float],
@@ -396,7 +396,7 @@ def colour_noise(
     if strength == 0:
         return x
     sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else ids
-    uniform = np.maximum(rng.draws(seed, epoch, sample_ids, "colour noise", 3), 2.0**-54)  # 0 would be -∞
+    uniform = np.maximum(rng.uniform(seed, epoch, sample_ids, "colour noise", 3), 2.0**-54)  # 0 would be -∞
     z = torch.special.ndtri(torch.from_numpy(uniform)).numpy()  # N×3
     axes = np.asarray(basis.std)[:, None] * np.reshape(basis.vectors, (3, 3))  # σᵢpᵢ, in levels of 0…255
     shrink = 1 / (1 + strength) if divide else 1.0

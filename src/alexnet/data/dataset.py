@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 
 if TYPE_CHECKING:
     import torch
 
-Stored = Path | bytes | np.ndarray
+RawImage = Path | bytes | np.ndarray
 """A picture's file, the bytes of one, or its pixels, uint8 H×W×C."""
 
 SplitRows = list[tuple[str, str]]
@@ -21,7 +21,7 @@ SplitRows = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """Pictures on disk, decoded when they are needed."""
 
     root: Path
@@ -38,26 +38,26 @@ class Files:
     def paths(self) -> list[Path]:
         return [self.root / name for name in self.names]
 
-    def stored(self, i: int) -> Stored:
+    def raw(self, i: int) -> RawImage:
         """Picture `i` in the form that it is kept in, which `images.decode` reads. Raises `UserError`."""
         return self.root / self.names[i]
 
-    def where(self, i: int) -> str:
+    def describe(self, i: int) -> str:
         """What picture `i` is called in a sentence for the user."""
         return str(self.root / self.names[i])
 
-    def check(self, preprocess: Preprocess) -> None:
+    def check(self, preprocess: EvalTransform) -> None:
         """Raise `UserError` if these pictures cannot be brought into the form that `preprocess` asks for."""
 
-    def take(self, indices: np.ndarray) -> Files:
+    def take(self, indices: np.ndarray) -> ImageFiles:
         """Those at `indices`, in that order."""
         import torch
 
-        return Files(self.root, [self.names[i] for i in indices], self.targets[torch.as_tensor(indices)])
+        return ImageFiles(self.root, [self.names[i] for i in indices], self.targets[torch.as_tensor(indices)])
 
 
 @dataclass(frozen=True)
-class Arrays:
+class ImageArrays:
     """Decoded pictures."""
 
     images: torch.Tensor
@@ -72,7 +72,7 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def take(self, indices: np.ndarray) -> Arrays:
+    def take(self, indices: np.ndarray) -> ImageArrays:
         """Those at `indices`, in that order."""
         import torch
 
@@ -81,13 +81,13 @@ class Arrays:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageDataset:
     """A data set, ready to train on."""
 
     name: str
     classes: tuple[str, ...]
     """Class names; a target is an index here."""
-    splits: dict[str, Arrays | Files]
+    splits: dict[str, ImageArrays | ImageFiles]
     """train, always; val and test where they exist."""
     channels: int
     """1 for grey data sets, 3 for RGB; files are decoded to either."""

@@ -34,20 +34,20 @@ from torchvision.datasets.utils import check_integrity, check_md5, extract_archi
 from alexnet.data import image_folder
 from alexnet.data.archives import as_folder
 from alexnet.data.augment import Augment
-from alexnet.data.dataset import Arrays, Files, Source, SplitRows
-from alexnet.data.decode import BadImage, decode, decode_part, image_size
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
+from alexnet.data.decode import BadImage, decode_crop, decode_image, image_size
 from alexnet.data.download import fetch
 from alexnet.data.image_folder import Progress
-from alexnet.data.shards.manifest import is_pack, open_pack
+from alexnet.data.shards.manifest import is_packed, open_packed
 from alexnet.data.shards.reader import FAILED
-from alexnet.data.split import divide, in_order
-from alexnet.data.transforms import Preprocess
+from alexnet.data.split import make_splits, order_splits
+from alexnet.data.transforms import EvalTransform
 from alexnet.device import cache_dir
 from alexnet.errors import UserError, unknown_name
 
 Needed = tuple[list[str], Path, str]  # addresses of a file, where it belongs, its md5
 
-SOURCES = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
+DATASETS = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
 
 CIFAR10_ARCHIVE = datasets.CIFAR10.filename
 """The name of CIFAR-10's own archive: the one whose pickles are read, after its checksum."""
@@ -55,7 +55,7 @@ CIFAR10_ARCHIVE = datasets.CIFAR10.filename
 _CIFAR10_FILES = (CIFAR10_ARCHIVE, "data_batch_1")
 
 
-def load_source(
+def load_dataset(
     name: str,
     data: Path | None = None,
     *,
@@ -66,7 +66,7 @@ def load_source(
     hold_out: bool = True,
     split: SplitRows | None = None,
     progress: Progress | None = None,
-) -> Source:
+) -> ImageDataset:
     """The data set called `name`, from the file or folder `data` where it is not embedded or downloaded; its classes
     from the table `labels` where one is given, whose own folder is `data` unless that is given too.
 
@@ -79,15 +79,15 @@ def load_source(
 
     Raises `UserError` for an unknown name, missing or malformed data, and all that `folders.scan` refuses.
     """
-    if name not in SOURCES:
-        raise unknown_name("data set", name, SOURCES)
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
     if labels is not None and name not in ("imagenet", "folder"):
         raise UserError(f"The data set '{name}' brings its own labels; leave --labels out, or use 'folder'.")
     if data is not None and not data.name.endswith(".tar.gz"):  # CIFAR-10's own, whose pickles need a checksum first
         data = as_folder(data, progress)
     if name == "digits":
         source = _digits(data)
-    elif data is not None and is_pack(data):
+    elif data is not None and is_packed(data):
         source = _packed(name, data, labels, progress)
     elif name == "cifar10":
         source = _cifar10(data, download, skip_bad, progress)
@@ -99,12 +99,12 @@ def load_source(
         source = _class_folders(name, data, skip_bad, progress, labels)
         if name == "imagenet" and not {"val", "test"} & set(source.splits):
             source.notes.append(f"{data} has no val/ beside train/, as ImageNet has.")
-    return divide(source, seed, hold_out, split)
+    return make_splits(source, seed, hold_out, split)
 
 
-def read_files(
-    files: Files, preprocess: Preprocess, augment: Augment | None = None, *, progress: Progress | None = None
-) -> Arrays:
+def decode_files(
+    files: ImageFiles, preprocess: EvalTransform, augment: Augment | None = None, *, progress: Progress | None = None
+) -> ImageArrays:
     """Every picture decoded into memory, on all cores.
 
     Without `augment` as `preprocess.evaluation` makes it, N×C×size×size. With it, what random crops are cut
@@ -114,9 +114,9 @@ def read_files(
     files.check(preprocess)
     side, channels = preprocess.size, preprocess.channels
     if augment is not None:
-        side = preprocess.square
+        side = preprocess.resize_side
         common = _common_side(files, progress) if augment.crop == "resized" else 0
-        if preprocess.size <= common <= 1.5 * preprocess.square:
+        if preprocess.size <= common <= 1.5 * preprocess.resize_side:
             side = common
     square = replace(preprocess, size=side, resize=side, mean_image=None)
     images = np.empty((len(files), channels, side, side), dtype=np.uint8)
@@ -124,38 +124,41 @@ def read_files(
     def read(i: int) -> None:
         try:
             if augment is None:
-                images[i] = preprocess.evaluation(decode(files.stored(i), channels)).numpy()
+                images[i] = preprocess.eval_tensor(decode_image(files.raw(i), channels)).numpy()
             else:
-                images[i] = square.training_square(decode_part(files.stored(i), side, channels)).numpy()
+                images[i] = square.training_square(decode_crop(files.raw(i), side, channels)).numpy()
         except BadImage as error:
-            raise BadImage(error.reason, files.where(i)) from error
+            raise BadImage(error.reason, files.describe(i)) from error
 
-    for _ in image_folder.in_threads(read, range(len(files)), progress, "reading images"):
+    for _ in image_folder.map_in_threads(read, range(len(files)), progress, "reading images"):
         pass
-    return Arrays(torch.from_numpy(images), files.targets, files.names, ready=augment is None)
+    return ImageArrays(torch.from_numpy(images), files.targets, files.names, ready=augment is None)
 
 
-def evaluated(arrays: Arrays, preprocess: Preprocess) -> Arrays:
+def resize_for_eval(arrays: ImageArrays, preprocess: EvalTransform) -> ImageArrays:
     """`arrays` as `preprocess.evaluation` makes each picture, N×C×size×size: by Pillow, so that they are to the last
     bit what a picture file gives in prediction."""
-    if arrays.ready or arrays.images.shape[-2:] == (preprocess.square, preprocess.square) == (preprocess.size,) * 2:
+    if (
+        arrays.ready
+        or arrays.images.shape[-2:] == (preprocess.resize_side, preprocess.resize_side) == (preprocess.size,) * 2
+    ):
         return arrays
     images = np.empty((len(arrays), preprocess.channels, preprocess.size, preprocess.size), dtype=np.uint8)
 
     def shape(i: int) -> None:
         pixels = arrays.images[i].permute(1, 2, 0).numpy()
         picture = Image.fromarray(pixels if preprocess.channels == 3 else pixels[..., 0])
-        images[i] = preprocess.evaluation(picture).numpy()
+        images[i] = preprocess.eval_tensor(picture).numpy()
 
-    for _ in image_folder.in_threads(shape, range(len(arrays)), None, "resizing images"):
+    for _ in image_folder.map_in_threads(shape, range(len(arrays)), None, "resizing images"):
         pass
-    return Arrays(torch.from_numpy(images), arrays.targets, arrays.names, ready=True)
+    return ImageArrays(torch.from_numpy(images), arrays.targets, arrays.names, ready=True)
 
 
-def _common_side(files: Files, progress: Progress | None) -> int:
+def _common_side(files: ImageFiles, progress: Progress | None) -> int:
     """The side in pixels if all the pictures are squares of one size, else 0."""
     sizes = set(
-        image_folder.in_threads(lambda i: image_size(files.stored(i)), range(len(files)), progress, "measuring images")
+        image_folder.map_in_threads(lambda i: image_size(files.raw(i)), range(len(files)), progress, "measuring images")
     )
     width, height = next(iter(sizes)) if len(sizes) == 1 else (0, 1)
     return width if width == height else 0
@@ -166,25 +169,29 @@ def _common_side(files: Files, progress: Progress | None) -> int:
 
 def load_for_evaluation(
     name: str, data: Path | None, progress: Progress | None = None, *, labels: Path | None = None
-) -> Source:
+) -> ImageDataset:
     """Pictures to measure a network on: class folders of any kind or a table of labels, or the layouts of the data set
     `name` that it was trained on. Splits are those given, and `all` where there are none. Raises `UserError`."""
     data = image_folder.data_folder(data, labels, progress)
-    if is_pack(data):
+    if is_packed(data):
         return _packed("folder", data, labels, progress, training=False)
     if labels is not None:
-        tree = image_folder.listed(data, image_folder.labels_file(labels, data), training=False)
-        tree, bad = image_folder.drop_bad(tree, skip_bad=False, progress=progress)
-        return Source("folder", tree.classes, in_order({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
+        tree = image_folder.scan_label_table(data, image_folder.labels_file(labels, data), training=False)
+        tree, bad = image_folder.drop_unreadable(tree, skip_bad=False, progress=progress)
+        return ImageDataset(
+            "folder", tree.classes, order_splits({**tree.splits}), channels=3, bad=bad, notes=tree.notes
+        )
     if name in ("cifar10", "fashion-mnist"):
         # contextlib: what is not in that layout may still be class folders
         with contextlib.suppress(UserError):
-            return load_source(name, data, hold_out=False, progress=progress)
-    tree, bad = image_folder.drop_bad(image_folder.scan(data, training=False), skip_bad=False, progress=progress)
-    return Source("folder", tree.classes, in_order({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
+            return load_dataset(name, data, hold_out=False, progress=progress)
+    tree, bad = image_folder.drop_unreadable(
+        image_folder.scan_class_folders(data, training=False), skip_bad=False, progress=progress
+    )
+    return ImageDataset("folder", tree.classes, order_splits({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
 
 
-def open_layout(data: Path, progress: Progress | None = None) -> Source | None:
+def open_layout(data: Path, progress: Progress | None = None) -> ImageDataset | None:
     """The data set whose files, as its authors publish them, `data` is or holds; None where it holds other things."""
     if data.name == datasets.CIFAR10.filename:
         return _cifar10(data, False, False, progress)
@@ -197,10 +204,12 @@ def open_layout(data: Path, progress: Progress | None = None) -> Source | None:
     return None
 
 
-def _packed(name: str, data: Path, labels: Path | None, progress: Progress | None, training: bool = True) -> Source:
+def _packed(
+    name: str, data: Path, labels: Path | None, progress: Progress | None, training: bool = True
+) -> ImageDataset:
     if labels is not None:
         raise UserError(f"{data} is packed together with its labels; leave --labels out.")
-    pack = open_pack(data, progress)
+    pack = open_packed(data, progress)
     if training:
         if "train" not in pack.splits:
             raise UserError(f"{data} was packed from pictures without a train/ to learn from; pack those with one.")
@@ -213,22 +222,24 @@ def _packed(name: str, data: Path, labels: Path | None, progress: Progress | Non
     notes = []
     if pack.failed:
         notes.append(f"{pack.failed} pictures could not be read when {data} was packed; {data / FAILED} lists them.")
-    return Source(name, pack.classes, in_order({**pack.splits}), channels=pack.form.channels, notes=notes)
+    return ImageDataset(name, pack.classes, order_splits({**pack.splits}), channels=pack.form.channels, notes=notes)
 
 
 def _class_folders(
     name: str, data: Path | None, skip_bad: bool, progress: Progress | None, labels: Path | None = None
-) -> Source:
+) -> ImageDataset:
     root = image_folder.data_folder(data, labels, progress)
     tree = (
-        image_folder.scan(root) if labels is None else image_folder.listed(root, image_folder.labels_file(labels, root))
+        image_folder.scan_class_folders(root)
+        if labels is None
+        else image_folder.scan_label_table(root, image_folder.labels_file(labels, root))
     )
-    tree, bad = image_folder.drop_bad(tree, skip_bad=skip_bad, progress=progress)
-    splits: dict[str, Arrays | Files] = {**tree.splits}
-    return Source(name, tree.classes, in_order(splits), channels=3, bad=bad, notes=tree.notes)
+    tree, bad = image_folder.drop_unreadable(tree, skip_bad=skip_bad, progress=progress)
+    splits: dict[str, ImageArrays | ImageFiles] = {**tree.splits}
+    return ImageDataset(name, tree.classes, order_splits(splits), channels=3, bad=bad, notes=tree.notes)
 
 
-def _digits(data: Path | None) -> Source:
+def _digits(data: Path | None) -> ImageDataset:
     """scikit-learn's copy of the UCI handwritten digits: 1,797 of 8×8 with values 0…16, 174 to 183 a class.
 
     Divided into 1,259 for train, 269 for val and 269 for test."""
@@ -239,11 +250,11 @@ def _digits(data: Path | None) -> Source:
     digits = load_digits()
     small = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
     images = F.interpolate(small, (32, 32), mode="bicubic").round_().clamp_(0, 255).to(torch.uint8)
-    train = Arrays(images, torch.from_numpy(digits.target).long(), [f"digits/{i:04d}" for i in range(len(images))])
-    return Source("digits", tuple(map(str, range(10))), {"train": train}, channels=1)
+    train = ImageArrays(images, torch.from_numpy(digits.target).long(), [f"digits/{i:04d}" for i in range(len(images))])
+    return ImageDataset("digits", tuple(map(str, range(10))), {"train": train}, channels=1)
 
 
-def _cifar10(data: Path | None, download: bool, skip_bad: bool, progress: Progress | None) -> Source:
+def _cifar10(data: Path | None, download: bool, skip_bad: bool, progress: Progress | None) -> ImageDataset:
     archive = datasets.CIFAR10.filename
     layout = datasets.CIFAR10.base_folder
     if data is None:
@@ -270,10 +281,10 @@ def _cifar10(data: Path | None, download: bool, skip_bad: bool, progress: Progre
             folder = data / layout if (data / layout).is_dir() else data
         elif any(path.is_dir() and path.name.lower() in ("train", "training") for path in data.iterdir()):
             source = _class_folders("cifar10", data, skip_bad, progress)
-            splits: dict[str, Arrays | Files] = {}
+            splits: dict[str, ImageArrays | ImageFiles] = {}
             for split, files in source.splits.items():
-                assert isinstance(files, Files)
-                pictures = read_files(files, Preprocess(size=32), progress=progress)
+                assert isinstance(files, ImageFiles)
+                pictures = decode_files(files, EvalTransform(size=32), progress=progress)
                 splits[split] = replace(pictures, ready=False)  # they are 32×32 by nature
             return replace(source, splits=splits)
         else:
@@ -292,11 +303,13 @@ def _cifar10(data: Path | None, download: bool, skip_bad: bool, progress: Progre
             f"The CIFAR-10 files in {folder} are incomplete or changed (their md5 differs); unpack {archive} there "
             "again."
         ) from error
-    arrays: dict[str, Arrays | Files] = {}
+    arrays: dict[str, ImageArrays | ImageFiles] = {}
     for split, reader in readers.items():
         images = torch.from_numpy(np.ascontiguousarray(reader.data.transpose(0, 3, 1, 2)))
-        arrays[split] = Arrays(images, torch.tensor(reader.targets), [f"{split}/{i:05d}" for i in range(len(images))])
-    return Source("cifar10", tuple(readers["train"].classes), arrays, channels=3)
+        arrays[split] = ImageArrays(
+            images, torch.tensor(reader.targets), [f"{split}/{i:05d}" for i in range(len(images))]
+        )
+    return ImageDataset("cifar10", tuple(readers["train"].classes), arrays, channels=3)
 
 
 def _unpack_cifar10(archive: Path) -> Path:
@@ -308,7 +321,7 @@ def _unpack_cifar10(archive: Path) -> Path:
     return cache / datasets.CIFAR10.base_folder
 
 
-def _fashion_mnist(data: Path | None, download: bool, progress: Progress | None) -> Source:
+def _fashion_mnist(data: Path | None, download: bool, progress: Progress | None) -> ImageDataset:
     files = {split: _fashion_files(split) for split in ("train", "test")}
     where = cache_dir() / "fashion-mnist" if data is None else image_folder.existing_folder(data)
     raw = next((d for d in (where / "FashionMNIST" / "raw", where / "raw", where) if _idx(d / files["train"][0])), None)
@@ -324,14 +337,16 @@ def _fashion_mnist(data: Path | None, download: bool, progress: Progress | None)
         mirrors, resources = datasets.FashionMNIST.mirrors, datasets.FashionMNIST.resources
         needed = [([mirror + name for mirror in mirrors], raw / name, md5) for name, md5 in resources]
         _download(datasets.FashionMNIST, needed, where, "Fashion-MNIST", by_hand, progress)
-    arrays: dict[str, Arrays | Files] = {}
+    arrays: dict[str, ImageArrays | ImageFiles] = {}
     for split, (images, labels) in files.items():
         pixels, targets = _read_idx(raw / images, (28, 28)), _read_idx(raw / labels, ())
         if len(pixels) != len(targets) or targets.max() > 9:
             raise UserError(f"The {split} files of Fashion-MNIST in {raw} do not belong together; download them again.")
         names = [f"{split}/{i:05d}" for i in range(len(targets))]
-        arrays[split] = Arrays(torch.from_numpy(pixels[:, None]), torch.from_numpy(targets.astype(np.int64)), names)
-    return Source("fashion-mnist", tuple(datasets.FashionMNIST.classes), arrays, channels=1)
+        arrays[split] = ImageArrays(
+            torch.from_numpy(pixels[:, None]), torch.from_numpy(targets.astype(np.int64)), names
+        )
+    return ImageDataset("fashion-mnist", tuple(datasets.FashionMNIST.classes), arrays, channels=1)
 
 
 def _fashion_files(split: str) -> tuple[str, str]:

@@ -67,7 +67,7 @@ class TooManyPixels(BadImage):
     """A picture that is larger than is decoded; its header says so."""
 
 
-def decode(
+def decode_image(
     source: str | Path | bytes | np.ndarray | Image.Image, channels: int = 3, *, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """The picture in `source`, in mode RGB (`channels` 3) or L (1): a path, the bytes of a file, one already opened, or
@@ -98,7 +98,7 @@ def decode(
         raise BadImage(_say(error), where) from error
 
 
-def decode_part(
+def decode_crop(
     source: str | Path | bytes | np.ndarray,
     size: int,
     channels: int = 3,
@@ -114,7 +114,7 @@ def decode_part(
     where, mode = _name(source), "RGB" if channels == 3 else "L"
     if isinstance(source, np.ndarray):
         if source.shape[2] != channels:
-            source = np.array(decode(source, channels)).reshape(*source.shape[:2], channels)
+            source = np.array(decode_image(source, channels)).reshape(*source.shape[:2], channels)
         left, top, right, bottom = box(source.shape[1], source.shape[0]) if box else (0, 0, None, None)
         return source[top:bottom, left:right]
     try:
@@ -152,7 +152,7 @@ def check_image(path: str | Path, *, full: bool = True) -> str | None:
     """
     try:
         if full:
-            decode(path)
+            decode_image(path)
             return None
         with _file(path, str(path)) as file, _open(file, str(path)) as image:
             marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(image.format or "")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from alexnet.data.archives import ENDINGS, as_folder, is_archive
-from alexnet.data.dataset import Files
+from alexnet.data.dataset import ImageFiles
 from alexnet.data.decode import IMAGE_SUFFIXES, check_image
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
@@ -46,16 +46,16 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Tree:
+class ImageTree:
     """What `scan` found: class names in order, the splits that the folders make, and what was passed over."""
 
     classes: tuple[str, ...]
-    splits: dict[str, Files]
+    splits: dict[str, ImageFiles]
     notes: list[str]
 
 
 @dataclass
-class Found:
+class FolderContents:
     """What lies below a folder, before anything is asked of it."""
 
     root: Path
@@ -97,12 +97,12 @@ def labels_file(labels: Path, root: Path) -> Path:
     return labels if labels.is_file() or not (root / labels).is_file() else root / labels
 
 
-def find(root: Path) -> Found:
+def walk_folder(root: Path) -> FolderContents:
     """What lies below `root`, whether or not it can be learnt from; no picture is opened.
 
     Raises `UserError` for a folder that is missing, and for one with two folders for the same split.
     """
-    found = Found(existing_folder(root))
+    found = FolderContents(existing_folder(root))
     inside = _listing(root, found)
     folders = [Path(entry.path) for entry in inside if _is_folder(entry, (root,), found)]
     found.folders, others = _split_folders(root, folders)
@@ -116,14 +116,14 @@ def find(root: Path) -> Found:
     return found
 
 
-def scan(root: Path, training: bool = True) -> Tree:
+def scan_class_folders(root: Path, training: bool = True) -> ImageTree:
     """The pictures below `root`, without opening them; a folder without splits is all `train`, or `all` where they
     are not for `training`. Then train/ may be missing, one class is enough, and classes may be in any split.
 
     Raises `UserError` for a folder that is missing or cannot be opened, holds no pictures or no class folders, an empty
     class folder, fewer than two classes, two classes that differ only in case, a class that train/ lacks.
     """
-    found = find(root)
+    found = walk_folder(root)
     if found.closed:
         name, reason = found.closed[0]
         raise UserError(f"The folder {root / name} cannot be opened ({reason}); change its permissions or remove it.")
@@ -148,17 +148,17 @@ def scan(root: Path, training: bool = True) -> Tree:
         targets = [number[name] for name, paths in by_class.items() for _ in paths]
         if not names:
             raise UserError(f"{split_folders[split]} holds no pictures; add some or remove the folder.")
-        splits[split] = Files(root, names, torch.tensor(targets, dtype=torch.int64))
-    return Tree(classes, splits, notes)
+        splits[split] = ImageFiles(root, names, torch.tensor(targets, dtype=torch.int64))
+    return ImageTree(classes, splits, notes)
 
 
-def listed(root: Path, labels: Path, training: bool = True) -> Tree:
+def scan_label_table(root: Path, labels: Path, training: bool = True) -> ImageTree:
     """The pictures below `root` that the table `labels` lists, as `scan` gives those of class folders.
 
     Raises `UserError` for a table that `read_labels` refuses or that contradicts itself, fewer than two classes, and
     a class or split that training lacks; for pictures that are not there, `drop_bad` does.
     """
-    table = read_labels(labels)
+    table = read_label_table(labels)
     if table.bad:
         shown = _shown([f"{name} ({reason})" for name, reason in table.bad])
         rows = len(table.names) + table.repeated + len(table.bad)
@@ -176,14 +176,16 @@ def listed(root: Path, labels: Path, training: bool = True) -> Tree:
     for name, label, split in zip(table.names, table.labels, splits, strict=True):
         parts[split][0].append(name)
         parts[split][1].append(number[label])
-    return Tree(
+    return ImageTree(
         classes,
-        {split: Files(root, names, torch.tensor(targets)) for split, (names, targets) in parts.items()},
+        {split: ImageFiles(root, names, torch.tensor(targets)) for split, (names, targets) in parts.items()},
         notes,
     )
 
 
-def drop_bad(tree: Tree, *, skip_bad: bool, progress: Progress | None = None) -> tuple[Tree, list[tuple[str, str]]]:
+def drop_unreadable(
+    tree: ImageTree, *, skip_bad: bool, progress: Progress | None = None
+) -> tuple[ImageTree, list[tuple[str, str]]]:
     """The tree without the pictures that cannot be read, and those as (name, reason).
 
     Every file is decoded if there are at most `FULL_CHECK`, or if the bad ones are to be left out, which is only
@@ -196,7 +198,7 @@ def drop_bad(tree: Tree, *, skip_bad: bool, progress: Progress | None = None) ->
     full = skip_bad or total <= FULL_CHECK
     paths = [path for files in tree.splits.values() for path in files.paths]
     names = [name for files in tree.splits.values() for name in files.names]
-    reasons = list(in_threads(lambda path: check_image(path, full=full), paths, progress, "checking images"))
+    reasons = list(map_in_threads(lambda path: check_image(path, full=full), paths, progress, "checking images"))
     bad = [(name, reason) for name, reason in zip(names, reasons, strict=True) if reason is not None]
     if not bad:
         return tree, []
@@ -220,10 +222,10 @@ def drop_bad(tree: Tree, *, skip_bad: bool, progress: Progress | None = None) ->
     for name, count in zip(tree.classes, left, strict=False):
         if count == 0:
             raise UserError(f"No image of class '{name}' in {root} can be read ({listed}); replace them.")
-    return Tree(tree.classes, splits, tree.notes), bad
+    return ImageTree(tree.classes, splits, tree.notes), bad
 
 
-def in_threads(
+def map_in_threads(
     work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None, what: str
 ) -> Iterator[Result]:
     """work(item) for each item, in order, on as many threads as there are cores (Pillow decodes outside the GIL)."""
@@ -256,7 +258,7 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _listing(folder: Path, found: Found) -> list[os.DirEntry[str]]:
+def _listing(folder: Path, found: FolderContents) -> list[os.DirEntry[str]]:
     """What lies in `folder`, by name; a folder that cannot be opened is noted and counts as empty."""
     try:
         with os.scandir(folder) as entries:
@@ -267,7 +269,7 @@ def _listing(folder: Path, found: Found) -> list[os.DirEntry[str]]:
         return []
 
 
-def _is_folder(entry: os.DirEntry[str], above: tuple[Path, ...], found: Found) -> bool:
+def _is_folder(entry: os.DirEntry[str], above: tuple[Path, ...], found: FolderContents) -> bool:
     """Whether `entry` is a folder, or a link to one that it does not lie in itself: such a circle is noted."""
     try:
         if not entry.is_dir():
@@ -280,7 +282,7 @@ def _is_folder(entry: os.DirEntry[str], above: tuple[Path, ...], found: Found) -
         return False
 
 
-def _has_pictures(folder: Path, found: Found) -> bool:
+def _has_pictures(folder: Path, found: FolderContents) -> bool:
     """Whether pictures lie in `folder` itself, as they do in a class folder and not in train/."""
     return any(_is_picture(entry.name) for entry in _listing(folder, found))
 
@@ -293,7 +295,7 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
     """
     named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if len(named) < len(folders):
-        named = [folder for folder in named if not _has_pictures(folder, Found(root))]
+        named = [folder for folder in named if not _has_pictures(folder, FolderContents(root))]
     splits: dict[str, Path] = {}
     for folder in named:
         split = SPLIT_NAMES[folder.name.lower()]
@@ -303,7 +305,7 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
     return splits, [folder for folder in folders if folder not in named]
 
 
-def _classes(folder: Path, found: Found) -> dict[str, list[str]]:
+def _classes(folder: Path, found: FolderContents) -> dict[str, list[str]]:
     """Class names in alphabetical order, each with the sorted paths of its pictures below the root."""
     classes = {}
     for entry in _listing(folder, found):
@@ -314,7 +316,7 @@ def _classes(folder: Path, found: Found) -> dict[str, list[str]]:
     return classes
 
 
-def _pictures(folder: Path, found: Found) -> list[str]:
+def _pictures(folder: Path, found: FolderContents) -> list[str]:
     """The paths of the pictures at any depth below `folder`, from the root."""
     prefix = folder.relative_to(found.root).as_posix()
     names = []
@@ -328,7 +330,7 @@ def _pictures(folder: Path, found: Found) -> list[str]:
     return names
 
 
-def _check_listed(labels: Path, table: Listed, splits: list[str]) -> None:
+def _check_listed(labels: Path, table: LabelTable, splits: list[str]) -> None:
     """Refuse a table that cannot be learnt from."""
     by_split: dict[str, set[str]] = {split: set() for split in splits}
     for label, split in zip(table.labels, splits, strict=True):
@@ -346,7 +348,7 @@ def _check_listed(labels: Path, table: Listed, splits: list[str]) -> None:
 def _check_classes(root: Path, folders: dict[str, Path], found: dict[str, dict[str, list[str]]]) -> None:
     train, where = found["train"], folders["train"]
     if not train:
-        what = "pictures but no class folders" if _has_pictures(where, Found(root)) else "no class folders"
+        what = "pictures but no class folders" if _has_pictures(where, FolderContents(root)) else "no class folders"
         if where == root and what == "no class folders":
             raise UserError(f"{root} holds no images; put those of each class into a folder of its own there.")
         raise UserError(f"{where} holds {what}; put the images of each class into a folder of its own there.")
@@ -392,7 +394,7 @@ COLUMNS = {
 
 
 @dataclass
-class Listed:
+class LabelTable:
     """What a table says, row by row, and what is wrong with it."""
 
     names: list[str] = field(default_factory=list)
@@ -413,7 +415,7 @@ def class_order(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def read_labels(path: Path) -> Listed:
+def read_label_table(path: Path) -> LabelTable:
     """The rows of the table at `path`, with what is wrong with some of them beside.
 
     Raises `UserError` for a file that is missing, no such table, empty, or without a column for path or label.
@@ -427,7 +429,7 @@ def read_labels(path: Path) -> Listed:
     if chosen["path"] is None or chosen["label"] is None:
         shown = ", ".join(list(columns)[:8]) or "none"
         raise UserError(f"{path} needs the columns path and label (and may have split), but has {shown}; name them so.")
-    found = Listed()
+    found = LabelTable()
     said: dict[str, tuple[str, str]] = {}
     splits = columns[chosen["split"]] if chosen["split"] is not None else None
     for i, (name, label) in enumerate(zip(columns[chosen["path"]], columns[chosen["label"]], strict=True)):

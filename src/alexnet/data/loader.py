@@ -22,12 +22,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from alexnet import rng
-from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, crop_corners, first_of_chunk
-from alexnet.data.dataset import Arrays, Files, Source
-from alexnet.data.datasets import evaluated
-from alexnet.data.decode import BadImage, decode, decode_part
-from alexnet.data.shards.reader import Packed
-from alexnet.data.transforms import Preprocess
+from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, crop_corners, crop_group_ids
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
+from alexnet.data.datasets import resize_for_eval
+from alexnet.data.decode import BadImage, decode_crop, decode_image
+from alexnet.data.shards.reader import PackedImages
+from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_count, free_memory, local_world_size
 from alexnet.errors import ReaderDied, UserError
 
@@ -40,28 +40,28 @@ _BROKEN = (ConnectionError, EOFError, FileNotFoundError)
 _MAX_WORKERS = 16  # more than decoding for one device can use
 
 
-class Place(NamedTuple):
+class RowRange(NamedTuple):
     """Which rows of a batch that several processes share one of them has: `size` from `first` on, of `of`."""
 
-    first: int
+    start: int
     size: int
-    of: int
+    total: int
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """The part of every batch that one of several processes learns from: part `number`, from 0, of `of`."""
 
-    number: int = 0
-    of: int = 1
+    rank: int = 0
+    world_size: int = 1
 
-    def place(self, n: int) -> Place:
+    def row_range(self, n: int) -> RowRange:
         """Its rows of a batch of `n`: parts follow each other and differ by one row at most; some may be empty."""
-        each, more = divmod(n, self.of)
-        first = self.number * each + min(self.number, more)
-        return Place(first, each + (self.number < more), n)
+        each, more = divmod(n, self.world_size)
+        first = self.rank * each + min(self.rank, more)
+        return RowRange(first, each + (self.rank < more), n)
 
 
-ALL = Share()
+ALL = Shard()
 
 
 class Batch(NamedTuple):
@@ -73,23 +73,23 @@ class Batch(NamedTuple):
     """int64 (N,), on the same device as the images."""
     ids: torch.Tensor
     """int64 (N,), on the CPU: places in the split, from which `augment` draws."""
-    leads: torch.Tensor | None = None
+    crop_ids: torch.Tensor | None = None
     """int64 (N,), on the CPU: the samples whose crop and flip each takes; None: its own."""
-    part: Place | None = None
+    rows: RowRange | None = None
     """The rows that these are; None: all. N may be one more than its size: the first picture is then there to be
     mixed with the second, or to have something to compute where the part is empty, and is not learnt from."""
 
     @property
-    def place(self) -> Place:
-        return self.part or Place(0, len(self.ids), len(self.ids))
+    def row_range(self) -> RowRange:
+        return self.rows or RowRange(0, len(self.ids), len(self.ids))
 
 
-class Batches(Protocol):
+class BatchLoader(Protocol):
     """One split, epoch by epoch."""
 
     samples: int
     """Samples in the split (with drop_last an epoch may leave some out)."""
-    on_device: Augment | None
+    device_augment: Augment | None
     """What is still to be done to the pictures with `augment`; None: nothing, they are size×size."""
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class Rows(NamedTuple):
 
     ids: np.ndarray
     leads: np.ndarray
-    part: Place
+    part: RowRange
 
 
 class _Order:
@@ -136,14 +136,14 @@ class _Order:
         shuffle: bool,
         seed: int,
         drop_last: bool,
-        share: Share,
+        share: Shard,
     ) -> None:
         self.samples = self.total = samples
         self.shuffle = shuffle
         self.seed = seed
         self.bounds = batch_bounds(samples, batch_size, drop_last)
         self.share = share
-        self.chunk = augment.crop_chunk if augment is not None else 1
+        self.chunk = augment.crop_group if augment is not None else 1
         self.mixes = augment is not None and max(augment.mixup, augment.cutmix) > 0
 
     def __len__(self) -> int:
@@ -155,20 +155,20 @@ class _Order:
         order = rng.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n)
         for first, last in self.bounds[start:]:
             ids = order[first:last]
-            leads = first_of_chunk(ids, self.chunk)
-            place = self.share.place(len(ids))
+            leads = crop_group_ids(ids, self.chunk)
+            place = self.share.row_range(len(ids))
             if self.share == ALL:
                 yield Rows(ids, leads, place)
                 continue
             # MixUp and CutMix combine each picture with the one before it, the first of all with the last
             before = self.mixes or place.size == 0
-            chosen = np.arange(place.first - before, place.first + place.size) % len(ids)
+            chosen = np.arange(place.start - before, place.start + place.size) % len(ids)
             yield Rows(ids[chosen], leads[chosen], place)
 
-    def take_turns(self, share: Share) -> None:
+    def take_turns(self, share: Shard) -> None:
         """Keep one batch of every `share.of`: with the others' each sample once, and in the batches of one process, on
         which the last bits of a sum depend."""
-        self.bounds = self.bounds[share.number :: share.of]
+        self.bounds = self.bounds[share.rank :: share.world_size]
         self.samples = sum(last - first for first, last in self.bounds)
 
 
@@ -182,15 +182,15 @@ class InMemory(_Order):
 
     def __init__(
         self,
-        arrays: Arrays,
-        preprocess: Preprocess,
+        arrays: ImageArrays,
+        preprocess: EvalTransform,
         augment: Augment | None = None,
         *,
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
-        share: Share = ALL,
+        share: Shard = ALL,
     ) -> None:
         super().__init__(len(arrays), batch_size, augment, shuffle, seed, drop_last, share)
         if arrays.images.shape[1] != preprocess.channels:
@@ -205,7 +205,7 @@ class InMemory(_Order):
             )
         self.arrays = arrays
         self.preprocess = preprocess
-        self.on_device = augment
+        self.device_augment = augment
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch`, from batch `start` on."""
@@ -213,10 +213,10 @@ class InMemory(_Order):
             ids = torch.from_numpy(rows.ids)
             index = ids.to(self.arrays.images.device)
             images = self.arrays.images.index_select(0, index)
-            if self.on_device is None and not self.arrays.ready:
-                images = self.preprocess.fit(images)
-            elif self.on_device is not None and self.on_device.crop != "resized":
-                images = self.preprocess.fit(images, self.preprocess.square)
+            if self.device_augment is None and not self.arrays.ready:
+                images = self.preprocess.resize_batch(images)
+            elif self.device_augment is not None and self.device_augment.crop != "resized":
+                images = self.preprocess.resize_batch(images, self.preprocess.resize_side)
             targets = self.arrays.targets.index_select(0, index)
             yield Batch(images, targets, ids, torch.from_numpy(rows.leads), rows.part)
 
@@ -225,14 +225,14 @@ class FromFiles(_Order):
     """Batches decoded as they are needed, by `workers` processes (0: in this one).
 
     Without `augment` they are what `preprocess` makes for evaluation. With it, crop resized is taken here from the
-    full picture before it is resized, and any other crop is left to the device, as `on_device` then says. Packed pixels
+    full picture before it is resized, and any other crop is left to the device, as `device_augment` then says. Packed pixels
     are cropped and mirrored here too, so that no more than the crop is ever copied.
     """
 
     def __init__(
         self,
-        files: Files,
-        preprocess: Preprocess,
+        files: ImageFiles,
+        preprocess: EvalTransform,
         augment: Augment | None = None,
         *,
         batch_size: int,
@@ -241,18 +241,18 @@ class FromFiles(_Order):
         drop_last: bool = False,
         workers: int = 0,
         pin_memory: bool = False,
-        share: Share = ALL,
+        share: Shard = ALL,
     ) -> None:
         super().__init__(len(files), batch_size, augment, shuffle, seed, drop_last, share)
         files.check(preprocess)
         self.pictures = _Pictures(files, preprocess, augment, seed)
         self.workers = workers
         self.pin_memory = pin_memory
-        self.on_device = augment
+        self.device_augment = augment
         if augment is not None and augment.crop == "resized":
-            self.on_device = replace(augment, crop="none")
+            self.device_augment = replace(augment, crop="none")
         elif augment is not None and self.pictures.cuts:
-            self.on_device = replace(augment, crop="none", flip=False)
+            self.device_augment = replace(augment, crop="none", flip=False)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch`, from batch `start` on. Raises `BadImage` naming a file that cannot be read, and
@@ -288,13 +288,13 @@ class FromFiles(_Order):
 class _Pictures(Dataset):
     """What a worker does: (epoch, rows) → a batch. Holds nothing that changes, and can be pickled for spawn."""
 
-    def __init__(self, files: Files, preprocess: Preprocess, augment: Augment | None, seed: int) -> None:
+    def __init__(self, files: ImageFiles, preprocess: EvalTransform, augment: Augment | None, seed: int) -> None:
         self.files = files
         self.preprocess = preprocess
         self.augment = augment
         self.seed = seed
         crop = augment.crop if augment else "none"
-        self.cuts = isinstance(files, Packed) and crop in ("none", "random") and files.holds(preprocess)
+        self.cuts = isinstance(files, PackedImages) and crop in ("none", "random") and files.matches(preprocess)
         """Whether crops are copied straight from packed pixels, mirrored where that is their turn."""
 
     def __getitems__(self, request: tuple[int, Rows]) -> Batch | UserError:
@@ -307,34 +307,34 @@ class _Pictures(Dataset):
 
     def _crops(self, epoch: int, ids: np.ndarray, leads: np.ndarray) -> torch.Tensor:
         """The same crops and mirror images, from the same draws, as `augment` makes of pictures in memory."""
-        assert isinstance(self.files, Packed)
+        assert isinstance(self.files, PackedImages)
         cfg, size = self.augment or Augment(), self.preprocess.size
-        spare = self.preprocess.square - size
+        spare = self.preprocess.resize_side - size
         corners, mirrored = np.full((len(ids), 2), round(spare / 2)), np.zeros(len(ids), dtype=bool)
         if cfg.crop == "random":
-            corners = crop_corners(rng.draws(self.seed, epoch, leads, "crop", 2), spare)
+            corners = crop_corners(rng.uniform(self.seed, epoch, leads, "crop", 2), spare)
         if cfg.flip:
-            mirrored = rng.draws(self.seed, epoch, leads, "flip", 1)[:, 0] < 0.5
+            mirrored = rng.uniform(self.seed, epoch, leads, "flip", 1)[:, 0] < 0.5
         return self.files.crops(ids, corners, mirrored, size)
 
     def _decoded(self, epoch: int, ids: np.ndarray, leads: np.ndarray) -> torch.Tensor:
         numbers: Any = [None] * len(ids)
         if self.augment is not None and self.augment.crop == "resized":
-            numbers = rng.draws(self.seed, epoch, leads, "crop", BOX_DRAWS)
+            numbers = rng.uniform(self.seed, epoch, leads, "crop", BOX_DRAWS)
         pictures = [self._picture(i, row).movedim(0, -1) for i, row in zip(ids, numbers, strict=True)]
         return torch.stack(pictures).movedim(-1, 1)  # channels_last: as pixels are decoded, and as they are computed
 
     def _picture(self, i: int, uniform: np.ndarray | None) -> torch.Tensor:
-        stored, preprocess, cfg = self.files.stored(i), self.preprocess, self.augment
+        stored, preprocess, cfg = self.files.raw(i), self.preprocess, self.augment
         try:
             if cfg is None:
-                return preprocess.evaluation(decode(stored, preprocess.channels))
+                return preprocess.eval_tensor(decode_image(stored, preprocess.channels))
             if uniform is None:
-                return preprocess.training_square(decode_part(stored, preprocess.square, preprocess.channels))
+                return preprocess.training_square(decode_crop(stored, preprocess.resize_side, preprocess.channels))
             box = partial(crop_box, uniform=uniform, scale=cfg.scale, ratio=cfg.ratio)
-            return preprocess.cut(decode_part(stored, preprocess.size, preprocess.channels, box=box))
+            return preprocess.resize_crop(decode_crop(stored, preprocess.size, preprocess.channels, box=box))
         except BadImage as error:
-            raise BadImage(error.reason, self.files.where(i)) from error
+            raise BadImage(error.reason, self.files.describe(i)) from error
 
 
 def _told_when_asked(loader: Iterable[Any]) -> Iterator[Any]:
@@ -389,7 +389,7 @@ def choose_workers(requested: int | None, batch_bytes: int, shm: Path = Path("/d
     )
 
 
-def memory_plan(source: Source, size: int, wanted: bool | None = None) -> bool:
+def memory_plan(source: ImageDataset, size: int, wanted: bool | None = None) -> bool:
     """Whether to keep the pictures of `source` decoded in memory, as squares of `size` pixels.
 
     True if they are already there, or need at most `MAX_IN_MEMORY` and a quarter of the free memory; where they are
@@ -398,7 +398,7 @@ def memory_plan(source: Source, size: int, wanted: bool | None = None) -> bool:
     """
     if wanted is False:
         return False
-    to_read = sum(len(part) for part in source.splits.values() if isinstance(part, Files))
+    to_read = sum(len(part) for part in source.splits.values() if isinstance(part, ImageFiles))
     needed = to_read * source.channels * size * size
     free = free_memory() // local_world_size()
     return needed <= (free if wanted else min(MAX_IN_MEMORY, free // 4))
@@ -407,14 +407,16 @@ def memory_plan(source: Source, size: int, wanted: bool | None = None) -> bool:
 BATCH_SIZE = 256  # of every evaluation: the last bits of a sum depend on how it is batched
 
 
-def evaluation_batches(part: Arrays | Files, preprocess: Preprocess, workers: int = 0, share: Share = ALL) -> Batches:
+def evaluation_batches(
+    part: ImageArrays | ImageFiles, preprocess: EvalTransform, workers: int = 0, share: Shard = ALL
+) -> BatchLoader:
     """The images of a split in order, as the network reads them; of several processes, each one's batches of them."""
     batches: FromFiles | InMemory
-    if isinstance(part, Files):
+    if isinstance(part, ImageFiles):
         batches = FromFiles(part, preprocess, batch_size=BATCH_SIZE, workers=workers)
     else:
         if len(part) * preprocess.channels * preprocess.size**2 <= MAX_IN_MEMORY:
-            part = evaluated(part, preprocess)
+            part = resize_for_eval(part, preprocess)
         batches = InMemory(part, preprocess, batch_size=BATCH_SIZE)
     batches.take_turns(share)
     return batches

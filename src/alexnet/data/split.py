@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from alexnet import rng
-from alexnet.data.dataset import Arrays, Files, Source, SplitRows
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
 from alexnet.data.quality.duplicates import exact_groups
-from alexnet.data.shards.reader import Packed
+from alexnet.data.shards.reader import PackedImages
 from alexnet.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -35,7 +35,7 @@ def stratified(targets: torch.Tensor | np.ndarray, fraction: float, seed: int) -
     if not 0 < fraction < 1:
         raise UserError(f"The share of samples to hold out must lie between 0 and 1, not {fraction}; 0.05 is usual.")
     labels = np.asarray(targets)
-    rank = rng.draws(seed, 0, np.arange(len(labels)), "split", 1)[:, 0]
+    rank = rng.uniform(seed, 0, np.arange(len(labels)), "split", 1)[:, 0]
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -71,7 +71,7 @@ def read_split(path: Path) -> list[tuple[str, str]]:
 # ── dividing a data set ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def divide(source: Source, seed: int, hold_out: bool, rows: SplitRows | None) -> Source:
+def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows | None) -> ImageDataset:
     """`source` with the validation and test parts that it lacks held out of its train part, or as `rows` (of an
     earlier `Source.split_rows`) say. What the data set itself divides stays so; see `sources.load_source`. Copies
     of a file in a class stay together, so that none is learnt and another tested."""
@@ -97,10 +97,10 @@ def divide(source: Source, seed: int, hold_out: bool, rows: SplitRows | None) ->
     splits["train"] = train
     counts = " and ".join(f"{len(splits[split])} for {split}" for split in shares)
     note = f"Held out {counts} of {total} images, by class, with seed {seed}."
-    return replace(source, splits=in_order(splits), held_out=tuple(shares), notes=[*source.notes, note])
+    return replace(source, splits=order_splits(splits), held_out=tuple(shares), notes=[*source.notes, note])
 
 
-def _apart(part: Arrays | Files, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _apart(part: ImageArrays | ImageFiles, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`stratified`, with copies of a file on the side of the first of them; where that leaves nothing to hold out,
     because a class is copies of one picture, they are divided like any others."""
     first = _first_of_copies(part)
@@ -113,15 +113,15 @@ def _apart(part: Arrays | Files, share: float, seed: int) -> tuple[np.ndarray, n
     return stratified(part.targets, share, seed)
 
 
-def _first_of_copies(part: Arrays | Files) -> np.ndarray:
+def _first_of_copies(part: ImageArrays | ImageFiles) -> np.ndarray:
     """For each sample the index of the first in its class that is the same to the byte: its own, but for copies. Of
     files only; those of a size of their own are not read, and of packed ones that was told when they were packed."""
     first = np.arange(len(part))
-    if isinstance(part, Packed):
+    if isinstance(part, PackedImages):
         labels = part.targets.tolist()
         for group in exact_groups([d + str(label).encode() for d, label in zip(part.digests(), labels, strict=True)]):
             first[group] = group[0]
-    elif isinstance(part, Files):
+    elif isinstance(part, ImageFiles):
         of = list(zip([path.stat().st_size for path in part.paths], part.targets.tolist(), strict=True))
         common = Counter(of)
         digests = [
@@ -135,7 +135,7 @@ def _first_of_copies(part: Arrays | Files) -> np.ndarray:
     return first
 
 
-def _divide_as_before(source: Source, rows: SplitRows) -> Source:
+def _divide_as_before(source: ImageDataset, rows: SplitRows) -> ImageDataset:
     pool = source.splits["train"]
     index = {name: i for i, name in enumerate(pool.names)}
     missing = [name for name, _ in rows if name not in index]
@@ -154,9 +154,9 @@ def _divide_as_before(source: Source, rows: SplitRows) -> Source:
     if new := len(pool) - len({name for name, _ in rows}):
         notes.append(f"{new} images are not in the recorded split and were left out.")
     held_out = tuple(split for split in indices if split != "train")
-    return replace(source, splits=in_order(splits), held_out=held_out, notes=notes)
+    return replace(source, splits=order_splits(splits), held_out=held_out, notes=notes)
 
 
-def in_order(splits: dict[str, Arrays | Files]) -> dict[str, Arrays | Files]:
+def order_splits(splits: dict[str, ImageArrays | ImageFiles]) -> dict[str, ImageArrays | ImageFiles]:
     """The same, train first and test last."""
     return {split: splits[split] for split in (*SPLITS, "all") if split in splits}

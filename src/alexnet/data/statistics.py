@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from alexnet import rng
-from alexnet.data.augment import Augment, ColourBasis
-from alexnet.data.dataset import Arrays, Files
-from alexnet.data.datasets import read_files
-from alexnet.data.loader import Batches, FromFiles, InMemory
-from alexnet.data.shards.reader import Packed
-from alexnet.data.transforms import Preprocess
+from alexnet.data.augment import Augment, ColorPCA
+from alexnet.data.dataset import ImageArrays, ImageFiles
+from alexnet.data.datasets import decode_files
+from alexnet.data.loader import BatchLoader, FromFiles, InMemory
+from alexnet.data.shards.reader import PackedImages
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 
 SAMPLED = 1000  # files that mean and deviation are measured on where the pictures stay on disk
@@ -41,17 +41,17 @@ class Statistics:
 
 
 def measure(
-    part: Arrays | Files, geometry: Preprocess, *, workers: int = 0, progress: Progress | None = None
+    part: ImageArrays | ImageFiles, geometry: EvalTransform, *, workers: int = 0, progress: Progress | None = None
 ) -> Statistics:
     """The mean image and the colours' covariance of all pictures of `part`, as squares of `geometry.square`.
 
     Of a whole packed data set they stand in its pack.json. Raises `BadImage` for a file that cannot be read.
     """
-    if isinstance(part, Packed) and (known := _packed(part, geometry)) is not None:
+    if isinstance(part, PackedImages) and (known := _packed(part, geometry)) is not None:
         return known
-    whole = replace(geometry, size=geometry.square)
-    batches: Batches
-    if isinstance(part, Files):
+    whole = replace(geometry, size=geometry.resize_side)
+    batches: BatchLoader
+    if isinstance(part, ImageFiles):
         batches = FromFiles(part, whole, batch_size=BATCH_SIZE, workers=workers)
     else:
         batches = InMemory(part, whole, batch_size=BATCH_SIZE)
@@ -71,16 +71,16 @@ def measure(
     return Statistics((total / (255 * done)).float(), covariance.numpy())
 
 
-def _packed(part: Packed, geometry: Preprocess) -> Statistics | None:
+def _packed(part: PackedImages, geometry: EvalTransform) -> Statistics | None:
     """What was summed when these pictures were packed, if it was all of these, as these squares."""
     found, form = part.statistics(), part.shards.form
-    if found is None or (form.side, form.channels, geometry.stretch) != (geometry.square, geometry.channels, False):
+    if found is None or (form.side, form.channels, geometry.squash) != (geometry.resize_side, geometry.channels, False):
         return None
     mean_image, covariance = found
     return Statistics(torch.from_numpy(mean_image / 255).float(), covariance)
 
 
-def principal_colours(covariance: np.ndarray) -> ColourBasis:
+def color_pca(covariance: np.ndarray) -> ColorPCA:
     """The eigenvectors of a 3×3 covariance in levels of 0…255, and the deviations along them, the largest first.
 
     An eigenvector may point either way; here its largest component is positive. Rounded, so that machines agree.
@@ -96,16 +96,18 @@ def principal_colours(covariance: np.ndarray) -> ColourBasis:
             f"{std[0]:.2f}, {std[1]:.2f} and {std[2]:.2f} levels along their principal colours); set colour_basis to "
             "imagenet, or colour_noise to 0."
         )
-    return ColourBasis(tuple(round(float(s), 4) for s in std), tuple(round(float(v), 6) for v in vectors.flatten()))
+    return ColorPCA(tuple(round(float(s), 4) for s in std), tuple(round(float(v), 6) for v in vectors.flatten()))
 
 
-def mean_and_std(part: Arrays | Files, geometry: Preprocess, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_std(
+    part: ImageArrays | ImageFiles, geometry: EvalTransform, seed: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per channel over all pixels of the training images (of `SAMPLED` of them where they stay on disk), as fractions
     of 1 to four places. Of files it is the squares that crops are cut from, as they would be kept in memory: so a run
     learns from the same numbers either way."""
-    if isinstance(part, Files):
+    if isinstance(part, ImageFiles):
         chosen = rng.permutation(seed, 0, len(part))[:SAMPLED]
-        part = read_files(part.take(np.sort(chosen)), geometry, Augment())
+        part = decode_files(part.take(np.sort(chosen)), geometry, Augment())
     channels = part.images.shape[1]
     # Histograms are exact and need no float copy of the data.
     counts = np.stack([np.bincount(part.images[:, c].flatten().numpy(), minlength=256) for c in range(channels)])
@@ -116,10 +118,10 @@ def mean_and_std(part: Arrays | Files, geometry: Preprocess, seed: int) -> tuple
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 
 
-def read_mean_image(path: str | Path, geometry: Preprocess) -> torch.Tensor:
+def read_mean_image(path: str | Path, geometry: EvalTransform) -> torch.Tensor:
     """The mean image in a .npy file: C×S×S or S×S×C, RGB, levels of 0…255, S being `geometry.square` → float32
     C×S×S in fractions of 1. Raises `UserError` for anything else."""
-    channels, side = geometry.channels, geometry.square
+    channels, side = geometry.channels, geometry.resize_side
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may promise any size
     except OSError as error:

@@ -39,7 +39,7 @@ _FILTERS = {
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class EvalTransform:
     """How a picture becomes C×size×size. Raises `UserError` when the fields do not fit each other."""
 
     size: int
@@ -54,7 +54,7 @@ class Preprocess:
     """Each channel is divided by it; fractions of 1."""
     interpolation: str = "bilinear"
     """nearest, bilinear or bicubic; all but nearest are antialiased."""
-    stretch: bool = False
+    squash: bool = False
     """Resize both sides to `resize` and so ignore the aspect ratio, as Caffe's 256×256 warp does."""
     mean_image: torch.Tensor | None = field(default=None, compare=False, repr=False)
     """Subtracted instead of `mean`: float32 channels×square×square, fractions of 1, on the CPU."""
@@ -62,9 +62,9 @@ class Preprocess:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
         object.__setattr__(self, "std", tuple(map(float, self.std)))
-        if self.size < 1 or self.square < self.size:
+        if self.size < 1 or self.resize_side < self.size:
             raise UserError(
-                f"Preprocessing cannot cut {self.size} pixels from a picture of {self.square}; "
+                f"Preprocessing cannot cut {self.size} pixels from a picture of {self.resize_side}; "
                 "the size must be positive and resize at least as large."
             )
         if self.channels not in (1, 3):
@@ -81,14 +81,14 @@ class Preprocess:
             )
         if self.interpolation not in _FILTERS:
             raise unknown_name("interpolation", self.interpolation, _FILTERS)
-        if self.mean_image is not None and self.mean_image.shape != (self.channels, self.square, self.square):
+        if self.mean_image is not None and self.mean_image.shape != (self.channels, self.resize_side, self.resize_side):
             raise UserError(
                 f"A mean image of {'×'.join(map(str, self.mean_image.shape))} does not fit pictures of "
-                f"{self.channels}×{self.square}×{self.square}; use one that was computed from such pictures."
+                f"{self.channels}×{self.resize_side}×{self.resize_side}; use one that was computed from such pictures."
             )
 
     @property
-    def square(self) -> int:
+    def resize_side(self) -> int:
         """Side of the square that `evaluation` crops from and that random crops are cut from, in pixels."""
         return self.resize or self.size
 
@@ -101,7 +101,7 @@ class Preprocess:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()} | marker
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], mean_image: torch.Tensor | None = None) -> Preprocess:
+    def from_dict(cls, values: Mapping[str, Any], mean_image: torch.Tensor | None = None) -> EvalTransform:
         """The inverse of `to_dict`, with the mean image where there was one. Raises `UserError` for fields that are
         missing, unknown or of another type."""
         if not isinstance(values, Mapping) or "size" not in values:
@@ -128,14 +128,14 @@ class Preprocess:
 
     # ── geometry ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def evaluation(self, image: Image.Image) -> torch.Tensor:
+    def eval_tensor(self, image: Image.Image) -> torch.Tensor:
         """Resized, centre-cropped: a PIL image of any mode → uint8 C×size×size. A picture already of the right
         size passes untouched."""
         import torch
 
-        return torch.from_numpy(self.pixels(image))
+        return torch.from_numpy(self.eval_array(image))
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
+    def eval_array(self, image: Image.Image) -> np.ndarray:
         """What `evaluation` gives, as an array: uint8 C×size×size, contiguous. Both raise `BadImage` for a picture so
         long and narrow that resizing would take gigabytes."""
         return _to_array(_centre_crop(self.resized(image), self.size))
@@ -144,9 +144,9 @@ class Preprocess:
         """What random crops are cut from: a picture, uint8 H×W×C → uint8 C×square×square, short side to `square`,
         centre crop (the form in which the 2012 code stored its pictures)."""
         height, width, _ = pixels.shape
-        return centre_crop(self._shrunk(pixels, *self._new_size(width, height)), self.square)
+        return center_crop(self._shrunk(pixels, *self._new_size(width, height)), self.resize_side)
 
-    def cut(self, pixels: np.ndarray) -> torch.Tensor:
+    def resize_crop(self, pixels: np.ndarray) -> torch.Tensor:
         """Part of a picture, uint8 H×W×C, resized to uint8 C×size×size: with the box that was drawn for it, the
         pixels of torchvision's `resized_crop` on a PIL image, to two levels of 255."""
         return self._shrunk(pixels, self.size, self.size)
@@ -162,7 +162,7 @@ class Preprocess:
             image = F.interpolate(image, (height, width), mode=mode, antialias=mode != "nearest-exact")
         return image[0]
 
-    def fit(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
+    def resize_batch(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """`evaluation` for a batch that is already in memory: uint8 N×C×H×W → N×C×size×size, on its device.
 
         `size` other than the field's gives another crop of the same resized picture: `square` for the whole.
@@ -177,19 +177,21 @@ class Preprocess:
 
             mode = InterpolationMode(_FILTERS[self.interpolation][1])
             images = tv.resize(images, [new_height, new_width], mode, antialias=True)
-        return centre_crop(images, size)
+        return center_crop(images, size)
 
     def _in_mode(self, image: Image.Image) -> Image.Image:
         mode = "RGB" if self.channels == 3 else "L"
         return image if image.mode == mode else image.convert(mode)
 
     def _new_size(self, width: int, height: int) -> tuple[int, int]:
-        if self.stretch:
-            return self.square, self.square
+        if self.squash:
+            return self.resize_side, self.resize_side
         short, long = min(width, height), max(width, height)
-        new_long = int(self.square * long / short)  # rounded down, as torchvision does
-        new_size = (self.square, new_long) if width <= height else (new_long, self.square)
-        if self.square * new_long > MAX_PIXELS:  # a line of 1×60000 would become gigabytes, of which a square is kept
+        new_long = int(self.resize_side * long / short)  # rounded down, as torchvision does
+        new_size = (self.resize_side, new_long) if width <= height else (new_long, self.resize_side)
+        if (
+            self.resize_side * new_long > MAX_PIXELS
+        ):  # a line of 1×60000 would become gigabytes, of which a square is kept
             resized = f"{new_size[0]}×{new_size[1]}"
             raise BadImage(f"it is {width}×{height}, and resized it would be {resized} pixels, too many")
         return new_size
@@ -202,7 +204,7 @@ class Preprocess:
 
     # ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 N×C×H×W → float32 of the same shape and memory format: (x/255 − mean) / std, on its device.
 
         Of a mean image it is always the centre H×W that is subtracted, wherever the pictures were cut, as the 2012
@@ -223,7 +225,7 @@ class Preprocess:
 
         scale, shift = (torch.from_numpy(x) for x in self.factors())
         if self.mean_image is not None:
-            shift = centre_crop(self.mean_image, side) * (-255 * scale)
+            shift = center_crop(self.mean_image, side) * (-255 * scale)
         return scale, shift
 
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +236,7 @@ class Preprocess:
         return scale, shift
 
 
-def centre_crop(images: torch.Tensor, size: int) -> torch.Tensor:
+def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:
     """The middle size×size of …×H×W, a view; where the margin is odd, torchvision's choice of pixel."""
     height, width = images.shape[-2:]
     if min(height, width) < size:

@@ -21,17 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from alexnet.data.dataset import Source
+from alexnet.data.dataset import ImageDataset
 from alexnet.device import cpu_name
 from alexnet.errors import UserError, unknown_name
 from alexnet.export import parity, writers
 from alexnet.export.parity import TOLERANCE, ExportFailed, Parity, Reference
-from alexnet.files import sha256_of, write_json
-from alexnet.inference.calibration import find
-from alexnet.inference.evaluate import calibration_pictures, own_data
-from alexnet.inference.load import open_model
+from alexnet.files import sha256_file, write_json
+from alexnet.inference.calibration import find_calibration
+from alexnet.inference.evaluate import calibration_images, run_dataset
+from alexnet.inference.load import load_model
 from alexnet.run_dir import package_version
-from alexnet.runtimes.manifest import FORMATS, PRECISIONS, check_installed, description_path
+from alexnet.runtimes.manifest import FORMATS, PRECISIONS, check_installed, manifest_path
 from alexnet.runtimes.signature import key_path, sign
 
 Say = Callable[[str], object]
@@ -91,7 +91,7 @@ class Exporter:
             raise unknown_name("precision", precision, PRECISIONS)
         if tolerance is not None and not 0 < tolerance <= 1:
             raise UserError(f"--tolerance is a difference of probabilities, above 0 and up to 1, not {tolerance:g}.")
-        self.opened = open_model(run, checkpoint)
+        self.opened = load_model(run, checkpoint)
         self._images, self._pixels, self._precision, self._say = images, with_preprocessing, precision, say
         self._tolerance = TOLERANCE[precision] if tolerance is None else tolerance
         self._temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
@@ -133,7 +133,7 @@ class Exporter:
                     "unreadable": truth.unreadable, "note": truth.note,
                 }  # fmt: skip
                 complete = replace(description, about={**description.about, "parity": measured})
-                write_json(description_path(written), complete.to_dict())
+                write_json(manifest_path(written), complete.to_dict())
                 _move(temporary, target)
             except (UserError, ExportFailed):
                 raise
@@ -169,19 +169,19 @@ class Exporter:
         return found
 
     @functools.cached_property
-    def _source(self) -> Source:
+    def _source(self) -> ImageDataset:
         assert self.opened.run is not None
         try:
-            return own_data(self.opened.run, None)
+            return run_dataset(self.opened.run, None)
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}; or compare on other pictures, with --images DIR.") from error
 
     def _seen(self) -> np.ndarray:
-        return calibration_pictures(self.opened, self._images, "--images")
+        return calibration_images(self.opened, self._images, "--images")
 
     def _calibration(self) -> dict[str, Any] | None:
         """Temperature and threshold of the checkpoint, if there are any."""
-        found, _ = find(self.opened.checkpoint, self.opened.run)
+        found, _ = find_calibration(self.opened.checkpoint, self.opened.run)
         return found.to_dict() if found else None
 
     def _target(self, kind: str, out: Path | None) -> Path:
@@ -201,12 +201,12 @@ class Exporter:
         if (
             not suffix
             and out.exists()
-            and not (out.is_dir() and (not any(out.iterdir()) or description_path(out).is_file()))
+            and not (out.is_dir() and (not any(out.iterdir()) or manifest_path(out).is_file()))
         ):
             raise UserError(f"--out {out} exists and is no exported folder; choose one that does not exist yet.")
         return out
 
-    def _write(self, kind: str, path: Path) -> writers.Description:
+    def _write(self, kind: str, path: Path) -> writers.Manifest:
         job = writers.Job(self.opened, kind, self._pixels, self._precision, self._calibration(), self._seen)
         if kind == "torchscript":
             self._say(DEPRECATED)
@@ -214,7 +214,7 @@ class Exporter:
         parts = sorted(p for p in (path.rglob("*") if path.is_dir() else path.parent.iterdir()) if p.is_file())
         packages = ("alexnet", "torch", *FORMATS[kind].reads)
         about = {**found.about, "versions": {p: package_version(p) for p in packages}, "machine": _machine()}
-        found = replace(found, about=about, sums={p.name: sha256_of(p) for p in parts})
+        found = replace(found, about=about, sums={p.name: sha256_file(p) for p in parts})
         if FORMATS[kind].runs_code:
             found = replace(found, signature=sign(kind, found.sums))
             if not found.signature:
@@ -222,7 +222,7 @@ class Exporter:
                     f"The {kind} file could not be signed, as no key of your own can be kept in {key_path()}; opening "
                     "it will take --trust."
                 )
-        write_json(description_path(path), found.to_dict())
+        write_json(manifest_path(path), found.to_dict())
         return found
 
     def _refusal(self, kind: str, found: Parity) -> str:
@@ -273,6 +273,6 @@ def _move(temporary: Path, target: Path) -> None:
             os.replace(before, target)
             raise
         return
-    vouching = description_path(target).name
+    vouching = manifest_path(target).name
     for path in sorted(temporary.iterdir(), key=lambda path: path.name == vouching):
         os.replace(path, target.parent / path.name)

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alexnet.data.dataset import Arrays, Files, Source, Stored
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, RawImage
 from alexnet.data.decode import BadImage
 from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
 from alexnet.export.parity_worker import latencies
 from alexnet.inference.evaluate import match_classes
-from alexnet.inference.predict import BATCH_SIZE, read_pixels
+from alexnet.inference.predict import BATCH_SIZE, load_eval_array
 from alexnet.runtimes.engines import softmax
-from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.loaded_model import LoadedModel
 from alexnet.runtimes.manifest import FORMATS
-from alexnet.runtimes.select import by_torch
+from alexnet.runtimes.select import torch_engine
 
 ENOUGH = 200  # pictures that parity is measured on, where there are as many
 MOST = 1000
@@ -127,16 +127,16 @@ def pictures_below(folder: Path, classes: tuple[str, ...]) -> Pictures:
     return Pictures(files, list(map(str, files)), targets, f"in {folder}")
 
 
-def own_pictures(source: Source, classes: tuple[str, ...], temporary: Path) -> Pictures:
+def own_pictures(source: ImageDataset, classes: tuple[str, ...], temporary: Path) -> Pictures:
     """Pictures of the split that the run validated on, or else of its test split, evenly up to `MOST`.
 
     Those of a data set without picture files are written to `temporary`: packed JPEGs as they are, pixels as PNG.
     """
     split = next(name for name in ("val", "test", "train") if name in source.splits)
-    whole: Arrays | Files = source.splits[split]
+    whole: ImageArrays | ImageFiles = source.splits[split]
     part = whole.take(np.array(_evenly(list(range(len(whole))))))
-    if isinstance(part, Files):
-        stored: Iterable[Stored] = map(part.stored, range(len(part)))
+    if isinstance(part, ImageFiles):
+        stored: Iterable[RawImage] = map(part.raw, range(len(part)))
     else:
         stored = part.images.permute(0, 2, 3, 1).numpy()
     files = [_as_file(picture, temporary / str(i)) for i, picture in enumerate(stored)]
@@ -144,7 +144,7 @@ def own_pictures(source: Source, classes: tuple[str, ...], temporary: Path) -> P
     return Pictures(files, part.names, targets, f"of the {split} split", learnt=split == "train")
 
 
-def _as_file(picture: Stored, name: Path) -> Path:
+def _as_file(picture: RawImage, name: Path) -> Path:
     """The file of a picture, which is written under this name where there is none."""
     if isinstance(picture, Path):
         return picture
@@ -163,14 +163,14 @@ def _evenly(items: list[Any]) -> list[Any]:
 # ── the two sides ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def reference(opened: Opened, pictures: Pictures) -> Reference:
+def reference(opened: LoadedModel, pictures: Pictures) -> Reference:
     """The trainer's answers. Raises `UserError` if not one of the pictures can be read."""
-    engine = by_torch(opened, torch.device("cpu"))
+    engine = torch_engine(opened, torch.device("cpu"))
     read: list[int] = []
     answers, pixels = [], []
     for i, path in enumerate(pictures.files):
         try:
-            pixels.append(read_pixels(path, opened.preprocess))
+            pixels.append(load_eval_array(path, opened.preprocess))
             read.append(i)
         except BadImage:
             continue

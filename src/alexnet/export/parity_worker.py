@@ -25,7 +25,7 @@ def main(job_file: str) -> None:
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     if job["without_torch"]:
         sys.modules["torch"] = None  # type: ignore[assignment]  # from now on importing it is an ImportError
-    from alexnet.inference.predict import BATCH_SIZE, read_pixels
+    from alexnet.inference.predict import BATCH_SIZE, load_eval_array
     from alexnet.runtimes.engines import softmax
     from alexnet.runtimes.exported import open_exported
 
@@ -34,7 +34,7 @@ def main(job_file: str) -> None:
     answers = []
     for start in range(0, len(files), BATCH_SIZE):
         contents = [path.read_bytes() for path in files[start : start + BATCH_SIZE]]
-        pixels = np.stack([read_pixels(content, exported.preprocess) for content in contents])
+        pixels = np.stack([load_eval_array(content, exported.preprocess) for content in contents])
         answers.append(softmax(exported.engine.logits(pixels)))
     np.save(job["answers"], np.concatenate(answers))
     print(json.dumps(latencies(exported.engine.logits, pixels)))

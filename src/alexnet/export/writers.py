@@ -18,22 +18,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.models.torchvision_models import TorchvisionNetwork
 from alexnet.models.weights import to_torchvision
 from alexnet.runtimes.convert import INPUT, OUTPUT, quiet, to_convert, to_onnx, to_openvino
 from alexnet.runtimes.engines import CHUNK
-from alexnet.runtimes.loaded_model import Opened
-from alexnet.runtimes.manifest import FORMATS, KEY, Description
-from alexnet.runtimes.quantize import fc_to_int8, onnx_fc_to_int8, onnx_to_int8, to_int8
+from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.manifest import FORMATS, KEY, Manifest
+from alexnet.runtimes.quantize import (
+    quantize_fc_int8,
+    quantize_onnx_fc_int8,
+    quantize_onnx_int8,
+    quantize_openvino_int8,
+)
 
 
 @dataclass(frozen=True)
 class Job:
     """A network to be written."""
 
-    opened: Opened
+    opened: LoadedModel
     kind: str
     pixels: bool
     """Whether the file is to take uint8 pixels and normalise by itself."""
@@ -43,7 +48,7 @@ class Job:
     """Pictures for 8-bit activations to see their ranges on: uint8 N×C×size×size."""
 
     @property
-    def preprocess(self) -> Preprocess | None:
+    def preprocess(self) -> EvalTransform | None:
         """What goes into the graph."""
         return self.opened.preprocess if self.pixels else None
 
@@ -56,11 +61,11 @@ class Job:
         scale, shift = self.opened.preprocess.factors()
         return self.pictures() if self.pixels else self.pictures() * scale + shift
 
-    def describe(self, **about: Any) -> Description:
+    def describe(self, **about: Any) -> Manifest:
         """What is said of the file."""
         spec = self.opened.model.spec
         shape = ["batch", spec.in_channels, spec.image_size, spec.image_size]
-        return Description(
+        return Manifest(
             kind=self.kind,
             network=spec.name,
             spec=spec.to_dict(),
@@ -84,7 +89,7 @@ class Job:
         return json.dumps(self.describe(**about).to_dict(), ensure_ascii=False)
 
 
-def check_fits(opened: Opened, kind: str, pixels: bool, precision: str) -> None:
+def check_fits(opened: LoadedModel, kind: str, pixels: bool, precision: str) -> None:
     """Raise `UserError` unless the network can be written as `kind` in this way."""
     form, spec = FORMATS[kind], opened.model.spec
     if precision not in form.precisions:
@@ -103,7 +108,7 @@ def check_fits(opened: Opened, kind: str, pixels: bool, precision: str) -> None:
             raise UserError(f"'{spec.name}' of {spec.in_channels} channel is not torchvision's own network of 3.")
 
 
-def write(job: Job, path: Path) -> Description:
+def write(job: Job, path: Path) -> Manifest:
     """Write the network of `job` to `path`; the description of what was written, without checksums."""
     with quiet():
         return job.describe(**_WRITERS[job.kind](job, path))
@@ -118,9 +123,9 @@ def _onnx(job: Job, path: Path) -> dict[str, Any]:
     plain = path.with_name("plain.onnx")
     to_onnx(job.opened.model, plain, job.preprocess, job.half)
     if job.precision == "int8":
-        onnx_to_int8(plain, path, job.seen())
+        quantize_onnx_int8(plain, path, job.seen())
     elif job.precision == "int8-fc":
-        onnx_fc_to_int8(plain, path)
+        quantize_onnx_fc_int8(plain, path)
     else:
         plain.replace(path)
     plain.unlink(missing_ok=True)
@@ -139,9 +144,9 @@ def _openvino(job: Job, path: Path) -> dict[str, Any]:
     else:
         to_openvino(source, plain)
         if job.precision == "int8":
-            to_int8(plain, path, job.seen(), job.told())
+            quantize_openvino_int8(plain, path, job.seen(), job.told())
         else:
-            fc_to_int8(plain, path, job.told())
+            quantize_fc_int8(plain, path, job.told())
     for scratch in (source, plain, plain.with_suffix(".bin")):
         scratch.unlink(missing_ok=True)
     return {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alexnet.errors import UserError
-from alexnet.files import printable, replacing
+from alexnet.files import atomic_write, printable
 from alexnet.inference.predict import Prediction
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
@@ -124,7 +124,7 @@ def _label_on(
                 file.flush()
                 if progress:
                     progress(i, len(images), "labelling")
-    with replacing(out) as beside:
+    with atomic_write(out) as beside:
         _FORMATS[out.suffix.lower()](_rows(part), beside, top)
     part.unlink()
     return Written(out, len(images), errors, len(done))

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alexnet.checkpoint import MODEL, describe
+from alexnet.checkpoint import MODEL, read_model_json
 from alexnet.errors import UserError
 from alexnet.inference.metrics import correct_at
 from alexnet.run_dir import Run
@@ -40,7 +40,7 @@ WHY_NOT = "its recipe validates on the test split, by which nothing may be chose
 # ── fitting ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def fit(logits: np.ndarray, targets: np.ndarray, split: str = "val") -> Calibration:
+def fit_calibration(logits: np.ndarray, targets: np.ndarray, split: str = "val") -> Calibration:
     """Temperature and threshold for `logits` (n, classes) of pictures with `targets` (n,), which were held out.
 
     The temperature has the highest likelihood given a weak belief that it is near 1, which decides alone where
@@ -107,7 +107,7 @@ def together(calibrations: Sequence[Calibration | None]) -> Calibration | None:
 # ── finding ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def find(folder: Path | None, run: Run | None) -> tuple[Calibration | None, str]:
+def find_calibration(folder: Path | None, run: Run | None) -> tuple[Calibration | None, str]:
     """The calibration of the checkpoint in `folder` of `run`, and a sentence: how it was come by if it is not the
     stored one, or why there is none. Writes nothing. Raises `UserError` if `model.json` is damaged.
 
@@ -115,7 +115,7 @@ def find(folder: Path | None, run: Run | None) -> tuple[Calibration | None, str]
     """
     if folder is None:
         return None, "Published weights come without a threshold for 'unsure'."
-    if stored := describe(folder).get(KEY):
+    if stored := read_model_json(folder).get(KEY):
         try:
             return Calibration.from_dict(dict(stored)), ""
         except (TypeError, ValueError) as error:
@@ -134,20 +134,20 @@ def find(folder: Path | None, run: Run | None) -> tuple[Calibration | None, str]
     kept = run.read_evaluation(validated_on)
     if kept is None:
         return None, f"{run.path} has no threshold for 'unsure': it keeps no logits of its {validated_on} split."
-    found = fit(kept[2], kept[1], validated_on)
+    found = fit_calibration(kept[2], kept[1], validated_on)
     return found, (
         f"{run.path} stores no threshold for 'unsure'; it was fitted now on its {validated_on} split: "
         f"{found.threshold:.1%}, at temperature {found.temperature:.3g}."
     )
 
 
-def combined(each: Sequence[tuple[Calibration | None, str]]) -> tuple[Calibration | None, str]:
+def combine_calibrations(each: Sequence[tuple[Calibration | None, str]]) -> tuple[Calibration | None, str]:
     """`together` for what `find` found of each network, with the sentences of all."""
     missing = [note for calibration, note in each if calibration is None]
     return together([calibration for calibration, _ in each]), " ".join(missing or [note for _, note in each if note])
 
 
-def explain(stored: dict[str, Any] | None) -> str:
+def describe_calibration(stored: dict[str, Any] | None) -> str:
     """The sentence that ends a training: what was fitted, as `to_dict` gives it, or why nothing was."""
     if stored is None:
         return f"no threshold for 'unsure': {WHY_NOT}"

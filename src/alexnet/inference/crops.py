@@ -23,7 +23,7 @@ from functools import reduce
 import torch
 from torch.nn import functional as F
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 
 LARGEST_SCALE = 4.0  # 1024 pixels for 256: beyond what any test used, and short of what fills the memory
@@ -42,11 +42,11 @@ class Views:
         return len(self.places) * (1 + self.flips) * len(self.scales)
 
 
-CENTRE = Views(((0.5, 0.5),), flips=False)
+CENTER_CROP = Views(((0.5, 0.5),), flips=False)
 TEN_CROP = Views(((0.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 0.0), (1.0, 1.0)), flips=True)
 
 
-def views_of(count: int = 1, scales: Sequence[float] = (1.0,)) -> Views:
+def make_views(count: int = 1, scales: Sequence[float] = (1.0,)) -> Views:
     """`count` views at each of `scales`: 1 is the centre, 10 the paper's ten crops, 2·k² a grid of k×k places with
     mirror images.
 
@@ -60,7 +60,7 @@ def views_of(count: int = 1, scales: Sequence[float] = (1.0,)) -> Views:
 
 def _grid(count: int) -> Views:
     if count == 1:
-        return CENTRE
+        return CENTER_CROP
     if count == 10:
         return TEN_CROP
     possible = sorted({1, 10} | {2 * k * k for k in range(1, 17)})
@@ -72,15 +72,15 @@ def _grid(count: int) -> Views:
     return Views(tuple((top, left) for top in steps for left in steps), flips=True)
 
 
-def uncropped(preprocess: Preprocess, scale: float = 1.0) -> Preprocess:
+def without_center_crop(preprocess: EvalTransform, scale: float = 1.0) -> EvalTransform:
     """The preprocessing whose `evaluation` gives the square, margin included, that views are cut from at `scale`.
 
     It is for reading alone: a mean image is not in it. Raises `UserError` where that square is smaller than the
     network's input.
     """
-    side = round(preprocess.square * scale)
+    side = round(preprocess.resize_side * scale)
     if side < preprocess.size:
-        least = preprocess.size / preprocess.square
+        least = preprocess.size / preprocess.resize_side
         raise UserError(
             f"At --scales {scale:g} the picture is {side}×{side} and the network reads {preprocess.size}×"
             f"{preprocess.size}; give {least:.4g} or more."
@@ -88,7 +88,7 @@ def uncropped(preprocess: Preprocess, scale: float = 1.0) -> Preprocess:
     return replace(preprocess, size=side, resize=side, mean_image=None)
 
 
-def cut(squares: torch.Tensor, views: Views, size: int) -> Iterator[torch.Tensor]:
+def crop_views(squares: torch.Tensor, views: Views, size: int) -> Iterator[torch.Tensor]:
     """Each view of uint8 N×C×S×S pictures, read at one scale, in turn: uint8 N×C×size×size. Several places in
     pictures without a margin (S equal to size) are given a mirrored one."""
     if squares.shape[-1] == size and len(views.places) > 1:

@@ -19,31 +19,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from alexnet.data.dataset import Arrays, Files, Source
-from alexnet.data.datasets import load_for_evaluation, load_source, read_files
-from alexnet.data.decode import BadImage, decode
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
+from alexnet.data.datasets import decode_files, load_dataset, load_for_evaluation
+from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
 from alexnet.data.loader import (
     BATCH_SIZE,
-    Batches,
+    BatchLoader,
     choose_workers,
     evaluation_batches,
     memory_plan,
 )
 from alexnet.data.split import read_split
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.calibration import describe_answers
-from alexnet.inference.crops import CENTRE, Views, log_mean, views_of
-from alexnet.inference.ensemble import Ensemble, RunNames, forward, open_ensemble
-from alexnet.inference.metrics import correct_at, measure
+from alexnet.inference.crops import CENTER_CROP, Views, log_mean, make_views
+from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
+from alexnet.inference.metrics import compute_metrics, correct_at
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import EXACT, Engine, check_engine
 from alexnet.runtimes.exported import Exported
-from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.loaded_model import LoadedModel
 from alexnet.runtimes.quantize import _evenly
-from alexnet.runtimes.select import Wanted
+from alexnet.runtimes.select import EngineConfig
 
 Progress = Callable[[int, int, str], None]
 
@@ -57,16 +57,16 @@ class Outputs:
     logits: np.ndarray  # (n, classes) float32
 
     def measure(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        return measure(self.logits, self.targets, classes)
+        return compute_metrics(self.logits, self.targets, classes)
 
 
 def run_network(
     model: nn.Module,
-    batches: Batches,
-    preprocess: Preprocess,
+    batches: BatchLoader,
+    preprocess: EvalTransform,
     device: torch.device,
     progress: Progress | None = None,
-    views: Views = CENTRE,
+    views: Views = CENTER_CROP,
 ) -> Outputs:
     """The logits of every image of `batches`, in float32; leaves the model's training mode as it found it.
 
@@ -77,11 +77,11 @@ def run_network(
 
 @torch.no_grad()
 def run_networks(
-    networks: Sequence[tuple[nn.Module | Engine, Preprocess]],
-    batches: Batches,
+    networks: Sequence[tuple[nn.Module | Engine, EvalTransform]],
+    batches: BatchLoader,
     device: torch.device,
     progress: Progress | None = None,
-    views: Views = CENTRE,
+    views: Views = CENTER_CROP,
 ) -> list[Outputs]:
     """`run_network` for several networks that look at the same images, which are read once."""
     were_training = [(model, model.training) for model, _ in networks if isinstance(model, nn.Module)]
@@ -170,11 +170,11 @@ def evaluate(
     exact logits of a single network and view are also kept in `evaluation/<split>.parquet`. Raises `UserError`, also
     where a member may have trained on what is measured.
     """
-    looks = views_of(views, scales)
+    looks = make_views(views, scales)
     check_engine(engine, device, calibrate)
-    ensemble = open_ensemble(run, checkpoint, trust)
+    ensemble = load_ensemble(run, checkpoint, trust)
     first = ensemble.members[0]
-    readings = ensemble.readings(looks)
+    readings = ensemble.input_groups(looks)
     on = pick_device(device)
     own = data is None and labels is None
     if own:
@@ -182,7 +182,7 @@ def evaluate(
             raise UserError(
                 f"{ensemble.names[0]} comes without data of its own; give --data with a folder of class folders."
             )
-        source = own_data(first.run, progress)
+        source = run_dataset(first.run, progress)
     else:
         trained_on = str(_recipe(first.run).get("source", "folder")) if first.run else "folder"
         source = load_for_evaluation(
@@ -193,25 +193,25 @@ def evaluate(
     if own:
         _check_unseen(ensemble, source, name)
     for member in ensemble.members:
-        if source.channels != member.preprocess.channels and isinstance(part, Arrays):
+        if source.channels != member.preprocess.channels and isinstance(part, ImageArrays):
             raise UserError(
                 f"The data has {source.channels} channels and the network reads {member.preprocess.channels}."
             )
     known = match_classes(ensemble.classes, source.classes)
-    computing = ensemble.networks(Wanted(engine, on, device, Path(calibrate) if calibrate else None, say))
+    computing = ensemble.networks(EngineConfig(engine, on, device, Path(calibrate) if calibrate else None, say))
     logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
     for reading in readings:
         read, images = reading.preprocess, part
         workers, _ = choose_workers(None, BATCH_SIZE * read.channels * read.size**2)
-        if isinstance(part, Files) and memory_plan(source, read.size):
-            images = read_files(part, read, progress=progress)
+        if isinstance(part, ImageFiles) and memory_plan(source, read.size):
+            images = decode_files(part, read, progress=progress)
         networks = [(computing[i], ensemble.members[i].preprocess) for i in reading.members]
         found = run_networks(networks, evaluation_batches(images, read, workers), on, progress, looks)
         for i, said in zip(reading.members, found, strict=True):
             logits[i].append(torch.from_numpy(said.logits))
     targets = known[found[0].targets]
     outputs = Outputs(found[0].ids, targets, ensemble.average(logits).numpy())
-    only = len(ensemble.members) == 1 and looks == CENTRE and engine == EXACT
+    only = len(ensemble.members) == 1 and looks == CENTER_CROP and engine == EXACT
     if own and only and first.run and _is_best(first):
         first.run.write_evaluation(name, [part.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
     alone = [log_mean(at_scales)[:, order].numpy() for at_scales, order in zip(logits, ensemble.orders, strict=True)]
@@ -238,17 +238,17 @@ def evaluate(
     )
 
 
-def _is_best(opened: Opened | Exported) -> bool:
+def _is_best(opened: LoadedModel | Exported) -> bool:
     """Whether this is the network that the run's own evaluations are of."""
     best = opened.run.named_checkpoint("best") if opened.run else None
     return best is not None and opened.checkpoint is not None and opened.checkpoint.resolve() == best.resolve()
 
 
-def own_data(run: Run, progress: Progress | None) -> Source:
+def run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
     """The data that a run was trained on, divided as it was then."""
     recipe = _recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None
-    return load_source(
+    return load_dataset(
         recipe["source"],
         Path(recipe["data"]) if recipe["data"] else None,
         labels=Path(recipe["labels"]) if recipe["labels"] else None,
@@ -260,7 +260,7 @@ def own_data(run: Run, progress: Progress | None) -> Source:
     )
 
 
-def _check_unseen(ensemble: Ensemble, source: Source, split: str) -> None:
+def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
     """Raise `UserError` if `split` was held out of the first member's data and another member, trained on the same
     data, did not hold out the same: it may have learnt from what is measured here."""
     if split not in source.held_out:
@@ -292,7 +292,7 @@ def _recipe(run: Run) -> dict[str, Any]:
         raise UserError(f"{run.recipe_json} is damaged ({error!r}); give the pictures with --data.") from error
 
 
-def _choose_split(wanted: str, source: Source) -> str:
+def _choose_split(wanted: str, source: ImageDataset) -> str:
     if wanted == "auto":
         return next(name for name in ("test", "val", "all", "train") if name in source.splits)
     if wanted not in source.splits:
@@ -320,14 +320,14 @@ def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarra
     return np.array([index[name] for name in found], dtype=np.int64)
 
 
-def calibration_pictures(opened: Opened, folder: Path | None, flag: str = "--calibrate") -> np.ndarray:
+def calibration_images(opened: LoadedModel, folder: Path | None, flag: str = "--calibrate") -> np.ndarray:
     """Up to 300 pictures to calibrate `opened` on, evenly from `folder`, else from those that it was trained on: uint8
     N×C×size×size. Raises `UserError` where there are none."""
     if folder is not None:
         found = []
         for path in _evenly(find_images([folder])):
             with contextlib.suppress(BadImage):
-                found.append(opened.preprocess.pixels(decode(path, opened.preprocess.channels)))
+                found.append(opened.preprocess.eval_array(decode_image(path, opened.preprocess.channels)))
         if not found:
             raise UserError(f"None of the pictures in {folder} can be read; give others with {flag}.")
         return np.stack(found)
@@ -336,6 +336,6 @@ def calibration_pictures(opened: Opened, folder: Path | None, flag: str = "--cal
             "An engine of 8-bit activations needs pictures to see their ranges, and this network comes without any; "
             f"give {flag} with a folder of pictures like those that it will see."
         )
-    part: Arrays | Files = own_data(opened.run, None).splits["train"]
+    part: ImageArrays | ImageFiles = run_dataset(opened.run, None).splits["train"]
     part = part.take(np.array(_evenly(list(range(len(part))))))
     return np.concatenate([b.images.cpu().numpy() for b in evaluation_batches(part, opened.preprocess).batches(0)])

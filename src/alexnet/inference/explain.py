@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.inference.features import output_of, read_picture
+from alexnet.inference.features import load_image, output_of
 from alexnet.models.model import AlexNet
 from alexnet.models.spec import layers
-from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.loaded_model import LoadedModel
 
 METHODS = ("grad-cam", "occlusion", "integrated-gradients")
 STEPS = 64  # of the path of integrated gradients
@@ -60,18 +60,18 @@ class Saliency:
     Grad-CAM the weighted sum of the last convolution's maps, without its negative part."""
 
 
-def network_input(opened: Opened, image: Any) -> tuple[np.ndarray, Tensor]:
+def network_input(opened: LoadedModel, image: Any) -> tuple[np.ndarray, Tensor]:
     """A picture as the network sees it, uint8 (H, W, C), and as it reads it, float32 (1, C, H, W) on its device.
 
     `image` is a path, a file's bytes or a PIL image. Raises `BadImage`.
     """
-    pixels = read_picture(opened, image)
+    pixels = load_image(opened, image)
     device = next(opened.model.parameters()).device
-    return pixels.permute(1, 2, 0).numpy(), opened.preprocess.normalise(pixels[None].to(device))
+    return pixels.permute(1, 2, 0).numpy(), opened.preprocess.normalize(pixels[None].to(device))
 
 
 @torch.no_grad()
-def activations(opened: Opened, image: Any) -> tuple[Stage, ...]:
+def activations(opened: LoadedModel, image: Any) -> tuple[Stage, ...]:
     """What each stage gives for a picture: convolutions and matrices (after their activation), normalisations, pools.
 
     Raises `UserError` for a network of torchvision's, whose stages are not ours, and `BadImage`.
@@ -94,7 +94,7 @@ def activations(opened: Opened, image: Any) -> tuple[Stage, ...]:
     return tuple(found)
 
 
-def saliency(opened: Opened, image: Any, method: str = "grad-cam", label: str | None = None) -> Saliency:
+def saliency(opened: LoadedModel, image: Any, method: str = "grad-cam", label: str | None = None) -> Saliency:
     """Which pixels of a picture speak for `label`, the likeliest unless given, by one of `METHODS`.
 
     Raises `UserError` for an unknown method or label, where captum is not installed, for Grad-CAM on a network

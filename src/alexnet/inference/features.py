@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alexnet.data.decode import BadImage, decode
-from alexnet.data.image_folder import SPLIT_NAMES, find_images, in_threads
+from alexnet.data.decode import BadImage, decode_image
+from alexnet.data.image_folder import SPLIT_NAMES, find_images, map_in_threads
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
-from alexnet.files import printable, replacing
-from alexnet.inference.load import open_model
+from alexnet.files import atomic_write, printable
+from alexnet.inference.load import load_model
 from alexnet.models.model import AlexNet, Network
 from alexnet.models.spec import ACTIVATIONS, Layer, layers
-from alexnet.models.torchvision_models import TorchvisionNetwork, count
-from alexnet.runtimes.loaded_model import Opened
+from alexnet.models.torchvision_models import TorchvisionNetwork, summarize_torchvision
+from alexnet.runtimes.loaded_model import LoadedModel
 
 BATCH_SIZE = 128
 SUFFIXES = (".parquet", ".csv")
@@ -85,7 +85,7 @@ class Features(nn.Module):
 
     @staticmethod
     def _foreign(model: TorchvisionNetwork, layer: str | None) -> str:
-        parts = [part.name for part in count(model.spec).parts]
+        parts = [part.name for part in summarize_torchvision(model.spec).parts]
         if layer is None:
             raise UserError(f"Name a layer of '{model.spec.name}' with --layer: {', '.join(parts)}, or any module.")
         if layer not in dict(model.network.named_modules()):
@@ -105,18 +105,18 @@ def _last_hidden(stack: Sequence[Layer]) -> str:
     return names[-2]
 
 
-def read_picture(opened: Opened, image: Any) -> Tensor:
+def load_image(opened: LoadedModel, image: Any) -> Tensor:
     """What the network sees of a picture (a path, a file's bytes or a PIL image): uint8 C×size×size.
 
     Raises `BadImage`.
     """
-    return opened.preprocess.evaluation(decode(image, opened.preprocess.channels))
+    return opened.preprocess.eval_tensor(decode_image(image, opened.preprocess.channels))
 
 
 @torch.no_grad()
-def vectors(features: Features, opened: Opened, images: Tensor) -> np.ndarray:
+def extract_features(features: Features, opened: LoadedModel, images: Tensor) -> np.ndarray:
     """The flattened activations, float32 (n, d), of uint8 images (n, C, size, size) on the network's device."""
-    x = opened.preprocess.normalise(images).contiguous(memory_format=torch.channels_last)
+    x = opened.preprocess.normalize(images).contiguous(memory_format=torch.channels_last)
     return features(x).flatten(1).float().cpu().numpy()
 
 
@@ -161,7 +161,7 @@ def write_features(
     out, data = Path(out), Path(data)
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"Features are written as {' or '.join(SUFFIXES)}, and {out} is neither; change its ending.")
-    opened = open_model(run, checkpoint)
+    opened = load_model(run, checkpoint)
     features = Features(opened.model, layer)
     on = pick_device(device)
     features.to(on)
@@ -175,23 +175,23 @@ def write_features(
 
     def read(i: int) -> Tensor | BadImage:
         try:
-            return read_picture(opened, paths[i])
+            return load_image(opened, paths[i])
         except BadImage as error:
             return error
 
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = 0
-    with replacing(out) as beside:
+    with atomic_write(out) as beside:
         with _table(beside, out.suffix.lower(), int(np.prod(features.shape)), about) as write:
             for start in range(0, len(paths), BATCH_SIZE):
                 batch = range(start, min(start + BATCH_SIZE, len(paths)))
-                found = dict(zip(batch, in_threads(read, batch, None, ""), strict=True))
+                found = dict(zip(batch, map_in_threads(read, batch, None, ""), strict=True))
                 errors += [(printable(str(paths[i])), e.reason) for i, e in found.items() if isinstance(e, BadImage)]
                 good = {i: image for i, image in found.items() if isinstance(image, Tensor)}
                 if good:
                     images = torch.stack(list(good.values())).to(on)
                     names = [printable(str(paths[i])) for i in good]
-                    write(names, [labels[i] for i in good], vectors(features, opened, images))
+                    write(names, [labels[i] for i in good], extract_features(features, opened, images))
                 rows += len(good)
                 if progress:
                     progress(batch.stop, len(paths), "features")

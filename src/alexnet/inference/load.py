@@ -5,38 +5,38 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alexnet.checkpoint import MODEL, identify, read_model
-from alexnet.data.transforms import Preprocess
+from alexnet.checkpoint import MODEL, checkpoint_id, load_checkpoint
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.run_dir import Run, find_run
 from alexnet.runtimes.exported import Exported, open_exported
-from alexnet.runtimes.loaded_model import Opened
-from alexnet.runtimes.manifest import fingerprint, looks_exported
+from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.manifest import exported_model_id, is_exported_model
 
 # torchvision's AlexNet_Weights.IMAGENET1K_V1.transforms(): ImageClassification(crop_size=224), its defaults
-TORCHVISION_PREPROCESS = Preprocess(
+TORCHVISION_PREPROCESS = EvalTransform(
     size=224, resize=256, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
 )
-FOREIGN = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".caffemodel", ".h5", ".onnx"}
+FOREIGN_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".caffemodel", ".h5", ".onnx"}
 
 
-def names_run(word: str) -> bool:
+def is_run_reference(word: str) -> bool:
     """Whether `word` names what `open_network` opens, and not a picture or a folder of pictures."""
     path = Path(word)
     return (
         word.startswith("torchvision:")
-        or looks_exported(path)
+        or is_exported_model(path)
         or (word == "last" and not path.exists())
         or any((path / inside).is_file() for inside in ("recipe.json", MODEL))
     )
 
 
-def open_network(name: str | Path, checkpoint: str = "best", trust: bool = False) -> Opened | Exported:
+def load_network(name: str | Path, checkpoint: str = "best", trust: bool = False) -> LoadedModel | Exported:
     """What `open_model` opens, or an exported file; `trust` opens one that nothing vouches for. Raises `UserError`."""
-    return open_exported(name, trust) if looks_exported(name) else open_model(name, checkpoint)
+    return open_exported(name, trust) if is_exported_model(name) else load_model(name, checkpoint)
 
 
-def open_model(name: str | Path, checkpoint: str = "best") -> Opened:
+def load_model(name: str | Path, checkpoint: str = "best") -> LoadedModel:
     """The network called `name`, on the CPU and in evaluation mode.
 
     `name`: a run folder (its `checkpoint`, `best` or `last`), `last` for the newest run, a checkpoint folder, or
@@ -49,29 +49,29 @@ def open_model(name: str | Path, checkpoint: str = "best") -> Opened:
         weights, categories = torchvision_weights(str(name).split(":", 1)[1])
         model = create_model("torchvision", num_classes=len(categories))
         load_weights(model, weights)
-        return Opened(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None, identity(name))
-    folder, run = locate(name, checkpoint)
-    found = read_model(folder)
-    return Opened(found.model, found.classes, found.preprocess, run, folder, identify(folder))
+        return LoadedModel(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None, model_id(name))
+    folder, run = resolve_checkpoint(name, checkpoint)
+    found = load_checkpoint(folder)
+    return LoadedModel(found.model, found.classes, found.preprocess, run, folder, checkpoint_id(folder))
 
 
-def identity(name: str | Path, checkpoint: str = "best", trust: bool = False) -> str:
+def model_id(name: str | Path, checkpoint: str = "best", trust: bool = False) -> str:
     """A file name that is the same for the same network, classes and preprocessing; needs no torch. Raises `UserError`
     as `open_network` does, except for damaged weights."""
-    if looks_exported(name):
-        return f"exported-{fingerprint(Path(name), trust)[:16]}"
+    if is_exported_model(name):
+        return f"exported-{exported_model_id(Path(name), trust)[:16]}"
     if str(name).startswith("torchvision:"):
         return str(name).replace(":", "-").replace("/", "-")  # torchvision checks what it downloads
-    return identify(locate(name, checkpoint)[0])
+    return checkpoint_id(resolve_checkpoint(name, checkpoint)[0])
 
 
-def locate(name: str | Path, checkpoint: str = "best") -> tuple[Path, Run | None]:
+def resolve_checkpoint(name: str | Path, checkpoint: str = "best") -> tuple[Path, Run | None]:
     """The checkpoint folder that `name`, as for `open_model`, means, and the run that it is in. Raises `UserError`."""
     path = Path(name)
-    if looks_exported(path):
+    if is_exported_model(path):
         raise UserError(f"{path} is an exported file, which predict and eval take; name the run for anything else.")
     if path.is_file():
-        if path.suffix.lower() in FOREIGN:
+        if path.suffix.lower() in FOREIGN_SUFFIXES:
             raise UserError(
                 f"{path} is a file of weights, not a run; give a run folder, or load it in Python with "
                 "alexnet.load_weights(alexnet.create_model(…), path)."

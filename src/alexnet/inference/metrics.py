@@ -37,7 +37,7 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
     return float(np.mean(log_sum - z[np.arange(len(z)), targets]))
 
 
-def measure(logits: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def compute_metrics(logits: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """All figures of an evaluation; accuracies are fractions of 1.
 
     `logits` (n, classes) float, `targets` (n,) int → `top1`, `top5`, `loss`, `n`, `interval` (95 % of top1),

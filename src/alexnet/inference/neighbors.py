@@ -21,23 +21,23 @@ import torch
 from PIL import Image
 
 from alexnet.checkpoint import MODEL
-from alexnet.data.dataset import Arrays, Source
-from alexnet.data.decode import decode
+from alexnet.data.dataset import ImageArrays, ImageDataset
+from alexnet.data.decode import decode_image
 from alexnet.data.loader import choose_workers, evaluation_batches
 from alexnet.device import pick_device
 from alexnet.errors import UserError
 from alexnet.files import printable, write_json
-from alexnet.inference.evaluate import own_data
-from alexnet.inference.features import Features, Progress, read_picture, vectors
+from alexnet.inference.evaluate import run_dataset
+from alexnet.inference.features import Features, Progress, extract_features, load_image
 from alexnet.run_dir import Run
-from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.loaded_model import LoadedModel
 
 INFO, VECTORS, NORMS = "index.json", "vectors.npy", "norms.npy"
 BLOCK = 256  # vectors that are in memory as float32 at a time: of fc7 4 MiB, which stay in a processor's cache
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """A training picture and how far it is."""
 
     name: str
@@ -59,10 +59,10 @@ class Index:
     labels: list[str]
     layer: str
 
-    def nearest(self, queries: np.ndarray, top: int) -> list[list[Neighbour]]:
+    def nearest(self, queries: np.ndarray, top: int) -> list[list[Neighbor]]:
         """The `top` nearest of each query, float (m, d), the nearest first."""
         found = search(self.vectors, self.norms, queries, top)
-        return [[Neighbour(self.names[i], self.labels[i], d) for i, d in pairs] for pairs in found]
+        return [[Neighbor(self.names[i], self.labels[i], d) for i, d in pairs] for pairs in found]
 
 
 def search(stored: np.ndarray, norms: np.ndarray, queries: np.ndarray, top: int) -> list[list[tuple[int, float]]]:
@@ -94,9 +94,9 @@ def search(stored: np.ndarray, norms: np.ndarray, queries: np.ndarray, top: int)
 
 
 def similar(
-    opened: Opened, images: Sequence[Any], top: int = 6, layer: str | None = None, device: str = "auto",
+    opened: LoadedModel, images: Sequence[Any], top: int = 6, layer: str | None = None, device: str = "auto",
     progress: Progress | None = None, say: Callable[[str], object] = lambda _: None,
-) -> list[list[Neighbour]]:  # fmt: skip
+) -> list[list[Neighbor]]:  # fmt: skip
     """The `top` training pictures nearest to each of `images` (paths, bytes or PIL images) in the space of `layer`.
 
     The first call makes the index of the run, and tells `say` so. Raises `UserError` for a network without a run, and
@@ -104,14 +104,14 @@ def similar(
     """
     if top < 1:
         raise UserError(f"--top must be at least 1, not {top}.")
-    pictures = torch.stack([read_picture(opened, image) for image in images])
+    pictures = torch.stack([load_image(opened, image) for image in images])
     index = open_index(opened, layer, device, progress, say)
     features, on = Features(opened.model, layer), next(opened.model.parameters()).device
-    return index.nearest(vectors(features, opened, pictures.to(on)), top)
+    return index.nearest(extract_features(features, opened, pictures.to(on)), top)
 
 
 def open_index(
-    opened: Opened, layer: str | None = None, device: str = "auto", progress: Progress | None = None,
+    opened: LoadedModel, layer: str | None = None, device: str = "auto", progress: Progress | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Index:  # fmt: skip
     """The index of a run's training pictures at `layer` (fc7 unless given), made if it is not there or was made from
@@ -125,7 +125,7 @@ def open_index(
     folder, made_from = _place(opened.run, opened.checkpoint, features)
     found = _read(folder, made_from)
     if found is None:
-        source = own_data(opened.run, progress)
+        source = run_dataset(opened.run, progress)
         say(f"Computing {features.layer} of {len(source.splits['train']):,} training pictures, once; kept in {folder}.")
         _make(folder, opened, features, source, made_from, device, progress)
         found = _read(folder, made_from)
@@ -133,7 +133,7 @@ def open_index(
     return found
 
 
-def find_index(opened: Opened, layer: str | None = None) -> Index | None:
+def find_index(opened: LoadedModel, layer: str | None = None) -> Index | None:
     """The index that `open_index` made before, of this checkpoint; None where there is none. Makes nothing."""
     if opened.run is None or opened.checkpoint is None or not (opened.run.path / "index").is_dir():
         return None
@@ -167,7 +167,7 @@ def _read(folder: Path, made_from: dict[str, str]) -> Index | None:
 
 
 def _make(
-    folder: Path, opened: Opened, features: Features, source: Source, made_from: dict[str, str], device: str,
+    folder: Path, opened: LoadedModel, features: Features, source: ImageDataset, made_from: dict[str, str], device: str,
     progress: Progress | None,
 ) -> None:  # fmt: skip
     part = source.splits["train"]
@@ -185,7 +185,7 @@ def _make(
         norms = np.empty(len(part))
         done = 0
         for batch in evaluation_batches(part, read, workers).batches(0):
-            values = vectors(features, opened, batch.images.to(on))
+            values = extract_features(features, opened, batch.images.to(on))
             half = np.clip(values, -65504, 65504).astype(np.float16)  # the largest that float16 has
             stored[done : done + len(half)] = half
             norms[done : done + len(half)] = np.square(half.astype(np.float64)).sum(1)
@@ -223,18 +223,18 @@ def run_pictures(run: Run, names: Sequence[str]) -> list[Image.Image]:
     """
     files = [data_file(run, name) for name in names]
     if None not in files:
-        return [decode(file) for file in files if file]
-    parts = list(own_data(run, None).splits.values())
+        return [decode_image(file) for file in files if file]
+    parts = list(run_dataset(run, None).splits.values())
     found: dict[str, Image.Image] = {}
     for part in parts:
         places = {printable(name): i for i, name in enumerate(part.names)}
         for name in set(names) & set(places):
             i = places[name]
-            if isinstance(part, Arrays):
+            if isinstance(part, ImageArrays):
                 pixels = part.images[i].permute(1, 2, 0).numpy()
-                found[name] = decode(Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]))
+                found[name] = decode_image(Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]))
             else:
-                found[name] = decode(part.stored(i))
+                found[name] = decode_image(part.raw(i))
     if missing := [name for name in names if name not in found]:
         raise UserError(f"The picture '{missing[0]}' is no longer in the data that {run.path} was trained on.")
     return [found[name] for name in names]

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from alexnet.data.decode import MAX_PIXELS, BadImage, decode
-from alexnet.data.transforms import Preprocess
+from alexnet.data.decode import MAX_PIXELS, BadImage, decode_image
+from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device
 from alexnet.errors import UserError
-from alexnet.inference.calibration import find
-from alexnet.inference.load import identity, locate
+from alexnet.inference.calibration import find_calibration
+from alexnet.inference.load import model_id, resolve_checkpoint
 from alexnet.runtimes.calibration import Calibration
-from alexnet.runtimes.engine_cache import Store, open_stored
+from alexnet.runtimes.engine_cache import EngineCache, open_cached
 from alexnet.runtimes.engines import EXACT, Engine, check_engine, softmax
 from alexnet.runtimes.exported import Exported, check_exported, open_exported
-from alexnet.runtimes.manifest import looks_exported
+from alexnet.runtimes.manifest import is_exported_model
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ class Prediction:
         return f"<p>{escape(self.path + doubt)}</p><table>{bars}</table>"
 
 
-class Judged(NamedTuple):
+class Scores(NamedTuple):
     """What a network says of one picture."""
 
     p: np.ndarray
@@ -92,7 +92,7 @@ class Judged(NamedTuple):
     confidence: float | None
 
 
-class _Labels:
+class _BaseClassifier:
     """What all classifiers do alike."""
 
     classes: tuple[str, ...]
@@ -121,7 +121,7 @@ class _Labels:
         self,
         images: Iterable[Picture],
         top: int,
-        readings: Sequence[Preprocess],
+        readings: Sequence[EvalTransform],
         ask: Callable[[list[np.ndarray]], np.ndarray],
     ) -> Iterator[Prediction]:
         """Decode, batch and label: `ask` gets a uint8 batch for each of `readings` and gives probabilities."""
@@ -131,15 +131,15 @@ class _Labels:
         for image in images:
             name = str(image) if isinstance(image, (str, Path)) else "-"
             try:
-                waiting.append((name, read_squares(image, readings)))
+                waiting.append((name, load_crops(image, readings)))
             except BadImage as error:
                 waiting.append((name, error.reason))
             if len(waiting) == BATCH_SIZE:
-                yield from self._ask(waiting, top, ask)
+                yield from self._run_batch(waiting, top, ask)
                 waiting = []
-        yield from self._ask(waiting, top, ask)
+        yield from self._run_batch(waiting, top, ask)
 
-    def _ask(
+    def _run_batch(
         self,
         waiting: list[tuple[str, list[np.ndarray] | str]],
         top: int,
@@ -147,28 +147,32 @@ class _Labels:
     ) -> Iterator[Prediction]:
         readable = [squares for _, squares in waiting if not isinstance(squares, str)]
         batches = [np.stack(squares) for squares in zip(*readable, strict=True)]
-        rows = iter(self.judged(ask(batches))) if readable else iter(())
+        rows = iter(self.score_rows(ask(batches))) if readable else iter(())
         for name, squares in waiting:
-            yield Prediction(name, error=squares) if isinstance(squares, str) else self.told(name, next(rows), top)
+            yield (
+                Prediction(name, error=squares)
+                if isinstance(squares, str)
+                else self.to_prediction(name, next(rows), top)
+            )
 
-    def judged(self, p: np.ndarray) -> Iterator[Judged]:
+    def score_rows(self, p: np.ndarray) -> Iterator[Scores]:
         """Each row of probabilities (n, classes) with whether it is unsure, and its confidence."""
         orders = np.argsort(-p, axis=1, kind="stable")  # of all rows at once: a call for each costs more than sorting
         if self.calibration is None:
-            return (Judged(row, order, None, None) for row, order in zip(p, orders, strict=True))
+            return (Scores(row, order, None, None) for row, order in zip(p, orders, strict=True))
         with np.errstate(divide="ignore"):
             confidence = self.calibration.confidence(np.log(p))
         unsure = self.calibration.is_unsure(confidence)
-        return map(Judged, p, orders, unsure.tolist(), confidence.tolist())
+        return map(Scores, p, orders, unsure.tolist(), confidence.tolist())
 
-    def told(self, name: str, row: Judged, top: int = 5) -> Prediction:
+    def to_prediction(self, name: str, row: Scores, top: int = 5) -> Prediction:
         """The `top` likeliest labels of the picture called `name`."""
         best = row.order[:top]
         labels = tuple(zip(map(self.classes.__getitem__, best.tolist()), row.p[best].tolist(), strict=True))
         return Prediction(name, labels, unsure=row.unsure, confidence=row.confidence)
 
 
-class Classifier(_Labels):
+class Classifier(_BaseClassifier):
     """A trained network, or several together, that take pictures.
 
     >>> alexnet.load("runs/digits-…").predict("seven.png")  # doctest: +SKIP
@@ -182,7 +186,7 @@ class Classifier(_Labels):
         calibrate: str | Path | None = None,
         say: Callable[[str], object] = lambda _: None,
     ) -> None:
-        from alexnet.runtimes.select import Wanted
+        from alexnet.runtimes.select import EngineConfig
 
         check_engine(engine, device)
         self.device = pick_device(device)
@@ -193,7 +197,7 @@ class Classifier(_Labels):
         self.calibration, how = ensemble.calibration()
         if self.calibration and how:
             say(how)
-        wanted = Wanted(engine, self.device, device, Path(calibrate) if calibrate else None, say)
+        wanted = EngineConfig(engine, self.device, device, Path(calibrate) if calibrate else None, say)
         self._networks = ensemble.networks(wanted)
 
     def trace(self) -> bool:
@@ -203,13 +207,13 @@ class Classifier(_Labels):
         """
         from torch import nn
 
-        from alexnet.runtimes.engines import traced
+        from alexnet.runtimes.engines import trace_model
 
         networks = [network for network in self._networks if isinstance(network, nn.Module)]
         if self.device.type != "cpu" or len(networks) < len(self._networks):
             return False
         reads = [member.preprocess for member in self.ensemble.members]
-        self._networks = [traced(n, (r.channels, r.size, r.size)) for n, r in zip(networks, reads, strict=True)]
+        self._networks = [trace_model(n, (r.channels, r.size, r.size)) for n, r in zip(networks, reads, strict=True)]
         return True
 
     def predict_many(
@@ -218,10 +222,10 @@ class Classifier(_Labels):
         """One prediction a picture, in order; an unreadable picture gets an `error` and the rest go on."""
         import torch
 
-        from alexnet.inference.crops import views_of
+        from alexnet.inference.crops import make_views
 
-        looks = views_of(views, scales)
-        readings = [reading.preprocess for reading in self.ensemble.readings(looks)]
+        looks = make_views(views, scales)
+        readings = [reading.preprocess for reading in self.ensemble.input_groups(looks)]
         yield from self._label(
             images,
             top,
@@ -238,21 +242,21 @@ class Classifier(_Labels):
         """
         import torch
 
-        from alexnet.inference.crops import CENTRE
+        from alexnet.inference.crops import CENTER_CROP
         from alexnet.inference.ensemble import forward
 
-        views = views or CENTRE
+        views = views or CENTER_CROP
         batches = [images] if isinstance(images, torch.Tensor) else images
         logits: list[list[torch.Tensor]] = [[] for _ in self.ensemble.members]
         with torch.no_grad():
-            for reading, batch in zip(self.ensemble.readings(views), batches, strict=True):
+            for reading, batch in zip(self.ensemble.input_groups(views), batches, strict=True):
                 squares = batch.to(self.device)
                 for i in reading.members:
                     logits[i].append(forward(self._networks[i], squares, self.ensemble.members[i].preprocess, views))
             return self.ensemble.average(logits).softmax(dim=1).cpu()
 
 
-class StoredClassifier(_Labels):
+class StoredClassifier(_BaseClassifier):
     """A network by an engine that was opened here before: one view of each picture, and no torch.
 
     What it cannot do (several views, a file that is damaged or gone), `whole` does.
@@ -267,7 +271,7 @@ class StoredClassifier(_Labels):
         say: Callable[[str], object] = lambda _: None,
         calibration: Calibration | None = None,
     ) -> None:
-        found = Store(identity).describe()
+        found = EngineCache(identity).describe()
         assert found is not None, "looked up before"
         self.classes, self.preprocess = found
         self._identity, self._name, self._device, self._whole, self._say = identity, engine, device, whole, say
@@ -285,7 +289,7 @@ class StoredClassifier(_Labels):
 
     def _probabilities(self, pictures: np.ndarray) -> np.ndarray:
         if self._engine is None and self._classifier is None:
-            self._engine = open_stored(self._identity, self._name, self._device, one=len(pictures) == 1)
+            self._engine = open_cached(self._identity, self._name, self._device, one=len(pictures) == 1)
             if self._engine is None:
                 self._classifier = self._whole()
             else:
@@ -298,7 +302,7 @@ class StoredClassifier(_Labels):
         return self._classifier.probabilities(torch.from_numpy(pictures)).numpy()
 
 
-class FileClassifier(_Labels):
+class FileClassifier(_BaseClassifier):
     """An exported file by its own runtime: one view of each picture; several are left to `whole`."""
 
     def __init__(self, exported: Exported, whole: Callable[[], Classifier]) -> None:
@@ -334,10 +338,10 @@ def load(
     else on training pictures. `say` gets a sentence on each engine and how far off it is. `trust` opens an exported
     file that nothing vouches for.
     """
-    from alexnet.inference.ensemble import open_ensemble
+    from alexnet.inference.ensemble import load_ensemble
 
     check_engine(engine, device, calibrate)
-    return Classifier(open_ensemble(run, checkpoint, trust), device, engine, calibrate, say)
+    return Classifier(load_ensemble(run, checkpoint, trust), device, engine, calibrate, say)
 
 
 def load_quickly(
@@ -360,27 +364,31 @@ def load_quickly(
             runs, checkpoint=checkpoint, device=device, engine=engine, calibrate=calibrate, trust=trust, say=say
         )
 
-    if len(runs) == 1 and looks_exported(runs[0]):
+    if len(runs) == 1 and is_exported_model(runs[0]):
         check_exported(Path(runs[0]), engine, device)
         return FileClassifier(open_exported(runs[0], trust), whole)
     if engine == EXACT or len(runs) != 1 or calibrate or device not in ("auto", "cpu"):
         return whole()
-    name = identity(runs[0], checkpoint)
-    if not Store(name).describe():
+    name = model_id(runs[0], checkpoint)
+    if not EngineCache(name).describe():
         return whole()
-    calibration, how = (None, "") if str(runs[0]).startswith("torchvision:") else find(*locate(runs[0], checkpoint))
+    calibration, how = (
+        (None, "")
+        if str(runs[0]).startswith("torchvision:")
+        else find_calibration(*resolve_checkpoint(runs[0], checkpoint))
+    )
     if calibration and how:
         say(how)
     return StoredClassifier(name, engine, device, whole, say, calibration)
 
 
-def read_squares(image: Picture, readings: Sequence[Preprocess], max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
+def load_crops(image: Picture, readings: Sequence[EvalTransform], max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
     """A picture as each of `readings` cuts it: uint8 C×size×size. Raises `BadImage`."""
     kinds = {read.channels for read in readings}
-    pictures = {channels: decode(image, channels, max_pixels=max_pixels) for channels in kinds}
-    return [read.pixels(pictures[read.channels]) for read in readings]
+    pictures = {channels: decode_image(image, channels, max_pixels=max_pixels) for channels in kinds}
+    return [read.eval_array(pictures[read.channels]) for read in readings]
 
 
-def read_pixels(image: Picture, preprocess: Preprocess) -> np.ndarray:
+def load_eval_array(image: Picture, preprocess: EvalTransform) -> np.ndarray:
     """What the network sees of a picture: uint8 C×size×size. Raises `BadImage`."""
-    return preprocess.pixels(decode(image, preprocess.channels))
+    return preprocess.eval_array(decode_image(image, preprocess.channels))

@@ -337,7 +337,7 @@ TEXT: dict[str, tuple[str, str]] = {
 }
 
 
-class Words:
+class Translator:
     """The texts of one language: `words(key, **values)`. Raises `UserError` for a language that there is not."""
 
     def __init__(self, lang: str = "en") -> None:

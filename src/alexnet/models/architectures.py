@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alexnet.errors import unknown_name
-from alexnet.models.spec import ACTIVATIONS, NORMS, AlexNetSpec, ConvSpec, ResponseNorm, minimal_image_size
+from alexnet.models.spec import ACTIVATIONS, NORMS, AlexNetSpec, ConvSpec, LRNSpec, minimal_image_size
 
 # ── initial weights ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
-class Init:
+class Initialization:
     """How a network's numbers are drawn before training.
 
     `conv` and `linear` name the rule for weights: "normal" (mean 0), "kaiming" (normal, fan-out, for ReLU), "xavier"
@@ -45,23 +45,27 @@ def _excited(bias: float) -> dict[str, float]:
 _LATE = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
 _SMALL = {"hidden": 0.005}
 
-INITS: dict[str, Init] = {
-    "paper": Init("paper, section 5: N(0, .01), biases 1 or 0", "normal", "normal", biases=_excited(1.0)),
-    "code2012": Init(
+INITS: dict[str, Initialization] = {
+    "paper": Initialization("paper, section 5: N(0, .01), biases 1 or 0", "normal", "normal", biases=_excited(1.0)),
+    "code2012": Initialization(
         "layers-145.cfg: conv3-5 .03, else as paper", "normal", "normal", stds=_LATE, biases=_excited(1.0)
     ),
-    "caffe": Init("bvlc_alexnet: fc6-7 .005, biases .1 or 0", "normal", "normal", stds=_SMALL, biases=_excited(0.1)),
-    "caffenet": Init("CaffeNet: fc6-7 .005, biases 1 or 0", "normal", "normal", stds=_SMALL, biases=_excited(1.0)),
-    "kaiming": Init("tutorial 002: Kaiming convolutions, N(0, .01) matrices, biases 0", "kaiming", "normal"),
-    "xavier": Init("d2l: Xavier uniform weights, torch's biases", "xavier", "xavier", bias=None),
-    "torch": Init("torch's defaults", "torch", "torch", bias=None),
+    "caffe": Initialization(
+        "bvlc_alexnet: fc6-7 .005, biases .1 or 0", "normal", "normal", stds=_SMALL, biases=_excited(0.1)
+    ),
+    "caffenet": Initialization(
+        "CaffeNet: fc6-7 .005, biases 1 or 0", "normal", "normal", stds=_SMALL, biases=_excited(1.0)
+    ),
+    "kaiming": Initialization("tutorial 002: Kaiming convolutions, N(0, .01) matrices, biases 0", "kaiming", "normal"),
+    "xavier": Initialization("d2l: Xavier uniform weights, torch's biases", "xavier", "xavier", bias=None),
+    "torch": Initialization("torch's defaults", "torch", "torch", bias=None),
 }
 
 # ── networks ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-PAPER_LRN = ResponseNorm(size=5, alpha=5e-4, beta=0.75, k=2.0, towers=2)
-CODE_LRN = ResponseNorm(size=5, alpha=1e-4, beta=0.75, k=2.0, towers=2)
-CAFFE_LRN = ResponseNorm(size=5, alpha=1e-4, beta=0.75, k=1.0, towers=1)  # and torch's own defaults
+PAPER_LRN = LRNSpec(size=5, alpha=5e-4, beta=0.75, k=2.0, towers=2)
+CODE_LRN = LRNSpec(size=5, alpha=1e-4, beta=0.75, k=2.0, towers=2)
+CAFFE_LRN = LRNSpec(size=5, alpha=1e-4, beta=0.75, k=1.0, towers=1)  # and torch's own defaults
 
 _ACT_POOL = ("act", "pool")
 _ACT_LRN_POOL = ("act", "lrn", "pool")

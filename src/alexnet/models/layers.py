@@ -96,7 +96,7 @@ class Dropout(nn.Dropout):
 
 
 @contextmanager
-def drawn_dropout(model: nn.Module, n: int, rows: slice, seed_of: Callable[[str], int]) -> Iterator[None]:
+def counter_based_dropout(model: nn.Module, n: int, rows: slice, seed_of: Callable[[str], int]) -> Iterator[None]:
     """While this lasts, each `Dropout` of `model` has the mask for images `rows` of a batch of `n`.
 
     Always the mask of the whole batch and the whole layer is drawn, on the model's device, from the seed that

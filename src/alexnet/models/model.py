@@ -107,11 +107,11 @@ def build(spec: Spec) -> Network:
         raise unknown_name("init", spec.init, INITS)
     model = AlexNet(spec)
     # Modules come with torch's default weights; drawing those twice would be another network than torchvision's.
-    return model if spec.init == "torch" else initialise(model, spec.init)
+    return model if spec.init == "torch" else initialize(model, spec.init)
 
 
 @torch.no_grad()
-def initialise(model: AlexNet, init: str) -> AlexNet:
+def initialize(model: AlexNet, init: str) -> AlexNet:
     """Draws all weights and biases of `model` anew, in place and layer by layer, by the rule `init` in `INITS`."""
     if init not in INITS:
         raise unknown_name("init", init, INITS)

@@ -63,16 +63,16 @@ def _each(spec: AlexNetSpec, change: Callable[[ConvSpec], ConvSpec]) -> AlexNetS
     return replace(spec, convs=tuple(change(c) if "pool" in c.stages else c for c in spec.convs))
 
 
-EDITS: dict[str, Callable[[AlexNetSpec], AlexNetSpec]] = {
+MODIFICATIONS: dict[str, Callable[[AlexNetSpec], AlexNetSpec]] = {
     function.__name__.replace("_", "-"): function
     for function in (average_pool, plain_pool, half, silent_towers, without_conv4)
 }
 
 
-def edited(spec: AlexNetSpec, edits: tuple[str, ...]) -> AlexNetSpec:
+def apply_modifications(spec: AlexNetSpec, edits: tuple[str, ...]) -> AlexNetSpec:
     """`spec` after the named edits, in that order. Raises `UserError` for an unknown one or one that does not fit."""
     for name in edits:
-        if name not in EDITS:
-            raise unknown_name("edit", name, EDITS)
-        spec = EDITS[name](spec)
+        if name not in MODIFICATIONS:
+            raise unknown_name("edit", name, MODIFICATIONS)
+        spec = MODIFICATIONS[name](spec)
     return replace(spec, departures=(*spec.departures, *(f"Edited: {name}." for name in edits)))

@@ -25,7 +25,7 @@ POOLS = ("max", "avg")
 DROPOUT_POSITIONS = ("after", "before")
 
 
-def at_least(least: int, name: str, value: object) -> None:
+def check_at_least(least: int, name: str, value: object) -> None:
     """Raise `UserError` unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} is {value!r} and must be a whole number, at least {least}.")
@@ -37,7 +37,7 @@ def _one_of(kind: str, value: object, known: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class ResponseNorm:
+class LRNSpec:
     """Constants of b = a / (k + alpha/n · Σ a²)^beta, where the sum runs over a window of n values.
 
     For LRN the window is `size` channels, n = size, and it stays inside one of `towers` equal groups of channels; for
@@ -52,12 +52,12 @@ class ResponseNorm:
     towers: int = 1
 
     def __post_init__(self) -> None:
-        at_least(1, "size", self.size)
-        at_least(1, "towers", self.towers)
+        check_at_least(1, "size", self.size)
+        check_at_least(1, "towers", self.towers)
 
 
 # The one spatial response norm there is, after conv2's LRN: `rnorm2` of layers-145.cfg and its parameters file.
-SPATIAL_NORM = ResponseNorm(size=5, alpha=1e-3, beta=0.75, k=1.0)
+SPATIAL_NORM = LRNSpec(size=5, alpha=1e-3, beta=0.75, k=1.0)
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class ConvSpec:
 
     def __post_init__(self) -> None:
         for name in ("out_channels", "kernel", "stride", "groups", "pool_kernel", "pool_stride"):
-            at_least(1, name, getattr(self, name))
-        at_least(0, "padding", self.padding)
+            check_at_least(1, name, getattr(self, name))
+        check_at_least(0, "padding", self.padding)
         for stage in self.stages:
             _one_of("stage", stage, STAGES)
         if len(set(self.stages)) != len(self.stages):
@@ -110,7 +110,7 @@ class AlexNetSpec:
     activation: str = "relu"
     norm: str = "none"
     """"lrn" honours the stages "lrn" and "rnorm", "batch" puts batch norm after each convolution instead."""
-    lrn: ResponseNorm = ResponseNorm()
+    lrn: LRNSpec = LRNSpec()
     init: str = "paper"
     """A name in `architectures.INITS`."""
     width: float = 1.0
@@ -124,11 +124,11 @@ class AlexNetSpec:
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "in_channels", "image_size"):
-            at_least(1, name, getattr(self, name))
+            check_at_least(1, name, getattr(self, name))
         if self.adaptive_pool is not None:
-            at_least(1, "adaptive_pool", self.adaptive_pool)
+            check_at_least(1, "adaptive_pool", self.adaptive_pool)
         for width in self.hidden:
-            at_least(1, "hidden", width)
+            check_at_least(1, "hidden", width)
         if not self.convs:
             raise UserError(f"The network '{self.name}' has no convolutions; give it at least one.")
         if not (isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1):
@@ -176,7 +176,7 @@ class Layer:
     groups: int = 1
     ceil: bool = False
     bias: bool = False
-    norm: ResponseNorm | None = None
+    norm: LRNSpec | None = None
     p: float = 0.0
 
     @property

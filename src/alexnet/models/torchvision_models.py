@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from alexnet.errors import UserError, unknown_name
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.layers import check_images
-from alexnet.models.spec import at_least, decode
+from alexnet.models.spec import check_at_least, decode
 
 KIND = "torchvision"  # what marks the specification in a model.json
 
@@ -42,8 +42,8 @@ class TorchvisionSpec:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
-        at_least(1, "num_classes", self.num_classes)
-        at_least(1, "image_size", self.image_size)
+        check_at_least(1, "num_classes", self.num_classes)
+        check_at_least(1, "image_size", self.image_size)
         if self.in_channels not in (1, 3):
             raise UserError(
                 f"'{self.name}' reads 3 channels, or 1 repeated, not {self.in_channels}; give one of these."
@@ -105,7 +105,7 @@ def torchvision_spec(
     meant = [key for key, value in settings.items() if value is not None and (key, value) != ("width", 1)]
     if meant:
         raise UserError(f"'{name}' is built by torchvision, where {', '.join(meant)} cannot be set; leave that out.")
-    count(spec)
+    summarize_torchvision(spec)
     return spec
 
 
@@ -144,7 +144,7 @@ def _make(spec: TorchvisionSpec) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Part:
+class TorchvisionPart:
     """One of the modules that the network is made of, in its own words; numbers are for one image."""
 
     name: str
@@ -156,11 +156,11 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Count:
+class TorchvisionSummary:
     """A network's parts and totals, for one image. What belongs to no part (a class token) is in the totals alone."""
 
     spec: TorchvisionSpec
-    parts: tuple[Part, ...]
+    parts: tuple[TorchvisionPart, ...]
     parameters: int
     macs: int
     """Multiply-accumulates of convolutions, matrices and attention: half of what torch's FlopCounterMode counts."""
@@ -178,7 +178,7 @@ class Count:
 
 
 @lru_cache(maxsize=32)
-def count(spec: TorchvisionSpec) -> Count:
+def summarize_torchvision(spec: TorchvisionSpec) -> TorchvisionSummary:
     """Counts the network of `spec`. Raises `UserError` if it cannot be built for images of that size."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -202,8 +202,8 @@ def count(spec: TorchvisionSpec) -> Count:
     for name, part in parts.items():
         if name in shapes:
             macs = sum(flops.get(f"{type(network).__name__}.{name}", {}).values()) // 2
-            rows.append(Part(name, type(part).__name__, shapes[name], _parameters(part), macs))
-    return Count(spec, tuple(rows), _parameters(network), counter.get_total_flops() // 2)
+            rows.append(TorchvisionPart(name, type(part).__name__, shapes[name], _parameters(part), macs))
+    return TorchvisionSummary(spec, tuple(rows), _parameters(network), counter.get_total_flops() // 2)
 
 
 def _on_meta(spec: TorchvisionSpec) -> nn.Module:

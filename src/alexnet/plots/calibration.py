@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from alexnet.errors import UserError
-from alexnet.inference.calibration import coverage, find, reliability
+from alexnet.inference.calibration import coverage, find_calibration, reliability
 from alexnet.inference.metrics import correct_at
-from alexnet.messages.texts import Words
+from alexnet.messages.texts import Translator
 from alexnet.plots.curves import panel
 from alexnet.plots.style import Theme
-from alexnet.report.run_data import Answers, Facts
+from alexnet.report.run_data import Answers, RunData
 from alexnet.runtimes.calibration import Calibration
 
 BINS = 10  # that are drawn: with more, few pictures make a jagged line
@@ -39,10 +39,10 @@ class Confidence:
         return self.plain if self.corrected is None else self.corrected
 
     @classmethod
-    def of(cls, facts: Facts, answers: Answers) -> Confidence:
+    def of(cls, facts: RunData, answers: Answers) -> Confidence:
         """Of the answers on the reported split; a calibration that is damaged is none."""
         try:
-            calibration, note = find(facts.run.named_checkpoint("best"), facts.run)
+            calibration, note = find_calibration(facts.run.named_checkpoint("best"), facts.run)
         except UserError as error:
             calibration, note = None, str(error)
         corrected = calibration.confidence(answers.logits) if calibration else None
@@ -50,7 +50,7 @@ class Confidence:
         return cls(right, answers.sure, corrected, calibration, note)
 
 
-def _reliability_figure(found: Confidence, theme: Theme, words: Words) -> Figure:
+def _reliability_figure(found: Confidence, theme: Theme, words: Translator) -> Figure:
     """Where the line is below the diagonal the network is too sure. Dots are as large as their share of pictures, and
     left out where there are few, and chance alone would draw the line."""
     n = len(found.right)
@@ -75,7 +75,7 @@ def _reliability_figure(found: Confidence, theme: Theme, words: Words) -> Figure
     return figure
 
 
-def _coverage_figure(found: Confidence, theme: Theme, words: Words) -> Figure:
+def _coverage_figure(found: Confidence, theme: Theme, words: Translator) -> Figure:
     """What is gained by not answering the least sure."""
     figure, axes = panel(5.2, 4.2)
     curve = coverage(found.best, found.right)

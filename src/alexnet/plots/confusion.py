@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from alexnet.messages.texts import Words
+from alexnet.messages.texts import Translator
 from alexnet.plots.style import Theme, clean
 
 NUMBERED = 30  # classes up to which each cell is an element with its number
@@ -89,7 +89,7 @@ def colours(found: Confusion) -> tuple[np.ndarray, np.ndarray]:
     return np.sqrt(found.shares), np.eye(len(found.counts), dtype=bool)
 
 
-def confusion_figure(found: Confusion, theme: Theme, words: Words) -> Figure:
+def confusion_figure(found: Confusion, theme: Theme, words: Translator) -> Figure:
     """The matrix as a picture: labels up to 60 classes, numbers up to 20."""
     n = len(found.labels)
     side = float(np.clip(0.42 * n + 2.2, 5, 11))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from alexnet.messages.texts import Words
+from alexnet.messages.texts import Translator
 from alexnet.plots.style import Theme, clean
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -65,7 +65,7 @@ def panel(width: float = 5.2, height: float = 3.3) -> tuple[Figure, Axes]:
 
 
 def curve_figure(
-    runs: Runs, train: str | None, val: str, theme: Theme, words: Words, title: str, minutes: bool = False
+    runs: Runs, train: str | None, val: str, theme: Theme, words: Translator, title: str, minutes: bool = False
 ) -> Figure:
     """One kind of curve: of a run alone with what is training and what not, of several with their names."""
     figure, axes = panel()

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.explain import Saliency, Stage
 from alexnet.models.model import AlexNet, Network
@@ -233,7 +233,7 @@ def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, 
     stack = layers(spec)
     shown = [layer for layer in stack if layer.kind in ("conv", "maxpool", "avgpool")]
     side = spec.image_size
-    pixels = np.asarray(Preprocess(side).evaluation(image).permute(1, 2, 0), dtype=float) / 255
+    pixels = np.asarray(EvalTransform(side).eval_tensor(image).permute(1, 2, 0), dtype=float) / 255
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     caption = (

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from alexnet.inference.neighbors import Neighbour
+from alexnet.inference.neighbors import Neighbor
 from alexnet.plots.curves import draw_curve, run_lines
 from alexnet.plots.model import bars
 from alexnet.plots.style import Theme, clean, new_figure, show
@@ -72,7 +72,7 @@ def thumbnail(image: Image.Image, side: int = 320) -> np.ndarray:
 
 
 def similar_figure(
-    queries: Sequence[Answered], found: Sequence[Sequence[tuple[Neighbour, Image.Image]]], layer: str, theme: Theme,
+    queries: Sequence[Answered], found: Sequence[Sequence[tuple[Neighbor, Image.Image]]], layer: str, theme: Theme,
     title: str = "",
 ) -> Figure:  # fmt: skip
     """A row for each query: the picture, then its nearest training pictures; figure 4, right, of the paper."""
@@ -103,7 +103,7 @@ def similar_figure(
 
 
 @dataclass(frozen=True)
-class Case:
+class Example:
     """A picture of an evaluated split and what the network said of it."""
 
     name: str
@@ -113,9 +113,9 @@ class Case:
     """Probability of what it said."""
 
 
-def find_cases(
+def find_examples(
     names: Sequence[str], targets: np.ndarray, logits: np.ndarray, classes: Sequence[str], count: int
-) -> tuple[list[Case], list[Case]]:
+) -> tuple[list[Example], list[Example]]:
     """The `count` most confident mistakes, the surest first, and the `count` least sure successes."""
     shifted = logits - logits.max(1, keepdims=True)
     probabilities = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
@@ -125,14 +125,14 @@ def find_cases(
     mistakes = wrong[np.argsort(-p[wrong], kind="stable")][:count]
     lucky = right[np.argsort(p[right], kind="stable")][:count]
 
-    def cases(rows: np.ndarray) -> list[Case]:
-        return [Case(names[i], classes[targets[i]], classes[said[i]], float(p[i])) for i in rows]
+    def cases(rows: np.ndarray) -> list[Example]:
+        return [Example(names[i], classes[targets[i]], classes[said[i]], float(p[i])) for i in rows]
 
     return cases(mistakes), cases(lucky)
 
 
 def mistakes_figure(
-    mistakes: Sequence[tuple[Case, Image.Image]], lucky: Sequence[tuple[Case, Image.Image]], theme: Theme,
+    mistakes: Sequence[tuple[Example, Image.Image]], lucky: Sequence[tuple[Example, Image.Image]], theme: Theme,
     title: str = "",
 ) -> Figure:  # fmt: skip
     """Two rows of pictures with what was said, what is true, and the file's name."""

@@ -13,12 +13,12 @@ from typing import Any
 
 from PIL import Image
 
-from alexnet.data.decode import decode
+from alexnet.data.decode import decode_image
 from alexnet.data.image_folder import SPLIT_NAMES, find_images
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference import explain, neighbors
 from alexnet.inference.ensemble import Ensemble
-from alexnet.inference.load import names_run, open_model
+from alexnet.inference.load import is_run_reference, load_model
 from alexnet.inference.predict import Classifier
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.architectures import architecture as find_architecture
@@ -26,7 +26,7 @@ from alexnet.models.spec import AlexNetSpec
 from alexnet.plots import architecture, model, predictions
 from alexnet.plots.style import Draw, check_out, save, theme_named
 from alexnet.run_dir import find_run
-from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.loaded_model import LoadedModel
 
 Progress = Callable[[int, int, str], None]
 MOST_PICTURES = 24  # in one figure
@@ -99,7 +99,7 @@ def show(kind: str, what: Sequence[str], out: Path | None = None, theme: str = "
 
 
 def _filters(what: Sequence[str], settings: Settings) -> Drawing:
-    opened = open_model(what[0], settings.checkpoint)
+    opened = load_model(what[0], settings.checkpoint)
     weights = model.conv_weights(opened.model)
     if settings.layer is not None and settings.layer not in weights:
         raise unknown_name("convolution", settings.layer, weights, f" in '{opened.model.spec.name}'")
@@ -109,7 +109,7 @@ def _filters(what: Sequence[str], settings: Settings) -> Drawing:
 
 
 def _activations(what: Sequence[str], settings: Settings) -> Drawing:
-    opened = open_model(what[0], settings.checkpoint)
+    opened = load_model(what[0], settings.checkpoint)
     stages = explain.activations(opened, what[1])
     image, _ = explain.network_input(opened, what[1])
     (answer,) = _ask(opened, what[1:], 3)
@@ -121,7 +121,7 @@ def _activations(what: Sequence[str], settings: Settings) -> Drawing:
 
 
 def _saliency(what: Sequence[str], settings: Settings) -> Drawing:
-    opened = open_model(what[0], settings.checkpoint)
+    opened = load_model(what[0], settings.checkpoint)
     found = explain.saliency(opened, what[1], settings.method or "grad-cam", settings.label)
     return Drawing(
         lambda theme: model.saliency_figure(found, theme),
@@ -130,7 +130,7 @@ def _saliency(what: Sequence[str], settings: Settings) -> Drawing:
 
 
 def _similar(what: Sequence[str], settings: Settings) -> Drawing:
-    opened = open_model(what[0], settings.checkpoint)
+    opened = load_model(what[0], settings.checkpoint)
     paths = _pictures(what[1:])
     queries = _ask(opened, paths, 1)
     top = 6 if settings.top is None else settings.top
@@ -149,7 +149,7 @@ def _similar(what: Sequence[str], settings: Settings) -> Drawing:
 
 
 def _top5(what: Sequence[str], settings: Settings) -> Drawing:
-    opened = open_model(what[0], settings.checkpoint)
+    opened = load_model(what[0], settings.checkpoint)
     paths = _pictures(what[1:])
     found = _ask(opened, paths, 5)
     return Drawing(
@@ -159,7 +159,7 @@ def _top5(what: Sequence[str], settings: Settings) -> Drawing:
 
 
 def _mistakes(what: Sequence[str], settings: Settings) -> Drawing:
-    opened = open_model(what[0], settings.checkpoint)
+    opened = load_model(what[0], settings.checkpoint)
     run = opened.run
     if run is None:
         raise UserError(f"{what[0]} comes without a run, and so without an evaluation to look for mistakes in.")
@@ -172,7 +172,7 @@ def _mistakes(what: Sequence[str], settings: Settings) -> Drawing:
     count = 6 if settings.top is None else settings.top
     if not 1 <= count <= MOST_PICTURES:
         raise UserError(f"--top must be from 1 to {MOST_PICTURES}, not {count}.")
-    both = predictions.find_cases(*stored, opened.classes, count)
+    both = predictions.find_examples(*stored, opened.classes, count)
     images = iter(neighbors.run_pictures(run, [case.name for cases in both for case in cases]))
     mistakes, lucky = ([(case, next(images)) for case in cases] for cases in both)
     right = float((stored[2].argmax(1) == stored[1]).mean())
@@ -204,7 +204,7 @@ def _architecture(what: Sequence[str], settings: Settings) -> Drawing:
 def _receptive_field(what: Sequence[str], settings: Settings) -> Drawing:
     spec, name = _spec(what[0], settings)
     if len(what) > 1:
-        image = decode(what[1])
+        image = decode_image(what[1])
     else:
         from sklearn.datasets import load_sample_image
 
@@ -231,8 +231,8 @@ KINDS: dict[str, Kind] = {
 
 def _spec(name: str, settings: Settings) -> tuple[AlexNetSpec, str]:
     """The specification of an architecture, or of a run's network, and a name for the file."""
-    if names_run(name):
-        opened = open_model(name, settings.checkpoint)
+    if is_run_reference(name):
+        opened = load_model(name, settings.checkpoint)
         spec = opened.model.spec
         label = opened.run.path.name if opened.run else spec.name.replace("/", "-")
     elif name.startswith(TORCHVISION):
@@ -246,11 +246,11 @@ def _spec(name: str, settings: Settings) -> tuple[AlexNetSpec, str]:
     return spec, label
 
 
-def _title(word: str, opened: Opened) -> str:
+def _title(word: str, opened: LoadedModel) -> str:
     return opened.run.path.name if opened.run else Path(word).name
 
 
-def _place(opened: Opened) -> Path:
+def _place(opened: LoadedModel) -> Path:
     return opened.run.path / "show" if opened.run else Path()
 
 
@@ -265,11 +265,11 @@ def _pictures(words: Sequence[str]) -> list[str]:
     return found
 
 
-def _ask(opened: Opened, paths: Sequence[str], top: int) -> list[predictions.Answered]:
+def _ask(opened: LoadedModel, paths: Sequence[str], top: int) -> list[predictions.Answered]:
     """What the network says of pictures; the true label where a folder's name is one of its classes. Raises
     `UserError` for a picture that cannot be read."""
     network = Classifier(_alone(opened), "cpu")
-    images = [decode(path) for path in paths]
+    images = [decode_image(path) for path in paths]
     found = []
     for path, image, prediction in zip(paths, images, network.predict_many(paths, top), strict=True):
         parents = [p for p in Path(path).absolute().parent.parts if p.lower() not in SPLIT_NAMES]
@@ -278,7 +278,7 @@ def _ask(opened: Opened, paths: Sequence[str], top: int) -> list[predictions.Ans
     return found
 
 
-def _alone(opened: Opened) -> Ensemble:
+def _alone(opened: LoadedModel) -> Ensemble:
     import torch
 
     return Ensemble((opened.model.spec.name,), (opened,), (torch.arange(len(opened.classes)),))

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.files import printable, replacing
+from alexnet.files import atomic_write, printable
 
 SUFFIXES = (".png", ".svg", ".html")
 DPI = 150
@@ -100,7 +100,7 @@ def save(draw: Draw, out: Path, theme: str = "light", dpi: int = DPI) -> Path:
     chosen, form = theme_named(theme), out.suffix.lower()[1:]
     content = _page(draw).encode() if form == "html" else rendered(draw, chosen, form, dpi)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as beside:
+    with atomic_write(out) as beside:
         beside.write_bytes(content)
     return out
 

@@ -19,12 +19,12 @@ import torch
 from PIL import Image, ImageOps
 
 from alexnet.data.augment import Augment, augment
-from alexnet.data.dataset import Files
-from alexnet.data.datasets import read_files
-from alexnet.data.decode import decode
-from alexnet.data.image_folder import in_threads
-from alexnet.data.quality.findings import Findings, spread
-from alexnet.data.transforms import Preprocess
+from alexnet.data.dataset import ImageFiles
+from alexnet.data.datasets import decode_files
+from alexnet.data.decode import decode_image
+from alexnet.data.image_folder import map_in_threads
+from alexnet.data.quality.findings import Findings, min_median_max
+from alexnet.data.transforms import EvalTransform
 from alexnet.files import printable, write_text
 from alexnet.training.recipes import named_recipe
 
@@ -68,7 +68,7 @@ COLOURS = {"all": "--blue", "train": "--blue", "val": "--orange", "test": "--gre
 def write_page(found: Findings, path: Path) -> Path:
     """Draw `found` to `path`, whole or not at all, and return it. The pictures are read again, a few of them."""
     name = escape(printable(str(found.data)))
-    warned = " warned" if found.refusal or found.warnings else ""
+    warned = " warned" if found.blocking_error or found.warnings else ""
     parts = [
         f"<h1>{name}</h1>",
         f'<div class="verdict{warned}"><p>{_text(found.verdict)}</p></div><pre>{_text(found.command)}</pre>',
@@ -129,7 +129,7 @@ def _rest(count: int, shown: int) -> str:
 def _tiles(found: Findings) -> str:
     copies = sum(len(group) - 1 for group in found.exact)
     facts = [("pictures", len(found.names)), ("classes", len(found.classes)), ("cannot be read", len(found.bad))]
-    facts += [("copies", copies), ("pairs that look the same", len(found.near)), ("unusual", len(found.odd))]
+    facts += [("copies", copies), ("pairs that look the same", len(found.near)), ("unusual", len(found.unusual))]
     tiles = "".join(f"<div><b>{count:,}</b>{what}</div>" for what, count in facts)
     return f'<div class="tiles">{tiles}</div>'
 
@@ -166,7 +166,7 @@ def _sizes(found: Findings) -> str:
     if len(sizes) == 1:
         (width, height), _ = sizes.popitem()
         return f"<p>All pictures are {width}×{height} pixels.</p>"
-    low, middle, high = spread([looked.width / looked.height for looked in good]) or (0, 0, 0)
+    low, middle, high = min_median_max([looked.width / looked.height for looked in good]) or (0, 0, 0)
     said = f"<p>{len(sizes):,} sizes. Width over height: {low:.2f} to {high:.2f}, median {middle:.2f}. "
     return (
         said + "Each dot is a size, larger where many pictures have it; both axes are logarithmic.</p>" + _dots(sizes)
@@ -215,7 +215,7 @@ def _kinds(found: Findings) -> str:
 
 def _image(found: Findings, i: int) -> Image.Image:
     if found.pixels is None:
-        return decode(found.root / found.names[i])
+        return decode_image(found.root / found.names[i])
     return _picture(found.pixels[i])
 
 
@@ -243,22 +243,22 @@ def _thumbnails(found: Findings, chosen: Sequence[int]) -> list[str]:
         title = _text(found.names[i])
         return f'<img src="{_data(_image(found, i))}" alt="{title}" title="{title}" loading="lazy">'
 
-    return list(in_threads(draw, chosen, None, ""))
+    return list(map_in_threads(draw, chosen, None, ""))
 
 
 def _unusual(found: Findings) -> str:
-    chosen = found.odd[:ROWS]
+    chosen = found.unusual[:ROWS]
     rows = "".join(
         f'<tr><td>{image}</td><td class="text">{_text(found.names[i])}</td>'
         f'<td class="text">{_text("; ".join(found.seen[i].oddities))}</td></tr>'
         for i, image in zip(chosen, _thumbnails(found, chosen), strict=True)
     )
-    return f"<table>{rows}</table>{_rest(len(found.odd), ROWS)}" if rows else ""
+    return f"<table>{rows}</table>{_rest(len(found.unusual), ROWS)}" if rows else ""
 
 
 def _duplicates(found: Findings) -> str:
     """Pairs, those first that lie in two splits or classes."""
-    grave = dict.fromkeys(found.across(found.splits) + found.across(found.labels) + found.duplicates)
+    grave = dict.fromkeys(found.crossing(found.splits) + found.crossing(found.labels) + found.duplicates)
     pairs = list(grave)[:PAIRS]
     if not pairs:
         return ""
@@ -309,14 +309,14 @@ def _augmented(found: Findings) -> str:
         flip=recipe.flip, rotate=recipe.rotate, jitter=recipe.jitter,
     )  # fmt: skip
     if found.pixels is None:
-        files = Files(found.root, [found.names[i] for i in chosen], torch.zeros(len(chosen), dtype=torch.int64))
+        files = ImageFiles(found.root, [found.names[i] for i in chosen], torch.zeros(len(chosen), dtype=torch.int64))
         size = 112
-        squares = read_files(files, Preprocess(size), cfg).images
+        squares = decode_files(files, EvalTransform(size), cfg).images
     else:
         squares = found.pixels[chosen]
         size = recipe.image_size or squares.shape[-1]
         plain = (0.0,) * squares.shape[1], (1.0,) * squares.shape[1]
-        squares = Preprocess(size, channels=squares.shape[1], mean=plain[0], std=plain[1]).fit(squares)
+        squares = EvalTransform(size, channels=squares.shape[1], mean=plain[0], std=plain[1]).resize_batch(squares)
     versions = [augment(squares, np.arange(len(chosen)), epoch, 0, cfg, size) for epoch in range(VERSIONS)]
     body = ""
     for k, i in enumerate(chosen):

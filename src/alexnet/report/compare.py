@@ -12,15 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from alexnet.errors import UserError
-from alexnet.messages.texts import Words
+from alexnet.messages.texts import Translator
 from alexnet.plots.curves import curve_figure, panel
 from alexnet.plots.style import Theme, clean
 from alexnet.report.html import Column, Page, text
 from alexnet.report.provenance import machine
-from alexnet.report.run_data import Facts, read_facts
+from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run
 
-Named = dict[str, Facts]
+Named = dict[str, RunData]
 
 
 def write_comparison(runs: Sequence[Run], lang: str = "en", out: Path | None = None) -> list[Path]:
@@ -29,10 +29,10 @@ def write_comparison(runs: Sequence[Run], lang: str = "en", out: Path | None = N
     Returns the page's path and those of its plots and tables. Raises `UserError` for fewer than two runs, the same run
     twice, and a run without a finished epoch.
     """
-    words = Words(lang)
+    words = Translator(lang)
     if len(runs) < 2 or len({run.path.resolve() for run in runs}) < len(runs):
         raise UserError("A comparison needs at least two different runs; name each of them once.")
-    found = [read_facts(run) for run in runs]
+    found = [read_run_data(run) for run in runs]
     names = [facts.name for facts in found]
     known = {
         facts.name if names.count(facts.name) == 1 else str(facts.run.path): facts for facts in found
@@ -48,7 +48,7 @@ def write_comparison(runs: Sequence[Run], lang: str = "en", out: Path | None = N
 # ── accuracy ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def behind(best: Facts, other: Facts) -> tuple[float, float, float] | None:
+def behind(best: RunData, other: RunData) -> tuple[float, float, float] | None:
     """By how much `best` is more accurate on the same pictures, with its 95 % interval; None if they are not the same.
 
     The interval is that of paired proportions: what counts is the pictures on which exactly one of the two is right.
@@ -110,11 +110,11 @@ def _accuracies(page: Page, known: Named) -> str:
     )  # fmt: skip
 
 
-def _top1(facts: Facts) -> float:
+def _top1(facts: RunData) -> float:
     return float(facts.figures["top1"] if facts.figures else facts.summary["best"]["top1"])
 
 
-def _intervals(known: Named, theme: Theme, words: Words) -> Figure:
+def _intervals(known: Named, theme: Theme, words: Translator) -> Figure:
     figure, axes = panel(5.2, 1.2 + 0.42 * len(known))
     for i, facts in enumerate(known.values()):
         colour = theme.series[i % len(theme.series)]

@@ -20,11 +20,11 @@ from typing import Any
 from matplotlib import font_manager
 
 from alexnet.errors import UserError
-from alexnet.files import printable, replacing, write_text
-from alexnet.messages.texts import Words
+from alexnet.files import atomic_write, printable, write_text
+from alexnet.messages.texts import Translator
 from alexnet.plots.style import FALLBACKS, THEMES, Theme, rendered, rendered_as
 
-Plot = Callable[[Theme, Words], Any]  # Any: a matplotlib figure
+Plot = Callable[[Theme, Translator], Any]  # Any: a matplotlib figure
 
 PAPER = THEMES["light"]
 COLOURS = {
@@ -61,7 +61,7 @@ class Column:
 class Page:
     """Sections in order, as they are added; `write` makes the file, and plots and tables lie in a folder beside it."""
 
-    def __init__(self, path: Path, title: str, words: Words) -> None:
+    def __init__(self, path: Path, title: str, words: Translator) -> None:
         self.path, self.title, self.words = path, title, words
         self.folder = path.with_suffix("")
         self.parts: list[tuple[str, str]] = []
@@ -108,7 +108,7 @@ class Page:
         """Draw `name`.png and .svg, and return the figure for the page (nothing unless `inline`)."""
         svg, png = rendered_as(lambda theme: draw(theme, self.words), PAPER, ("svg", "png"))
         if self.words.lang != "en" and not _has_chinese():  # a browser finds a font, a picture holds boxes
-            png = rendered(lambda theme: draw(theme, Words("en")), PAPER, "png")
+            png = rendered(lambda theme: draw(theme, Translator("en")), PAPER, "png")
         self._keep(f"{name}.svg", svg)
         self._keep(f"{name}.png", png)
         return f"<figure>{_inline(svg.decode(), name)}</figure>" if inline else ""
@@ -131,7 +131,7 @@ class Page:
 
     def _keep(self, name: str, content: bytes) -> None:
         path = self.folder / name
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_bytes(content)
         self.files.append(path)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from alexnet.messages.texts import Words
+from alexnet.messages.texts import Translator
 from alexnet.report.html import Column, Page, text
-from alexnet.report.run_data import Facts
+from alexnet.report.run_data import RunData
 
 SHEET = 1200  # pixels that the augmented batch may be wide
 
@@ -20,7 +20,7 @@ SHEET = 1200  # pixels that the augmented batch may be wide
 # ── the data ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def augmented_html(facts: Facts, words: Words) -> str:
+def augmented_html(facts: RunData, words: Translator) -> str:
     """The batch that training drew, where it did."""
     path = facts.run.path / "augmented.png"
     if not path.is_file():
@@ -34,7 +34,7 @@ def augmented_html(facts: Facts, words: Words) -> str:
     return f'<p>{text(words("augmented_said"))}</p><img class="sheet" alt="" src="data:image/jpeg;base64,{data}">'
 
 
-def split_html(page: Page, facts: Facts) -> str:
+def split_html(page: Page, facts: RunData) -> str:
     """Where the data lies, and how many pictures each part has."""
     words, counts = page.words, facts.split_counts
     where = facts.recipe.get("data") or facts.recipe.get("source", "")
@@ -52,12 +52,12 @@ def split_html(page: Page, facts: Facts) -> str:
 # ── how it was made ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def machine(facts: Facts) -> str:
+def machine(facts: RunData) -> str:
     """The processor that did it, in words."""
     return str(facts.env.get("gpu") or facts.env.get("cpu") or facts.summary.get("device", "?"))
 
 
-def made_html(facts: Facts, words: Words) -> str:
+def made_html(facts: RunData, words: Translator) -> str:
     """Network, time, machine, versions, and the command that does it again."""
     summary, env = facts.summary, facts.env
     read: dict[str, Any] = facts.model.get("preprocess", {})

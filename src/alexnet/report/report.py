@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from alexnet.checkpoint import read_model
+from alexnet.checkpoint import load_checkpoint
 from alexnet.inference.calibration import ece
-from alexnet.messages.texts import Words
+from alexnet.messages.texts import Translator
 from alexnet.plots.calibration import Confidence, _coverage_figure, _reliability_figure
 from alexnet.plots.confusion import NUMBERED, Confusion, _pixels, colours, confusion_figure
 from alexnet.plots.curves import curve_figure
 from alexnet.plots.model import conv_weights, filter_tiles
-from alexnet.plots.predictions import Case, find_cases
+from alexnet.plots.predictions import Example, find_examples
 from alexnet.plots.style import Theme, clean, show, tiles
 from alexnet.report.html import Column, Page, data_json, text
 from alexnet.report.provenance import augmented_html, machine, made_html, split_html
-from alexnet.report.recommendations import advise
-from alexnet.report.run_data import Answers, Facts, read_facts
+from alexnet.report.recommendations import recommend
+from alexnet.report.run_data import Answers, RunData, read_run_data
 from alexnet.report.thumbnails import thumbnails
 from alexnet.run_dir import Run
 
@@ -46,8 +46,8 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
 
     Raises `UserError` before the first epoch.
     """
-    words = Words(lang)
-    facts = read_facts(run)
+    words = Translator(lang)
+    facts = read_run_data(run)
     page = Page(out or run.path / "report.html", facts.name, words)
     answers = facts.answers
     confusion = Confusion.of(answers.targets, answers.said, facts.classes) if answers else None
@@ -73,7 +73,7 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
 # ── the result ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _headline(facts: Facts, words: Words) -> str:
+def _headline(facts: RunData, words: Translator) -> str:
     summary, figures = facts.summary, facts.figures
     split = summary["split"]
     done = words(
@@ -113,17 +113,17 @@ def _headline(facts: Facts, words: Words) -> str:
     )
 
 
-def _next(facts: Facts, confusion: Confusion | None, confidence: Confidence | None, words: Words) -> str:
+def _next(facts: RunData, confusion: Confusion | None, confidence: Confidence | None, words: Translator) -> str:
     items = [
         f"<li{' class=warn' if advice.warns else ''}>{text(words('advice_' + advice.key, **advice.values))}"
         + (f"<pre>{text(advice.command)}</pre>" if advice.command else "")
         + "</li>"
-        for advice in advise(facts, confusion, confidence)
+        for advice in recommend(facts, confusion, confidence)
     ]
     return f'<ul class="advice">{"".join(items)}</ul>'
 
 
-def _alarms(facts: Facts, words: Words) -> str:
+def _alarms(facts: RunData, words: Translator) -> str:
     """What training said of itself: {epoch, kind, text} each."""
     alarms = facts.stored("alarms.json") or []
     said = (words("at_epoch", n=alarm["epoch"], said=alarm["text"]) for alarm in alarms)
@@ -131,7 +131,7 @@ def _alarms(facts: Facts, words: Words) -> str:
     return f'<ul class="advice">{"".join(items)}</ul>' if alarms else ""
 
 
-def _warnings(page: Page, facts: Facts) -> str:
+def _warnings(page: Page, facts: RunData) -> str:
     """Of `alexnet check` where the run folder keeps them, and the files that were left out."""
     check = facts.stored("check.json") or {}
     body = "".join(f"<p>{text(warning)}</p>" for warning in check.get("warnings", ()))
@@ -145,7 +145,7 @@ def _warnings(page: Page, facts: Facts) -> str:
 # ── how it learned ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _curves(page: Page, facts: Facts) -> str:
+def _curves(page: Page, facts: RunData) -> str:
     runs = {facts.name: facts.rows}
 
     def plot(name: str, train: str | None, val: str) -> str:
@@ -176,7 +176,7 @@ def _confusion(page: Page, found: Confusion) -> str:
     return f"<p>{text(words('confusion_said'))}</p><div class='beside'>{confusion_html(found, words)}{table}</div>"
 
 
-def _classes(page: Page, facts: Facts, found: Confusion) -> str:
+def _classes(page: Page, facts: RunData, found: Confusion) -> str:
     assert facts.figures is not None, "there are answers"
     mostly = found.mostly()
     columns = (
@@ -190,10 +190,10 @@ def _classes(page: Page, facts: Facts, found: Confusion) -> str:
     return f"<p>{text(page.words('classes_said'))}</p>{page.table('classes', columns, rows, sortable=True)}"
 
 
-def _cases(page: Page, facts: Facts, answers: Answers, which: str) -> str:
+def _cases(page: Page, facts: RunData, answers: Answers, which: str) -> str:
     """The surest mistakes or the least sure successes: pictures where they can be had, and names."""
     words = page.words
-    mistakes, lucky = find_cases(answers.names, answers.targets, answers.logits, facts.classes, CASES)
+    mistakes, lucky = find_examples(answers.names, answers.targets, answers.logits, facts.classes, CASES)
     cases = mistakes if which == "mistakes" else lucky
     if not cases:
         return f"<p>{text(words('no_mistakes'))}</p>" if which == "mistakes" else ""
@@ -207,7 +207,7 @@ def _cases(page: Page, facts: Facts, answers: Answers, which: str) -> str:
     return f'<p>{text(words(which + "_said"))}</p>{gone}<div class="pictures">{body}</div>'
 
 
-def _caption(case: Case, words: Words) -> str:
+def _caption(case: Example, words: Translator) -> str:
     said = words("is" if case.said == case.true else "is_not", said=case.said, p=case.p, true=case.true)
     return f"<figcaption><b>{text(said)}</b><br>{text(case.name)}</figcaption>"
 
@@ -215,12 +215,12 @@ def _caption(case: Case, words: Words) -> str:
 # ── inside ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _filters(page: Page, facts: Facts) -> str:
+def _filters(page: Page, facts: RunData) -> str:
     """The filters that read the picture, figure 3 of the paper."""
     best = facts.run.named_checkpoint("best")
     if best is None:
         return ""
-    weights = conv_weights(read_model(best).model)
+    weights = conv_weights(load_checkpoint(best).model)
     name = next((name for name, own in weights.items() if own.shape[1] in (1, 3)), None)
     if name is None:
         return f"<p>{text(page.words('no_filters'))}</p>"
@@ -279,7 +279,7 @@ def _table(page: Page, found: Confidence) -> str:
     return page.table("thresholds", columns, rows)
 
 
-def confusion_html(found: Confusion, words: Words) -> str:
+def confusion_html(found: Confusion, words: Translator) -> str:
     """The matrix as a part of a page: headings that stay in sight, a slider for its size, and a line that reads the
     cell under the pointer. Cells are elements up to 30 classes, else one picture with a pixel each."""
     n = len(found.labels)

@@ -17,7 +17,7 @@ import numpy as np
 from alexnet.checkpoint import MODEL
 from alexnet.data.split import read_split
 from alexnet.errors import UserError
-from alexnet.inference.metrics import measure
+from alexnet.inference.metrics import compute_metrics
 from alexnet.run_dir import Run
 
 
@@ -42,7 +42,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunData:
     """A run with at least one finished epoch."""
 
     run: Run
@@ -71,7 +71,7 @@ class Facts:
         """Of `metrics.measure`; None without answers."""
         if self.answers is None:
             return None
-        return measure(self.answers.logits, self.answers.targets, self.classes)
+        return compute_metrics(self.answers.logits, self.answers.targets, self.classes)
 
     @cached_property
     def split_counts(self) -> dict[str, int]:
@@ -100,7 +100,7 @@ class Facts:
         return _json(self.run.path / name)
 
 
-def read_facts(run: Run) -> Facts:
+def read_run_data(run: Run) -> RunData:
     """Raises `UserError` before the first epoch has ended."""
     rows, summary = run.metrics(), run.summary()
     if not rows or not summary:
@@ -112,7 +112,7 @@ def read_facts(run: Run) -> Facts:
         best = None
     model = (_json(best / MODEL) if best else None) or {}
     split = "test" if "test" in summary else str(summary["split"])
-    return Facts(
+    return RunData(
         run, rows, summary, recipe, _json(run.path / "env.json") or {}, model, split, _answers(run, split, model)
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from alexnet.files import replacing
+from alexnet.files import atomic_write
 from alexnet.inference.neighbors import run_pictures
 from alexnet.run_dir import Run
 
@@ -76,5 +76,5 @@ def _keep(image: Image.Image, place: Path) -> None:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     elif max(image.size) > SIDE:
         image = ImageOps.contain(image, (SIDE, SIDE))
-    with replacing(place) as beside:
+    with atomic_write(place) as beside:
         image.save(beside, "JPEG", quality=75)

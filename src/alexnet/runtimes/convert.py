@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.models.model import Network
 from alexnet.runtimes.engines import openvino_core
@@ -30,7 +30,7 @@ INPUT, OUTPUT = "input", "output"
 class FromPixels(nn.Module):
     """`model` with its normalisation in front: uint8 N×C×size×size → float32 logits (N, classes)."""
 
-    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(self, model: nn.Module, preprocess: EvalTransform) -> None:
         super().__init__()
         self.model = model
         scale, shift = preprocess.constants(preprocess.size)
@@ -54,7 +54,7 @@ class InHalf(nn.Module):
 
 
 def to_convert(
-    model: Network, preprocess: Preprocess | None = None, half: bool = False
+    model: Network, preprocess: EvalTransform | None = None, half: bool = False
 ) -> tuple[nn.Module, Tensor, dict[int, Any]]:
     """What exporters take: a module in evaluation mode on the CPU, an example of its input, and which of its sizes
     vary. With `preprocess` the input is uint8 pixels, else float32 images as preprocessed: N×C×size×size."""
@@ -66,7 +66,7 @@ def to_convert(
     return whole.eval(), example if preprocess is None else example.to(torch.uint8), {0: torch.export.Dim.DYNAMIC}
 
 
-def to_onnx(model: Network, path: Path, preprocess: Preprocess | None = None, half: bool = False) -> None:
+def to_onnx(model: Network, path: Path, preprocess: EvalTransform | None = None, half: bool = False) -> None:
     """Write `model` as one ONNX file, which computes in float16 if `half`.
 
     With `preprocess` its input is uint8 pixels, else float32 images as preprocessed: N×C×size×size. The output is

@@ -20,10 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.device import cache_dir, cpu_name
 from alexnet.errors import UserError
-from alexnet.files import sha256_of, write_json
+from alexnet.files import sha256_file, write_json
 from alexnet.runtimes import engines
 from alexnet.runtimes.engines import FAST, KINDS, Engine
 
@@ -41,7 +41,7 @@ _unkept: dict[tuple[Path, str], tempfile.TemporaryDirectory[str]] = {}  # delete
 
 
 @dataclass(frozen=True)
-class Store:
+class EngineCache:
     """What is kept of one network, which need not exist yet."""
 
     identity: str
@@ -53,15 +53,15 @@ class Store:
 
     # ── the network ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def describe(self) -> tuple[tuple[str, ...], Preprocess] | None:
+    def describe(self) -> tuple[tuple[str, ...], EvalTransform] | None:
         """Classes and geometry (a mean image is in the engine files); None where nothing is kept."""
         try:
             found = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
-            return tuple(found["classes"]), Preprocess.from_dict(found["preprocess"])
+            return tuple(found["classes"]), EvalTransform.from_dict(found["preprocess"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def keep_description(self, classes: tuple[str, ...], preprocess: Preprocess) -> None:
+    def keep_description(self, classes: tuple[str, ...], preprocess: EvalTransform) -> None:
         if not (self.path / "model.json").is_file():
             shown = replace(preprocess, mean_image=None).to_dict()
             self._write("model.json", {"classes": list(classes), "preprocess": shown})
@@ -75,7 +75,7 @@ class Store:
         folder = self._folder(kind)
         try:
             sums = json.loads((folder / "sums.json").read_text())
-            whole = FILES[kind] in sums and all(sha256_of(folder / name) == told for name, told in sums.items())
+            whole = FILES[kind] in sums and all(sha256_file(folder / name) == told for name, told in sums.items())
         except (OSError, ValueError, TypeError, AttributeError):
             return None
         return folder / FILES[kind] if whole else None
@@ -94,7 +94,7 @@ class Store:
             return Path(temporary.name) / FILES[kind]
         try:
             write(beside / FILES[kind])
-            write_json(beside / "sums.json", {path.name: sha256_of(path) for path in beside.iterdir()})
+            write_json(beside / "sums.json", {path.name: sha256_file(path) for path in beside.iterdir()})
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(beside, folder)
             self._forget(kind)
@@ -148,16 +148,16 @@ def _machine() -> str:
     return f"{cpu_name()} | {engines.threads()} threads"
 
 
-def open_stored(identity: str, name: str, device: str, one: bool) -> Engine | None:
+def open_cached(identity: str, name: str, device: str, one: bool) -> Engine | None:
     """Engine `name` for one picture or many, if it has been opened here before and its file is whole."""
-    store = Store(identity)
+    store = EngineCache(identity)
     known = store.measured(choice_key(device, one) if name == FAST else engine_key(name))
     chosen = str((known or {}).get("engine", name))
     path = store.find(KINDS[chosen].file) if known and chosen in KINDS and KINDS[chosen].file else None
     if known is None or path is None:
         return None
     engine = engines.open_file(chosen, path)
-    engine.note = said(chosen, known)
+    engine.note = engine_note(chosen, known)
     return engine
 
 
@@ -172,7 +172,7 @@ def choice_key(device: str, one: bool) -> str:
     return f"fast on {device} for {'one picture' if one else 'many'} among {', '.join(present)}"
 
 
-def said(name: str, known: dict[str, Any]) -> str:
+def engine_note(name: str, known: dict[str, Any]) -> str:
     """The sentence that tells of an engine what was measured when it was first opened."""
     off = f"its probabilities were at most {known['off']:.2g} off on {known['pictures']} pictures"
     gain = f" and it was {known['gain']:.1f} times as fast as exact" if "gain" in known else ""

@@ -221,7 +221,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 # ─── A network of torch's as one call into C++, for threads that share Python with it.
 
 
-def traced(network: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
+def trace_model(network: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     """`network`, an evaluating one on the CPU that reads float32 N×C×H×W of `shape` C×H×W, as TorchScript that shares
     its weights; itself where torch cannot trace it, or what was traced says other than it, to the bit.
     """

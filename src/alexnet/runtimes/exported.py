@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.runtimes import engines
 from alexnet.runtimes.calibration import Calibration
 from alexnet.runtimes.manifest import (
     FORMATS,
     KEY,
-    Description,
+    Manifest,
     check_installed,
-    description_path,
     kind_of,
-    read_description,
+    manifest_path,
+    read_manifest,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Exported:
     """An exported network, ready for use; what `formats.Opened` is for a run."""
 
     path: Path
-    description: Description
+    description: Manifest
     engine: engines.Engine
 
     run = None
@@ -53,7 +53,7 @@ class Exported:
         return self.description.classes
 
     @property
-    def preprocess(self) -> Preprocess:
+    def preprocess(self) -> EvalTransform:
         return self.description.preprocess
 
     def calibration(self) -> tuple[Calibration | None, str]:
@@ -64,13 +64,13 @@ class Exported:
         try:
             return Calibration.from_dict(dict(told)), ""
         except (TypeError, ValueError) as error:
-            raise UserError(f"{description_path(self.path)} is damaged (calibration: {error}).") from error
+            raise UserError(f"{manifest_path(self.path)} is damaged (calibration: {error}).") from error
 
 
 class FileEngine(engines.Chunked):
     """What the runtime of a format computes, from uint8 pictures to logits."""
 
-    def __init__(self, path: Path, description: Description, run: Run) -> None:
+    def __init__(self, path: Path, description: Manifest, run: Run) -> None:
         scale, shift = description.preprocess.factors()
 
         def logits(images: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def open_exported(name: str | Path, trust: bool = False) -> Exported:
     and was not exported by this user on this machine.
     """
     path = Path(name)
-    description = read_description(path, trust)
+    description = read_manifest(path, trust)
     kind = kind_of(path)
     check_installed(kind)
     try:
@@ -100,10 +100,10 @@ def open_exported(name: str | Path, trust: bool = False) -> Exported:
     if description is None:
         if told is None:
             raise UserError(
-                f"{path} says nothing of its classes and preprocessing, and {description_path(path).name} is not "
+                f"{path} says nothing of its classes and preprocessing, and {manifest_path(path).name} is not "
                 "beside it; export the network with alexnet."
             )
-        description = Description.from_dict(_json(told, path), str(path))
+        description = Manifest.from_dict(_json(told, path), str(path))
     exported = Exported(path, description, FileEngine(path, description, run))
     _check_answers(exported)
     return exported
@@ -111,7 +111,7 @@ def open_exported(name: str | Path, trust: bool = False) -> Exported:
 
 def _check_answers(exported: Exported) -> None:
     """Raise `UserError` unless the network takes pictures as described and answers with a number for each class."""
-    described, preprocess = description_path(exported.path), exported.preprocess
+    described, preprocess = manifest_path(exported.path), exported.preprocess
     black = np.zeros((1, preprocess.channels, preprocess.size, preprocess.size), np.uint8)
     try:
         shape = exported.engine.logits(black).shape
@@ -149,21 +149,21 @@ def _first_line(error: Exception) -> str:
 
 # ── one opener a format: what computes, and the file's own description ────────────────────────────────────────
 
-Opener = Callable[[Path, "Description | None"], tuple[Run, "str | bytes | None"]]
+Opener = Callable[[Path, "Manifest | None"], tuple[Run, "str | bytes | None"]]
 
 
-def _onnx(path: Path, _: Description | None) -> tuple[Run, str | None]:
+def _onnx(path: Path, _: Manifest | None) -> tuple[Run, str | None]:
     engine = engines.OnnxRuntime("onnx", path)
     return engine.logits, engine.metadata.get(KEY)
 
 
-def _openvino(path: Path, _: Description | None) -> tuple[Run, str | None]:
+def _openvino(path: Path, _: Manifest | None) -> tuple[Run, str | None]:
     model = engines.openvino_core().read_model(path)
     told = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
     return engines.OpenVino("openvino", path, "f32").logits, told
 
 
-def _torchscript(path: Path, _: Description | None) -> tuple[Run, str | bytes | None]:
+def _torchscript(path: Path, _: Manifest | None) -> tuple[Run, str | bytes | None]:
     import warnings
 
     import torch
@@ -175,7 +175,7 @@ def _torchscript(path: Path, _: Description | None) -> tuple[Run, str | bytes | 
     return _by_torch(module), told[f"{KEY}.json"] or None
 
 
-def _pt2(path: Path, _: Description | None) -> tuple[Run, str | bytes | None]:
+def _pt2(path: Path, _: Manifest | None) -> tuple[Run, str | bytes | None]:
     import torch
 
     told = {f"{KEY}.json": ""}
@@ -183,7 +183,7 @@ def _pt2(path: Path, _: Description | None) -> tuple[Run, str | bytes | None]:
     return _by_torch(program.module()), told[f"{KEY}.json"] or None
 
 
-def _executorch(path: Path, _: Description | None) -> tuple[Run, None]:
+def _executorch(path: Path, _: Manifest | None) -> tuple[Run, None]:
     import torch
     from executorch.runtime import Runtime
 
@@ -196,12 +196,12 @@ def _executorch(path: Path, _: Description | None) -> tuple[Run, None]:
     return run, None
 
 
-def _torchvision_weights(path: Path, description: Description | None) -> tuple[Run, None]:
+def _torchvision_weights(path: Path, description: Manifest | None) -> tuple[Run, None]:
     import torch
 
     if description is None:
         raise UserError(
-            f"{path} holds weights alone and {description_path(path).name}, which describes them, is not beside it; "
+            f"{path} holds weights alone and {manifest_path(path).name}, which describes them, is not beside it; "
             "load it in Python with alexnet.load_weights(alexnet.create_model(…), path)."
         )
     from torchvision.models import alexnet
@@ -216,7 +216,7 @@ def _torchvision_weights(path: Path, description: Description | None) -> tuple[R
     return _by_torch(network.eval()), None
 
 
-def _huggingface(path: Path, description: Description | None) -> tuple[Run, str | None]:
+def _huggingface(path: Path, description: Manifest | None) -> tuple[Run, str | None]:
     from alexnet.runtimes.hub import HubModel
 
     with contextlib.redirect_stdout(io.StringIO()):  # where it reports that the folder is one

@@ -17,11 +17,11 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.models.model import build, spec_from_dict
 from alexnet.runtimes.convert import FromPixels
-from alexnet.runtimes.manifest import Description
+from alexnet.runtimes.manifest import Manifest
 
 _CARD = """---
 {{ card_data }}
@@ -59,7 +59,7 @@ class HubModel(
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
-        self.preprocess = Preprocess.from_dict(preprocess, _room_for_mean_image(preprocess))
+        self.preprocess = EvalTransform.from_dict(preprocess, _room_for_mean_image(preprocess))
         self.spec, self.pixels = spec_from_dict(spec), pixels
         network = build(self.spec)
         self.network: nn.Module = FromPixels(network, self.preprocess) if pixels else network
@@ -69,12 +69,12 @@ class HubModel(
         logits: Tensor = self.network(images)
         return logits
 
-    def describe(self) -> Description:
+    def describe(self) -> Manifest:
         """What an exported file's description says, as far as the configuration does. Raises `UserError`."""
         if self.preprocess.mean_image is not None and not self.pixels:
             raise UserError("This network subtracts a mean image, which it holds only if it takes pixels itself.")
         preprocess = replace(self.preprocess, mean_image=None)
-        return Description("huggingface", self.spec.name, self.spec.to_dict(), self.classes, preprocess, self.pixels)
+        return Manifest("huggingface", self.spec.name, self.spec.to_dict(), self.classes, preprocess, self.pixels)
 
 
 def _room_for_mean_image(preprocess: Mapping[str, Any]) -> Tensor | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.run_dir import Run
 
 if TYPE_CHECKING:
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedModel:
     """A network ready for use, and where it came from."""
 
     model: Network
     classes: tuple[str, ...]
-    preprocess: Preprocess
+    preprocess: EvalTransform
     run: Run | None
     checkpoint: Path | None
     identity: str

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import sha256_of
+from alexnet.files import sha256_file
 from alexnet.runtimes.signature import is_signed
 
 MARK = "alexnet-export-1"  # of a description; a reader refuses what it does not know
@@ -87,7 +87,7 @@ def check_installed(kind: str, writing: bool = False, precision: str = "fp32") -
 
 
 @dataclass(frozen=True)
-class Description:
+class Manifest:
     """All that using an exported file needs to know."""
 
     kind: str
@@ -97,7 +97,7 @@ class Description:
     spec: Mapping[str, Any]
     """The architecture, as `model.json` has it."""
     classes: tuple[str, ...]
-    preprocess: Preprocess
+    preprocess: EvalTransform
     """Without a mean image, which only the file itself can hold."""
     pixels: bool = False
     """Whether it takes uint8 pixels and normalises by itself; else float32 that is normalised already."""
@@ -120,7 +120,7 @@ class Description:
         return {"format": MARK, **values, **self.about, **sums, **signed}
 
     @classmethod
-    def from_dict(cls, found: Any, where: str) -> Description:
+    def from_dict(cls, found: Any, where: str) -> Manifest:
         """The inverse of `to_dict`. Raises `UserError` for what is damaged or another program's."""
         if not isinstance(found, dict) or found.get("format") != MARK:
             raise UserError(f"{where} was written by other software: its format is not '{MARK}'.")
@@ -132,7 +132,7 @@ class Description:
                     raise ValueError(f"{key} is not {what}")
             if values["kind"] not in FORMATS or values["precision"] not in PRECISIONS:
                 raise ValueError(f"there is no format {values['kind']} in {values['precision']}")
-            values["preprocess"] = Preprocess.from_dict(found["preprocess"])
+            values["preprocess"] = EvalTransform.from_dict(found["preprocess"])
             values["classes"] = tuple(found["classes"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where} is damaged ({error}); export the network again.") from error
@@ -156,18 +156,18 @@ _HOLDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """What a description's values must be, where nothing else checks them; and in words."""
 
 
-def description_path(path: Path) -> Path:
+def manifest_path(path: Path) -> Path:
     """Where the description of the exported file or folder `path` stands."""
     return path / INSIDE if path.is_dir() else path.with_name(path.name + ".json")
 
 
-def looks_exported(name: str | Path) -> bool:
+def is_exported_model(name: str | Path) -> bool:
     """Whether `name` is a file or folder of ours, or a file in a format that nothing else of ours has."""
     path = Path(name)
     if path.is_dir():
         return (path / INSIDE).is_file() or _saved_by_hub(path)
     own = {form.suffix for kind, form in FORMATS.items() if form.suffix not in ("", ".pt", ".pth")}
-    return path.is_file() and (path.suffix.lower() in own or description_path(path).is_file() or is_torchscript(path))
+    return path.is_file() and (path.suffix.lower() in own or manifest_path(path).is_file() or is_torchscript(path))
 
 
 def _saved_by_hub(folder: Path) -> bool:
@@ -190,7 +190,7 @@ def is_torchscript(path: Path) -> bool:
         return False
 
 
-def read_description(path: Path, trust: bool = False) -> Description | None:
+def read_manifest(path: Path, trust: bool = False) -> Manifest | None:
     """The description beside `path`, once the file is known to be what it describes; None where there is none and the
     format is harmless, or if `trust`.
 
@@ -199,7 +199,7 @@ def read_description(path: Path, trust: bool = False) -> Description | None:
     """
     if not path.exists():
         raise UserError(f"There is no file {path}; give an exported file or a run.")
-    beside, kind = description_path(path), kind_of(path)
+    beside, kind = manifest_path(path), kind_of(path)
     try:
         found = json.loads(beside.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -211,7 +211,7 @@ def read_description(path: Path, trust: bool = False) -> Description | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{beside} is damaged ({error}); export the network again.") from error
-    description = Description.from_dict(found, str(beside))
+    description = Manifest.from_dict(found, str(beside))
     if description.kind != kind:  # its sender could else choose what opens it
         raise UserError(
             f"{beside} describes a file of the format {description.kind}, and {path} is of the format {kind} by its "
@@ -227,7 +227,7 @@ def read_description(path: Path, trust: bool = False) -> Description | None:
     return description
 
 
-def check_sums(path: Path, description: Description) -> None:
+def check_sums(path: Path, description: Manifest) -> None:
     """Raise `UserError` unless `path` is, to the last bit, what was described, whatever it is called now."""
     parts = [
         (path / Path(name).name if path.is_dir() else path.with_suffix(Path(name).suffix), told)
@@ -236,20 +236,20 @@ def check_sums(path: Path, description: Description) -> None:
     for part, told in parts:
         if not part.is_file():
             raise UserError(f"{part}, a part of {path}, is missing; export the network again.")
-        if sha256_of(part) != told:
+        if sha256_file(part) != told:
             raise UserError(
-                f"{part} is damaged or another file: its checksum is not the one in {description_path(path)}; "
+                f"{part} is damaged or another file: its checksum is not the one in {manifest_path(path)}; "
                 "export the network again."
             )
     if not parts or (path.is_file() and path not in dict(parts)):
-        raise UserError(f"{description_path(path)} has no checksum of {path.name}; export the network again.")
+        raise UserError(f"{manifest_path(path)} has no checksum of {path.name}; export the network again.")
 
 
-def fingerprint(path: Path, trust: bool = False) -> str:
+def exported_model_id(path: Path, trust: bool = False) -> str:
     """The same for the same files with the same description, in hexadecimal digits. Unless there is none, or nobody
     compares with it because of `trust`, the checksums are taken from the description."""
-    description = read_description(path, trust=True)
-    sums = dict(description.sums) if description and not trust else {p.name: sha256_of(p) for p in _parts(path)}
+    description = read_manifest(path, trust=True)
+    sums = dict(description.sums) if description and not trust else {p.name: sha256_file(p) for p in _parts(path)}
     told = replace(description, about={}, sums={}, signature="").to_dict() if description else {}
     return hashlib.sha256(json.dumps([told, sums], sort_keys=True).encode()).hexdigest()
 

@@ -22,7 +22,7 @@ from alexnet.runtimes.engines import openvino_core
 CALIBRATION = 300  # pictures: NNCF's default `subset_size`
 
 
-def fc_to_int8(source: Path, path: Path, told: str | None = None) -> None:
+def quantize_fc_int8(source: Path, path: Path, told: str | None = None) -> None:
     """Write OpenVINO's network `source` as `path` with the weights of its fully connected layers in 8 bits: symmetric,
     one scale for each output; and with what is `told` of it in its own metadata."""
     import openvino
@@ -43,7 +43,7 @@ def fc_to_int8(source: Path, path: Path, told: str | None = None) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def onnx_fc_to_int8(source: Path, path: Path) -> None:
+def quantize_onnx_fc_int8(source: Path, path: Path) -> None:
     """`fc_to_int8` for the ONNX file `source`, in operations that every engine of ONNX knows."""
     import onnx
     from onnx import helper, numpy_helper
@@ -69,7 +69,7 @@ def _rounded(weights: np.ndarray, summed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(weights / scale).astype(np.int8), scale
 
 
-def to_int8(source: Path, path: Path, pictures: np.ndarray, told: str | None = None) -> None:
+def quantize_openvino_int8(source: Path, path: Path, pictures: np.ndarray, told: str | None = None) -> None:
     """Write OpenVINO's network `source` as `path` with weights and activations in 8 bits, their ranges taken from
     `pictures`, N×C×size×size as the network takes them, and with what is `told` of it in its own metadata.
 
@@ -99,7 +99,7 @@ def to_int8(source: Path, path: Path, pictures: np.ndarray, told: str | None = N
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def onnx_to_int8(source: Path, path: Path, pictures: np.ndarray) -> None:
+def quantize_onnx_int8(source: Path, path: Path, pictures: np.ndarray) -> None:
     """`to_int8` for the ONNX file `source`, by onnxruntime: one range for each tensor, its extremes on `pictures`.
 
     Weights get 7 of the 8 bits: without VNNI, processors add pairs of products in 16 bits, which then overflow (with 8

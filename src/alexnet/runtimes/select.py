@@ -19,9 +19,9 @@ import torch
 from alexnet.device import pick_precision
 from alexnet.errors import UserError
 from alexnet.runtimes import engines
-from alexnet.runtimes.engine_cache import Store, choice_key, engine_key, said
+from alexnet.runtimes.engine_cache import EngineCache, choice_key, engine_key, engine_note
 from alexnet.runtimes.engines import EXACT, FAST, KINDS, Engine, Torch, softmax
-from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.loaded_model import LoadedModel
 
 TOLERANCE = 0.02  # of a probability: what `fast` may differ by, a label at 50 % then being 48 to 52
 PROBES = 8  # pictures that probabilities are compared on at least
@@ -30,7 +30,7 @@ SECONDS = 3.0  # that timing takes, about
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EngineConfig:
     """The engine that was asked for, and where."""
 
     name: str
@@ -43,10 +43,10 @@ class Wanted:
     """Told which engine it is and how far off."""
 
 
-class Deferred:
+class LazyEngine:
     """The engine `wanted` for a network, opened at the first pictures: they are what it is compared on."""
 
-    def __init__(self, opened: Opened, wanted: Wanted) -> None:
+    def __init__(self, opened: LoadedModel, wanted: EngineConfig) -> None:
         self.name, self.note = wanted.name, ""
         self._opened, self._wanted = opened, wanted
         self._engine: Engine | None = None
@@ -60,63 +60,63 @@ class Deferred:
         return self._engine.logits(images)
 
 
-def by_torch(opened: Opened, device: torch.device, name: str = EXACT) -> Torch:
+def torch_engine(opened: LoadedModel, device: torch.device, name: str = EXACT) -> Torch:
     """Torch in float32, as in training, or in bfloat16."""
     model = opened.model.to(device).to(memory_format=torch.channels_last)
     return Torch(name, model.eval(), opened.preprocess, device, torch.float32 if name == EXACT else torch.bfloat16)
 
 
-def open_engine(opened: Opened, wanted: Wanted, pictures: np.ndarray) -> Engine:
+def open_engine(opened: LoadedModel, wanted: EngineConfig, pictures: np.ndarray) -> Engine:
     """The engine `wanted` for `opened`, its file made if need be, compared on `pictures` (uint8 N×C×size×size)."""
     if wanted.name == EXACT:
-        return by_torch(opened, wanted.device)
+        return torch_engine(opened, wanted.device)
     if wanted.name == FAST:
         return _fastest(opened, wanted, pictures)
     engine = _open(wanted.name, opened, wanted)
-    store, key = Store(opened.identity), engine_key(wanted.name)
+    store, key = EngineCache(opened.identity), engine_key(wanted.name)
     known = None if wanted.calibrate else store.measured(key)
     if known is None:
         probes = probe_pictures(pictures)
-        known = {"off": _off(engine, by_torch(opened, wanted.device), probes), "pictures": len(probes)}
+        known = {"off": _off(engine, torch_engine(opened, wanted.device), probes), "pictures": len(probes)}
         store.keep_measured(key, known)
-    engine.note = said(wanted.name, known)
+    engine.note = engine_note(wanted.name, known)
     return engine
 
 
 # ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _open(name: str, opened: Opened, wanted: Wanted) -> Engine:
+def _open(name: str, opened: LoadedModel, wanted: EngineConfig) -> Engine:
     """Engine `name`, its file made if it is not there, or damaged."""
     kind = KINDS[name]
     if not kind.file:
-        return by_torch(opened, wanted.device, name)
-    return engines.open_file(name, obtain(kind.file, opened, name, wanted.calibrate))
+        return torch_engine(opened, wanted.device, name)
+    return engines.open_file(name, get_or_build(kind.file, opened, name, wanted.calibrate))
 
 
-def obtain(kind: str, opened: Opened, engine: str, calibrate: Path | None = None) -> Path:
+def get_or_build(kind: str, opened: LoadedModel, engine: str, calibrate: Path | None = None) -> Path:
     """The file of `kind` for `engine`, made unless it is kept; anew if `calibrate`, on the pictures in that folder."""
-    store = Store(opened.identity)
+    store = EngineCache(opened.identity)
     store.keep_description(opened.classes, opened.preprocess)
     if not calibrate and (kept := store.find(kind)):
         return kept
     if lacking := engines.missing(engine, making=True):
         raise engines.not_installed(engine, lacking)
-    from alexnet.inference.evaluate import calibration_pictures
+    from alexnet.inference.evaluate import calibration_images
     from alexnet.runtimes.convert import to_onnx, to_openvino
-    from alexnet.runtimes.quantize import fc_to_int8, onnx_to_int8, to_int8
+    from alexnet.runtimes.quantize import quantize_fc_int8, quantize_onnx_int8, quantize_openvino_int8
 
     if kind == "onnx":
         return store.make(kind, lambda path: to_onnx(opened.model.cpu(), path, opened.preprocess))
     if kind == "openvino":
-        source = obtain("onnx", opened, engine)
+        source = get_or_build("onnx", opened, engine)
         return store.make(kind, lambda path: to_openvino(source, path))
     if kind == "openvino-int8-fc":
-        source = obtain("openvino", opened, engine)
-        return store.make(kind, lambda path: fc_to_int8(source, path))
-    pictures = calibration_pictures(opened, calibrate)
-    source = obtain("onnx" if kind == "onnx-int8" else "openvino", opened, engine)
-    quantise = onnx_to_int8 if kind == "onnx-int8" else to_int8
+        source = get_or_build("openvino", opened, engine)
+        return store.make(kind, lambda path: quantize_fc_int8(source, path))
+    pictures = calibration_images(opened, calibrate)
+    source = get_or_build("onnx" if kind == "onnx-int8" else "openvino", opened, engine)
+    quantise = quantize_onnx_int8 if kind == "onnx-int8" else quantize_openvino_int8
     return store.make(kind, lambda path: quantise(source, path, pictures))
 
 
@@ -139,22 +139,22 @@ def _off(engine: Engine, reference: Engine, pictures: np.ndarray) -> float:
     return float(np.abs(softmax(engine.logits(pictures)) - softmax(reference.logits(pictures))).max())
 
 
-def _fastest(opened: Opened, wanted: Wanted, pictures: np.ndarray) -> Engine:
+def _fastest(opened: LoadedModel, wanted: EngineConfig, pictures: np.ndarray) -> Engine:
     one = len(pictures) == 1
-    store, key = Store(opened.identity), choice_key(wanted.asked, one)
+    store, key = EngineCache(opened.identity), choice_key(wanted.asked, one)
     known = store.measured(key)
     if known is None:
         known = _choose(opened, wanted, pictures, one)
         store.keep_measured(key, known)
     name = known["engine"]
-    engine = by_torch(opened, wanted.device) if name == EXACT else _open(name, opened, wanted)
-    engine.note = said(name, known) if name != EXACT else f"engine exact: {known['reason']}."
+    engine = torch_engine(opened, wanted.device) if name == EXACT else _open(name, opened, wanted)
+    engine.note = engine_note(name, known) if name != EXACT else f"engine exact: {known['reason']}."
     return engine
 
 
-def _choose(opened: Opened, wanted: Wanted, pictures: np.ndarray, one: bool) -> dict[str, Any]:
+def _choose(opened: LoadedModel, wanted: EngineConfig, pictures: np.ndarray, one: bool) -> dict[str, Any]:
     """Open all that can run here, compare and time them; what to keep of the fastest that is within `TOLERANCE`."""
-    reference = by_torch(opened, wanted.device)
+    reference = torch_engine(opened, wanted.device)
     probes = probe_pictures(pictures)
     candidates: dict[str, Engine] = {EXACT: reference}
     off, left_out = {EXACT: 0.0}, []

@@ -34,9 +34,9 @@ from alexnet.serving import routes
 from alexnet.serving.batching import Batcher
 from alexnet.serving.docs_page import POLICY, page
 from alexnet.serving.metrics import Metrics
-from alexnet.serving.middleware import Door, Pages, patient
-from alexnet.serving.registry import Models, warm_up
-from alexnet.serving.requests import Held, busy
+from alexnet.serving.middleware import OriginCheck, RequestMiddleware, with_timeouts
+from alexnet.serving.registry import ModelRegistry, warm_up
+from alexnet.serving.requests import BodyBudget, service_unavailable
 from alexnet.serving.settings import Settings
 from alexnet.serving.ui_routes import router as looking_router
 
@@ -52,10 +52,10 @@ UNREAD = 30  # seconds, beyond those to send a body and to wait for its labels, 
 METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 
-def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
+def create_app(models: ModelRegistry, settings: Settings | None = None) -> FastAPI:
     """The application. Its threads run from its startup to its shutdown, as the server tells it."""
     settings = settings or Settings()
-    metrics, held = Metrics(), Held(settings.held_bytes)
+    metrics, held = Metrics(), BodyBudget(settings.held_bytes)
     app = _App(
         title="alexnet serve", version=metadata.version("alexnet"), docs_url=None, redoc_url=None,
         description=f"Labels for pictures, by {', '.join(models)}.",
@@ -66,7 +66,7 @@ def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
     app.state.batcher = app.state.work = None  # until it is started
     # other web sites' requests need what the middleware for them adds
     shortcuts = {} if settings.cors else {"/v1/predict": routes.label_directly}
-    app.state.door = Door(app.inside, metrics, held, Pages(settings), shortcuts)
+    app.state.door = RequestMiddleware(app.inside, metrics, held, OriginCheck(settings), shortcuts)
 
     def inside() -> int:
         return app.state.batcher.inside if app.state.batcher else 0
@@ -96,7 +96,7 @@ class _App(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def _lifespan(models: Models, settings: Settings, metrics: Metrics) -> Any:
+def _lifespan(models: ModelRegistry, settings: Settings, metrics: Metrics) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # a thread asks torch once how many cores it has, and the threads that compute batches change what it is told
@@ -118,7 +118,7 @@ def _limited(pool: ThreadPoolExecutor, most: int) -> Callable[[Callable[[], Any]
     async def work(function: Callable[[], Any]) -> Any:
         nonlocal waiting
         if waiting >= most:
-            raise busy(2)
+            raise service_unavailable(2)
         waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(pool, function)
@@ -134,16 +134,16 @@ def _for_operators(app: FastAPI, metrics: Metrics) -> None:
     async def alive() -> Any:
         """200 while the process and all of its threads live."""
         if not app.state.batcher.alive:
-            return routes.answer({"status": "broken"}, 503)
-        return routes.answer({"status": "alive"})
+            return routes.json_response({"status": "broken"}, 503)
+        return routes.json_response({"status": "alive"})
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_model=dict[str, str], responses={503: {"description": "It is stopping or broken"}})
     async def ready() -> Any:
         """Whether requests should come here."""
         if app.state.door.stopping:
-            return routes.answer({"status": "stopping"}, 503)
-        return await alive() if not app.state.batcher.alive else routes.answer({"status": "ready"})
+            return routes.json_response({"status": "stopping"}, 503)
+        return await alive() if not app.state.batcher.alive else routes.json_response({"status": "ready"})
 
     @app.get(
         "/metrics", dependencies=[Depends(routes.allowed)], response_class=Response, responses=routes.problems(401)
@@ -179,7 +179,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(  # uvicorn warns of each request that is not HTTP: strangers would fill the disk
                 app, lifespan="on", ws="none", log_level="error", access_log=False, server_header=False,
-                http=patient(HttpToolsProtocol, settings.timeout), backlog=4096, timeout_keep_alive=KEEP_ALIVE,
+                http=with_timeouts(HttpToolsProtocol, settings.timeout), backlog=4096, timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=int(2 * settings.timeout) + UNREAD,
                 proxy_headers=False,  # nothing asks who a client is
             )
@@ -224,7 +224,9 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or leaving
 
 
-def serve(models: Models, settings: Settings | None = None, up: Callable[[str], object] = lambda _: None) -> Stopped:
+def serve(
+    models: ModelRegistry, settings: Settings | None = None, up: Callable[[str], object] = lambda _: None
+) -> Stopped:
     """Answer requests until SIGTERM or Ctrl-C. `up` is told the address when the server answers.
 
     Raises `UserError` where it cannot listen.
@@ -240,7 +242,7 @@ def serve(models: Models, settings: Settings | None = None, up: Callable[[str], 
         shown = f"[{host}]" if ":" in host else host
         server = Server(app, settings, lambda: up(f"http://{shown}:{port}"))
         server.run(sockets=[listening])
-    door: Door = app.state.door
+    door: RequestMiddleware = app.state.door
     return Stopped(door.accepted, door.answered, server.force_exit)
 
 

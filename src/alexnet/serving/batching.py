@@ -32,10 +32,10 @@ import torch
 
 from alexnet.data.decode import BadImage, TooManyPixels
 from alexnet.device import cpu_count
-from alexnet.inference.crops import views_of
-from alexnet.inference.predict import Judged, read_squares
+from alexnet.inference.crops import make_views
+from alexnet.inference.predict import Scores, load_crops
 from alexnet.serving.metrics import ANSWERED, DROPPED, FAILED, TOO_LARGE, UNREADABLE, Metrics
-from alexnet.serving.registry import Models, Served
+from alexnet.serving.registry import ModelRegistry, ServedModel
 from alexnet.serving.settings import Settings
 
 VIEWS = (1, 10)  # of each picture, that may be asked for
@@ -45,7 +45,7 @@ log = logging.getLogger("alexnet.serve")
 
 
 @dataclass(frozen=True)
-class Unread:
+class DecodeFailure:
     """Why there is no answer for a picture."""
 
     result: str
@@ -53,10 +53,10 @@ class Unread:
     reason: str
 
 
-Outcome = Judged | Unread
+Outcome = Scores | DecodeFailure
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """There is no room for more pictures; in `seconds` there may be."""
 
     def __init__(self, seconds: int) -> None:
@@ -102,23 +102,23 @@ class _Picture:
 class _Line:
     """Where pictures for one network in so many views wait for company."""
 
-    def __init__(self, served: Served, views: int) -> None:
+    def __init__(self, served: ServedModel, views: int) -> None:
         self.served, self.views = served, views
-        self.looks = views_of(views)
-        self.readings = [reading.preprocess for reading in served.classifier.ensemble.readings(self.looks)]
+        self.looks = make_views(views)
+        self.readings = [reading.preprocess for reading in served.classifier.ensemble.input_groups(self.looks)]
         self.waiting: deque[_Picture] = deque()
         self.coming = 0  # pictures that are let in and not decoded
 
-    def compute(self, pictures: Sequence[_Picture]) -> list[Judged]:
+    def compute(self, pictures: Sequence[_Picture]) -> list[Scores]:
         batches = [np.stack(squares) for squares in zip(*(p.squares for p in pictures), strict=True)]
         p = self.served.classifier.probabilities([torch.from_numpy(batch) for batch in batches], self.looks)
-        return list(self.served.classifier.judged(p.numpy()))
+        return list(self.served.classifier.score_rows(p.numpy()))
 
 
 class Batcher:
     """Labels pictures for many at once; made and asked on an event loop, working in threads of its own."""
 
-    def __init__(self, models: Models, settings: Settings, metrics: Metrics, workers: int | None = None) -> None:
+    def __init__(self, models: ModelRegistry, settings: Settings, metrics: Metrics, workers: int | None = None) -> None:
         self._settings, self._metrics = settings, metrics
         self._lines = {(name, views): _Line(one, views) for name, one in models.items() for views in VIEWS}
         self._to_decode: queue.SimpleQueue[_Picture | None] = queue.SimpleQueue()
@@ -137,7 +137,7 @@ class Batcher:
             thread.start()
 
     @property
-    def inside(self) -> int:
+    def in_flight(self) -> int:
         """Pictures, each of their views counted, that are let in and have no outcome yet."""
         return self._inside
 
@@ -155,7 +155,7 @@ class Batcher:
         """Whole seconds after which about half of what is inside should be done, from 1 to 30."""
         return min(30, max(1, round(self._inside * self._seconds_each / 2)))
 
-    def label(self, served: Served, pictures: Sequence[bytes], views: int = 1) -> asyncio.Future[list[Outcome]]:
+    def label(self, served: ServedModel, pictures: Sequence[bytes], views: int = 1) -> asyncio.Future[list[Outcome]]:
         """What the network will have said of each of `pictures`, the bytes of files. Raises `Full`.
 
         Cancelled, it drops them.
@@ -163,7 +163,7 @@ class Batcher:
         line = self._lines[served.name, views]
         with self._changed:
             if self._inside + views * len(pictures) > self._settings.queue:
-                raise Full(self.retry_after())
+                raise QueueFull(self.retry_after())
             self._inside += views * len(pictures)
             line.coming += len(pictures)
         request = _Request(len(pictures))
@@ -201,19 +201,19 @@ class Batcher:
             if not picture.squares:
                 self._finish([picture], [outcome])
 
-    def _read(self, picture: _Picture) -> Unread | None:
+    def _read(self, picture: _Picture) -> DecodeFailure | None:
         """Set its squares; else say why not."""
         try:
-            picture.squares = read_squares(picture.data, picture.line.readings, self._settings.max_pixels)
+            picture.squares = load_crops(picture.data, picture.line.readings, self._settings.max_pixels)
         except TooManyPixels as error:
-            return Unread(TOO_LARGE, error.reason)
+            return DecodeFailure(TOO_LARGE, error.reason)
         except BadImage as error:
-            return Unread(UNREADABLE, error.reason)
+            return DecodeFailure(UNREADABLE, error.reason)
         except MemoryError:
-            return Unread(TOO_LARGE, "there is not enough memory to decode it")
+            return DecodeFailure(TOO_LARGE, "there is not enough memory to decode it")
         except Exception:
             log.exception("A picture could not be decoded, and it is not known why.")
-            return Unread(FAILED, "the server failed to decode it")
+            return DecodeFailure(FAILED, "the server failed to decode it")
         return None
 
     # ── computing, in one thread or two ───────────────────────────────────────────────────────────────────────
@@ -280,7 +280,7 @@ class Batcher:
             found = line.compute(pictures)
         except Exception:
             log.exception("The network %s failed.", line.served.name)
-            return [Unread(FAILED, "the network failed")] * len(pictures)
+            return [DecodeFailure(FAILED, "the network failed")] * len(pictures)
         seconds = time.perf_counter() - start
         self._metrics.batch(line.served.name, len(pictures), seconds)
         self._seconds_each += 0.1 * (seconds / len(pictures) / line.views - self._seconds_each)
@@ -296,7 +296,9 @@ class Batcher:
                 self._inside -= picture.line.views
                 request.outcomes[picture.place] = outcome
                 request.left -= 1
-                result = DROPPED if outcome is None else outcome.result if isinstance(outcome, Unread) else ANSWERED
+                result = (
+                    DROPPED if outcome is None else outcome.result if isinstance(outcome, DecodeFailure) else ANSWERED
+                )
                 ends[picture.line.served.name, result] += 1
                 if not request.left and not request.gone:
                     complete.setdefault(request.loop, []).append(request)

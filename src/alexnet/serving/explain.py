@@ -21,12 +21,12 @@ from PIL import Image, ImageOps
 from alexnet.errors import UserError
 from alexnet.inference import explain
 from alexnet.inference.explain import Saliency, Stage
-from alexnet.inference.features import Features, read_picture, vectors
+from alexnet.inference.features import Features, extract_features, load_image
 from alexnet.inference.neighbors import INFO, Index, data_file, find_index, run_pictures
 from alexnet.models.model import AlexNet
 from alexnet.run_dir import Run
-from alexnet.runtimes.loaded_model import Opened
-from alexnet.serving.registry import Served
+from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.serving.registry import ServedModel
 
 SAMPLES, SIMILAR = 12, 6
 INDEXES = f"index/*/{INFO}"  # in a run folder
@@ -34,15 +34,15 @@ SHOWN = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".web
 """Files that every browser shows: sent as they are. Of others the pixels are sent, as PNG."""
 
 
-class NotThere(UserError):
+class NotAvailable(UserError):
     """What was asked for is not to be had of this network."""
 
 
 @dataclass
-class Looks:
+class Explainer:
     """What can be looked at of one network; what is slow to find is found once."""
 
-    served: Served
+    served: ServedModel
     _one: threading.Lock = field(default_factory=threading.Lock)
     _index: Index | None = None
     _pngs: list[bytes] = field(default_factory=list)
@@ -83,14 +83,14 @@ class Looks:
         """The most alike training pictures."""
         opened, index = self._opened(), self.index()
         if index is None or opened.run is None:
-            raise NotThere(
+            raise NotAvailable(
                 f"The training pictures of {self.served.name} are not indexed; 'alexnet show similar RUN PICTURE', run "
                 "once where the server is, does it."
             )
         device = next(opened.model.parameters()).device
         with self._one:
             features = Features(opened.model, index.layer)
-            query = vectors(features, opened, read_picture(opened, picture)[None].to(device))
+            query = extract_features(features, opened, load_image(opened, picture)[None].to(device))
         near = index.nearest(query, SIMILAR)[0]
         with self._reading():
             images = run_pictures(opened.run, [neighbour.name for neighbour in near])
@@ -116,9 +116,9 @@ class Looks:
                 self._index = next(filter(None, (find_index(opened, layer) for layer in layers)), None)
         return self._index
 
-    def _opened(self) -> Opened:
+    def _opened(self) -> LoadedModel:
         if self.served.opened is None:
-            raise NotThere(
+            raise NotAvailable(
                 f"{self.served.name} is an exported file, which cannot be looked into; serve the run that it came from."
             )
         return self.served.opened
@@ -131,7 +131,7 @@ class Looks:
         run = self.served.run
         with self._reading():
             for split in ("val", "test") if run else ():
-                if run and (found := run.evaluated(split)):
+                if run and (found := run.evaluation_targets(split)):
                     names, targets = found
                     return [(names[i], self.served.classifier.classes[targets[i]]) for i in spread(targets, SAMPLES)]
         return []
@@ -139,7 +139,7 @@ class Looks:
     def sample(self, number: int) -> tuple[bytes, str]:
         """The file of one of `samples`, and its type. Raises `NotThere` where there is none, or the data is gone."""
         if self.served.run is None or not 0 <= number < len(self.samples):
-            raise NotThere(f"{self.served.name} has {len(self.samples)} samples, and none is number {number}.")
+            raise NotAvailable(f"{self.served.name} has {len(self.samples)} samples, and none is number {number}.")
         with self._reading():
             file = data_file(self.served.run, self.samples[number][0])
             if file and file.suffix.lower() in SHOWN:
@@ -159,7 +159,7 @@ class Looks:
         try:
             yield
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise NotThere(
+            raise NotAvailable(
                 f"The run of {self.served.name} or its pictures are not what they were when the server started; start "
                 "it again where they are."
             ) from error

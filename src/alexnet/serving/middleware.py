@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from alexnet.serving.metrics import Metrics
-from alexnet.serving.requests import Held, Refused, refused, release
+from alexnet.serving.requests import BodyBudget, HTTPError, error_response, release_body
 from alexnet.serving.settings import Settings
 
 log = logging.getLogger("alexnet.serve")
@@ -35,11 +35,11 @@ NOT_HTTP = "This is not a request as HTTP/1.1 has them; /docs tells what there i
 OTHER = "other"  # the route of a path that is none
 
 
-class Door:
+class RequestMiddleware:
     """ASGI middleware, the outermost. `shortcuts` are what answers a POST to a path without the application's help."""
 
     def __init__(
-        self, app: Any, metrics: Metrics, held: Held, pages: Pages,
+        self, app: Any, metrics: Metrics, held: BodyBudget, pages: OriginCheck,
         shortcuts: Mapping[str, Callable[[Request], Awaitable[Response]]],
     ) -> None:  # fmt: skip
         self.app, self.metrics, self.held, self.pages, self.shortcuts = app, metrics, held, pages, shortcuts
@@ -59,7 +59,7 @@ class Door:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
-                release(scope, self.held)  # nobody needs the body any more, however slowly the answer is taken
+                release_body(scope, self.held)  # nobody needs the body any more, however slowly the answer is taken
                 headers = [*message.get("headers", ()), NO_SNIFF]
                 if self.stopping and CLOSE not in headers:
                     headers.append(CLOSE)
@@ -71,7 +71,7 @@ class Door:
         try:
             shortcut = self.shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
             if no := self.pages.check(scope):
-                await refused(no)(scope, receive, answer)
+                await error_response(no)(scope, receive, answer)
             elif shortcut:
                 route = scope["path"]
                 await (await shortcut(Request(scope, receive)))(scope, receive, answer)
@@ -85,11 +85,11 @@ class Door:
                 await answer({"type": "http.response.start", "status": 500, "headers": [JSON]})
                 await answer({"type": "http.response.body", "body": BROKEN})
         finally:
-            release(scope, self.held)
+            release_body(scope, self.held)
             self.metrics.request(route, status, time.perf_counter() - began)
 
 
-def patient(protocol: Any, seconds: float) -> Any:
+def with_timeouts(protocol: Any, seconds: float) -> Any:
     """uvicorn's `protocol` of httptools, with limits where it has none: `seconds` for the head of a request and for the
     taking of an answer, and `HEAD` bytes for a head. What is not HTTP is answered with a sentence, as all else is."""
 
@@ -189,26 +189,26 @@ def patient(protocol: Any, seconds: float) -> Any:
 HERE = "localhost"
 
 
-class Pages:
+class OriginCheck:
     """What is asked of each request's headers."""
 
     def __init__(self, settings: Settings) -> None:
         self._sites = settings.cors
         self._here_alone = settings.token is None and is_here(settings.host)
 
-    def check(self, scope: Any) -> Refused | None:
+    def check(self, scope: Any) -> HTTPError | None:
         """Why a request is not answered, if it is not."""
         found = dict(scope["headers"])  # names are in lower case, as ASGI has them
         host = found.get(b"host", b"").decode("latin-1").strip()
         if self._here_alone and host and not is_here(name_of(host)):
-            return Refused(
+            return HTTPError(
                 421,
                 f"This server is for its own machine and is not called {host[:100]}; ask {HERE} at its port, or start "
                 "it with a token or another --host.",
             )
         if scope["method"] != "POST" or self._may_send(found, host):
             return None
-        return Refused(
+        return HTTPError(
             403, "Pages of other web sites may not ask; start the server with --cors and the address of yours."
         )
 

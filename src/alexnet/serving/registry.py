@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from alexnet.runtimes.exported import Exported
-    from alexnet.runtimes.loaded_model import Opened
+    from alexnet.runtimes.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """One network that answers requests."""
 
     name: str
     classifier: Classifier
-    opened: Opened | None
+    opened: LoadedModel | None
     """For looking inside, with weights shared with the classifier; None of an exported file."""
     run: Run | None
     source: str
@@ -51,17 +51,17 @@ class Served:
     """Whether several threads may ask the classifier at once."""
 
 
-class Models(Mapping[str, Served]):
+class ModelRegistry(Mapping[str, ServedModel]):
     """Networks by name, in the order in which they were given."""
 
-    def __init__(self, served: Sequence[Served]) -> None:
+    def __init__(self, served: Sequence[ServedModel]) -> None:
         if not served:
             raise UserError("A server needs at least one network; give a run folder or an exported file.")
         self._served = {one.name: one for one in served}
         self.default = served[0].name
         """The name of the first, which answers where none is asked for."""
 
-    def __getitem__(self, name: str) -> Served:
+    def __getitem__(self, name: str) -> ServedModel:
         return self._served[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -78,19 +78,19 @@ def open_models(
     engine: str = EXACT,
     device: str = "auto",
     say: Callable[[str], object] = lambda _: None,
-) -> Models:
+) -> ModelRegistry:
     """Open each of `names`, as `predict.load` does, and call it by its run folder's or file's name; a second network of
     the same name gets -2.
 
     `engine` and `device` are for runs; an exported file brings its own engine. Raises `UserError` where one cannot be
     opened.
     """
-    from alexnet.runtimes.manifest import looks_exported
+    from alexnet.runtimes.manifest import is_exported_model
 
-    found: list[Served] = []
+    found: list[ServedModel] = []
     taken: set[str] = set()
     for source in names:
-        exported = looks_exported(source)
+        exported = is_exported_model(source)
         classifier = load(
             source,
             checkpoint=checkpoint,
@@ -105,10 +105,10 @@ def open_models(
         found.append(
             _file(name, classifier, member, source) if exported else _run(name, classifier, member, source, engine)
         )
-    return Models(found)
+    return ModelRegistry(found)
 
 
-def warm_up(served: Served, batch: int) -> None:
+def warm_up(served: ServedModel, batch: int) -> None:
     """Let a network compute one picture and a full batch, so that no request waits for what is made at first use.
 
     An engine other than exact is compared with it, or chosen, on these pictures: those of the run, where they are.
@@ -116,9 +116,9 @@ def warm_up(served: Served, batch: int) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (batch, *_shape(served)), np.uint8)
     if served.opened is not None and served.engine != EXACT:
         with contextlib.suppress(UserError):
-            from alexnet.inference.evaluate import calibration_pictures
+            from alexnet.inference.evaluate import calibration_images
 
-            pictures = np.resize(calibration_pictures(served.opened, None), pictures.shape)
+            pictures = np.resize(calibration_images(served.opened, None), pictures.shape)
     if "saliency" in looks_of(served):  # captum brings matplotlib, which looks for fonts and makes folders for itself
         with contextlib.suppress(ImportError):
             importlib.import_module("captum.attr")
@@ -126,12 +126,12 @@ def warm_up(served: Served, batch: int) -> None:
         served.classifier.probabilities(torch.from_numpy(np.ascontiguousarray(some)))
 
 
-def _shape(served: Served) -> tuple[int, int, int]:
+def _shape(served: ServedModel) -> tuple[int, int, int]:
     preprocess = served.classifier.preprocess
     return preprocess.channels, preprocess.size, preprocess.size
 
 
-def looks_of(served: Served) -> list[str]:
+def looks_of(served: ServedModel) -> list[str]:
     """What can be shown of a network besides its answers: saliency, activations, similar, samples."""
     if served.opened is None:
         return []
@@ -147,16 +147,16 @@ def looks_of(served: Served) -> list[str]:
     return [name for name, there in can.items() if there]
 
 
-def _file(name: str, classifier: Classifier, file: Exported, source: str | Path) -> Served:
+def _file(name: str, classifier: Classifier, file: Exported, source: str | Path) -> ServedModel:
     told = file.description
-    return Served(name, classifier, None, None, str(source), told.network, told.kind, told.precision)
+    return ServedModel(name, classifier, None, None, str(source), told.network, told.kind, told.precision)
 
 
-def _run(name: str, classifier: Classifier, opened: Opened, source: str | Path, engine: str) -> Served:
+def _run(name: str, classifier: Classifier, opened: LoadedModel, source: str | Path, engine: str) -> ServedModel:
     twin = dataclasses.replace(opened, model=_twin(opened.model))
     precision = "fp32" if engine in (EXACT, "onnxruntime", "openvino") else None
     architecture, shared = opened.model.spec.name, classifier.trace()
-    return Served(name, classifier, twin, opened.run, str(source), architecture, engine, precision, shared)
+    return ServedModel(name, classifier, twin, opened.run, str(source), architecture, engine, precision, shared)
 
 
 def _twin(model: Any) -> Any:

@@ -31,7 +31,7 @@ Named = tuple[str, bytes]
 """A picture: what to call it in the answer, and the bytes of its file."""
 
 
-class Refused(Exception):
+class HTTPError(Exception):
     """A request that is not answered as it asks: `status`, and one sentence that says why and what helps."""
 
     def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
@@ -42,23 +42,23 @@ class Refused(Exception):
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON."""
     text = _JSON.encode(document)
     return Response(text.encode("utf-8", "backslashreplace"), status, headers, "application/json")
 
 
-def refused(error: Refused) -> Response:
+def error_response(error: HTTPError) -> Response:
     """The answer that tells it."""
-    return answer({"error": error.sentence}, error.status, error.headers)
+    return json_response({"error": error.sentence}, error.status, error.headers)
 
 
-def busy(seconds: int) -> Refused:
+def service_unavailable(seconds: int) -> HTTPError:
     """There is too much to do already."""
-    return Refused(503, f"The server is busy; ask again in {seconds} s.", {"Retry-After": str(seconds)})
+    return HTTPError(503, f"The server is busy; ask again in {seconds} s.", {"Retry-After": str(seconds)})
 
 
-class Held:
+class BodyBudget:
     """The bytes of all bodies in memory, of which there may be so many."""
 
     def __init__(self, most: int) -> None:
@@ -72,10 +72,10 @@ async def read_body(request: Request) -> bytes:
     What is held is given back by `release`, when the request is answered.
     """
     settings: Settings = request.app.state.settings
-    held: Held = request.app.state.held
+    held: BodyBudget = request.app.state.held
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise Refused(415, f"The body is encoded as {encoding[:40]}; send it as it is.")
+        raise HTTPError(415, f"The body is encoded as {encoding[:40]}; send it as it is.")
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told[:20]) > settings.max_bytes:
         raise _too_large(settings)
@@ -87,7 +87,7 @@ async def read_body(request: Request) -> bytes:
             if size > settings.max_bytes:
                 raise _too_large(settings)
             if held.bytes + len(chunk) > held.most:
-                raise busy(1)
+                raise service_unavailable(1)
             held.bytes += len(chunk)
             request.scope["alexnet.held"] = request.scope.get("alexnet.held", 0) + len(chunk)
             chunks.append(chunk)
@@ -116,10 +116,10 @@ class _Deadline:
             if uncancel := getattr(self._task, "uncancel", None):  # from Python 3.11 on
                 uncancel()
             sentence = f"The body did not arrive within {self._seconds:g} s; send less at once."
-            raise Refused(408, sentence, {"Connection": "close"}) from None
+            raise HTTPError(408, sentence, {"Connection": "close"}) from None
 
 
-def release(scope: Any, held: Held) -> None:
+def release_body(scope: Any, held: BodyBudget) -> None:
     """Give back what the body of a request took."""
     held.bytes -= scope.pop("alexnet.held", 0)
 
@@ -130,7 +130,7 @@ def check_type(request: Request) -> str:
     if kind in (MULTIPART, JSON, RAW) or kind.startswith("image/"):
         return kind
     given = f"as {kind[:60]}" if kind else "without a type"
-    raise Refused(
+    raise HTTPError(
         415, f"The body came {given}; send a picture as image/jpeg, image/png …, several as {MULTIPART} or {JSON}."
     )
 
@@ -146,27 +146,27 @@ async def pictures_in(request: Request, settings: Settings) -> list[Named]:
     else:
         found = [("1", body)]
     if not found:
-        raise Refused(422, f"The body holds no pictures; name them {FIELD}.")
+        raise HTTPError(422, f"The body holds no pictures; name them {FIELD}.")
     if len(found) > settings.max_images:
         raise _too_many(settings.max_images)
     return found
 
 
-def _too_large(settings: Settings) -> Refused:
-    return Refused(
+def _too_large(settings: Settings) -> HTTPError:
+    return HTTPError(
         413, f"The body is larger than {settings.max_bytes:,} bytes; send fewer or smaller pictures at once."
     )
 
 
-def _too_many(most: int) -> Refused:
-    return Refused(413, f"The request has more than {most} pictures; send them in several.")
+def _too_many(most: int) -> HTTPError:
+    return HTTPError(413, f"The request has more than {most} pictures; send them in several.")
 
 
 # ── forms ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _not_a_form(why: str) -> Refused:
-    return Refused(422, f"The form cannot be read ({why}); send it as curl -F does.")
+def _not_a_form(why: str) -> HTTPError:
+    return HTTPError(422, f"The form cannot be read ({why}); send it as curl -F does.")
 
 
 class _InMemory(MultiPartParser):
@@ -194,9 +194,11 @@ async def _form(request: Request, body: bytes, most: int) -> list[Named]:
     found: list[Named] = []
     for name, part in parts:
         if name != FIELD:
-            raise Refused(422, f"The form has a field {label(name, '?')!r}; pictures are sent as files named {FIELD}.")
+            raise HTTPError(
+                422, f"The form has a field {label(name, '?')!r}; pictures are sent as files named {FIELD}."
+            )
         if not isinstance(part, UploadFile):
-            raise Refused(422, f"The field {FIELD} must be a file, not text; with curl: -F '{FIELD}=@photo.jpg'.")
+            raise HTTPError(422, f"The field {FIELD} must be a file, not text; with curl: -F '{FIELD}=@photo.jpg'.")
         found.append((label(part.filename, str(len(found) + 1)), part.file.read()))
     return found
 
@@ -216,16 +218,16 @@ def _json(body: bytes) -> list[Named]:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        raise Refused(422, f"The body is not JSON; send {shape}.") from None
+        raise HTTPError(422, f"The body is not JSON; send {shape}.") from None
     given = document.get(FIELD) if isinstance(document, dict) else None
     if not isinstance(given, list) or len(document) != 1:
-        raise Refused(422, f"The document must be {shape} and nothing else.")
+        raise HTTPError(422, f"The document must be {shape} and nothing else.")
     found: list[Named] = []
     for number, text in enumerate(given, 1):
         try:
             found.append((str(number), _base64(text.encode("ascii"))))
         except (AttributeError, UnicodeError, binascii.Error):
-            raise Refused(422, f"Picture {number} is not base64; send the bytes of its file in that form.") from None
+            raise HTTPError(422, f"Picture {number} is not base64; send the bytes of its file in that form.") from None
     return found
 
 

@@ -20,10 +20,21 @@ from starlette.responses import Response
 from alexnet.data.decode import BadImage
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.predict import Prediction
-from alexnet.serving.batching import Batcher, Full, Outcome, Unread
+from alexnet.serving.batching import Batcher, DecodeFailure, Outcome, QueueFull
 from alexnet.serving.metrics import FAILED, TOO_LARGE
-from alexnet.serving.registry import Models, Served, looks_of
-from alexnet.serving.requests import FIELD, JSON, MULTIPART, RAW, Named, Refused, answer, busy, pictures_in, refused
+from alexnet.serving.registry import ModelRegistry, ServedModel, looks_of
+from alexnet.serving.requests import (
+    FIELD,
+    JSON,
+    MULTIPART,
+    RAW,
+    HTTPError,
+    Named,
+    error_response,
+    json_response,
+    pictures_in,
+    service_unavailable,
+)
 from alexnet.serving.settings import Settings
 
 AT_ONCE = 0.5  # seconds; to watch a client costs as much as to answer it
@@ -81,17 +92,17 @@ async def allowed(request: Request) -> None:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode())
     if scheme.lower() != "bearer" or not same:
-        raise Refused(
+        raise HTTPError(
             401,
             "This server wants a token; send the header 'Authorization: Bearer <token>'.",
             {"WWW-Authenticate": "Bearer"},
         )
 
 
-def pick(models: Models, name: str | None) -> Served:
+def pick(models: ModelRegistry, name: str | None) -> ServedModel:
     """The network called `name`, the first one unless given. Raises `Refused` (404)."""
     if name is not None and name not in models:
-        raise Refused(404, str(unknown_name("model", name[:100], list(models))))
+        raise HTTPError(404, str(unknown_name("model", name[:100], list(models))))
     return models[name or models.default]
 
 
@@ -102,30 +113,30 @@ async def label(request: Request) -> Response:
     served, top, views = _wanted(request, state.models)
     batcher: Batcher = state.batcher
     if batcher.full:  # before its body is read
-        raise busy(batcher.retry_after())
+        raise service_unavailable(batcher.retry_after())
     pictures = await pictures_in(request, state.settings)
     try:
         outcomes = await unless_gone(request, batcher.label(served, [data for _, data in pictures], views))
-    except Full as error:
-        raise busy(error.seconds) from None
+    except QueueFull as error:
+        raise service_unavailable(error.seconds) from None
     _check(pictures, outcomes)
     predictions = [_prediction(served, *both, top) for both in zip(pictures, outcomes, strict=True)]
-    return answer({"model": served.name, "predictions": [p.to_dict() for p in predictions]})
+    return json_response({"model": served.name, "predictions": [p.to_dict() for p in predictions]})
 
 
 async def label_directly(request: Request) -> Response:
     """`label`, without FastAPI's way to it and back, which takes longer than a small network for a small picture."""
     try:
         return await label(request)
-    except Refused as error:
-        return refused(error)
+    except HTTPError as error:
+        return error_response(error)
     except UserError as error:
-        return answer({"error": str(error)}, 422)
+        return json_response({"error": str(error)}, 422)
     except ClientDisconnect:
         return Response(status_code=GONE)
 
 
-def router(models: Models, settings: Settings) -> APIRouter:
+def router(models: ModelRegistry, settings: Settings) -> APIRouter:
     """The routes under /v1."""
     routes = APIRouter(prefix="/v1")
     most = max(len(one.classifier.classes) for one in models.values())
@@ -174,25 +185,25 @@ def _query(name: str, schema: dict[str, Any], what: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "schema": schema, "description": what}
 
 
-def _wanted(request: Request, models: Models) -> tuple[Served, int, int]:
+def _wanted(request: Request, models: ModelRegistry) -> tuple[ServedModel, int, int]:
     """The network, the number of labels and the number of views that a request asks for. Raises `Refused`."""
     asked = request.query_params
     if unknown := asked.keys() - {"model", "top_k", "ten_crop"}:
-        raise Refused(422, str(unknown_name("parameter", min(unknown)[:100], ("model", "top_k", "ten_crop"))))
+        raise HTTPError(422, str(unknown_name("parameter", min(unknown)[:100], ("model", "top_k", "ten_crop"))))
     served = pick(models, asked.get("model"))
     classes = len(served.classifier.classes)
     top_k = asked.get("top_k", str(min(5, classes)))
     if not (top_k.isascii() and top_k.isdecimal() and len(top_k) < 10 and 1 <= int(top_k) <= classes):
-        raise Refused(
+        raise HTTPError(
             422, f"The parameter top_k must be a number from 1 to {classes}, as many as {served.name} knows classes."
         )
     ten_crop = asked.get("ten_crop", "false").lower()
     if ten_crop not in ("true", "false", "1", "0"):
-        raise Refused(422, "The parameter ten_crop must be true or false.")
+        raise HTTPError(422, "The parameter ten_crop must be true or false.")
     return served, int(top_k), 10 if ten_crop in ("true", "1") else 1
 
 
-def _describe(one: Served, limits: dict[str, int]) -> dict[str, Any]:
+def _describe(one: ServedModel, limits: dict[str, int]) -> dict[str, Any]:
     preprocess = one.classifier.preprocess
     return {
         "name": one.name, "architecture": one.architecture, "classes": list(one.classifier.classes),
@@ -203,22 +214,22 @@ def _describe(one: Served, limits: dict[str, int]) -> dict[str, Any]:
 
 def _check(pictures: list[Named], outcomes: list[Outcome]) -> None:
     """Raise `Refused` if none of the pictures has an answer, or if one failed by a fault of ours."""
-    bad = [outcome for outcome in outcomes if isinstance(outcome, Unread)]
+    bad = [outcome for outcome in outcomes if isinstance(outcome, DecodeFailure)]
     if any(one.result == FAILED for one in bad):
-        raise Refused(500, "The server failed to label this; its log tells why.")
+        raise HTTPError(500, "The server failed to label this; its log tells why.")
     if len(bad) < len(outcomes):
         return
     reasons = "; ".join(f"{name}: {one.reason}" for (name, _), one in zip(pictures[:3], bad, strict=False))
     if any(one.result == TOO_LARGE for one in bad):
-        raise Refused(413, f"The picture is too large ({reasons}); send a smaller one.")
-    raise Refused(422, f"No picture could be read ({reasons}); send JPEG, PNG or another plain format.")
+        raise HTTPError(413, f"The picture is too large ({reasons}); send a smaller one.")
+    raise HTTPError(422, f"No picture could be read ({reasons}); send JPEG, PNG or another plain format.")
 
 
-def _prediction(served: Served, picture: Named, outcome: Outcome, top: int) -> Prediction:
+def _prediction(served: ServedModel, picture: Named, outcome: Outcome, top: int) -> Prediction:
     name = picture[0]
-    if isinstance(outcome, Unread):
+    if isinstance(outcome, DecodeFailure):
         return Prediction(name, error=outcome.reason)
-    return served.classifier.told(name, outcome, top)
+    return served.classifier.to_prediction(name, outcome, top)
 
 
 async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
@@ -243,7 +254,7 @@ async def unless_gone(request: Request, work: asyncio.Future[Any]) -> Any:
             if watching[0].result():
                 raise ClientDisconnect from None
             seconds = request.app.state.batcher.retry_after()
-            raise Refused(
+            raise HTTPError(
                 503, f"The server did not come to it within {patience:g} s; ask again in {seconds} s.",
                 {"Retry-After": str(seconds)},
             ) from None  # fmt: skip
@@ -275,25 +286,29 @@ def tell_errors(app: FastAPI) -> None:
     """Make what is raised an answer; what should not have been raised is left to `Door`."""
 
     async def refuse(_: Request, error: Any) -> Response:
-        return refused(error)
+        return error_response(error)
 
     async def http(_: Request, error: Any) -> Response:
         known = {404: "There is nothing here; /docs tells what there is.", 405: "This path takes another method."}
-        return answer({"error": known.get(error.status_code, str(error.detail))}, error.status_code, error.headers)
+        return json_response(
+            {"error": known.get(error.status_code, str(error.detail))}, error.status_code, error.headers
+        )
 
     async def invalid(_: Request, error: Any) -> Response:
         first = error.errors()[0]
         where, why = first["loc"][-1], first["msg"]
-        return answer({"error": f"{where} cannot be that: {why[:1].lower()}{why[1:]}; /docs tells what it takes."}, 422)
+        return json_response(
+            {"error": f"{where} cannot be that: {why[:1].lower()}{why[1:]}; /docs tells what it takes."}, 422
+        )
 
     async def bad_input(_: Request, error: Any) -> Response:
-        return answer({"error": str(error)}, 422)
+        return json_response({"error": str(error)}, 422)
 
     async def gone(_: Request, __: Any) -> Response:
         return Response(status_code=GONE)
 
     for kind, handler in {
-        Refused: refuse, HTTPException: http, RequestValidationError: invalid, UserError: bad_input,
+        HTTPError: refuse, HTTPException: http, RequestValidationError: invalid, UserError: bad_input,
         BadImage: bad_input, ClientDisconnect: gone,
     }.items():  # fmt: skip
         app.add_exception_handler(kind, handler)

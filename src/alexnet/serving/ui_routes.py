@@ -17,10 +17,10 @@ from PIL import Image
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from alexnet.data.decode import TooManyPixels, decode
-from alexnet.serving.explain import SHOWN, Looks, NotThere
-from alexnet.serving.registry import Models
-from alexnet.serving.requests import JSON, MULTIPART, RAW, Refused, check_type, read_body
+from alexnet.data.decode import TooManyPixels, decode_image
+from alexnet.serving.explain import SHOWN, Explainer, NotAvailable
+from alexnet.serving.registry import ModelRegistry
+from alexnet.serving.requests import JSON, MULTIPART, RAW, HTTPError, check_type, read_body
 from alexnet.serving.routes import allowed, pick, problems, unless_gone
 
 FILES = {
@@ -101,7 +101,7 @@ ASKED = (401, 403, 404, 408, 413, 415, 422, 503)  # what may become of a questio
 T = TypeVar("T")
 
 
-def router(models: Models) -> APIRouter:
+def router(models: ModelRegistry) -> APIRouter:
     """All routes of the page, for `serve.create_app`."""
     both = APIRouter()
     both.include_router(_page())
@@ -121,12 +121,12 @@ def _page() -> APIRouter:
     return routes
 
 
-def _looks(models: Models) -> APIRouter:
+def _looks(models: ModelRegistry) -> APIRouter:
     routes = APIRouter(prefix="/v1", dependencies=[Depends(allowed)])
-    looks = {name: Looks(served) for name, served in models.items()}
+    looks = {name: Explainer(served) for name, served in models.items()}
     known = Query(None, json_schema_extra={"enum": [*models]})
 
-    def of(name: str | None) -> Looks:
+    def of(name: str | None) -> Explainer:
         return looks[pick(models, name).name]
 
     @routes.post("/saliency", responses=problems(*ASKED), openapi_extra=PICTURE)
@@ -173,23 +173,23 @@ def _looks(models: Models) -> APIRouter:
     return routes
 
 
-async def _look(request: Request, looks: Looks, function: Callable[[Image.Image], T]) -> T:
+async def _look(request: Request, looks: Explainer, function: Callable[[Image.Image], T]) -> T:
     """What `function` gives for the picture that a request brings, computed by the server's workers."""
     if check_type(request) in (MULTIPART, JSON):
-        raise Refused(415, "One picture at a time is looked into; send it as the body itself, as image/jpeg, say.")
+        raise HTTPError(415, "One picture at a time is looked into; send it as the body itself, as image/jpeg, say.")
     body = await read_body(request)
     channels = looks.served.classifier.preprocess.channels
     most = request.app.state.settings.max_pixels
     try:
-        work = request.app.state.work(lambda: function(decode(body, channels, max_pixels=most)))
+        work = request.app.state.work(lambda: function(decode_image(body, channels, max_pixels=most)))
         return await _there(unless_gone(request, asyncio.ensure_future(work)))
     except TooManyPixels as error:
-        raise Refused(413, f"The picture is too large: {error.reason}; send a smaller one.") from error
+        raise HTTPError(413, f"The picture is too large: {error.reason}; send a smaller one.") from error
 
 
 async def _there(work: Awaitable[T]) -> T:
     """What `work` gives; 404 for what is not to be had."""
     try:
         return await work
-    except NotThere as error:
-        raise Refused(404, str(error)) from error
+    except NotAvailable as error:
+        raise HTTPError(404, str(error)) from error

@@ -18,26 +18,33 @@ from typing import Any
 import torch
 
 from alexnet import rng
-from alexnet.checkpoint import read_model, read_training
+from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.data.split import read_split, write_split
 from alexnet.device import cpu_name, rank, world_size
 from alexnet.errors import UserError
-from alexnet.files import printable, replacing, write_json, write_text
-from alexnet.inference.calibration import explain
+from alexnet.files import atomic_write, printable, write_json, write_text
+from alexnet.inference.calibration import describe_calibration
 from alexnet.models.model import Network, build
 from alexnet.run_dir import Run, environment, find_run, package_version
-from alexnet.training.checkpoints import Position, digest, saying_where
+from alexnet.training.checkpoints import TrainState, digest, wrap_write_errors
 from alexnet.training.config_parsing import seconds_of
-from alexnet.training.distributed import begin
-from alexnet.training.optim import plan, shrink_kept_inputs
+from alexnet.training.distributed import make_parallel
+from alexnet.training.optim import scale_for_2012_dropout, schedule_at
 from alexnet.training.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.training.recipe import Recipe, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
-from alexnet.training.resume import Alone, check_writable, find_start, follow, named_by, tidy
-from alexnet.training.setup import Prepared, prepare
-from alexnet.training.time_budget import Budget, first_guess
-from alexnet.training.trainer import Loop
-from alexnet.training.transfer import frozen_layers, take_weights
+from alexnet.training.resume import (
+    RunLock,
+    apply_overrides,
+    check_writable,
+    explicit_fields,
+    find_latest_valid,
+    remove_partial_files,
+)
+from alexnet.training.setup import TrainSetup, prepare_training
+from alexnet.training.time_budget import TimeBudget, first_guess
+from alexnet.training.trainer import Trainer
+from alexnet.training.transfer import frozen_layers, load_backbone
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class TrainingResult:
             low, high = test["interval"]
             text += f"\ntest top-1 {test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {test['top5']:.2%}"
         if "calibration" in self.summary:  # earlier runs have none
-            text += f"\n{explain(self.summary['calibration'])}"
+            text += f"\n{describe_calibration(self.summary['calibration'])}"
         return f"{text}\nrun {self.run}"
 
     def _repr_html_(self) -> str:
@@ -98,28 +105,28 @@ def train(
         check_tensorboard()
     if recipe.time_budget and (recipe.parallel == "towers" or world_size() > 1):
         raise UserError(f"--time-budget is for one process, not for --parallel {recipe.parallel}; give --epochs.")
-    parallel = begin(recipe.parallel, recipe.device, recipe.lost_after)
+    parallel = make_parallel(recipe.parallel, recipe.device, recipe.lost_after)
     report = progress or default_progress()
-    alone: Alone | None = None
+    alone: RunLock | None = None
     try:
-        prepared = prepare(recipe, report, parallel=parallel)
+        prepared = prepare_training(recipe, report, parallel=parallel)
         model = _fresh(prepared)
         prepared, budget = _in_time(prepared, model, began, report)
-        run = parallel.first(lambda: Run.create(prepared.recipe.name, folder, prepared.recipe.to_json()))
-        alone = Alone(run)
-        parallel.first(partial(alone.take, report.say))
-        with saying_where(run.path):
-            parallel.first(lambda: tidy(run))
-            parallel.first(lambda: _write_facts(run, prepared))
+        run = parallel.on_rank0(lambda: Run.create(prepared.recipe.name, folder, prepared.recipe.to_json()))
+        alone = RunLock(run)
+        parallel.on_rank0(partial(alone.acquire, report.say))
+        with wrap_write_errors(run.path):
+            parallel.on_rank0(lambda: remove_partial_files(run))
+            parallel.on_rank0(lambda: _write_facts(run, prepared))
         report = _with_curves(report, prepared.recipe, run)
-        return TrainingResult(run.path, Loop(prepared, run, model, report, budget).fit())
+        return TrainingResult(run.path, Trainer(prepared, run, model, report, budget).fit())
     except Exception as error:
-        parallel.explain(error)
+        parallel.raise_peer_error(error)
         raise
     finally:
         report.close()
         if alone:
-            alone.let_go()
+            alone.release()
         parallel.close()
 
 
@@ -163,29 +170,29 @@ def resume_run(
     asked = parallel or (wanted.parallel if wanted is not None else "auto")
     if asked == "auto" and recipe.parallel == "towers" and world_size() > 1:
         asked = "towers"
-    processes = begin(asked, recipe.device, (wanted or recipe).lost_after)
+    processes = make_parallel(asked, recipe.device, (wanted or recipe).lost_after)
     report = progress or default_progress()
-    alone = Alone(run)
+    alone = RunLock(run)
     try:
-        processes.first(lambda: alone.take(report.say))
+        processes.on_rank0(lambda: alone.acquire(report.say))
         begun = recipe
         recipe, changed = _followed(run, recipe, wanted, settings or {}, force)
-        with saying_where(run.path):
-            start = processes.first(lambda: find_start(run, report.say))
-        training = read_training(start.folder) if start else None
-        position = start.position(training) if start and training else Position()
-        ended = position.ended(recipe)
+        with wrap_write_errors(run.path):
+            start = processes.on_rank0(lambda: find_latest_valid(run, report.say))
+        training = read_training_state(start.folder) if start else None
+        position = start.position(training) if start and training else TrainState()
+        ended = position.finished(recipe)
         summary = run.summary()
-        if ended and epochs is None and position.told_by(summary):
+        if ended and epochs is None and position.matches_summary(summary):
             return TrainingResult(run.path, summary, already_finished=True)
         check_writable(run)
-        processes.first(lambda: tidy(run))
+        processes.on_rank0(lambda: remove_partial_files(run))
         if changed:
             report.say(changed)
         if epochs is not None:
             now = position.epoch if ended else recipe.epochs
             recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
-            if position.late(recipe):  # else there would be nothing to train
+            if position.early_stopped(recipe):  # else there would be nothing to train
                 report.say(
                     f"It had stopped early, after {recipe.early_stop} epochs without a better one; from here on it "
                     "does not stop early."
@@ -194,18 +201,18 @@ def resume_run(
         if start and (other := _elsewhere(run)):
             report.say(other)
         split = read_split(run.split_csv) if run.split_csv.is_file() else None
-        saved = read_model(start.folder) if start else None
-        prepared = prepare(recipe, report, split, saved, processes)
+        saved = load_checkpoint(start.folder) if start else None
+        prepared = prepare_training(recipe, report, split, saved, processes)
         if saved:
             _check_data(run, prepared, saved.classes, position, force)
             model = saved.model
         else:
             model = _fresh(prepared)
-            processes.first(lambda: _write_facts(run, prepared))
+            processes.on_rank0(lambda: _write_facts(run, prepared))
         if recipe != begun:
-            processes.first(lambda: write_text(run.recipe_json, prepared.recipe.to_json() + "\n"))
+            processes.on_rank0(lambda: write_text(run.recipe_json, prepared.recipe.to_json() + "\n"))
         report = _with_curves(report, prepared.recipe, run)
-        loop = Loop(prepared, run, model, report)
+        loop = Trainer(prepared, run, model, report)
         if training:
             loop.restore(position, training)
             report.say(f"Going on after step {position.step:,}, in epoch {position.epoch + 1}.")
@@ -215,32 +222,34 @@ def resume_run(
             report.say(_extension(prepared, position, recipe.epochs))
         return TrainingResult(run.path, loop.fit())
     except Exception as error:
-        processes.explain(error)
+        processes.raise_peer_error(error)
         raise
     finally:
         report.close()
-        alone.let_go()
+        alone.release()
         processes.close()
 
 
-def _fresh(prepared: Prepared) -> Network:
+def _fresh(prepared: TrainSetup) -> Network:
     """The network with the initial weights of the recipe's seed."""
     torch.manual_seed(rng.derive_seed(prepared.recipe.seed, "init"))
     model = build(prepared.spec)
     if prepared.recipe.unscaled_dropout:
-        shrink_kept_inputs(model)
+        scale_for_2012_dropout(model)
     if prepared.start is not None:
-        take_weights(model, prepared.start, prepared.classes)
+        load_backbone(model, prepared.start, prepared.classes)
     frozen_layers(model, prepared.recipe.freeze)  # what is no layer should be told before the run folder is made
     return model
 
 
-def _in_time(prepared: Prepared, model: Network, began: float, report: Progress) -> tuple[Prepared, Budget | None]:
+def _in_time(
+    prepared: TrainSetup, model: Network, began: float, report: Progress
+) -> tuple[TrainSetup, TimeBudget | None]:
     """With --time-budget: the recipe with as many epochs as fit, and what the loop keeps to."""
     recipe = prepared.recipe
     if recipe.time_budget is None:
         return prepared, None
-    epochs, budget = first_guess(prepared, model, Budget(seconds_of(recipe.time_budget), began))
+    epochs, budget = first_guess(prepared, model, TimeBudget(seconds_of(recipe.time_budget), began))
     if epochs >= 1:
         report.say(f"{epochs} epochs fit {recipe.time_budget}; the first one will tell better.")
     else:
@@ -253,11 +262,11 @@ def _with_curves(report: Progress, recipe: Recipe, run: Run) -> Progress:
     return WithTensorBoard(report, run.path / "tensorboard") if recipe.tensorboard and rank() == 0 else report
 
 
-def _write_facts(run: Run, prepared: Prepared) -> None:
+def _write_facts(run: Run, prepared: TrainSetup) -> None:
     """What was found out before training: the machine, the split, the files left out."""
     write_json(run.path / "env.json", environment(prepared.device, prepared.recipe.seed))
     if prepared.source.split_rows:
-        with replacing(run.split_csv) as beside:
+        with atomic_write(run.split_csv) as beside:
             write_split(beside, prepared.source.split_rows)
     if prepared.source.bad:
         text = io.StringIO()
@@ -270,9 +279,9 @@ def _followed(
 ) -> tuple[Recipe, str]:
     """The run's recipe with what is asked for besides, and a sentence; as `follow`, which raises `UserError`."""
     if wanted is not None:
-        names = [name for name in named_by(recipe, wanted) if name != "parallel"]
-        return follow(run.path, recipe, wanted, names, force)
-    return follow(run.path, recipe, with_settings(recipe, settings), settings, force)
+        names = [name for name in explicit_fields(recipe, wanted) if name != "parallel"]
+        return apply_overrides(run.path, recipe, wanted, names, force)
+    return apply_overrides(run.path, recipe, with_settings(recipe, settings), settings, force)
 
 
 def _elsewhere(run: Run) -> str:
@@ -290,7 +299,7 @@ def _elsewhere(run: Run) -> str:
     return f"The run began with {'; '.join(other)}: the last digits of its figures may differ." if other else ""
 
 
-def _check_data(run: Run, prepared: Prepared, classes: tuple[str, ...], position: Position, force: bool) -> None:
+def _check_data(run: Run, prepared: TrainSetup, classes: tuple[str, ...], position: TrainState, force: bool) -> None:
     """Raise `UserError` where the data are not those that the run began with."""
     if classes != prepared.classes:
         raise UserError(
@@ -311,10 +320,10 @@ def _check_data(run: Run, prepared: Prepared, classes: tuple[str, ...], position
         )
 
 
-def _extension(prepared: Prepared, position: Position, epochs: int) -> str:
+def _extension(prepared: TrainSetup, position: TrainState, epochs: int) -> str:
     """Which learning rates an extended run gets."""
     rates = [
-        plan(prepared.recipe, step, len(prepared.train), position.history).lr
+        schedule_at(prepared.recipe, step, len(prepared.train), position.history).lr
         for step in (position.step, epochs * len(prepared.train) - 1)
     ]
     return (

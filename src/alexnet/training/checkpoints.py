@@ -28,7 +28,7 @@ from alexnet.run_dir import Run
 from alexnet.training.config_parsing import interval_of
 from alexnet.training.distributed.base import mean_of
 from alexnet.training.recipe import Recipe
-from alexnet.training.setup import Prepared
+from alexnet.training.setup import TrainSetup
 
 # What a process asks of all of them after a step, as one number, the largest of which is agreed upon.
 DUE, STOP, FAILED = 1, 100, 1000  # a checkpoint; to stop (added to a signal's number); to hear what went wrong
@@ -37,7 +37,7 @@ DUE, STOP, FAILED = 1, 100, 1000  # a checkpoint; to stop (added to a signal's n
 class Checkpoints:
     """Those of one run. In several processes all of them save, and the first one writes."""
 
-    def __init__(self, run: Run, prepared: Prepared) -> None:
+    def __init__(self, run: Run, prepared: TrainSetup) -> None:
         self.run, self.prepared, self.parallel = run, prepared, prepared.parallel
         self._steps, self._seconds = interval_of(prepared.recipe.checkpoint_every)
         self._threads: list[threading.Thread] = []  # one that writes, and one that waits until that is done
@@ -45,7 +45,7 @@ class Checkpoints:
         self._saved: tuple[int, int] | None = None  # step and epoch of the newest
         self._when = time.monotonic()
 
-    def begin_at(self, position: Position) -> None:
+    def begin_at(self, position: TrainState) -> None:
         """Training goes on from the checkpoint of `position`."""
         self._saved = (position.step, position.epoch)
 
@@ -67,7 +67,7 @@ class Checkpoints:
         model: Network,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
-        position: Position,
+        position: TrainState,
         *,
         best: bool,
         then: Callable[[], object] | None = None,
@@ -77,11 +77,11 @@ class Checkpoints:
         place = (position.step, position.epoch)
         if place == self._saved:  # nothing has happened since
             return
-        whole = self.parallel.whole(model)
-        statistics = self.parallel.statistics(model)
+        whole = self.parallel.gather_model(model)
+        statistics = self.parallel.buffers_state(model)
         training: dict[str, Any] = {
             "position": position.to_dict(),
-            "optimizer": self.parallel.whole_optimizer(optimizer, model),
+            "optimizer": self.parallel.gather_optimizer(optimizer, model),
             "scaler": scaler.state_dict(),
         }
         if statistics:
@@ -110,7 +110,7 @@ class Checkpoints:
             self._threads = [*before, thread]
             thread.start()
 
-        self.parallel.first(begin)
+        self.parallel.on_rank0(begin)
         self._saved, self._when = place, time.monotonic()
 
     def check(self) -> None:
@@ -137,7 +137,7 @@ class Checkpoints:
         for name, tensor in weights.items():
             if not tensor.isfinite().all():
                 raise TrainingFailed(
-                    f"After step {step:,} {name} is no longer finite: {too_high(self.prepared.recipe)}. The checkpoint "
+                    f"After step {step:,} {name} is no longer finite: {divergence_advice(self.prepared.recipe)}. The checkpoint "
                     "before it is kept."
                 )
 
@@ -160,7 +160,7 @@ class Checkpoints:
             self._failure = error
 
 
-def too_high(recipe: Recipe) -> str:
+def divergence_advice(recipe: Recipe) -> str:
     """Why numbers stop being finite, and what helps."""
     return f"the learning rate is too high for this network; try --lr {recipe.lr / 3:.2g} or --set clip_norm=1"
 
@@ -177,7 +177,7 @@ def _copied(value: Any) -> Any:
 
 
 @contextmanager
-def saying_where(run: Path) -> Iterator[None]:
+def wrap_write_errors(run: Path) -> Iterator[None]:
     """A context in which a run folder that cannot be written ends training with a sentence."""
     try:
         yield
@@ -204,7 +204,7 @@ def digest(names: Iterable[str], targets: torch.Tensor) -> str:
 
 
 @dataclass
-class Position:
+class TrainState:
     """Where training stands. All counts are from the beginning of the run unless said."""
 
     step: int = 0  # optimizer steps done
@@ -225,7 +225,7 @@ class Position:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_training(cls, training: dict[str, Any]) -> Position:
+    def from_training(cls, training: dict[str, Any]) -> TrainState:
         """The position in what `training.pt` holds. Raises `UserError` if it is not ours."""
         try:
             _ = training["optimizer"]["state"], training["scaler"]  # what goes on from there reads these too
@@ -233,20 +233,20 @@ class Position:
         except (KeyError, TypeError) as error:
             raise UserError("The checkpoint's training.pt was written by other software or another version.") from error
 
-    def ended(self, recipe: Recipe) -> bool:
+    def finished(self, recipe: Recipe) -> bool:
         """Whether a run by `recipe` has no epoch left to train or to validate."""
         if self.batch:
             return False
         limit = recipe.limit_steps
-        return self.epoch >= recipe.epochs or (limit is not None and self.step >= limit) or self.late(recipe)
+        return self.epoch >= recipe.epochs or (limit is not None and self.step >= limit) or self.early_stopped(recipe)
 
-    def late(self, recipe: Recipe) -> bool:
+    def early_stopped(self, recipe: Recipe) -> bool:
         """Whether the last `early_stop` epochs brought none that is better."""
         if not recipe.early_stop or self.best is None:
             return False
         return bool(self.epoch - self.best["epoch"] >= recipe.early_stop)
 
-    def told_by(self, summary: dict[str, Any]) -> bool:
+    def matches_summary(self, summary: dict[str, Any]) -> bool:
         """Whether a `summary.json` is that of a run which is complete here: an extension may have been killed since."""
         there = (summary.get("steps"), summary.get("epochs"))
         return bool(summary.get("complete")) and there == (self.step, len(self.history))

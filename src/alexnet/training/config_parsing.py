@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.training.manual_schedule import Change
+from alexnet.training.manual_schedule import ScheduleChange
 
 
 def parse_settings(given: Iterable[str]) -> dict[str, Any]:
@@ -73,11 +73,11 @@ def _convert(key: str, value: Any, kind: Any, where: str, hint: Any = None) -> A
         if not isinstance(value, (list, tuple)) or (Ellipsis not in options and len(value) != len(options)):
             raise wrong
         return tuple(_convert(f"{key}[{i}]", entry, options[0], where) for i, entry in enumerate(value))
-    if kind is Change:
-        value = dataclasses.asdict(value) if isinstance(value, Change) else value
+    if kind is ScheduleChange:
+        value = dataclasses.asdict(value) if isinstance(value, ScheduleChange) else value
         if not isinstance(value, dict) or "epoch" not in value:
             raise wrong
-        return Change(**convert_all(Change, value, f"{key}.", where))
+        return ScheduleChange(**convert_all(ScheduleChange, value, f"{key}.", where))
     if options:  # X | None
         return None if value is None else _convert(key, value, options[0], where, kind)
     if kind is Path and isinstance(value, (str, Path)):
@@ -93,8 +93,8 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
-        return "a list of " + {float: "numbers", str: "texts", Change: "changes"}[get_args(kind)[0]]
-    if kind is Change:
+        return "a list of " + {float: "numbers", str: "texts", ScheduleChange: "changes"}[get_args(kind)[0]]
+    if kind is ScheduleChange:
         return "an object with an epoch, and with layers, lr, bias_lr or colour_noise"
     if options := get_args(kind):
         return f"{_describe(options[0])} or null"

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from alexnet.files import replacing
+from alexnet.files import atomic_write
 from alexnet.models.model import AlexNet, Network
 from alexnet.training.recipe import Recipe
 
@@ -25,7 +25,7 @@ WAITING = 0.3  # share of the time that the network waited for pictures
 WORSE = 5  # epochs in a row with a worse validation loss than the best: at high rates it jumps for two or three
 
 
-def alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) -> list[tuple[str, str]]:
+def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) -> list[tuple[str, str]]:
     """What the last of `rows` gives cause to say: (kind, sentence). Each kind is to be said once a run."""
     row, chance = rows[-1], math.log(classes)
     found = []
@@ -101,7 +101,7 @@ ACROSS = 8
 SIDE = 112  # pixels that a picture is shown with, at least
 
 
-def write_contact_sheet(path: Path, images: torch.Tensor) -> None:
+def save_image_grid(path: Path, images: torch.Tensor) -> None:
     """Write uint8 images N×C×S×S (C 1 or 3) as one PNG file, eight in a row; small ones enlarged without smoothing."""
     n, _, side, _ = images.shape
     factor = max(1, round(SIDE / side))
@@ -112,5 +112,5 @@ def write_contact_sheet(path: Path, images: torch.Tensor) -> None:
         picture = Image.fromarray(pixels).resize((side * factor,) * 2, Image.Resampling.NEAREST)
         sheet.paste(picture, (i % ACROSS * step, i // ACROSS * step))
     sheet.thumbnail((1200, 1200))
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         sheet.save(beside, format="PNG")

@@ -14,7 +14,7 @@ from alexnet.errors import UserError
 
 
 @dataclass(frozen=True)
-class Change:
+class ScheduleChange:
     """What holds from the start of `epoch` until a later change sets it anew. What is None stays as it is.
 
     Epochs count from 1, as in `metrics.jsonl`. Rates are what they will be, not factors; a rate of 0 freezes. Of two
@@ -40,16 +40,16 @@ class Change:
 # The run of the paper's single network, from the comments of the released code's layers/layer-params-145.cfg: weights
 # from .01, colour noise from .1, ended at epoch 91. Biases stay at .02; conv1's stand at 0 with its weights in the end.
 SCHEDULE_145 = (
-    Change(25, lr=1e-3),
-    Change(51, lr=1e-4),
-    Change(67, ("conv1",), lr=1e-5, colour_noise=0.0),
-    Change(72, ("conv1",), lr=0.0, bias_lr=0.0),
-    Change(79, lr=1e-5),
-    Change(79, ("conv1",), lr=0.0, bias_lr=0.0),
+    ScheduleChange(25, lr=1e-3),
+    ScheduleChange(51, lr=1e-4),
+    ScheduleChange(67, ("conv1",), lr=1e-5, colour_noise=0.0),
+    ScheduleChange(72, ("conv1",), lr=0.0, bias_lr=0.0),
+    ScheduleChange(79, lr=1e-5),
+    ScheduleChange(79, ("conv1",), lr=0.0, bias_lr=0.0),
 )
 
 
-def check_changes(changes: Sequence[Change]) -> None:
+def check_changes(changes: Sequence[ScheduleChange]) -> None:
     """Raises `UserError` for a change that no training can follow."""
     before = 1
     for change in changes:
@@ -68,7 +68,7 @@ def check_changes(changes: Sequence[Change]) -> None:
                 raise UserError(f"{name} sets {key} to {value}; it must be a finite number and not negative.")
 
 
-def check_layers(changes: Sequence[Change], network: str, layers: Iterable[str]) -> None:
+def check_layers(changes: Sequence[ScheduleChange], network: str, layers: Iterable[str]) -> None:
     """Raises `UserError` for a change that names none of `layers`, those of `network` that have weights."""
     known = list(layers)
     for change in changes:

@@ -77,7 +77,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     Parameters come in the same order, weights first, so that either kind of checkpoint fits. torch's SGD is fused: one
     pass over weight, gradient and momentum instead of several, ten times as fast for 23 million weights.
     """
-    kept = kept_inputs(model) if recipe.unscaled_dropout else {}
+    kept = dropout_keep_prob_by_layer(model) if recipe.unscaled_dropout else {}
     slower = recipe.old_lr if recipe.weights else 1.0
     apart = bool(recipe.changes or kept or slower != 1)
     head = list(model.named_parameters())[-1][0].rpartition(".")[0]
@@ -96,7 +96,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def kept_inputs(model: nn.Module) -> dict[str, float]:
+def dropout_keep_prob_by_layer(model: nn.Module) -> dict[str, float]:
     """The layers that read what dropout leaves, and the share that it keeps: {"fc7": .5, "fc8": .5} for the paper's.
 
     In 2012 training left the kept units as they were and testing multiplied all by that share k. Here, as in torch,
@@ -116,14 +116,14 @@ def kept_inputs(model: nn.Module) -> dict[str, float]:
 
 
 @torch.no_grad()
-def shrink_kept_inputs(model: nn.Module) -> None:
+def scale_for_2012_dropout(model: nn.Module) -> None:
     """Multiply the weights of `kept_inputs` by their share, so that they start as the 2012 code's do."""
-    for name, share in kept_inputs(model).items():
+    for name, share in dropout_keep_prob_by_layer(model).items():
         model.get_parameter(f"{name}.weight").mul_(share)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Hyperparameters:
     """What holds at one step."""
 
     lr: float
@@ -145,7 +145,9 @@ class Plan:
             group["lr"] = self.rate(group["layer"], group["kind"]) * group["scale"]
 
 
-def plan(recipe: Recipe, step: int, steps_per_epoch: int, history: Sequence[Mapping[str, Any]] = ()) -> Plan:
+def schedule_at(
+    recipe: Recipe, step: int, steps_per_epoch: int, history: Sequence[Mapping[str, Any]] = ()
+) -> Hyperparameters:
     """The plan of optimizer step `step` (counted from 0). `history` holds the metrics of the finished epochs.
 
     A change's rate stands as it is written, also during a warm-up; `scale_lr` scales all rates alike.
@@ -166,7 +168,7 @@ def plan(recipe: Recipe, step: int, steps_per_epoch: int, history: Sequence[Mapp
                 own = {key: kept for key, kept in own.items() if key[1] != kind}
         noise = noise if change.colour_noise is None else change.colour_noise
     factor = recipe.lr_factor
-    return Plan(
+    return Hyperparameters(
         common["weights"] * factor, common["biases"] * factor, {k: rate * factor for k, rate in own.items()}, noise
     )
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from alexnet.errors import UserError
 from alexnet.training.config_parsing import convert_all, interval_of, seconds_of
-from alexnet.training.manual_schedule import Change, check_changes
+from alexnet.training.manual_schedule import ScheduleChange, check_changes
 
 Schedule = Literal["constant", "step", "plateau", "cosine", "one-cycle"]
 DAY = 86_400
@@ -156,7 +156,7 @@ class Recipe(Flags):
     """`plateau`: epochs without a better validation figure before a drop."""
     plateau_on: Literal["loss", "error"] = "loss"
     """`plateau`: that figure. The paper's is the error (section 5), here of top-1."""
-    changes: tuple[Change, ...] = ()
+    changes: tuple[ScheduleChange, ...] = ()
     """`constant`: rates and colour noise set by hand at the start of some epochs, by epoch."""
     final_lr: float = 0.0
     """`cosine` and `one-cycle`: the last rate as a share of the highest."""

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexnet.checkpoint import Unreadable, describe, read_model, read_training
+from alexnet.checkpoint import CheckpointUnreadable, load_checkpoint, read_model_json, read_training_state
 from alexnet.errors import UserError
-from alexnet.files import WRITING, write_text
-from alexnet.run_dir import DAMAGED, Run
+from alexnet.files import PARTIAL, write_text
+from alexnet.run_dir import QUARANTINED, Run
 from alexnet.training.auto_config import augmentation
-from alexnet.training.checkpoints import Position
+from alexnet.training.checkpoints import TrainState
 from alexnet.training.recipe import FLAG_NAMES, Recipe
 
 Say = Callable[[str], object]
@@ -37,16 +37,16 @@ class Start:
     folder: Path
     best_lost: bool
 
-    def position(self, training: dict[str, Any]) -> Position:
+    def position(self, training: dict[str, Any]) -> TrainState:
         """The position in its `training.pt`, which forgets a best epoch whose weights are lost: until a better one
         comes, this one takes its place, or nothing where it stands within an epoch."""
-        position = Position.from_training(training)
+        position = TrainState.from_training(training)
         if self.best_lost:
             position.best = position.history[-1] if position.history and not position.batch else None
         return position
 
 
-def find_start(run: Run, say: Say) -> Start | None:
+def find_latest_valid(run: Run, say: Say) -> Start | None:
     """The newest whole checkpoint of `run`, None where it has none yet. Sets aside those that are damaged, lets `last`
     and `best` name what is there, and says so. Raises `UserError` where none of its checkpoints is whole."""
     checkpoints = run.checkpoints()
@@ -57,10 +57,10 @@ def find_start(run: Run, say: Say) -> Start | None:
     for folder in checkpoints:
         try:
             with _reading(folder):
-                position = Position.from_training(read_training(folder))
-                read_model(folder)
+                position = TrainState.from_training(read_training_state(folder))
+                load_checkpoint(folder)
             break
-        except Unreadable:
+        except CheckpointUnreadable:
             raise
         except UserError as error:
             damaged.append((folder, error))
@@ -80,7 +80,7 @@ def find_start(run: Run, say: Say) -> Start | None:
     return Start(folder, lost)
 
 
-def _mend_best(run: Run, folder: Path, position: Position, say: Say) -> bool:
+def _mend_best(run: Run, folder: Path, position: TrainState, say: Say) -> bool:
     """Let `best` name the checkpoint of the best epoch in `position`. Whether it is lost."""
     if position.best is None:
         return False
@@ -90,11 +90,11 @@ def _mend_best(run: Run, folder: Path, position: Position, say: Say) -> bool:
     for path in fitting:
         try:
             with _reading(path):
-                told = describe(path)
+                told = read_model_json(path)
                 if (told.get("step"), told.get("epoch")) != (position.best["step"], position.best["epoch"]):
                     continue
-                read_model(path)
-        except Unreadable:
+                load_checkpoint(path)
+        except CheckpointUnreadable:
             raise
         except UserError as error:
             if path.name == named:
@@ -123,7 +123,7 @@ def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unreadable(folder, error) from error
+        raise CheckpointUnreadable(folder, error) from error
 
 
 def check_writable(run: Run) -> None:
@@ -140,7 +140,7 @@ def _name(run: Run, which: str, folder: Path) -> None:
 
 def _set_aside(folder: Path) -> None:
     """Take a damaged checkpoint out of the list; it is dropped when the run is complete."""
-    aside = folder.with_name(f"{DAMAGED}{folder.name}")
+    aside = folder.with_name(f"{QUARANTINED}{folder.name}")
     while aside.exists():
         aside = aside.with_name(aside.name + "a")
     folder.rename(aside)
@@ -151,23 +151,23 @@ def _sentence(error: Exception) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def tidy(run: Run) -> None:
+def remove_partial_files(run: Run) -> None:
     """Remove what was not whole yet when a process was killed."""
-    for path in [*run.path.rglob(f"*{WRITING}"), *run.path.glob(f"checkpoints/{WRITING}-*")]:
+    for path in [*run.path.rglob(f"*{PARTIAL}"), *run.path.glob(f"checkpoints/{PARTIAL}-*")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path.name.startswith("."):
             path.unlink(missing_ok=True)
 
 
-class Alone:
+class RunLock:
     """Holds a run folder for one process at a time. The system lets go of it when the process ends, however it ends."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self._held: int | None = None
 
-    def take(self, say: Say, patience: float = PATIENCE) -> None:
+    def acquire(self, say: Say, patience: float = PATIENCE) -> None:
         """Wait for another process that trains this run to end. Raises `UserError` if it does not."""
         until = time.monotonic() + patience
         told = False
@@ -195,7 +195,7 @@ class Alone:
         # processes that read pictures are copies of this one, and may outlive it for seconds
         os.register_at_fork(after_in_child=self._forget)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Let others have it."""
         if self._held is not None:
             with suppress(OSError):
@@ -245,7 +245,7 @@ FIXED = frozenset(
 PATHS = ("data", "labels", "mean_image")
 
 
-def follow(run: Path, stored: Recipe, wanted: Recipe, names: Iterable[str], force: bool) -> tuple[Recipe, str]:
+def apply_overrides(run: Path, stored: Recipe, wanted: Recipe, names: Iterable[str], force: bool) -> tuple[Recipe, str]:
     """The recipe to go on with where `wanted` sets the settings `names`, and a sentence on what is new; empty where
     nothing is. Raises `UserError` for what a run cannot change, and without `force` for what makes another experiment
     of it."""
@@ -267,7 +267,7 @@ def follow(run: Path, stored: Recipe, wanted: Recipe, names: Iterable[str], forc
     return dataclasses.replace(stored, **changed), sentence
 
 
-def named_by(stored: Recipe, wanted: Recipe) -> list[str]:
+def explicit_fields(stored: Recipe, wanted: Recipe) -> list[str]:
     """The settings that the whole recipe `wanted` sets, and does not leave to be chosen from data and machine."""
     left = {"name", "source", "fitted", *wanted.fitted}
     if wanted.time_budget is not None:

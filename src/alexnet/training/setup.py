@@ -14,83 +14,83 @@ import numpy as np
 import torch
 
 from alexnet.checkpoint import Checkpoint
-from alexnet.data.augment import IMAGENET_BASIS, Augment, ColourBasis
-from alexnet.data.dataset import Arrays, Files, Source, SplitRows
-from alexnet.data.datasets import load_source, read_files
+from alexnet.data.augment import IMAGENET_PCA, Augment, ColorPCA
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
+from alexnet.data.datasets import decode_files, load_dataset
 from alexnet.data.decode import image_size
 from alexnet.data.loader import (
     BATCH_SIZE,
-    Batches,
+    BatchLoader,
     FromFiles,
     InMemory,
     choose_workers,
     evaluation_batches,
     memory_plan,
 )
-from alexnet.data.statistics import SAMPLED, mean_and_std, measure, principal_colours, read_mean_image
-from alexnet.data.transforms import Preprocess
+from alexnet.data.statistics import SAMPLED, color_pca, mean_and_std, measure, read_mean_image
+from alexnet.data.transforms import EvalTransform
 from alexnet.device import Precision, pick_device, pick_precision
 from alexnet.errors import UserError
-from alexnet.inference.load import open_model
+from alexnet.inference.load import load_model
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.model import Spec, specify
-from alexnet.models.modifications import edited
+from alexnet.models.modifications import apply_modifications
 from alexnet.models.spec import AlexNetSpec, layers
-from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.loaded_model import LoadedModel
 from alexnet.training.auto_config import augmented, fit, scaled
-from alexnet.training.distributed.base import Single
+from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.manual_schedule import check_layers
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
-from alexnet.training.transfer import begin_with
+from alexnet.training.transfer import init_from_pretrained
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainSetup:
     """A recipe with all its choices made, and the data under it."""
 
     recipe: Recipe
     spec: Spec
-    preprocess: Preprocess
+    preprocess: EvalTransform
     augment: Augment
-    source: Source
-    train: Batches
-    evaluation: dict[str, Batches]  # val and test, where there are any
+    source: ImageDataset
+    train: BatchLoader
+    evaluation: dict[str, BatchLoader]  # val and test, where there are any
     device: torch.device
     precision: Precision
-    parallel: Single
-    colour_basis: ColourBasis | None = None  # there is one where the recipe asks for colour noise
+    parallel: SingleProcess
+    colour_basis: ColorPCA | None = None  # there is one where the recipe asks for colour noise
     class_weights: torch.Tensor | None = None  # float32 (classes,), mean 1 over the training pictures; with --balance
-    start: Opened | None = None  # what --weights names, at the start of a run
+    start: LoadedModel | None = None  # what --weights names, at the start of a run
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.source.classes
 
 
-def prepare(
+def prepare_training(
     recipe: Recipe,
     report: Progress,
     split: SplitRows | None = None,
     saved: Checkpoint | None = None,
-    parallel: Single | None = None,
-) -> Prepared:
+    parallel: SingleProcess | None = None,
+) -> TrainSetup:
     """Read the data, fit the rest to it. `split` and `saved`, a checkpoint, are those of an earlier run, to be used
     again. Raises `UserError`.
 
     What is chosen by measuring this machine is chosen by the first process of `parallel` for all.
     """
-    parallel = parallel or Single()
+    parallel = parallel or SingleProcess()
     device = pick_device(recipe.device)
-    precision = parallel.first(lambda: pick_precision(recipe.precision, device))
-    start = open_model(recipe.weights) if recipe.weights and saved is None else None
+    precision = parallel.on_rank0(lambda: pick_precision(recipe.precision, device))
+    start = load_model(recipe.weights) if recipe.weights and saved is None else None
     if start is not None and recipe.arch not in ("auto", start.model.spec.name):
         raise UserError(
             f"--weights {recipe.weights} is a '{start.model.spec.name}', not --arch {recipe.arch}; leave --arch out."
         )
     if recipe.arch != "auto" and start is None and saved is None:  # a misspelt name should not wait for the data
-        parallel.check(spec_of(recipe, num_classes=2, channels=None))
-    source = load_source(
+        parallel.check(build_spec(recipe, num_classes=2, channels=None))
+    source = load_dataset(
         recipe.source,
         recipe.data,
         labels=recipe.labels,
@@ -116,10 +116,10 @@ def prepare(
     if reasons:
         report.say(reasons)
     batch_size = recipe.batch_size or (32 if device.type == "cpu" else 128)
-    if batch_size < parallel.share.of:
+    if batch_size < parallel.share.world_size:
         raise UserError(
-            f"--batch-size {batch_size} is for all {parallel.share.of} processes together and leaves some without a "
-            f"picture; give {parallel.share.of} or more."
+            f"--batch-size {batch_size} is for all {parallel.share.world_size} processes together and leaves some without a "
+            f"picture; give {parallel.share.world_size} or more."
         )
     chosen = {"precision": precision.name, "batch_size": batch_size}
     recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def prepare(
         recipe = replace(recipe, labels=recipe.labels.absolute())
     known = (saved.model.spec, saved.preprocess) if saved else None
     if start is not None:
-        recipe, known = begin_with(start, recipe, source, report)
+        recipe, known = init_from_pretrained(start, recipe, source, report)
     elif recipe.arch == "auto":
         recipe = _fit_architecture(recipe, source, device)
         thinner = f", {recipe.width:g} of its width" if recipe.width != 1 else ""
@@ -137,21 +137,21 @@ def prepare(
         )
     elif recipe.arch.startswith(TORCHVISION) and recipe.image_size is None:
         recipe = replace(recipe, image_size=_fitting_size(source))
-    spec = known[0] if known else spec_of(recipe, len(source.classes), source.channels)
+    spec = known[0] if known else build_spec(recipe, len(source.classes), source.channels)
     recipe = augmented(recipe, spec.image_size)
     parallel.check(spec)
     augment = Augment(
         crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
-        flip=recipe.flip, crop_chunk=recipe.crop_chunk, rotate=recipe.rotate, jitter=recipe.jitter,
+        flip=recipe.flip, crop_group=recipe.crop_chunk, rotate=recipe.rotate, jitter=recipe.jitter,
         mixup=recipe.mixup, cutmix=recipe.cutmix,
     )  # fmt: skip
     zeros, ones = (0.0,) * source.channels, (1.0,) * source.channels  # measured below
     if known is not None:
         geometry = replace(known[1], mean=zeros, std=ones, mean_image=None)
     else:
-        geometry = Preprocess(
+        geometry = EvalTransform(
             size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=source.channels,
-            mean=zeros, std=ones, stretch=recipe.stretch,
+            mean=zeros, std=ones, squash=recipe.stretch,
         )  # fmt: skip
     mean_image = known[1].mean_image if known else None
     if recipe.noisy and source.channels == 1:
@@ -159,8 +159,8 @@ def prepare(
     if mean_image is None and recipe.mean_image not in ("none", "own"):
         mean_image = read_mean_image(recipe.mean_image, geometry)
         recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
-    if any(isinstance(part, Files) for part in source.splits.values()):
-        kept = parallel.first(lambda: memory_plan(source, geometry.square, recipe.in_memory))
+    if any(isinstance(part, ImageFiles) for part in source.splits.values()):
+        kept = parallel.on_rank0(lambda: memory_plan(source, geometry.resize_side, recipe.in_memory))
         if recipe.in_memory and not kept:
             report.say(
                 "The pictures no longer fit in memory and are decoded as they are needed; last digits may differ."
@@ -169,14 +169,16 @@ def prepare(
         if kept:
             source = replace(source, splits=_in_memory(source, geometry, augment, report))
     workers, sentence = choose_workers(
-        recipe.workers, max(batch_size, BATCH_SIZE) * source.channels * geometry.square**2
+        recipe.workers, max(batch_size, BATCH_SIZE) * source.channels * geometry.resize_side**2
     )
-    if sentence and any(isinstance(part, Files) for part in source.splits.values()):
+    if sentence and any(isinstance(part, ImageFiles) for part in source.splits.values()):
         report.say(sentence)
     part = source.splits["train"]
-    recipe, preprocess, basis = parallel.first(lambda: _measured(recipe, part, geometry, mean_image, workers, report))
-    train: Batches
-    if isinstance(part, Files):
+    recipe, preprocess, basis = parallel.on_rank0(
+        lambda: _measured(recipe, part, geometry, mean_image, workers, report)
+    )
+    train: BatchLoader
+    if isinstance(part, ImageFiles):
         recipe = replace(recipe, workers=workers)
         train = FromFiles(
             part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed,
@@ -201,7 +203,7 @@ def prepare(
     )
     for sentence in scaled(recipe):
         report.say(sentence)
-    return Prepared(
+    return TrainSetup(
         recipe, spec, preprocess, augment, source, train, evaluation, device, precision, parallel, basis,
         class_weights(part.targets, len(source.classes)) if recipe.balance else None, start,
     )  # fmt: skip
@@ -213,7 +215,7 @@ def class_weights(targets: torch.Tensor, classes: int) -> torch.Tensor:
     return (len(targets) / (counts > 0).sum() / counts.clamp(min=1)).float()
 
 
-def spec_of(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
+def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
     """The network that `recipe` names; `channels` None: as many as its architecture has. Raises `UserError`."""
     plain = specify(
         recipe.arch,
@@ -233,13 +235,13 @@ def spec_of(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
                 "AlexNets; leave them out."
             )
         return plain
-    spec = edited(plain, recipe.edits)
+    spec = apply_modifications(plain, recipe.edits)
     if recipe.changes:
         check_layers(recipe.changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
     return spec
 
 
-def _fit_architecture(recipe: Recipe, source: Source, device: torch.device) -> Recipe:
+def _fit_architecture(recipe: Recipe, source: ImageDataset, device: torch.device) -> Recipe:
     """The architecture and image size for pictures of this size: the 32-pixel network up to 100 pixels, where the
     stride of 4 and the three pools of the 224-pixel networks would leave nothing. On a CPU half the width, which
     trains almost four times as fast (CIFAR-10 on two cores: 1,210 images/s instead of 312), or a quarter."""
@@ -250,28 +252,30 @@ def _fit_architecture(recipe: Recipe, source: Source, device: torch.device) -> R
     return replace(recipe, arch="cifar" if wanted <= 128 else "torchvision", image_size=wanted, width=width)
 
 
-def _fitting_size(source: Source) -> int:
+def _fitting_size(source: ImageDataset) -> int:
     """The side of the input, in pixels, for pictures of this size: 32, 64 or 224, the next below or not far above."""
     part = source.splits["train"]
-    if isinstance(part, Arrays):
+    if isinstance(part, ImageArrays):
         side = min(part.images.shape[-2:])
     else:
         chosen = part.take(np.linspace(0, len(part) - 1, min(SAMPLED, len(part))).astype(int))
-        side = int(statistics.median(min(image_size(chosen.stored(i))) for i in range(len(chosen))))
+        side = int(statistics.median(min(image_size(chosen.raw(i))) for i in range(len(chosen))))
     return 32 if side <= 48 else 64 if side <= 100 else 224
 
 
-def _in_memory(source: Source, geometry: Preprocess, augment: Augment, report: Progress) -> dict[str, Arrays | Files]:
+def _in_memory(
+    source: ImageDataset, geometry: EvalTransform, augment: Augment, report: Progress
+) -> dict[str, ImageArrays | ImageFiles]:
     """All splits decoded: train as random crops need it, the others as they are evaluated."""
     return {
-        name: read_files(part, geometry, augment if name == "train" else None, progress=report.work)
-        if isinstance(part, Files)
+        name: decode_files(part, geometry, augment if name == "train" else None, progress=report.work)
+        if isinstance(part, ImageFiles)
         else part
         for name, part in source.splits.items()
     }
 
 
-def _on_gpu(part: Arrays, device: torch.device) -> Arrays:
+def _on_gpu(part: ImageArrays, device: torch.device) -> ImageArrays:
     """`part` in the memory of the GPU that trains on it, if a quarter of what is free there holds it: then no step
     waits for pictures to be gathered and sent."""
     if device.type != "cuda" or part.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
@@ -281,24 +285,24 @@ def _on_gpu(part: Arrays, device: torch.device) -> Arrays:
 
 def _measured(
     recipe: Recipe,
-    part: Arrays | Files,
-    geometry: Preprocess,
+    part: ImageArrays | ImageFiles,
+    geometry: EvalTransform,
     mean_image: torch.Tensor | None,
     workers: int,
     report: Progress,
-) -> tuple[Recipe, Preprocess, ColourBasis | None]:
+) -> tuple[Recipe, EvalTransform, ColorPCA | None]:
     """The numbers that the recipe leaves to the training images, put into it: mean and deviation of each channel, mean
     image (which stands with the weights) and colour basis. What is there already is not measured again."""
     basis = None
     if recipe.noisy and (recipe.colour_std is not None or recipe.colour_vectors is not None):
-        basis = ColourBasis(recipe.colour_std or (), recipe.colour_vectors or ())
+        basis = ColorPCA(recipe.colour_std or (), recipe.colour_vectors or ())
     elif recipe.noisy and recipe.colour_basis == "imagenet":
-        basis = IMAGENET_BASIS
+        basis = IMAGENET_PCA
     own_image = recipe.mean_image == "own" and mean_image is None
     if own_image or (recipe.noisy and basis is None):
         found = measure(part, geometry, workers=workers, progress=report.work)
         mean_image = found.mean_image if own_image else mean_image
-        basis = basis or (principal_colours(found.covariance) if recipe.noisy else None)
+        basis = basis or (color_pca(found.covariance) if recipe.noisy else None)
     if basis is not None:
         recipe = replace(recipe, colour_std=basis.std, colour_vectors=basis.vectors)
     mean, std = recipe.mean, recipe.std

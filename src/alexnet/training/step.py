@@ -13,30 +13,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alexnet import rng
-from alexnet.data.augment import augment, colour_noise, mix
+from alexnet.data.augment import augment, mix, pca_noise
 from alexnet.data.loader import Batch
-from alexnet.device import compute_alike, keep_pages
-from alexnet.models.layers import drawn_dropout
+from alexnet.device import tune_malloc, use_deterministic_algorithms
+from alexnet.models.layers import counter_based_dropout
 from alexnet.models.model import Network
-from alexnet.training.optim import Plan, make_optimizer
-from alexnet.training.setup import Prepared
+from alexnet.training.optim import Hyperparameters, make_optimizer
+from alexnet.training.setup import TrainSetup
 from alexnet.training.transfer import freeze
 
 
 class TrainStep:
     """The network of a run, or the part of it that this process trains, with its optimizer."""
 
-    def __init__(self, prepared: Prepared, model: Network) -> None:
-        keep_pages()
+    def __init__(self, prepared: TrainSetup, model: Network) -> None:
+        tune_malloc()
         if prepared.recipe.deterministic:
-            compute_alike()
+            use_deterministic_algorithms()
         self.prepared, self.recipe, self.parallel = prepared, prepared.recipe, prepared.parallel
         self.device, self.precision = prepared.device, prepared.precision
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         self.layout: torch.memory_format = layout
-        self.model = self.parallel.split(model).to(self.device).to(memory_format=layout)
+        self.model = self.parallel.shard_model(model).to(self.device).to(memory_format=layout)
         self.still = freeze(self.model, self.recipe.freeze)
-        connected = self.parallel.connect(self.model)
+        connected = self.parallel.wrap(self.model)
         self.network = torch.compile(connected) if self.recipe.compile else connected  # what the forward pass calls
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = self.parallel.scaler(self.device, enabled=self.precision.name == "fp16")
@@ -48,32 +48,32 @@ class TrainStep:
         for module in self.still:
             module.eval()
 
-    def __call__(self, batch: Batch, epoch: int, number: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch, epoch: int, number: int, plan: Hyperparameters) -> tuple[Tensor, Tensor]:
         """Step `number` of the run, in `accumulate` parts; the mean loss and the number right, on the device: of
         several processes, what this one's part of the batch adds to them.
 
         Each part counts by its share of the images, so that the step is that of the whole batch, also where the
         last batch of an epoch does not divide evenly.
         """
-        recipe, place, seed_of = self.recipe, batch.place, partial(rng.derive_seed, self.recipe.seed)
+        recipe, place, seed_of = self.recipe, batch.row_range, partial(rng.derive_seed, self.recipe.seed)
         torch.manual_seed(seed_of("step", number))  # MixUp and dropout not ours draw from here
         plan.set_rates(self.optimizer)
         x, y = self._inputs(batch, epoch, plan)
-        if self.parallel.share.number:
-            torch.manual_seed(seed_of("step", number, self.parallel.share.number))  # other images, another dropout
+        if self.parallel.share.rank:
+            torch.manual_seed(seed_of("step", number, self.parallel.share.rank))  # other images, another dropout
         total = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device)
-        rows = slice(place.first, place.first)
+        rows = slice(place.start, place.start)
         parts = list(zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True))
         for number_of_part, (part_x, part_y) in enumerate(parts, 1):
             counted = len(part_x) if place.size else 0
             rows = slice(rows.stop, rows.stop + counted)
             drawn = rows if counted else slice(0, 1)
-            with self.parallel.quiet(number_of_part == len(parts)):
-                dropout = drawn_dropout(self.model, place.of, drawn, partial(seed_of, "dropout", number))
+            with self.parallel.no_sync(number_of_part == len(parts)):
+                dropout = counter_based_dropout(self.model, place.total, drawn, partial(seed_of, "dropout", number))
                 with dropout, self.precision.autocast(self.device):
                     logits = self.network(part_x.contiguous(memory_format=self.layout))
-                loss = self._loss(logits.float(), part_y) * (counted / place.of)
+                loss = self._loss(logits.float(), part_y) * (counted / place.total)
                 self.scaler.scale(loss * self.parallel.loss_scale).backward()
             total += loss.detach()
             answers = part_y if part_y.ndim == 1 else part_y.argmax(dim=1)  # of a mixture, its larger share
@@ -95,25 +95,25 @@ class TrainStep:
         total = F.cross_entropy(logits, targets, self.class_weights, label_smoothing=smoothing, reduction="sum")
         return total / len(logits)
 
-    def shown(self, batch: Batch, epoch: int, plan: Plan) -> Tensor:
+    def shown(self, batch: Batch, epoch: int, plan: Hyperparameters) -> Tensor:
         """What the network reads of a batch, as pictures again: uint8 N×C×size×size, on the CPU."""
         torch.manual_seed(rng.derive_seed(self.recipe.seed, "step", 0))
         x, _ = self._inputs(batch, epoch, plan)
         scale, shift = (c.to(x.device) for c in self.prepared.preprocess.constants(x.shape[-1]))
         return ((x - shift) / scale).round_().clamp_(0, 255).to(torch.uint8).cpu()
 
-    def _inputs(self, batch: Batch, epoch: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    def _inputs(self, batch: Batch, epoch: int, plan: Hyperparameters) -> tuple[Tensor, Tensor]:
         """What the network reads, and its targets, on the device: moved as bytes, then augmented and normalised."""
         recipe, preprocess = self.recipe, self.prepared.preprocess
         waiting = self.device.type != "cuda"
         images = batch.images.to(self.device, non_blocking=not waiting)
-        if (changes := self.prepared.train.on_device) is not None:
-            images = augment(images, batch.ids, epoch, recipe.seed, changes, preprocess.size, batch.leads)
+        if (changes := self.prepared.train.device_augment) is not None:
+            images = augment(images, batch.ids, epoch, recipe.seed, changes, preprocess.size, batch.crop_ids)
         targets = batch.targets.to(self.device, non_blocking=not waiting)
-        x = preprocess.normalise(images)
+        x = preprocess.normalize(images)
         if (basis := self.prepared.colour_basis) is not None:
             std, divide = preprocess.std, recipe.colour_divide
-            x = colour_noise(x, batch.ids, epoch, recipe.seed, basis, plan.colour_noise, std=std, divide=divide)
+            x = pca_noise(x, batch.ids, epoch, recipe.seed, basis, plan.colour_noise, std=std, divide=divide)
         x, y = mix(x, targets, len(self.prepared.classes), self.prepared.augment)
-        extra = len(x) - batch.place.size if batch.place.size else 0  # was there to be mixed with the next
+        extra = len(x) - batch.row_range.size if batch.row_range.size else 0  # was there to be mixed with the next
         return x[extra:], y[extra:]

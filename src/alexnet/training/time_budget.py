@@ -13,8 +13,8 @@ from itertools import islice
 from typing import Any
 
 from alexnet.models.model import Network
-from alexnet.training.optim import plan
-from alexnet.training.setup import Prepared
+from alexnet.training.optim import schedule_at
+from alexnet.training.setup import TrainSetup
 from alexnet.training.step import TrainStep
 
 PROBE = 6.0  # seconds that the trial may take, or a fortieth of the budget
@@ -24,7 +24,7 @@ SLACK = 0.03  # share of the budget that may be exceeded rather than an epoch dr
 
 
 @dataclass(frozen=True)
-class Budget:
+class TimeBudget:
     """The time that a run has: `seconds` in all, since `began` (of `time.monotonic`), and `reserve` at its end for the
     test and the report."""
 
@@ -47,7 +47,7 @@ class Budget:
         return max(min(planned, fit), done)
 
 
-def first_guess(prepared: Prepared, model: Network, budget: Budget) -> tuple[int, Budget]:
+def first_guess(prepared: TrainSetup, model: Network, budget: TimeBudget) -> tuple[int, TimeBudget]:
     """The number of epochs that fit, from a few steps of a copy of `model`, 0 where not even one does; and `budget`
     with the time reserved that the test will take."""
     step = TrainStep(prepared, copy.deepcopy(model))
@@ -56,7 +56,7 @@ def first_guess(prepared: Prepared, model: Network, budget: Budget) -> tuple[int
     times: list[float] = []
     began = last = time.monotonic()
     for number, batch in enumerate(islice(prepared.train.batches(0), 50)):
-        step(batch, 0, number, plan(prepared.recipe, number, len(prepared.train)))[0].item()
+        step(batch, 0, number, schedule_at(prepared.recipe, number, len(prepared.train)))[0].item()
         times.append(time.monotonic() - last)
         last = time.monotonic()
         if number >= WARM and last - began > limit:

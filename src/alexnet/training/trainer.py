@@ -18,9 +18,9 @@ from typing import Any, NoReturn, cast
 
 import torch
 
-from alexnet.checkpoint import add_to_model, read_model
+from alexnet.checkpoint import load_checkpoint, update_model_json
 from alexnet.data.loader import Batch
-from alexnet.device import most_memory
+from alexnet.device import peak_memory
 from alexnet.errors import ReaderDied, TrainingFailed, UserError
 from alexnet.files import write_json, write_text
 from alexnet.inference import calibration
@@ -28,14 +28,23 @@ from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.models.model import Network
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import KEY
-from alexnet.training.checkpoints import DUE, FAILED, STOP, Checkpoints, Position, digest, saying_where, too_high
-from alexnet.training.diagnostics import alarms, dead_channels, write_contact_sheet
-from alexnet.training.optim import Plan, plan
+from alexnet.training.checkpoints import (
+    DUE,
+    FAILED,
+    STOP,
+    Checkpoints,
+    TrainState,
+    digest,
+    divergence_advice,
+    wrap_write_errors,
+)
+from alexnet.training.diagnostics import dead_channels, find_alarms, save_image_grid
+from alexnet.training.optim import Hyperparameters, schedule_at
 from alexnet.training.progress import Progress
-from alexnet.training.setup import Prepared
+from alexnet.training.setup import TrainSetup
 from alexnet.training.signals import Interrupted, StopSignal
 from alexnet.training.step import TrainStep
-from alexnet.training.time_budget import Budget
+from alexnet.training.time_budget import TimeBudget
 
 LOOK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 SHOWN = 32  # pictures of augmented.png
@@ -43,11 +52,11 @@ GO_ON = 5.0  # seconds for which an evaluation goes on after a signal to stop, o
 LOOKED_AT = 128  # validation pictures on which channels are looked for that are never active
 
 
-class Loop:
+class Trainer:
     """One run. `fit` trains to the end and returns what `summary.json` says."""
 
     def __init__(
-        self, prepared: Prepared, run: Run, model: Network, report: Progress, budget: Budget | None = None
+        self, prepared: TrainSetup, run: Run, model: Network, report: Progress, budget: TimeBudget | None = None
     ) -> None:
         self.prepared, self.recipe, self.run, self.report = prepared, prepared.recipe, run, report
         self.device, self.precision, self.parallel = prepared.device, prepared.precision, prepared.parallel
@@ -62,10 +71,10 @@ class Loop:
         self.checkpoints = Checkpoints(run, prepared)
         self.stop = StopSignal()
 
-    def restore(self, position: Position, training: dict[str, Any]) -> None:
+    def restore(self, position: TrainState, training: dict[str, Any]) -> None:
         """Go on from `position`; the weights are in the model already."""
         fresh, self.position = self.position, position
-        if position.processes != (now := self.parallel.share.of):
+        if position.processes != (now := self.parallel.share.world_size):
             self.report.say(
                 f"Saved in {position.processes}, going on in {now} (processes that share each batch): batches and "
                 "their order stay as they were; sums are added up in another order, so that last digits can differ."
@@ -76,29 +85,29 @@ class Loop:
         saved = {**training["optimizer"], "param_groups": groups}
         self.parallel.load_optimizer(self.optimizer, self.model, saved)
         self.scaler.load_state_dict(training["scaler"])
-        self.parallel.load_statistics(self.model, training.get("statistics", []))
+        self.parallel.load_buffers_state(self.model, training.get("statistics", []))
         self.checkpoints.begin_at(position)
         self.restored = True
         # a crash may have left a line too many, one too few, or half a line
         rows = "".join(json.dumps(row) + "\n" for row in position.history)
-        self.parallel.first(lambda: write_text(self.run.metrics_jsonl, rows))
+        self.parallel.on_rank0(lambda: write_text(self.run.metrics_jsonl, rows))
         for done in range(1, len(position.history) + 1):  # what was said before
             self._new_alarms(position.history[:done])
         if self.alarms:
-            self.parallel.first(lambda: write_json(self.run.path / "alarms.json", self.alarms))
+            self.parallel.on_rank0(lambda: write_json(self.run.path / "alarms.json", self.alarms))
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def fit(self) -> dict[str, Any]:
         """Train until the last epoch or `limit_steps`; then evaluate the result. Returns the summary."""
         p = self.position
-        p.processes = self.parallel.share.of
-        for sentence in self.parallel.remarks(self.model):
+        p.processes = self.parallel.share.world_size
+        for sentence in self.parallel.warnings(self.model):
             self.report.say(sentence)
         try:
-            with saying_where(self.run.path), self.stop as stop:
+            with wrap_write_errors(self.run.path), self.stop as stop:
                 if not self.restored:
-                    self.parallel.first(self._draw_augmented)
+                    self.parallel.on_rank0(self._draw_augmented)
                 while not self._ended():
                     try:
                         self._train_epoch()
@@ -112,19 +121,19 @@ class Loop:
                         self._save_now()
                         kind = UserError if isinstance(error, UserError) else TrainingFailed
                         raise kind(f"{error} Then go on with: alexnet resume {self.run.path}") from error
-                    signum = self.parallel.latest(stop.received)
+                    signum = self.parallel.all_reduce_max(stop.received)
                     if signum is not None and not self._ended():
                         self._stopped(f"Saved after step {p.step:,}; go on with", signum)
                 try:
                     return self._finish()
                 except _Asked:
-                    signum = self.parallel.latest(stop.received) or 0
+                    signum = self.parallel.all_reduce_max(stop.received) or 0
                     self._stopped("The network is trained, and its test is left; go on with", signum)
         finally:
             self.checkpoints.close()
 
     def _stopped(self, what: str, signum: int) -> NoReturn:
-        self.parallel.first(self.checkpoints.wait)
+        self.parallel.on_rank0(self.checkpoints.wait)
         raise Interrupted(f"{what}: alexnet resume {self.run.path}", signum)
 
     def _train_epoch(self) -> None:
@@ -133,7 +142,7 @@ class Loop:
         self.train_step.train()
         steps: list[torch.Tensor] = []  # loss and hits of those that nobody has looked at
         before, began = p.seconds, time.monotonic()
-        batches = self.parallel.reading(train.batches(epoch, start=p.batch))
+        batches = self.parallel.sync_data_errors(train.batches(epoch, start=p.batch))
         if self._at_limit():  # stopped after the very last step: only the validation is left
             return
         try:
@@ -144,14 +153,14 @@ class Loop:
                     return
                 p.waited += time.monotonic() - asked
                 loss, hits = self._train_step(batch, epoch)
-                steps.append(torch.stack([loss * batch.place.of, hits.to(loss.dtype)]))
+                steps.append(torch.stack([loss * batch.row_range.total, hits.to(loss.dtype)]))
                 p.step += 1
                 p.batch += 1
-                p.seen += batch.place.of
+                p.seen += batch.row_range.total
                 p.seconds = before + time.monotonic() - began
-                asked = self.parallel.latest(self._wish()) or 0
+                asked = self.parallel.all_reduce_max(self._wish()) or 0
                 if asked >= FAILED:
-                    self.parallel.first(self.checkpoints.check)
+                    self.parallel.on_rank0(self.checkpoints.check)
                 done = asked >= STOP or self._at_limit() or p.batch == len(train)
                 if done or asked == DUE or p.batch % LOOK_EVERY == 0:
                     self._look(steps)
@@ -173,7 +182,7 @@ class Loop:
         """Add what the device holds of these steps to the sums of the epoch, one by one: the same sums to the last bit
         whenever one looks."""
         p = self.position
-        for loss, hits in self.parallel.total(torch.stack(steps)).tolist() if steps else ():
+        for loss, hits in self.parallel.all_reduce_sum(torch.stack(steps)).tolist() if steps else ():
             p.loss_sum += loss
             p.hits += hits
         steps.clear()
@@ -182,8 +191,8 @@ class Loop:
         """One optimizer step on a batch; the mean loss and the number right, on the device."""
         return self.train_step(batch, epoch, self.position.step, self._plan(self.position.step))
 
-    def _plan(self, step: int) -> Plan:
-        return plan(self.recipe, step, len(self.prepared.train), self.position.history)
+    def _plan(self, step: int) -> Hyperparameters:
+        return schedule_at(self.recipe, step, len(self.prepared.train), self.position.history)
 
     def _wish(self) -> int | None:
         """What this process asks of all of them after a step."""
@@ -194,7 +203,7 @@ class Loop:
         return DUE if self.checkpoints.due(self.position.step) else None
 
     def _ended(self) -> bool:
-        return self.position.ended(self.recipe)
+        return self.position.finished(self.recipe)
 
     def _at_limit(self) -> bool:
         return self.recipe.limit_steps is not None and self.position.step >= self.recipe.limit_steps
@@ -206,7 +215,7 @@ class Loop:
         p, recipe = self.position, self.recipe
         began = time.monotonic()
         outputs = self._evaluate(recipe.validate_on)
-        figures = self.parallel.first(lambda: outputs.measure(self.prepared.classes))
+        figures = self.parallel.on_rank0(lambda: outputs.measure(self.prepared.classes))
         self._check_finite(figures["loss"])
         row = {
             "epoch": p.epoch + 1,
@@ -221,10 +230,10 @@ class Loop:
             "images_per_second": p.seen / p.seconds if p.seconds else 0.0,
             "seconds": p.seconds + time.monotonic() - began,
             "waiting": p.waited / p.seconds if p.seconds else 0.0,
-            "memory": most_memory(self.device),
+            "memory": peak_memory(self.device),
             "dead": {} if self._some_pictures is None else dead_channels(self.model, self._some_pictures),
         }
-        row = self.parallel.first(lambda: row)
+        row = self.parallel.on_rank0(lambda: row)
         p.epoch += 1
         p.history.append(row)
         chosen = recipe.validate_on == "test" or p.best is None or _better(row, p.best)
@@ -247,9 +256,11 @@ class Loop:
 
     def _evaluate(self, split: str) -> Outputs:
         """What the network says of a split; of several processes the first alone may have it whole."""
-        self.parallel.level(self.model)
+        self.parallel.sync_buffers(self.model)
         batches, own = self.prepared.evaluation[split], None
-        done = iter(range(1, self.parallel.latest(len(batches)) or 0))  # after the last batch nothing is left to stop
+        done = iter(
+            range(1, self.parallel.all_reduce_max(len(batches)) or 0)
+        )  # after the last batch nothing is left to stop
 
         def evaluated(pictures: int, total: int, what: str) -> None:
             self.report.work(pictures, total, what)
@@ -265,31 +276,31 @@ class Loop:
     def _heed_stop(self) -> None:
         """Raises `_Asked`, in all processes, where an evaluation goes on although one of them is to stop."""
         asked = self.stop.received is not None and time.monotonic() - self.stop.since > GO_ON
-        if self.parallel.latest(int(asked)):
+        if self.parallel.all_reduce_max(int(asked)):
             raise _Asked
 
     def _finish(self) -> dict[str, Any]:
         """Report the chosen network on the test set and complete the summary; may be done again after a crash."""
-        self.parallel.first(self.checkpoints.wait)
+        self.parallel.on_rank0(self.checkpoints.wait)
         best = self.run.named_checkpoint("best")
         assert best is not None, "a run has at least one epoch"
         steered_by = self.recipe.validate_on
         with_test = "test" in self.prepared.evaluation and steered_by != "test"
         test = {}
         if self.restored or with_test:
-            self.parallel.load(self.model, read_model(best).model.state_dict())
+            self.parallel.load_weights(self.model, load_checkpoint(best).model.state_dict())
         if self.restored:  # what was written after the last checkpoint may be missing
             validated = self._evaluate(steered_by)
-            self.parallel.first(lambda: self._store_evaluation(steered_by, validated))
+            self.parallel.on_rank0(lambda: self._store_evaluation(steered_by, validated))
         if with_test:
             outputs = self._evaluate("test")
-            self.parallel.first(lambda: self._store_evaluation("test", outputs))
-            figures = self.parallel.first(lambda: outputs.measure(self.prepared.classes))
+            self.parallel.on_rank0(lambda: self._store_evaluation("test", outputs))
+            figures = self.parallel.on_rank0(lambda: outputs.measure(self.prepared.classes))
             test = {"test": {k: figures[k] for k in ("top1", "top5", "loss", "n", "interval")}}
-        fitted = self.parallel.first(partial(self._calibrate, best)) if steered_by != "test" else None
+        fitted = self.parallel.on_rank0(partial(self._calibrate, best)) if steered_by != "test" else None
         summary = self._summary(**test, calibration=fitted, complete=True)
-        self.parallel.first(lambda: write_json(self.run.path / "summary.json", summary))
-        self.parallel.first(self.run.drop_damaged)
+        self.parallel.on_rank0(lambda: write_json(self.run.path / "summary.json", summary))
+        self.parallel.on_rank0(self.run.remove_quarantined)
         return self.run.summary()
 
     def _calibrate(self, best: Path) -> dict[str, Any]:
@@ -297,8 +308,8 @@ class Loop:
         kept = self.run.read_evaluation(self.recipe.validate_on)
         assert kept is not None, "written when the checkpoint was chosen"
         _, targets, logits = kept
-        fitted = calibration.fit(logits, targets, self.recipe.validate_on).to_dict()
-        add_to_model(best, KEY, fitted)
+        fitted = calibration.fit_calibration(logits, targets, self.recipe.validate_on).to_dict()
+        update_model_json(best, KEY, fitted)
         return fitted
 
     def _store_evaluation(self, split: str, outputs: Outputs) -> None:
@@ -332,11 +343,13 @@ class Loop:
 
     def _save_now(self) -> None:
         self._save(best=False)
-        self.parallel.first(self.checkpoints.wait)
+        self.parallel.on_rank0(self.checkpoints.wait)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise TrainingFailed(f"The loss became {loss} before step {self.position.step:,}: {too_high(self.recipe)}.")
+            raise TrainingFailed(
+                f"The loss became {loss} before step {self.position.step:,}: {divergence_advice(self.recipe)}."
+            )
 
     def _warn(self, new: list[dict[str, Any]]) -> None:
         """Say in plain words, once a run, what goes wrong and what usually helps; `alarms.json` keeps it."""
@@ -348,18 +361,20 @@ class Loop:
     def _new_alarms(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The alarms of kinds that were not known yet, which are so now."""
         known = {alarm["kind"] for alarm in self.alarms}
-        found = alarms(rows, self.recipe, len(self.prepared.classes))
+        found = find_alarms(rows, self.recipe, len(self.prepared.classes))
         new = [{"epoch": rows[-1]["epoch"], "kind": kind, "text": text} for kind, text in found if kind not in known]
         self.alarms += new
         return new
 
-    def _keep_to(self, budget: Budget) -> None:
+    def _keep_to(self, budget: TimeBudget) -> None:
         """Fewer epochs, or after the first one more, where the time is not what was expected."""
         epochs = budget.epochs(self.position.history, self.recipe.epochs)
         if epochs != self.recipe.epochs:
             self.recipe = replace(self.recipe, epochs=epochs)
-            self.parallel.first(self.checkpoints.wait)  # so that no epoch done by the old number is left to be repeated
-            self.parallel.first(lambda: write_text(self.run.recipe_json, self.recipe.to_json() + "\n"))
+            self.parallel.on_rank0(
+                self.checkpoints.wait
+            )  # so that no epoch done by the old number is left to be repeated
+            self.parallel.on_rank0(lambda: write_text(self.run.recipe_json, self.recipe.to_json() + "\n"))
             self.report.say(f"{epochs} epochs fit the time.")
 
     @cached_property
@@ -368,24 +383,24 @@ class Loop:
         batch = next(iter(self.prepared.evaluation[self.recipe.validate_on].batches(0)), None)
         if batch is None:
             return None
-        return self.prepared.preprocess.normalise(batch.images[:LOOKED_AT].to(self.device))
+        return self.prepared.preprocess.normalize(batch.images[:LOOKED_AT].to(self.device))
 
     def _draw_augmented(self) -> None:
         """Show in `augmented.png` what the network is trained on: the first batch as it reads it."""
         batch = next(iter(self.prepared.train.batches(0)))
-        leads = batch.leads[:SHOWN] if batch.leads is not None else None
+        leads = batch.crop_ids[:SHOWN] if batch.crop_ids is not None else None
         first = Batch(batch.images[:SHOWN], batch.targets[:SHOWN], batch.ids[:SHOWN], leads)
-        write_contact_sheet(self.run.path / "augmented.png", self.train_step.shown(first, 0, self._plan(0)))
+        save_image_grid(self.run.path / "augmented.png", self.train_step.shown(first, 0, self._plan(0)))
 
 
 class _Asked(Exception):
     """To stop in the middle of an evaluation, which changes nothing."""
 
 
-def _beginning(prepared: Prepared) -> Position:
+def _beginning(prepared: TrainSetup) -> TrainState:
     """Before the first step, on these pictures."""
     train = prepared.source.splits["train"]
-    return Position(pictures=len(train), samples=digest(train.names, train.targets))
+    return TrainState(pictures=len(train), samples=digest(train.names, train.targets))
 
 
 def _better(row: dict[str, Any], best: dict[str, Any]) -> bool:

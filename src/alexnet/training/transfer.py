@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from alexnet.data.dataset import Source
-from alexnet.data.transforms import Preprocess
+from alexnet.data.dataset import ImageDataset
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError, unknown_name
 from alexnet.models.model import Network, Spec
 from alexnet.models.spec import AlexNetSpec
-from alexnet.runtimes.loaded_model import Opened
+from alexnet.runtimes.loaded_model import LoadedModel
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
 
 FEW, SOME = 50, 500  # pictures a class: up to FEW the head alone is trained, up to SOME the convolutions stay
 
 
-def begin_with(
-    start: Opened, recipe: Recipe, source: Source, report: Progress
-) -> tuple[Recipe, tuple[Spec, Preprocess]]:
+def init_from_pretrained(
+    start: LoadedModel, recipe: Recipe, source: ImageDataset, report: Progress
+) -> tuple[Recipe, tuple[Spec, EvalTransform]]:
     """The recipe of a run that starts from the network `start`, the specification of its network and its
     preprocessing. Raises `UserError` where the pictures have other channels."""
     spec = replace(start.model.spec, num_classes=len(source.classes))
@@ -38,7 +38,7 @@ def begin_with(
             f"--weights {recipe.weights} reads {_colours(preprocess.channels)} pictures and these are "
             f"{_colours(source.channels)}; train it on such ones, or start without --weights."
         )
-    frozen, why = what_to_freeze(recipe.freeze, len(source.splits["train"]), len(source.classes))
+    frozen, why = choose_frozen_layers(recipe.freeze, len(source.splits["train"]), len(source.classes))
     new_head = start.classes != source.classes
     report.say(
         f"Starting from {recipe.weights}: '{spec.name}' at {spec.image_size}×{spec.image_size}"
@@ -68,7 +68,7 @@ def _colours(channels: int) -> str:
 
 
 @torch.no_grad()
-def take_weights(model: Network, start: Opened, classes: tuple[str, ...]) -> bool:
+def load_backbone(model: Network, start: LoadedModel, classes: tuple[str, ...]) -> bool:
     """Copy the weights of `start` into `model`, but for the last layer where the classes are other ones: that keeps its
     fresh weights. Whether the last layer is new."""
     new_head = classes != start.classes
@@ -84,7 +84,7 @@ def weighted_layers(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters()))
 
 
-def what_to_freeze(wanted: str, pictures: int, classes: int) -> tuple[str, str]:
+def choose_frozen_layers(wanted: str, pictures: int, classes: int) -> tuple[str, str]:
     """`--freeze` with auto decided by the number of training pictures, and why."""
     if wanted != "auto":
         return wanted, ""

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.data.datasets import load_source
+from alexnet.data.datasets import load_dataset
 from alexnet.data.quality import check as check_module
-from alexnet.data.quality.check import check
+from alexnet.data.quality.check import check_dataset
 from alexnet.data.quality.clean import check_target, write_cleaned
 from alexnet.data.quality.findings import Findings
 from alexnet.errors import UserError
@@ -75,15 +75,15 @@ def assert_all_found(found: Findings, done: dict[str, str]) -> None:
 
 def test_all_fifteen_damages_are_found(damaged):
     root, done = damaged
-    found = check(root)
+    found = check_dataset(root)
     assert_all_found(found, done)
     assert len(found.names) == sum(found.classes.values()) == 60 + 14
-    assert found.refusal is None
+    assert found.blocking_error is None
     assert found.command == f"alexnet train folder --data {root} --skip-bad"
 
 
 def test_good_pictures_give_no_warning(photos, tmp_path):
-    found = check(grouped(photos, tmp_path / "data"))
+    found = check_dataset(grouped(photos, tmp_path / "data"))
     told = found.to_dict()
     assert told["bad"] == told["suspicious"] == told["duplicates"] == []
     assert [w for w in told["warnings"] if "fewer than" not in w] == []  # sixteen a class are few
@@ -93,11 +93,11 @@ def test_good_pictures_give_no_warning(photos, tmp_path):
 
 
 def test_processes_find_what_one_finds(damaged, monkeypatch):
-    alone = check(damaged[0]).to_dict()
+    alone = check_dataset(damaged[0]).to_dict()
     monkeypatch.setattr(check_module, "_WORTH_A_PROCESS", 1)
     monkeypatch.setattr(check_module, "_CHUNK", 16)
     calls = []
-    assert check(damaged[0], progress=lambda *call: calls.append(call)).to_dict() == alone
+    assert check_dataset(damaged[0], progress=lambda *call: calls.append(call)).to_dict() == alone
     assert calls[-1] == (74, 74, "looking at images")
 
 
@@ -108,7 +108,7 @@ def test_real_photographs(tmp_path):
     inside = next(p.parent for p in sorted((tmp_path / "photos").rglob("*.JPEG")))
     root = grouped(inside, tmp_path / "data")
     done = damage(root)
-    found = check(root)
+    found = check_dataset(root)
     told = found.to_dict()
     assert {done[way] for way in REASONS} == {row["path"] for row in told["bad"]}
     assert {done[way] for way in ODDITIES} <= {row["path"] for row in told["suspicious"]}
@@ -138,12 +138,12 @@ def zipped(root: Path, target: Path) -> Path:
 def test_an_archive_is_its_folder(kind, damaged, tmp_path):
     root, done = damaged
     archive = Path(shutil.make_archive(str(tmp_path / "data"), kind, root.parent, root.name))
-    found = check(archive)
+    found = check_dataset(archive)
     assert_all_found(found, done)
     assert str(archive) in found.command
     assert list(tmp_path.iterdir()) == [archive]
-    source = load_source("folder", archive, skip_bad=True)
-    plain = load_source("folder", root, skip_bad=True)
+    source = load_dataset("folder", archive, skip_bad=True)
+    plain = load_dataset("folder", root, skip_bad=True)
     assert {s: p.names for s, p in source.splits.items()} == {s: p.names for s, p in plain.splits.items()}
 
 
@@ -164,9 +164,9 @@ def table(root: Path, path: Path) -> Path:
 def test_a_table_of_labels_says_what_folders_say(ending, damaged, tmp_path):
     root, done = damaged
     labels = table(root, tmp_path / f"labels.{ending}")
-    assert_all_found(check(root, labels), done)
-    source = load_source("folder", root, labels=labels, skip_bad=True)
-    plain = load_source("folder", root, skip_bad=True)
+    assert_all_found(check_dataset(root, labels), done)
+    source = load_dataset("folder", root, labels=labels, skip_bad=True)
+    plain = load_dataset("folder", root, skip_bad=True)
     assert source.classes == plain.classes
     for split, part in plain.splits.items():
         assert sorted(source.splits[split].names) == sorted(part.names)
@@ -180,16 +180,16 @@ def test_bad_rows_are_listed(tmp_path):
     ]  # fmt: skip
     with open(tmp_path / "labels.csv", "w", newline="") as file:
         csv.writer(file, delimiter=";").writerows(rows)
-    found = check(root, tmp_path / "labels.csv")
+    found = check_dataset(root, tmp_path / "labels.csv")
     assert dict(found.bad) == {
         "leaf/0.jpg": "labels.csv lists it twice, as 'leaf' and 'apple'",
         "gone.jpg": "there is no such file",
         "sky/0.jpg": "labels.csv gives it no label",
     }
     assert "Repeated in labels.csv and passed over: 1 row." in found.warnings
-    assert found.refusal.startswith("2 of 7 rows of ")
+    assert found.blocking_error.startswith("2 of 7 rows of ")
     with pytest.raises(UserError, match="2 of 7 rows of .* cannot be used: "):
-        load_source("folder", root, labels=tmp_path / "labels.csv")
+        load_dataset("folder", root, labels=tmp_path / "labels.csv")
 
 
 def test_labels_that_are_numbers_keep_their_order(tmp_path):
@@ -197,13 +197,15 @@ def test_labels_that_are_numbers_keep_their_order(tmp_path):
     labels = root / "labels.csv"
     rows = [f"{name}/{i}.jpg,{number}" for name, number in (("a", 10), ("b", 9), ("c", 0)) for i in range(4)]
     labels.write_text("filename,label\n" + "\n".join(rows) + "\n")
-    assert list(check(None, labels).classes) == ["0", "9", "10"]
-    source = load_source("folder", labels=labels)
+    assert list(check_dataset(None, labels).classes) == ["0", "9", "10"]
+    source = load_dataset("folder", labels=labels)
     assert source.classes == ("0", "9", "10")
-    assert check(None, labels).command == f"alexnet train folder --labels {labels}"
+    assert check_dataset(None, labels).command == f"alexnet train folder --labels {labels}"
     folders = make_folder(tmp_path / "folders", ("0", "9", "10"), 4)
-    assert list(check(folders).classes) == list(load_source("folder", folders).classes) == ["0", "10", "9"]
-    assert "The classes are called by numbers and are put in the order of texts: 0, 10, 9." in check(folders).notes
+    assert list(check_dataset(folders).classes) == list(load_dataset("folder", folders).classes) == ["0", "10", "9"]
+    assert (
+        "The classes are called by numbers and are put in the order of texts: 0, 10, 9." in check_dataset(folders).notes
+    )
 
 
 def test_the_layout_of_fashion_mnist(tmp_path):
@@ -215,7 +217,7 @@ def test_the_layout_of_fashion_mnist(tmp_path):
         (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + header + images.tobytes())
         header, labels = np.array([count], ">u4").tobytes(), (np.arange(count) % 10).astype(np.uint8)
         (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + header + labels.tobytes())
-    found = check(tmp_path)
+    found = check_dataset(tmp_path)
     assert found.to_dict()["duplicates"] == [["train/00000", "test/00000"]]
     assert found.classes["Trouser"] == 5
     assert found.command == f"alexnet train fashion-mnist --data {tmp_path}"
@@ -232,12 +234,12 @@ def test_strange_names(tmp_path):
         )
         if i > 3:
             (root / "猫" / name).write_bytes(b"no picture")
-    found = check(root)
+    found = check_dataset(root)
     assert found.classes == {"a b": 5, "c\nd": 4, "猫": 9}
     assert (os.fsdecode("猫/".encode() + b"b\xff.jpg"), "it is not an image of a known format") in found.bad
     assert found.command == f"alexnet train folder --data '{root}' --skip-bad"
     write_cleaned(found, tmp_path / "fixed")
-    assert set(check(tmp_path / "fixed").classes) == {"a b", "c%0Ad", "猫"}
+    assert set(check_dataset(tmp_path / "fixed").classes) == {"a b", "c%0Ad", "猫"}
 
 
 def test_links_in_circles_and_pictures_outside_classes(tmp_path):
@@ -246,11 +248,11 @@ def test_links_in_circles_and_pictures_outside_classes(tmp_path):
     (root / "apple" / "up").symlink_to(root / "apple")
     (root / "itself").symlink_to(root / "itself")
     shutil.copy(root / "sky" / "0.jpg", root / "stray.jpg")
-    found = check(root)
+    found = check_dataset(root)
     assert len(found.names) == 9
     assert {w.split()[2] for w in found.warnings if "circles" in w} == {"loop", "apple/up"}
     assert any("Outside the class folders and passed over: 1 picture" in w and "stray.jpg" in w for w in found.warnings)
-    assert load_source("folder", root).classes == ("apple", "leaf", "sky")
+    assert load_dataset("folder", root).classes == ("apple", "leaf", "sky")
 
 
 def test_a_folder_that_cannot_be_opened(tmp_path):
@@ -282,7 +284,7 @@ def test_a_folder_that_cannot_be_opened(tmp_path):
 def test_few_uneven_and_many_classes(tmp_path):
     make_folder(tmp_path / "data", ("giant",), 60)
     make_folder(tmp_path / "data", ("pair", "other"), 2)
-    found = check(tmp_path / "data")
+    found = check_dataset(tmp_path / "data")
     assert any("fewer than 20 pictures to learn from: 2 of 3" in w for w in found.warnings)
     assert any("'giant' has 60 pictures" in w and "right in 94%" in w for w in found.warnings)
 
@@ -293,19 +295,19 @@ def test_ten_thousand_classes(tmp_path):
     for i in range(10_000):
         (tmp_path / "data" / f"c{i:05d}").mkdir(parents=True)
         os.link(picture, tmp_path / "data" / f"c{i:05d}" / "x.png")
-    found = check(tmp_path / "data")
+    found = check_dataset(tmp_path / "data")
     assert len(found.classes) == 10_000
     assert len(found.exact) == 1
     assert len(found.duplicates) == 9_999
-    assert found.refusal == "it has one picture a class, which leaves none to validate on; add more."
+    assert found.blocking_error == "it has one picture a class, which leaves none to validate on; add more."
 
 
 def test_what_cannot_be_trained_on_is_still_looked_at(tmp_path):
     flat = make_folder(tmp_path / "flat", ("x",), 3) / "x"
-    found = check(flat)
+    found = check_dataset(flat)
     assert (len(found.names), found.classes) == (3, {})
     assert "holds pictures but no class folders" in found.verdict
-    one = check(tmp_path / "flat")
+    one = check_dataset(tmp_path / "flat")
     assert "one class only" in one.verdict
     assert one.to_dict()["trainable"] is False
 
@@ -320,9 +322,9 @@ def snapshot(root: Path) -> dict[str, tuple[bytes, float]]:
 def test_the_cleaned_copy(damaged, tmp_path):
     root, _ = damaged
     before = snapshot(root)
-    said = write_cleaned(check(root), tmp_path / "fixed")
+    said = write_cleaned(check_dataset(root), tmp_path / "fixed")
     assert snapshot(root) == before
-    found = check(tmp_path / "fixed")
+    found = check_dataset(tmp_path / "fixed")
     told = found.to_dict()
     assert told["bad"] == []
     assert set(found.classes) == set(CLASSES)
@@ -336,14 +338,14 @@ def test_the_cleaned_copy(damaged, tmp_path):
     first = next(p for p in (tmp_path / "fixed").rglob("*.jpg"))
     assert first.stat().st_nlink == 2
     with pytest.raises(UserError, match="is not empty"):
-        write_cleaned(check(root), tmp_path / "fixed")
+        write_cleaned(check_dataset(root), tmp_path / "fixed")
 
 
 def test_of_copies_the_tested_one_stays(photos, tmp_path):
     root = grouped(photos, tmp_path / "data")
     shutil.copy(root / "val" / "ant" / "009.jpg", root / "train" / "ant" / "again.jpg")
     shutil.copy(root / "train" / "bee" / "001.jpg", root / "train" / "bee" / "again.jpg")
-    write_cleaned(check(root), tmp_path / "fixed")
+    write_cleaned(check_dataset(root), tmp_path / "fixed")
     names = {p.relative_to(tmp_path / "fixed").as_posix() for p in (tmp_path / "fixed").rglob("*.jpg")}
     assert "val/ant/009.jpg" in names
     assert "train/ant/again.jpg" not in names
@@ -364,17 +366,17 @@ def test_labels_from_a_stranger_do_not_lead_out_of_the_copy(tmp_path):
     rows = [f'{n}/{i}.jpg,"{label}"' for n, label in (("a", "../../out"), ("b", "/etc"), ("c", "..")) for i in range(2)]
     labels.write_text("path,label\n" + "\n".join(rows) + "\n")
     before = sorted(tmp_path.rglob("*"))
-    write_cleaned(check(None, labels), tmp_path / "deep" / "fixed")
+    write_cleaned(check_dataset(None, labels), tmp_path / "deep" / "fixed")
     new = [p for p in sorted(tmp_path.rglob("*")) if p not in before]
     assert all(p.is_relative_to(tmp_path / "deep") for p in new)
     assert {p.name for p in (tmp_path / "deep" / "fixed").iterdir()} == {"%2E.%2F..%2Fout", "%2Fetc", "%2E."}
-    assert len(check(tmp_path / "deep" / "fixed").names) == 6
+    assert len(check_dataset(tmp_path / "deep" / "fixed").names) == 6
 
 
 def test_pixels_are_written_as_png(tmp_path):
     images = torch.randint(0, 256, (6, 1, 20, 20), dtype=torch.uint8)
     data, names = tmp_path / "data", [f"train/{i}" for i in range(6)]
     found = Findings(data, data, None, "cifar10", names, ["a", "b"] * 3, ["train"] * 6, ("a", "b"), pixels=images)
-    found.seen = list(check_module._look(check_module.look_at_pixels, images.permute(0, 2, 3, 1).numpy(), None))
+    found.seen = list(check_module._look(check_module.inspect_arrays, images.permute(0, 2, 3, 1).numpy(), None))
     write_cleaned(found, tmp_path / "fixed")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "fixed/train/b/3.png")), images[3, 0].numpy())

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from alexnet.cli import run
-from alexnet.data.quality.check import check_pack
-from alexnet.data.shards.pack import pack
+from alexnet.data.quality.check import check_packed
+from alexnet.data.shards.pack import pack_dataset
 from helpers import make_folder
 
 
@@ -18,7 +18,7 @@ def packed(tmp_path):
     shutil.copyfile(root / "sky" / "0.jpg", root / "sky" / "copy.jpg")
     shutil.copyfile(root / "sky" / "1.jpg", tmp_path / "pictures" / "val" / "sky" / "1.jpg")
     (root / "leaf" / "0.jpg").write_bytes(b"no picture")
-    pack(tmp_path / "pictures", tmp_path / "packed")
+    pack_dataset(tmp_path / "pictures", tmp_path / "packed")
     return tmp_path / "packed"
 
 
@@ -43,7 +43,7 @@ def test_one_bit_is_noticed(packed, name):
     data = bytearray((packed / name).read_bytes())
     data[len(data) // 2] ^= 1
     (packed / name).write_bytes(data)
-    found = check_pack(packed)
+    found = check_packed(packed)
     assert found.damaged == [name]
     assert "1 of 22 files are damaged" in found.verdict
 

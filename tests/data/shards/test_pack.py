@@ -18,16 +18,16 @@ import torch
 from PIL import Image
 
 from alexnet.cli import run
-from alexnet.data.dataset import Arrays
-from alexnet.data.datasets import load_for_evaluation, load_source
-from alexnet.data.decode import decode, image_size
+from alexnet.data.dataset import ImageArrays
+from alexnet.data.datasets import load_dataset, load_for_evaluation
+from alexnet.data.decode import decode_image, image_size
 from alexnet.data.shards import manifest, writer
 from alexnet.data.shards import pack as pack_module
-from alexnet.data.shards.manifest import open_pack
-from alexnet.data.shards.pack import pack
+from alexnet.data.shards.manifest import open_packed
+from alexnet.data.shards.pack import pack_dataset
 from alexnet.data.shards.reader import WORK
 from alexnet.data.statistics import measure
-from alexnet.data.transforms import Preprocess
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
@@ -42,8 +42,8 @@ def divided(tmp_path: Path) -> Path:
 
 
 def stored(data: Path, split: str = "train") -> list:
-    part = open_pack(data).splits[split]
-    return [part.stored(i) for i in range(len(part))]
+    part = open_packed(data).splits[split]
+    return [part.raw(i) for i in range(len(part))]
 
 
 def files_of(data: Path) -> dict[str, bytes]:
@@ -54,9 +54,9 @@ def files_of(data: Path) -> dict[str, bytes]:
 
 
 def test_splits_names_classes_and_order_are_those_of_the_folder(divided, tmp_path):
-    done = pack(divided, tmp_path / "packed")
-    theirs = load_source("folder", divided, seed=4)
-    ours = load_source("folder", tmp_path / "packed", seed=4)
+    done = pack_dataset(divided, tmp_path / "packed")
+    theirs = load_dataset("folder", divided, seed=4)
+    ours = load_dataset("folder", tmp_path / "packed", seed=4)
     assert done["images"] == {"train": 24, "test": 9}
     assert ours.classes == theirs.classes
     assert ours.held_out == theirs.held_out == ("val",)
@@ -64,75 +64,77 @@ def test_splits_names_classes_and_order_are_those_of_the_folder(divided, tmp_pat
         assert ours.splits[split].names == theirs.splits[split].names
         assert torch.equal(ours.splits[split].targets, theirs.splits[split].targets)
     assert ours.split_rows == theirs.split_rows
-    again = load_source("folder", tmp_path / "packed", seed=9, split=theirs.split_rows)
+    again = load_dataset("folder", tmp_path / "packed", seed=9, split=theirs.split_rows)
     assert again.splits["val"].names == theirs.splits["val"].names
 
 
 def test_copies_of_a_file_stay_on_one_side(pictures, tmp_path):
     for i in range(6):
         shutil.copyfile(pictures / "sky" / "0.jpg", pictures / "sky" / f"copy{i}.jpg")
-    pack(pictures, tmp_path / "packed", kind="uint8", size=16)
+    pack_dataset(pictures, tmp_path / "packed", kind="uint8", size=16)
     for seed in range(3):
-        theirs, ours = (load_source("folder", data, seed=seed) for data in (pictures, tmp_path / "packed"))
+        theirs, ours = (load_dataset("folder", data, seed=seed) for data in (pictures, tmp_path / "packed"))
         assert theirs.splits["val"].names == ours.splits["val"].names
 
 
 def test_the_short_side_is_shrunk_and_never_enlarged(pictures, tmp_path):
     make_picture(pictures / "sky" / "large.png", 2, 7, size=(120, 90))
-    pack(pictures, tmp_path / "a", size=50)
-    part = open_pack(tmp_path / "a").splits["train"]
-    sizes = {name: image_size(part.stored(i)) for i, name in enumerate(part.names)}
+    pack_dataset(pictures, tmp_path / "a", size=50)
+    part = open_packed(tmp_path / "a").splits["train"]
+    sizes = {name: image_size(part.raw(i)) for i, name in enumerate(part.names)}
     assert sizes.pop("sky/large.png") == (66, 50)
     assert set(sizes.values()) == {(40, 36)}
-    pack(pictures, tmp_path / "b", kind="uint8", size=50)
+    pack_dataset(pictures, tmp_path / "b", kind="uint8", size=50)
     assert {picture.shape for picture in stored(tmp_path / "b")} == {(50, 50, 3)}
 
 
 def test_small_pictures_keep_their_size_unless_told(pictures, tmp_path):
-    done = pack(pictures, tmp_path / "packed", kind="uint8")
+    done = pack_dataset(pictures, tmp_path / "packed", kind="uint8")
     assert done["form"] == {"kind": "uint8", "side": 36, "channels": 3, "quality": None}
 
 
 def test_originals_are_kept_to_the_byte(pictures, tmp_path):
     make_picture(pictures / "sky" / "z.png", 2, 7)
-    done = pack(pictures, tmp_path / "packed", size="original", quality=75)
-    part = open_pack(tmp_path / "packed").splits["train"]
+    done = pack_dataset(pictures, tmp_path / "packed", size="original", quality=75)
+    part = open_packed(tmp_path / "packed").splits["train"]
     for i, name in enumerate(part.names):
         if name.endswith(".jpg"):
-            assert part.stored(i) == (pictures / name).read_bytes()
+            assert part.raw(i) == (pictures / name).read_bytes()
         else:
-            assert part.stored(i).startswith(b"\xff\xd8")
-            assert image_size(part.stored(i)) == (40, 36)
+            assert part.raw(i).startswith(b"\xff\xd8")
+            assert image_size(part.raw(i)) == (40, 36)
     assert done["statistics"] is None
 
 
 def test_large_files_are_cut_into_shards_by_their_bytes(divided, tmp_path, monkeypatch):
     """Of many small ones the shards, and the key by which a packing goes on, are those of counting."""
     monkeypatch.setattr(pack_module, "_AT_LEAST", 1)
-    pack(divided, tmp_path / "counted", size="original")
+    pack_dataset(divided, tmp_path / "counted", size="original")
     before = json.loads((tmp_path / "counted" / "pack.json").read_text())
     sizes = [path.stat().st_size for path in (divided / "train").rglob("*.jpg")]
     monkeypatch.setattr(pack_module, "_SHARD_FILES", 5 * max(sizes))
-    done = pack(divided, tmp_path / "packed", size="original")
+    done = pack_dataset(divided, tmp_path / "packed", size="original")
     assert done["shards"] >= 6
     assert done["key"] != before["key"]
     assert stored(tmp_path / "packed") == stored(tmp_path / "counted")
     for path in (tmp_path / "packed" / "train").glob("*.bin"):
         assert path.stat().st_size < 5 * max(sizes) + 1000
-    assert pack(divided, tmp_path / "packed", size="original")["resumed"]
-    assert pack(divided, tmp_path / "small", size=32)["shards"] == 2  # pictures of at most 256 pixels are counted
+    assert pack_dataset(divided, tmp_path / "packed", size="original")["resumed"]
+    assert (
+        pack_dataset(divided, tmp_path / "small", size=32)["shards"] == 2
+    )  # pictures of at most 256 pixels are counted
     monkeypatch.setattr(pack_module, "_SHARD_FILES", sum(sizes))
-    assert pack(divided, tmp_path / "all", size="original")["key"] == before["key"]
+    assert pack_dataset(divided, tmp_path / "all", size="original")["key"] == before["key"]
 
 
 def test_a_shard_too_large_for_its_index_is_refused(divided, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "_MOST", 1000)
     with pytest.raises(UserError, match=r"litdata counts to 4.*--size"):
-        pack(divided, tmp_path / "packed")
+        pack_dataset(divided, tmp_path / "packed")
 
 
 def test_quality_decides_the_size(pictures, tmp_path):
-    sizes = [pack(pictures, tmp_path / str(q), quality=q)["bytes"] for q in (30, 60, 95)]
+    sizes = [pack_dataset(pictures, tmp_path / str(q), quality=q)["bytes"] for q in (30, 60, 95)]
     assert sizes == sorted(sizes)
     assert sizes[0] < 0.6 * sizes[2]
 
@@ -142,22 +144,22 @@ def test_pictures_are_put_upright(pictures, tmp_path):
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(pictures / "sky" / "0.jpg", exif=exif)
-    pack(pictures, tmp_path / "packed")
-    part = open_pack(tmp_path / "packed").splits["train"]
-    assert image_size(part.stored(part.names.index("sky/0.jpg"))) == (36, 40)
+    pack_dataset(pictures, tmp_path / "packed")
+    part = open_packed(tmp_path / "packed").splits["train"]
+    assert image_size(part.raw(part.names.index("sky/0.jpg"))) == (36, 40)
 
 
 def test_statistics_are_those_that_are_measured(divided, tmp_path):
     for name, kind in (("p", "uint8"), ("j", "jpeg")):
-        pack(divided, tmp_path / name, kind=kind, size=32)
-    geometry = Preprocess(28, 32)
-    theirs = measure(load_source("folder", divided, hold_out=False).splits["train"], geometry)
+        pack_dataset(divided, tmp_path / name, kind=kind, size=32)
+    geometry = EvalTransform(28, 32)
+    theirs = measure(load_dataset("folder", divided, hold_out=False).splits["train"], geometry)
     for name in ("p", "j"):
-        part = load_source("folder", tmp_path / name, hold_out=False).splits["train"]
+        part = load_dataset("folder", tmp_path / name, hold_out=False).splits["train"]
         ours = measure(part, geometry)
         assert torch.equal(ours.mean_image, theirs.mean_image)
         assert np.allclose(ours.covariance, theirs.covariance, rtol=1e-12)
-    other = measure(part, Preprocess(20, 24))  # of another size they are measured
+    other = measure(part, EvalTransform(20, 24))  # of another size they are measured
     assert other.mean_image.shape == (3, 24, 24)
     some = part.take(np.arange(10))
     assert not torch.equal(measure(some, geometry).mean_image, theirs.mean_image)
@@ -173,37 +175,37 @@ def test_decoded_sets_are_packed_as_they_are(tmp_path):
         (folder / f"{stem}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
         labels = (np.arange(count) % 10).astype(np.uint8)
         (folder / f"{stem}-labels-idx1-ubyte").write_bytes(np.array([2049, count], ">u4").tobytes() + labels.tobytes())
-    done = pack(folder, tmp_path / "packed", kind="uint8")
+    done = pack_dataset(folder, tmp_path / "packed", kind="uint8")
     assert done["form"]["side"] == 28
     assert done["form"]["channels"] == 1
-    theirs = load_source("fashion-mnist", folder, seed=1)
-    ours = load_source("fashion-mnist", tmp_path / "packed", seed=1)
+    theirs = load_dataset("fashion-mnist", folder, seed=1)
+    ours = load_dataset("fashion-mnist", tmp_path / "packed", seed=1)
     assert (ours.channels, ours.classes) == (1, theirs.classes)
     for split in ("train", "val", "test"):
         kept, given = ours.splits[split], theirs.splits[split]
-        assert isinstance(given, Arrays)
+        assert isinstance(given, ImageArrays)
         assert kept.names == given.names
-        assert np.array_equal(kept.stored(3)[..., 0], given.images[3, 0].numpy())
+        assert np.array_equal(kept.raw(3)[..., 0], given.images[3, 0].numpy())
 
 
 def test_archives_and_tables_of_labels_are_packed(pictures, tmp_path):
     with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
         archive.add(pictures, "pictures")
-    assert pack(tmp_path / "pictures.tar", tmp_path / "a")["images"] == {"train": 24}
+    assert pack_dataset(tmp_path / "pictures.tar", tmp_path / "a")["images"] == {"train": 24}
     labels = tmp_path / "labels.csv"
     rows = [(path.relative_to(tmp_path).as_posix(), f"x{i % 2}") for i, path in enumerate(pictures.rglob("*.jpg"))]
     labels.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows))
-    done = pack(pictures.parent, tmp_path.with_name(tmp_path.name + "-b"), labels=labels)
+    done = pack_dataset(pictures.parent, tmp_path.with_name(tmp_path.name + "-b"), labels=labels)
     assert done["classes"] == ["x0", "x1"]
 
 
 def test_a_test_set_alone_is_packed_for_evaluation(divided, tmp_path):
     shutil.rmtree(divided / "train")
-    pack(divided, tmp_path / "packed")
+    pack_dataset(divided, tmp_path / "packed")
     source = load_for_evaluation("folder", tmp_path / "packed")
     assert {split: len(part) for split, part in source.splits.items()} == {"test": 9}
     with pytest.raises(UserError, match="without a train/"):
-        load_source("folder", tmp_path / "packed")
+        load_dataset("folder", tmp_path / "packed")
 
 
 # ── what may happen ───────────────────────────────────────────────────────────────────────────────────────────
@@ -224,7 +226,7 @@ def test_pictures_that_cannot_be_read_are_listed_and_left_out(divided, tmp_path,
         ("train/sky/0.jpg", "train"), ("test/sky/1.jpg", "test"), ("test/sky/2.jpg", "test"),
     ]  # fmt: skip
     assert "cut short" in rows[0]["reason"]
-    source = load_source("folder", tmp_path / "packed")
+    source = load_dataset("folder", tmp_path / "packed")
     assert "train/sky/0.jpg" not in source.splits["train"].names + source.splits["val"].names
     assert "3 pictures could not be read" in source.notes[0]
 
@@ -241,7 +243,7 @@ def test_pictures_that_cannot_be_read_are_listed_and_left_out(divided, tmp_path,
 def test_a_picture_of_an_extreme_shape_stops_nothing(divided, tmp_path, shape, words, reason):
     """Resized whole, the last two would take 12 GB."""
     Image.new("RGB", shape).save(divided / "train" / "sky" / "strip.png")
-    done = pack(divided, tmp_path / "packed", **words)
+    done = pack_dataset(divided, tmp_path / "packed", **words)
     assert (done["failed"], done["images"]["train"]) == (1, 24)
     with open(tmp_path / "packed" / "failed.csv", newline="") as file:
         (row,) = csv.DictReader(file)
@@ -252,9 +254,9 @@ def test_a_picture_of_an_extreme_shape_stops_nothing(divided, tmp_path, shape, w
 def test_a_class_that_lost_all_pictures_can_be_packed_but_not_learnt(divided, tmp_path):
     for path in (divided / "train" / "sky").iterdir():
         path.write_bytes(b"no")
-    assert pack(divided, tmp_path / "packed")["failed"] == 8
+    assert pack_dataset(divided, tmp_path / "packed")["failed"] == 8
     with pytest.raises(UserError, match=r"no picture of class 'sky'.*failed\.csv"):
-        load_source("folder", tmp_path / "packed")
+        load_dataset("folder", tmp_path / "packed")
     assert len(load_for_evaluation("folder", tmp_path / "packed").splits["test"]) == 9
 
 
@@ -262,12 +264,12 @@ def test_nothing_readable_is_an_error(pictures, tmp_path):
     for path in pictures.rglob("*.jpg"):
         path.write_bytes(b"no")
     with pytest.raises(UserError, match="None of the 24 pictures"):
-        pack(pictures, tmp_path / "packed", size=32)
+        pack_dataset(pictures, tmp_path / "packed", size=32)
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_files(divided, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
-    pack(divided, whole, kind="uint8")
+    pack_dataset(divided, whole, kind="uint8")
     write, put, target = pack_module.write_shard, writer.put, tmp_path / "packed"
     calls = {"write_shard": 0, "put": 0}
 
@@ -284,23 +286,23 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(divided, tmp_path, monkey
         calls["write_shard"] = 0
         monkeypatch.setattr(pack_module, "write_shard", stop("write_shard", write, after))
         with pytest.raises(KeyboardInterrupt):
-            pack(divided, target, kind="uint8")
+            pack_dataset(divided, target, kind="uint8")
         with pytest.raises(UserError, match="is not finished"):
-            load_source("folder", target)
+            load_dataset("folder", target)
     monkeypatch.setattr(pack_module, "write_shard", write)
     calls["put"] = 0  # between a shard and its facts
     monkeypatch.setattr(writer, "put", stop("put", put, 2))
     with pytest.raises(KeyboardInterrupt):
-        pack(divided, target, kind="uint8")
+        pack_dataset(divided, target, kind="uint8")
     monkeypatch.setattr(writer, "put", put)
     calls["put"] = 0  # as the tables are written
     monkeypatch.setattr(manifest, "put", stop("put", put, 3))
     with pytest.raises(KeyboardInterrupt):
-        pack(divided, target, kind="uint8")
+        pack_dataset(divided, target, kind="uint8")
     monkeypatch.setattr(manifest, "put", put)
     made = []
     monkeypatch.setattr(pack_module, "write_shard", lambda task: made.append(task) or write(task))
-    done = pack(divided, target, kind="uint8")
+    done = pack_dataset(divided, target, kind="uint8")
     assert done["resumed"]
     assert made == []  # all shards were there
     assert files_of(target) == files_of(whole)
@@ -311,38 +313,38 @@ def test_shards_whose_facts_are_torn_are_made_again(divided, tmp_path, monkeypat
     target = tmp_path / "packed"
     monkeypatch.setattr(pack_module, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        pack(divided, target)
+        pack_dataset(divided, target)
     monkeypatch.undo()
     facts = target / WORK / "train-1.npz"
     facts.write_bytes(facts.read_bytes()[:-50])
     (target / "train" / "chunk-0-2.bin").write_bytes(b"")
-    pack(divided, target)
-    pack(divided, tmp_path / "whole")
+    pack_dataset(divided, target)
+    pack_dataset(divided, tmp_path / "whole")
     assert files_of(target) == files_of(tmp_path / "whole")
 
 
 def test_given_again_it_does_nothing_or_mends(divided, tmp_path, monkeypatch):
     target = tmp_path / "packed"
-    pack(divided, target)
+    pack_dataset(divided, target)
     before = files_of(target)
     made, write = [], pack_module.write_shard
     monkeypatch.setattr(pack_module, "write_shard", lambda task: made.append(task) or write(task))
-    assert pack(divided, target)["resumed"]
+    assert pack_dataset(divided, target)["resumed"]
     assert made == []
     shard = target / "train" / "chunk-0-2.bin"
     shard.write_bytes(b"\0" * 100)
     (target / "test" / "chunk-0-0.bin").unlink()
-    pack(divided, target)
+    pack_dataset(divided, target)
     assert len(made) == 2
     assert files_of(target) == before
     (target / "train" / "samples.parquet").write_bytes(b"no")
-    pack(divided, target)
+    pack_dataset(divided, target)
     assert files_of(target) == before
 
 
 def test_stopped_as_it_begins_to_mend_it_goes_on(divided, tmp_path, monkeypatch):
     target, unlink = tmp_path / "packed", Path.unlink
-    pack(divided, target)
+    pack_dataset(divided, target)
     before = files_of(target)
     (target / "train" / "samples.parquet").write_bytes(b"no")
 
@@ -353,34 +355,34 @@ def test_stopped_as_it_begins_to_mend_it_goes_on(divided, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Path, "unlink", stopped)
     with pytest.raises(KeyboardInterrupt):
-        pack(divided, target)
+        pack_dataset(divided, target)
     monkeypatch.undo()
-    pack(divided, target)
+    pack_dataset(divided, target)
     assert files_of(target) == before
 
 
 def test_mending_from_changed_pictures_is_refused(divided, tmp_path):
     target = tmp_path / "packed"
-    pack(divided, target)
+    pack_dataset(divided, target)
     (target / "train" / "chunk-0-0.bin").unlink()
     make_picture(divided / "train" / "apple" / "0.jpg", 1, 99)
     with pytest.raises(UserError, match="have changed since"):
-        pack(divided, target)
+        pack_dataset(divided, target)
 
 
 def test_other_words_for_the_same_folder_are_refused(divided, tmp_path, monkeypatch):
     target = tmp_path / "packed"
-    pack(divided, target)
+    pack_dataset(divided, target)
     with pytest.raises(UserError, match="holds another packed data set"):
-        pack(divided, target, quality=80)
+        pack_dataset(divided, target, quality=80)
     shutil.rmtree(target)
     monkeypatch.setattr(pack_module, "write_shard", lambda task: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        pack(divided, target)
+        pack_dataset(divided, target)
     monkeypatch.undo()
     make_picture(divided / "train" / "sky" / "new.jpg", 2, 5)
     with pytest.raises(UserError, match="unfinished packing.*other pictures"):
-        pack(divided, target)
+        pack_dataset(divided, target)
 
 
 @pytest.mark.parametrize(
@@ -401,28 +403,28 @@ def test_words_that_make_no_sense(divided, tmp_path, capsys, words, says):
 
 
 def test_folders_that_cannot_be_packed_into(divided, tmp_path):
-    pack(divided, tmp_path / "packed")
+    pack_dataset(divided, tmp_path / "packed")
     with pytest.raises(UserError, match="is packed already"):
-        pack(tmp_path / "packed", tmp_path / "again")
+        pack_dataset(tmp_path / "packed", tmp_path / "again")
     for inside in (divided / "packed", divided, divided.parent):
         with pytest.raises(UserError, match="lie in each other"):
-            pack(divided, inside)
+            pack_dataset(divided, inside)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
-        pack(divided, tmp_path / "file")
+        pack_dataset(divided, tmp_path / "file")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").touch()
     with pytest.raises(UserError, match="is not empty"):
-        pack(divided, tmp_path / "full")
+        pack_dataset(divided, tmp_path / "full")
     with pytest.raises(UserError, match="There is no folder"):
-        pack(tmp_path / "nowhere", tmp_path / "new")
+        pack_dataset(tmp_path / "nowhere", tmp_path / "new")
 
 
 def test_a_disk_that_is_too_small_or_full_is_told(divided, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="0.0 GB free"):
-        pack(divided, tmp_path / "a", kind="uint8")
+        pack_dataset(divided, tmp_path / "a", kind="uint8")
     monkeypatch.undo()
 
     def full(*_):
@@ -430,16 +432,16 @@ def test_a_disk_that_is_too_small_or_full_is_told(divided, tmp_path, monkeypatch
 
     monkeypatch.setattr(writer, "_write", full)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\).*goes on"):
-        pack(divided, tmp_path / "b")
+        pack_dataset(divided, tmp_path / "b")
     monkeypatch.undo()
-    pack(divided, tmp_path / "b")
+    pack_dataset(divided, tmp_path / "b")
     assert len(stored(tmp_path / "b")) == 24
 
 
 def test_without_litdata_it_says_what_to_install(divided, tmp_path, monkeypatch):
     monkeypatch.setattr(pack_module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[scale\]'"):
-        pack(divided, tmp_path / "packed")
+        pack_dataset(divided, tmp_path / "packed")
 
 
 def test_litdata_of_another_layout_is_noticed(divided, tmp_path, monkeypatch):
@@ -448,16 +450,16 @@ def test_litdata_of_another_layout_is_noticed(divided, tmp_path, monkeypatch):
     written = BinaryWriter.write_chunk_to_file
     monkeypatch.setattr(BinaryWriter, "write_chunk_to_file", lambda self, data, *a, **k: written(self, b"x" + data, *a))
     with pytest.raises(RuntimeError, match="shards of another kind"):
-        pack(divided, tmp_path / "packed")
+        pack_dataset(divided, tmp_path / "packed")
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_processes_make_the_same_files_and_killed_ones_are_told(divided, tmp_path, monkeypatch):
-    pack(divided, tmp_path / "alone")
+    pack_dataset(divided, tmp_path / "alone")
     monkeypatch.setattr(pack_module, "_WORTH_A_PROCESS", 1)
-    pack(divided, tmp_path / "two", workers=2)
+    pack_dataset(divided, tmp_path / "two", workers=2)
     assert files_of(tmp_path / "two") == files_of(tmp_path / "alone")
 
     def kill_workers(done: int, total: int, what: str) -> None:
@@ -465,8 +467,8 @@ def test_processes_make_the_same_files_and_killed_ones_are_told(divided, tmp_pat
             os.kill(process.pid, signal.SIGKILL)
 
     with pytest.raises(UserError, match="was killed"):
-        pack(divided, tmp_path / "killed", workers=2, progress=kill_workers)
-    pack(divided, tmp_path / "killed", workers=1)
+        pack_dataset(divided, tmp_path / "killed", workers=2, progress=kill_workers)
+    pack_dataset(divided, tmp_path / "killed", workers=1)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "alone")
 
 
@@ -489,8 +491,8 @@ def test_killed_outright_it_leaves_no_process_and_goes_on(divided, tmp_path):
     while left := [p for p in _session(process.pid) if p != process.pid]:
         assert time.monotonic() < deadline, f"{left} live on"
         time.sleep(0.05)
-    pack(divided, target)
-    pack(divided, tmp_path / "whole")
+    pack_dataset(divided, target)
+    pack_dataset(divided, tmp_path / "whole")
     assert files_of(target) == files_of(tmp_path / "whole")
 
 
@@ -515,7 +517,7 @@ def test_packed_pixels_train_exactly_as_the_folder_does(divided, tmp_path, monke
     for i, path in enumerate(sorted(divided.rglob("*.jpg"))):
         path.unlink()
         make_picture(path.with_suffix(".png"), i % 3, i, size=(32, 32))
-    pack(divided, tmp_path / "packed", kind="uint8")
+    pack_dataset(divided, tmp_path / "packed", kind="uint8")
     settings = {
         "arch": "cifar", "width": 0.1, "epochs": 2, "batch_size": 8, "crop": "random", "crop_pct": 28 / 32,
         "image_size": 28, "flip": True, "dropout": 0.0, "progress": Silent(), "limit_steps": 4, "workers": 0,
@@ -532,8 +534,8 @@ def test_packed_pixels_train_exactly_as_the_folder_does(divided, tmp_path, monke
 
 
 def test_pixels_are_those_of_evaluation(divided, tmp_path):
-    pack(divided, tmp_path / "packed", kind="uint8", size=30)
-    part = open_pack(tmp_path / "packed").splits["test"]
+    pack_dataset(divided, tmp_path / "packed", kind="uint8", size=30)
+    part = open_packed(tmp_path / "packed").splits["test"]
     for i in (0, 8):
-        picture = decode(divided / part.names[i])
-        assert np.array_equal(part.stored(i).transpose(2, 0, 1), Preprocess(30).pixels(picture))
+        picture = decode_image(divided / part.names[i])
+        assert np.array_equal(part.raw(i).transpose(2, 0, 1), EvalTransform(30).eval_array(picture))

@@ -12,19 +12,19 @@ from PIL import Image
 
 from alexnet.data import image_folder, loader
 from alexnet.data.augment import Augment, augment
-from alexnet.data.dataset import Arrays, Files
-from alexnet.data.datasets import load_source, read_files
-from alexnet.data.decode import BadImage, decode
+from alexnet.data.dataset import ImageArrays, ImageFiles
+from alexnet.data.datasets import decode_files, load_dataset
+from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.loader import FromFiles, InMemory
 from alexnet.data.shards import manifest, reader
-from alexnet.data.shards.manifest import open_pack
-from alexnet.data.shards.pack import pack
-from alexnet.data.shards.reader import Packed, read_index
-from alexnet.data.transforms import Preprocess
+from alexnet.data.shards.manifest import open_packed
+from alexnet.data.shards.pack import pack_dataset
+from alexnet.data.shards.reader import PackedImages, read_index
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import sha256_of
+from alexnet.files import sha256_file
 
-PREPROCESS = Preprocess(24, 32)
+PREPROCESS = EvalTransform(24, 32)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,14 @@ def pictures(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pixels(pictures, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("pixels") / "packed"
-    pack(pictures, target, kind="uint8", size=32)
+    pack_dataset(pictures, target, kind="uint8", size=32)
     return target
 
 
 @pytest.fixture(scope="module")
 def jpegs(pictures, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("jpegs") / "packed"
-    pack(pictures, target, size=32)
+    pack_dataset(pictures, target, size=32)
     return target
 
 
@@ -65,20 +65,20 @@ def copied(source: Path, target: Path) -> Path:
 def mend_sum(data: Path, shard: Path) -> None:
     """As if it had been packed so."""
     about = json.loads((data / "pack.json").read_text())
-    about["sha256"][shard.relative_to(data).as_posix()] = sha256_of(shard)
+    about["sha256"][shard.relative_to(data).as_posix()] = sha256_file(shard)
     (data / "pack.json").write_text(json.dumps(about))
 
 
-def train_of(data: Path) -> Packed:
-    return open_pack(data).splits["train"]
+def train_of(data: Path) -> PackedImages:
+    return open_packed(data).splits["train"]
 
 
 # ── the same pictures ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_pixels_are_what_evaluation_reads(pictures, pixels):
-    files = image_folder.scan(pictures).splits["val"]
-    manifest = open_pack(pixels).splits["val"]
+    files = image_folder.scan_class_folders(pictures).splits["val"]
+    manifest = open_packed(pixels).splits["val"]
     assert manifest.names == files.names
     assert torch.equal(manifest.targets, files.targets)
     theirs = list(FromFiles(files, PREPROCESS, batch_size=4).batches(0))
@@ -93,7 +93,7 @@ def test_pixels_are_what_evaluation_reads(pictures, pixels):
     "cfg",
     [
         Augment(crop="random", flip=True),
-        Augment(crop="random", flip=True, crop_chunk=3),
+        Augment(crop="random", flip=True, crop_group=3),
         Augment(crop="none", flip=True),
         Augment(crop="random", flip=True, jitter=(0.3, 0.3, 0.3)),
         Augment(crop="pad", padding=2, flip=True),
@@ -101,7 +101,7 @@ def test_pixels_are_what_evaluation_reads(pictures, pixels):
 )
 def test_crops_from_the_map_are_those_that_pictures_in_memory_get(pixels, cfg):
     manifest = train_of(pixels)
-    arrays = read_files(manifest, PREPROCESS, cfg)
+    arrays = decode_files(manifest, PREPROCESS, cfg)
     kinds = {"batch_size": 7, "shuffle": True, "seed": 3}
     for epoch in (0, 5):
         mapped, in_memory = FromFiles(manifest, PREPROCESS, cfg, **kinds), InMemory(arrays, PREPROCESS, cfg, **kinds)
@@ -110,8 +110,8 @@ def test_crops_from_the_map_are_those_that_pictures_in_memory_get(pixels, cfg):
         for ours, theirs in pairs:
             assert torch.equal(ours.ids, theirs.ids)
             assert torch.equal(ours.targets, theirs.targets)
-            a = augment(ours.images, ours.ids, epoch, 3, mapped.on_device, 24)
-            b = augment(theirs.images, theirs.ids, epoch, 3, in_memory.on_device, 24)
+            a = augment(ours.images, ours.ids, epoch, 3, mapped.device_augment, 24)
+            b = augment(theirs.images, theirs.ids, epoch, 3, in_memory.device_augment, 24)
             assert torch.equal(a, b)
 
 
@@ -120,7 +120,7 @@ def test_no_more_than_the_crop_leaves_the_loader(pixels):
     batch = next(loader.batches(0))
     assert batch.images.shape == (8, 3, 24, 24)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    assert (loader.on_device.crop, loader.on_device.flip) == ("none", False)
+    assert (loader.device_augment.crop, loader.device_augment.flip) == ("none", False)
 
 
 def same(a, b):
@@ -146,30 +146,30 @@ def test_every_picture_once_with_any_workers_from_any_place(request, kind, worke
 
 def test_other_sizes_are_resized(pixels):
     manifest = train_of(pixels)
-    batch = next(FromFiles(manifest, Preprocess(16, 20), Augment(crop="random"), batch_size=5).batches(0))
+    batch = next(FromFiles(manifest, EvalTransform(16, 20), Augment(crop="random"), batch_size=5).batches(0))
     assert batch.images.shape == (5, 3, 20, 20)
     resized = next(FromFiles(manifest, PREPROCESS, Augment(crop="resized"), batch_size=5).batches(0))
     assert resized.images.shape == (5, 3, 24, 24)
-    grey = Preprocess(24, 32, channels=1, mean=(0.5,), std=(0.5,))
+    grey = EvalTransform(24, 32, channels=1, mean=(0.5,), std=(0.5,))
     batch = next(FromFiles(manifest, grey, batch_size=5).batches(0))
-    luma = np.asarray(decode(manifest.stored(0)).convert("L"))[4:28, 4:28]
+    luma = np.asarray(decode_image(manifest.raw(0)).convert("L"))[4:28, 4:28]
     assert np.array_equal(batch.images[0, 0], luma)
 
 
 def test_jpegs_are_near_the_pictures(pictures, jpegs):
-    files, manifest = image_folder.scan(pictures).splits["train"], train_of(jpegs)
-    grey = Preprocess(24, 32, channels=1, mean=(0.5,), std=(0.5,))  # JPEG has half of the colours' resolution
-    theirs, ours = (read_files(part, grey).images.float() for part in (files, manifest))
-    assert isinstance(manifest.stored(0), bytes)
+    files, manifest = image_folder.scan_class_folders(pictures).splits["train"], train_of(jpegs)
+    grey = EvalTransform(24, 32, channels=1, mean=(0.5,), std=(0.5,))  # JPEG has half of the colours' resolution
+    theirs, ours = (decode_files(part, grey).images.float() for part in (files, manifest))
+    assert isinstance(manifest.raw(0), bytes)
     assert 0 < (ours - theirs).abs().mean() < 4
 
 
 def test_a_part_is_taken_in_order(pixels):
     manifest = train_of(pixels)
     part = manifest.take(np.array([7, 2])).take(np.array([1, 0]))
-    assert isinstance(part, Packed)
+    assert isinstance(part, PackedImages)
     assert part.names == [manifest.names[2], manifest.names[7]]
-    assert np.array_equal(part.stored(1), manifest.stored(7))
+    assert np.array_equal(part.raw(1), manifest.raw(7))
     assert part.statistics() is None
     assert manifest.statistics() is not None
 
@@ -185,10 +185,10 @@ def test_few_shards_are_open_at_a_time(pixels, monkeypatch):
 
 def test_shards_go_to_other_processes_unmapped(pixels):
     manifest = train_of(pixels)
-    manifest.stored(0)
+    manifest.raw(0)
     there = pickle.loads(pickle.dumps(manifest))
     assert there.shards.shard.cache_info().currsize == 0
-    assert np.array_equal(there.stored(29), manifest.stored(29))
+    assert np.array_equal(there.stored(29), manifest.raw(29))
 
 
 def test_litdata_reads_the_shards(pixels, jpegs, tmp_path, monkeypatch):
@@ -202,7 +202,7 @@ def test_litdata_reads_the_shards(pixels, jpegs, tmp_path, monkeypatch):
         for i in (0, 13, 29):
             image, label = theirs[i]
             assert label == manifest.targets[i] == manifest.shards.label(i)
-            ours = manifest.stored(i)
+            ours = manifest.raw(i)
             assert image == (ours if isinstance(ours, bytes) else ours.tobytes())
 
 
@@ -223,7 +223,7 @@ def test_a_shard_that_is_cut_short_changed_or_gone_is_named(pixels, jpegs, tmp_p
                 whole[200] ^= 1
                 shard.write_bytes(whole)
             with pytest.raises(UserError, match=r"chunk-0-3\.bin is damaged.*alexnet pack"):
-                load_source("folder", target)
+                load_dataset("folder", target)
 
 
 @pytest.mark.parametrize("name", ["pack.json", "train/index.json", "train/samples.parquet", "mean_image.npy"])
@@ -232,7 +232,7 @@ def test_damaged_companions_are_named(pixels, tmp_path, name, what):
     target = copied(pixels, tmp_path / "copy")
     (target / name).write_bytes(what)
     with pytest.raises(UserError, match=f"{name} is damaged"):
-        load_source("folder", target)
+        load_dataset("folder", target)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -241,7 +241,7 @@ def test_damage_that_shows_later_is_told_from_workers_too(pixels, jpegs, tmp_pat
     target = copied(pixels, tmp_path / "pixels")
     shard = target / "train" / "chunk-0-3.bin"
     shard.write_bytes(b"\xff" * 8 + shard.read_bytes()[8:])
-    source = load_source("folder", target)
+    source = load_dataset("folder", target)
     loader = FromFiles(source.splits["train"], PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers)
     with pytest.raises(UserError, match=r"^\S*chunk-0-3\.bin is damaged \(its head"):
         list(loader.batches(0))
@@ -253,11 +253,11 @@ def test_damage_that_shows_later_is_told_from_workers_too(pixels, jpegs, tmp_pat
     data[start : start + 4] = b"abcd"
     shard.write_bytes(data)
     mend_sum(target, shard)
-    files = load_source("folder", target).splits["train"]
+    files = load_dataset("folder", target).splits["train"]
     with pytest.raises(BadImage, match=r"\.png in .*chunk-0-3\.bin: it is not an image"):
         list(FromFiles(files, PREPROCESS, batch_size=4, workers=workers).batches(0))
     with pytest.raises(BadImage, match=r"\.png in .*chunk-0-3\.bin"):
-        read_files(files, PREPROCESS)
+        decode_files(files, PREPROCESS)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -270,7 +270,7 @@ def test_a_flipped_bit_of_large_data_is_noticed_where_it_is_read(request, kind, 
     data = bytearray(shard.read_bytes())
     data[-100] ^= 1
     shard.write_bytes(data)
-    files = load_source("folder", target).splits["train"]
+    files = load_dataset("folder", target).splits["train"]
     with pytest.raises(UserError, match=r"^\S*chunk-0-3\.bin is damaged \(its checksum differs\).*alexnet pack"):
         list(FromFiles(files, PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers).batches(0))
 
@@ -315,7 +315,7 @@ def test_pickles_in_shards_are_refused_and_never_run(pixels, tmp_path, monkeypat
     about["images"] = {"train": 1}
     (target / "pack.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match=r"index\.json names data of the form \['pickle', 'int'\]"):
-        load_source("folder", target)
+        load_dataset("folder", target)
     assert not mark.exists()
 
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -363,15 +363,15 @@ def test_an_item_that_claims_another_length_is_refused(jpegs, tmp_path, monkeypa
     shard.write_bytes(data)
     mend_sum(target, shard)
     with pytest.raises(UserError, match="another length"):
-        load_source("folder", target).splits["train"].stored(0)
+        load_dataset("folder", target).splits["train"].raw(0)
 
 
 def test_pixels_cut_to_squares_are_not_stretched(pixels, jpegs):
-    stretched = Preprocess(24, 32, stretch=True)
+    stretched = EvalTransform(24, 32, squash=True)
     with pytest.raises(UserError, match="--format jpeg"):
         FromFiles(train_of(pixels), stretched, batch_size=4)
     with pytest.raises(UserError, match="--format jpeg"):
-        read_files(train_of(pixels), stretched)
+        decode_files(train_of(pixels), stretched)
     assert len(FromFiles(train_of(jpegs), stretched, batch_size=4)) == 8
 
 
@@ -385,10 +385,10 @@ def test_in_a_worker_batches_are_made_in_shared_memory(monkeypatch):
 
 
 def test_small_packed_data_is_kept_in_memory_like_any_other(pixels):
-    source = load_source("folder", pixels)
+    source = load_dataset("folder", pixels)
     assert loader.memory_plan(source, 32)
-    held = read_files(source.splits["train"], PREPROCESS, Augment(crop="random"))
-    assert isinstance(held, Arrays)
-    assert not isinstance(source.splits["train"], Arrays)
-    assert isinstance(source.splits["train"], Files)
+    held = decode_files(source.splits["train"], PREPROCESS, Augment(crop="random"))
+    assert isinstance(held, ImageArrays)
+    assert not isinstance(source.splits["train"], ImageArrays)
+    assert isinstance(source.splits["train"], ImageFiles)
     assert held.images.shape == (30, 3, 32, 32)

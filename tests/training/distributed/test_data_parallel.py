@@ -17,21 +17,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alexnet.checkpoint import read_model, read_training
+from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.cli import run as alexnet
 from alexnet.errors import ProcessLost, TrainingFailed, UserError
 from alexnet.models.model import build
 from alexnet.run_dir import Run
 from alexnet.training import api, trainer
 from alexnet.training.api import resume, train
-from alexnet.training.distributed import begin, data_parallel
-from alexnet.training.distributed.base import Single
+from alexnet.training.distributed import data_parallel, make_parallel
+from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
-from alexnet.training.setup import prepare
+from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
 from alexnet.training.step import TrainStep
-from alexnet.training.trainer import Loop
+from alexnet.training.trainer import Trainer
 from helpers import make_folder
 from spawned import Processes, torchrun
 
@@ -69,17 +69,17 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(root / "train", count=51).parent
 
 
-def make_loop(parallel: Single, settings: dict[str, Any]) -> Loop:
+def make_loop(parallel: SingleProcess, settings: dict[str, Any]) -> Trainer:
     recipe = named_recipe("folder" if "data" in settings else "digits")
-    prepared = prepare(replace(recipe, **settings), Silent(), parallel=parallel)
+    prepared = prepare_training(replace(recipe, **settings), Silent(), parallel=parallel)
     torch.manual_seed(0)
-    trainer = Loop(prepared, Run(Path()), build(prepared.spec), Silent())
+    trainer = Trainer(prepared, Run(Path()), build(prepared.spec), Silent())
     trainer.train_step.train()
     return trainer
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:
-    return read_model(Run(run).named_checkpoint("last")).model.state_dict()
+    return load_checkpoint(Run(run).named_checkpoint("last")).model.state_dict()
 
 
 def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -92,18 +92,18 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 def curve(settings: dict[str, Any], steps: int) -> dict[str, Any]:
     """Loss and hits of each step, the pictures that this process read, and the weights after the last."""
-    with closing(begin("auto", "cpu")) as parallel:
+    with closing(make_parallel("auto", "cpu")) as parallel:
         trainer = make_loop(parallel, settings)
         length = len(trainer.prepared.train)
         found = []
         read: list[int] = []
         for step in range(steps):
-            batch = next(parallel.reading(trainer.prepared.train.batches(step // length, start=step % length)))
+            batch = next(parallel.sync_data_errors(trainer.prepared.train.batches(step // length, start=step % length)))
             loss, hits = trainer._train_step(batch, step // length)
             trainer.position.step += 1
             found.append(torch.stack([loss, hits.float()]))
-            read += batch.ids[len(batch.ids) - batch.place.size :].tolist() if step < length else []
-        losses, hits = parallel.total(torch.stack(found)).T.tolist()
+            read += batch.ids[len(batch.ids) - batch.row_range.size :].tolist() if step < length else []
+        losses, hits = parallel.all_reduce_sum(torch.stack(found)).T.tolist()
         return {"losses": losses, "hits": hits, "read": read, "weights": trainer.model.state_dict()}
 
 
@@ -152,7 +152,7 @@ def test_in_double_precision_weights_are_those_of_one_process(processes: Process
 
 
 def count_exchanges(accumulate: int) -> int:
-    with closing(begin("data", "cpu")) as parallel:
+    with closing(make_parallel("data", "cpu")) as parallel:
         trainer = make_loop(parallel, {**PLAIN, "accumulate": accumulate})
         sent = []
 
@@ -168,18 +168,18 @@ def count_exchanges(accumulate: int) -> int:
 def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(processes: Processes) -> None:
     whole, parts = processes(2, count_exchanges, 1), processes(2, count_exchanges, 4)
     assert whole == parts
-    assert whole[0] == sum(p.numel() for p in make_loop(Single(), PLAIN).model.parameters())
+    assert whole[0] == sum(p.numel() for p in make_loop(SingleProcess(), PLAIN).model.parameters())
 
 
 def batch_norm() -> dict[str, Any]:
-    with closing(begin("data", "cpu")) as parallel:
+    with closing(make_parallel("data", "cpu")) as parallel:
         trainer = make_loop(parallel, {**PLAIN, "norm": "batch", "batch_size": 64})
         for step, batch in zip(range(3), trainer.prepared.train.batches(0), strict=False):
             trainer.train_step(batch, 0, step, trainer._plan(step))
         own = {k: t.clone() for k, t in trainer.model.state_dict().items() if "running" in k}
-        parallel.level(trainer.model)
+        parallel.sync_buffers(trainer.model)
         level = {k: t.clone() for k, t in trainer.model.state_dict().items() if "running" in k}
-        return {"said": parallel.remarks(trainer.model), "own": own, "level": level}
+        return {"said": parallel.warnings(trainer.model), "own": own, "level": level}
 
 
 def test_batch_norm_says_that_it_sees_its_part_alone_and_evaluates_alike_everywhere(processes: Processes) -> None:
@@ -195,7 +195,7 @@ def test_batch_norm_says_that_it_sees_its_part_alone_and_evaluates_alike_everywh
 
 
 def evaluate() -> Any:
-    with closing(begin("auto", "cpu")) as parallel:
+    with closing(make_parallel("auto", "cpu")) as parallel:
         outputs = make_loop(parallel, PLAIN)._evaluate("val")
         return outputs and (outputs.ids, outputs.targets, outputs.logits)
 
@@ -257,7 +257,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(processes: Processes,
     stopped = processes(count, run_all, tmp_path / "stopped", True)
     assert len(set(stopped)) == 1
     assert stopped[0][0] == 143
-    position = read_training(Run(tmp_path / "stopped").named_checkpoint("last"))["position"]
+    position = read_training_state(Run(tmp_path / "stopped").named_checkpoint("last"))["position"]
     assert (position["step"], position["processes"]) == (21, count)
     said = processes(count, go_on, tmp_path / "stopped")
     assert not any("sums" in sentence for sentence in said[0])
@@ -281,7 +281,7 @@ def test_with_batch_norm_no_bit_depends_on_when_checkpoints_are_written(processe
     processes(2, run_normed, tmp_path / "often", False, "3")
     processes(2, run_normed, tmp_path / "stopped", True, "1h")
     folder = Run(tmp_path / "stopped").named_checkpoint("last")
-    first, second = read_training(folder)["statistics"]
+    first, second = read_training_state(folder)["statistics"]
     assert apart(first, second) > 0
     saved = weights_of(tmp_path / "stopped")
     assert apart({k: saved[k] for k in first}, {k: (first[k] + second[k]) / 2 for k in first}) < 1e-6
@@ -304,14 +304,14 @@ def run_until_validation(folder: Path, data: Path, stop: bool) -> tuple[int, int
     """The first process, which has more to validate, is told to stop when it has validated a batch."""
     evaluated: list[int] = []
     told = stop and os.environ["RANK"] == "0"
-    gather, patience, trainer.GO_ON = data_parallel.Data.gather, trainer.GO_ON, 0.0
+    gather, patience, trainer.GO_ON = data_parallel.DataParallel.gather, trainer.GO_ON, 0.0
     try:
-        data_parallel.Data.gather = lambda self, outputs: (evaluated.append(1), gather(self, outputs))[1]
+        data_parallel.DataParallel.gather = lambda self, outputs: (evaluated.append(1), gather(self, outputs))[1]
         train("folder", data=data, out=folder, progress=StopWhileValidating() if told else Silent(), **SHORT)
     except Interrupted as error:
         return error.exit_code, len(evaluated)
     finally:
-        data_parallel.Data.gather, trainer.GO_ON = gather, patience
+        data_parallel.DataParallel.gather, trainer.GO_ON = gather, patience
     return 0, len(evaluated)
 
 
@@ -323,7 +323,7 @@ def test_a_stop_while_several_processes_validate_saves_first(processes: Processe
     assert processes(2, run_until_validation, tmp_path / "unbroken", tmp_path / "data", False) == [(0, 1)] * 2
     run = Run(tmp_path / "stopped")
     assert run.metrics() == []
-    assert read_training(run.named_checkpoint("last"))["position"]["step"] == 2
+    assert read_training_state(run.named_checkpoint("last"))["position"]["step"] == 2
     processes(2, go_on, run.path)
     assert apart(weights_of(run.path), weights_of(tmp_path / "unbroken")) == 0.0
     assert figures(run.path) == figures(tmp_path / "unbroken")
@@ -402,14 +402,14 @@ def refuse_in_one(folder: Path) -> str:
     def spoil(*_: Any, **__: Any) -> None:
         raise UserError("This machine lacks the data.")
 
-    load, last = api.prepare, os.environ["RANK"] == "1"
-    api.prepare = spoil if last else load
+    load, last = api.prepare_training, os.environ["RANK"] == "1"
+    api.prepare_training = spoil if last else load
     try:
         train("digits", out=folder, progress=Silent(), **SHORT)
     except UserError as error:
         return str(error)
     finally:
-        api.prepare = load
+        api.prepare_training = load
     raise AssertionError("it went on")
 
 
@@ -419,19 +419,19 @@ def test_what_one_process_alone_finds_wrong_all_say(processes: Processes, tmp_pa
 
 
 def read_badly() -> tuple[int, str]:
-    with closing(begin("data", "cpu")) as parallel:
+    with closing(make_parallel("data", "cpu")) as parallel:
         batches = iter(make_loop(parallel, SHORT).prepared.train.batches(0))
 
         def failing() -> Iterator[Any]:
             yield next(batches)
             yield next(batches)
-            if parallel.share.number == 1:
+            if parallel.share.rank == 1:
                 raise UserError("cat.jpg cannot be read.")
             yield from batches
 
         done = 0
         try:
-            for _ in parallel.reading(failing()):
+            for _ in parallel.sync_data_errors(failing()):
                 done += 1
         except UserError as error:
             return done, str(error)
@@ -467,9 +467,9 @@ def test_processes_that_restart_do_not_meet_the_dead(processes: Processes, tmp_p
 
 
 def wait_long() -> float:
-    with closing(begin("data", "cpu", 1.0)) as parallel:
+    with closing(make_parallel("data", "cpu", 1.0)) as parallel:
         began = time.monotonic()
-        parallel.first(lambda: time.sleep(3))
+        parallel.on_rank0(lambda: time.sleep(3))
         return time.monotonic() - began
 
 

@@ -18,19 +18,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from alexnet.checkpoint import read_model, read_training
+from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.cli import run as alexnet
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.models.architectures import architecture
 from alexnet.models.model import build, create_model
 from alexnet.run_dir import Run
 from alexnet.training.api import train
-from alexnet.training.distributed import base, begin, towers
+from alexnet.training.distributed import base, make_parallel, towers
 from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
-from alexnet.training.setup import prepare
+from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
-from alexnet.training.trainer import Loop
+from alexnet.training.trainer import Trainer
 from spawned import Processes, torchrun
 
 # Ten steps an epoch, of 126 images but for the last; the rate falls tenfold after each epoch. Many images and modest
@@ -57,10 +57,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
         yield partial(processes, 2)
 
 
-def make_loop(parallel: base.Single, settings: dict[str, Any]) -> Loop:
-    prepared = prepare(replace(named_recipe("digits"), **{**RECIPE, **settings}), Silent(), parallel=parallel)
+def make_loop(parallel: base.SingleProcess, settings: dict[str, Any]) -> Trainer:
+    prepared = prepare_training(replace(named_recipe("digits"), **{**RECIPE, **settings}), Silent(), parallel=parallel)
     torch.manual_seed(0)
-    return Loop(prepared, Run(Path()), build(prepared.spec), Silent())
+    return Trainer(prepared, Run(Path()), build(prepared.spec), Silent())
 
 
 def momenta(optimizer: dict[str, Any]) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
-def bytes_held(loop: Loop) -> int:
+def bytes_held(loop: Trainer) -> int:
     state = [t for s in loop.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
     return sum(t.numel() * t.element_size() for t in [*loop.model.parameters(), *state])
 
@@ -93,9 +93,9 @@ REAL_EXCHANGE = towers.exchange
 def train_side_by_side(settings: dict[str, Any], steps: int, talk: bool = True) -> dict[str, Any]:
     """Trains two towers, and in the first process the whole network too; how far apart they are after each step."""
     towers.exchange = REAL_EXCHANGE if talk else deaf
-    with closing(begin("towers", "cpu")) as parallel:
+    with closing(make_parallel("towers", "cpu")) as parallel:
         two = make_loop(parallel, settings)
-        one = make_loop(base.Single(), settings)
+        one = make_loop(base.SingleProcess(), settings)
         start = {name: t.clone() for name, t in one.model.state_dict().items()}
         found: dict[str, Any] = {"weights": [], "momenta": [], "rates": [], "losses": []}
         length = len(two.prepared.train)
@@ -105,8 +105,8 @@ def train_side_by_side(settings: dict[str, Any], steps: int, talk: bool = True) 
                 loss, _ = loop._train_step(batch, step // length)
                 loop.position.step += 1
             found["losses"].append(float(loss))
-            weights = parallel.whole(two.model).state_dict()
-            optimizer = parallel.whole_optimizer(two.optimizer, two.model)
+            weights = parallel.gather_model(two.model).state_dict()
+            optimizer = parallel.gather_optimizer(two.optimizer, two.model)
             if parallel.tower == 0:
                 found["weights"].append(apart(weights, one.model.state_dict()))
                 found["momenta"].append(apart(momenta(optimizer), momenta(one.optimizer.state_dict())))
@@ -166,14 +166,14 @@ def test_each_tower_owns_half(name: str) -> None:
 
 
 def compare_logits(name: str, image_size: int, num_classes: int, norm: str | None) -> float:
-    with closing(begin("towers", "cpu")) as parallel:
+    with closing(make_parallel("towers", "cpu")) as parallel:
         torch.manual_seed(0)
         # Tall enough weights that the towers hear each other in the logits.
         whole = create_model(
             name, image_size=image_size, num_classes=num_classes, width=0.125, init="kaiming", norm=norm
         ).eval()
         parallel.check(whole.spec)
-        half = parallel.split(whole)
+        half = parallel.shard_model(whole)
         x = torch.randn(3, 3, image_size, image_size)
         with torch.no_grad():
             a, b = whole(x), half(x)
@@ -193,7 +193,7 @@ def test_logits_of_the_2012_networks(both: Both, name: str, norm: str | None) ->
 
 def check_gradients() -> list[bool]:
     """`gradcheck` of what two processes compute together, as a function of inputs that both know."""
-    with closing(begin("towers", "cpu")) as parallel:
+    with closing(make_parallel("towers", "cpu")) as parallel:
         tower = parallel.tower
 
         def summed(gradient: Tensor) -> Tensor:
@@ -228,16 +228,16 @@ def test_gradients_through_the_exchange_are_right_to_the_numbers(both: Both) -> 
 
 
 def agree() -> dict[str, Any]:
-    with closing(begin("towers", "cpu")) as parallel:
+    with closing(make_parallel("towers", "cpu")) as parallel:
         tower = parallel.tower
-        found: dict[str, Any] = {"first": parallel.first(lambda: f"made by {tower}")}
+        found: dict[str, Any] = {"first": parallel.on_rank0(lambda: f"made by {tower}")}
         found["signals"] = [
-            parallel.latest(None),
-            parallel.latest(signal.SIGINT if tower == 1 else None),
-            parallel.latest(signal.SIGTERM if tower == 0 else signal.SIGINT),
+            parallel.all_reduce_max(None),
+            parallel.all_reduce_max(signal.SIGINT if tower == 1 else None),
+            parallel.all_reduce_max(signal.SIGTERM if tower == 0 else signal.SIGINT),
         ]
         try:
-            parallel.first(lambda: Run.create("x", Path(__file__), "{}"))
+            parallel.on_rank0(lambda: Run.create("x", Path(__file__), "{}"))
         except UserError as error:
             found["error"] = str(error)
         # An infinite gradient in one process: both skip the step and lower the scale.
@@ -285,7 +285,7 @@ def test_a_stop_of_one_process_stops_both_after_the_same_step(both: Both, tmp_pa
     first, second = both(stop_one, tmp_path / "run")
     assert first == second
     assert first[0] == 143
-    assert read_training(Run(tmp_path / "run").named_checkpoint("last"))["position"]["step"] == 21
+    assert read_training_state(Run(tmp_path / "run").named_checkpoint("last"))["position"]["step"] == 21
 
 
 def fill_disk(folder: Path) -> str:
@@ -351,7 +351,7 @@ def test_a_checkpoint_goes_on_in_another_number_of_processes(tmp_path: Path, mon
 
     def state(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         folder = Run(Path(name)).named_checkpoint("last")
-        return read_model(folder).model.state_dict(), read_training(folder)["optimizer"]
+        return load_checkpoint(folder).model.state_dict(), read_training_state(folder)["optimizer"]
 
     weights, optimizer = state("whole")
     for name in ("two", "one"):

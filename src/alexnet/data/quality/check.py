@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from alexnet.data import image_folder
-from alexnet.data.dataset import Arrays
+from alexnet.data.dataset import ImageArrays
 from alexnet.data.datasets import open_layout
-from alexnet.data.image_folder import Progress, class_order, read_labels
+from alexnet.data.image_folder import Progress, class_order, read_label_table
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
-from alexnet.data.quality.findings import Findings, counted, judge, refusal
-from alexnet.data.quality.inspect import PORTRAIT, Looked, look_at_files, look_at_pixels
-from alexnet.data.shards.manifest import Pack, mismatches, open_pack
+from alexnet.data.quality.findings import Findings, collect_warnings, counted, refusal
+from alexnet.data.quality.inspect import PORTRAIT, ImageInfo, inspect_arrays, inspect_files
+from alexnet.data.shards.manifest import PackedDataset, find_mismatches, open_packed
 from alexnet.data.shards.reader import FAILED
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
@@ -40,7 +40,7 @@ _CHUNK = 128  # pictures a process takes at a time
 _WORTH_A_PROCESS = 1000  # pictures: fewer are looked at before new processes have started
 
 
-def check(data: Path | None, labels: Path | None = None, progress: Progress | None = None) -> Findings:
+def check_dataset(data: Path | None, labels: Path | None = None, progress: Progress | None = None) -> Findings:
     """Look the data set over: a folder, an archive, or a table of `labels` with pictures in `data` or beside it.
 
     Only reads, but for an archive, which is unpacked into the cache. Raises `UserError` for data that is missing or
@@ -53,13 +53,13 @@ def check(data: Path | None, labels: Path | None = None, progress: Progress | No
         )
     if found.pixels is not None:
         pixels = np.ascontiguousarray(found.pixels.permute(0, 2, 3, 1).numpy())
-        found.seen = list(_look(look_at_pixels, pixels, progress))
+        found.seen = list(_look(inspect_arrays, pixels, progress))
     else:
-        found.seen = list(_look(look_at_files, [str(found.root / name) for name in found.names], progress))
+        found.seen = list(_look(inspect_files, [str(found.root / name) for name in found.names], progress))
     found.bad += [(n, s.reason) for n, s in zip(found.names, found.seen, strict=True) if s.reason is not None]
     found.exact, found.near = _duplicates(found.seen)
-    found.refusal = found.refusal or refusal(found)
-    judge(found)
+    found.blocking_error = found.blocking_error or refusal(found)
+    collect_warnings(found)
     return found
 
 
@@ -69,7 +69,7 @@ def check(data: Path | None, labels: Path | None = None, progress: Progress | No
 def _gather(data: Path | None, labels: Path | None, progress: Progress | None) -> Findings:
     """Names, classes and splits, and what is wrong with their arrangement."""
     if labels is None and data is not None and (layout := open_layout(data, progress)) is not None:
-        parts = [(split, part) for split, part in layout.splits.items() if isinstance(part, Arrays)]
+        parts = [(split, part) for split, part in layout.splits.items() if isinstance(part, ImageArrays)]
         return Findings(
             data, data, None, layout.name,
             names=[name for _, part in parts for name in part.names],
@@ -82,24 +82,24 @@ def _gather(data: Path | None, labels: Path | None, progress: Progress | None) -
     try:
         if labels is not None:
             labels = image_folder.labels_file(labels, root)
-            table = read_labels(labels)
+            table = read_label_table(labels)
             found.names, found.labels, found.splits, found.bad = table.names, table.labels, table.splits, table.bad
             found.order = class_order(table.labels)
             if table.repeated:
                 found.warnings.append(f"Repeated in {labels.name} and passed over: {counted(table.repeated, 'row')}.")
-            image_folder.listed(root, labels)
+            image_folder.scan_label_table(root, labels)
         else:
             _walk(found)
-            image_folder.scan(root)
+            image_folder.scan_class_folders(root)
     except UserError as error:
         if not found.names:
             raise
-        found.refusal = str(error)
+        found.blocking_error = str(error)
     return found
 
 
 def _walk(found: Findings) -> None:
-    tree = image_folder.find(found.root)
+    tree = image_folder.walk_folder(found.root)
     for split, by_class in tree.classes.items():
         for label, names in by_class.items():
             found.names += names
@@ -125,7 +125,7 @@ def _walk(found: Findings) -> None:
 # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _look(work: Callable[[Any], list[Looked]], items: Any, progress: Progress | None) -> Iterator[Looked]:
+def _look(work: Callable[[Any], list[ImageInfo]], items: Any, progress: Progress | None) -> Iterator[ImageInfo]:
     """work(chunk) for chunks of `items`, in order, by processes where there is enough to do."""
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
     done = 0
@@ -140,7 +140,7 @@ def _look(work: Callable[[Any], list[Looked]], items: Any, progress: Progress | 
             yield from results
 
 
-def _in_processes(work: Callable[[Any], list[Looked]], chunks: list[Any]) -> Iterator[list[Looked]]:
+def _in_processes(work: Callable[[Any], list[ImageInfo]], chunks: list[Any]) -> Iterator[list[ImageInfo]]:
     """New processes, not copies of this one, which may hold torch's threads."""
     count = min(cpu_count(), len(chunks))
     pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_signals)
@@ -154,7 +154,7 @@ def _leave_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
 
 
-def _duplicates(seen: Sequence[Looked]) -> tuple[list[list[int]], list[tuple[int, int]]]:
+def _duplicates(seen: Sequence[ImageInfo]) -> tuple[list[list[int]], list[tuple[int, int]]]:
     exact = exact_groups([looked.digest if looked.reason is None else b"" for looked in seen])
     copies = {i for group in exact for i in group[1:]}
     kept = [i for i, looked in enumerate(seen) if looked.portrait and i not in copies]
@@ -170,7 +170,7 @@ def _duplicates(seen: Sequence[Looked]) -> tuple[list[list[int]], list[tuple[int
 class PackFindings:
     """What was found."""
 
-    pack: Pack
+    pack: PackedDataset
     by_split: dict[str, dict[str, int]]
     """Pictures of each class, in the order of the classes."""
     damaged: list[str]
@@ -215,10 +215,10 @@ class PackFindings:
         }
 
 
-def check_pack(data: Path, progress: Progress | None = None) -> PackFindings:
+def check_packed(data: Path, progress: Progress | None = None) -> PackFindings:
     """Compute all checksums, and count. Raises `UserError` where the data set cannot even be opened."""
-    pack = open_pack(data, verify=False)
-    damaged = mismatches(data, pack.checksums, progress)
+    pack = open_packed(data, verify=False)
+    damaged = find_mismatches(data, pack.checksums, progress)
     by_split = {}
     names: list[tuple[str, str]] = []
     digests: list[bytes] = []

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from alexnet.data.quality.inspect import Looked
+from alexnet.data.quality.inspect import ImageInfo
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Findings:
     """train, val or test of each picture; `all` where the data is not divided."""
     order: Sequence[str]
     """The classes in the order of their numbers."""
-    seen: list[Looked] = field(default_factory=list, repr=False)
+    seen: list[ImageInfo] = field(default_factory=list, repr=False)
     pixels: torch.Tensor | None = field(default=None, repr=False)
     """uint8 N×C×H×W of data sets that are no files."""
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Findings:
     """What should be mended, a sentence each."""
     notes: list[str] = field(default_factory=list)
     """What is good to know, a sentence each."""
-    refusal: str | None = None
+    blocking_error: str | None = None
     """Why it cannot be trained on as it is: the sentence that training would say."""
 
     @property
@@ -75,7 +75,7 @@ class Findings:
         return [i for i, looked in enumerate(self.seen) if looked.reason is None]
 
     @property
-    def odd(self) -> list[int]:
+    def unusual(self) -> list[int]:
         """The pictures that can be read and have something unusual."""
         return [i for i, looked in enumerate(self.seen) if looked.oddities]
 
@@ -84,7 +84,7 @@ class Findings:
         """Pairs: the first of each group with every other of it, then those that only look the same."""
         return [(group[0], other) for group in self.exact for other in group[1:]] + self.near
 
-    def across(self, of: Sequence[str]) -> list[tuple[int, int]]:
+    def crossing(self, of: Sequence[str]) -> list[tuple[int, int]]:
         """The pairs of duplicates that differ in `of`: `labels` or `splits`."""
         chained = [pair for group in self.exact for pair in itertools.pairwise(group)]
         return [(a, b) for a, b in chained + self.near if of[a] != of[b]]
@@ -102,8 +102,8 @@ class Findings:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        if self.refusal:
-            return f"This cannot be trained on yet: {self.refusal}"
+        if self.blocking_error:
+            return f"This cannot be trained on yet: {self.blocking_error}"
         if self.bad or self.warnings:
             return "This can be trained on; the warnings say what would make it better."
         return "This can be trained on as it is."
@@ -122,26 +122,26 @@ class Findings:
             "classes": self.classes,
             "splits": self.by_split,
             "bad": [{"path": name, "reason": reason} for name, reason in self.bad],
-            "suspicious": [{"path": self.names[i], "reason": "; ".join(self.seen[i].oddities)} for i in self.odd],
+            "suspicious": [{"path": self.names[i], "reason": "; ".join(self.seen[i].oddities)} for i in self.unusual],
             "duplicates": named(self.duplicates),
             "near_duplicates": named(self.near),
-            "across_splits": named(self.across(self.splits)),
-            "across_classes": named(self.across(self.labels)),
-            "width": spread([looked.width for looked in good]),
-            "height": spread([looked.height for looked in good]),
-            "aspect": spread([looked.width / looked.height for looked in good]),
+            "across_splits": named(self.crossing(self.splits)),
+            "across_classes": named(self.crossing(self.labels)),
+            "width": min_median_max([looked.width for looked in good]),
+            "height": min_median_max([looked.height for looked in good]),
+            "aspect": min_median_max([looked.width / looked.height for looked in good]),
             "modes": dict(Counter(looked.mode for looked in good).most_common()),
             "formats": dict(Counter(looked.format for looked in good if looked.format).most_common()),
             "turned": sum(looked.turned for looked in good),
             "warnings": self.warnings,
             "notes": self.notes,
-            "trainable": self.refusal is None,
+            "trainable": self.blocking_error is None,
             "verdict": self.verdict,
             "command": self.command,
         }
 
 
-def spread(values: Sequence[float]) -> list[float] | None:
+def min_median_max(values: Sequence[float]) -> list[float] | None:
     """Least, median and greatest; None of nothing."""
     return [round(v, 3) for v in (min(values), statistics.median(values), max(values))] if values else None
 
@@ -168,19 +168,19 @@ def refusal(found: Findings) -> str | None:
     return None
 
 
-def judge(found: Findings) -> None:
+def collect_warnings(found: Findings) -> None:
     """The warnings, the gravest first."""
     first: list[str] = []
     unreadable = sum(looked.reason is not None for looked in found.seen)
     if unreadable:
         first.append(f"{unreadable} of {len(found.names)} pictures cannot be read; --skip-bad trains without them.")
-    if leaks := found.across(found.splits):
+    if leaks := found.crossing(found.splits):
         a, b = leaks[0]
         first.append(
             f"Duplicates across splits: {counted(len(leaks), 'pair')}, such as {found.names[a]} and {found.names[b]}; "
             "what was learnt is then tested, and the result too good."
         )
-    if torn := found.across(found.labels):
+    if torn := found.crossing(found.labels):
         a, b = torn[0]
         first.append(
             f"Duplicates with two labels: {counted(len(torn), 'pair')}, such as {found.names[a]} and {found.names[b]}; "
@@ -194,10 +194,10 @@ def judge(found: Findings) -> None:
         )
     first += [_alike(spellings) for spellings in alike_labels(found.classes)]
     first += _sizes_of_classes(found)
-    if found.odd:
-        kinds = Counter(kind for i in found.odd for kind in found.seen[i].oddities)
+    if found.unusual:
+        kinds = Counter(kind for i in found.unusual for kind in found.seen[i].oddities)
         shown = "; ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in kinds.most_common(6))
-        first.append(f"Readable but unusual: {counted(len(found.odd), 'picture')}; {shown}.")
+        first.append(f"Readable but unusual: {counted(len(found.unusual), 'picture')}; {shown}.")
     found.warnings[:0] = first
     if turned := sum(looked.turned for looked in found.seen):
         found.notes.append(f"Stored turned or mirrored, and put upright as EXIF says: {counted(turned, 'picture')}.")

@@ -40,7 +40,7 @@ _ENDINGS = {
 }
 
 
-class Looked(NamedTuple):
+class ImageInfo(NamedTuple):
     """What was seen of one picture. After a `reason` only `size` and `digest` mean anything."""
 
     size: int = 0
@@ -66,28 +66,28 @@ class Looked(NamedTuple):
     """PORTRAIT×PORTRAIT grey levels, row by row; empty where the picture is almost one colour."""
 
 
-def look_at_files(paths: Sequence[str]) -> list[Looked]:
+def inspect_files(paths: Sequence[str]) -> list[ImageInfo]:
     """A look at each file. Never raises for what is in it."""
     return [_look_at_file(path) for path in paths]
 
 
-def look_at_pixels(images: np.ndarray) -> list[Looked]:
+def inspect_arrays(images: np.ndarray) -> list[ImageInfo]:
     """The same for decoded pictures, uint8 N×H×W×C with C 1 or 3."""
     return [_look_at_array(pixels) for pixels in images]
 
 
-def _look_at_file(path: str) -> Looked:
+def _look_at_file(path: str) -> ImageInfo:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            return Looked(reason="it is a folder or device, not a file")
+            return ImageInfo(reason="it is a folder or device, not a file")
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError:
-        return Looked(reason="there is no such file")
+        return ImageInfo(reason="there is no such file")
     except OSError as error:
-        return Looked(reason=f"the system says '{error.strerror or error}'")
+        return ImageInfo(reason=f"the system says '{error.strerror or error}'")
     if not data:
-        return Looked(reason="the file is empty")
+        return ImageInfo(reason="the file is empty")
     size, digest = len(data), hashlib.blake2b(data, digest_size=16).digest()
     try:
         with _open(io.BytesIO(data), path) as image:
@@ -100,24 +100,24 @@ def _look_at_file(path: str) -> Looked:
             image.load()
             grey = _plain(image, "L")
     except BadImage as error:
-        return Looked(size, digest, error.reason)
+        return ImageInfo(size, digest, error.reason)
     except Exception as error:  # decoders raise whatever they meet, as in `decode`
-        return Looked(size, digest, _say(error))
+        return ImageInfo(size, digest, _say(error))
     if turned in _UPRIGHT:
         grey = grey.transpose(_UPRIGHT[turned])
     seen, hashed, portrait = _portray(grey)
-    return Looked(
+    return ImageInfo(
         size, digest, None, width, height, kind, mode, turned in _UPRIGHT, (*oddities, *seen), hashed, portrait
     )
 
 
-def _look_at_array(pixels: np.ndarray) -> Looked:
+def _look_at_array(pixels: np.ndarray) -> ImageInfo:
     data = np.ascontiguousarray(pixels)
     digest = hashlib.blake2b(data.data, digest_size=16).digest()
     image = Image.fromarray(data if data.shape[-1] == 3 else data[..., 0])
     seen, hashed, portrait = _portray(image.convert("L"))
     height, width = data.shape[:2]
-    return Looked(data.nbytes, digest, None, width, height, "", image.mode, False, seen, hashed, portrait)
+    return ImageInfo(data.nbytes, digest, None, width, height, "", image.mode, False, seen, hashed, portrait)
 
 
 def _odd(image: Image.Image, path: str) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from alexnet.data.dataset import Arrays, Files
-from alexnet.data.image_folder import Progress, in_threads
+from alexnet.data.dataset import ImageArrays, ImageFiles
+from alexnet.data.image_folder import Progress, map_in_threads
 from alexnet.data.shards.reader import (
     FAILED,
     INDEX,
@@ -23,8 +23,8 @@ from alexnet.data.shards.reader import (
     PACK,
     SAMPLES,
     WORK,
-    Form,
-    Packed,
+    PackedImages,
+    ShardFormat,
     Shards,
     damaged,
     read_index,
@@ -32,7 +32,7 @@ from alexnet.data.shards.reader import (
 )
 from alexnet.data.shards.writer import Facts, Task, put, read_facts
 from alexnet.errors import UserError
-from alexnet.files import sha256_of
+from alexnet.files import sha256_file
 
 FORMAT = "alexnet-pack-1"  # of pack.json; a reader refuses what it does not know
 
@@ -41,13 +41,13 @@ VERIFIED = 2 << 30
 
 
 @dataclass(frozen=True)
-class Pack:
+class PackedDataset:
     """A packed data set."""
 
     path: Path
-    form: Form
+    form: ShardFormat
     classes: tuple[str, ...]
-    splits: dict[str, Packed]
+    splits: dict[str, PackedImages]
     failed: int
     """Pictures that could not be read as it was packed."""
     about: Mapping[str, Any]
@@ -59,12 +59,12 @@ class Pack:
         return dict(self.about["sha256"])
 
 
-def is_pack(data: Path) -> bool:
+def is_packed(data: Path) -> bool:
     """Whether `data` is a packed data set, or one that is being packed."""
     return (data / PACK).is_file() or (data / WORK).is_dir()
 
 
-def open_pack(data: Path, progress: Progress | None = None, verify: bool = True) -> Pack:
+def open_packed(data: Path, progress: Progress | None = None, verify: bool = True) -> PackedDataset:
     """The packed data set in the folder `data`. Raises `UserError` for one that is unfinished, damaged or foreign.
 
     All sizes are compared; with `verify` also the checksums, those of more than `VERIFIED` bytes of shards as they are
@@ -76,7 +76,7 @@ def open_pack(data: Path, progress: Progress | None = None, verify: bool = True)
         about = json.loads((data / PACK).read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise UserError(f"{data / PACK} is of the format '{about['format']}', not {FORMAT}; update this program.")
-        form = Form(**about["form"])
+        form = ShardFormat(**about["form"])
         classes = tuple(map(str, about["classes"]))
         counts = {str(split): int(count) for split, count in about["images"].items()}
         failed, digests = int(about["failed"]), {str(name): str(digest) for name, digest in about["sha256"].items()}
@@ -89,33 +89,33 @@ def open_pack(data: Path, progress: Progress | None = None, verify: bool = True)
             f"{data / PACK} is damaged (its splits are {', '.join(counts) or 'none'}); pack the data again."
         )
     few = [name for name in digests if not name.endswith(".bin")]
-    if bad := mismatches(data, {name: digests[name] for name in few}) if verify else []:
+    if bad := find_mismatches(data, {name: digests[name] for name in few}) if verify else []:
         raise damaged(data / bad[0], "its checksum differs")
     splits = {split: _split(data / split, form, classes, count) for split, count in counts.items()}
     few_bytes = sum(size for part in splits.values() for *_, size in part.shards.files) <= VERIFIED
-    if bad := mismatches(data, digests, progress) if verify and few_bytes else []:
+    if bad := find_mismatches(data, digests, progress) if verify and few_bytes else []:
         raise damaged(data / bad[0], "its checksum differs")
     if verify and not few_bytes:
         for split, part in splits.items():
             part.shards.verify_as_mapped([digests.get(f"{split}/{name}", "") for name, *_ in part.shards.files])
-    return Pack(data, form, classes, splits, failed, about)
+    return PackedDataset(data, form, classes, splits, failed, about)
 
 
-def mismatches(data: Path, digests: Mapping[str, str], progress: Progress | None = None) -> list[str]:
+def find_mismatches(data: Path, digests: Mapping[str, str], progress: Progress | None = None) -> list[str]:
     """Those of the files that are missing or have another checksum."""
 
     def differs(name: str) -> bool:
         try:
-            return sha256_of(data / name) != digests[name]
+            return sha256_file(data / name) != digests[name]
         except OSError:
             return True
 
     names = list(digests)
-    found = in_threads(differs, names, progress, "verifying shards")
+    found = map_in_threads(differs, names, progress, "verifying shards")
     return [name for name, wrong in zip(names, found, strict=True) if wrong]
 
 
-def _split(folder: Path, form: Form, classes: Sequence[str], count: int) -> Packed:
+def _split(folder: Path, form: ShardFormat, classes: Sequence[str], count: int) -> PackedImages:
     shards = Shards(folder, form, read_index(folder / INDEX))
     for name, _, size in shards.files:
         try:
@@ -129,7 +129,7 @@ def _split(folder: Path, form: Form, classes: Sequence[str], count: int) -> Pack
     targets = table["label"].to_numpy().astype(np.int64)
     if not len(names) == count == shards.first[-1] or not ((targets >= 0) & (targets < len(classes))).all():
         raise damaged(folder / SAMPLES, "it does not fit the shards")
-    return Packed(folder, names, torch.from_numpy(targets), shards, np.arange(count))
+    return PackedImages(folder, names, torch.from_numpy(targets), shards, np.arange(count))
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,14 @@ class Contents:
     """What is to be packed."""
 
     classes: tuple[str, ...]
-    splits: dict[str, Arrays | Files]
+    splits: dict[str, ImageArrays | ImageFiles]
     channels: int
 
 
 # ─── What stands beside the shards of a packed data set, made of their facts when all are finished.
 
 
-def finish(target: Path, key: str, contents: Contents, form: Form, tasks: list[Task]) -> None:
+def finish(target: Path, key: str, contents: Contents, form: ShardFormat, tasks: list[Task]) -> None:
     """What stands beside the shards, and pack.json last: without it the data set is unfinished."""
     sums: dict[str, str] = {}
     images: dict[str, int] = {}
@@ -153,7 +153,7 @@ def finish(target: Path, key: str, contents: Contents, form: Form, tasks: list[T
 
     def keep(name: str, data: bytes) -> None:
         put(target / name, lambda file: file.write(data))
-        sums[name] = sha256_of(target / name)
+        sums[name] = sha256_file(target / name)
 
     for split, part in contents.splits.items():
         facts, total = _facts([task for task in tasks if task.split == split])
@@ -201,7 +201,7 @@ def _facts(tasks: list[Task]) -> tuple[list[Facts], np.ndarray]:
     return found, total
 
 
-def _table(part: Arrays | Files, kept: np.ndarray, digests: np.ndarray) -> bytes:
+def _table(part: ImageArrays | ImageFiles, kept: np.ndarray, digests: np.ndarray) -> bytes:
     """Names as bytes: on most systems they need not be valid UTF-8."""
     import pyarrow as pa
     from pyarrow import parquet

@@ -29,14 +29,14 @@ from typing import Any
 import numpy as np
 
 from alexnet.data import image_folder
-from alexnet.data.dataset import Arrays, Files
+from alexnet.data.dataset import ImageArrays, ImageFiles
 from alexnet.data.datasets import CIFAR10_ARCHIVE, open_layout
 from alexnet.data.decode import BadImage, image_size
 from alexnet.data.image_folder import Progress
-from alexnet.data.shards.manifest import FORMAT, Contents, finish, is_pack, mismatches, open_pack
-from alexnet.data.shards.reader import PACK, WORK, Form
+from alexnet.data.shards.manifest import FORMAT, Contents, find_mismatches, finish, is_packed, open_packed
+from alexnet.data.shards.reader import PACK, WORK, ShardFormat
 from alexnet.data.shards.writer import Task, put, read_about, write_shard
-from alexnet.data.split import in_order
+from alexnet.data.split import order_splits
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 
@@ -53,7 +53,7 @@ _SAMPLED = 200  # pictures whose size is asked for
 _WORTH_A_PROCESS = 500  # pictures: fewer are packed before new processes have started
 
 
-def pack(
+def pack_dataset(
     data: Path,
     target: Path,
     *,
@@ -89,7 +89,7 @@ def pack(
         _run(todo, workers or cpu_count(), _counter(sum(map(len, tasks)), sum(map(len, todo)), progress))
         if not finished:
             finish(target, key, contents, form, tasks)
-        elif bad := mismatches(target, finished):
+        elif bad := find_mismatches(target, finished):
             raise UserError(
                 f"{target / bad[0]} was made anew and is not as before, so the pictures in {data} have changed since; "
                 "pack them into another folder."
@@ -99,7 +99,7 @@ def pack(
         raise UserError(
             f"{target} cannot be written ({error.strerror or error}); mend that, and the same command goes on."
         ) from error
-    packed = open_pack(target, verify=False)
+    packed = open_packed(target, verify=False)
     shards = [file for part in packed.splits.values() for file in part.shards.files]
     seconds, done = time.monotonic() - began, sum(map(len, todo))
     return {
@@ -134,7 +134,7 @@ def _begin(
         if about.get("key") not in (None, key):
             raise UserError(f"{target} holds another packed data set, or in another form; choose another folder.")
         sums = about.get("sha256")
-        bad = mismatches(target, sums, progress) if isinstance(sums, dict) else [PACK]
+        bad = find_mismatches(target, sums, progress) if isinstance(sums, dict) else [PACK]
         if all(name.endswith(".bin") for name in bad):  # shards can be made one by one, the rest with all of them only
             finished = sums
             (target / WORK).mkdir(exist_ok=True)
@@ -174,7 +174,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_space(todo: list[Task], form: Form, target: Path) -> None:
+def _check_space(todo: list[Task], form: ShardFormat, target: Path) -> None:
     """Refuse to begin what the disk cannot hold; of JPEGs the size is known only when they are made."""
     needed = sum(map(len, todo)) * int(np.prod(form.shape)) if form.kind == "uint8" else 0
     free = shutil.disk_usage(target).free
@@ -236,23 +236,27 @@ def _counter(total: int, left: int, progress: Progress | None) -> Callable[[int]
 
 def read_contents(data: Path, labels: Path | None, progress: Progress | None) -> Contents:
     """The pictures of `data`, as training finds them, unopened and undivided. Raises `UserError` as `folders.scan`."""
-    if is_pack(data):
+    if is_packed(data):
         raise UserError(f"{data} is packed already; give the pictures that it was packed from.")
     root = data if data.name == CIFAR10_ARCHIVE else image_folder.data_folder(data, labels, progress)
     if labels is None and (layout := open_layout(root, progress)) is not None:
         return Contents(layout.classes, layout.splits, layout.channels)
     table = image_folder.labels_file(labels, root) if labels is not None else None
 
-    def read(training: bool) -> image_folder.Tree:
-        return image_folder.scan(root, training) if table is None else image_folder.listed(root, table, training)
+    def read(training: bool) -> image_folder.ImageTree:
+        return (
+            image_folder.scan_class_folders(root, training)
+            if table is None
+            else image_folder.scan_label_table(root, table, training)
+        )
 
     tree = read(training=False)
     if {"train", "all"} & set(tree.splits):  # else pictures to measure a network on
         tree = read(training=True)
-    return Contents(tree.classes, in_order({**tree.splits}), channels=3)
+    return Contents(tree.classes, order_splits({**tree.splits}), channels=3)
 
 
-def choose_form(contents: Contents, kind: str, size: int | str | None, quality: int) -> Form:
+def choose_form(contents: Contents, kind: str, size: int | str | None, quality: int) -> ShardFormat:
     """The form that is asked for; `size` is a number, 'original', or None for the pictures' own up to `SIDE`. Raises
     `UserError`."""
     side: int | None
@@ -266,53 +270,53 @@ def choose_form(contents: Contents, kind: str, size: int | str | None, quality: 
         side = int(size) if str(size).isdecimal() else 0
         if side < 1:
             raise UserError(f"--size {size} is neither a number of pixels nor 'original'; 256 is usual.")
-    return Form(kind, side, contents.channels, quality if kind == "jpeg" else None)
+    return ShardFormat(kind, side, contents.channels, quality if kind == "jpeg" else None)
 
 
-def _own_side(part: Arrays | Files) -> int:
+def _own_side(part: ImageArrays | ImageFiles) -> int:
     """SIDE, or where the pictures are smaller the median of their short sides."""
-    if isinstance(part, Arrays):
+    if isinstance(part, ImageArrays):
         return min(SIDE, *part.images.shape[2:])
     sides = []
     for i in np.unique(np.linspace(0, len(part) - 1, _SAMPLED).astype(int)).tolist():
         try:
-            sides.append(min(image_size(part.stored(i))))
+            sides.append(min(image_size(part.raw(i))))
         except BadImage:
             continue
     return min(SIDE, round(statistics.median(sides))) if sides else SIDE
 
 
-def tasks_of(contents: Contents, form: Form, target: Path) -> list[Task]:
+def tasks_of(contents: Contents, form: ShardFormat, target: Path) -> list[Task]:
     """The shards, the same whatever machine makes them."""
     return list(_cut(contents, form, target))
 
 
-def _most(contents: Contents, form: Form) -> int:
+def _most(contents: Contents, form: ShardFormat) -> int:
     """Pictures in a shard."""
     total = sum(map(len, contents.splits.values()))
     most = _SHARD_JPEGS if form.kind == "jpeg" else max(1, _SHARD_BYTES // int(np.prod(form.shape)))
     return max(1, min(most, -(-total // _AT_LEAST)))
 
 
-def _cut(contents: Contents, form: Form, target: Path) -> Iterator[Task]:
+def _cut(contents: Contents, form: ShardFormat, target: Path) -> Iterator[Task]:
     most = _most(contents, form)
     for split, part in contents.splits.items():
         targets = part.targets.tolist()
         for number, (start, stop) in enumerate(_bounds(part, form, most)):
-            if isinstance(part, Files):
+            if isinstance(part, ImageFiles):
                 pictures: list[str] | np.ndarray = part.names[start:stop]
             else:
                 pictures = part.images[start:stop].permute(0, 2, 3, 1).numpy()
-            root = part.root if isinstance(part, Files) else Path()
+            root = part.root if isinstance(part, ImageFiles) else Path()
             yield Task(target, split, number, root, pictures, targets[start:stop], form)
 
 
-def _bounds(part: Arrays | Files, form: Form, most: int) -> Iterator[tuple[int, int]]:
+def _bounds(part: ImageArrays | ImageFiles, form: ShardFormat, most: int) -> Iterator[tuple[int, int]]:
     """Where each shard starts and stops: by number, and by bytes of JPEGs that may be larger than usual ones."""
-    large = isinstance(part, Files) and form.kind == "jpeg" and (form.side is None or form.side > SIDE)
+    large = isinstance(part, ImageFiles) and form.kind == "jpeg" and (form.side is None or form.side > SIDE)
     start = total = 0
     for i in range(len(part)):
-        size = _size(part.root / part.names[i]) if large and isinstance(part, Files) else 0
+        size = _size(part.root / part.names[i]) if large and isinstance(part, ImageFiles) else 0
         if i > start and (i - start == most or total + size > _SHARD_FILES):
             yield start, i
             start, total = i, 0
@@ -328,7 +332,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def key_of(contents: Contents, form: Form, tasks: list[Task]) -> str:
+def key_of(contents: Contents, form: ShardFormat, tasks: list[Task]) -> str:
     """What makes this packing this one: go on only with the same pictures in the same form, cut into the same shards
     (which are named only where bytes decided: the others follow from the rest)."""
     splits = {split: [part.names, part.targets.tolist()] for split, part in contents.splits.items()}

@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from alexnet.data.dataset import Files, Stored
-from alexnet.data.transforms import Preprocess
+from alexnet.data.dataset import ImageFiles, RawImage
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import sha256_of
+from alexnet.files import sha256_file
 
 PACK, INDEX, SAMPLES, MEAN_IMAGE, FAILED = "pack.json", "index.json", "samples.parquet", "mean_image.npy", "failed.csv"
 WORK = ".packing"
@@ -46,7 +46,7 @@ _AROUND = 16  # bytes of an item that are not the picture: the sizes of its two 
 
 
 @dataclass(frozen=True)
-class Form:
+class ShardFormat:
     """How the pictures of a packed data set are stored."""
 
     kind: str
@@ -85,7 +85,7 @@ class Shard(NamedTuple):
 class Shards:
     """The shards of one split. Any process may read them, and each maps them for itself."""
 
-    def __init__(self, folder: Path, form: Form, files: Sequence[tuple[str, int, int]]) -> None:
+    def __init__(self, folder: Path, form: ShardFormat, files: Sequence[tuple[str, int, int]]) -> None:
         """`files`: the name of each shard, its number of items, its bytes."""
         self.folder, self.form, self.files = folder, form, list(files)
         self.first = np.cumsum([0, *(count for _, count, _ in self.files)])
@@ -118,7 +118,7 @@ class Shards:
         shards = np.searchsorted(self.first, items, side="right") - 1
         return shards, items - self.first[shards]
 
-    def stored(self, item: int) -> bytes | np.ndarray:
+    def raw(self, item: int) -> bytes | np.ndarray:
         """The bytes of a JPEG, or pixels H×W×C of one's own. Raises `UserError` for a damaged shard."""
         (number,), (place,) = self.place(np.array([item]))
         shard = self.shard(int(number))
@@ -158,7 +158,7 @@ class Shards:
         if (lengths < least + _AROUND).any() or (self.form.kind == "uint8" and (lengths > least + _AROUND).any()):
             raise damaged(path, "its items are of another length than pack.json says")
         if self._sums and not self._sound[number]:
-            if sha256_of(path) != self._sums[number]:
+            if sha256_file(path) != self._sums[number]:
                 raise damaged(path, "its checksum differs")
             self._sound[number] = True
         pictures = None
@@ -170,26 +170,26 @@ class Shards:
 
 
 @dataclass(frozen=True)
-class Packed(Files):
+class PackedImages(ImageFiles):
     """Pictures in shards."""
 
     shards: Shards
     items: np.ndarray
     """The number of each picture's item, int64 (N,)."""
 
-    def stored(self, i: int) -> Stored:
+    def raw(self, i: int) -> RawImage:
         """Picture `i` as it is kept."""
-        return self.shards.stored(int(self.items[i]))
+        return self.shards.raw(int(self.items[i]))
 
-    def where(self, i: int) -> str:
+    def describe(self, i: int) -> str:
         """Its name and its shard."""
         (number,), _ = self.shards.place(self.items[[i]])
         return f"{self.names[i]} in {self.shards.path(int(number))}"
 
-    def take(self, indices: np.ndarray) -> Packed:
+    def take(self, indices: np.ndarray) -> PackedImages:
         """Those at `indices`, in that order."""
         some = super().take(indices)
-        return Packed(some.root, some.names, some.targets, self.shards, self.items[np.asarray(indices)])
+        return PackedImages(some.root, some.names, some.targets, self.shards, self.items[np.asarray(indices)])
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The mean image, C×side×side in levels of 0…255, and the covariance of the colours, C×C, as they were summed
@@ -209,18 +209,18 @@ class Packed(Files):
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise damaged(pack / MEAN_IMAGE, repr(error)) from error
 
-    def check(self, preprocess: Preprocess) -> None:
+    def check(self, preprocess: EvalTransform) -> None:
         """Raise `UserError` for pixels that were cut to a square where the whole picture should be stretched to one."""
-        if preprocess.stretch and self.shards.form.kind == "uint8":
+        if preprocess.squash and self.shards.form.kind == "uint8":
             raise UserError(
                 f"{self.root.parent} holds squares cut from the centre, and this recipe stretches whole pictures to a "
                 "square; pack them with --format jpeg."
             )
 
-    def holds(self, preprocess: Preprocess) -> bool:
+    def matches(self, preprocess: EvalTransform) -> bool:
         """Whether these are pixels of the very squares that `preprocess` cuts from."""
         form = self.shards.form
-        return form.kind == "uint8" and (form.side, form.channels) == (preprocess.square, preprocess.channels)
+        return form.kind == "uint8" and (form.side, form.channels) == (preprocess.resize_side, preprocess.channels)
 
     def crops(self, ids: np.ndarray, corners: np.ndarray, mirrored: np.ndarray, size: int) -> torch.Tensor:
         """Of each picture of `ids` the window at its corner (top, left), mirrored or not: uint8 N×C×size×size, the

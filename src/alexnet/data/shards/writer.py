@@ -22,11 +22,11 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from alexnet.data.decode import BadImage, decode_part
-from alexnet.data.shards.reader import INDEX, WORK, Form, Shards, read_index
-from alexnet.data.transforms import Preprocess
+from alexnet.data.decode import BadImage, decode_crop
+from alexnet.data.shards.reader import INDEX, WORK, ShardFormat, Shards, read_index
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import sha256_of
+from alexnet.files import sha256_file
 
 DIGEST = 16
 """Bytes of the digest by which copies of a file are known."""
@@ -49,7 +49,7 @@ class Task:
     pictures: list[str] | np.ndarray
     """Names of files, or pixels, uint8 N×H×W×C."""
     targets: list[int]
-    form: Form
+    form: ShardFormat
 
     @property
     def facts(self) -> Path:
@@ -179,7 +179,7 @@ def put(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.close(handle)
 
 
-def _encode(picture: Path | np.ndarray, form: Form) -> tuple[bytes, bytes, np.ndarray]:
+def _encode(picture: Path | np.ndarray, form: ShardFormat) -> tuple[bytes, bytes, np.ndarray]:
     """What is stored, the digest of what it is made from, and the picture as a square, uint8 side×side×C (or nothing
     where pictures keep their size). Raises `BadImage`."""
     if isinstance(picture, Path):
@@ -187,7 +187,7 @@ def _encode(picture: Path | np.ndarray, form: Form) -> tuple[bytes, bytes, np.nd
             data = picture.read_bytes()
         except OSError as error:
             raise BadImage(f"the system says '{error.strerror or error}'", str(picture)) from error
-        pixels = decode_part(data, sys.maxsize, form.channels)  # in full: exactly what evaluation reads
+        pixels = decode_crop(data, sys.maxsize, form.channels)  # in full: exactly what evaluation reads
     else:
         pixels = np.ascontiguousarray(picture)
         data = pixels.tobytes()
@@ -196,16 +196,16 @@ def _encode(picture: Path | np.ndarray, form: Form) -> tuple[bytes, bytes, np.nd
     if form.side is None:
         kept = isinstance(picture, Path) and data.startswith(b"\xff\xd8\xff")
         return data if kept else _jpeg(image, form), digest, np.zeros(0, np.uint8)
-    square = Preprocess(
+    square = EvalTransform(
         form.side, channels=form.channels, mean=(0.0,) * form.channels, std=(1.0,) * form.channels
     )  # the numbers are not used
     if min(image.size) > form.side or form.kind == "uint8":
         image = square.resized(image)
-    cut = square.pixels(image).transpose(1, 2, 0)
+    cut = square.eval_array(image).transpose(1, 2, 0)
     return np.ascontiguousarray(cut).tobytes() if form.kind == "uint8" else _jpeg(image, form), digest, cut
 
 
-def _jpeg(image: Image.Image, form: Form) -> bytes:
+def _jpeg(image: Image.Image, form: ShardFormat) -> bytes:
     """Raises `BadImage` where there is no such JPEG: the disk has no part in it."""
     file = io.BytesIO()
     if max(image.size) > _LONGEST_JPEG:
@@ -245,7 +245,7 @@ def _write(task: Task, items: list[tuple[bytes, int]], failed: list[tuple[int, s
         with written.open("rb") as file:
             os.fsync(file.fileno())
         name, config = written.name, json.loads(index.read_text(encoding="utf-8"))["config"]
-        about = About(name, written.stat().st_size, sha256_of(written), config, failed)
+        about = About(name, written.stat().st_size, sha256_file(written), config, failed)
         written.replace(task.target / task.split / name)
         return about
     finally:

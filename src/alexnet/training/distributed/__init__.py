@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from alexnet.device import pick_device, world_size
 from alexnet.errors import UserError
-from alexnet.training.distributed.base import Single
-from alexnet.training.distributed.data_parallel import Data
-from alexnet.training.distributed.towers import TOWERS, Towers
+from alexnet.training.distributed.base import SingleProcess
+from alexnet.training.distributed.data_parallel import DataParallel
+from alexnet.training.distributed.towers import TOWERS, TowerParallel
 
 
-def begin(how: str, device: str, lost_after: float = 120.0) -> Single:
+def make_parallel(how: str, device: str, lost_after: float = 120.0) -> SingleProcess:
     """The arrangement that --parallel names, with `device` as --device. Raises `UserError` in all processes alike.
 
     `lost_after`: the seconds after which `Data` takes a silent process for lost.
@@ -31,8 +31,8 @@ def begin(how: str, device: str, lost_after: float = 120.0) -> Single:
             "'torchrun --nproc-per-node 2 -m alexnet train … --parallel towers'."
         )
     if count == 1:
-        return Single()
+        return SingleProcess()
     on = pick_device(device)
     if how == "towers":
-        return Towers(on)
-    return Data(on, lost_after)
+        return TowerParallel(on)
+    return DataParallel(on, lost_after)

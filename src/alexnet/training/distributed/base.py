@@ -31,7 +31,7 @@ PATIENCE = datetime.timedelta(minutes=10)  # how long one process waits for the 
 T = TypeVar("T")
 
 
-class Single:
+class SingleProcess:
     """One process: everything stays as it is. Other arrangements say here what they do instead."""
 
     processes = 1
@@ -43,31 +43,31 @@ class Single:
     def check(self, spec: Spec) -> None:
         """Raise `UserError` if this network cannot be trained so."""
 
-    def first(self, make: Callable[[], T]) -> T:
+    def on_rank0(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process, where alone it runs; what it raises is raised in all."""
         return make()
 
-    def latest(self, signum: int | None) -> int | None:
+    def all_reduce_max(self, signum: int | None) -> int | None:
         """The signal that any process has received, so that all stop after the same step."""
         return signum
 
-    def split(self, model: Network) -> Network:
+    def shard_model(self, model: Network) -> Network:
         """The part of `model` that this process trains; it takes the same images and gives the same logits."""
         return model
 
-    def connect(self, model: Network) -> nn.Module:
+    def wrap(self, model: Network) -> nn.Module:
         """What computes the forward pass of `model`, which `split` gave and which is on its device."""
         return model
 
-    def quiet(self, _last: bool, /) -> AbstractContextManager[None]:
+    def no_sync(self, _last: bool, /) -> AbstractContextManager[None]:
         """In it a part of a batch runs forward and backward; the gradients are exchanged in the last part alone."""
         return nullcontext()
 
-    def reading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def sync_data_errors(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """`batches`; a `UserError` in reading one is raised in all processes, before the same step."""
         return batches
 
-    def total(self, sums: Tensor) -> Tensor:
+    def all_reduce_sum(self, sums: Tensor) -> Tensor:
         """`sums` added up over the processes that learn from different pictures, in their order; on the CPU."""
         return sums.cpu()
 
@@ -75,32 +75,32 @@ class Single:
         """What all processes say of their parts of a split, in the split's order, in the first; else maybe None."""
         return outputs
 
-    def level(self, model: Network) -> None:
+    def sync_buffers(self, model: Network) -> None:
         """Make alike in all processes what the network knows of the pictures besides its weights."""
 
-    def statistics(self, _model: Network, /) -> list[dict[str, Tensor]]:
+    def buffers_state(self, _model: Network, /) -> list[dict[str, Tensor]]:
         """What `level` makes alike, of each process by name; empty where no process has any of its own."""
         return []
 
-    def load_statistics(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
+    def load_buffers_state(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
         """Give each process its own back; without effect where `saved` are those of another number of processes."""
 
-    def remarks(self, _model: Network, /) -> list[str]:
+    def warnings(self, _model: Network, /) -> list[str]:
         """Sentences about training this network so, to be said once."""
         return []
 
-    def explain(self, error: Exception) -> None:
+    def raise_peer_error(self, error: Exception) -> None:
         """Let the others know of an error that ends this process's work; raise another one, where they caused it."""
 
-    def whole(self, model: Network) -> Network:
+    def gather_model(self, model: Network) -> Network:
         """The network whose part `model` is. Complete in the first process only."""
         return model
 
-    def load(self, model: Network, weights: Mapping[str, Tensor]) -> None:
+    def load_weights(self, model: Network, weights: Mapping[str, Tensor]) -> None:
         """Load the state dict of a whole network."""
         model.load_state_dict(weights)
 
-    def whole_optimizer(self, optimizer: torch.optim.Optimizer, _model: Network, /) -> dict[str, Any]:
+    def gather_optimizer(self, optimizer: torch.optim.Optimizer, _model: Network, /) -> dict[str, Any]:
         """The state dict of the whole network's optimizer. Complete in the first process only."""
         return optimizer.state_dict()
 

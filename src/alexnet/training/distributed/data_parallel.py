@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from alexnet.data.loader import Batch, Share
+from alexnet.data.loader import Batch, Shard
 from alexnet.device import cpu_count, local_world_size, rank, world_size
 from alexnet.errors import ProcessLost, ReaderDied, TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs
 from alexnet.models.model import Network
-from alexnet.training.distributed.base import PATIENCE, Single, mean_of
+from alexnet.training.distributed.base import PATIENCE, SingleProcess, mean_of
 
 BUSY, DONE = 0, 1  # what the first process says while the others wait for what it makes
 REASON = "alexnet/error"  # the key in the store under which a process that fails leaves the reason
@@ -42,13 +42,13 @@ REASON = "alexnet/error"  # the key in the store under which a process that fail
 T = TypeVar("T")
 
 
-class Data(Single):
+class DataParallel(SingleProcess):
     """Any number of processes, each with the whole network and a part of every batch."""
 
     def __init__(self, device: torch.device, lost_after: float) -> None:
         self.processes = world_size()
         self.rank = rank()
-        self.share = Share(self.rank, self.processes)
+        self.share = Shard(self.rank, self.processes)
         self.loss_scale = float(self.processes)  # the gradients are averaged, and parts of the loss add up
         self.device = device
         self.lost_after = lost_after
@@ -77,7 +77,7 @@ class Data(Single):
 
     # ── acting as one ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def first(self, make: Callable[[], T]) -> T:
+    def on_rank0(self, make: Callable[[], T]) -> T:
         """The others wait as long as it takes, if only the first shows that it is there."""
         found: list[Any] = [None, None]
         if self.rank == 0:
@@ -95,12 +95,12 @@ class Data(Single):
             raise found[1]
         return cast(T, found[0])
 
-    def latest(self, signum: int | None) -> int | None:
+    def all_reduce_max(self, signum: int | None) -> int | None:
         largest = torch.tensor(signum or 0)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.talk)
         return int(largest) or None
 
-    def reading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def sync_data_errors(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         try:
             while True:
                 error: UserError | ReaderDied | None = None
@@ -109,7 +109,7 @@ class Data(Single):
                     batch = next(batches, None)
                 except (UserError, ReaderDied) as found:
                     error = found
-                if self.latest(int(error is not None)):
+                if self.all_reduce_max(int(error is not None)):
                     errors: list[UserError | ReaderDied | None] = [None] * self.processes
                     dist.all_gather_object(errors, error, group=self.talk)
                     raise next(e for e in errors if e is not None)
@@ -120,7 +120,7 @@ class Data(Single):
             if isinstance(batches, Generator):
                 batches.close()  # as the loop does
 
-    def total(self, sums: Tensor) -> Tensor:
+    def all_reduce_sum(self, sums: Tensor) -> Tensor:
         parts = [torch.empty_like(sums, device="cpu") for _ in range(self.processes)]
         dist.all_gather(parts, sums.cpu(), group=self.talk)
         return torch.stack(parts).sum(0)
@@ -137,12 +137,12 @@ class Data(Single):
 
     # ── the network ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def split(self, model: Network) -> Network:
+    def shard_model(self, model: Network) -> Network:
         if self.device.type == "cuda":  # a network without batch norm stays as it is
             return cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(model, self.gradients))
         return model
 
-    def connect(self, model: Network) -> nn.Module:
+    def wrap(self, model: Network) -> nn.Module:
         if not any(p.requires_grad for p in model.parameters()):
             return model
         known = inspect.signature(DistributedDataParallel).parameters
@@ -163,14 +163,14 @@ class Data(Single):
         self._ddp.zero_grad(set_to_none=True)
         return self._ddp
 
-    def quiet(self, last: bool, /) -> AbstractContextManager[None]:
+    def no_sync(self, last: bool, /) -> AbstractContextManager[None]:
         return nullcontext() if last or self._ddp is None else self._ddp.no_sync()
 
-    def level(self, model: Network) -> None:
+    def sync_buffers(self, model: Network) -> None:
         """Batch norm's running statistics: their mean over the processes, to which each batch added a part in each."""
-        _load_buffers(model, mean_of(self.statistics(model)))
+        _load_buffers(model, mean_of(self.buffers_state(model)))
 
-    def statistics(self, model: Network, /) -> list[dict[str, Tensor]]:
+    def buffers_state(self, model: Network, /) -> list[dict[str, Tensor]]:
         own = {
             f"{name}.{kind}": buffer.cpu()
             for name, module in model.named_modules()
@@ -184,11 +184,11 @@ class Data(Single):
         dist.all_gather_object(found, own, group=self.talk)
         return found
 
-    def load_statistics(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
+    def load_buffers_state(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
         if len(saved) == self.processes:
             _load_buffers(model, saved[self.rank])
 
-    def remarks(self, model: Network, /) -> list[str]:
+    def warnings(self, model: Network, /) -> list[str]:
         if self.device.type == "cuda" or not any(isinstance(m, _BatchNorm) for m in model.modules()):
             return []
         return [
@@ -198,7 +198,7 @@ class Data(Single):
 
     # ── when one is lost ──────────────────────────────────────────────────────────────────────────────────────
 
-    def explain(self, error: Exception) -> None:
+    def raise_peer_error(self, error: Exception) -> None:
         if _from_the_others(error):
             raise self._reason(error) from error
         if isinstance(error, (UserError, TrainingFailed)):

@@ -28,12 +28,12 @@ from alexnet.errors import UserError
 from alexnet.models.layers import Dropout, LocalResponseNorm
 from alexnet.models.model import AlexNet, Network, Spec
 from alexnet.models.spec import AlexNetSpec, Layer, layers
-from alexnet.training.distributed.base import PATIENCE, Single, T, _load_optimizer
+from alexnet.training.distributed.base import PATIENCE, SingleProcess, T, _load_optimizer
 
 TOWERS = 2
 
 
-class Towers(Single):
+class TowerParallel(SingleProcess):
     """Two processes, each with one tower: process 0 with the first halves of all channels and units."""
 
     processes = TOWERS
@@ -52,7 +52,7 @@ class Towers(Single):
                 f"--parallel towers cannot divide '{spec.name}', {why}; use paper, code2012 or cifar-towers."
             )
 
-    def first(self, make: Callable[[], T]) -> T:
+    def on_rank0(self, make: Callable[[], T]) -> T:
         found: list[Any] = [None, None]
         if self.tower == 0:
             try:
@@ -64,19 +64,19 @@ class Towers(Single):
             raise found[1]
         return cast(T, found[0])
 
-    def latest(self, signum: int | None) -> int | None:
+    def all_reduce_max(self, signum: int | None) -> int | None:
         largest = torch.tensor(signum or 0)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest) or None
 
-    def split(self, model: Network) -> Network:
+    def shard_model(self, model: Network) -> Network:
         spec = _spec(model)
         tower = _empty_tower(spec, self.tower)
         weights = {name: _cut(spec, name, full, self.tower) for name, full in model.state_dict().items()}
         tower.load_state_dict({name: part.clone() for name, part in weights.items()}, assign=True)
         return tower.train(model.training)
 
-    def whole(self, model: Network) -> Network:
+    def gather_model(self, model: Network) -> Network:
         spec = _spec(model)
         with torch.device("meta"):
             whole = AlexNet(spec)
@@ -86,11 +86,11 @@ class Towers(Single):
             whole.load_state_dict(weights, assign=True)
         return whole
 
-    def load(self, model: Network, weights: Mapping[str, Tensor]) -> None:
+    def load_weights(self, model: Network, weights: Mapping[str, Tensor]) -> None:
         spec = _spec(model)
         model.load_state_dict({name: _cut(spec, name, full, self.tower) for name, full in weights.items()})
 
-    def whole_optimizer(self, optimizer: torch.optim.Optimizer, model: Network, /) -> dict[str, Any]:
+    def gather_optimizer(self, optimizer: torch.optim.Optimizer, model: Network, /) -> dict[str, Any]:
         spec = _spec(model)
         with torch.device("meta"):
             empty = dict(AlexNet(spec).named_parameters())
