@@ -34,20 +34,20 @@ from golden_compare import Tolerance, digest, environment, told
 from golden_pictures import HERE, IMAGES, LOSSY, scene, write_images
 from PIL import Image
 
+from alexnet.checkpoint import load_checkpoint
 from alexnet.cli import run
-from alexnet.data.augment import augment, mix
-from alexnet.data.colour import colour_noise
-from alexnet.data.images import decode, decode_part, image_size
-from alexnet.networks.architectures import ARCHITECTURES
-from alexnet.networks.model import create_model
-from alexnet.networks.spec import layers
-from alexnet.runs import Run, read_model
-from alexnet.training.optim import plan
-from alexnet.training.prepare import Prepared, prepare
+from alexnet.data.augment import augment, mix, pca_noise
+from alexnet.data.decode import decode_crop, decode_image, image_size
+from alexnet.models.architectures import ARCHITECTURES
+from alexnet.models.model import create_model
+from alexnet.models.spec import layers
+from alexnet.run_dir import Run
+from alexnet.training.api import train
+from alexnet.training.optim import schedule_at
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import Recipe
 from alexnet.training.recipes import RECIPES
-from alexnet.training.start import train
+from alexnet.training.setup import TrainSetup, prepare_training
 
 Golden = dict[str, Any]
 
@@ -101,12 +101,12 @@ def golden_decode() -> Golden:
     for path in sorted(IMAGES.iterdir()):
         got: dict[str, np.ndarray] = {}
         for channels in (1, 3):
-            got[f"whole {channels}"] = np.asarray(decode(path, channels))
+            got[f"whole {channels}"] = np.asarray(decode_image(path, channels))
             for reader in ("turbo", "pillow") if path.suffix == ".jpg" else ("pillow",):
                 with _reader(reader):
                     for size in (16, 64, 224) if path.name.startswith("photo") else (4,):
-                        got[f"all {channels} {size} {reader}"] = decode_part(path, size, channels)
-                    got[f"part {channels} 16 {reader}"] = decode_part(path, 16, channels, box=_box)
+                        got[f"all {channels} {size} {reader}"] = decode_crop(path, size, channels)
+                    got[f"part {channels} 16 {reader}"] = decode_crop(path, 16, channels, box=_box)
         lossy = path.suffix in LOSSY and not path.name.startswith("lossless")
         found[path.name] = {
             "size": list(image_size(path)),
@@ -166,11 +166,11 @@ def golden_batches() -> Golden:
     return found
 
 
-def _prepared(recipe: Recipe) -> Prepared:
-    return prepare(recipe, Silent())
+def _prepared(recipe: Recipe) -> TrainSetup:
+    return prepare_training(recipe, Silent())
 
 
-def _batch(prepared: Prepared, epoch: int, step: int, exact: bool) -> Golden:
+def _batch(prepared: TrainSetup, epoch: int, step: int, exact: bool) -> Golden:
     """A batch as it is read, augmented, and as the network sees it. `exact`: by whole numbers alone."""
     recipe, preprocess, train = prepared.recipe, prepared.preprocess, prepared.train
     batch = next(iter(train.batches(epoch, step)))
@@ -179,17 +179,17 @@ def _batch(prepared: Prepared, epoch: int, step: int, exact: bool) -> Golden:
         "batches": len(train),
         "ids": batch.ids.tolist(),
         "targets": batch.targets.tolist(),
-        "leads": batch.leads.tolist() if batch.leads is not None else None,
+        "leads": batch.crop_ids.tolist() if batch.crop_ids is not None else None,
         "read": {key: digest(batch.images), **told(batch.images)},
     }
     images = batch.images
-    if train.on_device is not None:
-        images = augment(images, batch.ids, epoch, recipe.seed, train.on_device, preprocess.size, batch.leads)
+    if train.device_augment is not None:
+        images = augment(images, batch.ids, epoch, recipe.seed, train.device_augment, preprocess.size, batch.crop_ids)
     row["augmented"] = {key: digest(images), **told(images)}
     x = preprocess.normalise(images)
     if prepared.colour_basis is not None:
-        noise = plan(recipe, epoch * len(train) + step, len(train)).colour_noise
-        x = colour_noise(
+        noise = schedule_at(recipe, epoch * len(train) + step, len(train)).colour_noise
+        x = pca_noise(
             x, batch.ids, epoch, recipe.seed, prepared.colour_basis, noise,
             std=preprocess.std, divide=recipe.colour_divide,
         )  # fmt: skip
@@ -435,7 +435,7 @@ def golden_digits() -> Golden:
 def _weights(folder: Path) -> Golden:
     last = Run(folder).named_checkpoint("last")
     assert last is not None
-    state = read_model(last).model.state_dict()
+    state = load_checkpoint(last).model.state_dict()
     return {key: {"exact_sha256": digest(value), **told(value)} for key, value in state.items()}
 
 
