@@ -33,7 +33,7 @@ LOST_AFTER = 5  # seconds of silence after which a process is taken for lost
 RENDEZVOUS = "last_call_timeout=8,keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=120"
 """How long the first hosts to come wait for more: longer than a lost one stays unnoticed, or they begin alone."""
 RECIPE = (
-    f"digits --width 0.25 --precision fp32 --device cpu --checkpoint-every 5 --set lost_after={LOST_AFTER}"
+    f"digits --width 0.25 --precision fp32 --device cpu --checkpoint-every 5 --set dist_timeout={LOST_AFTER}"
 ).split()
 
 NOISE = re.compile(r"[\[WE]|\s|Traceback|Next:|=|-|torch|alexnet FAILED|Fail|Root")

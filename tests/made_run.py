@@ -58,7 +58,7 @@ def made_run(
     run = Run(path)
     path.mkdir(parents=True)
     settings = {
-        "name": "folder", "source": "folder", "data": str(path / "data"), "seed": 0, "skip_bad": False,
+        "name": "folder", "dataset": "folder", "data": str(path / "data"), "seed": 0, "skip_bad": False,
         "validate_on": "val", "lr": 0.1, "batch_size": 64, "epochs": len(rows), "weight_decay": 5e-4,
     }  # fmt: skip
     (path / "recipe.json").write_text(json.dumps(settings | (recipe or {})))

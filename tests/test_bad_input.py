@@ -93,7 +93,7 @@ def folder_recipe(**settings):
 
     def given(here):
         make_folder(here / "data", ("a", "b"), 3)
-        values = {"source": "folder", "data": "data", "arch": "cifar", "width": 0.125, "image_size": 32}
+        values = {"dataset": "folder", "data": "data", "arch": "cifar", "width": 0.125, "image_size": 32}
         (here / "recipe.json").write_text(json.dumps({**values, **settings}))
 
     return given
@@ -110,7 +110,7 @@ def pickled_mean_image(here):
 
 
 def grey_pictures(here):
-    folder_recipe(colour_noise=0.1)(here)
+    folder_recipe(pca_noise=0.1)(here)
     for path in (here / "data").rglob("*.jpg"):
         Image.open(path).convert("L").save(path)
 
@@ -178,20 +178,21 @@ TRAINING = [
     (nothing, ["nowhere.json"], "The recipe nowhere.json cannot be read: No such file or directory."),
     (recipe_json("{"), ["recipe.json"], "The recipe recipe.json is not JSON: "),
     (recipe_json('{"epochz": 1}'), ["recipe.json"], "There is no setting 'epochz' in recipe.json; did you"),
-    (recipe_json('{"schedule": "constant", "changes": [{"epoch": 2, "lr": "low"}]}'), ["recipe.json"],
+    (recipe_json('{"schedule": "constant", "lr_changes": [{"epoch": 2, "lr": "low"}]}'), ["recipe.json"],
      "The setting changes[0].lr in recipe.json cannot be 'low'; it must be a number or null."),
-    (recipe_json('{"arch": "cifar", "schedule": "constant", "changes": [{"epoch": 2, "layers": ["cnv1"], "lr": 0}]}'),
+    (recipe_json('{"arch": "cifar", "schedule": "constant", "lr_changes": '
+                 '[{"epoch": 2, "layers": ["cnv1"], "lr": 0}]}'),
      ["recipe.json"],
      "The change at epoch 2 names the layer 'cnv1', which 'cifar' does not have; choose from conv1, conv2, conv3, "),
-    (recipe_json('{"changes": [{"epoch": 2, "lr": 0}]}'), ["recipe.json"],
+    (recipe_json('{"lr_changes": [{"epoch": 2, "lr": 0}]}'), ["recipe.json"],
      "The recipe's changes set the learning rate by hand, which --schedule cosine does by itself; choose"),
-    (nothing, ["--set", "crop_chunk=0"], "--crop-chunk must be greater than 0, not 0."),
+    (nothing, ["--set", "crop_group=0"], "--crop-chunk must be greater than 0, not 0."),
     (small_mean_image, ["recipe.json"], "The mean image mean.npy is 3×32×32, and these pictures are 3×36×36; give"),
     (pickled_mean_image, ["recipe.json"], "The mean image mean.npy is not an array of numbers that numpy.save wrote."),
     (folder_recipe(mean_image="owm"), ["recipe.json"], "The mean image owm cannot be read: No such file or directory."),
     (grey_pictures, ["recipe.json"], "A basis from grey data has one direction only (the training pictures deviate"),
-    (recipe_json('{"colour_noise": 0.1}'), ["recipe.json"], "Colour noise needs pictures in colour, and these are"),
-    (folder_recipe(colour_noise=0.1, colour_std=[1, 1]), ["recipe.json"], "A colour basis is three deviations, none"),
+    (recipe_json('{"pca_noise": 0.1}'), ["recipe.json"], "Colour noise needs pictures in colour, and these are"),
+    (folder_recipe(pca_noise=0.1, pca_std=[1, 1]), ["recipe.json"], "A colour basis is three deviations, none"),
 ]  # fmt: skip
 
 
@@ -301,7 +302,7 @@ def test_data(tmp_path, monkeypatch, capsys, given, arguments, sentence):
 
 PROCESSES = [
     # processes that torchrun started, arguments after `train`, the sentence
-    (2, ["--set", "lost_after=1e15"], "The setting lost_after must be at most 86400 seconds, a day, not 10000"),
+    (2, ["--set", "dist_timeout=1e15"], "The setting dist_timeout must be at most 86400 seconds, a day, not 10000"),
     (1, TOWERS, "--parallel towers needs two processes, one for each tower, and there is 1; start it with 'torchrun"),
     (3, TOWERS, "--parallel towers needs two processes, one for each tower, and there are 3; start it with 'torchrun"),
     (2, ["--parallel", "none"], "torchrun started 2 processes, and --parallel none trains in one; give --parallel"),

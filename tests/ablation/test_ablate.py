@@ -90,7 +90,7 @@ def test_a_comparison_is_written_and_its_runs_are_used_again(tmp_path: Path):
     assert document["differences"] == pytest.approx(
         [a - b for a, b in zip(with_["values"], without["values"], strict=True)]
     )
-    assert without["settings"] == {"edits": ["plain-pool"]}
+    assert without["settings"] == {"spec_edits": ["plain-pool"]}
     assert Image.open(tmp_path / "overlapping-pool.png").size[0] > 600
     assert "<svg" in (tmp_path / "overlapping-pool.svg").read_text()
     assert len(said) == 2

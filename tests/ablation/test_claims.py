@@ -27,7 +27,7 @@ def test_both_sides_can_be_built_and_differ(claim, base):
             norm=None if r.norm == "auto" else r.norm, activation=None if r.activation == "auto" else r.activation,
             init=None if r.init == "auto" else r.init,
         )  # fmt: skip
-        assert layers(apply_modifications(spec, r.edits))
+        assert layers(apply_modifications(spec, r.spec_edits))
     arms = (claim.part, claim.without)
     assert recipes[0] != recipes[1] or arms[0].kind != arms[1].kind or arms[1].other_seeds
     assert recipes[0].epochs == recipes[1].epochs == base.epochs
@@ -39,10 +39,11 @@ def test_both_sides_can_be_built_and_differ(claim, base):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("lrn", {"norm"}), ("overlapping-pool", {"edits"}), ("weight-decay", {"weight_decay"}),
-        ("dropout", {"dropout"}), ("pca-noise", {"colour_noise"}),
-        ("augmentation", {"crop", "flip"}), ("two-towers", {"edits"}), ("tower-talk", {"edits"}), ("init", {"init"}),
-        ("batchnorm", {"norm"}), ("depth", {"edits"}), ("relu-vs-tanh", {"activation"}),
+        ("lrn", {"norm"}), ("overlapping-pool", {"spec_edits"}), ("weight-decay", {"weight_decay"}),
+        ("dropout", {"dropout"}), ("pca-noise", {"pca_noise"}),
+        ("augmentation", {"crop", "flip"}), ("two-towers", {"spec_edits"}), ("tower-talk", {"spec_edits"}),
+        ("init", {"init"}),
+        ("batchnorm", {"norm"}), ("depth", {"spec_edits"}), ("relu-vs-tanh", {"activation"}),
         ("momentum", {"momentum", "lr"}),
         ("nothing", set()), ("ten-crop", set()),
     ],

@@ -74,8 +74,8 @@ def test_each_column(name: str) -> None:
 def test_torchvisions_training_is_our_recipe() -> None:
     recipe = imagenet_torchvision()
     assert cell("batch; length", "torchvision") == f"{recipe.batch_size}; {recipe.epochs} epochs"
-    assert cell("learning rate", "torchvision") == f".01, ÷ 10 each {recipe.step_epochs} epochs"
-    assert (recipe.lr, recipe.gamma, recipe.weight_decay, recipe.decay_biases) == (0.01, 0.1, 1e-4, True)
+    assert cell("learning rate", "torchvision") == f".01, ÷ 10 each {recipe.lr_step_size} epochs"
+    assert (recipe.lr, recipe.lr_gamma, recipe.weight_decay, recipe.decay_biases) == (0.01, 0.1, 1e-4, True)
     metrics = AlexNet_Weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]
     assert f"{metrics['acc@1']} % / {metrics['acc@5']} %" in cell(
         "published result on ILSVRC-12 validation", "torchvision"

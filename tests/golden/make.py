@@ -150,12 +150,12 @@ def golden_batches() -> Golden:
     for name, make in RECIPES.items():
         recipe = make()
         small = {"width": 0.125, "batch_size": 8, "precision": "fp32", "device": "cpu", "workers": 0}
-        own = {"digits": None, "cifar10": "cifar", "fashion-mnist": "fashion"}.get(recipe.source, "photos")
-        shape = {"image_size": recipe.image_size or 128} if recipe.source == "folder" else {}
+        own = {"digits": None, "cifar10": "cifar", "fashion-mnist": "fashion"}.get(recipe.dataset, "photos")
+        shape = {"image_size": recipe.image_size or 128} if recipe.dataset == "folder" else {}
         recipe = replace(recipe, **small, **shape, data=folder / own if own else None)
         variants = {"memory": replace(recipe, in_memory=True)}
-        files = replace(recipe, in_memory=False, source="folder", data=folder / "photos")
-        if recipe.source in ("digits", "fashion-mnist"):
+        files = replace(recipe, in_memory=False, dataset="folder", data=folder / "photos")
+        if recipe.dataset in ("digits", "fashion-mnist"):
             files = replace(files, mean=None, std=None)  # theirs are of one channel
         variants["files"] = files
         for how, variant in variants.items():
@@ -186,12 +186,12 @@ def _batch(prepared: TrainSetup, epoch: int, step: int, exact: bool) -> Golden:
     if train.device_augment is not None:
         images = augment(images, batch.ids, epoch, recipe.seed, train.device_augment, preprocess.size, batch.crop_ids)
     row["augmented"] = {key: digest(images), **told(images)}
-    x = preprocess.normalise(images)
-    if prepared.colour_basis is not None:
-        noise = schedule_at(recipe, epoch * len(train) + step, len(train)).colour_noise
+    x = preprocess.normalize(images)
+    if prepared.pca_basis is not None:
+        noise = schedule_at(recipe, epoch * len(train) + step, len(train)).pca_noise
         x = pca_noise(
-            x, batch.ids, epoch, recipe.seed, prepared.colour_basis, noise,
-            std=preprocess.std, divide=recipe.colour_divide,
+            x, batch.ids, epoch, recipe.seed, prepared.pca_basis, noise,
+            std=preprocess.std, divide=recipe.pca_divide,
         )  # fmt: skip
     torch.manual_seed(step)
     x, targets = mix(x, batch.targets, len(prepared.classes), prepared.augment)
@@ -201,8 +201,8 @@ def _batch(prepared: TrainSetup, epoch: int, step: int, exact: bool) -> Golden:
     row["mean"], row["std"] = list(preprocess.mean), list(preprocess.std)
     if preprocess.mean_image is not None:
         row["mean image"] = told(preprocess.mean_image)
-    if prepared.colour_basis is not None:
-        row["basis"] = [*prepared.colour_basis.std, *prepared.colour_basis.vectors]
+    if prepared.pca_basis is not None:
+        row["basis"] = [*prepared.pca_basis.std, *prepared.pca_basis.vectors]
     return row
 
 

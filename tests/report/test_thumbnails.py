@@ -10,7 +10,7 @@ from alexnet.run_dir import Run
 
 
 def pictured(root, tmp_path) -> Run:
-    return Run.create("folder", tmp_path / "run", json.dumps({"source": "folder", "data": str(root), "seed": 0}))
+    return Run.create("folder", tmp_path / "run", json.dumps({"dataset": "folder", "data": str(root), "seed": 0}))
 
 
 def test_pictures_are_kept_for_when_the_data_has_gone(pictures, tmp_path):

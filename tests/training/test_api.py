@@ -272,7 +272,7 @@ def test_a_classifier_of_torchvision_in_the_same_loop(tmp_path, pictures, name):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"edits": ["average-pool"]}, {"changes": [{"epoch": 2, "lr": 0.1, "layers": ["fc"]}]}]
+    "settings", [{"spec_edits": ["average-pool"]}, {"lr_changes": [{"epoch": 2, "lr": 0.1, "layers": ["fc"]}]}]
 )
 def test_what_is_for_alexnets_is_refused_for_others(tmp_path, pictures, settings):
     with pytest.raises(UserError, match="are for AlexNets; leave them out"):

@@ -22,7 +22,7 @@ def test_fifty_pictures_and_half_a_million():
     assert few.batch_size < many.batch_size == 128
     assert few.lr < many.lr == 0.1
     assert few.dropout > many.dropout
-    assert few.fitted == ()
+    assert few.auto_fields == ()
 
 
 def test_what_is_given_stays():

@@ -35,13 +35,13 @@ def test_constant_and_warmup():
 
 
 def test_step_drops_at_whole_epochs():
-    found = rates(replace(BASE, schedule="step", step_epochs=2, gamma=0.1))
+    found = rates(replace(BASE, schedule="step", lr_step_size=2, lr_gamma=0.1))
     assert found[:20] == pytest.approx([0.1] * 20)
     assert found[20:] == pytest.approx([0.01] * 20)
 
 
 def test_cosine_goes_from_the_rate_to_the_last():
-    found = rates(replace(BASE, schedule="cosine", final_lr=0.1))
+    found = rates(replace(BASE, schedule="cosine", final_lr_ratio=0.1))
     assert found[0] == pytest.approx(0.1)
     assert found[20] == pytest.approx(0.01 + 0.09 / 2)
     assert found[-1] == pytest.approx(0.01 + 0.09 * 0.5 * (1 + math.cos(math.pi * 39 / 40)))
@@ -49,7 +49,7 @@ def test_cosine_goes_from_the_rate_to_the_last():
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
-    found = rates(replace(BASE, schedule="one-cycle", peak=0.25))
+    found = rates(replace(BASE, schedule="one-cycle", pct_start=0.25))
     top = found.index(max(found))
     assert top == 10
     assert max(found) == pytest.approx(0.1)
@@ -64,7 +64,7 @@ def test_plateau_waits_for_patience():
     assert plateau_drops([1.0, 0.9, 0.9, 0.9], 1) == 1
     assert plateau_drops([1.0, 0.9, 0.95, 0.8, 0.85], 1) == 0
     assert plateau_drops([1.0] * 5, 1) == 2  # waits anew after each drop
-    recipe = replace(BASE, schedule="plateau", patience=0, gamma=0.5)
+    recipe = replace(BASE, schedule="plateau", patience=0, lr_gamma=0.5)
     assert learning_rate(recipe, 20, 10, [1.0, 2.0, 2.0]) == pytest.approx(0.025)
 
 
@@ -201,12 +201,12 @@ def test_sgd2012_goes_on_exactly_from_its_state():
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-HAND = replace(BASE, schedule="constant", lr=0.01, bias_lr_ratio=2.0, colour_noise=0.1)
+HAND = replace(BASE, schedule="constant", lr=0.01, bias_lr_mult=2.0, pca_noise=0.1)
 
 
 def test_the_schedule_of_the_2012_run_at_every_boundary():
     """Rates of conv1 and of the others (weights, biases), and the colour noise, from each epoch on."""
-    recipe = replace(HAND, epochs=90, changes=SCHEDULE_145)
+    recipe = replace(HAND, epochs=90, lr_changes=SCHEDULE_145)
     early, late, still = (0.01, 0.02), (1e-3, 0.02), (0.0, 0.0)
     table = {
         1: (early, early, 0.1),
@@ -225,25 +225,26 @@ def test_the_schedule_of_the_2012_run_at_every_boundary():
             for layer in ("conv2", "conv5", "fc6", "fc8"):
                 assert (now.rate(layer, "weights"), now.rate(layer, "biases")) == others, epoch
             assert now.lr == others[0]
-            assert now.colour_noise == noise
+            assert now.pca_noise == noise
 
 
 def test_a_change_sets_only_what_it_names():
     changes = (
-        ScheduleChange(2, ("fc8",), bias_lr=0.5), ScheduleChange(3, lr=0.3), ScheduleChange(3, ("conv1", "fc8"), lr=0.4), ScheduleChange(4, bias_lr=0.6)
+        ScheduleChange(2, ("fc8",), bias_lr=0.5), ScheduleChange(3, lr=0.3),
+        ScheduleChange(3, ("conv1", "fc8"), lr=0.4), ScheduleChange(4, bias_lr=0.6)
     )  # fmt: skip
-    recipe = replace(HAND, changes=changes)
+    recipe = replace(HAND, lr_changes=changes)
     found = [schedule_at(recipe, 10 * epoch, 10) for epoch in range(4)]
     assert [p.rate("fc8", "weights") for p in found] == [0.01, 0.01, 0.4, 0.4]
     assert [p.rate("fc8", "biases") for p in found] == [0.02, 0.5, 0.5, 0.6]
     assert [p.rate("fc7", "weights") for p in found] == [0.01, 0.01, 0.3, 0.3]
     assert [p.rate("fc7", "biases") for p in found] == [0.02, 0.02, 0.02, 0.6]
-    assert {p.colour_noise for p in found} == {0.1}
+    assert {p.pca_noise for p in found} == {0.1}
 
 
 def test_biases_follow_every_schedule_at_their_ratio():
     for schedule in ("constant", "step", "cosine", "one-cycle"):
-        recipe = replace(BASE, schedule=schedule, step_epochs=1, bias_lr_ratio=2.0)
+        recipe = replace(BASE, schedule=schedule, lr_step_size=1, bias_lr_mult=2.0)
         for step in (0, 13, 39):
             now = schedule_at(recipe, step, 10)
             assert now.lr == learning_rate(recipe, step, 10)
@@ -253,7 +254,7 @@ def test_biases_follow_every_schedule_at_their_ratio():
 def test_plateau_judges_by_loss_or_by_error():
     """The loss gets better all the time, the share of right answers not after the first epoch."""
     history = [{"val_loss": 1 / n, "top1": 0.5} for n in range(1, 6)]
-    recipe = replace(BASE, schedule="plateau", patience=1, gamma=0.1)
+    recipe = replace(BASE, schedule="plateau", patience=1, lr_gamma=0.1)
     assert schedule_at(recipe, 50, 10, history).lr == pytest.approx(0.1)
     assert schedule_at(replace(recipe, plateau_on="error"), 50, 10, history).lr == pytest.approx(0.001)
     better = [{"val_loss": 1.0, "top1": n / 10} for n in range(5)]
@@ -274,7 +275,7 @@ def test_groups_and_their_rates():
     assert [(g["kind"], g["weight_decay"], g["fused"]) for g in plain.param_groups] == [
         ("weights", BASE.weight_decay, True), ("biases", BASE.weight_decay, True)
     ]  # fmt: skip
-    recipe = replace(HAND, decay_biases=False, optimizer="sgd2012", changes=(ScheduleChange(2, ("conv1",), lr=0.0),))
+    recipe = replace(HAND, decay_biases=False, optimizer="sgd2012", lr_changes=(ScheduleChange(2, ("conv1",), lr=0.0),))
     ours = make_optimizer(network, recipe)
     assert isinstance(ours, SGD2012)
     # either way the parameters come in one order, which is what a checkpoint's state goes by
@@ -293,8 +294,8 @@ def test_groups_and_their_rates():
 def test_dropout_as_in_2012_trains_the_same_network_at_half_the_weights():
     """Against that form, written out: training leaves what is kept as it is, testing multiplies all by .5."""
     recipe = Recipe(
-        optimizer="sgd2012", unscaled_dropout=True, lr=0.05, schedule="constant", weight_decay=0.01, bias_lr_ratio=2.0,
-        decay_biases=False, changes=(ScheduleChange(3, lr=0.005),),
+        optimizer="sgd2012", dropout_2012=True, lr=0.05, schedule="constant", weight_decay=0.01, bias_lr_mult=2.0,
+        decay_biases=False, lr_changes=(ScheduleChange(3, lr=0.005),),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(16, 6, generator=generator, dtype=torch.float64)

@@ -28,14 +28,14 @@ def test_recipe_with_a_path_survives_its_json(tmp_path):
 
 def test_changes_survive_their_json(tmp_path):
     recipe = Recipe(
-        schedule="constant", optimizer="sgd2012", plateau_on="error", bias_lr_ratio=2.0, colour_noise=0.1,
-        changes=SCHEDULE_145,
+        schedule="constant", optimizer="sgd2012", plateau_on="error", bias_lr_mult=2.0, pca_noise=0.1,
+        lr_changes=SCHEDULE_145,
     )  # fmt: skip
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     assert read_recipe(tmp_path / "recipe.json") == recipe
     short = [{"epoch": 2, "layers": ["conv1"], "lr": 1}, ScheduleChange(3, bias_lr=0.5)]
-    changed = with_settings(Recipe(), {"schedule": "constant", "changes": short})
-    assert changed.changes == (ScheduleChange(2, ("conv1",), lr=1.0), ScheduleChange(3, bias_lr=0.5))
+    changed = with_settings(Recipe(), {"schedule": "constant", "lr_changes": short})
+    assert changed.lr_changes == (ScheduleChange(2, ("conv1",), lr=1.0), ScheduleChange(3, bias_lr=0.5))
 
 
 def test_flags_are_half_of_the_recipe():
@@ -72,26 +72,29 @@ def test_settings_are_checked():
         ({"num_classes": 1}, "--num-classes must be at least 2"),
         ({"momentum": 0.0, "nesterov": True}, "Nesterov"),
         ({"scale": [0.9, 0.1]}, "scale must be two shares"),
-        ({"crop_chunk": 0}, "--crop-chunk must be greater than 0"),
-        ({"colour_noise": -0.1}, "colour-noise must not be negative"),
-        ({"colour_basis": "gray"}, "one of imagenet, own"),
+        ({"crop_group": 0}, "--crop-chunk must be greater than 0"),
+        ({"pca_noise": -0.1}, "colour-noise must not be negative"),
+        ({"pca_basis": "gray"}, "one of imagenet, own"),
         ({"crop_pct": 1.5}, "crop_pct must be a share"),
         ({"schedule": "one-cycle", "warmup": 1}, "one-cycle rises from 0 by itself"),
         ({"schedule": "plateau", "validate_on": "test"}, "would tune the rate on the test images"),
         ({"mean": [0.1, "x"]}, r"mean\[1\] cannot be 'x'; it must be a number"),
-        ({"bias_lr_ratio": -1}, "--bias-lr-ratio must not be negative"),
-        ({"colour_noise": float("inf")}, "--colour-noise must be a finite number"),
+        ({"bias_lr_mult": -1}, "--bias-lr-ratio must not be negative"),
+        ({"pca_noise": float("inf")}, "--colour-noise must be a finite number"),
         ({"optimizer": "sgd2012", "nesterov": True}, "sgd2012 has no Nesterov form"),
         ({"optimizer": "adam"}, "optimizer cannot be 'adam'; it must be one of sgd, sgd2012"),
-        ({"changes": [{"epoch": 2, "lr": 0.1}], "schedule": "cosine"}, "which --schedule cosine does by itself"),
-        ({"changes": {"epoch": 2}}, "it must be a list of changes"),
-        ({"changes": [3]}, r"changes\[0\] cannot be 3; it must be an object with an epoch"),
-        ({"changes": [{"lr": 0.1}]}, "it must be an object with an epoch"),
-        ({"changes": [{"epoch": 2, "rate": 1}]}, r"There is no setting 'changes\[0\]\.rate'"),
-        ({"changes": [{"epoch": 2.5, "lr": 1}]}, r"changes\[0\]\.epoch cannot be 2.5; it must be a whole number"),
-        ({"changes": [{"epoch": 2, "lr": "low"}]}, r"changes\[0\]\.lr cannot be 'low'; it must be a number or null"),
-        ({"changes": [{"epoch": 2, "layers": "conv1"}]}, "layers cannot be 'conv1'; it must be a list of texts"),
-        ({"changes": [{"epoch": 2, "layers": [1]}]}, r"layers\[0\] cannot be 1; it must be a text"),
+        ({"lr_changes": [{"epoch": 2, "lr": 0.1}], "schedule": "cosine"}, "which --schedule cosine does by itself"),
+        ({"lr_changes": {"epoch": 2}}, "it must be a list of changes"),
+        ({"lr_changes": [3]}, r"lr_changes\[0\] cannot be 3; it must be an object with an epoch"),
+        ({"lr_changes": [{"lr": 0.1}]}, "it must be an object with an epoch"),
+        ({"lr_changes": [{"epoch": 2, "rate": 1}]}, r"There is no setting 'lr_changes\[0\]\.rate'"),
+        ({"lr_changes": [{"epoch": 2.5, "lr": 1}]}, r"lr_changes\[0\]\.epoch cannot be 2.5; it must be a whole number"),
+        (
+            {"lr_changes": [{"epoch": 2, "lr": "low"}]},
+            r"lr_changes\[0\]\.lr cannot be 'low'; it must be a number or null",
+        ),
+        ({"lr_changes": [{"epoch": 2, "layers": "conv1"}]}, "layers cannot be 'conv1'; it must be a list of texts"),
+        ({"lr_changes": [{"epoch": 2, "layers": [1]}]}, r"layers\[0\] cannot be 1; it must be a text"),
     ],
 )
 def test_bad_settings_say_what_is_wrong(settings, says):
@@ -101,18 +104,18 @@ def test_bad_settings_say_what_is_wrong(settings, says):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("lr_changes", "says"),
     [
         ([{"epoch": 0, "lr": 1}], "The change at epoch 0 comes before the first epoch; count"),
         ([{"epoch": 5, "lr": 1}, {"epoch": 4, "lr": 1}], "The change at epoch 4 stands after one at epoch 5"),
         ([{"epoch": 2, "layers": ["conv1"]}], "The change at epoch 2 changes nothing; give it lr"),
         ([{"epoch": 2, "lr": -1}], "sets lr to -1.0; it must be a finite number and not negative"),
-        ([{"epoch": 2, "colour_noise": float("nan")}], "sets colour_noise to nan"),
+        ([{"epoch": 2, "pca_noise": float("nan")}], "sets pca_noise to nan"),
     ],
 )
 def test_bad_changes_say_what_is_wrong(changes, says):
     with pytest.raises(UserError, match=says) as error:
-        with_settings(Recipe(schedule="constant"), {"changes": changes})
+        with_settings(Recipe(schedule="constant"), {"lr_changes": changes})
     assert "\n" not in str(error.value)
 
 
@@ -143,7 +146,7 @@ def test_find_recipe(tmp_path):
 def test_the_tutorial_recipes_are_to_the_letter():
     seed = named_recipe("cifar10-seed")
     assert (seed.epochs, seed.lr, seed.momentum, seed.weight_decay) == (100, 0.01, 0.9, 5e-4)
-    assert (seed.schedule, seed.step_epochs, seed.gamma) == ("step", 30, 0.1)
+    assert (seed.schedule, seed.lr_step_size, seed.lr_gamma) == ("step", 30, 0.1)
     assert (seed.crop, seed.padding, seed.flip, seed.init, seed.batch_size) == ("pad", 4, True, "kaiming", None)
     assert seed.mean == (0.4914, 0.4822, 0.4465)
     assert seed.std == (0.2023, 0.1994, 0.2010)

@@ -87,7 +87,8 @@ def test_a_damaged_best_is_replaced(run):
     position = TrainState.from_training(training)
     position.best = position.history[1]
     run.save_checkpoint(
-        model=load_checkpoint(newest).model, classes=load_checkpoint(newest).classes, preprocess=load_checkpoint(newest).preprocess,
+        model=load_checkpoint(newest).model, classes=load_checkpoint(newest).classes,
+        preprocess=load_checkpoint(newest).preprocess,
         step=position.step + 1, epoch=3, training={**training, "position": position.to_dict()}, best=False,
     )  # fmt: skip
     said = []

@@ -25,9 +25,9 @@ from alexnet.training.trainer import Trainer
 
 # imagenet-2012 in small: random 32 of 36, mean image, PCA noise, pixels of 0…255 (initial weights for such)
 SMALL_2012 = Recipe(
-    name="small-2012", source="folder", arch="cifar", image_size=32, crop_pct=32 / 36, width=0.125, norm="none",
-    init="kaiming", epochs=2, batch_size=8, lr=1e-4, schedule="constant", crop="random", flip=True, crop_chunk=4,
-    mean_image="own", std=(1 / 255,) * 3, colour_noise=0.1, colour_divide=True, precision="fp32", device="cpu",
+    name="small-2012", dataset="folder", arch="cifar", image_size=32, crop_pct=32 / 36, width=0.125, norm="none",
+    init="kaiming", epochs=2, batch_size=8, lr=1e-4, schedule="constant", crop="random", flip=True, crop_group=4,
+    mean_image="own", std=(1 / 255,) * 3, pca_noise=0.1, pca_divide=True, precision="fp32", device="cpu",
     workers=0,
 )  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_the_recipe_of_2012_in_small(tmp_path, recipe, monkeypatch):
     np.testing.assert_allclose(recorded.mean, squares.mean(axis=(0, 2, 3)) / 255, atol=6e-5)
     assert recorded.std == (1 / 255,) * 3  # given, so not measured
     variances = np.linalg.eigvalsh(np.cov(squares.transpose(1, 0, 2, 3).reshape(3, -1), bias=True))
-    np.testing.assert_allclose(recorded.colour_std, np.sqrt(variances[::-1]), atol=1e-4)
+    np.testing.assert_allclose(recorded.pca_std, np.sqrt(variances[::-1]), atol=1e-4)
 
     measured = evaluate(run.path, split="val")
     assert measured["top1"] == result.summary["best"]["top1"]
@@ -97,7 +97,7 @@ def test_files_on_disk_give_the_same_as_memory(tmp_path, recipe, monkeypatch):
 
 
 def test_the_loop_trains_on_noisy_pictures(tmp_path, recipe):
-    prepared = prepare_training(replace(recipe, crop_chunk=3), Silent())
+    prepared = prepare_training(replace(recipe, crop_group=3), Silent())
     loop = Trainer(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
     seen = []
     loop.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
@@ -107,15 +107,15 @@ def test_the_loop_trains_on_noisy_pictures(tmp_path, recipe):
     assert prepared.augment.crop_group == 3
     cut = augment(batch.images, batch.ids, 4, recipe.seed, prepared.augment, 32)
     levels = cut.float() - 255 * prepared.preprocess.mean_image[:, 2:34, 2:34]
-    basis = ColorPCA(prepared.recipe.colour_std, prepared.recipe.colour_vectors)
+    basis = ColorPCA(prepared.recipe.pca_std, prepared.recipe.pca_vectors)
     noise = pca_noise(torch.zeros(8, 3, 1, 1), batch.ids, 4, recipe.seed, basis, 0.1, std=(1 / 255,) * 3)
     assert noise.abs().max() > 1  # levels
     torch.testing.assert_close(seen[0], (levels + noise) / 1.1, rtol=0, atol=1e-3)
 
 
 def test_a_change_switches_the_noise_off_and_on(tmp_path, recipe):
-    changes = (ScheduleChange(2, colour_noise=0.0), ScheduleChange(3, colour_noise=0.5))
-    prepared = prepare_training(replace(recipe, changes=changes), Silent())
+    changes = (ScheduleChange(2, pca_noise=0.0), ScheduleChange(3, pca_noise=0.5))
+    prepared = prepare_training(replace(recipe, lr_changes=changes), Silent())
     loop = Trainer(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
     seen = []
     loop.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
@@ -129,25 +129,24 @@ def test_a_change_switches_the_noise_off_and_on(tmp_path, recipe):
     torch.testing.assert_close((seen[0] * 1.1 - pictures) * 5, seen[2] * 1.5 - pictures, rtol=0, atol=1e-2)
     assert (seen[2] * 1.5 - pictures).abs().max() > 5
     assert (
-        prepare_training(replace(recipe, colour_noise=0.0, changes=changes), Silent()).colour_basis
-        == prepared.colour_basis
+        prepare_training(replace(recipe, pca_noise=0.0, lr_changes=changes), Silent()).pca_basis == prepared.pca_basis
     )
 
 
 def test_the_published_basis_is_recorded_too(recipe, monkeypatch):
-    prepared = prepare_training(replace(recipe, colour_basis="imagenet", mean_image="none"), Silent())
-    assert prepared.colour_basis == IMAGENET_PCA
-    assert prepared.recipe.colour_std == IMAGENET_PCA.std
+    prepared = prepare_training(replace(recipe, pca_basis="imagenet", mean_image="none"), Silent())
+    assert prepared.pca_basis == IMAGENET_PCA
+    assert prepared.recipe.pca_std == IMAGENET_PCA.std
     assert prepared.preprocess.mean_image is None
-    given = replace(recipe, mean_image="none", colour_std=(3.0, 2.0, 1.0), colour_vectors=(1, 0, 0, 0, 1, 0, 0, 0, 1))
+    given = replace(recipe, mean_image="none", pca_std=(3.0, 2.0, 1.0), pca_vectors=(1, 0, 0, 0, 1, 0, 0, 0, 1))
     monkeypatch.setattr("alexnet.training.setup.measure", lambda *_, **__: pytest.fail("measured"))
-    assert prepare_training(given, Silent()).colour_basis == ColorPCA(given.colour_std, given.colour_vectors)
+    assert prepare_training(given, Silent()).pca_basis == ColorPCA(given.pca_std, given.pca_vectors)
 
 
 def test_without_noise_there_is_no_basis(recipe):
-    prepared = prepare_training(replace(recipe, colour_noise=0.0), Silent())
-    assert prepared.colour_basis is None
-    assert prepared.recipe.colour_std is None
+    prepared = prepare_training(replace(recipe, pca_noise=0.0), Silent())
+    assert prepared.pca_basis is None
+    assert prepared.recipe.pca_std is None
 
 
 def test_a_mean_image_of_another_source(tmp_path, recipe, monkeypatch):
@@ -171,9 +170,9 @@ def test_stretch_squeezes_the_whole_picture(tmp_path, recipe):
             ramp = np.repeat(np.linspace(0, 255, 80).astype(np.uint8)[None, :, None], 36, 0).repeat(3, 2)
             (recipe.data / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(ramp).save(recipe.data / name / f"{n}.png")
-    plain = replace(recipe, colour_noise=0.0, mean_image="none")
+    plain = replace(recipe, pca_noise=0.0, mean_image="none")
     for stretch, lowest in ((True, 5), (False, 60)):
-        prepared = prepare_training(replace(plain, stretch=stretch), Silent())
+        prepared = prepare_training(replace(plain, squash=stretch), Silent())
         assert prepared.preprocess.squash is stretch
         (batch,) = prepared.train.batches(0)
         assert batch.images.shape[-2:] == (36, 36)
@@ -181,7 +180,7 @@ def test_stretch_squeezes_the_whole_picture(tmp_path, recipe):
 
 
 def test_colour_noise_needs_colour(recipe):
-    grey = Recipe(colour_noise=0.1)  # the digits
+    grey = Recipe(pca_noise=0.1)  # the digits
     with pytest.raises(UserError, match="Colour noise needs pictures in colour"):
         prepare_training(grey, Silent())
     for path in recipe.data.rglob("*.jpg"):

@@ -150,8 +150,8 @@ class StopAt(Silent):
 
 
 HAND_MADE = {
-    "optimizer": "sgd2012", "nesterov": False, "schedule": "constant", "lr": 0.02, "bias_lr_ratio": 2.0,
-    "changes": [ScheduleChange(2, ("conv1",), lr=0.0, bias_lr=0.0), ScheduleChange(2, ("fc8",), lr=0.005)],
+    "optimizer": "sgd2012", "nesterov": False, "schedule": "constant", "lr": 0.02, "bias_lr_mult": 2.0,
+    "lr_changes": [ScheduleChange(2, ("conv1",), lr=0.0, bias_lr=0.0), ScheduleChange(2, ("fc8",), lr=0.005)],
 }  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_changes_added_by_hand_to_a_run_hold_from_there_on(tmp_path):
     run = Run(tiny(out=tmp_path / "run", epochs=1, schedule="constant", norm="none", lr=0.02).run)
     before = weights(run.path)
     recipe = replace(
-        read_recipe(run.recipe_json), epochs=2, changes=(ScheduleChange(2, ("conv1",), lr=0.0, bias_lr=0.0),)
+        read_recipe(run.recipe_json), epochs=2, lr_changes=(ScheduleChange(2, ("conv1",), lr=0.0, bias_lr=0.0),)
     )
     momentum = read_training_state(run.named_checkpoint("last"))["optimizer"]["state"]
     run.recipe_json.write_text(recipe.to_json())

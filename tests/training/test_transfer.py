@@ -71,7 +71,7 @@ def test_the_same_classes_keep_their_head(trained, tmp_path):
     shared = {"data": data, "weights": str(trained), "freeze": "none", "lr": 1e-9, "progress": Silent()}
     run = train("folder", out=tmp_path / "run", epochs=1, **shared).run
     assert torch.allclose(best(trained)["fc8.weight"], best(run)["fc8.weight"], atol=1e-6)
-    assert read_recipe(run / "recipe.json").old_lr == 1.0  # nothing is new, so nothing is to be slower
+    assert read_recipe(run / "recipe.json").backbone_lr_mult == 1.0  # nothing is new, so nothing is to be slower
 
 
 def test_a_resumed_run_needs_the_first_one_no_more(trained, others, tmp_path):
@@ -90,7 +90,7 @@ def test_a_resumed_run_needs_the_first_one_no_more(trained, others, tmp_path):
 
 def test_old_layers_move_at_a_tenth_of_the_rate():
     model = create_model("cifar", num_classes=3, width=0.125)
-    recipe = Recipe(weights="run", old_lr=0.1, lr=0.5, weight_decay=0.01, schedule="constant")
+    recipe = Recipe(weights="run", backbone_lr_mult=0.1, lr=0.5, weight_decay=0.01, schedule="constant")
     optimizer = make_optimizer(model, recipe)
     schedule_at(recipe, 0, 10).set_rates(optimizer)
     rates = {group["layer"]: group["lr"] for group in optimizer.param_groups}
@@ -169,4 +169,4 @@ def test_published_weights_are_a_start_like_any_other(others, tmp_path, monkeypa
 
 def test_a_setting_of_the_recipe_that_changes_the_network_is_refused():
     with pytest.raises(UserError, match="brings a network as it is"):
-        replace(Recipe(weights="run"), edits=("average-pool",))
+        replace(Recipe(weights="run"), spec_edits=("average-pool",))

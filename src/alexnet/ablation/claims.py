@@ -106,12 +106,12 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             "overlapping-pool", "Pools of 3×3 that overlap are better than pools of 2×2 that do not.",
             "paper, section 3.4", ".4 / .3 points of error; log: run 147 +.4 / +.3",
-            Arm("3×3, stride 2"), Arm("2×2, stride 2", {"edits": ("plain-pool",)}),
+            Arm("3×3, stride 2"), Arm("2×2, stride 2", {"spec_edits": ("plain-pool",)}),
         ),
         Claim(
             "max-vs-average-pool", "Pooling the maximum is better than pooling the average.",
             "the paper pools maxima (section 3.4); LeNet pooled averages", "no figure",
-            Arm("maximum"), Arm("average", {"edits": ("average-pool",)}),
+            Arm("maximum"), Arm("average", {"spec_edits": ("average-pool",)}),
         ),
         Claim(
             "momentum", "Momentum .9 is better than none at ten times the rate, which moves as far in the long run.",
@@ -149,17 +149,17 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             "pca-noise", "Noise along the principal components of colour helps.",
             "paper, section 4.1", "over 1 point of top-1 error",
-            Arm("PCA noise .1", {"colour_noise": 0.1}), Arm("no colour noise", {"colour_noise": 0.0}),
+            Arm("PCA noise .1", {"pca_noise": 0.1}), Arm("no colour noise", {"pca_noise": 0.0}),
         ),
         Claim(
             "two-towers", "Two towers are better than one tower of half the channels with as many parameters.",
             "paper, section 3.2", "1.7 / 1.2 points of error; log: run 145-half +1.7 / +1.2",
-            Arm("two towers", _towers()), Arm("one tower", _towers(edits=("half",))),
+            Arm("two towers", _towers()), Arm("one tower", _towers(spec_edits=("half",))),
         ),
         Claim(
             "tower-talk", "Towers that read each other's maps in conv3 are better than towers that do not.",
             "paper, section 3.2, describes it", "log: run 150, where fc6 and fc7 are silent too, +1.2 / +1.1",
-            Arm("conv3 reads both", _towers()), Arm("conv3 reads one", _towers(edits=("silent-towers",))),
+            Arm("conv3 reads both", _towers()), Arm("conv3 reads one", _towers(spec_edits=("silent-towers",))),
         ),
         Claim(
             "ten-crop", "Averaging ten views is better than testing the centre alone.",
@@ -179,7 +179,7 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             "depth", "Each middle convolution counts: without conv4 the network is worse.",
             "paper, section 7", "about 2 points of top-1 error for any middle layer",
-            Arm("five convolutions"), Arm("without conv4", {"edits": ("without-conv4",)}),
+            Arm("five convolutions"), Arm("without conv4", {"spec_edits": ("without-conv4",)}),
         ),
         Claim(
             "nothing", "The base differs from itself with other seeds: a check of the method, which must not find it.",

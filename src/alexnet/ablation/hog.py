@@ -30,10 +30,10 @@ def hog_svm(recipe: Recipe) -> float:
     from sklearn.svm import LinearSVC
 
     source = load_dataset(
-        recipe.source, recipe.data, labels=recipe.labels, seed=recipe.seed, skip_bad=recipe.skip_bad,
+        recipe.dataset, recipe.data, labels=recipe.labels, seed=recipe.seed, skip_bad=recipe.skip_bad,
         hold_out=recipe.validate_on == "val",
     )  # fmt: skip
-    known = _features(recipe.source, recipe.data, recipe.labels, recipe.skip_bad, recipe.image_size or 32)
+    known = _features(recipe.dataset, recipe.data, recipe.labels, recipe.skip_bad, recipe.image_size or 32)
     features = {name: np.stack([known[n] for n in part.names]) for name, part in source.splits.items()}
     targets = {name: part.targets.numpy() for name, part in source.splits.items()}
     machines = [LinearSVC(C=c, dual=True, random_state=recipe.seed) for c in PENALTIES]

@@ -7,8 +7,8 @@ Pictures stay uint8 from end to end: a quarter of the memory traffic of float32,
 costs. Pictures that come from files have their random resized crop taken before they are resized, from the
 full picture (`crop_box`); all else happens here.
 
-Two things depend on the batch: MixUp and CutMix, which combine samples (see `mix`), and `crop_chunk` above 1, the
-2012 code's habit of cutting its pictures in groups. The paper's colour noise (`colour_noise`) comes after
+Two things depend on the batch: MixUp and CutMix, which combine samples (see `mix`), and `crop_group` above 1, the
+2012 code's habit of cutting its pictures in groups. The paper's colour noise (`pca_noise`) comes after
 normalisation, where the mean image is gone already.
 """
 
@@ -91,7 +91,7 @@ def augment(
     """uint8 N×C×S×S → uint8 N×C×size×size on the same device: crop, flip, rotation, jitter, in that order.
 
     `ids` (N integers, on the CPU) name the samples; with `epoch` and `seed` they determine every draw. `leads` names
-    the samples whose crop and flip each takes, for parts of a batch; without it they follow from `cfg.crop_chunk`.
+    the samples whose crop and flip each takes, for parts of a batch; without it they follow from `cfg.crop_group`.
     Raises `UserError` where the pictures are smaller than the crop.
     """
     sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else np.asarray(ids)

@@ -225,8 +225,8 @@ class FromFiles(_Order):
     """Batches decoded as they are needed, by `workers` processes (0: in this one).
 
     Without `augment` they are what `preprocess` makes for evaluation. With it, crop resized is taken here from the
-    full picture before it is resized, and any other crop is left to the device, as `device_augment` then says. Packed pixels
-    are cropped and mirrored here too, so that no more than the crop is ever copied.
+    full picture before it is resized, and any other crop is left to the device, as `device_augment` then says. Packed
+    pixels are cropped and mirrored here too, so that no more than the crop is ever copied.
     """
 
     def __init__(

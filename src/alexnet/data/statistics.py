@@ -93,8 +93,8 @@ def color_pca(covariance: np.ndarray) -> ColorPCA:
     if std[1] <= 0.01 * std[0]:
         raise UserError(
             "A basis from grey data has one direction only (the training pictures deviate by "
-            f"{std[0]:.2f}, {std[1]:.2f} and {std[2]:.2f} levels along their principal colours); set colour_basis to "
-            "imagenet, or colour_noise to 0."
+            f"{std[0]:.2f}, {std[1]:.2f} and {std[2]:.2f} levels along their principal colours); set pca_basis to "
+            "imagenet, or pca_noise to 0."
         )
     return ColorPCA(tuple(round(float(s), 4) for s in std), tuple(round(float(v), 6) for v in vectors.flatten()))
 

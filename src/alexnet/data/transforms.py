@@ -114,7 +114,7 @@ class EvalTransform:
             "mean": _is_numbers,
             "std": _is_numbers,
             "interpolation": lambda v: isinstance(v, str),
-            "stretch": lambda v: isinstance(v, bool),
+            "squash": lambda v: isinstance(v, bool),
             "mean_image": lambda v: isinstance(v, bool),
         }
         for key, value in values.items():

@@ -184,7 +184,7 @@ def evaluate(
             )
         source = run_dataset(first.run, progress)
     else:
-        trained_on = str(_recipe(first.run).get("source", "folder")) if first.run else "folder"
+        trained_on = str(_recipe(first.run).get("dataset", "folder")) if first.run else "folder"
         source = load_for_evaluation(
             trained_on, Path(data) if data else None, progress, labels=Path(labels) if labels else None
         )
@@ -249,7 +249,7 @@ def run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
     recipe = _recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None
     return load_dataset(
-        recipe["source"],
+        recipe["dataset"],
         Path(recipe["data"]) if recipe["data"] else None,
         labels=Path(recipe["labels"]) if recipe["labels"] else None,
         seed=recipe["seed"],
@@ -271,7 +271,7 @@ def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
     ours = _recipe(first)
     for other in (member.run for member in ensemble.members[1:] if member.run is not None):
         theirs = _recipe(other)
-        if theirs["source"] != ours["source"] or (ours["source"] == "folder" and theirs["data"] != ours["data"]):
+        if theirs["dataset"] != ours["dataset"] or (ours["dataset"] == "folder" and theirs["data"] != ours["data"]):
             continue  # trained on other pictures
         rows = read_split(other.split_csv) if other.split_csv.is_file() else []
         if missing := len(measured - {name for name, of in rows if of == split}):
@@ -286,7 +286,7 @@ def _recipe(run: Run) -> dict[str, Any]:
     """What the run's recipe.json says of its data."""
     try:
         found = json.loads(run.recipe_json.read_text(encoding="utf-8"))
-        known = {key: found[key] for key in ("source", "data", "seed", "skip_bad", "validate_on")}
+        known = {key: found[key] for key in ("dataset", "data", "seed", "skip_bad", "validate_on")}
         return {**known, "labels": found.get("labels")}  # earlier runs have none
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run.recipe_json} is damaged ({error!r}); give the pictures with --data.") from error

@@ -1,7 +1,7 @@
 """Changes to a network that no flag makes: the other side of the paper's comparisons, as functions of a spec.
 
 Each takes one thing away and leaves the rest, so that two trainings differ by that thing alone. `recipe.json` names
-them (`"edits": ["average-pool"]`), and the spec that they give is kept whole in `model.json`. No torch here.
+them (`"spec_edits": ["average-pool"]`), and the spec that they give is kept whole in `model.json`. No torch here.
 """
 
 from __future__ import annotations

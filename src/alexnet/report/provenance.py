@@ -37,7 +37,7 @@ def augmented_html(facts: RunData, words: Translator) -> str:
 def split_html(page: Page, facts: RunData) -> str:
     """Where the data lies, and how many pictures each part has."""
     words, counts = page.words, facts.split_counts
-    where = facts.recipe.get("data") or facts.recipe.get("source", "")
+    where = facts.recipe.get("data") or facts.recipe.get("dataset", "")
     body = f"<p>{text(words('data_is'))}: <code>{text(where)}</code></p>"
     if counts:
         body += f"<p>{text(words('split_own', seed=facts.recipe.get('seed', 0)))}</p>"

@@ -137,7 +137,7 @@ def _data(facts: RunData) -> Iterator[Recommendation]:
         yield Recommendation("bad_files", {"n": len(facts.bad_files)}, command)
     pictures, classes = facts.training_pictures, int(facts.summary.get("classes") or len(facts.classes) or 1)
     if pictures and pictures / classes < 100 and facts.summary["best"]["top1"] < 0.97:
-        own = facts.recipe.get("source") == "folder" and facts.recipe.get("data") and not facts.recipe.get("weights")
+        own = facts.recipe.get("dataset") == "folder" and facts.recipe.get("data") and not facts.recipe.get("weights")
         # from the data, not from recipe.json: the weights bring an architecture of their own
         command = _train(facts.recipe["data"], {"weights": "torchvision:IMAGENET1K_V1"}) if own else ""
         yield Recommendation("few", {"each": pictures / classes}, command, warns=False)
@@ -145,7 +145,7 @@ def _data(facts: RunData) -> Iterator[Recommendation]:
 
 def class_counts(facts: RunData) -> dict[str, int]:
     """Training pictures of each class, as far as split.csv names them by their folders; else those evaluated."""
-    if facts.split_counts and facts.recipe.get("source") in ("folder", "imagenet") and not facts.recipe.get("labels"):
+    if facts.split_counts and facts.recipe.get("dataset") in ("folder", "imagenet") and not facts.recipe.get("labels"):
         from alexnet.data.split import read_split
 
         counts = dict.fromkeys(facts.classes, 0)

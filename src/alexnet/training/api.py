@@ -105,7 +105,7 @@ def train(
         check_tensorboard()
     if recipe.time_budget and (recipe.parallel == "towers" or world_size() > 1):
         raise UserError(f"--time-budget is for one process, not for --parallel {recipe.parallel}; give --epochs.")
-    parallel = make_parallel(recipe.parallel, recipe.device, recipe.lost_after)
+    parallel = make_parallel(recipe.parallel, recipe.device, recipe.dist_timeout)
     report = progress or default_progress()
     alone: RunLock | None = None
     try:
@@ -165,12 +165,12 @@ def resume_run(
     process goes on as one, and several as the run's recipe says: as towers, or dividing each batch.
     """
     recipe = read_recipe(run.recipe_json)
-    if wanted is not None and (wanted.name, wanted.source) != (recipe.name, recipe.source):
+    if wanted is not None and (wanted.name, wanted.dataset) != (recipe.name, recipe.dataset):
         raise UserError(f"{run.path} holds a run of '{recipe.name}', not of '{wanted.name}'; choose another --out.")
     asked = parallel or (wanted.parallel if wanted is not None else "auto")
     if asked == "auto" and recipe.parallel == "towers" and world_size() > 1:
         asked = "towers"
-    processes = make_parallel(asked, recipe.device, (wanted or recipe).lost_after)
+    processes = make_parallel(asked, recipe.device, (wanted or recipe).dist_timeout)
     report = progress or default_progress()
     alone = RunLock(run)
     try:
@@ -234,7 +234,7 @@ def _fresh(prepared: TrainSetup) -> Network:
     """The network with the initial weights of the recipe's seed."""
     torch.manual_seed(rng.derive_seed(prepared.recipe.seed, "init"))
     model = build(prepared.spec)
-    if prepared.recipe.unscaled_dropout:
+    if prepared.recipe.dropout_2012:
         scale_for_2012_dropout(model)
     if prepared.start is not None:
         load_backbone(model, prepared.start, prepared.classes)

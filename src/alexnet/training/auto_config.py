@@ -25,23 +25,23 @@ def fit(recipe: Recipe, pictures: int, classes: int) -> tuple[Recipe, str]:
     nothing to choose."""
     chosen: dict[str, Any] = {}
     reasons = []
-    if "epochs" in recipe.fitted:
+    if "epochs" in recipe.auto_fields:
         chosen["epochs"] = min(max(round(SEEN / pictures), EPOCHS[0]), EPOCHS[1])
         reasons.append(f"{chosen['epochs']} epochs")
-    if "batch_size" in recipe.fitted:
+    if "batch_size" in recipe.auto_fields:
         power = 2 ** max(round(math.log2(max(pictures / STEPS, 1))), 0)
         chosen["batch_size"] = min(max(power, BATCHES[0]), BATCHES[1])
         reasons.append(f"batches of {chosen['batch_size']}")
-    if "lr" in recipe.fitted:
+    if "lr" in recipe.auto_fields:
         batch = chosen.get("batch_size", recipe.batch_size) or BATCHES[1]
         chosen["lr"] = round(recipe.lr * math.sqrt(batch / BATCHES[1]), 4)  # smaller batches have noisier gradients
         chosen["lr_batch"] = batch
         reasons.append(f"a learning rate of {chosen['lr']:g}")
     each = pictures / classes
-    if "augment" in recipe.fitted:
+    if "augment" in recipe.auto_fields:
         chosen["augment"] = "medium" if each < 3000 else "light"
         reasons.append(f"{chosen['augment']} augmentation")
-    if "dropout" in recipe.fitted and not recipe.arch.startswith(TORCHVISION):
+    if "dropout" in recipe.auto_fields and not recipe.arch.startswith(TORCHVISION):
         chosen["dropout"] = 0.5 if each < 200 else 0.2 if each < 2000 else 0.0
         reasons.append(f"dropout {chosen['dropout']:g}")
     if not chosen:
@@ -49,7 +49,7 @@ def fit(recipe: Recipe, pictures: int, classes: int) -> tuple[Recipe, str]:
     sentence = (
         f"For {pictures:,} training pictures, {each:,.0f} a class: {', '.join(reasons)}; your own flags come first."
     )
-    return replace(recipe, fitted=(), **chosen), sentence
+    return replace(recipe, auto_fields=(), **chosen), sentence
 
 
 SMALL = 100  # pixels: pictures up to this are kept whole and moved, as is usual for CIFAR
@@ -63,7 +63,7 @@ def augmentation(level: str, side: int) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {"flip": level != "none", "jitter": (0.0, 0.0, 0.0), "rotate": 0.0}
     if level == "none":
-        return {**settings, "crop": "none", "mixup": 0.0, "cutmix": 0.0, "colour_noise": 0.0}
+        return {**settings, "crop": "none", "mixup": 0.0, "cutmix": 0.0, "pca_noise": 0.0}
     if side <= SMALL and level != "strong":
         share = {"light": 16, "medium": 8}[level]
         return {**settings, "crop": "pad", "padding": side // share, "padding_mode": "zeros"}

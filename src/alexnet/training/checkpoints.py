@@ -137,8 +137,8 @@ class Checkpoints:
         for name, tensor in weights.items():
             if not tensor.isfinite().all():
                 raise TrainingFailed(
-                    f"After step {step:,} {name} is no longer finite: {divergence_advice(self.prepared.recipe)}. The checkpoint "
-                    "before it is kept."
+                    f"After step {step:,} {name} is no longer finite: {divergence_advice(self.prepared.recipe)}. "
+                    "The checkpoint before it is kept."
                 )
 
     def _write(self, before: list[threading.Thread], step: int, *parts: Callable[[], object]) -> None:

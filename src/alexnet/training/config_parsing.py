@@ -95,7 +95,7 @@ def _describe(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "a list of " + {float: "numbers", str: "texts", ScheduleChange: "changes"}[get_args(kind)[0]]
     if kind is ScheduleChange:
-        return "an object with an epoch, and with layers, lr, bias_lr or colour_noise"
+        return "an object with an epoch, and with layers, lr, bias_lr or pca_noise"
     if options := get_args(kind):
         return f"{_describe(options[0])} or null"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}[kind]

@@ -28,7 +28,7 @@ class ScheduleChange:
     """Learning rate of the weights. The biases keep theirs."""
     bias_lr: float | None = None
     """Learning rate of the biases, and of the weights of normalisation layers."""
-    colour_noise: float | None = None
+    pca_noise: float | None = None
     """Strength of the colour noise, whatever `layers` says."""
 
     @property
@@ -42,7 +42,7 @@ class ScheduleChange:
 SCHEDULE_145 = (
     ScheduleChange(25, lr=1e-3),
     ScheduleChange(51, lr=1e-4),
-    ScheduleChange(67, ("conv1",), lr=1e-5, colour_noise=0.0),
+    ScheduleChange(67, ("conv1",), lr=1e-5, pca_noise=0.0),
     ScheduleChange(72, ("conv1",), lr=0.0, bias_lr=0.0),
     ScheduleChange(79, lr=1e-5),
     ScheduleChange(79, ("conv1",), lr=0.0, bias_lr=0.0),
@@ -59,10 +59,10 @@ def check_changes(changes: Sequence[ScheduleChange]) -> None:
         if change.epoch < before:
             raise UserError(f"{name} stands after one at epoch {before}; list the changes by epoch.")
         before = change.epoch
-        values = {"lr": change.lr, "bias_lr": change.bias_lr, "colour_noise": change.colour_noise}
+        values = {"lr": change.lr, "bias_lr": change.bias_lr, "pca_noise": change.pca_noise}
         given = {key: value for key, value in values.items() if value is not None}
         if not given:
-            raise UserError(f"{name} changes nothing; give it lr, bias_lr or colour_noise.")
+            raise UserError(f"{name} changes nothing; give it lr, bias_lr or pca_noise.")
         for key, value in given.items():
             if not 0 <= value < math.inf:
                 raise UserError(f"{name} sets {key} to {value}; it must be a finite number and not negative.")

@@ -73,13 +73,14 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     vectors, those of normalisation included), which decay only where the recipe says so. Each group carries its `kind`.
 
     A recipe with changes, with dropout as in 2012 or with the weights of another network has such groups for each layer
-    (`layer` is its name, else empty), and the last two a `scale` of its rate: see `kept_inputs` and `Recipe.old_lr`.
+    (`layer` is its name, else empty), and the last two a `scale` of its rate: see `dropout_keep_prob_by_layer`,
+    `Recipe.backbone_lr_mult`.
     Parameters come in the same order, weights first, so that either kind of checkpoint fits. torch's SGD is fused: one
     pass over weight, gradient and momentum instead of several, ten times as fast for 23 million weights.
     """
-    kept = dropout_keep_prob_by_layer(model) if recipe.unscaled_dropout else {}
-    slower = recipe.old_lr if recipe.weights else 1.0
-    apart = bool(recipe.changes or kept or slower != 1)
+    kept = dropout_keep_prob_by_layer(model) if recipe.dropout_2012 else {}
+    slower = recipe.backbone_lr_mult if recipe.weights else 1.0
+    apart = bool(recipe.lr_changes or kept or slower != 1)
     head = list(model.named_parameters())[-1][0].rpartition(".")[0]
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for name, p in sorted(model.named_parameters(), key=lambda named: named[1].ndim <= 1):
@@ -132,7 +133,7 @@ class Hyperparameters:
     """The same of the biases."""
     own: Mapping[tuple[str, str], float]
     """The rates of layers that have their own, by layer and kind ("weights" or "biases")."""
-    colour_noise: float
+    pca_noise: float
     """Strength of the colour noise."""
 
     def rate(self, layer: str, kind: str) -> float:
@@ -154,10 +155,10 @@ def schedule_at(
     """
     figures = [row["val_loss"] if recipe.plateau_on == "loss" else 1 - row["top1"] for row in history]
     lr = learning_rate(recipe, step, steps_per_epoch, figures)
-    common = {"weights": lr, "biases": lr * recipe.bias_lr_ratio}
+    common = {"weights": lr, "biases": lr * recipe.bias_lr_mult}
     own: dict[tuple[str, str], float] = {}
-    noise = recipe.colour_noise
-    for change in recipe.changes:
+    noise = recipe.pca_noise
+    for change in recipe.lr_changes:
         if change.epoch > step // steps_per_epoch + 1:
             break
         for kind, rate in change.rates.items():
@@ -166,7 +167,7 @@ def schedule_at(
             else:
                 common[kind] = rate
                 own = {key: kept for key, kept in own.items() if key[1] != kind}
-        noise = noise if change.colour_noise is None else change.colour_noise
+        noise = noise if change.pca_noise is None else change.pca_noise
     factor = recipe.lr_factor
     return Hyperparameters(
         common["weights"] * factor, common["biases"] * factor, {k: rate * factor for k, rate in own.items()}, noise
@@ -186,18 +187,20 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, figures: Sequ
     if recipe.schedule == "constant":
         return recipe.lr
     if recipe.schedule == "step":
-        return recipe.lr * recipe.gamma ** (step // steps_per_epoch // recipe.step_epochs)
+        return recipe.lr * recipe.lr_gamma ** (step // steps_per_epoch // recipe.lr_step_size)
     if recipe.schedule == "plateau":
-        return recipe.lr * recipe.gamma ** plateau_drops(figures, recipe.patience)
+        return recipe.lr * recipe.lr_gamma ** plateau_drops(figures, recipe.patience)
     if recipe.schedule == "cosine":
         share = (step - warmup) / max(total - warmup, 1)
-        return recipe.lr * (recipe.final_lr + (1 - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1))))
+        return recipe.lr * (
+            recipe.final_lr_ratio + (1 - recipe.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
+        )
     # one-cycle: up in a line to the peak, down in a line to the end
-    top = max(recipe.peak * total, 1)
+    top = max(recipe.pct_start * total, 1)
     if step < top:
         return recipe.lr * (step + 1) / (top + 1)
     share = min((step - top) / max(total - top, 1), 1)
-    return recipe.lr * (1 - (1 - recipe.final_lr) * share)
+    return recipe.lr * (1 - (1 - recipe.final_lr_ratio) * share)
 
 
 def plateau_drops(figures: Sequence[float], patience: int) -> int:

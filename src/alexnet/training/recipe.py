@@ -109,7 +109,7 @@ class Recipe(Flags):
 
     name: str = "digits"
     """The name that the run folder gets."""
-    source: str = "digits"
+    dataset: str = "digits"
     """The data set: digits, cifar10, fashion-mnist, imagenet or folder."""
     validate_on: Literal["val", "test"] = "val"
     """The split reported each epoch. `val` also chooses the best checkpoint; `test` is for benchmarks that follow a
@@ -117,13 +117,13 @@ class Recipe(Flags):
     dropout: float | None = None
     """Probability of dropping a unit of fc6 or fc7; the architecture's own where None."""
 
-    fitted: tuple[str, ...] = ()
+    auto_fields: tuple[str, ...] = ()
     """Settings that are chosen from the data in place of what stands here, unless somebody gives them."""
     activation: Literal["auto", "relu", "tanh", "sigmoid"] = "auto"
     """Activation function; auto is the architecture's own."""
-    old_lr: float = 0.1
+    backbone_lr_mult: float = 0.1
     """With `weights`: the learning rate of the layers that they brought, as a share of that of a new last layer."""
-    edits: tuple[str, ...] = ()
+    spec_edits: tuple[str, ...] = ()
     """Changes to the network by name, as in models/modifications.py: "average-pool", "without-conv4" …"""
 
     optimizer: Literal["sgd", "sgd2012"] = "sgd"
@@ -132,7 +132,7 @@ class Recipe(Flags):
     """How the learning rates follow the batch size: as its quotient by `lr_batch`, or as the root of that."""
     lr_batch: int | None = None
     """The batch size that `lr` is meant for; the recipe's own where somebody gives another."""
-    lost_after: float = 120.0
+    dist_timeout: float = 120.0
     """Seconds after which a process that does not answer the others is taken for lost."""
     label_smoothing: float = 0.0
     """Share of each target spread evenly over all classes."""
@@ -142,25 +142,25 @@ class Recipe(Flags):
     """Keep images and weights in the memory order that convolutions like best."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
-    unscaled_dropout: bool = False
+    dropout_2012: bool = False
     """Start and update the layers after dropout as the 2012 code does, whose training did not scale what it kept."""
-    bias_lr_ratio: float = 1.0
+    bias_lr_mult: float = 1.0
     """Learning rate of the biases as a multiple of that of the weights: 2 in Caffe (its lr_mult) and in 2012."""
     decay_biases: bool = True
     """Apply weight decay to biases and normalisation weights too, as a plain SGD over all parameters does."""
-    step_epochs: int = 30
+    lr_step_size: int = 30
     """`step`: epochs between drops."""
-    gamma: float = 0.1
+    lr_gamma: float = 0.1
     """`step` and `plateau`: factor of a drop."""
     patience: int = 5
     """`plateau`: epochs without a better validation figure before a drop."""
     plateau_on: Literal["loss", "error"] = "loss"
     """`plateau`: that figure. The paper's is the error (section 5), here of top-1."""
-    changes: tuple[ScheduleChange, ...] = ()
+    lr_changes: tuple[ScheduleChange, ...] = ()
     """`constant`: rates and colour noise set by hand at the start of some epochs, by epoch."""
-    final_lr: float = 0.0
+    final_lr_ratio: float = 0.0
     """`cosine` and `one-cycle`: the last rate as a share of the highest."""
-    peak: float = 0.25
+    pct_start: float = 0.25
     """`one-cycle`: share of all steps at which the rate is highest."""
 
     crop_pct: float = 1.0
@@ -172,7 +172,7 @@ class Recipe(Flags):
     mean_image: str = "none"
     """Subtract a mean of each pixel instead of each channel: none; own, that of the training images; or the path of a
     .npy file of 3×S×S or S×S×3 levels of 0 to 255, RGB, S being the side that pictures are resized to."""
-    stretch: bool = False
+    squash: bool = False
     """Resize both sides and so ignore the aspect ratio, as Caffe's warp to 256×256 does."""
     crop: Literal["none", "pad", "random", "resized"] = "none"
     """Training crop: padded by `padding` then random; random from the resized square; or random resized."""
@@ -180,7 +180,7 @@ class Recipe(Flags):
     """`pad`: pixels added on each side."""
     padding_mode: Literal["zeros", "reflect"] = "zeros"
     """`pad`: what they are."""
-    crop_chunk: int = 1
+    crop_group: int = 1
     """Images in a row that share one random crop and flip; 32 as the 2012 code did."""
     scale: tuple[float, float] = (0.08, 1.0)
     """`resized`: area of the crop as a share of the picture's."""
@@ -190,16 +190,16 @@ class Recipe(Flags):
     """Largest rotation in degrees, either way."""
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Brightness, contrast and saturation change by up to this share."""
-    colour_noise: float = 0.0
+    pca_noise: float = 0.0
     """Strength of the colour noise along the principal components of RGB: .1 in the paper (section 4.1), 0 is off."""
-    colour_basis: Literal["imagenet", "own"] = "own"
+    pca_basis: Literal["imagenet", "own"] = "own"
     """The principal colours that the noise is made of: ImageNet's, or those of the training images."""
-    colour_std: tuple[float, ...] | None = None
-    """Deviations along the three principal colours, in levels of 0 to 255; from `colour_basis` where None."""
-    colour_vectors: tuple[float, ...] | None = None
-    """The three principal colours, RGB, one after the other; from `colour_basis` where None."""
-    colour_divide: bool = False
-    """Divide the training images by 1 + `colour_noise` after it, as the 2012 code does."""
+    pca_std: tuple[float, ...] | None = None
+    """Deviations along the three principal colours, in levels of 0 to 255; from `pca_basis` where None."""
+    pca_vectors: tuple[float, ...] | None = None
+    """The three principal colours, RGB, one after the other; from `pca_basis` where None."""
+    pca_divide: bool = False
+    """Divide the training images by 1 + `pca_noise` after it, as the 2012 code does."""
 
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept, beside the best."""
@@ -215,7 +215,7 @@ class Recipe(Flags):
     @property
     def noisy(self) -> bool:
         """Whether any epoch has colour noise."""
-        return any((self.colour_noise, *(change.colour_noise for change in self.changes)))
+        return any((self.pca_noise, *(change.pca_noise for change in self.lr_changes)))
 
     @property
     def lr_factor(self) -> float:
@@ -265,20 +265,20 @@ def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Re
         of_arch = ("image_size", "width", "norm", "activation", "init", "dropout")
         recipe = dataclasses.replace(recipe, **{name: getattr(plain, name) for name in of_arch})
     changed = dataclasses.replace(recipe, **convert_all(Recipe, values, "", where))
-    if "fitted" in values:  # a whole recipe.json
+    if "auto_fields" in values:  # a whole recipe.json
         return changed
     lr_batch = changed.lr_batch or recipe.batch_size
-    fitted = tuple(name for name in changed.fitted if name not in values)
-    return dataclasses.replace(changed, fitted=fitted, lr_batch=lr_batch)
+    fitted = tuple(name for name in changed.auto_fields if name not in values)
+    return dataclasses.replace(changed, auto_fields=fitted, lr_batch=lr_batch)
 
 
 def _check_numbers(r: Recipe) -> None:
     """Refuse numbers that no training can use, naming the flag."""
-    positive = {"epochs", "limit_steps", "batch_size", "accumulate", "image_size", "width", "clip_norm", "step_epochs"}
-    positive |= {"crop_chunk", "keep_checkpoints", "lr_batch", "lost_after"}
+    positive = {"epochs", "limit_steps", "batch_size", "accumulate", "image_size", "width", "clip_norm", "lr_step_size"}
+    positive |= {"crop_group", "keep_checkpoints", "lr_batch", "dist_timeout"}
     at_least_0 = {"lr", "warmup", "weight_decay", "mixup", "cutmix", "padding", "rotate", "patience", "workers"}
-    at_least_0 |= {"bias_lr_ratio", "colour_noise", "early_stop", "old_lr"}
-    shares = {"momentum", "label_smoothing", "dropout", "peak", "final_lr"}
+    at_least_0 |= {"bias_lr_mult", "pca_noise", "early_stop", "backbone_lr_mult"}
+    shares = {"momentum", "label_smoothing", "dropout", "peak", "final_lr_ratio"}
     for name in sorted(positive | at_least_0 | shares):
         value = getattr(r, name)
         if value is None:
@@ -292,8 +292,8 @@ def _check_numbers(r: Recipe) -> None:
             raise UserError(f"{flag} must not be negative, but is {value}.")
         if name in shares and not 0 <= value < 1:
             raise UserError(f"{flag} must be at least 0 and less than 1, not {value}.")
-    if r.lost_after > DAY:
-        raise UserError(f"The setting lost_after must be at most {DAY} seconds, a day, not {r.lost_after}.")
+    if r.dist_timeout > DAY:
+        raise UserError(f"The setting dist_timeout must be at most {DAY} seconds, a day, not {r.dist_timeout}.")
     if r.batch_size is not None and r.accumulate > r.batch_size:
         raise UserError(f"--accumulate {r.accumulate} cannot be larger than --batch-size {r.batch_size}.")
     if r.time_budget is not None:
@@ -301,20 +301,20 @@ def _check_numbers(r: Recipe) -> None:
     interval_of(r.checkpoint_every)
     if r.early_stop and r.validate_on == "test":
         raise UserError("--early-stop would choose by the test images, which this recipe validates on.")
-    if r.weights and (r.edits or r.unscaled_dropout):
-        raise UserError("--weights brings a network as it is; this recipe changes its own (edits, unscaled_dropout).")
+    if r.weights and (r.spec_edits or r.dropout_2012):
+        raise UserError("--weights brings a network as it is; this recipe changes its own (edits, dropout_2012).")
     if r.num_classes is not None and r.num_classes < 2:
         raise UserError(f"--num-classes must be at least 2, not {r.num_classes}.")
     if r.nesterov and r.momentum == 0:
         raise UserError("Nesterov momentum needs --momentum greater than 0.")
     if r.nesterov and r.optimizer == "sgd2012":
         raise UserError("The optimizer sgd2012 has no Nesterov form; set nesterov to false, or optimizer to sgd.")
-    if r.changes and r.schedule != "constant":
+    if r.lr_changes and r.schedule != "constant":
         raise UserError(
             f"The recipe's changes set the learning rate by hand, which --schedule {r.schedule} does by itself; "
             "choose --schedule constant, or a recipe without changes."
         )
-    check_changes(r.changes)
+    check_changes(r.lr_changes)
     if not 0 < r.crop_pct <= 1:
         raise UserError(f"The setting crop_pct must be a share of the picture's side, not {r.crop_pct}.")
     if r.schedule == "one-cycle" and r.warmup:

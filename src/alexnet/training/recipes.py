@@ -27,7 +27,7 @@ def digits() -> Recipe:
     without bfloat16: test top-1 99.55 % (mean of 5 seeds, deviation 0.48 %, 269 images), val 99.85 %, 34 to 42 s.
     """
     return Recipe(
-        name="digits", source="digits", arch="cifar", norm="batch", width=0.5, image_size=32,
+        name="digits", dataset="digits", arch="cifar", norm="batch", width=0.5, image_size=32,
         epochs=20, batch_size=64, lr=0.05, schedule="one-cycle", nesterov=True, decay_biases=False,
         label_smoothing=0.1, dropout=0.2, crop="pad", padding=3, rotate=10.0,
     )  # fmt: skip
@@ -40,7 +40,7 @@ def cifar10() -> Recipe:
     bfloat16, on CIFAR-10 re-encoded as JPEG, one seed: test top-1 79.82 %, val 79.52 %, 8 min 44 s.
     """
     return Recipe(
-        name="cifar10", source="cifar10", arch="cifar", norm="batch",
+        name="cifar10", dataset="cifar10", arch="cifar", norm="batch",
         width=0.5, epochs=10, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
         label_smoothing=0.1, dropout=0.0, crop="pad", padding=2, padding_mode="reflect", flip=True,
         mean=CIFAR10_MEAN, std=CIFAR10_STD,
@@ -78,7 +78,7 @@ def ablation() -> Recipe:
     re-encoded as JPEG: test top-1 75.79 % (mean of 5 seeds, deviation .29 %), 2 min 15 s (one seed).
     """
     return dataclasses.replace(
-        cifar10(), name="ablation", source="folder", width=0.25, epochs=8, image_size=32, mean=None, std=None
+        cifar10(), name="ablation", dataset="folder", width=0.25, epochs=8, image_size=32, mean=None, std=None
     )
 
 
@@ -91,8 +91,8 @@ def cifar10_seed() -> Recipe:
     It claims 75 to 80 % and validates on the test images, so nothing is chosen by them here: the last network counts.
     """
     return Recipe(
-        name="cifar10-seed", source="cifar10", arch="cifar", init="kaiming", validate_on="test",
-        epochs=100, batch_size=None, lr=0.01, schedule="step", step_epochs=30, gamma=0.1, momentum=0.9,
+        name="cifar10-seed", dataset="cifar10", arch="cifar", init="kaiming", validate_on="test",
+        epochs=100, batch_size=None, lr=0.01, schedule="step", lr_step_size=30, lr_gamma=0.1, momentum=0.9,
         weight_decay=5e-4, crop="pad", padding=4, flip=True,
         mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),
     )  # fmt: skip
@@ -105,7 +105,7 @@ def fashion_mnist() -> Recipe:
     54 to 61 s. With `--epochs 7` it takes 7 minutes (91.75 %, measured with dropout .2 and flips alone).
     """
     return Recipe(
-        name="fashion-mnist", source="fashion-mnist", arch="cifar", norm="batch", image_size=32, width=0.5,
+        name="fashion-mnist", dataset="fashion-mnist", arch="cifar", norm="batch", image_size=32, width=0.5,
         epochs=28, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
         label_smoothing=0.1, dropout=0.0, crop="pad", padding=2, flip=True,
         mean=FASHION_MEAN, std=FASHION_STD,
@@ -119,7 +119,7 @@ def fashion_mnist_d2l() -> Recipe:
     10 epochs, no augmentation, pixels from 0 to 1. Validated on the test images, where the book reports 88.3 %.
     """
     return Recipe(
-        name="fashion-mnist-d2l", source="fashion-mnist", arch="d2l", init="xavier", validate_on="test",
+        name="fashion-mnist-d2l", dataset="fashion-mnist", arch="d2l", init="xavier", validate_on="test",
         epochs=10, batch_size=128, lr=0.01, schedule="constant", momentum=0.0, weight_decay=0.0,
         mean=(0.0,), std=(1.0,),
     )  # fmt: skip
@@ -133,8 +133,8 @@ def imagenet_torchvision() -> Recipe:
     Run here: 5 steps on 50 classes of Tiny-ImageNet. Its 90 epochs would take 41 days on two cores (32.5 images/s).
     """
     return Recipe(
-        name="imagenet-torchvision", source="imagenet", arch="torchvision", image_size=224, crop_pct=0.875,
-        epochs=90, batch_size=256, lr=0.01, schedule="step", step_epochs=30, gamma=0.1, momentum=0.9,
+        name="imagenet-torchvision", dataset="imagenet", arch="torchvision", image_size=224, crop_pct=0.875,
+        epochs=90, batch_size=256, lr=0.01, schedule="step", lr_step_size=30, lr_gamma=0.1, momentum=0.9,
         weight_decay=1e-4, crop="resized", flip=True, mean=IMAGENET_MEAN, std=IMAGENET_STD,
     )  # fmt: skip
 
@@ -144,18 +144,18 @@ def imagenet_2012() -> Recipe:
     layer-params-145.cfg and its data provider. Expected: 40.7 % top-1 and 18.2 % top-5 error with ten views.
 
     The network `code2012`; short side to 256, centre 256, random 224 and mirror image for each picture (with --set
-    crop_chunk=32 one for each 32, as it had them); per-pixel mean image; colour noise on the published basis, divided
+    crop_group=32 one for each 32, as it had them); per-pixel mean image; colour noise on the published basis, divided
     by 1.1; SGD with the rate inside the velocity, .01 for weights and .02 for biases, which do not decay; dropout that
     leaves what it keeps unscaled; and the changes made by hand at epochs 25, 51, 67, 72 and 79. It was stopped at epoch
     91.
     Run here: 20 steps on 200 photographs. Its 90 epochs would take 97 days on two cores (13.8 images/s).
     """
     return Recipe(
-        name="imagenet-2012", source="imagenet", arch="code2012", image_size=224, crop_pct=224 / 256,
-        epochs=90, batch_size=128, lr=0.01, schedule="constant", changes=SCHEDULE_145, optimizer="sgd2012",
-        momentum=0.9, weight_decay=5e-4, bias_lr_ratio=2.0, decay_biases=False, unscaled_dropout=True,
+        name="imagenet-2012", dataset="imagenet", arch="code2012", image_size=224, crop_pct=224 / 256,
+        epochs=90, batch_size=128, lr=0.01, schedule="constant", lr_changes=SCHEDULE_145, optimizer="sgd2012",
+        momentum=0.9, weight_decay=5e-4, bias_lr_mult=2.0, decay_biases=False, dropout_2012=True,
         crop="random", flip=True, mean_image="own", std=(1 / 255,) * 3,
-        colour_noise=0.1, colour_basis="imagenet", colour_divide=True,
+        pca_noise=0.1, pca_basis="imagenet", pca_divide=True,
     )  # fmt: skip
 
 
@@ -168,10 +168,10 @@ def imagenet_paper() -> Recipe:
     Run here: 20 steps on 200 photographs. Its 90 epochs would take 85 days on two cores (15.6 images/s).
     """
     return Recipe(
-        name="imagenet-paper", source="imagenet", arch="paper", image_size=224, crop_pct=224 / 256,
-        epochs=90, batch_size=128, lr=0.01, schedule="plateau", plateau_on="error", patience=5, gamma=0.1,
-        optimizer="sgd2012", momentum=0.9, weight_decay=5e-4, unscaled_dropout=True, crop="random", flip=True,
-        mean_image="own", std=(1 / 255,) * 3, colour_noise=0.1, colour_basis="own",
+        name="imagenet-paper", dataset="imagenet", arch="paper", image_size=224, crop_pct=224 / 256,
+        epochs=90, batch_size=128, lr=0.01, schedule="plateau", plateau_on="error", patience=5, lr_gamma=0.1,
+        optimizer="sgd2012", momentum=0.9, weight_decay=5e-4, dropout_2012=True, crop="random", flip=True,
+        mean_image="own", std=(1 / 255,) * 3, pca_noise=0.1, pca_basis="own",
     )  # fmt: skip
 
 
@@ -186,9 +186,9 @@ def imagenet_caffe() -> Recipe:
     Run here: 20 steps on 200 photographs. Its 90 epochs would take 86 days on two cores (15.6 images/s).
     """
     return Recipe(
-        name="imagenet-caffe", source="imagenet", arch="caffe", image_size=227, crop_pct=227 / 256, stretch=True,
-        epochs=90, batch_size=256, lr=0.01, schedule="step", step_epochs=20, gamma=0.1, optimizer="sgd2012",
-        momentum=0.9, weight_decay=5e-4, bias_lr_ratio=2.0, decay_biases=False, crop="random", flip=True,
+        name="imagenet-caffe", dataset="imagenet", arch="caffe", image_size=227, crop_pct=227 / 256, squash=True,
+        epochs=90, batch_size=256, lr=0.01, schedule="step", lr_step_size=20, lr_gamma=0.1, optimizer="sgd2012",
+        momentum=0.9, weight_decay=5e-4, bias_lr_mult=2.0, decay_biases=False, crop="random", flip=True,
         mean_image="own", std=(1 / 255,) * 3,
     )  # fmt: skip
 
@@ -200,10 +200,10 @@ def folder() -> Recipe:
     With a few dozen pictures a class start from a trained network instead: --weights RUN.
     """
     return Recipe(
-        name="folder", source="folder", norm="batch",
+        name="folder", dataset="folder", norm="batch",
         epochs=20, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
         label_smoothing=0.1, crop="resized", scale=(0.35, 1.0), flip=True,
-        fitted=("epochs", "batch_size", "lr", "augment", "dropout"),
+        auto_fields=("epochs", "batch_size", "lr", "augment", "dropout"),
     )  # fmt: skip
 
 

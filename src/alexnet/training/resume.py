@@ -231,14 +231,14 @@ def _locked(path: Path) -> int | None:
 
 FREE = frozenset(
     {"data", "labels", "device", "workers", "parallel", "compile", "tensorboard", "checkpoint_every",
-     "keep_checkpoints", "in_memory", "deterministic", "num_classes", "lost_after"}
+     "keep_checkpoints", "in_memory", "deterministic", "num_classes", "dist_timeout"}
 )  # fmt: skip
 """Settings that leave the experiment as it is. A device, compiling and where pictures are kept change last digits."""
 
 FIXED = frozenset(
-    {"arch", "image_size", "norm", "init", "activation", "width", "dropout", "edits", "weights", "freeze", "old_lr",
-     "unscaled_dropout", "optimizer", "batch_size", "seed", "validate_on", "mean", "std", "mean_image", "stretch",
-     "crop_pct", "time_budget", "name", "source"}
+    {"arch", "image_size", "norm", "init", "activation", "width", "dropout", "spec_edits", "weights", "freeze",
+     "backbone_lr_mult", "dropout_2012", "optimizer", "batch_size", "seed", "validate_on", "mean", "std", "mean_image", "squash",
+     "crop_pct", "time_budget", "name", "dataset"}
 )  # fmt: skip
 """Settings that the network, the split, the order of the pictures or the number of epochs has been made from."""
 
@@ -269,13 +269,13 @@ def apply_overrides(run: Path, stored: Recipe, wanted: Recipe, names: Iterable[s
 
 def explicit_fields(stored: Recipe, wanted: Recipe) -> list[str]:
     """The settings that the whole recipe `wanted` sets, and does not leave to be chosen from data and machine."""
-    left = {"name", "source", "fitted", *wanted.fitted}
+    left = {"name", "dataset", "auto_fields", *wanted.auto_fields}
     if wanted.time_budget is not None:
         left.add("epochs")
     if wanted.arch == "auto":
         left.add("width")
     if stored.weights is not None:
-        left |= {"arch", "image_size", "width", "dropout", "mean", "std", "mean_image", "old_lr"}
+        left |= {"arch", "image_size", "width", "dropout", "mean", "std", "mean_image", "backbone_lr_mult"}
     if stored.augment != "auto":
         left |= set(augmentation(stored.augment, stored.image_size or 0))
     names = [field.name for field in dataclasses.fields(Recipe) if field.name not in left]

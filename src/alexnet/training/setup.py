@@ -59,7 +59,7 @@ class TrainSetup:
     device: torch.device
     precision: Precision
     parallel: SingleProcess
-    colour_basis: ColorPCA | None = None  # there is one where the recipe asks for colour noise
+    pca_basis: ColorPCA | None = None  # there is one where the recipe asks for colour noise
     class_weights: torch.Tensor | None = None  # float32 (classes,), mean 1 over the training pictures; with --balance
     start: LoadedModel | None = None  # what --weights names, at the start of a run
 
@@ -91,7 +91,7 @@ def prepare_training(
     if recipe.arch != "auto" and start is None and saved is None:  # a misspelt name should not wait for the data
         parallel.check(build_spec(recipe, num_classes=2, channels=None))
     source = load_dataset(
-        recipe.source,
+        recipe.dataset,
         recipe.data,
         labels=recipe.labels,
         seed=recipe.seed,
@@ -118,8 +118,8 @@ def prepare_training(
     batch_size = recipe.batch_size or (32 if device.type == "cpu" else 128)
     if batch_size < parallel.share.world_size:
         raise UserError(
-            f"--batch-size {batch_size} is for all {parallel.share.world_size} processes together and leaves some without a "
-            f"picture; give {parallel.share.world_size} or more."
+            f"--batch-size {batch_size} is for all {parallel.share.world_size} processes together and leaves "
+            f"some without a picture; give {parallel.share.world_size} or more."
         )
     chosen = {"precision": precision.name, "batch_size": batch_size}
     recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def prepare_training(
     parallel.check(spec)
     augment = Augment(
         crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
-        flip=recipe.flip, crop_group=recipe.crop_chunk, rotate=recipe.rotate, jitter=recipe.jitter,
+        flip=recipe.flip, crop_group=recipe.crop_group, rotate=recipe.rotate, jitter=recipe.jitter,
         mixup=recipe.mixup, cutmix=recipe.cutmix,
     )  # fmt: skip
     zeros, ones = (0.0,) * source.channels, (1.0,) * source.channels  # measured below
@@ -151,11 +151,11 @@ def prepare_training(
     else:
         geometry = EvalTransform(
             size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=source.channels,
-            mean=zeros, std=ones, squash=recipe.stretch,
+            mean=zeros, std=ones, squash=recipe.squash,
         )  # fmt: skip
     mean_image = known[1].mean_image if known else None
     if recipe.noisy and source.channels == 1:
-        raise UserError("Colour noise needs pictures in colour, and these are grey; set colour_noise to 0.")
+        raise UserError("Colour noise needs pictures in colour, and these are grey; set pca_noise to 0.")
     if mean_image is None and recipe.mean_image not in ("none", "own"):
         mean_image = read_mean_image(recipe.mean_image, geometry)
         recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
@@ -229,15 +229,15 @@ def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
         width=recipe.width,
     )
     if not isinstance(plain, AlexNetSpec):
-        if recipe.edits or any(change.layers for change in recipe.changes):
+        if recipe.spec_edits or any(change.layers for change in recipe.lr_changes):
             raise UserError(
                 f"'{plain.name}' is built by torchvision: the recipe's edits and its changes of single layers are for "
                 "AlexNets; leave them out."
             )
         return plain
-    spec = apply_modifications(plain, recipe.edits)
-    if recipe.changes:
-        check_layers(recipe.changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
+    spec = apply_modifications(plain, recipe.spec_edits)
+    if recipe.lr_changes:
+        check_layers(recipe.lr_changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
     return spec
 
 
@@ -294,9 +294,9 @@ def _measured(
     """The numbers that the recipe leaves to the training images, put into it: mean and deviation of each channel, mean
     image (which stands with the weights) and colour basis. What is there already is not measured again."""
     basis = None
-    if recipe.noisy and (recipe.colour_std is not None or recipe.colour_vectors is not None):
-        basis = ColorPCA(recipe.colour_std or (), recipe.colour_vectors or ())
-    elif recipe.noisy and recipe.colour_basis == "imagenet":
+    if recipe.noisy and (recipe.pca_std is not None or recipe.pca_vectors is not None):
+        basis = ColorPCA(recipe.pca_std or (), recipe.pca_vectors or ())
+    elif recipe.noisy and recipe.pca_basis == "imagenet":
         basis = IMAGENET_PCA
     own_image = recipe.mean_image == "own" and mean_image is None
     if own_image or (recipe.noisy and basis is None):
@@ -304,7 +304,7 @@ def _measured(
         mean_image = found.mean_image if own_image else mean_image
         basis = basis or (color_pca(found.covariance) if recipe.noisy else None)
     if basis is not None:
-        recipe = replace(recipe, colour_std=basis.std, colour_vectors=basis.vectors)
+        recipe = replace(recipe, pca_std=basis.std, pca_vectors=basis.vectors)
     mean, std = recipe.mean, recipe.std
     if mean is None and mean_image is not None:
         mean = tuple(round(float(m), 4) for m in mean_image.mean(dim=(1, 2)))

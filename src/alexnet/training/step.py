@@ -111,9 +111,9 @@ class TrainStep:
             images = augment(images, batch.ids, epoch, recipe.seed, changes, preprocess.size, batch.crop_ids)
         targets = batch.targets.to(self.device, non_blocking=not waiting)
         x = preprocess.normalize(images)
-        if (basis := self.prepared.colour_basis) is not None:
-            std, divide = preprocess.std, recipe.colour_divide
-            x = pca_noise(x, batch.ids, epoch, recipe.seed, basis, plan.colour_noise, std=std, divide=divide)
+        if (basis := self.prepared.pca_basis) is not None:
+            std, divide = preprocess.std, recipe.pca_divide
+            x = pca_noise(x, batch.ids, epoch, recipe.seed, basis, plan.pca_noise, std=std, divide=divide)
         x, y = mix(x, targets, len(self.prepared.classes), self.prepared.augment)
         extra = len(x) - batch.row_range.size if batch.row_range.size else 0  # was there to be mixed with the next
         return x[extra:], y[extra:]

@@ -59,8 +59,8 @@ def init_from_pretrained(
         given["mean_image"] = "own"
     if isinstance(spec, AlexNetSpec):
         given |= {"width": spec.width, "dropout": spec.dropout}
-    rate = recipe.old_lr if new_head else 1.0
-    return replace(recipe, weights=path, freeze=frozen, old_lr=rate, **given), (spec, preprocess)
+    rate = recipe.backbone_lr_mult if new_head else 1.0
+    return replace(recipe, weights=path, freeze=frozen, backbone_lr_mult=rate, **given), (spec, preprocess)
 
 
 def _colours(channels: int) -> str:

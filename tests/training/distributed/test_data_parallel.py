@@ -46,7 +46,7 @@ MIXED = {
     **PLAIN,
     "mixup": 0.2,
     "cutmix": 1.0,
-    "crop_chunk": 32,
+    "crop_group": 32,
     "accumulate": 1,
     "dropout": 0.0,
     "optimizer": "sgd2012",
@@ -112,7 +112,7 @@ def test_two_and_four_processes_give_the_curve_of_one(
     processes: Processes, noise: Path, settings: dict[str, Any], steps: int
 ) -> None:
     """Dropout, crops, parts of a batch, clipping; MixUp and CutMix across the borders of parts, crops shared by 32."""
-    settings = {**settings, "data": noise, "fitted": ()}
+    settings = {**settings, "data": noise, "auto_fields": ()}
     (one,) = processes(1, curve, settings, steps)
     if steps == 50:
         assert one["losses"][-1] < 0.5 * one["losses"][0]  # there is something to compare
@@ -378,7 +378,7 @@ def trouble(folder: Path, kind: str) -> tuple[str, str, float]:
     last = os.environ["RANK"] == "1"
     began = time.monotonic()
     try:
-        train("digits", out=folder, progress=Trouble(kind if last else ""), **{**SHORT, "lost_after": 2.0})
+        train("digits", out=folder, progress=Trouble(kind if last else ""), **{**SHORT, "dist_timeout": 2.0})
     except Exception as error:
         return type(error).__name__, str(error), time.monotonic() - began
     raise AssertionError("it went on")

@@ -38,7 +38,7 @@ from spawned import Processes, torchrun
 # gradient, of one image.
 RECIPE = {
     "arch": "cifar-towers", "width": 0.125, "norm": "auto", "init": "kaiming", "dropout": 0.5, "batch_size": 126,
-    "epochs": 2, "lr": 0.05, "schedule": "step", "step_epochs": 1, "momentum": 0.9, "nesterov": False,
+    "epochs": 2, "lr": 0.05, "schedule": "step", "lr_step_size": 1, "momentum": 0.9, "nesterov": False,
     "crop": "pad", "padding": 3, "flip": True, "rotate": 0.0, "jitter": (0.4, 0.4, 0.0),
     "device": "cpu", "precision": "fp32",
 }  # fmt: skip
@@ -145,7 +145,7 @@ def test_without_the_exchange_at_conv3_it_is_another_network(both: Both) -> None
 
 @pytest.mark.parametrize("settings", [
     {"norm": "batch", "clip_norm": 0.05, "accumulate": 3, "nesterov": True, "decay_biases": False},
-    {"optimizer": "sgd2012", "bias_lr_ratio": 2.0, "mixup": 0.2},
+    {"optimizer": "sgd2012", "bias_lr_mult": 2.0, "mixup": 0.2},
 ], ids=["batch", "2012"])  # fmt: skip
 def test_other_settings(both: Both, settings: dict[str, Any]) -> None:
     """Batch norm, a norm over both towers, parts of a batch; the optimizer of 2012, mixtures."""

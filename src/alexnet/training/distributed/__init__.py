@@ -13,10 +13,10 @@ from alexnet.training.distributed.data_parallel import DataParallel
 from alexnet.training.distributed.towers import TOWERS, TowerParallel
 
 
-def make_parallel(how: str, device: str, lost_after: float = 120.0) -> SingleProcess:
+def make_parallel(how: str, device: str, dist_timeout: float = 120.0) -> SingleProcess:
     """The arrangement that --parallel names, with `device` as --device. Raises `UserError` in all processes alike.
 
-    `lost_after`: the seconds after which `Data` takes a silent process for lost.
+    `dist_timeout`: the seconds after which `Data` takes a silent process for lost.
     """
     count = world_size()
     if how == "none" and count > 1:
@@ -35,4 +35,4 @@ def make_parallel(how: str, device: str, lost_after: float = 120.0) -> SinglePro
     on = pick_device(device)
     if how == "towers":
         return TowerParallel(on)
-    return DataParallel(on, lost_after)
+    return DataParallel(on, dist_timeout)

@@ -6,7 +6,7 @@ So any number of processes takes the step that one would, but for the order in w
 network with batch norm knows of its batch is another matter (see `Data.remarks`).
 
 What processes tell each other besides gradients (a signal, an error, a result) goes through Gloo on the CPU, in a group
-of its own. A process that does not answer for `lost_after` seconds is taken for lost: everything raises `ProcessLost`
+of its own. A process that does not answer for `dist_timeout` seconds is taken for lost: everything raises `ProcessLost`
 then, and torchrun may start the work again from the last checkpoint.
 """
 
@@ -45,20 +45,20 @@ T = TypeVar("T")
 class DataParallel(SingleProcess):
     """Any number of processes, each with the whole network and a part of every batch."""
 
-    def __init__(self, device: torch.device, lost_after: float) -> None:
+    def __init__(self, device: torch.device, dist_timeout: float) -> None:
         self.processes = world_size()
         self.rank = rank()
         self.share = Shard(self.rank, self.processes)
         self.loss_scale = float(self.processes)  # the gradients are averaged, and parts of the loss add up
         self.device = device
-        self.lost_after = lost_after
+        self.dist_timeout = dist_timeout
         self._ddp: DistributedDataParallel | None = None
         gpu = device.type == "cuda"
         if gpu:
             torch.cuda.set_device(device.index or 0)  # none where it is the only process of its machine
         else:
             torch.set_num_threads(threads_each())
-        soon = datetime.timedelta(seconds=lost_after)
+        soon = datetime.timedelta(seconds=dist_timeout)
         # Processes may begin minutes apart, on a busy machine; only afterwards is silence a sign.
         try:
             shared, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
@@ -81,7 +81,7 @@ class DataParallel(SingleProcess):
         """The others wait as long as it takes, if only the first shows that it is there."""
         found: list[Any] = [None, None]
         if self.rank == 0:
-            with _Beating(self._say, self.lost_after / 4):
+            with _Beating(self._say, self.dist_timeout / 4):
                 try:
                     found[0] = make()
                 except Exception as error:
