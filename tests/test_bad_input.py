@@ -179,7 +179,7 @@ TRAINING = [
     (recipe_json("{"), ["recipe.json"], "The recipe recipe.json is not JSON: "),
     (recipe_json('{"epochz": 1}'), ["recipe.json"], "There is no setting 'epochz' in recipe.json; did you"),
     (recipe_json('{"schedule": "constant", "lr_changes": [{"epoch": 2, "lr": "low"}]}'), ["recipe.json"],
-     "The setting changes[0].lr in recipe.json cannot be 'low'; it must be a number or null."),
+     "The setting lr_changes[0].lr in recipe.json cannot be 'low'; it must be a number or null."),
     (recipe_json('{"arch": "cifar", "schedule": "constant", "lr_changes": '
                  '[{"epoch": 2, "layers": ["cnv1"], "lr": 0}]}'),
      ["recipe.json"],

@@ -278,7 +278,7 @@ def _check_numbers(r: Recipe) -> None:
     positive |= {"crop_group", "keep_checkpoints", "lr_batch", "dist_timeout"}
     at_least_0 = {"lr", "warmup", "weight_decay", "mixup", "cutmix", "padding", "rotate", "patience", "workers"}
     at_least_0 |= {"bias_lr_mult", "pca_noise", "early_stop", "backbone_lr_mult"}
-    shares = {"momentum", "label_smoothing", "dropout", "peak", "final_lr_ratio"}
+    shares = {"momentum", "label_smoothing", "dropout", "pct_start", "final_lr_ratio"}
     for name in sorted(positive | at_least_0 | shares):
         value = getattr(r, name)
         if value is None:
@@ -302,7 +302,7 @@ def _check_numbers(r: Recipe) -> None:
     if r.early_stop and r.validate_on == "test":
         raise UserError("--early-stop would choose by the test images, which this recipe validates on.")
     if r.weights and (r.spec_edits or r.dropout_2012):
-        raise UserError("--weights brings a network as it is; this recipe changes its own (edits, dropout_2012).")
+        raise UserError("--weights brings a network as it is; this recipe changes its own (spec_edits, dropout_2012).")
     if r.num_classes is not None and r.num_classes < 2:
         raise UserError(f"--num-classes must be at least 2, not {r.num_classes}.")
     if r.nesterov and r.momentum == 0:

@@ -237,8 +237,8 @@ FREE = frozenset(
 
 FIXED = frozenset(
     {"arch", "image_size", "norm", "init", "activation", "width", "dropout", "spec_edits", "weights", "freeze",
-     "backbone_lr_mult", "dropout_2012", "optimizer", "batch_size", "seed", "validate_on", "mean", "std", "mean_image", "squash",
-     "crop_pct", "time_budget", "name", "dataset"}
+     "backbone_lr_mult", "dropout_2012", "optimizer", "batch_size", "seed", "validate_on", "mean", "std", "mean_image",
+     "squash", "crop_pct", "time_budget", "name", "dataset"}
 )  # fmt: skip
 """Settings that the network, the split, the order of the pictures or the number of epochs has been made from."""
 
