@@ -245,7 +245,11 @@ def golden_logits() -> Golden:
     """Every architecture: logits from weights by a formula, and the weights that it starts with (thinner ones)."""
     found: Golden = {}
     for name, spec in ARCHITECTURES.items():
-        row: Golden = {"layers": [layer.name for layer in layers(spec)]}
+        row: Golden = {
+            "layers": [layer.name for layer in layers(spec)],
+            "norms": [[n.size, n.alpha, n.beta, n.k, n.towers] for n in (layer.norm for layer in layers(spec)) if n],
+            "dropout": [layer.p for layer in layers(spec) if layer.kind == "dropout"],
+        }
         with torch.device("meta"):
             model = create_model(name, num_classes=10)
         state = {
@@ -256,11 +260,15 @@ def golden_logits() -> Golden:
         model.load_state_dict(state, assign=True)
         model.eval()
         side, channels = model.spec.image_size, model.spec.in_channels
-        picture = scene(side, side, seed=3).astype(np.float32) / 128 - 1
+        picture = scene(side, side, seed=3).astype(np.float32) - 128  # large, so that LRN counts
         images = torch.from_numpy(picture.transpose(2, 0, 1)[None, :channels].copy())
         with torch.inference_mode():
             logits = model(images)
-        row["logits"] = {"exact_sha256": digest(logits), "values": logits[0].tolist()}
+        row["logits"] = {
+            "exact_sha256": digest(logits),
+            "largest": float(logits.abs().max()),
+            "values": (logits[0] / logits.abs().max()).tolist(),
+        }
         del model, state
         torch.manual_seed(11)
         fresh = create_model(name, num_classes=10, width=0.125).state_dict()
