@@ -29,9 +29,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-from golden_bad import CASES
+from golden_bad_input import CASES
 from golden_compare import Tolerance, digest, environment, told
-from golden_pictures import HERE, IMAGES, LOSSY, readable, scene, write_images
+from golden_images import HERE, IMAGES, LOSSY, readable, scene, write_images
 from PIL import Image
 
 from alexnet.checkpoint import load_checkpoint

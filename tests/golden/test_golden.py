@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from golden_compare import TIGHT, codecs, differences, environment
-from golden_pictures import HERE, readable
+from golden_images import HERE, readable
 from make import GOLDENS, LOOSE, scratch
 
 
