@@ -1,4 +1,4 @@
-"""What several tests need: small class folders made on the spot, and one small trained run."""
+"""Shared fixtures: small class folders, a checkpoint, its exported files, and one small trained run."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from alexnet.runtimes.manifest import FORMATS
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
 from browsing import CHROMIUM
-from helpers import FRUIT, make_folder, make_picture, sharp
+from helpers import CLASS_NAMES, make_confident_model, make_image, make_image_folder
 
-torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much on a busy machine
+torch.set_num_threads(1)  # small tensors gain nothing from more threads, and lose much on a busy machine
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests share one cache of their own and leave the user's alone."""
+def _test_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the tests one cache, apart from the user's."""
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Three classes of eight small JPEGs, without a split."""
-    return make_folder(tmp_path / "pictures")
+def image_folder(tmp_path: Path) -> Path:
+    """Class folders without a split: three classes of eight small JPEGs."""
+    return make_image_folder(tmp_path / "images")
 
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of four short epochs on the digits. Tests must not change it; copy it first."""
+    """A finished run of four short epochs on digits. Read-only: copy it before changing it."""
     os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     out = tmp_path_factory.mktemp("runs") / "small"
     train("digits", out=out, epochs=4, width=0.25, batch_size=64, lr=0.05, progress=Silent())
@@ -46,44 +46,46 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder without a run. Tests must not change it."""
+    """A checkpoint folder without a run. Read-only."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    save_model(folder, sharp(), FRUIT, EvalTransform(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)))
+    save_model(
+        folder, make_confident_model(), CLASS_NAMES, EvalTransform(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
+    )
     return folder
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures of 150×110 in class folders, larger than the network of `checkpoint` reads."""
-    root = tmp_path_factory.mktemp("photos")
-    for i, name in enumerate(FRUIT):
+def large_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images of 150×110 in class folders, larger than the input of `checkpoint`."""
+    root = tmp_path_factory.mktemp("images")
+    for i, name in enumerate(CLASS_NAMES):
         for n in range(4):
-            make_picture(root / name / f"{n}.jpg", i, 10 * i + n, size=(150, 110))
+            make_image(root / name / f"{n}.jpg", i, 10 * i + n, size=(150, 110))
     return root
 
 
 @pytest.fixture(scope="session")
-def exports(checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
-    """`checkpoint` in every format that `dev` installs, files called `net`. Tests must not change them; copy them."""
-    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")  # where the key to sign with is
+def exports(checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
+    """`checkpoint` exported to every format that `dev` installs, in files named `net`. Read-only."""
+    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")  # holds the signing key
     folder = tmp_path_factory.mktemp("exports")
     kinds = ("onnx", "openvino", "torchscript", "pt2", "huggingface")
-    with Exporter(checkpoint, images=photos) as exporter:
+    with Exporter(checkpoint, images=large_images) as exporter:
         return {kind: exporter.export(kind, folder / f"net{FORMATS[kind].suffix}") for kind in kinds}
 
 
 @pytest.fixture
-def files(exports: dict[str, Export], tmp_path: Path) -> Path:
-    """A folder with a copy of `exports`, which may be damaged."""
+def export_folder(exports: dict[str, Export], tmp_path: Path) -> Path:
+    """A writable copy of the folder of `exports`."""
     return Path(shutil.copytree(exports["onnx"].file.parent, tmp_path / "files"))
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """The system's Chromium, by playwright; without one the test is skipped."""
+    """The system's Chromium, driven by playwright; without it the test is skipped."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; it is in the extra dev")
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium here; install it to see pages as people do")
+        pytest.skip("Chromium is not installed; install it to run the browser tests")
     with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened

@@ -1,4 +1,4 @@
-"""Small data made on the spot, and the way to the real data sets where they are."""
+"""Small synthetic images, class folders and models, and the path to real data sets."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from PIL import Image
 
 from alexnet.models.model import Network, create_model
 
-FRUIT = ("apple", "leaf", "sky")
+CLASS_NAMES = ("apple", "leaf", "sky")
 
 
-def make_picture(path: Path, hue: int, seed: int, size: tuple[int, int] = (40, 36)) -> None:
-    """A JPEG or PNG of noise around one of three colours, easy to tell apart."""
+def make_image(path: Path, hue: int, seed: int, size: tuple[int, int] = (40, 36)) -> None:
+    """Write a JPEG or PNG of noise around red, green or blue (`hue` 0–2), of `size` (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 90, (size[1], size[0], 3))
     noise[..., hue] += 150
     Image.fromarray(noise.astype(np.uint8)).save(path)
 
 
-def make_folder(root: Path, classes: tuple[str, ...] = ("apple", "leaf", "sky"), count: int = 8) -> Path:
-    """`root/<class>/<n>.jpg`."""
+def make_image_folder(root: Path, classes: tuple[str, ...] = CLASS_NAMES, count: int = 8) -> Path:
+    """Write `root/<class>/<n>.jpg`, `count` images per class, and return `root`."""
     for i, name in enumerate(classes):
         for n in range(count):
-            make_picture(root / name / f"{n}.jpg", i % 3, 100 * i + n)
+            make_image(root / name / f"{n}.jpg", i % 3, 100 * i + n)
     return root
 
 
 def data_folder(name: str) -> Path:
-    """The real data set `name`, or the test is skipped."""
+    """Return the folder of the real data set `name`, or skip the test."""
     roots = [Path(os.environ["ALEXNET_DATA"])] if "ALEXNET_DATA" in os.environ else []
     roots.append(Path(__file__).resolve().parents[2] / "shared" / "data")
     for root in roots:
@@ -41,10 +41,10 @@ def data_folder(name: str) -> Path:
     pytest.skip(f"{name} is not in $ALEXNET_DATA")
 
 
-def sharp(name: str = "cifar") -> Network:
-    """A small network with fresh weights whose answers are far from even, so that a wrong pixel shows in them."""
+def make_confident_model(name: str = "cifar") -> Network:
+    """Return a small untrained model with large logits, so that a wrong pixel shows in its predictions."""
     torch.manual_seed(0)
-    model = create_model(name, num_classes=len(FRUIT), width=0.125).eval()
+    model = create_model(name, num_classes=len(CLASS_NAMES), width=0.125).eval()
     with torch.no_grad():
         model.fc8.weight *= 500
     return model

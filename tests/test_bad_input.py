@@ -17,7 +17,7 @@ from alexnet.cli import run
 from alexnet.run_dir import Run
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
-from helpers import make_folder, make_picture
+from helpers import make_image, make_image_folder
 
 
 class Bomb:
@@ -26,12 +26,12 @@ class Bomb:
 
 
 def empty_class(here):
-    make_folder(here / "data", ("a", "b"), 2)
+    make_image_folder(here / "data", ("a", "b"), 2)
     (here / "data" / "c").mkdir()
 
 
 def one_class(here):
-    make_folder(here / "data", ("a",), 3)
+    make_image_folder(here / "data", ("a",), 3)
 
 
 def no_images(here):
@@ -47,13 +47,13 @@ def no_readable(here):
 
 
 def some_unreadable(here):
-    make_folder(here / "data", ("a", "b"), 3)
+    make_image_folder(here / "data", ("a", "b"), 3)
     path = here / "data" / "b" / "1.jpg"
     path.write_bytes(path.read_bytes()[:200])
 
 
 def good_folder(here):
-    make_folder(here / "data", ("a", "b"), 3)
+    make_image_folder(here / "data", ("a", "b"), 3)
 
 
 def a_file(here):
@@ -61,17 +61,17 @@ def a_file(here):
 
 
 def flat(here):
-    make_picture(here / "data" / "x.jpg", 0, 0)
-    make_picture(here / "data" / "y.jpg", 0, 0)
+    make_image(here / "data" / "x.jpg", 0, 0)
+    make_image(here / "data" / "y.jpg", 0, 0)
 
 
 def only_val(here):
-    make_folder(here / "data" / "val", ("a", "b"), 2)
+    make_image_folder(here / "data" / "val", ("a", "b"), 2)
 
 
 def val_has_more(here):
-    make_folder(here / "data" / "train", ("a", "b"), 2)
-    make_folder(here / "data" / "val", ("a", "c"), 2)
+    make_image_folder(here / "data" / "train", ("a", "b"), 2)
+    make_image_folder(here / "data" / "val", ("a", "c"), 2)
 
 
 def taken(here):
@@ -92,7 +92,7 @@ def folder_recipe(**settings):
     """A folder of small pictures and a recipe.json for it."""
 
     def given(here):
-        make_folder(here / "data", ("a", "b"), 3)
+        make_image_folder(here / "data", ("a", "b"), 3)
         values = {"dataset": "folder", "data": "data", "arch": "cifar", "width": 0.125, "image_size": 32}
         (here / "recipe.json").write_text(json.dumps({**values, **settings}))
 
@@ -223,7 +223,7 @@ TOWERS = ["--arch", "cifar-towers", "--parallel", "towers"]
 
 def table(text, name="labels.csv"):
     def given(here):
-        make_folder(here / "data", ("a", "b"), 3)
+        make_image_folder(here / "data", ("a", "b"), 3)
         (here / name).write_text(text)
 
     return given
@@ -399,7 +399,7 @@ def not_a_run(run):
 
 
 def other_classes(run):
-    make_folder(Path("data"), ("seven", "eight"), 2)
+    make_image_folder(Path("data"), ("seven", "eight"), 2)
 
 
 def another_seed(run):
@@ -407,7 +407,7 @@ def another_seed(run):
 
 
 def another_network(run):
-    make_folder(Path("data"), ("seven", "eight"), 2)
+    make_image_folder(Path("data"), ("seven", "eight"), 2)
     train("data", out="other", epochs=1, limit_steps=1, width=0.125, progress=Silent())
 
 

@@ -22,7 +22,7 @@ from alexnet.data.shards.pack import pack_dataset
 from alexnet.errors import UserError
 from alexnet.files import sha256_file
 from alexnet.run_dir import Run
-from helpers import make_folder, make_picture
+from helpers import make_image, make_image_folder
 
 SOURCE = Path(alexnet.__file__).parent
 
@@ -137,7 +137,7 @@ def mend_sums(path: Path) -> None:
 
 @pytest.mark.parametrize("name", READ_BY)
 def test_a_pickle_in_a_run_is_not_run(name, small_run, tmp_path, mark):
-    make_picture(tmp_path / "picture.png", 0, 0)
+    make_image(tmp_path / "picture.png", 0, 0)
     binary = name.endswith((".safetensors", ".pt", ".parquet"))
     for plant in (plain, in_torch, in_old_torch) if binary else (plain,):
         copy = tmp_path / "run"
@@ -173,7 +173,7 @@ def test_a_pickle_as_weights_is_not_run(plant, ending, tmp_path, mark):
 @pytest.mark.parametrize("plant", PLANTS)
 def test_a_pickle_in_data_is_not_run(plant, tmp_path, mark):
     data = PLANTS[plant](mark)
-    folder = make_folder(tmp_path / "pictures", ("a", "b"), 3)
+    folder = make_image_folder(tmp_path / "pictures", ("a", "b"), 3)
     (folder / "a" / "0.jpg").write_bytes(data)
     (tmp_path / "labels.csv").write_bytes(data)
     (tmp_path / "labels.parquet").write_bytes(data)
@@ -214,7 +214,7 @@ def test_a_pickle_in_data_is_not_run(plant, tmp_path, mark):
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("pack")
-    pack_dataset(make_folder(root / "pictures"), root / "packed", kind="uint8", size=16)
+    pack_dataset(make_image_folder(root / "pictures"), root / "packed", kind="uint8", size=16)
     return root / "packed"
 
 
@@ -291,11 +291,11 @@ def plant_pt2(path: Path, mark: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "plant"), [("net.pt2", plant_pt2), ("net.pt", plant_torchscript)])
-def test_a_checksum_that_its_sender_wrote_opens_nothing_that_runs(name, plant, files, photos, mark):
-    file, picture = files / name, str(photos / "sky" / "0.jpg")
+def test_a_checksum_that_its_sender_wrote_opens_nothing_that_runs(name, plant, export_folder, large_images, mark):
+    file, picture = export_folder / name, str(large_images / "sky" / "0.jpg")
     plant(file, mark)
-    mend(files / f"{name}.json", file)
-    for words in (["predict", str(file), picture], ["eval", str(file), "--data", str(photos)]):
+    mend(export_folder / f"{name}.json", file)
+    for words in (["predict", str(file), picture], ["eval", str(file), "--data", str(large_images)]):
         assert carried_out(words) == 2
         assert not mark.exists()
     carried_out(["predict", str(file), picture, "--trust"])
@@ -303,20 +303,20 @@ def test_a_checksum_that_its_sender_wrote_opens_nothing_that_runs(name, plant, f
 
 
 @pytest.mark.parametrize("trust", [[], ["--trust"]])
-def test_torchscript_under_another_ending_is_not_opened(trust, files, photos, mark):
-    plant_torchscript(files / "net.onnx", mark)
-    mend(files / "net.onnx.json", files / "net.onnx", kind="torchscript")
-    assert carried_out(["predict", str(files / "net.onnx"), str(photos / "sky" / "0.jpg"), *trust]) == 2
+def test_torchscript_under_another_ending_is_not_opened(trust, export_folder, large_images, mark):
+    plant_torchscript(export_folder / "net.onnx", mark)
+    mend(export_folder / "net.onnx.json", export_folder / "net.onnx", kind="torchscript")
+    assert carried_out(["predict", str(export_folder / "net.onnx"), str(large_images / "sky" / "0.jpg"), *trust]) == 2
     assert not mark.exists()
 
 
-def test_what_was_signed_does_not_vouch_for_the_file_beside_it(files, photos, mark):
+def test_what_was_signed_does_not_vouch_for_the_file_beside_it(export_folder, large_images, mark):
     """Their NET.PT beside our net.pt and its description."""
-    plant_torchscript(files / "net.PT", mark)
-    if os.path.samefile(files / "net.PT", files / "net.pt"):
+    plant_torchscript(export_folder / "net.PT", mark)
+    if os.path.samefile(export_folder / "net.PT", export_folder / "net.pt"):
         pytest.skip("this disk knows one name for both")
-    shutil.copy(files / "net.pt.json", files / "net.PT.json")
-    assert carried_out(["predict", str(files / "net.PT"), str(photos / "sky" / "0.jpg")]) == 2
+    shutil.copy(export_folder / "net.pt.json", export_folder / "net.PT.json")
+    assert carried_out(["predict", str(export_folder / "net.PT"), str(large_images / "sky" / "0.jpg")]) == 2
     assert not mark.exists()
 
 

@@ -13,7 +13,7 @@ from alexnet.data import archives
 from alexnet.data.archives import as_folder
 from alexnet.device import cache_dir
 from alexnet.errors import UserError
-from helpers import make_folder
+from helpers import make_image_folder
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_only_pictures_and_tables_come_out_once(tmp_path):
 
 def test_a_folder_is_itself(tmp_path):
     assert as_folder(tmp_path) == tmp_path
-    odd = make_folder(tmp_path / "folder.zip")
+    odd = make_image_folder(tmp_path / "folder.zip")
     assert as_folder(odd) == odd
 
 

@@ -9,7 +9,7 @@ import torch
 from alexnet.data.datasets import load_dataset
 from alexnet.data.split import read_split, stratified, write_split
 from alexnet.errors import UserError
-from helpers import make_folder
+from helpers import make_image_folder
 
 TARGETS = torch.tensor([0] * 100 + [1] * 40 + [2] * 7 + [3] * 2 + [4])
 
@@ -41,7 +41,7 @@ def test_fraction_is_a_fraction(fraction):
 
 
 def test_copies_stay_on_one_side(tmp_path):
-    root = make_folder(tmp_path / "data", ("a", "b"), 20)
+    root = make_image_folder(tmp_path / "data", ("a", "b"), 20)
     for i in range(10):
         shutil.copy(root / "a" / f"{i}.jpg", root / "a" / f"copy{i}.jpg")
     for seed in range(5):
@@ -57,7 +57,7 @@ def test_copies_stay_on_one_side(tmp_path):
 
 
 def test_copies_of_one_picture_can_still_be_divided(tmp_path):
-    root = make_folder(tmp_path / "data", ("a", "b"), 1)
+    root = make_image_folder(tmp_path / "data", ("a", "b"), 1)
     for name in ("a", "b"):
         for i in range(9):
             shutil.copy(root / name / "0.jpg", root / name / f"copy{i}.jpg")

@@ -11,7 +11,7 @@ from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
 from alexnet.inference.batch_predict import NotWritten, write_predictions
 from alexnet.inference.predict import Prediction
-from helpers import make_folder
+from helpers import make_image_folder
 
 ASKED = {"networks": ["x"], "engine": "exact"}
 
@@ -35,7 +35,7 @@ class Counting:
 
 @pytest.fixture
 def images(tmp_path):
-    return find_images([make_folder(tmp_path / "pictures", ("a", "b"), 5)])
+    return find_images([make_image_folder(tmp_path / "pictures", ("a", "b"), 5)])
 
 
 def test_the_three_tables_say_the_same(images, tmp_path):

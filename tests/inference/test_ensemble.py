@@ -20,7 +20,7 @@ from alexnet.inference.predict import load
 from alexnet.run_dir import Run
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
-from helpers import make_folder
+from helpers import make_image_folder
 
 QUICK = {"epochs": 1, "width": 0.125, "batch_size": 32, "limit_steps": 8, "progress": Silent()}
 
@@ -108,13 +108,13 @@ def test_a_member_that_may_have_seen_the_pictures_is_refused(small_run, tmp_path
     for split in ("val", "test"):
         with pytest.raises(UserError, match=f"of the 269 {split} pictures of .* are not in the {split} split of"):
             evaluate([small_run, other], split=split)
-    make_folder(tmp_path / "new", ("3", "7"), 2)
+    make_image_folder(tmp_path / "new", ("3", "7"), 2)
     assert evaluate([small_run, other], data=tmp_path / "new", device="cpu")["n"] == 4
 
 
 def test_a_test_part_of_the_data_set_is_the_same_for_all(tmp_path):
     for split in ("train", "test"):
-        make_folder(tmp_path / "data" / split, count=12)
+        make_image_folder(tmp_path / "data" / split, count=12)
     runs = [train(tmp_path / "data", out=tmp_path / f"{seed}", seed=seed, **QUICK).run for seed in (0, 1)]
     assert evaluate(runs, device="cpu")["split"] == "test"
     with pytest.raises(UserError, match="may have been trained on them"):

@@ -13,7 +13,7 @@ from alexnet.inference.metrics import compute_metrics
 from alexnet.run_dir import Run
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
-from helpers import make_folder
+from helpers import make_image_folder
 
 
 def test_eval_gives_the_figures_of_training(small_run):
@@ -73,20 +73,20 @@ def test_stored_logits_give_the_same_figures(small_run):
     assert compute_metrics(logits, targets, tuple("0123456789"))["top1"] == summary["test"]["top1"]
 
 
-def test_another_folder_is_matched_by_class_name(tmp_path, pictures):
-    run = train(pictures, out=tmp_path / "run", epochs=1, width=0.125, batch_size=8, progress=Silent()).run
-    other = make_folder(tmp_path / "other", ("leaf", "sky"), 3)
+def test_another_folder_is_matched_by_class_name(tmp_path, image_folder):
+    run = train(image_folder, out=tmp_path / "run", epochs=1, width=0.125, batch_size=8, progress=Silent()).run
+    other = make_image_folder(tmp_path / "other", ("leaf", "sky"), 3)
     found = evaluate(run, data=other, device="cpu")
     assert (found["split"], found["n"]) == ("all", 6)
     assert [c["n"] for c in found["per_class"]] == [0, 3, 3]
-    make_folder(tmp_path / "strange", ("leaf", "stone"), 2)
+    make_image_folder(tmp_path / "strange", ("leaf", "stone"), 2)
     with pytest.raises(UserError, match="does not know 'stone'"):
         evaluate(run, data=tmp_path / "strange")
 
 
 def test_pictures_to_measure_on_need_no_train_folder(small_run, tmp_path):
     for split, name in (("val", "3"), ("val", "7"), ("test", "7")):
-        make_folder(tmp_path / "data" / split, (name,), 2)
+        make_image_folder(tmp_path / "data" / split, (name,), 2)
     found = evaluate(small_run, data=tmp_path / "data", device="cpu")
     assert (found["split"], found["n"]) == ("test", 2)
     assert evaluate(small_run, data=tmp_path / "data", split="val", device="cpu")["n"] == 4

@@ -13,7 +13,7 @@ from alexnet.inference.load import load_model
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
-from helpers import make_folder, make_picture
+from helpers import make_image, make_image_folder
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def expected_of(run, path, layer):
 
 
 def test_a_table_of_a_folder(small_run, tmp_path):
-    root = make_folder(tmp_path / "data" / "train", ("one", "two"), 2).parent
-    make_picture(root / "loose.jpg", 0, 9)
+    root = make_image_folder(tmp_path / "data" / "train", ("one", "two"), 2).parent
+    make_image(root / "loose.jpg", 0, 9)
     (root / "train" / "one" / "bad.jpg").write_bytes(b"no picture")
     out = tmp_path / "new" / "f.parquet"
     written = write_features(small_run, root, out, layer="conv1", device="cpu")
@@ -98,7 +98,7 @@ def test_a_table_of_a_folder(small_run, tmp_path):
 
 
 def test_csv_holds_the_same_numbers(small_run, tmp_path):
-    root = make_folder(tmp_path / "data", ("a\nb",), 2)
+    root = make_image_folder(tmp_path / "data", ("a\nb",), 2)
     write_features(small_run, root, tmp_path / "f.csv", device="cpu")
     write_features(small_run, root, tmp_path / "f.parquet", device="cpu")
     with (tmp_path / "f.csv").open(newline="") as file:
@@ -111,7 +111,7 @@ def test_csv_holds_the_same_numbers(small_run, tmp_path):
 
 
 def test_one_picture_and_bad_input(small_run, tmp_path):
-    make_picture(tmp_path / "a.png", 0, 0)
+    make_image(tmp_path / "a.png", 0, 0)
     assert write_features(small_run, tmp_path / "a.png", tmp_path / "f.parquet", device="cpu").n == 1
     with pytest.raises(UserError, match="There is no layer 'fc77'; did you mean 'fc7'"):
         write_features(small_run, tmp_path / "a.png", tmp_path / "g.parquet", layer="fc77")

@@ -77,9 +77,9 @@ def test_top_is_checked(small_run, tmp_path):
     assert len(load(small_run).predict(tmp_path / "0.png", top=99).labels) == 10
 
 
-def test_find_images(pictures, tmp_path):
-    assert len(find_images([pictures])) == 24
-    assert find_images([pictures / "sky" / "0.jpg"]) == [pictures / "sky" / "0.jpg"]
+def test_find_images(image_folder, tmp_path):
+    assert len(find_images([image_folder])) == 24
+    assert find_images([image_folder / "sky" / "0.jpg"]) == [image_folder / "sky" / "0.jpg"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no pictures"):
         find_images([tmp_path / "empty"])

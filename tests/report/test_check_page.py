@@ -13,7 +13,7 @@ from alexnet.data.quality.check import check_dataset
 from alexnet.data.quality.findings import Findings
 from alexnet.report.check_page import write_page
 from damage import damage, grouped, photographs
-from helpers import make_folder
+from helpers import make_image_folder
 
 
 class Tags(HTMLParser):
@@ -59,7 +59,7 @@ def test_everything_found_is_drawn(tmp_path):
 
 
 def test_many_classes_stay_small(tmp_path):
-    make_folder(tmp_path / "data", tuple(f"c{i:04d}" for i in range(700)), 2)
+    make_image_folder(tmp_path / "data", tuple(f"c{i:04d}" for i in range(700)), 2)
     page = whole(write_page(check_dataset(tmp_path / "data"), tmp_path / "page.html"))
     assert "580 classes between the largest and the smallest are not shown." in page
     assert page.count("<h3>") == 480
@@ -79,7 +79,7 @@ def test_pictures_without_files(tmp_path, recipe, channels, side):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    make_folder(tmp_path / "my data")
+    make_image_folder(tmp_path / "my data")
     assert run(["check", "my data", "--html", "page.html", "--fix", "clean"]) == 0
     out, err = capsys.readouterr()
     assert err == ""

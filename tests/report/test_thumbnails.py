@@ -13,13 +13,13 @@ def pictured(root, tmp_path) -> Run:
     return Run.create("folder", tmp_path / "run", json.dumps({"dataset": "folder", "data": str(root), "seed": 0}))
 
 
-def test_pictures_are_kept_for_when_the_data_has_gone(pictures, tmp_path):
-    run = pictured(pictures, tmp_path)
+def test_pictures_are_kept_for_when_the_data_has_gone(image_folder, tmp_path):
+    run = pictured(image_folder, tmp_path)
     names = ["sky/0.jpg", "leaf/3.jpg"]
     first = thumbnails(run, names, tmp_path / "kept")
     assert list(first.found) == names
     assert not first.why
-    shutil.rmtree(pictures)
+    shutil.rmtree(image_folder)
     again = thumbnails(run, [*names, "sky/1.jpg"], tmp_path / "kept")
     assert again.found == first.found
     assert again.why
@@ -28,8 +28,8 @@ def test_pictures_are_kept_for_when_the_data_has_gone(pictures, tmp_path):
     assert max(Image.open(io.BytesIO(data)).size) == SIDE // 40 * 40  # enlarged by whole pixels
 
 
-def test_one_lost_picture_does_not_hide_the_others(pictures, tmp_path):
-    (pictures / "sky" / "0.jpg").unlink()
-    found = thumbnails(pictured(pictures, tmp_path), ["sky/0.jpg", "sky/1.jpg"], tmp_path / "kept")
+def test_one_lost_picture_does_not_hide_the_others(image_folder, tmp_path):
+    (image_folder / "sky" / "0.jpg").unlink()
+    found = thumbnails(pictured(image_folder, tmp_path), ["sky/0.jpg", "sky/1.jpg"], tmp_path / "kept")
     assert list(found.found) == ["sky/1.jpg"]
     assert found.why

@@ -21,7 +21,7 @@ from alexnet.inference.predict import load, load_quickly
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import Manifest, check_installed, manifest_path, read_manifest
 from alexnet.runtimes.signature import is_signed, key_path, sign
-from helpers import make_picture
+from helpers import make_image
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +31,8 @@ def exported(exports):
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml"])
-def test_predict_needs_no_torch(exported, checkpoint, photos, name):
-    picture = photos / "leaf" / "2.jpg"
+def test_predict_needs_no_torch(exported, checkpoint, large_images, name):
+    picture = large_images / "leaf" / "2.jpg"
     code = (
         "import sys\n"
         "class Blocked:\n"
@@ -53,17 +53,17 @@ def test_predict_needs_no_torch(exported, checkpoint, photos, name):
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.pt2"])
-def test_eval_gives_the_run_s_figures(exported, checkpoint, photos, capsys, name):
-    assert run(["eval", str(exported / name), "--data", str(photos), "--json"]) == 0
+def test_eval_gives_the_run_s_figures(exported, checkpoint, large_images, capsys, name):
+    assert run(["eval", str(exported / name), "--data", str(large_images), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert run(["eval", str(checkpoint), "--data", str(photos), "--json", "--device", "cpu"]) == 0
+    assert run(["eval", str(checkpoint), "--data", str(large_images), "--json", "--device", "cpu"]) == 0
     expected = json.loads(capsys.readouterr().out)
     assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
     assert [found[key] for key in ("top1", "n", "split")] == [expected[key] for key in ("top1", "n", "split")]
 
 
-def test_ten_views_and_ensembles_take_files_too(exported, checkpoint, photos):
-    picture = photos / "sky" / "0.jpg"
+def test_ten_views_and_ensembles_take_files_too(exported, checkpoint, large_images):
+    picture = large_images / "sky" / "0.jpg"
     ten = load(exported / "net.onnx").predict(picture, views=10)
     assert ten.labels[0][1] == pytest.approx(
         load(checkpoint, device="cpu").predict(picture, views=10).labels[0][1], abs=1e-5
@@ -75,49 +75,49 @@ def test_ten_views_and_ensembles_take_files_too(exported, checkpoint, photos):
 
 
 @pytest.mark.parametrize(("name", "part"), [("net.onnx", "net.onnx"), ("net.xml", "net.bin"), ("net.pt", "net.pt")])
-def test_a_damaged_file_is_not_opened(files, name, part):
-    content = bytearray((files / part).read_bytes())
+def test_a_damaged_file_is_not_opened(export_folder, name, part):
+    content = bytearray((export_folder / part).read_bytes())
     content[len(content) // 2] ^= 1
-    (files / part).write_bytes(content)
+    (export_folder / part).write_bytes(content)
     with pytest.raises(UserError, match=rf"{part} is damaged or another file: its checksum"):
-        open_exported(files / name)
+        open_exported(export_folder / name)
 
 
-def test_a_swapped_file_is_not_opened(files):
-    shutil.copy(files / "net.pt2", files / "net.pt")
-    shutil.copy(files / "net.onnx.json", files / "net.pte.json")
-    (files / "net.pte").touch()
+def test_a_swapped_file_is_not_opened(export_folder):
+    shutil.copy(export_folder / "net.pt2", export_folder / "net.pt")
+    shutil.copy(export_folder / "net.onnx.json", export_folder / "net.pte.json")
+    (export_folder / "net.pte").touch()
     with pytest.raises(
         UserError, match=r"describes a file of the format onnx, and .* is of the format executorch by i"
     ):
-        open_exported(files / "net.pte")
+        open_exported(export_folder / "net.pte")
     with pytest.raises(UserError, match="damaged or another file"):
-        open_exported(files / "net.pt")
-    (files / "net.bin").unlink()
+        open_exported(export_folder / "net.pt")
+    (export_folder / "net.bin").unlink()
     with pytest.raises(UserError, match=r"net\.bin, a part of .*, is missing"):
-        open_exported(files / "net.xml")
+        open_exported(export_folder / "net.xml")
 
 
-def test_a_renamed_pair_is_opened(files):
-    (files / "net.onnx").rename(files / "fruit.onnx")
-    (files / "net.onnx.json").rename(files / "fruit.onnx.json")
-    assert open_exported(files / "fruit.onnx").classes == ("apple", "leaf", "sky")
+def test_a_renamed_pair_is_opened(export_folder):
+    (export_folder / "net.onnx").rename(export_folder / "fruit.onnx")
+    (export_folder / "net.onnx.json").rename(export_folder / "fruit.onnx.json")
+    assert open_exported(export_folder / "fruit.onnx").classes == ("apple", "leaf", "sky")
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
-def test_what_can_run_code_needs_a_checksum_or_trust(files, photos, capsys, name):
-    (files / f"{name}.json").unlink()
-    picture = str(photos / "sky" / "1.jpg")
-    assert run(["predict", str(files / name), picture]) == 2
+def test_what_can_run_code_needs_a_checksum_or_trust(export_folder, large_images, capsys, name):
+    (export_folder / f"{name}.json").unlink()
+    picture = str(large_images / "sky" / "1.jpg")
+    assert run(["predict", str(export_folder / name), picture]) == 2
     assert "opening torchscript files can run code" in capsys.readouterr().err.replace("pt2 files", "torchscript files")
-    assert run(["predict", str(files / name), picture, "--trust"]) == 0
-    assert run(["eval", str(files / name), "--data", str(photos)]) == 2
-    assert run(["eval", str(files / name), "--data", str(photos), "--trust"]) == 0
+    assert run(["predict", str(export_folder / name), picture, "--trust"]) == 0
+    assert run(["eval", str(export_folder / name), "--data", str(large_images)]) == 2
+    assert run(["eval", str(export_folder / name), "--data", str(large_images), "--trust"]) == 0
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
-def test_what_another_user_signed_needs_trust(files, photos, tmp_path, monkeypatch, capsys, name):
-    words = ["predict", str(files / name), str(photos / "sky" / "1.jpg")]
+def test_what_another_user_signed_needs_trust(export_folder, large_images, tmp_path, monkeypatch, capsys, name):
+    words = ["predict", str(export_folder / name), str(large_images / "sky" / "1.jpg")]
     key = key_path().read_bytes()
     assert key_path().stat().st_mode & 0o777 == 0o600
     assert run(words) == 0
@@ -160,24 +160,24 @@ def test_a_stranger_s_torchscript_is_not_run(tmp_path):
         load(tmp_path / "theirs.pt", trust=True)
 
 
-def test_other_things_are_told_what_they_are(files, tmp_path, monkeypatch):
+def test_other_things_are_told_what_they_are(export_folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is an exported file, which predict and eval take; name the run"):
-        load_model(files / "net.onnx")
+        load_model(export_folder / "net.onnx")
     with pytest.raises(UserError, match="brings its own engine; leave --engine openvino out"):
-        load(files / "net.onnx", engine="openvino")
+        load(export_folder / "net.onnx", engine="openvino")
     (tmp_path / "x.onnx").write_bytes(b"no network")
     with pytest.raises(UserError, match=r"x\.onnx cannot be opened as onnx \("):
         open_exported(tmp_path / "x.onnx")
-    (files / "net.onnx.json").write_text("{")
+    (export_folder / "net.onnx.json").write_text("{")
     with pytest.raises(UserError, match=r"net\.onnx\.json is damaged"):
-        open_exported(files / "net.onnx")
-    (files / "net.onnx.json").write_text('{"format": "other"}')
+        open_exported(export_folder / "net.onnx")
+    (export_folder / "net.onnx.json").write_text('{"format": "other"}')
     with pytest.raises(UserError, match="written by other software"):
-        open_exported(files / "net.onnx")
+        open_exported(export_folder / "net.onnx")
 
 
-def test_a_description_survives_json(files):
-    description = read_manifest(files / "net.onnx")
+def test_a_description_survives_json(export_folder):
+    description = read_manifest(export_folder / "net.onnx")
     again = Manifest.from_dict(json.loads(json.dumps(description.to_dict())), "there")
     assert again == description
 
@@ -202,32 +202,38 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "sentence"), DAMAGES, ids=lambda x: str(x)[:30])
-def test_a_damaged_description_is_told(files, photos, capsys, damage, sentence):
-    beside = files / "net.onnx.json"
+def test_a_damaged_description_is_told(export_folder, large_images, capsys, damage, sentence):
+    beside = export_folder / "net.onnx.json"
     beside.write_text(json.dumps({**json.loads(beside.read_text()), **damage}))
-    words = ["predict", str(files / "net.onnx"), str(photos / "sky" / "1.jpg")]
-    for more in ([], ["--out", str(files / "out.csv")]):
+    words = ["predict", str(export_folder / "net.onnx"), str(large_images / "sky" / "1.jpg")]
+    for more in ([], ["--out", str(export_folder / "out.csv")]):
         assert run([*words, *more]) == 2
         (error,) = capsys.readouterr().err.strip().splitlines()
         assert sentence in error
-    assert not list(files.glob("out.csv*"))
+    assert not list(export_folder.glob("out.csv*"))
 
 
-def test_a_description_without_checksums_is_told(files, photos, capsys):
-    beside = files / "net.onnx.json"
+def test_a_description_without_checksums_is_told(export_folder, large_images, capsys):
+    beside = export_folder / "net.onnx.json"
     told = json.loads(beside.read_text())
     del told["sha256"]
     beside.write_text(json.dumps(told))
-    words = ["predict", str(files / "net.onnx"), str(photos / "sky" / "1.jpg"), "--out", str(files / "out.csv")]
+    words = [
+        "predict",
+        str(export_folder / "net.onnx"),
+        str(large_images / "sky" / "1.jpg"),
+        "--out",
+        str(export_folder / "out.csv"),
+    ]
     assert run(words) == 2
     assert "has no checksum of net.onnx" in capsys.readouterr().err
     assert run([*words, "--trust"]) == 0
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml", "net.pt2", "net"])
-def test_other_weights_or_classes_are_another_network(files, tmp_path, name):
+def test_other_weights_or_classes_are_another_network(export_folder, tmp_path, name):
     """For `predict --out`, which goes on only with the same one."""
-    file, beside = files / name, manifest_path(files / name)
+    file, beside = export_folder / name, manifest_path(export_folder / name)
     told = json.loads(beside.read_text())
     names = [model_id(file)]
     for part, digits in told["sha256"].items():  # one part after the other is another
@@ -241,7 +247,7 @@ def test_other_weights_or_classes_are_another_network(files, tmp_path, name):
     beside.write_text(json.dumps(told))
     names = [model_id(file, trust=True)]
     for part in told["sha256"]:  # which nobody compares with the checksums now
-        path = file / part if file.is_dir() else files / part
+        path = file / part if file.is_dir() else export_folder / part
         path.write_bytes(path.read_bytes() + b" ")
         names.append(model_id(file, trust=True))
     assert len(set(names)) == len(names)
@@ -249,7 +255,7 @@ def test_other_weights_or_classes_are_another_network(files, tmp_path, name):
         beside.unlink()
         names = [model_id(file)]
         for part in told["sha256"]:
-            (files / part).write_bytes((files / part).read_bytes() + b" ")
+            (export_folder / part).write_bytes((export_folder / part).read_bytes() + b" ")
             names.append(model_id(file))
         assert len(set(names)) == len(names)
 
@@ -265,7 +271,7 @@ def test_what_lacks_is_named_with_the_command_that_installs_it(monkeypatch):
 def test_a_file_is_unsure_where_the_run_is(small_run, tmp_path):
     pictures = [tmp_path / f"{i}.png" for i in range(12)]
     for i, path in enumerate(pictures):
-        make_picture(path, i % 3, i, size=(32, 32))  # no digits
+        make_image(path, i % 3, i, size=(32, 32))  # no digits
     with Exporter(small_run) as exporter:
         file = exporter.export("onnx", tmp_path / "net.onnx").file
     ours = list(load_quickly(file).predict_many(pictures))
@@ -276,18 +282,18 @@ def test_a_file_is_unsure_where_the_run_is(small_run, tmp_path):
     assert load(file).predict(pictures[0]).confidence == pytest.approx(ours[0].confidence, abs=1e-5)
 
 
-def test_what_is_open_is_in_memory(files, photos):
+def test_what_is_open_is_in_memory(export_folder, large_images):
     """A server goes on if a file is swapped or damaged under it. In a process of its own, which a file that is mapped
     into memory would kill."""
-    names = [str(files / name) for name in ("net.onnx", "net.xml", "net.pt", "net.pt2")]
+    names = [str(export_folder / name) for name in ("net.onnx", "net.xml", "net.pt", "net.pt2")]
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
         "from alexnet.inference.predict import load\n"
-        f"picture, names = {str(photos / 'sky' / '1.jpg')!r}, {names!r}\n"
+        f"picture, names = {str(large_images / 'sky' / '1.jpg')!r}, {names!r}\n"
         "opened = [load(name) for name in names]\n"
         "before = [one.predict(picture) for one in opened]\n"
-        f"for path in Path({str(files)!r}).iterdir():\n"
+        f"for path in Path({str(export_folder)!r}).iterdir():\n"
         "    if not path.is_file(): continue\n"
         "    size = path.stat().st_size\n"
         "    with path.open('r+b') as file:\n"

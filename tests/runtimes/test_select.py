@@ -22,7 +22,7 @@ from alexnet.run_dir import Run
 from alexnet.runtimes import engines
 from alexnet.runtimes.engine_cache import EngineCache
 from alexnet.runtimes.select import TOLERANCE, EngineConfig, open_engine, probe_pictures
-from helpers import make_folder, make_picture
+from helpers import make_image, make_image_folder
 
 CPU = torch.device("cpu")
 OFF = {
@@ -161,7 +161,7 @@ def test_a_cache_that_cannot_be_written(small_run, tmp_path, monkeypatch, pictur
 
 def test_a_stored_classifier_is_the_same_classifier(small_run, cache, picture, tmp_path):
     first = load_quickly(small_run, engine="openvino")
-    make_folder(tmp_path / "many")
+    make_image_folder(tmp_path / "many")
     labels = first.predict(picture).labels
     third = load_quickly(small_run, engine="openvino")
     assert isinstance(third, StoredClassifier)
@@ -177,7 +177,7 @@ def test_a_stored_classifier_is_the_same_classifier(small_run, cache, picture, t
 
 def test_eight_bits_are_calibrated_on_the_pictures_given(small_run, cache, tmp_path, picture):
     for i in range(4):
-        make_picture(tmp_path / "pictures" / f"{i}.png", i % 3, i)
+        make_image(tmp_path / "pictures" / f"{i}.png", i % 3, i)
     found = load(small_run, engine="openvino-int8", calibrate=tmp_path / "pictures").predict(picture)
     assert sum(p for _, p in found.labels) <= 1 + 1e-5
     (tmp_path / "bad").mkdir()
@@ -255,7 +255,7 @@ def test_a_network_of_torchvision(tmp_path, cache):
     from alexnet.training.api import train
     from alexnet.training.progress import Silent
 
-    data = make_folder(tmp_path / "data")
+    data = make_image_folder(tmp_path / "data")
     trained = train(
         data, out=tmp_path / "run", arch="torchvision/squeezenet1_1", epochs=1, limit_steps=1, progress=Silent()
     ).run

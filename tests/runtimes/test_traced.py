@@ -9,7 +9,7 @@ from torch import nn
 import alexnet
 from alexnet.inference.predict import load
 from alexnet.runtimes.engines import trace_model
-from helpers import make_picture
+from helpers import make_image
 
 
 @pytest.mark.parametrize("name", ["cifar", "lenet", "d2l"])
@@ -41,7 +41,7 @@ def test_a_network_that_tracing_would_change_stays_as_it_is():
 
 
 def test_a_traced_classifier_says_the_same_also_to_many_at_once(checkpoint, tmp_path):
-    pictures = [make_picture(tmp_path / f"{i}.png", i % 3, i) for i in range(9)]
+    pictures = [make_image(tmp_path / f"{i}.png", i % 3, i) for i in range(9)]
     plain, one_call = load(checkpoint), load(checkpoint)
     assert one_call.trace()
     expected = [(p.labels, p.confidence) for p in plain.predict_many(pictures)]

@@ -45,13 +45,13 @@ def test_a_server_without_networks_is_refused() -> None:
         ModelRegistry([])
 
 
-def test_an_exported_file_is_served_like_a_run(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+def test_an_exported_file_is_served_like_a_run(checkpoint: Path, large_images: Path, tmp_path: Path) -> None:
     file = tmp_path / "net.onnx"
-    with Exporter(checkpoint, images=photos) as exporter:
+    with Exporter(checkpoint, images=large_images) as exporter:
         exporter.export("onnx", file)
     models = open_models([file, checkpoint])
     warm_up(models["net"], 4)
-    data = (photos / "leaf" / "1.jpg").read_bytes()
+    data = (large_images / "leaf" / "1.jpg").read_bytes()
     with asking(models) as server:
         told = server.get("/v1/models").json()["models"][0]
         assert (told["name"], told["engine"], told["precision"], told["looks"]) == ("net", "onnx", "fp32", [])

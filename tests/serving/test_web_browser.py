@@ -179,9 +179,9 @@ def test_a_dropped_photograph_gets_the_labels_that_predict_gives(open_page, site
     keep_screenshot(page, f"page-{name}")
 
 
-def test_several_are_chosen_and_each_is_answered(open_page, site, run, photograph, photos):
+def test_several_are_chosen_and_each_is_answered(open_page, site, run, photograph, large_images):
     page = open_page(site, expects="422")
-    leaf = (photos / "leaf" / "0.jpg").read_bytes()
+    leaf = (large_images / "leaf" / "0.jpg").read_bytes()
     files = [("china.jpg", photograph), ("broken.jpg", photograph[:3000]), ("leaf.jpg", leaf)]
     page.locator("#files").set_input_files([{"name": n, "mimeType": "image/jpeg", "buffer": b} for n, b in files])
     answered(page, 3)
@@ -237,11 +237,11 @@ def test_the_keyboard_reaches_everything(open_page, site, run):
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_another_network_and_ten_crops_are_asked_for(open_page, site, checkpoint, photos):
+def test_another_network_and_ten_crops_are_asked_for(open_page, site, checkpoint, large_images):
     page = open_page(site)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "/v1/predict" in request.url else None)
-    content = (photos / "sky" / "0.jpg").read_bytes()
+    content = (large_images / "sky" / "0.jpg").read_bytes()
     bring(page, ("sky.jpg", content))
     digit = labels_of(answered(page))
     with page.expect_response("**/v1/predict*"):

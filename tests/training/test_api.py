@@ -15,13 +15,13 @@ from alexnet.training.api import resume, train
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
-from helpers import make_folder, make_picture
+from helpers import make_image, make_image_folder
 
 QUICK = {"epochs": 1, "width": 0.125, "batch_size": 8}
 
 
-def test_a_folder_of_pictures(tmp_path, pictures):
-    result = train(pictures, out=tmp_path / "run", progress=Silent(), **{**QUICK, "epochs": 15})
+def test_a_folder_of_pictures(tmp_path, image_folder):
+    result = train(image_folder, out=tmp_path / "run", progress=Silent(), **{**QUICK, "epochs": 15})
     run = Run(result.run)
     rows = (run.path / "split.csv").read_text().splitlines()
     assert rows[0] == "name,split"
@@ -34,16 +34,16 @@ def test_a_folder_of_pictures(tmp_path, pictures):
     assert result.summary["best"]["top1"] == 1.0  # three plain colours
 
 
-def test_a_recipe_json_runs_again(tmp_path, pictures):
-    first = train(pictures, out=tmp_path / "a", progress=Silent(), **QUICK)
+def test_a_recipe_json_runs_again(tmp_path, image_folder):
+    first = train(image_folder, out=tmp_path / "a", progress=Silent(), **QUICK)
     again = train(tmp_path / "a" / "recipe.json", out=tmp_path / "b", progress=Silent())
     assert again.summary["best"]["val_loss"] == first.summary["best"]["val_loss"]
 
 
 def test_validation_folders_are_matched_by_name(tmp_path):
-    make_folder(tmp_path / "data" / "train", ("apple", "leaf", "sky"), 4)
-    make_picture(tmp_path / "data" / "Valid" / "sky" / "x.png", 2, 7)
-    make_picture(tmp_path / "data" / "Valid" / "leaf" / "x.png", 1, 8)
+    make_image_folder(tmp_path / "data" / "train", ("apple", "leaf", "sky"), 4)
+    make_image(tmp_path / "data" / "Valid" / "sky" / "x.png", 2, 7)
+    make_image(tmp_path / "data" / "Valid" / "leaf" / "x.png", 1, 8)
     result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
     stored = Run(result.run).read_evaluation("val")
     assert stored is not None
@@ -52,25 +52,25 @@ def test_validation_folders_are_matched_by_name(tmp_path):
     assert not Run(result.run).split_csv.exists()
 
 
-def test_skip_bad_lists_what_was_left_out(tmp_path, pictures):
-    (pictures / "sky" / "broken, really.jpg").write_bytes(b"<html>")
+def test_skip_bad_lists_what_was_left_out(tmp_path, image_folder):
+    (image_folder / "sky" / "broken, really.jpg").write_bytes(b"<html>")
     with pytest.raises(UserError, match="broken, really.jpg"):
-        train(pictures, out=tmp_path / "run", progress=Silent(), **QUICK)
+        train(image_folder, out=tmp_path / "run", progress=Silent(), **QUICK)
     assert not (tmp_path / "run").exists()
-    train(pictures, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK)
+    train(image_folder, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK)
     header, line = (tmp_path / "run" / "bad_files.csv").read_text().splitlines()
     assert header == "path,reason"
     assert line.startswith('"sky/broken, really.jpg",')
 
 
-def test_files_on_disk_and_in_memory_train_alike(tmp_path, pictures, monkeypatch):
+def test_files_on_disk_and_in_memory_train_alike(tmp_path, image_folder, monkeypatch):
     """Two ways to the same pictures: small data decoded once, large data decoded by workers."""
     settings = {**QUICK, "progress": Silent(), "norm": "none"}
     recipe = {"crop": "none", "flip": True, "jitter": [0, 0, 0], **settings}
-    memory = train(pictures, out=tmp_path / "memory", **recipe)
+    memory = train(image_folder, out=tmp_path / "memory", **recipe)
     monkeypatch.setattr("alexnet.training.setup.memory_plan", lambda *_: False)
     for workers in (0, 2):
-        disk = train(pictures, out=tmp_path / f"disk{workers}", workers=workers, **recipe)
+        disk = train(image_folder, out=tmp_path / f"disk{workers}", workers=workers, **recipe)
         assert disk.summary["best"]["val_loss"] == pytest.approx(memory.summary["best"]["val_loss"], rel=1e-4)
 
 
@@ -78,7 +78,7 @@ def test_the_224_pixel_network_takes_photographs(tmp_path):
     for i, name in enumerate(("a", "b")):
         for n in range(3):
             for split in ("train", "val"):
-                make_picture(tmp_path / "data" / split / name / f"{n}.jpg", i, n, size=(320, 240))
+                make_image(tmp_path / "data" / split / name / f"{n}.jpg", i, n, size=(320, 240))
     result = train(
         "imagenet-torchvision", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(),
         width=0.125, batch_size=4, limit_steps=2, workers=0,
@@ -87,11 +87,11 @@ def test_the_224_pixel_network_takes_photographs(tmp_path):
     assert result.summary["arch"] == "torchvision"
 
 
-def test_resume_with_another_class_is_refused(tmp_path, pictures):
-    shutil.copytree(pictures, tmp_path / "data" / "train")
-    shutil.copytree(pictures, tmp_path / "data" / "val")
+def test_resume_with_another_class_is_refused(tmp_path, image_folder):
+    shutil.copytree(image_folder, tmp_path / "data" / "train")
+    shutil.copytree(image_folder, tmp_path / "data" / "val")
     result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
-    make_folder(tmp_path / "data" / "train", ("stone",), 3)
+    make_image_folder(tmp_path / "data" / "train", ("stone",), 3)
     with pytest.raises(UserError, match="was trained on 3: apple, leaf, sky"):
         resume(result.run, epochs="+1", progress=Silent())
 
@@ -168,9 +168,9 @@ def test_an_extension_tells_its_learning_rates(small_run, tmp_path):
     assert rate == pytest.approx(0.05 * (1 - (4 / 5 - 0.25) / 0.75), rel=0.02)
 
 
-def test_another_number_of_pictures_is_noticed(tmp_path, pictures):
-    shutil.copytree(pictures, tmp_path / "data" / "train")
-    shutil.copytree(pictures, tmp_path / "data" / "val")
+def test_another_number_of_pictures_is_noticed(tmp_path, image_folder):
+    shutil.copytree(image_folder, tmp_path / "data" / "train")
+    shutil.copytree(image_folder, tmp_path / "data" / "val")
     result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
     (tmp_path / "data" / "train" / "sky" / "0.jpg").unlink()
     with pytest.raises(UserError, match="now has 23 training pictures and .* began with 24"):
@@ -178,9 +178,9 @@ def test_another_number_of_pictures_is_noticed(tmp_path, pictures):
     assert resume(result.run, epochs="+1", force=True, progress=Silent()).summary["epochs"] == 2
 
 
-def test_other_pictures_are_noticed_where_there_are_as_many(tmp_path, pictures):
-    shutil.copytree(pictures, tmp_path / "data" / "train")
-    shutil.copytree(pictures, tmp_path / "data" / "val")
+def test_other_pictures_are_noticed_where_there_are_as_many(tmp_path, image_folder):
+    shutil.copytree(image_folder, tmp_path / "data" / "train")
+    shutil.copytree(image_folder, tmp_path / "data" / "val")
     run = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK).run
     sky = tmp_path / "data" / "train" / "sky"
     (sky / "0.jpg").rename(sky / "another.jpg")
@@ -202,17 +202,17 @@ def test_other_software_than_the_run_began_with_is_told(tmp_path):
     assert "torch" not in sentence
 
 
-def test_a_data_folder_that_was_moved_is_followed(tmp_path, pictures):
-    run = train(pictures, out=tmp_path / "run", progress=Silent(), **QUICK).run
-    pictures.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="pictures"):
+def test_a_data_folder_that_was_moved_is_followed(tmp_path, image_folder):
+    run = train(image_folder, out=tmp_path / "run", progress=Silent(), **QUICK).run
+    image_folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="images"):
         resume(run, epochs="+1", progress=Silent())
     resume(run, epochs="+1", data=tmp_path / "elsewhere", progress=(listen := Listen()))
     assert any("goes on with --data" in line for line in listen.said)
 
 
-def test_where_pictures_are_kept_is_recorded_and_used_again(tmp_path, pictures, monkeypatch):
-    run = Run(train(pictures, out=tmp_path / "run", progress=Silent(), **QUICK).run)
+def test_where_pictures_are_kept_is_recorded_and_used_again(tmp_path, image_folder, monkeypatch):
+    run = Run(train(image_folder, out=tmp_path / "run", progress=Silent(), **QUICK).run)
     assert json.loads(run.recipe_json.read_text())["in_memory"] is True
     monkeypatch.setattr("alexnet.data.loader.MAX_IN_MEMORY", 0)  # what would now be chosen is another way
     read = []
@@ -241,30 +241,30 @@ def test_another_architecture_comes_as_it_is():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="such names exist on POSIX alone")
-def test_file_names_that_are_no_utf8(tmp_path, pictures):
+def test_file_names_that_are_no_utf8(tmp_path, image_folder):
     name = os.fsdecode(b"caf\xe9.jpg")
-    (pictures / "sky" / "0.jpg").rename(pictures / "sky" / name)
-    (pictures / "sky" / os.fsdecode(b"bad\xe9.jpg")).write_bytes(b"")
-    run = Run(train(pictures, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK).run)
+    (image_folder / "sky" / "0.jpg").rename(image_folder / "sky" / name)
+    (image_folder / "sky" / os.fsdecode(b"bad\xe9.jpg")).write_bytes(b"")
+    run = Run(train(image_folder, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK).run)
     assert "bad\\xe9.jpg" in (run.path / "bad_files.csv").read_text()
     assert resume(run.path, epochs="+1", progress=Silent()).summary["epochs"] == 2
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
-def test_a_classifier_of_torchvision_in_the_same_loop(tmp_path, pictures, name):
+def test_a_classifier_of_torchvision_in_the_same_loop(tmp_path, image_folder, name):
     """Trained, used, and gone on with: bit for bit what a run without a stop is, dropout and running means included."""
     settings = {"arch": f"torchvision/{name}", "batch_size": 8, "lr": 0.005, "schedule": "constant"}
     settings["progress"] = Silent()
-    first = train(pictures, out=tmp_path / "run", epochs=1, **settings)
+    first = train(image_folder, out=tmp_path / "run", epochs=1, **settings)
     run = Run(first.run)
     recipe = json.loads(run.recipe_json.read_text())
     assert (recipe["arch"], recipe["image_size"]) == (f"torchvision/{name}", 32)  # it fits pictures of 40×36
     assert alexnet.evaluate(run.path, device="cpu")["top1"] == first.summary["best"]["top1"]
-    assert alexnet.load(run.path, device="cpu").predict(pictures / "sky" / "0.jpg", views=10).labels
+    assert alexnet.load(run.path, device="cpu").predict(image_folder / "sky" / "0.jpg", views=10).labels
     assert write_report(run)[0].is_file()
 
     assert resume(run.path, epochs=2, progress=Silent()).summary["epochs"] == 2
-    unbroken = Run(train(pictures, out=tmp_path / "unbroken", epochs=2, **settings).run)
+    unbroken = Run(train(image_folder, out=tmp_path / "unbroken", epochs=2, **settings).run)
     ours, theirs = (load_checkpoint(r.named_checkpoint("last")).model for r in (run, unbroken))
     assert ours.spec == theirs.spec
     for (key, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
@@ -274,9 +274,9 @@ def test_a_classifier_of_torchvision_in_the_same_loop(tmp_path, pictures, name):
 @pytest.mark.parametrize(
     "settings", [{"spec_edits": ["average-pool"]}, {"lr_changes": [{"epoch": 2, "lr": 0.1, "layers": ["fc"]}]}]
 )
-def test_what_is_for_alexnets_is_refused_for_others(tmp_path, pictures, settings):
+def test_what_is_for_alexnets_is_refused_for_others(tmp_path, image_folder, settings):
     with pytest.raises(UserError, match="are for AlexNets; leave them out"):
-        train(pictures, out=tmp_path / "run", arch="torchvision/resnet18", schedule="constant", **settings)
+        train(image_folder, out=tmp_path / "run", arch="torchvision/resnet18", schedule="constant", **settings)
     assert not (tmp_path / "run").exists()
 
 

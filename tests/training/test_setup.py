@@ -33,8 +33,8 @@ SMALL_2012 = Recipe(
 
 
 @pytest.fixture
-def recipe(pictures: Path) -> Recipe:
-    return replace(SMALL_2012, data=pictures)
+def recipe(image_folder: Path) -> Recipe:
+    return replace(SMALL_2012, data=image_folder)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import TrainSetup, class_weights, prepare_training
 from alexnet.training.step import TrainStep
-from helpers import make_folder, make_picture
+from helpers import make_image, make_image_folder
 
 SMALL = {"arch": "cifar", "image_size": 32, "width": 0.125, "norm": "none", "precision": "fp32", "device": "cpu",
          "workers": 0, "dropout": 0.0, "batch_size": 16}  # fmt: skip
@@ -23,9 +23,9 @@ SMALL = {"arch": "cifar", "image_size": 32, "width": 0.125, "norm": "none", "pre
 @pytest.fixture
 def uneven(tmp_path: Path) -> Path:
     """Sixteen pictures of one class and eight of another."""
-    root = make_folder(tmp_path / "uneven", classes=("many", "few"))
+    root = make_image_folder(tmp_path / "uneven", classes=("many", "few"))
     for n in range(8):
-        make_picture(root / "many" / f"more{n}.jpg", 0, 900 + n)
+        make_image(root / "many" / f"more{n}.jpg", 0, 900 + n)
     return root
 
 

@@ -28,7 +28,7 @@ from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
 from alexnet.training.trainer import Trainer
-from helpers import make_folder
+from helpers import make_image_folder
 
 TINY = {"width": 0.125, "batch_size": 128, "epochs": 2, "precision": "fp32", "device": "cpu", "lr": 0.1}
 
@@ -267,13 +267,13 @@ def test_best_is_named_before_last(tmp_path, monkeypatch):
     assert [n for n in names if n in ("best", "last")] == ["best", "last"]
 
 
-def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, pictures, monkeypatch):
+def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, image_folder, monkeypatch):
     monkeypatch.setattr("alexnet.training.setup.memory_plan", lambda *_: False)
     settings = {"epochs": 1, "width": 0.125, "batch_size": 4, "workers": 0, "out": tmp_path / "run"}
-    chosen = {"data": pictures, "batch_size": 4, "width": 0.125, "workers": 0}
+    chosen = {"data": image_folder, "batch_size": 4, "width": 0.125, "workers": 0}
     checked = prepare_training(with_settings(named_recipe("folder"), chosen), Silent())
     *_, last = checked.train.batches(0)
-    victim = pictures / checked.source.splits["train"].names[int(last.ids[0])]
+    victim = image_folder / checked.source.splits["train"].names[int(last.ids[0])]
     content = victim.read_bytes()
 
     def spoil(*_: object) -> dict:
@@ -282,7 +282,7 @@ def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, pictures, 
 
     monkeypatch.setattr("alexnet.training.api.environment", spoil)
     with pytest.raises(UserError, match=f"{victim.name}.*alexnet resume"):
-        train(pictures, progress=Silent(), **settings)
+        train(image_folder, progress=Silent(), **settings)
     run = Run(tmp_path / "run")
     assert read_training_state(run.named_checkpoint("last"))["position"]["step"] == len(checked.train) - 1
     victim.write_bytes(content)
@@ -318,7 +318,7 @@ def test_a_finished_run_can_be_extended(small_run, tmp_path):
 
 def test_a_run_that_validates_on_test_gets_no_threshold(tmp_path):
     for split in ("train", "test"):
-        make_folder(tmp_path / "data" / split, count=2)
+        make_image_folder(tmp_path / "data" / split, count=2)
     recipe = replace(named_recipe("folder"), data=tmp_path / "data", validate_on="test")
     result = train(recipe, out=tmp_path / "run", progress=Silent(), **{**TINY, "limit_steps": 1})
     assert result.summary["calibration"] is None

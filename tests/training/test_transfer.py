@@ -17,7 +17,7 @@ from alexnet.training.optim import make_optimizer, schedule_at
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import Recipe, read_recipe
 from alexnet.training.transfer import choose_frozen_layers, freeze, frozen_layers, weighted_layers
-from helpers import make_folder
+from helpers import make_image_folder
 
 SMALL = {"arch": "cifar", "image_size": 32, "width": 0.125, "precision": "fp32", "device": "cpu", "workers": 0}
 
@@ -40,14 +40,14 @@ def best(run: Path) -> dict[str, torch.Tensor]:
 def trained(tmp_path_factory) -> Path:
     """A network of three classes of colour pictures."""
     root = tmp_path_factory.mktemp("trained")
-    data = make_folder(root / "data")
+    data = make_image_folder(root / "data")
     return train("folder", data=data, out=root / "run", epochs=1, progress=Silent(), **SMALL).run
 
 
 @pytest.fixture
 def others(tmp_path) -> Path:
     """Other classes."""
-    return make_folder(tmp_path / "others", classes=("kilo", "lima"))
+    return make_image_folder(tmp_path / "others", classes=("kilo", "lima"))
 
 
 def test_features_stay_to_the_bit_and_the_new_head_learns(trained, others, tmp_path):

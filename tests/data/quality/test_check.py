@@ -22,7 +22,7 @@ from alexnet.data.quality.clean import check_target, write_cleaned
 from alexnet.data.quality.findings import Findings
 from alexnet.errors import UserError
 from damage import CLASSES, damage, grouped, photographs
-from helpers import data_folder, make_folder
+from helpers import data_folder, make_image_folder
 
 REASONS = {  # of what cannot be read
     "empty": "the file is empty",
@@ -173,7 +173,7 @@ def test_a_table_of_labels_says_what_folders_say(ending, damaged, tmp_path):
 
 
 def test_bad_rows_are_listed(tmp_path):
-    root = make_folder(tmp_path / "data")
+    root = make_image_folder(tmp_path / "data")
     rows = [
         ("image", "class"), ("apple/0.jpg", "apple"), ("leaf/0.jpg", "leaf"), ("leaf/1.jpg", "leaf"),
         ("apple/0.jpg", "apple"), ("leaf/0.jpg", "apple"), ("gone.jpg", "leaf"), ("sky/0.jpg", ""),
@@ -193,7 +193,7 @@ def test_bad_rows_are_listed(tmp_path):
 
 
 def test_labels_that_are_numbers_keep_their_order(tmp_path):
-    root = make_folder(tmp_path, ("a", "b", "c"), 4)
+    root = make_image_folder(tmp_path, ("a", "b", "c"), 4)
     labels = root / "labels.csv"
     rows = [f"{name}/{i}.jpg,{number}" for name, number in (("a", 10), ("b", 9), ("c", 0)) for i in range(4)]
     labels.write_text("filename,label\n" + "\n".join(rows) + "\n")
@@ -201,7 +201,7 @@ def test_labels_that_are_numbers_keep_their_order(tmp_path):
     source = load_dataset("folder", labels=labels)
     assert source.classes == ("0", "9", "10")
     assert check_dataset(None, labels).command == f"alexnet train folder --labels {labels}"
-    folders = make_folder(tmp_path / "folders", ("0", "9", "10"), 4)
+    folders = make_image_folder(tmp_path / "folders", ("0", "9", "10"), 4)
     assert list(check_dataset(folders).classes) == list(load_dataset("folder", folders).classes) == ["0", "10", "9"]
     assert (
         "The classes are called by numbers and are put in the order of texts: 0, 10, 9." in check_dataset(folders).notes
@@ -227,7 +227,7 @@ def test_the_layout_of_fashion_mnist(tmp_path):
 
 
 def test_strange_names(tmp_path):
-    root = make_folder(tmp_path / "my pets", ("a b", "猫", "c\nd"), 4)
+    root = make_image_folder(tmp_path / "my pets", ("a b", "猫", "c\nd"), 4)
     for i, name in enumerate(("with space.jpg", "ü猫.jpg", "new\nline.jpg", 'quote".jpg', os.fsdecode(b"b\xff.jpg"))):
         (root / "a b" / f"{i}.jpg").write_bytes(b"x") if i > 3 else shutil.copy(
             root / "a b" / "0.jpg", root / "猫" / name
@@ -243,7 +243,7 @@ def test_strange_names(tmp_path):
 
 
 def test_links_in_circles_and_pictures_outside_classes(tmp_path):
-    root = make_folder(tmp_path / "data", count=3)
+    root = make_image_folder(tmp_path / "data", count=3)
     (root / "loop").symlink_to(root)
     (root / "apple" / "up").symlink_to(root / "apple")
     (root / "itself").symlink_to(root / "itself")
@@ -256,7 +256,7 @@ def test_links_in_circles_and_pictures_outside_classes(tmp_path):
 
 
 def test_a_folder_that_cannot_be_opened(tmp_path):
-    root = make_folder(tmp_path / "data", count=3)
+    root = make_image_folder(tmp_path / "data", count=3)
     (root / "leaf").chmod(0)
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom alexnet.data.quality.check import check\n"
@@ -282,8 +282,8 @@ def test_a_folder_that_cannot_be_opened(tmp_path):
 
 
 def test_few_uneven_and_many_classes(tmp_path):
-    make_folder(tmp_path / "data", ("giant",), 60)
-    make_folder(tmp_path / "data", ("pair", "other"), 2)
+    make_image_folder(tmp_path / "data", ("giant",), 60)
+    make_image_folder(tmp_path / "data", ("pair", "other"), 2)
     found = check_dataset(tmp_path / "data")
     assert any("fewer than 20 pictures to learn from: 2 of 3" in w for w in found.warnings)
     assert any("'giant' has 60 pictures" in w and "right in 94%" in w for w in found.warnings)
@@ -303,7 +303,7 @@ def test_ten_thousand_classes(tmp_path):
 
 
 def test_what_cannot_be_trained_on_is_still_looked_at(tmp_path):
-    flat = make_folder(tmp_path / "flat", ("x",), 3) / "x"
+    flat = make_image_folder(tmp_path / "flat", ("x",), 3) / "x"
     found = check_dataset(flat)
     assert (len(found.names), found.classes) == (3, {})
     assert "holds pictures but no class folders" in found.verdict
@@ -353,7 +353,7 @@ def test_of_copies_the_tested_one_stays(photos, tmp_path):
 
 
 def test_a_cleaned_copy_stays_out_of_the_data(tmp_path):
-    root = make_folder(tmp_path / "data")
+    root = make_image_folder(tmp_path / "data")
     with pytest.raises(UserError, match="lies in the data itself"):
         check_target(root / "fixed", root)
     with pytest.raises(UserError, match="is not empty"):
@@ -361,7 +361,7 @@ def test_a_cleaned_copy_stays_out_of_the_data(tmp_path):
 
 
 def test_labels_from_a_stranger_do_not_lead_out_of_the_copy(tmp_path):
-    root = make_folder(tmp_path / "data", ("a", "b", "c"), 2)
+    root = make_image_folder(tmp_path / "data", ("a", "b", "c"), 2)
     labels = root / "labels.csv"
     rows = [f'{n}/{i}.jpg,"{label}"' for n, label in (("a", "../../out"), ("b", "/etc"), ("c", "..")) for i in range(2)]
     labels.write_text("path,label\n" + "\n".join(rows) + "\n")

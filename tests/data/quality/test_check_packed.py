@@ -8,13 +8,13 @@ import pytest
 from alexnet.cli import run
 from alexnet.data.quality.check import check_packed
 from alexnet.data.shards.pack import pack_dataset
-from helpers import make_folder
+from helpers import make_image_folder
 
 
 @pytest.fixture
 def packed(tmp_path):
-    root = make_folder(tmp_path / "pictures" / "train")
-    make_folder(tmp_path / "pictures" / "val", count=2)
+    root = make_image_folder(tmp_path / "pictures" / "train")
+    make_image_folder(tmp_path / "pictures" / "val", count=2)
     shutil.copyfile(root / "sky" / "0.jpg", root / "sky" / "copy.jpg")
     shutil.copyfile(root / "sky" / "1.jpg", tmp_path / "pictures" / "val" / "sky" / "1.jpg")
     (root / "leaf" / "0.jpg").write_bytes(b"no picture")

@@ -31,14 +31,14 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
-from helpers import make_folder, make_picture
+from helpers import make_image, make_image_folder
 
 
 @pytest.fixture
 def divided(tmp_path: Path) -> Path:
     """24 pictures in train/, nine in test/."""
-    make_folder(tmp_path / "divided" / "train")
-    return make_folder(tmp_path / "divided" / "test", count=3).parent
+    make_image_folder(tmp_path / "divided" / "train")
+    return make_image_folder(tmp_path / "divided" / "test", count=3).parent
 
 
 def stored(data: Path, split: str = "train") -> list:
@@ -68,38 +68,38 @@ def test_splits_names_classes_and_order_are_those_of_the_folder(divided, tmp_pat
     assert again.splits["val"].names == theirs.splits["val"].names
 
 
-def test_copies_of_a_file_stay_on_one_side(pictures, tmp_path):
+def test_copies_of_a_file_stay_on_one_side(image_folder, tmp_path):
     for i in range(6):
-        shutil.copyfile(pictures / "sky" / "0.jpg", pictures / "sky" / f"copy{i}.jpg")
-    pack_dataset(pictures, tmp_path / "packed", kind="uint8", size=16)
+        shutil.copyfile(image_folder / "sky" / "0.jpg", image_folder / "sky" / f"copy{i}.jpg")
+    pack_dataset(image_folder, tmp_path / "packed", kind="uint8", size=16)
     for seed in range(3):
-        theirs, ours = (load_dataset("folder", data, seed=seed) for data in (pictures, tmp_path / "packed"))
+        theirs, ours = (load_dataset("folder", data, seed=seed) for data in (image_folder, tmp_path / "packed"))
         assert theirs.splits["val"].names == ours.splits["val"].names
 
 
-def test_the_short_side_is_shrunk_and_never_enlarged(pictures, tmp_path):
-    make_picture(pictures / "sky" / "large.png", 2, 7, size=(120, 90))
-    pack_dataset(pictures, tmp_path / "a", size=50)
+def test_the_short_side_is_shrunk_and_never_enlarged(image_folder, tmp_path):
+    make_image(image_folder / "sky" / "large.png", 2, 7, size=(120, 90))
+    pack_dataset(image_folder, tmp_path / "a", size=50)
     part = open_packed(tmp_path / "a").splits["train"]
     sizes = {name: image_size(part.raw(i)) for i, name in enumerate(part.names)}
     assert sizes.pop("sky/large.png") == (66, 50)
     assert set(sizes.values()) == {(40, 36)}
-    pack_dataset(pictures, tmp_path / "b", kind="uint8", size=50)
+    pack_dataset(image_folder, tmp_path / "b", kind="uint8", size=50)
     assert {picture.shape for picture in stored(tmp_path / "b")} == {(50, 50, 3)}
 
 
-def test_small_pictures_keep_their_size_unless_told(pictures, tmp_path):
-    done = pack_dataset(pictures, tmp_path / "packed", kind="uint8")
+def test_small_pictures_keep_their_size_unless_told(image_folder, tmp_path):
+    done = pack_dataset(image_folder, tmp_path / "packed", kind="uint8")
     assert done["form"] == {"kind": "uint8", "side": 36, "channels": 3, "quality": None}
 
 
-def test_originals_are_kept_to_the_byte(pictures, tmp_path):
-    make_picture(pictures / "sky" / "z.png", 2, 7)
-    done = pack_dataset(pictures, tmp_path / "packed", size="original", quality=75)
+def test_originals_are_kept_to_the_byte(image_folder, tmp_path):
+    make_image(image_folder / "sky" / "z.png", 2, 7)
+    done = pack_dataset(image_folder, tmp_path / "packed", size="original", quality=75)
     part = open_packed(tmp_path / "packed").splits["train"]
     for i, name in enumerate(part.names):
         if name.endswith(".jpg"):
-            assert part.raw(i) == (pictures / name).read_bytes()
+            assert part.raw(i) == (image_folder / name).read_bytes()
         else:
             assert part.raw(i).startswith(b"\xff\xd8")
             assert image_size(part.raw(i)) == (40, 36)
@@ -133,18 +133,18 @@ def test_a_shard_too_large_for_its_index_is_refused(divided, tmp_path, monkeypat
         pack_dataset(divided, tmp_path / "packed")
 
 
-def test_quality_decides_the_size(pictures, tmp_path):
-    sizes = [pack_dataset(pictures, tmp_path / str(q), quality=q)["bytes"] for q in (30, 60, 95)]
+def test_quality_decides_the_size(image_folder, tmp_path):
+    sizes = [pack_dataset(image_folder, tmp_path / str(q), quality=q)["bytes"] for q in (30, 60, 95)]
     assert sizes == sorted(sizes)
     assert sizes[0] < 0.6 * sizes[2]
 
 
-def test_pictures_are_put_upright(pictures, tmp_path):
-    picture = Image.open(pictures / "sky" / "0.jpg")
+def test_pictures_are_put_upright(image_folder, tmp_path):
+    picture = Image.open(image_folder / "sky" / "0.jpg")
     exif = picture.getexif()
     exif[0x0112] = 6
-    picture.save(pictures / "sky" / "0.jpg", exif=exif)
-    pack_dataset(pictures, tmp_path / "packed")
+    picture.save(image_folder / "sky" / "0.jpg", exif=exif)
+    pack_dataset(image_folder, tmp_path / "packed")
     part = open_packed(tmp_path / "packed").splits["train"]
     assert image_size(part.raw(part.names.index("sky/0.jpg"))) == (36, 40)
 
@@ -188,14 +188,14 @@ def test_decoded_sets_are_packed_as_they_are(tmp_path):
         assert np.array_equal(kept.raw(3)[..., 0], given.images[3, 0].numpy())
 
 
-def test_archives_and_tables_of_labels_are_packed(pictures, tmp_path):
+def test_archives_and_tables_of_labels_are_packed(image_folder, tmp_path):
     with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
-        archive.add(pictures, "pictures")
+        archive.add(image_folder, "pictures")
     assert pack_dataset(tmp_path / "pictures.tar", tmp_path / "a")["images"] == {"train": 24}
     labels = tmp_path / "labels.csv"
-    rows = [(path.relative_to(tmp_path).as_posix(), f"x{i % 2}") for i, path in enumerate(pictures.rglob("*.jpg"))]
+    rows = [(path.relative_to(tmp_path).as_posix(), f"x{i % 2}") for i, path in enumerate(image_folder.rglob("*.jpg"))]
     labels.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows))
-    done = pack_dataset(pictures.parent, tmp_path.with_name(tmp_path.name + "-b"), labels=labels)
+    done = pack_dataset(image_folder.parent, tmp_path.with_name(tmp_path.name + "-b"), labels=labels)
     assert done["classes"] == ["x0", "x1"]
 
 
@@ -260,11 +260,11 @@ def test_a_class_that_lost_all_pictures_can_be_packed_but_not_learnt(divided, tm
     assert len(load_for_evaluation("folder", tmp_path / "packed").splits["test"]) == 9
 
 
-def test_nothing_readable_is_an_error(pictures, tmp_path):
-    for path in pictures.rglob("*.jpg"):
+def test_nothing_readable_is_an_error(image_folder, tmp_path):
+    for path in image_folder.rglob("*.jpg"):
         path.write_bytes(b"no")
     with pytest.raises(UserError, match="None of the 24 pictures"):
-        pack_dataset(pictures, tmp_path / "packed", size=32)
+        pack_dataset(image_folder, tmp_path / "packed", size=32)
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_files(divided, tmp_path, monkeypatch):
@@ -365,7 +365,7 @@ def test_mending_from_changed_pictures_is_refused(divided, tmp_path):
     target = tmp_path / "packed"
     pack_dataset(divided, target)
     (target / "train" / "chunk-0-0.bin").unlink()
-    make_picture(divided / "train" / "apple" / "0.jpg", 1, 99)
+    make_image(divided / "train" / "apple" / "0.jpg", 1, 99)
     with pytest.raises(UserError, match="have changed since"):
         pack_dataset(divided, target)
 
@@ -380,7 +380,7 @@ def test_other_words_for_the_same_folder_are_refused(divided, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         pack_dataset(divided, target)
     monkeypatch.undo()
-    make_picture(divided / "train" / "sky" / "new.jpg", 2, 5)
+    make_image(divided / "train" / "sky" / "new.jpg", 2, 5)
     with pytest.raises(UserError, match="unfinished packing.*other pictures"):
         pack_dataset(divided, target)
 
@@ -516,7 +516,7 @@ def test_packed_pixels_train_exactly_as_the_folder_does(divided, tmp_path, monke
     """Pictures that are squares already, so that there is nothing to resize."""
     for i, path in enumerate(sorted(divided.rglob("*.jpg"))):
         path.unlink()
-        make_picture(path.with_suffix(".png"), i % 3, i, size=(32, 32))
+        make_image(path.with_suffix(".png"), i % 3, i, size=(32, 32))
     pack_dataset(divided, tmp_path / "packed", kind="uint8")
     settings = {
         "arch": "cifar", "width": 0.1, "epochs": 2, "batch_size": 8, "crop": "random", "crop_pct": 28 / 32,

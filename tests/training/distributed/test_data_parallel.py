@@ -32,7 +32,7 @@ from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
 from alexnet.training.step import TrainStep
 from alexnet.training.trainer import Trainer
-from helpers import make_folder
+from helpers import make_image_folder
 from spawned import Processes, torchrun
 
 # Real noise: of the digits' flat black, a pool's pixels are equal to the last bit, and rounding decides which of them
@@ -65,8 +65,8 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("noise")
-    make_folder(root / "val", count=6)
-    return make_folder(root / "train", count=51).parent
+    make_image_folder(root / "val", count=6)
+    return make_image_folder(root / "train", count=51).parent
 
 
 def make_loop(parallel: SingleProcess, settings: dict[str, Any]) -> Trainer:
@@ -317,8 +317,8 @@ def run_until_validation(folder: Path, data: Path, stop: bool) -> tuple[int, int
 
 def test_a_stop_while_several_processes_validate_saves_first(processes: Processes, tmp_path: Path) -> None:
     """600 pictures are three batches: the first process has two of them."""
-    make_folder(tmp_path / "data" / "val", ("apple", "leaf"), count=300)
-    make_folder(tmp_path / "data" / "train", ("apple", "leaf"), count=32)
+    make_image_folder(tmp_path / "data" / "val", ("apple", "leaf"), count=300)
+    make_image_folder(tmp_path / "data" / "train", ("apple", "leaf"), count=32)
     assert processes(2, run_until_validation, tmp_path / "stopped", tmp_path / "data", True) == [(143, 0)] * 2
     assert processes(2, run_until_validation, tmp_path / "unbroken", tmp_path / "data", False) == [(0, 1)] * 2
     run = Run(tmp_path / "stopped")
