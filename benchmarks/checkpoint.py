@@ -48,8 +48,8 @@ def main() -> None:
 
     def step() -> float:
         began = time.monotonic()
-        loop._train_step(batch, 0)
-        loop.position.step += 1
+        loop._train_batch(batch, 0)
+        loop.state.step += 1
         return time.monotonic() - began
 
     try:
@@ -59,7 +59,7 @@ def main() -> None:
         stops, writes, beside = [], [], []
         for _ in range(args.times):
             began = time.monotonic()
-            checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.position, best=False)
+            checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.state, best=False)
             stops.append(time.monotonic() - began)
             thread = checkpoints._threads[-1]
             while thread.is_alive():

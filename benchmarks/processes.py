@@ -50,14 +50,14 @@ def work(args: argparse.Namespace) -> None:
     while len(steps) < args.steps:
         for batch in islice(parallel.sync_data_errors(prepared.train.batches(epoch)), args.steps - len(steps)):
             began = time.perf_counter()
-            loss, _ = loop._train_step(batch, epoch)
-            loop.position.step += 1
+            loss, _ = loop._train_batch(batch, epoch)
+            loop.state.step += 1
             steps.append(loss)
             times.append((time.perf_counter() - began, batch.row_range.total))
         epoch += 1
     losses = parallel.all_reduce_sum(torch.stack(steps)).tolist()
     outputs = loop._evaluate("val")
-    if parallel.share.rank == 0:
+    if parallel.shard.rank == 0:
         seconds = sum(s for s, _ in times[2:])
         torch.save(
             {

@@ -54,7 +54,7 @@ def test_within_an_epoch_a_checkpoint_comes_after_so_many_steps(tmp_path, monkey
     due = loop.checkpoints.due
     loop.checkpoints.due = lambda step: (loop.checkpoints.wait(), due(step))[1]  # as on a fast disk
     loop.fit()
-    assert steps == [3, 6, 9, len(loop.prepared.train)]
+    assert steps == [3, 6, 9, len(loop.setup.train)]
     assert len(loop.run.checkpoints()) == 2  # the last is the best
 
 
@@ -78,12 +78,12 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "save_checkpoint", slow)
     copied = {}
-    step = Trainer._train_step
+    step = Trainer._train_batch
 
     def noted(self, *arguments):
-        if self.position.step == 2:
+        if self.state.step == 2:
             copied.update({k: v.clone() for k, v in self.model.state_dict().items()})
-        if self.position.step == 8:  # six steps later none other has begun
+        if self.state.step == 8:  # six steps later none other has begun
             assert running == [2]
             assert not self.checkpoints.due(8)
             monkeypatch.setattr(Run, "save_checkpoint", save)
@@ -97,7 +97,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
             running.append("checked")
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_train_step", noted)
+    monkeypatch.setattr(Trainer, "_train_batch", noted)
     loop.fit()
     assert running == [2, "checked"]
 
@@ -125,16 +125,16 @@ def test_a_failure_is_raised_at_the_next_step(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Run, "save_checkpoint", full)
-    step = Trainer._train_step
+    step = Trainer._train_batch
 
     def slowly(self, *arguments):
         time.sleep(0.05)
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_train_step", slowly)
+    monkeypatch.setattr(Trainer, "_train_batch", slowly)
     with pytest.raises(TrainingFailed, match="The checkpoint after step 2 could not be written to .*No space left"):
         loop.fit()
-    assert loop.position.step in (3, 4)
+    assert loop.state.step in (3, 4)
     assert not any(thread.name == "checkpoint" for thread in threading.enumerate())
 
 
@@ -160,17 +160,17 @@ def test_what_libraries_say_of_a_full_disk_is_put_into_the_systems_words(tmp_pat
 def test_weights_that_are_not_finite_are_never_written(tmp_path, monkeypatch):
     """The loss is that of the weights before the step; the step broke them, and a checkpoint is due."""
     loop = make_loop(tmp_path, checkpoint_every="2", epochs=2)
-    step = Trainer._train_step
+    step = Trainer._train_batch
 
     def breaking(self, *arguments):
         found = step(self, *arguments)
-        if self.position.step == 3:
+        if self.state.step == 3:
             self.checkpoints.wait()
             with torch.no_grad():
                 self.model.fc8.weight[0, 0] = float("inf")
         return found
 
-    monkeypatch.setattr(Trainer, "_train_step", breaking)
+    monkeypatch.setattr(Trainer, "_train_batch", breaking)
     with pytest.raises(TrainingFailed, match=r"After step 4 fc8.weight is no longer finite: .*--lr|The loss became"):
         loop.fit()
     assert [folder.name for folder in loop.run.checkpoints()] == ["00000002"]
@@ -189,10 +189,10 @@ def test_one_that_is_due_while_another_is_written_is_copied_and_waits_its_turn(t
     monkeypatch.setattr(Run, "save_checkpoint", slow)
 
     def save_at(step: int) -> None:
-        loop.position.step = step
+        loop.state.step = step
         with torch.no_grad():
             loop.model.fc8.bias.fill_(step)
-        loop.checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.position, best=step == 1)
+        loop.checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.state, best=step == 1)
 
     save_at(1)
     save_at(2)
@@ -220,8 +220,8 @@ def test_after_a_failure_what_waits_is_not_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "save_checkpoint", full)
     for step in (1, 2):
-        loop.position.step = step
-        loop.checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.position, best=False)
+        loop.state.step = step
+        loop.checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.state, best=False)
     free.set()
     with pytest.raises(TrainingFailed, match="The checkpoint after step 1 could not be written"):
         loop.checkpoints.wait()
@@ -229,9 +229,9 @@ def test_after_a_failure_what_waits_is_not_written(tmp_path, monkeypatch):
 
 def test_nothing_is_written_twice_at_one_place(tmp_path):
     loop = make_loop(tmp_path, limit_steps=1)
-    checkpoints = Checkpoints(loop.run, loop.prepared)
+    checkpoints = Checkpoints(loop.run, loop.setup)
     for _ in range(2):
-        checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.position, best=False)
+        checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.state, best=False)
     checkpoints.wait()
     assert [folder.name for folder in loop.run.checkpoints()] == ["00000000"]
 

@@ -46,7 +46,7 @@ def test_without_tensorboard_there_is_a_sentence(monkeypatch):
 def test_plain_prints_to_stderr_only(capsys):
     plain = Plain()
     plain.step(1, 2, 10, 20, 0.5, 0.5)
-    plain.work(1, 2, "reading")
+    plain.update(1, 2, "reading")
     plain.epoch(ROW, 20, "test")
     plain.close()
     out, err = capsys.readouterr()
@@ -57,16 +57,16 @@ def test_plain_prints_to_stderr_only(capsys):
 
 def test_silent_prints_nothing(capsys):
     Silent().epoch(ROW, 20, "val")
-    Silent().say("hello")
+    Silent().log("hello")
     assert capsys.readouterr() == ("", "")
 
 
 def test_live_draws_and_keeps_what_was_said(capsys):
     live = Live()
-    live.work(5, 10, "reading images")
+    live.update(5, 10, "reading images")
     live.step(1, 2, 10, 20, None, None)
     live.step(1, 2, 20, 20, 0.5, 0.25)
-    live.say("A [sentence] that stays.")
+    live.log("A [sentence] that stays.")
     live.epoch(ROW, 20, "val")
     live.close()
     out, err = capsys.readouterr()

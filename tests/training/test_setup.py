@@ -102,7 +102,7 @@ def test_the_loop_trains_on_noisy_pictures(tmp_path, recipe):
     seen = []
     loop.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     batch = next(iter(prepared.train.batches(4)))
-    loop._train_step(batch, 4)
+    loop._train_batch(batch, 4)
 
     assert prepared.augment.crop_group == 3
     cut = augment(batch.images, batch.ids, 4, recipe.seed, prepared.augment, 32)
@@ -121,8 +121,8 @@ def test_a_change_switches_the_noise_off_and_on(tmp_path, recipe):
     loop.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     batch = next(iter(prepared.train.batches(0)))
     for epoch in range(3):
-        loop.position.step = epoch * len(prepared.train)
-        loop._train_step(batch, 0)  # the same draws each time
+        loop.state.step = epoch * len(prepared.train)
+        loop._train_batch(batch, 0)  # the same draws each time
     cut = augment(batch.images, batch.ids, 0, recipe.seed, prepared.augment, 32)
     pictures = prepared.preprocess.normalize(cut)
     torch.testing.assert_close(seen[1], pictures)

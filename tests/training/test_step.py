@@ -67,6 +67,6 @@ def test_what_is_shown_is_what_is_read(uneven):
     step, prepared = stepped(uneven, augment="light")
     batch = next(iter(prepared.train.batches(0)))
     wanted = augment(batch.images, batch.ids, 0, 0, prepared.augment, 32)
-    shown = step.shown(batch, 0, schedule_at(prepared.recipe, 0, 1))
+    shown = step.denormalized_inputs(batch, 0, schedule_at(prepared.recipe, 0, 1))
     assert shown.dtype == torch.uint8
     assert (shown.int() - wanted.int()).abs().max() <= 1

@@ -14,17 +14,17 @@ def history(*seconds):
 
 def test_after_the_first_epoch_more_fit_and_later_only_fewer():
     budget = TimeBudget(100.0, time.monotonic())  # 100 s are left, and 3 % more may be used
-    assert budget.epochs(history(10.0), planned=3) == 11
-    assert budget.epochs(history(10.0, 10.0), planned=3) == 3
-    assert budget.epochs(history(10.0, 10.0), planned=30) == 12
-    assert budget.epochs(history(10.0, 60.0), planned=30) == 4  # 35 s each
+    assert budget.fit_epochs(history(10.0), planned=3) == 11
+    assert budget.fit_epochs(history(10.0, 10.0), planned=3) == 3
+    assert budget.fit_epochs(history(10.0, 10.0), planned=30) == 12
+    assert budget.fit_epochs(history(10.0, 60.0), planned=30) == 4  # 35 s each
     late = TimeBudget(100.0, time.monotonic() - 200)
-    assert late.epochs(history(10.0), planned=9) == 1
-    assert late.epochs(history(10.0, 10.0, 10.0), planned=9) == 3
+    assert late.fit_epochs(history(10.0), planned=9) == 1
+    assert late.fit_epochs(history(10.0, 10.0, 10.0), planned=9) == 3
 
 
 def test_the_reserve_is_not_trained_in():
-    assert TimeBudget(100.0, time.monotonic(), reserve=50.0).epochs(history(10.0), planned=3) == 6
+    assert TimeBudget(100.0, time.monotonic(), reserve=50.0).fit_epochs(history(10.0), planned=3) == 6
 
 
 def test_a_run_keeps_its_number_of_epochs(tmp_path):

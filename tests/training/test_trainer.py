@@ -96,7 +96,7 @@ def test_accumulation_is_the_same_step(tmp_path):
     parts = make_loop(tmp_path / "b", accumulate=4, **shared)
     for loop in (whole, parts):
         loop.fit()
-    assert len(whole.prepared.train) == 13  # the last batch is a smaller one
+    assert len(whole.setup.train) == 13  # the last batch is a smaller one
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -106,18 +106,18 @@ def test_a_step_is_the_one_written_out(tmp_path):
     loop = make_loop(
         tmp_path, norm="none", dropout=0.0, label_smoothing=0.1, clip_norm=0.05, schedule="constant", decay_biases=False
     )
-    recipe, train_set = loop.recipe, loop.prepared.train
+    recipe, train_set = loop.recipe, loop.setup.train
     before = {n: p.detach().clone() for n, p in loop.model.named_parameters()}
     batch = next(train_set.batches(0))
-    loop._train_step(batch, 0)
+    loop._train_batch(batch, 0)
     after = dict(loop.model.named_parameters())
 
     from alexnet.data.augment import augment
 
-    twin = build(loop.prepared.spec)
+    twin = build(loop.setup.spec)
     twin.load_state_dict(before)
     x = augment(batch.images, batch.ids, 0, recipe.seed, train_set.device_augment, 32)
-    loss = F.cross_entropy(twin(loop.prepared.preprocess.normalize(x)), batch.targets, label_smoothing=0.1)
+    loss = F.cross_entropy(twin(loop.setup.preprocess.normalize(x)), batch.targets, label_smoothing=0.1)
     loss.backward()
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in twin.parameters()]))
     assert norm > 0.05
@@ -198,7 +198,7 @@ def test_changes_added_by_hand_to_a_run_hold_from_there_on(tmp_path):
 
 
 def test_a_stop_while_a_finished_run_is_extended(small_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("alexnet.training.trainer.LOOK_EVERY", 5)
+    monkeypatch.setattr("alexnet.training.trainer.LOG_EVERY", 5)
     run = Run(shutil.copytree(small_run, tmp_path / "copy"))
     with pytest.raises(Interrupted):
         resume_run(run, epochs="+1", progress=StopAt(signal.SIGTERM, look=1))
@@ -291,7 +291,7 @@ def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, image_fold
 
 def test_a_network_that_breaks_in_the_last_step_is_not_saved(tmp_path, monkeypatch):
     """The losses were finite, the last update was not."""
-    update = Trainer._train_step
+    update = Trainer._train_batch
 
     def break_it(self, *arguments):
         found = update(self, *arguments)
@@ -299,7 +299,7 @@ def test_a_network_that_breaks_in_the_last_step_is_not_saved(tmp_path, monkeypat
             self.model.fc8.weight.fill_(float("nan"))
         return found
 
-    monkeypatch.setattr(Trainer, "_train_step", break_it)
+    monkeypatch.setattr(Trainer, "_train_batch", break_it)
     with pytest.raises(TrainingFailed, match="The loss became nan"):
         tiny(out=tmp_path / "run", limit_steps=1)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
@@ -345,7 +345,7 @@ def test_a_loss_at_chance_raises_the_alarm_once(tmp_path):
     said = []
 
     class Listen(Silent):
-        def say(self, text):
+        def log(self, text):
             said.append(text)
 
     train("digits", out=tmp_path / "run", progress=Listen(), **{**TINY, "lr": 0.0, "batch_size": 12})
@@ -400,14 +400,14 @@ def test_training_in_a_thread_works(tmp_path):
 def test_dropout_is_a_function_of_seed_step_and_layer(tmp_path):
     """Not of what was drawn before: of torch's global generator nothing is left."""
     loop = make_loop(tmp_path, dropout=0.5, norm="none")
-    batch = next(loop.prepared.train.batches(0))
+    batch = next(loop.setup.train.batches(0))
     drawn = []
     for name in ("drop6", "drop7"):
         loop.model.get_submodule(name).register_forward_hook(lambda module, *_: drawn.append(module.mask.clone()))
     for step in (5, 5, 6):
         torch.rand(step)
-        loop.position.step = step
-        loop._train_step(batch, 0)
+        loop.state.step = step
+        loop._train_batch(batch, 0)
     assert torch.equal(drawn[0], drawn[2])
     assert torch.equal(drawn[1], drawn[3])
     assert not torch.equal(drawn[0], drawn[1])
@@ -425,7 +425,7 @@ def test_a_run_stops_early_when_nothing_gets_better(tmp_path):
 def test_a_run_that_stopped_early_is_extended_all_the_same(tmp_path):
     run = Run(tiny(out=tmp_path / "run", epochs=9, lr=0.0, norm="none", early_stop=2, limit_steps=None).run)
     said = Silent()
-    said.say = (sentences := []).append
+    said.log = (sentences := []).append
     summary = resume_run(run, epochs="+1", progress=said).summary
     assert summary["epochs"] == 4
     assert read_recipe(run.recipe_json).early_stop == 0
@@ -438,7 +438,7 @@ def test_alarms_are_said_once_and_kept(tmp_path):
     class Said(Silent):
         lines: list[str] = []  # noqa: RUF012
 
-        def say(self, text: str) -> None:
+        def log(self, text: str) -> None:
             self.lines.append(text)
 
     result = tiny(out=tmp_path / "run", batch_size=12, lr=1e-12, norm="none", width=0.0625, progress=Said())

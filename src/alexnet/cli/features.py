@@ -40,7 +40,7 @@ def features(
     progress = default_progress()
     try:
         written = write_features(
-            run, data, out, layer=layer, checkpoint=checkpoint, device=device, progress=progress.work
+            run, data, out, layer=layer, checkpoint=checkpoint, device=device, progress=progress.update
         )  # fmt: skip
     finally:
         progress.close()

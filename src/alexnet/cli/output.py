@@ -83,7 +83,7 @@ def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
 
     live = Live()
     try:
-        yield live.work
+        yield live.update
     finally:
         live.close()
 

@@ -58,7 +58,7 @@ def show(
     try:
         file = draw(
             kind, what, out, theme, layer=layer, method=method, label=label, top=top, split=split,
-            checkpoint=checkpoint, device=device, progress=progress.work, say=progress.say,
+            checkpoint=checkpoint, device=device, progress=progress.update, say=progress.log,
         )  # fmt: skip
     finally:
         progress.close()

@@ -26,7 +26,7 @@ from alexnet.files import atomic_write, printable, write_json, write_text
 from alexnet.inference.calibration import describe_calibration
 from alexnet.models.model import Network, build
 from alexnet.run_dir import Run, environment, find_run, package_version
-from alexnet.training.checkpoints import TrainState, digest, wrap_write_errors
+from alexnet.training.checkpoints import TrainState, hash_samples, wrap_write_errors
 from alexnet.training.config_parsing import seconds_of
 from alexnet.training.distributed import make_parallel
 from alexnet.training.optim import scale_for_2012_dropout, schedule_at
@@ -42,7 +42,7 @@ from alexnet.training.resume import (
     remove_partial_files,
 )
 from alexnet.training.setup import TrainSetup, prepare_training
-from alexnet.training.time_budget import TimeBudget, first_guess
+from alexnet.training.time_budget import TimeBudget, estimate_epochs
 from alexnet.training.trainer import Trainer
 from alexnet.training.transfer import frozen_layers, load_backbone
 
@@ -114,7 +114,7 @@ def train(
         prepared, budget = _in_time(prepared, model, began, report)
         run = parallel.on_rank0(lambda: Run.create(prepared.recipe.name, folder, prepared.recipe.to_json()))
         alone = RunLock(run)
-        parallel.on_rank0(partial(alone.acquire, report.say))
+        parallel.on_rank0(partial(alone.acquire, report.log))
         with wrap_write_errors(run.path):
             parallel.on_rank0(lambda: remove_partial_files(run))
             parallel.on_rank0(lambda: _write_facts(run, prepared))
@@ -174,11 +174,11 @@ def resume_run(
     report = progress or default_progress()
     alone = RunLock(run)
     try:
-        processes.on_rank0(lambda: alone.acquire(report.say))
+        processes.on_rank0(lambda: alone.acquire(report.log))
         begun = recipe
         recipe, changed = _followed(run, recipe, wanted, settings or {}, force)
         with wrap_write_errors(run.path):
-            start = processes.on_rank0(lambda: find_latest_valid(run, report.say))
+            start = processes.on_rank0(lambda: find_latest_valid(run, report.log))
         training = read_training_state(start.folder) if start else None
         position = start.position(training) if start and training else TrainState()
         ended = position.finished(recipe)
@@ -188,18 +188,18 @@ def resume_run(
         check_writable(run)
         processes.on_rank0(lambda: remove_partial_files(run))
         if changed:
-            report.say(changed)
+            report.log(changed)
         if epochs is not None:
             now = position.epoch if ended else recipe.epochs
             recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
             if position.early_stopped(recipe):  # else there would be nothing to train
-                report.say(
+                report.log(
                     f"It had stopped early, after {recipe.early_stop} epochs without a better one; from here on it "
                     "does not stop early."
                 )
                 recipe = replace(recipe, early_stop=0)
         if start and (other := _elsewhere(run)):
-            report.say(other)
+            report.log(other)
         split = read_split(run.split_csv) if run.split_csv.is_file() else None
         saved = load_checkpoint(start.folder) if start else None
         prepared = prepare_training(recipe, report, split, saved, processes)
@@ -215,11 +215,11 @@ def resume_run(
         loop = Trainer(prepared, run, model, report)
         if training:
             loop.restore(position, training)
-            report.say(f"Going on after step {position.step:,}, in epoch {position.epoch + 1}.")
+            report.log(f"Going on after step {position.step:,}, in epoch {position.epoch + 1}.")
         else:
-            report.say("There is no checkpoint yet; training begins anew.")
+            report.log("There is no checkpoint yet; training begins anew.")
         if epochs is not None:
-            report.say(_extension(prepared, position, recipe.epochs))
+            report.log(_extension(prepared, position, recipe.epochs))
         return TrainingResult(run.path, loop.fit())
     except Exception as error:
         processes.raise_peer_error(error)
@@ -249,11 +249,11 @@ def _in_time(
     recipe = prepared.recipe
     if recipe.time_budget is None:
         return prepared, None
-    epochs, budget = first_guess(prepared, model, TimeBudget(seconds_of(recipe.time_budget), began))
+    epochs, budget = estimate_epochs(prepared, model, TimeBudget(seconds_of(recipe.time_budget), began))
     if epochs >= 1:
-        report.say(f"{epochs} epochs fit {recipe.time_budget}; the first one will tell better.")
+        report.log(f"{epochs} epochs fit {recipe.time_budget}; the first one will tell better.")
     else:
-        report.say(f"Not even one epoch fits {recipe.time_budget}; one is trained all the same.")
+        report.log(f"Not even one epoch fits {recipe.time_budget}; one is trained all the same.")
     return replace(prepared, recipe=replace(recipe, epochs=max(epochs, 1))), budget
 
 
@@ -313,7 +313,7 @@ def _check_data(run: Run, prepared: TrainSetup, classes: tuple[str, ...], positi
             f"The data now has {now:,} training pictures and {run.path} began with {position.pictures:,}: in another "
             "order it would be another experiment; put them back as they were, or add --force."
         )
-    if position.samples not in ("", digest(train.names, train.targets)) and not force:
+    if position.samples not in ("", hash_samples(train.names, train.targets)) and not force:
         raise UserError(
             f"The training pictures have other names or labels than those that {run.path} began with: it would be "
             "another experiment; put them back as they were, or add --force."

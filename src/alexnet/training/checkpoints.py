@@ -26,7 +26,7 @@ from alexnet.errors import TrainingFailed, UserError
 from alexnet.models.model import Network
 from alexnet.run_dir import Run
 from alexnet.training.config_parsing import interval_of
-from alexnet.training.distributed.base import mean_of
+from alexnet.training.distributed.base import mean_buffers
 from alexnet.training.recipe import Recipe
 from alexnet.training.setup import TrainSetup
 
@@ -37,15 +37,15 @@ DUE, STOP, FAILED = 1, 100, 1000  # a checkpoint; to stop (added to a signal's n
 class Checkpoints:
     """Those of one run. In several processes all of them save, and the first one writes."""
 
-    def __init__(self, run: Run, prepared: TrainSetup) -> None:
-        self.run, self.prepared, self.parallel = run, prepared, prepared.parallel
-        self._steps, self._seconds = interval_of(prepared.recipe.checkpoint_every)
+    def __init__(self, run: Run, setup: TrainSetup) -> None:
+        self.run, self.prepared, self.parallel = run, setup, setup.parallel
+        self._steps, self._seconds = interval_of(setup.recipe.checkpoint_every)
         self._threads: list[threading.Thread] = []  # one that writes, and one that waits until that is done
         self._failure: BaseException | None = None
         self._saved: tuple[int, int] | None = None  # step and epoch of the newest
         self._when = time.monotonic()
 
-    def begin_at(self, position: TrainState) -> None:
+    def resume_from(self, position: TrainState) -> None:
         """Training goes on from the checkpoint of `position`."""
         self._saved = (position.step, position.epoch)
 
@@ -92,7 +92,7 @@ class Checkpoints:
                 thread.join()  # two copies are enough
             before = self._threads[-1:]
             self.check()
-            weights = _copied({**whole.state_dict(), **mean_of(statistics)})
+            weights = _copied({**whole.state_dict(), **mean_buffers(statistics)})
             write = partial(
                 self.run.save_checkpoint,
                 model=whole,
@@ -194,7 +194,7 @@ def wrap_write_errors(run: Path) -> Iterator[None]:
 # ─── What `training.pt` means: where training stands, besides the weights.
 
 
-def digest(names: Iterable[str], targets: torch.Tensor) -> str:
+def hash_samples(names: Iterable[str], targets: torch.Tensor) -> str:
     """16 hexadecimal digits of the names of pictures and their class numbers, in order: another order, or another
     picture, is another experiment."""
     found = hashlib.sha256(targets.cpu().numpy().tobytes())

@@ -18,10 +18,10 @@ from alexnet.errors import UserError
 class Progress(Protocol):
     """Where the loop reports to."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A sentence that stays."""
 
-    def work(self, done: int, total: int, what: str) -> None:
+    def update(self, done: int, total: int, what: str) -> None:
         """`done` of `total` items of some preparation (reading, evaluating)."""
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
@@ -50,17 +50,17 @@ def epoch_line(row: dict[str, Any], epochs: int, split: str) -> str:
 class Plain:
     """One line an epoch, for logs and pipes."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    def work(self, done: int, total: int, what: str) -> None:
+    def update(self, done: int, total: int, what: str) -> None:
         pass
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
         pass
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
-        self.say(epoch_line(row, epochs, split))
+        self.log(epoch_line(row, epochs, split))
 
     def close(self) -> None:
         pass
@@ -69,7 +69,7 @@ class Plain:
 class Silent(Plain):
     """Nothing at all, for tests and callers who watch metrics.jsonl."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         pass
 
 
@@ -92,10 +92,10 @@ class Live:
         self._began: tuple[int, int, float] | None = None  # epoch, images done and time when the rate was first known
         self._bar.start()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def work(self, done: int, total: int, what: str) -> None:
+    def update(self, done: int, total: int, what: str) -> None:
         self._bar.update(self._task, description=what, completed=done, total=total, text=f"{done:,}/{total:,}")
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
@@ -114,7 +114,7 @@ class Live:
         self._bar.update(self._task, description=f"epoch {epoch}/{epochs}", completed=done, total=total, text=text)
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
-        self.say(epoch_line(row, epochs, split))
+        self.log(epoch_line(row, epochs, split))
 
     def close(self) -> None:
         self._bar.stop()
@@ -128,7 +128,7 @@ class WithTensorBoard:
 
         self._shown = shown
         self._writer = SummaryWriter(str(folder))
-        self.say, self.work, self.step = shown.say, shown.work, shown.step
+        self.log, self.update, self.step = shown.log, shown.update, shown.step
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
         self._shown.epoch(row, epochs, split)

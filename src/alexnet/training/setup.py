@@ -98,7 +98,7 @@ def prepare_training(
         skip_bad=recipe.skip_bad,
         hold_out=recipe.validate_on == "val",
         split=split,
-        progress=report.work,
+        progress=report.update,
     )
     if recipe.num_classes not in (None, len(source.classes)):
         raise UserError(
@@ -108,18 +108,18 @@ def prepare_training(
     if recipe.validate_on not in source.splits:
         raise UserError(f"The recipe validates on the {recipe.validate_on} split, and {recipe.data} has none.")
     for note in source.notes:
-        report.say(note)
+        report.log(note)
     for name, reason in source.bad[:10]:
-        report.say(f"Left out {name}: {reason}.")
+        report.log(f"Left out {name}: {reason}.")
     pictures = len(source.splits["train"])
     recipe, reasons = fit(recipe, pictures, len(source.classes))
     if reasons:
-        report.say(reasons)
+        report.log(reasons)
     batch_size = recipe.batch_size or (32 if device.type == "cpu" else 128)
-    if batch_size < parallel.share.world_size:
+    if batch_size < parallel.shard.world_size:
         raise UserError(
-            f"--batch-size {batch_size} is for all {parallel.share.world_size} processes together and leaves "
-            f"some without a picture; give {parallel.share.world_size} or more."
+            f"--batch-size {batch_size} is for all {parallel.shard.world_size} processes together and leaves "
+            f"some without a picture; give {parallel.shard.world_size} or more."
         )
     chosen = {"precision": precision.name, "batch_size": batch_size}
     recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def prepare_training(
     elif recipe.arch == "auto":
         recipe = _fit_architecture(recipe, source, device)
         thinner = f", {recipe.width:g} of its width" if recipe.width != 1 else ""
-        report.say(
+        report.log(
             f"The pictures fit the architecture '{recipe.arch}' at {recipe.image_size}×{recipe.image_size}{thinner}; "
             "--arch and --image-size choose another."
         )
@@ -162,7 +162,7 @@ def prepare_training(
     if any(isinstance(part, ImageFiles) for part in source.splits.values()):
         kept = parallel.on_rank0(lambda: memory_plan(source, geometry.resize_side, recipe.in_memory))
         if recipe.in_memory and not kept:
-            report.say(
+            report.log(
                 "The pictures no longer fit in memory and are decoded as they are needed; last digits may differ."
             )
         recipe = replace(recipe, in_memory=kept)
@@ -172,7 +172,7 @@ def prepare_training(
         recipe.workers, max(batch_size, BATCH_SIZE) * source.channels * geometry.resize_side**2
     )
     if sentence and any(isinstance(part, ImageFiles) for part in source.splits.values()):
-        report.say(sentence)
+        report.log(sentence)
     part = source.splits["train"]
     recipe, preprocess, basis = parallel.on_rank0(
         lambda: _measured(recipe, part, geometry, mean_image, workers, report)
@@ -182,27 +182,27 @@ def prepare_training(
         recipe = replace(recipe, workers=workers)
         train = FromFiles(
             part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed,
-            workers=workers, pin_memory=device.type == "cuda", share=parallel.share,
+            workers=workers, pin_memory=device.type == "cuda", share=parallel.shard,
         )  # fmt: skip
     else:
         part = _on_gpu(part, device)
         train = InMemory(
-            part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed, share=parallel.share
+            part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed, share=parallel.shard
         )
     evaluation = {
-        name: evaluation_batches(held, preprocess, workers, parallel.share)
+        name: evaluation_batches(held, preprocess, workers, parallel.shard)
         for name, held in source.splits.items()
         if name != "train"
     }
-    report.say(
+    report.log(
         f"{source.name}: {len(part):,} training images"
         + "".join(f", {len(source.splits[name]):,} {name}" for name in evaluation)
         + f", {len(source.classes)} classes; {spec.name} at {source.channels}×{spec.image_size}×{spec.image_size} "
-        + (f"in {parallel.processes} processes " if parallel.processes > 1 else "")
+        + (f"in {parallel.world_size} processes " if parallel.world_size > 1 else "")
         + f"on {device} in {precision.name} ({precision.reason})."
     )
     for sentence in scaled(recipe):
-        report.say(sentence)
+        report.log(sentence)
     return TrainSetup(
         recipe, spec, preprocess, augment, source, train, evaluation, device, precision, parallel, basis,
         class_weights(part.targets, len(source.classes)) if recipe.balance else None, start,
@@ -268,7 +268,7 @@ def _in_memory(
 ) -> dict[str, ImageArrays | ImageFiles]:
     """All splits decoded: train as random crops need it, the others as they are evaluated."""
     return {
-        name: decode_files(part, geometry, augment if name == "train" else None, progress=report.work)
+        name: decode_files(part, geometry, augment if name == "train" else None, progress=report.update)
         if isinstance(part, ImageFiles)
         else part
         for name, part in source.splits.items()
@@ -300,7 +300,7 @@ def _measured(
         basis = IMAGENET_PCA
     own_image = recipe.mean_image == "own" and mean_image is None
     if own_image or (recipe.noisy and basis is None):
-        found = measure(part, geometry, workers=workers, progress=report.work)
+        found = measure(part, geometry, workers=workers, progress=report.update)
         mean_image = found.mean_image if own_image else mean_image
         basis = basis or (color_pca(found.covariance) if recipe.noisy else None)
     if basis is not None:

@@ -26,26 +26,26 @@ from alexnet.training.transfer import freeze
 class TrainStep:
     """The network of a run, or the part of it that this process trains, with its optimizer."""
 
-    def __init__(self, prepared: TrainSetup, model: Network) -> None:
+    def __init__(self, setup: TrainSetup, model: Network) -> None:
         tune_malloc()
-        if prepared.recipe.deterministic:
+        if setup.recipe.deterministic:
             use_deterministic_algorithms()
-        self.prepared, self.recipe, self.parallel = prepared, prepared.recipe, prepared.parallel
-        self.device, self.precision = prepared.device, prepared.precision
+        self.prepared, self.recipe, self.parallel = setup, setup.recipe, setup.parallel
+        self.device, self.precision = setup.device, setup.precision
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         self.layout: torch.memory_format = layout
         self.model = self.parallel.shard_model(model).to(self.device).to(memory_format=layout)
-        self.still = freeze(self.model, self.recipe.freeze)
+        self.frozen_modules = freeze(self.model, self.recipe.freeze)
         connected = self.parallel.wrap(self.model)
         self.network = torch.compile(connected) if self.recipe.compile else connected  # what the forward pass calls
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = self.parallel.scaler(self.device, enabled=self.precision.name == "fp16")
-        self.class_weights = prepared.class_weights.to(self.device) if prepared.class_weights is not None else None
+        self.class_weights = setup.class_weights.to(self.device) if setup.class_weights is not None else None
 
     def train(self) -> None:
         """Put the network into training mode, but for what is frozen."""
         self.model.train()
-        for module in self.still:
+        for module in self.frozen_modules:
             module.eval()
 
     def __call__(self, batch: Batch, epoch: int, number: int, plan: Hyperparameters) -> tuple[Tensor, Tensor]:
@@ -59,8 +59,8 @@ class TrainStep:
         torch.manual_seed(seed_of("step", number))  # MixUp and dropout not ours draw from here
         plan.set_rates(self.optimizer)
         x, y = self._inputs(batch, epoch, plan)
-        if self.parallel.share.rank:
-            torch.manual_seed(seed_of("step", number, self.parallel.share.rank))  # other images, another dropout
+        if self.parallel.shard.rank:
+            torch.manual_seed(seed_of("step", number, self.parallel.shard.rank))  # other images, another dropout
         total = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device)
         rows = slice(place.start, place.start)
@@ -95,7 +95,7 @@ class TrainStep:
         total = F.cross_entropy(logits, targets, self.class_weights, label_smoothing=smoothing, reduction="sum")
         return total / len(logits)
 
-    def shown(self, batch: Batch, epoch: int, plan: Hyperparameters) -> Tensor:
+    def denormalized_inputs(self, batch: Batch, epoch: int, plan: Hyperparameters) -> Tensor:
         """What the network reads of a batch, as pictures again: uint8 N×C×size×size, on the CPU."""
         torch.manual_seed(rng.derive_seed(self.recipe.seed, "step", 0))
         x, _ = self._inputs(batch, epoch, plan)

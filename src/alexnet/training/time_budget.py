@@ -33,21 +33,21 @@ class TimeBudget:
     reserve: float = 0.0
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         return self.began + self.seconds - time.monotonic() - self.reserve
 
-    def epochs(self, history: Sequence[dict[str, Any]], planned: int) -> int:
+    def fit_epochs(self, history: Sequence[dict[str, Any]], planned: int) -> int:
         """How many epochs to train in all after those in `history`: `planned`, fewer where the rest does not fit, or,
         after the first epoch only, more where it does."""
         done = len(history)
         each = sum(row["seconds"] for row in history[-3:]) / len(history[-3:])
-        fit = done + int((self.left + SLACK * self.seconds) / each)
+        fit = done + int((self.remaining + SLACK * self.seconds) / each)
         if done == 1:
             return max(fit, 1)
         return max(min(planned, fit), done)
 
 
-def first_guess(prepared: TrainSetup, model: Network, budget: TimeBudget) -> tuple[int, TimeBudget]:
+def estimate_epochs(prepared: TrainSetup, model: Network, budget: TimeBudget) -> tuple[int, TimeBudget]:
     """The number of epochs that fit, from a few steps of a copy of `model`, 0 where not even one does; and `budget`
     with the time reserved that the test will take."""
     step = TrainStep(prepared, copy.deepcopy(model))
@@ -68,4 +68,4 @@ def first_guess(prepared: TrainSetup, model: Network, budget: TimeBudget) -> tup
     tested = prepared.recipe.validate_on != "test" and "test" in prepared.evaluation
     test = forward * prepared.evaluation["test"].samples if tested else 0.0
     budget = replace(budget, reserve=test + AFTER)
-    return int(budget.left / (train + validation)), budget
+    return int(budget.remaining / (train + validation)), budget

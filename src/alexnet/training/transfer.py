@@ -40,7 +40,7 @@ def init_from_pretrained(
         )
     frozen, why = choose_frozen_layers(recipe.freeze, len(source.splits["train"]), len(source.classes))
     new_head = start.classes != source.classes
-    report.say(
+    report.log(
         f"Starting from {recipe.weights}: '{spec.name}' at {spec.image_size}×{spec.image_size}"
         + (f", a new last layer for {len(source.classes)} classes" if new_head else "")
         + (f"; frozen: {frozen}" if frozen != "none" else "; all layers are trained")

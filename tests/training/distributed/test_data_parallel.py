@@ -94,13 +94,13 @@ def curve(settings: dict[str, Any], steps: int) -> dict[str, Any]:
     """Loss and hits of each step, the pictures that this process read, and the weights after the last."""
     with closing(make_parallel("auto", "cpu")) as parallel:
         trainer = make_loop(parallel, settings)
-        length = len(trainer.prepared.train)
+        length = len(trainer.setup.train)
         found = []
         read: list[int] = []
         for step in range(steps):
-            batch = next(parallel.sync_data_errors(trainer.prepared.train.batches(step // length, start=step % length)))
-            loss, hits = trainer._train_step(batch, step // length)
-            trainer.position.step += 1
+            batch = next(parallel.sync_data_errors(trainer.setup.train.batches(step // length, start=step % length)))
+            loss, hits = trainer._train_batch(batch, step // length)
+            trainer.state.step += 1
             found.append(torch.stack([loss, hits.float()]))
             read += batch.ids[len(batch.ids) - batch.row_range.size :].tolist() if step < length else []
         losses, hits = parallel.all_reduce_sum(torch.stack(found)).T.tolist()
@@ -161,7 +161,7 @@ def count_exchanges(accumulate: int) -> int:
             return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0] / 2)
 
         trainer.train_step.network.register_comm_hook(None, hook)
-        trainer._train_step(next(trainer.prepared.train.batches(0)), 0)
+        trainer._train_batch(next(trainer.setup.train.batches(0)), 0)
         return sum(sent)
 
 
@@ -174,8 +174,8 @@ def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(processes
 def batch_norm() -> dict[str, Any]:
     with closing(make_parallel("data", "cpu")) as parallel:
         trainer = make_loop(parallel, {**PLAIN, "norm": "batch", "batch_size": 64})
-        for step, batch in zip(range(3), trainer.prepared.train.batches(0), strict=False):
-            trainer.train_step(batch, 0, step, trainer._plan(step))
+        for step, batch in zip(range(3), trainer.setup.train.batches(0), strict=False):
+            trainer.train_step(batch, 0, step, trainer._hyperparameters(step))
         own = {k: t.clone() for k, t in trainer.model.state_dict().items() if "running" in k}
         parallel.sync_buffers(trainer.model)
         level = {k: t.clone() for k, t in trainer.model.state_dict().items() if "running" in k}
@@ -236,7 +236,7 @@ class Heard(Silent):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -295,7 +295,7 @@ class StopWhileValidating(StopAt):
     def step(self, *_: object) -> None:
         pass
 
-    def work(self, done: int, total: int, what: str) -> None:
+    def update(self, done: int, total: int, what: str) -> None:
         if what == "evaluating":
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -304,14 +304,14 @@ def run_until_validation(folder: Path, data: Path, stop: bool) -> tuple[int, int
     """The first process, which has more to validate, is told to stop when it has validated a batch."""
     evaluated: list[int] = []
     told = stop and os.environ["RANK"] == "0"
-    gather, patience, trainer.GO_ON = data_parallel.DataParallel.gather, trainer.GO_ON, 0.0
+    gather, patience, trainer.EVAL_GRACE_S = data_parallel.DataParallel.gather, trainer.EVAL_GRACE_S, 0.0
     try:
         data_parallel.DataParallel.gather = lambda self, outputs: (evaluated.append(1), gather(self, outputs))[1]
         train("folder", data=data, out=folder, progress=StopWhileValidating() if told else Silent(), **SHORT)
     except Interrupted as error:
         return error.exit_code, len(evaluated)
     finally:
-        data_parallel.DataParallel.gather, trainer.GO_ON = gather, patience
+        data_parallel.DataParallel.gather, trainer.EVAL_GRACE_S = gather, patience
     return 0, len(evaluated)
 
 
@@ -420,12 +420,12 @@ def test_what_one_process_alone_finds_wrong_all_say(processes: Processes, tmp_pa
 
 def read_badly() -> tuple[int, str]:
     with closing(make_parallel("data", "cpu")) as parallel:
-        batches = iter(make_loop(parallel, SHORT).prepared.train.batches(0))
+        batches = iter(make_loop(parallel, SHORT).setup.train.batches(0))
 
         def failing() -> Iterator[Any]:
             yield next(batches)
             yield next(batches)
-            if parallel.share.rank == 1:
+            if parallel.shard.rank == 1:
                 raise UserError("cat.jpg cannot be read.")
             yield from batches
 

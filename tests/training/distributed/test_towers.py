@@ -98,12 +98,12 @@ def train_side_by_side(settings: dict[str, Any], steps: int, talk: bool = True) 
         one = make_loop(base.SingleProcess(), settings)
         start = {name: t.clone() for name, t in one.model.state_dict().items()}
         found: dict[str, Any] = {"weights": [], "momenta": [], "rates": [], "losses": []}
-        length = len(two.prepared.train)
+        length = len(two.setup.train)
         for step in range(steps):
-            batch = next(two.prepared.train.batches(step // length, start=step % length))
+            batch = next(two.setup.train.batches(step // length, start=step % length))
             for loop in (one, two):
-                loss, _ = loop._train_step(batch, step // length)
-                loop.position.step += 1
+                loss, _ = loop._train_batch(batch, step // length)
+                loop.state.step += 1
             found["losses"].append(float(loss))
             weights = parallel.gather_model(two.model).state_dict()
             optimizer = parallel.gather_optimizer(two.optimizer, two.model)

@@ -26,7 +26,7 @@ from alexnet.data.loader import ALL, Batch
 from alexnet.inference.evaluate import Outputs
 from alexnet.models.model import Network, Spec
 
-PATIENCE = datetime.timedelta(minutes=10)  # how long one process waits for the other before it gives up
+GROUP_TIMEOUT = datetime.timedelta(minutes=10)  # how long one process waits for the other before it gives up
 
 T = TypeVar("T")
 
@@ -34,8 +34,8 @@ T = TypeVar("T")
 class SingleProcess:
     """One process: everything stays as it is. Other arrangements say here what they do instead."""
 
-    processes = 1
-    share = ALL
+    world_size = 1
+    shard = ALL
     """Which part of each batch this process learns from."""
     loss_scale = 1.0
     """What the loss is multiplied by before it is propagated back, so that the gradient comes out as of one process."""
@@ -106,7 +106,7 @@ class SingleProcess:
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, _model: Network, state: dict[str, Any], /) -> None:
         """Load the state dict of a whole network's optimizer."""
-        _load_optimizer(optimizer, state)
+        load_optimizer_state(optimizer, state)
 
     def scaler(self, device: torch.device, enabled: bool) -> torch.amp.GradScaler:
         """The scaler of fp16 losses; whether a step is skipped is decided for all processes together."""
@@ -120,13 +120,13 @@ class SingleProcess:
         """Leave the other processes."""
 
 
-def mean_of(statistics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def mean_buffers(statistics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Of what `Single.statistics` gives. In float64, so that the mean of equal numbers is that number."""
     names = statistics[0] if statistics else {}
     return {name: torch.stack([own[name].double() for own in statistics]).mean(0).float() for name in names}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a state dict into tensors laid out in memory as their parameters are.
 
     Fused updates walk through both in the order of memory: of a kernel in channels_last and a contiguous momentum they

@@ -34,7 +34,7 @@ from alexnet.device import cpu_count, local_world_size, rank, world_size
 from alexnet.errors import ProcessLost, ReaderDied, TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs
 from alexnet.models.model import Network
-from alexnet.training.distributed.base import PATIENCE, SingleProcess, mean_of
+from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, mean_buffers
 
 BUSY, DONE = 0, 1  # what the first process says while the others wait for what it makes
 REASON = "alexnet/error"  # the key in the store under which a process that fails leaves the reason
@@ -46,10 +46,10 @@ class DataParallel(SingleProcess):
     """Any number of processes, each with the whole network and a part of every batch."""
 
     def __init__(self, device: torch.device, dist_timeout: float) -> None:
-        self.processes = world_size()
+        self.world_size = world_size()
         self.rank = rank()
-        self.share = Shard(self.rank, self.processes)
-        self.loss_scale = float(self.processes)  # the gradients are averaged, and parts of the loss add up
+        self.shard = Shard(self.rank, self.world_size)
+        self.loss_scale = float(self.world_size)  # the gradients are averaged, and parts of the loss add up
         self.device = device
         self.dist_timeout = dist_timeout
         self._ddp: DistributedDataParallel | None = None
@@ -57,22 +57,22 @@ class DataParallel(SingleProcess):
         if gpu:
             torch.cuda.set_device(device.index or 0)  # none where it is the only process of its machine
         else:
-            torch.set_num_threads(threads_each())
+            torch.set_num_threads(threads_per_process())
         soon = datetime.timedelta(seconds=dist_timeout)
         # Processes may begin minutes apart, on a busy machine; only afterwards is silence a sign.
         try:
-            shared, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-            self.store = _place_of_our_own(shared, self.rank, self.processes)
+            shared, _, _ = next(dist.rendezvous("env://", timeout=GROUP_TIMEOUT))
+            self.store = _place_of_our_own(shared, self.rank, self.world_size)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpu else "gloo",
-                store=self.store, rank=self.rank, world_size=self.processes, timeout=PATIENCE,
+                store=self.store, rank=self.rank, world_size=self.world_size, timeout=GROUP_TIMEOUT,
             )  # fmt: skip
             self.gradients: Any = dist.new_group(backend="nccl" if gpu else "gloo", timeout=soon)
             self.talk: Any = dist.new_group(backend="gloo", timeout=soon)
         except RuntimeError as error:
             raise ProcessLost(
-                f"Process {self.rank} of {self.processes} could not connect to the others ({_cause(error)}); start all "
-                "again."
+                f"Process {self.rank} of {self.world_size} could not connect to the others ({_cause(error)}); "
+                "restart all processes."
             ) from error
 
     # ── acting as one ─────────────────────────────────────────────────────────────────────────────────────────
@@ -110,7 +110,7 @@ class DataParallel(SingleProcess):
                 except (UserError, ReaderDied) as found:
                     error = found
                 if self.all_reduce_max(int(error is not None)):
-                    errors: list[UserError | ReaderDied | None] = [None] * self.processes
+                    errors: list[UserError | ReaderDied | None] = [None] * self.world_size
                     dist.all_gather_object(errors, error, group=self.talk)
                     raise next(e for e in errors if e is not None)
                 if batch is None:
@@ -121,12 +121,12 @@ class DataParallel(SingleProcess):
                 batches.close()  # as the loop does
 
     def all_reduce_sum(self, sums: Tensor) -> Tensor:
-        parts = [torch.empty_like(sums, device="cpu") for _ in range(self.processes)]
+        parts = [torch.empty_like(sums, device="cpu") for _ in range(self.world_size)]
         dist.all_gather(parts, sums.cpu(), group=self.talk)
         return torch.stack(parts).sum(0)
 
     def gather(self, outputs: Outputs | None) -> Outputs | None:
-        found: list[Outputs | None] | None = [None] * self.processes if self.rank == 0 else None
+        found: list[Outputs | None] | None = [None] * self.world_size if self.rank == 0 else None
         dist.gather_object(outputs, found, dst=0, group=self.talk)
         if found is None:
             return None
@@ -168,7 +168,7 @@ class DataParallel(SingleProcess):
 
     def sync_buffers(self, model: Network) -> None:
         """Batch norm's running statistics: their mean over the processes, to which each batch added a part in each."""
-        _load_buffers(model, mean_of(self.buffers_state(model)))
+        _load_buffers(model, mean_buffers(self.buffers_state(model)))
 
     def buffers_state(self, model: Network, /) -> list[dict[str, Tensor]]:
         own = {
@@ -180,19 +180,19 @@ class DataParallel(SingleProcess):
         }
         if not own:
             return []
-        found: list[Any] = [None] * self.processes
+        found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, own, group=self.talk)
         return found
 
     def load_buffers_state(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
-        if len(saved) == self.processes:
+        if len(saved) == self.world_size:
             _load_buffers(model, saved[self.rank])
 
     def warnings(self, model: Network, /) -> list[str]:
         if self.device.type == "cuda" or not any(isinstance(m, _BatchNorm) for m in model.modules()):
             return []
         return [
-            f"Batch norm takes its mean and deviation from each process's part of a batch, 1/{self.processes} of it "
+            f"Batch norm takes its mean and deviation from each process's part of a batch, 1/{self.world_size} of it "
             "(on GPUs from the whole; torch has no such layer for the CPU): the curve is not that of one process."
         ]
 
@@ -212,7 +212,7 @@ class DataParallel(SingleProcess):
         if sentence:
             return UserError(sentence) if kind == "UserError" else TrainingFailed(sentence)
         return ProcessLost(
-            f"Process {self.rank} of {self.processes} cannot reach another one ({_cause(error)}); the last checkpoint "
+            f"Process {self.rank} of {self.world_size} cannot reach another one ({_cause(error)}); the last checkpoint "
             "is whole: give the same command with --resume, in any number of processes."
         )
 
@@ -235,7 +235,7 @@ def _place_of_our_own(store: dist.Store, rank: int, processes: int) -> dist.Stor
     """
     me = uuid.uuid4().hex
     others = range(1, processes)
-    until = time.monotonic() + PATIENCE.total_seconds()
+    until = time.monotonic() + GROUP_TIMEOUT.total_seconds()
     if rank == 0:
         store.set("alexnet", me)
     while time.monotonic() < until:
@@ -248,7 +248,7 @@ def _place_of_our_own(store: dist.Store, rank: int, processes: int) -> dist.Stor
             if store.check([f"{name}/all"]) and me in store.get(f"{name}/all").decode():
                 return dist.PrefixStore(name, store)
         time.sleep(0.02)
-    raise RuntimeError(f"after {PATIENCE} not all processes are there")
+    raise RuntimeError(f"after {GROUP_TIMEOUT} not all processes are there")
 
 
 class _Beating:
@@ -274,7 +274,7 @@ class _Beating:
                 return
 
 
-def threads_each() -> int:
+def threads_per_process() -> int:
     """Threads for each of the processes on this machine: its part of the cores.
 
     torchrun sets OMP_NUM_THREADS to 1 where it starts several, which would leave most cores of a large machine idle;

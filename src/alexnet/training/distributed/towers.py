@@ -28,7 +28,7 @@ from alexnet.errors import UserError
 from alexnet.models.layers import Dropout, LocalResponseNorm
 from alexnet.models.model import AlexNet, Network, Spec
 from alexnet.models.spec import AlexNetSpec, Layer, layers
-from alexnet.training.distributed.base import PATIENCE, SingleProcess, T, _load_optimizer
+from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, T, load_optimizer_state
 
 TOWERS = 2
 
@@ -36,7 +36,7 @@ TOWERS = 2
 class TowerParallel(SingleProcess):
     """Two processes, each with one tower: process 0 with the first halves of all channels and units."""
 
-    processes = TOWERS
+    world_size = TOWERS
     loss_scale = 1 / TOWERS
 
     def __init__(self, device: torch.device) -> None:
@@ -44,7 +44,7 @@ class TowerParallel(SingleProcess):
         if device.type == "cuda":
             torch.cuda.set_device(device.index or 0)  # none where it is the only process of its machine
         # What is on the CPU (gathering, agreeing) goes through Gloo in any case.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=GROUP_TIMEOUT)
 
     def check(self, spec: Spec) -> None:
         if why := _unfit(spec):
@@ -111,7 +111,7 @@ class TowerParallel(SingleProcess):
             like = isinstance(value, Tensor) and value.shape == empty[name].shape
             return _cut(spec, name, value, self.tower) if like else value
 
-        _load_optimizer(optimizer, _map_state(optimizer, model, state, cut))
+        load_optimizer_state(optimizer, _map_state(optimizer, model, state, cut))
 
     def scaler(self, device: torch.device, enabled: bool) -> torch.amp.GradScaler:
         from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
