@@ -279,15 +279,15 @@ def test_processes_read_the_batches_of_one_between_them(cfg):
     shares = [Shard(number, 3) for number in range(3)]
     loaders = [InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4, share=s) for s in shares]
     for all_of_it, *parts in zip(whole.batches(1), *(part.batches(1) for part in loaders), strict=True):
-        own = [slice(len(part.ids) - part.place.size, None) for part in parts]
+        own = [slice(len(part.ids) - part.rows.size, None) for part in parts]
         assert torch.equal(torch.cat([p.ids[s] for p, s in zip(parts, own, strict=True)]), all_of_it.ids)
-        assert torch.equal(torch.cat([p.leads[s] for p, s in zip(parts, own, strict=True)]), all_of_it.leads)
+        assert torch.equal(torch.cat([p.crop_ids[s] for p, s in zip(parts, own, strict=True)]), all_of_it.crop_ids)
         for part in parts:
-            extra = len(part.ids) - part.place.size
-            assert extra == (1 if cfg.mixup or not part.place.size else 0)
-            assert part.place.of == len(all_of_it.ids)
+            extra = len(part.ids) - part.rows.size
+            assert extra == (1 if cfg.mixup or not part.rows.size else 0)
+            assert part.rows.total == len(all_of_it.ids)
             if extra:  # the picture that the first is mixed with: the one before it, or the last of all
-                assert part.ids[0] == all_of_it.ids[part.place.first - 1]
+                assert part.ids[0] == all_of_it.ids[part.rows.start - 1]
 
 
 def test_files_are_divided_as_memory_is(files):

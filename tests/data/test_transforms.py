@@ -206,7 +206,7 @@ def test_junk_is_refused_with_a_sentence(values, message):
 
 @pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
 def test_a_picture_that_would_become_gigabytes_is_refused(shape):
-    for use in (lambda p, i: p.evaluation(i), lambda p, i: p.training_square(np.asarray(i))):
+    for use in (lambda p, i: p.eval_tensor(i), lambda p, i: p.training_square(np.asarray(i))):
         with pytest.raises(BadImage, match=f"it is {shape[0]}×{shape[1]}, and resized it would be"):
             use(EvalTransform(224, 256), Image.new("RGB", shape))
     assert EvalTransform(28, squash=True).eval_tensor(Image.new("RGB", shape)).shape == (3, 28, 28)

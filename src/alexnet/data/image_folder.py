@@ -210,6 +210,8 @@ def drop_unreadable(
             f"{len(bad)} of {total} images in {root} cannot be read: {listed}; "
             "replace or remove them, or go on without them with --skip-bad."
         )
+    import torch
+
     splits, start = {}, 0
     for split, files in tree.splits.items():
         good = np.array([reason is None for reason in reasons[start : start + len(files)]])
