@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,10 +28,6 @@ from alexnet.data.dataset import ImageFiles
 from alexnet.data.decode import IMAGE_SUFFIXES, check_image
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, what) while something takes long."""
