@@ -232,7 +232,7 @@ def test_a_failure_of_ours_is_exit_code_1(capsys, monkeypatch):
 
     monkeypatch.setitem(COMMANDS, "doctor", broken)
     assert run(["doctor"]) == 1
-    assert "RuntimeError: inside (--debug shows where)" in capsys.readouterr().err
+    assert "internal error: RuntimeError: inside (--debug shows where)" in capsys.readouterr().err
 
 
 def test_show_and_features_print_their_file(small_run, capsys):
@@ -248,4 +248,4 @@ def test_show_and_features_print_their_file(small_run, capsys):
     assert (found["file"], found["n"], found["module"]) == ("f.csv", 1, "relu5")
     assert [error["path"] for error in found["errors"]] == ["bad.png"]
     assert run(["features", str(small_run), "a.png", "--out", "f.parquet"]) == 0
-    assert capsys.readouterr().out.startswith("f.parquet: 1 pictures, ")
+    assert capsys.readouterr().out.startswith("f.parquet: 1 images, ")

@@ -1,15 +1,11 @@
-"""The commands that measure: one of the paper's claims, and this machine.
-
-Everything heavy is imported inside the command that needs it.
-"""
+"""`alexnet ablate`: a claim of the paper as a controlled comparison."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import _print_json, _table
+from alexnet.cli.output import log, print_json, print_table
 from alexnet.errors import UserError
 
 
@@ -31,43 +27,43 @@ def ablate(
     out: Path = Path("runs/ablate"),
     json: bool = False,
 ) -> None:
-    """Test one of the paper's claims: train with and without the part, over several seeds, and judge the difference.
+    """Test a claim of the paper: train with and without the part over several seeds, and compare.
 
     Args:
-        claim: Its name, as --list shows it.
-        list: Show the claims, their sources and what others measured.
-        data: Class folders; the embedded digits unless given.
-        recipe: Start from this recipe; the small 'ablation' unless given.
-        arch: Architecture of both sides, where the claim leaves it open.
+        claim: Name of the claim; --list shows them.
+        list: List the claims with their sources and published figures.
+        data: Class folders; the embedded digits by default.
+        recipe: Start from this recipe; the small 'ablation' by default.
+        arch: Architecture of both arms, where the claim leaves it open.
         image_size: Side of the network's input in pixels.
-        width: Scale of all channel counts and hidden units.
+        width: Factor on all channel counts and hidden units.
         epochs: Epochs of each training.
-        lr: Learning rate, at its highest.
-        seeds: Pairs of trainings; as many as a pilot's spread asks for unless given.
-        budget: Minutes that the whole may take.
+        lr: Peak learning rate.
+        seeds: Pairs of trainings; by default as many as the spread of a pilot requires.
+        budget: Time limit of the whole comparison in minutes.
         device: Where to compute.
-        out: Folder of the results and of the runs, which are used again.
+        out: Folder for the results and the runs, which are reused.
         json: Print one JSON document.
     """
     from alexnet.ablation.claims import CLAIMS, find_claim
 
     if list:
         if json:
-            _print_json([
+            print_json([
                 {"claim": c.name, "says": c.says, "source": c.source, "figure": c.figure, "measure": c.measure,
                  "arms": [c.part.name, c.without.name]}
                 for c in CLAIMS.values()
             ])  # fmt: skip
         else:
-            _table(
-                ("claim", "what it says", "source", "what others measured"),
+            print_table(
+                ("claim", "statement", "source", "published figure"),
                 [(c.name, c.says, c.source, c.figure) for c in CLAIMS.values()],
-                numbers=False,
+                numeric=False,
             )
         return
     if claim is None:
         raise UserError("Name a claim, such as 'alexnet ablate lrn'; 'alexnet ablate --list' shows them all.")
-    find_claim(claim)  # a misspelt name should not wait for torch
+    find_claim(claim)  # fail on a misspelled name before torch is imported
     from alexnet.ablation.ablate import ablate as run_ablation
     from alexnet.ablation.ablate import base_recipe
 
@@ -75,10 +71,8 @@ def ablate(
         recipe, data, arch=arch, image_size=image_size, width=width, epochs=epochs, lr=lr,
         device=None if device == "auto" else device,
     )  # fmt: skip
-    found = run_ablation(
-        claim, base=base, seeds=seeds, budget=budget, out=out, say=lambda text: print(text, file=sys.stderr, flush=True)
-    )
+    found = run_ablation(claim, base=base, seeds=seeds, budget=budget, out=out, say=log)
     if json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         print(found)

@@ -1,15 +1,11 @@
-"""The commands that measure: one of the paper's claims, and this machine.
-
-Everything heavy is imported inside the command that needs it.
-"""
+"""`alexnet bench`: speed on this machine as a share of its limits."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from alexnet.cli.output import _print_json, _table
+from alexnet.cli.output import log, print_json, print_table
 
 
 def bench(
@@ -24,34 +20,34 @@ def bench(
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Measure what this machine can do at most, and how near training, prediction and the data path come to it.
+    """Measure this machine's limits, and the share of them that training, prediction and data loading reach.
 
     Args:
-        parts: Some of limits, data, predict, train, lrn, layers, memory; all unless named (two minutes on two cores).
+        parts: Any of limits, data, predict, train, lrn, layers, memory; all by default (two minutes on two cores).
         arch: The architectures to time.
-        batch_size: Pictures at once; 32 on a CPU and 256 on a GPU, or fewer where memory is short, unless given.
-        seconds: About how long each measurement takes; three tries are always made.
-        precision: Number format of training; auto measures whether bf16 pays.
+        batch_size: Images per batch; by default 32 on a CPU and 256 on a GPU, fewer where memory is short.
+        seconds: Approximate time per measurement; each is repeated at least three times.
+        precision: Number format for training; auto measures whether bf16 is faster.
         device: Where to compute.
-        out: Folder for bench.json and the roofline picture; nothing is written unless given.
+        out: Folder for bench.json and the roofline plot; nothing is written by default.
         json: Print one JSON document.
     """
     from alexnet.bench.bench import bench as run_bench
 
     found = run_bench(
         parts, archs=arch, batch_size=batch_size, seconds=seconds, precision=precision, device=device, out=out,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=log,
     )  # fmt: skip
     if json:
-        _print_json(found)
+        print_json(found)
     else:
         _show_bench(found)
 
 
 def _show_bench(found: dict[str, Any]) -> None:
-    """The document of a bench as tables: the medians, how they spread, and their share of the limit."""
+    """Print the results as tables: median, spread and share of the limit."""
     print(f"{found['precision']['name']}: {found['precision']['reason']}\n")
-    _table(
+    print_table(
         ("limit", "median", "low", "high", "tries", ""),
         [(name, *(f"{rate[key]:,.1f}" for key in ("median", "low", "high")), rate["tries"], "")
          for name, rate in found["limits_spread"].items()],
@@ -61,9 +57,9 @@ def _show_bench(found: dict[str, Any]) -> None:
             print()
             in_ms = part in ("lrn", "layers")
             keys = ("ms", "low_ms", "high_ms") if in_ms else ("images_per_second", "low", "high")
-            last = "of the time" if part == "layers" else ""
-            _table(
-                (part, "ms" if in_ms else "images/s", "low", "high", "GFLOP/s", "of the limit", last),
+            last = "of time" if part == "layers" else ""
+            print_table(
+                (part, "ms" if in_ms else "images/s", "low", "high", "GFLOP/s", "of limit", last),
                 [
                     (_bench_name(row), *(f"{row[key]:,.1f}" for key in keys),
                      f"{row['gflop_s']:,.1f}" if "gflop_s" in row else "", f"{row['share_of_limit']:.1%}",
@@ -73,9 +69,9 @@ def _show_bench(found: dict[str, Any]) -> None:
             )  # fmt: skip
     if "memory" in found:
         print()
-        _table(
-            ("memory", "at the most", ""),
-            [(_bench_name(row), f"{row['bytes'] / 2**20:,.0f} MiB" if row["bytes"] else "not told here", "")
+        print_table(
+            ("memory", "peak", ""),
+            [(_bench_name(row), f"{row['bytes'] / 2**20:,.0f} MiB" if row["bytes"] else "unknown", "")
              for row in found["memory"]],
         )  # fmt: skip
     print()
@@ -84,7 +80,7 @@ def _show_bench(found: dict[str, Any]) -> None:
 
 
 def _bench_name(row: dict[str, Any]) -> str:
-    """What a row is about."""
+    """Return the name of a row."""
     words = [row.get("name"), row.get("engine"), row.get("arch")]
     size = [f"batch {row['batch_size']}"] if "batch_size" in row else []
     return " ".join([*filter(None, words), *size, *filter(None, [row.get("precision")])])

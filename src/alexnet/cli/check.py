@@ -1,7 +1,4 @@
-"""The command that looks a data set over before training.
-
-Everything heavy is imported inside the command.
-"""
+"""`alexnet check`: inspect a data set before training."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexnet.cli.output import _SHOWN, _bar, _list, _print_json, _printable, _progress, _table
+from alexnet.cli.output import MAX_LISTED, escape, print_json, print_list, print_table, progress
 from alexnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,48 +22,46 @@ def check(
     fix: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Look a data set over before training: sizes, unreadable files, duplicates, imbalance; ends with a verdict.
+    """Inspect a data set before training: image sizes, unreadable files, duplicates, class imbalance, and a verdict.
 
     Args:
-        data: A folder of class folders (in train/, val/, test/ or not), a zip or tar archive of one, a folder with the
-            files of CIFAR-10 or Fashion-MNIST, or one that 'alexnet pack' wrote, whose checksums are computed.
-        labels: A CSV or Parquet file with the columns path and label (and split), in place of class folders.
-        html: Also draw a page: classes, sizes, samples, duplicates, and what the augmentation makes of them.
-        fix: Also write a cleaned copy into this new folder, of links; the original stays as it is.
+        data: A folder of class folders (with or without train/, val/, test/ above), a zip or tar archive of one, a
+            folder with the files of CIFAR-10 or Fashion-MNIST, or one that 'alexnet pack' wrote (verifies checksums).
+        labels: A CSV or Parquet file with the columns path and label (and split), instead of class folders.
+        html: Also write a page: classes, sizes, samples, duplicates, and augmented samples.
+        fix: Also write a cleaned copy into this new folder, as links; the original is not changed.
         json: Print one JSON document.
     """
     if data is None and labels is None:
-        raise UserError("Name the data: 'alexnet check DIR', an archive, or --labels FILE.")
+        raise UserError("Name the data set: 'alexnet check DIR', an archive, or --labels FILE.")
     from alexnet.data.shards.manifest import is_packed
 
     if data is not None and is_packed(data):
         if labels is not None or html is not None or fix is not None:
-            raise UserError(
-                f"{data} is packed; --labels, --html and --fix are for the pictures that it was packed from."
-            )
+            raise UserError(f"{data} is packed; use --labels, --html and --fix on the images that it was packed from.")
         _check_packed(data, json)
         return
-    from alexnet.data.quality.check import check_dataset as look_over
+    from alexnet.data.quality.check import check_dataset
     from alexnet.data.quality.clean import check_target, write_cleaned
 
     if fix is not None:
         check_target(fix, data)
     if html is not None and not html.parent.is_dir():
-        raise UserError(f"There is no folder {html.parent} to write {html.name} into; make it first.")
-    with _progress() as progress:
-        found = look_over(data, labels, progress)
-    said = write_cleaned(found, fix) if fix is not None else []
+        raise UserError(f"There is no folder {html.parent} to write {html.name} into; create it first.")
+    with progress() as update:
+        found = check_dataset(data, labels, update)
+    notes = write_cleaned(found, fix) if fix is not None else []
     if html is not None:
         from alexnet.report.check_page import write_page
 
         write_page(found, html)
     if json:
         more = {"files": [str(html)]} if html else {}
-        _print_json({**found.to_dict(), **more, **({"fixed": said} if fix else {})})
+        print_json({**found.to_dict(), **more, **({"fixed": notes} if fix else {})})
         return
     _show(found)
-    for sentence in said:
-        print(sentence)
+    for note in notes:
+        print(note)
     if html is not None:
         print(html)
 
@@ -74,20 +69,21 @@ def check(
 def _check_packed(data: Path, json: bool) -> None:
     from alexnet.data.quality.check import check_packed
 
-    with _progress() as progress:
-        found = check_packed(data, progress)
+    with progress() as update:
+        found = check_packed(data, update)
     if json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     for split, counts in found.by_split.items():
-        few, many = min(counts.values()), max(counts.values())
-        print(f"{split}: {sum(counts.values()):,} pictures of {len(counts):,} classes, {few:,} to {many:,} each")
-    _list("Damaged", found.damaged)
-    _list("Left out, for they could not be read", [f"{name}: {reason}" for name, reason in found.failed])
-    _list("The same to the byte", [f"{a}  {b}" for a, b in found.copies])
+        smallest, largest = min(counts.values()), max(counts.values())
+        sizes = f"{smallest:,} to {largest:,} per class"
+        print(f"{split}: {sum(counts.values()):,} images of {len(counts):,} classes, {sizes}")
+    print_list("Damaged", found.damaged)
+    print_list("Skipped (unreadable)", [f"{name}: {reason}" for name, reason in found.failed])
+    print_list("Exact duplicates", [f"{a}  {b}" for a, b in found.copies])
     if found.across:
-        print(f"{found.across:,} of these pairs are in two splits")
-    print(f"\n{found.verdict}\n  {_printable(found.command)}")
+        print(f"{found.across:,} of these pairs are in different splits")
+    print(f"\n{found.verdict}\n  {escape(found.command)}")
 
 
 def _show(found: Findings) -> None:
@@ -95,14 +91,14 @@ def _show(found: Findings) -> None:
 
     good = [found.seen[i] for i in found.good]
     splits = found.by_split
-    print(f"{found.data}: {len(found.names):,} pictures, {len(found.classes):,} classes")
+    print(f"{found.data}: {len(found.names):,} images, {len(found.classes):,} classes")
     rows = sorted(found.classes.items(), key=lambda row: -row[1])
-    shown = rows if len(rows) <= 2 * _SHOWN else rows[:_SHOWN] + rows[-_SHOWN:]
-    _table(
-        ("class", *(splits if len(splits) > 1 else ["pictures"]), ""),
+    shown = rows if len(rows) <= 2 * MAX_LISTED else rows[:MAX_LISTED] + rows[-MAX_LISTED:]
+    print_table(
+        ("class", *(splits if len(splits) > 1 else ["images"]), ""),
         [
             (
-                _printable(name if name == name.strip() else repr(name)),
+                escape(name if name == name.strip() else repr(name)),
                 *(f"{splits[s].get(name, 0):,}" for s in splits),
                 _bar(count, rows[0][1]),
             )
@@ -110,25 +106,29 @@ def _show(found: Findings) -> None:
         ],
     )
     if len(shown) < len(rows):
-        print(f"({len(rows) - len(shown):,} classes between them are not shown)")
+        print(f"({len(rows) - len(shown):,} classes in between are not shown)")
     if good:
         for what, values in (("width", [s.width for s in good]), ("height", [s.height for s in good])):
             low, middle, high = min_median_max(values) or (0, 0, 0)
             print(f"{what}: {low:g} to {high:g} pixels, median {middle:g}")
         low, middle, high = min_median_max([s.width / s.height for s in good]) or (0, 0, 0)
-        print(f"width over height: {low:.2f} to {high:.2f}, median {middle:.2f}")
+        print(f"aspect ratio (width / height): {low:.2f} to {high:.2f}, median {middle:.2f}")
         kinds = Counter(f"{s.format} {s.mode}".strip() for s in good)
-        print("kinds: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))
-    _list("Cannot be read", [f"{name}: {reason}" for name, reason in found.bad])
-    _list("Unusual", [f"{found.names[i]}: {'; '.join(found.seen[i].oddities)}" for i in found.unusual])
-    _list("The same to the byte", [_pair(found, group[0], other) for group in found.exact for other in group[1:]])
-    _list("Look the same", [_pair(found, a, b) for a, b in found.near])
-    _list("Warnings", found.warnings, len(found.warnings))
+        print("formats: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))
+    print_list("Unreadable", [f"{name}: {reason}" for name, reason in found.bad])
+    print_list("Unusual", [f"{found.names[i]}: {'; '.join(found.seen[i].oddities)}" for i in found.unusual])
+    print_list("Exact duplicates", [_pair(found, group[0], other) for group in found.exact for other in group[1:]])
+    print_list("Near duplicates", [_pair(found, a, b) for a, b in found.near])
+    print_list("Warnings", found.warnings, len(found.warnings))
     for note in found.notes:
-        print(_printable(note))
-    print(f"\n{_printable(found.verdict)}\n  {_printable(found.command)}")
+        print(escape(note))
+    print(f"\n{escape(found.verdict)}\n  {escape(found.command)}")
 
 
 def _pair(found: Findings, a: int, b: int) -> str:
-    apart = [what for what, of in (("split", found.splits), ("label", found.labels)) if of[a] != of[b]]
-    return f"{found.names[a]}  {found.names[b]}" + (f"  (another {' and '.join(apart)})" if apart else "")
+    different = [name for name, values in (("split", found.splits), ("label", found.labels)) if values[a] != values[b]]
+    return f"{found.names[a]}  {found.names[b]}" + (f"  (different {' and '.join(different)})" if different else "")
+
+
+def _bar(count: int, largest: int) -> str:
+    return "█" * max(1, round(24 * count / largest)) if count else ""

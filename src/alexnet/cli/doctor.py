@@ -1,7 +1,7 @@
-"""`alexnet doctor`: a real convolution, forward and backward, on each device and precision of this machine.
+"""`alexnet doctor`: a real convolution, forward and backward, on every device and precision of this machine.
 
-A library that imports is no proof that it computes (a wheel may not fit the GPU), so each result is compared with
-float64 on the CPU, and every complaint comes with what mends it.
+A library that imports may still not compute (a wheel may not fit the GPU), so each result is compared with float64 on
+the CPU, and every problem comes with its fix.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet.cli.output import _print_json
+from alexnet.cli.output import print_json
 from alexnet.device import Precision, available_devices, free_memory, pick_device, pick_precision
 
 if TYPE_CHECKING:
     import torch
 
-TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}  # of the largest value; bf16 keeps 8 bits, fp16 11
+TOLERANCE = {
+    "fp32": 1e-3,
+    "bf16": 5e-2,
+    "fp16": 2e-2,
+}  # relative to the largest value; bf16 has 8 significant bits, fp16 11
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found; `healthy` means that every device present computes in float32."""
+    """All trials; `healthy` means that every device present computes correctly in float32."""
 
     environment: dict[str, Any]
     trials: list[Trial]
@@ -62,7 +66,7 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Try every device and precision here."""
+    """Try every device and precision of this machine."""
     import torch
 
     from alexnet.run_dir import environment
@@ -73,7 +77,7 @@ def examine() -> Diagnosis:
 
 
 def try_convolution(device: torch.device, precision: str) -> Trial:
-    """AlexNet's conv2 on a small image, forward and backward, against float64 on the CPU."""
+    """Run AlexNet's conv2 on a small image, forward and backward, and compare with float64 on the CPU."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -117,33 +121,35 @@ def _advice(trials: list[Trial]) -> list[str]:
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
         built = torch.version.cuda
         why = "this torch is a CPU build" if built is None else f"this torch needs a driver for CUDA {built}"
-        found.append(f"There is an NVIDIA driver but torch cannot use it: {why}; install the torch that fits it.")
+        found.append(
+            f"There is an NVIDIA driver but torch cannot use it: {why}; install a torch build that matches it."
+        )
     shm = Path("/dev/shm")
     if shm.is_dir() and (free := shutil.disk_usage(shm).free) < 1 << 30:
         found.append(
-            f"/dev/shm has only {free / 2**20:.0f} MiB, so pictures may have to be read by the main process; "
-            "in a container, start it with --shm-size=2g."
+            f"/dev/shm has only {free / 2**20:.0f} MiB, so images may have to be read by the main process; "
+            "start the container with --shm-size=2g."
         )
     compilers = ("cl",) if sys.platform == "win32" else ("c++", "g++", "clang++")
     if not any(shutil.which(c) for c in compilers):
-        found.append("There is no C++ compiler, so --compile will not work; everything else does.")
+        found.append("There is no C++ compiler, so --compile does not work; everything else does.")
     try:
         load_c_kernel()
     except Unavailable as why:
-        found.append(f"LRN takes several times as long on the CPU as it could: {why}.")
+        found.append(f"LRN on the CPU is several times slower than it could be: {why}.")
     found += [f"{t.device} {t.precision} fails: {t.detail}." for t in trials if not t.ok]
     return found
 
 
 def doctor(*, json: bool = False) -> int:
-    """Run a real convolution, forward and backward, on each device and precision, and say what is missing.
+    """Run a real convolution, forward and backward, on each device and precision, and report what is missing.
 
     Args:
         json: Print one JSON document.
     """
     found = examine()
     if json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         print(found)
     return 0 if found.healthy else 1

@@ -1,7 +1,4 @@
-"""The commands that hand a network, or what it says of many pictures, to other programs.
-
-Everything heavy is imported inside the command.
-"""
+"""`alexnet export`: write a network for other programs."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alexnet.cli.output import _print_json, _say, _table
+from alexnet.cli.output import log, print_json, print_table
 from alexnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,20 +27,20 @@ def export(
     checkpoint: Literal["best", "last"] = "best",
     json: bool = False,
 ) -> int:
-    """Write a network for other programs; finished only if the file agrees with the run on real pictures.
+    """Write a network for other programs, after checking that the file agrees with the run on real images.
 
     Formats: onnx, openvino, torchscript (deprecated), pt2, executorch, torchvision-weights, huggingface; or all.
 
     Args:
         run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
         format: One of the formats above.
-        out: The file (for huggingface the folder); in the run's export/ unless given. FILE.json is written beside it.
-        with_preprocessing: Let the file take uint8 pixels and normalise by itself.
-        quantize: int8: weights and activations of 8 bits, calibrated on training pictures or on those of --images;
-            int8-fc: only the weights of the fully connected layers, which are most of an AlexNet, and far closer.
+        out: Where to write it; in the run's export/ by default. FILE.json is written beside it.
+        with_preprocessing: Let the file take uint8 pixels and normalize them itself.
+        quantize: int8: 8-bit weights and activations, calibrated on training images or on those of --images;
+            int8-fc: 8-bit weights in the fully connected layers only: most of an AlexNet, and far closer.
         half: Weights in float16.
-        images: Compare, and calibrate, on the pictures in this folder; on the run's validation pictures unless given.
-        tolerance: The largest difference of a probability that passes; 0.001, or 0.01 with --half or --quantize.
+        images: Compare, and calibrate, on the images in this folder; on the run's validation images by default.
+        tolerance: Largest accepted difference of a probability; 0.001, or 0.01 with --half or --quantize.
         checkpoint: Which checkpoint of the run.
         json: Print one JSON document.
     """
@@ -52,31 +49,31 @@ def export(
     if format is None:
         raise UserError(f"Name a format: 'alexnet export {run} onnx', or one of {', '.join(FORMATS)}, all.")
     if half and quantize:
-        raise UserError("--half and --quantize are two ways of making a file smaller; give one of them.")
+        raise UserError("--half and --quantize both make a file smaller; give one of them.")
     if format == "all" and out is not None:
-        raise UserError("--out names one file, and 'all' writes several; leave it out.")
+        raise UserError("--out names one file, but 'all' writes several; leave it out.")
     from alexnet.export.export import Exporter, check_format
     from alexnet.export.parity import ExportFailed
 
     kinds = list(FORMATS) if format == "all" else [format]
     if format != "all":
         check_format(format)
-    done, able, left_out, failed = [], [], [], []
+    done, supported, left_out, failed = [], [], [], []
     with Exporter(
         run, images=images, checkpoint=checkpoint, with_preprocessing=with_preprocessing,
-        precision=quantize or ("half" if half else "fp32"), tolerance=tolerance, say=_say,
+        precision=quantize or ("half" if half else "fp32"), tolerance=tolerance, say=log,
     ) as exporter:  # fmt: skip
         for kind in kinds:
             try:
                 exporter.check(kind)
-                able.append(kind)
+                supported.append(kind)
             except UserError as error:
                 if format != "all":
                     raise
                 left_out.append({"format": kind, "reason": str(error)})
-        if len(able) > 1:
-            _ = exporter.truth  # without pictures none can be written, and one sentence says so
-        for kind in able:
+        if len(supported) > 1:
+            _ = exporter.truth  # fails once for all formats if there are no images
+        for kind in supported:
             try:
                 done.append(exporter.export(kind, out))
             except (UserError, ExportFailed) as error:
@@ -85,7 +82,7 @@ def export(
                 failed.append({"format": kind, "reason": str(error)})
     if json:
         single = [found.to_dict() for found in done]
-        _print_json({"exports": single, "left_out": left_out, "failed": failed} if format == "all" else single[0])
+        print_json({"exports": single, "left_out": left_out, "failed": failed} if format == "all" else single[0])
     else:
         _show(done)
         for row in (*left_out, *failed):
@@ -101,10 +98,10 @@ def _show(done: Sequence[Export]) -> None:
     def share(x: float | None) -> str:
         return "" if x is None else f"{x:.2%}"
 
-    _table(
-        ("format", "size", "1 picture", "32 pictures", "largest difference", "same label", "top-1", "file"),
+    print_table(
+        ("format", "size", "1 image", "32 images", "max difference", "same label", "top-1", "file"),
         [
-            ("the run, torch", "", *(_ms(truth.seconds[n]) for n in ("1", "32")), "", "", share(truth.top1), ""),
+            ("the run (torch)", "", *(_ms(truth.seconds[n]) for n in ("1", "32")), "", "", share(truth.top1), ""),
             *(
                 (found.kind, f"{found.size / 1e6:.2f} MB", *(_ms(found.parity.seconds[n]) for n in ("1", "32")),
                  f"{found.parity.max_abs_diff:.1e}", share(found.parity.top1_agreement), share(found.parity.top1),
@@ -113,8 +110,8 @@ def _show(done: Sequence[Export]) -> None:
             ),
         ],
     )  # fmt: skip
-    print(f"\nCompared on {done[0].parity.images:,} pictures {truth.pictures.what}; beside each file, FILE.json.")
-    print(f"\nNext:\n  alexnet predict {done[0].file} PICTURE…")
+    print(f"\nCompared on {done[0].parity.images:,} images {truth.pictures.what}; FILE.json describes each file.")
+    print(f"\nNext:\n  alexnet predict {done[0].file} IMAGE…")
 
 
 def _ms(seconds: float) -> str:

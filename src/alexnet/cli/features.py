@@ -1,15 +1,11 @@
-"""The commands that look inside: pictures of networks and runs, and activations as a table.
-
-Everything heavy is imported inside the command that needs it.
-"""
+"""`alexnet features`: the activations of a layer as a table."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import _print_json
+from alexnet.cli.output import log, print_json
 
 
 def features(
@@ -23,13 +19,13 @@ def features(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     json: bool = False,
 ) -> None:
-    """Write the activations of a layer as a table: path, label, and one column of numbers (or f0, f1 … in CSV).
+    """Write the activations of a layer as a table: path, label and a list of numbers (f0, f1 … in CSV).
 
     Args:
         run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
-        data: A picture, or a folder of pictures; the folder that a picture is in is its label.
+        data: An image or a folder of images; the name of the folder that holds an image is its label.
         out: The file, .parquet or .csv.
-        layer: Any layer that 'alexnet arch' lists; fc7 unless given. conv1 … fc7 mean what their ReLU gives.
+        layer: Any layer that 'alexnet arch' lists; fc7 by default. conv1 … fc7 mean the output of their ReLU.
         checkpoint: Which checkpoint of the run.
         device: Where to compute.
         json: Print one JSON document.
@@ -45,9 +41,9 @@ def features(
     finally:
         progress.close()
     if json:
-        _print_json(written.to_dict())
+        print_json(written.to_dict())
         return
     for path, reason in written.errors:
-        print(f"{path}: {reason}", file=sys.stderr)
+        log(f"{path}: {reason}")
     shape = "×".join(map(str, written.shape))
-    print(f"{written.file}: {written.n:,} pictures, {shape} values each, the output of {written.module}")
+    print(f"{written.file}: {written.n:,} images, {shape} values each, the output of {written.module}")

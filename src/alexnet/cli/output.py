@@ -1,4 +1,4 @@
-"""Results on stdout: one JSON document, or a table; and which of several processes prints them."""
+"""What commands print: one JSON document or tables on stdout, logs and progress on stderr, from rank 0 only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from alexnet.errors import UserError
+MAX_LISTED = 10
+"""Items of each kind that a command lists; --json has all."""
 
 
-def _speaks() -> bool:
-    """Whether this process tells what all of them found: the only one, or the first that torchrun started."""
+def is_main_process() -> bool:
+    """Return whether this process prints results: the only one, or rank 0 under torchrun."""
     if "RANK" not in os.environ:
         return True
     from alexnet.device import rank
@@ -21,63 +22,50 @@ def _speaks() -> bool:
     return rank() == 0
 
 
-def _print_json(document: Any) -> None:
+def log(message: str) -> None:
+    """Print a line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(document: Any) -> None:
+    """Print the one JSON document of a command."""
     print(jsonlib.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers: bool = True) -> None:
-    """Columns between the first and the last are `numbers`, set right, unless said."""
+def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]], numeric: bool = True) -> None:
+    """Print a table; `numeric` right-aligns all columns but the first and the last."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*head, box=None, pad_edge=False, header_style="bold")
-    for column in table.columns[1:-1] if numbers else ():
+    for column in table.columns[1:-1] if numeric else ():
         column.justify = "right"
     for row in rows:
         table.add_row(*map(str, row))
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
-def _views(ten_crop: bool, crops: int | None) -> int:
-    if ten_crop and crops not in (None, 10):
-        raise UserError(f"--ten-crop is 10 views and --crops asks for {crops}; give one of them.")
-    return 10 if ten_crop else crops if crops is not None else 1
+def print_list(title: str, lines: list[str], limit: int = MAX_LISTED) -> None:
+    """Print `title`, the number of `lines` and the first `limit` of them; nothing if there are none."""
+    if not lines:
+        return
+    print(f"\n{title} ({len(lines):,}):")
+    for line in lines[:limit]:
+        print(f"  {escape(line)}")
+    if len(lines) > limit:
+        print(f"  … and {len(lines) - limit:,} more; --json lists all")
 
 
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
-
-
-def _share(count: int, share: float) -> str:
-    return f"{count:,} {share:4.0%}" if count else ""
-
-
-_SHOWN = 10  # of each kind; --json and --html have all
-
-
-def _list(title: str, lines: list[str], most: int = _SHOWN) -> None:
-    if lines:
-        print(f"\n{title} ({len(lines):,}):")
-        for line in lines[:most]:
-            print(f"  {_printable(line)}")
-        if len(lines) > most:
-            print(f"  … and {len(lines) - most:,} more; --json lists all")
-
-
-def _bar(count: int, most: int) -> str:
-    return "█" * max(1, round(24 * count / most)) if count else ""
-
-
-def _printable(text: str) -> str:
-    """Names may hold newlines and worse, and one entry stays one line."""
+def escape(text: str) -> str:
+    """Return `text` on one line: file names may hold newlines and control characters."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
-    """A moving line on a terminal; nothing elsewhere."""
+def progress() -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a callback (done, total, task) that draws a progress bar on a terminal and prints tenths elsewhere."""
     if not sys.stderr.isatty():
-        yield _lines()
+        yield _log_tenths()
         return
     from alexnet.training.progress import Live
 
@@ -88,14 +76,14 @@ def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
         live.close()
 
 
-def _lines() -> Callable[[int, int, str], None]:
-    """For logs and pipes: a line at each tenth of what takes long."""
-    said = {"": -1}
+def _log_tenths() -> Callable[[int, int, str], None]:
+    """Return a callback for logs and pipes: one line per tenth of a task of at least 5,000 items."""
+    logged: dict[str, int] = {}
 
-    def work(done: int, total: int, what: str) -> None:
+    def update(done: int, total: int, task: str) -> None:
         tenth = 10 * done // total if total >= 5000 else -1
-        if tenth > said.get(what, 0):
-            said[what] = tenth
-            print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+        if tenth > logged.get(task, 0):
+            logged[task] = tenth
+            log(f"{task}: {done:,} of {total:,}")
 
-    return work
+    return update

@@ -1,7 +1,4 @@
-"""The command that makes a data set into a few large files.
-
-Everything heavy is imported inside the command.
-"""
+"""`alexnet pack`: rewrite a data set as a few large files that training reads fast."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from alexnet.cli.output import _print_json, _progress
+from alexnet.cli.output import print_json, progress
 
 
 def pack(
@@ -24,43 +21,42 @@ def pack(
     workers: int | None = None,
     json: bool = False,
 ) -> None:
-    """Make a data set into a few large files that training reads fast; given again, it goes on or mends.
+    """Rewrite a data set as a few large files that training reads fast; rerun to resume or repair.
 
     Args:
-        data: A folder of class folders (in train/, val/, test/ or not), a zip or tar archive of one, or a folder with
-            the files of CIFAR-10 or Fashion-MNIST.
-        target: The new folder, which '--data' of train and eval then reads.
-        labels: A CSV or Parquet file with the columns path and label (and split), in place of class folders.
-        format: jpeg, or uint8: decoded pixels, squares cut from the centre, which need seven times the space of JPEGs
-            and are read more than ten times as fast.
-        size: Pixels of the short side, or 'original' for JPEGs as they are; 256 unless given, or the pictures' own if
-            they are smaller.
-        quality: Of the JPEGs that are made, 1 to 100.
-        workers: Processes that pack; as many as there are cores unless given.
+        data: A folder of class folders (with or without train/, val/, test/ above), a zip or tar archive of one, or a
+            folder with the files of CIFAR-10 or Fashion-MNIST.
+        target: The new folder, for --data of train and eval.
+        labels: A CSV or Parquet file with the columns path and label (and split), instead of class folders.
+        format: jpeg, or uint8: decoded center squares, which take seven times the space of JPEGs and are read more
+            than ten times as fast.
+        size: Short side in pixels, or 'original' for JPEGs as they are; by default 256, or the images' own if smaller.
+        quality: JPEG quality, 1 to 100.
+        workers: Number of processes; by default one per core.
         json: Print one JSON document.
     """
-    from alexnet.data.shards.pack import pack_dataset as make_shards
+    from alexnet.data.shards.pack import pack_dataset
 
-    with _progress() as progress:
-        found = make_shards(
-            data, target, labels=labels, kind=format, size=size, quality=quality, workers=workers, progress=progress
+    with progress() as update:
+        found = pack_dataset(
+            data, target, labels=labels, kind=format, size=size, quality=quality, workers=workers, progress=update
         )
     if json:
-        _print_json(found)
+        print_json(found)
     else:
         _show(found, target)
 
 
 def _show(found: dict[str, Any], target: Path) -> None:
     form = found["form"]
-    side = "their own size" if form["side"] is None else f"{form['side']} pixels"
+    side = "original size" if form["side"] is None else f"{form['side']} pixels"
     square = f"squares of {side}" if form["kind"] == "uint8" else f"short side {side}, quality {form['quality']}"
     parts = ", ".join(f"{count:,} {split}" for split, count in found["images"].items())
     print(
-        f"{target}: {parts} pictures of {len(found['classes']):,} classes as {form['kind']}, {square}: "
+        f"{target}: {parts} images of {len(found['classes']):,} classes as {form['kind']}, {square}: "
         f"{found['bytes'] / 1e6:,.1f} MB in {found['shards']:,} shards"
     )
-    print(f"{found['seconds']:.1f} s, {found['images_per_second']:,.0f} pictures a second")
+    print(f"{found['seconds']:.1f} s, {found['images_per_second']:,.0f} images/s")
     if found["failed"]:
-        print(f"{found['failed']:,} could not be read and were left out; {target / 'failed.csv'} lists them")
+        print(f"{found['failed']:,} unreadable and skipped; see {target / 'failed.csv'}")
     print(f"\nNext:\n  {shlex.join(['alexnet', 'train', str(target)])}")

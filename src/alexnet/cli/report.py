@@ -1,15 +1,11 @@
-"""The commands that train, use and describe networks, each a typed function.
-
-Results are printed on stdout. Everything heavy is imported inside the command that needs it, so that `alexnet --help`
-answers at once.
-"""
+"""`alexnet report`: the page of a run, or of several runs compared."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import _print_json
+from alexnet.cli.output import print_json
 
 
 def report(
@@ -21,15 +17,15 @@ def report(
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Write the page of a run, report.html in its folder; of several runs, a page that compares them.
+    """Write the page of a run, report.html in its folder, or a page that compares several runs.
 
-    Beside the page, in a folder of its name, are its plots as PNG and SVG and its tables as CSV.
+    Next to the page, in a folder of the same name, are its plots as PNG and SVG and its tables as CSV.
 
     Args:
-        run: The run folder, or 'last'.
-        more: Further runs: the page is then comparison.html in the first one's folder.
-        lang: The page's language, English or Chinese.
-        out: Another place for the page, a file that ends in .html.
+        run: Run folder, or 'last'.
+        more: Further runs; the page is then comparison.html in the first run's folder.
+        lang: Language of the page, English or Chinese.
+        out: Where to write the page instead; must end in .html.
         json: Print one JSON document.
     """
     from alexnet.report.compare import write_comparison
@@ -39,6 +35,6 @@ def report(
     runs = [find_run(name) for name in (run, *more)]
     files = write_comparison(runs, lang, out) if more else write_report(runs[0], lang, out)
     if json:
-        _print_json({"files": [str(path) for path in files]})
+        print_json({"files": [str(path) for path in files]})
     else:
         print(files[0])

@@ -1,16 +1,11 @@
-"""The commands that train, use and describe networks, each a typed function.
-
-Results are printed on stdout. Everything heavy is imported inside the command that needs it, so that `alexnet --help`
-answers at once.
-"""
+"""`alexnet resume`: continue an interrupted run, or extend a finished one."""
 
 from __future__ import annotations
 
-import sys
 from typing import Literal
 
-from alexnet.cli.output import _speaks
-from alexnet.cli.train import _show_training
+from alexnet.cli.output import is_main_process, log
+from alexnet.cli.train import show_result
 
 
 def resume(
@@ -23,14 +18,14 @@ def resume(
     force: bool = False,
     json: bool = False,
 ) -> None:
-    """Go on with a run where it stopped, or extend a finished one.
+    """Resume a run exactly where it stopped, or extend a finished one.
 
     Args:
-        run: The run folder, or 'last' for the newest one in runs/.
-        epochs: Extend to this many epochs, or by +N; the learning rate goes on as that of a run of so many.
-        parallel: How several processes share the work, as in 'alexnet train'; the run's own way unless given.
-        set: Settings of recipe.json to go on with, such as workers=4 data=/new/place.
-        force: Also with such as make another experiment of it.
+        run: Run folder, or 'last' for the newest one in runs/.
+        epochs: Extend to this many epochs, or by +N; the learning rate follows the schedule of the longer run.
+        parallel: How several processes share the work, as in 'alexnet train'; the run's own choice by default.
+        set: Settings of recipe.json to change, such as workers=4 data=/new/place.
+        force: Accept settings that change the experiment.
         json: Print the summary as one JSON document.
     """
     from alexnet.run_dir import find_run
@@ -39,6 +34,6 @@ def resume(
 
     found = find_run(run)
     result = resume_run(found, epochs=epochs, parallel=parallel, force=force, settings=parse_settings(set))
-    if result.already_finished and _speaks():
-        print(f"{found.path} is finished; --epochs +N extends it.", file=sys.stderr)
-    _show_training(result, json)
+    if result.already_finished and is_main_process():
+        log(f"{found.path} is finished; --epochs +N extends it.")
+    show_result(result, json)

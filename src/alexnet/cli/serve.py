@@ -1,4 +1,4 @@
-"""The command that answers requests over HTTP."""
+"""`alexnet serve`: models over HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import _say
+from alexnet.cli.output import log
 from alexnet.errors import UserError
 
 
@@ -35,32 +35,32 @@ def serve(
     drain: float = 1.0,
     json: bool = False,
 ) -> int:
-    """Answer requests for labels over HTTP, until SIGTERM or Ctrl-C; /docs on it tells the rest.
+    """Serve models over HTTP until SIGTERM or Ctrl-C. API reference at /docs, web page at /.
 
     Args:
-        runs: Run folders, 'last', checkpoint folders, torchvision:IMAGENET1K_V1, or exported files, each by its name.
-        host: The address to listen at; 127.0.0.1 is this machine alone, 0.0.0.0 whoever can reach it.
-        port: 0 takes a free one.
-        engine: What computes the runs: exact, fast, or one that 'alexnet predict --help' lists.
+        runs: Run folders, 'last', checkpoint folders, torchvision:IMAGENET1K_V1, or exported files; each keeps its name.
+        host: Address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 any network interface.
+        port: Port to listen on; 0 picks a free one.
+        engine: How to compute the runs: exact, fast, or one that 'alexnet predict --help' lists.
         device: Where to compute the runs.
         checkpoint: Which checkpoint of a run.
-        trust: Open an exported file even if nothing says that it was exported here; such a file can run code.
-        token_file: A file that holds the token which requests must bear; ALEXNET_TOKEN in the environment does too.
-        cors: Web sites whose pages may ask, such as https://example.org; none unless given.
-        max_batch: Pictures computed together at most.
-        max_delay_ms: Milliseconds that a picture waits for others at most when the network is free.
-        queue: Pictures in the house at most, each view of a ten-crop counted; beyond that the answer is 503.
-        max_bytes: The largest body of a request.
-        max_pixels: The largest width × height of a picture.
-        max_images: The most pictures in a request.
-        timeout: Seconds that a client may take to send a request's head, its body, and to take the answer; and that a
-            request may wait for its labels.
-        drain: Seconds after SIGTERM in which requests are still taken and /readyz says 503; more than the interval in
-            which your load balancer asks.
-        json: Print a JSON document when the server is up, and one at the end, each in a line.
+        trust: Open an exported file even if nothing shows that it was exported here; such a file can run code.
+        token_file: File with the bearer token; or set ALEXNET_TOKEN.
+        cors: Origins whose pages may send requests, such as https://example.org; none by default.
+        max_batch: Maximum images per batch.
+        max_delay_ms: Maximum milliseconds that an image waits for a batch to fill while the network is free.
+        queue: Maximum images queued (each ten-crop view counts); further requests get 503.
+        max_bytes: Maximum size of a request body in bytes.
+        max_pixels: Maximum width × height of an image.
+        max_images: Maximum images per request.
+        timeout: Seconds that a client may take to send the head and the body of a request and to read the response,
+            and that a request may wait for its result.
+        drain: Seconds after SIGTERM in which requests are still accepted and /readyz returns 503; choose more than the
+            interval at which your load balancer checks it.
+        json: Print one JSON document per line: when the server is up, and when it has stopped.
     """
     if not runs:
-        raise UserError("Name what to serve: 'alexnet serve RUN', a run folder, 'last' or an exported file.")
+        raise UserError("Name what to serve, such as 'alexnet serve RUN': a run folder, 'last' or an exported file.")
     from alexnet.serving.settings import Settings
 
     _check_serving()
@@ -71,44 +71,46 @@ def serve(
     from alexnet.serving.app import serve as serve_models
     from alexnet.serving.registry import open_models
 
-    models = open_models(runs, checkpoint, trust, engine, device, _say)
+    models = open_models(runs, checkpoint, trust, engine, device, log)
     if settings.token is None and host not in ("127.0.0.1", "::1", "localhost"):
-        _say(f"Anybody who reaches {host} may ask: there is no token (--token-file, or ALEXNET_TOKEN).")
+        log(
+            f"Warning: no token set; anyone who can reach {host} can send requests (set --token-file or ALEXNET_TOKEN)."
+        )
 
     def up(url: str) -> None:
         if json:
             print(jsonlib.dumps({"url": url, "pid": os.getpid(), "models": list(models)}), flush=True)
         else:
             names = ", ".join(f"{one.name} ({len(one.classifier.classes)} classes)" for one in models.values())
-            _say(f"Serving {names} at {url}/ (what it takes: {url}/docs)")
+            log(f"Serving {names} at {url}/ (API reference: {url}/docs)")
 
     ended = serve_models(models, settings, up)
     if json:
         print(jsonlib.dumps(dataclasses.asdict(ended)), flush=True)
     else:
-        _say(f"Stopped: {ended.accepted:,} requests were accepted, and {ended.answered:,} answered.")
+        log(f"Stopped: {ended.accepted:,} requests were accepted, and {ended.answered:,} answered.")
     if ended.cut_short:
         return 130
     return 0 if ended.answered == ended.accepted else 1
 
 
 def _check_serving() -> None:
-    """Raise `UserError`, with the command that installs it, if something is missing."""
+    """Raise `UserError` with the install command if a package is missing."""
     for package in ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"A server needs {package}; pip install 'alexnet[serve]' adds it.")
+            raise UserError(f"The server needs {package}; install it with: pip install 'alexnet[serve]'.")
 
 
 def _token(file: Path | None) -> str | None:
     if file is None:
         given = os.environ.get("ALEXNET_TOKEN")
         if given is not None and not given.strip():
-            raise UserError("ALEXNET_TOKEN is empty; give it a token, or unset it so that anybody may ask.")
+            raise UserError("ALEXNET_TOKEN is empty; set it to a token, or unset it to serve without one.")
         return given and given.strip()
     try:
         found = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
         raise UserError(f"--token-file {file} cannot be read ({error}).") from error
     if not found:
-        raise UserError(f"--token-file {file} is empty; write a token into it, or leave it out.")
+        raise UserError(f"--token-file {file} is empty; write a token into it, or leave the flag out.")
     return found

@@ -1,14 +1,11 @@
-"""The commands that look inside: pictures of networks and runs, and activations as a table.
-
-Everything heavy is imported inside the command that needs it.
-"""
+"""`alexnet show`: an image file of a network, a run or a prediction."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import _print_json
+from alexnet.cli.output import print_json
 from alexnet.errors import UserError
 
 
@@ -28,24 +25,24 @@ def show(
     out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Draw what a network is, sees and says: a picture file, whose path is printed.
+    """Draw a network, a run or a prediction as an image file, and print its path.
 
     show filters RUN, activations RUN IMAGE, saliency RUN IMAGE, similar RUN IMAGE…, top5 RUN IMAGE…, mistakes RUN,
     curves RUN…, architecture NAME, receptive-field NAME [IMAGE].
 
     Args:
         kind: filters, activations, saliency, similar, top5, mistakes, curves, architecture or receptive-field.
-        what: What it is of: a RUN (a run folder, 'last', a checkpoint folder, torchvision:IMAGENET1K_V1) and IMAGEs,
-            or the NAME of an architecture, or a RUN for its own.
-        layer: filters: one convolution instead of all; similar: where to compare, fc7 unless given.
-        method: saliency: how; grad-cam unless given. Needs the extra 'show' (captum).
-        label: saliency: what the pixels speak for; the likeliest label unless given.
-        top: similar, mistakes: how many; 6 unless given.
-        split: mistakes: of which part of the data; test where there is one, else val.
+        what: What to draw: a RUN (run folder, 'last', checkpoint folder, torchvision:IMAGENET1K_V1) and IMAGEs, or
+            the NAME of an architecture, or a RUN for its architecture.
+        layer: filters: one convolution instead of all; similar: the layer to compare, fc7 by default.
+        method: saliency: grad-cam by default. Needs the extra 'show' (captum).
+        label: saliency: the label to explain; the most probable one by default.
+        top: similar, mistakes: how many; 6 by default.
+        split: mistakes: the split; test where there is one, else val.
         checkpoint: Which checkpoint of the run.
         device: Where to compute the index for similar.
-        theme: For .png and .svg; .html holds both and shows the one that the reader's system prefers.
-        out: The file, .png, .svg or .html; in the run folder's show/ unless given, or here where there is no run.
+        theme: For .png and .svg; .html holds both and follows the reader's system.
+        out: The file, .png, .svg or .html; by default in the run folder's show/, or here if there is no run.
         json: Print one JSON document.
     """
     from alexnet.plots.show import KINDS
@@ -53,7 +50,7 @@ def show(
     from alexnet.training.progress import default_progress
 
     if kind is None:
-        raise UserError(f"Say what to show: {', '.join(KINDS)}; 'alexnet show --help' tells more.")
+        raise UserError(f"Name what to show: {', '.join(KINDS)}; run 'alexnet show --help' for details.")
     progress = default_progress()
     try:
         file = draw(
@@ -63,6 +60,6 @@ def show(
     finally:
         progress.close()
     if json:
-        _print_json({"files": [str(file)]})
+        print_json({"files": [str(file)]})
     else:
         print(file)
