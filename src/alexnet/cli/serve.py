@@ -38,7 +38,7 @@ def serve(
     """Serve models over HTTP until SIGTERM or Ctrl-C. API reference at /docs, web page at /.
 
     Args:
-        runs: Run folders, 'last', checkpoint folders, torchvision:IMAGENET1K_V1, or exported files; each keeps its name.
+        runs: Run folders, 'last', checkpoint folders, torchvision:IMAGENET1K_V1, or exported files.
         host: Address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 any network interface.
         port: Port to listen on; 0 picks a free one.
         engine: How to compute the runs: exact, fast, or one that 'alexnet predict --help' lists.
