@@ -6,12 +6,12 @@ import numpy as np
 from alexnet.plots.calibration import Confidence
 from alexnet.report.report import write_report
 from alexnet.report.run_data import read_run_data
-from made_run import made_run
+from fake_run import make_fake_run
 
 
 def too_sure(tmp_path, **recipe):
     """A network whose logits are three times too large."""
-    run = made_run(tmp_path / "run", each=400, right=0.7, recipe=recipe)
+    run = make_fake_run(tmp_path / "run", per_class=400, accuracy=0.7, recipe=recipe)
     for split in ("val", "test"):
         paths, targets, logits = run.read_evaluation(split)
         run.write_evaluation(split, paths, targets, 3 * logits)

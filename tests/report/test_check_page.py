@@ -12,7 +12,7 @@ from alexnet.data.quality import check as check_module
 from alexnet.data.quality.check import check_dataset
 from alexnet.data.quality.findings import Findings
 from alexnet.report.check_page import write_page
-from damage import damage, grouped, photographs
+from damaged_images import damage_dataset, make_photos, split_photos
 from helpers import make_image_folder
 
 
@@ -45,8 +45,8 @@ def whole(path: Path) -> str:
 
 
 def test_everything_found_is_drawn(tmp_path):
-    root = grouped(photographs(tmp_path / "photos", 60), tmp_path / "<data>")
-    done = damage(root)
+    root = split_photos(make_photos(tmp_path / "photos", 60), tmp_path / "<data>")
+    done = damage_dataset(root)
     page = whole(write_page(check_dataset(root), tmp_path / "page.html"))
     assert "&lt;data&gt;" in page
     for way in ("empty", "web page", "one pixel", "near copy"):

@@ -8,12 +8,12 @@ from alexnet.cli import run as alexnet
 from alexnet.errors import UserError
 from alexnet.report.compare import behind, write_comparison
 from alexnet.report.run_data import read_run_data
-from made_run import made_run
+from fake_run import make_fake_run
 
 
 def test_the_page_has_each_run_and_what_differs(tmp_path):
-    good = made_run(tmp_path / "good", right=0.9, each=100)
-    bad = made_run(tmp_path / "bad", right=0.6, each=100, recipe={"lr": 0.02})
+    good = make_fake_run(tmp_path / "good", accuracy=0.9, per_class=100)
+    bad = make_fake_run(tmp_path / "bad", accuracy=0.6, per_class=100, recipe={"lr": 0.02})
     files = write_comparison([bad, good])
     page = files[0].read_text()
     assert files[0] == bad.path / "comparison.html"
@@ -26,7 +26,7 @@ def test_the_page_has_each_run_and_what_differs(tmp_path):
 
 
 def test_the_difference_is_paired(tmp_path):
-    a, b = (read_run_data(made_run(tmp_path / str(r), right=r, each=200)) for r in (0.9, 0.8))
+    a, b = (read_run_data(make_fake_run(tmp_path / str(r), accuracy=r, per_class=200)) for r in (0.9, 0.8))
     mean, low, high = behind(a, b)
     assert mean == pytest.approx(0.1)
     assert 0 < low < mean < high < 0.2
@@ -38,19 +38,19 @@ def test_the_difference_is_paired(tmp_path):
 
 
 def test_other_pictures_are_not_paired(tmp_path):
-    a, b = made_run(tmp_path / "a", each=20), made_run(tmp_path / "b", each=30)
+    a, b = make_fake_run(tmp_path / "a", per_class=20), make_fake_run(tmp_path / "b", per_class=30)
     assert behind(read_run_data(a), read_run_data(b)) is None
     assert "not measured on the same pictures" in write_comparison([a, b])[0].read_text()
 
 
 def test_the_same_run_twice_is_no_comparison(tmp_path):
-    run = made_run(tmp_path / "a")
+    run = make_fake_run(tmp_path / "a")
     with pytest.raises(UserError, match="two different runs"):
         write_comparison([run, run])
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path):
-    first = made_run(tmp_path / "x" / "run")
+    first = make_fake_run(tmp_path / "x" / "run")
     second = shutil.copytree(first.path, tmp_path / "y" / "run")
     assert alexnet(["report", str(first.path), str(second), "--lang", "zh", "--out", str(tmp_path / "both.html")]) == 0
     page = (tmp_path / "both.html").read_text()

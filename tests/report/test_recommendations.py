@@ -11,14 +11,15 @@ from alexnet.plots.confusion import Confusion
 from alexnet.report.recommendations import class_counts, recommend
 from alexnet.report.run_data import read_run_data
 from alexnet.training.recipe import FLAG_NAMES
-from made_run import made_run
+from fake_run import make_fake_run
 
 FLAT = [0.5, 0.6, 0.7, 0.7, 0.701, 0.7, 0.701, 0.7]
 MANY = {"batch_size": 100_000}  # pictures enough
 
 
 def said(tmp_path, **made):
-    facts = read_run_data(made_run(tmp_path / "run", **{"each": 300, **made, "recipe": MANY | made.get("recipe", {})}))
+    made = {"per_class": 300, **made, "recipe": MANY | made.get("recipe", {})}
+    facts = read_run_data(make_fake_run(tmp_path / "run", **made))
     assert facts.answers is not None
     confusion = Confusion.of(facts.answers.targets, facts.answers.said, facts.classes)
     found = recommend(facts, confusion, Confidence.of(facts, facts.answers))
@@ -31,7 +32,7 @@ def said(tmp_path, **made):
 
 
 def test_a_good_run_gets_one_friendly_word(tmp_path):
-    found = said(tmp_path, right=0.97, val=[0.6, 0.9, 0.95, 0.96, 0.97, 0.971, 0.97, 0.972])
+    found = said(tmp_path, accuracy=0.97, val_top1=[0.6, 0.9, 0.95, 0.96, 0.97, 0.971, 0.97, 0.972])
     assert {"nothing"} <= set(found) <= {"nothing", "calibration"}  # whose figures are made up
     assert "--ten-crop" in found["nothing"].command
 
@@ -39,19 +40,19 @@ def test_a_good_run_gets_one_friendly_word(tmp_path):
 @pytest.mark.parametrize(
     ("key", "made"),
     [
-        ("short", {"val": [0.3, 0.5]}),
-        ("improving", {"val": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}),
-        ("overfit", {"val": FLAT, "train": [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99],
-                     "losses": [1.2, 1.1, 1.0, 1.0, 1.1, 1.2, 1.3, 1.4]}),
-        ("gap", {"val": FLAT, "train": [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99], "losses": [1.0] * 8}),
-        ("underfit", {"val": FLAT, "train": FLAT}),
-        ("jumps", {"val": [0.5, 0.6, 0.7, 0.8, 0.8, 0.8, 0.6, 0.8]}),
+        ("short", {"val_top1": [0.3, 0.5]}),
+        ("improving", {"val_top1": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}),
+        ("overfit", {"val_top1": FLAT, "train_top1": [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99],
+                     "val_losses": [1.2, 1.1, 1.0, 1.0, 1.1, 1.2, 1.3, 1.4]}),
+        ("gap", {"val_top1": FLAT, "train_top1": [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99], "val_losses": [1.0] * 8}),
+        ("underfit", {"val_top1": FLAT, "train_top1": FLAT}),
+        ("jumps", {"val_top1": [0.5, 0.6, 0.7, 0.8, 0.8, 0.8, 0.6, 0.8]}),
         ("few", {"recipe": {"batch_size": 8}}),
-        ("pair", {"classes": 6, "right": 0.9, "confuse": (0, 1)}),
-        ("sure_mistakes", {"right": 0.7, "sure": True}),
-        ("small_test", {"each": 10}),
-        ("stuck", {"right": 0.34, "val": [0.33] * 8}),
-        ("optimistic", {"right": 0.5}),
+        ("pair", {"classes": 6, "accuracy": 0.9, "confuse": (0, 1)}),
+        ("sure_mistakes", {"accuracy": 0.7, "confident": True}),
+        ("small_test", {"per_class": 10}),
+        ("stuck", {"accuracy": 0.34, "val_top1": [0.33] * 8}),
+        ("optimistic", {"accuracy": 0.5}),
     ],
 )  # fmt: skip
 def test_each_rule_speaks_where_it_should(tmp_path, key, made):
@@ -60,15 +61,16 @@ def test_each_rule_speaks_where_it_should(tmp_path, key, made):
 
 def test_the_epoch_of_overfitting_and_the_pair_are_named(tmp_path):
     losses = [1.2, 1.1, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4]
-    found = said(tmp_path / "a", val=FLAT, train=[0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99], losses=losses)
+    train = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99]
+    found = said(tmp_path / "a", val_top1=FLAT, train_top1=train, val_losses=losses)
     assert found["overfit"].values["epoch"] == 3
     assert "--weight-decay 0.001" in found["overfit"].command
-    pair = said(tmp_path / "b", classes=6, right=0.9, confuse=(0, 1))["pair"]
+    pair = said(tmp_path / "b", classes=6, accuracy=0.9, confuse=(0, 1))["pair"]
     assert {pair.values["a"], pair.values["b"]} == {"class 0", "class 1"}
 
 
 def test_a_diverged_run_is_told_that_alone(tmp_path):
-    run = made_run(tmp_path / "run")
+    run = make_fake_run(tmp_path / "run")
     rows = run.metrics()
     rows[2]["train_loss"] = math.nan
     run.metrics_jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -79,7 +81,7 @@ def test_a_diverged_run_is_told_that_alone(tmp_path):
 
 def test_rare_classes_that_do_worse(tmp_path):
     """Ten times as many training pictures of one class, and the rare one is hardly found."""
-    run = made_run(tmp_path / "run", each=100, right=0.9)
+    run = make_fake_run(tmp_path / "run", per_class=100, accuracy=0.9)
     rows = [("train/class 0/", 20), ("train/class 1/", 200), ("train/class 2/", 180)]
     lines = [f"{folder}{i}.jpg,train" for folder, n in rows for i in range(n)]
     run.split_csv.write_text("\n".join(["name,split", *lines]) + "\n")

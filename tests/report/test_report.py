@@ -9,7 +9,7 @@ from alexnet.errors import UserError
 from alexnet.files import write_json
 from alexnet.report.report import write_report
 from alexnet.run_dir import Run
-from made_run import made_run
+from fake_run import make_fake_run
 
 
 class Tags(HTMLParser):
@@ -87,7 +87,7 @@ def test_a_run_without_an_epoch_has_no_page(tmp_path):
 
 def test_what_is_missing_is_said_and_the_rest_is_there(tmp_path):
     """No pictures, no weights, no evaluation: one after the other."""
-    run = made_run(tmp_path / "run")
+    run = make_fake_run(tmp_path / "run")
     page = write_report(run)[0].read_text()
     assert "cannot be read any more" in page  # the data is not there
     assert re.search(r'<section id="filters">.*cannot be shown: [^<]*model', page)  # nor are the weights
@@ -102,7 +102,7 @@ def test_what_is_missing_is_said_and_the_rest_is_there(tmp_path):
 
 
 def test_what_training_left_is_shown(tmp_path):
-    run = made_run(tmp_path / "run")
+    run = make_fake_run(tmp_path / "run")
     write_json(run.path / "alarms.json", [{"epoch": 3, "kind": "dead", "text": "Half of <conv2> is dead."}])
     Image.new("RGB", (1400, 60), "red").save(run.path / "augmented.png")
     (run.path / "bad_files.csv").write_text("path,reason\na/b.jpg,cut short\n")
@@ -114,7 +114,7 @@ def test_what_training_left_is_shown(tmp_path):
 
 
 def test_two_hundred_classes_stay_small(tmp_path):
-    page = write_report(made_run(tmp_path / "run", classes=200, each=5))[0].read_text()
+    page = write_report(make_fake_run(tmp_path / "run", classes=200, per_class=5))[0].read_text()
     assert len(page) < 1_500_000
     assert "cannot be shown" in page  # the filters alone
     assert page.count("cannot be shown") == 1

@@ -15,7 +15,7 @@ from alexnet.report.compare import write_comparison
 from alexnet.report.report import write_report
 from alexnet.run_dir import Run
 from browsing import OVERLAPS, keep_screenshot
-from made_run import made_run
+from fake_run import make_fake_run
 
 pytestmark = pytest.mark.browser
 VIEWS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
@@ -26,11 +26,11 @@ def pages(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """A real run, a made one with fifty classes and everything that a run may hold, and a comparison."""
     folder = tmp_path_factory.mktemp("pages")
     copy = Run(shutil.copytree(small_run, folder / "digits"))
-    confuse = {"right": 0.6, "train": [0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]}
-    many = made_run(folder / "many", classes=50, each=10, **confuse)
+    confuse = {"accuracy": 0.6, "train_top1": [0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]}
+    many = make_fake_run(folder / "many", classes=50, per_class=10, **confuse)
     write_json(many.path / "alarms.json", [{"epoch": 2, "kind": "dead", "text": "Half of conv2's channels are dead."}])
     (many.path / "bad_files.csv").write_text(f"path,reason\n{'long-name-' * 20}.jpg,cut short\n")
-    other = made_run(folder / "another-run-with-a-long-name-that-goes-on", classes=50, each=10, right=0.7)
+    other = make_fake_run(folder / "another-run-with-a-long-name-that-goes-on", classes=50, per_class=10, accuracy=0.7)
     found = {}
     for lang in ("en", "zh"):
         found[f"digits-{lang}"] = write_report(copy, lang, folder / f"digits-{lang}.html")[0]

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from alexnet.report.run_data import read_run_data
-from made_run import made_run
+from fake_run import make_fake_run
 
 
 def test_what_a_run_tells(tmp_path):
-    facts = read_run_data(made_run(tmp_path / "run", classes=4, each=10, right=0.8))
+    facts = read_run_data(make_fake_run(tmp_path / "run", classes=4, per_class=10, accuracy=0.8))
     assert facts.split == "test"
     assert facts.classes == ("class 0", "class 1", "class 2", "class 3")
     assert facts.figures["top1"] == pytest.approx(0.8)
@@ -19,7 +19,7 @@ def test_what_a_run_tells(tmp_path):
 
 
 def test_a_missing_or_damaged_part_is_none(tmp_path):
-    run = made_run(tmp_path / "run")
+    run = make_fake_run(tmp_path / "run")
     (run.path / "evaluation" / "test.parquet").write_bytes(b"PAR1 not really")
     (run.path / "env.json").write_text("{")
     (run.path / "best").write_text("00000099\n")

@@ -23,7 +23,7 @@ from alexnet.serving.registry import ModelRegistry, open_models
 from alexnet.serving.routes import unless_gone
 from alexnet.serving.settings import Settings
 from asking import Asking, asking, encoded, jpeg
-from damage import bomb
+from damaged_images import decompression_bomb
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_if_none_can_be_read_that_is_422(server: Asking, data: bytes) -> None:
 
 
 def test_a_bomb_is_413_before_it_is_decoded(server: Asking) -> None:
-    assert "too large" in problem(server.post("/v1/predict", bomb(8_000), "image/png"), 413)
+    assert "too large" in problem(server.post("/v1/predict", decompression_bomb(8_000), "image/png"), 413)
     assert "1,000,000 pixels" in problem(server.predict(encoded(Image.new("L", (1001, 1000)), "PNG")), 413)
 
 

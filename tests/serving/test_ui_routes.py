@@ -35,7 +35,7 @@ from alexnet.serving.registry import ModelRegistry, ServedModel, open_models
 from alexnet.serving.settings import Settings
 from alexnet.serving.ui_routes import FILES
 from asking import asking
-from made_run import made_run
+from fake_run import make_fake_run
 
 PAGE = resources.files("alexnet.export") / "page"
 
@@ -167,7 +167,7 @@ def test_samples_are_validation_pictures_and_get_the_answers_that_were_stored(mo
 
 
 def test_samples_that_are_files_are_sent_as_they_are(tmp_path):
-    run = made_run(tmp_path / "run", classes=3, each=2)
+    run = make_fake_run(tmp_path / "run", classes=3, per_class=2)
     file = tmp_path / "run" / "data" / "val" / "class 0" / "0.jpg"
     file.parent.mkdir(parents=True)
     Image.new("RGB", (9, 7), "red").save(file, quality=95)

@@ -21,7 +21,7 @@ from alexnet.data.quality.check import check_dataset
 from alexnet.data.quality.clean import check_target, write_cleaned
 from alexnet.data.quality.findings import Findings
 from alexnet.errors import UserError
-from damage import CLASSES, damage, grouped, photographs
+from damaged_images import CLASSES, damage_dataset, make_photos, split_photos
 from helpers import data_folder, make_image_folder
 
 REASONS = {  # of what cannot be read
@@ -36,20 +36,20 @@ ODDITIES = {  # of what can be read and is unusual
     "animated WebP": "animated",
     "one pixel": "1×1",
     "16 bits": "more than 8 bits",
-    "print colours": "CMYK",
-    "lying name": "it is PNG",
+    "CMYK": "CMYK",
+    "wrong extension": "it is PNG",
 }
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photographs(tmp_path_factory.mktemp("photos"), 60)
+    return make_photos(tmp_path_factory.mktemp("photos"), 60)
 
 
 @pytest.fixture(scope="module")
 def damaged(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    root = grouped(photos, tmp_path_factory.mktemp("damaged") / "data")
-    return root, damage(root)
+    root = split_photos(photos, tmp_path_factory.mktemp("damaged") / "data")
+    return root, damage_dataset(root)
 
 
 def assert_all_found(found: Findings, done: dict[str, str]) -> None:
@@ -62,7 +62,7 @@ def assert_all_found(found: Findings, done: dict[str, str]) -> None:
     for way, reason in ODDITIES.items():
         assert reason in odd.pop(done[way]), way
     assert bad == odd == {}
-    assert [found.names[i] for i, looked in enumerate(found.seen) if looked.turned] == [done["turned"]]
+    assert [found.names[i] for i, looked in enumerate(found.seen) if looked.turned] == [done["rotated"]]
     exact = sorted([done["exact copy"], done["the original of the exact copy"]])
     near = sorted([done["near copy"], done["the original of the near copy"]])
     assert sorted(map(sorted, told["duplicates"])) == sorted([exact, near])
@@ -70,7 +70,7 @@ def assert_all_found(found: Findings, done: dict[str, str]) -> None:
     assert sorted(map(sorted, told["across_splits"])) == sorted([exact, near])
     assert [sorted(pair) for pair in told["across_classes"]] == [exact]
     assert any("'cat' and 'cat '" in w or "'cat ' and 'cat'" in w for w in told["warnings"])
-    assert len(REASONS) + len(ODDITIES) + len(("turned", "exact copy", "near copy", "label with a space")) == 15
+    assert len(REASONS) + len(ODDITIES) + len(("rotated", "exact copy", "near copy", "label with a space")) == 15
 
 
 def test_all_fifteen_damages_are_found(damaged):
@@ -83,7 +83,7 @@ def test_all_fifteen_damages_are_found(damaged):
 
 
 def test_good_pictures_give_no_warning(photos, tmp_path):
-    found = check_dataset(grouped(photos, tmp_path / "data"))
+    found = check_dataset(split_photos(photos, tmp_path / "data"))
     told = found.to_dict()
     assert told["bad"] == told["suspicious"] == told["duplicates"] == []
     assert [w for w in told["warnings"] if "fewer than" not in w] == []  # sixteen a class are few
@@ -106,8 +106,8 @@ def test_real_photographs(tmp_path):
     with zipfile.ZipFile(data_folder("imagenet-photos-200.zip")) as archive:
         archive.extractall(tmp_path / "photos")
     inside = next(p.parent for p in sorted((tmp_path / "photos").rglob("*.JPEG")))
-    root = grouped(inside, tmp_path / "data")
-    done = damage(root)
+    root = split_photos(inside, tmp_path / "data")
+    done = damage_dataset(root)
     found = check_dataset(root)
     told = found.to_dict()
     assert {done[way] for way in REASONS} == {row["path"] for row in told["bad"]}
@@ -342,7 +342,7 @@ def test_the_cleaned_copy(damaged, tmp_path):
 
 
 def test_of_copies_the_tested_one_stays(photos, tmp_path):
-    root = grouped(photos, tmp_path / "data")
+    root = split_photos(photos, tmp_path / "data")
     shutil.copy(root / "val" / "ant" / "009.jpg", root / "train" / "ant" / "again.jpg")
     shutil.copy(root / "train" / "bee" / "001.jpg", root / "train" / "bee" / "again.jpg")
     write_cleaned(check_dataset(root), tmp_path / "fixed")

@@ -33,7 +33,7 @@ from alexnet.training.signals import Interrupted
 from alexnet.training.step import TrainStep
 from alexnet.training.trainer import Trainer
 from helpers import make_image_folder
-from spawned import Processes, torchrun
+from processes import Ranks, torchrun
 
 # Real noise: of the digits' flat black, a pool's pixels are equal to the last bit, and rounding decides which of them
 # gets the gradient. Three steps an epoch; the last batch holds three pictures, so that of four processes one has none.
@@ -56,9 +56,9 @@ CURVE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    with closing(Processes(4)) as found:
+    with closing(Ranks(4)) as found:
         yield found
 
 
@@ -109,7 +109,7 @@ def curve(settings: dict[str, Any], steps: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("settings", "steps"), [(PLAIN, 50), (MIXED, 10)], ids=["plain", "mixed"])
 def test_two_and_four_processes_give_the_curve_of_one(
-    processes: Processes, noise: Path, settings: dict[str, Any], steps: int
+    processes: Ranks, noise: Path, settings: dict[str, Any], steps: int
 ) -> None:
     """Dropout, crops, parts of a batch, clipping; MixUp and CutMix across the borders of parts, crops shared by 32."""
     settings = {**settings, "data": noise, "auto_fields": ()}
@@ -144,7 +144,7 @@ def curve_in_double(settings: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("settings", [PLAIN, MIXED], ids=["plain", "mixed"])
-def test_in_double_precision_weights_are_those_of_one_process(processes: Processes, settings: dict[str, Any]) -> None:
+def test_in_double_precision_weights_are_those_of_one_process(processes: Ranks, settings: dict[str, Any]) -> None:
     """On the digits, whose last batch of an epoch here holds three pictures."""
     (one,) = processes(1, curve_in_double, {**settings, "batch_size": 157}, 12)
     for found in processes(4, curve_in_double, {**settings, "batch_size": 157}, 12):
@@ -165,7 +165,7 @@ def count_exchanges(accumulate: int) -> int:
         return sum(sent)
 
 
-def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(processes: Processes) -> None:
+def test_gradients_are_exchanged_once_a_step_however_many_parts_it_has(processes: Ranks) -> None:
     whole, parts = processes(2, count_exchanges, 1), processes(2, count_exchanges, 4)
     assert whole == parts
     assert whole[0] == sum(p.numel() for p in make_loop(SingleProcess(), PLAIN).model.parameters())
@@ -182,7 +182,7 @@ def batch_norm() -> dict[str, Any]:
         return {"said": parallel.warnings(trainer.model), "own": own, "level": level}
 
 
-def test_batch_norm_says_that_it_sees_its_part_alone_and_evaluates_alike_everywhere(processes: Processes) -> None:
+def test_batch_norm_says_that_it_sees_its_part_alone_and_evaluates_alike_everywhere(processes: Ranks) -> None:
     first, second = processes(2, batch_norm)
     assert "1/2 of it" in first["said"][0]
     assert apart(first["own"], second["own"]) > 0
@@ -200,7 +200,7 @@ def evaluate() -> Any:
         return outputs and (outputs.ids, outputs.targets, outputs.logits)
 
 
-def test_an_evaluation_in_parts_equals_the_whole_to_the_last_bit(processes: Processes) -> None:
+def test_an_evaluation_in_parts_equals_the_whole_to_the_last_bit(processes: Ranks) -> None:
     """269 pictures are two batches: of four processes two have none."""
     (one,) = processes(1, evaluate)
     for count in (2, 4):
@@ -252,7 +252,7 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(processes: Processes, tmp_path: Path, count: int) -> None:
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(processes: Ranks, tmp_path: Path, count: int) -> None:
     assert processes(count, run_all, tmp_path / "unbroken", False) == [(0, "")] * count
     stopped = processes(count, run_all, tmp_path / "stopped", True)
     assert len(set(stopped)) == 1
@@ -275,7 +275,7 @@ def run_normed(folder: Path, stop: bool, every: str) -> None:
         train("digits", out=folder, progress=StopAt() if stop else Silent(), **{**NORMED, "checkpoint_every": every})
 
 
-def test_with_batch_norm_no_bit_depends_on_when_checkpoints_are_written(processes: Processes, tmp_path: Path) -> None:
+def test_with_batch_norm_no_bit_depends_on_when_checkpoints_are_written(processes: Ranks, tmp_path: Path) -> None:
     """Each process goes on with the running statistics that it had; the weights that are saved have their mean."""
     processes(2, run_normed, tmp_path / "unbroken", False, "1h")
     processes(2, run_normed, tmp_path / "often", False, "3")
@@ -315,7 +315,7 @@ def run_until_validation(folder: Path, data: Path, stop: bool) -> tuple[int, int
     return 0, len(evaluated)
 
 
-def test_a_stop_while_several_processes_validate_saves_first(processes: Processes, tmp_path: Path) -> None:
+def test_a_stop_while_several_processes_validate_saves_first(processes: Ranks, tmp_path: Path) -> None:
     """600 pictures are three batches: the first process has two of them."""
     make_image_folder(tmp_path / "data" / "val", ("apple", "leaf"), count=300)
     make_image_folder(tmp_path / "data" / "train", ("apple", "leaf"), count=32)
@@ -329,7 +329,7 @@ def test_a_stop_while_several_processes_validate_saves_first(processes: Processe
     assert figures(run.path) == figures(tmp_path / "unbroken")
 
 
-def test_another_number_of_processes_goes_on_and_says_what_can_differ(processes: Processes, tmp_path: Path) -> None:
+def test_another_number_of_processes_goes_on_and_says_what_can_differ(processes: Ranks, tmp_path: Path) -> None:
     processes(2, run_all, tmp_path / "two", True)
     (said,) = processes(1, go_on, tmp_path / "two")
     assert any(s.startswith("Saved in 2, going on in 1") for s in said)
@@ -385,7 +385,7 @@ def trouble(folder: Path, kind: str) -> tuple[str, str, float]:
 
 
 @pytest.mark.parametrize("kind", ["bug", "sentence", "silent"])
-def test_no_process_waits_for_one_that_is_gone(processes: Processes, tmp_path: Path, kind: str) -> None:
+def test_no_process_waits_for_one_that_is_gone(processes: Ranks, tmp_path: Path, kind: str) -> None:
     (name, sentence, seconds), (theirs, reason, _) = processes(2, trouble, tmp_path / "run", kind)
     assert seconds < 15
     if kind == "sentence":
@@ -413,7 +413,7 @@ def refuse_in_one(folder: Path) -> str:
     raise AssertionError("it went on")
 
 
-def test_what_one_process_alone_finds_wrong_all_say(processes: Processes, tmp_path: Path) -> None:
+def test_what_one_process_alone_finds_wrong_all_say(processes: Ranks, tmp_path: Path) -> None:
     assert processes(2, refuse_in_one, tmp_path / "run") == ["This machine lacks the data."] * 2
     assert not (tmp_path / "run").exists()
 
@@ -438,7 +438,7 @@ def read_badly() -> tuple[int, str]:
         raise AssertionError("it went on")
 
 
-def test_a_picture_that_one_cannot_read_stops_all_before_the_same_step(processes: Processes) -> None:
+def test_a_picture_that_one_cannot_read_stops_all_before_the_same_step(processes: Ranks) -> None:
     assert processes(2, read_badly) == [(2, "cat.jpg cannot be read.")] * 2
 
 
@@ -462,7 +462,7 @@ def meet_again(folder: Path) -> list[int]:
     return found
 
 
-def test_processes_that_restart_do_not_meet_the_dead(processes: Processes, tmp_path: Path) -> None:
+def test_processes_that_restart_do_not_meet_the_dead(processes: Ranks, tmp_path: Path) -> None:
     assert processes(2, meet_again, tmp_path) == [[0, 1, 2]] * 2
 
 
@@ -474,7 +474,7 @@ def wait_long() -> float:
 
 
 @pytest.mark.slow  # what it tells is in seconds, and a busy machine has none to spare
-def test_work_of_the_first_may_take_longer_than_silence_may(processes: Processes) -> None:
+def test_work_of_the_first_may_take_longer_than_silence_may(processes: Ranks) -> None:
     assert all(seconds >= 3 for seconds in processes(2, wait_long))
 
 
@@ -488,7 +488,7 @@ def test_the_sentence_of_a_lost_process_is_said_by_each(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "alexnet: Process 1 of 2 cannot reach another one.\n"
 
 
-def test_a_batch_smaller_than_the_processes_is_refused(processes: Processes, tmp_path: Path) -> None:
+def test_a_batch_smaller_than_the_processes_is_refused(processes: Ranks, tmp_path: Path) -> None:
     found = processes(4, too_small, tmp_path / "run")
     assert (
         found

@@ -31,7 +31,7 @@ from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
 from alexnet.training.trainer import Trainer
-from spawned import Processes, torchrun
+from processes import Ranks, torchrun
 
 # Ten steps an epoch, of 126 images but for the last; the rate falls tenfold after each epoch. Many images and modest
 # gradients: where a unit's input is 0 or two pixels of a pool are equal to the last bit, rounding decides who gets a
@@ -53,7 +53,7 @@ Both = Callable[..., list[Any]]
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     """Calls a function of this module in two processes that know of each other; the two answers."""
     os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    with closing(Processes(2)) as processes:
+    with closing(Ranks(2)) as processes:
         yield partial(processes, 2)
 
 

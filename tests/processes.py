@@ -1,4 +1,4 @@
-"""Real processes that know of each other as torchrun's do, to call functions in."""
+"""Calls of functions in real processes that find each other as torchrun's ranks do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 def _serve(rank: int, inbox: Any, outbox: Any) -> None:
-    """One of the processes: answers calls until it is sent None. Nothing but its environment tells its rank."""
+    """Run calls from `inbox` until None arrives. The rank is known only from the environment, as under torchrun."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
     while (call := inbox.get()) is not None:
@@ -33,8 +33,8 @@ def _serve(rank: int, inbox: Any, outbox: Any) -> None:
             outbox.put((None, traceback.format_exc()))
 
 
-class Processes:
-    """Up to `most` processes, started when they are first needed."""
+class Ranks:
+    """Up to `most` processes, started when first needed."""
 
     def __init__(self, most: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -42,16 +42,16 @@ class Processes:
         self.processes = [context.Process(target=_serve, args=(r, *self.boxes[r]), daemon=True) for r in range(most)]
 
     def __call__(self, count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What a function of a test module returns in each of `count` processes."""
+        """Return what `function` (of a test module) returns on each of `count` ranks."""
         port = free_port()
         for process, (inbox, _) in zip(self.processes[:count], self.boxes, strict=False):
             if process.pid is None:
                 process.start()
             inbox.put((function, arguments, count, port))
-        answers = [outbox.get(timeout=120) for _, outbox in self.boxes[:count]]
-        for rank, (_, error) in enumerate(answers):
-            assert error is None, f"process {rank}: {error}"
-        return [answer for answer, _ in answers]
+        results = [outbox.get(timeout=120) for _, outbox in self.boxes[:count]]
+        for rank, (_, error) in enumerate(results):
+            assert error is None, f"rank {rank}: {error}"
+        return [result for result, _ in results]
 
     def close(self) -> None:
         for process, (inbox, _) in zip(self.processes, self.boxes, strict=True):
@@ -61,6 +61,6 @@ class Processes:
 
 
 def torchrun(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`torchrun --nproc-per-node COUNT -m alexnet …`, as a user types it."""
+    """Run `torchrun --nproc-per-node COUNT -m alexnet …` as a user would."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return subprocess.run([*command, "-m", "alexnet", *arguments], capture_output=True, text=True, timeout=300)
