@@ -65,14 +65,14 @@ class reader:  # noqa: N801
     """Within it, JPEG files are read by simplejpeg or, without `turbo`, by Pillow."""
 
     def __init__(self, turbo: bool) -> None:
-        self.turbo, self.kept = turbo, decode_module._simplejpeg
+        self.turbo, self.kept = turbo, decode_module._import_simplejpeg
 
     def __enter__(self) -> None:
         if not self.turbo:
-            decode_module._simplejpeg = lambda: None
+            decode_module._import_simplejpeg = lambda: None
 
     def __exit__(self, *_: object) -> None:
-        decode_module._simplejpeg = self.kept
+        decode_module._import_simplejpeg = self.kept
 
 
 def exact(paths: list[Path]) -> None:
@@ -112,7 +112,7 @@ def stages(paths: list[Path]) -> dict[str, Callable[[], object]]:
 
     return {
         "read the file": lambda: [path.read_bytes() for path in paths],
-        "header, EXIF": lambda: [decode_module._orientation(Image.open(io.BytesIO(d))) for d in data],
+        "header, EXIF": lambda: [decode_module.exif_orientation(Image.open(io.BytesIO(d))) for d in data],
         "draw the box": lambda: [box(500, 375) for box in boxes],
         "decode at an eighth": lambda: [eighth(d) for d in data],
         "decode": lambda: [simplejpeg.decode_jpeg(d) for d in data],

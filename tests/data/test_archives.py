@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.data import archives
-from alexnet.data.archives import as_folder
+from alexnet.data.archives import unpack_if_archive
 from alexnet.device import cache_dir
 from alexnet.errors import UserError
 from helpers import make_image_folder
@@ -37,22 +37,22 @@ def test_only_pictures_and_tables_come_out_once(tmp_path):
     entries |= {"__MACOSX/pets/cat/._1.jpg": b"5", "pets/.hidden/3.jpg": b"6", "pets\\dog\\3.png": b"7"}
     archive = written(tmp_path / "pets.zip", entries)
     calls = []
-    folder = as_folder(archive, lambda *call: calls.append(call))
+    folder = unpack_if_archive(archive, lambda *call: calls.append(call))
     assert folder.is_relative_to(cache_dir())
     assert inside(folder) == {"cat/1.JPG", "dog/2.png", "dog/3.png", "labels.csv"}
-    assert as_folder(archive) == folder
+    assert unpack_if_archive(archive) == folder
     written(archive, {"pets/cat/9.jpg": b"another", "pets/dog/9.jpg": b"archive"})
-    assert inside(as_folder(archive)) == {"cat/9.jpg", "dog/9.jpg"}
+    assert inside(unpack_if_archive(archive)) == {"cat/9.jpg", "dog/9.jpg"}
 
 
 def test_a_folder_is_itself(tmp_path):
-    assert as_folder(tmp_path) == tmp_path
+    assert unpack_if_archive(tmp_path) == tmp_path
     odd = make_image_folder(tmp_path / "folder.zip")
-    assert as_folder(odd) == odd
+    assert unpack_if_archive(odd) == odd
 
 
 def test_train_alone_is_no_wrapping(tmp_path):
-    folder = as_folder(written(tmp_path / "a.zip", {"x/train/cat/1.jpg": b"1", "x/train/dog/1.jpg": b"1"}))
+    folder = unpack_if_archive(written(tmp_path / "a.zip", {"x/train/cat/1.jpg": b"1", "x/train/dog/1.jpg": b"1"}))
     assert inside(folder) == {"train/cat/1.jpg", "train/dog/1.jpg"}
 
 
@@ -102,19 +102,19 @@ def encrypted(path: Path) -> Path:
     ],
 )
 def test_bad_archives_leave_nothing_behind(make, says, tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_SMALL", 1 << 20)
+    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 1 << 20)
     archive = make(tmp_path / "a.zip")
     with pytest.raises(UserError, match="archive") as caught:
-        as_folder(archive)
+        unpack_if_archive(archive)
     assert says in str(caught.value)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.zip", "archives", "cache"]
     assert not Path("/tmp/alexnet-out.jpg").exists()
 
 
 def test_an_archive_that_does_not_fit_on_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_SPARE", 1 << 60)
+    monkeypatch.setattr(archives, "_RESERVED", 1 << 60)
     with pytest.raises(UserError, match="does not fit on the disk"):
-        as_folder(written(tmp_path / "a.zip", {"cat/1.jpg": b"1"}))
+        unpack_if_archive(written(tmp_path / "a.zip", {"cat/1.jpg": b"1"}))
 
 
 def test_links_and_devices_are_passed_over(tmp_path):
@@ -129,12 +129,12 @@ def test_links_and_devices_are_passed_over(tmp_path):
             entry = tarfile.TarInfo(f"d/cat/{kind.decode()}.jpg")
             entry.type, entry.linkname = kind, str(secret)
             tar.addfile(entry)
-    assert inside(as_folder(tmp_path / "a.tar.gz")) == {"cat/1.jpg", "dog/1.jpg"}
+    assert inside(unpack_if_archive(tmp_path / "a.tar.gz")) == {"cat/1.jpg", "dog/1.jpg"}
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("cat/1.jpg", b"1")
         link = zipfile.ZipInfo("cat/2.jpg")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         file.writestr(link, str(secret))
-    folder = as_folder(tmp_path / "a.zip")
+    folder = unpack_if_archive(tmp_path / "a.zip")
     assert inside(folder) == {"cat/1.jpg"}
     shutil.rmtree(folder)

@@ -483,7 +483,7 @@ def test_arrays_are_evaluated_as_their_picture_files_are(tmp_path):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8))
     preprocess = EvalTransform(size=32, channels=1, mean=(0.5,), std=(0.5,))
     found = resize_for_eval(ImageArrays(images, torch.arange(3), ["a", "b", "c"]), preprocess)
-    assert found.ready
+    assert found.eval_ready
     for i in range(3):
         Image.fromarray(images[i, 0].numpy()).save(tmp_path / "x.png")
         assert torch.equal(found.images[i], preprocess.eval_tensor(decode_image(tmp_path / "x.png", 1)))

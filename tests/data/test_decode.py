@@ -203,7 +203,7 @@ def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
 def reader(request, monkeypatch) -> str:
     """Both ways to read a JPEG."""
     if request.param == "Pillow":
-        monkeypatch.setattr(decode_module, "_simplejpeg", lambda: None)
+        monkeypatch.setattr(decode_module, "_import_simplejpeg", lambda: None)
     else:
         pytest.importorskip("simplejpeg")
     return request.param
@@ -261,7 +261,7 @@ def test_a_part_is_decoded_as_small_as_allowed_and_by_both_readers_alike(width, 
     assert abs(got.shape[0] - upright[1] / used) <= 1
     assert min(got.shape[:2]) >= 2 * size
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_module, "_simplejpeg", lambda: None)
+        patch.setattr(decode_module, "_import_simplejpeg", lambda: None)
         np.testing.assert_array_equal(decode_crop(data, size), got)
 
 

@@ -13,7 +13,7 @@ from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.datasets import decode_files
 from alexnet.data.decode import BadImage, decode_image
-from alexnet.data.loader import Batch, FromFiles, InMemory, Shard, batch_bounds, choose_workers, memory_plan
+from alexnet.data.loader import Batch, FromFiles, InMemory, Shard, batch_bounds, choose_workers, fits_in_memory
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import ReaderDied, UserError
 
@@ -205,7 +205,7 @@ def test_a_worker_that_dies_while_it_hands_over_is_told(raised, files, monkeypat
         yield from ()
         raise raised
 
-    monkeypatch.setattr(loader, "_told_when_asked", broken)
+    monkeypatch.setattr(loader, "_defer_worker_errors", broken)
     with pytest.raises(ReaderDied):
         list(FromFiles(files, PREPROCESS, batch_size=4, workers=1).batches(0))
     with pytest.raises(type(raised)):
@@ -252,12 +252,12 @@ def test_memory_plan(monkeypatch):
     names = [f"{i}" for i in range(1000)]
     source = ImageDataset("x", ("a", "b"), {"train": ImageFiles(Path(), names, torch.zeros(1000))}, channels=3)
     monkeypatch.setattr(loader, "free_memory", lambda: 64 << 30)
-    assert memory_plan(source, 64)
-    assert memory_plan(source, 846)  # 2 GiB are 1000 × 3 × 846²
-    assert not memory_plan(source, 847)
+    assert fits_in_memory(source, 64)
+    assert fits_in_memory(source, 846)  # 2 GiB are 1000 × 3 × 846²
+    assert not fits_in_memory(source, 847)
     monkeypatch.setattr(loader, "free_memory", lambda: 40_000_000)
-    assert not memory_plan(source, 64)
-    assert memory_plan(ImageDataset("x", ("a",), {"train": arrays()}, 3), 4096)  # there already
+    assert not fits_in_memory(source, 64)
+    assert fits_in_memory(ImageDataset("x", ("a",), {"train": arrays()}, 3), 4096)  # there already
 
 
 # ── several processes ─────────────────────────────────────────────────────────────────────────────────────────
@@ -277,7 +277,7 @@ def test_processes_read_the_batches_of_one_between_them(cfg):
     """Eleven samples in batches of four: of three processes, one has no part of the last batch but one."""
     whole = InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4)
     shares = [Shard(number, 3) for number in range(3)]
-    loaders = [InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4, share=s) for s in shares]
+    loaders = [InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4, shard=s) for s in shares]
     for all_of_it, *parts in zip(whole.batches(1), *(part.batches(1) for part in loaders), strict=True):
         own = [slice(len(part.ids) - part.rows.size, None) for part in parts]
         assert torch.equal(torch.cat([p.ids[s] for p, s in zip(parts, own, strict=True)]), all_of_it.ids)
@@ -293,8 +293,8 @@ def test_processes_read_the_batches_of_one_between_them(cfg):
 def test_files_are_divided_as_memory_is(files):
     cfg = Augment(crop="resized", mixup=0.2)
     share = Shard(1, 2)
-    one = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, share=share)
-    two = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, workers=2, share=share)
+    one = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, shard=share)
+    two = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, workers=2, shard=share)
     whole = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2)
     assert same(list(one.batches(3)), list(two.batches(3)))
     for part, all_of_it in zip(one.batches(3), whole.batches(3), strict=True):
@@ -307,7 +307,7 @@ def test_an_evaluation_is_divided_by_whole_batches():
     found = []
     for number in range(3):
         loader = InMemory(arrays(11), PREPROCESS, batch_size=3)
-        loader.take_turns(Shard(number, 3))
+        loader.shard_batches(Shard(number, 3))
         found.append(list(loader.batches(0)))
         assert loader.samples == sum(len(batch.ids) for batch in found[-1])
     assert same([found[0][0], found[1][0], found[2][0], found[0][1]], whole)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alexnet.data.datasets import load_dataset
-from alexnet.data.split import read_split, stratified, write_split
+from alexnet.data.split import read_split, stratified_split, write_split
 from alexnet.errors import UserError
 from helpers import make_image_folder
 
@@ -18,26 +18,26 @@ TARGETS = torch.tensor([0] * 100 + [1] * 40 + [2] * 7 + [3] * 2 + [4])
     ("fraction", "held"), [(0.05, [5, 2, 1, 1, 0]), (0.5, [50, 20, 4, 1, 0]), (0.99, [99, 39, 6, 1, 0])]
 )
 def test_each_class_gives_its_share_but_never_all(fraction, held):
-    kept_indices, held_indices = stratified(TARGETS, fraction, 0)
+    kept_indices, held_indices = stratified_split(TARGETS, fraction, 0)
     assert np.bincount(TARGETS[held_indices], minlength=5).tolist() == held
     assert sorted([*kept_indices, *held_indices]) == list(range(len(TARGETS)))
 
 
 def test_depends_on_the_seed_alone():
-    first, second = stratified(TARGETS, 0.2, 3), stratified(TARGETS.numpy(), 0.2, 3)
+    first, second = stratified_split(TARGETS, 0.2, 3), stratified_split(TARGETS.numpy(), 0.2, 3)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not np.array_equal(first[1], stratified(TARGETS, 0.2, 4)[1])
+    assert not np.array_equal(first[1], stratified_split(TARGETS, 0.2, 4)[1])
 
 
 def test_held_out_samples_are_spread_over_the_class():
-    _, held = stratified(torch.zeros(10_000), 0.1, 0)
+    _, held = stratified_split(torch.zeros(10_000), 0.1, 0)
     assert abs(held.mean() - 5000) < 300  # not the first or the last files, which are often alike
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 5.0])
 def test_fraction_is_a_fraction(fraction):
     with pytest.raises(UserError, match="between 0 and 1"):
-        stratified(TARGETS, fraction, 0)
+        stratified_split(TARGETS, fraction, 0)
 
 
 def test_copies_stay_on_one_side(tmp_path):

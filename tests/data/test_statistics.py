@@ -10,7 +10,7 @@ from PIL import Image
 from alexnet.data import statistics
 from alexnet.data.dataset import ImageArrays, ImageFiles
 from alexnet.data.decode import BadImage
-from alexnet.data.statistics import color_pca, mean_and_std, measure, read_mean_image
+from alexnet.data.statistics import color_pca, compute_statistics, mean_and_std, read_mean_image
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 
@@ -43,7 +43,7 @@ def test_measure_equals_numpy(tmp_path, monkeypatch, source, batch_size, workers
     images = made_colours()
     monkeypatch.setattr(statistics, "BATCH_SIZE", batch_size)
     told = []
-    found = measure(source(tmp_path, images), GEOMETRY, workers=workers, progress=lambda *a: told.append(a))
+    found = compute_statistics(source(tmp_path, images), GEOMETRY, workers=workers, progress=lambda *a: told.append(a))
     assert found.mean_image.dtype == torch.float32
     assert torch.equal(found.mean_image, torch.from_numpy(images.mean(axis=0) / 255).float())
     pixels = images.transpose(1, 0, 2, 3).reshape(3, -1)
@@ -53,7 +53,7 @@ def test_measure_equals_numpy(tmp_path, monkeypatch, source, batch_size, workers
 
 def test_measure_takes_pictures_as_squares_before_the_crop(tmp_path):
     images = made_colours(5, 30)[:, :, :20]  # 30 wide, 20 high
-    found = measure(files(tmp_path, images), GEOMETRY)
+    found = compute_statistics(files(tmp_path, images), GEOMETRY)
     square = replace(GEOMETRY, size=GEOMETRY.resize_side)
     squares = [square.eval_tensor(Image.fromarray(i.transpose(1, 2, 0))).numpy() for i in images]
     torch.testing.assert_close(found.mean_image, torch.from_numpy(np.mean(squares, axis=0) / 255).float())
@@ -62,7 +62,7 @@ def test_measure_takes_pictures_as_squares_before_the_crop(tmp_path):
 def test_measure_takes_grey():
     grey = replace(GEOMETRY, channels=1, mean=(0.0,), std=(1.0,))
     images = made_colours()[:, :1]
-    found = measure(arrays(images), grey)
+    found = compute_statistics(arrays(images), grey)
     assert found.mean_image.shape == (1, 12, 12)
     assert found.covariance[0, 0] == pytest.approx(images.var())
 
@@ -71,11 +71,11 @@ def test_measure_names_a_file_that_cannot_be_read(tmp_path):
     part = files(tmp_path, made_colours(4))
     (tmp_path / "2.png").write_bytes(b"")
     with pytest.raises(BadImage, match=r"2\.png"):
-        measure(part, GEOMETRY)
+        compute_statistics(part, GEOMETRY)
 
 
 def test_principal_colours_equal_numpys_and_find_what_was_made():
-    covariance = measure(arrays(made_colours()), GEOMETRY).covariance
+    covariance = compute_statistics(arrays(made_colours()), GEOMETRY).covariance
     basis = color_pca(covariance)
     vectors = np.reshape(basis.vectors, (3, 3))
     variances, columns = np.linalg.eigh(covariance)
@@ -96,7 +96,7 @@ def test_a_basis_from_grey_data_is_refused(kind):
     elif kind == "one colour":
         images[:] = 7
     with pytest.raises(UserError, match="A basis from grey data has one direction only"):
-        color_pca(measure(arrays(images), GEOMETRY).covariance)
+        color_pca(compute_statistics(arrays(images), GEOMETRY).covariance)
 
 
 def test_mean_and_std_are_over_all_pixels_in_memory_and_from_files(tmp_path):

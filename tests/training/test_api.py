@@ -68,7 +68,7 @@ def test_files_on_disk_and_in_memory_train_alike(tmp_path, image_folder, monkeyp
     settings = {**QUICK, "progress": Silent(), "norm": "none"}
     recipe = {"crop": "none", "flip": True, "jitter": [0, 0, 0], **settings}
     memory = train(image_folder, out=tmp_path / "memory", **recipe)
-    monkeypatch.setattr("alexnet.training.setup.memory_plan", lambda *_: False)
+    monkeypatch.setattr("alexnet.training.setup.fits_in_memory", lambda *_: False)
     for workers in (0, 2):
         disk = train(image_folder, out=tmp_path / f"disk{workers}", workers=workers, **recipe)
         assert disk.summary["best"]["val_loss"] == pytest.approx(memory.summary["best"]["val_loss"], rel=1e-4)

@@ -87,7 +87,7 @@ def test_the_recipe_of_2012_in_small(tmp_path, recipe, monkeypatch):
 
 def test_files_on_disk_give_the_same_as_memory(tmp_path, recipe, monkeypatch):
     memory = prepare_training(recipe, Silent())
-    monkeypatch.setattr("alexnet.training.setup.memory_plan", lambda *_: False)
+    monkeypatch.setattr("alexnet.training.setup.fits_in_memory", lambda *_: False)
     disk = prepare_training(recipe, Silent())
     assert (disk.recipe.in_memory, memory.recipe.in_memory) == (False, True)
     assert replace(disk.recipe, workers=memory.recipe.workers, in_memory=True) == memory.recipe

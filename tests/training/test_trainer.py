@@ -268,7 +268,7 @@ def test_best_is_named_before_last(tmp_path, monkeypatch):
 
 
 def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, image_folder, monkeypatch):
-    monkeypatch.setattr("alexnet.training.setup.memory_plan", lambda *_: False)
+    monkeypatch.setattr("alexnet.training.setup.fits_in_memory", lambda *_: False)
     settings = {"epochs": 1, "width": 0.125, "batch_size": 4, "workers": 0, "out": tmp_path / "run"}
     chosen = {"data": image_folder, "batch_size": 4, "width": 0.125, "workers": 0}
     checked = prepare_training(with_settings(named_recipe("folder"), chosen), Silent())

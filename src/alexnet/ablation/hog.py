@@ -53,7 +53,7 @@ def _features(name: str, data: Path | None, labels: Path | None, skip_bad: bool,
     found: dict[str, np.ndarray] = {}
     for part in source.splits.values():
         pictures = part if isinstance(part, ImageArrays) else decode_files(part, preprocess)
-        images = pictures.images if pictures.ready else preprocess.resize_batch(pictures.images)
+        images = pictures.images if pictures.eval_ready else preprocess.resize_batch(pictures.images)
         rows = hog_features(images.permute(0, 2, 3, 1).numpy())
         found |= zip(pictures.names, rows, strict=True)
     return found

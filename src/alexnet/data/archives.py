@@ -24,15 +24,15 @@ from alexnet.errors import UserError
 
 Progress = Callable[[int, int, str], None]
 
-ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """File name endings, in lower case, of the archives that are read."""
 
 MAX_GROWTH = 100
 """Times its own size that an archive may unpack to: pictures are compressed already and hardly shrink further."""
-_SMALL = 1 << 28  # bytes that any archive may unpack to
-_SPARE = 1 << 30  # bytes that must stay free on the disk
+_ALWAYS_ALLOWED = 1 << 28  # bytes that any archive may unpack to
+_RESERVED = 1 << 30  # bytes that must stay free on the disk
 _BLOCK = 1 << 20
-_LABELS = (".csv", ".parquet")  # what may lie beside the pictures and names their classes
+_TABLE_SUFFIXES = (".csv", ".parquet")  # what may lie beside the pictures and names their classes
 
 
 class _Entry(NamedTuple):
@@ -44,10 +44,10 @@ class _Entry(NamedTuple):
 
 def is_archive(path: Path) -> bool:
     """Whether `path` is a file that its name calls an archive."""
-    return path.name.lower().endswith(ENDINGS) and path.is_file()
+    return path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file()
 
 
-def as_folder(data: Path, progress: Progress | None = None) -> Path:
+def unpack_if_archive(data: Path, progress: Progress | None = None) -> Path:
     """`data` itself, or where it is an archive the folder in the cache that it was unpacked to, now or earlier.
 
     Folders at the top that hold one folder only are gone through: `pets.zip` may hold `pets/cat/1.jpg`. Raises
@@ -73,24 +73,24 @@ def as_folder(data: Path, progress: Progress | None = None) -> Path:
                 raise UserError(f"The archive {data} cannot be unpacked into {target.parent} ({error}).") from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    return _innermost(target)
+    return _skip_single_folders(target)
 
 
-def _innermost(folder: Path) -> Path:
+def _skip_single_folders(folder: Path) -> Path:
     """Down through folders that hold one other folder, and that one folders only: nobody's class."""
     while True:
         inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in ("train", "training"):
             return folder
         below = [path for path in inside[0].iterdir() if not path.name.startswith(".")]
-        if not below or not any(path.is_dir() or path.suffix in _LABELS for path in below):
+        if not below or not any(path.is_dir() or path.suffix in _TABLE_SUFFIXES for path in below):
             return folder
         folder = inside[0]
 
 
 def _unpack(archive: Path, target: Path, progress: Progress | None) -> None:
-    free = shutil.disk_usage(target).free - _SPARE
-    allowed = max(_SMALL, MAX_GROWTH * archive.stat().st_size)
+    free = shutil.disk_usage(target).free - _RESERVED
+    allowed = max(_ALWAYS_ALLOWED, MAX_GROWTH * archive.stat().st_size)
     total = 0
     for done, count, entry in _entries(archive):
         path = PurePosixPath(entry.name)
@@ -138,16 +138,16 @@ def _entries(archive: Path) -> Iterator[tuple[int, int, _Entry]]:
             for done, member in enumerate(members, 1):
                 name = member.filename.replace("\\", "/")  # as some Windows programs write it
                 kind = member.external_attr >> 28  # of the Unix mode: 10 is a link, 8 or nothing a plain file
-                if not member.is_dir() and kind in (0, 8) and _wanted(name):
+                if not member.is_dir() and kind in (0, 8) and _should_extract(name):
                     yield done, len(members), _Entry(name, member.file_size, lambda m=member: file.open(m))  # type: ignore[misc]
     else:
         with tarfile.open(archive) as tar:
             for done, info in enumerate(tar, 1):
-                if info.isfile() and _wanted(info.name):
+                if info.isfile() and _should_extract(info.name):
                     yield done, 0, _Entry(info.name, info.size, lambda i=info: tar.extractfile(i))  # type: ignore[misc]
 
 
-def _wanted(name: str) -> bool:
+def _should_extract(name: str) -> bool:
     parts = PurePosixPath(name).parts
     hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
-    return not hidden and os.path.splitext(name)[1].lower() in (*IMAGE_SUFFIXES, *_LABELS)
+    return not hidden and os.path.splitext(name)[1].lower() in (*IMAGE_SUFFIXES, *_TABLE_SUFFIXES)

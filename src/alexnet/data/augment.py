@@ -86,7 +86,7 @@ def augment(
     seed: int,
     cfg: Augment,
     size: int,
-    leads: torch.Tensor | None = None,
+    crop_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """uint8 N×C×S×S → uint8 N×C×size×size on the same device: crop, flip, rotation, jitter, in that order.
 
@@ -95,7 +95,7 @@ def augment(
     Raises `UserError` where the pictures are smaller than the crop.
     """
     sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else np.asarray(ids)
-    first_ids = crop_group_ids(sample_ids, cfg.crop_group) if leads is None else leads.numpy(force=True)
+    first_ids = crop_group_ids(sample_ids, cfg.crop_group) if crop_ids is None else crop_ids.numpy(force=True)
 
     def uniform(purpose: str, count: int) -> np.ndarray:
         chosen = first_ids if purpose in ("crop", "flip") else sample_ids
@@ -105,7 +105,7 @@ def augment(
     if cfg.crop == "resized":
         side = images.shape[-1]
         sides = np.full(len(images), side)
-        images = _cut(images, crop_boxes(sides, sides, uniform("crop", BOX_DRAWS), cfg.scale, cfg.ratio), size)
+        images = _resize_boxes(images, crop_boxes(sides, sides, uniform("crop", BOX_DRAWS), cfg.scale, cfg.ratio), size)
     elif cfg.crop == "none":
         images = center_crop(images, size)
     else:
@@ -260,23 +260,23 @@ def crop_box(
     return left, top, left + w, top + h
 
 
-def _cut(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
+def _resize_boxes(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
     """The box of each picture resized to size×size, antialiased bilinear as Pillow's, within one level of 255.
 
     A resize is linear and separable: two small matrices per picture, and so two batched products for all.
     """
     n, channels, side, _ = images.shape
     box = torch.from_numpy(boxes).to(images.device, torch.float32)
-    across = _filter(box[:, 0], box[:, 2], side, size)  # N×size×S
-    down = _filter(box[:, 1], box[:, 3], side, size)
+    across = _resize_weights(box[:, 0], box[:, 2], side, size)  # N×size×S
+    down = _resize_weights(box[:, 1], box[:, 3], side, size)
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 has not the eight bits of a pixel
         rows = images.float().reshape(n, channels * side, side) @ across.mT  # N×(C·S)×size
         columns = rows.view(n, channels, side, size).transpose(1, 2).reshape(n, side, channels * size)
         out = (down @ columns).view(n, size, channels, size).transpose(1, 2)
-    return _to_bytes(out).contiguous()
+    return _to_uint8(out).contiguous()
 
 
-def _filter(start: torch.Tensor, stop: torch.Tensor, side: int, size: int) -> torch.Tensor:
+def _resize_weights(start: torch.Tensor, stop: torch.Tensor, side: int, size: int) -> torch.Tensor:
     """N×size×side weights that resize [start, stop) of `side` pixels to `size`: a triangle about each output
     pixel's centre, widened by the shrinkage so that no input pixel is skipped. Rows sum to 1."""
     step = ((stop - start) / size)[:, None, None]
@@ -297,7 +297,7 @@ def _rotate(images: torch.Tensor, degrees: np.ndarray) -> torch.Tensor:
     with torch.autocast(images.device.type, enabled=False):
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         turned = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return _to_bytes(turned)
+    return _to_uint8(turned)
 
 
 def color_jitter(images: torch.Tensor, factors: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -309,15 +309,15 @@ def color_jitter(images: torch.Tensor, factors: np.ndarray | torch.Tensor) -> to
     factor = torch.as_tensor(factors, dtype=torch.float32).to(images.device).view(-1, 3, 1, 1, 1)
     brightness, contrast, saturation = factor.unbind(1)
     x = images.mul(brightness).clamp_(0, 255).floor_()
-    mean = _grey(x).mean((1, 2, 3), keepdim=True)
+    mean = _gray(x).mean((1, 2, 3), keepdim=True)
     x = x.mul_(contrast).addcmul_(mean, 1 - contrast).clamp_(0, 255).floor_()
     if images.shape[1] == 3:
-        grey = _grey(x)
+        grey = _gray(x)
         x = x.mul_(saturation).addcmul_(grey, 1 - saturation).clamp_(0, 255)
     return x.to(torch.uint8)
 
 
-def _grey(x: torch.Tensor) -> torch.Tensor:
+def _gray(x: torch.Tensor) -> torch.Tensor:
     """N×1×H×W luma of 0…255 floats, with torchvision's coefficients and rounding."""
     if x.shape[1] == 1:
         return x
@@ -325,7 +325,7 @@ def _grey(x: torch.Tensor) -> torch.Tensor:
     return r.mul(0.2989).add_(g, alpha=0.587).add_(b, alpha=0.114).floor_()
 
 
-def _to_bytes(x: torch.Tensor) -> torch.Tensor:
+def _to_uint8(x: torch.Tensor) -> torch.Tensor:
     return x.round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -66,7 +66,7 @@ class ImageArrays:
     """Class numbers, int64 of shape (N,)."""
     names: list[str]
     """What each is called: its path below the data folder, or split/number where there are no files."""
-    ready: bool = False
+    eval_ready: bool = False
     """Whether the pictures were cut for evaluation as they were read, and must not be resized once more."""
 
     def __len__(self) -> int:

@@ -32,7 +32,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, check_md5, extract_archive
 
 from alexnet.data import image_folder
-from alexnet.data.archives import as_folder
+from alexnet.data.archives import unpack_if_archive
 from alexnet.data.augment import Augment
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
 from alexnet.data.decode import BadImage, decode_crop, decode_image, image_size
@@ -45,7 +45,7 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.device import cache_dir
 from alexnet.errors import UserError, unknown_name
 
-Needed = tuple[list[str], Path, str]  # addresses of a file, where it belongs, its md5
+Download = tuple[list[str], Path, str]  # addresses of a file, where it belongs, its md5
 
 DATASETS = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
 
@@ -84,19 +84,19 @@ def load_dataset(
     if labels is not None and name not in ("imagenet", "folder"):
         raise UserError(f"The data set '{name}' brings its own labels; leave --labels out, or use 'folder'.")
     if data is not None and not data.name.endswith(".tar.gz"):  # CIFAR-10's own, whose pickles need a checksum first
-        data = as_folder(data, progress)
+        data = unpack_if_archive(data, progress)
     if name == "digits":
-        source = _digits(data)
+        source = _load_digits(data)
     elif data is not None and is_packed(data):
-        source = _packed(name, data, labels, progress)
+        source = _load_packed(name, data, labels, progress)
     elif name == "cifar10":
-        source = _cifar10(data, download, skip_bad, progress)
+        source = _load_cifar10(data, download, skip_bad, progress)
     elif name == "fashion-mnist":
-        source = _fashion_mnist(data, download, progress)
+        source = _load_fashion_mnist(data, download, progress)
     else:
         if data is None and labels is None:
             raise UserError(f"The data set '{name}' needs the folder that holds it; give --data DIR.")
-        source = _class_folders(name, data, skip_bad, progress, labels)
+        source = _load_images(name, data, skip_bad, progress, labels)
         if name == "imagenet" and not {"val", "test"} & set(source.splits):
             source.notes.append(f"{data} has no val/ beside train/, as ImageNet has.")
     return make_splits(source, seed, hold_out, split)
@@ -132,14 +132,14 @@ def decode_files(
 
     for _ in image_folder.map_in_threads(read, range(len(files)), progress, "reading images"):
         pass
-    return ImageArrays(torch.from_numpy(images), files.targets, files.names, ready=augment is None)
+    return ImageArrays(torch.from_numpy(images), files.targets, files.names, eval_ready=augment is None)
 
 
 def resize_for_eval(arrays: ImageArrays, preprocess: EvalTransform) -> ImageArrays:
     """`arrays` as `preprocess.evaluation` makes each picture, N×C×size×size: by Pillow, so that they are to the last
     bit what a picture file gives in prediction."""
     if (
-        arrays.ready
+        arrays.eval_ready
         or arrays.images.shape[-2:] == (preprocess.resize_side, preprocess.resize_side) == (preprocess.size,) * 2
     ):
         return arrays
@@ -152,7 +152,7 @@ def resize_for_eval(arrays: ImageArrays, preprocess: EvalTransform) -> ImageArra
 
     for _ in image_folder.map_in_threads(shape, range(len(arrays)), None, "resizing images"):
         pass
-    return ImageArrays(torch.from_numpy(images), arrays.targets, arrays.names, ready=True)
+    return ImageArrays(torch.from_numpy(images), arrays.targets, arrays.names, eval_ready=True)
 
 
 def _common_side(files: ImageFiles, progress: Progress | None) -> int:
@@ -172,11 +172,11 @@ def load_for_evaluation(
 ) -> ImageDataset:
     """Pictures to measure a network on: class folders of any kind or a table of labels, or the layouts of the data set
     `name` that it was trained on. Splits are those given, and `all` where there are none. Raises `UserError`."""
-    data = image_folder.data_folder(data, labels, progress)
+    data = image_folder.resolve_data_folder(data, labels, progress)
     if is_packed(data):
-        return _packed("folder", data, labels, progress, training=False)
+        return _load_packed("folder", data, labels, progress, training=False)
     if labels is not None:
-        tree = image_folder.scan_label_table(data, image_folder.labels_file(labels, data), training=False)
+        tree = image_folder.scan_label_table(data, image_folder.resolve_labels_path(labels, data), training=False)
         tree, bad = image_folder.drop_unreadable(tree, skip_bad=False, progress=progress)
         return ImageDataset(
             "folder", tree.classes, order_splits({**tree.splits}), channels=3, bad=bad, notes=tree.notes
@@ -191,20 +191,20 @@ def load_for_evaluation(
     return ImageDataset("folder", tree.classes, order_splits({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
 
 
-def open_layout(data: Path, progress: Progress | None = None) -> ImageDataset | None:
+def load_known_layout(data: Path, progress: Progress | None = None) -> ImageDataset | None:
     """The data set whose files, as its authors publish them, `data` is or holds; None where it holds other things."""
     if data.name == datasets.CIFAR10.filename:
-        return _cifar10(data, False, False, progress)
+        return _load_cifar10(data, False, False, progress)
     if not data.is_dir():
         return None
     if (data / datasets.CIFAR10.base_folder).is_dir() or any((data / n).is_file() for n in _CIFAR10_FILES):
-        return _cifar10(data, False, False, progress)
-    if any(_idx(data / d / _fashion_files("train")[0]) for d in ("", "raw", "FashionMNIST/raw")):
-        return _fashion_mnist(data, False, progress)
+        return _load_cifar10(data, False, False, progress)
+    if any(_find_idx(data / d / _fashion_files("train")[0]) for d in ("", "raw", "FashionMNIST/raw")):
+        return _load_fashion_mnist(data, False, progress)
     return None
 
 
-def _packed(
+def _load_packed(
     name: str, data: Path, labels: Path | None, progress: Progress | None, training: bool = True
 ) -> ImageDataset:
     if labels is not None:
@@ -225,21 +225,21 @@ def _packed(
     return ImageDataset(name, pack.classes, order_splits({**pack.splits}), channels=pack.form.channels, notes=notes)
 
 
-def _class_folders(
+def _load_images(
     name: str, data: Path | None, skip_bad: bool, progress: Progress | None, labels: Path | None = None
 ) -> ImageDataset:
-    root = image_folder.data_folder(data, labels, progress)
+    root = image_folder.resolve_data_folder(data, labels, progress)
     tree = (
         image_folder.scan_class_folders(root)
         if labels is None
-        else image_folder.scan_label_table(root, image_folder.labels_file(labels, root))
+        else image_folder.scan_label_table(root, image_folder.resolve_labels_path(labels, root))
     )
     tree, bad = image_folder.drop_unreadable(tree, skip_bad=skip_bad, progress=progress)
     splits: dict[str, ImageArrays | ImageFiles] = {**tree.splits}
     return ImageDataset(name, tree.classes, order_splits(splits), channels=3, bad=bad, notes=tree.notes)
 
 
-def _digits(data: Path | None) -> ImageDataset:
+def _load_digits(data: Path | None) -> ImageDataset:
     """scikit-learn's copy of the UCI handwritten digits: 1,797 of 8×8 with values 0…16, 174 to 183 a class.
 
     Divided into 1,259 for train, 269 for val and 269 for test."""
@@ -254,7 +254,7 @@ def _digits(data: Path | None) -> ImageDataset:
     return ImageDataset("digits", tuple(map(str, range(10))), {"train": train}, channels=1)
 
 
-def _cifar10(data: Path | None, download: bool, skip_bad: bool, progress: Progress | None) -> ImageDataset:
+def _load_cifar10(data: Path | None, download: bool, skip_bad: bool, progress: Progress | None) -> ImageDataset:
     archive = datasets.CIFAR10.filename
     layout = datasets.CIFAR10.base_folder
     if data is None:
@@ -268,24 +268,24 @@ def _cifar10(data: Path | None, download: bool, skip_bad: bool, progress: Progre
             if (cache / archive).is_file() and not download:
                 _unpack_cifar10(cache / archive)
             else:
-                _may_download("CIFAR-10", by_hand, download)
+                _require_download("CIFAR-10", by_hand, download)
                 needed = [([datasets.CIFAR10.url], cache / archive, datasets.CIFAR10.tgz_md5)]
                 _download(datasets.CIFAR10, needed, cache, "CIFAR-10", by_hand, progress)
     elif data.name.endswith(".tar.gz") and data.is_file():
         folder = _unpack_cifar10(data)
     else:
-        image_folder.existing_folder(data)
+        image_folder.require_folder(data)
         if (data / archive).is_file() and not (data / layout).is_dir():
             folder = _unpack_cifar10(data / archive)
         elif (data / layout).is_dir() or (data / "data_batch_1").is_file():
             folder = data / layout if (data / layout).is_dir() else data
         elif any(path.is_dir() and path.name.lower() in ("train", "training") for path in data.iterdir()):
-            source = _class_folders("cifar10", data, skip_bad, progress)
+            source = _load_images("cifar10", data, skip_bad, progress)
             splits: dict[str, ImageArrays | ImageFiles] = {}
             for split, files in source.splits.items():
                 assert isinstance(files, ImageFiles)
                 pictures = decode_files(files, EvalTransform(size=32), progress=progress)
-                splits[split] = replace(pictures, ready=False)  # they are 32×32 by nature
+                splits[split] = replace(pictures, eval_ready=False)  # they are 32×32 by nature
             return replace(source, splits=splits)
         else:
             raise UserError(
@@ -321,10 +321,12 @@ def _unpack_cifar10(archive: Path) -> Path:
     return cache / datasets.CIFAR10.base_folder
 
 
-def _fashion_mnist(data: Path | None, download: bool, progress: Progress | None) -> ImageDataset:
+def _load_fashion_mnist(data: Path | None, download: bool, progress: Progress | None) -> ImageDataset:
     files = {split: _fashion_files(split) for split in ("train", "test")}
-    where = cache_dir() / "fashion-mnist" if data is None else image_folder.existing_folder(data)
-    raw = next((d for d in (where / "FashionMNIST" / "raw", where / "raw", where) if _idx(d / files["train"][0])), None)
+    where = cache_dir() / "fashion-mnist" if data is None else image_folder.require_folder(data)
+    raw = next(
+        (d for d in (where / "FashionMNIST" / "raw", where / "raw", where) if _find_idx(d / files["train"][0])), None
+    )
     if raw is None:
         if data is not None:
             raise UserError(
@@ -332,7 +334,7 @@ def _fashion_mnist(data: Path | None, download: bool, progress: Progress | None)
                 f"the IDX files themselves ({files['train'][0]}, ...)."
             )
         by_hand = f"put the four IDX files (.gz or not) into {where}, or give --data a folder that has them"
-        _may_download("Fashion-MNIST", by_hand, download)
+        _require_download("Fashion-MNIST", by_hand, download)
         raw = where / "FashionMNIST" / "raw"
         mirrors, resources = datasets.FashionMNIST.mirrors, datasets.FashionMNIST.resources
         needed = [([mirror + name for mirror in mirrors], raw / name, md5) for name, md5 in resources]
@@ -355,7 +357,7 @@ def _fashion_files(split: str) -> tuple[str, str]:
     return f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"
 
 
-def _idx(path: Path) -> Path | None:
+def _find_idx(path: Path) -> Path | None:
     """The file at `path`, or compressed beside it."""
     return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
 
@@ -363,7 +365,7 @@ def _idx(path: Path) -> Path | None:
 def _read_idx(path: Path, item: tuple[int, ...]) -> np.ndarray:
     """uint8 of shape (N, *item). The format: two zeros, the type (8: uint8), the number of dimensions, then each
     as a big-endian 32-bit integer, then the values."""
-    found = _idx(path)
+    found = _find_idx(path)
     if found is None:
         raise UserError(f"{path} is missing, so Fashion-MNIST is incomplete; put it there.")
     try:
@@ -378,13 +380,13 @@ def _read_idx(path: Path, item: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header).reshape(-1, *item).copy()
 
 
-def _may_download(title: str, by_hand: str, allowed: bool) -> None:
+def _require_download(title: str, by_hand: str, allowed: bool) -> None:
     if not allowed:
         raise UserError(f"{title} is not on this machine and downloading is switched off; {by_hand}.")
 
 
 def _download(
-    kind: type, files: list[Needed], cache: Path, title: str, by_hand: str, progress: Progress | None
+    kind: type, files: list[Download], cache: Path, title: str, by_hand: str, progress: Progress | None
 ) -> None:
     """Our download, which goes on where it broke off, into the places where torchvision's own then finds all whole."""
     try:

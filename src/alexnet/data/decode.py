@@ -36,7 +36,7 @@ _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "J
 
 # EXIF tag 0x0112 → what puts the picture upright (EXIF 2.32, section 4.6.4).
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
+EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -54,10 +54,10 @@ Box = tuple[int, int, int, int]
 class BadImage(UserError):
     """A picture that cannot be read: `reason` in a few words, `where` it is."""
 
-    def __init__(self, reason: str, where: str = "the image") -> None:
-        super().__init__(reason, where)  # both in args, so that the error survives pickling
+    def __init__(self, reason: str, source: str = "the image") -> None:
+        super().__init__(reason, source)  # both in args, so that the error survives pickling
         self.reason = reason
-        self.where = where
+        self.where = source
 
     def __str__(self) -> str:
         return f"Cannot read {self.where}: {self.reason}; replace or remove it."
@@ -82,20 +82,20 @@ def decode_image(
     """
     if channels not in (1, 3):
         raise UserError(f"Images can be read with 1 channel (grey) or 3 (RGB), not {channels}; choose one of them.")
-    where = _name(source)
+    where = _source_name(source)
     mode = "RGB" if channels == 3 else "L"
     if isinstance(source, np.ndarray):
         source = Image.fromarray(source if source.shape[2] == 3 else source[..., 0])
     try:
         if isinstance(source, Image.Image):
-            return _plain(_upright(source), mode)
-        with _file(source, where) as file, _open(file, where, max_pixels) as image:
+            return convert_mode(_apply_orientation(source), mode)
+        with _open_file(source, where) as file, open_image(file, where, max_pixels) as image:
             image.load()
-            return _plain(_upright(image), mode)
+            return convert_mode(_apply_orientation(image), mode)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
-        raise BadImage(_say(error), where) from error
+        raise BadImage(describe_error(error), where) from error
 
 
 def decode_crop(
@@ -111,15 +111,15 @@ def decode_crop(
     half, quarter and eighth size that leaves the part at least twice `size` pixels wide and high, which spares most of
     the work for a camera's picture; at full size the pixels are those of `decode`. Raises `BadImage` as `decode` does.
     """
-    where, mode = _name(source), "RGB" if channels == 3 else "L"
+    where, mode = _source_name(source), "RGB" if channels == 3 else "L"
     if isinstance(source, np.ndarray):
         if source.shape[2] != channels:
             source = np.array(decode_image(source, channels)).reshape(*source.shape[:2], channels)
         left, top, right, bottom = box(source.shape[1], source.shape[0]) if box else (0, 0, None, None)
         return source[top:bottom, left:right]
     try:
-        with _file(source, where) as file, _open(file, where) as image:
-            stored, turned = image.size, _orientation(image)
+        with _open_file(source, where) as file, open_image(file, where) as image:
+            stored, turned = image.size, exif_orientation(image)
             width, height = stored[::-1] if turned >= 5 else stored
             left, top, right, bottom = box(width, height) if box else (0, 0, width, height)
             factor = 1
@@ -127,21 +127,21 @@ def decode_crop(
                 while factor < 8 and min(right - left, bottom - top) >= 4 * factor * size:
                     factor *= 2
             left, top, right, bottom = (round(place / factor) for place in (left, top, right, bottom))
-            if image.format == "JPEG" and image.mode in (mode, "L") and turned not in _UPRIGHT:
-                pixels = _turbo(file, mode, stored, factor)
+            if image.format == "JPEG" and image.mode in (mode, "L") and turned not in EXIF_TRANSPOSES:
+                pixels = _decode_simplejpeg(file, mode, stored, factor)
                 if pixels is not None:
                     return pixels[top:bottom, left:right]
             if factor > 1:
                 image.draft(None, (stored[0] // factor, stored[1] // factor))
             image.load()
-            picture = _plain(_upright(image), mode)
+            picture = convert_mode(_apply_orientation(image), mode)
             if picture.size != (right - left, bottom - top):
                 picture = picture.crop((left, top, right, bottom))
             return np.array(picture).reshape(picture.height, picture.width, channels)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # as in `decode`
-        raise BadImage(_say(error), where) from error
+        raise BadImage(describe_error(error), where) from error
 
 
 def check_image(path: str | Path, *, full: bool = True) -> str | None:
@@ -154,7 +154,7 @@ def check_image(path: str | Path, *, full: bool = True) -> str | None:
         if full:
             decode_image(path)
             return None
-        with _file(path, str(path)) as file, _open(file, str(path)) as image:
+        with _open_file(path, str(path)) as file, open_image(file, str(path)) as image:
             marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(image.format or "")
             # Cameras append padding and previews, so the marker may stand anywhere near the end.
             file.seek(max(0, file.seek(0, io.SEEK_END) - 65536))
@@ -167,20 +167,20 @@ def image_size(source: str | Path | bytes | np.ndarray) -> tuple[int, int]:
     """Width and height in pixels that `decode` will return, from the header alone. Raises `BadImage`."""
     if isinstance(source, np.ndarray):
         return source.shape[1], source.shape[0]
-    where = _name(source)
-    with _file(source, where) as file, _open(file, where) as image:
+    where = _source_name(source)
+    with _open_file(source, where) as file, open_image(file, where) as image:
         width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        return (height, width) if exif_orientation(image) >= 5 else (width, height)
 
 
 # ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _name(source: str | Path | bytes | np.ndarray | Image.Image) -> str:
+def _source_name(source: str | Path | bytes | np.ndarray | Image.Image) -> str:
     return str(source) if isinstance(source, (str, Path)) else "the image"
 
 
-def _file(source: str | Path | bytes, where: str) -> BinaryIO:
+def _open_file(source: str | Path | bytes, where: str) -> BinaryIO:
     """`source` opened for reading, not empty."""
     try:
         file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
@@ -197,16 +197,16 @@ def _file(source: str | Path | bytes, where: str) -> BinaryIO:
     return file
 
 
-def _open(file: BinaryIO, where: str, most: int = MAX_PIXELS) -> Image.Image:
+def open_image(file: BinaryIO, where: str, most: int = MAX_PIXELS) -> Image.Image:
     """The picture with its header read and its pixels not yet decoded."""
     too_many = f"it has more than {min(most, MAX_PIXELS):,} pixels, the most that is decoded"
     try:
-        image = Image.open(file, formats=_formats())
+        image = Image.open(file, formats=_readable_formats())
     except Image.DecompressionBombError as error:
         raise TooManyPixels(too_many, where) from error
     except Exception as error:
         file.seek(0)
-        raise BadImage(_what_instead(file.read(512)), where) from error
+        raise BadImage(_guess_content(file.read(512)), where) from error
     if image.width * image.height > min(most, MAX_PIXELS):  # a caller may have lifted Pillow's own limit
         image.close()
         raise TooManyPixels(too_many, where)
@@ -214,7 +214,7 @@ def _open(file: BinaryIO, where: str, most: int = MAX_PIXELS) -> Image.Image:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def _readable_formats() -> tuple[str, ...]:
     """Those of our formats that this Pillow can read, with HEIC where pillow-heif is installed."""
     try:
         import pillow_heif  # type: ignore[import-not-found, unused-ignore]
@@ -226,7 +226,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _what_instead(data: bytes) -> str:
+def _guess_content(data: bytes) -> str:
     """A guess from the first bytes at what a file is that Pillow does not take for a picture."""
     start = data.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg")):
@@ -242,7 +242,7 @@ def _what_instead(data: bytes) -> str:
     return "it is not an image of a known format"
 
 
-def _say(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """A decoder's complaint in a few words."""
     text = str(error).lower()
     if isinstance(error, (EOFError, IndexError, struct.error)) or "truncated" in text or "not enough" in text:
@@ -250,14 +250,14 @@ def _say(error: Exception) -> str:
     return f"its data is damaged ({error})" if text else "its data is damaged"
 
 
-def _turbo(file: BinaryIO, mode: str, size: tuple[int, int], factor: int) -> np.ndarray | None:
+def _decode_simplejpeg(file: BinaryIO, mode: str, size: tuple[int, int], factor: int) -> np.ndarray | None:
     """All pixels of a JPEG of `size` at 1/`factor` of it, uint8 H×W×C. None without simplejpeg, and for a file of
     which it has any complaint: Pillow then decides whether it can be read.
 
     Both packages hold the same library, libjpeg-turbo, and give the same pixels (a test compares them); Pillow's go
     through two more copies, a third of its time.
     """
-    simplejpeg = _simplejpeg()
+    simplejpeg = _import_simplejpeg()
     if simplejpeg is None:
         return None
     file.seek(0)
@@ -270,7 +270,7 @@ def _turbo(file: BinaryIO, mode: str, size: tuple[int, int], factor: int) -> np.
 
 
 @functools.cache
-def _simplejpeg() -> Any:
+def _import_simplejpeg() -> Any:
     """The module, or None where it is not installed."""
     try:
         import simplejpeg
@@ -282,19 +282,19 @@ def _simplejpeg() -> Any:
 # ── to what the network reads ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # malformed EXIF is common and no reason to refuse the pixels
         return 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    method = _UPRIGHT.get(_orientation(image))
+def _apply_orientation(image: Image.Image) -> Image.Image:
+    method = EXIF_TRANSPOSES.get(exif_orientation(image))
     return image if method is None else image.transpose(method)
 
 
-def _plain(image: Image.Image, mode: str) -> Image.Image:
+def convert_mode(image: Image.Image, mode: str) -> Image.Image:
     """`image` in `mode`, RGB or L, with nothing attached that could be applied a second time."""
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)

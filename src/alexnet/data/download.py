@@ -40,7 +40,7 @@ def fetch(urls: Sequence[str], target: Path, md5: str, progress: Progress | None
         reason = ""
         for _ in range(TRIES):
             try:
-                _continue(url, part, progress)
+                _download_rest(url, part, progress)
             except (OSError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
                 if isinstance(error, urllib.error.HTTPError) and error.code != 416:
@@ -56,7 +56,7 @@ def fetch(urls: Sequence[str], target: Path, md5: str, progress: Progress | None
     raise DownloadFailed("; ".join(reasons))
 
 
-def _continue(url: str, part: Path, progress: Progress | None) -> None:
+def _download_rest(url: str, part: Path, progress: Progress | None) -> None:
     """Append to `part` what it still lacks; returns when the host says that this was all."""
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})

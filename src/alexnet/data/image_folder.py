@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from alexnet.data.archives import ENDINGS, as_folder, is_archive
+from alexnet.data.archives import ARCHIVE_SUFFIXES, is_archive, unpack_if_archive
 from alexnet.data.dataset import ImageFiles
 from alexnet.data.decode import IMAGE_SUFFIXES, check_image
 from alexnet.device import cpu_count
@@ -59,36 +59,36 @@ class FolderContents:
     """The folder of each split; that of `all` is the root, where there are no splits."""
     classes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     """For each split, class names in alphabetical order, each with the sorted paths of its pictures below `root`."""
-    others: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
     """Folders beside those of the splits, which are passed over."""
     stray: list[str] = field(default_factory=list)
     """Pictures that lie beside the class folders or the splits, and so in no class."""
-    closed: list[tuple[str, str]] = field(default_factory=list)
+    inaccessible: list[tuple[str, str]] = field(default_factory=list)
     """Folders that cannot be opened, and what the system says."""
     links: list[str] = field(default_factory=list)
     """Links to folders that are not followed: those below a class, and those that lead back to where they are."""
 
 
-def existing_folder(data: Path) -> Path:
+def require_folder(data: Path) -> Path:
     """`data`, if it is a folder. Raises `UserError` otherwise."""
     if not data.exists():
         raise UserError(f"There is no folder {data}; check the path given as data.")
     if not data.is_dir():
-        kinds = ", ".join(ENDINGS[:3])
+        kinds = ", ".join(ARCHIVE_SUFFIXES[:3])
         raise UserError(f"{data} is a file, not a folder or an archive ({kinds}, ...); check the path given as data.")
     return data
 
 
-def data_folder(data: Path | None, labels: Path | None, progress: Progress | None = None) -> Path:
+def resolve_data_folder(data: Path | None, labels: Path | None, progress: Progress | None = None) -> Path:
     """The folder that holds the pictures: `data`, unpacked where it is an archive, or else where `labels` lies.
     Raises `UserError`."""
     if data is None:
         assert labels is not None
         return labels.parent
-    return existing_folder(as_folder(data, progress) if is_archive(data) else data)
+    return require_folder(unpack_if_archive(data, progress) if is_archive(data) else data)
 
 
-def labels_file(labels: Path, root: Path) -> Path:
+def resolve_labels_path(labels: Path, root: Path) -> Path:
     """The table of labels: where its path says, or below the data folder, as when both came in one archive."""
     return labels if labels.is_file() or not (root / labels).is_file() else root / labels
 
@@ -98,17 +98,17 @@ def walk_folder(root: Path) -> FolderContents:
 
     Raises `UserError` for a folder that is missing, and for one with two folders for the same split.
     """
-    found = FolderContents(existing_folder(root))
-    inside = _listing(root, found)
+    found = FolderContents(require_folder(root))
+    inside = _list_entries(root, found)
     folders = [Path(entry.path) for entry in inside if _is_folder(entry, (root,), found)]
     found.folders, others = _split_folders(root, folders)
     if found.folders:
-        found.others = [folder.name for folder in others]
-        found.stray = [entry.name for entry in inside if _is_picture(entry.name) and entry.is_file()]
+        found.ignored = [folder.name for folder in others]
+        found.stray = [entry.name for entry in inside if _is_image(entry.name) and entry.is_file()]
     else:
         found.folders = {"all": root}
     for split, folder in found.folders.items():
-        found.classes[split] = _classes(folder, found)
+        found.classes[split] = _find_classes(folder, found)
     return found
 
 
@@ -120,12 +120,12 @@ def scan_class_folders(root: Path, training: bool = True) -> ImageTree:
     class folder, fewer than two classes, two classes that differ only in case, a class that train/ lacks.
     """
     found = walk_folder(root)
-    if found.closed:
-        name, reason = found.closed[0]
+    if found.inaccessible:
+        name, reason = found.inaccessible[0]
         raise UserError(f"The folder {root / name} cannot be opened ({reason}); change its permissions or remove it.")
-    notes = [f"Passed over in {root}: {', '.join(found.others)}."] if found.others else []
+    notes = [f"Passed over in {root}: {', '.join(found.ignored)}."] if found.ignored else []
     if found.links:
-        notes.append(f"Passed over {_shown(found.links)} in {root}: links to folders, which may lead in circles.")
+        notes.append(f"Passed over {_list_first(found.links)} in {root}: links to folders, which may lead in circles.")
     split_folders, by_split = found.folders, found.classes
     if training and "all" in by_split:
         split_folders, by_split = {"train": root}, {"train": by_split["all"]}
@@ -133,7 +133,7 @@ def scan_class_folders(root: Path, training: bool = True) -> ImageTree:
         other = next(iter(split_folders.values()))
         raise UserError(f"{root} has {other.name}/ but no train/ to learn from; name the training folder train.")
     if training:
-        _check_classes(root, split_folders, by_split)
+        _check_folders_for_training(root, split_folders, by_split)
     import torch
 
     classes = tuple(by_split["train"] if training else sorted(set().union(*by_split.values())))
@@ -156,13 +156,13 @@ def scan_label_table(root: Path, labels: Path, training: bool = True) -> ImageTr
     """
     table = read_label_table(labels)
     if table.bad:
-        shown = _shown([f"{name} ({reason})" for name, reason in table.bad])
+        shown = _list_first([f"{name} ({reason})" for name, reason in table.bad])
         rows = len(table.names) + table.repeated + len(table.bad)
         raise UserError(f"{len(table.bad)} of {rows} rows of {labels} cannot be used: {shown}; mend or remove them.")
     notes = [f"Passed over {table.repeated} repeated rows of {labels}."] if table.repeated else []
     splits = table.splits if "all" not in table.splits or not training else ["train"] * len(table.names)
     if training:
-        _check_listed(labels, table, splits)
+        _check_table_for_training(labels, table, splits)
     learnt = [label for label, split in zip(table.labels, splits, strict=True) if split == "train" or not training]
     classes = class_order(learnt)
     number = {name: i for i, name in enumerate(classes)}
@@ -243,27 +243,27 @@ def map_in_threads(
 # ── the parts of a scan ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return name.startswith((".", "@")) or name == "__MACOSX"  # @eaDir: thumbnails of network drives
 
 
-def _is_picture(name: str) -> bool:
-    return not _hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def _is_image(name: str) -> bool:
+    return not _is_hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _shown(names: Sequence[str]) -> str:
+def _list_first(names: Sequence[str]) -> str:
     """The first ten, and that there are more."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _listing(folder: Path, found: FolderContents) -> list[os.DirEntry[str]]:
+def _list_entries(folder: Path, found: FolderContents) -> list[os.DirEntry[str]]:
     """What lies in `folder`, by name; a folder that cannot be opened is noted and counts as empty."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not _hidden(entry.name)), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         name = folder.relative_to(found.root).as_posix() if folder != found.root else "."
-        found.closed.append((name, error.strerror or str(error)))
+        found.inaccessible.append((name, error.strerror or str(error)))
         return []
 
 
@@ -280,9 +280,9 @@ def _is_folder(entry: os.DirEntry[str], above: tuple[Path, ...], found: FolderCo
         return False
 
 
-def _has_pictures(folder: Path, found: FolderContents) -> bool:
+def _has_images(folder: Path, found: FolderContents) -> bool:
     """Whether pictures lie in `folder` itself, as they do in a class folder and not in train/."""
-    return any(_is_picture(entry.name) for entry in _listing(folder, found))
+    return any(_is_image(entry.name) for entry in _list_entries(folder, found))
 
 
 def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
@@ -293,7 +293,7 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
     """
     named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if len(named) < len(folders):
-        named = [folder for folder in named if not _has_pictures(folder, FolderContents(root))]
+        named = [folder for folder in named if not _has_images(folder, FolderContents(root))]
     splits: dict[str, Path] = {}
     for folder in named:
         split = SPLIT_NAMES[folder.name.lower()]
@@ -303,32 +303,32 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
     return splits, [folder for folder in folders if folder not in named]
 
 
-def _classes(folder: Path, found: FolderContents) -> dict[str, list[str]]:
+def _find_classes(folder: Path, found: FolderContents) -> dict[str, list[str]]:
     """Class names in alphabetical order, each with the sorted paths of its pictures below the root."""
     classes = {}
-    for entry in _listing(folder, found):
+    for entry in _list_entries(folder, found):
         if _is_folder(entry, (folder, found.root), found):
-            classes[entry.name] = sorted(_pictures(Path(entry.path), found))
-        elif _is_picture(entry.name) and entry.is_file():
+            classes[entry.name] = sorted(_find_below(Path(entry.path), found))
+        elif _is_image(entry.name) and entry.is_file():
             found.stray.append(Path(entry.path).relative_to(found.root).as_posix())
     return classes
 
 
-def _pictures(folder: Path, found: FolderContents) -> list[str]:
+def _find_below(folder: Path, found: FolderContents) -> list[str]:
     """The paths of the pictures at any depth below `folder`, from the root."""
     prefix = folder.relative_to(found.root).as_posix()
     names = []
-    for entry in _listing(folder, found):
+    for entry in _list_entries(folder, found):
         if entry.is_dir(follow_symlinks=False):
-            names += _pictures(Path(entry.path), found)
+            names += _find_below(Path(entry.path), found)
         elif entry.is_symlink() and entry.is_dir():
             found.links.append(f"{prefix}/{entry.name}")
-        elif _is_picture(entry.name):
+        elif _is_image(entry.name):
             names.append(f"{prefix}/{entry.name}")
     return names
 
 
-def _check_listed(labels: Path, table: LabelTable, splits: list[str]) -> None:
+def _check_table_for_training(labels: Path, table: LabelTable, splits: list[str]) -> None:
     """Refuse a table that cannot be learnt from."""
     by_split: dict[str, set[str]] = {split: set() for split in splits}
     for label, split in zip(table.labels, splits, strict=True):
@@ -343,10 +343,10 @@ def _check_listed(labels: Path, table: LabelTable, splits: list[str]) -> None:
             raise UserError(f"{labels} has the class '{lacking[0]}' in {split} and not in train; mend or remove it.")
 
 
-def _check_classes(root: Path, folders: dict[str, Path], found: dict[str, dict[str, list[str]]]) -> None:
+def _check_folders_for_training(root: Path, folders: dict[str, Path], found: dict[str, dict[str, list[str]]]) -> None:
     train, where = found["train"], folders["train"]
     if not train:
-        what = "pictures but no class folders" if _has_pictures(where, FolderContents(root)) else "no class folders"
+        what = "pictures but no class folders" if _has_images(where, FolderContents(root)) else "no class folders"
         if where == root and what == "no class folders":
             raise UserError(f"{root} holds no images; put those of each class into a folder of its own there.")
         raise UserError(f"{where} holds {what}; put the images of each class into a folder of its own there.")
@@ -383,7 +383,7 @@ SPLIT_NAMES = {
 }
 """What splits are called, in lower case, and which each is."""
 
-COLUMNS = {
+COLUMN_NAMES = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "image_name"),
     "label": ("label", "class", "category", "target", "label_name", "class_name"),
     "split": ("split", "set", "subset", "partition"),
@@ -420,9 +420,10 @@ def read_label_table(path: Path) -> LabelTable:
     """
     if not path.is_file():
         raise UserError(f"There is no file of labels {path}; check the path given as --labels.")
-    columns = _parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _csv(path)
+    columns = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
     chosen = {
-        kind: next((name for name in columns if name.strip().lower() in names), None) for kind, names in COLUMNS.items()
+        kind: next((name for name in columns if name.strip().lower() in names), None)
+        for kind, names in COLUMN_NAMES.items()
     }
     if chosen["path"] is None or chosen["label"] is None:
         shown = ", ".join(list(columns)[:8]) or "none"
@@ -454,7 +455,7 @@ def read_label_table(path: Path) -> LabelTable:
     return found
 
 
-def _csv(path: Path) -> dict[str, list[str]]:
+def _read_csv(path: Path) -> dict[str, list[str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             first = file.readline()
@@ -473,21 +474,21 @@ def _csv(path: Path) -> dict[str, list[str]]:
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
-def _parquet(path: Path) -> dict[str, list[str]]:
+def _read_parquet(path: Path) -> dict[str, list[str]]:
     import pyarrow
     from pyarrow import parquet
 
-    wanted = {name for names in COLUMNS.values() for name in names}
+    wanted = {name for names in COLUMN_NAMES.values() for name in names}
     try:
         schema = parquet.read_schema(path)
         chosen = [name for name in schema.names if name.strip().lower() in wanted]
         table = parquet.read_table(path, columns=chosen or None)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"The labels in {path} cannot be read ({error}); save them as Parquet again.") from error
-    return {name: [_text(value) for value in table[name].to_pylist()] for name in table.column_names}
+    return {name: [_to_text(value) for value in table[name].to_pylist()] for name in table.column_names}
 
 
-def _text(value: object) -> str:
+def _to_text(value: object) -> str:
     """A cell as CSV would have it: a float that is a whole number, as data frames make of gaps, loses its point."""
     if value is None or value != value:
         return ""

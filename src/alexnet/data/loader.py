@@ -35,7 +35,7 @@ MAX_IN_MEMORY = 2 << 30
 """Bytes of decoded pictures that are kept in memory at most."""
 
 _PREFETCH = 2  # batches that each worker has ready or in hand: torch's default
-_BROKEN = (ConnectionError, EOFError, FileNotFoundError)
+_DEAD_WORKER_ERRORS = (ConnectionError, EOFError, FileNotFoundError)
 """How a batch ends whose worker dies while handing it over. Files that are not there are `BadImage` by then."""
 _MAX_WORKERS = 16  # more than decoding for one device can use
 
@@ -117,15 +117,15 @@ def batch_bounds(samples: int, batch_size: int, drop_last: bool = False) -> list
     return bounds
 
 
-class Rows(NamedTuple):
+class BatchRows(NamedTuple):
     """The samples of a batch, or of one's part of it, before they are read: as in `Batch`."""
 
     ids: np.ndarray
-    leads: np.ndarray
-    part: RowRange
+    crop_ids: np.ndarray
+    rows: RowRange
 
 
-class _Order:
+class _BatchOrder:
     """The order of samples, the batch bounds and the share that both kinds of loader have in common."""
 
     def __init__(
@@ -136,43 +136,43 @@ class _Order:
         shuffle: bool,
         seed: int,
         drop_last: bool,
-        share: Shard,
+        shard: Shard,
     ) -> None:
         self.samples = self.total = samples
         self.shuffle = shuffle
         self.seed = seed
         self.bounds = batch_bounds(samples, batch_size, drop_last)
-        self.share = share
-        self.chunk = augment.crop_group if augment is not None else 1
+        self.share = shard
+        self.crop_group = augment.crop_group if augment is not None else 1
         self.mixes = augment is not None and max(augment.mixup, augment.cutmix) > 0
 
     def __len__(self) -> int:
         return len(self.bounds)
 
-    def rows(self, epoch: int, start: int) -> Iterator[Rows]:
+    def rows(self, epoch: int, start: int) -> Iterator[BatchRows]:
         """What each batch of `epoch` holds, from batch `start` on."""
         n = self.total
         order = rng.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n)
         for first, last in self.bounds[start:]:
             ids = order[first:last]
-            leads = crop_group_ids(ids, self.chunk)
+            leads = crop_group_ids(ids, self.crop_group)
             place = self.share.row_range(len(ids))
             if self.share == ALL:
-                yield Rows(ids, leads, place)
+                yield BatchRows(ids, leads, place)
                 continue
             # MixUp and CutMix combine each picture with the one before it, the first of all with the last
             before = self.mixes or place.size == 0
             chosen = np.arange(place.start - before, place.start + place.size) % len(ids)
-            yield Rows(ids[chosen], leads[chosen], place)
+            yield BatchRows(ids[chosen], leads[chosen], place)
 
-    def take_turns(self, share: Shard) -> None:
+    def shard_batches(self, shard: Shard) -> None:
         """Keep one batch of every `share.of`: with the others' each sample once, and in the batches of one process, on
         which the last bits of a sum depend."""
-        self.bounds = self.bounds[share.rank :: share.world_size]
+        self.bounds = self.bounds[shard.rank :: shard.world_size]
         self.samples = sum(last - first for first, last in self.bounds)
 
 
-class InMemory(_Order):
+class InMemory(_BatchOrder):
     """Batches of `arrays`, which may live on any device; the batches come from there.
 
     Without `augment` they are what `preprocess` makes of them for evaluation. With it they are what is left to
@@ -190,15 +190,15 @@ class InMemory(_Order):
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
-        share: Shard = ALL,
+        shard: Shard = ALL,
     ) -> None:
-        super().__init__(len(arrays), batch_size, augment, shuffle, seed, drop_last, share)
+        super().__init__(len(arrays), batch_size, augment, shuffle, seed, drop_last, shard)
         if arrays.images.shape[1] != preprocess.channels:
             raise UserError(
                 f"The pictures have {arrays.images.shape[1]} channels and the preprocessing {preprocess.channels}; "
                 "make them the same."
             )
-        if arrays.ready and (augment is not None or arrays.images.shape[-1] != preprocess.size):
+        if arrays.eval_ready and (augment is not None or arrays.images.shape[-1] != preprocess.size):
             raise UserError(
                 f"These pictures were cut to {arrays.images.shape[-1]} pixels for evaluation; read them again to train "
                 "on them or to use another size."
@@ -213,15 +213,15 @@ class InMemory(_Order):
             ids = torch.from_numpy(rows.ids)
             index = ids.to(self.arrays.images.device)
             images = self.arrays.images.index_select(0, index)
-            if self.device_augment is None and not self.arrays.ready:
+            if self.device_augment is None and not self.arrays.eval_ready:
                 images = self.preprocess.resize_batch(images)
             elif self.device_augment is not None and self.device_augment.crop != "resized":
                 images = self.preprocess.resize_batch(images, self.preprocess.resize_side)
             targets = self.arrays.targets.index_select(0, index)
-            yield Batch(images, targets, ids, torch.from_numpy(rows.leads), rows.part)
+            yield Batch(images, targets, ids, torch.from_numpy(rows.crop_ids), rows.rows)
 
 
-class FromFiles(_Order):
+class FromFiles(_BatchOrder):
     """Batches decoded as they are needed, by `workers` processes (0: in this one).
 
     Without `augment` they are what `preprocess` makes for evaluation. With it, crop resized is taken here from the
@@ -241,17 +241,17 @@ class FromFiles(_Order):
         drop_last: bool = False,
         workers: int = 0,
         pin_memory: bool = False,
-        share: Shard = ALL,
+        shard: Shard = ALL,
     ) -> None:
-        super().__init__(len(files), batch_size, augment, shuffle, seed, drop_last, share)
+        super().__init__(len(files), batch_size, augment, shuffle, seed, drop_last, shard)
         files.check(preprocess)
-        self.pictures = _Pictures(files, preprocess, augment, seed)
+        self.dataset = _BatchDataset(files, preprocess, augment, seed)
         self.workers = workers
         self.pin_memory = pin_memory
         self.device_augment = augment
         if augment is not None and augment.crop == "resized":
             self.device_augment = replace(augment, crop="none")
-        elif augment is not None and self.pictures.cuts:
+        elif augment is not None and self.dataset.copies_crops:
             self.device_augment = replace(augment, crop="none", flip=False)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -259,22 +259,22 @@ class FromFiles(_Order):
         `ReaderDied`."""
         requests: Any = [(epoch, rows) for rows in self.rows(epoch, start)]  # what DataLoader passes on as it is
         loader: Iterable[Batch | UserError] = DataLoader(
-            self.pictures,
+            self.dataset,
             batch_sampler=requests,
             num_workers=self.workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals,
+            collate_fn=identity,
+            worker_init_fn=_ignore_signals,
             pin_memory=self.pin_memory,
             prefetch_factor=_PREFETCH if self.workers else None,
             generator=torch.Generator(),  # else it would draw a number from the global one, which dropout uses
         )
         died = False
         try:
-            for batch in _told_when_asked(loader):
+            for batch in _defer_worker_errors(loader):
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
-        except (RuntimeError, *_BROKEN) as error:
+        except (RuntimeError, *_DEAD_WORKER_ERRORS) as error:
             if not self.workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
                 raise
             died = True
@@ -285,7 +285,7 @@ class FromFiles(_Order):
             )
 
 
-class _Pictures(Dataset):
+class _BatchDataset(Dataset):
     """What a worker does: (epoch, rows) → a batch. Holds nothing that changes, and can be pickled for spawn."""
 
     def __init__(self, files: ImageFiles, preprocess: EvalTransform, augment: Augment | None, seed: int) -> None:
@@ -294,18 +294,18 @@ class _Pictures(Dataset):
         self.augment = augment
         self.seed = seed
         crop = augment.crop if augment else "none"
-        self.cuts = isinstance(files, PackedImages) and crop in ("none", "random") and files.matches(preprocess)
+        self.copies_crops = isinstance(files, PackedImages) and crop in ("none", "random") and files.matches(preprocess)
         """Whether crops are copied straight from packed pixels, mirrored where that is their turn."""
 
-    def __getitems__(self, request: tuple[int, Rows]) -> Batch | UserError:
+    def __getitems__(self, request: tuple[int, BatchRows]) -> Batch | UserError:
         epoch, (ids, leads, part) = request
         try:
-            images = self._crops(epoch, ids, leads) if self.cuts else self._decoded(epoch, ids, leads)
+            images = self._copy_crops(epoch, ids, leads) if self.copies_crops else self._decode_batch(epoch, ids, leads)
         except UserError as error:
             return error  # raised in a worker it would arrive wrapped in that worker's traceback
         return Batch(images, self.files.targets[ids], torch.from_numpy(ids), torch.from_numpy(leads), part)
 
-    def _crops(self, epoch: int, ids: np.ndarray, leads: np.ndarray) -> torch.Tensor:
+    def _copy_crops(self, epoch: int, ids: np.ndarray, leads: np.ndarray) -> torch.Tensor:
         """The same crops and mirror images, from the same draws, as `augment` makes of pictures in memory."""
         assert isinstance(self.files, PackedImages)
         cfg, size = self.augment or Augment(), self.preprocess.size
@@ -317,14 +317,14 @@ class _Pictures(Dataset):
             mirrored = rng.uniform(self.seed, epoch, leads, "flip", 1)[:, 0] < 0.5
         return self.files.crops(ids, corners, mirrored, size)
 
-    def _decoded(self, epoch: int, ids: np.ndarray, leads: np.ndarray) -> torch.Tensor:
+    def _decode_batch(self, epoch: int, ids: np.ndarray, leads: np.ndarray) -> torch.Tensor:
         numbers: Any = [None] * len(ids)
         if self.augment is not None and self.augment.crop == "resized":
             numbers = rng.uniform(self.seed, epoch, leads, "crop", BOX_DRAWS)
-        pictures = [self._picture(i, row).movedim(0, -1) for i, row in zip(ids, numbers, strict=True)]
+        pictures = [self._load_image(i, row).movedim(0, -1) for i, row in zip(ids, numbers, strict=True)]
         return torch.stack(pictures).movedim(-1, 1)  # channels_last: as pixels are decoded, and as they are computed
 
-    def _picture(self, i: int, uniform: np.ndarray | None) -> torch.Tensor:
+    def _load_image(self, i: int, uniform: np.ndarray | None) -> torch.Tensor:
         stored, preprocess, cfg = self.files.raw(i), self.preprocess, self.augment
         try:
             if cfg is None:
@@ -337,7 +337,7 @@ class _Pictures(Dataset):
             raise BadImage(error.reason, self.files.describe(i)) from error
 
 
-def _told_when_asked(loader: Iterable[Any]) -> Iterator[Any]:
+def _defer_worker_errors(loader: Iterable[Any]) -> Iterator[Any]:
     """The loader's iterator, which tells of a dead worker when asked for a batch (within 5 s) and not before.
 
     torch would have SIGCHLD raise wherever this process is just then, such as in the middle of a training step.
@@ -351,13 +351,13 @@ def _told_when_asked(loader: Iterable[Any]) -> Iterator[Any]:
         signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 
-def _leave_signals(_: int) -> None:
+def _ignore_signals(_: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach workers too; the main process alone decides what then happens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Any) -> Any:
+def identity(batch: Any) -> Any:
     return batch
 
 
@@ -389,34 +389,34 @@ def choose_workers(requested: int | None, batch_bytes: int, shm: Path = Path("/d
     )
 
 
-def memory_plan(source: ImageDataset, size: int, wanted: bool | None = None) -> bool:
+def fits_in_memory(dataset: ImageDataset, size: int, requested: bool | None = None) -> bool:
     """Whether to keep the pictures of `source` decoded in memory, as squares of `size` pixels.
 
     True if they are already there, or need at most `MAX_IN_MEMORY` and a quarter of the free memory; where they are
     `wanted` there, as by the earlier part of a run, if they fit at all. Of several processes on this machine each has
     its part of the memory.
     """
-    if wanted is False:
+    if requested is False:
         return False
-    to_read = sum(len(part) for part in source.splits.values() if isinstance(part, ImageFiles))
-    needed = to_read * source.channels * size * size
+    to_read = sum(len(part) for part in dataset.splits.values() if isinstance(part, ImageFiles))
+    needed = to_read * dataset.channels * size * size
     free = free_memory() // local_world_size()
-    return needed <= (free if wanted else min(MAX_IN_MEMORY, free // 4))
+    return needed <= (free if requested else min(MAX_IN_MEMORY, free // 4))
 
 
-BATCH_SIZE = 256  # of every evaluation: the last bits of a sum depend on how it is batched
+EVAL_BATCH_SIZE = 256  # of every evaluation: the last bits of a sum depend on how it is batched
 
 
 def evaluation_batches(
-    part: ImageArrays | ImageFiles, preprocess: EvalTransform, workers: int = 0, share: Shard = ALL
+    part: ImageArrays | ImageFiles, preprocess: EvalTransform, workers: int = 0, shard: Shard = ALL
 ) -> BatchLoader:
     """The images of a split in order, as the network reads them; of several processes, each one's batches of them."""
     batches: FromFiles | InMemory
     if isinstance(part, ImageFiles):
-        batches = FromFiles(part, preprocess, batch_size=BATCH_SIZE, workers=workers)
+        batches = FromFiles(part, preprocess, batch_size=EVAL_BATCH_SIZE, workers=workers)
     else:
         if len(part) * preprocess.channels * preprocess.size**2 <= MAX_IN_MEMORY:
             part = resize_for_eval(part, preprocess)
-        batches = InMemory(part, preprocess, batch_size=BATCH_SIZE)
-    batches.take_turns(share)
+        batches = InMemory(part, preprocess, batch_size=EVAL_BATCH_SIZE)
+    batches.shard_batches(shard)
     return batches

@@ -26,7 +26,7 @@ from alexnet.errors import UserError
 SPLITS = ("train", "val", "test")
 
 
-def stratified(targets: torch.Tensor | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(targets: torch.Tensor | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices (kept, held), int64 and ascending, with about `fraction` of every class among the held.
 
     Of a class with n samples round(n·fraction) are held, but at least one, and never all: a class with a single
@@ -78,7 +78,7 @@ def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows
     if "val" in source.splits or not hold_out:
         return source
     if rows:
-        return _divide_as_before(source, rows)
+        return _restore_splits(source, rows)
     if "test" in source.splits:
         shares = {"val": 0.05}
     elif source.name == "digits":
@@ -88,7 +88,7 @@ def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows
     train, splits = source.splits["train"], dict(source.splits)
     total = len(train)
     for split, share in shares.items():
-        kept, held = _apart(train, share, rng.derive_seed(seed, split))
+        kept, held = _hold_out(train, share, rng.derive_seed(seed, split))
         if len(held) == 0:
             raise UserError(
                 f"The {total} images of '{source.name}' are one a class, which leaves none to validate on; add more."
@@ -100,20 +100,20 @@ def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows
     return replace(source, splits=order_splits(splits), held_out=tuple(shares), notes=[*source.notes, note])
 
 
-def _apart(part: ImageArrays | ImageFiles, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _hold_out(part: ImageArrays | ImageFiles, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """`stratified`, with copies of a file on the side of the first of them; where that leaves nothing to hold out,
     because a class is copies of one picture, they are divided like any others."""
-    first = _first_of_copies(part)
+    first = _first_copy_indices(part)
     chosen = np.unique(first)
     if len(chosen) < len(part):
-        _, held = stratified(part.targets[torch.from_numpy(chosen)], share, seed)
+        _, held = stratified_split(part.targets[torch.from_numpy(chosen)], share, seed)
         if len(held):
             away = np.isin(first, chosen[held])
             return np.flatnonzero(~away), np.flatnonzero(away)
-    return stratified(part.targets, share, seed)
+    return stratified_split(part.targets, share, seed)
 
 
-def _first_of_copies(part: ImageArrays | ImageFiles) -> np.ndarray:
+def _first_copy_indices(part: ImageArrays | ImageFiles) -> np.ndarray:
     """For each sample the index of the first in its class that is the same to the byte: its own, but for copies. Of
     files only; those of a size of their own are not read, and of packed ones that was told when they were packed."""
     first = np.arange(len(part))
@@ -135,7 +135,7 @@ def _first_of_copies(part: ImageArrays | ImageFiles) -> np.ndarray:
     return first
 
 
-def _divide_as_before(source: ImageDataset, rows: SplitRows) -> ImageDataset:
+def _restore_splits(source: ImageDataset, rows: SplitRows) -> ImageDataset:
     pool = source.splits["train"]
     index = {name: i for i, name in enumerate(pool.names)}
     missing = [name for name, _ in rows if name not in index]

@@ -24,7 +24,7 @@ from alexnet.data.shards.reader import PackedImages
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 
-SAMPLED = 1000  # files that mean and deviation are measured on where the pictures stay on disk
+SAMPLE_SIZE = 1000  # files that mean and deviation are measured on where the pictures stay on disk
 BATCH_SIZE = 32  # 50 MB of float64 at 256 pixels
 
 Progress = Callable[[int, int, str], None]
@@ -40,14 +40,14 @@ class Statistics:
     """Of the pixels' channels: float64 C×C, in levels of 0…255, squared."""
 
 
-def measure(
+def compute_statistics(
     part: ImageArrays | ImageFiles, geometry: EvalTransform, *, workers: int = 0, progress: Progress | None = None
 ) -> Statistics:
     """The mean image and the colours' covariance of all pictures of `part`, as squares of `geometry.square`.
 
     Of a whole packed data set they stand in its pack.json. Raises `BadImage` for a file that cannot be read.
     """
-    if isinstance(part, PackedImages) and (known := _packed(part, geometry)) is not None:
+    if isinstance(part, PackedImages) and (known := _packed_statistics(part, geometry)) is not None:
         return known
     whole = replace(geometry, size=geometry.resize_side)
     batches: BatchLoader
@@ -71,7 +71,7 @@ def measure(
     return Statistics((total / (255 * done)).float(), covariance.numpy())
 
 
-def _packed(part: PackedImages, geometry: EvalTransform) -> Statistics | None:
+def _packed_statistics(part: PackedImages, geometry: EvalTransform) -> Statistics | None:
     """What was summed when these pictures were packed, if it was all of these, as these squares."""
     found, form = part.statistics(), part.shards.form
     if found is None or (form.side, form.channels, geometry.squash) != (geometry.resize_side, geometry.channels, False):
@@ -106,7 +106,7 @@ def mean_and_std(
     of 1 to four places. Of files it is the squares that crops are cut from, as they would be kept in memory: so a run
     learns from the same numbers either way."""
     if isinstance(part, ImageFiles):
-        chosen = rng.permutation(seed, 0, len(part))[:SAMPLED]
+        chosen = rng.permutation(seed, 0, len(part))[:SAMPLE_SIZE]
         part = decode_files(part.take(np.sort(chosen)), geometry, Augment())
     channels = part.images.shape[1]
     # Histograms are exact and need no float copy of the data.

@@ -111,8 +111,8 @@ class EvalTransform:
             "size": _is_int,
             "resize": lambda v: v is None or _is_int(v),
             "channels": _is_int,
-            "mean": _is_numbers,
-            "std": _is_numbers,
+            "mean": _are_numbers,
+            "std": _are_numbers,
             "interpolation": lambda v: isinstance(v, str),
             "squash": lambda v: isinstance(v, bool),
             "mean_image": lambda v: isinstance(v, bool),
@@ -138,20 +138,20 @@ class EvalTransform:
     def eval_array(self, image: Image.Image) -> np.ndarray:
         """What `evaluation` gives, as an array: uint8 C×size×size, contiguous. Both raise `BadImage` for a picture so
         long and narrow that resizing would take gigabytes."""
-        return _to_array(_centre_crop(self.resized(image), self.size))
+        return _to_chw(_center_crop_image(self.resize_image(image), self.size))
 
     def training_square(self, pixels: np.ndarray) -> torch.Tensor:
         """What random crops are cut from: a picture, uint8 H×W×C → uint8 C×square×square, short side to `square`,
         centre crop (the form in which the 2012 code stored its pictures)."""
         height, width, _ = pixels.shape
-        return center_crop(self._shrunk(pixels, *self._new_size(width, height)), self.resize_side)
+        return center_crop(self._resize_pixels(pixels, *self._resized_size(width, height)), self.resize_side)
 
     def resize_crop(self, pixels: np.ndarray) -> torch.Tensor:
         """Part of a picture, uint8 H×W×C, resized to uint8 C×size×size: with the box that was drawn for it, the
         pixels of torchvision's `resized_crop` on a PIL image, to two levels of 255."""
-        return self._shrunk(pixels, self.size, self.size)
+        return self._resize_pixels(pixels, self.size, self.size)
 
-    def _shrunk(self, pixels: np.ndarray, width: int, height: int) -> torch.Tensor:
+    def _resize_pixels(self, pixels: np.ndarray, width: int, height: int) -> torch.Tensor:
         """uint8 H×W×C → C×height×width, the channels of a pixel side by side in memory, as they came."""
         import torch
         from torch.nn import functional as F
@@ -170,7 +170,7 @@ class EvalTransform:
         """
         size = size or self.size
         height, width = images.shape[-2:]
-        new_width, new_height = self._new_size(width, height)
+        new_width, new_height = self._resized_size(width, height)
         if (new_width, new_height) != (width, height):
             from torchvision.transforms.v2 import InterpolationMode
             from torchvision.transforms.v2 import functional as tv
@@ -179,11 +179,11 @@ class EvalTransform:
             images = tv.resize(images, [new_height, new_width], mode, antialias=True)
         return center_crop(images, size)
 
-    def _in_mode(self, image: Image.Image) -> Image.Image:
+    def _convert_mode(self, image: Image.Image) -> Image.Image:
         mode = "RGB" if self.channels == 3 else "L"
         return image if image.mode == mode else image.convert(mode)
 
-    def _new_size(self, width: int, height: int) -> tuple[int, int]:
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
         if self.squash:
             return self.resize_side, self.resize_side
         short, long = min(width, height), max(width, height)
@@ -196,10 +196,10 @@ class EvalTransform:
             raise BadImage(f"it is {width}×{height}, and resized it would be {resized} pixels, too many")
         return new_size
 
-    def resized(self, image: Image.Image) -> Image.Image:
+    def resize_image(self, image: Image.Image) -> Image.Image:
         """The picture in the mode that the network reads, its short side `square` pixels long; not yet cropped."""
-        image = self._in_mode(image)
-        new_size = self._new_size(*image.size)
+        image = self._convert_mode(image)
+        new_size = self._resized_size(*image.size)
         return image if new_size == image.size else image.resize(new_size, _FILTERS[self.interpolation][0])
 
     # ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -215,7 +215,7 @@ class EvalTransform:
         scale, shift = (c.to(images.device, non_blocking=True) for c in self.constants(images.shape[-1]))
         if images.is_contiguous(memory_format=torch.channels_last):
             # laid out as the pictures are: a CPU then goes through a row at a time, not through three numbers
-            scale, shift = (_channels_inside(x.expand(-1, -1, images.shape[-1])) for x in (scale, shift))
+            scale, shift = (_to_channels_last(x.expand(-1, -1, images.shape[-1])) for x in (scale, shift))
         return torch.mul(images, scale).add_(shift)  # the product is already float32: one pass, no copy
 
     def constants(self, side: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -248,12 +248,12 @@ def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:
     return images[..., top : top + size, left : left + size]
 
 
-def _centre_crop(image: Image.Image, size: int) -> Image.Image:
+def _center_crop_image(image: Image.Image, size: int) -> Image.Image:
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
 
 
-def _channels_inside(x: torch.Tensor) -> torch.Tensor:
+def _to_channels_last(x: torch.Tensor) -> torch.Tensor:
     """C×H×W, the channels of a pixel side by side in memory."""
     return x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
@@ -262,10 +262,10 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
     """PIL image in mode RGB or L → uint8 C×H×W, contiguous."""
     import torch
 
-    return torch.from_numpy(_to_array(image))
+    return torch.from_numpy(_to_chw(image))
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
+def _to_chw(image: Image.Image) -> np.ndarray:
     pixels = np.array(image)
     return np.ascontiguousarray((pixels if pixels.ndim == 3 else pixels[..., None]).transpose(2, 0, 1))
 
@@ -274,5 +274,5 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_numbers(value: object) -> bool:
+def _are_numbers(value: object) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)

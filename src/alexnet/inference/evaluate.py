@@ -24,11 +24,11 @@ from alexnet.data.datasets import decode_files, load_dataset, load_for_evaluatio
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
 from alexnet.data.loader import (
-    BATCH_SIZE,
+    EVAL_BATCH_SIZE,
     BatchLoader,
     choose_workers,
     evaluation_batches,
-    memory_plan,
+    fits_in_memory,
 )
 from alexnet.data.split import read_split
 from alexnet.data.transforms import EvalTransform
@@ -202,8 +202,8 @@ def evaluate(
     logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
     for reading in readings:
         read, images = reading.preprocess, part
-        workers, _ = choose_workers(None, BATCH_SIZE * read.channels * read.size**2)
-        if isinstance(part, ImageFiles) and memory_plan(source, read.size):
+        workers, _ = choose_workers(None, EVAL_BATCH_SIZE * read.channels * read.size**2)
+        if isinstance(part, ImageFiles) and fits_in_memory(source, read.size):
             images = decode_files(part, read, progress=progress)
         networks = [(computing[i], ensemble.members[i].preprocess) for i in reading.members]
         found = run_networks(networks, evaluation_batches(images, read, workers), on, progress, looks)

@@ -19,15 +19,15 @@ from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRow
 from alexnet.data.datasets import decode_files, load_dataset
 from alexnet.data.decode import image_size
 from alexnet.data.loader import (
-    BATCH_SIZE,
+    EVAL_BATCH_SIZE,
     BatchLoader,
     FromFiles,
     InMemory,
     choose_workers,
     evaluation_batches,
-    memory_plan,
+    fits_in_memory,
 )
-from alexnet.data.statistics import SAMPLED, color_pca, mean_and_std, measure, read_mean_image
+from alexnet.data.statistics import SAMPLE_SIZE, color_pca, compute_statistics, mean_and_std, read_mean_image
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import Precision, pick_device, pick_precision
 from alexnet.errors import UserError
@@ -160,7 +160,7 @@ def prepare_training(
         mean_image = read_mean_image(recipe.mean_image, geometry)
         recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
     if any(isinstance(part, ImageFiles) for part in source.splits.values()):
-        kept = parallel.on_rank0(lambda: memory_plan(source, geometry.resize_side, recipe.in_memory))
+        kept = parallel.on_rank0(lambda: fits_in_memory(source, geometry.resize_side, recipe.in_memory))
         if recipe.in_memory and not kept:
             report.log(
                 "The pictures no longer fit in memory and are decoded as they are needed; last digits may differ."
@@ -169,7 +169,7 @@ def prepare_training(
         if kept:
             source = replace(source, splits=_in_memory(source, geometry, augment, report))
     workers, sentence = choose_workers(
-        recipe.workers, max(batch_size, BATCH_SIZE) * source.channels * geometry.resize_side**2
+        recipe.workers, max(batch_size, EVAL_BATCH_SIZE) * source.channels * geometry.resize_side**2
     )
     if sentence and any(isinstance(part, ImageFiles) for part in source.splits.values()):
         report.log(sentence)
@@ -182,12 +182,12 @@ def prepare_training(
         recipe = replace(recipe, workers=workers)
         train = FromFiles(
             part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed,
-            workers=workers, pin_memory=device.type == "cuda", share=parallel.shard,
+            workers=workers, pin_memory=device.type == "cuda", shard=parallel.shard,
         )  # fmt: skip
     else:
         part = _on_gpu(part, device)
         train = InMemory(
-            part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed, share=parallel.shard
+            part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed, shard=parallel.shard
         )
     evaluation = {
         name: evaluation_batches(held, preprocess, workers, parallel.shard)
@@ -258,7 +258,7 @@ def _fitting_size(source: ImageDataset) -> int:
     if isinstance(part, ImageArrays):
         side = min(part.images.shape[-2:])
     else:
-        chosen = part.take(np.linspace(0, len(part) - 1, min(SAMPLED, len(part))).astype(int))
+        chosen = part.take(np.linspace(0, len(part) - 1, min(SAMPLE_SIZE, len(part))).astype(int))
         side = int(statistics.median(min(image_size(chosen.raw(i))) for i in range(len(chosen))))
     return 32 if side <= 48 else 64 if side <= 100 else 224
 
@@ -300,7 +300,7 @@ def _measured(
         basis = IMAGENET_PCA
     own_image = recipe.mean_image == "own" and mean_image is None
     if own_image or (recipe.noisy and basis is None):
-        found = measure(part, geometry, workers=workers, progress=report.update)
+        found = compute_statistics(part, geometry, workers=workers, progress=report.update)
         mean_image = found.mean_image if own_image else mean_image
         basis = basis or (color_pca(found.covariance) if recipe.noisy else None)
     if basis is not None:

@@ -26,7 +26,7 @@ from alexnet.data.shards import pack as pack_module
 from alexnet.data.shards.manifest import open_packed
 from alexnet.data.shards.pack import pack_dataset
 from alexnet.data.shards.reader import WORK
-from alexnet.data.statistics import measure
+from alexnet.data.statistics import compute_statistics
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.training.api import train
@@ -153,16 +153,16 @@ def test_statistics_are_those_that_are_measured(divided, tmp_path):
     for name, kind in (("p", "uint8"), ("j", "jpeg")):
         pack_dataset(divided, tmp_path / name, kind=kind, size=32)
     geometry = EvalTransform(28, 32)
-    theirs = measure(load_dataset("folder", divided, hold_out=False).splits["train"], geometry)
+    theirs = compute_statistics(load_dataset("folder", divided, hold_out=False).splits["train"], geometry)
     for name in ("p", "j"):
         part = load_dataset("folder", tmp_path / name, hold_out=False).splits["train"]
-        ours = measure(part, geometry)
+        ours = compute_statistics(part, geometry)
         assert torch.equal(ours.mean_image, theirs.mean_image)
         assert np.allclose(ours.covariance, theirs.covariance, rtol=1e-12)
-    other = measure(part, EvalTransform(20, 24))  # of another size they are measured
+    other = compute_statistics(part, EvalTransform(20, 24))  # of another size they are measured
     assert other.mean_image.shape == (3, 24, 24)
     some = part.take(np.arange(10))
-    assert not torch.equal(measure(some, geometry).mean_image, theirs.mean_image)
+    assert not torch.equal(compute_statistics(some, geometry).mean_image, theirs.mean_image)
 
 
 def test_decoded_sets_are_packed_as_they_are(tmp_path):

@@ -386,7 +386,7 @@ def test_in_a_worker_batches_are_made_in_shared_memory(monkeypatch):
 
 def test_small_packed_data_is_kept_in_memory_like_any_other(pixels):
     source = load_dataset("folder", pixels)
-    assert loader.memory_plan(source, 32)
+    assert loader.fits_in_memory(source, 32)
     held = decode_files(source.splits["train"], PREPROCESS, Augment(crop="random"))
     assert isinstance(held, ImageArrays)
     assert not isinstance(source.splits["train"], ImageArrays)

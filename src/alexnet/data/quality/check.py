@@ -26,7 +26,7 @@ import torch
 
 from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays
-from alexnet.data.datasets import open_layout
+from alexnet.data.datasets import load_known_layout
 from alexnet.data.image_folder import Progress, class_order, read_label_table
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
 from alexnet.data.quality.findings import Findings, collect_warnings, counted, refusal
@@ -68,7 +68,7 @@ def check_dataset(data: Path | None, labels: Path | None = None, progress: Progr
 
 def _gather(data: Path | None, labels: Path | None, progress: Progress | None) -> Findings:
     """Names, classes and splits, and what is wrong with their arrangement."""
-    if labels is None and data is not None and (layout := open_layout(data, progress)) is not None:
+    if labels is None and data is not None and (layout := load_known_layout(data, progress)) is not None:
         parts = [(split, part) for split, part in layout.splits.items() if isinstance(part, ImageArrays)]
         return Findings(
             data, data, None, layout.name,
@@ -77,11 +77,11 @@ def _gather(data: Path | None, labels: Path | None, progress: Progress | None) -
             splits=[split for split, part in parts for _ in part.names],
             order=layout.classes, pixels=torch.cat([part.images for _, part in parts]),
         )  # fmt: skip
-    root = image_folder.data_folder(data, labels, progress)
+    root = image_folder.resolve_data_folder(data, labels, progress)
     found = Findings(data if data is not None else root, root, labels, "folder", [], [], [], [])
     try:
         if labels is not None:
-            labels = image_folder.labels_file(labels, root)
+            labels = image_folder.resolve_labels_path(labels, root)
             table = read_label_table(labels)
             found.names, found.labels, found.splits, found.bad = table.names, table.labels, table.splits, table.bad
             found.order = class_order(table.labels)
@@ -115,11 +115,11 @@ def _walk(found: Findings) -> None:
             f"Outside the class folders and passed over: {counted(len(tree.stray), 'picture')}, as {tree.stray[0]}."
         )
     found.order = sorted({label for by_class in tree.classes.values() for label in by_class})
-    if tree.others:
-        found.warnings.append(f"Folders that are no splits are passed over: {', '.join(tree.others[:10])}.")
+    if tree.ignored:
+        found.warnings.append(f"Folders that are no splits are passed over: {', '.join(tree.ignored[:10])}.")
     for link in tree.links:
         found.warnings.append(f"The link {link} leads to a folder and is not followed; it may lead in circles.")
-    found.bad += [(name, f"the folder cannot be opened ({reason})") for name, reason in tree.closed]
+    found.bad += [(name, f"the folder cannot be opened ({reason})") for name, reason in tree.inaccessible]
 
 
 # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────

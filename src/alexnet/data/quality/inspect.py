@@ -20,7 +20,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from alexnet.data.decode import _UPRIGHT, BadImage, _open, _orientation, _plain, _say
+from alexnet.data.decode import EXIF_TRANSPOSES, BadImage, convert_mode, describe_error, exif_orientation, open_image
 
 PORTRAIT = 16
 """Side in pixels of the grey portrait by which two pictures are compared."""
@@ -90,24 +90,24 @@ def _look_at_file(path: str) -> ImageInfo:
         return ImageInfo(reason="the file is empty")
     size, digest = len(data), hashlib.blake2b(data, digest_size=16).digest()
     try:
-        with _open(io.BytesIO(data), path) as image:
-            turned = _orientation(image)
+        with open_image(io.BytesIO(data), path) as image:
+            turned = exif_orientation(image)
             width, height = image.size[::-1] if turned >= 5 else image.size
             oddities = _odd(image, path)
             mode, kind = image.mode, image.format or ""
             if kind == "JPEG":
                 image.draft("L", (2 * _HASHED, 2 * _HASHED))
             image.load()
-            grey = _plain(image, "L")
+            grey = convert_mode(image, "L")
     except BadImage as error:
         return ImageInfo(size, digest, error.reason)
     except Exception as error:  # decoders raise whatever they meet, as in `decode`
-        return ImageInfo(size, digest, _say(error))
-    if turned in _UPRIGHT:
-        grey = grey.transpose(_UPRIGHT[turned])
+        return ImageInfo(size, digest, describe_error(error))
+    if turned in EXIF_TRANSPOSES:
+        grey = grey.transpose(EXIF_TRANSPOSES[turned])
     seen, hashed, portrait = _portray(grey)
     return ImageInfo(
-        size, digest, None, width, height, kind, mode, turned in _UPRIGHT, (*oddities, *seen), hashed, portrait
+        size, digest, None, width, height, kind, mode, turned in EXIF_TRANSPOSES, (*oddities, *seen), hashed, portrait
     )
 
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays, ImageFiles
-from alexnet.data.datasets import CIFAR10_ARCHIVE, open_layout
+from alexnet.data.datasets import CIFAR10_ARCHIVE, load_known_layout
 from alexnet.data.decode import BadImage, image_size
 from alexnet.data.image_folder import Progress
 from alexnet.data.shards.manifest import FORMAT, Contents, find_mismatches, finish, is_packed, open_packed
@@ -238,10 +238,10 @@ def read_contents(data: Path, labels: Path | None, progress: Progress | None) ->
     """The pictures of `data`, as training finds them, unopened and undivided. Raises `UserError` as `folders.scan`."""
     if is_packed(data):
         raise UserError(f"{data} is packed already; give the pictures that it was packed from.")
-    root = data if data.name == CIFAR10_ARCHIVE else image_folder.data_folder(data, labels, progress)
-    if labels is None and (layout := open_layout(root, progress)) is not None:
+    root = data if data.name == CIFAR10_ARCHIVE else image_folder.resolve_data_folder(data, labels, progress)
+    if labels is None and (layout := load_known_layout(root, progress)) is not None:
         return Contents(layout.classes, layout.splits, layout.channels)
-    table = image_folder.labels_file(labels, root) if labels is not None else None
+    table = image_folder.resolve_labels_path(labels, root) if labels is not None else None
 
     def read(training: bool) -> image_folder.ImageTree:
         return (

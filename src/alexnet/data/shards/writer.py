@@ -200,7 +200,7 @@ def _encode(picture: Path | np.ndarray, form: ShardFormat) -> tuple[bytes, bytes
         form.side, channels=form.channels, mean=(0.0,) * form.channels, std=(1.0,) * form.channels
     )  # the numbers are not used
     if min(image.size) > form.side or form.kind == "uint8":
-        image = square.resized(image)
+        image = square.resize_image(image)
     cut = square.eval_array(image).transpose(1, 2, 0)
     return np.ascontiguousarray(cut).tobytes() if form.kind == "uint8" else _jpeg(image, form), digest, cut
 
