@@ -16,14 +16,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alexnet.api import resume as resume
+    from alexnet.api import train as train
     from alexnet.errors import UserError as UserError
     from alexnet.inference.evaluate import evaluate as evaluate
     from alexnet.inference.predict import load as load
     from alexnet.models.layers import LocalResponseNorm as LocalResponseNorm
     from alexnet.models.model import create_model as create_model
     from alexnet.models.weights import load_weights as load_weights
-    from alexnet.training.api import resume as resume
-    from alexnet.training.api import train as train
 
 _HOMES = {
     "UserError": "alexnet.errors",
@@ -31,8 +31,8 @@ _HOMES = {
     "create_model": "alexnet.models.model",
     "load_weights": "alexnet.models.weights",
     "load": "alexnet.inference.predict",
-    "train": "alexnet.training.api",
-    "resume": "alexnet.training.api",
+    "train": "alexnet.api",
+    "resume": "alexnet.api",
     "evaluate": "alexnet.inference.evaluate",
 }
 __all__ = list(_HOMES)

@@ -9,7 +9,7 @@ from alexnet.errors import UserError
 from alexnet.inference.load import load_model
 from alexnet.inference.neighbors import INFO, VECTORS, open_index, run_pictures, search, similar
 from alexnet.run_dir import Run
-from alexnet.training.api import resume_run, train
+from alexnet.training.api import resume, train
 from alexnet.training.progress import Silent
 
 
@@ -64,7 +64,7 @@ def test_another_checkpoint_or_damage_makes_another_index(tmp_path):
     info = run / "index" / "fc7" / INFO
     info.write_text(info.read_text()[:100])
     np.testing.assert_array_equal(open_index(load_model(run), device="cpu").vectors, before)
-    resume_run(Run(run), epochs="2")
+    resume(run, epochs="2")
     after = open_index(load_model(run, "last"), device="cpu").vectors
     assert after.shape == before.shape
     assert (after != before).mean() > 0.2

@@ -4,7 +4,7 @@ import pytest
 
 from alexnet.cli import run
 from alexnet.errors import UserError
-from alexnet.training.config_parsing import interval_of, parse_settings, seconds_of
+from alexnet.training.config_parsing import parse_duration, parse_interval, parse_settings
 
 
 def test_values_are_json_or_words():
@@ -24,23 +24,23 @@ def test_a_setting_without_a_value_and_one_that_is_not_there(capsys, tmp_path):
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
 def test_times(text, seconds):
-    assert seconds_of(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["10", "ten m", "-3m", "m", "", "1d", "nanm"])
 def test_no_times(text):
     with pytest.raises(UserError, match="must be a time such as"):
-        seconds_of(text)
+        parse_duration(text)
 
 
 @pytest.mark.parametrize(
     ("text", "interval"), [("500", (500, None)), ("1", (1, None)), ("5m", (None, 300)), (None, (None, None))]
 )
 def test_intervals(text, interval):
-    assert interval_of(text) == interval
+    assert parse_interval(text) == interval
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "5.5", "five", "", "0m", "٣"])
 def test_no_intervals(text):
     with pytest.raises(UserError, match="--checkpoint-every must be a number of steps such as 500, or a time such as"):
-        interval_of(text)
+        parse_interval(text)

@@ -98,7 +98,7 @@ def test_a_damaged_best_is_replaced(run):
     start = find_latest_valid(run, say(said))
     assert start.best_lost
     assert "It was the best one; epoch 3, the last one, takes its place" in said[0]
-    assert start.position(training).best["epoch"] == 3
+    assert start.state(training).best["epoch"] == 3
     assert run.named_checkpoint("best") == start.folder
 
 
@@ -196,9 +196,9 @@ def test_the_lock_is_one_that_nfs_has(run, monkeypatch):
     one, other = RunLock(run), RunLock(run)
     one.acquire(say(said := []))
     with pytest.raises(UserError, match="is being trained by another process"):
-        other.acquire(say([]), patience=0.1)
+        other.acquire(say([]), timeout=0.1)
     one.release()
-    other.acquire(say(said), patience=0.1)
+    other.acquire(say(said), timeout=0.1)
     other.release()
     assert said == []
     assert not list(run.path.glob(".*"))
@@ -229,12 +229,12 @@ def test_a_run_is_for_one_process_at_a_time(run):
     try:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="is being trained by another process"):
-            RunLock(run).acquire(say(said := []), patience=0.2)
+            RunLock(run).acquire(say(said := []), timeout=0.2)
         assert "waiting up to" in said[0]
         other.kill()
         began = time.monotonic()
         mine = RunLock(run)
-        mine.acquire(say([]), patience=20)
+        mine.acquire(say([]), timeout=20)
         assert time.monotonic() - began < 20
         mine.release()
     finally:

@@ -46,7 +46,7 @@ def test_the_balanced_loss_is_the_weighted_mean(uneven):
     batch = next(iter(prepared.train.batches(0)))
     x = prepared.preprocess.normalize(batch.images)
     step.train()
-    weights = class_weights(prepared.source.splits["train"].targets, 2)[batch.targets]
+    weights = class_weights(prepared.dataset.splits["train"].targets, 2)[batch.targets]
     wanted = (F.cross_entropy(step.model(x), batch.targets, reduction="none") * weights).mean()
     loss, _ = step(batch, 0, 0, schedule_at(prepared.recipe, 0, 1))
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)

@@ -273,7 +273,7 @@ def test_a_picture_that_vanishes_in_mid_epoch_loses_no_step(tmp_path, image_fold
     chosen = {"data": image_folder, "batch_size": 4, "width": 0.125, "workers": 0}
     checked = prepare_training(with_settings(named_recipe("folder"), chosen), Silent())
     *_, last = checked.train.batches(0)
-    victim = image_folder / checked.source.splits["train"].names[int(last.ids[0])]
+    victim = image_folder / checked.dataset.splits["train"].names[int(last.ids[0])]
     content = victim.read_bytes()
 
     def spoil(*_: object) -> dict:

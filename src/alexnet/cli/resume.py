@@ -28,12 +28,11 @@ def resume(
         force: Accept settings that change the experiment.
         json: Print the summary as one JSON document.
     """
-    from alexnet.run_dir import find_run
-    from alexnet.training.api import resume_run
+    from alexnet.api import write_page
+    from alexnet.training import api
     from alexnet.training.config_parsing import parse_settings
 
-    found = find_run(run)
-    result = resume_run(found, epochs=epochs, parallel=parallel, force=force, settings=parse_settings(set))
+    result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=parse_settings(set))
     if result.already_finished and is_main_process():
-        log(f"{found.path} is finished; --epochs +N extends it.")
-    show_result(result, json)
+        log(f"{result.run} is finished; --epochs +N extends it.")
+    show_result(write_page(result), json)

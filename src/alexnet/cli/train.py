@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexnet.cli.arguments import parse
-from alexnet.cli.output import is_main_process, log, print_json
+from alexnet.cli.output import is_main_process, print_json
 
 if TYPE_CHECKING:
     from alexnet.training.api import TrainingResult
@@ -46,22 +46,15 @@ def train(arguments: list[str]) -> None:
     settings = {name: getattr(flags, name) for name in FLAG_NAMES if name in given}
     recipe = with_settings(recipe, {**settings, **parse_settings(flags.set)}, where=" in --set" if flags.set else "")
 
-    from alexnet.training.api import train as train_recipe
+    from alexnet.api import train as train_recipe
 
     show_result(train_recipe(recipe, out=flags.out, resume=flags.resume, force=flags.force), flags.json)
 
 
 def show_result(result: TrainingResult, json: bool) -> None:
-    """Write the report of a finished run, then print the result and the commands that come next."""
-    from alexnet.report.report import write_report
-    from alexnet.run_dir import Run
-
+    """Print the result of a finished run and the commands that come next."""
     if not is_main_process():
         return
-    try:
-        write_report(Run(result.run))
-    except Exception as error:  # the run is finished and on disk; its report must not fail it
-        log(f"The report could not be written: {error}; 'alexnet report {result.run}' tries again.")
     run, summary = result.run, result.summary
     if json:
         print_json({"run": str(run), **summary})

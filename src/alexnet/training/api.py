@@ -1,6 +1,6 @@
-"""Starting a run and going on with one: what `alexnet.train` and `alexnet.resume` do.
+"""Training and resuming a run, without its report page (which `alexnet.api` adds).
 
-Everything that can be wrong with the input is found before the run folder is made.
+All bad input is detected before the run folder is created.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from alexnet.inference.calibration import describe_calibration
 from alexnet.models.model import Network, build
 from alexnet.run_dir import Run, environment, find_run, package_version
 from alexnet.training.checkpoints import TrainState, hash_samples, wrap_write_errors
-from alexnet.training.config_parsing import seconds_of
+from alexnet.training.config_parsing import parse_duration
 from alexnet.training.distributed import make_parallel
 from alexnet.training.optim import scale_for_2012_dropout, schedule_at
 from alexnet.training.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
@@ -49,7 +49,7 @@ from alexnet.training.transfer import frozen_layers, load_backbone
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished run: its folder and what `summary.json` says. Shows itself in a notebook."""
+    """A finished run: its folder and its `summary.json`. Displays as a table in a notebook."""
 
     run: Path
     summary: dict[str, Any] = field(repr=False)
@@ -62,7 +62,7 @@ class TrainingResult:
         if test := self.summary.get("test"):
             low, high = test["interval"]
             text += f"\ntest top-1 {test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {test['top5']:.2%}"
-        if "calibration" in self.summary:  # earlier runs have none
+        if "calibration" in self.summary:  # absent in runs of earlier versions
             text += f"\n{describe_calibration(self.summary['calibration'])}"
         return f"{text}\nrun {self.run}"
 
@@ -85,48 +85,49 @@ def train(
     progress: Progress | None = None,
     **settings: Any,
 ) -> TrainingResult:
-    """Train `recipe` (a name, a recipe.json, a folder of pictures, or a `Recipe`) into the folder `out`.
+    """Train `recipe` (a name, a recipe.json, a folder of images, or a `Recipe`) into the run folder `out`.
 
-    `settings` change the recipe, as flags do: `train("digits", epochs=5)`. `out` defaults to `runs/<recipe>-<time>`;
-    with `resume`, a run that it holds already goes on instead, and with `force` also where the settings make another
-    experiment of it. Raises `UserError` before anything is written if the
-    input is bad, `TrainingFailed` if the loss becomes NaN or the disk is full, and `Interrupted`, after saving, on
-    Ctrl-C or SIGTERM.
+    `settings` override the recipe, as flags do: `train("digits", epochs=5)`. `out` defaults to
+    `runs/<recipe>-<time>`. With `resume`, a run already in `out` is resumed; with `force` even if the settings
+    change the experiment. Raises `UserError` for bad input before anything is written, `TrainingFailed` if the
+    loss becomes NaN or the disk is full, and `Interrupted`, after saving a checkpoint, on Ctrl-C or SIGTERM.
     """
-    recipe = with_settings(recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe)), settings)
+    recipe = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
+    if settings:
+        recipe = with_settings(recipe, settings)
     folder = Path(out) if out is not None else None
     if resume and folder is None:
-        raise UserError("--resume needs --out, the folder of the run to go on with; or use 'alexnet resume RUN'.")
+        raise UserError("--resume needs --out, the folder of the run to resume; or use 'alexnet resume RUN'.")
     if resume and folder is not None and (folder / "recipe.json").is_file():
-        return resume_run(Run(folder), progress=progress, wanted=recipe, force=force)
+        return _resume(Run(folder), progress=progress, given=recipe, force=force)
     Run.check_free(folder)
-    began = time.monotonic()
+    started = time.monotonic()
     if recipe.tensorboard:
         check_tensorboard()
     if recipe.time_budget and (recipe.parallel == "towers" or world_size() > 1):
-        raise UserError(f"--time-budget is for one process, not for --parallel {recipe.parallel}; give --epochs.")
+        raise UserError(f"--time-budget needs a single process, not --parallel {recipe.parallel}; give --epochs.")
     parallel = make_parallel(recipe.parallel, recipe.device, recipe.dist_timeout)
-    report = progress or default_progress()
-    alone: RunLock | None = None
+    progress = progress or default_progress()
+    lock: RunLock | None = None
     try:
-        prepared = prepare_training(recipe, report, parallel=parallel)
-        model = _fresh(prepared)
-        prepared, budget = _in_time(prepared, model, began, report)
-        run = parallel.on_rank0(lambda: Run.create(prepared.recipe.name, folder, prepared.recipe.to_json()))
-        alone = RunLock(run)
-        parallel.on_rank0(partial(alone.acquire, report.log))
+        setup = prepare_training(recipe, progress, parallel=parallel)
+        model = _new_model(setup)
+        setup, budget = _fit_time_budget(setup, model, started, progress)
+        run = parallel.on_rank0(lambda: Run.create(setup.recipe.name, folder, setup.recipe.to_json()))
+        lock = RunLock(run)
+        parallel.on_rank0(partial(lock.acquire, progress.log))
         with wrap_write_errors(run.path):
             parallel.on_rank0(lambda: remove_partial_files(run))
-            parallel.on_rank0(lambda: _write_facts(run, prepared))
-        report = _with_curves(report, prepared.recipe, run)
-        return TrainingResult(run.path, Trainer(prepared, run, model, report, budget).fit())
+            parallel.on_rank0(lambda: _write_metadata(run, setup))
+        progress = _add_tensorboard(progress, setup.recipe, run)
+        return TrainingResult(run.path, Trainer(setup, run, model, progress, budget).fit())
     except Exception as error:
         parallel.raise_peer_error(error)
         raise
     finally:
-        report.close()
-        if alone:
-            alone.release()
+        progress.close()
+        if lock:
+            lock.release()
         parallel.close()
 
 
@@ -137,207 +138,197 @@ def resume(
     parallel: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    **settings: Any,
-) -> TrainingResult:
-    """Go on with the run in folder `run` (or `last`); the rest as in `resume_run`."""
-    wanted = None if epochs is None else str(epochs)
-    return resume_run(
-        find_run(run), epochs=wanted, parallel=parallel, force=force, progress=progress, settings=settings
-    )
-
-
-def resume_run(
-    run: Run,
-    *,
-    epochs: str | None = None,
-    parallel: str | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-    wanted: Recipe | None = None,
     settings: dict[str, Any] | None = None,
 ) -> TrainingResult:
-    """Go on with `run` from its newest whole checkpoint, or from the start where there is none yet.
+    """Resume `run` (a run folder or `last`) from its latest valid checkpoint, or from the start if it has none.
 
-    `epochs`, as `+N` or `N`, extends it; from there on the learning rate is that of a run of so many epochs, and one
-    that had stopped early no longer does so. A finished run without `epochs` is returned as it is. What `wanted`, a
-    whole recipe, or `settings` set differently is followed where it leaves the experiment as it is, and else with
-    `force` alone. `parallel`: a run may go on in another number of processes than it began with. Without it, one
-    process goes on as one, and several as the run's recipe says: as towers, or dividing each batch.
+    `epochs`, as `+N` or `N`, extends it: the learning rate then follows the schedule of the longer run, and a run that
+    stopped early no longer does. Without `epochs` a finished run is returned as it is. `settings` that do not change
+    the experiment are applied; others need `force`. `parallel` and the number of processes may differ from before; by
+    default one process trains alone, and several as the recipe says: as towers, or each on its part of every batch.
     """
-    recipe = read_recipe(run.recipe_json)
-    if wanted is not None and (wanted.name, wanted.dataset) != (recipe.name, recipe.dataset):
-        raise UserError(f"{run.path} holds a run of '{recipe.name}', not of '{wanted.name}'; choose another --out.")
-    asked = parallel or (wanted.parallel if wanted is not None else "auto")
-    if asked == "auto" and recipe.parallel == "towers" and world_size() > 1:
-        asked = "towers"
-    processes = make_parallel(asked, recipe.device, (wanted or recipe).dist_timeout)
-    report = progress or default_progress()
-    alone = RunLock(run)
+    extended = None if epochs is None else str(epochs)
+    return _resume(find_run(run), extended, parallel, force=force, progress=progress, settings=settings)
+
+
+def _resume(
+    run: Run,
+    epochs: str | None = None,
+    parallel_mode: str | None = None,
+    *,
+    force: bool,
+    progress: Progress | None,
+    given: Recipe | None = None,
+    settings: dict[str, Any] | None = None,
+) -> TrainingResult:
+    """Resume `run` with the complete recipe `given`, or with `settings`; the rest as in `resume`."""
+    original = read_recipe(run.recipe_json)
+    if given is not None and (given.name, given.dataset) != (original.name, original.dataset):
+        raise UserError(f"{run.path} holds a run of '{original.name}', not of '{given.name}'; choose another --out.")
+    parallel_mode = parallel_mode or (given.parallel if given is not None else "auto")
+    if parallel_mode == "auto" and original.parallel == "towers" and world_size() > 1:
+        parallel_mode = "towers"
+    parallel = make_parallel(parallel_mode, original.device, (given or original).dist_timeout)
+    progress = progress or default_progress()
+    lock = RunLock(run)
     try:
-        processes.on_rank0(lambda: alone.acquire(report.log))
-        begun = recipe
-        recipe, changed = _followed(run, recipe, wanted, settings or {}, force)
+        parallel.on_rank0(partial(lock.acquire, progress.log))
+        if given is not None:
+            names = [name for name in explicit_fields(original, given) if name != "parallel"]
+        else:
+            given, names = with_settings(original, settings or {}), list(settings or {})
+        recipe, changes = apply_overrides(run.path, original, given, names, force)
         with wrap_write_errors(run.path):
-            start = processes.on_rank0(lambda: find_latest_valid(run, report.log))
+            start = parallel.on_rank0(partial(find_latest_valid, run, progress.log))
         training = read_training_state(start.folder) if start else None
-        position = start.position(training) if start and training else TrainState()
-        ended = position.finished(recipe)
+        state = start.state(training) if start and training else TrainState()
+        finished = state.finished(recipe)
         summary = run.summary()
-        if ended and epochs is None and position.matches_summary(summary):
+        if finished and epochs is None and state.matches_summary(summary):
             return TrainingResult(run.path, summary, already_finished=True)
         check_writable(run)
-        processes.on_rank0(lambda: remove_partial_files(run))
-        if changed:
-            report.log(changed)
+        parallel.on_rank0(lambda: remove_partial_files(run))
+        if changes:
+            progress.log(changes)
         if epochs is not None:
-            now = position.epoch if ended else recipe.epochs
-            recipe = replace(recipe, epochs=_extended(now, epochs), limit_steps=None)
-            if position.early_stopped(recipe):  # else there would be nothing to train
-                report.log(
-                    f"It had stopped early, after {recipe.early_stop} epochs without a better one; from here on it "
-                    "does not stop early."
+            now = state.epoch if finished else recipe.epochs
+            recipe = replace(recipe, epochs=_parse_epochs(epochs, now), limit_steps=None)
+            if state.early_stopped(recipe):  # otherwise there would be nothing to train
+                progress.log(
+                    f"The run had stopped early, after {recipe.early_stop} epochs without improvement; early stopping "
+                    "is off from here on."
                 )
                 recipe = replace(recipe, early_stop=0)
-        if start and (other := _elsewhere(run)):
-            report.log(other)
+        if start and (warning := _compare_environment(run)):
+            progress.log(warning)
         split = read_split(run.split_csv) if run.split_csv.is_file() else None
         saved = load_checkpoint(start.folder) if start else None
-        prepared = prepare_training(recipe, report, split, saved, processes)
+        setup = prepare_training(recipe, progress, split, saved, parallel)
         if saved:
-            _check_data(run, prepared, saved.classes, position, force)
+            _check_same_data(run, setup, saved.classes, state, force)
             model = saved.model
         else:
-            model = _fresh(prepared)
-            processes.on_rank0(lambda: _write_facts(run, prepared))
-        if recipe != begun:
-            processes.on_rank0(lambda: write_text(run.recipe_json, prepared.recipe.to_json() + "\n"))
-        report = _with_curves(report, prepared.recipe, run)
-        loop = Trainer(prepared, run, model, report)
+            model = _new_model(setup)
+            parallel.on_rank0(lambda: _write_metadata(run, setup))
+        if recipe != original:
+            parallel.on_rank0(lambda: write_text(run.recipe_json, setup.recipe.to_json() + "\n"))
+        progress = _add_tensorboard(progress, setup.recipe, run)
+        trainer = Trainer(setup, run, model, progress)
         if training:
-            loop.restore(position, training)
-            report.log(f"Going on after step {position.step:,}, in epoch {position.epoch + 1}.")
+            trainer.restore(state, training)
+            progress.log(f"Resuming after step {state.step:,}, in epoch {state.epoch + 1}.")
         else:
-            report.log("There is no checkpoint yet; training begins anew.")
+            progress.log("The run has no checkpoint yet; training from the start.")
         if epochs is not None:
-            report.log(_extension(prepared, position, recipe.epochs))
-        return TrainingResult(run.path, loop.fit())
+            progress.log(_describe_extension(setup, state, recipe.epochs))
+        return TrainingResult(run.path, trainer.fit())
     except Exception as error:
-        processes.raise_peer_error(error)
+        parallel.raise_peer_error(error)
         raise
     finally:
-        report.close()
-        alone.release()
-        processes.close()
+        progress.close()
+        lock.release()
+        parallel.close()
 
 
-def _fresh(prepared: TrainSetup) -> Network:
-    """The network with the initial weights of the recipe's seed."""
-    torch.manual_seed(rng.derive_seed(prepared.recipe.seed, "init"))
-    model = build(prepared.spec)
-    if prepared.recipe.dropout_2012:
+def _new_model(setup: TrainSetup) -> Network:
+    """Return the network with the initial weights of the recipe's seed, or those that --weights names."""
+    torch.manual_seed(rng.derive_seed(setup.recipe.seed, "init"))
+    model = build(setup.spec)
+    if setup.recipe.dropout_2012:
         scale_for_2012_dropout(model)
-    if prepared.start is not None:
-        load_backbone(model, prepared.start, prepared.classes)
-    frozen_layers(model, prepared.recipe.freeze)  # what is no layer should be told before the run folder is made
+    if setup.pretrained is not None:
+        load_backbone(model, setup.pretrained, setup.classes)
+    frozen_layers(model, setup.recipe.freeze)  # raises for unknown layers before the run folder is created
     return model
 
 
-def _in_time(
-    prepared: TrainSetup, model: Network, began: float, report: Progress
+def _fit_time_budget(
+    setup: TrainSetup, model: Network, started: float, progress: Progress
 ) -> tuple[TrainSetup, TimeBudget | None]:
-    """With --time-budget: the recipe with as many epochs as fit, and what the loop keeps to."""
-    recipe = prepared.recipe
+    """With --time-budget: set the number of epochs that fit, and return the budget that the trainer then keeps."""
+    recipe = setup.recipe
     if recipe.time_budget is None:
-        return prepared, None
-    epochs, budget = estimate_epochs(prepared, model, TimeBudget(seconds_of(recipe.time_budget), began))
+        return setup, None
+    epochs, budget = estimate_epochs(setup, model, TimeBudget(parse_duration(recipe.time_budget), started))
     if epochs >= 1:
-        report.log(f"{epochs} epochs fit {recipe.time_budget}; the first one will tell better.")
+        progress.log(f"About {epochs} epochs fit {recipe.time_budget}; the first epoch will correct this number.")
     else:
-        report.log(f"Not even one epoch fits {recipe.time_budget}; one is trained all the same.")
-    return replace(prepared, recipe=replace(recipe, epochs=max(epochs, 1))), budget
+        progress.log(f"Not even one epoch fits {recipe.time_budget}; training one anyway.")
+    return replace(setup, recipe=replace(recipe, epochs=max(epochs, 1))), budget
 
 
-def _with_curves(report: Progress, recipe: Recipe, run: Run) -> Progress:
-    """`report`, and TensorBoard's files too where the recipe wants them; written by the first process."""
-    return WithTensorBoard(report, run.path / "tensorboard") if recipe.tensorboard and rank() == 0 else report
+def _add_tensorboard(progress: Progress, recipe: Recipe, run: Run) -> Progress:
+    """Return `progress`, which on rank 0 also writes TensorBoard files if the recipe says so."""
+    return WithTensorBoard(progress, run.path / "tensorboard") if recipe.tensorboard and rank() == 0 else progress
 
 
-def _write_facts(run: Run, prepared: TrainSetup) -> None:
-    """What was found out before training: the machine, the split, the files left out."""
-    write_json(run.path / "env.json", environment(prepared.device, prepared.recipe.seed))
-    if prepared.source.split_rows:
-        with atomic_write(run.split_csv) as beside:
-            write_split(beside, prepared.source.split_rows)
-    if prepared.source.bad:
+def _write_metadata(run: Run, setup: TrainSetup) -> None:
+    """Write what is known before training: the environment, the split and the unreadable files."""
+    write_json(run.path / "env.json", environment(setup.device, setup.recipe.seed))
+    if setup.dataset.split_rows:
+        with atomic_write(run.split_csv) as partial_file:
+            write_split(partial_file, setup.dataset.split_rows)
+    if setup.dataset.bad:
         text = io.StringIO()
-        csv.writer(text).writerows([("path", "reason"), *((printable(p), r) for p, r in prepared.source.bad)])
+        csv.writer(text).writerows([("path", "reason"), *((printable(p), r) for p, r in setup.dataset.bad)])
         write_text(run.path / "bad_files.csv", text.getvalue())
 
 
-def _followed(
-    run: Run, recipe: Recipe, wanted: Recipe | None, settings: dict[str, Any], force: bool
-) -> tuple[Recipe, str]:
-    """The run's recipe with what is asked for besides, and a sentence; as `follow`, which raises `UserError`."""
-    if wanted is not None:
-        names = [name for name in explicit_fields(recipe, wanted) if name != "parallel"]
-        return apply_overrides(run.path, recipe, wanted, names, force)
-    return apply_overrides(run.path, recipe, with_settings(recipe, settings), settings, force)
-
-
-def _elsewhere(run: Run) -> str:
-    """What is other than where the run began and changes the last digits of its sums; empty where nothing is."""
+def _compare_environment(run: Run) -> str:
+    """Return a warning about changes since the start of the run that alter last digits; "" if there are none."""
     try:
-        then = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
-        versions = dict(then["versions"])
+        env = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
+        versions = dict(env["versions"])
     except (OSError, ValueError, TypeError, KeyError):
         return ""
     now: dict[str, Any] = {p: package_version(p) for p in ("torch", "torchvision", "numpy", "pillow")}
     before = {package: versions.get(package) for package in now}
     now |= {"cpu": cpu_name(), "threads": torch.get_num_threads()}
-    before |= {"cpu": then.get("cpu"), "threads": then.get("threads")}
-    other = [f"{key} {before[key]}, now {now[key]}" for key in now if before[key] not in (None, now[key])]
-    return f"The run began with {'; '.join(other)}: the last digits of its figures may differ." if other else ""
+    before |= {"cpu": env.get("cpu"), "threads": env.get("threads")}
+    changes = [f"{key} {before[key]}, now {now[key]}" for key in now if before[key] not in (None, now[key])]
+    return f"Environment changed ({'; '.join(changes)}); results may differ in the last digits." if changes else ""
 
 
-def _check_data(run: Run, prepared: TrainSetup, classes: tuple[str, ...], position: TrainState, force: bool) -> None:
-    """Raise `UserError` where the data are not those that the run began with."""
-    if classes != prepared.classes:
+def _check_same_data(run: Run, setup: TrainSetup, classes: tuple[str, ...], state: TrainState, force: bool) -> None:
+    """Raise `UserError` if the classes or, without `force`, the training images differ from those of the run."""
+    if classes != setup.classes:
         raise UserError(
-            f"The data now has the {len(prepared.classes)} classes {', '.join(prepared.classes[:9])}, but "
-            f"{run.path} was trained on {len(classes)}: {', '.join(classes[:9])}; put the folders back as they were."
+            f"The data now has {len(setup.classes)} classes ({', '.join(setup.classes[:9])}), but {run.path} was "
+            f"trained on {len(classes)}: {', '.join(classes[:9])}; restore the class folders."
         )
-    train = prepared.source.splits["train"]
+    train = setup.dataset.splits["train"]
     now = len(train)
-    if position.pictures not in (0, now) and not force:
+    if state.pictures not in (0, now) and not force:
         raise UserError(
-            f"The data now has {now:,} training pictures and {run.path} began with {position.pictures:,}: in another "
-            "order it would be another experiment; put them back as they were, or add --force."
+            f"The data now has {now:,} training images, but {run.path} was started with {state.pictures:,}, so their "
+            "order would change the experiment; restore them, or add --force."
         )
-    if position.samples not in ("", hash_samples(train.names, train.targets)) and not force:
+    if state.samples not in ("", hash_samples(train.names, train.targets)) and not force:
         raise UserError(
-            f"The training pictures have other names or labels than those that {run.path} began with: it would be "
-            "another experiment; put them back as they were, or add --force."
+            f"The training images have other names or labels than when {run.path} was started, which would change the "
+            "experiment; restore them, or add --force."
         )
 
 
-def _extension(prepared: TrainSetup, position: TrainState, epochs: int) -> str:
-    """Which learning rates an extended run gets."""
+def _describe_extension(setup: TrainSetup, state: TrainState, epochs: int) -> str:
+    """Return a sentence on the learning rates of an extended run."""
     rates = [
-        schedule_at(prepared.recipe, step, len(prepared.train), position.history).lr
-        for step in (position.step, epochs * len(prepared.train) - 1)
+        schedule_at(setup.recipe, step, len(setup.train), state.history).lr
+        for step in (state.step, epochs * len(setup.train) - 1)
     ]
     return (
-        f"Extended to {epochs} epochs: the learning rate goes on as that of a run of {epochs} epochs "
-        f"({prepared.recipe.schedule}), from {rates[0]:.3g} now to {rates[1]:.3g} at the end."
+        f"Extended to {epochs} epochs: the learning rate follows the {setup.recipe.schedule} schedule of a run of "
+        f"{epochs} epochs, from {rates[0]:.3g} now to {rates[1]:.3g} at the end."
     )
 
 
-def _extended(now: int, wanted: str) -> int:
-    """The number of epochs that `--epochs +N` or `--epochs N` means for a run of `now` epochs."""
-    digits = wanted.removeprefix("+")
-    if not digits.isdecimal() or len(digits) > 9 or int(digits) == 0:  # Python turns no 5,000 digits into a number
-        raise UserError(f"--epochs must be a number such as {now + 10}, or +10 for ten more, not '{wanted}'.")
-    epochs = now + int(digits) if wanted.startswith("+") else int(digits)
+def _parse_epochs(text: str, now: int) -> int:
+    """Return the number of epochs that `--epochs +N` or `--epochs N` means for a run of `now` epochs."""
+    digits = text.removeprefix("+")
+    if not digits.isdecimal() or len(digits) > 9 or int(digits) == 0:  # int() rejects 5,000 digits
+        raise UserError(f"--epochs must be a number such as {now + 10}, or +10 for ten more, not '{text}'.")
+    epochs = now + int(digits) if text.startswith("+") else int(digits)
     if epochs <= now:
         raise UserError(f"The run already has {now} epochs; --epochs must be larger, or +N for N more.")
     return epochs

@@ -1,7 +1,7 @@
-"""Settings that follow from the data: how long to train on 50 pictures and how long on 500,000, in which batches.
+"""Settings chosen by the size of the data: epochs, batch size, learning rate, augmentation and dropout.
 
-A recipe lists in `fitted` what it leaves to be chosen here; what a user gives is never touched. What is chosen stands
-in `recipe.json` and is said with its reason.
+A recipe lists in `auto_fields` what is chosen here; a setting that the user gives is
+never changed. The choices are recorded in `recipe.json` and logged with their reason.
 """
 
 from __future__ import annotations
@@ -14,52 +14,49 @@ from alexnet.errors import UserError
 from alexnet.models.architectures import TORCHVISION
 from alexnet.training.recipe import Recipe
 
-SEEN = 500_000  # pictures, repeated ones counted, that a small network is shown
+SAMPLES = 500_000  # images, repetitions included, that a small network is trained on
 EPOCHS = (8, 60)
-STEPS = 60  # optimizer steps an epoch has at least, where the batch can be small enough
-BATCHES = (8, 128)
+MIN_STEPS = 60  # optimizer steps per epoch, unless that needs a batch below BATCH_SIZES[0]
+BATCH_SIZES = (8, 128)
+SMALL = 100  # pixels: images up to this size are shifted, as is usual for CIFAR; larger ones are cropped and resized
 
 
-def fit(recipe: Recipe, pictures: int, classes: int) -> tuple[Recipe, str]:
-    """`recipe` with its `fitted` settings chosen for so many training pictures, and a sentence; empty where there was
-    nothing to choose."""
+def choose_settings(recipe: Recipe, images: int, classes: int) -> tuple[Recipe, str]:
+    """Return `recipe` with its `auto_fields` chosen for so many training images, and a sentence ("" if it has none)."""
     chosen: dict[str, Any] = {}
-    reasons = []
+    log = []
     if "epochs" in recipe.auto_fields:
-        chosen["epochs"] = min(max(round(SEEN / pictures), EPOCHS[0]), EPOCHS[1])
-        reasons.append(f"{chosen['epochs']} epochs")
+        chosen["epochs"] = min(max(round(SAMPLES / images), EPOCHS[0]), EPOCHS[1])
+        log.append(f"{chosen['epochs']} epochs")
     if "batch_size" in recipe.auto_fields:
-        power = 2 ** max(round(math.log2(max(pictures / STEPS, 1))), 0)
-        chosen["batch_size"] = min(max(power, BATCHES[0]), BATCHES[1])
-        reasons.append(f"batches of {chosen['batch_size']}")
+        power = 2 ** max(round(math.log2(max(images / MIN_STEPS, 1))), 0)
+        chosen["batch_size"] = min(max(power, BATCH_SIZES[0]), BATCH_SIZES[1])
+        log.append(f"batch size {chosen['batch_size']}")
     if "lr" in recipe.auto_fields:
-        batch = chosen.get("batch_size", recipe.batch_size) or BATCHES[1]
-        chosen["lr"] = round(recipe.lr * math.sqrt(batch / BATCHES[1]), 4)  # smaller batches have noisier gradients
-        chosen["lr_batch"] = batch
-        reasons.append(f"a learning rate of {chosen['lr']:g}")
-    each = pictures / classes
+        batch_size = chosen.get("batch_size", recipe.batch_size) or BATCH_SIZES[1]
+        chosen["lr"] = round(recipe.lr * math.sqrt(batch_size / BATCH_SIZES[1]), 4)  # small batches: noisier gradients
+        chosen["lr_batch"] = batch_size
+        log.append(f"learning rate {chosen['lr']:g}")
+    per_class = images / classes
     if "augment" in recipe.auto_fields:
-        chosen["augment"] = "medium" if each < 3000 else "light"
-        reasons.append(f"{chosen['augment']} augmentation")
+        chosen["augment"] = "medium" if per_class < 3000 else "light"
+        log.append(f"{chosen['augment']} augmentation")
     if "dropout" in recipe.auto_fields and not recipe.arch.startswith(TORCHVISION):
-        chosen["dropout"] = 0.5 if each < 200 else 0.2 if each < 2000 else 0.0
-        reasons.append(f"dropout {chosen['dropout']:g}")
+        chosen["dropout"] = 0.5 if per_class < 200 else 0.2 if per_class < 2000 else 0.0
+        log.append(f"dropout {chosen['dropout']:g}")
     if not chosen:
         return recipe, ""
     sentence = (
-        f"For {pictures:,} training pictures, {each:,.0f} a class: {', '.join(reasons)}; your own flags come first."
+        f"Chosen for {images:,} training images, {per_class:,.0f} per class: {', '.join(log)}; flags override them."
     )
     return replace(recipe, auto_fields=(), **chosen), sentence
 
 
-SMALL = 100  # pixels: pictures up to this are kept whole and moved, as is usual for CIFAR
+def augmentation_settings(level: str, side: int) -> dict[str, Any]:
+    """Return the settings that `--augment level` stands for, for a network with side×side inputs.
 
-
-def augmentation(level: str, side: int) -> dict[str, Any]:
-    """The settings that the `level` of `--augment` stands for, for a network that reads side×side pictures.
-
-    Small pictures are moved by a share of their side; larger ones are cut out and resized, as is usual for ImageNet.
-    Resizing small ones too would cost as much as training on them does.
+    Small images are shifted by a share of their side; larger ones get random resized crops, as
+    is usual for ImageNet. Resizing small images too would cost as much as training on them.
     """
     settings: dict[str, Any] = {"flip": level != "none", "jitter": (0.0, 0.0, 0.0), "rotate": 0.0}
     if level == "none":
@@ -72,28 +69,30 @@ def augmentation(level: str, side: int) -> dict[str, Any]:
     return settings if level != "strong" else {**settings, "rotate": 10.0}
 
 
-def augmented(recipe: Recipe, side: int) -> Recipe:
-    """`recipe` with the settings that its `augment` stands for; the word itself stays, for the report."""
-    return recipe if recipe.augment == "auto" else replace(recipe, **augmentation(recipe.augment, side))
+def apply_augmentation_level(recipe: Recipe, side: int) -> Recipe:
+    """Return `recipe` with the settings that its `augment` stands for; `augment` itself is kept for the report."""
+    return recipe if recipe.augment == "auto" else replace(recipe, **augmentation_settings(recipe.augment, side))
 
 
-def scaled(recipe: Recipe) -> list[str]:
-    """A sentence on how the rates follow the batch size, where they do and it is not the recipe's own. Raises
-    `UserError` where there is no size to compare with."""
+def describe_lr_scaling(recipe: Recipe) -> str:
+    """Return a sentence on how the learning rate follows the batch size; "" where it stays as it is.
+
+    Raises `UserError` if the recipe has no batch size to scale from.
+    """
     if recipe.scale_lr != "none" and recipe.lr_batch is None:
         raise UserError(
-            f"scale_lr={recipe.scale_lr} needs the batch size that the rate is meant for, and this recipe has none of "
-            "its own; add --set lr_batch=128."
+            f"The setting scale_lr={recipe.scale_lr} needs the batch size that the learning rate is meant for, which "
+            "this recipe does not have; add --set lr_batch=128."
         )
     if recipe.lr_factor == 1:
-        return []
+        return ""
     if recipe.warmup:
-        rise = f"after a rise from 0 over {recipe.warmup:g} epochs (--warmup)"
+        when = f"after a warmup from 0 over {recipe.warmup:g} epochs (--warmup)"
     elif recipe.schedule == "one-cycle":
-        rise = "at the top of its cycle"
+        when = "at the peak of the cycle"
     else:
-        rise = "from the first step (--warmup 5 would let it rise over five epochs, as is usual for rates so scaled)"
-    return [
-        f"The learning rate is {recipe.lr:g} for batches of {recipe.lr_batch} and by the {recipe.scale_lr} rule "
-        f"{recipe.lr * recipe.lr_factor:g} for {recipe.batch_size}, {rise}."
-    ]
+        when = "from the first step (a scaled rate usually gets a warmup of five epochs: --warmup 5)"
+    return (
+        f"The learning rate is {recipe.lr:g} for batches of {recipe.lr_batch} and, by the {recipe.scale_lr} rule, "
+        f"{recipe.lr * recipe.lr_factor:g} for batches of {recipe.batch_size}, {when}."
+    )

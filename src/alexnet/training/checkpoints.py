@@ -25,7 +25,7 @@ import torch
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.models.model import Network
 from alexnet.run_dir import Run
-from alexnet.training.config_parsing import interval_of
+from alexnet.training.config_parsing import parse_interval
 from alexnet.training.distributed.base import mean_buffers
 from alexnet.training.recipe import Recipe
 from alexnet.training.setup import TrainSetup
@@ -39,7 +39,7 @@ class Checkpoints:
 
     def __init__(self, run: Run, setup: TrainSetup) -> None:
         self.run, self.prepared, self.parallel = run, setup, setup.parallel
-        self._steps, self._seconds = interval_of(setup.recipe.checkpoint_every)
+        self._steps, self._seconds = parse_interval(setup.recipe.checkpoint_every)
         self._threads: list[threading.Thread] = []  # one that writes, and one that waits until that is done
         self._failure: BaseException | None = None
         self._saved: tuple[int, int] | None = None  # step and epoch of the newest

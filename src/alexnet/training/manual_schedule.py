@@ -1,7 +1,7 @@
-"""The schedule made by hand, as data: what changes at the start of which epoch.
+"""Learning rates and PCA noise set by hand at the start of given epochs, as data. Needs no torch.
 
-In 2012 rates were lowered, layers frozen and the colour noise switched off by stopping the program and starting it
-again with other settings. A recipe lists such moments beforehand. No torch here, as `recipe.py` has none.
+In 2012 rates were lowered, layers frozen and the color noise switched off by stopping the
+program and restarting it with other settings. A recipe lists these moments in `lr_changes`.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from alexnet.errors import UserError
 
 @dataclass(frozen=True)
 class ScheduleChange:
-    """What holds from the start of `epoch` until a later change sets it anew. What is None stays as it is.
+    """Values that hold from the start of `epoch` until a later change. None leaves a value as it is.
 
-    Epochs count from 1, as in `metrics.jsonl`. Rates are what they will be, not factors; a rate of 0 freezes. Of two
-    changes at one epoch the later one in the list wins.
+    Epochs count from 1, as in `metrics.jsonl`. Rates are absolute, not factors; a rate
+    of 0 freezes. If two changes have the same epoch, the later one in the list wins.
     """
 
     epoch: int
     layers: tuple[str, ...] = ()
-    """Of which layers `lr` and `bias_lr` are, as 'alexnet arch NAME' lists them; empty: of all."""
+    """The layers that `lr` and `bias_lr` apply to, named as by 'alexnet arch NAME'; empty: all."""
     lr: float | None = None
-    """Learning rate of the weights. The biases keep theirs."""
+    """Learning rate of the weights. Biases keep theirs."""
     bias_lr: float | None = None
-    """Learning rate of the biases, and of the weights of normalisation layers."""
+    """Learning rate of the biases and of the weights of normalization layers."""
     pca_noise: float | None = None
-    """Strength of the colour noise, whatever `layers` says."""
+    """Strength of the PCA noise, independent of `layers`."""
 
     @property
     def rates(self) -> dict[str, float]:
-        """The rates that it sets, by kind of parameter: "weights" and "biases"."""
+        """The learning rates it sets, by kind of parameter: "weights" and "biases"."""
         return {kind: r for kind, r in (("weights", self.lr), ("biases", self.bias_lr)) if r is not None}
 
 
-# The run of the paper's single network, from the comments of the released code's layers/layer-params-145.cfg: weights
-# from .01, colour noise from .1, ended at epoch 91. Biases stay at .02; conv1's stand at 0 with its weights in the end.
+# The run of the paper's single network, from the comments in the released code's layers/layer-params-145.cfg: weights
+# start at .01, PCA noise at .1, and training ends at epoch 91. Biases stay at .02; at the end those of conv1 are frozen
+# together with its weights.
 SCHEDULE_145 = (
     ScheduleChange(25, lr=1e-3),
     ScheduleChange(51, lr=1e-4),
@@ -50,14 +51,14 @@ SCHEDULE_145 = (
 
 
 def check_changes(changes: Sequence[ScheduleChange]) -> None:
-    """Raises `UserError` for a change that no training can follow."""
+    """Raise `UserError` for changes that are out of order, empty or out of range."""
     before = 1
     for change in changes:
-        name = f"The change at epoch {change.epoch}"
+        name = f"The entry of lr_changes for epoch {change.epoch}"
         if change.epoch < 1:
             raise UserError(f"{name} comes before the first epoch; count epochs from 1.")
         if change.epoch < before:
-            raise UserError(f"{name} stands after one at epoch {before}; list the changes by epoch.")
+            raise UserError(f"{name} follows one for epoch {before}; sort the list by epoch.")
         before = change.epoch
         values = {"lr": change.lr, "bias_lr": change.bias_lr, "pca_noise": change.pca_noise}
         given = {key: value for key, value in values.items() if value is not None}
@@ -65,16 +66,16 @@ def check_changes(changes: Sequence[ScheduleChange]) -> None:
             raise UserError(f"{name} changes nothing; give it lr, bias_lr or pca_noise.")
         for key, value in given.items():
             if not 0 <= value < math.inf:
-                raise UserError(f"{name} sets {key} to {value}; it must be a finite number and not negative.")
+                raise UserError(f"{name} sets {key} to {value}; it must be finite and not negative.")
 
 
 def check_layers(changes: Sequence[ScheduleChange], network: str, layers: Iterable[str]) -> None:
-    """Raises `UserError` for a change that names none of `layers`, those of `network` that have weights."""
+    """Raise `UserError` for a change of a layer that is not in `layers`, those of `network` that have weights."""
     known = list(layers)
     for change in changes:
         for layer in change.layers:
             if layer not in known:
                 raise UserError(
-                    f"The change at epoch {change.epoch} names the layer '{layer}', which '{network}' does not have; "
-                    f"choose from {', '.join(known)}."
+                    f"The entry of lr_changes for epoch {change.epoch} names the layer '{layer}', which '{network}' "
+                    f"does not have; choose from {', '.join(known)}."
                 )

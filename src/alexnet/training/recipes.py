@@ -1,6 +1,6 @@
-"""The recipes that ship, each a function whose docstring says what it is, from where, and what it was measured to give.
+"""The recipes that ship, each a function whose docstring gives source, command, and measured time and accuracy.
 
-`alexnet train NAME` starts one; any flag after the name changes it.
+`alexnet train NAME` trains one; flags after the name override its settings.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from alexnet.errors import UserError, unknown_name
 from alexnet.training.manual_schedule import SCHEDULE_145
 from alexnet.training.recipe import Recipe, read_recipe
 
-# Over all pixels of the training sets, as fractions of 1.
+# Per channel, over all pixels of the training sets, from 0 to 1.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 FASHION_MEAN, FASHION_STD = (0.2860,), (0.3530,)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def digits() -> Recipe:
-    """The embedded handwritten digits: no download, for a first look and for checking an installation.
+    """The embedded handwritten digits, without a download: for a first try and to check an installation.
 
-    1,797 real digits from scikit-learn, enlarged to 32×32; a `cifar` network of half the width. Measured on two cores
-    without bfloat16: test top-1 99.55 % (mean of 5 seeds, deviation 0.48 %, 269 images), val 99.85 %, 34 to 42 s.
+    1,797 digits from scikit-learn, enlarged to 32×32; a `cifar` network of half the
+    width. `alexnet train` takes 34 to 42 s on two cores without bfloat16 and gives test
+    top-1 99.55 % (5 seeds, deviation 0.48 %, 269 images), validation 99.85 %.
     """
     return Recipe(
         name="digits", dataset="digits", arch="cifar", norm="batch", width=0.5, image_size=32,
@@ -34,10 +35,11 @@ def digits() -> Recipe:
 
 
 def cifar10() -> Recipe:
-    """CIFAR-10 in minutes on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule.
+    """CIFAR-10 in minutes on a laptop CPU: the 32×32 AlexNet with batch norm and a one-cycle schedule.
 
-    Half the width, which trains at 1,210 images/s here instead of 312. Measured on two cores without
-    bfloat16, on CIFAR-10 re-encoded as JPEG, one seed: test top-1 79.82 %, val 79.52 %, 8 min 44 s.
+    Half the width, which trains at 1,210 images/s instead of 312. `alexnet train
+    cifar10 --data DIR` takes 8 min 44 s on two cores without bfloat16 (CIFAR-10
+    re-encoded as JPEG, one seed) and gives test top-1 79.82 %, validation 79.52 %.
     """
     return Recipe(
         name="cifar10", dataset="cifar10", arch="cifar", norm="batch",
@@ -48,12 +50,12 @@ def cifar10() -> Recipe:
 
 
 def cifar10_fast() -> Recipe:
-    """CIFAR-10 to 78 % in the shortest time on two cores: `cifar10` at a quarter of the width, on all training images,
-    in batches of 256, which take an eighth less time than those of 128.
+    """CIFAR-10 to 78 % in the shortest time on two cores: `cifar10` at a quarter of the width, on all training images.
 
-    Validated on the test images, as speed runs are, and nothing is chosen by them: the last network counts.
-    Measured there without bfloat16 on CIFAR-10 re-encoded as JPEG, three seeds: test top-1 78.63 % (78.57 to 78.71)
-    after 178 s (170 to 184), validation after each epoch counted, reading the data not.
+    Batches of 256 take an eighth less time than those of 128. It validates on the test images, as speed
+    runs do; nothing is selected by them, and the last network is the result. `alexnet train cifar10-fast
+    --data DIR` takes 178 s (170 to 184) on two cores without bfloat16, including validation but not reading
+    the data (CIFAR-10 re-encoded as JPEG, three seeds), and gives test top-1 78.63 % (78.57 to 78.71).
     """
     return dataclasses.replace(
         cifar10(), name="cifar10-fast", validate_on="test", width=0.25, epochs=14, batch_size=256, lr=0.2
@@ -61,10 +63,10 @@ def cifar10_fast() -> Recipe:
 
 
 def cifar10_best() -> Recipe:
-    """CIFAR-10 as well as five convolutions and three fully connected layers can: `cifar10` at its full width, on
-    pictures enlarged to 64×64, which doubles the resolution of every layer, for 100 epochs with CutMix.
+    """CIFAR-10 as accurately as five convolutions and three linear layers allow: `cifar10` at full width.
 
-    For a GPU: not run yet.
+    100 epochs. Images are enlarged to 64×64, which doubles the resolution of every layer, and mixed
+    by CutMix. `alexnet train cifar10-best --data DIR` needs a GPU and has not been measured yet.
     """
     return dataclasses.replace(
         cifar10(), name="cifar10-best", width=1.0, image_size=64, padding=4, epochs=100, cutmix=1.0, dropout=0.2
@@ -72,10 +74,10 @@ def cifar10_best() -> Recipe:
 
 
 def ablation() -> Recipe:
-    """What `alexnet ablate` starts from: pictures of 32×32 in class folders, `cifar10` at a quarter of the width.
+    """The recipe that `alexnet ablate` starts from: 32×32 images in class folders, `cifar10` at a quarter of the width.
 
-    Small enough that ten trainings fit into half an hour on two cores. Measured there without bfloat16 on CIFAR-10
-    re-encoded as JPEG: test top-1 75.79 % (mean of 5 seeds, deviation .29 %), 2 min 15 s (one seed).
+    Ten trainings take half an hour on two cores. Measured there without bfloat16 on CIFAR-10
+    re-encoded as JPEG: test top-1 75.79 % (5 seeds, deviation .29 %), 2 min 15 s (one seed).
     """
     return dataclasses.replace(
         cifar10(), name="ablation", dataset="folder", width=0.25, epochs=8, image_size=32, mean=None, std=None
@@ -83,12 +85,12 @@ def ablation() -> Recipe:
 
 
 def cifar10_seed() -> Recipe:
-    """CIFAR-10 as a widespread tutorial trains it (its network repaired, which could not run; see docs/tutorials.md).
+    """CIFAR-10 as a widely copied tutorial trains it, its network repaired (it could not run; see docs/tutorials.md).
 
     100 epochs of SGD at .01 with momentum .9 and weight decay 5e-4, divided by 10 every 30; Kaiming fan-out
-    convolutions and N(0, .01) linear layers; crop with padding 4 and flip; its mean and its (too small) deviation.
-    Batch 128, and 32 on a CPU, as it advises.
-    It claims 75 to 80 % and validates on the test images, so nothing is chosen by them here: the last network counts.
+    for convolutions and N(0, .01) for linear layers; crop with padding 4 and flip; its mean and its (too
+    small) standard deviation; batch 128, or 32 on a CPU, as it advises. The tutorial claims 75 to 80 % and
+    validates on the test images, so nothing is selected by them here, and the last network is the result.
     """
     return Recipe(
         name="cifar10-seed", dataset="cifar10", arch="cifar", init="kaiming", validate_on="test",
@@ -99,10 +101,11 @@ def cifar10_seed() -> Recipe:
 
 
 def fashion_mnist() -> Recipe:
-    """Fashion-MNIST on a laptop's processor: the 32×32 AlexNet with batch norm and a one-cycle schedule.
+    """Fashion-MNIST on a laptop CPU: the 32×32 AlexNet with batch norm and a one-cycle schedule.
 
-    Measured on two cores without bfloat16, one seed: test top-1 92.85 % (ten views 93.07 %), val 93.07 %; 28 epochs of
-    54 to 61 s. With `--epochs 7` it takes 7 minutes (91.75 %, measured with dropout .2 and flips alone).
+    `alexnet train fashion-mnist --data DIR` takes 28 epochs of 54 to 61 s on two cores without
+    bfloat16 (one seed) and gives test top-1 92.85 % (ten views: 93.07 %), validation 93.07 %.
+    With `--epochs 7` it takes 7 minutes (91.75 %, measured with dropout .2 and flips only).
     """
     return Recipe(
         name="fashion-mnist", dataset="fashion-mnist", arch="cifar", norm="batch", image_size=32, width=0.5,
@@ -113,10 +116,10 @@ def fashion_mnist() -> Recipe:
 
 
 def fashion_mnist_d2l() -> Recipe:
-    """Fashion-MNIST as the d2l book and its copies train it: enlarged to 224×224, plain SGD.
+    """Fashion-MNIST as in the book "Dive into Deep Learning" (d2l.ai) and its copies: enlarged to 224×224, plain SGD.
 
     Learning rate .01 without momentum or weight decay, Xavier-uniform weights as its library sets them, batch 128,
-    10 epochs, no augmentation, pixels from 0 to 1. Validated on the test images, where the book reports 88.3 %.
+    10 epochs, no augmentation, pixels from 0 to 1. It validates on the test images, where the book reports 88.3 %.
     """
     return Recipe(
         name="fashion-mnist-d2l", dataset="fashion-mnist", arch="d2l", init="xavier", validate_on="test",
@@ -129,8 +132,8 @@ def imagenet_torchvision() -> Recipe:
     """ImageNet as torchvision's reference scripts train their `alexnet`: expected 56.522 % top-1, 79.066 % top-5.
 
     90 epochs, batch 256 (32 on each of 8 GPUs), SGD at .01 with momentum .9 and weight decay 1e-4, divided by 10
-    every 30; random resized crops of 224 and flips; evaluation on the central 224 of a short side of 256.
-    Run here: 5 steps on 50 classes of Tiny-ImageNet. Its 90 epochs would take 41 days on two cores (32.5 images/s).
+    every 30; random resized crops of 224 and flips; evaluation on the center 224 of a short side of 256. Tried
+    here for 5 steps on 50 classes of Tiny-ImageNet; 90 epochs would take 41 days on two cores (32.5 images/s).
     """
     return Recipe(
         name="imagenet-torchvision", dataset="imagenet", arch="torchvision", image_size=224, crop_pct=0.875,
@@ -140,15 +143,14 @@ def imagenet_torchvision() -> Recipe:
 
 
 def imagenet_2012() -> Recipe:
-    """ImageNet as the run that gave the published figures: run 145 of the 2012 code, its layers-145.cfg, its
-    layer-params-145.cfg and its data provider. Expected: 40.7 % top-1 and 18.2 % top-5 error with ten views.
+    """ImageNet as run 145 of the 2012 code, which gave the published result: 40.7 / 18.2 % error with ten views.
 
-    The network `code2012`; short side to 256, centre 256, random 224 and mirror image for each picture (with --set
-    crop_group=32 one for each 32, as it had them); per-pixel mean image; colour noise on the published basis, divided
-    by 1.1; SGD with the rate inside the velocity, .01 for weights and .02 for biases, which do not decay; dropout that
-    leaves what it keeps unscaled; and the changes made by hand at epochs 25, 51, 67, 72 and 79. It was stopped at epoch
-    91.
-    Run here: 20 steps on 200 photographs. Its 90 epochs would take 97 days on two cores (13.8 images/s).
+    After layers-145.cfg, layer-params-145.cfg and the data provider; the error is top-1 and top-5. The network
+    `code2012`; short side resized to 256, center 256, random crop of 224 and flip for each image (with --set
+    crop_group=32 one for every 32, as there); mean image; PCA noise on the published basis, then division by 1.1;
+    SGD with the rate inside the velocity, .01 for weights and .02 for biases, which do not decay; dropout that does
+    not scale kept units; and the manual changes at epochs 25, 51, 67, 72 and 79. The original was stopped at epoch
+    91. Tried here for 20 steps on 200 photographs; 90 epochs would take 97 days on two cores (13.8 images/s).
     """
     return Recipe(
         name="imagenet-2012", dataset="imagenet", arch="code2012", image_size=224, crop_pct=224 / 256,
@@ -160,12 +162,12 @@ def imagenet_2012() -> Recipe:
 
 
 def imagenet_paper() -> Recipe:
-    """ImageNet as the paper prints it (sections 3 to 5): the network `paper`, one rate for all layers, divided by 10
-    when the validation error stops improving, colour noise on the training set's own basis.
+    """ImageNet as the paper describes it (sections 3 to 5), with the network `paper`.
 
-    The paper does not say how long it waits for an improvement (here 5 epochs), nor that biases do not decay (here
-    all weights do). Expected: the same 40.7 / 18.2 % error, though nobody published this very network's.
-    Run here: 20 steps on 200 photographs. Its 90 epochs would take 85 days on two cores (15.6 images/s).
+    One learning rate for all layers, divided by 10 when the validation error stops improving; PCA noise on the training
+    set's own basis. The paper does not say how long to wait for an improvement (here 5 epochs), or that biases do not
+    decay (here all parameters do). Expected: the same 40.7 / 18.2 % error, although nobody has published this exact
+    network's. Tried here for 20 steps on 200 photographs; 90 epochs would take 85 days on two cores (15.6 images/s).
     """
     return Recipe(
         name="imagenet-paper", dataset="imagenet", arch="paper", image_size=224, crop_pct=224 / 256,
@@ -176,14 +178,13 @@ def imagenet_paper() -> Recipe:
 
 
 def imagenet_caffe() -> Recipe:
-    """ImageNet as BVLC's bvlc_alexnet for Caffe (its solver.prototxt and train_val.prototxt). Expected: 57.1 % top-1
-    and 80.2 % top-5 accuracy on the centre.
+    """ImageNet as BVLC's bvlc_alexnet for Caffe: expected 57.1 % top-1, 80.2 % top-5 on the center crop.
 
-    The network `caffe`; pictures stretched to 256×256, random 227 and mirror image; mean image; batch 256; .01 for
-    weights and .02 for biases, which do not decay, divided by 10 each 100,000 steps (20 epochs) of 450,000. Caffe's
-    SGD keeps the rate inside the velocity too. Caffe subtracts its mean image where the crop was cut, here always its
-    centre is used.
-    Run here: 20 steps on 200 photographs. Its 90 epochs would take 86 days on two cores (15.6 images/s).
+    After its solver.prototxt and train_val.prototxt. The network `caffe`; images squashed to 256×256, random
+    crop of 227 and flip; mean image; batch 256; .01 for weights and .02 for biases, which do not decay, divided
+    by 10 every 100,000 steps (20 epochs) of 450,000. Caffe's SGD also keeps the rate inside the velocity. Caffe
+    subtracts the mean image at the position of the crop; here it is always the center of the mean image. Tried
+    here for 20 steps on 200 photographs; 90 epochs would take 86 days on two cores (15.6 images/s).
     """
     return Recipe(
         name="imagenet-caffe", dataset="imagenet", arch="caffe", image_size=227, crop_pct=227 / 256, squash=True,
@@ -194,10 +195,12 @@ def imagenet_caffe() -> Recipe:
 
 
 def folder() -> Recipe:
-    """Your own pictures, one folder a class. Architecture, image size and width fit pictures and machine unless
-    given with --arch; epochs, batch size, rate, augmentation and dropout fit the number of pictures unless given.
+    """Your own images, one folder per class.
 
-    With a few dozen pictures a class start from a trained network instead: --weights RUN.
+    Architecture, image size and width are chosen by the images and the machine; epochs, batch size,
+    learning rate, augmentation and dropout by the number of images. Flags override each of them.
+
+    With a few dozen images per class, start from a trained network instead: --weights RUN.
     """
     return Recipe(
         name="folder", dataset="folder", norm="batch",
@@ -217,14 +220,14 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def named_recipe(name: str) -> Recipe:
-    """The recipe called `name`. Raises `UserError` with the nearest names if there is none."""
+    """Return the recipe called `name`. Raises `UserError` with the nearest names if there is none."""
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name]()
 
 
 def find_recipe(given: str) -> Recipe:
-    """What the word after `alexnet train` names: a recipe, a `recipe.json`, or a folder of pictures or an archive."""
+    """Return what the argument of `alexnet train` names: a recipe, a recipe.json, or a folder or archive of images."""
     path = Path(given)
     if given in RECIPES:
         return named_recipe(given)
@@ -233,10 +236,10 @@ def find_recipe(given: str) -> Recipe:
     if path.exists():
         return dataclasses.replace(named_recipe("folder"), data=path)
     if "/" in given or "\\" in given:
-        raise UserError(f"There is no folder of pictures {given}; give the name of one, or of a recipe.")
+        raise UserError(f"There is no folder of images {given}; give the path of one, or the name of a recipe.")
     raise unknown_name("recipe or folder", given, RECIPES)
 
 
 def describe(name: str) -> str:
-    """What the recipe's docstring says."""
+    """Return the docstring of a recipe."""
     return inspect.getdoc(RECIPES[name]) or ""

@@ -1,7 +1,7 @@
-"""From a recipe to everything the loop needs: data read and checked, architecture fitted, choices made and recorded.
+"""From a recipe to everything that the trainer needs: data loaded and checked, architecture and settings chosen.
 
-Nothing is written here. What is chosen by looking (architecture, mean, precision, workers) goes back into the
-recipe, so that `recipe.json` runs the same again elsewhere.
+Nothing is written here. Choices that depend on data or machine (architecture, mean, precision,
+workers) are put into the recipe, so that `recipe.json` reproduces the run elsewhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from alexnet.models.model import Spec, specify
 from alexnet.models.modifications import apply_modifications
 from alexnet.models.spec import AlexNetSpec, layers
 from alexnet.runtimes.loaded_model import LoadedModel
-from alexnet.training.auto_config import augmented, fit, scaled
+from alexnet.training.auto_config import apply_augmentation_level, choose_settings, describe_lr_scaling
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.manual_schedule import check_layers
 from alexnet.training.progress import Progress
@@ -47,136 +47,119 @@ from alexnet.training.transfer import init_from_pretrained
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """A recipe with all its choices made, and the data under it."""
+    """A recipe with all choices made, and its data."""
 
     recipe: Recipe
     spec: Spec
     preprocess: EvalTransform
     augment: Augment
-    source: ImageDataset
+    dataset: ImageDataset
     train: BatchLoader
-    evaluation: dict[str, BatchLoader]  # val and test, where there are any
+    evaluation: dict[str, BatchLoader]  # by split: val and test, as far as the data set has them
     device: torch.device
     precision: Precision
     parallel: SingleProcess
-    pca_basis: ColorPCA | None = None  # there is one where the recipe asks for colour noise
-    class_weights: torch.Tensor | None = None  # float32 (classes,), mean 1 over the training pictures; with --balance
-    start: LoadedModel | None = None  # what --weights names, at the start of a run
+    pca_basis: ColorPCA | None = None  # if the recipe uses PCA noise
+    class_weights: torch.Tensor | None = None  # float32 (classes,), mean 1 over the training images; with --balance
+    pretrained: LoadedModel | None = None  # the model that --weights names; None when resuming
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.source.classes
+        return self.dataset.classes
 
 
 def prepare_training(
     recipe: Recipe,
-    report: Progress,
+    progress: Progress,
     split: SplitRows | None = None,
     saved: Checkpoint | None = None,
     parallel: SingleProcess | None = None,
 ) -> TrainSetup:
-    """Read the data, fit the rest to it. `split` and `saved`, a checkpoint, are those of an earlier run, to be used
-    again. Raises `UserError`.
+    """Load the data of `recipe` and choose what the recipe leaves open. Raises `UserError`.
 
-    What is chosen by measuring this machine is chosen by the first process of `parallel` for all.
+    `split` and the checkpoint `saved` are those of the run to resume. What depends on
+    measurements of this machine is chosen on rank 0 of `parallel` for all ranks.
     """
     parallel = parallel or SingleProcess()
+    recipe = replace(recipe, lr_batch=recipe.lr_batch or recipe.batch_size)
     device = pick_device(recipe.device)
     precision = parallel.on_rank0(lambda: pick_precision(recipe.precision, device))
-    start = load_model(recipe.weights) if recipe.weights and saved is None else None
-    if start is not None and recipe.arch not in ("auto", start.model.spec.name):
+    pretrained = load_model(recipe.weights) if recipe.weights and saved is None else None
+    if pretrained is not None and recipe.arch not in ("auto", pretrained.model.spec.name):
         raise UserError(
-            f"--weights {recipe.weights} is a '{start.model.spec.name}', not --arch {recipe.arch}; leave --arch out."
+            f"--weights {recipe.weights} is a '{pretrained.model.spec.name}', not '{recipe.arch}'; leave --arch out."
         )
-    if recipe.arch != "auto" and start is None and saved is None:  # a misspelt name should not wait for the data
+    if recipe.arch != "auto" and pretrained is None and saved is None:  # report a typo before reading the data
         parallel.check(build_spec(recipe, num_classes=2, channels=None))
-    source = load_dataset(
-        recipe.dataset,
-        recipe.data,
-        labels=recipe.labels,
-        seed=recipe.seed,
-        skip_bad=recipe.skip_bad,
-        hold_out=recipe.validate_on == "val",
-        split=split,
-        progress=report.update,
-    )
-    if recipe.num_classes not in (None, len(source.classes)):
-        raise UserError(
-            f"--num-classes {recipe.num_classes} does not match the data, which has {len(source.classes)} classes: "
-            f"{', '.join(source.classes[:9])}{' …' if len(source.classes) > 9 else ''}."
-        )
-    if recipe.validate_on not in source.splits:
-        raise UserError(f"The recipe validates on the {recipe.validate_on} split, and {recipe.data} has none.")
-    for note in source.notes:
-        report.log(note)
-    for name, reason in source.bad[:10]:
-        report.log(f"Left out {name}: {reason}.")
-    pictures = len(source.splits["train"])
-    recipe, reasons = fit(recipe, pictures, len(source.classes))
+    dataset = _load_data(recipe, split, progress)
+
+    recipe, reasons = choose_settings(recipe, len(dataset.splits["train"]), len(dataset.classes))
     if reasons:
-        report.log(reasons)
+        progress.log(reasons)
     batch_size = recipe.batch_size or (32 if device.type == "cpu" else 128)
     if batch_size < parallel.shard.world_size:
         raise UserError(
-            f"--batch-size {batch_size} is for all {parallel.shard.world_size} processes together and leaves "
-            f"some without a picture; give {parallel.shard.world_size} or more."
+            f"--batch-size {batch_size} is the total of all {parallel.shard.world_size} processes and leaves some "
+            f"without an image; give {parallel.shard.world_size} or more."
         )
     chosen = {"precision": precision.name, "batch_size": batch_size}
     recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
-    if recipe.labels and recipe.labels.is_file():  # else it lies in the data
+    if recipe.labels and recipe.labels.is_file():  # otherwise it lies within the data
         recipe = replace(recipe, labels=recipe.labels.absolute())
+
     known = (saved.model.spec, saved.preprocess) if saved else None
-    if start is not None:
-        recipe, known = init_from_pretrained(start, recipe, source, report)
+    if pretrained is not None:
+        recipe, known = init_from_pretrained(pretrained, recipe, dataset, progress)
     elif recipe.arch == "auto":
-        recipe = _fit_architecture(recipe, source, device)
-        thinner = f", {recipe.width:g} of its width" if recipe.width != 1 else ""
-        report.log(
-            f"The pictures fit the architecture '{recipe.arch}' at {recipe.image_size}×{recipe.image_size}{thinner}; "
-            "--arch and --image-size choose another."
+        recipe = _choose_architecture(recipe, dataset, device)
+        width = f", width {recipe.width:g}" if recipe.width != 1 else ""
+        progress.log(
+            f"Architecture '{recipe.arch}' at {recipe.image_size}×{recipe.image_size}{width}, chosen by the size of "
+            "the images; --arch and --image-size override it."
         )
     elif recipe.arch.startswith(TORCHVISION) and recipe.image_size is None:
-        recipe = replace(recipe, image_size=_fitting_size(source))
-    spec = known[0] if known else build_spec(recipe, len(source.classes), source.channels)
-    recipe = augmented(recipe, spec.image_size)
+        recipe = replace(recipe, image_size=_choose_image_size(dataset))
+    spec = known[0] if known else build_spec(recipe, len(dataset.classes), dataset.channels)
     parallel.check(spec)
+
+    recipe = apply_augmentation_level(recipe, spec.image_size)
     augment = Augment(
         crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
         flip=recipe.flip, crop_group=recipe.crop_group, rotate=recipe.rotate, jitter=recipe.jitter,
         mixup=recipe.mixup, cutmix=recipe.cutmix,
     )  # fmt: skip
-    zeros, ones = (0.0,) * source.channels, (1.0,) * source.channels  # measured below
+    zeros, ones = (0.0,) * dataset.channels, (1.0,) * dataset.channels  # replaced by _measure_statistics
     if known is not None:
         geometry = replace(known[1], mean=zeros, std=ones, mean_image=None)
     else:
         geometry = EvalTransform(
-            size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=source.channels,
+            size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=dataset.channels,
             mean=zeros, std=ones, squash=recipe.squash,
         )  # fmt: skip
     mean_image = known[1].mean_image if known else None
-    if recipe.noisy and source.channels == 1:
-        raise UserError("Colour noise needs pictures in colour, and these are grey; set pca_noise to 0.")
+    if recipe.uses_pca_noise and dataset.channels == 1:
+        raise UserError("PCA noise needs color images, and these are grayscale; give --set pca_noise=0.")
     if mean_image is None and recipe.mean_image not in ("none", "own"):
         mean_image = read_mean_image(recipe.mean_image, geometry)
         recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
-    if any(isinstance(part, ImageFiles) for part in source.splits.values()):
-        kept = parallel.on_rank0(lambda: fits_in_memory(source, geometry.resize_side, recipe.in_memory))
-        if recipe.in_memory and not kept:
-            report.log(
-                "The pictures no longer fit in memory and are decoded as they are needed; last digits may differ."
-            )
-        recipe = replace(recipe, in_memory=kept)
-        if kept:
-            source = replace(source, splits=_in_memory(source, geometry, augment, report))
-    workers, sentence = choose_workers(
-        recipe.workers, max(batch_size, EVAL_BATCH_SIZE) * source.channels * geometry.resize_side**2
+
+    if any(isinstance(part, ImageFiles) for part in dataset.splits.values()):
+        in_memory = parallel.on_rank0(lambda: fits_in_memory(dataset, geometry.resize_side, recipe.in_memory))
+        if recipe.in_memory and not in_memory:
+            progress.log("The images no longer fit in memory and are decoded on the fly; last digits may differ.")
+        recipe = replace(recipe, in_memory=in_memory)
+        if in_memory:
+            dataset = replace(dataset, splits=_decode_splits(dataset, geometry, augment, progress))
+    workers, note = choose_workers(
+        recipe.workers, max(batch_size, EVAL_BATCH_SIZE) * dataset.channels * geometry.resize_side**2
     )
-    if sentence and any(isinstance(part, ImageFiles) for part in source.splits.values()):
-        report.log(sentence)
-    part = source.splits["train"]
-    recipe, preprocess, basis = parallel.on_rank0(
-        lambda: _measured(recipe, part, geometry, mean_image, workers, report)
+    if note and any(isinstance(part, ImageFiles) for part in dataset.splits.values()):
+        progress.log(note)
+    part = dataset.splits["train"]
+    recipe, preprocess, pca_basis = parallel.on_rank0(
+        lambda: _measure_statistics(recipe, part, geometry, mean_image, workers, progress)
     )
+
     train: BatchLoader
     if isinstance(part, ImageFiles):
         recipe = replace(recipe, workers=workers)
@@ -185,39 +168,65 @@ def prepare_training(
             workers=workers, pin_memory=device.type == "cuda", shard=parallel.shard,
         )  # fmt: skip
     else:
-        part = _on_gpu(part, device)
+        part = _move_to_gpu(part, device)
         train = InMemory(
             part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed, shard=parallel.shard
         )
     evaluation = {
-        name: evaluation_batches(held, preprocess, workers, parallel.shard)
-        for name, held in source.splits.items()
+        name: evaluation_batches(images, preprocess, workers, parallel.shard)
+        for name, images in dataset.splits.items()
         if name != "train"
     }
-    report.log(
-        f"{source.name}: {len(part):,} training images"
-        + "".join(f", {len(source.splits[name]):,} {name}" for name in evaluation)
-        + f", {len(source.classes)} classes; {spec.name} at {source.channels}×{spec.image_size}×{spec.image_size} "
+    progress.log(
+        f"{dataset.name}: {len(part):,} training images"
+        + "".join(f", {len(dataset.splits[name]):,} {name}" for name in evaluation)
+        + f", {len(dataset.classes)} classes; {spec.name} at {dataset.channels}×{spec.image_size}×{spec.image_size} "
         + (f"in {parallel.world_size} processes " if parallel.world_size > 1 else "")
         + f"on {device} in {precision.name} ({precision.reason})."
     )
-    for sentence in scaled(recipe):
-        report.log(sentence)
+    if note := describe_lr_scaling(recipe):
+        progress.log(note)
     return TrainSetup(
-        recipe, spec, preprocess, augment, source, train, evaluation, device, precision, parallel, basis,
-        class_weights(part.targets, len(source.classes)) if recipe.balance else None, start,
+        recipe, spec, preprocess, augment, dataset, train, evaluation, device, precision, parallel, pca_basis,
+        class_weights(part.targets, len(dataset.classes)) if recipe.balance else None, pretrained,
     )  # fmt: skip
 
 
+def _load_data(recipe: Recipe, split: SplitRows | None, progress: Progress) -> ImageDataset:
+    """Load the recipe's data set, check its classes and splits, and report its notes and unreadable files."""
+    dataset = load_dataset(
+        recipe.dataset,
+        recipe.data,
+        labels=recipe.labels,
+        seed=recipe.seed,
+        skip_bad=recipe.skip_bad,
+        hold_out=recipe.validate_on == "val",
+        split=split,
+        progress=progress.update,
+    )
+    if recipe.num_classes not in (None, len(dataset.classes)):
+        raise UserError(
+            f"--num-classes {recipe.num_classes} does not match the data, which has {len(dataset.classes)} classes: "
+            f"{', '.join(dataset.classes[:9])}{' …' if len(dataset.classes) > 9 else ''}."
+        )
+    if recipe.validate_on not in dataset.splits:
+        raise UserError(f"The recipe validates on the {recipe.validate_on} split, which {recipe.data} does not have.")
+    for note in dataset.notes:
+        progress.log(note)
+    for name, reason in dataset.bad[:10]:
+        progress.log(f"Skipped {name}: {reason}.")
+    return dataset
+
+
 def class_weights(targets: torch.Tensor, classes: int) -> torch.Tensor:
-    """float32 (classes,): what a picture of each class counts so that all classes count alike, 1 on average."""
+    """Return float32 (classes,): loss weights inverse to the number of images of each class, with mean 1 over them."""
     counts = torch.bincount(targets.cpu(), minlength=classes)
     return (len(targets) / (counts > 0).sum() / counts.clamp(min=1)).float()
 
 
 def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
-    """The network that `recipe` names; `channels` None: as many as its architecture has. Raises `UserError`."""
-    plain = specify(
+    """Return the network that `recipe` names; `channels` defaults to the architecture's own. Raises `UserError`."""
+    base = specify(
         recipe.arch,
         num_classes=num_classes,
         in_channels=channels,
@@ -228,81 +237,85 @@ def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
         dropout=recipe.dropout,
         width=recipe.width,
     )
-    if not isinstance(plain, AlexNetSpec):
+    if not isinstance(base, AlexNetSpec):
         if recipe.spec_edits or any(change.layers for change in recipe.lr_changes):
             raise UserError(
-                f"'{plain.name}' is built by torchvision: the recipe's edits and its changes of single layers are for "
-                "AlexNets; leave them out."
+                f"'{base.name}' is built by torchvision: spec_edits and lr_changes of single layers work for AlexNets "
+                "only; leave them out."
             )
-        return plain
-    spec = apply_modifications(plain, recipe.spec_edits)
+        return base
+    spec = apply_modifications(base, recipe.spec_edits)
     if recipe.lr_changes:
         check_layers(recipe.lr_changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
     return spec
 
 
-def _fit_architecture(recipe: Recipe, source: ImageDataset, device: torch.device) -> Recipe:
-    """The architecture and image size for pictures of this size: the 32-pixel network up to 100 pixels, where the
-    stride of 4 and the three pools of the 224-pixel networks would leave nothing. On a CPU half the width, which
-    trains almost four times as fast (CIFAR-10 on two cores: 1,210 images/s instead of 312), or a quarter."""
-    wanted = recipe.image_size or _fitting_size(source)
+def _choose_architecture(recipe: Recipe, dataset: ImageDataset, device: torch.device) -> Recipe:
+    """Choose architecture, image size and width by the size of the images.
+
+    Up to 128 pixels this is the 32-pixel network: the stride of 4 and the three pools of the 224-pixel ones
+    would leave nothing. On a CPU it has half the width, which trains almost four times as fast (CIFAR-10 on
+    two cores: 1,210 images/s instead of 312), or a quarter at 64 pixels, which cost four times as much as 32.
+    """
+    side = recipe.image_size or _choose_image_size(dataset)
     width = recipe.width
     if device.type == "cpu" and width == 1:
-        width = 0.25 if 48 < wanted <= 128 else 0.5  # 64 pixels cost four times what 32 do
-    return replace(recipe, arch="cifar" if wanted <= 128 else "torchvision", image_size=wanted, width=width)
+        width = 0.25 if 48 < side <= 128 else 0.5
+    return replace(recipe, arch="cifar" if side <= 128 else "torchvision", image_size=side, width=width)
 
 
-def _fitting_size(source: ImageDataset) -> int:
-    """The side of the input, in pixels, for pictures of this size: 32, 64 or 224, the next below or not far above."""
-    part = source.splits["train"]
+def _choose_image_size(dataset: ImageDataset) -> int:
+    """Return 32, 64 or 224 pixels, by the median short side of the images."""
+    part = dataset.splits["train"]
     if isinstance(part, ImageArrays):
         side = min(part.images.shape[-2:])
     else:
-        chosen = part.take(np.linspace(0, len(part) - 1, min(SAMPLE_SIZE, len(part))).astype(int))
-        side = int(statistics.median(min(image_size(chosen.raw(i))) for i in range(len(chosen))))
+        sample = part.take(np.linspace(0, len(part) - 1, min(SAMPLE_SIZE, len(part))).astype(int))
+        side = int(statistics.median(min(image_size(sample.raw(i))) for i in range(len(sample))))
     return 32 if side <= 48 else 64 if side <= 100 else 224
 
 
-def _in_memory(
-    source: ImageDataset, geometry: EvalTransform, augment: Augment, report: Progress
+def _decode_splits(
+    dataset: ImageDataset, geometry: EvalTransform, augment: Augment, progress: Progress
 ) -> dict[str, ImageArrays | ImageFiles]:
-    """All splits decoded: train as random crops need it, the others as they are evaluated."""
+    """Decode all splits into memory: train at the size that random crops need, the others as they are evaluated."""
     return {
-        name: decode_files(part, geometry, augment if name == "train" else None, progress=report.update)
+        name: decode_files(part, geometry, augment if name == "train" else None, progress=progress.update)
         if isinstance(part, ImageFiles)
         else part
-        for name, part in source.splits.items()
+        for name, part in dataset.splits.items()
     }
 
 
-def _on_gpu(part: ImageArrays, device: torch.device) -> ImageArrays:
-    """`part` in the memory of the GPU that trains on it, if a quarter of what is free there holds it: then no step
-    waits for pictures to be gathered and sent."""
+def _move_to_gpu(part: ImageArrays, device: torch.device) -> ImageArrays:
+    """Move `part` into GPU memory if it takes at most a quarter of what is free: then no step waits for a transfer."""
     if device.type != "cuda" or part.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
         return part
     return replace(part, images=part.images.to(device), targets=part.targets.to(device))
 
 
-def _measured(
+def _measure_statistics(
     recipe: Recipe,
     part: ImageArrays | ImageFiles,
     geometry: EvalTransform,
     mean_image: torch.Tensor | None,
     workers: int,
-    report: Progress,
+    progress: Progress,
 ) -> tuple[Recipe, EvalTransform, ColorPCA | None]:
-    """The numbers that the recipe leaves to the training images, put into it: mean and deviation of each channel, mean
-    image (which stands with the weights) and colour basis. What is there already is not measured again."""
+    """Measure what the recipe leaves to the training images: mean and std of each channel, mean image, color PCA.
+
+    The results are put into the recipe (the mean image is saved with the weights); what is there is not measured again.
+    """
     basis = None
-    if recipe.noisy and (recipe.pca_std is not None or recipe.pca_vectors is not None):
+    if recipe.uses_pca_noise and (recipe.pca_std is not None or recipe.pca_vectors is not None):
         basis = ColorPCA(recipe.pca_std or (), recipe.pca_vectors or ())
-    elif recipe.noisy and recipe.pca_basis == "imagenet":
+    elif recipe.uses_pca_noise and recipe.pca_basis == "imagenet":
         basis = IMAGENET_PCA
     own_image = recipe.mean_image == "own" and mean_image is None
-    if own_image or (recipe.noisy and basis is None):
-        found = compute_statistics(part, geometry, workers=workers, progress=report.update)
+    if own_image or (recipe.uses_pca_noise and basis is None):
+        found = compute_statistics(part, geometry, workers=workers, progress=progress.update)
         mean_image = found.mean_image if own_image else mean_image
-        basis = basis or (color_pca(found.covariance) if recipe.noisy else None)
+        basis = basis or (color_pca(found.covariance) if recipe.uses_pca_noise else None)
     if basis is not None:
         recipe = replace(recipe, pca_std=basis.std, pca_vectors=basis.vectors)
     mean, std = recipe.mean, recipe.std

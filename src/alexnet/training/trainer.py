@@ -313,7 +313,7 @@ class Trainer:
         return fitted
 
     def _store_evaluation(self, split: str, outputs: Outputs) -> None:
-        names = self.setup.source.splits[split].names
+        names = self.setup.dataset.splits[split].names
         self.run.write_evaluation(split, [names[i] for i in outputs.ids], outputs.targets, outputs.logits)
 
     def _summary(self, **more: Any) -> dict[str, Any]:
@@ -400,7 +400,7 @@ class StopRequested(Exception):
 
 def _beginning(prepared: TrainSetup) -> TrainState:
     """Before the first step, on these pictures."""
-    train = prepared.source.splits["train"]
+    train = prepared.dataset.splits["train"]
     return TrainState(pictures=len(train), samples=hash_samples(train.names, train.targets))
 
 

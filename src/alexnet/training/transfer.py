@@ -1,7 +1,7 @@
-"""Starting from a trained network: its layers, its preprocessing, a new head, and which layers stay as they are.
+"""Transfer learning: weights and preprocessing of a trained network, a new head, and the choice of frozen layers.
 
-With few pictures the convolutions of a trained network are better than any that these pictures could teach: then only
-a linear classifier on its features is trained. With more, the rest follows, at a smaller rate.
+With few images the convolutions of a trained network are better than any that could be learned from these images, so
+only a linear classifier on its features is trained. With more images the other layers are trained too, at a lower rate.
 """
 
 from __future__ import annotations
@@ -21,85 +21,86 @@ from alexnet.runtimes.loaded_model import LoadedModel
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
 
-FEW, SOME = 50, 500  # pictures a class: up to FEW the head alone is trained, up to SOME the convolutions stay
+FEW, SOME = 50, 500  # images per class: up to FEW only the head is trained, up to SOME the convolutions stay frozen
 
 
 def init_from_pretrained(
-    start: LoadedModel, recipe: Recipe, source: ImageDataset, report: Progress
+    pretrained: LoadedModel, recipe: Recipe, dataset: ImageDataset, progress: Progress
 ) -> tuple[Recipe, tuple[Spec, EvalTransform]]:
-    """The recipe of a run that starts from the network `start`, the specification of its network and its
-    preprocessing. Raises `UserError` where the pictures have other channels."""
-    spec = replace(start.model.spec, num_classes=len(source.classes))
+    """Return the recipe of a run that starts from `pretrained`, its network's specification and its preprocessing.
+
+    Raises `UserError` if the images have other channels.
+    """
+    spec = replace(pretrained.model.spec, num_classes=len(dataset.classes))
     if recipe.dropout is not None and isinstance(spec, AlexNetSpec):
         spec = replace(spec, dropout=recipe.dropout)
-    preprocess = start.preprocess
-    if preprocess.channels != source.channels:
+    preprocess = pretrained.preprocess
+    if preprocess.channels != dataset.channels:
         raise UserError(
-            f"--weights {recipe.weights} reads {_colours(preprocess.channels)} pictures and these are "
-            f"{_colours(source.channels)}; train it on such ones, or start without --weights."
+            f"--weights {recipe.weights} takes {_color_mode(preprocess.channels)} images, and these are "
+            f"{_color_mode(dataset.channels)}; convert the images, or leave out --weights."
         )
-    frozen, why = choose_frozen_layers(recipe.freeze, len(source.splits["train"]), len(source.classes))
-    new_head = start.classes != source.classes
-    report.log(
+    frozen, reason = choose_frozen_layers(recipe.freeze, len(dataset.splits["train"]), len(dataset.classes))
+    new_head = pretrained.classes != dataset.classes
+    progress.log(
         f"Starting from {recipe.weights}: '{spec.name}' at {spec.image_size}×{spec.image_size}"
-        + (f", a new last layer for {len(source.classes)} classes" if new_head else "")
+        + (f", with a new last layer for {len(dataset.classes)} classes" if new_head else "")
         + (f"; frozen: {frozen}" if frozen != "none" else "; all layers are trained")
-        + (f" ({why}; --freeze says otherwise)." if why else ".")
+        + (f" ({reason}; --freeze overrides this)." if reason else ".")
     )
     path = recipe.weights
-    if start.checkpoint is not None:
-        path = str((start.run.path if start.run else start.checkpoint).absolute())
-    given: dict[str, Any] = {
+    if pretrained.checkpoint is not None:
+        path = str((pretrained.run.path if pretrained.run else pretrained.checkpoint).absolute())
+    settings: dict[str, Any] = {
         "arch": spec.name,
         "image_size": spec.image_size,
         "mean": preprocess.mean,
         "std": preprocess.std,
     }
     if preprocess.mean_image is not None:
-        given["mean_image"] = "own"
+        settings["mean_image"] = "own"
     if isinstance(spec, AlexNetSpec):
-        given |= {"width": spec.width, "dropout": spec.dropout}
+        settings |= {"width": spec.width, "dropout": spec.dropout}
     rate = recipe.backbone_lr_mult if new_head else 1.0
-    return replace(recipe, weights=path, freeze=frozen, backbone_lr_mult=rate, **given), (spec, preprocess)
+    return replace(recipe, weights=path, freeze=frozen, backbone_lr_mult=rate, **settings), (spec, preprocess)
 
 
-def _colours(channels: int) -> str:
-    return {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+def _color_mode(channels: int) -> str:
+    return {1: "grayscale", 3: "color"}.get(channels, f"{channels}-channel")
 
 
 @torch.no_grad()
-def load_backbone(model: Network, start: LoadedModel, classes: tuple[str, ...]) -> bool:
-    """Copy the weights of `start` into `model`, but for the last layer where the classes are other ones: that keeps its
-    fresh weights. Whether the last layer is new."""
-    new_head = classes != start.classes
+def load_backbone(model: Network, pretrained: LoadedModel, classes: tuple[str, ...]) -> None:
+    """Copy the weights of `pretrained` into `model`; if the classes differ, its last layer keeps its fresh weights."""
     head = weighted_layers(model)[-1]
-    weights = start.model.state_dict()
-    kept = {name: value for name, value in model.state_dict().items() if new_head and name.startswith(f"{head}.")}
-    model.load_state_dict({**weights, **kept})
-    return new_head
+    new_head = classes != pretrained.classes
+    fresh = {name: value for name, value in model.state_dict().items() if new_head and name.startswith(f"{head}.")}
+    model.load_state_dict({**pretrained.model.state_dict(), **fresh})
 
 
 def weighted_layers(model: nn.Module) -> list[str]:
-    """The names of the layers that have weights, in order: conv1 … fc8, with batch norm where there is some."""
+    """Return the names of the layers that have weights, in order: conv1 … fc8, with any batch norm."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters()))
 
 
-def choose_frozen_layers(wanted: str, pictures: int, classes: int) -> tuple[str, str]:
-    """`--freeze` with auto decided by the number of training pictures, and why."""
-    if wanted != "auto":
-        return wanted, ""
-    each = pictures / classes
-    if each <= FEW:
-        return "features", f"{each:.0f} pictures a class are too few to teach more than a linear classifier on features"
-    if each <= SOME:
-        return "convolutions", f"{each:.0f} pictures a class are too few to improve trained convolutions"
-    return "none", f"{each:.0f} pictures a class are enough to train all layers further"
+def choose_frozen_layers(freeze: str, images: int, classes: int) -> tuple[str, str]:
+    """Return `--freeze`, with auto decided by the number of training images, and the reason (or "")."""
+    if freeze != "auto":
+        return freeze, ""
+    per_class = images / classes
+    if per_class <= FEW:
+        return "features", f"{per_class:.0f} images per class are enough only for a linear classifier on features"
+    if per_class <= SOME:
+        return "convolutions", f"{per_class:.0f} images per class are too few to improve trained convolutions"
+    return "none", f"{per_class:.0f} images per class are enough to train all layers further"
 
 
 def freeze(model: nn.Module, which: str) -> list[nn.Module]:
-    """Keep the layers that `which` names (see `Flags.freeze`) as they are, and everything before the last of them as
-    in use: batch norm with its averages, no dropout. Returns the modules that are not to be put into training mode.
-    Raises `UserError` for a layer that is not there, and where nothing is left to train."""
+    """Freeze the layers that `which` names (see `Flags.freeze`) and return the modules to keep in eval mode.
+
+    These are all up to the last frozen layer: batch norm uses its running averages, and
+    dropout is off. Raises `UserError` for an unknown layer, and if no layer is left to train.
+    """
     frozen = frozen_layers(model, which)
     if not frozen:
         return []
@@ -111,7 +112,7 @@ def freeze(model: nn.Module, which: str) -> list[nn.Module]:
 
 
 def frozen_layers(model: nn.Module, which: str) -> list[str]:
-    """The layers with weights that `which` names, in order."""
+    """Return the names of the layers with weights that `which` names, in order. Raises `UserError`."""
     names = weighted_layers(model)
     if which in ("none", "auto"):
         return []
@@ -121,7 +122,7 @@ def frozen_layers(model: nn.Module, which: str) -> list[str]:
             linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
             found = [name for name in found if name not in linear]
         return found
-    places: set[int] = set()
+    indices: set[int] = set()
     for part in which.split(","):
         ends = [end.strip() for end in part.split("-")]
         for end in ends:
@@ -129,10 +130,10 @@ def frozen_layers(model: nn.Module, which: str) -> list[str]:
                 raise unknown_name("layer to freeze", end, [*names, "features", "none"])
         first, last = names.index(ends[0]), names.index(ends[-1])
         if len(ends) > 2 or last < first:
-            raise UserError(f"--freeze {part} is no range of layers; write the first before the last: conv1-conv5.")
-        places |= set(range(first, last + 1))
-    while names[max(places) + 1 :] and f"norm{names[max(places)][-1]}" == names[max(places) + 1]:
-        places.add(max(places) + 1)  # the batch norm of the last convolution belongs to it
-    if len(places) == len(names):
+            raise UserError(f"--freeze {part} is not a range of layers; write the first before the last: conv1-conv5.")
+        indices |= set(range(first, last + 1))
+    while names[max(indices) + 1 :] and f"norm{names[max(indices)][-1]}" == names[max(indices) + 1]:
+        indices.add(max(indices) + 1)  # the batch norm of the last convolution belongs to it
+    if len(indices) == len(names):
         raise UserError(f"--freeze {which} leaves no layer to train; leave out at least {names[-1]}.")
-    return [names[i] for i in sorted(places)]
+    return [names[i] for i in sorted(indices)]
