@@ -104,7 +104,7 @@ def test_bad_settings_say_what_is_wrong(settings, says):
 
 
 @pytest.mark.parametrize(
-    ("lr_changes", "says"),
+    ("changes", "message"),
     [
         ([{"epoch": 0, "lr": 1}], "The change at epoch 0 comes before the first epoch; count"),
         ([{"epoch": 5, "lr": 1}, {"epoch": 4, "lr": 1}], "The change at epoch 4 stands after one at epoch 5"),
@@ -113,7 +113,7 @@ def test_bad_settings_say_what_is_wrong(settings, says):
         ([{"epoch": 2, "pca_noise": float("nan")}], "sets pca_noise to nan"),
     ],
 )
-def test_bad_changes_say_what_is_wrong(changes, says):
+def test_bad_changes_say_what_is_wrong(changes, message):
     with pytest.raises(UserError, match=says) as error:
         with_settings(Recipe(schedule="constant"), {"lr_changes": changes})
     assert "\n" not in str(error.value)
