@@ -114,7 +114,7 @@ def test_bad_settings_say_what_is_wrong(settings, says):
     ],
 )
 def test_bad_changes_say_what_is_wrong(changes, message):
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         with_settings(Recipe(schedule="constant"), {"lr_changes": changes})
     assert "\n" not in str(error.value)
 
