@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,13 @@ from common import data, save
 
 from alexnet.bench.timing import interleaved
 from alexnet.device import cache_dir
+from alexnet.inference.evaluate import calibration_images
 from alexnet.inference.load import TORCHVISION_PREPROCESS
 from alexnet.models.model import create_model
 from alexnet.runtimes import engines
 from alexnet.runtimes.convert import to_onnx
 from alexnet.runtimes.engine_cache import EngineCache
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import LoadedModel
 from alexnet.runtimes.select import EngineConfig, get_or_build, open_engine
 
 OURS = ("exact", "fast", "onnxruntime", "openvino", "openvino-int8-fc", "openvino-int8", "onnxruntime-int8")
@@ -60,9 +62,10 @@ def make_files(opened: LoadedModel) -> None:
     """The engines' files, where they are not there."""
     for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
         get_or_build(engines.KINDS[name].file, opened, name)
+    images = partial(calibration_images, folder=data("imagenet-photos-200"))
     for name in engines.CALIBRATED:
-        if EngineCache(opened.identity).find(engines.KINDS[name].file) is None:
-            get_or_build(engines.KINDS[name].file, opened, name, data("imagenet-photos-200"))
+        if EngineCache(opened.model_id).find(engines.KINDS[name].file) is None:
+            get_or_build(engines.KINDS[name].file, opened, name, images)
 
 
 def prepare(opened: LoadedModel) -> None:
@@ -208,9 +211,9 @@ print(json.dumps(peaks))
 STORED = (
     """
 import sys
-from alexnet.inference.engines import KINDS, open_file
-from alexnet.inference.stored import Store
-logits = open_file(sys.argv[1], Store("benchmark-torchvision").find(KINDS[sys.argv[1]].file)).logits
+from alexnet.runtimes.engine_cache import EngineCache
+from alexnet.runtimes.engines import KINDS, open_file
+logits = open_file(sys.argv[1], EngineCache("benchmark-torchvision").find(KINDS[sys.argv[1]].file)).logits
 """
     + PEAKS
 )
@@ -218,9 +221,9 @@ BY_TORCH = (
     """
 import sys
 sys.path.insert(0, sys.argv[2])
-from alexnet.inference.choose import by_torch
+from alexnet.runtimes.select import torch_engine
 from inference import CPU, eager, network
-logits = eager(network()) if sys.argv[1] == "eager" else by_torch(network(), CPU).logits
+logits = eager(network()) if sys.argv[1] == "eager" else torch_engine(network(), CPU).logits
 """
     + PEAKS
 )

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from alexnet.data.augment import IMAGENET_BASIS
 from alexnet.data.transforms import Preprocess
-from alexnet.inference.crops import TEN_CROP, cut
+from alexnet.inference.crops import TEN_CROP, crop_views
 from alexnet.models.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.spec import layers
@@ -270,12 +270,12 @@ def ten_crop() -> Figure:
     grid = figure.add_gridspec(2, 8, width_ratios=(1, 1, 0.1, 1, 1, 1, 1, 1))
     whole = figure.add_subplot(grid[:, :2])
     show(whole, square)
-    for (top, left), colour in zip(TEN_CROP.places, (ORANGE, SKY, "white", YELLOW, PINK), strict=True):
+    for (top, left), colour in zip(TEN_CROP.positions, (ORANGE, SKY, "white", YELLOW, PINK), strict=True):
         corner = (left * 32 - 0.5, top * 32 - 0.5)
         whole.add_patch(Rectangle(corner, 224, 224, fill=False, edgecolor=colour, lw=2))
     whole.set_title("256×256, five crops of 224×224", fontsize=8)
     names = ("top left", "top right", "centre", "bottom left", "bottom right")
-    for i, view in enumerate(cut(square[None], TEN_CROP, 224)):
+    for i, view in enumerate(crop_views(square[None], TEN_CROP, 224)):
         axes = figure.add_subplot(grid[i % 2, 3 + i // 2])
         show(axes, view[0])
         axes.set_title("mirrored" if i % 2 else names[i // 2], fontsize=8, pad=3)

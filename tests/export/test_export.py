@@ -54,7 +54,7 @@ def test_a_file_says_what_the_run_says(exports, checkpoint, large_images, kind):
     assert np.ptp(found.truth.probabilities, axis=0).max() > 0.1  # the pictures do differ
     opened = open_exported(found.file)
     assert opened.classes == CLASS_NAMES
-    assert not opened.description.pixels
+    assert not opened.manifest.pixels
     pictures = sorted(large_images.rglob("*.jpg"))[:3]
     expected = load(checkpoint, device="cpu").predict_many(pictures, top=3)
     for ours, theirs in zip(load(found.file).predict_many(pictures, top=3), expected, strict=True):
@@ -133,7 +133,7 @@ def test_lrn_and_normalisation_become_plain_operations(large_images, tmp_path, k
     save_model(tmp_path / "run", make_confident_model("cifar-towers"), CLASS_NAMES, EvalTransform(size=32))
     found = export(tmp_path / "run", large_images, kind, tmp_path, with_preprocessing=True)
     assert found.parity.max_abs_diff < 1e-4
-    assert open_exported(found.file).description.pixels
+    assert open_exported(found.file).manifest.pixels
     if kind != "openvino":
         alone = f"import torch; torch.{'jit' if kind == 'torchscript' else 'export'}.load({str(found.file)!r})"
         subprocess.run([sys.executable, "-W", "ignore", "-c", alone], check=True, env={**os.environ, "PYTHONPATH": ""})

@@ -9,7 +9,7 @@ from pyarrow import parquet
 from alexnet.cli import run
 from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
-from alexnet.inference.batch_predict import NotWritten, write_predictions
+from alexnet.inference.batch_predict import WriteFailed, write_predictions
 from alexnet.inference.predict import Prediction
 from helpers import make_image_folder
 
@@ -114,7 +114,7 @@ def test_a_full_disk_keeps_what_there_is(images, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setitem(batch_predict._FORMATS, ".csv", full)
-    with pytest.raises(NotWritten, match="No space left on device; what is labelled already is in x.csv.part"):
+    with pytest.raises(WriteFailed, match="No space left on device; what is labelled already is in x.csv.part"):
         write_predictions(Counting(), images, tmp_path / "x.csv", ASKED)
     monkeypatch.undo()
     again = Counting()

@@ -9,15 +9,15 @@ import pytest
 from alexnet.checkpoint import MODEL, WEIGHTS
 from alexnet.errors import UserError
 from alexnet.inference.calibration import (
+    average_calibrations,
+    combine_calibrations,
+    confidence_metrics,
     coverage,
-    describe_answers,
     describe_calibration,
     ece,
     find_calibration,
     fit_calibration,
-    of_networks,
     reliability,
-    together,
 )
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import KEY, Calibration
@@ -45,7 +45,7 @@ def test_the_temperature_undoes_a_factor(factor):
 def test_the_threshold_keeps_its_promise_on_new_pictures():
     found = fit_calibration(*honest(8000))
     logits, targets = honest(8000, seed=1)
-    answers = describe_answers(logits, targets, found)
+    answers = confidence_metrics(logits, targets, found)
     assert answers["answered_top1"] == pytest.approx(0.95, abs=0.015)
     assert answers["coverage"] == pytest.approx(found.coverage, abs=0.03)
     assert 0.3 < found.coverage < 0.95
@@ -147,11 +147,11 @@ def test_coverage_counted_by_hand():
 
 def test_the_curve_of_eval_goes_in_tenths_to_all():
     logits, targets = honest(500)
-    curve = describe_answers(logits, targets, None)["curve"]
+    curve = confidence_metrics(logits, targets, None)["curve"]
     assert [row["coverage"] for row in curve] == pytest.approx(np.arange(1, 11) / 10, abs=1e-9)
     assert [row["confidence"] for row in curve] == sorted((row["confidence"] for row in curve), reverse=True)
     assert curve[-1]["top1"] == (logits.argmax(1) == targets).mean()
-    assert len(describe_answers(np.zeros((7, 3)), np.zeros(7, np.int64), None)["curve"]) == 1
+    assert len(confidence_metrics(np.zeros((7, 3)), np.zeros(7, np.int64), None)["curve"]) == 1
 
 
 def test_it_comes_back_as_it_was():
@@ -165,10 +165,10 @@ def test_it_comes_back_as_it_was():
 
 def test_several_together():
     one, other = Calibration(2.0, 0.6), Calibration(0.5, 0.8)
-    both = together([one, other])
+    both = average_calibrations([one, other])
     assert (both.temperature, both.threshold, both.n) == (pytest.approx(1), 0.8, 0)
-    assert together([one]) is one
-    assert together([one, None]) is None
+    assert average_calibrations([one]) is one
+    assert average_calibrations([one, None]) is None
 
 
 # ── in a run ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -215,7 +215,10 @@ def test_what_has_no_calibration_says_why(small_run, tmp_path):
     best = run.named_checkpoint("best")
     assert "Published weights" in find_calibration(None, None)[1]
     assert "the best checkpoint of a run has" in find_calibration(best, None)[1]
-    assert "the best checkpoint of a run has" in of_networks([(best, run), (best, None)])[1]
+    assert (
+        "the best checkpoint of a run has"
+        in combine_calibrations([find_calibration(best, run), find_calibration(best, None)])[1]
+    )
     recipe = json.loads(run.recipe_json.read_text())
     run.recipe_json.write_text(json.dumps({**recipe, "validate_on": "test"}))
     assert "by which nothing may be chosen" in find_calibration(best, run)[1]

@@ -13,7 +13,7 @@ from alexnet.cli import run
 from alexnet.data.datasets import load_dataset
 from alexnet.errors import UserError
 from alexnet.inference.crops import CENTER_CROP, TEN_CROP, make_views
-from alexnet.inference.ensemble import _order, load_ensemble
+from alexnet.inference.ensemble import _match_order, load_ensemble
 from alexnet.inference.evaluate import evaluate
 from alexnet.inference.load import is_run_reference
 from alexnet.inference.predict import load
@@ -90,7 +90,7 @@ def test_classes_in_another_order_are_matched_by_name(small_run, tmp_path):
 
 
 def test_a_name_that_occurs_twice_is_taken_in_turn():
-    np.testing.assert_array_equal(_order(("crane", "auk", "crane"), ("auk", "crane", "crane")), [1, 0, 2])
+    np.testing.assert_array_equal(_match_order(("crane", "auk", "crane"), ("auk", "crane", "crane")), [1, 0, 2])
 
 
 def test_other_classes_are_refused_naming_the_first(small_run, tmp_path):

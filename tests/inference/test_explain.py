@@ -8,7 +8,7 @@ from alexnet.errors import UserError
 from alexnet.inference.explain import METHODS, activations, saliency
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import LoadedModel
 
 pytest.importorskip("captum")
 

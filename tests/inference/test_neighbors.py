@@ -7,7 +7,7 @@ from PIL import Image
 from alexnet.data.datasets import load_dataset
 from alexnet.errors import UserError
 from alexnet.inference.load import load_model
-from alexnet.inference.neighbors import INFO, VECTORS, open_index, run_pictures, search, similar
+from alexnet.inference.neighbors import INFO, VECTORS, find_similar, load_run_images, open_index, search
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.progress import Silent
@@ -44,7 +44,7 @@ def test_a_training_picture_finds_itself_first(small_run, tmp_path):
     part = load_dataset("digits", seed=0).splits["train"]
     pictures = [Image.fromarray(part.images[i, 0].numpy()) for i in (0, 500)]
     said = []
-    for found, i in zip(similar(opened, pictures, top=4, device="cpu", say=said.append), (0, 500), strict=True):
+    for found, i in zip(find_similar(opened, pictures, top=4, device="cpu", log=said.append), (0, 500), strict=True):
         assert found[0].name == part.names[i]
         assert found[0].distance < 0.02 * found[1].distance  # float16
         assert [n.distance for n in found] == sorted(n.distance for n in found)
@@ -53,9 +53,9 @@ def test_a_training_picture_finds_itself_first(small_run, tmp_path):
     stored = np.load(run.path / "index" / "fc7" / VECTORS, mmap_mode="r")
     assert stored.dtype == np.float16
     assert len(stored) == len(part)
-    similar(opened, pictures[:1], device="cpu", say=said.append)
+    find_similar(opened, pictures[:1], device="cpu", log=said.append)
     assert len(said) == 1  # the second time it is there
-    np.testing.assert_array_equal(np.asarray(run_pictures(run, [part.names[3]])[0])[..., 0], part.images[3, 0])
+    np.testing.assert_array_equal(np.asarray(load_run_images(run, [part.names[3]])[0])[..., 0], part.images[3, 0])
 
 
 def test_another_checkpoint_or_damage_makes_another_index(tmp_path):

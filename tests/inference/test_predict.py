@@ -133,7 +133,7 @@ def test_a_network_without_a_threshold_says_nothing_of_being_unsure(small_run, t
     del described["calibration"]
     (checkpoint / MODEL).write_text(json.dumps(described))
     said = []
-    assert load(copy, say=said.append).predict(tmp_path / "0.png").unsure is not None
+    assert load(copy, log=said.append).predict(tmp_path / "0.png").unsure is not None
     assert "fitted now on its val split" in said[0]
     (copy / "evaluation" / "val.parquet").unlink()
     found = load(copy).predict(tmp_path / "0.png")

@@ -17,7 +17,7 @@ from alexnet.cli import run
 from alexnet.errors import UserError
 from alexnet.export.export import Exporter
 from alexnet.inference.load import is_run_reference, load_model, model_id
-from alexnet.inference.predict import load, load_quickly
+from alexnet.inference.predict import load, load_fast
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import Manifest, check_installed, manifest_path, read_manifest
 from alexnet.runtimes.signature import is_signed, key_path, sign
@@ -274,7 +274,7 @@ def test_a_file_is_unsure_where_the_run_is(small_run, tmp_path):
         make_image(path, i % 3, i, size=(32, 32))  # no digits
     with Exporter(small_run) as exporter:
         file = exporter.export("onnx", tmp_path / "net.onnx").file
-    ours = list(load_quickly(file).predict_many(pictures))
+    ours = list(load_fast(file).predict_many(pictures))
     theirs = list(load(small_run, device="cpu").predict_many(pictures))
     assert [p.unsure for p in ours] == [p.unsure for p in theirs]
     assert all(p.unsure is not None for p in ours)

@@ -17,11 +17,11 @@ from alexnet.errors import UserError
 from alexnet.inference.ensemble import forward
 from alexnet.inference.evaluate import evaluate
 from alexnet.inference.load import load_model
-from alexnet.inference.predict import StoredClassifier, load, load_quickly
+from alexnet.inference.predict import EngineClassifier, load, load_fast
 from alexnet.run_dir import Run
 from alexnet.runtimes import engines
 from alexnet.runtimes.engine_cache import EngineCache
-from alexnet.runtimes.select import TOLERANCE, EngineConfig, open_engine, probe_pictures
+from alexnet.runtimes.select import TOLERANCE, EngineConfig, make_probes, open_engine
 from helpers import make_image, make_image_folder
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_an_engine_says_what_exact_says(small_run, digits, name):
     opened = load_model(small_run)
     images = digits[:70]  # more than are computed at once
     said = []
-    engine = open_engine(opened, EngineConfig(name, CPU, say=said.append), images)
+    engine = open_engine(opened, EngineConfig(name, CPU, log=said.append), images)
     exact = open_engine(opened, EngineConfig("exact", CPU), images)
     found, expected = engine.logits(images), exact.logits(images)
     assert (found.shape, found.dtype) == ((70, 10), np.float32)
@@ -82,7 +82,7 @@ def test_a_mean_image_is_in_the_file(tmp_path):
 
     from alexnet.data.transforms import EvalTransform
     from alexnet.models.model import create_model
-    from alexnet.runtimes.loaded_model import LoadedModel
+    from alexnet.runtimes.engines import LoadedModel
 
     mean = torch.rand(3, 36, 36, generator=torch.Generator().manual_seed(0))
     preprocess = EvalTransform(size=32, resize=36, mean_image=mean)
@@ -117,14 +117,14 @@ def test_fast_chooses_once_for_one_picture_and_once_for_many(small_run, cache, d
     opened = load_model(small_run)
     for images in (digits[:1], digits[:9]):
         engine = open_engine(opened, EngineConfig("fast", CPU), images)
-        chosen = EngineCache(opened.identity)._measurements()
+        chosen = EngineCache(opened.model_id)._measurements()
         off = np.abs(
             engines.softmax(engine.logits(images)) - load(small_run).probabilities(torch.from_numpy(images)).numpy()
         ).max()
         assert off <= TOLERANCE
         again = open_engine(opened, EngineConfig("fast", CPU), images)
         assert (again.name, again.note) == (engine.name, engine.note)
-        assert EngineCache(opened.identity)._measurements() == chosen
+        assert EngineCache(opened.model_id)._measurements() == chosen
     assert len(chosen) == 2
     assert {found["engine"] for found in chosen.values()} <= set(engines.ENGINES)
 
@@ -138,33 +138,33 @@ def test_fast_stays_with_exact_where_nothing_else_is_close(small_run, cache, dig
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-9]), Path.unlink])
 def test_a_damaged_file_is_made_anew(small_run, cache, picture, damage):
-    load_quickly(small_run, engine="onnxruntime").predict(picture)
+    load_fast(small_run, engine="onnxruntime").predict(picture)
     (file,) = cache.rglob("model.onnx")
     whole = file.stat().st_size
     damage(file)
-    classifier = load_quickly(small_run, engine="onnxruntime")
-    assert isinstance(classifier, StoredClassifier)
+    classifier = load_fast(small_run, engine="onnxruntime")
+    assert isinstance(classifier, EngineClassifier)
     expected = load(small_run, engine="onnxruntime").predict(picture).labels
     assert dict(classifier.predict(picture).labels) == pytest.approx(dict(expected), abs=1e-6)
     assert file.stat().st_size == whole
-    (cache / EngineCache(load_model(small_run).identity).identity / "measured.json").write_text("{")
-    load_quickly(small_run, engine="onnxruntime").predict(picture)
+    (cache / EngineCache(load_model(small_run).model_id).model_id / "measured.json").write_text("{")
+    load_fast(small_run, engine="onnxruntime").predict(picture)
 
 
 def test_a_cache_that_cannot_be_written(small_run, tmp_path, monkeypatch, picture):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "file" / "cache"))
     exact = load(small_run).predict(picture)
-    found = load_quickly(small_run, engine="openvino-int8-fc").predict(picture)
+    found = load_fast(small_run, engine="openvino-int8-fc").predict(picture)
     assert [p for _, p in found.labels] == pytest.approx([p for _, p in exact.labels], abs=0.02)
 
 
 def test_a_stored_classifier_is_the_same_classifier(small_run, cache, picture, tmp_path):
-    first = load_quickly(small_run, engine="openvino")
+    first = load_fast(small_run, engine="openvino")
     make_image_folder(tmp_path / "many")
     labels = first.predict(picture).labels
-    third = load_quickly(small_run, engine="openvino")
-    assert isinstance(third, StoredClassifier)
+    third = load_fast(small_run, engine="openvino")
+    assert isinstance(third, EngineClassifier)
     assert dict(third.predict(picture).labels) == pytest.approx(dict(labels), abs=1e-6)
     views = third.predict(picture, views=10).labels
     assert dict(views) == pytest.approx(dict(load(small_run).predict(picture, views=10).labels), abs=1e-5)
@@ -188,10 +188,10 @@ def test_eight_bits_are_calibrated_on_the_pictures_given(small_run, cache, tmp_p
 
 def test_few_pictures_are_mirrored_and_turned():
     picture = np.arange(9, dtype=np.uint8).reshape(1, 1, 3, 3)
-    probes = probe_pictures(picture)
+    probes = make_probes(picture)
     assert len(np.unique(probes.reshape(len(probes), -1), axis=0)) == 8
     np.testing.assert_array_equal(probes[:1], picture)
-    assert len(probe_pictures(np.repeat(picture, 40, axis=0))) == engines.CHUNK
+    assert len(make_probes(np.repeat(picture, 40, axis=0))) == engines.CHUNK
 
 
 BLOCKED = """

@@ -17,7 +17,16 @@ from alexnet.models.spec import AlexNetSpec
 from alexnet.models.summary import summarize
 from alexnet.runtimes.convert import to_onnx, to_openvino
 from alexnet.runtimes.engine_cache import FILES
-from alexnet.runtimes.engines import CALIBRATED, EXACT, KINDS, Engine, Torch, missing, open_file, openvino_computes
+from alexnet.runtimes.engines import (
+    CALIBRATED,
+    EXACT,
+    KINDS,
+    Engine,
+    TorchEngine,
+    missing,
+    open_file,
+    openvino_supports,
+)
 from alexnet.runtimes.quantize import quantize_fc_int8, quantize_onnx_int8, quantize_openvino_int8
 
 CALIBRATED_ON = 8  # noise: 8-bit ranges that suit no photograph, but the same work
@@ -38,9 +47,9 @@ def every_engine(
 
     Their files live in a temporary folder meanwhile. `note` is told what is left out, and why.
     """
-    made: dict[str, Engine] = {EXACT: Torch(EXACT, model, preprocess, device, torch.float32)}
+    made: dict[str, Engine] = {EXACT: TorchEngine(EXACT, model, preprocess, device, torch.float32)}
     if bf16:
-        made["torch-bf16"] = Torch("torch-bf16", model, preprocess, device, torch.bfloat16)
+        made["torch-bf16"] = TorchEngine("torch-bf16", model, preprocess, device, torch.bfloat16)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for name, kind in KINDS.items():
             if not kind.file or not convert or device.type != "cpu":
@@ -48,7 +57,7 @@ def every_engine(
             if package := missing(name, making=True):
                 note(f"engine {name} left out, since {package} is not installed")
                 continue
-            if kind.precision == "bf16" and not openvino_computes("bf16"):
+            if kind.precision == "bf16" and not openvino_supports("bf16"):
                 note(f"engine {name} left out, since OpenVINO finds no bfloat16 in this processor")
                 continue
             if name in CALIBRATED and not calibrate:

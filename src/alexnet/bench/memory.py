@@ -41,7 +41,7 @@ def _work(what: str, arch: str, batch_size: int, precision: str, device: str) ->
     from alexnet.bench.synthetic import synthetic_step
     from alexnet.models.architectures import architecture
     from alexnet.models.model import build
-    from alexnet.runtimes.engines import EXACT, Torch
+    from alexnet.runtimes.engines import EXACT, TorchEngine
 
     spec = architecture(arch)
     call: Callable[[], object]
@@ -55,7 +55,7 @@ def _work(what: str, arch: str, batch_size: int, precision: str, device: str) ->
         model = build(spec).eval().to(device).to(memory_format=torch.channels_last)
         shape = (batch_size, spec.in_channels, spec.image_size, spec.image_size)
         images = torch.randint(256, shape, dtype=torch.uint8).numpy()
-        call = partial(Torch(EXACT, model, preprocess, torch.device(device), torch.float32).logits, images)
+        call = partial(TorchEngine(EXACT, model, preprocess, torch.device(device), torch.float32).logits, images)
     for _ in range(STEPS):
         call()
 

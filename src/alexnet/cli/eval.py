@@ -50,7 +50,7 @@ def evaluate(
 
     found = evaluate_runs(
         (run, *more), data=data, labels=labels, split=split, checkpoint=checkpoint, device=device,
-        views=number_of_views(ten_crop, crops), scales=scales, engine=engine, calibrate=calibrate, trust=trust, say=log,
+        views=number_of_views(ten_crop, crops), scales=scales, engine=engine, calibrate=calibrate, trust=trust, log=log,
     )  # fmt: skip
     if json:
         print_json(found)

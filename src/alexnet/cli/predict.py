@@ -51,7 +51,7 @@ def predict(
     """
     from alexnet.data.image_folder import find_images
     from alexnet.inference.load import is_run_reference
-    from alexnet.inference.predict import load_quickly
+    from alexnet.inference.predict import load_fast
 
     runs = [run, *itertools.takewhile(is_run_reference, images)]
     images = images[len(runs) - 1 :]
@@ -60,7 +60,7 @@ def predict(
     views = number_of_views(ten_crop, crops)
     options: dict[str, Any] = {
         "checkpoint": checkpoint, "device": device, "engine": engine, "calibrate": calibrate, "trust": trust,
-        "say": log,
+        "log": log,
     }  # fmt: skip
     if out is not None:
         return _predict_to_file(out, runs, images, top=top, views=views, scales=scales, json=json, **options)
@@ -68,7 +68,7 @@ def predict(
     for image in images:
         inputs += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
     predictions = []
-    for prediction in load_quickly(runs, **options).predict_many(inputs, top, views, scales):
+    for prediction in load_fast(runs, **options).predict_many(inputs, top, views, scales):
         predictions.append(prediction)
         if not json:
             print(prediction, flush=True)
@@ -94,7 +94,7 @@ def _predict_to_file(
     from alexnet.data.image_folder import find_images
     from alexnet.inference.batch_predict import check_out, write_predictions
     from alexnet.inference.load import model_id
-    from alexnet.inference.predict import load_quickly
+    from alexnet.inference.predict import load_fast
 
     check_out(out)
     if "-" in images:
@@ -102,7 +102,7 @@ def _predict_to_file(
     paths = find_images(images)
     networks = [model_id(run, options["checkpoint"], options["trust"]) for run in runs]
     request = {"networks": networks, "engine": options["engine"]}
-    classifier = load_quickly(runs, **options)
+    classifier = load_fast(runs, **options)
     with progress() as update:
         written = write_predictions(
             classifier, paths, out, request, top=top, views=views, scales=scales, progress=update

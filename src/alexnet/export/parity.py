@@ -27,8 +27,7 @@ from alexnet.errors import UserError
 from alexnet.export.parity_worker import latencies
 from alexnet.inference.evaluate import match_classes
 from alexnet.inference.predict import BATCH_SIZE, load_eval_array
-from alexnet.runtimes.engines import softmax
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import LoadedModel, softmax
 from alexnet.runtimes.manifest import FORMATS
 from alexnet.runtimes.select import torch_engine
 

@@ -23,8 +23,7 @@ from alexnet.errors import UserError
 from alexnet.models.torchvision_models import TorchvisionNetwork
 from alexnet.models.weights import to_torchvision
 from alexnet.runtimes.convert import INPUT, OUTPUT, quiet, to_convert, to_onnx, to_openvino
-from alexnet.runtimes.engines import CHUNK
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import CHUNK, LoadedModel
 from alexnet.runtimes.manifest import FORMATS, KEY, Manifest
 from alexnet.runtimes.quantize import (
     quantize_fc_int8,

@@ -1,1 +1,8 @@
-"""Using a trained network: metrics, evaluation, opening a run, prediction."""
+"""Inference: using a trained network. `load` returns a classifier whose `predict` takes images; `evaluate` measures it.
+
+Public: `predict.load`, `evaluate.evaluate`, `batch_predict.write_predictions`, `features.write_features`,
+`neighbors.find_similar`, `explain.saliency` and `explain.activations`. Importing `predict` imports no torch.
+
+Reading order: load, predict, batch_predict, metrics, calibration, crops, ensemble, evaluate, features, neighbors,
+explain.
+"""

@@ -1,7 +1,7 @@
-"""Labels for many pictures, written to a file as they come, and gone on with where an interruption left them.
+"""Predictions for many images, written to a file; an interrupted command resumes where it stopped.
 
-While it lasts, predictions are lines in `<file>.part`: the first line says what was asked, each other is one picture's.
-A line cut short is made again. When all are there, the file is written whole: .jsonl, .csv or .parquet.
+While it runs, predictions are lines in `<file>.part`: the first line holds the settings, each other line one
+prediction. An incomplete line is predicted again. At the end the whole file is written: .jsonl, .csv or .parquet.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from alexnet.files import atomic_write, printable
 from alexnet.inference.predict import Prediction
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
-CHUNK = 64  # pictures between two reports of progress
+PROGRESS_EVERY = 64  # images
 
 Progress = Callable[[int, int, str], None]
 
 
-class Predicts(Protocol):
+class BatchPredictor(Protocol):
     """A classifier."""
 
     def predict_many(
         self, images: Sequence[Path], top: int, views: int, scales: Sequence[float]
     ) -> Iterator[Prediction]:
-        """One prediction a picture."""
+        """Yield a prediction for each image."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """What `write_predictions` wrote."""
+class PredictionFile:
+    """The result of `write_predictions`."""
 
     file: Path
     images: int
     errors: int
-    """Pictures that could not be read; their rows say why."""
+    """Images that could not be read; their rows hold the reason."""
     resumed: int
-    """Pictures that an earlier, interrupted command had labelled."""
+    """Images that an earlier, interrupted command predicted."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `alexnet predict --out`."""
+        """Return the JSON document of `alexnet predict --out`."""
         return {"file": str(self.file), "images": self.images, "errors": self.errors, "resumed": self.resumed}
 
 
-class NotWritten(RuntimeError):
-    """The file cannot be written, for want of room say; what there is of it is kept."""
+class WriteFailed(RuntimeError):
+    """The file cannot be written, for example because the disk is full; finished predictions are kept."""
 
     exit_code = 1
 
@@ -58,137 +58,137 @@ class NotWritten(RuntimeError):
 def check_out(out: Path) -> None:
     """Raise `UserError` unless predictions can be written to a file of this name."""
     if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"Predictions are written as {', '.join(SUFFIXES)}, and {out} is none; change its ending.")
+        raise UserError(f"Predictions are written as {', '.join(SUFFIXES)}, not as {out}; change its suffix.")
     if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"--out {out} is a folder, or in one that does not exist; name a file in a folder that does.")
+        raise UserError(f"--out {out} is a folder, or in one that does not exist; name a file in an existing folder.")
 
 
 def write_predictions(
-    classifier: Predicts,
+    classifier: BatchPredictor,
     images: Sequence[Path],
     out: Path,
-    asked: dict[str, Any],
+    settings: dict[str, Any],
     *,
     top: int = 5,
     views: int = 1,
     scales: Sequence[float] = (1.0,),
     progress: Progress | None = None,
-) -> Written:
-    """Label `images` and write one row each, in order, to `out`: path, error, and labels with probabilities.
+) -> PredictionFile:
+    """Predict `images` and write one row each, in order, to `out`: path, error, and labels with probabilities.
 
-    In JSON lines a row is what `Prediction.to_dict` gives; in Parquet `labels` is a list of (label, p); in CSV the
-    columns are label1, p1, label2 …. `asked` says what decides the answers; a `.part` of other questions is refused
-    with `UserError`, as is an `out` of another ending. Raises `NotWritten` where there is no room.
+    In JSON lines a row is `Prediction.to_dict`; in Parquet `labels` is a list of (label, p); in CSV the columns are
+    label1, p1, label2 …. `settings` is all else that determines the predictions: a `.part` with other settings is
+    refused with `UserError`, as is an `out` with another suffix. Raises `WriteFailed` where the disk is full.
     """
     check_out(out)
     part = out.with_name(out.name + ".part")
-    head = {**asked, "top": top, "views": views, "scales": list(scales)}
+    header = {**settings, "top": top, "views": views, "scales": list(scales)}
     try:
-        done = _done(part, head, [printable(str(path)) for path in images])
+        done = _read_partial(part, header, [printable(str(path)) for path in images])
     except OSError as error:
         raise UserError(
-            f"{part}, where rows are kept until all are there, cannot be used ({error.strerror or error}); remove it "
-            "or choose another --out."
+            f"{part}, which holds unfinished predictions, cannot be used ({error.strerror or error}); remove it or "
+            "choose another --out."
         ) from error
     try:
-        return _label_on(classifier, images, out, part, head, done, progress)
+        return _predict_remaining(classifier, images, out, part, header, done, progress)
     except OSError as error:
-        raise NotWritten(
-            f"{out} cannot be written: {error.strerror or error}; what is labelled already is in {part.name}, and the "
-            "same command goes on from there."
+        raise WriteFailed(
+            f"{out} cannot be written: {error.strerror or error}; finished predictions are in {part.name}; the same "
+            "command resumes from there."
         ) from error
 
 
-def _label_on(
-    classifier: Predicts,
+def _predict_remaining(
+    classifier: BatchPredictor,
     images: Sequence[Path],
     out: Path,
     part: Path,
-    head: dict[str, Any],
+    header: dict[str, Any],
     done: list[dict[str, Any]],
     progress: Progress | None,
-) -> Written:
-    """Label what is not `done` yet, and write the file."""
-    top, views, scales = head["top"], head["views"], head["scales"]
+) -> PredictionFile:
+    """Predict what is not in `done` yet, and write the file."""
+    top, views, scales = header["top"], header["views"], header["scales"]
     predictions = classifier.predict_many(images[len(done) :], top, views, scales)
-    first = list(itertools.islice(predictions, 1))  # what cannot be asked is refused here, before there is a file
+    first = list(itertools.islice(predictions, 1))  # raises for invalid settings before there is a file
     with part.open("a", encoding="utf-8") as file:
         if not done and part.stat().st_size == 0:
-            file.write(json.dumps(head) + "\n")
+            file.write(json.dumps(header) + "\n")
         errors = sum(row["error"] is not None for row in done)
         for i, prediction in enumerate(itertools.chain(first, predictions), len(done) + 1):
             row = prediction.to_dict()
             file.write(json.dumps({**row, "path": printable(row["path"])}) + "\n")
             errors += prediction.error is not None
-            if i % CHUNK == 0 or i == len(images):
+            if i % PROGRESS_EVERY == 0 or i == len(images):
                 file.flush()
                 if progress:
-                    progress(i, len(images), "labelling")
-    with atomic_write(out) as beside:
-        _FORMATS[out.suffix.lower()](_rows(part), beside, top)
+                    progress(i, len(images), "predicting")
+    with atomic_write(out) as temporary:
+        _WRITERS[out.suffix.lower()](_read_rows(part), temporary, top)
     part.unlink()
-    return Written(out, len(images), errors, len(done))
+    return PredictionFile(out, len(images), errors, len(done))
 
 
-def _done(part: Path, head: dict[str, Any], paths: list[str]) -> list[dict[str, Any]]:
-    """The rows of an interrupted command that asked the same; what it left of a last line is cut off."""
+def _read_partial(part: Path, header: dict[str, Any], paths: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of an interrupted command with the same settings, and truncate its incomplete last line."""
     if not part.exists():
         return []
     lines = part.read_bytes().split(b"\n")[:-1]
     rows = []
-    whole = 0
+    size = 0
     for number, line in enumerate(lines):
         try:
             found = json.loads(line)
         except ValueError:
             found = None
-        if number > 0 and not (isinstance(found, dict) and found.keys() >= _ROW):
+        if number > 0 and not (isinstance(found, dict) and found.keys() >= _ROW_KEYS):
             break
-        if number == 0 and found != head:
+        if number == 0 and found != header:
             raise UserError(
                 f"{part} holds the predictions of another network or with other settings; delete it, or finish that "
                 "command."
             )
         if number > 0 and (number > len(paths) or found["path"] != paths[number - 1]):
-            raise UserError(f"{part} was begun on other pictures; delete it, or name the pictures as they were then.")
+            raise UserError(f"{part} holds predictions for other images; delete it, or give the same images again.")
         rows.append(found)
-        whole += len(line) + 1
+        size += len(line) + 1
     with part.open("r+b") as file:
-        file.truncate(whole)
+        file.truncate(size)
     return rows[1:]
 
 
-_ROW = Prediction("").to_dict().keys()
+_ROW_KEYS = Prediction("").to_dict().keys()
 
 
-def _rows(part: Path) -> Iterator[dict[str, Any]]:
+def _read_rows(part: Path) -> Iterator[dict[str, Any]]:
     with part.open(encoding="utf-8") as file:
         next(file)
         for line in file:
             yield json.loads(line)
 
 
-# ── formats ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── one writer per format ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _jsonl(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:
+def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _csv(rows: Iterator[dict[str, Any]], path: Path, top: int) -> None:
+def _write_csv(rows: Iterator[dict[str, Any]], path: Path, top: int) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file)
-        labels = [f"{what}{i}" for i in range(1, top + 1) for what in ("label", "p")]
-        lines.writerow(["path", "error", "unsure", "confidence", *labels])
+        writer = csv.writer(file)
+        labels = [f"{name}{i}" for i in range(1, top + 1) for name in ("label", "p")]
+        writer.writerow(["path", "error", "unsure", "confidence", *labels])
         for row in rows:
             pairs = [cell for entry in row["labels"] for cell in (entry["label"], f"{entry['p']:.9g}")]
-            told = ["" if row[key] is None else row[key] for key in ("error", "unsure", "confidence")]
-            lines.writerow([row["path"], *told, *pairs, *[""] * (2 * top - len(pairs))])
+            others = ["" if row[key] is None else row[key] for key in ("error", "unsure", "confidence")]
+            writer.writerow([row["path"], *others, *pairs, *[""] * (2 * top - len(pairs))])
 
 
-def _parquet(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:
+def _write_parquet(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -200,8 +200,8 @@ def _parquet(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:
             writer.write_table(pa.Table.from_pylist(chunk, schema))
 
 
-_FORMATS: dict[str, Callable[[Iterator[dict[str, Any]], Path, int], None]] = {
-    ".jsonl": _jsonl,
-    ".csv": _csv,
-    ".parquet": _parquet,
+_WRITERS: dict[str, Callable[[Iterator[dict[str, Any]], Path, int], None]] = {
+    ".jsonl": _write_jsonl,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
 }

@@ -1,16 +1,15 @@
-"""How sure the network is: its confidence, made honest, and below which threshold it is "unsure".
+"""Calibrated confidence, and the threshold below which a prediction is unsure (selective prediction).
 
-Networks are wrong about how right they are, mostly by one factor. So all logits are divided by one number, the
-temperature, found on the validation split (Guo et al. 2017). It changes no order of labels: the probabilities that
-`predict` prints stay the trainer's, and the softmax of the divided logits gives the confidence beside them.
+Networks are over- or underconfident, mostly by one factor. So all logits are divided by one number, the temperature,
+fitted on the validation split (Guo et al. 2017). It does not change the order of labels: the probabilities that
+`predict` prints are the network's own, and the softmax of the divided logits gives the confidence beside them.
 
-The threshold, on that confidence, is chosen so that the answers above it are as many as possible, though at most 95 %
-of the validation pictures, and at least 95 % of them right. The first bound is for networks that are right nearly
-always: pictures unlike all others come out among the least sure, and would go unnoticed if nothing known did. Where no
-threshold is known to do it (a weak network, a few pictures), it is .95, which promises the same by itself.
+The threshold on that confidence is the lowest at which at least 95 % of the predictions above it are correct and at
+most 95 % of the validation images are above it. The second bound is for networks that are nearly always right:
+unfamiliar images are among the least confident, and would go unnoticed if nothing familiar were below. Where no
+threshold achieves this (a weak network, few images), it is .95, which by itself promises the same accuracy.
 
-All of it is fitted on pictures that the weights were not trained on, and never on the test split. The functions at the
-end draw the picture: `reliability` and `coverage`.
+All is fitted on held-out images and never on the test split. `reliability` and `coverage` are the curves to plot.
 """
 
 from __future__ import annotations
@@ -27,45 +26,46 @@ from alexnet.checkpoint import MODEL, read_model_json
 from alexnet.errors import UserError
 from alexnet.inference.metrics import correct_at
 from alexnet.run_dir import Run
-from alexnet.runtimes.calibration import KEY, Calibration, _first
+from alexnet.runtimes.calibration import KEY, Calibration, top_confidence
 
-RIGHT = 0.95  # of the answers above the threshold, at least
-ANSWERED = 0.95  # of the validation pictures, at most
-FEWEST = 20  # answers above a threshold that tell its accuracy: with fewer, one mistake is more than 5 %
-SPREAD = 0.5  # of the logarithm of temperatures, expected before any picture is seen: nearly all within e and 1/e
+MIN_ACCURACY = 0.95  # of the predictions above the threshold
+MAX_COVERAGE = 0.95  # share of the validation images above the threshold
+MIN_ANSWERED = 20  # predictions that show the accuracy of a threshold: with fewer, one mistake is more than 5 %
+LOG_TEMPERATURE_STD = 0.5  # of the prior: nearly all temperatures are within 1/e and e
 BINS = 15  # of the expected calibration error, as in Guo et al.
-WHY_NOT = "its recipe validates on the test split, by which nothing may be chosen"
+NOT_FITTED = "its recipe validates on the test split, which nothing may be fitted on"
 
 
 # ── fitting ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def fit_calibration(logits: np.ndarray, targets: np.ndarray, split: str = "val") -> Calibration:
-    """Temperature and threshold for `logits` (n, classes) of pictures with `targets` (n,), which were held out.
+    """Fit temperature and threshold to `logits` (n, classes) and `targets` (n,) of held-out images.
 
-    The temperature has the highest likelihood given a weak belief that it is near 1, which decides alone where
-    pictures say nothing: there are none, their logits are all equal, or all are right (the likelihood then rises
-    without end as the temperature falls). Rows that are not finite teach nothing and count as wrong and unsure.
+    The temperature has the highest posterior under a weak log-normal prior around 1. The prior decides where the images
+    carry no information: there are none, all logits are equal, or all predictions are correct (then the likelihood
+    increases without bound as the temperature falls). Rows that are not finite are ignored in the fit of the
+    temperature and count as wrong and unsure.
     """
-    right = correct_at(logits, targets, 1)
+    correct = correct_at(logits, targets, 1)
     finite = np.isfinite(logits).all(axis=1)
-    temperature = _temperature(logits[finite], targets[finite])
-    confidence = _first(logits, temperature)
-    found = Calibration(temperature, _threshold(confidence, right), split, len(targets))
-    if not found.n:
-        return found
+    temperature = _fit_temperature(logits[finite], targets[finite])
+    confidence = top_confidence(logits, temperature)
+    fitted = Calibration(temperature, _choose_threshold(confidence, correct), split, len(targets))
+    if not fitted.n:
+        return fitted
     return Calibration(
         **{
-            **found.to_dict(),
-            "top1": float(right.mean()),
-            "ece_before": ece(_first(logits, 1.0), right),
-            "ece_after": ece(confidence, right),
-            **_answers(found, confidence, right),
+            **fitted.to_dict(),
+            "top1": float(correct.mean()),
+            "ece_before": ece(top_confidence(logits, 1.0), correct),
+            "ece_after": ece(confidence, correct),
+            **_selective_metrics(fitted, confidence, correct),
         }
     )
 
 
-def _temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+def _fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     z = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
@@ -74,26 +74,28 @@ def _temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     def cost(log_temperature: float) -> float:
         t = math.exp(log_temperature)
         likelihood = own / t - np.log(np.exp(z / t).sum(axis=1, dtype=np.float64)).sum()
-        return float((log_temperature / SPREAD) ** 2 / 2 - likelihood)
+        return float((log_temperature / LOG_TEMPERATURE_STD) ** 2 / 2 - likelihood)
 
     return math.exp(minimize_scalar(cost, bounds=(-4, 4), method="bounded").x)
 
 
-def _threshold(confidence: np.ndarray, right: np.ndarray) -> float:
-    """By the rule at the top; halfway between two answers, so that the last bits of an engine decide nothing."""
-    found = coverage(confidence, right)
-    fits = (found.coverage <= ANSWERED) & (found.accuracy >= RIGHT) & (found.coverage * len(right) >= FEWEST)
-    if not fits.any():
-        return RIGHT
-    last = int(np.flatnonzero(fits)[-1])  # never the last of all: that covers everything
-    return float(found.confidence[last : last + 2].mean())
+def _choose_threshold(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Apply the rule above; the threshold is halfway between two predictions, so that an engine's last bits cannot
+    matter."""
+    curve = coverage(confidence, correct)
+    valid = (curve.coverage <= MAX_COVERAGE) & (curve.accuracy >= MIN_ACCURACY)
+    valid &= curve.coverage * len(correct) >= MIN_ANSWERED
+    if not valid.any():
+        return MIN_ACCURACY
+    last = int(np.flatnonzero(valid)[-1])  # there is a next one, since the last of all has coverage 1
+    return float(curve.confidence[last : last + 2].mean())
 
 
-def together(calibrations: Sequence[Calibration | None]) -> Calibration | None:
-    """Of several networks whose probabilities are averaged: the geometric mean of their temperatures and the highest
-    of their thresholds, or None if one of them has none. Of one network, its own.
+def average_calibrations(calibrations: Sequence[Calibration | None]) -> Calibration | None:
+    """Combine the calibrations of networks whose probabilities are averaged: the geometric mean of the temperatures and
+    the highest threshold; None if a network has none.
 
-    It was not fitted on the average, which is less sure than its members: expect more to be called unsure.
+    It is not fitted on the average, which is less confident than its members, so more predictions will be unsure.
     """
     known = [c for c in calibrations if c is not None]
     if not known or len(known) < len(calibrations):
@@ -104,128 +106,145 @@ def together(calibrations: Sequence[Calibration | None]) -> Calibration | None:
     return Calibration(mean, max(c.threshold for c in known), known[0].split)
 
 
-# ── finding ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def find_calibration(folder: Path | None, run: Run | None) -> tuple[Calibration | None, str]:
-    """The calibration of the checkpoint in `folder` of `run`, and a sentence: how it was come by if it is not the
-    stored one, or why there is none. Writes nothing. Raises `UserError` if `model.json` is damaged.
+    """Return the calibration of the checkpoint `folder` of `run`, and a note: where it comes from if it is not stored,
+    or why there is none. Writes nothing. Raises `UserError` if `model.json` is damaged.
 
-    Runs from before calibration was stored have it fitted now, on what they kept of their validation split.
+    Training stores it when it finishes. For a run that has not finished it is fitted here, on its stored validation
+    logits.
     """
     if folder is None:
-        return None, "Published weights come without a threshold for 'unsure'."
+        return None, "Published weights have no confidence threshold."
     if stored := read_model_json(folder).get(KEY):
         try:
             return Calibration.from_dict(dict(stored)), ""
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{folder / MODEL} is damaged (calibration: {error}); take '{KEY}' out of it or use another checkpoint."
+                f"{folder / MODEL} is damaged (calibration: {error}); remove '{KEY}' from it or use another checkpoint."
             ) from error
     best = run.named_checkpoint("best") if run else None
     if run is None or best is None or best.resolve() != folder.resolve():
-        return None, f"{folder} has no threshold for 'unsure': the best checkpoint of a run has."
+        return None, f"{folder} has no confidence threshold: only the best checkpoint of a run has one."
     try:
-        validated_on = json.loads(run.recipe_json.read_text(encoding="utf-8"))["validate_on"]
+        split = json.loads(run.recipe_json.read_text(encoding="utf-8"))["validate_on"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None, f"{run.path} has no threshold for 'unsure': its recipe.json is damaged."
-    if validated_on == "test":
-        return None, f"{run.path} has no threshold for 'unsure': {WHY_NOT}."
-    kept = run.read_evaluation(validated_on)
-    if kept is None:
-        return None, f"{run.path} has no threshold for 'unsure': it keeps no logits of its {validated_on} split."
-    found = fit_calibration(kept[2], kept[1], validated_on)
-    return found, (
-        f"{run.path} stores no threshold for 'unsure'; it was fitted now on its {validated_on} split: "
-        f"{found.threshold:.1%}, at temperature {found.temperature:.3g}."
+        return None, f"{run.path} has no confidence threshold: its recipe.json is damaged."
+    if split == "test":
+        return None, f"{run.path} has no confidence threshold: {NOT_FITTED}."
+    evaluation = run.read_evaluation(split)
+    if evaluation is None:
+        return None, f"{run.path} has no confidence threshold: the logits of its {split} split are not stored."
+    _, targets, logits = evaluation
+    fitted = fit_calibration(logits, targets, split)
+    return fitted, (
+        f"{run.path} has no stored confidence threshold; it was fitted now on its {split} split: "
+        f"{fitted.threshold:.1%}, at temperature {fitted.temperature:.3g}."
     )
 
 
-def combine_calibrations(each: Sequence[tuple[Calibration | None, str]]) -> tuple[Calibration | None, str]:
-    """`together` for what `find` found of each network, with the sentences of all."""
-    missing = [note for calibration, note in each if calibration is None]
-    return together([calibration for calibration, _ in each]), " ".join(missing or [note for _, note in each if note])
+def combine_calibrations(found: Sequence[tuple[Calibration | None, str]]) -> tuple[Calibration | None, str]:
+    """Apply `average_calibrations` to what `find_calibration` returned for each network, and join the notes."""
+    missing = [note for calibration, note in found if calibration is None]
+    notes = missing or [note for _, note in found if note]
+    return average_calibrations([calibration for calibration, _ in found]), " ".join(notes)
 
 
 def describe_calibration(stored: dict[str, Any] | None) -> str:
-    """The sentence that ends a training: what was fitted, as `to_dict` gives it, or why nothing was."""
+    """Return the sentence that ends a training: what was fitted, from `to_dict`, or why nothing was."""
     if stored is None:
-        return f"no threshold for 'unsure': {WHY_NOT}"
-    right = f", {stored['answered_top1']:.2%} of them right" if stored["answered_top1"] is not None else ""
-    return f"unsure below {stored['threshold']:.1%}: {stored['coverage']:.2%} of {stored['split']} answered{right}"
+        return f"no confidence threshold: {NOT_FITTED}"
+    correct = f", {stored['answered_top1']:.2%} of these correct" if stored["answered_top1"] is not None else ""
+    return f"unsure below {stored['threshold']:.1%}: {stored['coverage']:.2%} of {stored['split']} above it{correct}"
 
 
 # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Reliability(NamedTuple):
-    """Of each bin of confidence; where it is empty, the means are NaN."""
+    """A reliability diagram. The means of an empty bin are NaN."""
 
     confidence: np.ndarray  # (bins,) mean
     accuracy: np.ndarray  # (bins,) mean
-    n: np.ndarray  # (bins,) int64: pictures in it
+    n: np.ndarray  # (bins,) int64: images in it
 
 
 class Coverage(NamedTuple):
-    """What is answered as the threshold falls, one row for each different confidence."""
+    """The risk-coverage curve: one row for each distinct confidence, as the threshold falls."""
 
-    confidence: np.ndarray  # (k,) falling: the threshold, which is answered too
-    coverage: np.ndarray  # (k,) rising to 1: the share that is answered
-    accuracy: np.ndarray  # (k,): the share of the answered that is right
+    confidence: np.ndarray  # (k,) decreasing: the threshold, itself included
+    coverage: np.ndarray  # (k,) increasing to 1: the share of images above it
+    accuracy: np.ndarray  # (k,): of these
 
 
-def reliability(p: np.ndarray, right: np.ndarray, bins: int = BINS) -> Reliability:
-    """Confidence `p` (n,), from 0 to 1, against accuracy (`right`, (n,) bool) in bins of equal width. NaN is 0."""
+def reliability(p: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Reliability:
+    """Return confidence `p` (n,), from 0 to 1, against accuracy (`correct`, (n,) bool) in bins of equal width. NaN is
+    0."""
     p = np.nan_to_num(p)
-    which = np.clip(np.ceil(p * bins).astype(np.int64) - 1, 0, bins - 1)  # a bin has its upper edge, as in Guo et al.
-    count = np.bincount(which, minlength=bins)
+    index = np.clip(
+        np.ceil(p * bins).astype(np.int64) - 1, 0, bins - 1
+    )  # bins include their upper edge, as in Guo et al.
+    count = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(which, weights=p, minlength=bins) / count
-        accuracy = np.bincount(which, weights=right, minlength=bins) / count
+        confidence = np.bincount(index, weights=p, minlength=bins) / count
+        accuracy = np.bincount(index, weights=correct, minlength=bins) / count
     return Reliability(confidence, accuracy, n=count)
 
 
-def ece(p: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error: the gap between confidence and accuracy, averaged over pictures, 0 where there are
-    none. Arguments as for `reliability`."""
-    found = reliability(p, right, bins)
+def ece(p: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """Return the expected calibration error: the gap between confidence and accuracy, averaged over images; 0 without
+    images. Arguments as for `reliability`."""
+    found = reliability(p, correct, bins)
     gaps = np.nan_to_num(np.abs(found.confidence - found.accuracy))
     return float((gaps * found.n).sum() / max(len(p), 1))
 
 
-def coverage(p: np.ndarray, right: np.ndarray) -> Coverage:
-    """How many are answered, and how well, at each threshold that confidence `p` (n,) gives. NaN counts as 0."""
+def coverage(p: np.ndarray, correct: np.ndarray) -> Coverage:
+    """Return coverage and accuracy at each threshold among the confidences `p` (n,). NaN counts as 0."""
     order = np.argsort(-np.nan_to_num(p), kind="stable")
     falling = np.nan_to_num(p)[order]
     last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)) if len(p) else np.array([], dtype=np.int64)
-    return Coverage(falling[last], (last + 1) / max(len(p), 1), np.cumsum(right[order])[last] / (last + 1))
+    return Coverage(falling[last], (last + 1) / max(len(p), 1), np.cumsum(correct[order])[last] / (last + 1))
 
 
-def describe_answers(logits: np.ndarray, targets: np.ndarray, calibration: Calibration | None) -> dict[str, Any]:
-    """What `alexnet eval` says of confidence, for `logits` (n, classes) of any pictures with `targets` (n,):
+def confidence_metrics(logits: np.ndarray, targets: np.ndarray, calibration: Calibration | None) -> dict[str, Any]:
+    """Return the confidence metrics of `alexnet eval` for `logits` (n, classes) and `targets` (n,).
 
-    `ece` of the plain softmax; `ece_calibrated`, `coverage` (the share that is answered) and `answered_top1` at the
-    threshold, None without a calibration; `curve`: [{`coverage`, `confidence`, `top1`}] at about every tenth.
+    `ece` of the plain softmax; `ece_calibrated`, and at the threshold `coverage` (the share of predictions that are not
+    unsure) and `answered_top1` (their accuracy), None without a calibration; `curve`: [{`coverage`, `confidence`,
+    `top1`}] at about every tenth.
     """
-    right = correct_at(logits, targets, 1)
-    plain = _first(logits, 1.0)
+    correct = correct_at(logits, targets, 1)
+    plain = top_confidence(logits, 1.0)
     confidence = calibration.confidence(logits) if calibration else plain
-    at = coverage(confidence, right)
-    tenths = sorted({int(np.searchsorted(at.coverage, share - 1e-9)) for share in np.arange(1, 11) / 10})
+    curve = coverage(confidence, correct)
+    tenths = sorted({int(np.searchsorted(curve.coverage, share - 1e-9)) for share in np.arange(1, 11) / 10})
+    selective = _selective_metrics(calibration, confidence, correct) if calibration else _NO_SELECTIVE_METRICS
     return {
-        "ece": ece(plain, right),
-        "ece_calibrated": ece(confidence, right) if calibration else None,
-        **(_answers(calibration, confidence, right) if calibration else {"coverage": None, "answered_top1": None}),
+        "ece": ece(plain, correct),
+        "ece_calibrated": ece(confidence, correct) if calibration else None,
+        **selective,
         "curve": [
-            {"coverage": float(at.coverage[i]), "confidence": float(at.confidence[i]), "top1": float(at.accuracy[i])}
+            {
+                "coverage": float(curve.coverage[i]),
+                "confidence": float(curve.confidence[i]),
+                "top1": float(curve.accuracy[i]),
+            }
             for i in tenths
         ],
-    }  # fmt: skip
+    }
 
 
-def _answers(calibration: Calibration, confidence: np.ndarray, right: np.ndarray) -> dict[str, float | None]:
+_NO_SELECTIVE_METRICS: dict[str, float | None] = {"coverage": None, "answered_top1": None}
+
+
+def _selective_metrics(
+    calibration: Calibration, confidence: np.ndarray, correct: np.ndarray
+) -> dict[str, float | None]:
     answered = ~calibration.is_unsure(confidence)
     return {
         "coverage": float(answered.mean()),
-        "answered_top1": float(right[answered].mean()) if answered.any() else None,
+        "answered_top1": float(correct[answered].mean()) if answered.any() else None,
     }

@@ -1,16 +1,16 @@
-"""Several views of each picture, their probabilities averaged: the ten crops of 2012, denser grids, several scales.
+"""Test-time augmentation: the ten crops of 2012, denser grids, several scales; their probabilities are averaged.
 
-The paper tests on five 224×224 crops of the 256×256 picture (corners and centre) and their mirror images, and averages
+The paper tests on five 224×224 crops of the 256×256 image (corners and center) and their mirror images, and averages
 the ten softmax outputs (section 4.1; offsets 0, 16 and 32 in the 2012 code). Views are cut and run one after the other,
-so that ten views cost ten forward passes and the memory of one.
+so ten views take ten forward passes and the memory of one.
 
-At a scale s the picture is resized to s times the square that the network is usually tested on (256 becomes 294 at
-1.15), from the file and not from that square, and the same grid of views is cut from it. Pictures that a data set
-keeps in memory at their final size, such as CIFAR-10's 32×32, are what there is: at 1.15 they are enlarged to 37×37.
+At a scale s the image is resized to s times the square that the network is usually tested on (256 becomes 294 at 1.15),
+from the file and not from that square, and the same grid of views is cut from it. Images that a dataset keeps in memory
+at their final size, such as CIFAR-10's 32×32, are enlarged: to 37×37 at 1.15.
 
-Pictures that have no margin around the network's input, such as CIFAR-10's 32×32 at scale 1, get one: a thirty-second
-of their side (1 pixel) is mirrored at each edge. That helps a network whose training moved the pictures about, and can
-harm one that never saw them moved: then mirror images alone (two views) are the better choice.
+Images without a margin around the network's input, such as CIFAR-10's 32×32 at scale 1, are padded by reflection: by a
+thirty-second of their side (1 pixel) at each edge. This helps a network that was trained on shifted images, and can
+harm one that was not: then mirror images alone (two views) are the better choice.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from torch.nn import functional as F
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 
-LARGEST_SCALE = 4.0  # 1024 pixels for 256: beyond what any test used, and short of what fills the memory
+MAX_SCALE = 4.0  # 1024 pixels for 256: more than any published test used, and still fits in memory
 
 
 @dataclass(frozen=True)
 class Views:
-    """Where views are cut, as shares (top, left) of the margin from 0 to 1, whether each is mirrored too, and from
-    the picture at which scales."""
+    """Where views are cut: positions (top, left) as fractions of the margin, whether each is mirrored too, and the
+    scales of the image."""
 
-    places: tuple[tuple[float, float], ...]
+    positions: tuple[tuple[float, float], ...]
     flips: bool
     scales: tuple[float, ...] = (1.0,)
 
     def __len__(self) -> int:
-        return len(self.places) * (1 + self.flips) * len(self.scales)
+        return len(self.positions) * (1 + self.flips) * len(self.scales)
 
 
 CENTER_CROP = Views(((0.5, 0.5),), flips=False)
@@ -47,14 +47,14 @@ TEN_CROP = Views(((0.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 0.0), (1.0, 1.0)), f
 
 
 def make_views(count: int = 1, scales: Sequence[float] = (1.0,)) -> Views:
-    """`count` views at each of `scales`: 1 is the centre, 10 the paper's ten crops, 2·k² a grid of k×k places with
-    mirror images.
+    """Return `count` views at each of `scales`: 1 is the center, 10 the paper's ten crops, 2·k² a grid of k×k positions
+    with mirror images.
 
-    Raises `UserError` for other numbers, naming the nearest that there are, and for scales outside (0, 4].
+    Raises `UserError` for other counts, naming the nearest possible ones, and for scales outside (0, 4].
     """
-    if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
+    if not scales or not all(0 < scale <= MAX_SCALE for scale in scales):
         given = " ".join(f"{scale:g}" for scale in scales) or "nothing"
-        raise UserError(f"--scales takes numbers above 0 and up to {LARGEST_SCALE:g}, such as 1 1.15, not {given}.")
+        raise UserError(f"--scales takes numbers above 0 and up to {MAX_SCALE:g}, such as 1 1.15, not {given}.")
     return replace(_grid(count), scales=tuple(map(float, scales)))
 
 
@@ -66,36 +66,36 @@ def _grid(count: int) -> Views:
     possible = sorted({1, 10} | {2 * k * k for k in range(1, 17)})
     if count not in possible:
         near = sorted(sorted(possible, key=lambda n: abs(n - count))[:2])
-        raise UserError(f"{count} views do not make a grid; take {near[0]} or {near[1]}, or --ten-crop.")
+        raise UserError(f"{count} views do not form a grid; use {near[0]} or {near[1]}, or --ten-crop.")
     k = round((count / 2) ** 0.5)
     steps = [i / (k - 1) for i in range(k)] if k > 1 else [0.5]
     return Views(tuple((top, left) for top in steps for left in steps), flips=True)
 
 
 def without_center_crop(preprocess: EvalTransform, scale: float = 1.0) -> EvalTransform:
-    """The preprocessing whose `evaluation` gives the square, margin included, that views are cut from at `scale`.
+    """Return the transform whose `eval_tensor` gives the square, margin included, that views are cut from at `scale`.
 
-    It is for reading alone: a mean image is not in it. Raises `UserError` where that square is smaller than the
-    network's input.
+    It does not normalize: a mean image is dropped. Raises `UserError` where the square is smaller than the network's
+    input.
     """
     side = round(preprocess.resize_side * scale)
     if side < preprocess.size:
         least = preprocess.size / preprocess.resize_side
         raise UserError(
-            f"At --scales {scale:g} the picture is {side}×{side} and the network reads {preprocess.size}×"
-            f"{preprocess.size}; give {least:.4g} or more."
+            f"At --scales {scale:g} the image is {side}×{side} and the network reads {preprocess.size}×"
+            f"{preprocess.size}; use {least:.4g} or more."
         )
     return replace(preprocess, size=side, resize=side, mean_image=None)
 
 
 def crop_views(squares: torch.Tensor, views: Views, size: int) -> Iterator[torch.Tensor]:
-    """Each view of uint8 N×C×S×S pictures, read at one scale, in turn: uint8 N×C×size×size. Several places in
-    pictures without a margin (S equal to size) are given a mirrored one."""
-    if squares.shape[-1] == size and len(views.places) > 1:
+    """Yield each view of uint8 N×C×S×S images at one scale: uint8 N×C×size×size. For several positions, images without
+    a margin (S equal to size) are padded by reflection."""
+    if squares.shape[-1] == size and len(views.positions) > 1:
         margin = max(1, size // 32)
         squares = F.pad(squares.float(), (margin,) * 4, mode="reflect").to(torch.uint8)
     spare = squares.shape[-1] - size
-    for top, left in views.places:
+    for top, left in views.positions:
         y, x = round(top * spare), round(left * spare)
         view = squares[..., y : y + size, x : x + size]
         yield view
@@ -104,8 +104,8 @@ def crop_views(squares: torch.Tensor, views: Views, size: int) -> Iterator[torch
 
 
 def log_mean(logits: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Logits (n, classes) whose softmax is the mean of the softmaxes of `logits`, each (n, classes) float32: the
-    logarithm of the mean probability. Of one alone, that one as it is."""
+    """Return the logarithm of the mean probability: logits (n, classes) whose softmax is the mean of the softmaxes of
+    `logits`, each (n, classes) float32. A single one is returned unchanged."""
     first, *others = logits
     if not others:
         return first

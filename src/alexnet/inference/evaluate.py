@@ -1,7 +1,7 @@
-"""A network, or several together, over a split of a data set: logits, and the figures made of them.
+"""Evaluation of a network, or of an ensemble, on a split of a dataset: logits, and the metrics of them.
 
-Training validates through the same functions, always in float32 and in the same batches, so that `alexnet eval`
-prints exactly the figure that training reported.
+Training validates through the same functions, always in float32 and in the same batches, so that `alexnet eval` prints
+exactly the metrics that training reported.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -34,23 +35,23 @@ from alexnet.data.split import read_split
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
-from alexnet.inference.calibration import describe_answers
+from alexnet.inference.calibration import confidence_metrics
 from alexnet.inference.crops import CENTER_CROP, Views, log_mean, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
 from alexnet.inference.metrics import compute_metrics, correct_at
 from alexnet.run_dir import Run
-from alexnet.runtimes.engines import EXACT, Engine, check_engine
-from alexnet.runtimes.exported import Exported
-from alexnet.runtimes.loaded_model import LoadedModel
-from alexnet.runtimes.quantize import _evenly
+from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
+from alexnet.runtimes.exported import ExportedModel
 from alexnet.runtimes.select import EngineConfig
+
+CALIBRATION_IMAGES = 300  # for 8-bit activations: NNCF's default `subset_size`
 
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network said of each image of a split, in the split's order."""
+    """The logits of each image of a split, in the split's order."""
 
     ids: np.ndarray  # (n,) int64: index of the image in its split
     targets: np.ndarray  # (n,) int64
@@ -68,7 +69,7 @@ def run_network(
     progress: Progress | None = None,
     views: Views = CENTER_CROP,
 ) -> Outputs:
-    """The logits of every image of `batches`, in float32; leaves the model's training mode as it found it.
+    """Return the logits of every image of `batches`, in float32; the model's training mode is restored afterwards.
 
     With several `views`, `batches` must be uncropped, and the logits are the logarithm of the mean probability.
     """
@@ -83,7 +84,7 @@ def run_networks(
     progress: Progress | None = None,
     views: Views = CENTER_CROP,
 ) -> list[Outputs]:
-    """`run_network` for several networks that look at the same images, which are read once."""
+    """Do the same for several networks on the same images, which are read once."""
     were_training = [(model, model.training) for model, _ in networks if isinstance(model, nn.Module)]
     ids, targets = [], []
     logits: list[list[torch.Tensor]] = [[] for _ in networks]
@@ -93,8 +94,8 @@ def run_networks(
             model.eval()
         for batch in batches.batches(0):
             images = batch.images.to(device, non_blocking=device.type == "cuda")
-            for said, (network, preprocess) in zip(logits, networks, strict=True):
-                said.append(forward(network, images, preprocess, views).cpu())
+            for batch_logits, (network, preprocess) in zip(logits, networks, strict=True):
+                batch_logits.append(forward(network, images, preprocess, views).cpu())
             ids.append(batch.ids.cpu())
             targets.append(batch.targets.cpu())
             done += len(batch.ids)
@@ -104,11 +105,11 @@ def run_networks(
         for model, was_training in were_training:
             model.train(was_training)
     all_ids, all_targets = torch.cat(ids).numpy(), torch.cat(targets).numpy()
-    return [Outputs(all_ids, all_targets, torch.cat(said).numpy()) for said in logits]
+    return [Outputs(all_ids, all_targets, torch.cat(batch_logits).numpy()) for batch_logits in logits]
 
 
 class Evaluation(dict[str, Any]):
-    """The figures of one evaluation, as a dict that shows itself in a notebook."""
+    """The metrics of one evaluation, as a dict with a text and an HTML representation."""
 
     def __repr__(self) -> str:
         low, high = self["interval"]
@@ -119,15 +120,14 @@ class Evaluation(dict[str, Any]):
         )
 
     def _confidence(self) -> str:
-        """The sentence on how sure it is, and how rightly."""
         calibration = self["calibration"]
         if calibration is None:
             return f"calibration error {self['ece']:.2%}; {self['calibration_note']}"
-        right = f", {self['answered_top1']:.2%} of them right" if self["answered_top1"] is not None else ""
+        correct = f", {self['answered_top1']:.2%} of these correct" if self["answered_top1"] is not None else ""
         return (
             f"calibration error {self['ece']:.2%}, {self['ece_calibrated']:.2%} at temperature "
             f"{calibration['temperature']:.3g}; unsure below {calibration['threshold']:.1%}: "
-            f"{self['coverage']:.2%} answered{right}. {self['calibration_note']}"
+            f"{self['coverage']:.2%} above it{correct}. {self['calibration_note']}"
         ).rstrip()
 
     def _repr_html_(self) -> str:
@@ -154,34 +154,33 @@ def evaluate(
     calibrate: str | Path | None = None,
     trust: bool = False,
     progress: Progress | None = None,
-    say: Callable[[str], object] = lambda _: None,
+    log: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
-    """Measure a trained network, or several as an ensemble, on the (first) run's own data, on the folders in `data`, or
-    on what the table `labels` lists.
+    """Evaluate a trained network, or several as an ensemble, on the (first) run's own data, on the class folders in
+    `data`, or on the images listed in the table `labels`.
 
-    `split` is train, val or test; `auto` takes test where there is one, else val. `views` is the number of crops an
-    image, at each of `scales`, whose probabilities are averaged: 10 is the paper's ten-crop test (see `views.py`).
-    `engine` is what computes (see `engines.py`); one of 8 bits is calibrated on the pictures in the folder `calibrate`,
-    else on training pictures, and `say` gets a sentence on how far it was off. An exported file needs `data` or
-    `labels`; `trust` opens one that nothing vouches for.
-    Returns the figures of `metrics.measure`, with `runs`, `members` (each one's own top1), `split`, `views` (in all, of
-    one network), `scales` and `engines`; and those of `calibration.describe_answers`, with the `calibration` that they
-    are at, or None, and a `calibration_note` on where it comes from or why there is none. On the run's own data the
-    exact logits of a single network and view are also kept in `evaluation/<split>.parquet`. Raises `UserError`, also
-    where a member may have trained on what is measured.
+    `split` is train, val or test; `auto` is test where there is one, else val. `views` is the number of crops of an
+    image, at each of `scales`, whose probabilities are averaged: 10 is the paper's ten-crop test (see `crops.py`).
+    `engine` is what computes (see `runtimes/engines.py`); an int8 engine is calibrated on the images in the folder
+    `calibrate`, else on training images, and `log` receives a sentence on how much it differs from `exact`. An exported
+    file needs `data` or `labels`; `trust` opens one that is not verified.
+
+    Returns the metrics of `compute_metrics`, with `runs`, `members` (the top1 of each), `split`, `views` (in all, of
+    one network), `scales` and `engines`; and those of `confidence_metrics`, with the `calibration` that they use, or
+    None, and a `calibration_note` on where it comes from or why there is none. On the run's own data the exact logits
+    of a single network and view are also stored in `evaluation/<split>.parquet`. Raises `UserError`, also where a
+    member may have trained on the images.
     """
-    looks = make_views(views, scales)
+    grid = make_views(views, scales)
     check_engine(engine, device, calibrate)
     ensemble = load_ensemble(run, checkpoint, trust)
     first = ensemble.members[0]
-    readings = ensemble.input_groups(looks)
-    on = pick_device(device)
-    own = data is None and labels is None
-    if own:
+    groups = ensemble.input_groups(grid)
+    torch_device = pick_device(device)
+    own_data = data is None and labels is None
+    if own_data:
         if first.run is None:
-            raise UserError(
-                f"{ensemble.names[0]} comes without data of its own; give --data with a folder of class folders."
-            )
+            raise UserError(f"{ensemble.names[0]} has no data of its own; give --data with a folder of class folders.")
         source = run_dataset(first.run, progress)
     else:
         trained_on = str(_recipe(first.run).get("dataset", "folder")) if first.run else "folder"
@@ -189,63 +188,70 @@ def evaluate(
             trained_on, Path(data) if data else None, progress, labels=Path(labels) if labels else None
         )
     name = _choose_split(split, source)
-    part = source.splits[name]
-    if own:
+    images = source.splits[name]
+    if own_data:
         _check_unseen(ensemble, source, name)
     for member in ensemble.members:
-        if source.channels != member.preprocess.channels and isinstance(part, ImageArrays):
+        if source.channels != member.preprocess.channels and isinstance(images, ImageArrays):
             raise UserError(
-                f"The data has {source.channels} channels and the network reads {member.preprocess.channels}."
+                f"The data has {source.channels} channels, but the network reads {member.preprocess.channels}."
             )
-    known = match_classes(ensemble.classes, source.classes)
-    computing = ensemble.networks(EngineConfig(engine, on, device, Path(calibrate) if calibrate else None, say))
+    class_indices = match_classes(ensemble.classes, source.classes)
+    config = EngineConfig(
+        engine,
+        torch_device,
+        device,
+        partial(calibration_images, folder=Path(calibrate) if calibrate else None),
+        recalibrate=bool(calibrate),
+        log=log,
+    )
+    networks = ensemble.networks(config)
     logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
-    for reading in readings:
-        read, images = reading.preprocess, part
+    for group in groups:
+        read, group_images = group.preprocess, images
         workers, _ = choose_workers(None, EVAL_BATCH_SIZE * read.channels * read.size**2)
-        if isinstance(part, ImageFiles) and fits_in_memory(source, read.size):
-            images = decode_files(part, read, progress=progress)
-        networks = [(computing[i], ensemble.members[i].preprocess) for i in reading.members]
-        found = run_networks(networks, evaluation_batches(images, read, workers), on, progress, looks)
-        for i, said in zip(reading.members, found, strict=True):
-            logits[i].append(torch.from_numpy(said.logits))
-    targets = known[found[0].targets]
+        if isinstance(images, ImageFiles) and fits_in_memory(source, read.size):
+            group_images = decode_files(images, read, progress=progress)
+        pairs = [(networks[i], ensemble.members[i].preprocess) for i in group.members]
+        found = run_networks(pairs, evaluation_batches(group_images, read, workers), torch_device, progress, grid)
+        for i, member_outputs in zip(group.members, found, strict=True):
+            logits[i].append(torch.from_numpy(member_outputs.logits))
+    targets = class_indices[found[0].targets]
     outputs = Outputs(found[0].ids, targets, ensemble.average(logits).numpy())
-    only = len(ensemble.members) == 1 and looks == CENTER_CROP and engine == EXACT
-    if own and only and first.run and _is_best(first):
-        first.run.write_evaluation(name, [part.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
-    alone = [log_mean(at_scales)[:, order].numpy() for at_scales, order in zip(logits, ensemble.orders, strict=True)]
+    plain = len(ensemble.members) == 1 and grid == CENTER_CROP and engine == EXACT
+    if own_data and plain and first.run and _is_best(first):
+        first.run.write_evaluation(name, [images.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
     members = [
-        {"run": run_name, "top1": float(correct_at(said, targets, 1).mean())}
-        for run_name, said in zip(ensemble.names, alone, strict=True)
+        {"run": run_name, "top1": float(correct_at(log_mean(at_scales)[:, order].numpy(), targets, 1).mean())}
+        for run_name, at_scales, order in zip(ensemble.names, logits, ensemble.orders, strict=True)
     ]
     calibration, note = ensemble.calibration()
-    if calibration and own and name == calibration.split:
-        note = f"{note} It was fitted on these very pictures.".lstrip()
+    if calibration and own_data and name == calibration.split:
+        note = f"{note} It was fitted on these images.".lstrip()
     return Evaluation(
         {
             "runs": list(ensemble.names),
             "split": name,
-            "views": len(looks),
-            "scales": list(looks.scales),
-            "engines": [EXACT if isinstance(by, nn.Module) else by.name for by in computing],
+            "views": len(grid),
+            "scales": list(grid.scales),
+            "engines": [EXACT if isinstance(network, nn.Module) else network.name for network in networks],
             **outputs.measure(ensemble.classes),
             "members": members,
             "calibration": calibration.to_dict() if calibration else None,
             "calibration_note": note,
-            **describe_answers(outputs.logits, targets, calibration),
+            **confidence_metrics(outputs.logits, targets, calibration),
         }
     )
 
 
-def _is_best(opened: LoadedModel | Exported) -> bool:
-    """Whether this is the network that the run's own evaluations are of."""
-    best = opened.run.named_checkpoint("best") if opened.run else None
-    return best is not None and opened.checkpoint is not None and opened.checkpoint.resolve() == best.resolve()
+def _is_best(loaded: LoadedModel | ExportedModel) -> bool:
+    """Whether this is the best checkpoint of its run, which the stored evaluations are of."""
+    best = loaded.run.named_checkpoint("best") if loaded.run else None
+    return best is not None and loaded.checkpoint is not None and loaded.checkpoint.resolve() == best.resolve()
 
 
 def run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
-    """The data that a run was trained on, divided as it was then."""
+    """Load the data that a run was trained on, with the same splits."""
     recipe = _recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None
     return load_dataset(
@@ -262,7 +268,7 @@ def run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
 
 def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
     """Raise `UserError` if `split` was held out of the first member's data and another member, trained on the same
-    data, did not hold out the same: it may have learnt from what is measured here."""
+    data, did not hold out the same images: it may have trained on some of them."""
     if split not in source.held_out:
         return
     first = ensemble.members[0].run
@@ -272,40 +278,39 @@ def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
     for other in (member.run for member in ensemble.members[1:] if member.run is not None):
         theirs = _recipe(other)
         if theirs["dataset"] != ours["dataset"] or (ours["dataset"] == "folder" and theirs["data"] != ours["data"]):
-            continue  # trained on other pictures
+            continue  # trained on other images
         rows = read_split(other.split_csv) if other.split_csv.is_file() else []
         if missing := len(measured - {name for name, of in rows if of == split}):
             raise UserError(
-                f"{missing} of the {len(measured)} {split} pictures of {first.path} are not in the {split} split of "
-                f"{other.path}, which may have been trained on them; give --data with pictures that neither has seen, "
-                "or divide the data into train/ and val/ before training."
+                f"{missing} of the {len(measured)} {split} images of {first.path} are not in the {split} split of "
+                f"{other.path}, which may have been trained on them; give --data with images that neither has seen, or "
+                "split the data into train/ and val/ before training."
             )
 
 
 def _recipe(run: Run) -> dict[str, Any]:
-    """What the run's recipe.json says of its data."""
+    """Return what the run's recipe.json says about its data."""
     try:
         found = json.loads(run.recipe_json.read_text(encoding="utf-8"))
-        known = {key: found[key] for key in ("dataset", "data", "seed", "skip_bad", "validate_on")}
-        return {**known, "labels": found.get("labels")}  # earlier runs have none
+        return {key: found[key] for key in ("dataset", "data", "labels", "seed", "skip_bad", "validate_on")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run.recipe_json} is damaged ({error!r}); give the pictures with --data.") from error
+        raise UserError(f"{run.recipe_json} is damaged ({error!r}); give the images with --data.") from error
 
 
-def _choose_split(wanted: str, source: ImageDataset) -> str:
-    if wanted == "auto":
+def _choose_split(name: str, source: ImageDataset) -> str:
+    if name == "auto":
         return next(name for name in ("test", "val", "all", "train") if name in source.splits)
-    if wanted not in source.splits:
-        raise unknown_name("split", wanted, source.splits)
-    return wanted
+    if name not in source.splits:
+        raise unknown_name("split", name, source.splits)
+    return name
 
 
 def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarray:
-    """For each class index of a data set, the index that the network gives to the class of the same name.
+    """Return for each class index of a dataset the network's index of the class with the same name.
 
-    ImageNet's own folders are named by number (n01440764), and torchvision's classes by word (tench): both are in the
-    order of the numbers, so that all 1000 folders together are matched by place. Raises `UserError` if the data set
-    has a class that the network does not know.
+    ImageNet's own folders are named by number (n01440764), torchvision's classes by word (tench). Both are in the order
+    of the numbers, so all 1000 folders together are matched by position. Raises `UserError` if the dataset has a class
+    that the network does not have.
     """
     if len(found) == len(trained) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in found):
         return np.arange(1000)
@@ -314,28 +319,33 @@ def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarra
     if missing:
         shown = ", ".join(repr(m) for m in missing[:5]) + (" …" if len(missing) > 5 else "")
         raise UserError(
-            f"The data has {len(found)} classes and the network {len(trained)}, and it does not know {shown}; "
-            "evaluate on folders named as the classes that it was trained on."
+            f"The data has {len(found)} classes and the network {len(trained)}, which do not include {shown}; evaluate "
+            "on folders named like the classes it was trained on."
         )
     return np.array([index[name] for name in found], dtype=np.int64)
 
 
-def calibration_images(opened: LoadedModel, folder: Path | None, flag: str = "--calibrate") -> np.ndarray:
-    """Up to 300 pictures to calibrate `opened` on, evenly from `folder`, else from those that it was trained on: uint8
-    N×C×size×size. Raises `UserError` where there are none."""
+def calibration_images(loaded: LoadedModel, folder: Path | None, flag: str = "--calibrate") -> np.ndarray:
+    """Return up to 300 images to calibrate 8-bit activations on, evenly from `folder`, else from the training images:
+    uint8 N×C×size×size. Raises `UserError` where there are none."""
     if folder is not None:
-        found = []
-        for path in _evenly(find_images([folder])):
+        images = []
+        for path in _take_evenly(find_images([folder])):
             with contextlib.suppress(BadImage):
-                found.append(opened.preprocess.eval_array(decode_image(path, opened.preprocess.channels)))
-        if not found:
-            raise UserError(f"None of the pictures in {folder} can be read; give others with {flag}.")
-        return np.stack(found)
-    if opened.run is None:
+                images.append(loaded.preprocess.eval_array(decode_image(path, loaded.preprocess.channels)))
+        if not images:
+            raise UserError(f"None of the images in {folder} can be read; give another folder with {flag}.")
+        return np.stack(images)
+    if loaded.run is None:
         raise UserError(
-            "An engine of 8-bit activations needs pictures to see their ranges, and this network comes without any; "
-            f"give {flag} with a folder of pictures like those that it will see."
+            "8-bit activations must be calibrated on images, and this network has no data of its own; give "
+            f"{flag} with a folder of images like those it will see."
         )
-    part: ImageArrays | ImageFiles = run_dataset(opened.run, None).splits["train"]
-    part = part.take(np.array(_evenly(list(range(len(part))))))
-    return np.concatenate([b.images.cpu().numpy() for b in evaluation_batches(part, opened.preprocess).batches(0)])
+    part: ImageArrays | ImageFiles = run_dataset(loaded.run, None).splits["train"]
+    part = part.take(np.array(_take_evenly(list(range(len(part))))))
+    return np.concatenate([b.images.cpu().numpy() for b in evaluation_batches(part, loaded.preprocess).batches(0)])
+
+
+def _take_evenly(items: list[Any]) -> list[Any]:
+    count = min(CALIBRATION_IMAGES, len(items))
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]

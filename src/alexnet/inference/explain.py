@@ -1,9 +1,8 @@
-"""What goes on inside a network: the activations of each stage, and which pixels an answer hangs on.
+"""What happens inside a network: the activations of each stage, and which pixels a prediction depends on.
 
-Computed here as plain arrays, drawn by `insight`, shown by the web page. Saliency is captum's; what is notable is what
-we ask of it. All methods explain the logit of one class (probabilities saturate, so that nothing seems to matter to a
-sure network), and where a pixel must be taken away it becomes the mean colour of the training pictures, which
-preprocessing turns into 0.
+Computed here as plain arrays, plotted by `plots` and shown by the web page. Saliency is captum's. All methods explain
+the logit of one class (probabilities saturate, so that nothing seems to matter to a confident network), and where a
+pixel must be removed it becomes the mean color of the training images, which normalization turns into 0.
 """
 
 from __future__ import annotations
@@ -22,98 +21,100 @@ from alexnet.errors import UserError, unknown_name
 from alexnet.inference.features import load_image, output_of
 from alexnet.models.model import AlexNet
 from alexnet.models.spec import layers
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import LoadedModel
 
 METHODS = ("grad-cam", "occlusion", "integrated-gradients")
 STEPS = 64  # of the path of integrated gradients
-WINDOWS = 8  # the occluding square is an eighth of the picture's side, and moves by half of itself
+WINDOWS = 8  # the occluding square is an eighth of the image's side, and moves by half its size
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage of a network gives for one picture."""
+    """The output of one stage of a network for one image."""
 
     name: str
-    """conv1 (after its activation, where that follows at once), lrn1, pool1 … fc8."""
+    """conv1 (after its activation, where that is next), lrn1, pool1 … fc8."""
     values: np.ndarray
-    """float32 (C, H, W), or (F,) of a fully connected layer."""
+    """float32 (C, H, W), or (F,) for a fully connected layer."""
 
     @property
     def active(self) -> float:
-        """Share of the values above zero."""
+        """Fraction of the values above zero."""
         return float((self.values > 0).mean())
 
 
 @dataclass(frozen=True)
 class Saliency:
-    """How much each pixel speaks for (positive) or against (negative) a label."""
+    """How much each pixel supports a label (positive) or opposes it (negative)."""
 
     method: str
     label: str
     probability: float
-    """What the network gives the label."""
+    """Of the label."""
     image: np.ndarray
-    """The picture as the network sees it: uint8 (H, W, C)."""
+    """The image as the network reads it: uint8 (H, W, C)."""
     heat: np.ndarray
-    """float32 (H, W), in units of the label's logit: for occlusion the mean fall of the logit when the pixel is hidden,
-    for integrated gradients the pixel's share of the logit (all sum to its difference from an empty picture), for
+    """float32 (H, W), in units of the label's logit: for occlusion the mean decrease of the logit when the pixel is
+    hidden, for integrated gradients the pixel's share of the logit (all sum to its difference from a blank image), for
     Grad-CAM the weighted sum of the last convolution's maps, without its negative part."""
 
 
-def network_input(opened: LoadedModel, image: Any) -> tuple[np.ndarray, Tensor]:
-    """A picture as the network sees it, uint8 (H, W, C), and as it reads it, float32 (1, C, H, W) on its device.
+def network_input(loaded: LoadedModel, image: Any) -> tuple[np.ndarray, Tensor]:
+    """Return an image as the network reads it, uint8 (H, W, C), and normalized, float32 (1, C, H, W) on its device.
 
-    `image` is a path, a file's bytes or a PIL image. Raises `BadImage`.
+    `image` is a path, the bytes of a file or a PIL image. Raises `BadImage`.
     """
-    pixels = load_image(opened, image)
-    device = next(opened.model.parameters()).device
-    return pixels.permute(1, 2, 0).numpy(), opened.preprocess.normalize(pixels[None].to(device))
+    pixels = load_image(loaded, image)
+    device = next(loaded.model.parameters()).device
+    return pixels.permute(1, 2, 0).numpy(), loaded.preprocess.normalize(pixels[None].to(device))
 
 
 @torch.no_grad()
-def activations(opened: LoadedModel, image: Any) -> tuple[Stage, ...]:
-    """What each stage gives for a picture: convolutions and matrices (after their activation), normalisations, pools.
+def activations(loaded: LoadedModel, image: Any) -> tuple[Stage, ...]:
+    """Return the output of each stage: convolutions and linear layers (after their activation), LRN, pooling.
 
-    Raises `UserError` for a network of torchvision's, whose stages are not ours, and `BadImage`.
+    Raises `UserError` for a torchvision network, whose stages have other names, and `BadImage`.
     """
-    model = opened.model
+    model = loaded.model
     if not isinstance(model, AlexNet):
         raise UserError(
-            f"Activations are shown stage by stage of an AlexNet, and '{model.spec.name}' is none; 'alexnet features' "
+            f"Activations by stage are only available for an AlexNet, not for '{model.spec.name}'; 'alexnet features' "
             "writes those of any module."
         )
     stack = layers(model.spec)
-    wanted = {output_of(stack, layer.name): layer.name for layer in stack if layer.kind in ("conv", "linear")}
-    wanted |= {layer.name: layer.name for layer in stack if layer.kind in ("lrn", "rnorm", "maxpool", "avgpool")}
-    _, x = network_input(opened, image)
-    found = []
+    stage_of = {output_of(stack, layer.name): layer.name for layer in stack if layer.kind in ("conv", "linear")}
+    stage_of |= {layer.name: layer.name for layer in stack if layer.kind in ("lrn", "rnorm", "maxpool", "avgpool")}
+    _, x = network_input(loaded, image)
+    stages = []
     for name, module in model.named_children():
         x = module(x)
-        if name in wanted:  # a copy, since a ReLU that comes next works in place
-            found.append(Stage(wanted[name], x[0].float().cpu().numpy().copy()))
-    return tuple(found)
+        if name in stage_of:  # copied, since a ReLU that follows works in place
+            stages.append(Stage(stage_of[name], x[0].float().cpu().numpy().copy()))
+    return tuple(stages)
 
 
-def saliency(opened: LoadedModel, image: Any, method: str = "grad-cam", label: str | None = None) -> Saliency:
-    """Which pixels of a picture speak for `label`, the likeliest unless given, by one of `METHODS`.
+def saliency(loaded: LoadedModel, image: Any, method: str = "grad-cam", label: str | None = None) -> Saliency:
+    """Return which pixels of an image support `label`, by default the predicted one, by one of `METHODS`.
 
-    Raises `UserError` for an unknown method or label, where captum is not installed, for Grad-CAM on a network
-    without convolutions, and `BadImage`.
+    Raises `UserError` for an unknown method or label, where captum is not installed, for Grad-CAM on a network without
+    convolutions, and `BadImage`.
     """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    captum = _captum()
-    target = None if label is None else _class_number(opened.classes, label)
-    model = opened.model
-    pixels, x = network_input(opened, image)
+    captum = _import_captum()
+    target = None if label is None else _class_index(loaded.classes, label)
+    model = loaded.model
+    pixels, x = network_input(loaded, image)
     with torch.no_grad():
         logits = model(x)[0].float()
     target = int(logits.argmax()) if target is None else target
     side = x.shape[-1]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # captum's, of gradients that it switches on itself
+        warnings.simplefilter("ignore")  # captum warns of gradients that it enables itself
         if method == "grad-cam":
-            heat = captum.LayerGradCam(model, _last_maps(model)).attribute(x, target=target, relu_attributions=True)
+            heat = captum.LayerGradCam(model, _last_conv_output(model)).attribute(
+                x, target=target, relu_attributions=True
+            )
             heat = F.interpolate(heat.detach(), size=(side, side), mode="bilinear")
         elif method == "occlusion":
             window = max(2, round(side / WINDOWS))
@@ -128,29 +129,29 @@ def saliency(opened: LoadedModel, image: Any, method: str = "grad-cam", label: s
             )
             heat = heat.detach().sum(1, keepdim=True)
     return Saliency(
-        method, opened.classes[target], float(logits.softmax(0)[target]), pixels, heat[0, 0].float().cpu().numpy()
+        method, loaded.classes[target], float(logits.softmax(0)[target]), pixels, heat[0, 0].float().cpu().numpy()
     )
 
 
-def _captum() -> Any:
+def _import_captum() -> Any:
     try:
         from captum import attr
     except ModuleNotFoundError:
-        raise UserError("Saliency needs captum; install it with: pip install captum (the extra 'show').") from None
+        raise UserError("Saliency needs captum; install it with: pip install 'alexnet[show]'.") from None
     return attr
 
 
-def _class_number(classes: Sequence[str], label: str) -> int:
+def _class_index(classes: Sequence[str], label: str) -> int:
     if label in classes:
         return list(classes).index(label)
     error = unknown_name("class", label, classes)
     if len(classes) > 30 and "did you mean" not in str(error):  # too many to list
-        error = UserError(f"The network knows {len(classes)} classes, and '{label}' is none; leave --label out.")
+        error = UserError(f"'{label}' is none of the network's {len(classes)} classes; omit --label.")
     raise error
 
 
-def _last_maps(model: nn.Module) -> nn.Module:
-    """The module that gives the last convolution's maps, after its activation where that follows at once."""
+def _last_conv_output(model: nn.Module) -> nn.Module:
+    """Return the module whose output is the last convolution's maps, after its activation where that is next."""
     if isinstance(model, AlexNet):
         stack = layers(model.spec)
         last = [layer.name for layer in stack if layer.kind == "conv"][-1]

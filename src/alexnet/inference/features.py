@@ -1,9 +1,9 @@
-"""The activations of one layer as vectors: a table for those who use the network as a ruler, the space to search in.
+"""Activations of one layer as vectors: a table for feature extraction, and the space of nearest-neighbor search.
 
-A layer with weights means what it hands on: `fc7` is the output of fc7's ReLU, as in the paper's figure 4 and in
-Caffe's blobs, and so with every convolution or matrix whose activation follows at once (or after batch norm). Every
-other name, `relu7`, `pool5`, `norm1`, means the output of just that module; so does `conv1` of `code2012`, which is
-normalised and pooled before its ReLU.
+A layer with weights means its output after the activation: `fc7` is the output of fc7's ReLU, as in the paper's figure
+4 and in Caffe's blobs, and so for every convolution or linear layer that its activation follows (or batch norm and then
+its activation). Every other name, `relu7`, `pool5`, `norm1`, means the output of that module; so does `conv1` of
+`code2012`, which is normalized and pooled before its ReLU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from alexnet.inference.load import load_model
 from alexnet.models.model import AlexNet, Network
 from alexnet.models.spec import ACTIVATIONS, Layer, layers
 from alexnet.models.torchvision_models import TorchvisionNetwork, summarize_torchvision
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import LoadedModel
 
 BATCH_SIZE = 128
 SUFFIXES = (".parquet", ".csv")
@@ -38,29 +38,29 @@ Progress = Callable[[int, int, str], None]
 
 
 def output_of(stack: Sequence[Layer], name: str) -> str:
-    """The module of an AlexNet whose output the layer `name` means: "relu7" for "fc7". Raises `UserError`."""
+    """Return the module of an AlexNet whose output the layer `name` means: "relu7" for "fc7". Raises `UserError`."""
     names = [layer.name for layer in stack]
     if name not in names:
         raise unknown_name("layer", name, [n for n in names if n != "flatten"])
-    here = names.index(name)
-    if stack[here].kind not in ("conv", "linear"):
+    i = names.index(name)
+    if stack[i].kind not in ("conv", "linear"):
         return name
-    after = here + 1
-    if after < len(stack) and stack[after].kind == "batchnorm":
-        after += 1
-    return names[after] if after < len(stack) and stack[after].kind in ACTIVATIONS else name
+    i += 1
+    if i < len(stack) and stack[i].kind == "batchnorm":
+        i += 1
+    return names[i] if i < len(stack) and stack[i].kind in ACTIVATIONS else name
 
 
 class Features(nn.Module):
-    """Preprocessed images, float N×C×H×W, to the activations of one layer, N×`shape`: the network up to there.
+    """A network up to one layer: normalized images, float N×C×H×W → its activations, N×`shape`.
 
-    The weights are those of `model`, which should be in evaluation mode. `layer` is any name in `alexnet arch NAME`,
-    or, of a network of torchvision's, of a module in it; without one it is the last hidden layer, fc7. Raises
-    `UserError` for a name that is not there.
+    It shares the weights of `model`, which should be in evaluation mode. `layer` is any name in `alexnet arch NAME` or,
+    for a torchvision network, any of its modules; by default the last hidden layer, fc7. Raises `UserError` for an
+    unknown name.
     """
 
     layer: str
-    """The name that was asked for."""
+    """The name that was given."""
     module: str
     """The module whose output it is."""
     shape: tuple[int, ...]
@@ -70,21 +70,21 @@ class Features(nn.Module):
         super().__init__()
         if isinstance(model, AlexNet):
             stack = layers(model.spec)
-            self.layer = layer or _last_hidden(stack)
+            self.layer = layer or _last_hidden_layer(stack)
             self.module = output_of(stack, self.layer)
-            here = [entry.name for entry in stack].index(self.module)
-            self.shape = stack[here].output
-            self.body = model[: here + 1]
+            index = [entry.name for entry in stack].index(self.module)
+            self.shape = stack[index].output
+            self.body = model[: index + 1]
         else:
-            self.layer = self.module = self._foreign(model, layer)
+            self.layer = self.module = self._torchvision_layer(model, layer)
             self.body = model
-            model.network.get_submodule(self.module).register_forward_hook(self._keep)
+            model.network.get_submodule(self.module).register_forward_hook(self._store_output)
             spec = model.spec
             with torch.no_grad():
                 self.shape = tuple(self(torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size)).shape[1:])
 
     @staticmethod
-    def _foreign(model: TorchvisionNetwork, layer: str | None) -> str:
+    def _torchvision_layer(model: TorchvisionNetwork, layer: str | None) -> str:
         parts = [part.name for part in summarize_torchvision(model.spec).parts]
         if layer is None:
             raise UserError(f"Name a layer of '{model.spec.name}' with --layer: {', '.join(parts)}, or any module.")
@@ -92,37 +92,37 @@ class Features(nn.Module):
             raise unknown_name("layer", layer, parts, f" in '{model.spec.name}'")
         return layer
 
-    def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self.kept = output.clone()  # what comes next may work in place
+    def _store_output(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.output = output.clone()  # the next module may work in place
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.body(x)
-        return output if isinstance(self.body, nn.Sequential) else self.kept
+        return output if isinstance(self.body, nn.Sequential) else self.output
 
 
-def _last_hidden(stack: Sequence[Layer]) -> str:
+def _last_hidden_layer(stack: Sequence[Layer]) -> str:
     names = ["flatten", *(layer.name for layer in stack if layer.kind == "linear")]
     return names[-2]
 
 
-def load_image(opened: LoadedModel, image: Any) -> Tensor:
-    """What the network sees of a picture (a path, a file's bytes or a PIL image): uint8 C×size×size.
+def load_image(loaded: LoadedModel, image: Any) -> Tensor:
+    """Return what the network reads of an image (a path, the bytes of a file or a PIL image): uint8 C×size×size.
 
     Raises `BadImage`.
     """
-    return opened.preprocess.eval_tensor(decode_image(image, opened.preprocess.channels))
+    return loaded.preprocess.eval_tensor(decode_image(image, loaded.preprocess.channels))
 
 
 @torch.no_grad()
-def extract_features(features: Features, opened: LoadedModel, images: Tensor) -> np.ndarray:
-    """The flattened activations, float32 (n, d), of uint8 images (n, C, size, size) on the network's device."""
-    x = opened.preprocess.normalize(images).contiguous(memory_format=torch.channels_last)
+def extract_features(features: Features, loaded: LoadedModel, images: Tensor) -> np.ndarray:
+    """Return the flattened activations, float32 (n, d), of uint8 images (n, C, size, size) on the network's device."""
+    x = loaded.preprocess.normalize(images).contiguous(memory_format=torch.channels_last)
     return features(x).flatten(1).float().cpu().numpy()
 
 
 @dataclass(frozen=True)
-class Written:
-    """What `write_features` wrote."""
+class FeatureFile:
+    """The result of `write_features`."""
 
     file: Path
     n: int
@@ -130,10 +130,10 @@ class Written:
     module: str
     shape: tuple[int, ...]
     errors: tuple[tuple[str, str], ...]
-    """Pictures that could not be read: (path, reason)."""
+    """Images that could not be read: (path, reason)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `alexnet features`."""
+        """Return the JSON document of `alexnet features`."""
         return {
             "file": str(self.file), "n": self.n, "layer": self.layer, "module": self.module, "shape": list(self.shape),
             "errors": [{"path": path, "reason": reason} for path, reason in self.errors],
@@ -149,61 +149,61 @@ def write_features(
     checkpoint: str = "best",
     device: str = "auto",
     progress: Progress | None = None,
-) -> Written:
-    """Write the activations of `layer` for a picture, or every picture below a folder, to a .parquet or .csv file.
+) -> FeatureFile:
+    """Write the activations of `layer` for an image, or every image below a folder, to a .parquet or .csv file.
 
-    One row a picture, in order of path: `path` as given and found; `label`, the class folder's name, empty where there
-    is none; and the activations, float32, flattened in the order C, H, W: in Parquet one list column `features` of
-    fixed size, in CSV the columns f0, f1 …. Parquet's metadata holds layer, module, shape, network and checkpoint.
-    Pictures that cannot be read have no row. Only a batch is in memory at a time, and the file appears when it is
-    whole. Raises `UserError`, also if no picture can be read.
+    One row per image, in order of path: `path` as found; `label`, the class folder's name, empty where there is none;
+    and the activations, float32, flattened in the order C, H, W: in Parquet one list column `features` of fixed size,
+    in CSV the columns f0, f1 …. Parquet's metadata holds layer, module, shape, network and checkpoint. Unreadable
+    images have no row. Only one batch is in memory at a time, and the file appears when it is complete. Raises
+    `UserError`, also if no image can be read.
     """
     out, data = Path(out), Path(data)
     if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"Features are written as {' or '.join(SUFFIXES)}, and {out} is neither; change its ending.")
-    opened = load_model(run, checkpoint)
-    features = Features(opened.model, layer)
-    on = pick_device(device)
-    features.to(on)
+        raise UserError(f"Features are written as {' or '.join(SUFFIXES)}, not as {out}; change its suffix.")
+    loaded = load_model(run, checkpoint)
+    features = Features(loaded.model, layer)
+    torch_device = pick_device(device)
+    features.to(torch_device)
     paths = find_images([data])
     labels = [_label(path, data) for path in paths]
     about = {
         "layer": features.layer, "module": features.module, "shape": json.dumps(list(features.shape)),
-        "network": opened.model.spec.name, "checkpoint": str(opened.checkpoint or run),
+        "network": loaded.model.spec.name, "checkpoint": str(loaded.checkpoint or run),
     }  # fmt: skip
     errors: list[tuple[str, str]] = []
 
     def read(i: int) -> Tensor | BadImage:
         try:
-            return load_image(opened, paths[i])
+            return load_image(loaded, paths[i])
         except BadImage as error:
             return error
 
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = 0
-    with atomic_write(out) as beside:
-        with _table(beside, out.suffix.lower(), int(np.prod(features.shape)), about) as write:
+    with atomic_write(out) as temporary:
+        with _open_table(temporary, out.suffix.lower(), int(np.prod(features.shape)), about) as write:
             for start in range(0, len(paths), BATCH_SIZE):
                 batch = range(start, min(start + BATCH_SIZE, len(paths)))
                 found = dict(zip(batch, map_in_threads(read, batch, None, ""), strict=True))
                 errors += [(printable(str(paths[i])), e.reason) for i, e in found.items() if isinstance(e, BadImage)]
-                good = {i: image for i, image in found.items() if isinstance(image, Tensor)}
-                if good:
-                    images = torch.stack(list(good.values())).to(on)
-                    names = [printable(str(paths[i])) for i in good]
-                    write(names, [labels[i] for i in good], extract_features(features, opened, images))
-                rows += len(good)
+                readable = {i: image for i, image in found.items() if isinstance(image, Tensor)}
+                if readable:
+                    images = torch.stack(list(readable.values())).to(torch_device)
+                    names = [printable(str(paths[i])) for i in readable]
+                    write(names, [labels[i] for i in readable], extract_features(features, loaded, images))
+                rows += len(readable)
                 if progress:
                     progress(batch.stop, len(paths), "features")
         if not rows:
             raise UserError(
-                "None of the pictures could be read: " + "; ".join(f"{path}: {why}" for path, why in errors[:3]) + "."
+                "None of the images could be read: " + "; ".join(f"{path}: {why}" for path, why in errors[:3]) + "."
             )
-    return Written(out, rows, features.layer, features.module, features.shape, tuple(errors))
+    return FeatureFile(out, rows, features.layer, features.module, features.shape, tuple(errors))
 
 
 def _label(path: Path, root: Path) -> str | None:
-    """The class folder that `path` is in, below `root` and below a split's folder if there is one."""
+    """Return the class folder of `path`, below `root` and below a split's folder if there is one."""
     folders = path.relative_to(root).parts[:-1] if root.is_dir() else ()
     return next((folder for folder in folders if folder.lower() not in SPLIT_NAMES), None)
 
@@ -212,18 +212,18 @@ Write = Callable[[list[str], list[str | None], np.ndarray], None]
 
 
 @contextmanager
-def _table(path: Path, suffix: str, width: int, about: dict[str, str]) -> Iterator[Write]:
-    """A file that takes rows: paths, labels and their vectors, float32 (n, width)."""
+def _open_table(path: Path, suffix: str, width: int, about: dict[str, str]) -> Iterator[Write]:
+    """Open a table for writing rows: paths, labels and their vectors, float32 (n, width)."""
     if suffix == ".csv":
         with path.open("w", newline="", encoding="utf-8") as file:
-            lines = csv.writer(file)
-            lines.writerow(["path", "label", *(f"f{i}" for i in range(width))])
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", *(f"f{i}" for i in range(width))])
 
-            def write_lines(paths: list[str], labels: list[str | None], values: np.ndarray) -> None:
+            def write_csv_rows(paths: list[str], labels: list[str | None], values: np.ndarray) -> None:
                 for name, label, row in zip(paths, labels, values, strict=True):
-                    lines.writerow([name, label or "", *(f"{v:.9g}" for v in row)])  # nine digits give back a float32
+                    writer.writerow([name, label or "", *(f"{v:.9g}" for v in row)])  # nine digits restore a float32
 
-            yield write_lines
+            yield write_csv_rows
         return
     import pyarrow as pa
     from pyarrow import parquet
@@ -233,8 +233,8 @@ def _table(path: Path, suffix: str, width: int, about: dict[str, str]) -> Iterat
     )
     with parquet.ParquetWriter(path, schema) as writer:
 
-        def write_rows(paths: list[str], labels: list[str | None], values: np.ndarray) -> None:
+        def write_parquet_rows(paths: list[str], labels: list[str | None], values: np.ndarray) -> None:
             column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)
             writer.write_table(pa.table([pa.array(paths), pa.array(labels, pa.string()), column], schema=schema))
 
-        yield write_rows
+        yield write_parquet_rows

@@ -1,5 +1,5 @@
-"""Opens whatever RUN may be on the command line: a run, a checkpoint folder, torchvision's published weights, or an
-exported file."""
+"""Loading of whatever RUN may be on the command line: a run, a checkpoint folder, torchvision's published weights, or
+an exported file. Needs no torch until weights are loaded."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from alexnet.checkpoint import MODEL, checkpoint_id, load_checkpoint
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.run_dir import Run, find_run
-from alexnet.runtimes.exported import Exported, open_exported
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import LoadedModel
+from alexnet.runtimes.exported import ExportedModel, open_exported
 from alexnet.runtimes.manifest import exported_model_id, is_exported_model
 
 # torchvision's AlexNet_Weights.IMAGENET1K_V1.transforms(): ImageClassification(crop_size=224), its defaults
 TORCHVISION_PREPROCESS = EvalTransform(
     size=224, resize=256, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
 )
-FOREIGN_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".caffemodel", ".h5", ".onnx"}
+WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".caffemodel", ".h5", ".onnx"}
 
 
 def is_run_reference(word: str) -> bool:
-    """Whether `word` names what `open_network` opens, and not a picture or a folder of pictures."""
+    """Whether `word` names what `load_network` loads, and not an image or a folder of images."""
     path = Path(word)
     return (
         word.startswith("torchvision:")
         or is_exported_model(path)
         or (word == "last" and not path.exists())
-        or any((path / inside).is_file() for inside in ("recipe.json", MODEL))
+        or any((path / name).is_file() for name in ("recipe.json", MODEL))
     )
 
 
-def load_network(name: str | Path, checkpoint: str = "best", trust: bool = False) -> LoadedModel | Exported:
-    """What `open_model` opens, or an exported file; `trust` opens one that nothing vouches for. Raises `UserError`."""
+def load_network(name: str | Path, checkpoint: str = "best", trust: bool = False) -> LoadedModel | ExportedModel:
+    """Load what `load_model` does, or an exported file; `trust` opens one that is not verified. Raises `UserError`."""
     return open_exported(name, trust) if is_exported_model(name) else load_model(name, checkpoint)
 
 
 def load_model(name: str | Path, checkpoint: str = "best") -> LoadedModel:
-    """The network called `name`, on the CPU and in evaluation mode.
+    """Load the network called `name`, on the CPU and in evaluation mode.
 
     `name`: a run folder (its `checkpoint`, `best` or `last`), `last` for the newest run, a checkpoint folder, or
     `torchvision:IMAGENET1K_V1`, which torchvision downloads. Raises `UserError` for everything else.
@@ -56,22 +56,27 @@ def load_model(name: str | Path, checkpoint: str = "best") -> LoadedModel:
 
 
 def model_id(name: str | Path, checkpoint: str = "best", trust: bool = False) -> str:
-    """A file name that is the same for the same network, classes and preprocessing; needs no torch. Raises `UserError`
-    as `open_network` does, except for damaged weights."""
+    """Return a file name that identifies a network with its classes and preprocessing; needs no torch.
+
+    Raises `UserError` as `load_network` does, except for damaged weights.
+    """
     if is_exported_model(name):
         return f"exported-{exported_model_id(Path(name), trust)[:16]}"
     if str(name).startswith("torchvision:"):
-        return str(name).replace(":", "-").replace("/", "-")  # torchvision checks what it downloads
+        return str(name).replace(":", "-").replace("/", "-")  # torchvision verifies its downloads
     return checkpoint_id(resolve_checkpoint(name, checkpoint)[0])
 
 
 def resolve_checkpoint(name: str | Path, checkpoint: str = "best") -> tuple[Path, Run | None]:
-    """The checkpoint folder that `name`, as for `open_model`, means, and the run that it is in. Raises `UserError`."""
+    """Return the checkpoint folder that `name` (see `load_model`) refers to, and its run if it is in one.
+
+    Raises `UserError`.
+    """
     path = Path(name)
     if is_exported_model(path):
-        raise UserError(f"{path} is an exported file, which predict and eval take; name the run for anything else.")
+        raise UserError(f"{path} is an exported file, which only predict and eval take; give the run instead.")
     if path.is_file():
-        if path.suffix.lower() in FOREIGN_SUFFIXES:
+        if path.suffix.lower() in WEIGHT_SUFFIXES:
             raise UserError(
                 f"{path} is a file of weights, not a run; give a run folder, or load it in Python with "
                 "alexnet.load_weights(alexnet.create_model(…), path)."
@@ -81,9 +86,9 @@ def resolve_checkpoint(name: str | Path, checkpoint: str = "best") -> tuple[Path
         run = Run(path.resolve().parent.parent)
         return path, run if run.recipe_json.is_file() else None
     if path.is_dir() and not (path / "recipe.json").is_file():
-        raise UserError(f"{path} holds neither a run (no recipe.json) nor a checkpoint of ours (no {MODEL}).")
+        raise UserError(f"{path} is neither a run (it has no recipe.json) nor a checkpoint (it has no {MODEL}).")
     run = find_run(name)
     folder = run.named_checkpoint(checkpoint)
     if folder is None:
-        raise UserError(f"The run {run.path} has no checkpoint yet; 'alexnet resume {run.path}' starts it again.")
+        raise UserError(f"The run {run.path} has no checkpoint yet; 'alexnet resume {run.path}' restarts it.")
     return folder, run

@@ -1,4 +1,4 @@
-"""From logits to figures: top-1, top-5, loss, per-class precision and recall, and how sure we are of top-1."""
+"""Evaluation metrics from logits: top-1, top-5, loss, per-class precision and recall, and the interval of top-1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a proportion, which holds for few images and for rates near 0 and 1 too."""
+    """Return Wilson's interval of a proportion, which is valid for few images and for rates near 0 and 1 too."""
     from scipy.stats import binomtest
 
     if n == 0:
@@ -19,18 +19,18 @@ def interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]
 
 
 def correct_at(logits: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
-    """For each row whether its target is among the k highest logits: (n, classes), (n,) → (n,) bool.
+    """Return for each row whether its target is among the k highest logits: (n, classes), (n,) → (n,) bool.
 
-    Ties go against us: a target that only equals the k-th highest of the others does not count, so that a network
-    which has learned nothing does not look right.
+    Ties count as wrong: a target that only equals the k-th highest of the others is not among them, so that a network
+    with constant output does not look accurate.
     """
     own = np.take_along_axis(logits, targets[:, None], axis=1)
-    at_least = (logits >= own).sum(axis=1)  # the target itself is one of them; NaN compares false
+    at_least = (logits >= own).sum(axis=1)  # counts the target itself; NaN compares false
     return (at_least <= k) & np.isfinite(own[:, 0])
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Mean negative log-probability of the targets, in nats, computed in float64."""
+    """Return the mean negative log-probability of the targets, in nats, computed in float64."""
     z = logits.astype(np.float64)
     z -= z.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(z).sum(axis=1))
@@ -38,7 +38,7 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def compute_metrics(logits: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """All figures of an evaluation; accuracies are fractions of 1.
+    """Return all metrics of an evaluation; accuracies are fractions of 1.
 
     `logits` (n, classes) float, `targets` (n,) int → `top1`, `top5`, `loss`, `n`, `interval` (95 % of top1),
     `per_class`: label, n, precision, recall, f1 in class order (0 where nothing was predicted or present).

@@ -26,7 +26,7 @@ from alexnet.models.spec import AlexNetSpec
 from alexnet.plots import architecture, model, predictions
 from alexnet.plots.style import Draw, check_out, save, theme_named
 from alexnet.run_dir import find_run
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import LoadedModel
 
 Progress = Callable[[int, int, str], None]
 MOST_PICTURES = 24  # in one figure
@@ -134,11 +134,11 @@ def _similar(what: Sequence[str], settings: Settings) -> Drawing:
     paths = _pictures(what[1:])
     queries = _ask(opened, paths, 1)
     top = 6 if settings.top is None else settings.top
-    found = neighbors.similar(
+    found = neighbors.find_similar(
         opened, paths, top, settings.layer, settings.device, settings.progress, settings.say
     )  # fmt: skip
     assert opened.run is not None  # or similar would have said so
-    images = iter(neighbors.run_pictures(opened.run, [near.name for row in found for near in row]))
+    images = iter(neighbors.load_run_images(opened.run, [near.name for row in found for near in row]))
     rows = [[(near, next(images)) for near in row] for row in found]
     layer = settings.layer or neighbors.Features(opened.model).layer
     title = f"Most alike, as {_title(what[0], opened)} sees it"
@@ -173,7 +173,7 @@ def _mistakes(what: Sequence[str], settings: Settings) -> Drawing:
     if not 1 <= count <= MOST_PICTURES:
         raise UserError(f"--top must be from 1 to {MOST_PICTURES}, not {count}.")
     both = predictions.find_examples(*stored, opened.classes, count)
-    images = iter(neighbors.run_pictures(run, [case.name for cases in both for case in cases]))
+    images = iter(neighbors.load_run_images(run, [case.name for cases in both for case in cases]))
     mistakes, lucky = ([(case, next(images)) for case in cases] for cases in both)
     right = float((stored[2].argmax(1) == stored[1]).mean())
     title = f"{run.path.name}: {right:.1%} of {len(stored[1]):,} {split} pictures are right"

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from alexnet.files import atomic_write
-from alexnet.inference.neighbors import run_pictures
+from alexnet.inference.neighbors import load_run_images
 from alexnet.run_dir import Run
 
 SIDE = 224  # pixels of the longer side: 112 on a page, sharp on a phone's screen
@@ -42,7 +42,7 @@ def thumbnails(run: Run, names: Sequence[str], folder: Path) -> Thumbnails:
     if wanted:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name, image in zip(wanted, run_pictures(run, wanted), strict=True):
+            for name, image in zip(wanted, load_run_images(run, wanted), strict=True):
                 _keep(image, places[name])
         except Exception as error:  # gone, moved, damaged: any of many libraries may say so
             why = str(error).rstrip(".")
@@ -63,7 +63,7 @@ def _keep_those_left(run: Run, wanted: Sequence[str], places: dict[str, Path]) -
     for name in wanted:
         try:
             if (root / name).is_file():
-                _keep(run_pictures(run, [name])[0], places[name])
+                _keep(load_run_images(run, [name])[0], places[name])
         except Exception:
             continue
 

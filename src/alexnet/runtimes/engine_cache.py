@@ -1,11 +1,11 @@
-"""Engine files that were made once: `cache_dir()/engines/<identity of the network>/`, read without torch.
+"""The cache of converted engine files, `cache_dir()/engines/<model id>/`; read without torch.
 
     model.json                  classes and preprocessing
     <kind of file>-<version>/   model.onnx, or model.xml and model.bin; sums.json with their checksums
-    measured.json               how far each engine was off on this machine, and which one `fast` chose
+    measured.json               how much each engine differs from `exact` on this machine, and which one `fast` chose
 
-A folder of files is written beside its place and renamed into it. What is damaged is made anew; where nothing can be
-written, files are made in a temporary folder each time. The whole folder may be deleted at any time.
+A folder of files is written beside its place and renamed into it. Damaged files are built again. Where nothing can be
+written, files go to a temporary folder and last as long as the process. The whole cache may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from alexnet.files import sha256_file, write_json
 from alexnet.runtimes import engines
 from alexnet.runtimes.engines import FAST, KINDS, Engine
 
-FORMAT = 2  # of the files: raised when what the conversions make changes
+FORMAT = 2  # of the files; increased when the conversions change
 FILES = {
     "onnx": "model.onnx",
     "onnx-int8": "model.onnx",
@@ -37,92 +37,92 @@ FILES = {
 }
 """The kinds of file, and the name of each."""
 
-_unkept: dict[tuple[Path, str], tempfile.TemporaryDirectory[str]] = {}  # deleted as the program ends
+_temporary_dirs: dict[tuple[Path, str], tempfile.TemporaryDirectory[str]] = {}  # removed when the process ends
 
 
 @dataclass(frozen=True)
 class EngineCache:
-    """What is kept of one network, which need not exist yet."""
+    """The cached files and measurements of one network; its folder need not exist yet."""
 
-    identity: str
-    """From `formats.identity`."""
+    model_id: str
+    """From `inference.load.model_id`."""
 
     @property
     def path(self) -> Path:
-        return cache_dir() / "engines" / self.identity
+        return cache_dir() / "engines" / self.model_id
 
-    # ── the network ───────────────────────────────────────────────────────────────────────────────────────────
-
-    def describe(self) -> tuple[tuple[str, ...], EvalTransform] | None:
-        """Classes and geometry (a mean image is in the engine files); None where nothing is kept."""
+    def load_description(self) -> tuple[tuple[str, ...], EvalTransform] | None:
+        """Return classes and geometry (a mean image is in the engine files), or None where nothing is cached."""
         try:
             found = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
             return tuple(found["classes"]), EvalTransform.from_dict(found["preprocess"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def keep_description(self, classes: tuple[str, ...], preprocess: EvalTransform) -> None:
+    def save_description(self, classes: tuple[str, ...], preprocess: EvalTransform) -> None:
         if not (self.path / "model.json").is_file():
-            shown = replace(preprocess, mean_image=None).to_dict()
-            self._write("model.json", {"classes": list(classes), "preprocess": shown})
+            geometry = replace(preprocess, mean_image=None).to_dict()
+            self._write("model.json", {"classes": list(classes), "preprocess": geometry})
 
     # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def find(self, kind: str) -> Path | None:
-        """The file of `kind`, if it is there and as it was written."""
-        if unkept := _unkept.get((self.path, kind)):
-            return Path(unkept.name) / FILES[kind]
-        folder = self._folder(kind)
+        """Return the file of `kind` if it exists and its checksums match."""
+        if temporary := _temporary_dirs.get((self.path, kind)):
+            return Path(temporary.name) / FILES[kind]
+        folder = self._kind_dir(kind)
         try:
             sums = json.loads((folder / "sums.json").read_text())
-            whole = FILES[kind] in sums and all(sha256_file(folder / name) == told for name, told in sums.items())
+            intact = FILES[kind] in sums and all(sha256_file(folder / name) == sha for name, sha in sums.items())
         except (OSError, ValueError, TypeError, AttributeError):
             return None
-        return folder / FILES[kind] if whole else None
+        return folder / FILES[kind] if intact else None
 
-    def make(self, kind: str, write: Callable[[Path], None]) -> Path:
-        """The file that `write` makes at the path it gets, kept, or else in a temporary folder until the program
-        ends. Raises `UserError` where the disk is full."""
-        folder = self._folder(kind)
+    def build(self, kind: str, write: Callable[[Path], None]) -> Path:
+        """Have `write` write the file of `kind` to the path it is given, and return where the file is cached.
+
+        Where the cache cannot be written, the file is in a temporary folder. Raises `UserError` if the disk is full.
+        """
+        folder = self._kind_dir(kind)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+            partial = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         except OSError:
             temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
             write(Path(temporary.name) / FILES[kind])
-            _unkept[self.path, kind] = temporary
+            _temporary_dirs[self.path, kind] = temporary
             return Path(temporary.name) / FILES[kind]
         try:
-            write(beside / FILES[kind])
-            write_json(beside / "sums.json", {path.name: sha256_file(path) for path in beside.iterdir()})
+            write(partial / FILES[kind])
+            write_json(partial / "sums.json", {path.name: sha256_file(path) for path in partial.iterdir()})
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(beside, folder)
-            self._forget(kind)
+            os.replace(partial, folder)
+            self._drop_measurements(kind)
         except OSError as error:
             raise UserError(
-                f"The engine's file cannot be kept in {folder.parent}: {error.strerror or error}; make room, or set "
-                "ALEXNET_CACHE to another folder."
+                f"The engine file cannot be cached in {folder.parent}: {error.strerror or error}; free some space, or "
+                "set ALEXNET_CACHE to another folder."
             ) from error
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
         return folder / FILES[kind]
 
-    def _folder(self, kind: str) -> Path:
-        made_for = "" if kind.startswith("onnx") else f"-{metadata.version('openvino')}"
-        return self.path / f"{kind}-{FORMAT}{made_for}"
+    def _kind_dir(self, kind: str) -> Path:
+        version = "" if kind.startswith("onnx") else f"-{metadata.version('openvino')}"
+        return self.path / f"{kind}-{FORMAT}{version}"
 
     # ── measurements ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def measured(self, key: str) -> dict[str, Any] | None:
-        """What was kept under `key` on a machine like this."""
+    def load_measurement(self, key: str) -> dict[str, Any] | None:
+        """Return what was saved under `key` on a machine like this one."""
         found = self._measurements().get(f"{_machine()} | {key}")
         return found if isinstance(found, dict) else None
 
-    def keep_measured(self, key: str, value: dict[str, Any]) -> None:
+    def save_measurement(self, key: str, value: dict[str, Any]) -> None:
         self._write("measured.json", {**self._measurements(), f"{_machine()} | {key}": value})
 
-    def _forget(self, kind: str) -> None:
-        """What was measured of the engines that read `kind`, of which there is a new file."""
+    def _drop_measurements(self, kind: str) -> None:
+        """Forget the measurements of the engines that read `kind`, whose file is new."""
         stale = {
             f"{_machine()} | {engine_key(name)}"
             for name in KINDS
@@ -141,39 +141,40 @@ class EngineCache:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / name, value)
         except OSError:
-            pass  # nothing is kept then: slower the next time, nothing else
+            pass  # nothing is cached, so the next process is slower
 
 
 def _machine() -> str:
-    return f"{cpu_name()} | {engines.threads()} threads"
+    return f"{cpu_name()} | {engines.thread_count()} threads"
 
 
-def open_cached(identity: str, name: str, device: str, one: bool) -> Engine | None:
-    """Engine `name` for one picture or many, if it has been opened here before and its file is whole."""
-    store = EngineCache(identity)
-    known = store.measured(choice_key(device, one) if name == FAST else engine_key(name))
-    chosen = str((known or {}).get("engine", name))
-    path = store.find(KINDS[chosen].file) if known and chosen in KINDS and KINDS[chosen].file else None
-    if known is None or path is None:
+def open_cached(model_id: str, name: str, device: str, single: bool) -> Engine | None:
+    """Return engine `name`, for a single image or many, if it was opened here before and its file is intact."""
+    cache = EngineCache(model_id)
+    measured = cache.load_measurement(choice_key(device, single) if name == FAST else engine_key(name))
+    chosen = str((measured or {}).get("engine", name))
+    path = cache.find(KINDS[chosen].file) if measured and chosen in KINDS and KINDS[chosen].file else None
+    if measured is None or path is None:
         return None
     engine = engines.open_file(chosen, path)
-    engine.note = engine_note(chosen, known)
+    engine.note = engine_note(chosen, measured)
     return engine
 
 
 def engine_key(name: str) -> str:
-    """Under which it is kept how far engine `name` was off."""
+    """Return the key of the measured difference between engine `name` and `exact`."""
     return f"{name} {engines.version(name)}"
 
 
-def choice_key(device: str, one: bool) -> str:
-    """Under which `fast` keeps its choice: for one picture or many, among the engines that are installed."""
-    present = [engine_key(name) for name in KINDS if engines.missing(name) is None]
-    return f"fast on {device} for {'one picture' if one else 'many'} among {', '.join(present)}"
+def choice_key(device: str, single: bool) -> str:
+    """Return the key of the engine that `fast` chose, for a single image or many, among those installed."""
+    installed = [engine_key(name) for name in KINDS if engines.missing(name) is None]
+    return f"fast on {device} for {'one picture' if single else 'many'} among {', '.join(installed)}"
 
 
-def engine_note(name: str, known: dict[str, Any]) -> str:
-    """The sentence that tells of an engine what was measured when it was first opened."""
-    off = f"its probabilities were at most {known['off']:.2g} off on {known['pictures']} pictures"
-    gain = f" and it was {known['gain']:.1f} times as fast as exact" if "gain" in known else ""
-    return f"engine {name}: {off}{gain}."
+def engine_note(name: str, measured: dict[str, Any]) -> str:
+    """Return the sentence that reports what was measured when engine `name` was first opened."""
+    images = measured["pictures"]
+    difference = f"probabilities differ from exact by at most {measured['off']:.2g} on {images} images"
+    speedup = f", at {measured['gain']:.1f} times its speed" if "gain" in measured else ""
+    return f"engine {name}: {difference}{speedup}."

@@ -1,10 +1,10 @@
-"""A network as the Hugging Face Hub keeps it: a folder with config.json, model.safetensors and a card.
+"""A network as a Hugging Face Hub folder: config.json, model.safetensors and a model card.
 
     model = HubModel.from_pretrained("user/name")     # or a local folder
     model.push_to_hub("user/name")
 
-Reading and writing are `huggingface_hub`'s, an extra of ours (`pip install 'alexnet[hub]'`); weights are safetensors,
-so that opening a folder cannot run code.
+`huggingface_hub` reads and writes it, an optional dependency (`pip install 'alexnet[hub]'`). Weights are safetensors,
+so opening a folder cannot run code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.models.model import build, spec_from_dict
-from alexnet.runtimes.convert import FromPixels
+from alexnet.runtimes.convert import WithNormalization
 from alexnet.runtimes.manifest import Manifest
 
 _CARD = """---
@@ -31,12 +31,12 @@ An AlexNet, exported by `alexnet export RUN huggingface`. `config.json` holds th
 preprocessing, `model.safetensors` the weights.
 
 ```python
-from alexnet.inference.hub import HubModel
+from alexnet.runtimes.hub import HubModel
 
 model = HubModel.from_pretrained("THIS FOLDER OR REPOSITORY")
 ```
 
-`alexnet predict FOLDER IMAGE…` labels pictures with it.
+`alexnet predict FOLDER IMAGE…` classifies images with it.
 """
 
 
@@ -48,10 +48,10 @@ class HubModel(
     tags=["alexnet"],
     model_card_template=_CARD,
 ):
-    """A network that `from_pretrained` and `push_to_hub` know, in evaluation mode.
+    """A network with `from_pretrained` and `push_to_hub`, in evaluation mode.
 
-    `spec` and `preprocess` are as `model.json` has them. It takes float32 N×C×size×size, normalised, or if `pixels`
-    uint8 pixels, and gives float32 logits (N, classes). Raises `UserError` for a damaged configuration.
+    `spec` and `preprocess` are as in `model.json`. It takes normalized float32 N×C×size×size, or uint8 pixels if
+    `pixels`, and returns float32 logits (N, classes). Raises `UserError` for a damaged configuration.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class HubModel(
     ) -> None:
         super().__init__()
         self.classes = tuple(classes)
-        self.preprocess = EvalTransform.from_dict(preprocess, _room_for_mean_image(preprocess))
+        self.preprocess = EvalTransform.from_dict(preprocess, _empty_mean_image(preprocess))
         self.spec, self.pixels = spec_from_dict(spec), pixels
         network = build(self.spec)
-        self.network: nn.Module = FromPixels(network, self.preprocess) if pixels else network
+        self.network: nn.Module = WithNormalization(network, self.preprocess) if pixels else network
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,15 +70,15 @@ class HubModel(
         return logits
 
     def describe(self) -> Manifest:
-        """What an exported file's description says, as far as the configuration does. Raises `UserError`."""
+        """Return the manifest of the folder, as far as its configuration tells. Raises `UserError`."""
         if self.preprocess.mean_image is not None and not self.pixels:
-            raise UserError("This network subtracts a mean image, which it holds only if it takes pixels itself.")
+            raise UserError("This network subtracts a mean image, which it only holds if it takes pixels itself.")
         preprocess = replace(self.preprocess, mean_image=None)
         return Manifest("huggingface", self.spec.name, self.spec.to_dict(), self.classes, preprocess, self.pixels)
 
 
-def _room_for_mean_image(preprocess: Mapping[str, Any]) -> Tensor | None:
-    """Zeros in its place, since the mean image itself comes with the weights."""
+def _empty_mean_image(preprocess: Mapping[str, Any]) -> Tensor | None:
+    """Return zeros of the mean image's shape: the mean image itself is loaded with the weights."""
     if not preprocess.get("mean_image"):
         return None
     side = int(preprocess.get("resize") or preprocess["size"])

@@ -1,8 +1,9 @@
-"""What is known of an exported file: its classes, its preprocessing, its checksum. Needs neither torch nor a runtime.
+"""The formats of exported files, and the manifest of one: its classes, preprocessing, checksums. Needs no torch or
+runtime.
 
-The description stands in `<file>.json` beside the file (`alexnet.json` inside a folder) and, where the format has a
-place for it, without the checksums in the file too. A file whose checksum is not the one beside it is not opened; one
-of a format that can run code is opened only if this user signed it (`signature.py`), or if they say that they trust it.
+The manifest is `<file>.json` beside the file (`alexnet.json` inside a folder) and, without the checksums, in the file's
+own metadata where the format has any. A file that does not match its checksums is not opened; one in a format that can
+run code is opened only if this user signed it (`signature.py`), or says to trust it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -20,36 +22,36 @@ from alexnet.errors import UserError
 from alexnet.files import sha256_file
 from alexnet.runtimes.signature import is_signed
 
-MARK = "alexnet-export-1"  # of a description; a reader refuses what it does not know
-KEY = "alexnet"  # under which a file holds its own description
-INSIDE = "alexnet.json"  # the description in a folder
+FORMAT = "alexnet-export-1"  # of a manifest; others are rejected
+KEY = "alexnet"  # of the manifest in a file's own metadata
+FOLDER_MANIFEST = "alexnet.json"
 
 PRECISIONS = {"fp32": "", "half": "-half", "int8": "-int8", "int8-fc": "-int8-fc"}
-"""What an exported network keeps its numbers in, and what this adds to the name of its file. half: weights, and where
-the engine can, sums in float16. int8: weights and activations of 8 bits. int8-fc: the weights of the fully connected
-layers in 8 bits, all sums in float32."""
+"""The number formats of an exported network, and the suffix that each adds to the file name. half: float16 weights, and
+float16 arithmetic where the runtime supports it. int8: 8-bit weights and activations. int8-fc: 8-bit weights in the
+fully connected layers, float32 arithmetic."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One of the formats that networks are exported to."""
+    """A format that networks are exported to."""
 
-    what: str
+    description: str
     suffix: str
     """Of the file; empty for a folder."""
     reads: tuple[str, ...] = ()
-    """The packages that open it."""
+    """The packages that reading it needs."""
     writes: tuple[str, ...] = ()
-    """Those that it takes to write it, too."""
+    """The packages that writing it needs as well."""
     extra: str = ""
-    """What of ours installs them."""
+    """Our optional dependencies that include them."""
     precisions: tuple[str, ...] = ("fp32", "half")
     without_torch: bool = False
-    """Whether it is opened without torch."""
+    """Whether reading it needs no torch."""
     runs_code: bool = False
-    """Whether opening it can run what somebody wrote into it."""
+    """Whether reading it can run code from the file."""
     graph: bool = True
-    """Whether it holds the computation, and so can normalise by itself, and not the weights alone."""
+    """Whether it holds the computation, and so can normalize, and not only the weights."""
 
 
 FORMATS = {
@@ -61,13 +63,13 @@ FORMATS = {
         "OpenVINO's .xml and .bin, for CPUs", ".xml", ("openvino",), ("onnx", "onnxscript"), "fast",
         ("fp32", "half", "int8", "int8-fc"), without_torch=True,
     ),
-    "torchscript": Format("TorchScript, for C++ programs that read it already", ".pt", runs_code=True),
+    "torchscript": Format("TorchScript, for C++ programs that use it already", ".pt", runs_code=True),
     "pt2": Format("torch.export's archive, for torch and its compilers", ".pt2", runs_code=True),
     "executorch": Format(
         "ExecuTorch with XNNPACK, for phones", ".pte", ("executorch",), ("torchao",), "executorch",
         ("fp32", "half", "int8"),
     ),
-    "torchvision-weights": Format("a state dict that torchvision's own network loads", ".pth", graph=False),
+    "torchvision-weights": Format("a state dict for torchvision's own network", ".pth", graph=False),
     "huggingface": Format(
         "a folder for the Hugging Face Hub", "", ("huggingface_hub",), (), "hub", ("fp32", "half"), graph=False
     ),
@@ -75,61 +77,61 @@ FORMATS = {
 
 
 def check_installed(kind: str, writing: bool = False, precision: str = "fp32") -> None:
-    """Raise `UserError`, with the command that installs it, if a package is missing that opens the format, or, if
-    `writing`, that writes it in this precision."""
+    """Raise `UserError`, with the command that installs it, if a package is missing that reading the format needs or,
+    if `writing`, writing it in this precision."""
     form = FORMATS[kind]
-    wanted = dict.fromkeys((*form.reads, *(form.writes if writing else ())), form.extra)
+    extras = dict.fromkeys((*form.reads, *(form.writes if writing else ())), form.extra)
     if writing and (kind, precision) == ("openvino", "int8"):
-        wanted["nncf"] = "int8"
-    for package, extra in wanted.items():
+        extras["nncf"] = "int8"
+    for package, extra in extras.items():
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"The format {kind} needs {package}; pip install 'alexnet[{extra}]' adds it.")
+            raise UserError(f"The format {kind} needs {package}; install it with: pip install 'alexnet[{extra}]'.")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that using an exported file needs to know."""
+    """All that using an exported file requires."""
 
     kind: str
     """A key of `FORMATS`."""
     network: str
     """The architecture's name."""
     spec: Mapping[str, Any]
-    """The architecture, as `model.json` has it."""
+    """The architecture, as in `model.json`."""
     classes: tuple[str, ...]
     preprocess: EvalTransform
     """Without a mean image, which only the file itself can hold."""
     pixels: bool = False
-    """Whether it takes uint8 pixels and normalises by itself; else float32 that is normalised already."""
+    """Whether it takes uint8 pixels and normalizes them itself, instead of normalized float32."""
     precision: str = "fp32"
     calibration: Mapping[str, Any] | None = None
-    """The checkpoint's temperature and threshold, if it has any, which tell the unsure answers."""
+    """The checkpoint's `Calibration.to_dict()`, if it has one."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What else is told: names and shapes of input and output, opset, versions, and how parity was measured."""
+    """Further facts: names and shapes of input and output, opset, versions, and how parity was measured."""
     sums: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file, by name; empty in the file's own copy."""
     signature: str = ""
-    """Of the kind and the checksums, for formats that can run code; empty where no key could be kept."""
+    """Of kind and checksums, for formats that can run code; empty where no key can be kept."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """Return the manifest as JSON stores it."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("about", "sums", "signature")}
         values |= {"classes": list(self.classes), "preprocess": self.preprocess.to_dict()}
         sums = {"sha256": dict(self.sums)} if self.sums else {}
-        signed = {"signature": self.signature} if self.signature else {}
-        return {"format": MARK, **values, **self.about, **sums, **signed}
+        signature = {"signature": self.signature} if self.signature else {}
+        return {"format": FORMAT, **values, **self.about, **sums, **signature}
 
     @classmethod
     def from_dict(cls, found: Any, where: str) -> Manifest:
-        """The inverse of `to_dict`. Raises `UserError` for what is damaged or another program's."""
-        if not isinstance(found, dict) or found.get("format") != MARK:
-            raise UserError(f"{where} was written by other software: its format is not '{MARK}'.")
+        """Return the inverse of `to_dict`. Raises `UserError` if it is damaged or another program's."""
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise UserError(f"{where} was written by other software: its format is not '{FORMAT}'.")
         own = {f.name for f in fields(cls)} - {"about", "sums", "signature"}
         try:
             values = {key: found[key] for key in own}
-            for key, (holds, what) in _HOLDS.items():
-                if key in found and not holds(found[key]):
-                    raise ValueError(f"{key} is not {what}")
+            for key, (is_valid, expected) in _FIELD_CHECKS.items():
+                if key in found and not is_valid(found[key]):
+                    raise ValueError(f"{key} is not {expected}")
             if values["kind"] not in FORMATS or values["precision"] not in PRECISIONS:
                 raise ValueError(f"there is no format {values['kind']} in {values['precision']}")
             values["preprocess"] = EvalTransform.from_dict(found["preprocess"])
@@ -140,38 +142,40 @@ class Manifest:
         return cls(**values, about=about, sums=found.get("sha256", {}), signature=found.get("signature", ""))
 
 
-def _texts(x: Any) -> bool:
-    return all(isinstance(one, str) for one in x)
+def _are_strings(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
-_HOLDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_FIELD_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "network": (lambda x: isinstance(x, str), "a name"),
     "spec": (lambda x: isinstance(x, dict), "an object"),
-    "classes": (lambda x: isinstance(x, list) and bool(x) and _texts(x), "a list of names"),
+    "classes": (lambda x: isinstance(x, list) and bool(x) and _are_strings(x), "a list of names"),
     "pixels": (lambda x: isinstance(x, bool), "true or false"),
     "calibration": (lambda x: x is None or isinstance(x, dict), "an object"),
-    "sha256": (lambda x: isinstance(x, dict) and _texts(x.values()), "an object of checksums"),
+    "sha256": (lambda x: isinstance(x, dict) and _are_strings(x.values()), "an object of checksums"),
     "signature": (lambda x: isinstance(x, str), "text"),
 }
-"""What a description's values must be, where nothing else checks them; and in words."""
+"""What the values of a manifest must be, where nothing else checks them; and the same in words."""
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the description of the exported file or folder `path` stands."""
-    return path / INSIDE if path.is_dir() else path.with_name(path.name + ".json")
+    """Return the path of the manifest of the exported file or folder `path`."""
+    return path / FOLDER_MANIFEST if path.is_dir() else path.with_name(path.name + ".json")
 
 
 def is_exported_model(name: str | Path) -> bool:
-    """Whether `name` is a file or folder of ours, or a file in a format that nothing else of ours has."""
+    """Whether `name` is an exported file or folder, recognized by its manifest, suffix or content."""
     path = Path(name)
     if path.is_dir():
-        return (path / INSIDE).is_file() or _saved_by_hub(path)
-    own = {form.suffix for kind, form in FORMATS.items() if form.suffix not in ("", ".pt", ".pth")}
-    return path.is_file() and (path.suffix.lower() in own or manifest_path(path).is_file() or is_torchscript(path))
+        return (path / FOLDER_MANIFEST).is_file() or _is_hub_folder(path)
+    distinct = {form.suffix for form in FORMATS.values()} - {"", ".pt", ".pth"}  # these hold other things, too
+    return path.is_file() and (
+        path.suffix.lower() in distinct or manifest_path(path).is_file() or _is_torchscript(path)
+    )
 
 
-def _saved_by_hub(folder: Path) -> bool:
-    """Whether `folder` is what `HubModel.save_pretrained` and `push_to_hub` write, which needs no description."""
+def _is_hub_folder(folder: Path) -> bool:
+    """Whether `folder` is what `HubModel.save_pretrained` and `push_to_hub` write, which needs no manifest."""
     try:
         config = (folder / "config.json").read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -179,10 +183,8 @@ def _saved_by_hub(folder: Path) -> bool:
     return (folder / "model.safetensors").is_file() and all(f'"{key}"' in config for key in ("spec", "preprocess"))
 
 
-def is_torchscript(path: Path) -> bool:
-    """Whether `path` is an archive that holds code, and not weights alone."""
-    import zipfile
-
+def _is_torchscript(path: Path) -> bool:
+    """Whether `path` is an archive that holds code, and not only weights."""
     try:
         with zipfile.ZipFile(path) as archive:
             return path.suffix.lower() == ".pt" and any("/code/" in name for name in archive.namelist())
@@ -191,87 +193,83 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_manifest(path: Path, trust: bool = False) -> Manifest | None:
-    """The description beside `path`, once the file is known to be what it describes; None where there is none and the
-    format is harmless, or if `trust`.
+    """Return the manifest of `path` after verifying the file against it; None where there is none and the format is
+    harmless, or with `trust`.
 
-    Raises `UserError` for a file that is not there or of another kind than its ending says, for one that is damaged or
-    swapped, and for one that could run code and was not signed by this user; `trust` allows these two.
+    Raises `UserError` for a file that is missing or whose suffix is not of the format in its manifest; and, without
+    `trust`, for one that is damaged or swapped, or that could run code and was not signed by this user.
     """
     if not path.exists():
         raise UserError(f"There is no file {path}; give an exported file or a run.")
-    beside, kind = manifest_path(path), kind_of(path)
+    manifest_file, kind = manifest_path(path), format_of(path)
     try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
+        found = json.loads(manifest_file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if FORMATS[kind].runs_code and not trust:
             raise UserError(
-                f"{path} has no {beside.name} beside it, so nothing says that it was exported here, and opening "
-                f"{kind} files can run code; if you know where it comes from, add --trust."
+                f"{path} has no {manifest_file.name} beside it to show that it was exported here, and opening {kind} "
+                "files can run code; if you know where it comes from, add --trust."
             ) from None
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{beside} is damaged ({error}); export the network again.") from error
-    description = Manifest.from_dict(found, str(beside))
-    if description.kind != kind:  # its sender could else choose what opens it
+        raise UserError(f"{manifest_file} is damaged ({error}); export the network again.") from error
+    manifest = Manifest.from_dict(found, str(manifest_file))
+    if manifest.kind != kind:  # or the sender of the file could choose what opens it
         raise UserError(
-            f"{beside} describes a file of the format {description.kind}, and {path} is of the format {kind} by its "
-            "ending; export the network again."
+            f"{manifest_file} describes a file in the format {manifest.kind}, but {path} has the suffix of the format "
+            f"{kind}; export the network again."
         )
     if not trust:
-        check_sums(path, description)
-        if FORMATS[kind].runs_code and not is_signed(description.signature, kind, description.sums):
+        verify_checksums(path, manifest)
+        if FORMATS[kind].runs_code and not is_signed(manifest.signature, kind, manifest.sums):
             raise UserError(
                 f"{path} is not signed as exported by you on this machine, and opening {kind} files can run code; if "
                 "you know where it comes from, add --trust, or else export the network again."
             )
-    return description
+    return manifest
 
 
-def check_sums(path: Path, description: Manifest) -> None:
-    """Raise `UserError` unless `path` is, to the last bit, what was described, whatever it is called now."""
-    parts = [
-        (path / Path(name).name if path.is_dir() else path.with_suffix(Path(name).suffix), told)
-        for name, told in description.sums.items()
-    ]
-    for part, told in parts:
-        if not part.is_file():
-            raise UserError(f"{part}, a part of {path}, is missing; export the network again.")
-        if sha256_file(part) != told:
+def verify_checksums(path: Path, manifest: Manifest) -> None:
+    """Raise `UserError` unless the files of `path` match the checksums of its manifest; they may have been renamed."""
+    verified = set()
+    for name, sha in manifest.sums.items():
+        file = path / Path(name).name if path.is_dir() else path.with_suffix(Path(name).suffix)
+        if not file.is_file():
+            raise UserError(f"{file}, a part of {path}, is missing; export the network again.")
+        if sha256_file(file) != sha:
             raise UserError(
-                f"{part} is damaged or another file: its checksum is not the one in {manifest_path(path)}; "
+                f"{file} is damaged or another file: its checksum is not the one in {manifest_path(path)}; "
                 "export the network again."
             )
-    if not parts or (path.is_file() and path not in dict(parts)):
+        verified.add(file)
+    if not verified or (path.is_file() and path not in verified):
         raise UserError(f"{manifest_path(path)} has no checksum of {path.name}; export the network again.")
 
 
 def exported_model_id(path: Path, trust: bool = False) -> str:
-    """The same for the same files with the same description, in hexadecimal digits. Unless there is none, or nobody
-    compares with it because of `trust`, the checksums are taken from the description."""
-    description = read_manifest(path, trust=True)
-    sums = dict(description.sums) if description and not trust else {p.name: sha256_file(p) for p in _parts(path)}
-    told = replace(description, about={}, sums={}, signature="").to_dict() if description else {}
-    return hashlib.sha256(json.dumps([told, sums], sort_keys=True).encode()).hexdigest()
+    """Return hexadecimal digits that identify the files and their manifest.
+
+    The checksums are those in the manifest, or computed where there is none or `trust` leaves them unverified.
+    """
+    manifest = read_manifest(path, trust=True)
+    sums = dict(manifest.sums) if manifest and not trust else {p.name: sha256_file(p) for p in _list_parts(path)}
+    content = replace(manifest, about={}, sums={}, signature="").to_dict() if manifest else {}
+    return hashlib.sha256(json.dumps([content, sums], sort_keys=True).encode()).hexdigest()
 
 
-def _parts(path: Path) -> list[Path]:
-    """The files of an exported file or folder, less the description."""
+def _list_parts(path: Path) -> list[Path]:
+    """Return the files of an exported file or folder, without the manifest."""
     if path.is_dir():
-        return [part for part in path.iterdir() if part.is_file() and part.name != INSIDE]
+        return [part for part in path.iterdir() if part.is_file() and part.name != FOLDER_MANIFEST]
     weights = path.with_suffix(".bin")  # OpenVINO's
-    return [path, weights] if kind_of(path) == "openvino" and weights.is_file() else [path]
+    return [path, weights] if format_of(path) == "openvino" and weights.is_file() else [path]
 
 
-def kind_of(path: Path) -> str:
-    """The format that the ending of `path` tells. Raises `UserError` for others."""
+def format_of(path: Path) -> str:
+    """Return the format that the suffix of `path` belongs to. Raises `UserError` for unknown ones."""
     if path.is_dir():
         return "huggingface"
-    for kind, form in FORMATS.items():
-        if form.suffix == path.suffix.lower():
-            return kind
-    raise UserError(f"{path} has no ending of an exported file; those are {', '.join(suffixes())}.")
-
-
-def suffixes() -> list[str]:
-    """The endings of exported files."""
-    return [form.suffix for form in FORMATS.values() if form.suffix]
+    suffixes = {form.suffix: kind for kind, form in FORMATS.items() if form.suffix}
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path} does not have the suffix of an exported file: {', '.join(suffixes)}.")
+    return suffixes[path.suffix.lower()]

@@ -1,9 +1,9 @@
-"""Networks of 8-bit integers: the weights of the fully connected layers alone, or all weights and activations.
+"""Networks in 8-bit integers: the weights of the fully connected layers alone, or all weights and activations.
 
-One picture through an AlexNet is little arithmetic and much reading: fc6 to fc8 hold most of the weights and use each
-once. Stored in 8 bits, with a scale for each output, they are a quarter to read; all sums stay float32. With more
-pictures the convolutions' arithmetic counts: then activations need 8 bits too, and for these the range of each must
-be seen on pictures, which is what calibration is (NNCF's post-training quantisation).
+A single image through an AlexNet is limited by memory: fc6 to fc8 hold most of the weights and use each once. In 8
+bits, with a scale for each output, they are a quarter to read; arithmetic stays float32. For many images the arithmetic
+of the convolutions dominates, so activations need 8 bits too, and the range of each must be measured on images, which
+is calibration (NNCF's post-training quantization).
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from alexnet.runtimes.engines import openvino_core
 
-CALIBRATION = 300  # pictures: NNCF's default `subset_size`
 
-
-def quantize_fc_int8(source: Path, path: Path, told: str | None = None) -> None:
-    """Write OpenVINO's network `source` as `path` with the weights of its fully connected layers in 8 bits: symmetric,
-    one scale for each output; and with what is `told` of it in its own metadata."""
+def quantize_fc_int8(source: Path, path: Path, metadata: str | None = None) -> None:
+    """Write the OpenVINO network `source` to `path` with 8-bit weights in its fully connected layers (symmetric, one
+    scale per output), and `metadata` in the file."""
     import openvino
     from openvino import opset13 as ops
 
@@ -34,17 +31,17 @@ def quantize_fc_int8(source: Path, path: Path, told: str | None = None) -> None:
         if weights is None or weights.get_type_name() != "Constant":
             continue
         values = np.asarray(weights.data)
-        integers, scale = _rounded(values, 1 if node.get_attributes()["transpose_b"] else 0)
-        # a product with a constant 8-bit factor is what OpenVINO knows as weights to decompress while it multiplies
+        integers, scale = _round_weights(values, 1 if node.get_attributes()["transpose_b"] else 0)
+        # OpenVINO recognizes a product with a constant 8-bit factor as weights to decompress while it multiplies
         product = ops.multiply(ops.convert(ops.constant(integers), "f32"), ops.constant(scale.astype(np.float32)))
         node.input(1).replace_source_output(product.output(0))
-    if told is not None:
-        model.set_rt_info(told, ["alexnet"])
+    if metadata is not None:
+        model.set_rt_info(metadata, ["alexnet"])
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def quantize_onnx_fc_int8(source: Path, path: Path) -> None:
-    """`fc_to_int8` for the ONNX file `source`, in operations that every engine of ONNX knows."""
+    """Do the same for the ONNX file `source`, in operators that every ONNX runtime has."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -53,28 +50,27 @@ def quantize_onnx_fc_int8(source: Path, path: Path) -> None:
     for node in [n for n in model.graph.node if n.op_type in ("Gemm", "MatMul") and n.input[1] in constants]:
         name = node.input[1]
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        summed = 1 if transposed else 0
-        integers, scale = _rounded(numpy_helper.to_array(constants[name]), summed)
-        parts = {f"{name}_int8": integers, f"{name}_scale": scale.ravel().astype(np.float32)}
+        axis = 1 if transposed else 0
+        integers, scale = _round_weights(numpy_helper.to_array(constants[name]), axis)
+        tensors = {f"{name}_int8": integers, f"{name}_scale": scale.ravel().astype(np.float32)}
         model.graph.initializer.remove(constants.pop(name))
-        model.graph.initializer.extend(numpy_helper.from_array(x, part) for part, x in parts.items())
-        model.graph.node.insert(0, helper.make_node("DequantizeLinear", list(parts), [name], axis=1 - summed))
+        model.graph.initializer.extend(numpy_helper.from_array(x, key) for key, x in tensors.items())
+        model.graph.node.insert(0, helper.make_node("DequantizeLinear", list(tensors), [name], axis=1 - axis))
     onnx.save(model, path)
 
 
-def _rounded(weights: np.ndarray, summed: int) -> tuple[np.ndarray, np.ndarray]:
-    """`weights` as int8 and what these are to be multiplied by, one number for each output; `summed` is the axis that
-    products are summed over."""
-    scale = np.maximum(np.abs(weights).max(axis=summed, keepdims=True) / 127, np.finfo(np.float32).tiny)
+def _round_weights(weights: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `weights` as int8 and the scale of each output; products are summed over `axis`."""
+    scale = np.maximum(np.abs(weights).max(axis=axis, keepdims=True) / 127, np.finfo(np.float32).tiny)
     return np.rint(weights / scale).astype(np.int8), scale
 
 
-def quantize_openvino_int8(source: Path, path: Path, pictures: np.ndarray, told: str | None = None) -> None:
-    """Write OpenVINO's network `source` as `path` with weights and activations in 8 bits, their ranges taken from
-    `pictures`, N×C×size×size as the network takes them, and with what is `told` of it in its own metadata.
+def quantize_openvino_int8(source: Path, path: Path, images: np.ndarray, metadata: str | None = None) -> None:
+    """Write the OpenVINO network `source` to `path` with 8-bit weights and activations, their ranges measured on
+    `images` (N×C×size×size, as the network takes them), and `metadata` in the file.
 
-    A range is that of all pictures together. NNCF's own choice, the mean of the pictures' ranges, cuts off what is
-    largest: probabilities of a network for CIFAR-10 were then up to .53 off, and are .07 off so (1,000 pictures).
+    Ranges span all images. NNCF's default, the mean of the ranges of single images, clips the largest activations: the
+    probabilities of a CIFAR-10 network then differed by up to .53, and differ by .07 this way (1,000 images).
     """
     import openvino
 
@@ -87,47 +83,43 @@ def quantize_openvino_int8(source: Path, path: Path, pictures: np.ndarray, told:
         model = openvino_core().read_model(source)
         model = nncf.quantize(
             model,
-            nncf.Dataset([picture[None] for picture in pictures]),
-            subset_size=len(pictures),
+            nncf.Dataset([image[None] for image in images]),
+            subset_size=len(images),
             preset=nncf.QuantizationPreset.MIXED,
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 activations_range_estimator_params=ranges.RangeEstimatorParameters(lowest, highest)
             ),
         )
-    if told is not None:
-        model.set_rt_info(told, ["alexnet"])
+    if metadata is not None:
+        model.set_rt_info(metadata, ["alexnet"])
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def quantize_onnx_int8(source: Path, path: Path, pictures: np.ndarray) -> None:
-    """`to_int8` for the ONNX file `source`, by onnxruntime: one range for each tensor, its extremes on `pictures`.
+def quantize_onnx_int8(source: Path, path: Path, images: np.ndarray) -> None:
+    """Do the same for the ONNX file `source` with onnxruntime: one range per tensor, its extremes on `images`.
 
-    Weights get 7 of the 8 bits: without VNNI, processors add pairs of products in 16 bits, which then overflow (with 8
-    bits, a network for CIFAR-10 fell from 79.8 % to 71.7 %).
+    Weights get 7 of the 8 bits: processors without VNNI add pairs of products in 16 bits, which would overflow (with 8
+    bits, a CIFAR-10 network fell from 79.8 % to 71.7 %).
     """
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
-        rows = iter(pictures)
+        rows = iter(images)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            picture = next(self.rows, None)
-            return None if picture is None else {"input": picture[None]}
+            image = next(self.rows, None)
+            return None if image is None else {"input": image[None]}
 
-    kinds = ["Conv", "Gemm", "MatMul", "Relu", "MaxPool"]
+    operators = ["Conv", "Gemm", "MatMul", "Relu", "MaxPool"]
     with _quiet():
         quantization.quantize_static(
-            source, path, Reader(), op_types_to_quantize=kinds, per_channel=True, reduce_range=True
+            source, path, Reader(), op_types_to_quantize=operators, per_channel=True, reduce_range=True
         )
-
-
-def _evenly(items: list[Any]) -> list[Any]:
-    return [items[i] for i in np.linspace(0, len(items) - 1, min(CALIBRATION, len(items))).round().astype(int)]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantisers report progress, and what they would rather be given, on stdout and in the log."""
+    """Silence the quantizers, which report progress and advice on stdout and in the log."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,8 +1,8 @@
-"""Opening an engine for a network, and finding out which is the fastest here.
+"""Opening an engine for a network, and choosing the fastest one on this machine.
 
-Whatever engine is opened is compared once with `exact` on the first pictures that it gets (where they are few, mirrored
-and turned too) and says how far its probabilities were off. `fast` times those that can run here, for one picture or
-for many, and takes the fastest whose probabilities stay within `TOLERANCE`; the choice is kept (`stored.py`).
+An engine is compared with `exact` once, on the first images that it gets (few images are also mirrored and rotated),
+and its note reports the largest difference in probability. `fast` times the engines that run here, for a single image
+or many, and takes the fastest whose probabilities stay within `TOLERANCE`; the choice is cached (`engine_cache.py`).
 """
 
 from __future__ import annotations
@@ -19,188 +19,197 @@ import torch
 from alexnet.device import pick_precision
 from alexnet.errors import UserError
 from alexnet.runtimes import engines
+from alexnet.runtimes.convert import to_onnx, to_openvino
 from alexnet.runtimes.engine_cache import EngineCache, choice_key, engine_key, engine_note
-from alexnet.runtimes.engines import EXACT, FAST, KINDS, Engine, Torch, softmax
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import EXACT, FAST, KINDS, Engine, LoadedModel, TorchEngine, softmax
+from alexnet.runtimes.quantize import quantize_fc_int8, quantize_onnx_int8, quantize_openvino_int8
 
-TOLERANCE = 0.02  # of a probability: what `fast` may differ by, a label at 50 % then being 48 to 52
-PROBES = 8  # pictures that probabilities are compared on at least
-TIMED = engines.CHUNK  # pictures that are timed together where there are many
-SECONDS = 3.0  # that timing takes, about
+TOLERANCE = 0.02  # in probability, that `fast` accepts: 50 % may become 48 or 52
+MIN_PROBES = 8  # images that probabilities are compared on
+TIMED_BATCH = engines.CHUNK  # images timed together where there are many
+TIMING_SECONDS = 3.0  # spent on timing, about
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """The engine that was asked for, and where."""
+    """Which engine to open, and how."""
 
     name: str
     device: torch.device
-    asked: str = "auto"
-    """The device as it was asked for."""
-    calibrate: Path | None = None
-    """A folder of pictures that 8-bit activations are calibrated on; then anew."""
-    say: Callable[[str], object] = lambda _: None
-    """Told which engine it is and how far off."""
+    device_name: str = "auto"
+    """The device as the user named it."""
+    calibration_images: Callable[[LoadedModel], np.ndarray] | None = None
+    """Returns uint8 N×C×size×size to calibrate 8-bit activations on; called only where they are needed."""
+    recalibrate: bool = False
+    """Whether to calibrate again although a calibrated file is cached."""
+    log: Callable[[str], object] = lambda _: None
+    """Receives the engine's note."""
 
 
 class LazyEngine:
-    """The engine `wanted` for a network, opened at the first pictures: they are what it is compared on."""
+    """An engine that is opened when it gets its first images, since these are what it is compared on."""
 
-    def __init__(self, opened: LoadedModel, wanted: EngineConfig) -> None:
-        self.name, self.note = wanted.name, ""
-        self._opened, self._wanted = opened, wanted
+    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+        self.name, self.note = config.name, ""
+        self._loaded, self._config = loaded, config
         self._engine: Engine | None = None
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         if self._engine is None:
-            self._engine = open_engine(self._opened, self._wanted, images)
+            self._engine = open_engine(self._loaded, self._config, images)
             self.name, self.note = self._engine.name, self._engine.note
             if self.note:
-                self._wanted.say(self.note)
+                self._config.log(self.note)
         return self._engine.logits(images)
 
 
-def torch_engine(opened: LoadedModel, device: torch.device, name: str = EXACT) -> Torch:
-    """Torch in float32, as in training, or in bfloat16."""
-    model = opened.model.to(device).to(memory_format=torch.channels_last)
-    return Torch(name, model.eval(), opened.preprocess, device, torch.float32 if name == EXACT else torch.bfloat16)
+def torch_engine(loaded: LoadedModel, device: torch.device, name: str = EXACT) -> TorchEngine:
+    """Return torch in float32, as in training, or in bfloat16."""
+    model = loaded.model.to(device).to(memory_format=torch.channels_last)
+    return TorchEngine(
+        name, model.eval(), loaded.preprocess, device, torch.float32 if name == EXACT else torch.bfloat16
+    )
 
 
-def open_engine(opened: LoadedModel, wanted: EngineConfig, pictures: np.ndarray) -> Engine:
-    """The engine `wanted` for `opened`, its file made if need be, compared on `pictures` (uint8 N×C×size×size)."""
-    if wanted.name == EXACT:
-        return torch_engine(opened, wanted.device)
-    if wanted.name == FAST:
-        return _fastest(opened, wanted, pictures)
-    engine = _open(wanted.name, opened, wanted)
-    store, key = EngineCache(opened.identity), engine_key(wanted.name)
-    known = None if wanted.calibrate else store.measured(key)
-    if known is None:
-        probes = probe_pictures(pictures)
-        known = {"off": _off(engine, torch_engine(opened, wanted.device), probes), "pictures": len(probes)}
-        store.keep_measured(key, known)
-    engine.note = engine_note(wanted.name, known)
+def open_engine(loaded: LoadedModel, config: EngineConfig, images: np.ndarray) -> Engine:
+    """Open an engine, building its file if necessary, and compare it on `images`, uint8 N×C×size×size."""
+    if config.name == EXACT:
+        return torch_engine(loaded, config.device)
+    if config.name == FAST:
+        return _open_fastest(loaded, config, images)
+    engine = _open(config.name, loaded, config)
+    cache, key = EngineCache(loaded.model_id), engine_key(config.name)
+    measured = None if config.recalibrate else cache.load_measurement(key)
+    if measured is None:
+        probes = make_probes(images)
+        difference = _max_difference(engine, torch_engine(loaded, config.device), probes)
+        measured = {"off": difference, "pictures": len(probes)}
+        cache.save_measurement(key, measured)
+    engine.note = engine_note(config.name, measured)
     return engine
 
 
-# ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────
+def _open(name: str, loaded: LoadedModel, config: EngineConfig) -> Engine:
+    kind = KINDS[name].file
+    if not kind:
+        return torch_engine(loaded, config.device, name)
+    return engines.open_file(name, get_or_build(kind, loaded, name, config.calibration_images, config.recalibrate))
 
 
-def _open(name: str, opened: LoadedModel, wanted: EngineConfig) -> Engine:
-    """Engine `name`, its file made if it is not there, or damaged."""
-    kind = KINDS[name]
-    if not kind.file:
-        return torch_engine(opened, wanted.device, name)
-    return engines.open_file(name, get_or_build(kind.file, opened, name, wanted.calibrate))
+def get_or_build(
+    kind: str,
+    loaded: LoadedModel,
+    engine: str,
+    calibration_images: Callable[[LoadedModel], np.ndarray] | None = None,
+    rebuild: bool = False,
+) -> Path:
+    """Return the file of `kind` for `engine`, built unless it is cached and intact, or if `rebuild`.
 
-
-def get_or_build(kind: str, opened: LoadedModel, engine: str, calibrate: Path | None = None) -> Path:
-    """The file of `kind` for `engine`, made unless it is kept; anew if `calibrate`, on the pictures in that folder."""
-    store = EngineCache(opened.identity)
-    store.keep_description(opened.classes, opened.preprocess)
-    if not calibrate and (kept := store.find(kind)):
-        return kept
-    if lacking := engines.missing(engine, making=True):
-        raise engines.not_installed(engine, lacking)
-    from alexnet.inference.evaluate import calibration_images
-    from alexnet.runtimes.convert import to_onnx, to_openvino
-    from alexnet.runtimes.quantize import quantize_fc_int8, quantize_onnx_int8, quantize_openvino_int8
-
+    Raises `UserError` where a package is missing, the network cannot be converted, or `calibration_images` raises it.
+    """
+    cache = EngineCache(loaded.model_id)
+    cache.save_description(loaded.classes, loaded.preprocess)
+    if not rebuild and (cached := cache.find(kind)):
+        return cached
+    if package := engines.missing(engine, making=True):
+        raise engines.not_installed(engine, package)
     if kind == "onnx":
-        return store.make(kind, lambda path: to_onnx(opened.model.cpu(), path, opened.preprocess))
+        return cache.build(kind, lambda path: to_onnx(loaded.model.cpu(), path, loaded.preprocess))
     if kind == "openvino":
-        source = get_or_build("onnx", opened, engine)
-        return store.make(kind, lambda path: to_openvino(source, path))
+        source = get_or_build("onnx", loaded, engine)
+        return cache.build(kind, lambda path: to_openvino(source, path))
     if kind == "openvino-int8-fc":
-        source = get_or_build("openvino", opened, engine)
-        return store.make(kind, lambda path: quantize_fc_int8(source, path))
-    pictures = calibration_images(opened, calibrate)
-    source = get_or_build("onnx" if kind == "onnx-int8" else "openvino", opened, engine)
-    quantise = quantize_onnx_int8 if kind == "onnx-int8" else quantize_openvino_int8
-    return store.make(kind, lambda path: quantise(source, path, pictures))
+        source = get_or_build("openvino", loaded, engine)
+        return cache.build(kind, lambda path: quantize_fc_int8(source, path))
+    if calibration_images is None:
+        raise ValueError(f"engine {engine} needs calibration images")
+    images = calibration_images(loaded)
+    source = get_or_build("onnx" if kind == "onnx-int8" else "openvino", loaded, engine)
+    quantize = quantize_onnx_int8 if kind == "onnx-int8" else quantize_openvino_int8
+    return cache.build(kind, lambda path: quantize(source, path, images))
 
 
-# ── comparing ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── comparing and choosing ────────────────────────────────────────────────────────────────────────────────────
 
 
-def probe_pictures(pictures: np.ndarray) -> np.ndarray:
-    """`pictures`, at most a chunk of them; where they are few, the same ones mirrored and turned as well."""
-    found = [pictures[: engines.CHUNK]]
+def make_probes(images: np.ndarray) -> np.ndarray:
+    """Return at most `CHUNK` of `images`; where they are fewer than `MIN_PROBES`, also mirrored and rotated ones."""
+    probes = [images[: engines.CHUNK]]
     for turns in range(4):
-        for mirrored in (pictures, pictures[..., ::-1]):
-            if turns or mirrored is not pictures:
-                found.append(np.rot90(mirrored, turns, axes=(2, 3)))
-    enough = max(PROBES, len(found[0]))
-    return np.ascontiguousarray(np.concatenate(found)[:enough])
+        for flipped in (images, images[..., ::-1]):
+            if turns or flipped is not images:
+                probes.append(np.rot90(flipped, turns, axes=(2, 3)))
+    count = max(MIN_PROBES, len(probes[0]))
+    return np.ascontiguousarray(np.concatenate(probes)[:count])
 
 
-def _off(engine: Engine, reference: Engine, pictures: np.ndarray) -> float:
-    """The largest difference of a probability."""
-    return float(np.abs(softmax(engine.logits(pictures)) - softmax(reference.logits(pictures))).max())
+def _max_difference(engine: Engine, reference: Engine, images: np.ndarray) -> float:
+    """Return the largest difference in probability."""
+    return float(np.abs(softmax(engine.logits(images)) - softmax(reference.logits(images))).max())
 
 
-def _fastest(opened: LoadedModel, wanted: EngineConfig, pictures: np.ndarray) -> Engine:
-    one = len(pictures) == 1
-    store, key = EngineCache(opened.identity), choice_key(wanted.asked, one)
-    known = store.measured(key)
-    if known is None:
-        known = _choose(opened, wanted, pictures, one)
-        store.keep_measured(key, known)
-    name = known["engine"]
-    engine = torch_engine(opened, wanted.device) if name == EXACT else _open(name, opened, wanted)
-    engine.note = engine_note(name, known) if name != EXACT else f"engine exact: {known['reason']}."
+def _open_fastest(loaded: LoadedModel, config: EngineConfig, images: np.ndarray) -> Engine:
+    single = len(images) == 1
+    cache, key = EngineCache(loaded.model_id), choice_key(config.device_name, single)
+    choice = cache.load_measurement(key)
+    if choice is None:
+        choice = _choose_fastest(loaded, config, images, single)
+        cache.save_measurement(key, choice)
+    name = choice["engine"]
+    engine = torch_engine(loaded, config.device) if name == EXACT else _open(name, loaded, config)
+    engine.note = engine_note(name, choice) if name != EXACT else f"engine exact: {choice['reason']}."
     return engine
 
 
-def _choose(opened: LoadedModel, wanted: EngineConfig, pictures: np.ndarray, one: bool) -> dict[str, Any]:
-    """Open all that can run here, compare and time them; what to keep of the fastest that is within `TOLERANCE`."""
-    reference = torch_engine(opened, wanted.device)
-    probes = probe_pictures(pictures)
+def _choose_fastest(loaded: LoadedModel, config: EngineConfig, images: np.ndarray, single: bool) -> dict[str, Any]:
+    """Open, compare and time the engines that run here; return what to cache about the fastest within `TOLERANCE`."""
+    reference = torch_engine(loaded, config.device)
+    probes = make_probes(images)
     candidates: dict[str, Engine] = {EXACT: reference}
-    off, left_out = {EXACT: 0.0}, []
-    for name in _usable(wanted.device):
+    differences, rejected = {EXACT: 0.0}, []
+    for name in _list_candidates(config.device):
         try:
-            engine = _open(name, opened, wanted)
-        except UserError as error:  # this network, or this machine, is nothing for it
-            left_out.append(str(error).rstrip("."))
+            engine = _open(name, loaded, config)
+        except UserError as error:  # it does not suit this network or this machine
+            rejected.append(str(error).rstrip("."))
             continue
-        off[name] = _off(engine, reference, probes)  # the first run, which compiles, is not timed
-        if off[name] <= TOLERANCE:
+        differences[name] = _max_difference(engine, reference, probes)  # the first run, which compiles, is not timed
+        if differences[name] <= TOLERANCE:
             candidates[name] = engine
         else:
-            left_out.append(f"{name} was {off[name]:.2g} off, more than {TOLERANCE}")
-    timed = np.resize(probes, (1 if one else TIMED, *probes.shape[1:]))  # repeated, where they are fewer
-    seconds = _fastest_times(candidates, timed)
+            rejected.append(f"{name} differs by {differences[name]:.2g}, more than {TOLERANCE}")
+    timed = np.resize(probes, (1 if single else TIMED_BATCH, *probes.shape[1:]))  # repeats them if they are fewer
+    seconds = _time_engines(candidates, timed)
     best = min(seconds, key=lambda name: seconds[name])
     if best == EXACT:
-        reason = "; ".join(["nothing that is installed here is faster within the tolerance", *left_out])
+        reason = "; ".join(["no engine installed here is faster within the tolerance", *rejected])
         return {"engine": EXACT, "reason": reason}
-    gain = seconds[EXACT] / seconds[best]
-    return {"engine": best, "off": off[best], "pictures": len(probes), "gain": round(gain, 2)}
+    speedup = seconds[EXACT] / seconds[best]
+    return {"engine": best, "off": differences[best], "pictures": len(probes), "gain": round(speedup, 2)}
 
 
-def _usable(device: torch.device) -> list[str]:
-    """The engines that `fast` tries: nothing that must be calibrated, and bfloat16 only where it is faster."""
-    with torch.enable_grad():  # precision is picked by a small training step
-        found = ["torch-bf16"] if pick_precision("auto", device).name == "bf16" else []
+def _list_candidates(device: torch.device) -> list[str]:
+    """Return the engines that `fast` tries: none that needs calibration, and bfloat16 only where it is faster."""
+    with torch.enable_grad():  # the precision is picked by a small training step
+        names = ["torch-bf16"] if pick_precision("auto", device).name == "bf16" else []
     if device.type != "cpu":
-        return found
+        return names
     for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
         if engines.missing(name, making=True) is None:
-            found.append("openvino-bf16" if name == "openvino" and engines.openvino_computes("bf16") else name)
-    return found
+            names.append("openvino-bf16" if name == "openvino" and engines.openvino_supports("bf16") else name)
+    return names
 
 
-def _fastest_times(candidates: dict[str, Engine], pictures: np.ndarray) -> dict[str, float]:
-    """The shortest of several times in turn, since other programs can only add to one."""
+def _time_engines(candidates: dict[str, Engine], images: np.ndarray) -> dict[str, float]:
+    """Return the shortest of several interleaved times of each engine: other processes only ever make one longer."""
     best = dict.fromkeys(candidates, float("inf"))
-    began = time.perf_counter()
-    for round_ in range(20):
-        if round_ > 1 and time.perf_counter() - began > SECONDS:
+    started = time.perf_counter()
+    for repeat in range(20):
+        if repeat > 1 and time.perf_counter() - started > TIMING_SECONDS:
             break
         for name, engine in candidates.items():
-            time.sleep(0.03)  # threads of the engine before may still spin, waiting for more work
+            time.sleep(0.03)  # the threads of the previous engine may still spin, waiting for more work
             start = time.perf_counter()
-            engine.logits(pictures)
+            engine.logits(images)
             best[name] = min(best[name], time.perf_counter() - start)
     return best

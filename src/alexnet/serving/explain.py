@@ -22,10 +22,10 @@ from alexnet.errors import UserError
 from alexnet.inference import explain
 from alexnet.inference.explain import Saliency, Stage
 from alexnet.inference.features import Features, extract_features, load_image
-from alexnet.inference.neighbors import INFO, Index, data_file, find_index, run_pictures
+from alexnet.inference.neighbors import INFO, Index, find_image_file, load_index, load_run_images
 from alexnet.models.model import AlexNet
 from alexnet.run_dir import Run
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import LoadedModel
 from alexnet.serving.registry import ServedModel
 
 SAMPLES, SIMILAR = 12, 6
@@ -93,7 +93,7 @@ class Explainer:
             query = extract_features(features, opened, load_image(opened, picture)[None].to(device))
         near = index.nearest(query, SIMILAR)[0]
         with self._reading():
-            images = run_pictures(opened.run, [neighbour.name for neighbour in near])
+            images = load_run_images(opened.run, [neighbour.name for neighbour in near])
         return {
             "layer": index.layer,
             "neighbours": [
@@ -113,7 +113,7 @@ class Explainer:
             with self._reading():
                 found = [path.parent.name for path in opened.run.path.glob(INDEXES)]
                 layers = sorted(found, key=lambda layer: layer != usual)
-                self._index = next(filter(None, (find_index(opened, layer) for layer in layers)), None)
+                self._index = next(filter(None, (load_index(opened, layer) for layer in layers)), None)
         return self._index
 
     def _opened(self) -> LoadedModel:
@@ -141,7 +141,7 @@ class Explainer:
         if self.served.run is None or not 0 <= number < len(self.samples):
             raise NotAvailable(f"{self.served.name} has {len(self.samples)} samples, and none is number {number}.")
         with self._reading():
-            file = data_file(self.served.run, self.samples[number][0])
+            file = find_image_file(self.served.run, self.samples[number][0])
             if file and file.suffix.lower() in SHOWN:
                 return file.read_bytes(), SHOWN[file.suffix.lower()]
             return self._drawn(self.served.run)[number], "image/png"
@@ -150,7 +150,7 @@ class Explainer:
         """The samples of a data set without files, which is loaded once for them."""
         with self._one:
             if not self._pngs:
-                self._pngs = [png(image) for image in run_pictures(run, [name for name, _ in self.samples])]
+                self._pngs = [png(image) for image in load_run_images(run, [name for name, _ in self.samples])]
         return self._pngs
 
     @contextmanager

@@ -27,8 +27,8 @@ from alexnet.runtimes.engines import EXACT
 if TYPE_CHECKING:
     from torch import nn
 
-    from alexnet.runtimes.exported import Exported
-    from alexnet.runtimes.loaded_model import LoadedModel
+    from alexnet.runtimes.engines import LoadedModel
+    from alexnet.runtimes.exported import ExportedModel
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def open_models(
             device="auto" if exported else device,
             engine=EXACT if exported else engine,
             trust=trust,
-            say=say,
+            log=say,
         )
         member: Any = classifier.ensemble.members[0]
         name = _free(_name(source, member, exported), taken)
@@ -147,8 +147,8 @@ def looks_of(served: ServedModel) -> list[str]:
     return [name for name, there in can.items() if there]
 
 
-def _file(name: str, classifier: Classifier, file: Exported, source: str | Path) -> ServedModel:
-    told = file.description
+def _file(name: str, classifier: Classifier, file: ExportedModel, source: str | Path) -> ServedModel:
+    told = file.manifest
     return ServedModel(name, classifier, None, None, str(source), told.network, told.kind, told.precision)
 
 

@@ -36,7 +36,7 @@ from alexnet.models.architectures import TORCHVISION
 from alexnet.models.model import Spec, specify
 from alexnet.models.modifications import apply_modifications
 from alexnet.models.spec import AlexNetSpec, layers
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.auto_config import apply_augmentation_level, choose_settings, describe_lr_scaling
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.manual_schedule import check_layers

@@ -17,7 +17,7 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError, unknown_name
 from alexnet.models.model import Network, Spec
 from alexnet.models.spec import AlexNetSpec
-from alexnet.runtimes.loaded_model import LoadedModel
+from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
 
