@@ -81,7 +81,7 @@ def test_it_does_not_go_on_with_something_else(images, tmp_path):
         write_predictions(Counting(), images, out, {**ASKED, "networks": ["y"]})
     with pytest.raises(UserError, match="another network or with other settings"):
         write_predictions(Counting(), images, out, ASKED, top=3)
-    with pytest.raises(UserError, match="begun on other pictures"):
+    with pytest.raises(UserError, match="holds predictions for other images"):
         write_predictions(Counting(), images[1:], out, ASKED)
     assert (tmp_path / "x.csv.part").read_bytes() == before
 
@@ -98,7 +98,7 @@ def test_a_part_that_is_something_else_is_told(small_run, images, tmp_path, caps
     words = ["predict", str(small_run), str(tmp_path / "pictures"), "--out", str(tmp_path / "x.csv")]
     (tmp_path / "x.csv.part").mkdir()
     assert run(words) == 2
-    assert "x.csv.part, where rows are kept until all are there, cannot be used (Is a dir" in capsys.readouterr().err
+    assert "x.csv.part, which holds unfinished predictions, cannot be used (Is a dir" in capsys.readouterr().err
     (tmp_path / "x.csv.part").rmdir()
     for other in ("half of a\ndownload\n", "5\n"):
         (tmp_path / "x.csv.part").write_text(other)
@@ -113,8 +113,8 @@ def test_a_full_disk_keeps_what_there_is(images, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(batch_predict._FORMATS, ".csv", full)
-    with pytest.raises(WriteFailed, match="No space left on device; what is labelled already is in x.csv.part"):
+    monkeypatch.setitem(batch_predict._WRITERS, ".csv", full)
+    with pytest.raises(WriteFailed, match="No space left on device; finished predictions are in x.csv.part"):
         write_predictions(Counting(), images, tmp_path / "x.csv", ASKED)
     monkeypatch.undo()
     again = Counting()

@@ -206,7 +206,7 @@ def test_an_older_run_is_calibrated_now_and_left_alone(small_run, tmp_path):
     (run.path / "evaluation" / "val.parquet").unlink()
     assert find_calibration(best, run) == (
         None,
-        f"{run.path} has no threshold for 'unsure': it keeps no logits of its val split.",
+        f"{run.path} has no confidence threshold: the logits of its val split are not stored.",
     )
 
 
@@ -214,14 +214,14 @@ def test_what_has_no_calibration_says_why(small_run, tmp_path):
     run = older(small_run, tmp_path / "old")
     best = run.named_checkpoint("best")
     assert "Published weights" in find_calibration(None, None)[1]
-    assert "the best checkpoint of a run has" in find_calibration(best, None)[1]
+    assert "only the best checkpoint of a run has one" in find_calibration(best, None)[1]
     assert (
-        "the best checkpoint of a run has"
+        "only the best checkpoint of a run has one"
         in combine_calibrations([find_calibration(best, run), find_calibration(best, None)])[1]
     )
     recipe = json.loads(run.recipe_json.read_text())
     run.recipe_json.write_text(json.dumps({**recipe, "validate_on": "test"}))
-    assert "by which nothing may be chosen" in find_calibration(best, run)[1]
+    assert "which nothing may be fitted on" in find_calibration(best, run)[1]
     run.recipe_json.write_text("{")
     assert "recipe.json is damaged" in find_calibration(best, run)[1]
 
@@ -232,6 +232,6 @@ def test_a_damaged_calibration_is_named(small_run, tmp_path, damage):
     best = run.named_checkpoint("best")
     described = best / MODEL
     described.write_text(json.dumps({**json.loads(described.read_text()), KEY: damage}))
-    with pytest.raises(UserError, match=r"model\.json is damaged \(calibration: .*take 'calibration' out of it"):
+    with pytest.raises(UserError, match=r"model\.json is damaged \(calibration: .*remove 'calibration' from it"):
         find_calibration(best, run)
     assert (best / WEIGHTS).is_file()

@@ -41,7 +41,7 @@ def test_grids(count):
 
 
 def test_a_number_that_makes_no_grid():
-    with pytest.raises(UserError, match="take 10 or 18"):
+    with pytest.raises(UserError, match="use 10 or 18"):
         make_views(15)
 
 
@@ -98,7 +98,7 @@ def test_scales_resize_the_picture_and_not_the_square():
     assert [without_center_crop(preprocess, s).size for s in (0.875, 1, 1.15)] == [224, 256, 294]
     views = make_views(10, (1, 1.15))
     assert len(views) == 20
-    with pytest.raises(UserError, match=r"At --scales 0\.8 the picture is 205×205 .* give 0\.875 or more"):
+    with pytest.raises(UserError, match=r"At --scales 0\.8 the image is 205×205 .* use 0\.875 or more"):
         without_center_crop(preprocess, 0.8)
 
 

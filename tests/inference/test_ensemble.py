@@ -106,7 +106,7 @@ def test_a_member_that_may_have_seen_the_pictures_is_refused(small_run, tmp_path
     """The digits are divided by seed: what one run tests on, the other learnt from."""
     other = train("digits", out=tmp_path / "b", seed=1, **QUICK).run
     for split in ("val", "test"):
-        with pytest.raises(UserError, match=f"of the 269 {split} pictures of .* are not in the {split} split of"):
+        with pytest.raises(UserError, match=f"of the 269 {split} images of .* are not in the {split} split of"):
             evaluate([small_run, other], split=split)
     make_image_folder(tmp_path / "new", ("3", "7"), 2)
     assert evaluate([small_run, other], data=tmp_path / "new", device="cpu")["n"] == 4
@@ -121,7 +121,7 @@ def test_a_test_part_of_the_data_set_is_the_same_for_all(tmp_path):
         evaluate(runs, split="val")
     # without a record of its own, a run trained on everything that the data set calls train
     (runs[1] / "split.csv").unlink()
-    with pytest.raises(UserError, match="3 of the 3 val pictures"):
+    with pytest.raises(UserError, match="3 of the 3 val images"):
         evaluate(runs, split="val")
 
 
@@ -175,7 +175,7 @@ def test_leading_words_that_are_runs_are_the_ensemble(small_run, other_run, digi
     expected = load([small_run, other_run], device="cpu").predict(digit, top=10)
     assert [entry["label"] for entry in first["labels"]] == [label for label, _ in expected.labels]
     assert run(["predict", str(small_run), str(other_run)]) == 2
-    assert "Name at least one picture" in capsys.readouterr().err
+    assert "Name at least one image" in capsys.readouterr().err
 
 
 def test_eval_takes_several_runs(small_run, other_run, capsys):

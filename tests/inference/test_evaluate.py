@@ -39,9 +39,9 @@ def test_eval_says_how_sure_it_may_be(small_run):
     assert found["ece_calibrated"] == pytest.approx(ece(confidence, right), abs=1e-9)
     assert found["coverage"] == (confidence >= stored.threshold).mean()
     assert found["answered_top1"] == right[confidence >= stored.threshold].mean()
-    assert f"unsure below {stored.threshold:.1%}: {found['coverage']:.2%} answered" in repr(found)
+    assert f"unsure below {stored.threshold:.1%}: {found['coverage']:.2%} above it" in repr(found)
     found = evaluate(small_run, device="cpu", split="val")
-    assert "fitted on these very pictures" in repr(found)
+    assert "It was fitted on these images" in repr(found)
     assert found["ece_calibrated"] == pytest.approx(stored.ece_after, abs=1e-9)
     assert found["ece"] == pytest.approx(stored.ece_before, abs=1e-9)
 
@@ -59,7 +59,7 @@ def test_eval_without_a_threshold_says_why(small_run, tmp_path):
     (copy / "split.csv").unlink()
     found = evaluate(copy, device="cpu")
     assert (found["calibration"], found["coverage"], found["ece_calibrated"]) == (None, None, None)
-    assert "by which nothing may be chosen" in repr(found)
+    assert "which nothing may be fitted on" in repr(found)
     assert 0 < found["ece"] < 1
     assert found["curve"][-1]["top1"] == found["top1"]
 
@@ -80,7 +80,7 @@ def test_another_folder_is_matched_by_class_name(tmp_path, image_folder):
     assert (found["split"], found["n"]) == ("all", 6)
     assert [c["n"] for c in found["per_class"]] == [0, 3, 3]
     make_image_folder(tmp_path / "strange", ("leaf", "stone"), 2)
-    with pytest.raises(UserError, match="does not know 'stone'"):
+    with pytest.raises(UserError, match="which do not include 'stone'"):
         evaluate(run, data=tmp_path / "strange")
 
 
@@ -122,7 +122,7 @@ def test_imagenet_s_numbered_folders_are_torchvision_s_classes_in_order():
     words = tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
     numbers = tuple(f"n{1440764 + i:08d}" for i in range(1000))
     np.testing.assert_array_equal(match_classes(words, numbers), np.arange(1000))
-    with pytest.raises(UserError, match="does not know 'n01440764'"):
+    with pytest.raises(UserError, match="which do not include 'n01440764'"):
         match_classes(words, numbers[:10])
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_evaluated(small_run, tmp_path):
     copy = shutil.copytree(small_run, tmp_path / "copy")
     checkpoint = Run(copy).named_checkpoint("best")
     moved = shutil.move(str(checkpoint), tmp_path / "alone")
-    with pytest.raises(UserError, match="without data of its own"):
+    with pytest.raises(UserError, match="has no data of its own"):
         evaluate(moved)
 
 

@@ -115,9 +115,9 @@ def test_one_picture_and_bad_input(small_run, tmp_path):
     assert write_features(small_run, tmp_path / "a.png", tmp_path / "f.parquet", device="cpu").n == 1
     with pytest.raises(UserError, match="There is no layer 'fc77'; did you mean 'fc7'"):
         write_features(small_run, tmp_path / "a.png", tmp_path / "g.parquet", layer="fc77")
-    with pytest.raises(UserError, match=r"written as \.parquet or \.csv, and .*g\.xlsx is neither"):
+    with pytest.raises(UserError, match=r"written as \.parquet or \.csv, not as .*g\.xlsx"):
         write_features(small_run, tmp_path / "a.png", tmp_path / "g.xlsx")
     (tmp_path / "bad.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"None of the pictures could be read: .*bad\.png: the file is empty\."):
+    with pytest.raises(UserError, match=r"None of the images could be read: .*bad\.png: the file is empty\."):
         write_features(small_run, tmp_path / "bad.png", tmp_path / "g.parquet")
     assert not (tmp_path / "g.parquet").exists()

@@ -73,5 +73,5 @@ def test_another_checkpoint_or_damage_makes_another_index(tmp_path):
 
 def test_without_a_run_there_is_nothing_to_search(small_run, tmp_path):
     lone = shutil.copytree(Run(small_run).named_checkpoint("best"), tmp_path / "lone")
-    with pytest.raises(UserError, match="the run folder is needed"):
+    with pytest.raises(UserError, match="needs the run folder"):
         open_index(load_model(lone))

@@ -88,7 +88,7 @@ def test_a_swapped_file_is_not_opened(export_folder):
     shutil.copy(export_folder / "net.onnx.json", export_folder / "net.pte.json")
     (export_folder / "net.pte").touch()
     with pytest.raises(
-        UserError, match=r"describes a file of the format onnx, and .* is of the format executorch by i"
+        UserError, match=r"describes a file in the format onnx, but .* has the suffix of the format executorch"
     ):
         open_exported(export_folder / "net.pte")
     with pytest.raises(UserError, match="damaged or another file"):
@@ -156,14 +156,14 @@ def test_a_stranger_s_torchscript_is_not_run(tmp_path):
     torch.jit.save(torch.jit.script(Loud()), tmp_path / "theirs.pt")
     with pytest.raises(UserError, match="add --trust"):
         load(tmp_path / "theirs.pt")
-    with pytest.raises(UserError, match="says nothing of its classes"):
+    with pytest.raises(UserError, match="does not describe its classes"):
         load(tmp_path / "theirs.pt", trust=True)
 
 
 def test_other_things_are_told_what_they_are(export_folder, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="is an exported file, which predict and eval take; name the run"):
+    with pytest.raises(UserError, match="is an exported file, which only predict and eval take; give the run"):
         load_model(export_folder / "net.onnx")
-    with pytest.raises(UserError, match="brings its own engine; leave --engine openvino out"):
+    with pytest.raises(UserError, match="has its own engine; omit --engine openvino"):
         load(export_folder / "net.onnx", engine="openvino")
     (tmp_path / "x.onnx").write_bytes(b"no network")
     with pytest.raises(UserError, match=r"x\.onnx cannot be opened as onnx \("):
@@ -185,10 +185,10 @@ def test_a_description_survives_json(export_folder):
 DAMAGES = [
     ({"classes": []}, "is damaged (classes is not a list of names)"),
     ({"classes": "abc"}, "is damaged (classes is not a list of names)"),
-    ({"classes": ["a", "b"]}, "does not answer with a number for each of the 2 classes"),
-    ({"classes": list("abcd")}, "does not answer with a number for each of the 4 classes"),
+    ({"classes": ["a", "b"]}, "does not return a number for each of the 2 classes"),
+    ({"classes": list("abcd")}, "does not return a number for each of the 4 classes"),
     ({"pixels": "x"}, "is damaged (pixels is not true or false)"),
-    ({"pixels": True}, "cannot compute a picture as"),
+    ({"pixels": True}, "cannot process an image as"),
     ({"spec": 5}, "is damaged (spec is not an object)"),
     ({"network": None}, "is damaged (network is not a name)"),
     ({"calibration": [1]}, "is damaged (calibration is not an object)"),
@@ -197,7 +197,7 @@ DAMAGES = [
     ({"sha256": {"net.bin": "0"}}, "net.bin is damaged or another file"),
     ({"kind": []}, "is damaged (unhashable"),
     ({"preprocess": {"size": "x"}}, "is damaged (Preprocessing field 'size'"),
-    ({"preprocess": {"size": 999}}, "cannot compute a picture as"),
+    ({"preprocess": {"size": 999}}, "cannot process an image as"),
 ]
 
 
@@ -262,8 +262,11 @@ def test_other_weights_or_classes_are_another_network(export_folder, tmp_path, n
 
 def test_what_lacks_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    wanted = {"onnx": "onnxruntime; pip install 'alexnet[fast]'", "executorch": "executorch; pip install 'alexnet[exec"}
-    for kind, said in {**wanted, "huggingface": "huggingface_hub; pip install 'alexnet[hub]'"}.items():
+    wanted = {
+        "onnx": "onnxruntime; install it with: pip install 'alexnet[fast]'",
+        "executorch": "executorch; install it with: pip install 'alexnet[exec",
+    }
+    for kind, said in {**wanted, "huggingface": "huggingface_hub; install it with: pip install 'alexnet[hub]'"}.items():
         with pytest.raises(UserError, match=re.escape(f"The format {kind} needs {said}")):
             check_installed(kind, writing=True)
 

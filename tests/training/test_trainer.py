@@ -322,7 +322,7 @@ def test_a_run_that_validates_on_test_gets_no_threshold(tmp_path):
     recipe = replace(named_recipe("folder"), data=tmp_path / "data", validate_on="test")
     result = train(recipe, out=tmp_path / "run", progress=Silent(), **{**TINY, "limit_steps": 1})
     assert result.summary["calibration"] is None
-    assert "no threshold for 'unsure': its recipe validates on the test split" in str(result)
+    assert "no confidence threshold: its recipe validates on the test split" in str(result)
     best = Run(result.run).named_checkpoint("best")
     assert "calibration" not in json.loads((best / checkpoint.MODEL).read_text())
 
