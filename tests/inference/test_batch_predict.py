@@ -1,4 +1,4 @@
-"""Predictions for many pictures as a table: what is in it, and that an interrupted one is gone on with."""
+"""Predictions for many images as a table, and resuming an interrupted one."""
 
 import csv
 import json
@@ -13,34 +13,35 @@ from alexnet.inference.batch_predict import WriteFailed, write_predictions
 from alexnet.inference.predict import Prediction
 from helpers import make_image_folder
 
-ASKED = {"networks": ["x"], "engine": "exact"}
+SETTINGS = {"networks": ["x"], "engine": "exact"}
 
 
-class Counting:
-    """Says the same of every picture, and counts them; stops after `most`."""
+class RecordingClassifier:
+    """Predicts the same for every image and records them; is interrupted after `limit`."""
 
-    def __init__(self, most=1000):
-        self.seen, self.most = [], most
+    def __init__(self, limit=1000):
+        self.predicted, self.limit = [], limit
 
     def predict_many(self, images, top, views, scales):
         for path in images:
-            if len(self.seen) == self.most:
+            if len(self.predicted) == self.limit:
                 raise KeyboardInterrupt
-            self.seen.append(path)
+            self.predicted.append(path)
             if path.stem == "3":
-                yield Prediction(str(path), error="it is cut short")
+                yield Prediction(str(path), error="it is truncated")
             else:
                 yield Prediction(str(path), (("a", 0.75), ("b", 0.25))[:top])
 
 
 @pytest.fixture
 def images(tmp_path):
-    return find_images([make_image_folder(tmp_path / "pictures", ("a", "b"), 5)])
+    return find_images([make_image_folder(tmp_path / "images", ("a", "b"), 5)])
 
 
-def test_the_three_tables_say_the_same(images, tmp_path):
+def test_three_formats_hold_the_same_rows(images, tmp_path):
     written = [
-        write_predictions(Counting(), images, tmp_path / f"x.{s}", ASKED, top=2) for s in ("csv", "parquet", "jsonl")
+        write_predictions(RecordingClassifier(), images, tmp_path / f"x.{suffix}", SETTINGS, top=2)
+        for suffix in ("csv", "parquet", "jsonl")
     ]
     assert [(w.images, w.errors, w.resumed) for w in written] == [(10, 2, 0)] * 3
     lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
@@ -51,63 +52,63 @@ def test_the_three_tables_say_the_same(images, tmp_path):
     )
     assert lines[0]["labels"] == table[0]["labels"] == [{"label": "a", "p": 0.75}, {"label": "b", "p": 0.25}]
     assert (rows[0]["label1"], float(rows[0]["p1"]), rows[0]["label2"], rows[0]["error"]) == ("a", 0.75, "b", "")
-    assert rows[3]["error"] == table[3]["error"] == lines[3]["error"] == "it is cut short"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["pictures", "x.csv", "x.jsonl", "x.parquet"]
+    assert rows[3]["error"] == table[3]["error"] == lines[3]["error"] == "it is truncated"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "x.csv", "x.jsonl", "x.parquet"]
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"path": "half a li', b'{"half": \n', b"5\n", b'{"path": "x"}\n', b"\xff\n"])
-def test_it_goes_on_where_it_stopped(images, tmp_path, damage):
+def test_resumes_where_it_stopped(images, tmp_path, damage):
     out = tmp_path / "x.csv"
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(Counting(4), images, out, ASKED, top=2)
+        write_predictions(RecordingClassifier(4), images, out, SETTINGS, top=2)
     assert not out.exists()
     part = tmp_path / "x.csv.part"
     part.write_bytes(part.read_bytes() + damage)
-    second = Counting()
-    found = write_predictions(second, images, out, ASKED, top=2)
-    assert second.seen == images[4:]
+    second = RecordingClassifier()
+    found = write_predictions(second, images, out, SETTINGS, top=2)
+    assert second.predicted == images[4:]
     assert (found.images, found.errors, found.resumed) == (10, 2, 4)
-    write_predictions(Counting(), images, tmp_path / "whole.csv", ASKED, top=2)
-    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    write_predictions(RecordingClassifier(), images, tmp_path / "complete.csv", SETTINGS, top=2)
+    assert out.read_bytes() == (tmp_path / "complete.csv").read_bytes()
     assert not part.exists()
 
 
-def test_it_does_not_go_on_with_something_else(images, tmp_path):
+def test_does_not_resume_with_other_settings_or_images(images, tmp_path):
     out = tmp_path / "x.csv"
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(Counting(4), images, out, ASKED)
+        write_predictions(RecordingClassifier(4), images, out, SETTINGS)
     before = (tmp_path / "x.csv.part").read_bytes()
     with pytest.raises(UserError, match="another network or with other settings"):
-        write_predictions(Counting(), images, out, {**ASKED, "networks": ["y"]})
+        write_predictions(RecordingClassifier(), images, out, {**SETTINGS, "networks": ["y"]})
     with pytest.raises(UserError, match="another network or with other settings"):
-        write_predictions(Counting(), images, out, ASKED, top=3)
+        write_predictions(RecordingClassifier(), images, out, SETTINGS, top=3)
     with pytest.raises(UserError, match="holds predictions for other images"):
-        write_predictions(Counting(), images[1:], out, ASKED)
+        write_predictions(RecordingClassifier(), images[1:], out, SETTINGS)
     assert (tmp_path / "x.csv.part").read_bytes() == before
 
 
-@pytest.mark.parametrize("wrong", [["--top", "0"], ["--crops", "3"], ["--scales", "9"]])
-def test_what_cannot_be_asked_leaves_nothing_behind(small_run, images, tmp_path, capsys, wrong):
-    words = ["predict", str(small_run), str(tmp_path / "pictures"), "--out", str(tmp_path / "x.csv")]
-    assert run([*words, *wrong]) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
-    assert run(words) == 0
+@pytest.mark.parametrize("flags", [["--top", "0"], ["--crops", "3"], ["--scales", "9"]])
+def test_invalid_flags_leave_no_file(small_run, images, tmp_path, capsys, flags):
+    arguments = ["predict", str(small_run), str(tmp_path / "images"), "--out", str(tmp_path / "x.csv")]
+    assert run([*arguments, *flags]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert run(arguments) == 0
 
 
-def test_a_part_that_is_something_else_is_told(small_run, images, tmp_path, capsys):
-    words = ["predict", str(small_run), str(tmp_path / "pictures"), "--out", str(tmp_path / "x.csv")]
+def test_unrelated_part_file_is_rejected(small_run, images, tmp_path, capsys):
+    arguments = ["predict", str(small_run), str(tmp_path / "images"), "--out", str(tmp_path / "x.csv")]
     (tmp_path / "x.csv.part").mkdir()
-    assert run(words) == 2
+    assert run(arguments) == 2
     assert "x.csv.part, which holds unfinished predictions, cannot be used (Is a dir" in capsys.readouterr().err
     (tmp_path / "x.csv.part").rmdir()
     for other in ("half of a\ndownload\n", "5\n"):
         (tmp_path / "x.csv.part").write_text(other)
-        assert run(words) == 2
+        assert run(arguments) == 2
         assert "delete it, or finish" in capsys.readouterr().err
         assert (tmp_path / "x.csv.part").read_text() == other
 
 
-def test_a_full_disk_keeps_what_there_is(images, tmp_path, monkeypatch):
+def test_full_disk_keeps_finished_predictions(images, tmp_path, monkeypatch):
     from alexnet.inference import batch_predict
 
     def full(*_):
@@ -115,15 +116,15 @@ def test_a_full_disk_keeps_what_there_is(images, tmp_path, monkeypatch):
 
     monkeypatch.setitem(batch_predict._WRITERS, ".csv", full)
     with pytest.raises(WriteFailed, match="No space left on device; finished predictions are in x.csv.part"):
-        write_predictions(Counting(), images, tmp_path / "x.csv", ASKED)
+        write_predictions(RecordingClassifier(), images, tmp_path / "x.csv", SETTINGS)
     monkeypatch.undo()
-    again = Counting()
-    assert write_predictions(again, images, tmp_path / "x.csv", ASKED).resumed == 10
-    assert again.seen == []
+    again = RecordingClassifier()
+    assert write_predictions(again, images, tmp_path / "x.csv", SETTINGS).resumed == 10
+    assert again.predicted == []
 
 
 def test_from_the_command_line(small_run, images, tmp_path, capsys):
-    assert run(["predict", str(small_run), str(tmp_path / "pictures"), "--out", str(tmp_path / "x.csv"), "--json"]) == 0
+    assert run(["predict", str(small_run), str(tmp_path / "images"), "--out", str(tmp_path / "x.csv"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "file": str(tmp_path / "x.csv"), "images": 10, "errors": 0, "resumed": 0,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Temperature and threshold on logits whose truth is known, and on those that teach nothing; then in a real run."""
+"""Temperature and threshold on logits whose truth is known, and on uninformative ones; then in a real run."""
 
 import json
 import shutil
@@ -24,8 +24,8 @@ from alexnet.runtimes.calibration import KEY, Calibration
 from alexnet.runtimes.engines import softmax
 
 
-def honest(n, classes=5, spread=3.0, seed=0):
-    """Logits (n, classes) whose softmax is the true chance of each target."""
+def make_calibrated_logits(n, classes=5, spread=3.0, seed=0):
+    """Return logits (n, classes) whose softmax is the true probability of each target, and the targets."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, classes)) * spread
     targets = (softmax(logits).cumsum(axis=1) < rng.random((n, 1))).sum(axis=1).clip(0, classes - 1)
@@ -33,8 +33,8 @@ def honest(n, classes=5, spread=3.0, seed=0):
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
-def test_the_temperature_undoes_a_factor(factor):
-    logits, targets = honest(8000)
+def test_temperature_undoes_a_factor(factor):
+    logits, targets = make_calibrated_logits(8000)
     found = fit_calibration(logits * factor, targets)
     assert found.temperature == pytest.approx(factor, rel=0.05)
     assert found.ece_after < 0.015
@@ -42,32 +42,32 @@ def test_the_temperature_undoes_a_factor(factor):
         assert found.ece_before > 4 * found.ece_after
 
 
-def test_the_threshold_keeps_its_promise_on_new_pictures():
-    found = fit_calibration(*honest(8000))
-    logits, targets = honest(8000, seed=1)
+def test_threshold_holds_on_new_images():
+    found = fit_calibration(*make_calibrated_logits(8000))
+    logits, targets = make_calibrated_logits(8000, seed=1)
     answers = confidence_metrics(logits, targets, found)
     assert answers["answered_top1"] == pytest.approx(0.95, abs=0.015)
     assert answers["coverage"] == pytest.approx(found.coverage, abs=0.03)
     assert 0.3 < found.coverage < 0.95
-    # the lowest threshold that does: answering a few more falls short
+    # it is the lowest such threshold: a lower one is less accurate
     right, confidence = logits.argmax(1) == targets, found.confidence(logits)
     more = confidence >= found.threshold - 0.1
     assert right[more].mean() < answers["answered_top1"]
 
 
-def test_a_network_that_is_nearly_always_right_still_doubts_the_least_sure_twentieth():
-    logits, targets = honest(4000, spread=12)
+def test_accurate_network_is_unsure_of_the_least_confident_twentieth():
+    logits, targets = make_calibrated_logits(4000, spread=12)
     found = fit_calibration(logits, targets)
     assert found.top1 > 0.9
     assert found.answered_top1 >= 0.95
     assert found.coverage == pytest.approx(0.95, abs=1e-3)
 
 
-def test_where_no_threshold_does_it_it_is_the_promise_itself():
+def test_default_threshold_where_none_is_accurate_enough():
     for logits, targets in [
-        honest(2000, spread=0.3),  # weak
-        honest(15, spread=12),  # too few to tell
-        (np.zeros((50, 4), np.float32), np.arange(50) % 4),  # all alike
+        make_calibrated_logits(2000, spread=0.3),  # weak
+        make_calibrated_logits(15, spread=12),  # too few
+        (np.zeros((50, 4), np.float32), np.arange(50) % 4),  # all equal
     ]:
         found = fit_calibration(logits, targets)
         assert found.threshold == 0.95
@@ -75,7 +75,7 @@ def test_where_no_threshold_does_it_it_is_the_promise_itself():
     assert found.answered_top1 is None
 
 
-def test_pictures_that_teach_nothing_leave_the_temperature_near_1():
+def test_uninformative_images_leave_the_temperature_near_1():
     assert fit_calibration(np.zeros((50, 4), np.float32), np.arange(50) % 4).temperature == pytest.approx(1, abs=1e-3)
     assert fit_calibration(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)) == Calibration(
         pytest.approx(1, abs=1e-3), 0.95
@@ -83,7 +83,7 @@ def test_pictures_that_teach_nothing_leave_the_temperature_near_1():
     assert fit_calibration(np.zeros((9, 1), np.float32), np.zeros(9, np.int64)).temperature == pytest.approx(
         1, abs=1e-3
     )
-    right = np.eye(4, dtype=np.float32)[np.arange(100) % 4] * 6  # all right: likelihood alone would choose 0
+    right = np.eye(4, dtype=np.float32)[np.arange(100) % 4] * 6  # all correct: the likelihood alone would choose 0
     assert 0.4 < fit_calibration(right, np.arange(100) % 4).temperature < 1
 
 
@@ -92,13 +92,13 @@ def test_saturated_logits_and_two_classes():
     logits = np.where(np.arange(2) == targets[:, None], 1e4, -1e4).astype(np.float32)
     found = fit_calibration(logits, targets)
     assert (found.top1, found.coverage, found.threshold) == (1, 1, 0.95)
-    found = fit_calibration(*honest(5000, classes=2))
+    found = fit_calibration(*make_calibrated_logits(5000, classes=2))
     assert found.temperature == pytest.approx(1, rel=0.1)
     assert 0.5 < found.threshold < 1
 
 
-def test_a_class_without_pictures_changes_nothing():
-    logits, targets = honest(3000)
+def test_class_without_images_changes_nothing():
+    logits, targets = make_calibrated_logits(3000)
     wider = np.concatenate([logits, np.full((3000, 1), -40, np.float32)], axis=1)
     assert fit_calibration(wider, targets).temperature == pytest.approx(
         fit_calibration(logits, targets).temperature, rel=1e-4
@@ -106,7 +106,7 @@ def test_a_class_without_pictures_changes_nothing():
 
 
 def test_nan_is_wrong_and_unsure():
-    logits, targets = honest(1000)
+    logits, targets = make_calibrated_logits(1000)
     clean = fit_calibration(logits, targets)
     logits = np.concatenate([logits, np.full((10, 5), np.nan, np.float32)])
     found = fit_calibration(logits, np.concatenate([targets, np.zeros(10, np.int64)]))
@@ -145,8 +145,8 @@ def test_coverage_counted_by_hand():
     assert len(coverage(np.zeros(0), np.zeros(0, bool)).coverage) == 0
 
 
-def test_the_curve_of_eval_goes_in_tenths_to_all():
-    logits, targets = honest(500)
+def test_curve_has_a_point_at_every_tenth():
+    logits, targets = make_calibrated_logits(500)
     curve = confidence_metrics(logits, targets, None)["curve"]
     assert [row["coverage"] for row in curve] == pytest.approx(np.arange(1, 11) / 10, abs=1e-9)
     assert [row["confidence"] for row in curve] == sorted((row["confidence"] for row in curve), reverse=True)
@@ -154,16 +154,16 @@ def test_the_curve_of_eval_goes_in_tenths_to_all():
     assert len(confidence_metrics(np.zeros((7, 3)), np.zeros(7, np.int64), None)["curve"]) == 1
 
 
-def test_it_comes_back_as_it_was():
-    found = fit_calibration(*honest(300))
+def test_calibration_survives_json():
+    found = fit_calibration(*make_calibrated_logits(300))
     again = json.loads(json.dumps(found.to_dict()))
-    assert Calibration.from_dict({**again, "of a later version": 1}) == found
+    assert Calibration.from_dict({**again, "unknown key": 1}) == found
     for wrong in ({"temperature": 0}, {"temperature": None}, {"threshold": "high"}, {"threshold": float("nan")}):
         with pytest.raises(ValueError, match="temperature|threshold"):
             Calibration.from_dict({**again, **wrong})
 
 
-def test_several_together():
+def test_average_of_several_calibrations():
     one, other = Calibration(2.0, 0.6), Calibration(0.5, 0.8)
     both = average_calibrations([one, other])
     assert (both.temperature, both.threshold, both.n) == (pytest.approx(1), 0.8, 0)
@@ -174,7 +174,7 @@ def test_several_together():
 # ── in a run ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_training_stores_what_fits_its_validation_split(small_run):
+def test_training_stores_the_fit_of_its_validation_split(small_run):
     run = Run(small_run)
     best = run.named_checkpoint("best")
     stored, note = find_calibration(best, run)
@@ -185,8 +185,8 @@ def test_training_stores_what_fits_its_validation_split(small_run):
     assert describe_calibration(stored.to_dict()).startswith(f"unsure below {stored.threshold:.1%}: ")
 
 
-def older(small_run, to):
-    """The run as it was written before calibration was."""
+def copy_without_calibration(small_run, to):
+    """Copy the run as it is before it finishes and stores its calibration."""
     run = Run(shutil.copytree(small_run, to))
     for described in run.path.rglob(MODEL):
         found = json.loads(described.read_text())
@@ -195,8 +195,8 @@ def older(small_run, to):
     return run
 
 
-def test_an_older_run_is_calibrated_now_and_left_alone(small_run, tmp_path):
-    run = older(small_run, tmp_path / "old")
+def test_unfinished_run_is_calibrated_without_writing(small_run, tmp_path):
+    run = copy_without_calibration(small_run, tmp_path / "old")
     best = run.named_checkpoint("best")
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     found, note = find_calibration(best, run)
@@ -210,8 +210,8 @@ def test_an_older_run_is_calibrated_now_and_left_alone(small_run, tmp_path):
     )
 
 
-def test_what_has_no_calibration_says_why(small_run, tmp_path):
-    run = older(small_run, tmp_path / "old")
+def test_missing_calibration_has_a_reason(small_run, tmp_path):
+    run = copy_without_calibration(small_run, tmp_path / "old")
     best = run.named_checkpoint("best")
     assert "Published weights" in find_calibration(None, None)[1]
     assert "only the best checkpoint of a run has one" in find_calibration(best, None)[1]
@@ -227,8 +227,8 @@ def test_what_has_no_calibration_says_why(small_run, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [7, {"temperature": -1, "threshold": 0.5}, {"temperature": 1}])
-def test_a_damaged_calibration_is_named(small_run, tmp_path, damage):
-    run = older(small_run, tmp_path / "old")
+def test_damaged_calibration_is_reported(small_run, tmp_path, damage):
+    run = copy_without_calibration(small_run, tmp_path / "old")
     best = run.named_checkpoint("best")
     described = best / MODEL
     described.write_text(json.dumps({**json.loads(described.read_text()), KEY: damage}))

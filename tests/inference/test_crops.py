@@ -1,3 +1,5 @@
+"""Views of test-time augmentation, and the mean of their probabilities."""
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from alexnet.inference.predict import load
 from alexnet.models.model import create_model
 
 
-def test_ten_crops_are_torchvisions():
+def test_ten_crops_match_torchvision():
     squares = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
     ours = list(crop_views(squares, TEN_CROP, 224))
     theirs = tv.ten_crop(squares, [224])
@@ -40,12 +42,12 @@ def test_grids(count):
     assert all(view.shape == (1, 3, 32, 32) for view in found)
 
 
-def test_a_number_that_makes_no_grid():
+def test_count_that_forms_no_grid():
     with pytest.raises(UserError, match="use 10 or 18"):
         make_views(15)
 
 
-def test_the_centre_is_plain_evaluation():
+def test_center_crop_is_plain_evaluation():
     preprocess = EvalTransform(size=24, resize=32)
     squares = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     (view,) = crop_views(squares, CENTER_CROP, 24)
@@ -53,12 +55,12 @@ def test_the_centre_is_plain_evaluation():
     assert without_center_crop(preprocess).size == 32
 
 
-def test_pictures_without_a_margin_get_a_mirrored_one():
+def test_images_without_a_margin_are_padded_by_reflection():
     squares = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
     views = list(crop_views(squares, TEN_CROP, 32))
-    assert torch.equal(views[4], squares)  # the centre
-    assert torch.equal(views[0][..., 1:, 1:], squares[..., :-1, :-1])  # moved by a pixel
-    assert torch.equal(views[0][..., 0, 1:], squares[..., 1, :-1])  # and mirrored there
+    assert torch.equal(views[4], squares)  # the center
+    assert torch.equal(views[0][..., 1:, 1:], squares[..., :-1, :-1])  # shifted by a pixel
+    assert torch.equal(views[0][..., 0, 1:], squares[..., 1, :-1])  # and reflected there
 
 
 def test_probabilities_are_averaged_not_logits():
@@ -74,7 +76,7 @@ def test_probabilities_are_averaged_not_logits():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_eval_and_predict_share_the_views(small_run, tmp_path, capsys):
+def test_eval_and_predict_share_the_views(small_run, capsys):
     part = load_dataset("digits").splits["test"]
     found = evaluate(small_run, split="test", views=10, device="cpu")
     assert found["views"] == 10
@@ -93,7 +95,7 @@ def test_several_views_do_not_replace_the_stored_logits(small_run):
     assert stored.read_bytes() == before
 
 
-def test_scales_resize_the_picture_and_not_the_square():
+def test_scales_resize_the_image_and_not_the_square():
     preprocess = EvalTransform(size=224, resize=256)
     assert [without_center_crop(preprocess, s).size for s in (0.875, 1, 1.15)] == [224, 256, 294]
     views = make_views(10, (1, 1.15))
@@ -112,12 +114,12 @@ def test_a_mean_image_is_subtracted_at_every_scale():
 
 
 @pytest.mark.parametrize("scales", [(), (0,), (1, -1), (5,), (float("nan"),)])
-def test_scales_that_are_none(scales):
+def test_invalid_scales(scales):
     with pytest.raises(UserError, match="--scales takes numbers above 0 and up to 4"):
         make_views(1, scales)
 
 
-def test_the_mean_of_certain_answers_stays_finite():
+def test_mean_of_certain_predictions_is_finite():
     """Probabilities that float32 cannot hold: 200 nats apart, their mean is the logarithm of one half and -200.7."""
     logits = torch.tensor([[200.0, 0.0, 0.0]])
     found = log_mean([logits, logits.flip(1)])

@@ -1,3 +1,5 @@
+"""Ensembles: averaged probabilities, matched classes, and members that must not have seen the data."""
+
 import json
 import shutil
 from pathlib import Path
@@ -42,8 +44,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return torch.from_numpy(logits).double().softmax(1).numpy()
 
 
-def turned(run_folder: Path, out: Path, classes: tuple[str, ...], order: list[int]) -> Path:
-    """The run's best network with its outputs in another order, under the names `classes`."""
+def permute_outputs(run_folder: Path, out: Path, classes: tuple[str, ...], order: list[int]) -> Path:
+    """Save the run's best network to `out` with its outputs in another order, named `classes`."""
     found = load_checkpoint(Run(run_folder).named_checkpoint("best"))
     with torch.no_grad():
         for tensor in (found.model.fc8.weight, found.model.fc8.bias):
@@ -75,35 +77,35 @@ def test_one_run_is_an_ensemble_of_one(small_run):
 
 
 def test_predict_averages_too(small_run, other_run, digit):
-    together = dict(alexnet.load([small_run, other_run], device="cpu").predict(digit, top=10).labels)
+    averaged = dict(alexnet.load([small_run, other_run], device="cpu").predict(digit, top=10).labels)
     alone = [dict(load(r, device="cpu").predict(digit, top=10).labels) for r in (small_run, other_run)]
-    for label, p in together.items():
+    for label, p in averaged.items():
         assert p == pytest.approx((alone[0][label] + alone[1][label]) / 2, abs=1e-6)
 
 
 def test_classes_in_another_order_are_matched_by_name(small_run, tmp_path):
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
-    other = turned(small_run, tmp_path / "turned", tuple(str(i) for i in order), order)
+    other = permute_outputs(small_run, tmp_path / "permuted", tuple(str(i) for i in order), order)
     alone, both = evaluate(small_run, device="cpu"), evaluate([small_run, other], device="cpu")
     assert both["members"][1]["top1"] == alone["top1"]
     assert both["loss"] == pytest.approx(alone["loss"], abs=1e-6)
 
 
-def test_a_name_that_occurs_twice_is_taken_in_turn():
+def test_duplicate_class_names_are_matched_in_order():
     np.testing.assert_array_equal(_match_order(("crane", "auk", "crane"), ("auk", "crane", "crane")), [1, 0, 2])
 
 
-def test_other_classes_are_refused_naming_the_first(small_run, tmp_path):
+def test_other_classes_are_rejected(small_run, tmp_path):
     names = (*(str(i) for i in range(9)), "nine")
-    other = turned(small_run, tmp_path / "turned", names, list(range(10)))
+    other = permute_outputs(small_run, tmp_path / "permuted", names, list(range(10)))
     with pytest.raises(UserError, match=f"'9' is in {small_run} and not in {other}; an ensemble needs"):
         evaluate([small_run, other])
     with pytest.raises(UserError, match="at least one run"):
         load_ensemble([])
 
 
-def test_a_member_that_may_have_seen_the_pictures_is_refused(small_run, tmp_path):
-    """The digits are divided by seed: what one run tests on, the other learnt from."""
+def test_member_that_may_have_trained_on_the_images_is_rejected(small_run, tmp_path):
+    """Digits are split by seed: one run trained on what the other tests on."""
     other = train("digits", out=tmp_path / "b", seed=1, **QUICK).run
     for split in ("val", "test"):
         with pytest.raises(UserError, match=f"of the 269 {split} images of .* are not in the {split} split of"):
@@ -112,14 +114,14 @@ def test_a_member_that_may_have_seen_the_pictures_is_refused(small_run, tmp_path
     assert evaluate([small_run, other], data=tmp_path / "new", device="cpu")["n"] == 4
 
 
-def test_a_test_part_of_the_data_set_is_the_same_for_all(tmp_path):
+def test_test_split_of_the_dataset_is_shared(tmp_path):
     for split in ("train", "test"):
         make_image_folder(tmp_path / "data" / split, count=12)
     runs = [train(tmp_path / "data", out=tmp_path / f"{seed}", seed=seed, **QUICK).run for seed in (0, 1)]
     assert evaluate(runs, device="cpu")["split"] == "test"
     with pytest.raises(UserError, match="may have been trained on them"):
         evaluate(runs, split="val")
-    # without a record of its own, a run trained on everything that the data set calls train
+    # a run without a recorded split trained on all of the dataset's train split
     (runs[1] / "split.csv").unlink()
     with pytest.raises(UserError, match="3 of the 3 val images"):
         evaluate(runs, split="val")
@@ -134,11 +136,11 @@ def test_ten_views_at_two_scales_are_twenty_forwards_of_one_batch(small_run, oth
     assert sizes == [[3] * 20, [3] * 20]
 
 
-def test_members_of_one_size_share_what_is_read(small_run, other_run):
+def test_members_of_one_size_share_input_images(small_run, other_run):
     ensemble = load_ensemble([small_run, other_run, small_run])
     assert [r.members for r in ensemble.input_groups(CENTER_CROP)] == [(0, 2), (1,)]
-    readings = ensemble.input_groups(make_views(10, (1.0, 1.5)))
-    assert [(r.preprocess.size, r.members) for r in readings] == [(32, (0, 2)), (40, (1,)), (48, (0, 2)), (60, (1,))]
+    groups = ensemble.input_groups(make_views(10, (1.0, 1.5)))
+    assert [(r.preprocess.size, r.members) for r in groups] == [(32, (0, 2)), (40, (1,)), (48, (0, 2)), (60, (1,))]
 
 
 def test_scales_are_averaged(small_run, digit):
@@ -152,23 +154,23 @@ def test_scales_are_averaged(small_run, digit):
 
 
 def test_eval_and_predict_read_the_same_at_every_scale(small_run):
-    """Pixels of a data set in memory and single pictures are enlarged alike."""
+    """Arrays in memory and single images are resized in the same way."""
     part = load_dataset("digits").splits["test"]
     found = evaluate(small_run, split="test", views=2, scales=(1, 1.15), device="cpu")
     assert (found["views"], found["scales"]) == (4, [1.0, 1.15])
-    pictures = [Image.fromarray(image.numpy()) for image in part.images[:, 0]]
-    predictions = load(small_run, device="cpu").predict_many(pictures, 1, 2, (1, 1.15))
+    images = [Image.fromarray(image.numpy()) for image in part.images[:, 0]]
+    predictions = load(small_run, device="cpu").predict_many(images, 1, 2, (1, 1.15))
     labels = torch.tensor([int(p.labels[0][0]) for p in predictions])
     assert found["top1"] == (labels == part.targets).double().mean().item()
 
 
-def test_leading_words_that_are_runs_are_the_ensemble(small_run, other_run, digit, tmp_path, monkeypatch, capsys):
+def test_leading_arguments_that_are_runs_form_the_ensemble(small_run, other_run, digit, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     checkpoint = Run(other_run).named_checkpoint("best")
     assert all(map(is_run_reference, ["last", "torchvision:IMAGENET1K_V1", str(small_run), str(checkpoint)]))
     assert not any(map(is_run_reference, ["-", "digit.png", str(tmp_path), "nowhere"]))
     shutil.copy(digit, "last")
-    assert not is_run_reference("last")  # here it is a picture
+    assert not is_run_reference("last")  # here it is an image
     assert run(["predict", str(small_run), str(checkpoint), "digit.png", "last", "--json", "--top", "10"]) == 0
     first, second = json.loads(capsys.readouterr().out)["predictions"]
     assert (first["path"], second["path"]) == ("digit.png", "last")

@@ -1,3 +1,5 @@
+"""Evaluation: the metrics of training, other data, matched classes, stored logits."""
+
 import json
 import shutil
 
@@ -6,17 +8,21 @@ import pytest
 import torch
 
 from alexnet.checkpoint import MODEL
+from alexnet.data.dataset import ImageArrays
+from alexnet.data.loader import evaluation_batches
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.inference.calibration import ece, find_calibration
-from alexnet.inference.evaluate import evaluate, match_classes
+from alexnet.inference.evaluate import evaluate, match_classes, run_network
 from alexnet.inference.metrics import compute_metrics
+from alexnet.models.model import create_model
 from alexnet.run_dir import Run
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
 from helpers import make_image_folder
 
 
-def test_eval_gives_the_figures_of_training(small_run):
+def test_eval_gives_the_metrics_of_training(small_run):
     summary = json.loads((small_run / "summary.json").read_text())
     found = evaluate(small_run, split="val", device="cpu")
     assert found["top1"] == summary["best"]["top1"]
@@ -28,17 +34,17 @@ def test_eval_gives_the_figures_of_training(small_run):
     assert evaluate(small_run, device="cpu")["top1"] == summary["test"]["top1"]  # auto is test
 
 
-def test_eval_says_how_sure_it_may_be(small_run):
+def test_eval_reports_calibrated_confidence(small_run):
     run = Run(small_run)
     stored, _ = find_calibration(run.named_checkpoint("best"), run)
     found = evaluate(small_run, device="cpu")
     _, targets, logits = run.read_evaluation("test")
-    confidence, right = stored.confidence(logits), logits.argmax(axis=1) == targets
+    confidence, correct = stored.confidence(logits), logits.argmax(axis=1) == targets
     assert found["calibration"] == stored.to_dict()
     assert found["calibration_note"] == ""
-    assert found["ece_calibrated"] == pytest.approx(ece(confidence, right), abs=1e-9)
+    assert found["ece_calibrated"] == pytest.approx(ece(confidence, correct), abs=1e-9)
     assert found["coverage"] == (confidence >= stored.threshold).mean()
-    assert found["answered_top1"] == right[confidence >= stored.threshold].mean()
+    assert found["answered_top1"] == correct[confidence >= stored.threshold].mean()
     assert f"unsure below {stored.threshold:.1%}: {found['coverage']:.2%} above it" in repr(found)
     found = evaluate(small_run, device="cpu", split="val")
     assert "It was fitted on these images" in repr(found)
@@ -46,7 +52,7 @@ def test_eval_says_how_sure_it_may_be(small_run):
     assert found["ece"] == pytest.approx(stored.ece_before, abs=1e-9)
 
 
-def test_eval_without_a_threshold_says_why(small_run, tmp_path):
+def test_eval_without_a_threshold_gives_the_reason(small_run, tmp_path):
     copy = shutil.copytree(small_run, tmp_path / "copy")
     best = Run(copy).named_checkpoint("best")
     described = json.loads((best / MODEL).read_text())
@@ -64,7 +70,7 @@ def test_eval_without_a_threshold_says_why(small_run, tmp_path):
     assert found["curve"][-1]["top1"] == found["top1"]
 
 
-def test_stored_logits_give_the_same_figures(small_run):
+def test_stored_logits_give_the_same_metrics(small_run):
     stored = Run(small_run).read_evaluation("test")
     assert stored is not None
     paths, targets, logits = stored
@@ -79,12 +85,12 @@ def test_another_folder_is_matched_by_class_name(tmp_path, image_folder):
     found = evaluate(run, data=other, device="cpu")
     assert (found["split"], found["n"]) == ("all", 6)
     assert [c["n"] for c in found["per_class"]] == [0, 3, 3]
-    make_image_folder(tmp_path / "strange", ("leaf", "stone"), 2)
+    make_image_folder(tmp_path / "unknown", ("leaf", "stone"), 2)
     with pytest.raises(UserError, match="which do not include 'stone'"):
-        evaluate(run, data=tmp_path / "strange")
+        evaluate(run, data=tmp_path / "unknown")
 
 
-def test_pictures_to_measure_on_need_no_train_folder(small_run, tmp_path):
+def test_evaluation_data_needs_no_train_folder(small_run, tmp_path):
     for split, name in (("val", "3"), ("val", "7"), ("test", "7")):
         make_image_folder(tmp_path / "data" / split, (name,), 2)
     found = evaluate(small_run, data=tmp_path / "data", device="cpu")
@@ -103,7 +109,7 @@ def test_another_checkpoint_does_not_replace_the_stored_evaluation(small_run, tm
     assert (run.path / "evaluation" / "test.parquet").stat().st_mtime_ns > before
 
 
-def test_a_damaged_recipe_is_said(small_run, tmp_path):
+def test_damaged_recipe_is_reported(small_run, tmp_path):
     copy = shutil.copytree(small_run, tmp_path / "copy")
     (copy / "recipe.json").write_text("{}")
     with pytest.raises(UserError, match="recipe.json is damaged"):
@@ -116,17 +122,17 @@ def test_match_classes():
         match_classes(("a",), ("a", "b"))
 
 
-def test_imagenet_s_numbered_folders_are_torchvision_s_classes_in_order():
+def test_imagenet_folders_match_torchvision_classes():
     from torchvision.models import AlexNet_Weights
 
-    words = tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
+    names = tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
     numbers = tuple(f"n{1440764 + i:08d}" for i in range(1000))
-    np.testing.assert_array_equal(match_classes(words, numbers), np.arange(1000))
+    np.testing.assert_array_equal(match_classes(names, numbers), np.arange(1000))
     with pytest.raises(UserError, match="which do not include 'n01440764'"):
-        match_classes(words, numbers[:10])
+        match_classes(names, numbers[:10])
 
 
-def test_what_cannot_be_evaluated(small_run, tmp_path):
+def test_invalid_inputs(small_run, tmp_path):
     with pytest.raises(UserError, match="no split 'vall'; did you mean 'val'"):
         evaluate(small_run, split="vall")
     with pytest.raises(UserError, match="There is no folder"):
@@ -138,20 +144,14 @@ def test_what_cannot_be_evaluated(small_run, tmp_path):
         evaluate(moved)
 
 
-def test_an_evaluation_shows_itself(small_run):
+def test_evaluation_representations(small_run):
     found = evaluate(small_run, split="val", device="cpu")
     assert "top-1" in repr(found)
     assert found._repr_html_().count("<tr>") == 11
     assert json.loads(json.dumps(found))["n"] == 269
 
 
-def test_the_model_keeps_its_mode():
-    from alexnet.data.dataset import ImageArrays
-    from alexnet.data.loader import evaluation_batches
-    from alexnet.data.transforms import EvalTransform
-    from alexnet.inference.evaluate import run_network
-    from alexnet.models.model import create_model
-
+def test_model_keeps_its_training_mode():
     model = create_model("cifar", width=0.1).train()
     arrays = ImageArrays(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.arange(3), ["a", "b", "c"])
     preprocess = EvalTransform(size=32)

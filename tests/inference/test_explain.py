@@ -1,3 +1,5 @@
+"""Saliency on networks whose relevant pixels are known, and the outputs of each stage."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,10 @@ from alexnet.runtimes.engines import LoadedModel
 pytest.importorskip("captum")
 
 
-def opened(model, classes=("quiet", "loud")):
+def as_loaded(model, classes=("quiet", "loud")):
     spec = model.spec
-    grey = (0.5,) * spec.in_channels
-    seen = EvalTransform(spec.image_size, None, spec.in_channels, grey, grey)
+    gray = (0.5,) * spec.in_channels
+    seen = EvalTransform(spec.image_size, None, spec.in_channels, gray, gray)
     return LoadedModel(model.eval(), classes, seen, None, None, "untrained")
 
 
@@ -26,8 +28,8 @@ def noise(side=32, channels=3):
 
 
 @torch.no_grad()
-def counting():
-    """A network whose "loud" grows with every bright pixel of the top left quarter, and with nothing else."""
+def quarter_sensitive_network():
+    """Return a network whose logit "loud" grows with every bright pixel of the top left quarter, and nothing else."""
     model = create_model("lenet", num_classes=2, image_size=32, activation="relu")
     for parameter in model.parameters():
         parameter.zero_()
@@ -39,23 +41,23 @@ def counting():
     model.fc3.weight[0] = quarter.flatten()
     model.fc4.weight[0, 0] = 1
     model.fc5.weight[1, 0] = 1
-    return opened(model)
+    return as_loaded(model)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_place_that_matters_is_found(method):
+def test_saliency_finds_the_relevant_region(method):
     pixels = np.full((32, 32), 255, np.uint8)
-    if method == "grad-cam":  # which averages the gradients over all places, and so knows only where the maps are
+    if method == "grad-cam":  # averages gradients over all positions, so only the maps show where
         pixels[16:] = pixels[:, 16:] = 0
-    found = saliency(counting(), Image.fromarray(pixels), method)
+    found = saliency(quarter_sensitive_network(), Image.fromarray(pixels), method)
     assert (found.label, found.heat.shape, found.image.shape) == ("loud", (32, 32), (32, 32, 1))
     inside, outside = found.heat[:16, :16], found.heat[20:, 20:]
     assert inside.mean() > 0
     assert abs(outside).max() < 1e-3 * inside.max()
 
 
-def test_what_speaks_against_a_label_is_negative():
-    model = counting()
+def test_evidence_against_a_label_is_negative():
+    model = quarter_sensitive_network()
     with torch.no_grad():
         model.model.fc5.weight[1, 0] = -1
     bright = Image.fromarray(np.full((32, 32), 255, np.uint8))
@@ -66,7 +68,7 @@ def test_what_speaks_against_a_label_is_negative():
 def test_integrated_gradients_sum_to_the_difference():
     torch.manual_seed(0)
     model = create_model("lenet", num_classes=3, image_size=28)  # smooth: sigmoids and means
-    given = opened(model, ("a", "b", "c"))
+    given = as_loaded(model, ("a", "b", "c"))
     found = saliency(given, noise(28, 1), "integrated-gradients", "b")
     x = given.preprocess.normalize(torch.from_numpy(found.image).permute(2, 0, 1)[None])
     with torch.no_grad():
@@ -75,10 +77,10 @@ def test_integrated_gradients_sum_to_the_difference():
     assert found.heat.sum() == pytest.approx(difference, rel=0.01)
 
 
-def test_grad_cam_is_what_its_paper_says():
+def test_grad_cam_matches_its_paper():
     """Selvaraju et al., equations 1 and 2: maps weighted by the mean of their gradients, then a ReLU."""
     torch.manual_seed(0)
-    given = opened(create_model("cifar", num_classes=2, width=0.125, norm="batch"))
+    given = as_loaded(create_model("cifar", num_classes=2, width=0.125, norm="batch"))
     found = saliency(given, noise(), "grad-cam", "loud")
     x = given.preprocess.normalize(torch.from_numpy(found.image).permute(2, 0, 1)[None])
     names = [layer.name for layer in layers(given.model.spec)]
@@ -90,16 +92,16 @@ def test_grad_cam_is_what_its_paper_says():
     torch.testing.assert_close(torch.from_numpy(found.heat), expected)
 
 
-def test_stages_are_what_the_modules_give():
+def test_stages_are_module_outputs():
     torch.manual_seed(0)
-    given = opened(create_model("code2012", num_classes=2, width=0.1))
-    picture = noise(224)
-    found = {stage.name: stage for stage in activations(given, picture)}
+    given = as_loaded(create_model("code2012", num_classes=2, width=0.1))
+    image = noise(224)
+    found = {stage.name: stage for stage in activations(given, image)}
     assert list(found) == [
         "conv1", "lrn1", "pool1", "conv2", "lrn2", "rnorm2", "pool2", "conv3", "conv4", "conv5", "pool5", "fc6",
         "fc7", "fc8",
     ]  # fmt: skip
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     x = given.preprocess.normalize(pixels)
     by_name = {layer.name: layer for layer in layers(given.model.spec)}
     with torch.no_grad():
@@ -113,13 +115,13 @@ def test_stages_are_what_the_modules_give():
     assert 0 < found["conv3"].active < 1
 
 
-def test_bad_input():
-    given = opened(create_model("lenet", num_classes=2))
+def test_invalid_input():
+    given = as_loaded(create_model("lenet", num_classes=2))
     with pytest.raises(UserError, match="There is no class 'lowd'; did you mean 'loud'"):
         saliency(given, noise(28), label="lowd")
     with pytest.raises(UserError, match="There is no method 'gradcam'; did you mean 'grad-cam'"):
         saliency(given, noise(28), "gradcam")
-    foreign = opened(create_model("torchvision/resnet18", num_classes=2, image_size=32))
+    foreign = as_loaded(create_model("torchvision/resnet18", num_classes=2, image_size=32))
     with pytest.raises(UserError, match="not for 'torchvision/resnet18'; 'alexnet features' writes"):
         activations(foreign, noise())
     assert saliency(foreign, noise()).heat.max() > 0
@@ -128,4 +130,4 @@ def test_bad_input():
 def test_without_captum_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "captum", None)
     with pytest.raises(UserError, match=r"pip install 'alexnet\[show\]'"):
-        saliency(opened(create_model("lenet", num_classes=2)), noise(28))
+        saliency(as_loaded(create_model("lenet", num_classes=2)), noise(28))

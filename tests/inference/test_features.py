@@ -1,3 +1,5 @@
+"""Features of a layer, and the table that holds them."""
+
 import csv
 import json
 
@@ -22,22 +24,22 @@ from helpers import make_image, make_image_folder
         ("paper", "fc7", "relu7"),
         ("paper", "fc8", "fc8"),
         ("paper", "relu7", "relu7"),
-        ("code2012", "conv1", "conv1"),  # normalised and pooled before its ReLU
+        ("code2012", "conv1", "conv1"),  # normalized and pooled before its ReLU
         ("code2012", "conv2", "relu2"),
         ("lenet", "fc4", "sigmoid4"),
     ],
 )
-def test_a_layer_with_weights_means_what_it_hands_on(arch, layer, module):
+def test_layer_with_weights_means_its_activation(arch, layer, module):
     assert output_of(layers(ARCHITECTURES[arch]), layer) == module
 
 
-def test_batch_norm_stands_between():
+def test_batch_norm_before_the_activation():
     assert output_of(layers(create_model("cifar", norm="batch", width=0.125).spec), "conv3") == "relu3"
 
 
 @pytest.mark.parametrize("layer", ["conv1", "pool2", "conv5", "fc6", "fc7", "relu7", "drop7", "fc8"])
 def test_features_equal_a_forward_hook(layer):
-    """fc7 is what a hook on relu7 sees, not what one on fc7 sees, which has negative values."""
+    """fc7 is what a hook on relu7 sees, not what a hook on fc7 sees, which has negative values."""
     model = create_model("cifar", width=0.125).eval()
     seen = {}
     for name, module in model.named_children():
@@ -54,14 +56,14 @@ def test_features_equal_a_forward_hook(layer):
         assert (got >= 0).all()
 
 
-def test_the_last_hidden_layer_unless_named():
+def test_default_is_the_last_hidden_layer():
     assert Features(create_model("cifar", width=0.125)).layer == "fc7"
     assert Features(create_model("lenet")).layer == "fc4"
 
 
 def test_any_module_of_torchvisions_networks():
     model = create_model("torchvision/resnet18", num_classes=3, image_size=32).eval()
-    features = Features(model, "layer1.0.bn1")  # the ReLU behind it works in place
+    features = Features(model, "layer1.0.bn1")  # the next ReLU works in place
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         stem = model.network.maxpool(model.network.relu(model.network.bn1(model.network.conv1(x))))
@@ -74,17 +76,17 @@ def test_any_module_of_torchvisions_networks():
         Features(model, "layer11")
 
 
-def expected_of(run, path, layer):
-    opened = load_model(run)
-    x = opened.preprocess.normalize(opened.preprocess.eval_tensor(Image.open(path))[None])
+def expected_features(run, path, layer):
+    loaded = load_model(run)
+    x = loaded.preprocess.normalize(loaded.preprocess.eval_tensor(Image.open(path))[None])
     with torch.no_grad():
-        return Features(opened.model, layer)(x).flatten().numpy()
+        return Features(loaded.model, layer)(x).flatten().numpy()
 
 
 def test_a_table_of_a_folder(small_run, tmp_path):
     root = make_image_folder(tmp_path / "data" / "train", ("one", "two"), 2).parent
     make_image(root / "loose.jpg", 0, 9)
-    (root / "train" / "one" / "bad.jpg").write_bytes(b"no picture")
+    (root / "train" / "one" / "bad.jpg").write_bytes(b"no image")
     out = tmp_path / "new" / "f.parquet"
     written = write_features(small_run, root, out, layer="conv1", device="cpu")
     table = parquet.read_table(out)
@@ -93,7 +95,7 @@ def test_a_table_of_a_folder(small_run, tmp_path):
     assert json.loads(table.schema.metadata[b"shape"]) == list(written.shape)
     assert table.schema.field("features").type.list_size == int(np.prod(written.shape))
     for path, row in zip(table["path"].to_pylist(), table["features"].to_pylist(), strict=True):
-        np.testing.assert_allclose(row, expected_of(small_run, path, "conv1"), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(row, expected_features(small_run, path, "conv1"), rtol=1e-5, atol=1e-5)
     assert [p.name for p in out.parent.iterdir()] == ["f.parquet"]
 
 
@@ -110,7 +112,7 @@ def test_csv_holds_the_same_numbers(small_run, tmp_path):
     np.testing.assert_array_equal(values, np.array(table["features"].to_pylist(), dtype=np.float32))
 
 
-def test_one_picture_and_bad_input(small_run, tmp_path):
+def test_single_image_and_invalid_input(small_run, tmp_path):
     make_image(tmp_path / "a.png", 0, 0)
     assert write_features(small_run, tmp_path / "a.png", tmp_path / "f.parquet", device="cpu").n == 1
     with pytest.raises(UserError, match="There is no layer 'fc77'; did you mean 'fc7'"):

@@ -1,3 +1,5 @@
+"""Metrics counted by hand."""
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch.nn import functional as F
 from alexnet.inference.metrics import compute_metrics, correct_at, cross_entropy, interval
 
 
-def test_measure_on_a_case_counted_by_hand():
+def test_metrics_counted_by_hand():
     logits = np.array([[3.0, 1, 0], [0, 2, 1], [0, 2, 1], [5, 0, 1]], dtype=np.float32)
     targets = np.array([0, 1, 2, 2])
     found = compute_metrics(logits, targets, ("a", "b", "c"))
@@ -26,7 +28,7 @@ def test_top5_counts_the_fifth_but_not_the_sixth():
     assert correct_at(logits, np.array([5, 4]), 5).tolist() == [True, False]
 
 
-def test_a_network_that_says_nothing_is_not_right():
+def test_constant_or_nan_logits_count_as_wrong():
     zeros = np.zeros((3, 10), dtype=np.float32)
     assert not correct_at(zeros, np.array([0, 1, 2]), 1).any()
     nan = np.full((3, 10), np.nan, dtype=np.float32)
@@ -40,9 +42,9 @@ def test_cross_entropy_survives_large_logits():
 def test_interval_is_wilsons():
     # the textbook formula for 81 of 263
     n, p, z = 263, 81 / 263, 1.959963984540054
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert interval(81, 263) == pytest.approx((centre - half, centre + half))
+    assert interval(81, 263) == pytest.approx((center - half, center + half))
     low, high = interval(10, 10)
     assert high == 1.0
     assert 0.6 < low < 0.8

@@ -1,3 +1,5 @@
+"""Exact nearest-neighbor search, and the index of a run's training images."""
+
 import shutil
 
 import numpy as np
@@ -14,7 +16,7 @@ from alexnet.training.progress import Silent
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_the_search_is_exact(scale):
+def test_search_is_exact(scale):
     rng = np.random.default_rng(0)
     stored = (scale * rng.standard_normal((3000, 64))).astype(np.float16)
     stored[2000] = stored[7]  # equal distances keep their order
@@ -26,8 +28,8 @@ def test_the_search_is_exact(scale):
         np.testing.assert_allclose([d for _, d in found], np.sort(distances)[:9], rtol=1e-12)
 
 
-def test_rounding_cannot_hide_a_neighbour():
-    """Far from the origin |x|² − 2xq + |q|² in float32 is off by more than the distances that are to be told apart."""
+def test_rounding_does_not_hide_a_neighbor():
+    """Far from the origin |x|² − 2xq + |q|² in float32 is rounded by more than the differences in distance."""
     rng = np.random.default_rng(1)
     stored = np.full((5000, 256), 2000, np.float16)
     stored[:, 0] += 2 * rng.permutation(5000).astype(np.float16) % 64
@@ -38,27 +40,27 @@ def test_rounding_cannot_hide_a_neighbour():
     assert [d for _, d in found] == np.sort(plain)[:5].tolist()
 
 
-def test_a_training_picture_finds_itself_first(small_run, tmp_path):
+def test_training_image_finds_itself_first(small_run, tmp_path):
     run = Run(shutil.copytree(small_run, tmp_path / "run"))
-    opened = load_model(run.path)
+    loaded = load_model(run.path)
     part = load_dataset("digits", seed=0).splits["train"]
-    pictures = [Image.fromarray(part.images[i, 0].numpy()) for i in (0, 500)]
-    said = []
-    for found, i in zip(find_similar(opened, pictures, top=4, device="cpu", log=said.append), (0, 500), strict=True):
+    images = [Image.fromarray(part.images[i, 0].numpy()) for i in (0, 500)]
+    messages = []
+    for found, i in zip(find_similar(loaded, images, top=4, device="cpu", log=messages.append), (0, 500), strict=True):
         assert found[0].name == part.names[i]
         assert found[0].distance < 0.02 * found[1].distance  # float16
         assert [n.distance for n in found] == sorted(n.distance for n in found)
         assert found[0].label == str(int(part.targets[i]))
-    assert len(said) == 1
+    assert len(messages) == 1
     stored = np.load(run.path / "index" / "fc7" / VECTORS, mmap_mode="r")
     assert stored.dtype == np.float16
     assert len(stored) == len(part)
-    find_similar(opened, pictures[:1], device="cpu", log=said.append)
-    assert len(said) == 1  # the second time it is there
+    find_similar(loaded, images[:1], device="cpu", log=messages.append)
+    assert len(messages) == 1  # now it exists
     np.testing.assert_array_equal(np.asarray(load_run_images(run, [part.names[3]])[0])[..., 0], part.images[3, 0])
 
 
-def test_another_checkpoint_or_damage_makes_another_index(tmp_path):
+def test_another_checkpoint_or_damage_rebuilds_the_index(tmp_path):
     run = train("digits", out=tmp_path / "run", epochs=1, limit_steps=2, width=0.125, progress=Silent()).run
     before = np.array(open_index(load_model(run), device="cpu").vectors)
     info = run / "index" / "fc7" / INFO
@@ -71,7 +73,7 @@ def test_another_checkpoint_or_damage_makes_another_index(tmp_path):
     assert sorted(p.name for p in info.parent.parent.iterdir()) == ["fc7"]
 
 
-def test_without_a_run_there_is_nothing_to_search(small_run, tmp_path):
+def test_search_needs_a_run(small_run, tmp_path):
     lone = shutil.copytree(Run(small_run).named_checkpoint("best"), tmp_path / "lone")
     with pytest.raises(UserError, match="needs the run folder"):
         open_index(load_model(lone))

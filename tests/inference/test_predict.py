@@ -1,3 +1,5 @@
+"""Prediction: the same numbers as evaluation from any kind of input, errors per image, confidence."""
+
 import io
 import json
 import shutil
@@ -26,8 +28,8 @@ def save_digit(path, index=0):
     return path
 
 
-def test_a_picture_file_gets_the_probabilities_of_its_array(small_run, tmp_path):
-    """From file bytes, through decoder and preprocessing, the network says what it says of the array."""
+def test_image_file_gets_the_probabilities_of_its_array(small_run, tmp_path):
+    """Decoding and preprocessing a file give the same probabilities as the array."""
     part = load_dataset("digits").splits["val"]
     classifier = load(small_run, device="cpu")
     for i in range(5):
@@ -51,7 +53,7 @@ def test_bytes_paths_and_strings_are_the_same(small_run, tmp_path):
     assert c.path == "-"
 
 
-def test_an_unreadable_picture_does_not_stop_the_others(small_run, tmp_path):
+def test_unreadable_image_does_not_stop_the_others(small_run, tmp_path):
     good = save_digit(tmp_path / "good.png")
     bad = tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:60])
@@ -64,7 +66,7 @@ def test_an_unreadable_picture_does_not_stop_the_others(small_run, tmp_path):
         load(small_run).predict(bad)
 
 
-def test_more_pictures_than_a_batch(small_run, tmp_path):
+def test_more_images_than_a_batch(small_run, tmp_path):
     path = save_digit(tmp_path / "0.png")
     found = list(load(small_run).predict_many([path] * 70, top=1))
     assert len(found) == 70
@@ -85,7 +87,7 @@ def test_find_images(image_folder, tmp_path):
         find_images([tmp_path / "empty"])
 
 
-def test_a_prediction_shows_itself():
+def test_prediction_representations():
     found = Prediction("a<b.png", (("cat", 0.75), ("dog", 0.25)))
     assert str(found) == "a<b.png: cat 75.0%, dog 25.0%"
     assert "a&lt;b.png" in found._repr_html_()
@@ -95,8 +97,8 @@ def test_a_prediction_shows_itself():
     assert "a&lt;b.png: unsure (confidence 60.0%)<" in unsure._repr_html_()
 
 
-def test_unsure_is_what_the_stored_threshold_says(small_run, tmp_path):
-    """Of the test pictures, by files, just those whose confidence in the stored logits is below."""
+def test_unsure_follows_the_stored_threshold(small_run, tmp_path):
+    """Unsure are exactly the test images whose confidence from the stored logits is below the threshold."""
     run = Run(small_run)
     stored, _ = find_calibration(run.named_checkpoint("best"), run)
     part = load_dataset("digits").splits["test"]
@@ -110,11 +112,11 @@ def test_unsure_is_what_the_stored_threshold_says(small_run, tmp_path):
     assert {p.unsure for p in found} == {True, False}
     np.testing.assert_allclose([p.confidence for p in found], confidence[chosen], atol=1e-5)
     plain = softmax(logits[chosen]).max(axis=1)
-    np.testing.assert_allclose([p.labels[0][1] for p in found], plain, atol=1e-5)  # p stays the network's own
+    np.testing.assert_allclose([p.labels[0][1] for p in found], plain, atol=1e-5)  # p is the network's own
     assert np.abs(plain - confidence[chosen]).max() > 1e-3
 
 
-def test_several_views_and_networks_say_unsure_too(small_run, tmp_path):
+def test_views_and_ensembles_have_a_confidence(small_run, tmp_path):
     path = save_digit(tmp_path / "0.png")
     for runs, views in ((small_run, 10), ([small_run, small_run], 1)):
         found = load(runs).predict(path, views=views)
@@ -122,7 +124,7 @@ def test_several_views_and_networks_say_unsure_too(small_run, tmp_path):
         assert 0 < found.confidence <= 1
 
 
-def test_a_network_without_a_threshold_says_nothing_of_being_unsure(small_run, tmp_path):
+def test_network_without_a_threshold_is_never_unsure(small_run, tmp_path):
     found = load(Run(small_run).named_checkpoint("last"), device="cpu").predict(save_digit(tmp_path / "0.png"))
     assert (found.unsure is None) == (
         Run(small_run).named_checkpoint("last") != Run(small_run).named_checkpoint("best")
@@ -132,16 +134,16 @@ def test_a_network_without_a_threshold_says_nothing_of_being_unsure(small_run, t
     described = json.loads((checkpoint / MODEL).read_text())
     del described["calibration"]
     (checkpoint / MODEL).write_text(json.dumps(described))
-    said = []
-    assert load(copy, log=said.append).predict(tmp_path / "0.png").unsure is not None
-    assert "fitted now on its val split" in said[0]
+    messages = []
+    assert load(copy, log=messages.append).predict(tmp_path / "0.png").unsure is not None
+    assert "fitted now on its val split" in messages[0]
     (copy / "evaluation" / "val.parquet").unlink()
     found = load(copy).predict(tmp_path / "0.png")
     assert (found.unsure, found.confidence) == (None, None)
     assert "unsure" not in str(found)
 
 
-def test_open_model_takes_runs_and_checkpoints(small_run):
+def test_load_model_takes_runs_and_checkpoints(small_run):
     best = load_model(small_run)
     last = load_model(small_run, "last")
     assert best.checkpoint == Run(small_run).named_checkpoint("best")
@@ -153,23 +155,23 @@ def test_open_model_takes_runs_and_checkpoints(small_run):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".safetensors"])
-def test_a_file_of_weights_is_no_run(tmp_path, suffix):
+def test_weight_file_is_not_a_run(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     torch.save({}, path)
     with pytest.raises(UserError, match="is a file of weights, not a run"):
         load_model(path)
 
 
-def test_torchvisions_published_weights(monkeypatch):
-    """The path of IMAGENET1K_V1 with a state dict made on the spot: torchvision's own API, ours from there on."""
+def test_published_torchvision_weights(monkeypatch):
+    """IMAGENET1K_V1 with a random state dict instead of the download: predictions match torchvision's own pipeline."""
     import torchvision
     from torchvision.models import AlexNet_Weights
 
     theirs = torchvision.models.alexnet().eval()
     monkeypatch.setattr(AlexNet_Weights, "get_state_dict", lambda self, *a, **k: theirs.state_dict())
-    opened = load_model("torchvision:IMAGENET1K_V1")
-    assert len(opened.classes) == 1000
-    assert opened.classes[0] == "tench"
+    loaded = load_model("torchvision:IMAGENET1K_V1")
+    assert len(loaded.classes) == 1000
+    assert loaded.classes[0] == "tench"
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -180,7 +182,7 @@ def test_torchvisions_published_weights(monkeypatch):
     for label, p in found.labels:
         index = AlexNet_Weights.IMAGENET1K_V1.meta["categories"].index(label)
         assert p == pytest.approx(float(expected[index]), abs=1e-5)
-    assert opened.preprocess == TORCHVISION_PREPROCESS
+    assert loaded.preprocess == TORCHVISION_PREPROCESS
 
 
 def test_unknown_published_weights():
