@@ -1,4 +1,4 @@
-"""Calls of functions in real processes that find each other as torchrun's ranks do."""
+"""Processes that form a process group as torchrun's do, to call functions in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 def _serve(rank: int, inbox: Any, outbox: Any) -> None:
-    """Run calls from `inbox` until None arrives. The rank is known only from the environment, as under torchrun."""
+    """Run in each process: call what is sent until None is. Only the environment holds the rank."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
     while (call := inbox.get()) is not None:
@@ -34,33 +34,36 @@ def _serve(rank: int, inbox: Any, outbox: Any) -> None:
 
 
 class Ranks:
-    """Up to `most` processes, started when first needed."""
+    """Up to `most` processes, each started when first needed, from one that has torch imported."""
 
     def __init__(self, most: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.boxes = [(context.Queue(), context.Queue()) for _ in range(most)]
-        self.processes = [context.Process(target=_serve, args=(r, *self.boxes[r]), daemon=True) for r in range(most)]
+        fork = "forkserver" in multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if fork else "spawn")
+        if fork:
+            context.set_forkserver_preload(["alexnet.cli", "alexnet.training.api"])
+        self.queues = [(context.Queue(), context.Queue()) for _ in range(most)]
+        self.processes = [context.Process(target=_serve, args=(r, *self.queues[r]), daemon=True) for r in range(most)]
 
     def __call__(self, count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Return what `function` (of a test module) returns on each of `count` ranks."""
+        """Return the results of a function of a test module in each of `count` processes, by rank."""
         port = free_port()
-        for process, (inbox, _) in zip(self.processes[:count], self.boxes, strict=False):
+        for process, (inbox, _) in zip(self.processes[:count], self.queues, strict=False):
             if process.pid is None:
                 process.start()
             inbox.put((function, arguments, count, port))
-        results = [outbox.get(timeout=120) for _, outbox in self.boxes[:count]]
+        results = [outbox.get(timeout=300) for _, outbox in self.queues[:count]]
         for rank, (_, error) in enumerate(results):
-            assert error is None, f"rank {rank}: {error}"
+            assert error is None, f"process {rank}: {error}"
         return [result for result, _ in results]
 
     def close(self) -> None:
-        for process, (inbox, _) in zip(self.processes, self.boxes, strict=True):
+        for process, (inbox, _) in zip(self.processes, self.queues, strict=True):
             if process.pid is not None:
                 inbox.put(None)
                 process.join(timeout=10)
 
 
 def torchrun(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `torchrun --nproc-per-node COUNT -m alexnet …` as a user would."""
+    """Run `torchrun --nproc-per-node COUNT -m alexnet …`, as a user types it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return subprocess.run([*command, "-m", "alexnet", *arguments], capture_output=True, text=True, timeout=300)

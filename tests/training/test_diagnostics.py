@@ -1,64 +1,101 @@
-"""Each alarm rings for the figures that it is for, and for healthy ones none does."""
+"""Alarms, dead ReLUs, and the grid of augmented images."""
 
 import math
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from alexnet.training.diagnostics import find_alarms
+from alexnet.models.model import create_model
+from alexnet.training.diagnostics import dead_relus, find_alarms, save_image_grid
 from alexnet.training.recipe import Recipe
 
 RECIPE = Recipe(lr=0.1, norm="batch")
-
-
-def rows(train, val, **last):
-    found = [
-        {"epoch": i + 1, "step": 100 * (i + 1), "train_loss": t, "val_loss": v, "waiting": 0.0, "dead": {}}
-        for i, (t, v) in enumerate(zip(train, val, strict=True))
-    ]
-    found[-1].update(last)
-    return found
-
-
 HEALTHY = ([2.0, 1.5, 1.2, 1.0, 0.9], [1.9, 1.5, 1.3, 1.2, 1.19])
 
 
-def kinds(rows, recipe=RECIPE):
-    return [kind for kind, _ in find_alarms(rows, recipe, 10)]
+def make_rows(train_losses, val_losses, **last):
+    rows = [
+        {"epoch": i + 1, "step": 100 * (i + 1), "train_loss": t, "val_loss": v, "waiting": 0.0, "dead": {}}
+        for i, (t, v) in enumerate(zip(train_losses, val_losses, strict=True))
+    ]
+    rows[-1].update(last)
+    return rows
 
 
-def test_a_healthy_run_is_left_alone():
-    assert kinds(rows(*HEALTHY)) == []
+def alarm_kinds(rows):
+    return [kind for kind, _ in find_alarms(rows, RECIPE, 10)]
+
+
+def test_a_healthy_run_raises_no_alarm():
+    assert alarm_kinds(make_rows(*HEALTHY)) == []
 
 
 @pytest.mark.parametrize(
-    ("kind", "figures", "said"),
+    ("kind", "rows", "text"),
     [
-        ("stuck", rows([math.log(10)], [math.log(10)]), "nothing is being learned"),
-        ("rate", rows([1.0, 1.3], [1.0, 1.3]), "too high; try --lr 0.033"),
+        ("stuck", make_rows([math.log(10)], [math.log(10)]), "nothing is being learned"),
+        ("rate", make_rows([1.0, 1.3], [1.0, 1.3]), "too high; try --lr 0.033"),
         (
             "overfitting",
-            rows([2, 1.5, 1, 0.8, 0.6, 0.5, 0.4], [2, 1.5, 1.6, 1.7, 1.8, 1.7, 1.9]),
+            make_rows([2, 1.5, 1, 0.8, 0.6, 0.5, 0.4], [2, 1.5, 1.6, 1.7, 1.8, 1.7, 1.9]),
             "Since epoch 2 the validation loss",
         ),
-        ("dead", rows(*HEALTHY, dead={"relu1": 0.1, "relu6": 0.75}), "75% of the channels of relu6"),
-        ("waiting", rows(*HEALTHY, waiting=0.5), "waits for pictures 50% of the time"),
+        ("dead", make_rows(*HEALTHY, dead={"relu1": 0.1, "relu6": 0.75}), "75% of the channels of relu6"),
+        ("waiting", make_rows(*HEALTHY, waiting=0.5), "waits for images 50% of the time"),
     ],
 )
-def test_each_alarm(kind, figures, said):
-    assert kinds(figures) == [kind]
-    assert said in find_alarms(figures, RECIPE, 10)[0][1]
+def test_each_alarm(kind, rows, text):
+    assert alarm_kinds(rows) == [kind]
+    assert text in find_alarms(rows, RECIPE, 10)[0][1]
 
 
-def test_a_few_worse_epochs_are_no_overfitting():
-    assert kinds(rows([2, 1.5, 1.2, 1.0], [2, 1.5, 1.6, 1.4])) == []
-    assert kinds(rows([2, 1.5, 1.4, 1.3, 1.2], [2, 1.5, 1.6, 1.7, 1.8])) == []
+def test_a_few_worse_epochs_are_not_overfitting():
+    assert alarm_kinds(make_rows([2, 1.5, 1.2, 1.0], [2, 1.5, 1.6, 1.4])) == []
+    assert alarm_kinds(make_rows([2, 1.5, 1.4, 1.3, 1.2], [2, 1.5, 1.6, 1.7, 1.8])) == []
 
 
-def test_a_slow_first_epoch_is_not_stuck_where_validation_is_better():
-    assert kinds(rows([math.log(10)], [2.0])) == []
+def test_a_slow_first_epoch_is_not_stuck_if_validation_is_better():
+    assert alarm_kinds(make_rows([math.log(10)], [2.0])) == []
 
 
 def test_stuck_advice_fits_the_network():
-    figures = rows([math.log(10)], [math.log(10)])
-    assert "--norm batch" in find_alarms(figures, Recipe(lr=0.1), 10)[0][1]
-    assert "--norm batch" not in find_alarms(figures, RECIPE, 10)[0][1]
+    rows = make_rows([math.log(10)], [math.log(10)])
+    assert "--norm batch" in find_alarms(rows, Recipe(lr=0.1), 10)[0][1]
+    assert "--norm batch" not in find_alarms(rows, RECIPE, 10)[0][1]
+
+
+def test_channels_with_a_bias_far_below_zero_are_dead():
+    model = create_model("cifar", width=0.125).train()
+    images = torch.randn(8, 3, 32, 32)
+    assert dead_relus(model, images)["relu1"] == 0
+    with torch.no_grad():
+        model.conv1.bias[:4] = -1e3
+    fractions = dead_relus(model, images)
+    assert fractions["relu1"] == 4 / len(model.conv1.bias)
+    assert set(fractions) == {"relu1", "relu2", "relu3", "relu4", "relu5", "relu6", "relu7"}
+    assert model.training
+
+
+def test_dead_relus_are_not_counted_in_torchvision_networks():
+    assert dead_relus(create_model("torchvision/resnet18", num_classes=2, image_size=32), torch.zeros(1)) == {}
+
+
+def test_the_image_grid_enlarges_small_images_and_keeps_their_colors(tmp_path):
+    images = torch.zeros(9, 3, 32, 32, dtype=torch.uint8)
+    images[8, 0] = 200
+    save_image_grid(tmp_path / "a.png", images)
+    with Image.open(tmp_path / "a.png") as grid:
+        pixels = np.asarray(grid)
+    step = 32 * 4 + 4
+    assert pixels.shape == (2 * step + 4, 8 * step + 4, 3)
+    assert pixels[step + 10, 10].tolist() == [200, 0, 0]
+    assert pixels[10, 10].tolist() == [0, 0, 0]
+    assert pixels[step + 10, step + 10].tolist() == [255, 255, 255]
+
+
+def test_the_image_grid_accepts_gray_images(tmp_path):
+    save_image_grid(tmp_path / "a.png", torch.full((1, 1, 224, 224), 7, dtype=torch.uint8))
+    with Image.open(tmp_path / "a.png") as grid:
+        assert grid.getpixel((5, 5)) == (7, 7, 7)

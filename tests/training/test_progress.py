@@ -1,3 +1,5 @@
+"""Progress display: live, plain, silent and TensorBoard."""
+
 import pytest
 
 from alexnet.errors import UserError
@@ -17,27 +19,27 @@ ROW = {
 }  # fmt: skip
 
 
-def test_the_line_of_an_epoch():
+def test_epoch_line():
     assert epoch_line(ROW, 20, "val") == (
         "epoch  3/20  loss 0.5000  train top-1 87.50%  val loss 0.6250  val top-1 75.00%  1,234 images/s  12.5 s"
         "  3:33 left"
     )
     best = {"epoch": 2, "top1": 0.8}
-    whole = epoch_line({**ROW, "memory": 3 << 30, "best": best}, 3, "val")
-    assert whole.endswith("12.5 s  3.0 GiB  best 80.00% (epoch 2)")
+    last = epoch_line({**ROW, "memory": 3 << 30, "best": best}, 3, "val")
+    assert last.endswith("12.5 s  3.0 GiB  best 80.00% (epoch 2)")
 
 
-def test_tensorboard_gets_the_curves(tmp_path):
+def test_tensorboard_receives_the_curves(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    both = WithTensorBoard(Silent(), tmp_path)
+    progress = WithTensorBoard(Silent(), tmp_path)
     for epoch in (1, 2):
-        both.epoch({**ROW, "epoch": epoch, "top1": epoch / 4, "lr": 0.1}, 2, "val")
-    both.close()
+        progress.epoch({**ROW, "epoch": epoch, "top1": epoch / 4, "lr": 0.1}, 2, "val")
+    progress.close()
     events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("top1/val")] == [(1, 0.25), (2, 0.5)]
 
 
-def test_without_tensorboard_there_is_a_sentence(monkeypatch):
+def test_a_missing_tensorboard_is_reported(monkeypatch):
     monkeypatch.setattr("alexnet.training.progress.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         check_tensorboard()
@@ -61,19 +63,19 @@ def test_silent_prints_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_live_draws_and_keeps_what_was_said(capsys):
+def test_live_keeps_messages_on_the_screen(capsys):
     live = Live()
     live.update(5, 10, "reading images")
     live.step(1, 2, 10, 20, None, None)
     live.step(1, 2, 20, 20, 0.5, 0.25)
-    live.log("A [sentence] that stays.")
+    live.log("A [message] that stays.")
     live.epoch(ROW, 20, "val")
     live.close()
     out, err = capsys.readouterr()
     assert out == ""
-    assert "A [sentence] that stays." in err
+    assert "A [message] that stays." in err
     assert "val top-1 75.00%" in err
 
 
-def test_without_a_terminal_lines_are_plain():
+def test_without_a_terminal_progress_is_plain():
     assert isinstance(default_progress(), Plain)

@@ -1,3 +1,5 @@
+"""Signals: recorded once, handlers restored, a second Ctrl-C is immediate."""
+
 import os
 import signal
 import threading
@@ -8,7 +10,7 @@ from alexnet.training.signals import Interrupted, StopSignal
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_noted_and_the_old_handler_comes_back(signum, code):
+def test_a_signal_is_recorded_and_the_old_handler_restored(signum, code):
     before = signal.getsignal(signum)
     with StopSignal() as stop:
         assert stop.received is None
@@ -18,7 +20,7 @@ def test_a_signal_is_noted_and_the_old_handler_comes_back(signum, code):
     assert Interrupted("saved", signum).exit_code == code
 
 
-def test_a_second_ctrl_c_stops_at_once():
+def test_a_second_ctrl_c_stops_immediately():
     def twice() -> None:
         with StopSignal():
             os.kill(os.getpid(), signal.SIGINT)
@@ -28,15 +30,15 @@ def test_a_second_ctrl_c_stops_at_once():
         twice()
 
 
-def test_other_threads_do_not_touch_handlers():
+def test_other_threads_leave_handlers_alone():
     before = signal.getsignal(signal.SIGINT)
     seen = []
 
-    def work() -> None:
+    def run() -> None:
         with StopSignal() as stop:
             seen.append((stop.received, signal.getsignal(signal.SIGINT)))
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
     assert seen == [(None, before)]

@@ -1,4 +1,4 @@
-"""One step: classes that count alike, parts that add up, and the pictures as the network reads them."""
+"""One step: class weights, gradient accumulation, and inputs shown as images."""
 
 from pathlib import Path
 
@@ -21,52 +21,52 @@ SMALL = {"arch": "cifar", "image_size": 32, "width": 0.125, "norm": "none", "pre
 
 
 @pytest.fixture
-def uneven(tmp_path: Path) -> Path:
-    """Sixteen pictures of one class and eight of another."""
-    root = make_image_folder(tmp_path / "uneven", classes=("many", "few"))
+def imbalanced(tmp_path: Path) -> Path:
+    """Sixteen images of one class and eight of another."""
+    root = make_image_folder(tmp_path / "imbalanced", classes=("many", "few"))
     for n in range(8):
         make_image(root / "many" / f"more{n}.jpg", 0, 900 + n)
     return root
 
 
-def stepped(data: Path, **settings) -> tuple[TrainStep, TrainSetup]:
-    prepared = prepare_training(with_settings(named_recipe("folder"), {"data": data, **SMALL, **settings}), Silent())
+def make_step(data: Path, **settings) -> tuple[TrainStep, TrainSetup]:
+    setup = prepare_training(with_settings(named_recipe("folder"), {"data": data, **SMALL, **settings}), Silent())
     torch.manual_seed(0)
-    return TrainStep(prepared, build(prepared.spec)), prepared
+    return TrainStep(setup, build(setup.spec)), setup
 
 
-def test_a_picture_of_a_small_class_counts_more_and_all_count_one_on_average():
-    weights = class_weights(torch.tensor([0, 0, 0, 1]), 3)  # of the third class there is none
+def test_class_weights_are_inverse_to_class_sizes_and_one_on_average():
+    weights = class_weights(torch.tensor([0, 0, 0, 1]), 3)  # the third class is empty
     assert weights[:2].tolist() == pytest.approx([2 / 3, 2.0])
     assert weights[[0, 0, 0, 1]].mean() == pytest.approx(1.0)
 
 
-def test_the_balanced_loss_is_the_weighted_mean(uneven):
-    step, prepared = stepped(uneven, balance=True, augment="none", label_smoothing=0.0)
-    batch = next(iter(prepared.train.batches(0)))
-    x = prepared.preprocess.normalize(batch.images)
+def test_the_loss_with_class_weights_is_the_weighted_mean(imbalanced):
+    step, setup = make_step(imbalanced, balance=True, augment="none", label_smoothing=0.0)
+    batch = next(iter(setup.train.batches(0)))
+    x = setup.preprocess.normalize(batch.images)
     step.train()
-    weights = class_weights(prepared.dataset.splits["train"].targets, 2)[batch.targets]
-    wanted = (F.cross_entropy(step.model(x), batch.targets, reduction="none") * weights).mean()
-    loss, _ = step(batch, 0, 0, schedule_at(prepared.recipe, 0, 1))
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    weights = class_weights(setup.dataset.splits["train"].targets, 2)[batch.targets]
+    expected = (F.cross_entropy(step.model(x), batch.targets, reduction="none") * weights).mean()
+    loss, _ = step(batch, 0, 0, schedule_at(setup.recipe, 0, 1))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_parts_of_a_balanced_batch_add_up(uneven):
-    found = []
-    for parts in (1, 3):
-        step, prepared = stepped(uneven, balance=True, accumulate=parts)
+def test_accumulation_with_class_weights_takes_the_same_step(imbalanced):
+    weights = []
+    for accumulate in (1, 3):
+        step, setup = make_step(imbalanced, balance=True, accumulate=accumulate)
         step.train()
-        step(next(iter(prepared.train.batches(0))), 0, 0, schedule_at(prepared.recipe, 0, 1))
-        found.append(step.model.state_dict())
-    for name, whole in found[0].items():
-        assert torch.allclose(whole, found[1][name], atol=1e-6), name
+        step(next(iter(setup.train.batches(0))), 0, 0, schedule_at(setup.recipe, 0, 1))
+        weights.append(step.model.state_dict())
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], atol=1e-6), name
 
 
-def test_what_is_shown_is_what_is_read(uneven):
-    step, prepared = stepped(uneven, augment="light")
-    batch = next(iter(prepared.train.batches(0)))
-    wanted = augment(batch.images, batch.ids, 0, 0, prepared.augment, 32)
-    shown = step.denormalized_inputs(batch, 0, schedule_at(prepared.recipe, 0, 1))
-    assert shown.dtype == torch.uint8
-    assert (shown.int() - wanted.int()).abs().max() <= 1
+def test_denormalized_inputs_are_the_augmented_images(imbalanced):
+    step, setup = make_step(imbalanced, augment="light")
+    batch = next(iter(setup.train.batches(0)))
+    expected = augment(batch.images, batch.ids, 0, 0, setup.augment, 32)
+    images = step.denormalized_inputs(batch, 0, schedule_at(setup.recipe, 0, 1))
+    assert images.dtype == torch.uint8
+    assert (images.int() - expected.int()).abs().max() <= 1

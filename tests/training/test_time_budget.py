@@ -1,4 +1,4 @@
-"""Epochs that fit a time: counted from figures, not from this machine's clock."""
+"""Epochs that fit a time budget, computed from given times rather than this machine's speed."""
 
 import time
 
@@ -12,8 +12,8 @@ def history(*seconds):
     return [{"seconds": s} for s in seconds]
 
 
-def test_after_the_first_epoch_more_fit_and_later_only_fewer():
-    budget = TimeBudget(100.0, time.monotonic())  # 100 s are left, and 3 % more may be used
+def test_epochs_may_increase_after_the_first_and_only_decrease_later():
+    budget = TimeBudget(100.0, time.monotonic())  # 100 s remain, plus 3 % slack
     assert budget.fit_epochs(history(10.0), planned=3) == 11
     assert budget.fit_epochs(history(10.0, 10.0), planned=3) == 3
     assert budget.fit_epochs(history(10.0, 10.0), planned=30) == 12
@@ -23,11 +23,11 @@ def test_after_the_first_epoch_more_fit_and_later_only_fewer():
     assert late.fit_epochs(history(10.0, 10.0, 10.0), planned=9) == 3
 
 
-def test_the_reserve_is_not_trained_in():
+def test_the_reserve_is_not_used_for_training():
     assert TimeBudget(100.0, time.monotonic(), reserve=50.0).fit_epochs(history(10.0), planned=3) == 6
 
 
-def test_a_run_keeps_its_number_of_epochs(tmp_path):
+def test_a_resumed_run_keeps_its_number_of_epochs(tmp_path):
     shared = {"width": 0.125, "precision": "fp32", "device": "cpu", "progress": Silent()}
     result = train("digits", time_budget="6s", out=tmp_path / "run", **shared)
     recipe = read_recipe(result.run / "recipe.json")

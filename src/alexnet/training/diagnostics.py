@@ -1,7 +1,7 @@
-"""What goes wrong in training, said in plain words as soon as the figures show it.
+"""Training diagnostics: alarms for common failures, dead ReLUs, and the grid of augmented images.
 
-Each alarm is a pure function of the finished epochs' rows in `metrics.jsonl`, so that a resumed run says the same.
-What was said stands in the run's `alarms.json`, and in its report.
+Each alarm is a pure function of the finished epochs' rows in `metrics.jsonl`, so a resumed run raises the same ones.
+They are shown during training, kept in the run's `alarms.json`, and repeated in its report.
 """
 
 from __future__ import annotations
@@ -12,29 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
 
 from alexnet.files import atomic_write
 from alexnet.models.model import AlexNet, Network
 from alexnet.training.recipe import Recipe
 
-STUCK = 0.985  # share of the loss of guessing, above which nothing was learnt
-DEAD = 0.5  # share of a layer's channels that are zero on every picture looked at
-WAITING = 0.3  # share of the time that the network waited for pictures
-WORSE = 5  # epochs in a row with a worse validation loss than the best: at high rates it jumps for two or three
+STUCK = 0.985  # fraction of the loss of random guessing above which nothing is learned
+DEAD = 0.5  # fraction of a layer's channels that are zero on every image checked
+WAITING = 0.3  # fraction of the time the network waits for images
+WORSE_EPOCHS = 5  # consecutive epochs with a validation loss above the best: high rates cause jumps of two or three
+GRID_COLUMNS = 8
+GRID_MIN_SIDE = 112  # pixels: smaller images are enlarged to about this size
+GRID_MAX_SIZE = (1200, 1200)  # pixels of the whole grid
 
 
 def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) -> list[tuple[str, str]]:
-    """What the last of `rows` gives cause to say: (kind, sentence). Each kind is to be said once a run."""
+    """Return the alarms that the last of `rows` raises, as (kind, sentence); show each kind once a run."""
     row, chance = rows[-1], math.log(classes)
     found = []
     if row["step"] >= 100 and min(row["train_loss"], row["val_loss"]) > STUCK * chance:
         advice = "--norm batch, --init kaiming, or " if recipe.norm != "batch" else ""
         found.append((
             "stuck",
-            f"The loss is {row['train_loss']:.3f}, and guessing among {classes} classes gives {chance:.3f}: nothing "
-            f"is being learned yet; if the next epochs stay here, try {advice}--lr {recipe.lr / 3:.2g} or "
+            f"The loss is {row['train_loss']:.3f}, and random guessing among {classes} classes gives {chance:.3f}: "
+            f"nothing is being learned yet; if the next epochs stay there, try {advice}--lr {recipe.lr / 3:.2g} or "
             f"{recipe.lr * 3:.2g}.",
         ))  # fmt: skip
     if len(rows) > 1 and row["train_loss"] > 1.2 * min(r["train_loss"] for r in rows):
@@ -45,72 +49,58 @@ def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) ->
         ))  # fmt: skip
     best = min(range(len(rows)), key=lambda i: rows[i]["val_loss"])
     since = rows[best:]
-    overfits = len(since) > WORSE and row["train_loss"] < rows[best]["train_loss"]
-    if overfits and all(r["val_loss"] > 1.02 * rows[best]["val_loss"] for r in since[-WORSE:]):
+    overfits = len(since) > WORSE_EPOCHS and row["train_loss"] < rows[best]["train_loss"]
+    if overfits and all(r["val_loss"] > 1.02 * rows[best]["val_loss"] for r in since[-WORSE_EPOCHS:]):
         more = {"auto": "medium", "none": "light", "light": "medium", "medium": "strong"}.get(recipe.augment)
-        advice = f"--augment {more}, more pictures, or" if more else "more pictures, or"
+        advice = f"--augment {more}, more images, or" if more else "more images, or"
         found.append((
             "overfitting",
             f"Since epoch {rows[best]['epoch']} the validation loss rises ({rows[best]['val_loss']:.3f} to "
-            f"{row['val_loss']:.3f}) while the training loss falls: the network learns its pictures by heart; try "
-            f"{advice} fewer --epochs.",
+            f"{row['val_loss']:.3f}) while the training loss falls: the network is overfitting; try {advice} fewer "
+            "--epochs.",
         ))  # fmt: skip
-    dead = {name: share for name, share in row.get("dead", {}).items() if share > DEAD}
+    dead = {name: fraction for name, fraction in row.get("dead", {}).items() if fraction > DEAD}
     if dead:
         name = max(dead, key=lambda key: dead[key])
         found.append((
             "dead",
-            f"{dead[name]:.0%} of the channels of {name} are zero on every picture looked at, and learn nothing any "
-            f"more: the learning rate was too high for a while; try --lr {recipe.lr / 3:.2g}.",
+            f"{dead[name]:.0%} of the channels of {name} are zero on every image checked and no longer learn: the "
+            f"learning rate was too high for a while; try --lr {recipe.lr / 3:.2g}.",
         ))  # fmt: skip
     if len(rows) > 1 and row.get("waiting", 0.0) > WAITING:
         found.append((
             "waiting",
-            f"The network waits for pictures {row['waiting']:.0%} of the time; raise --workers (now "
-            f"{recipe.workers or 0}), or make the pictures smaller on disk.",
+            f"The network waits for images {row['waiting']:.0%} of the time; raise --workers (now "
+            f"{recipe.workers or 0}), or store smaller images.",
         ))  # fmt: skip
     return found
 
 
-# ─── Dead ReLUs: channels that are zero whatever the picture, and so learn nothing any more.
-
-
 @torch.no_grad()
-def dead_channels(model: Network, images: Tensor) -> dict[str, float]:
-    """The share of channels (or units) of each ReLU that are zero everywhere on `images`, preprocessed N×C×H×W.
+def dead_relus(model: Network, images: Tensor) -> dict[str, float]:
+    """Return for each ReLU the fraction of channels (or units) that are zero everywhere on `images`.
 
-    Empty for networks that are not AlexNets. The network is left in the mode that it is in; run it in evaluation mode.
+    `images` are preprocessed, N×C×H×W. Empty for networks other than `AlexNet`. Leaves the training mode as it was.
     """
     if not isinstance(model, AlexNet):
         return {}
     was_training = model.training
     model.eval()
-    shares = {}
+    fractions = {}
     x = images
     for name, module in model.named_children():
         x = module(x)
         if isinstance(module, nn.ReLU):
-            shares[name] = float((x.transpose(0, 1).flatten(1).amax(dim=1) <= 0).float().mean())
+            fractions[name] = float((x.transpose(0, 1).flatten(1).amax(dim=1) <= 0).float().mean())
     model.train(was_training)
-    return shares
+    return fractions
 
 
-# ─── Many small pictures in one: what training really reads, to be looked at.
-
-ACROSS = 8
-SIDE = 112  # pixels that a picture is shown with, at least
-
-
-def save_image_grid(path: Path, images: torch.Tensor) -> None:
-    """Write uint8 images N×C×S×S (C 1 or 3) as one PNG file, eight in a row; small ones enlarged without smoothing."""
-    n, _, side, _ = images.shape
-    factor = max(1, round(SIDE / side))
-    step = side * factor + 4
-    sheet = Image.new("RGB", (ACROSS * step - 4, -(-n // ACROSS) * step - 4), "white")
-    for i, image in enumerate(images):
-        pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-        picture = Image.fromarray(pixels).resize((side * factor,) * 2, Image.Resampling.NEAREST)
-        sheet.paste(picture, (i % ACROSS * step, i // ACROSS * step))
-    sheet.thumbnail((1200, 1200))
-    with atomic_write(path) as beside:
-        sheet.save(beside, format="PNG")
+def save_image_grid(path: Path, images: Tensor) -> None:
+    """Write uint8 images N×C×S×S (C 1 or 3) as one PNG, eight in a row; enlarge small ones by nearest neighbor."""
+    factor = max(1, round(GRID_MIN_SIDE / images.shape[-1]))
+    enlarged = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    grid = to_pil_image(make_grid(enlarged, GRID_COLUMNS, padding=4, pad_value=255))
+    grid.thumbnail(GRID_MAX_SIZE)
+    with atomic_write(path) as temporary:
+        grid.save(temporary, format="PNG")

@@ -1,6 +1,6 @@
-"""What a person sees while a network trains: a live line on a terminal, one plain line an epoch otherwise.
+"""Progress display: a live progress bar on a terminal, one plain line per epoch otherwise; optionally TensorBoard.
 
-Everything goes to stderr; stdout belongs to results.
+Everything goes to stderr; stdout is for results.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from alexnet.errors import UserError
 
 
 class Progress(Protocol):
-    """Where the loop reports to."""
+    """Receives what training reports."""
 
     def log(self, text: str) -> None:
-        """A sentence that stays."""
+        """Show a message that stays on the screen."""
 
     def update(self, done: int, total: int, what: str) -> None:
-        """`done` of `total` items of some preparation (reading, evaluating)."""
+        """`done` of `total` items of a task other than training (`what`: reading, evaluating) are done."""
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
-        """`done` of `total` images of the epoch are trained on; `loss` and `top1` are means so far."""
+        """`done` of `total` images of the epoch are done; `loss` and `top1` are means over them."""
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
-        """An epoch has ended with this line of metrics.jsonl."""
+        """An epoch is done; `row` is its line of metrics.jsonl, `split` the one it was validated on."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """End the display."""
 
 
 def epoch_line(row: dict[str, Any], epochs: int, split: str) -> str:
-    """The plain line of a finished epoch."""
+    """Return the plain line for a finished epoch."""
     best, memory = row.get("best"), row.get("memory")
-    after = f"  best {best['top1']:.2%} (epoch {best['epoch']})" if best and best["epoch"] != row["epoch"] else ""
+    best_text = f"  best {best['top1']:.2%} (epoch {best['epoch']})" if best and best["epoch"] != row["epoch"] else ""
     left = f"  {_duration((epochs - row['epoch']) * row['seconds'])} left" if epochs > row["epoch"] else ""
-    held = f"  {memory / 2**30:.1f} GiB" if memory else ""
+    memory_text = f"  {memory / 2**30:.1f} GiB" if memory else ""
     return (
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}  "
         f"train top-1 {row['train_top1']:.2%}  {split} loss {row['val_loss']:.4f}  {split} top-1 {row['top1']:.2%}  "
-        f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s{held}{left}{after}"
+        f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s{memory_text}{left}{best_text}"
     )
 
 
 class Plain:
-    """One line an epoch, for logs and pipes."""
+    """One line per epoch, for logs and pipes."""
 
     def log(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -67,14 +67,14 @@ class Plain:
 
 
 class Silent(Plain):
-    """Nothing at all, for tests and callers who watch metrics.jsonl."""
+    """No output, for tests and callers that read metrics.jsonl."""
 
     def log(self, text: str) -> None:
         pass
 
 
 class Live:
-    """A line that moves: epoch, bar, loss, top-1, images/s and the time left of the whole run."""
+    """A progress bar with epoch, loss, top-1, images/s and the remaining time of the whole run."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -89,7 +89,7 @@ class Live:
             transient=True,
         )
         self._task = self._bar.add_task("", text="", total=1)
-        self._began: tuple[int, int, float] | None = None  # epoch, images done and time when the rate was first known
+        self._began: tuple[int, float] | None = None  # images done, and time, at the first step shown
         self._bar.start()
 
     def log(self, text: str) -> None:
@@ -102,13 +102,13 @@ class Live:
         now = time.monotonic()
         all_done = (epoch - 1) * total + done
         if self._began is None:
-            self._began = (epoch, all_done, now)
+            self._began = (all_done, now)
         text = f"{done:,}/{total:,}"
         if loss is not None and top1 is not None:
             text = f"loss {loss:.4f}  top-1 {top1:.2%}"
-        images = all_done - self._began[1]
-        if images and now > self._began[2]:
-            rate = images / (now - self._began[2])
+        images, seconds = all_done - self._began[0], now - self._began[1]
+        if images and seconds > 0:
+            rate = images / seconds
             left = (epochs * total - all_done) / rate
             text += f"  {rate:,.0f} images/s  {_duration(left)} left"
         self._bar.update(self._task, description=f"epoch {epoch}/{epochs}", completed=done, total=total, text=text)
@@ -121,17 +121,17 @@ class Live:
 
 
 class WithTensorBoard:
-    """Another `Progress`, and the curves in the form that TensorBoard reads."""
+    """Another `Progress`, plus event files with the learning curves for TensorBoard."""
 
-    def __init__(self, shown: Progress, folder: Path) -> None:
+    def __init__(self, display: Progress, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._shown = shown
+        self._display = display
         self._writer = SummaryWriter(str(folder))
-        self.log, self.update, self.step = shown.log, shown.update, shown.step
+        self.log, self.update, self.step = display.log, display.update, display.step
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
-        self._shown.epoch(row, epochs, split)
+        self._display.epoch(row, epochs, split)
         names = {"train_loss": "loss/train", "val_loss": f"loss/{split}", "train_top1": "top1/train"}
         names |= {"top1": f"top1/{split}", "lr": "lr", "images_per_second": "images_per_second"}
         for key, name in names.items():
@@ -140,11 +140,11 @@ class WithTensorBoard:
 
     def close(self) -> None:
         self._writer.close()
-        self._shown.close()
+        self._display.close()
 
 
 def check_tensorboard() -> None:
-    """Raises `UserError` where its package is not installed."""
+    """Raise `UserError` if the package tensorboard is not installed."""
     if find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs the package tensorboard; install it with: pip install tensorboard")
 
@@ -156,7 +156,7 @@ def _duration(seconds: float) -> str:
 
 
 def default_progress() -> Progress:
-    """`Live` on a terminal, `Plain` elsewhere; of several processes only the first speaks."""
+    """Return `Live` on a terminal, `Plain` elsewhere, and `Silent` on every rank but 0."""
     if rank() > 0:
         return Silent()
     return Live() if sys.stderr.isatty() else Plain()

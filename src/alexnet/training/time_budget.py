@@ -1,6 +1,6 @@
-"""How many epochs fit a time: measured by a few steps before training, corrected by each epoch that has ended.
+"""Number of epochs that fit a time budget: estimated from a few steps before training, corrected after each epoch.
 
-The number is written into the run's recipe, so a resumed run and a repeated one train as many, however fast they are.
+The number is written into the run's recipe, so that resuming or repeating the run trains equally long on any machine.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from alexnet.training.optim import schedule_at
 from alexnet.training.setup import TrainSetup
 from alexnet.training.step import TrainStep
 
-PROBE = 6.0  # seconds that the trial may take, or a fortieth of the budget
-WARM = 2  # steps that are not counted: they allocate and compile
-AFTER = 3.0  # seconds for the last checkpoint and the report
-SLACK = 0.03  # share of the budget that may be exceeded rather than an epoch dropped at the end
+TRIAL_S = 6.0  # seconds the trial steps may take, at most 1/40 of the budget
+WARMUP_STEPS = 2  # steps that are not timed: they allocate and compile
+FINAL_S = 3.0  # seconds reserved for the last checkpoint and the report
+SLACK = 0.03  # fraction by which the budget may be exceeded rather than drop the last epoch
 
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """The time that a run has: `seconds` in all, since `began` (of `time.monotonic`), and `reserve` at its end for the
-    test and the report."""
+    """The run may take `seconds` since `began` (by `time.monotonic`); `reserve` of them are for test and report."""
 
     seconds: float
     began: float
@@ -37,35 +36,39 @@ class TimeBudget:
         return self.began + self.seconds - time.monotonic() - self.reserve
 
     def fit_epochs(self, history: Sequence[dict[str, Any]], planned: int) -> int:
-        """How many epochs to train in all after those in `history`: `planned`, fewer where the rest does not fit, or,
-        after the first epoch only, more where it does."""
+        """Return the total number of epochs to train, given those in `history`.
+
+        That is `planned`, fewer if the rest does not fit, or more if it does and only one epoch is done.
+        """
         done = len(history)
-        each = sum(row["seconds"] for row in history[-3:]) / len(history[-3:])
-        fit = done + int((self.remaining + SLACK * self.seconds) / each)
+        seconds_per_epoch = sum(row["seconds"] for row in history[-3:]) / len(history[-3:])
+        fit = done + int((self.remaining + SLACK * self.seconds) / seconds_per_epoch)
         if done == 1:
             return max(fit, 1)
         return max(min(planned, fit), done)
 
 
-def estimate_epochs(prepared: TrainSetup, model: Network, budget: TimeBudget) -> tuple[int, TimeBudget]:
-    """The number of epochs that fit, from a few steps of a copy of `model`, 0 where not even one does; and `budget`
-    with the time reserved that the test will take."""
-    step = TrainStep(prepared, copy.deepcopy(model))
+def estimate_epochs(setup: TrainSetup, model: Network, budget: TimeBudget) -> tuple[int, TimeBudget]:
+    """Time a few steps of a copy of `model`.
+
+    Return the number of epochs that fit (0 if not even one does), and `budget` with the test's time reserved.
+    """
+    step = TrainStep(setup, copy.deepcopy(model))
     step.train()
-    limit = min(PROBE, budget.seconds / 40)
+    limit = min(TRIAL_S, budget.seconds / 40)
     times: list[float] = []
     began = last = time.monotonic()
-    for number, batch in enumerate(islice(prepared.train.batches(0), 50)):
-        step(batch, 0, number, schedule_at(prepared.recipe, number, len(prepared.train)))[0].item()
+    for number, batch in enumerate(islice(setup.train.batches(0), 50)):
+        step(batch, 0, number, schedule_at(setup.recipe, number, len(setup.train)))[0].item()
         times.append(time.monotonic() - last)
         last = time.monotonic()
-        if number >= WARM and last - began > limit:
+        if number >= WARMUP_STEPS and last - began > limit:
             break
-    counted = sorted(times[WARM:] or times)
-    train = len(prepared.train) * counted[len(counted) // 2]
-    forward = counted[len(counted) // 2] / 3 / (prepared.recipe.batch_size or 1)
-    validation = forward * prepared.evaluation[prepared.recipe.validate_on].samples
-    tested = prepared.recipe.validate_on != "test" and "test" in prepared.evaluation
-    test = forward * prepared.evaluation["test"].samples if tested else 0.0
-    budget = replace(budget, reserve=test + AFTER)
-    return int(budget.remaining / (train + validation)), budget
+    timed = sorted(times[WARMUP_STEPS:] or times)
+    median = timed[len(timed) // 2]
+    forward = median / 3 / (setup.recipe.batch_size or 1)  # of one image; the backward pass costs about twice that
+    validation = forward * setup.evaluation[setup.recipe.validate_on].samples
+    has_test = setup.recipe.validate_on != "test" and "test" in setup.evaluation
+    test = forward * setup.evaluation["test"].samples if has_test else 0.0
+    budget = replace(budget, reserve=test + FINAL_S)
+    return int(budget.remaining / (median * len(setup.train) + validation)), budget

@@ -1,7 +1,9 @@
-"""One process or several, behind one interface: `begin` chooses what `--parallel` names.
+"""Distributed training behind one interface, whether one process trains or several started by torchrun.
 
-Read `base` (one process), `data_parallel` (any number, each with a part of every batch), then `towers`
-(the two towers of 2012, one process each).
+`make_parallel` returns what `--parallel` names: `SingleProcess`, `DataParallel` or `TowerParallel`. Read `base.py` (the
+interface, one process), then `data_parallel.py` (any number of processes, each with a shard of every batch), then
+`towers.py` (model parallel: the two towers of 2012, one process each). All processes must share a file system; only
+rank 0 writes and prints.
 """
 
 from __future__ import annotations
@@ -13,18 +15,19 @@ from alexnet.training.distributed.data_parallel import DataParallel
 from alexnet.training.distributed.towers import TOWERS, TowerParallel
 
 
-def make_parallel(how: str, device: str, dist_timeout: float = 120.0) -> SingleProcess:
-    """The arrangement that --parallel names, with `device` as --device. Raises `UserError` in all processes alike.
+def make_parallel(parallel: str, device: str, dist_timeout: float = 120.0) -> SingleProcess:
+    """Return the arrangement of processes that --parallel names, on the device that --device names.
 
-    `dist_timeout`: the seconds after which `Data` takes a silent process for lost.
+    `dist_timeout`: seconds of silence after which `DataParallel` considers a process lost. Raises the same `UserError`
+    in all processes.
     """
     count = world_size()
-    if how == "none" and count > 1:
+    if parallel == "none" and count > 1:
         raise UserError(
             f"torchrun started {count} processes, and --parallel none trains in one; give --parallel data, or start "
             "without torchrun."
         )
-    if how == "towers" and count != TOWERS:
+    if parallel == "towers" and count != TOWERS:
         there_are = "there is 1" if count == 1 else f"there are {count}"
         raise UserError(
             f"--parallel towers needs two processes, one for each tower, and {there_are}; start it with "
@@ -32,7 +35,7 @@ def make_parallel(how: str, device: str, dist_timeout: float = 120.0) -> SingleP
         )
     if count == 1:
         return SingleProcess()
-    on = pick_device(device)
-    if how == "towers":
-        return TowerParallel(on)
-    return DataParallel(on, dist_timeout)
+    torch_device = pick_device(device)
+    if parallel == "towers":
+        return TowerParallel(torch_device)
+    return DataParallel(torch_device, dist_timeout)

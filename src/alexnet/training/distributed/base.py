@@ -1,15 +1,7 @@
-"""One process or several: all that the loop asks of them, so that it need not know how many there are.
+"""The interface between the trainer and the processes that train together, and its implementation for one process.
 
-`Single` is the ordinary case and does nothing; `data_parallel.Data` divides each batch among any number of processes.
-`Towers` puts the two towers of 2012 into two processes, each with a device and half of every weight, bias and momentum
-of its own. They talk where the paper's network talks and nowhere else: the first convolution without groups after conv1
-(conv3) and the fully connected layers read both towers.
-
-The one thing that is exchanged is what `exchange` sends. After the last layer both processes hold all logits and
-compute the same loss; each propagates back its half of it, so that what flows back through the exchanges adds up to
-the gradient of one process. Checkpoints are gathered into the form in which one process writes them.
-
-Both towers see the same images. Of all processes only the first writes and speaks; they must share a file system.
+`SingleProcess` communicates with nobody; `DataParallel` and `TowerParallel` override what differs with several. The
+trainer makes the same calls in every process and need not know how many there are.
 """
 
 from __future__ import annotations
@@ -26,111 +18,111 @@ from alexnet.data.loader import ALL, Batch
 from alexnet.inference.evaluate import Outputs
 from alexnet.models.model import Network, Spec
 
-GROUP_TIMEOUT = datetime.timedelta(minutes=10)  # how long one process waits for the other before it gives up
+GROUP_TIMEOUT = datetime.timedelta(minutes=10)  # for collectives of the default process group, and for rendezvous
 
 T = TypeVar("T")
 
 
 class SingleProcess:
-    """One process: everything stays as it is. Other arrangements say here what they do instead."""
+    """One process: nothing is exchanged."""
 
     world_size = 1
     shard = ALL
-    """Which part of each batch this process learns from."""
+    """The part of each batch this process trains on."""
     loss_scale = 1.0
-    """What the loss is multiplied by before it is propagated back, so that the gradient comes out as of one process."""
+    """Factor on the loss before the backward pass that makes the exchanged gradients those of one process."""
 
     def check(self, spec: Spec) -> None:
-        """Raise `UserError` if this network cannot be trained so."""
+        """Raise `UserError` if this network cannot be trained this way."""
 
     def on_rank0(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, where alone it runs; what it raises is raised in all."""
+        """Call `make` on rank 0 only and broadcast its result; an exception is raised in all processes."""
         return make()
 
-    def all_reduce_max(self, signum: int | None) -> int | None:
-        """The signal that any process has received, so that all stop after the same step."""
-        return signum
+    def all_reduce_max(self, value: int | None) -> int | None:
+        """Return the largest `value` of all processes. None counts as 0; several processes return None for 0."""
+        return value
+
+    def all_reduce_sum(self, sums: Tensor) -> Tensor:
+        """Return `sums` added over the processes that train on different images, in rank order, on the CPU."""
+        return sums.cpu()
+
+    def sync_data_errors(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield `batches`; an error in reading one is raised in all processes, before the same step."""
+        return batches
+
+    def gather(self, outputs: Outputs | None) -> Outputs | None:
+        """Return the outputs of all ranks in the order of the split, on rank 0; the other ranks may get None."""
+        return outputs
 
     def shard_model(self, model: Network) -> Network:
-        """The part of `model` that this process trains; it takes the same images and gives the same logits."""
+        """Return the part of `model` this process trains; same images in, same logits out."""
         return model
 
     def wrap(self, model: Network) -> nn.Module:
-        """What computes the forward pass of `model`, which `split` gave and which is on its device."""
+        """Return the module that runs the forward pass of `model`, the result of `shard_model` on its device."""
         return model
 
-    def no_sync(self, _last: bool, /) -> AbstractContextManager[None]:
-        """In it a part of a batch runs forward and backward; the gradients are exchanged in the last part alone."""
-        return nullcontext()
-
-    def sync_data_errors(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """`batches`; a `UserError` in reading one is raised in all processes, before the same step."""
-        return batches
-
-    def all_reduce_sum(self, sums: Tensor) -> Tensor:
-        """`sums` added up over the processes that learn from different pictures, in their order; on the CPU."""
-        return sums.cpu()
-
-    def gather(self, outputs: Outputs | None) -> Outputs | None:
-        """What all processes say of their parts of a split, in the split's order, in the first; else maybe None."""
-        return outputs
-
-    def sync_buffers(self, model: Network) -> None:
-        """Make alike in all processes what the network knows of the pictures besides its weights."""
-
-    def buffers_state(self, _model: Network, /) -> list[dict[str, Tensor]]:
-        """What `level` makes alike, of each process by name; empty where no process has any of its own."""
-        return []
-
-    def load_buffers_state(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
-        """Give each process its own back; without effect where `saved` are those of another number of processes."""
-
-    def warnings(self, _model: Network, /) -> list[str]:
-        """Sentences about training this network so, to be said once."""
-        return []
-
-    def raise_peer_error(self, error: Exception) -> None:
-        """Let the others know of an error that ends this process's work; raise another one, where they caused it."""
-
     def gather_model(self, model: Network) -> Network:
-        """The network whose part `model` is. Complete in the first process only."""
+        """Return the full network of which `model` is a part; complete on rank 0 only."""
         return model
 
     def load_weights(self, model: Network, weights: Mapping[str, Tensor]) -> None:
-        """Load the state dict of a whole network."""
+        """Load the state dict of the full network."""
         model.load_state_dict(weights)
 
-    def gather_optimizer(self, optimizer: torch.optim.Optimizer, _model: Network, /) -> dict[str, Any]:
-        """The state dict of the whole network's optimizer. Complete in the first process only."""
+    def gather_optimizer(self, optimizer: torch.optim.Optimizer, model: Network) -> dict[str, Any]:  # noqa: ARG002
+        """Return the state dict of the full network's optimizer; complete on rank 0 only."""
         return optimizer.state_dict()
 
-    def load_optimizer(self, optimizer: torch.optim.Optimizer, _model: Network, state: dict[str, Any], /) -> None:
-        """Load the state dict of a whole network's optimizer."""
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, model: Network, state: dict[str, Any]) -> None:  # noqa: ARG002
+        """Load the state dict of the full network's optimizer."""
         load_optimizer_state(optimizer, state)
 
+    def no_sync(self, *, unless: bool) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return a context for a forward and backward pass that exchanges gradients only if `unless` holds."""
+        return nullcontext()
+
     def scaler(self, device: torch.device, enabled: bool) -> torch.amp.GradScaler:
-        """The scaler of fp16 losses; whether a step is skipped is decided for all processes together."""
+        """Return the gradient scaler for fp16; all processes skip the same steps."""
         return torch.amp.GradScaler(device.type, enabled=enabled)
 
     def clip(self, model: Network, max_norm: float) -> None:
-        """Shorten the gradient of the whole network to `max_norm` where it is longer."""
+        """Clip the gradient norm of the full network to `max_norm`."""
         nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
+    def sync_buffers(self, model: Network) -> None:
+        """Average the buffers that depend on a process's images (batch norm's running statistics)."""
+
+    def buffers_state(self, model: Network) -> list[dict[str, Tensor]]:  # noqa: ARG002
+        """Return those buffers of each rank, by name; empty if they are the same in all processes."""
+        return []
+
+    def load_buffers_state(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
+        """Load this rank's entry of `buffers_state`; no effect if `saved` is from another number of processes."""
+
+    def warnings(self, model: Network) -> list[str]:  # noqa: ARG002
+        """Return warnings about training this network this way, to be shown once."""
+        return []
+
+    def raise_peer_error(self, error: Exception) -> None:
+        """Publish an error that ends this process; if another process caused it, raise that process's error."""
+
     def close(self) -> None:
-        """Leave the other processes."""
+        """Leave the process group."""
 
 
-def mean_buffers(statistics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Of what `Single.statistics` gives. In float64, so that the mean of equal numbers is that number."""
-    names = statistics[0] if statistics else {}
-    return {name: torch.stack([own[name].double() for own in statistics]).mean(0).float() for name in names}
+def mean_buffers(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of what `buffers_state` returns; taken in float64, so the mean of equal numbers is exact."""
+    names = states[0] if states else {}
+    return {name: torch.stack([state[name].double() for state in states]).mean(0).float() for name in names}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state dict into tensors laid out in memory as their parameters are.
+    """Load a state dict into tensors with the memory layout of their parameters.
 
-    Fused updates walk through both in the order of memory: of a kernel in channels_last and a contiguous momentum they
-    would pair the wrong numbers.
+    Fused updates walk both in memory order: for a channels_last kernel with contiguous momentum they would pair the
+    wrong numbers.
     """
     optimizer.load_state_dict(state)
     for parameter, values in optimizer.state.items():

@@ -1,13 +1,13 @@
-"""Data parallel training: each process learns from its part of every batch, and all take the same step.
+"""Data parallel training: each process trains on its shard of every batch, and all take the same step.
 
-torch's `DistributedDataParallel` adds up the gradients, through Gloo on CPUs and NCCL on GPUs, while they are being
-computed. Draws depend on the sample and not on the process, and the loss of a part counts by its share of the pictures.
-So any number of processes takes the step that one would, but for the order in which numbers are added up; what a
-network with batch norm knows of its batch is another matter (see `Data.remarks`).
+torch's `DistributedDataParallel` all-reduces the gradients during the backward pass, through Gloo on CPUs and NCCL on
+GPUs. Random numbers depend on the sample, not on the process, and the loss of a shard is weighted by its number of
+images. So any number of processes takes the step that one would, except for the order of sums; batch norm is the
+exception (see `DataParallel.warnings`).
 
-What processes tell each other besides gradients (a signal, an error, a result) goes through Gloo on the CPU, in a group
-of its own. A process that does not answer for `dist_timeout` seconds is taken for lost: everything raises `ProcessLost`
-then, and torchrun may start the work again from the last checkpoint.
+All other communication (signals, errors, results) uses a separate Gloo process group on the CPU. A process that is
+silent for `dist_timeout` seconds counts as lost: the others raise `ProcessLost`, and torchrun may restart all of them
+from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,71 +34,80 @@ from alexnet.device import cpu_count, local_world_size, rank, world_size
 from alexnet.errors import ProcessLost, ReaderDied, TrainingFailed, UserError
 from alexnet.inference.evaluate import Outputs
 from alexnet.models.model import Network
-from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, mean_buffers
+from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, T, mean_buffers
 
-BUSY, DONE = 0, 1  # what the first process says while the others wait for what it makes
-REASON = "alexnet/error"  # the key in the store under which a process that fails leaves the reason
-
-T = TypeVar("T")
+BUSY, DONE = 0, 1  # status of rank 0, broadcast while the others wait for its result
+ERROR_KEY = "alexnet/error"  # where in the store a failing process leaves its error
 
 
 class DataParallel(SingleProcess):
-    """Any number of processes, each with the whole network and a part of every batch."""
+    """Any number of processes, each with the full network and a shard of every batch."""
 
     def __init__(self, device: torch.device, dist_timeout: float) -> None:
         self.world_size = world_size()
         self.rank = rank()
         self.shard = Shard(self.rank, self.world_size)
-        self.loss_scale = float(self.world_size)  # the gradients are averaged, and parts of the loss add up
+        self.loss_scale = float(self.world_size)  # DDP averages the gradients, but the shards' losses add up
         self.device = device
         self.dist_timeout = dist_timeout
         self._ddp: DistributedDataParallel | None = None
         gpu = device.type == "cuda"
         if gpu:
-            torch.cuda.set_device(device.index or 0)  # none where it is the only process of its machine
+            torch.cuda.set_device(device.index or 0)  # no index if it is the only process of its machine
         else:
             torch.set_num_threads(threads_per_process())
-        soon = datetime.timedelta(seconds=dist_timeout)
-        # Processes may begin minutes apart, on a busy machine; only afterwards is silence a sign.
+        timeout = datetime.timedelta(seconds=dist_timeout)
+        # Processes may start minutes apart on a busy machine; only afterwards does silence mean that one is lost.
         try:
-            shared, _, _ = next(dist.rendezvous("env://", timeout=GROUP_TIMEOUT))
-            self.store = _place_of_our_own(shared, self.rank, self.world_size)
+            rendezvous_store, _, _ = next(dist.rendezvous("env://", timeout=GROUP_TIMEOUT))
+            self.store = _fresh_store(rendezvous_store, self.rank, self.world_size)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if gpu else "gloo",
                 store=self.store, rank=self.rank, world_size=self.world_size, timeout=GROUP_TIMEOUT,
             )  # fmt: skip
-            self.gradients: Any = dist.new_group(backend="nccl" if gpu else "gloo", timeout=soon)
-            self.talk: Any = dist.new_group(backend="gloo", timeout=soon)
+            self.gradient_group: Any = dist.new_group(backend="nccl" if gpu else "gloo", timeout=timeout)
+            self.cpu_group: Any = dist.new_group(backend="gloo", timeout=timeout)
         except RuntimeError as error:
             raise ProcessLost(
-                f"Process {self.rank} of {self.world_size} could not connect to the others ({_cause(error)}); "
+                f"Process {self.rank} of {self.world_size} could not connect to the others ({_summarize(error)}); "
                 "restart all processes."
             ) from error
 
-    # ── acting as one ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── collectives ───────────────────────────────────────────────────────────────────────────────────────────
 
     def on_rank0(self, make: Callable[[], T]) -> T:
-        """The others wait as long as it takes, if only the first shows that it is there."""
-        found: list[Any] = [None, None]
+        """Call `make` on rank 0 and broadcast its result; a heartbeat lets it take longer than `dist_timeout`."""
+        result: list[Any] = [None, None]  # value, exception
         if self.rank == 0:
-            with _Beating(self._say, self.dist_timeout / 4):
+            with _Heartbeat(self._broadcast_status, self.dist_timeout / 4):
                 try:
-                    found[0] = make()
+                    result[0] = make()
                 except Exception as error:
-                    found[1] = error
-            self._say(DONE)
+                    result[1] = error
+            self._broadcast_status(DONE)
         else:
-            while self._say(BUSY) != DONE:
+            while self._broadcast_status(BUSY) != DONE:
                 pass
-        dist.broadcast_object_list(found, src=0, group=self.talk)
-        if found[1] is not None:
-            raise found[1]
-        return cast(T, found[0])
+        dist.broadcast_object_list(result, src=0, group=self.cpu_group)
+        if result[1] is not None:
+            raise result[1]
+        return cast(T, result[0])
 
-    def all_reduce_max(self, signum: int | None) -> int | None:
-        largest = torch.tensor(signum or 0)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.talk)
+    def _broadcast_status(self, status: int) -> int:
+        """Return the status of rank 0; the other ranks wait for it."""
+        tensor = torch.tensor(status)
+        dist.broadcast(tensor, src=0, group=self.cpu_group)
+        return int(tensor)
+
+    def all_reduce_max(self, value: int | None) -> int | None:
+        largest = torch.tensor(value or 0)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.cpu_group)
         return int(largest) or None
+
+    def all_reduce_sum(self, sums: Tensor) -> Tensor:
+        parts = [torch.empty_like(sums, device="cpu") for _ in range(self.world_size)]
+        dist.all_gather(parts, sums.cpu(), group=self.cpu_group)
+        return torch.stack(parts).sum(0)
 
     def sync_data_errors(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         try:
@@ -107,30 +116,25 @@ class DataParallel(SingleProcess):
                 batch = None
                 try:
                     batch = next(batches, None)
-                except (UserError, ReaderDied) as found:
-                    error = found
+                except (UserError, ReaderDied) as caught:
+                    error = caught
                 if self.all_reduce_max(int(error is not None)):
                     errors: list[UserError | ReaderDied | None] = [None] * self.world_size
-                    dist.all_gather_object(errors, error, group=self.talk)
+                    dist.all_gather_object(errors, error, group=self.cpu_group)
                     raise next(e for e in errors if e is not None)
                 if batch is None:
                     return
                 yield batch
         finally:
             if isinstance(batches, Generator):
-                batches.close()  # as the loop does
-
-    def all_reduce_sum(self, sums: Tensor) -> Tensor:
-        parts = [torch.empty_like(sums, device="cpu") for _ in range(self.world_size)]
-        dist.all_gather(parts, sums.cpu(), group=self.talk)
-        return torch.stack(parts).sum(0)
+                batches.close()
 
     def gather(self, outputs: Outputs | None) -> Outputs | None:
-        found: list[Outputs | None] | None = [None] * self.world_size if self.rank == 0 else None
-        dist.gather_object(outputs, found, dst=0, group=self.talk)
-        if found is None:
+        gathered: list[Outputs | None] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(outputs, gathered, dst=0, group=self.cpu_group)
+        if gathered is None:
             return None
-        parts = [part for part in found if part is not None]
+        parts = [part for part in gathered if part is not None]
         order = np.argsort(np.concatenate([part.ids for part in parts]))
         columns = ([getattr(part, name) for part in parts] for name in ("ids", "targets", "logits"))
         return Outputs(*(np.concatenate(column)[order] for column in columns))
@@ -138,39 +142,38 @@ class DataParallel(SingleProcess):
     # ── the network ───────────────────────────────────────────────────────────────────────────────────────────
 
     def shard_model(self, model: Network) -> Network:
-        if self.device.type == "cuda":  # a network without batch norm stays as it is
-            return cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(model, self.gradients))
+        if self.device.type == "cuda":  # no effect on a network without batch norm
+            return cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(model, self.gradient_group))
         return model
 
     def wrap(self, model: Network) -> nn.Module:
         if not any(p.requires_grad for p in model.parameters()):
             return model
         known = inspect.signature(DistributedDataParallel).parameters
-        per_step: dict[str, Any] = {
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
-        }
+        buffers_flag = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        no_buffers: dict[str, Any] = {buffers_flag: False}
         self._ddp = DistributedDataParallel(
-            model, process_group=self.gradients, gradient_as_bucket_view=True, **per_step
+            model, process_group=self.gradient_group, gradient_as_bucket_view=True, **no_buffers
         )
-        # DDP groups the gradients anew after its first step, and the order of a sum may change with the group: so that
-        # a run that goes on adds as the unbroken one, this step is taken here, without a trace.
+        # DDP rebuilds its gradient buckets after the first step, which may change the order of sums. Take that step
+        # here, without changing anything, so that a resumed run adds in the same order as an uninterrupted one.
         was_training = model.training
         spec, dtype = model.spec, next(model.parameters()).dtype
-        picture = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, dtype=dtype, device=self.device)
+        image = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, dtype=dtype, device=self.device)
         self._ddp.eval()
-        self._ddp(picture).sum().backward()
+        self._ddp(image).sum().backward()
         self._ddp.train(was_training)
         self._ddp.zero_grad(set_to_none=True)
         return self._ddp
 
-    def no_sync(self, last: bool, /) -> AbstractContextManager[None]:
-        return nullcontext() if last or self._ddp is None else self._ddp.no_sync()
+    def no_sync(self, *, unless: bool) -> AbstractContextManager[None]:
+        return nullcontext() if unless or self._ddp is None else self._ddp.no_sync()
 
     def sync_buffers(self, model: Network) -> None:
-        """Batch norm's running statistics: their mean over the processes, to which each batch added a part in each."""
+        """Set batch norm's running statistics to their mean over the processes."""
         _load_buffers(model, mean_buffers(self.buffers_state(model)))
 
-    def buffers_state(self, model: Network, /) -> list[dict[str, Tensor]]:
+    def buffers_state(self, model: Network) -> list[dict[str, Tensor]]:
         own = {
             f"{name}.{kind}": buffer.cpu()
             for name, module in model.named_modules()
@@ -180,105 +183,101 @@ class DataParallel(SingleProcess):
         }
         if not own:
             return []
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, own, group=self.talk)
-        return found
+        states: list[Any] = [None] * self.world_size
+        dist.all_gather_object(states, own, group=self.cpu_group)
+        return states
 
     def load_buffers_state(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
         if len(saved) == self.world_size:
             _load_buffers(model, saved[self.rank])
 
-    def warnings(self, model: Network, /) -> list[str]:
+    def warnings(self, model: Network) -> list[str]:
         if self.device.type == "cuda" or not any(isinstance(m, _BatchNorm) for m in model.modules()):
             return []
         return [
-            f"Batch norm takes its mean and deviation from each process's part of a batch, 1/{self.world_size} of it "
-            "(on GPUs from the whole; torch has no such layer for the CPU): the curve is not that of one process."
+            f"Batch norm on CPUs uses the mean and variance of each process's shard, 1/{self.world_size} of a batch "
+            "(torch has SyncBatchNorm for GPUs only): the learning curve will differ from that of one process."
         ]
 
-    # ── when one is lost ──────────────────────────────────────────────────────────────────────────────────────
+    # ── lost processes ────────────────────────────────────────────────────────────────────────────────────────
 
     def raise_peer_error(self, error: Exception) -> None:
-        if _from_the_others(error):
-            raise self._reason(error) from error
+        if _is_communication_error(error):
+            raise self._peer_error(error) from error
         if isinstance(error, (UserError, TrainingFailed)):
-            _within(2.0, lambda: self.store.set(REASON, f"{type(error).__name__}:{error}"))
+            _run_with_timeout(2.0, lambda: self.store.set(ERROR_KEY, f"{type(error).__name__}:{error}"))
 
-    def _reason(self, error: Exception) -> Exception:
-        """What another process left as the reason why it went, else that it went."""
-        time.sleep(0.2)  # the one that failed writes down why before it goes
-        reason = _within(2.0, lambda: self.store.get(REASON).decode() if self.store.check([REASON]) else "")
-        kind, _, sentence = (reason or "").partition(":")
-        if sentence:
-            return UserError(sentence) if kind == "UserError" else TrainingFailed(sentence)
+    def _peer_error(self, error: Exception) -> Exception:
+        """Return the error another process has published, else `ProcessLost`."""
+        time.sleep(0.2)  # a failing process publishes its error before it ends
+        published = _run_with_timeout(
+            2.0, lambda: self.store.get(ERROR_KEY).decode() if self.store.check([ERROR_KEY]) else ""
+        )
+        kind, _, message = (published or "").partition(":")
+        if message:
+            return UserError(message) if kind == "UserError" else TrainingFailed(message)
         return ProcessLost(
-            f"Process {self.rank} of {self.world_size} cannot reach another one ({_cause(error)}); the last checkpoint "
-            "is whole: give the same command with --resume, in any number of processes."
+            f"Process {self.rank} of {self.world_size} cannot reach another one ({_summarize(error)}); the last "
+            "checkpoint is complete: run the same command with --resume, in any number of processes."
         )
 
     def close(self) -> None:
-        time.sleep(0.1)  # as in Towers.close
-        _within(5.0, dist.destroy_process_group)
-
-    def _say(self, what: int) -> int:
-        """The first process's `what`, in all; the others wait for it."""
-        word = torch.tensor(what)
-        dist.broadcast(word, src=0, group=self.talk)
-        return int(word)
+        time.sleep(0.1)  # as in TowerParallel.close
+        _run_with_timeout(5.0, dist.destroy_process_group)
 
 
-def _place_of_our_own(store: dist.Store, rank: int, processes: int) -> dist.Store:
-    """A part of `store` that nobody has written to, the same in all processes.
+def _fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """Return a part of `store` with an unused prefix, the same in all processes.
 
-    torchrun keeps one store for all its restarts, with the addresses of processes that are dead. So the first process
-    makes up a name, each other one writes under it who it is, and the name holds for those whom the first has read.
+    torchrun keeps one store over all restarts, with the addresses of dead processes. So rank 0 makes up a prefix, every
+    other rank writes its own id under it, and the prefix is valid for the ranks whose ids rank 0 has read.
     """
-    me = uuid.uuid4().hex
-    others = range(1, processes)
-    until = time.monotonic() + GROUP_TIMEOUT.total_seconds()
+    own_id = uuid.uuid4().hex
+    others = range(1, world_size)
+    deadline = time.monotonic() + GROUP_TIMEOUT.total_seconds()
     if rank == 0:
-        store.set("alexnet", me)
-    while time.monotonic() < until:
-        name = me if rank == 0 else store.get("alexnet").decode()
-        if rank == 0 and store.check([f"{name}/{other}" for other in others]):
-            store.set(f"{name}/all", b" ".join(store.get(f"{name}/{other}") for other in others).decode())
-            return dist.PrefixStore(name, store)
+        store.set("alexnet", own_id)
+    while time.monotonic() < deadline:
+        prefix = own_id if rank == 0 else store.get("alexnet").decode()
+        if rank == 0 and store.check([f"{prefix}/{other}" for other in others]):
+            store.set(f"{prefix}/all", b" ".join(store.get(f"{prefix}/{other}") for other in others).decode())
+            return dist.PrefixStore(prefix, store)
         if rank > 0:
-            store.set(f"{name}/{rank}", me)
-            if store.check([f"{name}/all"]) and me in store.get(f"{name}/all").decode():
-                return dist.PrefixStore(name, store)
+            store.set(f"{prefix}/{rank}", own_id)
+            if store.check([f"{prefix}/all"]) and own_id in store.get(f"{prefix}/all").decode():
+                return dist.PrefixStore(prefix, store)
         time.sleep(0.02)
-    raise RuntimeError(f"after {GROUP_TIMEOUT} not all processes are there")
+    raise RuntimeError(f"not all processes have connected after {GROUP_TIMEOUT}")
 
 
-class _Beating:
-    """A context in which a thread calls `say(BUSY)` every `seconds`."""
+class _Heartbeat:
+    """A context manager in which a thread calls `broadcast(BUSY)` every `seconds`."""
 
-    def __init__(self, say: Callable[[int], int], seconds: float) -> None:
-        self._say, self._seconds = say, seconds
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+    def __init__(self, broadcast: Callable[[int], int], seconds: float) -> None:
+        self._broadcast, self._seconds = broadcast, seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join()
 
-    def _beat(self) -> None:
-        while not self._over.wait(self._seconds):
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
             try:
-                self._say(BUSY)
-            except RuntimeError:  # the others are gone, as the main thread will find too
+                self._broadcast(BUSY)
+            except RuntimeError:  # the others are lost; the main thread will get the same error
                 return
 
 
 def threads_per_process() -> int:
-    """Threads for each of the processes on this machine: its part of the cores.
+    """Return the number of threads for each process of this machine: an equal part of the cores.
 
-    torchrun sets OMP_NUM_THREADS to 1 where it starts several, which would leave most cores of a large machine idle;
-    another number there is the user's own.
+    torchrun sets OMP_NUM_THREADS to 1 when it starts several processes, which would leave most cores of a large machine
+    idle; any other value is the user's choice.
     """
     chosen = torch.get_num_threads()
     if local_world_size() == 1 or (chosen > 1 and chosen != cpu_count()):
@@ -291,28 +290,28 @@ def _load_buffers(model: nn.Module, values: dict[str, Tensor]) -> None:
         model.get_buffer(name).copy_(value)
 
 
-def _from_the_others(error: Exception) -> bool:
-    """Whether this is how torch reports that a process or the way to it is gone."""
+def _is_communication_error(error: Exception) -> bool:
+    """Whether torch raised `error` because another process, or the connection to it, is lost."""
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl", "peer"))
 
 
-def _cause(error: Exception) -> str:
-    """The first sentence of what torch says, without its source files."""
+def _summarize(error: Exception) -> str:
+    """Return the first sentence of torch's message, without source file and line."""
     text = str(error).partition("\n")[0].partition(". ")[0]
     return re.sub(r"^\[[^]]*\.(cc|cpp|h):\d+\] ", "", text) or type(error).__name__
 
 
-def _within(seconds: float, do: Callable[[], Any]) -> Any:
-    """What `do` returns, None where it fails or takes longer: a store or a group behind a cut link may block."""
-    found: list[Any] = [None]
+def _run_with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
+    """Return the result of `function`, None if it fails or takes longer: a lost peer may block a store or group."""
+    result: list[Any] = [None]
 
-    def work() -> None:
+    def call() -> None:
         with suppress(Exception):
-            found[0] = do()
+            result[0] = function()
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0]
+    return result[0]
