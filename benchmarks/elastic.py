@@ -131,7 +131,7 @@ class Story:
             "val_top1": summary["final"]["top1"],
             "val_loss": summary["final"]["val_loss"],
             "test_top1": summary["test"]["top1"],
-            "went_on_after_steps": [int(n.replace(",", "")) for n in re.findall(r"Going on after step ([\d,]+)", said)],
+            "went_on_after_steps": [int(n.replace(",", "")) for n in re.findall(r"Resuming after step ([\d,]+)", said)],
             "processes": [int(n) for n in re.findall(r"×\d+ in (\d+) processes on cpu", said)],
             "log": [line for line in said.splitlines() if line and not NOISE.match(line)],
         }

@@ -319,12 +319,12 @@ def killed_and_resumed(
         again.kill()
         repeated += time.monotonic() - again.began
     last = Training(["resume", str(run)], run.with_suffix(".log-3"), nursery)
-    last.until(lambda: "Going on after" in last.said or "begins anew" in last.said)
+    last.until(lambda: "Resuming after" in last.said or "training from the start" in last.said)
     restart = time.monotonic() - last.began
     code = last.wait()
     if code:
         raise RuntimeError(f"alexnet resume ended with {code} after a kill at '{moment}': {last.said}")
-    at = int(last.said.split("Going on after step ")[1].split(",")[0]) if "Going on after" in last.said else 0
+    at = int(last.said.split("Resuming after step ")[1].split(",")[0]) if "Resuming after" in last.said else 0
     return {"gone_on_after_step": at, "repeated": repeated, "restart": restart, "lost": repeated + restart}
 
 

@@ -508,7 +508,5 @@ def train_with_small_batch(folder: Path) -> str:
 @pytest.mark.slow
 def test_a_batch_smaller_than_the_number_of_processes_is_refused(processes: Ranks, tmp_path: Path) -> None:
     errors = processes(4, train_with_small_batch, tmp_path / "run")
-    assert (
-        errors
-        == ["--batch-size 3 is for all 4 processes together and leaves some without a picture; give 4 or more."] * 4
-    )
+    message = "--batch-size 3 is the total of all 4 processes and leaves some without an image; give 4 or more."
+    assert errors == [message] * 4
