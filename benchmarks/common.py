@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alexnet.run_dir import environment
+from alexnet.device import environment
 
 RESULTS = Path(__file__).parent / "results"
 

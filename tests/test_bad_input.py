@@ -173,7 +173,7 @@ TRAINING = [
     (nothing, ["--set", "padding"], "--set padding sets nothing; write NAME=VALUE"),
     (nothing, ["--set", "padding=much"], "The setting padding in --set cannot be 'much'; it must be a whole number."),
     (nothing, ["digits", "stray"], "Unrecognized options: stray; 'alexnet train digits --help' shows what it takes."),
-    (taken, [], "out already holds a run; choose another --out, or add --resume to go on with it."),
+    (taken, [], "out already holds a run; choose another --out, or add --resume to resume it."),
     (full, [], "--out out is not empty; choose a folder that is empty or does not exist yet."),
     (nothing, ["nowhere.json"], "The recipe nowhere.json cannot be read: No such file or directory."),
     (recipe_json("{"), ["recipe.json"], "The recipe recipe.json is not JSON: "),
@@ -307,7 +307,7 @@ PROCESSES = [
     (3, TOWERS, "--parallel towers needs two processes, one for each tower, and there are 3; start it with 'torchrun"),
     (2, ["--parallel", "none"], "torchrun started 2 processes, and --parallel none trains in one; give --parallel"),
     (2, ["--time-budget", "9s"], "--time-budget is for one process, not for --parallel auto; give --epochs."),
-    (2, [*TOWERS, "--device", "mps"], "--device mps cannot serve the 2 processes that run on this machine, which has"),
+    (2, [*TOWERS, "--device", "mps"], "--device mps cannot serve the 2 processes on this machine, which has"),
 ]
 
 
@@ -458,7 +458,7 @@ USING = [
     (other_software, ["eval", "RUN"], "RUN/CHECKPOINT/model.json was written by other software"),
     (pickled_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt holds a pickle that could"),
     (truncated_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt is truncated or damaged"),
-    (other_training, ["resume", "RUN", "--epochs", "+1"], "The checkpoint's training.pt was written by other software"),
+    (other_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt was written by other software"),
     (a_number_for_a_summary, ["resume", "RUN"], "RUN/summary.json is damaged: it must be a JSON object."),
     (a_list_for_a_row, ["report", "RUN"], "RUN/metrics.jsonl is damaged: each of its lines must be a JSON object."),
     (bytes_for_best, ["eval", "RUN"], "RUN/best names the checkpoint '\ufffd\ufffd', which is not in RUN/checkpoints."),

@@ -1,18 +1,20 @@
+"""Choice of device and precision, limits of the machine, the allocator, and the environment record."""
+
 import json
 import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
-from alexnet import device, rng
+from alexnet import device
 from alexnet.device import (
     DTYPES,
     available_devices,
     cpu_count,
     cpu_name,
+    environment,
     free_memory,
     pick_device,
     pick_precision,
@@ -21,46 +23,6 @@ from alexnet.device import (
     world_size,
 )
 from alexnet.errors import UserError
-
-
-def test_draws_depend_on_nothing_but_their_arguments():
-    together = rng.uniform(3, 7, [10, 11, 12], "flip", 4)
-    alone = rng.uniform(3, 7, [11], "flip", 4)
-    assert together.shape == (3, 4)
-    np.testing.assert_array_equal(together[1], alone[0])
-    np.testing.assert_array_equal(together[:, :2], rng.uniform(3, 7, [10, 11, 12], "flip", 2))
-
-
-@pytest.mark.parametrize("change", [(4, 7, "flip"), (3, 8, "flip"), (3, 7, "crop")])
-def test_draws_change_with_seed_epoch_and_purpose(change):
-    seed, epoch, purpose = change
-    ids = np.arange(1000)
-    a, b = rng.uniform(3, 7, ids, "flip", 1)[:, 0], rng.uniform(seed, epoch, ids, purpose, 1)[:, 0]
-    assert abs(np.corrcoef(a, b)[0, 1]) < 0.15
-
-
-def test_draws_are_uniform_and_independent():
-    u = rng.uniform(0, 0, np.arange(50_000), "test", 3)
-    assert u.min() >= 0
-    assert u.max() < 1
-    np.testing.assert_allclose(u.mean(axis=0), 0.5, atol=0.01)
-    np.testing.assert_allclose(u.var(axis=0), 1 / 12, atol=0.002)
-    assert np.abs(np.corrcoef(u.T) - np.eye(3)).max() < 0.02
-    assert abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.02  # neighbouring samples
-
-
-def test_permutation_visits_everything_once_and_changes_with_the_epoch():
-    first, second = rng.permutation(0, 1, 100), rng.permutation(0, 2, 100)
-    assert sorted(first) == list(range(100))
-    assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(first, rng.permutation(0, 1, 100))
-
-
-def test_derived_seeds_fit_torch():
-    seeds = {rng.derive_seed(0, "step", i) for i in range(1000)}
-    assert len(seeds) == 1000
-    assert all(0 <= s < 2**63 for s in seeds)
-    torch.manual_seed(max(seeds))
 
 
 def test_devices():
@@ -73,7 +35,7 @@ def test_devices():
             pick_device("cuda")
 
 
-def test_precision_is_probed_once_and_remembered(tmp_path, monkeypatch):
+def test_the_bf16_measurement_is_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path))
     cpu = torch.device("cpu")
     first = pick_precision("auto", cpu)
@@ -87,7 +49,7 @@ def test_precision_is_probed_once_and_remembered(tmp_path, monkeypatch):
     assert pick_precision("auto", cpu).name in ("bf16", "fp32")
 
 
-def test_precision_as_asked():
+def test_requested_precision():
     cpu = torch.device("cpu")
     for name in DTYPES:
         precision = pick_precision(name, cpu)
@@ -100,14 +62,14 @@ def test_precision_as_asked():
         pick_precision("fp23", cpu)
 
 
-def test_the_machine_is_described():
+def test_machine_properties():
     assert cpu_count() >= 1
     assert free_memory() > 1 << 20
     assert cpu_name()
     assert world_size() == 1
 
 
-def test_a_containers_limits_are_seen(tmp_path):
+def test_container_limits_apply(tmp_path):
     assert cpu_count(tmp_path) == cpu_count()
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     (tmp_path / "memory.max").write_text("3000000\n")
@@ -120,10 +82,10 @@ def test_a_containers_limits_are_seen(tmp_path):
     assert free_memory(tmp_path) > 2_000_000
 
 
-PAGES = """
+PAGE_FAULTS = """
 import resource, torch
 from torch.nn import functional as F
-from alexnet import runtime
+from alexnet.device import tune_malloc
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -131,7 +93,7 @@ def faults():
         torch.zeros(1 << 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-def trained():
+def train():
     torch.manual_seed(0)
     layer, x = torch.nn.Conv2d(3, 64, 11, stride=4), torch.randn(8, 3, 224, 224)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, fused=True)
@@ -141,26 +103,26 @@ def trained():
     return [p.detach().clone() for p in layer.parameters()]
 
 torch.set_num_threads(1)
-plain, many = trained(), faults()
-told = runtime.keep_pages()
+before, many = train(), faults()
+tuned = tune_malloc()
 faults()
-kept, few = trained(), faults()
-assert all(torch.equal(a, b) for a, b in zip(plain, kept))
-assert not told or few < many / 4, (many, few)
-print(told)
+after, few = train(), faults()
+assert all(torch.equal(a, b) for a, b in zip(before, after))
+assert not tuned or few < many / 4, (many, few)
+print(tuned)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="faults cannot be counted there")
-def test_kept_pages_are_not_faulted_in_again_and_change_no_result():
-    """In a process of its own, since it cannot be undone."""
-    done = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=False)
+@pytest.mark.skipif(sys.platform == "win32", reason="page faults cannot be counted on Windows")
+def test_tune_malloc_saves_page_faults_and_changes_no_result():
+    """In a subprocess, since it cannot be undone."""
+    done = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(sys.platform == "linux" and tune_malloc())
 
 
 @pytest.mark.parametrize("name", ["", "musl", None])
-def test_other_allocators_are_left_alone(name, monkeypatch):
+def test_tune_malloc_leaves_other_allocators_alone(name, monkeypatch):
     def confstr(_):
         if name is None:
             raise ValueError("unrecognized configuration name")
@@ -172,8 +134,8 @@ def test_other_allocators_are_left_alone(name, monkeypatch):
     assert tune_malloc() is False
 
 
-def test_compute_alike_switches_torch_over(monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+def test_use_deterministic_algorithms(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that monkeypatch restores it
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     cudnn = (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
     try:
@@ -182,8 +144,28 @@ def test_compute_alike_switches_torch_over(monkeypatch):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         x = torch.rand(2, 3, 8, 8, requires_grad=True)
         torch.nn.functional.max_pool2d(x, 3, 2).sum().backward()
-        with pytest.raises(RuntimeError, match="deterministic"):  # it does refuse: torch has no such form of this
+        with pytest.raises(RuntimeError, match="deterministic"):  # torch has no deterministic max_unpool2d
             torch.nn.functional.max_unpool2d(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.long), 2)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/usr/bin/alexnet", "train", "a b/"], "alexnet train 'a b/'"),
+        (["/lib/alexnet/__main__.py", "train"], "python -m alexnet train"),
+        (["notebook.py", "train"], None),
+    ],
+)
+def test_environment_records_the_command(monkeypatch, argv, command):
+    monkeypatch.setattr("sys.argv", argv)
+    assert environment(torch.device("cpu"), 0)["command"] == command
+
+
+def test_environment_records_versions_and_seed():
+    record = environment(torch.device("cpu"), 3)
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    assert record["seed"] == 3
+    json.dumps(record)

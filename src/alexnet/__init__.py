@@ -4,10 +4,12 @@
 
     model = alexnet.create_model("paper")                     # an nn.Module, N×C×H×W float → N×classes logits
     result = alexnet.train("digits", epochs=5)                # a run folder
-    alexnet.evaluate(result.run)                              # its figures
+    alexnet.evaluate(result.run)                              # top-1, top-5, loss, per class
     alexnet.load(result.run).predict("seven.png")             # labels with probabilities
 
-The names are imported when first used, so that `import alexnet` costs nothing.
+Names are imported on first use, so that `import alexnet` is instant. To read the code, start with
+`models`, then `data`, `training` and `inference`; what they share is in `run_dir`, `checkpoint`,
+`device`, `rng`, `files` and `errors`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from alexnet.models.model import create_model as create_model
     from alexnet.models.weights import load_weights as load_weights
 
-_HOMES = {
+_MODULES = {
     "UserError": "alexnet.errors",
     "LocalResponseNorm": "alexnet.models.layers",
     "create_model": "alexnet.models.model",
@@ -35,12 +37,12 @@ _HOMES = {
     "resume": "alexnet.api",
     "evaluate": "alexnet.inference.evaluate",
 }
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'alexnet' has no attribute '{name}'")
 
 

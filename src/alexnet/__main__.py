@@ -1,4 +1,4 @@
-"""`python -m alexnet`, and what torchrun starts."""
+"""Entry point of `python -m alexnet` and `torchrun -m alexnet`."""
 
 from alexnet.cli import main
 

@@ -1,21 +1,23 @@
-"""The run folder: the names in it, how they are written, and how a checkpoint is read back.
+"""A checkpoint folder: what it holds, and how it is written and read.
 
-    runs/<recipe>-<time>/
-      recipe.json  env.json  metrics.jsonl  summary.json  split.csv  bad_files.csv
-      checkpoints/<step>/{model.safetensors, model.json, training.pt}, preprocess.safetensors with a mean image
-      best  last                      names of checkpoints, in text files
-      evaluation/<split>.parquet      path, target, logits
-      report.html  report/            the page, and its plots and tables as files
+    model.safetensors        weights
+    model.json               architecture, class names, preprocessing, step, epoch, and checksums of the other files
+    preprocess.safetensors   the mean image, if preprocessing has one
+    training.pt              optimizer, schedule and position; absent where training cannot resume
 
-Every file is written beside its place, flushed and renamed into it, so that a reader, or a restart after a crash,
-finds either the old file or the new one. Nothing here can run code: weights are safetensors, the rest is JSON,
-and `training.pt` goes through torch's restricted loader.
+Reading never runs code: weights are safetensors, the rest is JSON, and `training.pt` goes through torch's
+`weights_only` loader. Every file is checked against its checksum.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,35 +27,22 @@ from safetensors import SafetensorError
 
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import fsync_file, sha256_file, write_json
+from alexnet.files import PARTIAL, fsync_dir, fsync_file, sha256_file, write_json
 
 if TYPE_CHECKING:
     import torch
 
     from alexnet.models.model import Network
 
-FORMAT = "alexnet-1"  # of model.json; a reader refuses what it does not know
-WEIGHTS, MODEL, TRAINING = "model.safetensors", "model.json", "training.pt"
-PREPROCESS = "preprocess.safetensors"  # beside model.json where there is a mean image
-DESCRIBED = "described"  # in training.pt: the checksum of what model.json says
-
-
-# ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class CheckpointUnreadable(UserError):
-    """A checkpoint that the system cannot read now, which does not say that it is damaged."""
-
-    def __init__(self, folder: Path, error: OSError) -> None:
-        why = error.strerror or error
-        super().__init__(
-            f"{folder} cannot be read ({why}); it may be whole all the same: try again once it can be read."
-        )
+FORMAT = "alexnet-1"  # of model.json; any other format is refused
+WEIGHTS, MODEL, TRAINING, PREPROCESS = "model.safetensors", "model.json", "training.pt", "preprocess.safetensors"
+DESCRIPTION_KEYS = ("format", "spec", "classes", "preprocess", "step", "epoch")  # of model.json, fixed when saved
+DESCRIPTION_DIGEST = "described"  # in training.pt: the digest of those values
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network as it was saved, with all that is needed to use it."""
+    """A saved model with everything needed to use it."""
 
     path: Path
     model: Network
@@ -63,7 +52,55 @@ class Checkpoint:
     epoch: int
 
 
-# ── a checkpoint ──────────────────────────────────────────────────────────────────────────────────────────────
+class CheckpointUnreadable(UserError):
+    """A checkpoint that cannot be read at the moment (an I/O error), which does not mean that it is damaged."""
+
+    def __init__(self, folder: Path, error: OSError) -> None:
+        super().__init__(
+            f"{folder} cannot be read ({error.strerror or error}); it may still be intact: "
+            "try again once it can be read."
+        )
+
+
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_checkpoint(
+    folder: Path,
+    model: Network,
+    classes: Sequence[str],
+    preprocess: EvalTransform,
+    *,
+    step: int,
+    epoch: int,
+    training: dict[str, Any] | None,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write the checkpoint `folder` atomically: under a temporary name, flushed to disk, then renamed.
+
+    `training` becomes training.pt. `weights` replace those of `model`, which may be changing meanwhile. Raises
+    `OSError`, e.g. on a full disk.
+    """
+    import torch
+
+    temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}-", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        if training is not None:
+            digest = _digest(_describe(model, classes, preprocess, step, epoch))
+            with (temporary / TRAINING).open("wb") as file:  # its errors say more than those of torch's own writer
+                torch.save({**training, DESCRIPTION_DIGEST: digest}, file)
+            fsync_file(temporary / TRAINING)
+        save_model(temporary, model, classes, preprocess, step=step, epoch=epoch, weights=weights)
+        fsync_dir(temporary)
+        temporary.rename(folder)
+        fsync_dir(folder.parent)
+    except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _as_os_error(error) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def save_model(
@@ -76,8 +113,10 @@ def save_model(
     epoch: int = 0,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write `model.safetensors`, `model.json` and, with a mean image, `preprocess.safetensors` into `folder`: all that
-    using the network needs. `weights` are those of `model` unless given."""
+    """Write the files needed to use the model into `folder`: weights, model.json and, if there is one, the mean image.
+
+    `weights` replace those of `model`. The checksums in model.json include a training.pt that is already there.
+    """
     from safetensors.torch import save_file
 
     state = model.state_dict() if weights is None else weights
@@ -86,135 +125,140 @@ def save_model(
     if preprocess.mean_image is not None:
         save_file({"mean_image": preprocess.mean_image.contiguous()}, folder / PREPROCESS)
         fsync_file(folder / PREPROCESS)
-    files = [name for name in (WEIGHTS, PREPROCESS, TRAINING) if (folder / name).exists()]
-    write_json(
-        folder / MODEL,
-        {
-            **_description(model, classes, preprocess, step, epoch),
-            "sha256": {name: sha256_file(folder / name) for name in files},
-        },
-    )
+    checksums = {n: sha256_file(folder / n) for n in (WEIGHTS, PREPROCESS, TRAINING) if (folder / n).exists()}
+    description = _describe(model, classes, preprocess, step, epoch)
+    write_json(folder / MODEL, {**description, "sha256": checksums})
 
 
-def _description(
+def update_model_json(folder: Path, key: str, value: Any) -> None:
+    """Set one `key` of a checkpoint's model.json."""
+    write_json(folder / MODEL, {**read_model_json(folder), key: value})
+
+
+def _describe(
     model: Network, classes: Sequence[str], preprocess: EvalTransform, step: int, epoch: int
 ) -> dict[str, Any]:
-    """What `model.json` says of a network, but for checksums and what is added later."""
-    return {
-        "format": FORMAT,
-        "spec": model.spec.to_dict(),
-        "classes": list(classes),
-        "preprocess": preprocess.to_dict(),
-        "step": step,
-        "epoch": epoch,
-    }
+    values = (FORMAT, model.spec.to_dict(), list(classes), preprocess.to_dict(), step, epoch)
+    return dict(zip(DESCRIPTION_KEYS, values, strict=True))
 
 
 def _digest(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _as_os_error(error: Exception) -> OSError:
+    """Return the system error behind an exception of torch or safetensors."""
+    if isinstance(error.__context__, OSError):
+        return OSError(error.__context__.errno, error.__context__.strerror)
+    number = re.search(r"os error (\d+)", str(error))
+    if number:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return OSError(errno.EIO, str(error).splitlines()[0])
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """The network in a checkpoint folder, on the CPU. Raises `UserError` on damage or another program's files."""
+    """Load the model of a checkpoint folder on the CPU, in eval mode. Raises `UserError` if a file is damaged."""
     from safetensors.torch import load_file
 
     from alexnet.models.model import build, spec_from_dict
 
-    described = folder / MODEL
-    found = read_model_json(folder)
-    mean_image = _mean_image(folder, found)
+    path = folder / MODEL
+    values = read_model_json(folder)
+    mean_image = _load_mean_image(folder, values)
     try:
-        spec = spec_from_dict(found["spec"])
-        preprocess = EvalTransform.from_dict(found["preprocess"], mean_image)
-        classes = tuple(str(c) for c in found["classes"])
-        step, epoch = int(found["step"]), int(found["epoch"])
+        spec = spec_from_dict(values["spec"])
+        preprocess = EvalTransform.from_dict(values["preprocess"], mean_image)
+        classes = tuple(str(c) for c in values["classes"])
+        step, epoch = int(values["step"]), int(values["epoch"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{described} is damaged ({error}); use another checkpoint of the run.") from error
+        raise UserError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
     if len(classes) != spec.num_classes:
-        raise UserError(f"{described} names {len(classes)} classes for a network with {spec.num_classes}.")
-    path = _intact(folder, WEIGHTS, found)
+        raise UserError(f"{path} names {len(classes)} classes for a network with {spec.num_classes}.")
+    weights = _verify(folder, WEIGHTS, values)
     model = build(spec)
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path} does not hold the network that {MODEL} describes: {first}.") from error
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{weights} does not hold the network that {MODEL} describes: {reason}.") from error
     return Checkpoint(folder, model.eval(), classes, preprocess, step, epoch)
 
 
-def _mean_image(folder: Path, found: dict[str, Any]) -> torch.Tensor | None:
-    """The mean image of a checkpoint whose `model.json` says, in `found`, that it has one."""
-    described = found.get("preprocess")
-    if not isinstance(described, dict) or not described.get("mean_image"):
-        return None
-    from safetensors.torch import load_file
-
-    path = _intact(folder, PREPROCESS, found)
-    try:
-        return load_file(path)["mean_image"].clone()  # free of the file, which Windows could not delete else
-    except (SafetensorError, KeyError) as error:
-        raise UserError(f"{path} holds no mean image; use another checkpoint of the run.") from error
-
-
-def _intact(folder: Path, name: str, found: dict[str, Any]) -> Path:
-    """The file `name` of a checkpoint, there and with the checksum that `model.json`, in `found`, gives."""
-    path, sums = folder / name, found.get("sha256")
-    if not path.is_file():
-        raise UserError(f"The checkpoint {folder} has no {name}; use another checkpoint of the run.")
-    if not isinstance(sums, dict) or sha256_file(path) != sums.get(name):
-        raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
-    return path
-
-
-def update_model_json(folder: Path, key: str, value: Any) -> None:
-    """Set one `key` of a checkpoint's `model.json`, which is written anew as a whole."""
-    write_json(folder / MODEL, {**read_model_json(folder), key: value})
-
-
 def read_model_json(folder: Path) -> dict[str, Any]:
-    """What `model.json` says. Raises `UserError` if it is missing, damaged or another program's."""
+    """Return the content of model.json. Raises `UserError` if it is missing, damaged or another program's."""
     path = folder / MODEL
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} is not a checkpoint of ours: it has no {MODEL}.") from None
+        raise UserError(f"{folder} is not an AlexNet checkpoint: it has no {MODEL}.") from None
     except OSError as error:
         raise CheckpointUnreadable(folder, error) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{path} was written by other software: its format is not '{FORMAT}'.")
-    return found
+    return values
 
 
 def checkpoint_id(folder: Path) -> str:
-    """16 hexadecimal digits that change with the weights, classes or preprocessing of a checkpoint; `model.json` alone
-    is read, and no torch needed. Raises `UserError` where that is missing or damaged."""
-    found = read_model_json(folder)
-    told = [found.get(key) for key in ("spec", "classes", "preprocess")]
-    sums = found.get("sha256")
-    told += [sums.get(name) for name in (WEIGHTS, PREPROCESS)] if isinstance(sums, dict) else []
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    """Return 16 hexadecimal digits that change with a checkpoint's weights, classes or preprocessing.
+
+    Reads model.json only and does not need torch. Raises `UserError` if that file is missing or damaged.
+    """
+    values = read_model_json(folder)
+    parts = [values.get(key) for key in ("spec", "classes", "preprocess")]
+    checksums = values.get("sha256")
+    parts += [checksums.get(name) for name in (WEIGHTS, PREPROCESS)] if isinstance(checksums, dict) else []
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_training_state(folder: Path) -> dict[str, Any]:
-    """What `training.pt` holds, read without running anything in it. Raises `UserError`."""
+    """Return the content of training.pt, loaded with `weights_only`.
+
+    Raises `UserError` if the file is missing, damaged, holds a pickle, or does not match model.json.
+    """
     import torch
 
     path = folder / TRAINING
     if not path.is_file():
-        raise UserError(f"The checkpoint {folder} has no {TRAINING}, so that training cannot go on from it.")
-    told = read_model_json(folder)
-    expected = told["sha256"].get(TRAINING) if isinstance(told.get("sha256"), dict) else None
-    if expected != sha256_file(path):
-        raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
+        raise UserError(f"The checkpoint {folder} has no {TRAINING}, so training cannot resume from it.")
+    values = read_model_json(folder)
+    _verify(folder, TRAINING, values)
     try:
-        found = dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, MemoryError):  # tells of the machine, not of the file
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, MemoryError):  # the machine's fault, not the file's
         raise
     except Exception as error:  # torch raises pickle, zip, EOF and runtime errors here
         raise UserError(f"{path} holds a pickle that could run code, which is refused.") from error
-    said = {key: told.get(key) for key in ("format", "spec", "classes", "preprocess", "step", "epoch")}
-    if found.pop(DESCRIBED, None) not in (None, _digest(said)):  # earlier versions did not keep it
-        raise UserError(f"{folder / MODEL} is damaged: it does not say what {TRAINING} was saved with.")
-    return found
+    if DESCRIPTION_DIGEST not in state:
+        raise UserError(f"{path} was written by other software; use another checkpoint of the run.")
+    if state.pop(DESCRIPTION_DIGEST) != _digest({key: values.get(key) for key in DESCRIPTION_KEYS}):
+        raise UserError(f"{folder / MODEL} is damaged: it differs from the one that {TRAINING} was saved with.")
+    return state
+
+
+def _load_mean_image(folder: Path, values: dict[str, Any]) -> torch.Tensor | None:
+    """Return a checkpoint's mean image (C×H×W), or None if its model.json, in `values`, announces none."""
+    preprocess = values.get("preprocess")
+    if not isinstance(preprocess, dict) or not preprocess.get("mean_image"):
+        return None
+    from safetensors.torch import load_file
+
+    path = _verify(folder, PREPROCESS, values)
+    try:
+        return load_file(path)["mean_image"].clone()  # not memory-mapped: Windows could not delete the file
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path} holds no mean image; use another checkpoint of the run.") from error
+
+
+def _verify(folder: Path, name: str, values: dict[str, Any]) -> Path:
+    """Return the path of the checkpoint's file `name` after comparing its checksum with model.json's, in `values`."""
+    path, checksums = folder / name, values.get("sha256")
+    if not path.is_file():
+        raise UserError(f"The checkpoint {folder} has no {name}; use another checkpoint of the run.")
+    if not isinstance(checksums, dict) or sha256_file(path) != checksums.get(name):
+        raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
+    return path

@@ -1,10 +1,6 @@
-"""The machine we run on: device, precision, processes, and the source of every random number.
+"""The machine: device and precision, CPU, memory and allocator, this process's rank, and env.json.
 
-Nothing else asks torch which devices there are, which process this is, or for a seed.
-
-Randomness is counter-based: a draw is a hash of (seed, epoch, sample, purpose), never the next number of some
-generator. So it does not matter which worker, process or order computes it, and the exact resumption of a run
-needs one integer, the step.
+Only this module asks torch which devices exist, or the environment which rank this is.
 """
 
 from __future__ import annotations
@@ -13,11 +9,14 @@ import ctypes
 import json
 import os
 import platform
+import shlex
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alexnet.errors import UserError, unknown_name
 
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # attributes of torch
 
 
 def cache_dir() -> Path:
-    """The one folder outside a run folder that we write to: `$ALEXNET_CACHE`, else `~/.cache/alexnet`."""
+    """Return the only folder written to besides run folders: `$ALEXNET_CACHE`, else `~/.cache/alexnet`."""
     if chosen := os.environ.get("ALEXNET_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet"
@@ -40,7 +39,7 @@ def cache_dir() -> Path:
 
 
 def available_devices() -> list[str]:
-    """The kinds of device that torch can use here, fastest first."""
+    """Return the types of device that torch can use here, fastest first."""
     import torch
 
     devices = ["cuda"] if torch.cuda.is_available() else []
@@ -50,9 +49,9 @@ def available_devices() -> list[str]:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` is the fastest one here. Raises `UserError` if it is not there.
+    """Return the device `name`; `auto` is the fastest one here. Raises `UserError` if it is not available.
 
-    Of several processes on a machine each gets a GPU of its own, or, where there are too few, the CPU.
+    With several processes on this machine, each gets its own GPU, or all get the CPU if there are too few GPUs.
     """
     if name not in DEVICES:
         raise unknown_name("device", name, DEVICES)
@@ -60,19 +59,19 @@ def pick_device(name: str = "auto") -> torch.device:
 
     if (processes := local_world_size()) > 1:
         return _pick_local_device(name, processes)
-    present = available_devices()
+    available = available_devices()
     if name == "auto":
-        return torch.device(present[0])
-    if name not in present:
+        return torch.device(available[0])
+    if name not in available:
         raise UserError(
-            f"--device {name} is not usable on this machine, which has {', '.join(present)}; "
+            f"--device {name} is not usable on this machine, which has {', '.join(available)}; "
             "leave --device out, or run 'alexnet doctor' to see what is missing."
         )
     return torch.device(name)
 
 
 def _pick_local_device(name: str, processes: int) -> torch.device:
-    """The device of this process, one of so many on this machine. Raises `UserError` alike in all of them."""
+    """Return the device of this process, one of `processes` here. Raises the same `UserError` on every rank."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -81,14 +80,14 @@ def _pick_local_device(name: str, processes: int) -> torch.device:
     if name in ("auto", "cpu"):
         return torch.device("cpu")
     raise UserError(
-        f"--device {name} cannot serve the {processes} processes that run on this machine, which has {gpus} CUDA GPUs; "
+        f"--device {name} cannot serve the {processes} processes on this machine, which has {gpus} CUDA GPUs; "
         "use --device cpu."
     )
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The number format of convolutions and matrix products; weights, losses and updates stay float32."""
+    """The dtype of convolutions and matrix products; weights, losses and updates stay float32."""
 
     name: str
     reason: str
@@ -100,27 +99,27 @@ class Precision:
         return getattr(torch, DTYPES[self.name])
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The context in which the network runs; does nothing for fp32."""
+        """Return the context to run the model in; it does nothing for fp32."""
         import torch
 
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:
-    """The precision called `name`; `auto` is bf16 where a measurement shows it to be faster, else fp32.
+    """Return the precision `name`; `auto` is bf16 where it is measurably faster, else fp32.
 
-    Many processors accept bfloat16 and emulate it hundreds of times slower than float32, so `auto` times a
-    pair of small layers in both, once per machine, and keeps the answer in `cache_dir()`.
+    Many CPUs accept bfloat16 but emulate it, hundreds of times slower than float32. So `auto` times two small layers
+    in both dtypes, once per machine, and caches the result in `cache_dir()`.
     """
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
     if name != "auto":
-        return Precision(name, "as asked")
+        return Precision(name, "as requested")
     import torch
 
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Precision("bf16", "this GPU computes bfloat16 in hardware")
+            return Precision("bf16", "this GPU has bfloat16 hardware")
         return Precision("fp32", "this GPU has no bfloat16 hardware; --precision fp16 may be faster")
     if device.type == "mps":
         return Precision("fp32", "the safe choice on MPS")
@@ -131,32 +130,32 @@ def pick_precision(name: str, device: torch.device) -> Precision:
 
 
 def _bf16_gain_on_cpu() -> float:
-    """How many times as fast as in float32 small layers train in bfloat16 on this CPU (cached on disk)."""
+    """Return the speed of training small layers in bfloat16 relative to float32 on this CPU; cached on disk."""
     import torch
 
     key = f"{cpu_name()} | torch {torch.__version__} | {torch.get_num_threads()} threads"
     path = cache_dir() / "bf16.json"
     try:
-        known = dict(json.loads(path.read_text()))
+        cached = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
-        known = {}
-    if isinstance(known.get(key), float):
-        return float(known[key])
-    fp32 = _layers_seconds(torch.float32, give_up=60.0)
-    gain = fp32 / _layers_seconds(torch.bfloat16, give_up=3 * fp32)
+        cached = {}
+    if isinstance(cached.get(key), float):
+        return float(cached[key])
+    fp32 = _time_layers(torch.float32, give_up=60.0)
+    gain = fp32 / _time_layers(torch.bfloat16, give_up=3 * fp32)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**known, key: gain}, indent=1))
+        path.write_text(json.dumps({**cached, key: gain}, indent=1))
     except OSError:
-        pass  # a read-only home costs a moment each time, nothing else
+        pass  # with a read-only home it is measured each time
     return gain
 
 
-def _layers_seconds(dtype: torch.dtype, give_up: float) -> float:
-    """The shortest of a few times that a small convolution and a fully connected layer take, forward and backward.
+def _time_layers(dtype: torch.dtype, give_up: float) -> float:
+    """Return the shortest time, in seconds, of a small convolution and a linear layer, forward and backward.
 
-    Both, since a processor may emulate one and not the other; the shortest, since other programs can only add to
-    it; and no more tries once one took longer than `give_up` seconds.
+    Both layers, since a CPU may emulate only one of them; the shortest time, since other programs only add to it. Stops
+    after a try longer than `give_up` seconds.
     """
     import torch
 
@@ -166,7 +165,7 @@ def _layers_seconds(dtype: torch.dtype, give_up: float) -> float:
     matrix = torch.ones(512, 512, dtype=dtype).requires_grad_()
     best = float("inf")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other on a busy machine, which would drown the difference
+    torch.set_num_threads(1)  # on a busy machine threads wait for each other, which would hide the difference
     try:
         for _ in range(9):
             start = time.perf_counter()
@@ -181,7 +180,7 @@ def _layers_seconds(dtype: torch.dtype, give_up: float) -> float:
 
 
 def cpu_name() -> str:
-    """The processor's marketing name where the system tells it, else its architecture."""
+    """Return the CPU's model name where the system provides it, else its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -192,16 +191,16 @@ def cpu_name() -> str:
 
 
 def cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: `taskset` or a container's quota may allow fewer than the machine has."""
+    """Return how many cores this process may use; `taskset` or a container's quota may allow fewer than exist."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read_words(cgroup / "cpu.max")  # microseconds of work, in a period of so many
+    quota = _read_words(cgroup / "cpu.max")  # microseconds of CPU time per period, and the period
     if len(quota) == 2 and quota[0].isdecimal():
         cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
     return cores
 
 
 def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory that a new allocation can have, in a container too; 4 GiB where the system does not tell."""
+    """Return the bytes of memory available, also in a container; 4 GiB where the system does not tell."""
     words = _read_words(Path("/proc/meminfo"))
     free = int(words[words.index("MemAvailable:") + 1]) * 1024 if "MemAvailable:" in words else 4 << 30
     limit, used = _read_words(cgroup / "memory.max"), _read_words(cgroup / "memory.current")
@@ -211,14 +210,13 @@ def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def peak_memory(device: torch.device | None = None) -> int | None:
-    """The most bytes that this process has held in memory so far, or on a GPU what torch has had allocated there; None
-    on Windows, which does not tell."""
+    """Return this process's peak memory in bytes, or on a GPU torch's peak allocation; None on Windows."""
     if device is not None and device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device)
     try:
-        status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory at the start, too
+        status = Path("/proc/self/status").read_text()  # getrusage includes the parent's memory at the fork
         return int(status[status.index("VmHWM:") :].split()[1]) * 1024
     except (OSError, ValueError):
         pass
@@ -226,36 +224,35 @@ def peak_memory(device: torch.device | None = None) -> int | None:
         import resource
     except ImportError:
         return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def tune_malloc() -> bool:
-    """Keep memory that is freed for the next allocation; whether this system's allocator can be told to.
+    """Make glibc reuse freed memory instead of returning it to the system; return whether that worked.
 
-    The GNU allocator maps each large tensor anew and gives its pages back at once; the kernel then clears and faults
-    them in again, 80,000 times in a training step of `torchvision` on 32 images, a third of its time on two cores.
-    Afterwards no large block is mapped on its own and nothing is given back: the process stays as large as it ever was,
-    which is no larger than it would have been. No effect with other allocators (musl, macOS, Windows) or on a GPU's
-    memory. For processes that compute for long; never called on import.
+    By default glibc maps every large tensor anew and unmaps it when freed; the kernel then clears and faults in its
+    pages again, 80,000 times in a training step of `torchvision` on 32 images: a third of its time on two cores.
+    Afterwards the process never shrinks, but its peak is no larger. No effect with other allocators (musl, macOS,
+    Windows) or on GPU memory. For long-running computations; never called on import.
     """
     try:
         if not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
             return False
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, ValueError, OSError):  # no confstr, not this name, or no such function
+    except (AttributeError, ValueError, OSError):  # no confstr, no such name, or no mallopt
         return False
     return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1), mallopt(_M_TOP_PAD, _GROW_BY)])
 
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # the parameters' numbers in glibc's malloc.h
-_GROW_BY = 64 << 20  # bytes more than needed that the process grows by
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
+_GROW_BY = 64 << 20  # extra bytes requested whenever the heap grows
 
 
 def use_deterministic_algorithms() -> None:
-    """Have torch compute with such algorithms alone as give the same bits each time, and raise where it has none.
+    """Make torch use bitwise reproducible algorithms only, and raise where it has none.
 
-    For GPUs, where sums are added up in whatever order threads finish; to be called before the first product there.
+    For GPUs, where the order of summation otherwise depends on thread timing. Call before the first matrix product.
     """
     import torch
 
@@ -266,31 +263,78 @@ def use_deterministic_algorithms() -> None:
 
 
 def _read_words(path: Path) -> list[str]:
-    """What a small system file says; nothing where there is none."""
+    """Return the words of a small system file, or [] if it cannot be read."""
     try:
         return path.read_text().split()
     except OSError:
         return []
 
 
-# ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── ranks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def world_size() -> int:
-    """How many processes torchrun started; 1 without torchrun."""
+    """Return the number of processes torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this is, counted from 0; 0 without torchrun."""
+    """Return the rank of this process; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
-    """Which of those on this machine this is, counted from 0: the number of its GPU."""
+    """Return the rank of this process on this machine, which is its GPU's index."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_world_size() -> int:
-    """How many of them run on this machine."""
+    """Return the number of processes torchrun started on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+# ── environment ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def environment(device: torch.device, seed: int) -> dict[str, Any]:
+    """Return the content of env.json: versions, machine, device, seed, command line and git revision."""
+    import torch
+
+    packages = ("alexnet", "torch", "torchvision", "numpy", "pillow", "scikit-learn")
+    return {
+        "versions": {"python": platform.python_version(), **{p: package_version(p) for p in packages}},
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "seed": seed,
+        "command": _command(),
+        "git": _git_revision(),
+    }
+
+
+def _command() -> str | None:
+    """Return the command line if this process is the `alexnet` command; None in a script or notebook."""
+    program = Path(sys.argv[0]) if sys.argv else Path()
+    if program.name == "__main__.py" and program.parent.name == "alexnet":
+        return shlex.join(["python", "-m", "alexnet", *sys.argv[1:]])
+    return shlex.join(["alexnet", *sys.argv[1:]]) if program.stem == "alexnet" else None
+
+
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    folder = Path(__file__).resolve().parent
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None

@@ -12,11 +12,10 @@ from typing import Any
 
 from alexnet.bench.roofline import draw
 from alexnet.bench.suites import Measurements
-from alexnet.device import pick_device, pick_precision
+from alexnet.device import environment, pick_device, pick_precision
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import write_json
 from alexnet.models.architectures import architecture
-from alexnet.run_dir import environment
 
 # training tells the allocator to keep its pages, which prediction and workers do not: so it comes after them
 PARTS = ("limits", "data", "predict", "train", "lrn", "layers", "memory")

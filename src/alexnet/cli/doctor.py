@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet.cli.output import print_json
-from alexnet.device import Precision, available_devices, free_memory, pick_device, pick_precision
+from alexnet.device import Precision, available_devices, environment, free_memory, pick_device, pick_precision
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +68,6 @@ class Diagnosis:
 def examine() -> Diagnosis:
     """Try every device and precision of this machine."""
     import torch
-
-    from alexnet.run_dir import environment
 
     devices = [torch.device(name) for name in available_devices()]
     trials = [try_convolution(d, p) for d in devices for p in ("fp32", "bf16", "fp16")]

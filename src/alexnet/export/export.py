@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from alexnet.data.dataset import ImageDataset
-from alexnet.device import cpu_name
+from alexnet.device import cpu_name, package_version
 from alexnet.errors import UserError, unknown_name
 from alexnet.export import parity, writers
 from alexnet.export.parity import TOLERANCE, ExportFailed, Parity, Reference
@@ -30,7 +30,6 @@ from alexnet.files import sha256_file, write_json
 from alexnet.inference.calibration import find_calibration
 from alexnet.inference.evaluate import calibration_images, run_dataset
 from alexnet.inference.load import load_model
-from alexnet.run_dir import package_version
 from alexnet.runtimes.manifest import FORMATS, PRECISIONS, check_installed, manifest_path
 from alexnet.runtimes.signature import key_path, sign
 

@@ -20,12 +20,12 @@ import torch
 from alexnet import rng
 from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.data.split import read_split, write_split
-from alexnet.device import cpu_name, rank, world_size
+from alexnet.device import cpu_name, environment, package_version, rank, world_size
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, printable, write_json, write_text
 from alexnet.inference.calibration import describe_calibration
 from alexnet.models.model import Network, build
-from alexnet.run_dir import Run, environment, find_run, package_version
+from alexnet.run_dir import Run, find_run
 from alexnet.training.checkpoints import TrainState, hash_samples, wrap_write_errors
 from alexnet.training.config_parsing import parse_duration
 from alexnet.training.distributed import make_parallel
