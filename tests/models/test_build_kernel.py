@@ -15,8 +15,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ALEXNET_COMPILER", raising=False)
     try:
-        build_kernel._compiler()
-    except build_kernel.Unavailable as why:
+        build_kernel._find_compiler()
+    except build_kernel.KernelUnavailable as why:
         pytest.skip(str(why))
     path = tmp_path / "answer.c"
     path.write_text("int answer(void) { return 42; }\n")
@@ -25,44 +25,44 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_built_is_kept_whole(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadPoolExecutor(4) as pool:
-        assert [lib.answer() for lib in pool.map(build_kernel.library, [source] * 4)] == [42] * 4
+        assert [lib.answer() for lib in pool.map(build_kernel.load_library, [source] * 4)] == [42] * 4
     (kept,) = (source.parent / "cache" / "native").iterdir()  # one file, nothing half-written beside it
     assert kept.name.startswith("answer-")
     monkeypatch.setattr("alexnet.models.build_kernel.subprocess.run", lambda *a, **k: pytest.fail("built again"))
-    assert build_kernel.library(source).answer() == 42
+    assert build_kernel.load_library(source).answer() == 42
 
 
 def test_another_source_is_another_library(source: Path) -> None:
-    assert build_kernel.library(source).answer() == 42
+    assert build_kernel.load_library(source).answer() == 42
     source.write_text("int answer(void) { return 7; }\n")
-    assert build_kernel.library(source).answer() == 7
+    assert build_kernel.load_library(source).answer() == 7
 
 
 def test_a_damaged_library_is_built_anew(source: Path) -> None:
     folder = source.parent / "cache" / "native"
     folder.mkdir(parents=True)
-    name = build_kernel._path(source).name
+    name = build_kernel._library_path(source).name
     (folder / name).write_text("not a library")
-    assert build_kernel.library(source).answer() == 42
+    assert build_kernel.load_library(source).answer() == 42
 
 
 def test_a_cache_that_cannot_be_written(source: Path) -> None:
     (source.parent / "cache").write_text("a file where the folder should be")
-    assert build_kernel.library(source).answer() == 42
+    assert build_kernel.load_library(source).answer() == 42
 
 
 def test_reasons(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source.write_text("int answer(void) { return }\n")
-    with pytest.raises(build_kernel.Unavailable, match=r"failed: .*answer\.c"):
-        build_kernel.library(source)
+    with pytest.raises(build_kernel.KernelUnavailable, match=r"failed: .*answer\.c"):
+        build_kernel.load_library(source)
     source.write_text("int missing(void); int answer(void) { return missing(); }\n")
-    with pytest.raises(build_kernel.Unavailable, match="cannot be used: .*missing"):
-        build_kernel.library(source)
+    with pytest.raises(build_kernel.KernelUnavailable, match="cannot be used: .*missing"):
+        build_kernel.load_library(source)
     monkeypatch.setenv("ALEXNET_COMPILER", "no-such-compiler")
-    with pytest.raises(build_kernel.Unavailable, match="there is no no-such-compiler") as raised:
-        build_kernel.library(source)
-    assert not raised.value.wanted
+    with pytest.raises(build_kernel.KernelUnavailable, match="there is no no-such-compiler") as raised:
+        build_kernel.load_library(source)
+    assert not raised.value.expected
     monkeypatch.setenv("ALEXNET_COMPILER", "none")
-    with pytest.raises(build_kernel.Unavailable, match="ALEXNET_COMPILER is none") as raised:
-        build_kernel.library(source)
-    assert raised.value.wanted
+    with pytest.raises(build_kernel.KernelUnavailable, match="ALEXNET_COMPILER is none") as raised:
+        build_kernel.load_library(source)
+    assert raised.value.expected

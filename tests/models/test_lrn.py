@@ -58,15 +58,15 @@ def cases(draw: Any) -> tuple[tuple[int, ...], Constants]:
     return shape, Constants(draw(st.integers(1, 20)), draw(st.sampled_from([1e-4, 0.5])), beta, 1.5, towers)
 
 
-@pytest.fixture(params=["C", "pieces"], scope="module")
+@pytest.fixture(params=["C", "chunks"], scope="module")
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "C":
             if lrn.c_kernel() is None:
                 pytest.skip("no C compiler")
         else:
-            patch.setattr(lrn, "_in_c", lrn._in_pieces)
-        patch.setattr(lrn, "PIECE", 100)
+            patch.setattr(lrn, "_compute_in_c", lrn._compute_in_chunks)
+        patch.setattr(lrn, "CHUNK", 100)
         yield request.param
 
 
@@ -110,7 +110,9 @@ def test_large_tensors_on_two_threads(backend: str, layout: str, dtype: torch.dt
 def test_more_channels_than_a_row_of_the_kernel_has_room_for() -> None:
     x = laid_out(torch.randn(1, 5000, 1, 3), "channels last")
     c = Constants(5, 0.5, 0.75, 2.0, 1)
-    torch.testing.assert_close(local_response_norm(x, c).double(), lrn.formula(x.double(), c), rtol=2e-5, atol=1e-6)
+    torch.testing.assert_close(
+        local_response_norm(x, c).double(), lrn.composed_lrn(x.double(), c), rtol=2e-5, atol=1e-6
+    )
 
 
 def test_an_expanded_gradient_and_single_pixels(backend: str) -> None:
@@ -200,7 +202,7 @@ def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ALEXNET_COMPILER", "false")
     lrn.c_kernel.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="does without its C kernel and is several times slower: .*false failed"):
+        with pytest.warns(UserWarning, match="runs without its C kernel, several times slower: .*false failed"):
             y = LocalResponseNorm()(torch.ones(1, 4, 2))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -216,13 +218,13 @@ def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> 
 TRITON = """
 import torch
 from alexnet.models import lrn_triton
-from alexnet.models.lrn import Constants, formula
+from alexnet.models.lrn import Constants, composed_lrn
 torch.manual_seed(0)
 for shape in ((3, 7, 10), (40, 33, 1), (5, 1, 3), (2, 40, 70), (9, 150, 1)):
     for size, beta in ((5, 0.75), (4, 0.6)):
         x, dy = torch.randn(2, *shape)
         exact = x.double().requires_grad_()
-        y = formula(exact, Constants(size, 0.3, beta, 1.5, 1))
+        y = composed_lrn(exact, Constants(size, 0.3, beta, 1.5, 1))
         (dx,) = torch.autograd.grad(y, exact, dy.double())
         for gradient, right in ((None, y.detach()), (dy, dx)):
             out = torch.full_like(x, torch.nan)

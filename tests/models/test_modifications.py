@@ -23,7 +23,7 @@ def test_an_edited_network_learns_in_every_layer(name):
     model = build(spec)
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert spec.departures[-1] == f"Edited: {name}."
+    assert spec.departures[-1] == f"Modified: {name}."
 
 
 @pytest.mark.parametrize("arch", ["paper", "cifar"])
@@ -70,7 +70,7 @@ def test_without_conv4_the_others_stay():
     ("arch", "name", "says"),
     [
         ("cifar", "half", "no towers to halve"),
-        ("cifar", "silent-towers", "cannot fall silent"),
+        ("cifar", "silent-towers", "no connection to remove"),
         ("lenet", "without-conv4", "no conv4"),
         ("cifar", "avrage-pool", "did you mean 'average-pool'"),
     ],

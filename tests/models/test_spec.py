@@ -22,9 +22,9 @@ def test_json_round_trip(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"colour": 1}, "colour"),
+        ({"color": 1}, "color"),
         ({"num_classses": 1}, "did you mean 'num_classes'"),
-        ({"num_classes": "ten"}, "'num_classes', 'ten' stands where a value of type int"),
+        ({"num_classes": "ten"}, "'num_classes': expected a value of type int, got 'ten'"),
         ({"num_classes": True}, "type int"),
         ({"num_classes": 2.5}, "type int"),
         ({"num_classes": 0}, "num_classes is 0"),
@@ -85,11 +85,11 @@ def test_too_small_names_layer_size_and_a_way_out() -> None:
         layers(architecture("paper", image_size=32))
     assert str(error.value) == (
         "Images of 32×32 are too small for 'paper': pool5 would get 1×1 and needs 3×3; "
-        "use at least 64×64 or an architecture made for such sizes, as 'cifar' is."
+        "use at least 64×64 or an architecture made for such sizes, such as 'cifar'."
     )
     with pytest.raises(UserError, match=r"conv1 would get 8×8 and needs 11×11; use at least 64×64\.$"):
         layers(architecture("paper", image_size=8))  # nothing takes 8 pixels, so none is proposed
-    with pytest.raises(UserError, match="as 'lenet' is"):
+    with pytest.raises(UserError, match="such as 'lenet'"):
         layers(architecture("d2l", image_size=28))
 
 

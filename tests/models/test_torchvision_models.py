@@ -85,8 +85,8 @@ def test_a_specification_survives_its_json():
     spec = TorchvisionSpec("torchvision/resnet18", 7, 1, 64)
     again = spec_from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == spec
-    with pytest.raises(UserError, match="no key in the network's specification 'colour'"):
-        spec_from_dict({**spec.to_dict(), "colour": 1})
+    with pytest.raises(UserError, match="no key in the network's specification 'color'"):
+        spec_from_dict({**spec.to_dict(), "color": 1})
     plain = create_model("cifar", width=0.1).spec
     assert spec_from_dict(plain.to_dict()) == plain
 
@@ -94,13 +94,13 @@ def test_a_specification_survives_its_json():
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
-        ("resnt18", {}, "no classifier of torchvision 'resnt18'; did you mean 'resnet18'"),
-        ("fasterrcnn_resnet50_fpn", {}, "is of torchvision.models.detection and no plain classifier"),
-        ("fcn_resnet50", {}, "is of torchvision.models.segmentation"),
+        ("resnt18", {}, "no torchvision classifier 'resnt18'; did you mean 'resnet18'"),
+        ("fasterrcnn_resnet50_fpn", {}, "is in torchvision.models.detection and not an image classifier"),
+        ("fcn_resnet50", {}, "is in torchvision.models.segmentation"),
         ("resnet18", {"norm": "batch", "width": 0.5}, "where norm, width cannot be set"),
         ("resnet18", {"dropout": 0.1}, "where dropout cannot be set"),
         ("resnet18", {"init": "paper", "activation": "tanh"}, "where activation, init cannot be set"),
-        ("resnet18", {"in_channels": 4}, "reads 3 channels, or 1 repeated, not 4"),
+        ("resnet18", {"in_channels": 4}, "takes 3 channels, or 1 that is repeated, not 4"),
         ("resnet18", {"num_classes": 0}, "num_classes is 0"),
     ],
 )
@@ -118,7 +118,7 @@ def test_their_weights_go_in_by_name(tmp_path):
         assert torch.equal(model(x), theirs.eval()(x))
     again = alexnet.load_weights(build(model.spec), model.state_dict()).eval()
     assert torch.equal(again(x), model(x))
-    with pytest.raises(UserError, match="cannot take the weights: 'classifier.0.bias' is only in 'torchvision/mobile"):
+    with pytest.raises(UserError, match="cannot load the weights: 'classifier.0.bias' is only in 'torchvision/mobile"):
         alexnet.load_weights(model, {"weight": torch.zeros(1)})
     other = dataclasses.replace(model.spec, num_classes=5)
     with pytest.raises(UserError, match="classifier.3.weight' has shape"):

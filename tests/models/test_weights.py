@@ -146,7 +146,7 @@ def test_the_first_mismatch_is_named() -> None:
 def test_too_few_and_too_many() -> None:
     state = renamed(small(1).state_dict(), "torchvision")
     few = {key: value for key, value in state.items() if not key.startswith("classifier.6")}
-    refused(small(2), few, "has 16 tensors and there are 14 in the weights: 'fc8.weight' is only in 'torchvision'")
+    refused(small(2), few, "has 16 tensors, but there are 14 in the weights: 'fc8.weight' is only in 'torchvision'")
     many = {**state, "classifier.8.weight": torch.zeros(1)}
     refused(small(2), many, "'classifier.8.weight' is only in the weights")
 
@@ -196,7 +196,7 @@ def test_truncated_and_empty_files(tmp_path: Path) -> None:
         cut = tmp_path / f"cut-{file}"
         for length in (3, 100, len(whole) // 2, len(whole) - 1):
             cut.write_bytes(whole[:length])
-            refused(model, cut, "damaged, cut short")
+            refused(model, cut, "damaged, truncated")
         cut.write_bytes(b"")
         refused(model, cut, "is empty")
     for junk in (b"not weights at all\n", b"\x80\x02}q", b"\x89PNG\r\n", bytes(100)):
@@ -234,7 +234,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
     torch.save(model, tmp_path / "whole.pt")
     refused(model, tmp_path / "whole.pt", "can run code")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="holds a list, not a state dict"):
+    with pytest.raises(UserError, match="contains a list, not a state dict"):
         read_weights(tmp_path / "list.pt")
 
 
@@ -255,10 +255,10 @@ def test_to_torchvision() -> None:
     ("name", "given", "words"),
     [
         ("torchvision-lrn", {}, "name of lrn1"),
-        ("paper", {"image_size": 224}, "name of pad1 is pad1 and there conv1"),
-        ("torchvision", {"in_channels": 1}, r"input of conv1 is \(1, 64, 64\) and there \(3, 64, 64\)"),
+        ("paper", {"image_size": 224}, "name of pad1 is pad1 instead of conv1"),
+        ("torchvision", {"in_channels": 1}, r"input of conv1 is \(1, 64, 64\) instead of \(3, 64, 64\)"),
         ("torchvision", {"norm": "batch"}, "bias of conv1 is False"),
-        ("torchvision", {"width": 0.125}, r"output of conv1 is \(8, 15, 15\) and there \(64, "),
+        ("torchvision", {"width": 0.125}, r"output of conv1 is \(8, 15, 15\) instead of \(64, "),
     ],
 )
 def test_only_torchvisions_network_is_converted(name: str, given: dict[str, object], words: str) -> None:
@@ -289,7 +289,9 @@ def test_a_failed_download_is_explained(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nothing answers
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    with pytest.raises(UserError, match=r"could not be downloaded from https://.* try again with a network"):
+    with pytest.raises(
+        UserError, match=r"could not be downloaded from https://.* check the network connection and try again"
+    ):
         torchvision_weights("IMAGENET1K_V1")
     with pytest.raises(UserError, match="did you mean 'IMAGENET1K_V1'"):
         torchvision_weights("IMAGENET1K_V2")

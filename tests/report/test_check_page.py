@@ -71,7 +71,7 @@ def test_pictures_without_files(tmp_path, recipe, channels, side):
     images = torch.randint(0, 256, (40, channels, side, side), dtype=torch.uint8)
     names, labels = [f"train/{i}" for i in range(40)], ["a", "b"] * 20
     found = Findings(tmp_path, tmp_path, None, recipe, names, labels, ["train"] * 40, ("a", "b"), pixels=images)
-    found.seen = list(check_module._look(check_module.inspect_arrays, images.permute(0, 2, 3, 1).numpy(), None))
+    found.infos = list(check_module._inspect_all(check_module.inspect_arrays, images.permute(0, 2, 3, 1).numpy(), None))
     page = whole(write_page(found, tmp_path / "page.html"))
     assert f"All pictures are {side}×{side} pixels." in page
     assert len(re.findall(r'<div class="row">', page)) == 2 + 12

@@ -80,16 +80,16 @@ def _check_packed(data: Path, json: bool) -> None:
         print(f"{split}: {sum(counts.values()):,} images of {len(counts):,} classes, {sizes}")
     print_list("Damaged", found.damaged)
     print_list("Skipped (unreadable)", [f"{name}: {reason}" for name, reason in found.failed])
-    print_list("Exact duplicates", [f"{a}  {b}" for a, b in found.copies])
-    if found.across:
-        print(f"{found.across:,} of these pairs are in different splits")
+    print_list("Exact duplicates", [f"{a}  {b}" for a, b in found.duplicates])
+    if found.crossing:
+        print(f"{found.crossing:,} of these pairs are in different splits")
     print(f"\n{found.verdict}\n  {escape(found.command)}")
 
 
 def _show(found: Findings) -> None:
     from alexnet.data.quality.findings import min_median_max
 
-    good = [found.seen[i] for i in found.good]
+    good = [found.infos[i] for i in found.good]
     splits = found.by_split
     print(f"{found.data}: {len(found.names):,} images, {len(found.classes):,} classes")
     rows = sorted(found.classes.items(), key=lambda row: -row[1])
@@ -116,7 +116,7 @@ def _show(found: Findings) -> None:
         kinds = Counter(f"{s.format} {s.mode}".strip() for s in good)
         print("formats: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))
     print_list("Unreadable", [f"{name}: {reason}" for name, reason in found.bad])
-    print_list("Unusual", [f"{found.names[i]}: {'; '.join(found.seen[i].oddities)}" for i in found.unusual])
+    print_list("Unusual", [f"{found.names[i]}: {'; '.join(found.infos[i].anomalies)}" for i in found.unusual])
     print_list("Exact duplicates", [_pair(found, group[0], other) for group in found.exact for other in group[1:]])
     print_list("Near duplicates", [_pair(found, a, b) for a, b in found.near])
     print_list("Warnings", found.warnings, len(found.warnings))

@@ -109,7 +109,7 @@ def _forward_backward(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, t
 def _advice(trials: list[Trial]) -> list[str]:
     import torch
 
-    from alexnet.models.build_kernel import Unavailable
+    from alexnet.models.build_kernel import KernelUnavailable
     from alexnet.models.lrn import load_c_kernel
 
     found = []
@@ -133,7 +133,7 @@ def _advice(trials: list[Trial]) -> list[str]:
         found.append("There is no C++ compiler, so --compile does not work; everything else does.")
     try:
         load_c_kernel()
-    except Unavailable as why:
+    except KernelUnavailable as why:
         found.append(f"LRN on the CPU is several times slower than it could be: {why}.")
     found += [f"{t.device} {t.precision} fails: {t.detail}." for t in trials if not t.ok]
     return found

@@ -222,7 +222,7 @@ def _load_packed(
     notes = []
     if pack.failed:
         notes.append(f"{pack.failed} pictures could not be read when {data} was packed; {data / FAILED} lists them.")
-    return ImageDataset(name, pack.classes, order_splits({**pack.splits}), channels=pack.form.channels, notes=notes)
+    return ImageDataset(name, pack.classes, order_splits({**pack.splits}), channels=pack.format.channels, notes=notes)
 
 
 def _load_images(

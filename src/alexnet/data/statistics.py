@@ -73,7 +73,7 @@ def compute_statistics(
 
 def _packed_statistics(part: PackedImages, geometry: EvalTransform) -> Statistics | None:
     """What was summed when these pictures were packed, if it was all of these, as these squares."""
-    found, form = part.statistics(), part.shards.form
+    found, form = part.statistics(), part.shards.format
     if found is None or (form.side, form.channels, geometry.squash) != (geometry.resize_side, geometry.channels, False):
         return None
     mean_image, covariance = found

@@ -1,4 +1,7 @@
-"""The networks: what they are (`spec`, `architectures`), how built (`layers`, `model`), counted and filled (`weights`).
+"""The networks: specified as data, built, initialized, counted, and filled with weights.
 
-`spec`, `architectures` and `summary` need no torch. Nothing here knows data, devices or logging.
+Public: `create_model` (`model`), `ARCHITECTURES` and `architecture` (`architectures`), `load_weights` (`weights`),
+`LocalResponseNorm` (`layers`), `summarize` (`summary`). Read `spec`, `architectures`, `layers`, `model`, `lrn` (with
+`lrn.c`, `lrn_triton` and `build_kernel`), `weights`, `summary`, `modifications`, `torchvision_models`, in this order.
+`spec`, `architectures` and `summary` need no torch. Nothing here knows about data, devices or logging.
 """

@@ -1,10 +1,9 @@
-"""The layers that torch has only in part: the two response normalisations of 2012, and dropout with a mask of its own.
+"""Layers beyond torch's: the two response normalizations of 2012, and dropout with a given mask.
 
-Torch's own `LocalResponseNorm` lets its window run across the border between two towers, has no bfloat16 on a CPU and
-takes longer than the convolutions around it: ours is an operator of its own, in `response`. The norm over space, which
-the 2012 code applies after conv2's LRN, torch does not have; it is written plainly here, as its formula reads. Torch's
-dropout takes the next numbers of a global generator, which are others when a batch is computed in parts or by several
-processes; ours can be given its mask. `check_images` guards what goes into a network.
+Torch's `LocalResponseNorm` lets windows cross the boundary between towers, does not support bfloat16 on a CPU, and
+is slower than the convolutions around it; ours is a custom operator, in `lrn.py`. Torch has no spatial response norm,
+which the 2012 code applies after conv2's LRN. Torch's dropout draws from a global generator, so its masks change when
+a batch is split over steps or processes; ours can be given a mask. `check_images` validates the input of a network.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from alexnet.models.lrn import Constants, at_least_float32, local_response_norm
 
 
 class LocalResponseNorm(nn.Module):
-    """Competition between neighbouring channels: b = a / (k + alpha/size · Σ a²)^beta (paper, section 3.3).
+    """Normalization across neighboring channels: b = a / (k + alpha/size · Σ a²)^beta (paper, section 3.3).
 
-    The sum runs over `size` neighbouring channels at the same pixel: size // 2 before and (size - 1) // 2 after, fewer
-    at the edges. `towers` splits the channels into so many equal groups that a window does not cross. Alpha is divided
-    by `size` as in `torch.nn.LocalResponseNorm` and the 2012 code; the paper's formula prints it without, so its 1e-4
-    is 5e-4 here. Defaults are those of the 2012 code.
+    The sum runs over `size` channels at the same pixel: size // 2 before and (size - 1) // 2 after, fewer at the edges.
+    `towers` is the number of equal channel groups that windows do not cross. Alpha is divided by `size` as in
+    `torch.nn.LocalResponseNorm` and the 2012 code, but not in the paper's formula, whose 1e-4 is therefore 5e-4 here.
+    Defaults are those of the 2012 code.
 
-    Input and output: (N, C, L), (N, C, H, W) or more, floating point, in any layout, which the output and the gradient
-    keep; float16 and bfloat16 are summed in float32. Of the forward pass only the input is kept for the backward pass.
-    Raises `UserError` if C is not divisible by `towers`.
+    Input and output: (N, C, L), (N, C, H, W) or more, floating point, in any memory layout, which the output and the
+    gradient keep; float16 and bfloat16 are summed in float32. Only the input is saved for the backward pass. Raises
+    `UserError` if C is not divisible by `towers`.
     """
 
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, towers: int = 1) -> None:
@@ -42,7 +41,7 @@ class LocalResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_tracing() and x.shape[1] % self.towers:  # while tracing, shapes are tensors
             raise UserError(
-                f"LocalResponseNorm got {x.shape[1]} channels, which do not divide into {self.towers} towers; "
+                f"LocalResponseNorm got {x.shape[1]} channels, which are not divisible into {self.towers} towers; "
                 f"use a multiple of {self.towers}."
             )
         return local_response_norm(x, Constants(self.size, self.alpha, self.beta, self.k, self.towers))
@@ -52,10 +51,10 @@ class LocalResponseNorm(nn.Module):
 
 
 class SpatialResponseNorm(nn.Module):
-    """Competition between neighbouring pixels of one channel: b = a / (k + alpha/size² · Σ a²)^beta.
+    """Normalization across neighboring pixels of one channel: b = a / (k + alpha/size² · Σ a²)^beta.
 
-    The sum runs over the size×size pixels around each (size // 2 before, (size - 1) // 2 after, zeros beyond the
-    edge). Defaults are those of `rnorm2` in the 2012 code's layers-145.cfg.
+    The sum runs over size×size pixels (size // 2 before, (size - 1) // 2 after, zeros beyond the edges). Defaults are
+    those of `rnorm2` in the 2012 code's layers-145.cfg.
 
     Input and output: (N, C, H, W), floating point; float16 and bfloat16 are summed in float32.
     """
@@ -78,16 +77,16 @@ class SpatialResponseNorm(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """Dropout over (N, features) that multiplies by `mask` while it has one, and is torch's own otherwise.
+    """Dropout over (N, features) that multiplies by `mask` if one is set and is torch's dropout otherwise.
 
-    `features` counts the units of the whole layer, of which this module may see only those in `columns`: one tower's.
+    `features` is the number of units of the full layer; a tower's module sees only those in `columns`.
     """
 
     def __init__(self, p: float, features: int, columns: slice = slice(None)) -> None:
         super().__init__(p)
         self.features, self.columns = features, columns
         self.mask: Tensor | None = None
-        """Float32, shaped like the input: 0 where a unit is dropped, 1 / (1 - p) where it is kept."""
+        """Float32, in the input's shape: 0 for dropped units, 1 / (1 - p) for kept ones."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.mask is None:
@@ -97,13 +96,13 @@ class Dropout(nn.Dropout):
 
 @contextmanager
 def counter_based_dropout(model: nn.Module, n: int, rows: slice, seed_of: Callable[[str], int]) -> Iterator[None]:
-    """While this lasts, each `Dropout` of `model` has the mask for images `rows` of a batch of `n`.
+    """Within this context, each `Dropout` of `model` uses the mask for images `rows` of a batch of `n`.
 
-    Always the mask of the whole batch and the whole layer is drawn, on the model's device, from the seed that
-    `seed_of` gives for the layer's name: whoever computes a part of it sees the same numbers.
+    The mask of the full batch and layer is always drawn, on the model's device, with the seed `seed_of(layer name)`, so
+    every process that computes a part of the batch uses the same numbers.
     """
-    drawn = [(name, module) for name, module in model.named_modules() if isinstance(module, Dropout)]
-    for name, module in drawn:
+    dropouts = [(name, module) for name, module in model.named_modules() if isinstance(module, Dropout)]
+    for name, module in dropouts:
         device = next(model.parameters()).device
         generator = torch.Generator(device).manual_seed(seed_of(name))
         kept = torch.empty(n, module.features, device=device).bernoulli_(1 - module.p, generator=generator)
@@ -111,12 +110,12 @@ def counter_based_dropout(model: nn.Module, n: int, rows: slice, seed_of: Callab
     try:
         yield
     finally:
-        for _, module in drawn:
+        for _, module in dropouts:
             module.mask = None
 
 
 def check_images(x: Tensor, where: str, channels: int, side: int) -> None:
-    """Raise `UserError` unless `x` is floating-point N×channels×side×side; `where` names what reads it."""
+    """Raise `UserError` unless `x` is floating-point N×channels×side×side; `where` names the layer or network."""
     if x.dim() != 4 or tuple(x.shape[1:]) != (channels, side, side):
         got = "×".join(str(int(n)) for n in x.shape)
         raise UserError(
@@ -125,5 +124,5 @@ def check_images(x: Tensor, where: str, channels: int, side: int) -> None:
         )
     if not x.is_floating_point():
         raise UserError(
-            f"{where} expects floating-point images and got {x.dtype}; convert them with .float() and normalise them."
+            f"{where} expects floating-point images and got {x.dtype}; convert them with .float() and normalize them."
         )

@@ -1,16 +1,16 @@
-"""Local response normalisation as one operator, `alexnet::lrn`, with one pass over memory each way.
+"""Local response normalization as a custom operator, `alexnet::lrn`, with one pass over memory per direction.
 
-The formula as autograd would take it apart keeps six tensors and goes to memory some thirty times. The operator keeps
-its input alone and computes the scale again in the backward pass. Who computes it is chosen by where the tensor is:
+Composed of torch operations, the formula would save six tensors and access memory about thirty times. The operator
+saves only its input and recomputes the scale in the backward pass. The backend depends on the tensor:
 
-- CPU: lrn.c, built at the first use (`native`), for float32 and bfloat16 (float16 by way of float32) and beta 0.75;
-- CPU without a compiler, and float64: tensor operations on pieces that stay in the processor's cache;
-- CUDA with Triton: response_triton.py; any other device: tensor operations on the whole.
+- CPU: lrn.c, built at first use (`build_kernel`), for beta 0.75 and float32, bfloat16, or float16 via float32;
+- CPU without a compiler, other betas, and float64: torch operations on chunks that fit the processor's cache;
+- CUDA with Triton: lrn_triton.py; any other device: torch operations on the full tensor.
 
-All sum in float32 (float64 for float64) and agree to a few units in the last place. A tensor is seen as memory holds
-it, blocks × channels × inner: NCHW as (N·towers, C/towers, H·W), channels last as (N·H·W·towers, C/towers, 1), so
-that towers and layouts are no cases of their own. torch.compile takes the operator as it is, and autocast leaves it in
-the type of its input; exporters get `formula`, operations that every runtime knows.
+All sum in float32 (float64 for float64) and agree to a few units in the last place. A tensor is viewed in memory order
+as blocks × channels × inner: NCHW as (N·towers, C/towers, H·W), channels last as (N·H·W·towers, C/towers, 1), so towers
+and layouts need no special cases. torch.compile keeps the operator, and autocast leaves it in the dtype of its input;
+exporters get `composed_lrn`, operations that every runtime supports.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from torch.nn import functional as F
 
 from alexnet.models import build_kernel
 
-PIECE = 1 << 19  # numbers: with its temporaries about 10 MB of float32, which a processor's last cache holds
+CHUNK = 1 << 19  # elements: with temporaries about 10 MB of float32, which fits a last-level cache
 
 
 class Constants(NamedTuple):
-    """What `LocalResponseNorm` documents."""
+    """The settings of `layers.LocalResponseNorm`."""
 
     size: int
     alpha: float
@@ -42,18 +42,18 @@ class Constants(NamedTuple):
 
 
 def local_response_norm(x: Tensor, c: Constants) -> Tensor:
-    """b = a / (k + alpha/size · Σ a²)^beta; shapes and types as in `layers.LocalResponseNorm`, same layout out."""
-    if torch.jit.is_tracing() or _exporting():
-        return formula(x, c)
+    """Return b = a / (k + alpha/size · Σ a²)^beta; shapes, dtypes and layouts as in `layers.LocalResponseNorm`."""
+    if torch.jit.is_tracing() or _is_exporting():
+        return composed_lrn(x, c)
     return torch.ops.alexnet.lrn(x, *c)
 
 
-def formula(x: Tensor, c: Constants) -> Tensor:
-    """The same in operations that can be exported, and differentiated any number of times."""
+def composed_lrn(x: Tensor, c: Constants) -> Tensor:
+    """Compute the same in torch operations, which can be exported and differentiated any number of times."""
     a = at_least_float32(x)
     squares = a.square().flatten(2).unflatten(1, (c.towers, -1))  # (N, towers, C/towers, pixels)
     padded = F.pad(squares, (0, 0, c.size // 2, (c.size - 1) // 2))
-    mean = F.avg_pool2d(padded, (c.size, 1), stride=1)  # zeros at the edges count: it is always Σ / size
+    mean = F.avg_pool2d(padded, (c.size, 1), stride=1)  # counts the zeros at the edges, so always Σ / size
     return (a / (c.k + c.alpha * mean.reshape(x.shape)).pow(c.beta)).to(x.dtype)
 
 
@@ -61,14 +61,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _exporting() -> bool:
+def _is_exporting() -> bool:
     known = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
     return known() if known else torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
-# ── the operator ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── operator ──────────────────────────────────────────────────────────────────────────────────────────────
 
-# Not torch.library.custom_op: its first call imports torch._dynamo, seconds for somebody who wants one prediction.
+# Not torch.library.custom_op: its first call imports torch._dynamo, which takes seconds.
 _LIBRARY = torch.library.Library("alexnet", "DEF")
 
 
@@ -84,7 +84,7 @@ def _fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     *tensors, ctx.size, ctx.alpha, ctx.beta, ctx.k, ctx.towers = inputs
     ctx.save_for_backward(*tensors)
 
@@ -99,10 +99,10 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _double_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
-    """For penalties on gradients: right, and as slow as the formula."""
+    """Differentiate the backward pass, for gradient penalties; as slow as `composed_lrn`."""
     x, dy = (t.detach().requires_grad_() for t in ctx.saved_tensors)
     with torch.enable_grad():
-        (dx,) = torch.autograd.grad(formula(x, _constants(ctx)), x, dy, create_graph=True)
+        (dx,) = torch.autograd.grad(composed_lrn(x, _constants(ctx)), x, dy, create_graph=True)
         return *torch.autograd.grad(dx, (x, dy), ddx), None, None, None, None, None
 
 
@@ -111,7 +111,7 @@ def _register(name: str, tensors: str, compute: Callable[..., Tensor], backward:
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"alexnet::{name}", _fake, lib=_LIBRARY)
-    torch.library.register_autograd(f"alexnet::{name}", backward, setup_context=_keep, lib=_LIBRARY)
+    torch.library.register_autograd(f"alexnet::{name}", backward, setup_context=_save_inputs, lib=_LIBRARY)
 
 
 _register("lrn", "Tensor x", _lrn, _backward)
@@ -119,71 +119,71 @@ _register("lrn_backward", "Tensor x, Tensor dy", _lrn_backward, _double_backward
 
 
 def _compute(x: Tensor, dy: Tensor | None, c: Constants) -> Tensor:
-    """y of x, or dx of x and dy; strides are those of `torch.empty_like(x)`, as the fakes promise."""
+    """Return y of x, or dx of x and dy; strides are those of `torch.empty_like(x)`, as in `_fake`."""
     if x.numel() == 0:
         return torch.empty_like(x)
     if x.device.type == "cpu" and x.dtype == torch.float16:
         return _compute(x.float(), None if dy is None else dy.float(), c).to(x.dtype)
     channels = x.shape[1] // c.towers
-    last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
-    dense = last or x.is_contiguous()
+    channels_last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    dense = channels_last or x.is_contiguous()
     result = torch.empty_like(x, memory_format=torch.preserve_format if dense else torch.contiguous_format)
 
     def blocks(t: Tensor) -> Tensor:
-        if last:
+        if channels_last:
             return t.movedim(1, -1).contiguous().view(-1, channels, 1)
         return t.contiguous().view(t.shape[0] * c.towers, channels, -1)
 
     a = blocks(x)
-    _backend(a, c)(a, None if dy is None else blocks(dy), blocks(result), c)  # of what is dense, blocks are a view
+    _choose_backend(a, c)(a, None if dy is None else blocks(dy), blocks(result), c)  # blocks of dense tensors are views
     return result if dense else torch.empty_like(x).copy_(result)
 
 
 Backend = Callable[[Tensor, "Tensor | None", Tensor, Constants], None]
-"""Fills its third argument; the tensors are contiguous blocks × channels × inner, of one type."""
+"""Fills its third argument; the tensors are contiguous, blocks × channels × inner, of one dtype."""
 
 
-def _backend(x: Tensor, c: Constants) -> Backend:
+def _choose_backend(x: Tensor, c: Constants) -> Backend:
     if x.is_cpu:
         fits = c.size <= MAX_SIZE and (x.shape[1] <= MAX_CHANNELS or x.shape[2] > 1)
         known = c.beta == 0.75 and x.dtype in (torch.float32, torch.bfloat16)
-        return _in_c if fits and known and c_kernel() is not None else _in_pieces
+        return _compute_in_c if fits and known and c_kernel() is not None else _compute_in_chunks
     if x.is_cuda and x.dtype != torch.float64 and torch.cuda.get_device_capability(x.device) >= (7, 0):
-        return _triton() or _piece
-    return _piece
+        return _triton_backend() or _compute_in_torch
+    return _compute_in_torch
 
 
-# ── in tensor operations ──────────────────────────────────────────────────────────────────────────────────────
+# ── torch operations ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _in_pieces(x: Tensor, dy: Tensor | None, out: Tensor, c: Constants) -> None:
-    """Piece by piece, so that what each operation leaves is still in cache for the next."""
-    n = max(1, PIECE // x[0].numel())
+def _compute_in_chunks(x: Tensor, dy: Tensor | None, out: Tensor, c: Constants) -> None:
+    """Compute in chunks, so that intermediate results stay in cache."""
+    n = max(1, CHUNK // x[0].numel())
     gradients = [None] * -(-len(x) // n) if dy is None else dy.split(n)
     for part, gradient, target in zip(x.split(n), gradients, out.split(n), strict=True):
-        _piece(part, gradient, target, c)
+        _compute_in_torch(part, gradient, target, c)
 
 
-def _piece(x: Tensor, dy: Tensor | None, out: Tensor, c: Constants) -> None:
+def _compute_in_torch(x: Tensor, dy: Tensor | None, out: Tensor, c: Constants) -> None:
     x = at_least_float32(x)
     alpha = c.alpha / c.size
     before, after = (min(n, x.shape[1] - 1) for n in (c.size // 2, (c.size - 1) // 2))
-    scale = _window(x.square(), before, after).mul_(alpha).add_(c.k)
+    scale = _window_sums(x.square(), before, after).mul_(alpha).add_(c.k)
     if c.beta == 0.75:
         power = scale.rsqrt()
-        power *= power.sqrt()  # many times as fast as pow
+        power *= power.sqrt()  # many times faster than pow
     else:
         power = scale.pow(-c.beta)
     if dy is None:
         out.copy_(power.mul_(x))
         return
-    power *= at_least_float32(dy)  # dy · scale^-beta: the gradient through a itself
-    via = _window((x * power).div_(scale), after, before)  # through each Σ that holds a
-    out.copy_(power.addcmul_(x, via, value=-2 * c.beta * alpha))
+    power *= at_least_float32(dy)  # dy · scale^-beta: the gradient through the numerator
+    indirect = _window_sums((x * power).div_(scale), after, before)  # through each Σ that contains a
+    out.copy_(power.addcmul_(x, indirect, value=-2 * c.beta * alpha))
 
 
-def _window(values: Tensor, before: int, after: int) -> Tensor:
-    """Sums over dimension 1, of each number with so many before and after it."""
+def _window_sums(values: Tensor, before: int, after: int) -> Tensor:
+    """Sum over dimension 1: each element with `before` elements before it and `after` after it."""
     channels = values.shape[1]
     padded = F.pad(values, (0, 0, before, after))
     total = padded[:, :channels].clone()
@@ -192,13 +192,13 @@ def _window(values: Tensor, before: int, after: int) -> Tensor:
     return total
 
 
-# ── in C ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── C ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MAX_SIZE, MAX_CHANNELS = 16, 4096  # as in lrn.c
 
 
 class _Shape(ctypes.Structure):
-    """As in lrn.c."""
+    """`Shape` of lrn.c."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
@@ -208,38 +208,36 @@ class _Shape(ctypes.Structure):
 
 
 def load_c_kernel() -> Any:
-    """The function of lrn.c. Raises `native.Unavailable`."""
-    function = build_kernel.library(Path(__file__).with_name("lrn.c")).lrn
+    """Return the function of lrn.c. Raises `KernelUnavailable`."""
+    function = build_kernel.load_library(Path(__file__).with_name("lrn.c")).lrn
     function.argtypes, function.restype = [*[ctypes.c_void_p] * 3, _Shape], None
     return function
 
 
 @functools.cache
 def c_kernel() -> Any:
-    """The same; None, with one warning unless it was asked for, where there is none."""
+    """Return the function of lrn.c or None, with one warning if that is unexpected."""
     try:
         return load_c_kernel()
-    except build_kernel.Unavailable as why:
-        if not why.wanted:
-            warnings.warn(
-                f"LocalResponseNorm does without its C kernel and is several times slower: {why}.", stacklevel=2
-            )
+    except build_kernel.KernelUnavailable as error:
+        if not error.expected:
+            warnings.warn(f"LocalResponseNorm runs without its C kernel, several times slower: {error}.", stacklevel=2)
         return None
 
 
-def _in_c(x: Tensor, dy: Tensor | None, out: Tensor, c: Constants) -> None:
+def _compute_in_c(x: Tensor, dy: Tensor | None, out: Tensor, c: Constants) -> None:
     threads = torch.get_num_threads() if x.numel() > 1 << 15 else 1
     shape = _Shape(*x.shape, c.size, x.dtype == torch.bfloat16, threads, c.alpha / c.size, c.k)
     c_kernel()(x.data_ptr(), None if dy is None else dy.data_ptr(), out.data_ptr(), shape)
 
 
-# ── on CUDA ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── CUDA ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @functools.cache
-def _triton() -> Backend | None:
+def _triton_backend() -> Backend | None:
     try:
         from alexnet.models.lrn_triton import run
     except ImportError:
-        return None  # Windows, or a torch that came without
+        return None  # Windows, or a torch without Triton
     return lambda x, dy, out, c: run(x, dy, out, c.size, c.alpha, c.beta, c.k)

@@ -1,8 +1,8 @@
-"""A network from its specification: for AlexNets a plain `nn.Sequential` whose modules bear the layers' names.
+"""Networks built from their specifications: an AlexNet is a plain `nn.Sequential` whose modules have layer names.
 
-`AlexNet` makes one module of each layer that `spec.layers` lists, so `model.conv1`, `model.fc7` and the keys of the
-state dict (`conv1.weight` …) are what the table of `alexnet arch` shows. Modules are made, and dropout draws, in the
-order in which torchvision's network does it: with the same seed the two agree to the last bit of the random numbers.
+`AlexNet` builds one module per layer of `spec.layers`, so `model.conv1`, `model.fc7` and the keys of the state dict
+(`conv1.weight` …) match the table of `alexnet arch`. Modules are built, and dropout draws, in torchvision's order: with
+the same seed both networks get the same random numbers, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from alexnet.models.torchvision_models import KIND, TorchvisionNetwork, Torchvis
 
 
 class AlexNet(nn.Sequential):
-    """The network of `spec`: N×C×H×W floating-point images, as preprocessed, to N×num_classes logits.
+    """The network of `spec`: preprocessed floating-point images, N×C×H×W, to logits, N×num_classes.
 
-    A slice (`model[:4]`) is an ordinary `nn.Sequential` sharing the modules. ReLUs work in place: a hook that keeps
-    the output of a convolution must clone it. Raises `UserError` where `spec.layers` does, and in `forward` for images
-    of another shape than the spec's.
+    A slice (`model[:4]`) is an ordinary `nn.Sequential` that shares the modules. ReLUs work in place: a hook that keeps
+    the output of a convolution must clone it. Raises the errors of `spec.layers`, and `UserError` in `forward` for
+    images of another shape than the spec's.
     """
 
     def __init__(self, spec: AlexNetSpec) -> None:
         modules: OrderedDict[str, nn.Module] = OrderedDict()
-        before = ""
+        previous = ""
         for layer in layers(spec):
-            modules[layer.name] = _module(layer, before)
-            before = layer.kind
+            modules[layer.name] = _build_module(layer, previous)
+            previous = layer.kind
         super().__init__(modules)
         self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
-        # While TorchScript traces, sizes are tensors and a comparison would be recorded as a constant, with a warning.
+        # During tracing sizes are tensors, and TorchScript would record the comparison as a constant, with a warning.
         if not torch.jit.is_tracing():
             check_images(x, f"conv1 of '{self.spec.name}'", self.spec.in_channels, self.spec.image_size)
         return super().forward(x)
 
     def __getitem__(self, index: Any) -> Any:
-        # nn.Sequential makes a slice by calling its own class with modules, which here would have no spec.
+        # nn.Sequential builds a slice by calling its own class with modules; here that class takes a spec.
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
         return super().__getitem__(index)
@@ -66,9 +66,9 @@ def create_model(
     dropout: float | None = None,
     width: float | None = None,
 ) -> Network:
-    """The architecture called `name` as a module with fresh weights; see `architectures.architecture` for the rest.
+    """Return the architecture called `name` with fresh weights; `architectures.architecture` explains the settings.
 
-    `torchvision/NAME` is any classifier of torchvision, which takes the first three settings alone.
+    `torchvision/NAME` is any classifier of torchvision and accepts only the first three settings.
     """
     return build(
         specify(
@@ -86,33 +86,33 @@ def create_model(
 
 
 def specify(name: str, **settings: Any) -> Spec:
-    """`architectures.architecture(name, **settings)`, or `foreign.torchvision_spec` for a name of torchvision's."""
+    """Return `architecture(name, **settings)`, or `torchvision_spec(name, **settings)` for a torchvision name."""
     if name.startswith(TORCHVISION):
         return torchvision_spec(name, **settings)
     return architecture(name, **settings)
 
 
 def spec_from_dict(d: Mapping[str, Any]) -> Spec:
-    """The inverse of `to_dict` of either kind of specification. Raises `UserError`."""
-    foreign = isinstance(d, Mapping) and d.get("kind") == KIND
-    return TorchvisionSpec.from_dict(d) if foreign else AlexNetSpec.from_dict(d)
+    """Invert `to_dict` of either kind of specification. Raises `UserError`."""
+    is_torchvision = isinstance(d, Mapping) and d.get("kind") == KIND
+    return TorchvisionSpec.from_dict(d) if is_torchvision else AlexNetSpec.from_dict(d)
 
 
 def build(spec: Spec) -> Network:
-    """The network of `spec`, with fresh weights from torch's global generator (float32): those that its `init` draws,
-    or torchvision's own."""
+    """Build the network of `spec` (float32), with initial weights from torch's global generator: by its `init` rule, or
+    torchvision's own."""
     if isinstance(spec, TorchvisionSpec):
         return TorchvisionNetwork(spec)
     if spec.init not in INITS:
         raise unknown_name("init", spec.init, INITS)
     model = AlexNet(spec)
-    # Modules come with torch's default weights; drawing those twice would be another network than torchvision's.
+    # Modules already have torch's default weights; drawing them again would differ from torchvision's network.
     return model if spec.init == "torch" else initialize(model, spec.init)
 
 
 @torch.no_grad()
 def initialize(model: AlexNet, init: str) -> AlexNet:
-    """Draws all weights and biases of `model` anew, in place and layer by layer, by the rule `init` in `INITS`."""
+    """Redraw all weights and biases of `model` in place, layer by layer, by the rule `init` in `INITS`."""
     if init not in INITS:
         raise unknown_name("init", init, INITS)
     rule = INITS[init]
@@ -122,7 +122,7 @@ def initialize(model: AlexNet, init: str) -> AlexNet:
             module.reset_parameters()  # the identity
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
             continue
-        module.reset_parameters()  # for what the rule leaves to torch
+        module.reset_parameters()  # the rule may leave biases at torch's default
         key = "hidden" if isinstance(module, nn.Linear) and name != last else name
         kind = rule.conv if isinstance(module, nn.Conv2d) else rule.linear
         if kind == "normal":
@@ -136,8 +136,8 @@ def initialize(model: AlexNet, init: str) -> AlexNet:
     return model
 
 
-def _module(layer: Layer, before: str) -> nn.Module:
-    """The module of one layer; `before` is the kind of the layer whose output it reads."""
+def _build_module(layer: Layer, previous: str) -> nn.Module:
+    """Build the module of `layer`; `previous` is the kind of the preceding layer."""
     match layer.kind:
         case "conv":
             return nn.Conv2d(
@@ -152,8 +152,8 @@ def _module(layer: Layer, before: str) -> nn.Module:
         case "linear":
             return nn.Linear(layer.input[0], layer.output[0], bias=layer.bias)
         case "relu":
-            # In place only on the output of layers whose backward pass does not read it again.
-            return nn.ReLU(inplace=before in ("conv", "linear", "batchnorm", "maxpool"))
+            # In place only after layers whose backward pass does not need their output.
+            return nn.ReLU(inplace=previous in ("conv", "linear", "batchnorm", "maxpool"))
         case "tanh":
             return nn.Tanh()
         case "sigmoid":

@@ -1,10 +1,9 @@
-"""What an AlexNet is, as data, and the one place that turns that data into a list of layers.
+"""An AlexNet as data, and the expansion of that data into a list of layers with shapes.
 
-All variants are values of one dataclass, `AlexNetSpec`; none is a class of its own. `layers` expands a spec into its
-ordered layers with every shape worked out. `model.py` makes a module of each layer and `summary.py` a row of a table,
-so that what is built and what is printed cannot differ. Sizes are checked here, before any memory is taken.
+Every variant is a value of one dataclass, `AlexNetSpec`. `model.py` builds one module per layer and `summary.py` one
+table row, so the built network and the printed table cannot differ. Sizes are checked here, before memory is allocated.
 
-Shapes leave out the batch: (C, H, W) for maps, (F,) for vectors. Images are square. No torch in this module.
+Shapes omit the batch: (C, H, W) for maps, (F,) for vectors. Images are square. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ DROPOUT_POSITIONS = ("after", "before")
 
 
 def check_at_least(least: int, name: str, value: object) -> None:
-    """Raise `UserError` unless `value` is a whole number of at least `least`."""
+    """Raise `UserError` unless `value` is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name} is {value!r} and must be a whole number, at least {least}.")
+        raise UserError(f"{name} is {value!r} and must be an integer of at least {least}.")
 
 
-def _one_of(kind: str, value: object, known: tuple[str, ...]) -> None:
+def _check_choice(kind: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise unknown_name(kind, str(value), known)
 
@@ -40,9 +39,8 @@ def _one_of(kind: str, value: object, known: tuple[str, ...]) -> None:
 class LRNSpec:
     """Constants of b = a / (k + alpha/n · Σ a²)^beta, where the sum runs over a window of n values.
 
-    For LRN the window is `size` channels, n = size, and it stays inside one of `towers` equal groups of channels; for
-    the spatial norm it is size×size pixels of one channel and n = size². Dividing by n is torch's meaning of alpha,
-    and the 2012 code's; the paper's formula (section 3.3) prints alpha without it.
+    For LRN the window is n = `size` channels within one of `towers` equal groups of channels; for the spatial norm it
+    is n = size² pixels of one channel. Torch and the 2012 code divide alpha by n; the paper (section 3.3) does not.
     """
 
     size: int = 5
@@ -56,13 +54,13 @@ class LRNSpec:
         check_at_least(1, "towers", self.towers)
 
 
-# The one spatial response norm there is, after conv2's LRN: `rnorm2` of layers-145.cfg and its parameters file.
+# The only spatial response norm, after conv2's LRN: `rnorm2` of layers-145.cfg and its parameter file.
 SPATIAL_NORM = LRNSpec(size=5, alpha=1e-3, beta=0.75, k=1.0)
 
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """One convolution and what follows it."""
+    """A convolution and the stages that follow it."""
 
     out_channels: int
     kernel: int
@@ -70,9 +68,9 @@ class ConvSpec:
     padding: int = 0
     groups: int = 1
     ceil: bool = False
-    """The 2012 code's size, 1 + ceil((in - kernel) / stride): the missing pixels are zeros at the right and bottom."""
+    """Output size of the 2012 code, 1 + ceil((in - kernel) / stride), with zeros padded at the right and bottom."""
     stages: tuple[str, ...] = ("act",)
-    """What follows, in order: of "act", "lrn", "rnorm" (spatial), "pool"."""
+    """In order, from "act", "lrn", "rnorm" (spatial) and "pool"."""
     pool: str = "max"
     pool_kernel: int = 3
     pool_stride: int = 2
@@ -83,10 +81,10 @@ class ConvSpec:
             check_at_least(1, name, getattr(self, name))
         check_at_least(0, "padding", self.padding)
         for stage in self.stages:
-            _one_of("stage", stage, STAGES)
+            _check_choice("stage", stage, STAGES)
         if len(set(self.stages)) != len(self.stages):
-            raise UserError(f"The stages {self.stages} of a convolution name one twice; name each once.")
-        _one_of("kind of pooling", self.pool, POOLS)
+            raise UserError(f"The stages {self.stages} of a convolution contain a duplicate; list each once.")
+        _check_choice("kind of pooling", self.pool, POOLS)
 
 
 @dataclass(frozen=True)
@@ -99,28 +97,28 @@ class AlexNetSpec:
     """Where the numbers come from."""
     convs: tuple[ConvSpec, ...]
     hidden: tuple[int, ...] = (4096, 4096)
-    """Widths of the fully connected layers before the last."""
+    """Widths of the fully connected layers except the last."""
     dropout: float = 0.5
-    """Probability of dropping; 0 leaves dropout out."""
+    """Drop probability; 0 omits the dropout layers."""
     dropout_position: str = "after"
-    """Of each hidden fully connected layer: after its activation (2012) or before its matrix (torchvision)."""
+    """After the activation of each hidden fully connected layer (2012), or before the layer (torchvision)."""
     num_classes: int = 1000
     in_channels: int = 3
     image_size: int = 224
     activation: str = "relu"
     norm: str = "none"
-    """"lrn" honours the stages "lrn" and "rnorm", "batch" puts batch norm after each convolution instead."""
+    """"lrn" uses the stages "lrn" and "rnorm"; "batch" ignores them and adds batch norm after each convolution."""
     lrn: LRNSpec = LRNSpec()
     init: str = "paper"
     """A name in `architectures.INITS`."""
     width: float = 1.0
     """Scales channels and hidden widths; see `conv_channels`."""
     adaptive_pool: int | None = None
-    """Side that the last maps are averaged to where they have another, so that fc6 fits at any image size."""
+    """Side to which the last maps are average-pooled if they differ, so that fc6 fits at any image size."""
     departures: tuple[str, ...] = ()
-    """Where this network is not the one printed in the paper."""
+    """Differences from the network printed in the paper."""
     repair: str = ""
-    """For a tutorial's network that could not run as printed: what was wrong and what was done."""
+    """For a tutorial's network that cannot run as printed: the mistake and its fix."""
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "in_channels", "image_size"):
@@ -135,35 +133,35 @@ class AlexNetSpec:
             raise UserError(f"dropout is {self.dropout!r} and must be at least 0 and below 1.")
         if not (isinstance(self.width, (int, float)) and 0 < self.width < math.inf):
             raise UserError(f"width is {self.width!r} and must be a number above 0.")
-        _one_of("activation", self.activation, ACTIVATIONS)
-        _one_of("norm", self.norm, NORMS)
-        _one_of("dropout position", self.dropout_position, DROPOUT_POSITIONS)
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        _check_choice("norm", self.norm, NORMS)
+        _check_choice("dropout position", self.dropout_position, DROPOUT_POSITIONS)
 
     def conv_channels(self, conv: ConvSpec) -> int:
-        """Output channels of `conv` at this width: the nearest multiple of 8·groups, exact at width 1."""
-        return _scaled(conv.out_channels, self.width, 8 * conv.groups)
+        """Return the output channels of `conv` at this width: the nearest multiple of 8·groups, exact at width 1."""
+        return _scale_channels(conv.out_channels, self.width, 8 * conv.groups)
 
     def hidden_widths(self) -> tuple[int, ...]:
-        """Widths of the hidden fully connected layers at this width: nearest multiples of 8, exact at width 1."""
-        return tuple(_scaled(hidden, self.width, 8) for hidden in self.hidden)
+        """Return the hidden fully connected widths at this width: nearest multiples of 8, exact at width 1."""
+        return tuple(_scale_channels(hidden, self.width, 8) for hidden in self.hidden)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, ready for JSON."""
+        """Return plain numbers, strings, lists and dicts, ready for JSON."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> AlexNetSpec:
-        """The inverse of `to_dict`. Raises `UserError` on an unknown or missing key, a wrong type or a bad value."""
-        return decode(cls, d, "the network's specification")
+        """Invert `to_dict`. Raises `UserError` on an unknown or missing key, a wrong type or a bad value."""
+        return decode_dataclass(cls, d, "the network's specification")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One step of the network with its shapes.
+    """A layer of the network with its shapes.
 
-    `kind` is conv, relu, tanh, sigmoid, lrn, rnorm, batchnorm, maxpool, avgpool, adaptiveavgpool, pad (zeros at the
-    right and bottom, `padding` of them), flatten, linear or dropout.
+    `kind` is conv, relu, tanh, sigmoid, lrn, rnorm, batchnorm, maxpool, avgpool, adaptiveavgpool, pad (`padding` zeros
+    at the right and bottom), flatten, linear or dropout.
     """
 
     name: str
@@ -181,7 +179,7 @@ class Layer:
 
     @property
     def parameters(self) -> int:
-        """How many numbers are learned here."""
+        """Number of learned parameters."""
         if self.kind == "batchnorm":
             return 2 * self.output[0]
         if self.kind not in ("conv", "linear"):
@@ -191,71 +189,75 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one image; only convolutions and matrices count, and biases are free."""
+        """Multiply-accumulates of one image, counting only convolutions and linear layers, without biases."""
         if self.kind == "conv":
             return math.prod(self.output) * self.input[0] // self.groups * self.kernel**2
         return self.input[0] * self.output[0] if self.kind == "linear" else 0
 
 
-def layers(spec: AlexNetSpec) -> list[Layer]:
-    """The ordered layers of `spec`, named conv1, relu1, lrn1, pool1 … flatten, fc6, relu6, drop6 … fc8.
+class ImageTooSmall(UserError):
+    """The images of a specification are too small for one of its layers; `minimal` is the smallest side that fits."""
 
-    Fully connected layers go on counting after the convolutions. Raises `UserError` if the image is too small for a
-    layer, naming the layer, the size there and an architecture that fits, or if channels do not divide into groups.
+    def __init__(self, message: str, minimal: int) -> None:
+        super().__init__(message)
+        self.minimal = minimal
+
+
+def layers(spec: AlexNetSpec) -> list[Layer]:
+    """Return the ordered layers of `spec`, named conv1, relu1, lrn1, pool1 … flatten, fc6, relu6, drop6 … fc8.
+
+    Numbering continues from the convolutions to the fully connected layers. Raises `ImageTooSmall`, naming the layer
+    and the size it needs, and `UserError` if channels are not divisible by the groups.
     """
     try:
         return _expand(spec, spec.image_size)
-    except _TooSmallError as small:
-        side, least = spec.image_size, minimal_image_size(spec)
-        # Here, because the table of architectures imports this module.
-        from alexnet.models.architectures import nearest_that_fits
-
-        other = nearest_that_fits(side)
-        advice = f" or an architecture made for such sizes, as '{other}' is" if other else ""
-        raise UserError(
+    except _LayerTooSmall as small:
+        side, minimal = spec.image_size, minimal_image_size(spec)
+        raise ImageTooSmall(
             f"Images of {side}×{side} are too small for '{spec.name}': {small.layer} would get "
-            f"{small.size}×{small.size} and needs {small.need}×{small.need}; use at least {least}×{least}{advice}."
+            f"{small.size}×{small.size} and needs {small.need}×{small.need}; use at least {minimal}×{minimal}.",
+            minimal,
         ) from None
 
 
 def minimal_image_size(spec: AlexNetSpec) -> int:
-    """The smallest side of an image, in pixels, that passes all layers of `spec`."""
+    """Return the smallest image side, in pixels, that all layers of `spec` accept."""
     side = 1
     while True:
         try:
             _expand(spec, side)
-        except _TooSmallError:
+        except _LayerTooSmall:
             side += 1
         else:
             return side
 
 
-class _TooSmallError(Exception):
+class _LayerTooSmall(Exception):
     def __init__(self, layer: str, size: int, need: int) -> None:
         super().__init__(layer)
         self.layer, self.size, self.need = layer, size, need
 
 
 def _expand(spec: AlexNetSpec, side: int) -> list[Layer]:
-    found: list[Layer] = []
+    stack: list[Layer] = []
     shape: tuple[int, ...] = (spec.in_channels, side, side)
 
     def add(name: str, kind: str, output: tuple[int, ...] | None = None, **settings: Any) -> None:
         nonlocal shape
-        found.append(Layer(name, kind, shape, output or shape, **settings))
-        shape = found[-1].output
+        stack.append(Layer(name, kind, shape, output or shape, **settings))
+        shape = stack[-1].output
 
     for n, conv in enumerate(spec.convs, 1):
         channels, size = spec.conv_channels(conv), shape[1]
-        _divides(conv.groups, shape[0], f"the input of conv{n}")
-        _divides(conv.groups, channels, f"the output of conv{n}")
-        reach = size + 2 * conv.padding - conv.kernel
-        if reach < 0:
-            raise _TooSmallError(f"conv{n}", size, conv.kernel - 2 * conv.padding)
-        if conv.ceil and (zeros := -reach % conv.stride):
+        _check_divisible(conv.groups, shape[0], f"the input of conv{n}")
+        _check_divisible(conv.groups, channels, f"the output of conv{n}")
+        span = size + 2 * conv.padding - conv.kernel
+        if span < 0:
+            raise _LayerTooSmall(f"conv{n}", size, conv.kernel - 2 * conv.padding)
+        if conv.ceil and (zeros := -span % conv.stride):
             add(f"pad{n}", "pad", (shape[0], size + zeros, size + zeros), padding=zeros)
-            reach += zeros
-        out = reach // conv.stride + 1
+            span += zeros
+        out = span // conv.stride + 1
         add(
             f"conv{n}",
             "conv",
@@ -264,7 +266,7 @@ def _expand(spec: AlexNetSpec, side: int) -> list[Layer]:
             stride=conv.stride,
             padding=conv.padding,
             groups=conv.groups,
-            bias=spec.norm != "batch",  # batch norm subtracts any bias again, and adds its own
+            bias=spec.norm != "batch",  # batch norm would subtract it, and has its own
         )
         if spec.norm == "batch":
             add(f"norm{n}", "batchnorm")
@@ -273,14 +275,14 @@ def _expand(spec: AlexNetSpec, side: int) -> list[Layer]:
                 add(f"{spec.activation}{n}", spec.activation)
             elif stage == "pool":
                 kernel, stride, ceil = conv.pool_kernel, conv.pool_stride, conv.pool_ceil
-                # In ceil mode the last window may hang over the edge, where it sees only the pixels that exist.
+                # In ceil mode the last window may extend beyond the edge and covers only existing pixels.
                 need = max(1, kernel - stride + 1) if ceil else kernel
                 if shape[1] < need:
-                    raise _TooSmallError(f"pool{n}", shape[1], need)
-                out = _pooled(shape[1], kernel, stride, ceil)
+                    raise _LayerTooSmall(f"pool{n}", shape[1], need)
+                out = _pooled_size(shape[1], kernel, stride, ceil)
                 add(f"pool{n}", f"{conv.pool}pool", (shape[0], out, out), kernel=kernel, stride=stride, ceil=ceil)
             elif spec.norm == "lrn" and stage == "lrn":
-                _divides(spec.lrn.towers, shape[0], f"the input of lrn{n}")
+                _check_divisible(spec.lrn.towers, shape[0], f"the input of lrn{n}")
                 add(f"lrn{n}", "lrn", norm=spec.lrn)
             elif spec.norm == "lrn":
                 add(f"rnorm{n}", "rnorm", norm=SPATIAL_NORM)
@@ -298,36 +300,36 @@ def _expand(spec: AlexNetSpec, side: int) -> list[Layer]:
         if spec.dropout and spec.dropout_position == "after":
             add(f"drop{n}", "dropout", p=spec.dropout)
     add(f"fc{n + 1}", "linear", (spec.num_classes,), bias=True)
-    return found
+    return stack
 
 
-def _pooled(size: int, kernel: int, stride: int, ceil: bool) -> int:
-    """Side after pooling without padding, torch's rule: a window that starts beyond the last pixel is left out."""
+def _pooled_size(size: int, kernel: int, stride: int, ceil: bool) -> int:
+    """Return the side after unpadded pooling by torch's rule: no window starts beyond the last pixel."""
     if not ceil:
         return (size - kernel) // stride + 1
     out = -(-(size - kernel) // stride) + 1
     return out - 1 if (out - 1) * stride >= size else out
 
 
-def _scaled(value: int, width: float, unit: int) -> int:
+def _scale_channels(value: int, width: float, unit: int) -> int:
     return value if width == 1 else max(unit, int(value * width / unit + 0.5) * unit)
 
 
-def _divides(groups: int, channels: int, where: str) -> None:
+def _check_divisible(groups: int, channels: int, where: str) -> None:
     if channels % groups:
         raise UserError(
-            f"{where[0].upper()}{where[1:]} has {channels} channels, which do not divide into {groups} equal groups; "
-            f"use a multiple of {groups}."
+            f"{where[0].upper()}{where[1:]} has {channels} channels, which are not divisible into {groups} groups; use "
+            f"a multiple of {groups}."
         )
 
 
 T = TypeVar("T")
 
 
-def decode(kind: type[T], value: object, where: str) -> T:
-    """`value` as the dataclass `kind`, its fields checked against their annotations."""
+def decode_dataclass(kind: type[T], value: object, where: str) -> T:
+    """Return `value` as the dataclass `kind`, with its fields checked against their annotations."""
     if not isinstance(value, Mapping):
-        raise UserError(f"In {where}, {_shown(value)} stands where a JSON object belongs.")
+        raise UserError(f"In {where}: expected a JSON object, got {_shorten(value)}.")
     hints = get_type_hints(kind)
     if unknown := [key for key in value if key not in hints]:
         raise unknown_name(f"key in {where}", str(unknown[0]), hints)
@@ -335,25 +337,25 @@ def decode(kind: type[T], value: object, where: str) -> T:
     required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(required - set(value)):
         raise UserError(f"In {where}, '{missing[0]}' is missing; add it, or save the network again.")
-    return kind(**{key: _typed(hints[key], entry, f"{where}, '{key}'") for key, entry in value.items()})
+    return kind(**{key: _decode_value(hints[key], entry, f"{where}, '{key}'") for key, entry in value.items()})
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    if get_origin(hint) in (types.UnionType, Union):  # only "X | None" occurs
-        return None if value is None else _typed(get_args(hint)[0], value, where)
+def _decode_value(hint: Any, value: Any, where: str) -> Any:
+    if get_origin(hint) in (types.UnionType, Union):  # only "X | None" is used
+        return None if value is None else _decode_value(get_args(hint)[0], value, where)
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"In {where}, {_shown(value)} stands where a list belongs.")
-        return tuple(_typed(get_args(hint)[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+            raise UserError(f"In {where}: expected a list, got {_shorten(value)}.")
+        return tuple(_decode_value(get_args(hint)[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if isinstance(hint, type) and is_dataclass(hint):
-        return decode(hint, value, where)
+        return decode_dataclass(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not hint:  # not isinstance: True is no number here
-        raise UserError(f"In {where}, {_shown(value)} stands where a value of type {hint.__name__} belongs.")
+    if type(value) is not hint:  # not isinstance: True is not accepted as an int
+        raise UserError(f"In {where}: expected a value of type {hint.__name__}, got {_shorten(value)}.")
     return value
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "…"

@@ -1,6 +1,6 @@
-"""A network counted layer by layer: shapes, parameters, multiply-accumulates, memory, what each pixel sees.
+"""Per-layer counts of a network: shapes, parameters, multiply-accumulates, memory and receptive fields.
 
-Arithmetic on the specification only: no torch, no weights, an answer at once.
+Computed from the specification alone, without torch or weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from alexnet.models.spec import AlexNetSpec, Layer, layers
 
 @dataclass(frozen=True)
 class Row:
-    """One layer. Shapes are (C, H, W) or (F,); numbers are for one image."""
+    """A layer. Shapes are (C, H, W) or (F,); numbers are per image."""
 
     name: str
     type: str
@@ -28,31 +28,31 @@ class Row:
     groups: int
     parameters: int
     macs: int
-    """Multiply-accumulates of convolutions and matrices: half of what torch's FlopCounterMode counts."""
+    """Multiply-accumulates of convolutions and linear layers: half of torch's FlopCounterMode count."""
     activation_bytes: int
-    """Size of the output in float32; 0 for flatten, which copies nothing."""
+    """Size of the output in float32; 0 for flatten, which does not copy."""
     receptive_field: int
-    """Side, in pixels, of the square of the image (with its zero padding) that one output value depends on; the whole
-    image for vectors. Windows of LRN run over channels and do not widen it."""
+    """Side, in pixels, of the image region (including zero padding) that an output value depends on; the full image for
+    vectors. LRN windows run over channels and do not enlarge it."""
     parameters_share: float
     macs_share: float
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A network's rows and totals, for one image."""
+    """Rows and totals of a network, per image."""
 
     spec: AlexNetSpec
     rows: tuple[Row, ...]
     parameters: int
     macs: int
     activation_bytes: int
-    """Sum over the layers: about what training keeps for the backward pass, were nothing done in place."""
+    """Sum over the layers: roughly what training saves for the backward pass without in-place operations."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: totals, what sets the network apart, and `layers`."""
+        """Return the JSON document of `alexnet arch NAME`: totals, departures, repair and `layers`."""
         return {
-            **_head(self.spec, self.parameters, self.macs),
+            **_summary_fields(self.spec, self.parameters, self.macs),
             "activation_bytes": self.activation_bytes,
             "departures": list(self.spec.departures),
             "repair": self.spec.repair,
@@ -61,11 +61,11 @@ class Summary:
 
 
 def summarize(spec: AlexNetSpec) -> Summary:
-    """Counts the network of `spec`. Raises `UserError` if its images are too small."""
+    """Count the network of `spec`. Raises `ImageTooSmall` if its images are too small."""
     stack = layers(spec)
     parameters, macs = sum(layer.parameters for layer in stack), sum(layer.macs for layer in stack)
     rows = []
-    field, step = 1, 1  # side of what one value sees, and pixels of the image between neighbouring values
+    field, step = 1, 1  # receptive field, and image pixels between neighboring values
     for layer in stack:
         if len(layer.output) == 1 or layer.kind == "adaptiveavgpool":
             field = spec.image_size
@@ -79,7 +79,7 @@ def summarize(spec: AlexNetSpec) -> Summary:
                 name=layer.name,
                 type=layer.kind,
                 output=layer.output,
-                detail=_detail(layer),
+                detail=_describe_layer(layer),
                 kernel=layer.kernel,
                 stride=layer.stride,
                 padding=layer.padding,
@@ -96,11 +96,11 @@ def summarize(spec: AlexNetSpec) -> Summary:
 
 
 def table() -> list[dict[str, Any]]:
-    """One entry for each architecture, as `alexnet arch --json` prints it."""
-    return [_head(spec, s.parameters, s.macs) for spec in ARCHITECTURES.values() for s in [summarize(spec)]]
+    """Return one entry per architecture, as printed by `alexnet arch --json`."""
+    return [_summary_fields(spec, s.parameters, s.macs) for spec in ARCHITECTURES.values() for s in [summarize(spec)]]
 
 
-def _head(spec: AlexNetSpec, parameters: int, macs: int) -> dict[str, Any]:
+def _summary_fields(spec: AlexNetSpec, parameters: int, macs: int) -> dict[str, Any]:
     return {
         "name": spec.name,
         "title": spec.title,
@@ -113,8 +113,8 @@ def _head(spec: AlexNetSpec, parameters: int, macs: int) -> dict[str, Any]:
     }
 
 
-def _detail(layer: Layer) -> str:
-    """What the shapes do not say: "11×11, stride 4", "5×5, padding 2, groups 2", "size 5, alpha 0.0005 …"."""
+def _describe_layer(layer: Layer) -> str:
+    """Return what the shapes do not show: "11×11, stride 4", "5×5, padding 2, groups 2", "size 5, alpha 0.0005 …"."""
     if layer.kind == "pad":
         return f"{layer.padding} zeros at the right and bottom"
     if layer.kind == "dropout":

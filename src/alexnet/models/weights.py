@@ -1,8 +1,8 @@
-"""Weights in and out: ours, torchvision's, Caffe-named ones, and those that the tutorials' own code saves.
+"""Loading and converting weights: ours, torchvision's, Caffe's, and those saved by the tutorials' code.
 
-Everyone names the same eight layers differently (`conv1.weight`, `features.0.weight`, `0.weight`, `conv1_w`), but they
-come in one order. So weights whose keys are not ours are put in the order of their layers and matched by order and
-shape. A model is only changed once everything is known to fit. Nothing that could run code is read from a file.
+The same eight layers have many names (`conv1.weight`, `features.0.weight`, `0.weight`, `conv1_w`) but one order, so
+weights with other keys are sorted by layer and matched by order and shape. A model is changed only after everything is
+known to fit. Files are never unpickled in a way that can run code.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ _PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
 _TENSORS = {"weight": 0, "w": 0, "0": 0, "bias": 1, "b": 1, "1": 1, "running_mean": 2, "running_var": 3}
 
 
-N = TypeVar("N", bound=Network)
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 
 
-def load_weights(model: N, weights: Mapping[str, Any] | str | Path) -> N:
-    """Copies `weights`, a state dict or the path of one (.safetensors, .pt, .pth), into `model` and returns it.
+def load_weights(model: AnyNetwork, weights: Mapping[str, Any] | str | Path) -> AnyNetwork:
+    """Copy `weights`, a state dict or the path of one (.safetensors, .pt, .pth), into `model` and return the model.
 
-    Takes our own names, or any others in the order of the layers: torchvision's, a tutorial's `nn.Sequential`, Caffe's
-    (whose networks read BGR pixels of 0-255 less their mean: the weights are not turned round), with or without the
-    prefix of DataParallel or torch.compile, or wrapped under "state_dict" or "model". Values are tensors or arrays and
-    take the model's dtype and device. For a network of torchvision (`torchvision/NAME`) the names must be its own.
+    Accepts our names, or any others in layer order: torchvision's, a tutorial's `nn.Sequential`, or Caffe's (whose
+    networks expect BGR pixels of 0-255 minus their mean; the weights are not converted), with or without the prefixes
+    of DataParallel and torch.compile, or nested under "state_dict" or "model". Values are tensors or arrays and are
+    cast to the model's dtype and device. For a network `torchvision/NAME` the names must be torchvision's.
 
-    Raises `UserError` naming the first mismatch, both names and both shapes; the model is then as it was. Shapes do
-    not tell whether the network has the same LRN, order and activations: that is the caller's to choose.
+    Raises `UserError` naming the first mismatch, with both names and shapes, and leaves the model unchanged. Shapes do
+    not reveal differences in LRN, layer order or activations; the caller must choose the right architecture.
     """
     where = "the weights"
     if isinstance(weights, (str, Path)):
         where = f"'{weights}'"
         weights = read_weights(weights)
-    state = _tensors(weights, where)
+    state = _unwrap(weights, where)
     own = model.state_dict()
-    if isinstance(model, TorchvisionNetwork):  # its layers have no one order, so only names can be trusted
+    if isinstance(model, TorchvisionNetwork):  # layers in parallel branches have no order, so match by name
         state = {key if key in own else f"network.{key}": value for key, value in state.items()}
-        if odd := sorted(set(state) ^ set(own)):
-            holder = where if odd[0] in state else f"'{model.spec.name}'"
+        if unmatched := sorted(set(state) ^ set(own)):
+            holder = where if unmatched[0] in state else f"'{model.spec.name}'"
             raise UserError(
-                f"'{model.spec.name}' cannot take {where}: '{odd[0].removeprefix('network.')}' is only in {holder}; "
-                "choose the network that the weights were trained with."
+                f"'{model.spec.name}' cannot load {where}: '{unmatched[0].removeprefix('network.')}' is only in "
+                f"{holder}; choose the network the weights were trained with."
             )
     elif set(state) != set(own):
-        state = _matched(own, _in_order(state), model.spec.name, where)
+        state = _match_by_order(own, _sort_by_layer(state), model.spec.name, where)
     for name, target in own.items():
         value = state[name]
-        if _plain_shape(value) != _plain_shape(target):
-            raise _mismatch(model.spec.name, where, name, target, name, value)
+        if _squeeze_leading(value) != _squeeze_leading(target):
+            raise _shape_error(model.spec.name, where, name, target, name, value)
         if value.is_floating_point() != target.is_floating_point():
             raise UserError(f"In {where}, '{name}' holds {value.dtype}; convert it to floating point first.")
     model.load_state_dict({name: state[name].reshape(target.shape) for name, target in own.items()})
@@ -71,7 +71,7 @@ def load_weights(model: N, weights: Mapping[str, Any] | str | Path) -> N:
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """What a .safetensors, .pt or .pth file holds, on the CPU. Raises `UserError` if it cannot be read safely."""
+    """Read a .safetensors, .pt or .pth file to the CPU. Raises `UserError` if it cannot be read safely."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"There is no file '{path}'; check the path of the weights.")
@@ -79,7 +79,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise UserError(f"'{path}' is a folder; give the .safetensors or .pt file inside it.")
     if path.stat().st_size == 0:
         raise UserError(f"'{path}' is empty; copy or save the weights again.")
-    damaged = UserError(f"'{path}' is damaged, cut short or holds no weights; copy or save it again.")
+    damaged = UserError(f"'{path}' is damaged, truncated or contains no weights; copy or save it again.")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -90,39 +90,39 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             raise damaged from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocol of files that are refused below
+            warnings.simplefilter("ignore")  # about pickle protocols, which are handled below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # Torch's text for anything but tensors names what the file wants called, or an opcode of older or newer pickles
-        # (which begin with these bytes); other opcodes only mean that this is no pickle.
+        # For anything but tensors torch's message names the callable that the file refers to, or an opcode of older or
+        # newer pickles (which begin with these bytes); other opcodes only mean that the file is not a pickle.
         with path.open("rb") as file:
             pickled = file.read(1) in (b"(", b"\x80")
         if re.search(r"GLOBAL|global|class", str(error)) or (pickled and "operand" in str(error)):
             raise UserError(
-                f"'{path}' holds pickled Python objects, which can run code when opened, and is refused; where you "
-                "trust it, load it there and save only its tensors with torch.save(model.state_dict(), 'weights.pt')."
+                f"'{path}' contains pickled Python objects, which can run code when loaded, and is refused; if you "
+                "trust it, load it yourself and save only the tensors: torch.save(model.state_dict(), 'weights.pt')."
             ) from error
         raise damaged from error
-    except Exception as error:  # bytes that only look like a pickle can fail in any way
+    except Exception as error:  # bytes that look like a pickle can fail in any way
         raise damaged from error
     if not isinstance(state, dict):
-        raise UserError(f"'{path}' holds a {type(state).__name__}, not a state dict; save model.state_dict().")
+        raise UserError(f"'{path}' contains a {type(state).__name__}, not a state dict; save model.state_dict().")
     return state
 
 
 def to_torchvision(model: AlexNet) -> dict[str, Tensor]:
-    """The state dict of `model` under torchvision's names, for `torchvision.models.alexnet(num_classes=…)`.
+    """Return the state dict of `model` under torchvision's names, for `torchvision.models.alexnet(num_classes=…)`.
 
-    The tensors share the model's memory. Raises `UserError` if the network is not that of torchvision.
+    The tensors share the model's memory. Raises `UserError` if the network is not torchvision's.
     """
     spec = model.spec
-    twin = architecture("torchvision", num_classes=spec.num_classes, image_size=spec.image_size, dropout=spec.dropout)
-    for ours, theirs in zip(layers(spec), layers(twin), strict=False):
+    target = architecture("torchvision", num_classes=spec.num_classes, image_size=spec.image_size, dropout=spec.dropout)
+    for ours, theirs in zip(layers(spec), layers(target), strict=False):
         if ours != theirs:
             what = next(f.name for f in fields(Layer) if getattr(ours, f.name) != getattr(theirs, f.name))
             raise UserError(
                 f"'{spec.name}' as built here is not torchvision's network: {what} of {ours.name} is "
-                f"{getattr(ours, what)} and there {getattr(theirs, what)}; only 'torchvision' can be converted."
+                f"{getattr(ours, what)} instead of {getattr(theirs, what)}; only 'torchvision' can be converted."
             )
     names = {"conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8"}
     names |= {"conv5": "features.10", "fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6"}
@@ -131,9 +131,9 @@ def to_torchvision(model: AlexNet) -> dict[str, Tensor]:
 
 
 def torchvision_weights(name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Torchvision's published weights called `name` ("IMAGENET1K_V1") and their 1000 class names.
+    """Return torchvision's published weights called `name` ("IMAGENET1K_V1") and their 1000 class names.
 
-    Torchvision downloads them on first use, 233 MB, into torch's cache (`TORCH_HOME`). Raises `UserError` if the name
+    Torchvision downloads them on first use (233 MB) into torch's cache (`TORCH_HOME`). Raises `UserError` if the name
     is unknown or the download fails.
     """
     from torchvision.models import AlexNet_Weights
@@ -145,19 +145,19 @@ def torchvision_weights(name: str) -> tuple[dict[str, Tensor], list[str]]:
         state = published.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, a refused download, a wrong checksum
         raise UserError(
-            f"The weights '{name}' could not be downloaded from {published.url} ({error}); try again with a network, "
-            f"or put the file into {torch.hub.get_dir()}/checkpoints."
+            f"The weights '{name}' could not be downloaded from {published.url} ({error}); check the network "
+            f"connection and try again, or put the file into {torch.hub.get_dir()}/checkpoints."
         ) from error
     return dict(state), list(published.meta["categories"])
 
 
-def _tensors(weights: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """The entries of a state dict, unwrapped, without prefixes, as tensors."""
+def _unwrap(weights: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    """Return the entries of a possibly nested state dict as tensors, without prefixes."""
     if not isinstance(weights, Mapping):
         raise UserError(f"Weights are a state dict or a path, not a {type(weights).__name__}; give model.state_dict().")
     for wrapper in _WRAPPERS:
         if isinstance(weights.get(wrapper), Mapping):
-            return _tensors(weights[wrapper], where)
+            return _unwrap(weights[wrapper], where)
     state = {}
     for key, value in weights.items():
         if isinstance(value, np.ndarray):
@@ -175,47 +175,47 @@ def _tensors(weights: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     return state
 
 
-def _in_order(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` in the order of its layers, by their names where these are known (files may have sorted them)."""
-    places = {name: _place(name) for name in state}
-    if None in places.values():
+def _sort_by_layer(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` in layer order if its names are known, since files may have sorted them."""
+    positions = {name: _layer_position(name) for name in state}
+    if None in positions.values():
         return state
-    return dict(sorted(state.items(), key=lambda entry: places[entry[0]] or ()))
+    return dict(sorted(state.items(), key=lambda entry: positions[entry[0]] or ()))
 
 
-def _place(name: str) -> tuple[int, int, int] | None:
-    """Part of the network, number of the layer in it, number of the tensor in the layer; None for unknown names."""
+def _layer_position(name: str) -> tuple[int, int, int] | None:
+    """Return (part of the network, layer number in it, tensor number in the layer), or None for unknown names."""
     found = re.fullmatch(r"(features\.|classifier\.|conv|fc|)(\d+)[._](\w+)", name)
     if found is None or found[3] not in _TENSORS:
         return None
     return int(found[1] in ("classifier.", "fc")), int(found[2]), _TENSORS[found[3]]
 
 
-def _matched(own: dict[str, Tensor], given: dict[str, Tensor], arch: str, where: str) -> dict[str, Tensor]:
-    """`given` under the names of `own`, matched by order and shape."""
+def _match_by_order(own: dict[str, Tensor], given: dict[str, Tensor], arch: str, where: str) -> dict[str, Tensor]:
+    """Return `given` under the names of `own`, matched by order and shape."""
     for (name, target), (other, value) in zip(own.items(), given.items(), strict=False):
-        if _plain_shape(value) != _plain_shape(target):
-            raise _mismatch(arch, where, name, target, other, value)
+        if _squeeze_leading(value) != _squeeze_leading(target):
+            raise _shape_error(arch, where, name, target, other, value)
     if len(own) != len(given):
         longer, holder = (own, f"'{arch}'") if len(own) > len(given) else (given, where)
         extra = list(longer)[min(len(own), len(given))]
         raise UserError(
-            f"'{arch}' has {len(own)} tensors and there are {len(given)} in {where}: '{extra}' is only in {holder}; "
-            "choose the architecture that the weights were trained with."
+            f"'{arch}' has {len(own)} tensors, but there are {len(given)} in {where}: '{extra}' is only in {holder}; "
+            "choose the architecture the weights were trained with."
         )
     return dict(zip(own, given.values(), strict=True))
 
 
-def _plain_shape(value: Tensor) -> tuple[int, ...]:
-    """The shape without the leading ones that old Caffe files carry: (1, 1, 4096, 9216) is (4096, 9216)."""
+def _squeeze_leading(value: Tensor) -> tuple[int, ...]:
+    """Return the shape without the leading ones of old Caffe files: (1, 1, 4096, 9216) becomes (4096, 9216)."""
     shape = tuple(value.shape)
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape
 
 
-def _mismatch(arch: str, where: str, name: str, target: Tensor, other: str, value: Tensor) -> UserError:
+def _shape_error(arch: str, where: str, name: str, target: Tensor, other: str, value: Tensor) -> UserError:
     return UserError(
-        f"'{arch}' cannot take {where}: its '{name}' has shape {tuple(target.shape)} and their '{other}' has "
-        f"{tuple(value.shape)}; choose the architecture and num_classes that the weights were trained with."
+        f"'{arch}' cannot load {where}: its '{name}' has shape {tuple(target.shape)} and their '{other}' has "
+        f"{tuple(value.shape)}; choose the architecture and num_classes the weights were trained with."
     )

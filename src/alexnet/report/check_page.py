@@ -159,7 +159,7 @@ def _classes(found: Findings) -> str:
 
 
 def _sizes(found: Findings) -> str:
-    good = [found.seen[i] for i in found.good]
+    good = [found.infos[i] for i in found.good]
     if not good:
         return ""
     sizes = Counter((looked.width, looked.height) for looked in good)
@@ -204,7 +204,7 @@ def _dots(sizes: Counter[tuple[int, int]]) -> str:
 
 
 def _kinds(found: Findings) -> str:
-    good = [found.seen[i] for i in found.good]
+    good = [found.infos[i] for i in found.good]
     kinds = Counter((looked.format or "in memory", looked.mode) for looked in good)
     rows = [(kind, mode, f"{count:,}") for (kind, mode), count in kinds.most_common()]
     return _table(("format", "colours", "pictures"), rows)
@@ -250,7 +250,7 @@ def _unusual(found: Findings) -> str:
     chosen = found.unusual[:ROWS]
     rows = "".join(
         f'<tr><td>{image}</td><td class="text">{_text(found.names[i])}</td>'
-        f'<td class="text">{_text("; ".join(found.seen[i].oddities))}</td></tr>'
+        f'<td class="text">{_text("; ".join(found.infos[i].anomalies))}</td></tr>'
         for i, image in zip(chosen, _thumbnails(found, chosen), strict=True)
     )
     return f"<table>{rows}</table>{_rest(len(found.unusual), ROWS)}" if rows else ""
@@ -267,7 +267,9 @@ def _duplicates(found: Findings) -> str:
     body = ""
     for k, (a, b) in enumerate(pairs):
         how = (
-            "the same to the byte" if {a, b} <= exact and found.seen[a].digest == found.seen[b].digest else "look alike"
+            "the same to the byte"
+            if {a, b} <= exact and found.infos[a].digest == found.infos[b].digest
+            else "look alike"
         )
         apart = [what for what, of in (("splits", found.splits), ("labels", found.labels)) if of[a] != of[b]]
         how += f", <b>two {' and two '.join(apart)}</b>" if apart else ""
@@ -300,7 +302,7 @@ def _sheets(found: Findings) -> str:
 def _augmented(found: Findings) -> str:
     """Pictures, and what the recipe's random changes make of each in its first epochs."""
     recipe = named_recipe(found.recipe)
-    pool = [i for i in found.good if found.splits[i] in ("train", "all") and min(found.seen[i][3:5]) > 1]
+    pool = [i for i in found.good if found.splits[i] in ("train", "all") and min(found.infos[i][3:5]) > 1]
     if not pool:
         return ""
     chosen = [pool[k] for k in np.unique(np.linspace(0, len(pool) - 1, min(AUGMENTED, len(pool))).astype(int))]

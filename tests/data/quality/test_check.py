@@ -377,6 +377,6 @@ def test_pixels_are_written_as_png(tmp_path):
     images = torch.randint(0, 256, (6, 1, 20, 20), dtype=torch.uint8)
     data, names = tmp_path / "data", [f"train/{i}" for i in range(6)]
     found = Findings(data, data, None, "cifar10", names, ["a", "b"] * 3, ["train"] * 6, ("a", "b"), pixels=images)
-    found.seen = list(check_module._look(check_module.inspect_arrays, images.permute(0, 2, 3, 1).numpy(), None))
+    found.seen = list(check_module._inspect_all(check_module.inspect_arrays, images.permute(0, 2, 3, 1).numpy(), None))
     write_cleaned(found, tmp_path / "fixed")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "fixed/train/b/3.png")), images[3, 0].numpy())

@@ -1,7 +1,7 @@
-"""A cleaned copy of a data set that was checked: class folders of links, beside which the original stays as it is.
+"""A cleaned copy of a checked dataset: class folders of links; the original is not changed.
 
-What is left out is counted and said. Of copies one stays: in test rather than in val, in val rather than in train, so
-that nothing is tested that was learnt. Of copies with two labels none stays, for nobody knows which label is right.
+Everything skipped is counted and reported. One of several duplicates is kept, preferring test over val over train, so
+that no test image is trained on. Duplicates with two labels are all skipped, since either label may be wrong.
 """
 
 from __future__ import annotations
@@ -16,110 +16,108 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from alexnet.data.quality.findings import Findings, alike_labels
+from alexnet.data.quality.findings import Findings, pluralize, similar_labels
 from alexnet.errors import UserError
 
-_KEPT_FIRST = {"test": 0, "val": 1, "train": 2, "all": 2}
+_SPLIT_PRIORITY = {"test": 0, "val": 1, "train": 2, "all": 2}
 
 
 def check_target(out: Path, data: Path | None) -> None:
-    """Raise `UserError` unless a cleaned copy of `data` can be written to `out`; to be asked before the long look."""
+    """Raise `UserError` unless a cleaned copy of `data` can be written to `out`; call this before the slow check."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--fix {out} is not empty; choose a folder that is empty or does not exist yet.")
+        raise UserError(f"--fix {out} is not empty; choose an empty or new folder.")
     if data is not None and data.is_dir() and out.resolve().is_relative_to(data.resolve()):
-        raise UserError(
-            f"--fix {out} lies in the data itself, which stays as it is; choose a folder outside of {data}."
-        )
+        raise UserError(f"--fix {out} is inside the dataset, which is not changed; choose a folder outside of {data}.")
 
 
 def write_cleaned(found: Findings, out: Path) -> list[str]:
-    """Write the copy to `out`, whole or not at all, and return what was done, in sentences.
+    """Write the copy to `out`, completely or not at all, and return sentences about what was done.
 
-    Files are hard links where the file system allows, else symbolic links (of an archive's: copies), and PNG where the
-    data set has no files. Raises `UserError` as `check_target`, where nothing would be left, and if the disk refuses.
+    Files are hard links if possible, else symbolic links (copies for an archive), and PNG if the dataset has no files.
+    Raises `UserError` as `check_target` does, if nothing would be left, and if writing fails.
     """
     check_target(out, found.data)
-    alike = alike_labels(found.classes)
-    merged = {label: group[0] for group in alike for label in group}
+    similar = similar_labels(found.classes)
+    merged = {label: group[0] for group in similar for label in group}
     labels = [merged.get(label, label) for label in found.labels]
-    kept, said = _chosen(found, labels)
-    said += [f"Merged the labels {', '.join(map(repr, sorted(g)))} into {_folder_name(g[0])!r}." for g in alike]
+    kept, actions = _choose_images(found, labels)
+    actions += [f"Merged the labels {', '.join(map(repr, sorted(g)))} into {_to_folder_name(g[0])!r}." for g in similar]
     if not kept:
-        raise UserError(f"Nothing of {found.data} would be left in the cleaned copy; there is nothing to train on.")
+        raise UserError(f"The cleaned copy of {found.data} would be empty; add readable images.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise UserError(f"--fix {out} cannot be written ({error.strerror}); choose another folder.") from error
     try:
-        ways: Counter[str] = Counter()
-        taken: Counter[Path] = Counter()
+        methods: Counter[str] = Counter()
+        used: Counter[Path] = Counter()
         for i in kept:
-            folder = beside / ("" if found.splits[i] == "all" else found.splits[i]) / _folder_name(labels[i])
+            folder = partial / ("" if found.splits[i] == "all" else found.splits[i]) / _to_folder_name(labels[i])
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / PurePosixPath(found.names[i]).name
-            taken[path] += 1
-            if taken[path] > 1:  # pictures of several folders come together
-                path = path.with_name(f"{path.stem}~{taken[path]}{path.suffix}")
-            ways[_place(found, i, path)] += 1
-        beside.chmod(0o755)
+            used[path] += 1
+            if used[path] > 1:  # several folders were merged
+                path = path.with_name(f"{path.stem}~{used[path]}{path.suffix}")
+            methods[_write_image(found, i, path)] += 1
+        partial.chmod(0o755)
         if out.exists():
             out.rmdir()
-        beside.rename(out)
+        partial.rename(out)
     except OSError as error:
         raise UserError(f"--fix {out} cannot be written ({error}); choose another folder.") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    counts = ", ".join(f"{count} as {way}" for way, count in ways.items())
-    return [*said, f"Wrote {len(kept)} of {len(found.names)} pictures to {out}, {counts}; {found.data} is unchanged."]
+        shutil.rmtree(partial, ignore_errors=True)
+    counts = ", ".join(f"{count} as {method}" for method, count in methods.items())
+    return [*actions, f"Wrote {len(kept)} of {len(found.names)} images to {out}, {counts}; {found.data} is unchanged."]
 
 
-def _chosen(found: Findings, labels: list[str]) -> tuple[list[int], list[str]]:
-    """The pictures that stay, and why others do not; `labels` are those that they will have."""
-    out: dict[int, str] = {}
-    for i, looked in enumerate(found.seen):
-        if looked.reason is not None:
-            out[i] = "cannot be read"
+def _choose_images(found: Findings, labels: list[str]) -> tuple[list[int], list[str]]:
+    """Return the images to keep and sentences about the others; `labels` are the labels after merging."""
+    skipped: dict[int, str] = {}
+    for i, info in enumerate(found.infos):
+        if info.reason is not None:
+            skipped[i] = "unreadable"
         elif not found.labels[i]:
-            out[i] = "lie in no class"
+            skipped[i] = "no class"
     for group in found.exact:
-        first = min(group, key=lambda i: _KEPT_FIRST[found.splits[i]])
+        first = min(group, key=lambda i: _SPLIT_PRIORITY[found.splits[i]])
         if len({labels[i] for i in group}) == 1:
-            out |= {i: "are copies of another" for i in group if i != first}
+            skipped |= {i: "exact duplicate" for i in group if i != first}
         else:
-            out |= dict.fromkeys(group, "are copies under two labels")
+            skipped |= dict.fromkeys(group, "exact duplicates with two labels")
     for pair in found.near:
-        a, b = sorted(pair, key=lambda i: _KEPT_FIRST[found.splits[i]])
-        leak = labels[a] == labels[b] and found.splits[a] != found.splits[b]
-        if leak and a not in out and b not in out:
-            out[b] = "look like one that is in another split"
-    said = [f"Left out {count} pictures that {why}." for why, count in Counter(out.values()).items()]
-    return [i for i in range(len(found.names)) if i not in out], said
+        a, b = sorted(pair, key=lambda i: _SPLIT_PRIORITY[found.splits[i]])
+        leaks = labels[a] == labels[b] and found.splits[a] != found.splits[b]
+        if leaks and a not in skipped and b not in skipped:
+            skipped[b] = "near duplicate in another split"
+    actions = [f"Skipped ({why}): {pluralize(count, 'image')}." for why, count in Counter(skipped.values()).items()]
+    return [i for i in range(len(found.names)) if i not in skipped], actions
 
 
-def _place(found: Findings, i: int, path: Path) -> str:
-    """Put picture `i` at `path`; how, in a word or two."""
+def _write_image(found: Findings, i: int, path: Path) -> str:
+    """Write image `i` to `path` and return the method, in a word or two."""
     if found.pixels is not None:
         pixels = found.pixels[i].permute(1, 2, 0).numpy()
         Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).save(f"{path}.png")
         return "PNG files"
     source = (found.root / found.names[i]).resolve()
-    ways: list[tuple[str, Callable[[Path, Path], object]]] = [("hard links", os.link), ("symbolic links", os.symlink)]
+    links: list[tuple[str, Callable[[Path, Path], object]]] = [("hard links", os.link), ("symbolic links", os.symlink)]
     if found.root != found.data and found.labels_file is None:
-        del ways[1]  # the cache, where archives are unpacked, may be emptied
-    for way, link in ways:
+        del links[1]  # archives are extracted to the cache, which may be deleted
+    for method, link in links:
         try:
             link(source, path)
-            return way
+            return method
         except OSError:
             continue
     shutil.copy2(source, path)
     return "copies"
 
 
-def _folder_name(label: str) -> str:
-    """A label as the name of a folder that is read as a class again: what would lead elsewhere, or be passed over or
-    unreadable, is written as %2F."""
+def _to_folder_name(label: str) -> str:
+    """Return a folder name that is read as a class again: characters that would be unsafe, ignored or unprintable are
+    percent-encoded."""
     label = label.strip()
     name = quote(label, safe=" ") if not label.isprintable() else label.replace("/", "%2F").replace("\\", "%5C")
     return f"%{ord(name[0]):02X}{name[1:]}" if name.startswith((".", "@", "__MACOSX")) else name or "%20"

@@ -1,9 +1,6 @@
-"""A look at a data set before training: what is in it, what is wrong with it, and the command that trains on it.
+"""What `alexnet check` found in a dataset: its contents, defects, warnings, verdict and the training command.
 
-`check` reads class folders, archives of them, a table of labels, and the layouts of CIFAR-10 and Fashion-MNIST. It
-asks nothing of them that would keep it from listing everything at once; whether they can be learnt from is then judged
-by the same rules as in training (`folders.scan`), whose sentence becomes the verdict. Every picture is looked at once,
-by processes on all cores.
+Errors that would stop training come from the rules of training itself (`image_folder`); warnings are added here.
 """
 
 from __future__ import annotations
@@ -21,98 +18,103 @@ import torch
 
 from alexnet.data.quality.inspect import ImageInfo
 
+MIN_CLASS_SIZE = 20
+"""Training images below which a class is too small to be learned from scratch."""
+MAX_IMBALANCE = 5.0
+"""Size of the largest class relative to the smallest above which there is a warning."""
+
 
 @dataclass
 class Findings:
-    """What `check` found. Lists of pictures are indices into `names`."""
+    """Results of checking a dataset. Lists of images are indices into `names`."""
 
     data: Path
-    """What was given: a folder, an archive, or where the labels lie."""
+    """The given path: a folder, an archive, or the folder of the label table."""
     root: Path
-    """The folder that the names start from: of an archive, where it was unpacked."""
+    """The folder that `names` are relative to; for an archive, where it was extracted."""
     labels_file: Path | None
     recipe: str
-    """The recipe that reads it: folder, cifar10 or fashion-mnist."""
+    """The recipe that trains on it: folder, cifar10 or fashion-mnist."""
     names: list[str]
     labels: list[str]
-    """The class of each picture; empty where it lies in none."""
+    """The class of each image; empty if it is in none."""
     splits: list[str]
-    """train, val or test of each picture; `all` where the data is not divided."""
-    order: Sequence[str]
-    """The classes in the order of their numbers."""
-    seen: list[ImageInfo] = field(default_factory=list, repr=False)
+    """train, val or test for each image; `all` if the dataset has no splits."""
+    class_order: Sequence[str]
+    """The classes in the order of their indices."""
+    infos: list[ImageInfo] = field(default_factory=list, repr=False)
     pixels: torch.Tensor | None = field(default=None, repr=False)
-    """uint8 N×C×H×W of data sets that are no files."""
+    """uint8 N×C×H×W for datasets that are not files."""
     bad: list[tuple[str, str]] = field(default_factory=list)
-    """(Name, reason) of what cannot be read, rows of a table and folders included."""
+    """(Name, reason) of everything unreadable, including table rows and folders."""
     exact: list[list[int]] = field(default_factory=list)
-    """Groups of pictures that are the same to the byte."""
+    """Groups of byte-identical images."""
     near: list[tuple[int, int]] = field(default_factory=list)
-    """Pairs that look the same and are not the same to the byte."""
+    """Pairs of near duplicates that are not byte-identical."""
     warnings: list[str] = field(default_factory=list)
-    """What should be mended, a sentence each."""
+    """Problems that should be fixed, a sentence each."""
     notes: list[str] = field(default_factory=list)
-    """What is good to know, a sentence each."""
+    """Further information, a sentence each."""
     blocking_error: str | None = None
-    """Why it cannot be trained on as it is: the sentence that training would say."""
+    """Why the dataset cannot be trained on as it is: the message that training would give."""
 
     @property
     def classes(self) -> dict[str, int]:
-        """Pictures of each class, unreadable ones included, the classes in the order of their numbers."""
+        """Images per class, including unreadable ones, in class order."""
         counts = Counter(self.labels)
-        return {label: counts[label] for label in self.order}
+        return {label: counts[label] for label in self.class_order}
 
     @property
     def by_split(self) -> dict[str, dict[str, int]]:
-        """The same for each split."""
+        """Images per class for each split."""
         counts = Counter(zip(self.splits, self.labels, strict=True))
         present = [split for split in ("all", "train", "val", "test") if split in set(self.splits)]
         return {s: {label: counts[s, label] for label in self.classes if counts[s, label]} for s in present}
 
     @property
     def good(self) -> list[int]:
-        """The pictures that can be read."""
-        return [i for i, looked in enumerate(self.seen) if looked.reason is None]
+        """The readable images."""
+        return [i for i, info in enumerate(self.infos) if info.reason is None]
 
     @property
     def unusual(self) -> list[int]:
-        """The pictures that can be read and have something unusual."""
-        return [i for i, looked in enumerate(self.seen) if looked.oddities]
+        """The readable images with anomalies."""
+        return [i for i, info in enumerate(self.infos) if info.anomalies]
 
     @property
     def duplicates(self) -> list[tuple[int, int]]:
-        """Pairs: the first of each group with every other of it, then those that only look the same."""
+        """Pairs: the first image of each exact group with each other member, then the near duplicates."""
         return [(group[0], other) for group in self.exact for other in group[1:]] + self.near
 
-    def crossing(self, of: Sequence[str]) -> list[tuple[int, int]]:
-        """The pairs of duplicates that differ in `of`: `labels` or `splits`."""
+    def crossing(self, values: Sequence[str]) -> list[tuple[int, int]]:
+        """Return the pairs of duplicates that differ in `values`: `labels` or `splits`."""
         chained = [pair for group in self.exact for pair in itertools.pairwise(group)]
-        return [(a, b) for a, b in chained + self.near if of[a] != of[b]]
+        return [(a, b) for a, b in chained + self.near if values[a] != values[b]]
 
     @property
     def command(self) -> str:
-        """What trains on this data."""
+        """The command that trains on this dataset."""
         words = ["alexnet", "train", self.recipe]
         if self.labels_file is None or self.data != self.labels_file.parent:
             words += ["--data", str(self.data)]
         if self.labels_file is not None:
             words += ["--labels", str(self.labels_file)]
-        return shlex.join(words + ["--skip-bad"] * any(looked.reason for looked in self.seen))
+        return shlex.join(words + ["--skip-bad"] * any(info.reason for info in self.infos))
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """Whether the dataset can be trained on, in one sentence."""
         if self.blocking_error:
-            return f"This cannot be trained on yet: {self.blocking_error}"
+            return f"Not ready for training: {self.blocking_error}"
         if self.bad or self.warnings:
-            return "This can be trained on; the warnings say what would make it better."
-        return "This can be trained on as it is."
+            return "Ready for training; see the warnings for possible improvements."
+        return "Ready for training."
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of DESIGN.md, and more."""
-        good = [self.seen[i] for i in self.good]
+        """Return the JSON document of `alexnet check`."""
+        good = [self.infos[i] for i in self.good]
 
-        def named(pairs: Sequence[tuple[int, int]]) -> list[list[str]]:
+        def name_pairs(pairs: Sequence[tuple[int, int]]) -> list[list[str]]:
             return [[self.names[a], self.names[b]] for a, b in pairs]
 
         return {
@@ -122,17 +124,17 @@ class Findings:
             "classes": self.classes,
             "splits": self.by_split,
             "bad": [{"path": name, "reason": reason} for name, reason in self.bad],
-            "suspicious": [{"path": self.names[i], "reason": "; ".join(self.seen[i].oddities)} for i in self.unusual],
-            "duplicates": named(self.duplicates),
-            "near_duplicates": named(self.near),
-            "across_splits": named(self.crossing(self.splits)),
-            "across_classes": named(self.crossing(self.labels)),
-            "width": min_median_max([looked.width for looked in good]),
-            "height": min_median_max([looked.height for looked in good]),
-            "aspect": min_median_max([looked.width / looked.height for looked in good]),
-            "modes": dict(Counter(looked.mode for looked in good).most_common()),
-            "formats": dict(Counter(looked.format for looked in good if looked.format).most_common()),
-            "turned": sum(looked.turned for looked in good),
+            "suspicious": [{"path": self.names[i], "reason": "; ".join(self.infos[i].anomalies)} for i in self.unusual],
+            "duplicates": name_pairs(self.duplicates),
+            "near_duplicates": name_pairs(self.near),
+            "across_splits": name_pairs(self.crossing(self.splits)),
+            "across_classes": name_pairs(self.crossing(self.labels)),
+            "width": min_median_max([info.width for info in good]),
+            "height": min_median_max([info.height for info in good]),
+            "aspect": min_median_max([info.width / info.height for info in good]),
+            "modes": dict(Counter(info.mode for info in good).most_common()),
+            "formats": dict(Counter(info.format for info in good if info.format).most_common()),
+            "turned": sum(info.turned for info in good),
             "warnings": self.warnings,
             "notes": self.notes,
             "trainable": self.blocking_error is None,
@@ -142,107 +144,100 @@ class Findings:
 
 
 def min_median_max(values: Sequence[float]) -> list[float] | None:
-    """Least, median and greatest; None of nothing."""
+    """Return minimum, median and maximum, or None if there are no values."""
     return [round(v, 3) for v in (min(values), statistics.median(values), max(values))] if values else None
 
 
-# ─── What is to be said of a data set that was looked at: why training would refuse it, and what should be mended.
-
-FEW = 20
-"""Pictures of a class for training, below which it is too small to be learnt from scratch."""
-UNEVEN = 5.0
-"""Times as many pictures in the largest class as in the smallest: more is an imbalance."""
+# ── judgement ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def refusal(found: Findings) -> str | None:
-    """Why training refuses what is left without the pictures that cannot be read."""
+def find_blocking_error(found: Findings) -> str | None:
+    """Return why training would refuse the dataset without its unreadable images, or None."""
     good = found.good
     if not good:
-        return f"none of its {len(found.names)} pictures can be read."
-    learnt = Counter(found.labels[i] for i in good if found.splits[i] in ("train", "all"))
+        return f"none of its {len(found.names)} images can be read."
+    readable = Counter(found.labels[i] for i in good if found.splits[i] in ("train", "all"))
     present = {label for label, split in zip(found.labels, found.splits, strict=True) if split in ("train", "all")}
-    if empty := sorted(label for label in present if not learnt[label]):
-        return f"no picture of the class '{empty[0]}' can be read; replace them or remove the class."
-    if "all" in found.splits and max(learnt.values()) < 2:
-        return "it has one picture a class, which leaves none to validate on; add more."
+    if empty := sorted(label for label in present if not readable[label]):
+        return f"no image of the class '{empty[0]}' can be read; replace them or remove the class."
+    if "all" in found.splits and max(readable.values()) < 2:
+        return "it has one image per class, which leaves none for validation; add more."
     return None
 
 
 def collect_warnings(found: Findings) -> None:
-    """The warnings, the gravest first."""
+    """Fill `found.warnings`, most severe first, and `found.notes`."""
     first: list[str] = []
-    unreadable = sum(looked.reason is not None for looked in found.seen)
+    unreadable = sum(info.reason is not None for info in found.infos)
     if unreadable:
-        first.append(f"{unreadable} of {len(found.names)} pictures cannot be read; --skip-bad trains without them.")
+        first.append(f"Unreadable: {unreadable} of {len(found.names)} images; --skip-bad trains without them.")
     if leaks := found.crossing(found.splits):
         a, b = leaks[0]
         first.append(
-            f"Duplicates across splits: {counted(len(leaks), 'pair')}, such as {found.names[a]} and {found.names[b]}; "
-            "what was learnt is then tested, and the result too good."
+            f"Duplicates across splits: {pluralize(len(leaks), 'pair')}, such as {found.names[a]} and {found.names[b]};"
+            " train/test leakage: accuracy will be overestimated."
         )
-    if torn := found.crossing(found.labels):
-        a, b = torn[0]
+    if conflicts := found.crossing(found.labels):
+        a, b = conflicts[0]
         first.append(
-            f"Duplicates with two labels: {counted(len(torn), 'pair')}, such as {found.names[a]} and {found.names[b]}; "
-            "one of the labels is wrong, or they only look the same."
+            f"Duplicates with two labels: {pluralize(len(conflicts), 'pair')}, such as {found.names[a]} and "
+            f"{found.names[b]}; one label is wrong, or the images only look the same."
         )
     copies = sum(len(group) - 1 for group in found.exact)
     if copies or found.near:
         first.append(
-            f"Duplicates in all: {counted(copies, 'copy', 'copies')} to the byte and {counted(len(found.near), 'pair')}"
-            " that look the same; each copy counts twice in what is learnt."
+            f"Duplicates in total: {pluralize(copies, 'exact copy', 'exact copies')} and "
+            f"{pluralize(len(found.near), 'near-duplicate pair')}; each copy is weighted twice in training."
         )
-    first += [_alike(spellings) for spellings in alike_labels(found.classes)]
-    first += _sizes_of_classes(found)
+    first += [
+        f"The labels {' and '.join(map(repr, spellings))} differ only in case or spacing; if they mean the same, merge "
+        "them."
+        for spellings in similar_labels(found.classes)
+    ]
+    first += _check_class_sizes(found)
     if found.unusual:
-        kinds = Counter(kind for i in found.unusual for kind in found.seen[i].oddities)
+        kinds = Counter(kind for i in found.unusual for kind in found.infos[i].anomalies)
         shown = "; ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in kinds.most_common(6))
-        first.append(f"Readable but unusual: {counted(len(found.unusual), 'picture')}; {shown}.")
+        first.append(f"Readable but unusual: {pluralize(len(found.unusual), 'image')}; {shown}.")
     found.warnings[:0] = first
-    if turned := sum(looked.turned for looked in found.seen):
-        found.notes.append(f"Stored turned or mirrored, and put upright as EXIF says: {counted(turned, 'picture')}.")
+    if turned := sum(info.turned for info in found.infos):
+        found.notes.append(f"Rotated or mirrored as their EXIF orientation requests: {pluralize(turned, 'image')}.")
     names = list(found.classes)
     if all(name.isascii() and name.isdigit() for name in names) and names != sorted(names, key=int):
-        found.notes.append(
-            f"The classes are called by numbers and are put in the order of texts: {', '.join(names[:4])}."
-        )
+        found.notes.append(f"The class names are numbers and are sorted as text: {', '.join(names[:4])}.")
 
 
-def counted(n: int, one: str, many: str = "") -> str:
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+def pluralize(n: int, singular: str, plural: str = "") -> str:
+    return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
-def alike_labels(classes: dict[str, int]) -> list[list[str]]:
-    """Groups of labels that differ only by case or space, the commonest spelling first."""
+def similar_labels(classes: dict[str, int]) -> list[list[str]]:
+    """Return groups of labels that differ only in case or spacing, the most frequent spelling first."""
     groups: dict[str, list[str]] = {}
     for label in classes:
         groups.setdefault(" ".join(label.split()).casefold(), []).append(label)
     return [sorted(group, key=lambda label: -classes[label]) for group in groups.values() if len(group) > 1]
 
 
-def _alike(spellings: list[str]) -> str:
-    shown = " and ".join(map(repr, spellings))
-    return f"The labels {shown} differ only by case or space; if they mean the same, give them one name."
-
-
-def _sizes_of_classes(found: Findings) -> list[str]:
+def _check_class_sizes(found: Findings) -> list[str]:
+    """Return warnings about small classes and class imbalance in the training images."""
     counts = Counter(
         label for label, split in zip(found.labels, found.splits, strict=True) if label and split in ("train", "all")
     )
     if len(counts) < 2:
         return []
-    said = []
+    warnings = []
     ordered = counts.most_common()
-    small = [label for label, n in reversed(ordered) if n < FEW]
+    small = [label for label, n in reversed(ordered) if n < MIN_CLASS_SIZE]
     if small:
-        said.append(
-            f"Classes with fewer than {FEW} pictures to learn from: {len(small)} of {len(counts)}, such as "
-            f"'{small[0]}' with {counts[small[0]]}; add pictures, or leave these classes out."
+        warnings.append(
+            f"Classes with fewer than {MIN_CLASS_SIZE} training images: {len(small)} of {len(counts)}, such as "
+            f"'{small[0]}' with {counts[small[0]]}; add images or remove these classes."
         )
     (most, largest), (least, smallest) = ordered[0], ordered[-1]
-    if largest > UNEVEN * smallest:
-        said.append(
-            f"The classes are uneven: '{most}' has {largest} pictures and '{least}' {smallest}; a network that always "
-            f"said '{most}' would be right in {largest / sum(counts.values()):.0%} of the cases."
+    if largest > MAX_IMBALANCE * smallest:
+        warnings.append(
+            f"Class imbalance: '{most}' has {largest} images and '{least}' {smallest}; always predicting '{most}' "
+            f"would be correct in {largest / sum(counts.values()):.0%} of the cases."
         )
-    return said
+    return warnings

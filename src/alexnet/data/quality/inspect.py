@@ -1,9 +1,9 @@
-"""What a look at one picture tells: what the file is, whether it can be read, and two small portraits of its content.
+"""Inspection of a single image: file properties, readability, perceptual hash and thumbnail.
 
-A file is read once. A JPEG is decoded at an eighth of its size where that leaves enough: its coded data must still be
-gone through to the end, so that a file that is cut short is found all the same, in a fraction of the time.
+A file is read once. Large JPEGs are decoded at a reduced size, down to an eighth: the coded data is still read to the
+end, so truncated files are found in a fraction of the time.
 
-No torch here, so that the worker processes of `check`, which start anew, start at once.
+This module does not import torch, so the worker processes of `check` start quickly.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from PIL import Image
 
 from alexnet.data.decode import EXIF_TRANSPOSES, BadImage, convert_mode, describe_error, exif_orientation, open_image
 
-PORTRAIT = 16
-"""Side in pixels of the grey portrait by which two pictures are compared."""
-_HASHED = 32  # side of what the perceptual hash is computed from: imagehash's own choice
-_FLAT = 3.0  # standard deviation, in levels of 255, below which a picture is almost one colour
-_TINY = 8  # pixels: a shorter side tells nothing
-_LONG = 5.0  # times longer than wide (or the other way): a square cut loses most of it
+THUMBNAIL_SIDE = 16
+"""Side, in pixels, of the gray thumbnail by which near duplicates are confirmed."""
+_HASH_SIDE = 32  # pixels: input of the perceptual hash, imagehash's default
+_MIN_STD = 3.0  # of gray levels 0…255; below it an image is almost a single color
+_MIN_SIDE = 8  # pixels
+_MAX_ASPECT = 5.0  # long to short side; beyond it a square crop loses most of the image
 
-_ENDINGS = {
+_EXTENSIONS = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
     "MPO": {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"},
     "PNG": {".png"},
@@ -41,42 +41,42 @@ _ENDINGS = {
 
 
 class ImageInfo(NamedTuple):
-    """What was seen of one picture. After a `reason` only `size` and `digest` mean anything."""
+    """Properties of an image. If there is a `reason`, only `size` and `digest` are valid."""
 
     size: int = 0
-    """Bytes of the file, or of the pixels where there is none."""
+    """Bytes of the file, or of the pixels if there is no file."""
     digest: bytes = b""
-    """BLAKE2b of these bytes, 16 bytes long; empty where there is no file."""
+    """16-byte BLAKE2b digest of these bytes; empty if there are none."""
     reason: str | None = None
-    """Why it cannot be read, in a few words."""
+    """Why the image cannot be read, in a few words."""
     width: int = 0
     height: int = 0
-    """Pixels, the right way up."""
+    """Pixels, after EXIF orientation."""
     format: str = ""
     """Pillow's name: JPEG, PNG …"""
     mode: str = ""
-    """Pillow's name of the colours as they are stored: RGB, L, P, CMYK, I;16 …"""
+    """Pillow's name of the stored color mode: RGB, L, P, CMYK, I;16 …"""
     turned: bool = False
-    """Whether EXIF says to turn or mirror it."""
-    oddities: tuple[str, ...] = ()
-    """What is unusual about a picture that can be read, each in a few words."""
+    """Whether EXIF requests rotation or mirroring."""
+    anomalies: tuple[str, ...] = ()
+    """Unusual properties of a readable image, each in a few words."""
     hash: int = 0
-    """The perceptual hash of imagehash.phash, 64 bits."""
-    portrait: bytes = b""
-    """PORTRAIT×PORTRAIT grey levels, row by row; empty where the picture is almost one colour."""
+    """64-bit perceptual hash, by imagehash.phash."""
+    thumbnail: bytes = b""
+    """THUMBNAIL_SIDE×THUMBNAIL_SIDE gray levels, row by row; empty if the image is almost a single color."""
 
 
 def inspect_files(paths: Sequence[str]) -> list[ImageInfo]:
-    """A look at each file. Never raises for what is in it."""
-    return [_look_at_file(path) for path in paths]
+    """Inspect each file. Never raises for bad contents."""
+    return [_inspect_file(path) for path in paths]
 
 
 def inspect_arrays(images: np.ndarray) -> list[ImageInfo]:
-    """The same for decoded pictures, uint8 N×H×W×C with C 1 or 3."""
-    return [_look_at_array(pixels) for pixels in images]
+    """Inspect decoded images, uint8 N×H×W×C with C 1 or 3."""
+    return [_inspect_array(pixels) for pixels in images]
 
 
-def _look_at_file(path: str) -> ImageInfo:
+def _inspect_file(path: str) -> ImageInfo:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return ImageInfo(reason="it is a folder or device, not a file")
@@ -85,67 +85,77 @@ def _look_at_file(path: str) -> ImageInfo:
     except FileNotFoundError:
         return ImageInfo(reason="there is no such file")
     except OSError as error:
-        return ImageInfo(reason=f"the system says '{error.strerror or error}'")
+        return ImageInfo(reason=f"the system reports '{error.strerror or error}'")
     if not data:
         return ImageInfo(reason="the file is empty")
     size, digest = len(data), hashlib.blake2b(data, digest_size=16).digest()
     try:
         with open_image(io.BytesIO(data), path) as image:
-            turned = exif_orientation(image)
-            width, height = image.size[::-1] if turned >= 5 else image.size
-            oddities = _odd(image, path)
+            orientation = exif_orientation(image)
+            width, height = image.size[::-1] if orientation >= 5 else image.size
+            anomalies = _find_anomalies(image, path)
             mode, kind = image.mode, image.format or ""
             if kind == "JPEG":
-                image.draft("L", (2 * _HASHED, 2 * _HASHED))
+                image.draft("L", (2 * _HASH_SIDE, 2 * _HASH_SIDE))
             image.load()
-            grey = convert_mode(image, "L")
+            gray = convert_mode(image, "L")
     except BadImage as error:
         return ImageInfo(size, digest, error.reason)
-    except Exception as error:  # decoders raise whatever they meet, as in `decode`
+    except Exception as error:  # decoders raise arbitrary errors, as in `decode_image`
         return ImageInfo(size, digest, describe_error(error))
-    if turned in EXIF_TRANSPOSES:
-        grey = grey.transpose(EXIF_TRANSPOSES[turned])
-    seen, hashed, portrait = _portray(grey)
+    if orientation in EXIF_TRANSPOSES:
+        gray = gray.transpose(EXIF_TRANSPOSES[orientation])
+    flat, phash, thumbnail = _phash_and_thumbnail(gray)
     return ImageInfo(
-        size, digest, None, width, height, kind, mode, turned in EXIF_TRANSPOSES, (*oddities, *seen), hashed, portrait
+        size,
+        digest,
+        None,
+        width,
+        height,
+        kind,
+        mode,
+        orientation in EXIF_TRANSPOSES,
+        (*anomalies, *flat),
+        phash,
+        thumbnail,
     )
 
 
-def _look_at_array(pixels: np.ndarray) -> ImageInfo:
+def _inspect_array(pixels: np.ndarray) -> ImageInfo:
     data = np.ascontiguousarray(pixels)
     digest = hashlib.blake2b(data.data, digest_size=16).digest()
     image = Image.fromarray(data if data.shape[-1] == 3 else data[..., 0])
-    seen, hashed, portrait = _portray(image.convert("L"))
+    flat, phash, thumbnail = _phash_and_thumbnail(image.convert("L"))
     height, width = data.shape[:2]
-    return ImageInfo(data.nbytes, digest, None, width, height, "", image.mode, False, seen, hashed, portrait)
+    return ImageInfo(data.nbytes, digest, None, width, height, "", image.mode, False, flat, phash, thumbnail)
 
 
-def _odd(image: Image.Image, path: str) -> tuple[str, ...]:
-    """What the header tells that its owner should know."""
-    found = []
+def _find_anomalies(image: Image.Image, path: str) -> tuple[str, ...]:
+    """Return what is unusual about an image, from its header."""
+    anomalies = []
     short, long = sorted(image.size)
     kind = image.format or ""
-    ending = PurePath(path).suffix.lower()
-    if kind in _ENDINGS and ending not in _ENDINGS[kind]:
-        found.append(f"its name ends in {ending or 'nothing'} and it is {kind}")
+    extension = PurePath(path).suffix.lower()
+    if kind in _EXTENSIONS and extension not in _EXTENSIONS[kind]:
+        anomalies.append(f"it is {kind}, not {extension or 'without extension'}")
     if getattr(image, "is_animated", False) and kind != "MPO":
-        found.append("it is animated, and only its first frame is used")
+        anomalies.append("it is animated; only the first frame is used")
     if image.mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", "")):
-        found.append("it has more than 8 bits a colour, which are scaled to 8")
+        anomalies.append("it has more than 8 bits per channel, scaled to 8")
     if image.mode == "CMYK":
-        found.append("its colours are those of print (CMYK), and are converted to RGB")
-    if short < _TINY:
-        found.append(f"it is {image.width}×{image.height} pixels")
-    elif long > _LONG * short:
-        found.append(f"it is {long / short:.0f} times as long as wide, and a square cut loses most of it")
-    return tuple(found)
+        anomalies.append("its colors are CMYK, converted to RGB")
+    if short < _MIN_SIDE:
+        anomalies.append(f"it is {image.width}×{image.height} pixels")
+    elif long > _MAX_ASPECT * short:
+        anomalies.append(f"its sides are {long / short:.0f}:1; a square crop loses most of it")
+    return tuple(anomalies)
 
 
-def _portray(grey: Image.Image) -> tuple[tuple[str, ...], int, bytes]:
-    """Of a picture in mode L: what is odd, the perceptual hash, and the portrait."""
-    small = grey.resize((_HASHED, _HASHED), Image.Resampling.LANCZOS)
-    if np.asarray(small).std() < _FLAT:
-        return ("it is almost one colour",), 0, b""
+def _phash_and_thumbnail(gray: Image.Image) -> tuple[tuple[str, ...], int, bytes]:
+    """Return the anomalies, perceptual hash and thumbnail of an image of mode L."""
+    small = gray.resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS)
+    if np.asarray(small).std() < _MIN_STD:
+        return ("it is almost a single color",), 0, b""
     bits = imagehash.phash(small).hash
-    portrait = small.resize((PORTRAIT, PORTRAIT), Image.Resampling.BOX).tobytes()
-    return (), int.from_bytes(np.packbits(bits).tobytes(), "big"), portrait
+    thumbnail = small.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
+    return (), int.from_bytes(np.packbits(bits).tobytes(), "big"), thumbnail

@@ -1,4 +1,4 @@
-"""The folder of a packed data set: opened, its parts compared with what pack.json says of them."""
+"""Packed datasets as folders: opening and verifying them, and writing pack.json and the tables beside the shards."""
 
 from __future__ import annotations
 
@@ -30,179 +30,188 @@ from alexnet.data.shards.reader import (
     read_index,
     read_samples,
 )
-from alexnet.data.shards.writer import Facts, Task, put, read_facts
+from alexnet.data.shards.writer import ShardResult, ShardTask, read_result
 from alexnet.errors import UserError
-from alexnet.files import sha256_file
+from alexnet.files import atomic_write, sha256_file
 
-FORMAT = "alexnet-pack-1"  # of pack.json; a reader refuses what it does not know
+FORMAT = "alexnet-pack-1"  # of pack.json; readers refuse other formats
 
-VERIFIED = 2 << 30
-"""Bytes of shards whose checksums are computed at each start; of more, each one's when it is first mapped."""
+MAX_VERIFIED_AT_OPEN = 2 << 30
+"""Bytes of shards up to which all checksums are verified on opening; beyond, each shard is when first mapped."""
+
+
+# ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class PackedDataset:
-    """A packed data set."""
+    """A packed dataset that was opened."""
 
     path: Path
-    form: ShardFormat
+    format: ShardFormat
     classes: tuple[str, ...]
     splits: dict[str, PackedImages]
     failed: int
-    """Pictures that could not be read as it was packed."""
-    about: Mapping[str, Any]
-    """All that pack.json says."""
+    """Number of images that could not be read during packing."""
+    metadata: Mapping[str, Any]
+    """The contents of pack.json."""
 
     @property
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of each file, by its path below the folder."""
-        return dict(self.about["sha256"])
+        """SHA-256 of each file, by its path relative to the folder."""
+        return dict(self.metadata["sha256"])
 
 
 def is_packed(data: Path) -> bool:
-    """Whether `data` is a packed data set, or one that is being packed."""
+    """Return whether `data` is a packed dataset, finished or not."""
     return (data / PACK).is_file() or (data / WORK).is_dir()
 
 
 def open_packed(data: Path, progress: Progress | None = None, verify: bool = True) -> PackedDataset:
-    """The packed data set in the folder `data`. Raises `UserError` for one that is unfinished, damaged or foreign.
+    """Open the packed dataset in the folder `data`. Raises `UserError` if it is unfinished, damaged or unknown.
 
-    All sizes are compared; with `verify` also the checksums, those of more than `VERIFIED` bytes of shards as they are
-    read.
+    All file sizes are compared; with `verify` also the checksums, for more than `MAX_VERIFIED_AT_OPEN` bytes of shards
+    as each is first read.
     """
     if not (data / PACK).is_file():
-        raise UserError(f"The packing of {data} is not finished; give 'alexnet pack' again as before, and it goes on.")
+        raise UserError(f"Packing of {data} is not finished; rerun 'alexnet pack' with the same arguments to resume.")
     try:
-        about = json.loads((data / PACK).read_text(encoding="utf-8"))
-        if about["format"] != FORMAT:
-            raise UserError(f"{data / PACK} is of the format '{about['format']}', not {FORMAT}; update this program.")
-        form = ShardFormat(**about["form"])
-        classes = tuple(map(str, about["classes"]))
-        counts = {str(split): int(count) for split, count in about["images"].items()}
-        failed, digests = int(about["failed"]), {str(name): str(digest) for name, digest in about["sha256"].items()}
+        stored = json.loads((data / PACK).read_text(encoding="utf-8"))
+        if stored["format"] != FORMAT:
+            raise UserError(f"{data / PACK} has the format '{stored['format']}', not {FORMAT}; update this program.")
+        format = ShardFormat(**stored["form"])
+        classes = tuple(map(str, stored["classes"]))
+        counts = {str(split): int(count) for split, count in stored["images"].items()}
+        failed = int(stored["failed"])
+        checksums = {str(name): str(checksum) for name, checksum in stored["sha256"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{data / PACK} is damaged ({error!r}); pack the data again.") from error
+        raise UserError(f"{data / PACK} is damaged ({error!r}); pack the dataset again.") from error
     if not counts or not set(counts) <= {"train", "val", "test", "all"}:
         raise UserError(
-            f"{data / PACK} is damaged (its splits are {', '.join(counts) or 'none'}); pack the data again."
+            f"{data / PACK} is damaged (its splits are {', '.join(counts) or 'none'}); pack the dataset again."
         )
-    few = [name for name in digests if not name.endswith(".bin")]
-    if bad := find_mismatches(data, {name: digests[name] for name in few}) if verify else []:
+    tables = {name: checksum for name, checksum in checksums.items() if not name.endswith(".bin")}
+    if bad := find_mismatches(data, tables) if verify else []:
         raise damaged(data / bad[0], "its checksum differs")
-    splits = {split: _split(data / split, form, classes, count) for split, count in counts.items()}
-    few_bytes = sum(size for part in splits.values() for *_, size in part.shards.files) <= VERIFIED
-    if bad := find_mismatches(data, digests, progress) if verify and few_bytes else []:
-        raise damaged(data / bad[0], "its checksum differs")
-    if verify and not few_bytes:
+    splits = {split: _open_split(data / split, format, classes, count) for split, count in counts.items()}
+    if verify and sum(size for part in splits.values() for *_, size in part.shards.files) <= MAX_VERIFIED_AT_OPEN:
+        if bad := find_mismatches(data, checksums, progress):
+            raise damaged(data / bad[0], "its checksum differs")
+    elif verify:
         for split, part in splits.items():
-            part.shards.verify_as_mapped([digests.get(f"{split}/{name}", "") for name, *_ in part.shards.files])
-    return PackedDataset(data, form, classes, splits, failed, about)
+            part.shards.verify_when_mapped([checksums.get(f"{split}/{name}", "") for name, *_ in part.shards.files])
+    return PackedDataset(data, format, classes, splits, failed, stored)
 
 
-def find_mismatches(data: Path, digests: Mapping[str, str], progress: Progress | None = None) -> list[str]:
-    """Those of the files that are missing or have another checksum."""
+def find_mismatches(data: Path, checksums: Mapping[str, str], progress: Progress | None = None) -> list[str]:
+    """Return the files that are missing or have another checksum."""
 
     def differs(name: str) -> bool:
         try:
-            return sha256_file(data / name) != digests[name]
+            return sha256_file(data / name) != checksums[name]
         except OSError:
             return True
 
-    names = list(digests)
-    found = map_in_threads(differs, names, progress, "verifying shards")
-    return [name for name, wrong in zip(names, found, strict=True) if wrong]
+    names = list(checksums)
+    results = map_in_threads(differs, names, progress, "verifying shards")
+    return [name for name, is_different in zip(names, results, strict=True) if is_different]
 
 
-def _split(folder: Path, form: ShardFormat, classes: Sequence[str], count: int) -> PackedImages:
-    shards = Shards(folder, form, read_index(folder / INDEX))
+def _open_split(folder: Path, format: ShardFormat, classes: Sequence[str], count: int) -> PackedImages:
+    shards = Shards(folder, format, read_index(folder / INDEX))
     for name, _, size in shards.files:
         try:
-            there = (folder / name).stat().st_size
+            actual = (folder / name).stat().st_size
         except OSError:
-            raise damaged(folder / name, "it is not there") from None
-        if there != size:
-            raise damaged(folder / name, f"it has {there:,} bytes instead of {size:,}")
+            raise damaged(folder / name, "it is missing") from None
+        if actual != size:
+            raise damaged(folder / name, f"it has {actual:,} bytes instead of {size:,}")
     table = read_samples(folder / SAMPLES, ["name", "label"])
     names = [name.decode("utf-8", "surrogateescape") for name in table["name"].to_pylist()]
     targets = table["label"].to_numpy().astype(np.int64)
-    if not len(names) == count == shards.first[-1] or not ((targets >= 0) & (targets < len(classes))).all():
-        raise damaged(folder / SAMPLES, "it does not fit the shards")
+    in_range = ((targets >= 0) & (targets < len(classes))).all()
+    if not len(names) == count == shards.first_items[-1] or not in_range:
+        raise damaged(folder / SAMPLES, "it does not match the shards")
     return PackedImages(folder, names, torch.from_numpy(targets), shards, np.arange(count))
+
+
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is to be packed."""
+    """The images to pack."""
 
     classes: tuple[str, ...]
     splits: dict[str, ImageArrays | ImageFiles]
     channels: int
 
 
-# ─── What stands beside the shards of a packed data set, made of their facts when all are finished.
-
-
-def finish(target: Path, key: str, contents: Contents, form: ShardFormat, tasks: list[Task]) -> None:
-    """What stands beside the shards, and pack.json last: without it the data set is unfinished."""
-    sums: dict[str, str] = {}
+def write_manifest(target: Path, key: str, contents: Contents, format: ShardFormat, tasks: list[ShardTask]) -> None:
+    """Write the tables beside the finished shards, and pack.json last: without it the dataset is unfinished."""
+    checksums: dict[str, str] = {}
     images: dict[str, int] = {}
     failed: list[tuple[str, str, str]] = []
-    measured = None
+    statistics = None
 
-    def keep(name: str, data: bytes) -> None:
-        put(target / name, lambda file: file.write(data))
-        sums[name] = sha256_file(target / name)
+    def write(name: str, data: bytes) -> None:
+        with atomic_write(target / name) as partial:
+            partial.write_bytes(data)
+        checksums[name] = sha256_file(target / name)
 
     for split, part in contents.splits.items():
-        facts, total = _facts([task for task in tasks if task.split == split])
-        starts = np.cumsum([0, *(len(task) for task in tasks if task.split == split)])
-        for start, one in zip(starts, facts, strict=False):
-            failed += [(part.names[start + i], split, reason) for i, reason in one.about.failed]
-            if one.about.name:
-                sums[f"{split}/{one.about.name}"] = one.about.sha256
-        kept = np.concatenate([start + one.kept for start, one in zip(starts, facts, strict=False)])
+        split_tasks = [task for task in tasks if task.split == split]
+        results, pixel_sum = _read_results(split_tasks)
+        starts = np.cumsum([0, *map(len, split_tasks)])
+        for start, result in zip(starts, results, strict=False):
+            failed += [(part.names[start + i], split, reason) for i, reason in result.record.failed]
+            if result.record.name:
+                checksums[f"{split}/{result.record.name}"] = result.record.sha256
+        kept = np.concatenate([start + result.kept for start, result in zip(starts, results, strict=False)])
         if len(kept) == 0:
             continue
         images[split] = len(kept)
-        keep(f"{split}/{SAMPLES}", _table(part, kept, np.concatenate([one.digests for one in facts])))
-        keep(f"{split}/{INDEX}", _index([one for one in facts if one.about.name]))
-        if split == "train" and form.side is not None:
-            measured = _measured(total, np.sum([one.products for one in facts], axis=0), len(kept))
-            keep(MEAN_IMAGE, measured.pop("mean_image"))
+        write(f"{split}/{SAMPLES}", _encode_samples(part, kept, np.concatenate([r.digests for r in results])))
+        write(f"{split}/{INDEX}", _encode_index([result for result in results if result.record.name]))
+        if split == "train" and format.side is not None:
+            products = np.sum([result.channel_products for result in results], axis=0)
+            statistics, mean_image = _compute_statistics(pixel_sum, products, len(kept))
+            write(MEAN_IMAGE, mean_image)
     if not images:
         shown = ", ".join(f"{name} ({reason})" for name, _, reason in failed[:3])
-        raise UserError(f"None of the {len(failed)} pictures can be read: {shown}; replace them.")
-    keep(FAILED, _rows([("name", "split", "reason"), *failed]))
-    about = {
+        raise UserError(f"None of the {len(failed)} images can be read: {shown}; replace them.")
+    write(FAILED, _encode_csv([("name", "split", "reason"), *failed]))
+    manifest = {
         "format": FORMAT,
         "key": key,
-        "form": asdict(form),
+        "form": asdict(format),
         "classes": list(contents.classes),
         "images": images,
         "failed": len(failed),
-        "statistics": measured,
+        "statistics": statistics,
         "made_with": {name: metadata.version(name) for name in ("litdata", "pillow", "numpy")},
-        "sha256": sums,
+        "sha256": checksums,
     }
-    put(target / PACK, lambda file: file.write(json.dumps(about, indent=1).encode()))
+    with atomic_write(target / PACK) as partial:
+        partial.write_bytes(json.dumps(manifest, indent=1).encode())
 
 
-def _facts(tasks: list[Task]) -> tuple[list[Facts], np.ndarray]:
-    """Those of each shard; and the sum of their pictures, which for all of ImageNet's one by one would be gigabytes."""
-    found, total = [], np.zeros((), dtype=np.int64)
+def _read_results(tasks: list[ShardTask]) -> tuple[list[ShardResult], np.ndarray]:
+    """Read the results of all shards, and sum up their pixel sums, which for all of ImageNet would take gigabytes."""
+    results, pixel_sum = [], np.zeros((), dtype=np.int64)
     for task in tasks:
-        one = read_facts(task.facts)
-        if one is None:
-            raise UserError(f"{task.facts} is damaged; give the same command again, and it goes on.")
-        total = total + one.total
-        found.append(replace(one, total=np.zeros(0)))
-    return found, total
+        result = read_result(task.result_path)
+        if result is None:
+            raise UserError(f"{task.result_path} is damaged; rerun the same command to resume.")
+        pixel_sum = pixel_sum + result.pixel_sum
+        results.append(replace(result, pixel_sum=np.zeros(0)))
+    return results, pixel_sum
 
 
-def _table(part: ImageArrays | ImageFiles, kept: np.ndarray, digests: np.ndarray) -> bytes:
-    """Names as bytes: on most systems they need not be valid UTF-8."""
+def _encode_samples(part: ImageArrays | ImageFiles, kept: np.ndarray, digests: np.ndarray) -> bytes:
+    """Encode the sample table; names are bytes, since on most systems they need not be valid UTF-8."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -217,32 +226,28 @@ def _table(part: ImageArrays | ImageFiles, kept: np.ndarray, digests: np.ndarray
     return file.getvalue()
 
 
-def _index(facts: list[Facts]) -> bytes:
-    """litdata's list of the shards of a split."""
+def _encode_index(results: list[ShardResult]) -> bytes:
+    """Encode litdata's index of the shards of a split."""
     chunks = [
-        {"chunk_bytes": one.about.bytes, "chunk_size": len(one.kept), "dim": None, "filename": one.about.name}
-        for one in facts
+        {"chunk_bytes": r.record.bytes, "chunk_size": len(r.kept), "dim": None, "filename": r.record.name}
+        for r in results
     ]
-    config = {**facts[0].about.config, "chunk_size": max(len(one.kept) for one in facts)}
+    config = {**results[0].record.config, "chunk_size": max(len(result.kept) for result in results)}
     return json.dumps({"chunks": chunks, "config": config}, sort_keys=True).encode()
 
 
-def _measured(total: np.ndarray, products: np.ndarray, count: int) -> dict[str, Any]:
-    """The mean image, and the covariance of the pixels' channels in levels of 0…255, of `count` pictures: from their
-    sum, int64 side×side×C, and that of the channels' products, both exact."""
-    pixels = count * total.shape[0] * total.shape[1]
-    mean = total.sum(axis=(0, 1)) / pixels
+def _compute_statistics(pixel_sum: np.ndarray, products: np.ndarray, count: int) -> tuple[dict[str, Any], bytes]:
+    """Return channel means and covariance in levels of 0…255, and the mean image as a .npy file, of `count` images,
+    from their exact sums: of pixels, int64 side×side×C, and of channel products."""
+    pixels = count * pixel_sum.shape[0] * pixel_sum.shape[1]
+    mean = pixel_sum.sum(axis=(0, 1)) / pixels
     file = io.BytesIO()
-    np.save(file, total.transpose(2, 0, 1) / count, allow_pickle=False)
-    return {
-        "images": count,
-        "mean": mean.tolist(),
-        "covariance": (products / pixels - np.outer(mean, mean)).tolist(),
-        "mean_image": file.getvalue(),
-    }
+    np.save(file, pixel_sum.transpose(2, 0, 1) / count, allow_pickle=False)
+    covariance = products / pixels - np.outer(mean, mean)
+    return {"images": count, "mean": mean.tolist(), "covariance": covariance.tolist()}, file.getvalue()
 
 
-def _rows(rows: Iterable[Iterable[str]]) -> bytes:
+def _encode_csv(rows: Iterable[Iterable[str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")

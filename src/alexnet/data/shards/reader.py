@@ -1,18 +1,18 @@
-"""A packed data set, as `alexnet pack` writes it (`pack.py`), read by memory map.
+"""Memory-mapped reading of packed datasets, as written by `alexnet pack` (`pack.py`).
 
     DST/
-      pack.json                  classes, form of the pictures, statistics, checksums
-      mean_image.npy             of the training pictures, in levels of 0…255
-      failed.csv                 pictures that could not be read, and why
-      train/  val/  test/        of each split that there is:
+      pack.json                  classes, image format, statistics, checksums
+      mean_image.npy             mean training image, in levels of 0…255
+      failed.csv                 images that could not be read, with the reason
+      train/  val/  test/        for each split:
         chunk-0-<n>.bin          the shards
-        index.json               litdata's list of them
-        samples.parquet          name, class and digest of each picture, in the order of the shards
+        index.json               litdata's index of them
+        samples.parquet          name, class and digest of each image, in shard order
 
-A shard is a file of litdata's: the number of items, where each starts, and the items, which are the sizes of their two
-parts, the bytes of the picture and its class. litdata reads them; we read them by memory map under our own sampler, so
-that of packed pixels nothing but the crop is copied, and that runs resume exactly. Of the forms that an index may name
-only raw bytes and integers are read here. The others are refused: one of litdata's is the pickle, which can run code.
+A shard is a litdata file: the number of items, their offsets, and the items, each consisting of the sizes of its two
+parts, the bytes of the image, and its class. litdata can read them; here they are memory-mapped under our own sampler,
+so that only the crop of packed pixels is copied and runs resume exactly. Of the item types that an index may name, only
+raw bytes and integers are accepted: others include litdata's pickle type, which can run code.
 """
 
 from __future__ import annotations
@@ -37,65 +37,65 @@ from alexnet.files import sha256_file
 
 PACK, INDEX, SAMPLES, MEAN_IMAGE, FAILED = "pack.json", "index.json", "samples.parquet", "mean_image.npy", "failed.csv"
 WORK = ".packing"
-"""The folder in DST that holds what is known of finished shards until all are."""
-PARTS = ["bytes", "int"]
-"""What the items consist of, in litdata's words: the picture, its class."""
+"""The folder in DST that holds the records of finished shards until all are finished."""
+ITEM_TYPES = ["bytes", "int"]
+"""litdata's types of the two parts of an item: the image and its class."""
 
-_MAPPED = 512  # shards that are mapped at a time at most: each holds a file open, of which a process may have 1024
-_AROUND = 16  # bytes of an item that are not the picture: the sizes of its two parts, and the class
+_MAX_MAPPED = 512  # shards mapped at a time; each keeps a file open, of which a process may have 1024
+_ITEM_OVERHEAD = 16  # bytes of an item besides the image: the sizes of its two parts, and the class
 
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """How the pictures of a packed data set are stored."""
+    """How the images of a packed dataset are stored."""
 
     kind: str
-    """jpeg: files of JPEG's; uint8: pixels, all squares of `side`, cut from the centre."""
+    """jpeg: JPEG files; uint8: pixels of center crops, `side`×`side`."""
     side: int | None
-    """The short side in pixels, of JPEGs at most; None: JPEGs of their original size."""
+    """Short side in pixels, for JPEGs the maximum; None: JPEGs of the original size."""
     channels: int
     quality: int | None = None
-    """Of the JPEGs that were made in packing."""
+    """Quality of the JPEGs encoded during packing."""
 
     def __post_init__(self) -> None:
         numbers = [self.channels, *(n for n in (self.side, self.quality) if n is not None)]
-        whole = all(isinstance(n, int) and n > 0 for n in numbers)
-        if self.kind not in ("jpeg", "uint8") or self.channels not in (1, 3) or not whole:
-            raise ValueError(f"there are no such pictures: {self}")
+        positive = all(isinstance(n, int) and n > 0 for n in numbers)
+        if self.kind not in ("jpeg", "uint8") or self.channels not in (1, 3) or not positive:
+            raise ValueError(f"invalid image format: {self}")
         if self.kind == "uint8" and self.side is None:
-            raise ValueError("pixels need a side")
+            raise ValueError("the format uint8 needs a side")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of a picture's pixels: H×W×C."""
+        """Shape of the pixels of an image, H×W×C."""
         return self.side or 0, self.side or 0, self.channels
 
 
 class Shard(NamedTuple):
-    """A shard in memory, without its pages having been read."""
+    """A memory-mapped shard, whose pages are read on access."""
 
     data: np.ndarray
-    """All of it, uint8."""
+    """The full file, uint8."""
     starts: np.ndarray
-    """Where each item starts, and where the last ends."""
-    pictures: np.ndarray | None
-    """Packed pixels, a view of N×H×W×C."""
+    """Offset of each item, and the end of the last."""
+    images: np.ndarray | None
+    """Packed pixels, a view of shape N×H×W×C."""
 
 
 class Shards:
-    """The shards of one split. Any process may read them, and each maps them for itself."""
+    """The shards of a split. Any process can read them; each maps them itself."""
 
-    def __init__(self, folder: Path, form: ShardFormat, files: Sequence[tuple[str, int, int]]) -> None:
-        """`files`: the name of each shard, its number of items, its bytes."""
-        self.folder, self.form, self.files = folder, form, list(files)
-        self.first = np.cumsum([0, *(count for _, count, _ in self.files)])
-        """The number of each shard's first item, and of all items."""
-        self._sums: Sequence[str] = ()
-        self._sound = torch.zeros(0, dtype=torch.bool)
+    def __init__(self, folder: Path, format: ShardFormat, files: Sequence[tuple[str, int, int]]) -> None:
+        """`files` lists the name, number of items and size in bytes of each shard."""
+        self.folder, self.format, self.files = folder, format, list(files)
+        self.first_items = np.cumsum([0, *(count for _, count, _ in self.files)])
+        """Index of each shard's first item, and the number of all items."""
+        self._checksums: Sequence[str] = ()
+        self._verified = torch.zeros(0, dtype=torch.bool)
         self._open_cache()
 
     def _open_cache(self) -> None:
-        self.shard = lru_cache(_MAPPED)(self._map)
+        self.shard = lru_cache(_MAX_MAPPED)(self._map)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "shard"}
@@ -104,37 +104,39 @@ class Shards:
         vars(self).update(state)
         self._open_cache()
 
-    def verify_as_mapped(self, sums: Sequence[str]) -> None:
-        """Compare the checksum of each shard (SHA-256) as it is mapped for the first time. What is known to be sound is
-        shared with the processes that read for this one, which are new in each epoch: a shard is read once for it."""
-        self._sums, self._sound = sums, torch.zeros(len(sums), dtype=torch.bool).share_memory_()
+    def verify_when_mapped(self, checksums: Sequence[str]) -> None:
+        """Verify the SHA-256 checksum of each shard when it is first mapped. The results are shared with worker
+        processes, which are new in each epoch, so each shard is verified once."""
+        self._checksums = checksums
+        self._verified = torch.zeros(len(checksums), dtype=torch.bool).share_memory_()
 
     def path(self, number: int) -> Path:
-        """The file of a shard."""
+        """Return the path of a shard."""
         return self.folder / self.files[number][0]
 
-    def place(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For numbers of items the numbers of their shards, and their places there."""
-        shards = np.searchsorted(self.first, items, side="right") - 1
-        return shards, items - self.first[shards]
+    def locate(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shard numbers of items, and the positions of the items in these shards."""
+        shards = np.searchsorted(self.first_items, items, side="right") - 1
+        return shards, items - self.first_items[shards]
 
     def raw(self, item: int) -> bytes | np.ndarray:
-        """The bytes of a JPEG, or pixels H×W×C of one's own. Raises `UserError` for a damaged shard."""
-        (number,), (place,) = self.place(np.array([item]))
+        """Return the bytes of a JPEG, or a copy of H×W×C pixels. Raises `UserError` for a damaged shard."""
+        (number,), (position,) = self.locate(np.array([item]))
         shard = self.shard(int(number))
-        if shard.pictures is not None:
-            return np.array(shard.pictures[place])
-        start, stop = shard.starts[place], shard.starts[place + 1]
+        if shard.images is not None:
+            return np.array(shard.images[position])
+        start, stop = shard.starts[position], shard.starts[position + 1]
         sizes = shard.data[start : start + 8].view("<u4")
-        if sizes.tolist() != [stop - start - _AROUND, 8]:
-            raise damaged(self.path(int(number)), f"item {place} is of another length than it says")
+        if sizes.tolist() != [stop - start - _ITEM_OVERHEAD, 8]:
+            raise damaged(self.path(int(number)), f"the length of item {position} does not match its header")
         return shard.data[start + 8 : stop - 8].tobytes()
 
     def label(self, item: int) -> int:
-        """The class that stands in the shard; ours are read from the table, which says the same."""
-        (number,), (place,) = self.place(np.array([item]))
+        """Return the class stored in the shard, which equals that in the sample table."""
+        (number,), (position,) = self.locate(np.array([item]))
         shard = self.shard(int(number))
-        return int(shard.data[shard.starts[place + 1] - 8 : shard.starts[place + 1]].view("<i8")[0])
+        stop = shard.starts[position + 1]
+        return int(shard.data[stop - 8 : stop].view("<i8")[0])
 
     def _map(self, number: int) -> Shard:
         name, count, size = self.files[number]
@@ -143,132 +145,141 @@ class Shards:
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
-            raise damaged(path, "it is not there") from None
-        except (OSError, ValueError) as error:  # ValueError: the file is empty
+            raise damaged(path, "it is missing") from None
+        except (OSError, ValueError) as error:  # ValueError: an empty file
             raise damaged(path, str(error)) from error
         data = np.frombuffer(mapped, np.uint8)
-        head = 4 * (count + 2)
-        if len(data) != size or size < head:
+        header = 4 * (count + 2)
+        if len(data) != size or size < header:
             raise damaged(path, f"it has {len(data):,} bytes instead of {size:,}")
-        starts = data[4:head].view("<u4").astype(np.int64)
-        least = self.form.side**2 * self.form.channels if self.form.kind == "uint8" and self.form.side else 1
+        starts = data[4:header].view("<u4").astype(np.int64)
+        image_bytes = (
+            self.format.side**2 * self.format.channels if self.format.kind == "uint8" and self.format.side else 1
+        )
         lengths = np.diff(starts)
-        if int(data[:4].view("<u4")[0]) != count or starts[0] != head or starts[-1] != size:
-            raise damaged(path, "its head is not that of a shard")
-        if (lengths < least + _AROUND).any() or (self.form.kind == "uint8" and (lengths > least + _AROUND).any()):
-            raise damaged(path, "its items are of another length than pack.json says")
-        if self._sums and not self._sound[number]:
-            if sha256_file(path) != self._sums[number]:
+        if int(data[:4].view("<u4")[0]) != count or starts[0] != header or starts[-1] != size:
+            raise damaged(path, "its header is not that of a shard")
+        if (lengths < image_bytes + _ITEM_OVERHEAD).any() or (
+            self.format.kind == "uint8" and (lengths > image_bytes + _ITEM_OVERHEAD).any()
+        ):
+            raise damaged(path, "the lengths of its items do not match pack.json")
+        if self._checksums and not self._verified[number]:
+            if sha256_file(path) != self._checksums[number]:
                 raise damaged(path, "its checksum differs")
-            self._sound[number] = True
-        pictures = None
-        if self.form.kind == "uint8":
-            height, width, channels = self.form.shape
-            strides = (least + _AROUND, width * channels, channels, 1)
-            pictures = np.ndarray((count, height, width, channels), np.uint8, mapped, head + 8, strides)
-        return Shard(data, starts, pictures)
+            self._verified[number] = True
+        images = None
+        if self.format.kind == "uint8":
+            height, width, channels = self.format.shape
+            strides = (image_bytes + _ITEM_OVERHEAD, width * channels, channels, 1)
+            images = np.ndarray((count, height, width, channels), np.uint8, mapped, header + 8, strides)
+        return Shard(data, starts, images)
 
 
 @dataclass(frozen=True)
 class PackedImages(ImageFiles):
-    """Pictures in shards."""
+    """Images in shards."""
 
     shards: Shards
     items: np.ndarray
-    """The number of each picture's item, int64 (N,)."""
+    """Item index of each image, int64 (N,)."""
 
     def raw(self, i: int) -> RawImage:
-        """Picture `i` as it is kept."""
+        """Return image `i` as stored."""
         return self.shards.raw(int(self.items[i]))
 
     def describe(self, i: int) -> str:
-        """Its name and its shard."""
-        (number,), _ = self.shards.place(self.items[[i]])
+        """Return the name and shard of image `i`."""
+        (number,), _ = self.shards.locate(self.items[[i]])
         return f"{self.names[i]} in {self.shards.path(int(number))}"
 
     def take(self, indices: np.ndarray) -> PackedImages:
-        """Those at `indices`, in that order."""
-        some = super().take(indices)
-        return PackedImages(some.root, some.names, some.targets, self.shards, self.items[np.asarray(indices)])
+        """Return the images at `indices`, in that order."""
+        part = super().take(indices)
+        return PackedImages(part.root, part.names, part.targets, self.shards, self.items[np.asarray(indices)])
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The mean image, C×side×side in levels of 0…255, and the covariance of the colours, C×C, as they were summed
-        in packing; None where these are not all of the training pictures, or they keep their size."""
+        """Return the mean image, C×side×side in levels of 0…255, and the color covariance, C×C, computed during
+        packing; None if these are not all the training images, or if images have their original sizes."""
         pack = self.root.parent
         try:
-            about = json.loads((pack / PACK).read_text(encoding="utf-8"))["statistics"]
-            if about is None or self.root.name != "train" or not len(self) == self.shards.first[-1] == about["images"]:
+            stored = json.loads((pack / PACK).read_text(encoding="utf-8"))["statistics"]
+            if stored is None or self.root.name != "train":
+                return None
+            if not len(self) == self.shards.first_items[-1] == stored["images"]:
                 return None
             mean_image = np.load(pack / MEAN_IMAGE, allow_pickle=False)
-            covariance = np.array(about["covariance"], dtype=np.float64)
-            height, width, channels = self.shards.form.shape
+            covariance = np.array(stored["covariance"], dtype=np.float64)
+            height, width, channels = self.shards.format.shape
             shapes = [getattr(values, "shape", None) for values in (mean_image, covariance)]
             if shapes != [(channels, height, width), (channels, channels)] or mean_image.dtype != np.float64:
-                raise ValueError(f"the mean image and the covariance are {shapes}")
+                raise ValueError(f"mean image and covariance have shapes {shapes}")
             return mean_image, covariance
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise damaged(pack / MEAN_IMAGE, repr(error)) from error
 
     def check(self, preprocess: EvalTransform) -> None:
-        """Raise `UserError` for pixels that were cut to a square where the whole picture should be stretched to one."""
-        if preprocess.squash and self.shards.form.kind == "uint8":
+        """Raise `UserError` if `preprocess` squashes full images but only square crops are stored."""
+        if preprocess.squash and self.shards.format.kind == "uint8":
             raise UserError(
-                f"{self.root.parent} holds squares cut from the centre, and this recipe stretches whole pictures to a "
-                "square; pack them with --format jpeg."
+                f"{self.root.parent} contains square center crops, but this recipe squashes full images to squares; "
+                "pack with --format jpeg."
             )
 
     def matches(self, preprocess: EvalTransform) -> bool:
-        """Whether these are pixels of the very squares that `preprocess` cuts from."""
-        form = self.shards.form
-        return form.kind == "uint8" and (form.side, form.channels) == (preprocess.resize_side, preprocess.channels)
+        """Return whether the stored pixels are the resized squares that `preprocess` crops from."""
+        format = self.shards.format
+        return format.kind == "uint8" and (format.side, format.channels) == (
+            preprocess.resize_side,
+            preprocess.channels,
+        )
 
     def crops(self, ids: np.ndarray, corners: np.ndarray, mirrored: np.ndarray, size: int) -> torch.Tensor:
-        """Of each picture of `ids` the window at its corner (top, left), mirrored or not: uint8 N×C×size×size, the
-        channels of a pixel side by side. Only for packed pixels; raises `UserError` for a damaged shard."""
-        out = _empty((len(ids), size, size, self.shards.form.channels))
+        """Return the crops of images `ids` at `corners` (top, left), mirrored or not: uint8 N×C×size×size in
+        channels-last layout. Only for packed pixels; raises `UserError` for a damaged shard."""
+        out = _allocate((len(ids), size, size, self.shards.format.channels))
         pixels = out.numpy()
         items = self.items[ids]
-        numbers, places = self.shards.place(items)
+        numbers, positions = self.shards.locate(items)
         tops, lefts = corners[:, 0].tolist(), corners[:, 1].tolist()
-        for row in np.argsort(items, kind="stable").tolist():  # a shard at a time
-            pictures = self.shards.shard(int(numbers[row])).pictures
-            assert pictures is not None
-            window = pictures[places[row], tops[row] : tops[row] + size, lefts[row] : lefts[row] + size]
-            if mirrored[row]:  # by torch, which turns whole registers of pixels: in a seventh of NumPy's time
+        for row in np.argsort(items, kind="stable").tolist():  # one shard after another
+            images = self.shards.shard(int(numbers[row])).images
+            assert images is not None
+            window = images[positions[row], tops[row] : tops[row] + size, lefts[row] : lefts[row] + size]
+            if mirrored[row]:  # by torch, which is vectorized: seven times faster than NumPy
                 out[row] = torch.from_numpy(np.array(window)).flip(1)
             else:
                 pixels[row] = window
         return out.permute(0, 3, 1, 2)
 
     def digests(self) -> list[bytes]:
-        """Of each picture the digest of what it was packed from: the same for copies of a file."""
+        """Return the digest of each image's source, which is the same for copies of a file."""
         column = read_samples(self.root / SAMPLES, ["digest"])["digest"].to_pylist()
         return [column[item] for item in self.items]
 
 
-def damaged(path: Path, why: str) -> UserError:
-    """The error for a file of a packed data set."""
-    return UserError(f"{path} is damaged ({why}); 'alexnet pack' with the same words as before makes it anew.")
+def damaged(path: Path, reason: str) -> UserError:
+    """Return the error for a damaged file of a packed dataset."""
+    return UserError(f"{path} is damaged ({reason}); rerun 'alexnet pack' with the same arguments to repair it.")
 
 
-# ── the parts of a split ──────────────────────────────────────────────────────────────────────────────────────
+# ── tables of a split ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def read_index(path: Path) -> list[tuple[str, int, int]]:
-    """The shards that a litdata index lists: name, items, bytes. Raises `UserError` for one that names anything but
-    uncompressed raw bytes and integers."""
+    """Return name, number of items and bytes of each shard in a litdata index. Raises `UserError` if its items are
+    anything but uncompressed raw bytes and integers."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        config, chunks = found["config"], found["chunks"]
-        forms, loader = config["data_format"], config["item_loader"]
-        packing = [config.get(key) for key in ("compression", "ipc_compression", "encryption")]
+        index = json.loads(path.read_text(encoding="utf-8"))
+        config, chunks = index["config"], index["chunks"]
+        types, loader = config["data_format"], config["item_loader"]
+        encoding = [config.get(key) for key in ("compression", "ipc_compression", "encryption")]
         files = [(str(c["filename"]), int(c["chunk_size"]), int(c["chunk_bytes"])) for c in chunks]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, repr(error)) from error
-    if forms != PARTS or loader != "PyTreeLoader" or any(packing):
+    if types != ITEM_TYPES or loader != "PyTreeLoader" or any(encoding):
         raise UserError(
-            f"{path} names data of the form {forms}, and only {PARTS}, uncompressed, is read: others can run code; "
-            "pack the data with 'alexnet pack'."
+            f"{path} lists items of the types {types}, but only {ITEM_TYPES}, uncompressed, are accepted, since others "
+            "can run code; pack the dataset with 'alexnet pack'."
         )
     for name, count, size in files:
         if Path(name).name != name or not name.endswith(".bin") or count < 1 or size < 1:
@@ -277,7 +288,7 @@ def read_index(path: Path) -> list[tuple[str, int, int]]:
 
 
 def read_samples(path: Path, columns: list[str]) -> Any:
-    """Columns of the table of samples. Parquet holds no code."""
+    """Read columns of the sample table. Parquet contains no code."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -287,9 +298,8 @@ def read_samples(path: Path, columns: list[str]) -> Any:
         raise damaged(path, str(error).splitlines()[0]) from error
 
 
-def _empty(shape: tuple[int, ...]) -> torch.Tensor:
-    """uint8, not filled; in a worker process in memory that it shares with the process that it works for, into which
-    the batch would else be copied."""
+def _allocate(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return an uninitialized uint8 tensor; in a worker process in shared memory, which saves copying the batch."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
