@@ -245,12 +245,12 @@ def unfinished_pack(here):
 DATA = [
     # given, the command, the sentence
     (nothing, ["pack", "data", "packed"], "There is no folder data; check the path given as data."),
-    (good_folder, ["pack", "data", "data/packed"], "data/packed and data lie in each other; pack into a folder else"),
+    (good_folder, ["pack", "data", "data/packed"], "One of data/packed and data contains the other; pack into"),
     (good_folder, ["pack", "data", "packed", "--size", "all"], "--size all is neither a number of pixels nor"),
     (good_folder, ["pack", "data", "packed", "--format", "uint8", "--size", "original"],
      "Pixels are packed as squares of one size; give --size N, or --format jpeg."),
-    (unfinished_pack, ["train", "data", "--out", "out"], "The packing of data is not finished; give 'alexnet pack' ag"),
-    (unfinished_pack, ["check", "data"], "The packing of data is not finished; give 'alexnet pack' again as before"),
+    (unfinished_pack, ["train", "data", "--out", "out"], "Packing of data is not finished; rerun 'alexnet pack' with"),
+    (unfinished_pack, ["check", "data"], "Packing of data is not finished; rerun 'alexnet pack' with the same"),
     (nothing, ["check"], "Name the data: 'alexnet check DIR', an archive, or --labels FILE."),
     (nothing, ["check", "data"], "There is no folder data; check the path given as data."),
     (a_file, ["check", "data"],

@@ -46,7 +46,7 @@ def kinds(name: str, number: int, **given: str) -> list[str]:
     return [layer.kind for layer in layers(architecture(name, **given)) if layer.name.endswith(str(number))]  # type: ignore[arg-type]
 
 
-# ── the numbers ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the numbers ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_name_is_there() -> None:
@@ -90,7 +90,7 @@ def test_torchvision_pools_adaptively_only_where_it_must() -> None:
         assert fc6.input == (9216,)
 
 
-# ── 2012 ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── 2012 ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_code2012_to_the_letter() -> None:
@@ -121,7 +121,7 @@ def test_order_and_constants_of_the_others() -> None:
     assert (caffe.alpha, caffe.k, caffe.towers) == (1e-4, 1.0, 1)
 
 
-# ── overrides ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── overrides ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -187,7 +187,7 @@ def test_the_table_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# ── what the tutorials get wrong ──────────────────────────────────────────────────────────────────────────────────
+# ── what the tutorials get wrong ──────────────────────────────────────────────────────────────────
 
 
 def features(widths: tuple[int, ...], channels: int = 3, padding: int = 2) -> nn.Sequential:

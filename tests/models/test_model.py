@@ -29,7 +29,7 @@ def images(model: AlexNet, n: int = 2, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(n, spec.in_channels, spec.image_size, spec.image_size, generator=generator).to(dtype)
 
 
-# ── every architecture ────────────────────────────────────────────────────────────────────────────────────────────
+# ── every architecture ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("norm", [None, "batch", "lrn", "none"])
@@ -78,7 +78,7 @@ def test_names_of_the_layers() -> None:
     assert [n for n in names if n.startswith(("conv", "fc"))] == ["conv1", "conv2", "fc3", "fc4", "fc5"]
 
 
-# ── references ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── references ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_torchvision_parity_both_ways() -> None:
@@ -174,7 +174,7 @@ def test_seed_000_gives_the_same_logits() -> None:
     torch.testing.assert_close(ours(x), expected, rtol=0, atol=1e-6)
 
 
-# ── initial weights ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── initial weights ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_every_init_is_a_function_of_the_seed(init: str) -> None:
     assert all(p.isfinite().all() for p in first.parameters())
 
 
-# ── being a module ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── being a module ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 3, 32, 33), (2, 3, 224, 224), (3, 32, 32)])

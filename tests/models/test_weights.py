@@ -121,7 +121,7 @@ def test_what_the_tutorials_save(name: str, channels: int, inputs: int) -> None:
     torch.testing.assert_close(ours(x), flat(x), rtol=0, atol=1e-6)
 
 
-# ── misfits ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── misfits ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def refused(model: AlexNet, weights: object, words: str) -> None:
@@ -170,7 +170,7 @@ def test_integers_are_no_weights() -> None:
     refused(small(2), {key: value.to(torch.int8) for key, value in state.items()}, "'conv1.weight' holds torch.int8")
 
 
-# ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("style", ["ours", "torchvision", "bare indices"])
@@ -238,7 +238,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
         read_weights(tmp_path / "list.pt")
 
 
-# ── torchvision ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── torchvision ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_to_torchvision() -> None:

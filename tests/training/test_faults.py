@@ -199,7 +199,7 @@ def test_corrupt_shards(uninterrupted, nursery, tmp_path):
         with path.open("r+b") as file:  # in place: truncating a mapped file would kill the process
             file.write(bytes(len(content)))
     assert training.wait() == 2, training.said
-    assert "is of another length than it says); 'alexnet pack'" in training.said
+    assert "does not match its header); rerun 'alexnet pack'" in training.said
     assert f"Then resume with: alexnet resume {run}" in training.said
     for path, content in original.items():
         path.write_bytes(content)
@@ -207,7 +207,7 @@ def test_corrupt_shards(uninterrupted, nursery, tmp_path):
     victim.write_bytes(original[victim][:-100] + bytes([original[victim][-100] ^ 1]) + original[victim][-99:])
     early = Training(["resume", str(run)], tmp_path / "log-of-resume", nursery)
     assert early.wait() == 2, early.said
-    assert f"{victim} is damaged (its checksum differs); 'alexnet pack'" in early.said
+    assert f"{victim} is damaged (its checksum differs); rerun 'alexnet pack'" in early.said
     assert "Traceback" not in training.said + early.said
     victim.write_bytes(original[victim])
     assert_resumes(run, expected, nursery)

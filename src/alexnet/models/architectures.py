@@ -24,7 +24,7 @@ from alexnet.models.spec import (
     minimal_image_size,
 )
 
-# ── initial weights ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── initial weights ───────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ INITS: dict[str, Initialization] = {
     "torch": Initialization("torch's defaults", "torch", "torch", bias=None),
 }
 
-# ── networks ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── networks ──────────────────────────────────────────────────────────────────────────────────────
 
 PAPER_LRN = LRNSpec(size=5, alpha=5e-4, beta=0.75, k=2.0, towers=2)
 CODE_LRN = LRNSpec(size=5, alpha=1e-4, beta=0.75, k=2.0, towers=2)
@@ -370,7 +370,7 @@ ARCHITECTURES: dict[str, AlexNetSpec] = {
 TORCHVISION = "torchvision/"
 """Prefix of the names of torchvision's classifiers; see `torchvision_models.py`."""
 
-# ── selection ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── selection ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def architecture(

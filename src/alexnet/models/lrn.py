@@ -66,7 +66,7 @@ def _is_exporting() -> bool:
     return known() if known else torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
-# ── operator ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── operator ──────────────────────────────────────────────────────────────────────────────────────
 
 # Not torch.library.custom_op: its first call imports torch._dynamo, which takes seconds.
 _LIBRARY = torch.library.Library("alexnet", "DEF")
@@ -153,7 +153,7 @@ def _choose_backend(x: Tensor, c: Constants) -> Backend:
     return _compute_in_torch
 
 
-# ── torch operations ──────────────────────────────────────────────────────────────────────────────────────
+# ── torch operations ──────────────────────────────────────────────────────────────────────────────
 
 
 def _compute_in_chunks(x: Tensor, dy: Tensor | None, out: Tensor, c: Constants) -> None:
@@ -192,7 +192,7 @@ def _window_sums(values: Tensor, before: int, after: int) -> Tensor:
     return total
 
 
-# ── C ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── C ─────────────────────────────────────────────────────────────────────────────────────────────
 
 MAX_SIZE, MAX_CHANNELS = 16, 4096  # as in lrn.c
 
@@ -231,7 +231,7 @@ def _compute_in_c(x: Tensor, dy: Tensor | None, out: Tensor, c: Constants) -> No
     c_kernel()(x.data_ptr(), None if dy is None else dy.data_ptr(), out.data_ptr(), shape)
 
 
-# ── CUDA ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── CUDA ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @functools.cache

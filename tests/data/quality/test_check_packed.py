@@ -1,4 +1,4 @@
-"""A look at packed data: damage is found in every file, and what was left out or packed twice is told."""
+"""Checking packed datasets: damage is found in every file, and skipped and duplicate images are reported."""
 
 import json
 import shutil
@@ -13,16 +13,16 @@ from helpers import make_image_folder
 
 @pytest.fixture
 def packed(tmp_path):
-    root = make_image_folder(tmp_path / "pictures" / "train")
-    make_image_folder(tmp_path / "pictures" / "val", count=2)
+    root = make_image_folder(tmp_path / "images" / "train")
+    make_image_folder(tmp_path / "images" / "val", count=2)
     shutil.copyfile(root / "sky" / "0.jpg", root / "sky" / "copy.jpg")
-    shutil.copyfile(root / "sky" / "1.jpg", tmp_path / "pictures" / "val" / "sky" / "1.jpg")
-    (root / "leaf" / "0.jpg").write_bytes(b"no picture")
-    pack_dataset(tmp_path / "pictures", tmp_path / "packed")
+    shutil.copyfile(root / "sky" / "1.jpg", tmp_path / "images" / "val" / "sky" / "1.jpg")
+    (root / "leaf" / "0.jpg").write_bytes(b"no image")
+    pack_dataset(tmp_path / "images", tmp_path / "packed")
     return tmp_path / "packed"
 
 
-def test_what_is_in_it(packed, capsys):
+def test_contents_are_reported(packed, capsys):
     assert run(["check", str(packed), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 30
@@ -35,11 +35,11 @@ def test_what_is_in_it(packed, capsys):
     assert run(["check", str(packed)]) == 0
     shown = capsys.readouterr().out
     assert "train: 24 pictures of 3 classes, 7 to 9 each" in shown
-    assert "are as they were packed" in shown
+    assert "22 files are intact" in shown
 
 
 @pytest.mark.parametrize("name", ["train/chunk-0-3.bin", "val/chunk-0-0.bin", "mean_image.npy", "failed.csv"])
-def test_one_bit_is_noticed(packed, name):
+def test_a_flipped_bit_is_found(packed, name):
     data = bytearray((packed / name).read_bytes())
     data[len(data) // 2] ^= 1
     (packed / name).write_bytes(data)
@@ -48,6 +48,6 @@ def test_one_bit_is_noticed(packed, name):
     assert "1 of 22 files are damaged" in found.verdict
 
 
-def test_other_looks_are_for_the_pictures_themselves(packed, tmp_path, capsys):
+def test_html_and_fix_need_the_original_images(packed, tmp_path, capsys):
     assert run(["check", str(packed), "--html", str(tmp_path / "page.html")]) == 2
     assert "is packed" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Packed data sets are read exactly, in any process, and what is damaged or foreign is refused in a sentence."""
+"""Packed datasets are read exactly, in any process; damaged and unknown ones are refused with a clear error."""
 
 import json
 import pickle
@@ -28,9 +28,9 @@ PREPROCESS = EvalTransform(24, 32)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Forty photographs of different shapes, larger than 32 pixels, in two classes of train/ and val/."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> Path:
+    """Forty images of different shapes, larger than 32 pixels, in two classes of train/ and val/."""
+    root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for i in range(40):
         path = root / ("val" if i % 4 == 3 else "train") / ("cat" if i % 2 else "dog") / f"{i:02d}.png"
@@ -41,20 +41,20 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pixels(pictures, tmp_path_factory) -> Path:
+def pixels(images, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("pixels") / "packed"
-    pack_dataset(pictures, target, kind="uint8", size=32)
+    pack_dataset(images, target, kind="uint8", size=32)
     return target
 
 
 @pytest.fixture(scope="module")
-def jpegs(pictures, tmp_path_factory) -> Path:
+def jpegs(images, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("jpegs") / "packed"
-    pack_dataset(pictures, target, size=32)
+    pack_dataset(images, target, size=32)
     return target
 
 
-def copied(source: Path, target: Path) -> Path:
+def copy_folder(source: Path, target: Path) -> Path:
     for path in source.rglob("*"):
         if path.is_file():
             (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +62,8 @@ def copied(source: Path, target: Path) -> Path:
     return target
 
 
-def mend_sum(data: Path, shard: Path) -> None:
-    """As if it had been packed so."""
+def update_checksum(data: Path, shard: Path) -> None:
+    """Make pack.json list the checksum of a changed shard."""
     about = json.loads((data / "pack.json").read_text())
     about["sha256"][shard.relative_to(data).as_posix()] = sha256_file(shard)
     (data / "pack.json").write_text(json.dumps(about))
@@ -73,16 +73,16 @@ def train_of(data: Path) -> PackedImages:
     return open_packed(data).splits["train"]
 
 
-# ── the same pictures ─────────────────────────────────────────────────────────────────────────────────────────
+# ── contents ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_pixels_are_what_evaluation_reads(pictures, pixels):
-    files = image_folder.scan_class_folders(pictures).splits["val"]
-    manifest = open_packed(pixels).splits["val"]
-    assert manifest.names == files.names
-    assert torch.equal(manifest.targets, files.targets)
+def test_pixels_equal_those_for_evaluation(images, pixels):
+    files = image_folder.scan_class_folders(images).splits["val"]
+    packed = open_packed(pixels).splits["val"]
+    assert packed.names == files.names
+    assert torch.equal(packed.targets, files.targets)
     theirs = list(FromFiles(files, PREPROCESS, batch_size=4).batches(0))
-    ours = list(FromFiles(manifest, PREPROCESS, batch_size=4).batches(0))
+    ours = list(FromFiles(packed, PREPROCESS, batch_size=4).batches(0))
     assert sum(len(batch.ids) for batch in ours) == 10
     assert all(
         torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) for a, b in zip(ours, theirs, strict=True)
@@ -99,12 +99,12 @@ def test_pixels_are_what_evaluation_reads(pictures, pixels):
         Augment(crop="pad", padding=2, flip=True),
     ],
 )
-def test_crops_from_the_map_are_those_that_pictures_in_memory_get(pixels, cfg):
-    manifest = train_of(pixels)
-    arrays = decode_files(manifest, PREPROCESS, cfg)
+def test_mapped_crops_equal_those_of_images_in_memory(pixels, cfg):
+    packed = train_of(pixels)
+    arrays = decode_files(packed, PREPROCESS, cfg)
     kinds = {"batch_size": 7, "shuffle": True, "seed": 3}
     for epoch in (0, 5):
-        mapped, in_memory = FromFiles(manifest, PREPROCESS, cfg, **kinds), InMemory(arrays, PREPROCESS, cfg, **kinds)
+        mapped, in_memory = FromFiles(packed, PREPROCESS, cfg, **kinds), InMemory(arrays, PREPROCESS, cfg, **kinds)
         pairs = list(zip(mapped.batches(epoch), in_memory.batches(epoch), strict=True))
         assert len(pairs) == 5
         for ours, theirs in pairs:
@@ -115,7 +115,7 @@ def test_crops_from_the_map_are_those_that_pictures_in_memory_get(pixels, cfg):
             assert torch.equal(a, b)
 
 
-def test_no_more_than_the_crop_leaves_the_loader(pixels):
+def test_the_loader_yields_only_crops(pixels):
     loader = FromFiles(train_of(pixels), PREPROCESS, Augment(crop="random", flip=True), batch_size=8)
     batch = next(loader.batches(0))
     assert batch.images.shape == (8, 3, 24, 24)
@@ -123,101 +123,101 @@ def test_no_more_than_the_crop_leaves_the_loader(pixels):
     assert (loader.device_augment.crop, loader.device_augment.flip) == ("none", False)
 
 
-def same(a, b):
-    """Whether two batches hold the same pictures, classes and places."""
+def equal_batches(a, b):
+    """Return whether two batches are equal in all fields."""
     pairs = zip(a, b, strict=True)
     return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["pixels", "jpegs"])
-def test_every_picture_once_with_any_workers_from_any_place(request, kind, workers):
-    manifest = train_of(request.getfixturevalue(kind))
+def test_every_image_once_with_any_workers_from_any_start(request, kind, workers):
+    packed = train_of(request.getfixturevalue(kind))
     cfg = Augment(crop="random", flip=True)
-    loader = FromFiles(manifest, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=1, workers=workers)
-    alone = FromFiles(manifest, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=1)
+    loader = FromFiles(packed, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=1, workers=workers)
+    alone = FromFiles(packed, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=1)
     first, again = list(loader.batches(2)), list(alone.batches(2))
     assert sorted(torch.cat([batch.ids for batch in first]).tolist()) == list(range(30))
-    assert all(map(same, first, again))
+    assert all(map(equal_batches, first, again))
     rest = list(loader.batches(2, start=3))
     assert len(rest) == len(first) - 3
-    assert all(map(same, first[3:], rest))
+    assert all(map(equal_batches, first[3:], rest))
 
 
 def test_other_sizes_are_resized(pixels):
-    manifest = train_of(pixels)
-    batch = next(FromFiles(manifest, EvalTransform(16, 20), Augment(crop="random"), batch_size=5).batches(0))
+    packed = train_of(pixels)
+    batch = next(FromFiles(packed, EvalTransform(16, 20), Augment(crop="random"), batch_size=5).batches(0))
     assert batch.images.shape == (5, 3, 20, 20)
-    resized = next(FromFiles(manifest, PREPROCESS, Augment(crop="resized"), batch_size=5).batches(0))
+    resized = next(FromFiles(packed, PREPROCESS, Augment(crop="resized"), batch_size=5).batches(0))
     assert resized.images.shape == (5, 3, 24, 24)
-    grey = EvalTransform(24, 32, channels=1, mean=(0.5,), std=(0.5,))
-    batch = next(FromFiles(manifest, grey, batch_size=5).batches(0))
-    luma = np.asarray(decode_image(manifest.raw(0)).convert("L"))[4:28, 4:28]
+    gray = EvalTransform(24, 32, channels=1, mean=(0.5,), std=(0.5,))
+    batch = next(FromFiles(packed, gray, batch_size=5).batches(0))
+    luma = np.asarray(decode_image(packed.raw(0)).convert("L"))[4:28, 4:28]
     assert np.array_equal(batch.images[0, 0], luma)
 
 
-def test_jpegs_are_near_the_pictures(pictures, jpegs):
-    files, manifest = image_folder.scan_class_folders(pictures).splits["train"], train_of(jpegs)
-    grey = EvalTransform(24, 32, channels=1, mean=(0.5,), std=(0.5,))  # JPEG has half of the colours' resolution
-    theirs, ours = (decode_files(part, grey).images.float() for part in (files, manifest))
-    assert isinstance(manifest.raw(0), bytes)
+def test_jpegs_are_close_to_the_images(images, jpegs):
+    files, packed = image_folder.scan_class_folders(images).splits["train"], train_of(jpegs)
+    gray = EvalTransform(24, 32, channels=1, mean=(0.5,), std=(0.5,))  # JPEG halves the resolution of color
+    theirs, ours = (decode_files(part, gray).images.float() for part in (files, packed))
+    assert isinstance(packed.raw(0), bytes)
     assert 0 < (ours - theirs).abs().mean() < 4
 
 
-def test_a_part_is_taken_in_order(pixels):
-    manifest = train_of(pixels)
-    part = manifest.take(np.array([7, 2])).take(np.array([1, 0]))
+def test_take_keeps_the_given_order(pixels):
+    packed = train_of(pixels)
+    part = packed.take(np.array([7, 2])).take(np.array([1, 0]))
     assert isinstance(part, PackedImages)
-    assert part.names == [manifest.names[2], manifest.names[7]]
-    assert np.array_equal(part.raw(1), manifest.raw(7))
+    assert part.names == [packed.names[2], packed.names[7]]
+    assert np.array_equal(part.raw(1), packed.raw(7))
     assert part.statistics() is None
-    assert manifest.statistics() is not None
+    assert packed.statistics() is not None
 
 
-def test_few_shards_are_open_at_a_time(pixels, monkeypatch):
-    monkeypatch.setattr(reader, "_MAPPED", 2)
-    manifest = train_of(pixels)
+def test_the_number_of_mapped_shards_is_limited(pixels, monkeypatch):
+    monkeypatch.setattr(reader, "_MAX_MAPPED", 2)
+    packed = train_of(pixels)
     cfg = Augment(crop="random", flip=True)
-    list(FromFiles(manifest, PREPROCESS, cfg, batch_size=30, shuffle=True).batches(0))
-    assert len(manifest.shards.files) == 10
-    assert manifest.shards.shard.cache_info().currsize == 2
+    list(FromFiles(packed, PREPROCESS, cfg, batch_size=30, shuffle=True).batches(0))
+    assert len(packed.shards.files) == 10
+    assert packed.shards.shard.cache_info().currsize == 2
 
 
-def test_shards_go_to_other_processes_unmapped(pixels):
-    manifest = train_of(pixels)
-    manifest.raw(0)
-    there = pickle.loads(pickle.dumps(manifest))
+def test_pickling_drops_mapped_shards(pixels):
+    packed = train_of(pixels)
+    packed.raw(0)
+    there = pickle.loads(pickle.dumps(packed))
     assert there.shards.shard.cache_info().currsize == 0
-    assert np.array_equal(there.stored(29), manifest.raw(29))
+    assert np.array_equal(there.raw(29), packed.raw(29))
 
 
 def test_litdata_reads_the_shards(pixels, jpegs, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))  # where it would keep a cache
+    monkeypatch.setenv("HOME", str(tmp_path))  # litdata's cache is there
     from litdata import StreamingDataset
 
     for data in (pixels, jpegs):
-        manifest = train_of(data)
+        packed = train_of(data)
         theirs = StreamingDataset(str(data / "train"))
-        assert len(theirs) == len(manifest) == 30
+        assert len(theirs) == len(packed) == 30
         for i in (0, 13, 29):
             image, label = theirs[i]
-            assert label == manifest.targets[i] == manifest.shards.label(i)
-            ours = manifest.raw(i)
+            assert label == packed.targets[i] == packed.shards.label(i)
+            ours = packed.raw(i)
             assert image == (ours if isinstance(ours, bytes) else ours.tobytes())
 
 
-# ── damage and strangers ──────────────────────────────────────────────────────────────────────────────────────
+# ── damaged and malicious files ───────────────────────────────────────────────────────────────────
 
 
-def test_a_shard_that_is_cut_short_changed_or_gone_is_named(pixels, jpegs, tmp_path):
+def test_a_truncated_changed_or_missing_shard_is_named(pixels, jpegs, tmp_path):
     for kind, data in (("p", pixels), ("j", jpegs)):
-        for way in ("short", "changed", "gone"):
-            target = copied(data, tmp_path / f"{kind}-{way}")
+        for way in ("truncated", "changed", "missing"):
+            target = copy_folder(data, tmp_path / f"{kind}-{way}")
             shard = target / "train" / "chunk-0-3.bin"
             whole = bytearray(shard.read_bytes())
-            if way == "gone":
+            if way == "missing":
                 shard.unlink()
-            elif way == "short":
+            elif way == "truncated":
                 shard.write_bytes(whole[:-1])
             else:
                 whole[200] ^= 1
@@ -228,31 +228,31 @@ def test_a_shard_that_is_cut_short_changed_or_gone_is_named(pixels, jpegs, tmp_p
 
 @pytest.mark.parametrize("name", ["pack.json", "train/index.json", "train/samples.parquet", "mean_image.npy"])
 @pytest.mark.parametrize("what", [b"", b"{}", b"\x80\x04K\x01."])
-def test_damaged_companions_are_named(pixels, tmp_path, name, what):
-    target = copied(pixels, tmp_path / "copy")
+def test_damaged_tables_are_named(pixels, tmp_path, name, what):
+    target = copy_folder(pixels, tmp_path / "copy")
     (target / name).write_bytes(what)
     with pytest.raises(UserError, match=f"{name} is damaged"):
         load_dataset("folder", target)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_damage_that_shows_later_is_told_from_workers_too(pixels, jpegs, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(manifest, "VERIFIED", 0)  # as with large data
-    target = copied(pixels, tmp_path / "pixels")
+def test_damage_found_while_reading_is_reported_from_workers(pixels, jpegs, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(manifest, "MAX_VERIFIED_AT_OPEN", 0)  # as for large datasets
+    target = copy_folder(pixels, tmp_path / "pixels")
     shard = target / "train" / "chunk-0-3.bin"
     shard.write_bytes(b"\xff" * 8 + shard.read_bytes()[8:])
     source = load_dataset("folder", target)
     loader = FromFiles(source.splits["train"], PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers)
-    with pytest.raises(UserError, match=r"^\S*chunk-0-3\.bin is damaged \(its head"):
+    with pytest.raises(UserError, match=r"^\S*chunk-0-3\.bin is damaged \(its headerer"):
         list(loader.batches(0))
 
-    target = copied(jpegs, tmp_path / "jpegs")
+    target = copy_folder(jpegs, tmp_path / "jpegs")
     shard = target / "train" / "chunk-0-3.bin"
     data = bytearray(shard.read_bytes())
     start = data.index(b"\xff\xd8\xff")
     data[start : start + 4] = b"abcd"
     shard.write_bytes(data)
-    mend_sum(target, shard)
+    update_checksum(target, shard)
     files = load_dataset("folder", target).splits["train"]
     with pytest.raises(BadImage, match=r"\.png in .*chunk-0-3\.bin: it is not an image"):
         list(FromFiles(files, PREPROCESS, batch_size=4, workers=workers).batches(0))
@@ -262,10 +262,10 @@ def test_damage_that_shows_later_is_told_from_workers_too(pixels, jpegs, tmp_pat
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["pixels", "jpegs"])
-def test_a_flipped_bit_of_large_data_is_noticed_where_it_is_read(request, kind, tmp_path, monkeypatch, workers):
-    """Of small data it is noticed at the start, before."""
-    monkeypatch.setattr(manifest, "VERIFIED", 0)
-    target = copied(request.getfixturevalue(kind), tmp_path / "copy")
+def test_a_flipped_bit_in_a_large_dataset_is_detected_when_read(request, kind, tmp_path, monkeypatch, workers):
+    """In a small dataset it is detected on opening."""
+    monkeypatch.setattr(manifest, "MAX_VERIFIED_AT_OPEN", 0)
+    target = copy_folder(request.getfixturevalue(kind), tmp_path / "copy")
     shard = target / "train" / "chunk-0-3.bin"
     data = bytearray(shard.read_bytes())
     data[-100] ^= 1
@@ -276,20 +276,20 @@ def test_a_flipped_bit_of_large_data_is_noticed_where_it_is_read(request, kind, 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_sound_shard_is_read_once_for_its_checksum(pixels, tmp_path, monkeypatch, workers):
-    """However often it is mapped, in however many processes, which are new in each epoch."""
-    monkeypatch.setattr(manifest, "VERIFIED", 0)
+def test_an_intact_shard_is_verified_once(pixels, tmp_path, monkeypatch, workers):
+    """Regardless of how often, and in how many processes, it is mapped."""
+    monkeypatch.setattr(manifest, "MAX_VERIFIED_AT_OPEN", 0)
     files = train_of(pixels)
     loader = FromFiles(files, PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers)
     list(loader.batches(0))
-    monkeypatch.setattr(reader, "sha256_of", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(reader, "sha256_file", lambda path: pytest.fail(f"{path} is verified again"))
     list(loader.batches(1))
     files.shards._open_cache()
     list(FromFiles(files, PREPROCESS, batch_size=4, workers=workers).batches(0))
 
 
 class Evil:
-    """Unpickled, it leaves a file behind."""
+    """Creates a file when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -299,9 +299,9 @@ class Evil:
 
 
 def test_pickles_in_shards_are_refused_and_never_run(pixels, tmp_path, monkeypatch):
-    """An index that calls the pictures pickles: litdata itself would run them."""
-    monkeypatch.setattr(manifest, "VERIFIED", 0)
-    mark, target = tmp_path / "ran", copied(pixels, tmp_path / "copy")
+    """An index that declares the images to be pickles, which litdata itself would run."""
+    monkeypatch.setattr(manifest, "MAX_VERIFIED_AT_OPEN", 0)
+    mark, target = tmp_path / "ran", copy_folder(pixels, tmp_path / "copy")
     evil = pickle.dumps(Evil(mark))
     item = struct.pack("<2I", len(evil), 8) + evil + struct.pack("<q", 0)
     shard = struct.pack("<3I", 1, 12, 12 + len(item)) + item
@@ -311,10 +311,10 @@ def test_pickles_in_shards_are_refused_and_never_run(pixels, tmp_path, monkeypat
     index["chunks"] = [{"chunk_bytes": len(shard), "chunk_size": 1, "dim": None, "filename": "chunk-0-0.bin"}]
     (target / "train" / "index.json").write_text(json.dumps(index))
     about = json.loads((target / "pack.json").read_text())
-    about["sha256"] = {}  # whoever plants a pickle can mend checksums
+    about["sha256"] = {}  # an attacker could also fix the checksums
     about["images"] = {"train": 1}
     (target / "pack.json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match=r"index\.json names data of the form \['pickle', 'int'\]"):
+    with pytest.raises(UserError, match=r"index\.json lists items of the types \['pickle', 'int'\]"):
         load_dataset("folder", target)
     assert not mark.exists()
 
@@ -322,11 +322,11 @@ def test_pickles_in_shards_are_refused_and_never_run(pixels, tmp_path, monkeypat
     from litdata import StreamingDataset
 
     StreamingDataset(str(target / "train"))[0]
-    assert mark.exists(), "the planted pickle is one that runs"
+    assert mark.exists(), "the planted pickle does run"
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"data_format": ["graph:pickle", "int"]}, "only"),
         ({"data_format": ["bytes", "int", "pickle"]}, "only"),
@@ -335,16 +335,16 @@ def test_pickles_in_shards_are_refused_and_never_run(pixels, tmp_path, monkeypat
         ({"item_loader": "ParquetLoader"}, "only"),
     ],
 )
-def test_an_index_of_another_form_is_refused(pixels, tmp_path, change, says):
+def test_an_index_with_other_item_types_is_refused(pixels, tmp_path, change, message):
     index = json.loads((pixels / "train" / "index.json").read_text())
     path = tmp_path / "index.json"
     path.write_text(json.dumps({**index, "config": {**index["config"], **change}}))
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         read_index(path)
 
 
 @pytest.mark.parametrize("name", ["../chunk.bin", "/etc/passwd", "a/b.bin", ".."])
-def test_a_shard_elsewhere_is_refused(pixels, tmp_path, name):
+def test_a_shard_outside_its_folder_is_refused(pixels, tmp_path, name):
     index = json.loads((pixels / "train" / "index.json").read_text())
     index["chunks"][0]["filename"] = name
     path = tmp_path / "index.json"
@@ -353,38 +353,38 @@ def test_a_shard_elsewhere_is_refused(pixels, tmp_path, name):
         read_index(path)
 
 
-def test_an_item_that_claims_another_length_is_refused(jpegs, tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "VERIFIED", 0)
-    target = copied(jpegs, tmp_path / "copy")
+def test_an_item_with_a_wrong_length_is_refused(jpegs, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "MAX_VERIFIED_AT_OPEN", 0)
+    target = copy_folder(jpegs, tmp_path / "copy")
     shard = target / "train" / "chunk-0-0.bin"
     data = bytearray(shard.read_bytes())
     (first,) = struct.unpack_from("<I", data, 4)
     struct.pack_into("<I", data, first, 1 << 30)
     shard.write_bytes(data)
-    mend_sum(target, shard)
-    with pytest.raises(UserError, match="another length"):
+    update_checksum(target, shard)
+    with pytest.raises(UserError, match="does not match its header"):
         load_dataset("folder", target).splits["train"].raw(0)
 
 
-def test_pixels_cut_to_squares_are_not_stretched(pixels, jpegs):
-    stretched = EvalTransform(24, 32, squash=True)
+def test_square_crops_are_not_accepted_for_squashing(pixels, jpegs):
+    squashed = EvalTransform(24, 32, squash=True)
     with pytest.raises(UserError, match="--format jpeg"):
-        FromFiles(train_of(pixels), stretched, batch_size=4)
+        FromFiles(train_of(pixels), squashed, batch_size=4)
     with pytest.raises(UserError, match="--format jpeg"):
-        decode_files(train_of(pixels), stretched)
-    assert len(FromFiles(train_of(jpegs), stretched, batch_size=4)) == 8
+        decode_files(train_of(pixels), squashed)
+    assert len(FromFiles(train_of(jpegs), squashed, batch_size=4)) == 8
 
 
-def test_in_a_worker_batches_are_made_in_shared_memory(monkeypatch):
+def test_workers_allocate_batches_in_shared_memory(monkeypatch):
     monkeypatch.setattr(reader, "get_worker_info", lambda: object())
-    made = reader._empty((2, 3))
-    assert made.shape == (2, 3)
-    assert made.is_shared()
+    batch = reader._allocate((2, 3))
+    assert batch.shape == (2, 3)
+    assert batch.is_shared()
     monkeypatch.setattr(reader, "get_worker_info", lambda: None)
-    assert not reader._empty((2, 3)).is_shared()
+    assert not reader._allocate((2, 3)).is_shared()
 
 
-def test_small_packed_data_is_kept_in_memory_like_any_other(pixels):
+def test_small_packed_datasets_are_loaded_into_memory(pixels):
     source = load_dataset("folder", pixels)
     assert loader.fits_in_memory(source, 32)
     held = decode_files(source.splits["train"], PREPROCESS, Augment(crop="random"))

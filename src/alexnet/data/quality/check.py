@@ -63,7 +63,7 @@ def check_dataset(data: Path | None, labels: Path | None = None, progress: Progr
     return found
 
 
-# ── contents ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── contents ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _list_images(data: Path | None, labels: Path | None, progress: Progress | None) -> Findings:
@@ -122,7 +122,7 @@ def _list_class_folders(found: Findings) -> None:
     found.bad += [(name, f"the folder cannot be opened ({reason})") for name, reason in tree.inaccessible]
 
 
-# ── inspection ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── inspection ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _inspect_all(
@@ -168,7 +168,7 @@ def _find_duplicates(infos: Sequence[ImageInfo]) -> tuple[list[list[int]], list[
     return exact, [(kept[a], kept[b]) for a, b in pairs.tolist()]
 
 
-# ── packed datasets ───────────────────────────────────────────────────────────────────────────────────────────
+# ── packed datasets ───────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ MAX_VERIFIED_AT_OPEN = 2 << 30
 """Bytes of shards up to which all checksums are verified on opening; beyond, each shard is when first mapped."""
 
 
-# ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── opening ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _open_split(folder: Path, format: ShardFormat, classes: Sequence[str], count
     return PackedImages(folder, names, torch.from_numpy(targets), shards, np.arange(count))
 
 
-# ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)

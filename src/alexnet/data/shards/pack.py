@@ -115,7 +115,7 @@ def pack_dataset(
     }
 
 
-# ── planning ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── planning ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def list_contents(data: Path, labels: Path | None, progress: Progress | None) -> Contents:
@@ -222,7 +222,7 @@ def pack_key(contents: Contents, format: ShardFormat, tasks: list[ShardTask]) ->
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
-# ── starting and resuming ─────────────────────────────────────────────────────────────────────────────────────
+# ── starting and resuming ─────────────────────────────────────────────────────────────────────────
 
 
 def _check_target(data: Path, target: Path) -> None:
@@ -293,7 +293,7 @@ def _check_disk_space(pending: list[ShardTask], format: ShardFormat, target: Pat
         )
 
 
-# ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def _write_shards(pending: list[ShardTask], workers: int, advance: Callable[[int], None]) -> None:

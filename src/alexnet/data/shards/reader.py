@@ -262,7 +262,7 @@ def damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged ({reason}); rerun 'alexnet pack' with the same arguments to repair it.")
 
 
-# ── tables of a split ──────────────────────────────────────────────────────────────────────────────────────
+# ── tables of a split ─────────────────────────────────────────────────────────────────────────────
 
 
 def read_index(path: Path) -> list[tuple[str, int, int]]:
