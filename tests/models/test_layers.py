@@ -138,7 +138,7 @@ def test_dropout_without_a_mask_is_torchs() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(UserError, match="7 channels, which do not divide into 2 towers"):
+    with pytest.raises(UserError, match="7 channels, which are not divisible into 2 towers"):
         LocalResponseNorm(towers=2)(torch.zeros(1, 7, 2, 2))
     with pytest.raises(UserError, match="at least 1"):
         LocalResponseNorm(size=0)

@@ -33,7 +33,7 @@ def test_json_round_trip(name: str) -> None:
         ({"convs": [3]}, r"'convs'\[0\]"),
         ({"convs": []}, "no convolutions"),
         ({"convs": [{"out_channels": 8}]}, "'kernel' is missing"),
-        ({"convs": [{"out_channels": 8, "kernel": 3, "stages": ["act", "act"]}]}, "twice"),
+        ({"convs": [{"out_channels": 8, "kernel": 3, "stages": ["act", "act"]}]}, "duplicate"),
         ({"convs": [{"out_channels": 8, "kernel": 3, "stages": ["pol"]}]}, "did you mean 'pool'"),
         ({"lrn": None}, "JSON object"),
         ({"lrn": {"size": 0}}, "size is 0"),
