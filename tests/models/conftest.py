@@ -1,4 +1,4 @@
-"""One thread: these networks are small, and several threads would mostly wait for each other."""
+"""One thread for all tests here: the networks are too small to profit from more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of architectures: exact numbers, the facts about 2012, the overrides, and the tutorials' mistakes."""
+"""The table of architectures: exact numbers, the 2012 code, overrides, and mistakes in the tutorials."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def kinds(name: str, number: int, **given: str) -> list[str]:
 # ── the numbers ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_name_is_there() -> None:
+def test_all_architectures_are_complete() -> None:
     assert set(ARCHITECTURES) == set(PARAMETERS)
     assert all(name == spec.name and spec.source and spec.title for name, spec in ARCHITECTURES.items())
     assert all(spec.departures and spec.init in INITS for spec in ARCHITECTURES.values())
@@ -83,7 +83,7 @@ def test_sides_of_the_maps(name: str, expected: list[int]) -> None:
     assert sides(name) == expected
 
 
-def test_torchvision_pools_adaptively_only_where_it_must() -> None:
+def test_torchvision_pools_adaptively_only_where_needed() -> None:
     assert sides("torchvision", image_size=192) == [47, 23, 11, 5, 6]
     for size in (63, 192, 224, 256):
         fc6 = next(layer for layer in layers(architecture("torchvision", image_size=size)) if layer.name == "fc6")
@@ -93,7 +93,7 @@ def test_torchvision_pools_adaptively_only_where_it_must() -> None:
 # ── 2012 ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_code2012_to_the_letter() -> None:
+def test_code2012_layer_by_layer() -> None:
     assert kinds("code2012", 1) == ["pad", "conv", "lrn", "maxpool", "relu"]
     assert kinds("code2012", 2) == ["conv", "relu", "lrn", "rnorm", "maxpool"]
     assert kinds("code2012", 3) == kinds("code2012", 4) == ["conv", "relu"]
@@ -143,7 +143,7 @@ def test_norm_overrides(name: str) -> None:
         assert (lrn.lrn.alpha, lrn.lrn.k) == (5e-4, 2.0)
 
 
-def test_only_what_is_given_is_replaced() -> None:
+def test_only_given_settings_are_replaced() -> None:
     assert architecture("paper") == ARCHITECTURES["paper"]
     spec = architecture(
         "paper", num_classes=3, in_channels=1, image_size=100, activation="tanh", dropout=0.0, width=0.5
@@ -187,7 +187,7 @@ def test_the_table_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# ── what the tutorials get wrong ──────────────────────────────────────────────────────────────────
+# ── mistakes in the tutorials ─────────────────────────────────────────────────────────────────────
 
 
 def features(widths: tuple[int, ...], channels: int = 3, padding: int = 2) -> nn.Sequential:
@@ -210,7 +210,7 @@ def classifier(inputs: int, hidden: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, classes))
 
 
-def test_seed_001_is_another_network() -> None:
+def test_tutorial_001_is_another_network() -> None:
     with torch.device("meta"):
         convs = features((96, 256, 384, 384, 256))
         assert convs(torch.empty(1, 3, 224, 224)).shape == (1, 256, 6, 6)
@@ -220,7 +220,7 @@ def test_seed_001_is_another_network() -> None:
         assert count(convs, classifier(9216, 4096, 1000)) == PARAMETERS["one-tower"]
 
 
-def test_seed_002_cannot_run() -> None:
+def test_tutorial_002_cannot_run() -> None:
     with torch.device("meta"):
         convs = features((64, 192, 384, 256, 256))
         found, x = [], torch.empty(1, 3, 32, 32)
@@ -239,7 +239,7 @@ def test_seed_002_cannot_run() -> None:
     assert widths == [64, 192, 384, 256, 256]
 
 
-def test_seed_004_is_not_python_and_reads_6400() -> None:
+def test_tutorial_004_is_not_python_and_reads_6400() -> None:
     with pytest.raises(SyntaxError):
         compile("net == Sequential(\n    MaxPool2d(3, stride=2)\n    Conv2d(96, 256, 5),\n)", "seed", "exec")
     with pytest.raises(NameError):  # with the commas in place, the comparison still has nothing to compare with

@@ -1,4 +1,4 @@
-"""Building C on the spot: kept, whole, shared by several processes, and refused with a reason."""
+"""Building C kernels: cached atomically, shared by several builders, and unavailable with a reason."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("ALEXNET_COMPILER", raising=False)
     try:
         build_kernel._find_compiler()
-    except build_kernel.KernelUnavailable as why:
-        pytest.skip(str(why))
+    except build_kernel.KernelUnavailable as error:
+        pytest.skip(str(error))
     path = tmp_path / "answer.c"
     path.write_text("int answer(void) { return 42; }\n")
     return path
 
 
-def test_what_is_built_is_kept_whole(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_is_built_once_and_cached(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert [lib.answer() for lib in pool.map(build_kernel.load_library, [source] * 4)] == [42] * 4
-    (kept,) = (source.parent / "cache" / "native").iterdir()  # one file, nothing half-written beside it
-    assert kept.name.startswith("answer-")
+    (cached,) = (source.parent / "cache" / "native").iterdir()  # a single file, no partial ones
+    assert cached.name.startswith("answer-")
     monkeypatch.setattr("alexnet.models.build_kernel.subprocess.run", lambda *a, **k: pytest.fail("built again"))
     assert build_kernel.load_library(source).answer() == 42
 
 
-def test_another_source_is_another_library(source: Path) -> None:
+def test_another_source_builds_another_library(source: Path) -> None:
     assert build_kernel.load_library(source).answer() == 42
     source.write_text("int answer(void) { return 7; }\n")
     assert build_kernel.load_library(source).answer() == 7
 
 
-def test_a_damaged_library_is_built_anew(source: Path) -> None:
+def test_a_damaged_library_is_rebuilt(source: Path) -> None:
     folder = source.parent / "cache" / "native"
     folder.mkdir(parents=True)
     name = build_kernel._library_path(source).name
@@ -51,7 +51,7 @@ def test_a_cache_that_cannot_be_written(source: Path) -> None:
     assert build_kernel.load_library(source).answer() == 42
 
 
-def test_reasons(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_why_a_kernel_is_unavailable(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source.write_text("int answer(void) { return }\n")
     with pytest.raises(build_kernel.KernelUnavailable, match=r"failed: .*answer\.c"):
         build_kernel.load_library(source)

@@ -1,4 +1,4 @@
-"""The response normalisations against torch's, against their formulas, and where torch has nothing."""
+"""The response normalizations against torch and against their formulas, and dropout with given masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_lrn_equals_torch_forward_and_backward(size: int, shape: tuple[int, ...]
     torch.manual_seed(0)
     x = (torch.randn(shape, dtype=torch.float64) * 5).requires_grad_()
     up = torch.randn(shape, dtype=torch.float64)
-    # Large constants, so that an error would show.
+    # Large constants make errors visible.
     ours = LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5)(x)
     torchs = nn.LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5)(x)
     torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-12)
@@ -24,7 +24,7 @@ def test_lrn_equals_torch_forward_and_backward(size: int, shape: tuple[int, ...]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_are_right_to_the_numbers() -> None:
+def test_gradients_pass_gradcheck() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
     for towers in (1, 2):
@@ -43,10 +43,10 @@ def test_lrn_stays_inside_a_tower() -> None:
     torchs = nn.LocalResponseNorm(5, alpha=0.5, beta=0.75, k=2.0)
     for towers in (1, 2, 3):
         apart = torch.cat([torchs(part) for part in x.chunk(towers, dim=1)], dim=1)
-        mine = LocalResponseNorm(5, alpha=0.5, towers=towers)(x)
-        torch.testing.assert_close(mine, apart, rtol=1e-12, atol=1e-12)
+        ours = LocalResponseNorm(5, alpha=0.5, towers=towers)(x)
+        torch.testing.assert_close(ours, apart, rtol=1e-12, atol=1e-12)
     assert (LocalResponseNorm(5, alpha=0.5, towers=2)(x) - torchs(x)).abs().max() > 1e-3
-    # Channels 47|48 of 2012: what the second tower holds is nothing to the first.
+    # The boundary between channels 47 and 48 of 2012: the second tower does not affect the first.
     changed = x.clone()
     changed[:, 6:] = 0
     lrn = LocalResponseNorm(5, alpha=0.5, towers=2)
@@ -92,8 +92,8 @@ def test_spatial_norm_against_its_formula(size: int) -> None:
                             if 0 <= u < 6 and 0 <= v < 7:
                                 total += float(a[n, c, u, v]) ** 2
                     expected[n, c, i, j] = a[n, c, i, j] / (k + alpha / size**2 * total) ** beta
-    mine = SpatialResponseNorm(size, alpha=alpha, beta=beta, k=k)(a)
-    torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+    ours = SpatialResponseNorm(size, alpha=alpha, beta=beta, k=k)(a)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_defaults_are_those_of_2012() -> None:
@@ -103,21 +103,21 @@ def test_defaults_are_those_of_2012() -> None:
     assert repr(SpatialResponseNorm()) == "SpatialResponseNorm(5, alpha=0.001, beta=0.75, k=1.0)"
 
 
-def test_dropout_takes_its_part_of_one_mask() -> None:
-    """Rows (parts of a batch, or processes) and columns (towers) together are the whole batch at once."""
-    whole = nn.Sequential(nn.Linear(6, 6), Dropout(0.25, 6))
-    left = nn.Sequential(whole[0], Dropout(0.25, 6, slice(0, 3)))
+def test_dropout_uses_its_part_of_the_full_mask() -> None:
+    """Rows (parts of a batch, or processes) and columns (towers) are parts of one mask."""
+    full = nn.Sequential(nn.Linear(6, 6), Dropout(0.25, 6))
+    left = nn.Sequential(full[0], Dropout(0.25, 6, slice(0, 3)))
     ones = torch.ones(5, 6)
 
     def mask(model: nn.Sequential, rows: slice, seed: int = 7) -> torch.Tensor:
         with counter_based_dropout(model, 5, rows, {"1": seed}.__getitem__):
             return model[1](ones[rows, model[1].columns])
 
-    everything = mask(whole, slice(0, 5))
-    assert everything.unique().tolist() == pytest.approx([0, 1 / 0.75])
-    assert torch.equal(mask(whole, slice(1, 4)), everything[1:4])
-    assert torch.equal(mask(left, slice(1, 4)), everything[1:4, :3])
-    assert not torch.equal(mask(whole, slice(0, 5), seed=8), everything)
+    full_mask = mask(full, slice(0, 5))
+    assert full_mask.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert torch.equal(mask(full, slice(1, 4)), full_mask[1:4])
+    assert torch.equal(mask(left, slice(1, 4)), full_mask[1:4, :3])
+    assert not torch.equal(mask(full, slice(0, 5), seed=8), full_mask)
     many = nn.Sequential(nn.Linear(1, 1), Dropout(0.25, 1000))
     with counter_based_dropout(many, 1000, slice(0, 1000), lambda name: 0):
         kept = many[1](torch.ones(1000, 1000)) > 0
@@ -125,7 +125,7 @@ def test_dropout_takes_its_part_of_one_mask() -> None:
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.002)
 
 
-def test_dropout_without_a_mask_is_torchs() -> None:
+def test_dropout_without_a_mask_equals_torchs() -> None:
     ours, theirs, x = Dropout(0.5, 9), nn.Dropout(0.5), torch.ones(3, 9)
     torch.manual_seed(0)
     a = ours(x)

@@ -1,4 +1,4 @@
-"""Every way to compute the norm against its formula in float64, and the operator among torch's other tools."""
+"""Every LRN backend against the formula in float64, and the operator under autograd, compile and export."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 1e-2, to
 
 
 def reference(x: Tensor, c: Constants) -> Tensor:
-    """The formula as it reads, in float64: a sum for each channel."""
+    """The formula in float64, with a sum for each channel."""
     x = x.double()
     per_tower = max(x.shape[1] // c.towers, 1)
     channels = []
@@ -34,8 +34,8 @@ def reference(x: Tensor, c: Constants) -> Tensor:
     return torch.stack(channels, 1)
 
 
-def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The same numbers, otherwise in memory."""
+def with_layout(x: Tensor, layout: str) -> Tensor:
+    """Return the same values in another memory layout."""
     match layout:
         case "channels last":
             return x.movedim(1, -1).contiguous().movedim(-1, 1)
@@ -70,7 +70,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def check(x: Tensor, dy: Tensor, c: Constants) -> None:
+def assert_equals_reference(x: Tensor, dy: Tensor, c: Constants) -> None:
     x = x.detach().requires_grad_()
     y = local_response_norm(x, c)
     (dx,) = torch.autograd.grad(y, x, dy)
@@ -88,27 +88,27 @@ def check(x: Tensor, dy: Tensor, c: Constants) -> None:
 @given(
     case=cases(), dtype=st.sampled_from(list(TOLERANCE)), x_layout=layouts, dy_layout=layouts, seed=st.integers(0, 99)
 )
-def test_every_way_equals_the_formula(
+def test_every_backend_equals_the_formula(
     backend: str, case: Any, dtype: torch.dtype, x_layout: str, dy_layout: str, seed: int
 ) -> None:
     shape, c = case
     generator = torch.Generator().manual_seed(seed)
     x, dy = (torch.randn(shape, generator=generator).mul(s).to(dtype) for s in (3, 1))
-    check(laid_out(x, x_layout), laid_out(dy, dy_layout), c)
+    assert_equals_reference(with_layout(x, x_layout), with_layout(dy, dy_layout), c)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_tensors_on_two_threads(backend: str, layout: str, dtype: torch.dtype) -> None:
-    """Several strips of pixels, the last one shorter, and the window of the networks."""
+    """Several strips of pixels, the last one shorter, with the window size of the networks."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
-    x, dy = (laid_out(torch.randn(3, 24, 45, 47).to(dtype), layout) for _ in range(2))
-    check(x, dy, Constants(5, 0.5, 0.75, 2.0, 2))
+    x, dy = (with_layout(torch.randn(3, 24, 45, 47).to(dtype), layout) for _ in range(2))
+    assert_equals_reference(x, dy, Constants(5, 0.5, 0.75, 2.0, 2))
 
 
-def test_more_channels_than_a_row_of_the_kernel_has_room_for() -> None:
-    x = laid_out(torch.randn(1, 5000, 1, 3), "channels last")
+def test_more_channels_than_a_kernel_row_holds() -> None:
+    x = with_layout(torch.randn(1, 5000, 1, 3), "channels last")
     c = Constants(5, 0.5, 0.75, 2.0, 1)
     torch.testing.assert_close(
         local_response_norm(x, c).double(), lrn.composed_lrn(x.double(), c), rtol=2e-5, atol=1e-6
@@ -118,13 +118,13 @@ def test_more_channels_than_a_row_of_the_kernel_has_room_for() -> None:
 def test_an_expanded_gradient_and_single_pixels(backend: str) -> None:
     x = torch.randn(2, 6, 3, 3, requires_grad=True)
     c = Constants(3, 0.5, 0.75, 1.0, 1)
-    check(x, torch.ones(()).expand(2, 6, 3, 3), c)
+    assert_equals_reference(x, torch.ones(()).expand(2, 6, 3, 3), c)
     for shape in ((2, 6, 1, 1), (2, 1, 3, 3), (1, 1, 1), (2, 6, 1, 5)):
         for layout in ("contiguous", "channels last"):
-            check(laid_out(torch.randn(shape), layout), torch.randn(shape), c)
+            assert_equals_reference(with_layout(torch.randn(shape), layout), torch.randn(shape), c)
 
 
-def test_what_is_not_finite_stays_in_its_windows(backend: str) -> None:
+def test_non_finite_values_stay_within_their_windows(backend: str) -> None:
     x = torch.ones(1, 12, 2, 2)
     x[0, 5, 0, 0] = torch.inf
     y = local_response_norm(x, Constants(3, 0.5, 0.75, 2.0, 1))
@@ -134,20 +134,20 @@ def test_what_is_not_finite_stays_in_its_windows(backend: str) -> None:
     assert local_response_norm(nan, Constants(5, 0.5, 0.75, 2.0, 1)).isnan().all()
 
 
-def test_only_the_input_is_kept() -> None:
-    kept: list[Tensor] = []
+def test_only_the_input_is_saved() -> None:
+    saved: list[Tensor] = []
 
-    def keep(t: Tensor) -> Tensor:
-        kept.append(t)
+    def save(t: Tensor) -> Tensor:
+        saved.append(t)
         return t
 
     x = torch.randn(2, 8, 5, 5).relu_().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
         LocalResponseNorm(towers=2)(x)
-    assert [t.data_ptr() for t in kept] == [x.data_ptr()]
+    assert [t.data_ptr() for t in saved] == [x.data_ptr()]
 
 
-def test_the_operator_is_sound_and_can_be_derived_twice() -> None:
+def test_the_operator_passes_opcheck_and_differentiates_twice() -> None:
     x = torch.randn(2, 6, 3, 4, requires_grad=True)
     constants = (5, 0.5, 0.75, 2.0, 2)
     torch.library.opcheck(torch.ops.alexnet.lrn, (x, *constants))
@@ -170,7 +170,7 @@ def test_compiled_and_under_autocast() -> None:
         assert lrn(x).dtype == torch.float32
 
 
-def test_exported_as_plain_operations() -> None:
+def test_export_uses_standard_operations() -> None:
     model = create_model("paper", num_classes=10, width=0.125).eval()
     x = torch.randn(2, 3, 224, 224)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -198,7 +198,7 @@ def test_exported_to_onnx() -> None:
     torch.testing.assert_close(torch.from_numpy(logits), model(more), rtol=1e-4, atol=1e-4)
 
 
-def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_compiler_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALEXNET_COMPILER", "false")
     lrn.c_kernel.cache_clear()
     try:
@@ -207,7 +207,7 @@ def test_a_compiler_that_fails_is_told_once(monkeypatch: pytest.MonkeyPatch) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert torch.equal(LocalResponseNorm()(torch.ones(1, 4, 2)), y)
-            monkeypatch.setenv("ALEXNET_COMPILER", "none")  # asked for: nothing to tell
+            monkeypatch.setenv("ALEXNET_COMPILER", "none")  # requested, so no warning
             lrn.c_kernel.cache_clear()
             assert lrn.c_kernel() is None
     finally:
@@ -226,10 +226,10 @@ for shape in ((3, 7, 10), (40, 33, 1), (5, 1, 3), (2, 40, 70), (9, 150, 1)):
         exact = x.double().requires_grad_()
         y = composed_lrn(exact, Constants(size, 0.3, beta, 1.5, 1))
         (dx,) = torch.autograd.grad(y, exact, dy.double())
-        for gradient, right in ((None, y.detach()), (dy, dx)):
+        for gradient, expected in ((None, y.detach()), (dy, dx)):
             out = torch.full_like(x, torch.nan)
             lrn_triton.run(x, gradient, out, size, 0.3, beta, 1.5)
-            torch.testing.assert_close(out.double(), right, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 """
 
 
@@ -262,5 +262,5 @@ def test_the_triton_kernel_compiles_for_a_gpu(backward: bool, dtype: str) -> Non
 def test_on_a_gpu(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     for layout in ("contiguous", "channels last"):
-        x, dy = (laid_out(torch.randn(3, 48, 13, 11).to("cuda", dtype), layout) for _ in range(2))
-        check(x, dy, Constants(5, 0.5, 0.75, 2.0, 2))
+        x, dy = (with_layout(torch.randn(3, 48, 13, 11).to("cuda", dtype), layout) for _ in range(2))
+        assert_equals_reference(x, dy, Constants(5, 0.5, 0.75, 2.0, 2))

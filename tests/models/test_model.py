@@ -1,4 +1,4 @@
-"""The built networks: they run and learn, equal their references, and start from the weights they name."""
+"""Built networks: forward and backward passes, parity with references, and initial weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def images(model: AlexNet, n: int = 2, dtype: torch.dtype = torch.float32) -> Te
 
 @pytest.mark.parametrize("norm", [None, "batch", "lrn", "none"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_forward_backward_every_parameter(name: str, norm: str | None) -> None:
+def test_every_parameter_gets_a_gradient(name: str, norm: str | None) -> None:
     model = small(name, norm=norm, num_classes=5)
     logits = model(images(model))
     assert logits.shape == (2, 5)
@@ -46,7 +46,7 @@ def test_forward_backward_every_parameter(name: str, norm: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_working_in_place_changes_no_gradient(name: str) -> None:
+def test_in_place_relus_change_no_gradient(name: str) -> None:
     model = small(name).double().eval()
     plain = copy.deepcopy(model)
     for module in plain:
@@ -72,8 +72,8 @@ def test_activations(activation: str) -> None:
 
 def test_names_of_the_layers() -> None:
     model = small("paper")
-    parametrised = [name for name, m in model.named_children() if list(m.parameters())]
-    assert parametrised == [*(f"conv{n}" for n in range(1, 6)), "fc6", "fc7", "fc8"]
+    with_parameters = [name for name, m in model.named_children() if list(m.parameters())]
+    assert with_parameters == [*(f"conv{n}" for n in range(1, 6)), "fc6", "fc7", "fc8"]
     names = [name for name, _ in small("lenet").named_children()]
     assert [n for n in names if n.startswith(("conv", "fc"))] == ["conv1", "conv2", "fc3", "fc4", "fc5"]
 
@@ -115,7 +115,7 @@ def test_paper_is_two_towers_that_meet_at_conv3() -> None:
     def half(key: str, tower: int) -> Tensor:
         return w[key].chunk(2)[tower]
 
-    def normalised(a: Tensor) -> Tensor:  # the formula of section 3.3, whose alpha is not divided by 5
+    def normalized(a: Tensor) -> Tensor:  # the formula of section 3.3, whose alpha is not divided by 5
         squares = F.pad(a.square(), (0, 0, 0, 0, 2, 2))
         total = sum(squares[:, i : i + a.shape[1]] for i in range(5))
         return a / (2 + 1e-4 * total) ** 0.75
@@ -124,9 +124,9 @@ def test_paper_is_two_towers_that_meet_at_conv3() -> None:
     for t in range(2):
         a = F.conv2d(F.pad(x, (0, 3, 0, 3)), half("conv1.weight", t), half("conv1.bias", t), stride=4)
         assert a.shape[-2:] == (55, 55)
-        a = F.max_pool2d(normalised(a.relu()), 3, 2)
+        a = F.max_pool2d(normalized(a.relu()), 3, 2)
         a = F.conv2d(a, half("conv2.weight", t), half("conv2.bias", t), padding=2)
-        towers.append(F.max_pool2d(normalised(a.relu()), 3, 2))
+        towers.append(F.max_pool2d(normalized(a.relu()), 3, 2))
     both = torch.cat(towers, 1)
     for t in range(2):
         a = F.conv2d(both, half("conv3.weight", t), half("conv3.bias", t), padding=1).relu()
@@ -153,7 +153,7 @@ def test_code2012_pads_zeros_at_the_right_and_bottom() -> None:
     torch.testing.assert_close(y[:, :, 54, 54], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_seed_000_gives_the_same_logits() -> None:
+def test_tutorial_000_gives_the_same_logits() -> None:
     pool, lrn = nn.MaxPool2d(3, 2), nn.LocalResponseNorm(5)
     torch.manual_seed(5)
     convs = [
@@ -212,7 +212,7 @@ def test_kaiming_and_xavier() -> None:
     assert fc.bias.any()  # torch's default, which d2l leaves as it is
 
 
-def test_initialise_starts_again() -> None:
+def test_initialize_redraws_everything() -> None:
     torch.manual_seed(0)
     fresh = create_model("cifar", width=0.125, init="torch", norm="batch")
     state = copy.deepcopy(fresh.state_dict())
@@ -232,17 +232,17 @@ def test_every_init_is_a_function_of_the_seed(init: str) -> None:
     assert all(p.isfinite().all() for p in first.parameters())
 
 
-# ── being a module ────────────────────────────────────────────────────────────────────────────────
+# ── module behavior ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 3, 32, 33), (2, 3, 224, 224), (3, 32, 32)])
-def test_wrong_images_name_conv1(shape: tuple[int, ...]) -> None:
+def test_images_of_wrong_shape_name_conv1(shape: tuple[int, ...]) -> None:
     model = small("cifar")
     with pytest.raises(UserError, match=f"conv1 of 'cifar' expects .* N×3×32×32 and got {'×'.join(map(str, shape))};"):
         model(torch.zeros(shape))
 
 
-def test_bytes_are_refused() -> None:
+def test_uint8_images_are_refused() -> None:
     with pytest.raises(UserError, match=r"floating-point images and got torch\.uint8"):
         small("cifar")(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 

@@ -1,4 +1,4 @@
-"""The specification: one expansion into layers, sizes checked, and a JSON form that survives a round trip."""
+"""Specifications: expansion into layers, size checks, and JSON round trips."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from alexnet.errors import UserError
 from alexnet.models.architectures import ARCHITECTURES, architecture
-from alexnet.models.spec import AlexNetSpec, ConvSpec, layers, minimal_image_size
+from alexnet.models.spec import AlexNetSpec, ConvSpec, ImageTooSmall, layers, minimal_image_size
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -43,13 +43,13 @@ def test_json_round_trip(name: str) -> None:
         ({"dropout_position": "between"}, "choose one of after, before"),
     ],
 )
-def test_junk_is_refused_with_a_sentence(change: dict[str, object], words: str) -> None:
+def test_invalid_values_are_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         AlexNetSpec.from_dict({**ARCHITECTURES["paper"].to_dict(), **change})
 
 
 @pytest.mark.parametrize("junk", [None, [], "paper", 3])
-def test_something_else_than_an_object_is_refused(junk: object) -> None:
+def test_non_objects_are_refused(junk: object) -> None:
     with pytest.raises(UserError, match="JSON object"):
         AlexNetSpec.from_dict(junk)  # type: ignore[arg-type]
 
@@ -63,7 +63,7 @@ def test_missing_and_default_keys() -> None:
         AlexNetSpec.from_dict(d)
 
 
-def test_each_layer_reads_what_the_one_before_writes() -> None:
+def test_each_layer_takes_the_output_of_the_previous_one() -> None:
     for spec in ARCHITECTURES.values():
         stack = layers(spec)
         assert stack[0].input == (spec.in_channels, spec.image_size, spec.image_size)
@@ -80,7 +80,7 @@ def test_the_minimal_image_size_is_minimal(name: str) -> None:
         layers(architecture(name, image_size=least - 1))
 
 
-def test_too_small_names_layer_size_and_a_way_out() -> None:
+def test_too_small_images_name_layer_size_and_alternative() -> None:
     with pytest.raises(UserError) as error:
         layers(architecture("paper", image_size=32))
     assert str(error.value) == (
@@ -88,9 +88,12 @@ def test_too_small_names_layer_size_and_a_way_out() -> None:
         "use at least 64×64 or an architecture made for such sizes, such as 'cifar'."
     )
     with pytest.raises(UserError, match=r"conv1 would get 8×8 and needs 11×11; use at least 64×64\.$"):
-        layers(architecture("paper", image_size=8))  # nothing takes 8 pixels, so none is proposed
+        layers(architecture("paper", image_size=8))  # no architecture takes 8 pixels, so none is suggested
     with pytest.raises(UserError, match="such as 'lenet'"):
         layers(architecture("d2l", image_size=28))
+    with pytest.raises(ImageTooSmall, match=r"pool5 would get 1×1 and needs 3×3; use at least 64×64\.$") as small:
+        layers(replace(ARCHITECTURES["paper"], image_size=32))  # no suggestion without the table of architectures
+    assert small.value.minimal == 64
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def test_too_small_names_layer_size_and_a_way_out() -> None:
         ({"convs": (ConvSpec(8, 11), ConvSpec(9, 3, groups=2))}, "The output of conv2 has 9 channels"),
     ],
 )
-def test_channels_must_divide(change: dict[str, object], words: str) -> None:
+def test_channels_must_be_divisible(change: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         layers(replace(ARCHITECTURES["paper"], **change))  # type: ignore[arg-type]
 

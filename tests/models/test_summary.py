@@ -1,4 +1,4 @@
-"""The counts: against torch's own FLOP counter, against the built model, and by hand for a few."""
+"""Counts against torch's FLOP counter, against the built model, and a few by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_counts_agree_with_torch(spec: AlexNetSpec) -> None:
 
 
 def test_receptive_fields_by_probing() -> None:
-    # With average pools and tanh every pixel of the field has a gradient, so that its side can be measured exactly.
+    # With average pools and tanh every pixel of the field has a gradient, so its side can be measured exactly.
     spec = architecture("code2012", width=0.01, activation="tanh", image_size=255)
     spec = replace(spec, convs=tuple(replace(conv, pool="avg") for conv in spec.convs))
     torch.manual_seed(0)

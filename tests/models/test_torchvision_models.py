@@ -1,3 +1,5 @@
+"""Torchvision's classifiers: counts, initial weights, input checks and loading of weights."""
+
 import dataclasses
 import json
 
@@ -22,8 +24,8 @@ def small(name: str, **settings) -> TorchvisionNetwork:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "vit_b_16", "regnet_y_400mf"])
-def test_counts_are_those_that_torchvision_publishes(name):
-    """Its weights' descriptions give parameters and (as `_ops`, in billions to three places) multiply-accumulates."""
+def test_counts_equal_those_published_by_torchvision(name):
+    """The metadata of its weights lists parameters and multiply-accumulates (`_ops`, in billions to three places)."""
     published = models.get_model_weights(name).DEFAULT.meta
     found = summarize_torchvision(TorchvisionSpec(f"torchvision/{name}"))
     assert found.parameters == published["num_params"]
@@ -32,7 +34,7 @@ def test_counts_are_those_that_torchvision_publishes(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "googlenet"])
-def test_every_parameter_learns(name):
+def test_every_parameter_gets_a_gradient(name):
     model = small(name).train()
     logits = model(torch.randn(2, 3, 32, 32))
     assert logits.shape == (2, 4)
@@ -41,7 +43,7 @@ def test_every_parameter_learns(name):
         assert p.grad is not None, key
 
 
-def test_weights_are_torchvisions_own_with_that_seed():
+def test_initial_weights_equal_torchvisions_for_the_same_seed():
     torch.manual_seed(3)
     ours = small("mobilenet_v3_small")
     torch.manual_seed(3)
@@ -58,7 +60,7 @@ def test_counting_draws_no_random_numbers(name):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_grey_pictures_are_shown_as_three_equal_channels():
+def test_gray_images_are_repeated_to_three_channels():
     model = small("mobilenet_v3_small", in_channels=1).eval()
     x = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
@@ -81,7 +83,7 @@ def test_the_image_size_reaches_networks_that_need_it():
         torchvision_spec("torchvision/inception_v3", image_size=32)
 
 
-def test_a_specification_survives_its_json():
+def test_specification_json_round_trip():
     spec = TorchvisionSpec("torchvision/resnet18", 7, 1, 64)
     again = spec_from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == spec
@@ -92,7 +94,7 @@ def test_a_specification_survives_its_json():
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "says"),
+    ("name", "settings", "message"),
     [
         ("resnt18", {}, "no torchvision classifier 'resnt18'; did you mean 'resnet18'"),
         ("fasterrcnn_resnet50_fpn", {}, "is in torchvision.models.detection and not an image classifier"),
@@ -104,12 +106,12 @@ def test_a_specification_survives_its_json():
         ("resnet18", {"num_classes": 0}, "num_classes is 0"),
     ],
 )
-def test_what_cannot_be_built(name, settings, says):
-    with pytest.raises(UserError, match=says):
+def test_invalid_settings(name, settings, message):
+    with pytest.raises(UserError, match=message):
         create_model(f"torchvision/{name}", **settings)
 
 
-def test_their_weights_go_in_by_name(tmp_path):
+def test_torchvision_weights_are_loaded_by_name(tmp_path):
     theirs = models.mobilenet_v3_small(num_classes=4)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     model = alexnet.load_weights(small("mobilenet_v3_small"), tmp_path / "theirs.pt").eval()
@@ -125,7 +127,7 @@ def test_their_weights_go_in_by_name(tmp_path):
         alexnet.load_weights(build(other), theirs.state_dict())
 
 
-def test_arch_counts_them(capsys):
+def test_arch_command(capsys):
     assert run(["arch", "torchvision/resnet18", "--image-size", "32", "--num-classes", "10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["name"], found["parameters"], found["macs"]) == ("torchvision/resnet18", 11_181_642, 37_016_576)

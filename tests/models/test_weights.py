@@ -1,4 +1,4 @@
-"""Weights under every name, from every file, and refused with a sentence that leaves the model as it was."""
+"""Weights under every naming scheme and from every file type; assert_refused ones leave the model unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def small(seed: int, name: str = "torchvision", **given: object) -> AlexNet:
 
 
 def renamed(state: dict[str, Tensor], style: str) -> dict[str, object]:
-    """The state dict as someone else would have saved it."""
+    """Return a state dict in the naming scheme of another program."""
     found: dict[str, object] = OrderedDict()
     for n, (key, value) in enumerate(state.items()):
         layer, tensor = key.split(".")
@@ -80,7 +80,7 @@ def test_names(style: str, wrapper: str | None) -> None:
 
 
 @pytest.mark.parametrize("style", [s for s in STYLES if s != "unknown names"])
-def test_names_that_a_file_has_sorted(style: str) -> None:
+def test_names_sorted_by_a_file(style: str) -> None:
     # safetensors keeps no order: "features.10" comes before "features.3", "bias" before "weight", "classifier" first.
     state = small(1).state_dict()
     assert_same(load_weights(small(2), dict(sorted(renamed(state, style).items()))), state)
@@ -97,14 +97,14 @@ def test_values_are_copied_and_cast() -> None:
     assert next(model.parameters()).any()
 
 
-def test_batch_norm_travels() -> None:
+def test_batch_norm_statistics_are_loaded() -> None:
     source = small(1, "cifar", norm="batch", image_size=32).train()
     source(torch.randn(4, 3, 32, 32))
     assert_same(load_weights(small(2, "cifar", norm="batch", image_size=32), source.state_dict()), source.state_dict())
 
 
 @pytest.mark.parametrize(("name", "channels", "inputs"), [("seed-merged", 3, 9216), ("d2l", 1, 6400)])
-def test_what_the_tutorials_save(name: str, channels: int, inputs: int) -> None:
+def test_weights_of_the_tutorials_networks(name: str, channels: int, inputs: int) -> None:
     hidden, padding = (2048, 2) if name == "seed-merged" else (4096, 0)
     torch.manual_seed(0)
     blocks = [
@@ -121,10 +121,10 @@ def test_what_the_tutorials_save(name: str, channels: int, inputs: int) -> None:
     torch.testing.assert_close(ours(x), flat(x), rtol=0, atol=1e-6)
 
 
-# ── misfits ───────────────────────────────────────────────────────────────────────────────────────
+# ── mismatches ────────────────────────────────────────────────────────────────────────────────────
 
 
-def refused(model: AlexNet, weights: object, words: str) -> None:
+def assert_refused(model: AlexNet, weights: object, words: str) -> None:
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(UserError, match=words) as error:
         load_weights(model, weights)  # type: ignore[arg-type]
@@ -135,20 +135,24 @@ def refused(model: AlexNet, weights: object, words: str) -> None:
 def test_the_first_mismatch_is_named() -> None:
     state = small(1).state_dict()
     words = r"its 'fc8.weight' has shape \(9, 512\) and their 'classifier.6.weight' has \(6, 512\)"
-    refused(small(2, num_classes=9), renamed(state, "torchvision"), words)
-    refused(small(2, num_classes=9), state, r"'fc8.weight' has shape \(9, 512\) and their 'fc8.weight' has \(6, 512\)")
+    assert_refused(small(2, num_classes=9), renamed(state, "torchvision"), words)
+    assert_refused(
+        small(2, num_classes=9), state, r"'fc8.weight' has shape \(9, 512\) and their 'fc8.weight' has \(6, 512\)"
+    )
     words = r"'conv1.weight' has shape \(64, 3, 5, 5\) and their '0.weight' has \(64, 3, 11, 11\)"
-    refused(create_model("cifar"), {"0.weight": torch.zeros(64, 3, 11, 11)}, words)
-    # As many numbers in another arrangement are no fit.
-    refused(small(2), {**state, "fc7.weight": state["fc7.weight"].reshape(256, 1024)}, "'fc7.weight' has shape")
+    assert_refused(create_model("cifar"), {"0.weight": torch.zeros(64, 3, 11, 11)}, words)
+    # The same number of elements in another shape does not match.
+    assert_refused(small(2), {**state, "fc7.weight": state["fc7.weight"].reshape(256, 1024)}, "'fc7.weight' has shape")
 
 
-def test_too_few_and_too_many() -> None:
+def test_too_few_and_too_many_tensors() -> None:
     state = renamed(small(1).state_dict(), "torchvision")
     few = {key: value for key, value in state.items() if not key.startswith("classifier.6")}
-    refused(small(2), few, "has 16 tensors, but there are 14 in the weights: 'fc8.weight' is only in 'torchvision'")
+    assert_refused(
+        small(2), few, "has 16 tensors, but there are 14 in the weights: 'fc8.weight' is only in 'torchvision'"
+    )
     many = {**state, "classifier.8.weight": torch.zeros(1)}
-    refused(small(2), many, "'classifier.8.weight' is only in the weights")
+    assert_refused(small(2), many, "'classifier.8.weight' is only in the weights")
 
 
 @pytest.mark.parametrize(
@@ -161,13 +165,15 @@ def test_too_few_and_too_many() -> None:
         (None, "not a NoneType"),
     ],
 )
-def test_what_is_no_state_dict(weights: object, words: str) -> None:
-    refused(small(2), weights, words)
+def test_invalid_state_dicts(weights: object, words: str) -> None:
+    assert_refused(small(2), weights, words)
 
 
-def test_integers_are_no_weights() -> None:
+def test_integer_tensors_are_refused() -> None:
     state = small(1).state_dict()
-    refused(small(2), {key: value.to(torch.int8) for key, value in state.items()}, "'conv1.weight' holds torch.int8")
+    assert_refused(
+        small(2), {key: value.to(torch.int8) for key, value in state.items()}, "'conv1.weight' holds torch.int8"
+    )
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -192,25 +198,25 @@ def test_truncated_and_empty_files(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "w.pt")
     torch.save(model.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for file in ("w.safetensors", "w.pt", "old.pt"):
-        whole = (tmp_path / file).read_bytes()
+        complete = (tmp_path / file).read_bytes()
         cut = tmp_path / f"cut-{file}"
-        for length in (3, 100, len(whole) // 2, len(whole) - 1):
-            cut.write_bytes(whole[:length])
-            refused(model, cut, "damaged, truncated")
+        for length in (3, 100, len(complete) // 2, len(complete) - 1):
+            cut.write_bytes(complete[:length])
+            assert_refused(model, cut, "damaged, truncated")
         cut.write_bytes(b"")
-        refused(model, cut, "is empty")
+        assert_refused(model, cut, "is empty")
     for junk in (b"not weights at all\n", b"\x80\x02}q", b"\x89PNG\r\n", bytes(100)):
         (tmp_path / "junk.pt").write_bytes(junk)
-        refused(model, tmp_path / "junk.pt", "damaged")
+        assert_refused(model, tmp_path / "junk.pt", "damaged")
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    refused(small(2), tmp_path / "none.pt", "There is no file")
-    refused(small(2), tmp_path, "is a folder")
+    assert_refused(small(2), tmp_path / "none.pt", "There is no file")
+    assert_refused(small(2), tmp_path, "is a folder")
 
 
 class Harmful:
-    """Pickles as an instruction to create a file when it is opened."""
+    """Pickles as an instruction to create a file when loaded."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -223,16 +229,16 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
     model = small(2)
     for new in (True, False):
         torch.save({"state_dict": Harmful(tmp_path / "ran")}, tmp_path / "bad.pt", _use_new_zipfile_serialization=new)
-        refused(model, tmp_path / "bad.pt", r"can run code .* torch\.save\(model\.state_dict\(\)")
+        assert_refused(model, tmp_path / "bad.pt", r"can run code .* torch\.save\(model\.state_dict\(\)")
         assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "bad.pt", weights_only=False)
-    assert (tmp_path / "ran").exists()  # so the file was as harmful as we say
+    assert (tmp_path / "ran").exists()  # the file does run code
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": Harmful(tmp_path / "never")}, protocol=protocol))
-        refused(model, tmp_path / "plain.pt", "can run code")
+        assert_refused(model, tmp_path / "plain.pt", "can run code")
     assert not (tmp_path / "never").exists()
-    torch.save(model, tmp_path / "whole.pt")
-    refused(model, tmp_path / "whole.pt", "can run code")
+    torch.save(model, tmp_path / "complete.pt")
+    assert_refused(model, tmp_path / "complete.pt", "can run code")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="contains a list, not a state dict"):
         read_weights(tmp_path / "list.pt")
@@ -268,8 +274,8 @@ def test_only_torchvisions_network_is_converted(name: str, given: dict[str, obje
         to_torchvision(model)
 
 
-def test_torchvision_weights_through_its_own_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Torchvision looks into its cache first; a state dict made here stands in for the published one.
+def test_torchvision_weights_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Torchvision checks its cache first; this state dict stands in for the published one.
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = Path(torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url).name
     folder = tmp_path / "hub" / "checkpoints"
@@ -284,9 +290,9 @@ def test_torchvision_weights_through_its_own_api(tmp_path: Path, monkeypatch: py
 
 def test_a_failed_download_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies that it first sees; give it back after
+    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the first proxies it sees; restored afterwards
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where nothing answers
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     with pytest.raises(
