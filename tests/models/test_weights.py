@@ -1,4 +1,4 @@
-"""Weights under every naming scheme and from every file type; assert_refused ones leave the model unchanged."""
+"""Weights under every naming scheme and from every file type; refused ones leave the model unchanged."""
 
 from __future__ import annotations
 
@@ -237,8 +237,8 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
         (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": Harmful(tmp_path / "never")}, protocol=protocol))
         assert_refused(model, tmp_path / "plain.pt", "can run code")
     assert not (tmp_path / "never").exists()
-    torch.save(model, tmp_path / "complete.pt")
-    assert_refused(model, tmp_path / "complete.pt", "can run code")
+    torch.save(model, tmp_path / "model.pt")
+    assert_refused(model, tmp_path / "model.pt", "can run code")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match="contains a list, not a state dict"):
         read_weights(tmp_path / "list.pt")
