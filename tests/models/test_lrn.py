@@ -220,16 +220,18 @@ import torch
 from alexnet.models import lrn_triton
 from alexnet.models.lrn import Constants, composed_lrn
 torch.manual_seed(0)
-for shape in ((3, 7, 10), (40, 33, 1), (5, 1, 3), (2, 40, 70), (9, 150, 1)):
-    for size, beta in ((5, 0.75), (4, 0.6)):
-        x, dy = torch.randn(2, *shape)
-        exact = x.double().requires_grad_()
-        y = composed_lrn(exact, Constants(size, 0.3, beta, 1.5, 1))
-        (dx,) = torch.autograd.grad(y, exact, dy.double())
-        for gradient, expected in ((None, y.detach()), (dy, dx)):
-            out = torch.full_like(x, torch.nan)
-            lrn_triton.run(x, gradient, out, size, 0.3, beta, 1.5)
-            torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+for shape, size, beta in (
+    *(((3, 7, 10), 5, 0.75), ((3, 7, 10), 4, 0.6), ((9, 150, 1), 5, 0.75), ((9, 150, 1), 4, 0.6)),
+    *(((40, 33, 1), 5, 0.75), ((5, 1, 3), 5, 0.75), ((2, 40, 70), 5, 0.75)),
+):
+    x, dy = torch.randn(2, *shape)
+    exact = x.double().requires_grad_()
+    y = composed_lrn(exact, Constants(size, 0.3, beta, 1.5, 1))
+    (dx,) = torch.autograd.grad(y, exact, dy.double())
+    for gradient, expected in ((None, y.detach()), (dy, dx)):
+        out = torch.full_like(x, torch.nan)
+        lrn_triton.run(x, gradient, out, size, 0.3, beta, 1.5)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 """
 
 

@@ -37,8 +37,8 @@ class Initialization:
     """
 
     title: str
-    conv: str
-    linear: str
+    conv: str = "normal"
+    linear: str = "normal"
     std: float = 0.01
     stds: Mapping[str, float] = field(default_factory=dict)
     bias: float | None = 0.0
@@ -54,33 +54,17 @@ _LATE_CONV_STDS = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
 _HIDDEN_STD = {"hidden": 0.005}
 
 INITS: dict[str, Initialization] = {
-    "paper": Initialization(
-        "paper, section 5: N(0, 0.01), biases 1 or 0", "normal", "normal", biases=_positive_biases(1.0)
-    ),
+    "paper": Initialization("paper, section 5: N(0, 0.01), biases 1 or 0", biases=_positive_biases(1.0)),
     "code2012": Initialization(
-        "layers-145.cfg: as paper, conv3-5 with std 0.03",
-        "normal",
-        "normal",
-        stds=_LATE_CONV_STDS,
-        biases=_positive_biases(1.0),
+        "layers-145.cfg: as paper, conv3-5 with std 0.03", stds=_LATE_CONV_STDS, biases=_positive_biases(1.0)
     ),
     "caffe": Initialization(
-        "bvlc_alexnet: fc6-7 with std 0.005, biases 0.1 or 0",
-        "normal",
-        "normal",
-        stds=_HIDDEN_STD,
-        biases=_positive_biases(0.1),
+        "bvlc_alexnet: fc6-7 with std 0.005, biases 0.1 or 0", stds=_HIDDEN_STD, biases=_positive_biases(0.1)
     ),
     "caffenet": Initialization(
-        "CaffeNet: fc6-7 with std 0.005, biases 1 or 0",
-        "normal",
-        "normal",
-        stds=_HIDDEN_STD,
-        biases=_positive_biases(1.0),
+        "CaffeNet: fc6-7 with std 0.005, biases 1 or 0", stds=_HIDDEN_STD, biases=_positive_biases(1.0)
     ),
-    "kaiming": Initialization(
-        "tutorial 002: Kaiming convolutions, N(0, 0.01) linear layers, biases 0", "kaiming", "normal"
-    ),
+    "kaiming": Initialization("tutorial 002: Kaiming convolutions, N(0, 0.01) linear layers, biases 0", conv="kaiming"),
     "xavier": Initialization("d2l: Xavier uniform weights, torch's biases", "xavier", "xavier", bias=None),
     "torch": Initialization("torch's defaults", "torch", "torch", bias=None),
 }
@@ -401,15 +385,9 @@ def architecture(
     if norm == "lrn" and spec.norm != "lrn":
         spec = _with_lrn(spec)
     given: dict[str, Any] = {
-        "num_classes": num_classes,
-        "in_channels": in_channels,
-        "image_size": image_size,
-        "norm": norm,
-        "activation": activation,
-        "init": init,
-        "dropout": dropout,
-        "width": width,
-    }
+        "num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "norm": norm,
+        "activation": activation, "init": init, "dropout": dropout, "width": width,
+    }  # fmt: skip
     spec = replace(spec, **{key: value for key, value in given.items() if value is not None})
     if image_size is not None:
         try:

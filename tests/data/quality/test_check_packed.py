@@ -34,7 +34,7 @@ def test_contents_are_reported(packed, capsys):
     assert found["damaged"] == []
     assert run(["check", str(packed)]) == 0
     shown = capsys.readouterr().out
-    assert "train: 24 pictures of 3 classes, 7 to 9 each" in shown
+    assert "train: 24 images of 3 classes, 7 to 9 per class" in shown
     assert "22 files are intact" in shown
 
 

@@ -456,11 +456,17 @@ def test_another_litdata_format_is_detected(split_folder, tmp_path, monkeypatch)
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_processes_write_the_same_files_and_killed_ones_are_reported(split_folder, tmp_path, monkeypatch):
+def test_processes_write_the_same_files(split_folder, tmp_path, monkeypatch):
     pack_dataset(split_folder, tmp_path / "alone")
-    monkeypatch.setattr(pack_module, "_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(pack_module, "_MIN_FOR_PROCESSES", 1)
     pack_dataset(split_folder, tmp_path / "two", workers=2)
     assert read_files(tmp_path / "two") == read_files(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_killed_processes_are_reported(split_folder, tmp_path, monkeypatch):
+    pack_dataset(split_folder, tmp_path / "alone")
+    monkeypatch.setattr(pack_module, "_MIN_FOR_PROCESSES", 1)
 
     def kill_workers(done: int, total: int, what: str) -> None:
         for process in multiprocessing.active_children():
@@ -472,6 +478,7 @@ def test_processes_write_the_same_files_and_killed_ones_are_reported(split_folde
     assert read_files(tmp_path / "killed") == read_files(tmp_path / "alone")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_packing_leaves_no_process_and_resumes(split_folder, tmp_path):
     target = tmp_path / "packed"

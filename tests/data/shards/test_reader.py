@@ -243,7 +243,7 @@ def test_damage_found_while_reading_is_reported_from_workers(pixels, jpegs, tmp_
     shard.write_bytes(b"\xff" * 8 + shard.read_bytes()[8:])
     source = load_dataset("folder", target)
     loader = FromFiles(source.splits["train"], PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers)
-    with pytest.raises(UserError, match=r"^\S*chunk-0-3\.bin is damaged \(its headerer"):
+    with pytest.raises(UserError, match=r"^\S*chunk-0-3\.bin is damaged \(its header"):
         list(loader.batches(0))
 
     target = copy_folder(jpegs, tmp_path / "jpegs")
