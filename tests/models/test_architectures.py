@@ -156,7 +156,7 @@ def test_only_given_settings_are_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "words"),
+    ("name", "given", "message"),
     [
         ("ccode2012", {}, "no architecture 'ccode2012'; did you mean 'code2012'"),
         ("resnet", {}, "architecture"),
@@ -171,8 +171,8 @@ def test_only_given_settings_are_replaced() -> None:
         ("paper", {"width": 0}, "width is 0"),
     ],
 )
-def test_bad_arguments(name: str, given: dict[str, object], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_bad_arguments(name: str, given: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         architecture(name, **given)  # type: ignore[arg-type]
 
 

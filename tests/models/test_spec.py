@@ -20,7 +20,7 @@ def test_json_round_trip(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"color": 1}, "color"),
         ({"num_classses": 1}, "did you mean 'num_classes'"),
@@ -43,8 +43,8 @@ def test_json_round_trip(name: str) -> None:
         ({"dropout_position": "between"}, "choose one of after, before"),
     ],
 )
-def test_invalid_values_are_refused(change: dict[str, object], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_invalid_values_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         AlexNetSpec.from_dict({**ARCHITECTURES["paper"].to_dict(), **change})
 
 
@@ -97,15 +97,15 @@ def test_too_small_images_name_layer_size_and_alternative() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"lrn": replace(ARCHITECTURES["paper"].lrn, towers=5)}, "The input of lrn1 has 96 channels"),
         ({"convs": (ConvSpec(96, 11, groups=2),)}, "The input of conv1 has 3 channels"),
         ({"convs": (ConvSpec(8, 11), ConvSpec(9, 3, groups=2))}, "The output of conv2 has 9 channels"),
     ],
 )
-def test_channels_must_be_divisible(change: dict[str, object], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_channels_must_be_divisible(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         layers(replace(ARCHITECTURES["paper"], **change))  # type: ignore[arg-type]
 
 

@@ -124,9 +124,9 @@ def test_weights_of_the_tutorials_networks(name: str, channels: int, inputs: int
 # ── mismatches ────────────────────────────────────────────────────────────────────────────────────
 
 
-def assert_refused(model: AlexNet, weights: object, words: str) -> None:
+def assert_refused(model: AlexNet, weights: object, message: str) -> None:
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_weights(model, weights)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -134,13 +134,13 @@ def assert_refused(model: AlexNet, weights: object, words: str) -> None:
 
 def test_the_first_mismatch_is_named() -> None:
     state = small(1).state_dict()
-    words = r"its 'fc8.weight' has shape \(9, 512\) and their 'classifier.6.weight' has \(6, 512\)"
-    assert_refused(small(2, num_classes=9), renamed(state, "torchvision"), words)
+    message = r"its 'fc8.weight' has shape \(9, 512\) and their 'classifier.6.weight' has \(6, 512\)"
+    assert_refused(small(2, num_classes=9), renamed(state, "torchvision"), message)
     assert_refused(
         small(2, num_classes=9), state, r"'fc8.weight' has shape \(9, 512\) and their 'fc8.weight' has \(6, 512\)"
     )
-    words = r"'conv1.weight' has shape \(64, 3, 5, 5\) and their '0.weight' has \(64, 3, 11, 11\)"
-    assert_refused(create_model("cifar"), {"0.weight": torch.zeros(64, 3, 11, 11)}, words)
+    message = r"'conv1.weight' has shape \(64, 3, 5, 5\) and their '0.weight' has \(64, 3, 11, 11\)"
+    assert_refused(create_model("cifar"), {"0.weight": torch.zeros(64, 3, 11, 11)}, message)
     # The same number of elements in another shape does not match.
     assert_refused(small(2), {**state, "fc7.weight": state["fc7.weight"].reshape(256, 1024)}, "'fc7.weight' has shape")
 
@@ -156,7 +156,7 @@ def test_too_few_and_too_many_tensors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "words"),
+    ("weights", "message"),
     [
         ({}, "no tensors in the weights"),
         ({"state_dict": {}}, "no tensors"),
@@ -165,8 +165,8 @@ def test_too_few_and_too_many_tensors() -> None:
         (None, "not a NoneType"),
     ],
 )
-def test_invalid_state_dicts(weights: object, words: str) -> None:
-    assert_refused(small(2), weights, words)
+def test_invalid_state_dicts(weights: object, message: str) -> None:
+    assert_refused(small(2), weights, message)
 
 
 def test_integer_tensors_are_refused() -> None:
@@ -258,7 +258,7 @@ def test_to_torchvision() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "words"),
+    ("name", "given", "message"),
     [
         ("torchvision-lrn", {}, "name of lrn1"),
         ("paper", {"image_size": 224}, "name of pad1 is pad1 instead of conv1"),
@@ -267,10 +267,10 @@ def test_to_torchvision() -> None:
         ("torchvision", {"width": 0.125}, r"output of conv1 is \(8, 15, 15\) instead of \(64, "),
     ],
 )
-def test_only_torchvisions_network_is_converted(name: str, given: dict[str, object], words: str) -> None:
+def test_only_torchvisions_network_is_converted(name: str, given: dict[str, object], message: str) -> None:
     with torch.device("meta"):
         model = build(architecture(name, **{"image_size": 64, **given}))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         to_torchvision(model)
 
 

@@ -54,12 +54,12 @@ def assert_all_found(found: Findings, done: dict[str, str]) -> None:
     """Assert that all fifteen defects are found, and nothing else."""
     document = found.to_dict()
     bad = {row["path"]: row["reason"] for row in document["bad"]}
-    odd = {row["path"]: row["reason"] for row in document["suspicious"]}
-    for way, reason in REASONS.items():
-        assert reason in bad.pop(done[way]), way
-    for way, reason in ANOMALIES.items():
-        assert reason in odd.pop(done[way]), way
-    assert bad == odd == {}
+    unusual = {row["path"]: row["reason"] for row in document["suspicious"]}
+    for damage, reason in REASONS.items():
+        assert reason in bad.pop(done[damage]), damage
+    for damage, reason in ANOMALIES.items():
+        assert reason in unusual.pop(done[damage]), damage
+    assert bad == unusual == {}
     assert [found.names[i] for i, info in enumerate(found.infos) if info.turned] == [done["rotated"]]
     exact = sorted([done["exact copy"], done["the original of the exact copy"]])
     near = sorted([done["near copy"], done["the original of the near copy"]])
@@ -110,8 +110,8 @@ def test_real_photographs(tmp_path):
     done = damage_dataset(root)
     found = check_dataset(root)
     document = found.to_dict()
-    assert {done[way] for way in REASONS} == {row["path"] for row in document["bad"]}
-    assert {done[way] for way in ANOMALIES} <= {row["path"] for row in document["suspicious"]}
+    assert {done[damage] for damage in REASONS} == {row["path"] for row in document["bad"]}
+    assert {done[damage] for damage in ANOMALIES} <= {row["path"] for row in document["suspicious"]}
     assert {frozenset(pair) for pair in document["duplicates"]} == {
         frozenset([done["exact copy"], done["the original of the exact copy"]]),
         frozenset([done["near copy"], done["the original of the near copy"]]),

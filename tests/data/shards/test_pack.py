@@ -232,7 +232,7 @@ def test_unreadable_images_are_listed_and_skipped(split_folder, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("shape", "words", "reason"),
+    ("shape", "settings", "reason"),
     [
         ((66_000, 20), {"size": "original"}, "no JPEG can be 66000×20 pixels"),
         ((66_000, 20), {"size": 20}, "no JPEG can be 66000×20 pixels"),
@@ -240,10 +240,10 @@ def test_unreadable_images_are_listed_and_skipped(split_folder, tmp_path, capsys
         ((60_000, 1), {"size": 256}, "15360000×256 pixels"),
     ],
 )
-def test_an_image_of_extreme_shape_is_skipped(split_folder, tmp_path, shape, words, reason):
+def test_an_image_of_extreme_shape_is_skipped(split_folder, tmp_path, shape, settings, reason):
     """Resized completely, the last two would take 12 GB."""
     Image.new("RGB", shape).save(split_folder / "train" / "sky" / "strip.png")
-    done = pack_dataset(split_folder, tmp_path / "packed", **words)
+    done = pack_dataset(split_folder, tmp_path / "packed", **settings)
     assert (done["failed"], done["images"]["train"]) == (1, 24)
     with open(tmp_path / "packed" / "failed.csv", newline="") as file:
         (row,) = csv.DictReader(file)
@@ -348,8 +348,8 @@ def test_an_interrupted_repair_resumes(split_folder, tmp_path, monkeypatch):
     before = read_files(target)
     (target / "train" / "samples.parquet").write_bytes(b"no")
 
-    def stopped(path, **words):
-        unlink(path, **words)
+    def stopped(path, **options):
+        unlink(path, **options)
         if path.name == "pack.json":
             raise KeyboardInterrupt
 
@@ -386,7 +386,7 @@ def test_other_arguments_for_the_same_folder_are_refused(split_folder, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--size", "none"], "neither a number of pixels"),
         (["--size", "0"], "neither a number of pixels"),
@@ -396,8 +396,8 @@ def test_other_arguments_for_the_same_folder_are_refused(split_folder, tmp_path,
         (["--format", "png"], "png"),
     ],
 )
-def test_invalid_arguments(split_folder, tmp_path, capsys, words, message):
-    assert run(["pack", str(split_folder), str(tmp_path / "packed"), *words]) == 2
+def test_invalid_arguments(split_folder, tmp_path, capsys, arguments, message):
+    assert run(["pack", str(split_folder), str(tmp_path / "packed"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "packed").exists()
 

@@ -211,17 +211,17 @@ def test_litdata_reads_the_shards(pixels, jpegs, tmp_path, monkeypatch):
 
 def test_a_truncated_changed_or_missing_shard_is_named(pixels, jpegs, tmp_path):
     for kind, data in (("p", pixels), ("j", jpegs)):
-        for way in ("truncated", "changed", "missing"):
-            target = copy_folder(data, tmp_path / f"{kind}-{way}")
+        for damage in ("truncated", "changed", "missing"):
+            target = copy_folder(data, tmp_path / f"{kind}-{damage}")
             shard = target / "train" / "chunk-0-3.bin"
-            whole = bytearray(shard.read_bytes())
-            if way == "missing":
+            content = bytearray(shard.read_bytes())
+            if damage == "missing":
                 shard.unlink()
-            elif way == "truncated":
-                shard.write_bytes(whole[:-1])
+            elif damage == "truncated":
+                shard.write_bytes(content[:-1])
             else:
-                whole[200] ^= 1
-                shard.write_bytes(whole)
+                content[200] ^= 1
+                shard.write_bytes(content)
             with pytest.raises(UserError, match=r"chunk-0-3\.bin is damaged.*alexnet pack"):
                 load_dataset("folder", target)
 

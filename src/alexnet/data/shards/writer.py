@@ -153,30 +153,30 @@ def _decode_record(array: np.ndarray) -> ShardRecord:
     return ShardRecord(**{**record, "failed": [(int(i), str(reason)) for i, reason in record["failed"]]})
 
 
-def _encode_image(image: Path | np.ndarray, format: ShardFormat) -> tuple[bytes, bytes, np.ndarray]:
+def _encode_image(source: Path | np.ndarray, format: ShardFormat) -> tuple[bytes, bytes, np.ndarray]:
     """Return the stored bytes, the digest of the source, and the image as a square, uint8 side×side×C (empty if images
     keep their sizes). Raises `BadImage`."""
-    if isinstance(image, Path):
+    if isinstance(source, Path):
         try:
-            data = image.read_bytes()
+            data = source.read_bytes()
         except OSError as error:
-            raise BadImage(f"the system reports '{error.strerror or error}'", str(image)) from error
+            raise BadImage(f"the system reports '{error.strerror or error}'", str(source)) from error
         pixels = decode_crop(data, sys.maxsize, format.channels)  # at full size, exactly as for evaluation
     else:
-        pixels = np.ascontiguousarray(image)
+        pixels = np.ascontiguousarray(source)
         data = pixels.tobytes()
     digest = hashlib.blake2b(data, digest_size=DIGEST).digest()
-    picture = Image.fromarray(pixels if format.channels == 3 else pixels[..., 0])
+    image = Image.fromarray(pixels if format.channels == 3 else pixels[..., 0])
     if format.side is None:
-        is_jpeg = isinstance(image, Path) and data.startswith(b"\xff\xd8\xff")
-        return data if is_jpeg else _encode_jpeg(picture, format), digest, np.zeros(0, np.uint8)
+        is_jpeg = isinstance(source, Path) and data.startswith(b"\xff\xd8\xff")
+        return data if is_jpeg else _encode_jpeg(image, format), digest, np.zeros(0, np.uint8)
     transform = EvalTransform(
         format.side, channels=format.channels, mean=(0.0,) * format.channels, std=(1.0,) * format.channels
     )  # mean and std are not used
-    if min(picture.size) > format.side or format.kind == "uint8":
-        picture = transform.resize_image(picture)
-    square = transform.eval_array(picture).transpose(1, 2, 0)
-    stored = np.ascontiguousarray(square).tobytes() if format.kind == "uint8" else _encode_jpeg(picture, format)
+    if min(image.size) > format.side or format.kind == "uint8":
+        image = transform.resize_image(image)
+    square = transform.eval_array(image).transpose(1, 2, 0)
+    stored = np.ascontiguousarray(square).tobytes() if format.kind == "uint8" else _encode_jpeg(image, format)
     return stored, digest, square
 
 
