@@ -42,7 +42,7 @@ def make_trainer(tmp_path: Path, progress: Silent | None = None, **settings) -> 
     return Trainer(setup, run, build(setup.spec), progress or Silent())
 
 
-# ── the training state ────────────────────────────────────────────────────────────────────────────────────────
+# ── the training state ────────────────────────────────────────────────────────────────────────────
 
 REST = {"optimizer": {"state": {}}, "scaler": {}}
 
@@ -69,7 +69,7 @@ def test_a_training_state_of_other_software_is_refused(training):
         TrainState.from_training(training)
 
 
-# ── saving ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── saving ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_checkpoint_every_a_number_of_steps(tmp_path, monkeypatch):

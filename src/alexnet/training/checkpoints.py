@@ -1,8 +1,9 @@
 """Checkpoints during training: what they hold besides the weights (`TrainState`), and writing them in the background.
 
-The training thread only waits for a copy in memory. A separate thread writes the files, their checksums and renames
-them into place, one checkpoint at a time; one more may be queued, copied. Its errors are raised in the training thread
-at the next step. Weights that are not finite are never written: the loss describes the weights before the step only.
+The training thread only waits for a copy in memory. A separate thread writes the files and
+checksums and renames them into place, one checkpoint at a time; one more copy may be queued. Its
+errors are raised in the training thread at the next step. Weights that are not finite are never
+written: the loss only describes the weights before the step.
 """
 
 from __future__ import annotations
@@ -135,8 +136,8 @@ class Checkpoints:
     ) -> None:
         """Copy everything to the CPU and write it in the background, after the checkpoint before it.
 
-        Does nothing if no step was taken since the last one. On rank 0 the writing thread calls `then` once all files
-        are on disk. Raises the error of an earlier checkpoint.
+        Does nothing if no step was taken since the last one. On rank 0 the writing thread calls
+        `then` once all files are on disk. Raises the error of an earlier checkpoint.
         """
         key = (state.step, state.epoch)
         if key == self._saved:

@@ -1,7 +1,8 @@
 """Training diagnostics: alarms for common failures, dead ReLUs, and the grid of augmented images.
 
-Each alarm is a pure function of the finished epochs' rows in `metrics.jsonl`, so a resumed run raises the same ones.
-They are shown during training, kept in the run's `alarms.json`, and repeated in its report.
+Each alarm is a pure function of the finished epochs' rows in `metrics.jsonl`, so a resumed run
+raises the same ones. They are shown during training, kept in the run's `alarms.json`, and repeated
+in its report.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) ->
 def dead_relus(model: Network, images: Tensor) -> dict[str, float]:
     """Return for each ReLU the fraction of channels (or units) that are zero everywhere on `images`.
 
-    `images` are preprocessed, N×C×H×W. Empty for networks other than `AlexNet`. Leaves the training mode as it was.
+    `images` are preprocessed, N×C×H×W. Empty for networks other than `AlexNet`. Leaves the training
+    mode as it was.
     """
     if not isinstance(model, AlexNet):
         return {}

@@ -20,7 +20,8 @@ class Interrupted(Exception):
 class StopSignal:
     """A context manager in which SIGINT and SIGTERM set `received` instead of ending the process.
 
-    Python delivers signals to the main thread only; in any other thread (a notebook's worker) this does nothing.
+    Python delivers signals to the main thread only; in any other thread (a notebook's worker) this
+    does nothing.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """One optimizer step: a batch of uint8 images in, updated weights out.
 
-A step depends only on the recipe, the epoch and the step's number: augmentation, dropout, MixUp and the learning rate.
-Nothing here waits for the device: losses stay there until the trainer reads them.
+A step depends only on the recipe, the epoch and the step's number: augmentation, dropout, MixUp and
+the learning rate. Nothing here waits for the device: losses stay there until the trainer reads
+them.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ class TrainStep:
     def __call__(self, batch: Batch, epoch: int, number: int, values: Hyperparameters) -> tuple[Tensor, Tensor]:
         """Take step `number` of the run, accumulating gradients over `accumulate` micro-batches.
 
-        Return the mean loss and the number of correct predictions, on the device; with several processes, this
-        process's contribution to them. Each micro-batch is weighted by its number of images, so the step is that of the
-        whole batch even if the batch does not divide evenly.
+        Return the mean loss and the number of correct predictions, on the device; with several
+        processes, this process's contribution to them. Each micro-batch is weighted by its number
+        of images, so the step is that of the whole batch even if the batch does not divide evenly.
         """
         recipe, batch_rows, seed_of = self.recipe, batch.row_range, partial(rng.derive_seed, self.recipe.seed)
         torch.manual_seed(seed_of("step", number))  # for MixUp, and for dropout that is not counter-based
@@ -90,8 +91,8 @@ class TrainStep:
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over images.
 
-        With class weights the sum is divided by the number of images, not (as torch does) by their total weight, so
-        that micro-batches add up.
+        With class weights the sum is divided by the number of images, not (as torch does) by their
+        total weight, so that micro-batches add up.
         """
         smoothing = self.recipe.label_smoothing
         if self.class_weights is None:

@@ -38,7 +38,8 @@ class TimeBudget:
     def fit_epochs(self, history: Sequence[dict[str, Any]], planned: int) -> int:
         """Return the total number of epochs to train, given those in `history`.
 
-        That is `planned`, fewer if the rest does not fit, or more if it does and only one epoch is done.
+        That is `planned`, fewer if the rest does not fit, or more if it does and only one epoch is
+        done.
         """
         done = len(history)
         seconds_per_epoch = sum(row["seconds"] for row in history[-3:]) / len(history[-3:])
@@ -51,7 +52,8 @@ class TimeBudget:
 def estimate_epochs(setup: TrainSetup, model: Network, budget: TimeBudget) -> tuple[int, TimeBudget]:
     """Time a few steps of a copy of `model`.
 
-    Return the number of epochs that fit (0 if not even one does), and `budget` with the test's time reserved.
+    Return the number of epochs that fit (0 if not even one does), and `budget` with the test's time
+    reserved.
     """
     step = TrainStep(setup, copy.deepcopy(model))
     step.train()

@@ -1,8 +1,8 @@
 """Training of a network: prepared data and a recipe in, a run folder with a trained network out.
 
-A step (`step.py`) depends only on the recipe and the step's number, including the order of the images. Resuming
-therefore means: load weights, momentum and `TrainState`, and continue with the next step. The trainer does not know the
-command line, the kind of dataset, or the architecture.
+A step (`step.py`) depends only on the recipe and the step's number, including the order of the
+images. Resuming therefore means: load weights, momentum and `TrainState`, and continue with the
+next step. The trainer does not know the command line, the kind of dataset, or the architecture.
 
 Read `Trainer.fit`, then `_train_epoch`, `_end_epoch` and `_finish`.
 """
@@ -104,7 +104,7 @@ class Trainer:
         if self.alarms:
             self.parallel.on_rank0(lambda: write_json(self.run.path / "alarms.json", self.alarms))
 
-    # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the loop ──────────────────────────────────────────────────────────────────────────────────
 
     def fit(self) -> dict[str, Any]:
         """Train until the last epoch or `limit_steps`, then evaluate the best checkpoint; return the summary.
@@ -196,7 +196,8 @@ class Trainer:
     def _accumulate_metrics(self, pending: list[torch.Tensor]) -> None:
         """Add the (loss, hits) of `pending` steps to the epoch's sums and clear the list.
 
-        They are added one by one, so that the sums do not depend on when this is called, to the last bit.
+        They are added one by one, so that the sums do not depend on when this is called, to the
+        last bit.
         """
         for loss, hits in self.parallel.all_reduce_sum(torch.stack(pending)).tolist() if pending else ():
             self.state.loss_sum += loss
@@ -229,7 +230,7 @@ class Trainer:
                 f"The loss became {loss} before step {self.state.step:,}: {divergence_advice(self.recipe)}."
             )
 
-    # ── at the end of an epoch ────────────────────────────────────────────────────────────────────────────────
+    # ── at the end of an epoch ────────────────────────────────────────────────────────────────────
 
     def _end_epoch(self) -> None:
         """Validate, compare with the best epoch and save; metrics are written and shown once the checkpoint is."""
@@ -339,7 +340,7 @@ class Trainer:
         images = self.train_step.denormalized_inputs(first, 0, self._hyperparameters(0))
         save_image_grid(self.run.path / "augmented.png", images)
 
-    # ── at the end of the run ─────────────────────────────────────────────────────────────────────────────────
+    # ── at the end of the run ─────────────────────────────────────────────────────────────────────
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate the best checkpoint on the test split and complete the summary; safe to repeat after a crash."""

@@ -35,8 +35,9 @@ from alexnet.training.trainer import Trainer
 from helpers import make_image_folder
 from processes import Ranks, torchrun
 
-# Noise images: on the digits' flat black, several pixels of a pool are equal to the last bit, and rounding decides
-# which one gets the gradient. Three steps an epoch; the last batch has three images, so one of four processes has none.
+# Noise images: on the digits' flat black, several pixels of a pool are equal to the last bit, and
+# rounding decides which one gets the gradient. Three steps an epoch; the last batch has three
+# images, so one of four processes has none.
 PLAIN = {
     "arch": "cifar", "width": 0.125, "norm": "none", "init": "xavier", "dropout": 0.2, "batch_size": 75,
     "epochs": 17, "lr": 0.05, "schedule": "constant", "nesterov": False, "crop": "pad", "padding": 3, "flip": True,
@@ -79,7 +80,7 @@ def max_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[key].double() - b[key].double()).abs().max()) for key in a)
 
 
-# ── equal to one process ─────────────────────────────────────────────────────────────────────────────────────────
+# ── equal to one process ──────────────────────────────────────────────────────────────────────────
 
 
 def train_steps(settings: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def test_batch_norm_warns_and_averages_its_statistics_for_evaluation(processes: 
     assert max_difference(first["synced"], mean) < 1e-7
 
 
-# ── evaluation ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── evaluation ────────────────────────────────────────────────────────────────────────────────────
 
 
 def evaluate() -> Any:
@@ -212,7 +213,7 @@ def test_an_evaluation_by_several_processes_is_equal_bit_for_bit(processes: Rank
     assert first[0].tolist() == list(range(269))
 
 
-# ── stopping and resuming ────────────────────────────────────────────────────────────────────────────────────
+# ── stopping and resuming ─────────────────────────────────────────────────────────────────────────
 
 SHORT = {**PLAIN, "batch_size": 32, "epochs": 1, "accumulate": 1}
 
@@ -363,7 +364,7 @@ def test_torchrun_without_any_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert files[0] == files[1]
 
 
-# ── lost processes ──────────────────────────────────────────────────────────────────────────────────────────
+# ── lost processes ────────────────────────────────────────────────────────────────────────────────
 
 
 class Failing(Silent):

@@ -33,9 +33,9 @@ from alexnet.training.signals import Interrupted
 from alexnet.training.trainer import Trainer
 from processes import Ranks, torchrun
 
-# Ten steps an epoch, all but the last of 126 images; the rate falls tenfold after each epoch. Many images and moderate
-# gradients: if a unit's input is 0, or two pixels of a pool are equal to the last bit, rounding decides which one gets
-# the gradient of an image.
+# Ten steps an epoch, all but the last of 126 images; the rate falls tenfold after each epoch. Many
+# images and moderate gradients: if a unit's input is 0, or two pixels of a pool are equal to the
+# last bit, rounding decides which one gets the gradient of an image.
 RECIPE = {
     "arch": "cifar-towers", "width": 0.125, "norm": "auto", "init": "kaiming", "dropout": 0.5, "batch_size": 126,
     "epochs": 2, "lr": 0.05, "schedule": "step", "lr_step_size": 1, "momentum": 0.9, "nesterov": False,
@@ -72,7 +72,7 @@ def count_bytes(trainer: Trainer) -> int:
     return sum(t.numel() * t.element_size() for t in [*trainer.model.parameters(), *state])
 
 
-# ── equal to one process ─────────────────────────────────────────────────────────────────────────────────────────
+# ── equal to one process ──────────────────────────────────────────────────────────────────────────
 
 
 def exchange_units_only(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ def test_logits_of_the_2012_networks(both: Both, name: str, norm: str | None) ->
         assert difference < 1e-4
 
 
-# ── gradients, by finite differences ─────────────────────────────────────────────────────────────────────────────────
+# ── gradients, by finite differences ──────────────────────────────────────────────────────────────
 
 
 def check_gradients() -> list[bool]:
@@ -220,7 +220,7 @@ def test_gradients_through_the_exchange_equal_finite_differences(both: Both) -> 
     assert both(check_gradients) == [[True] * 4] * 2
 
 
-# ── collectives ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── collectives ───────────────────────────────────────────────────────────────────────────────────
 
 
 def run_collectives() -> dict[str, Any]:
@@ -324,7 +324,7 @@ def test_indivisible_networks_are_refused(both: Both, tmp_path: Path, settings: 
     assert not (tmp_path / "run").exists()
 
 
-# ── from two processes to one and back, with torchrun ─────────────────────────────────────────────────────
+# ── from two processes to one and back, with torchrun ─────────────────────────────────────────────
 
 
 @pytest.mark.slow

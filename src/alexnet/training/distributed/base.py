@@ -1,7 +1,8 @@
 """The interface between the trainer and the processes that train together, and its implementation for one process.
 
-`SingleProcess` communicates with nobody; `DataParallel` and `TowerParallel` override what differs with several. The
-trainer makes the same calls in every process and need not know how many there are.
+`SingleProcess` communicates with nobody; `DataParallel` and `TowerParallel` override what differs
+with several. The trainer makes the same calls in every process and need not know how many there
+are.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def mean_buffers(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a state dict into tensors with the memory layout of their parameters.
 
-    Fused updates walk both in memory order: for a channels_last kernel with contiguous momentum they would pair the
-    wrong numbers.
+    Fused updates walk both in memory order: for a channels_last kernel with contiguous momentum
+    they would pair the wrong numbers.
     """
     optimizer.load_state_dict(state)
     for parameter, values in optimizer.state.items():

@@ -1,13 +1,13 @@
 """Data parallel training: each process trains on its shard of every batch, and all take the same step.
 
-torch's `DistributedDataParallel` all-reduces the gradients during the backward pass, through Gloo on CPUs and NCCL on
-GPUs. Random numbers depend on the sample, not on the process, and the loss of a shard is weighted by its number of
-images. So any number of processes takes the step that one would, except for the order of sums; batch norm is the
-exception (see `DataParallel.warnings`).
+torch's `DistributedDataParallel` all-reduces the gradients during the backward pass, through Gloo
+on CPUs and NCCL on GPUs. Random numbers depend on the sample, not on the process, and the loss of a
+shard is weighted by its number of images. So any number of processes takes the step that one would,
+except for the order of sums; batch norm is the exception (see `DataParallel.warnings`).
 
-All other communication (signals, errors, results) uses a separate Gloo process group on the CPU. A process that is
-silent for `dist_timeout` seconds counts as lost: the others raise `ProcessLost`, and torchrun may restart all of them
-from the last checkpoint.
+All other communication (signals, errors, results) uses a separate Gloo process group on the CPU. A
+process that is silent for `dist_timeout` seconds counts as lost: the others raise `ProcessLost`,
+and torchrun may restart all of them from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class DataParallel(SingleProcess):
                 "restart all processes."
             ) from error
 
-    # ── collectives ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── collectives ───────────────────────────────────────────────────────────────────────────────
 
     def on_rank0(self, make: Callable[[], T]) -> T:
         """Call `make` on rank 0 and broadcast its result; a heartbeat lets it take longer than `dist_timeout`."""
@@ -139,7 +139,7 @@ class DataParallel(SingleProcess):
         columns = ([getattr(part, name) for part in parts] for name in ("ids", "targets", "logits"))
         return Outputs(*(np.concatenate(column)[order] for column in columns))
 
-    # ── the network ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── the network ───────────────────────────────────────────────────────────────────────────────
 
     def shard_model(self, model: Network) -> Network:
         if self.device.type == "cuda":  # no effect on a network without batch norm
@@ -155,8 +155,9 @@ class DataParallel(SingleProcess):
         self._ddp = DistributedDataParallel(
             model, process_group=self.gradient_group, gradient_as_bucket_view=True, **no_buffers
         )
-        # DDP rebuilds its gradient buckets after the first step, which may change the order of sums. Take that step
-        # here, without changing anything, so that a resumed run adds in the same order as an uninterrupted one.
+        # DDP rebuilds its gradient buckets after the first step, which may change the order of
+        # sums. Take that step here, without changing anything, so that a resumed run adds in the
+        # same order as an uninterrupted one.
         was_training = model.training
         spec, dtype = model.spec, next(model.parameters()).dtype
         image = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, dtype=dtype, device=self.device)
@@ -199,7 +200,7 @@ class DataParallel(SingleProcess):
             "(torch has SyncBatchNorm for GPUs only): the learning curve will differ from that of one process."
         ]
 
-    # ── lost processes ────────────────────────────────────────────────────────────────────────────────────────
+    # ── lost processes ────────────────────────────────────────────────────────────────────────────
 
     def raise_peer_error(self, error: Exception) -> None:
         if _is_communication_error(error):
@@ -229,8 +230,9 @@ class DataParallel(SingleProcess):
 def _fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     """Return a part of `store` with an unused prefix, the same in all processes.
 
-    torchrun keeps one store over all restarts, with the addresses of dead processes. So rank 0 makes up a prefix, every
-    other rank writes its own id under it, and the prefix is valid for the ranks whose ids rank 0 has read.
+    torchrun keeps one store over all restarts, with the addresses of dead processes. So rank 0
+    makes up a prefix, every other rank writes its own id under it, and the prefix is valid for the
+    ranks whose ids rank 0 has read.
     """
     own_id = uuid.uuid4().hex
     others = range(1, world_size)
@@ -276,8 +278,8 @@ class _Heartbeat:
 def threads_per_process() -> int:
     """Return the number of threads for each process of this machine: an equal part of the cores.
 
-    torchrun sets OMP_NUM_THREADS to 1 when it starts several processes, which would leave most cores of a large machine
-    idle; any other value is the user's choice.
+    torchrun sets OMP_NUM_THREADS to 1 when it starts several processes, which would leave most
+    cores of a large machine idle; any other value is the user's choice.
     """
     chosen = torch.get_num_threads()
     if local_world_size() == 1 or (chosen > 1 and chosen != cpu_count()):

@@ -1,12 +1,12 @@
 """Model parallel training: the two towers of 2012, one process (and device) each.
 
-Each process holds half of every weight, bias and momentum. They communicate only where the towers of the paper do: the
-first convolution without groups after conv1 (conv3) and the fully connected layers read both towers. All of that goes
-through `exchange`.
+Each process holds half of every weight, bias and momentum. They communicate only where the towers
+of the paper do: the first convolution without groups after conv1 (conv3) and the fully connected
+layers read both towers. All of that goes through `exchange`.
 
-Both processes read the same images. After the last layer both hold all logits and compute the same loss; each
-backpropagates half of it, so that the gradients flowing back through the exchanges add up to those of one process.
-Checkpoints are gathered into the form that one process writes.
+Both processes read the same images. After the last layer both hold all logits and compute the same
+loss; each backpropagates half of it, so that the gradients flowing back through the exchanges add
+up to those of one process. Checkpoints are gathered into the form that one process writes.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ class TowerParallel(SingleProcess):
         nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, squares.sqrt())
 
     def close(self) -> None:
-        # torch 2.6 joins Gloo's threads while holding the GIL, which a thread releasing its last tensor needs: let it
-        # finish first.
+        # torch 2.6 joins Gloo's threads while holding the GIL, which a thread releasing its last
+        # tensor needs: let it finish first.
         time.sleep(0.1)
         dist.destroy_process_group()
 
@@ -140,7 +140,7 @@ class TowerParallel(SingleProcess):
         return torch.cat([part.detach().cpu(), other], _split_dim(spec, name))
 
 
-# ── one tower ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── one tower ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.compiler.disable
@@ -172,8 +172,8 @@ class _CrossTowerLinear(nn.Linear):
 class _CrossTowerOutput(nn.Linear):
     """The last layer: the sum of the logits computed from each tower's units.
 
-    Its weight is split along the input dimension, so that logits are exchanged instead of the more numerous units. Each
-    tower adds the biases of its part of the classes.
+    Its weight is split along the input dimension, so that logits are exchanged instead of the more
+    numerous units. Each tower adds the biases of its part of the classes.
     """
 
     def __init__(self, in_features: int, num_classes: int, tower: int) -> None:
