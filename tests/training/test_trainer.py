@@ -161,7 +161,7 @@ MANUAL_SCHEDULE = {
     ids=["sgd", "sgd2012"],
 )
 def test_a_run_stopped_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(tmp_path, signum, code, settings):
-    settings = {**TINY, "batch_size": 32, **settings}
+    settings = {**TINY, "width": 0.0625, "batch_size": 32, **settings}
     uninterrupted = train("digits", out=tmp_path / "uninterrupted", progress=Silent(), **settings)
     with pytest.raises(Interrupted) as stop:
         train("digits", out=tmp_path / "stopped", progress=StopAt(signum), **settings)
@@ -376,7 +376,7 @@ def test_a_full_disk_ends_training_with_a_message_and_keeps_the_finished_epoch(t
     {"schedule": "plateau"}, {"schedule": "step"}, {"schedule": "cosine", "warmup": 0.5}, {"activation": "tanh"},
 ], ids=str)  # fmt: skip
 def test_every_option_trains(tmp_path, settings):
-    result = train_tiny(out=tmp_path / "run", limit_steps=2, **settings)
+    result = train_tiny(out=tmp_path / "run", **{"limit_steps": 2, "width": 0.0625, **settings})
     assert result.summary["steps"] == 2
     assert all(torch.isfinite(t).all() for t in read_weights(result.run).values())
 

@@ -187,7 +187,7 @@ def train_with_batch_norm() -> dict[str, Any]:
 
 def test_batch_norm_warns_and_averages_its_statistics_for_evaluation(processes: Ranks) -> None:
     first, second = processes(2, train_with_batch_norm)
-    assert "1/2 of it" in first["warnings"][0]
+    assert "1/2 of a batch" in first["warnings"][0]
     assert max_difference(first["own"], second["own"]) > 0
     assert max_difference(first["synced"], second["synced"]) == 0.0
     mean = {k: (first["own"][k] + second["own"][k]) / 2 for k in first["own"]}
