@@ -1,4 +1,4 @@
-"""Every way of giving bad input that we know, and the sentence that it gets: exit code 2, nothing half-written."""
+"""Bad input to every command: exit code 2, one sentence on stderr, and no partial files."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from alexnet.training.progress import Silent
 from helpers import make_image, make_image_folder
 
 
-class Bomb:
+class ExecPickle:
     def __reduce__(self):
         return (exec, ("open('ran', 'w')",))
 
@@ -37,10 +37,10 @@ def one_class(here):
 def no_images(here):
     for name in ("a", "b"):
         (here / "data" / name).mkdir(parents=True)
-        (here / "data" / name / "notes.txt").write_text("no picture")
+        (here / "data" / name / "notes.txt").write_text("no image")
 
 
-def no_readable(here):
+def only_unreadable(here):
     for name in ("a", "b"):
         (here / "data" / name).mkdir(parents=True)
         (here / "data" / name / "x.jpg").write_text("<html>not found</html>")
@@ -74,12 +74,12 @@ def val_has_more(here):
     make_image_folder(here / "data" / "val", ("a", "c"), 2)
 
 
-def taken(here):
+def existing_run(here):
     (here / "out").mkdir()
     (here / "out" / "recipe.json").write_text("{}")
 
 
-def full(here):
+def foreign_folder(here):
     (here / "out").mkdir()
     (here / "out" / "thesis.doc").write_text("important")
 
@@ -89,7 +89,7 @@ def recipe_json(text):
 
 
 def folder_recipe(**settings):
-    """A folder of small pictures and a recipe.json for it."""
+    """Write a folder of small images and a recipe.json for it."""
 
     def given(here):
         make_image_folder(here / "data", ("a", "b"), 3)
@@ -106,10 +106,10 @@ def small_mean_image(here):
 
 def pickled_mean_image(here):
     folder_recipe(mean_image="mean.npy")(here)
-    (here / "mean.npy").write_bytes(pickle.dumps(Bomb()))
+    (here / "mean.npy").write_bytes(pickle.dumps(ExecPickle()))
 
 
-def grey_pictures(here):
+def gray_images(here):
     folder_recipe(pca_noise=0.1)(here)
     for path in (here / "data").rglob("*.jpg"):
         Image.open(path).convert("L").save(path)
@@ -120,9 +120,9 @@ def nothing(here):
 
 
 TRAINING = [
-    # given, arguments after `train`, the sentence
+    # setup, arguments after `train`, start of the error
     (nothing, ["folder", "--data", "data"], "There is no folder data; check the path given as data."),
-    (nothing, ["pets/"], "There is no folder of pictures pets/; give the name of one, or of a recipe."),
+    (nothing, ["pets/"], "There is no folder of images pets/; give the path of one, or the name of a recipe."),
     (nothing, ["folder"], "The data set 'folder' needs the folder that holds it; give --data DIR."),
     (nothing, ["--data", "x"], "The data set 'digits' is embedded and reads no data; leave out x, or use 'folder'."),
     (a_file, ["folder", "--data", "data"],
@@ -130,7 +130,7 @@ TRAINING = [
     (empty_class, ["data"], "The class folder data/c holds no images; add some or remove the folder."),
     (one_class, ["data"], "data holds one class only, 'a'; a classifier needs two or more."),
     (no_images, ["data"], "data holds no images; put those of each class into its folder."),
-    (no_readable, ["data"], "None of the 2 images in data can be read: "),
+    (only_unreadable, ["data"], "None of the 2 images in data can be read: "),
     (some_unreadable, ["data"], "1 of 6 images in data cannot be read: b/1.jpg ("),
     (flat, ["data"], "data holds pictures but no class folders; put the images of each class into a folder"),
     (only_val, ["data"], "data has val/ but no train/ to learn from; name the training folder train."),
@@ -155,7 +155,7 @@ TRAINING = [
     (nothing, ["--epoch", "3"], "Unrecognized options: --epoch, 3; did you mean --epochs?"),
     (nothing, ["--epochs", "ten"], "Error parsing --epochs: invalid literal for int() with base 10: 'ten'; 'alexnet"),
     (nothing, ["--epochs", "0"], "--epochs must be greater than 0, not 0."),
-    (nothing, ["--warmup", "1"], "--schedule one-cycle rises from 0 by itself; leave --warmup out, or use cosine."),
+    (nothing, ["--warmup", "1"], "--schedule one-cycle includes a warmup; leave out --warmup, or use --schedule"),
     (nothing, ["--schedule", "stairs"], "Invalid choice 'stairs' for argument '--schedule'. Expected one of"),
     (nothing, ["--lr", "-1"], "--lr must not be negative, but is -1.0."),
     (nothing, ["--lr", "nan"], "--lr must be a finite number, not nan."),
@@ -167,14 +167,14 @@ TRAINING = [
     (nothing, ["--augment", "wild"], "Invalid choice 'wild' for argument '--augment'."),
     (nothing, ["--time-budget", "10"], "--time-budget must be a time such as 90s, 10m or 1.5h, not '10'."),
     (nothing, ["--time-budget", "9s", "--arch", "cifar-towers", "--parallel", "towers"],
-     "--time-budget is for one process, not for --parallel towers; give --epochs."),
+     "--time-budget needs a single process, not --parallel towers; give --epochs."),
     (nothing, ["cifar10-fast", "--data", "x", "--early-stop", "3"],
-     "--early-stop would choose by the test images, which this recipe validates on."),
-    (nothing, ["--set", "padding"], "--set padding sets nothing; write NAME=VALUE"),
-    (nothing, ["--set", "padding=much"], "The setting padding in --set cannot be 'much'; it must be a whole number."),
+     "--early-stop would select by the test images, which this recipe validates on; leave it out."),
+    (nothing, ["--set", "padding"], "--set padding has no value; write NAME=VALUE"),
+    (nothing, ["--set", "padding=much"], "The setting padding in --set cannot be 'much'; it must be an integer."),
     (nothing, ["digits", "stray"], "Unrecognized options: stray; 'alexnet train digits --help' shows what it takes."),
-    (taken, [], "out already holds a run; choose another --out, or add --resume to resume it."),
-    (full, [], "--out out is not empty; choose a folder that is empty or does not exist yet."),
+    (existing_run, [], "out already holds a run; choose another --out, or add --resume to resume it."),
+    (foreign_folder, [], "--out out is not empty; choose a folder that is empty or does not exist yet."),
     (nothing, ["nowhere.json"], "The recipe nowhere.json cannot be read: No such file or directory."),
     (recipe_json("{"), ["recipe.json"], "The recipe recipe.json is not JSON: "),
     (recipe_json('{"epochz": 1}'), ["recipe.json"], "There is no setting 'epochz' in recipe.json; did you"),
@@ -183,21 +183,21 @@ TRAINING = [
     (recipe_json('{"arch": "cifar", "schedule": "constant", "lr_changes": '
                  '[{"epoch": 2, "layers": ["cnv1"], "lr": 0}]}'),
      ["recipe.json"],
-     "The change at epoch 2 names the layer 'cnv1', which 'cifar' does not have; choose from conv1, conv2, conv3, "),
+     "The entry of lr_changes for epoch 2 names the layer 'cnv1', which 'cifar' does not have; choose from conv1"),
     (recipe_json('{"lr_changes": [{"epoch": 2, "lr": 0}]}'), ["recipe.json"],
-     "The recipe's changes set the learning rate by hand, which --schedule cosine does by itself; choose"),
-    (nothing, ["--set", "crop_group=0"], "--crop-chunk must be greater than 0, not 0."),
+     "The recipe's lr_changes set the learning rate by hand, but --schedule cosine sets it too; choose"),
+    (nothing, ["--set", "crop_group=0"], "The setting crop_group (--set crop_group=…) must be greater than 0, not 0."),
     (small_mean_image, ["recipe.json"], "The mean image mean.npy is 3×32×32, and these pictures are 3×36×36; give"),
     (pickled_mean_image, ["recipe.json"], "The mean image mean.npy is not an array of numbers that numpy.save wrote."),
     (folder_recipe(mean_image="owm"), ["recipe.json"], "The mean image owm cannot be read: No such file or directory."),
-    (grey_pictures, ["recipe.json"], "A basis from grey data has one direction only (the training pictures deviate"),
-    (recipe_json('{"pca_noise": 0.1}'), ["recipe.json"], "Colour noise needs pictures in colour, and these are"),
+    (gray_images, ["recipe.json"], "A basis from grey data has one direction only (the training pictures deviate"),
+    (recipe_json('{"pca_noise": 0.1}'), ["recipe.json"], "PCA noise needs color images, and these are grayscale"),
     (folder_recipe(pca_noise=0.1, pca_std=[1, 1]), ["recipe.json"], "A colour basis is three deviations, none"),
 ]  # fmt: skip
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one sentence on stderr (before it there may be notes, of the data found so far), and nothing on stdout."""
+def read_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one sentence on stderr, after any notes on the data; nothing may be on stdout."""
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err
@@ -209,13 +209,13 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("given", "arguments", "sentence"), TRAINING, ids=lambda v: str(getattr(v, "__name__", v))[:60]
 )
-def test_training(tmp_path, monkeypatch, capsys, given, arguments, sentence):
+def test_bad_input_to_training(tmp_path, monkeypatch, capsys, given, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     given(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert run(["train", *arguments, "--out", "out"]) == 2
-    assert told(capsys).startswith(sentence)
-    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+    assert read_error(capsys).startswith(sentence)
+    assert sorted(tmp_path.rglob("*")) == before  # no partial files
 
 
 TOWERS = ["--arch", "cifar-towers", "--parallel", "towers"]
@@ -229,11 +229,11 @@ def table(text, name="labels.csv"):
     return given
 
 
-def broken_zip(here):
+def truncated_zip(here):
     (here / "pets.zip").write_bytes(b"PK\x03\x04 and no more")
 
 
-def climbing_zip(here):
+def unsafe_zip(here):
     with zipfile.ZipFile(here / "pets.zip", "w") as file:
         file.writestr("../../cat.jpg", "x")
 
@@ -243,7 +243,7 @@ def unfinished_pack(here):
 
 
 DATA = [
-    # given, the command, the sentence
+    # setup, command, start of the error
     (nothing, ["pack", "data", "packed"], "There is no folder data; check the path given as data."),
     (good_folder, ["pack", "data", "data/packed"], "One of data/packed and data contains the other; pack into"),
     (good_folder, ["pack", "data", "packed", "--size", "all"], "--size all is neither a number of pixels nor"),
@@ -256,9 +256,9 @@ DATA = [
     (a_file, ["check", "data"],
      "data is a file, not a folder or an archive (.zip, .tar, .tar.gz, ...); check the path given as data."),
     (no_images, ["check", "data"], "data holds no images; put those of each class into its folder."),
-    (broken_zip, ["check", "pets.zip"], "The archive pets.zip is damaged or of an unknown kind ("),
-    (climbing_zip, ["check", "pets.zip"], "The archive pets.zip is unsafe: it wants to write to ../../cat.jpg; do not"),
-    (climbing_zip, ["train", "pets.zip", "--out", "out"], "The archive pets.zip is unsafe: it wants to write to"),
+    (truncated_zip, ["check", "pets.zip"], "The archive pets.zip is damaged or of an unknown kind ("),
+    (unsafe_zip, ["check", "pets.zip"], "The archive pets.zip is unsafe: it wants to write to ../../cat.jpg; do not"),
+    (unsafe_zip, ["train", "pets.zip", "--out", "out"], "The archive pets.zip is unsafe: it wants to write to"),
     (good_folder, ["check", "data", "--fix", "data/clean"], "--fix data/clean lies in the data itself, which stays as"),
     (good_folder, ["check", "data", "--fix", "data/a"], "--fix data/a is not empty; choose a folder that is empty or"),
     (good_folder, ["check", "data", "--html", "no/page.html"], "There is no folder no to write page.html into; make"),
@@ -291,41 +291,41 @@ DATA = [
 
 
 @pytest.mark.parametrize(("given", "arguments", "sentence"), DATA, ids=lambda v: str(getattr(v, "__name__", v))[:60])
-def test_data(tmp_path, monkeypatch, capsys, given, arguments, sentence):
+def test_bad_data(tmp_path, monkeypatch, capsys, given, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     given(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert run(arguments) == 2
-    assert told(capsys).startswith(sentence)
-    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+    assert read_error(capsys).startswith(sentence)
+    assert sorted(tmp_path.rglob("*")) == before  # no partial files
 
 
 PROCESSES = [
-    # processes that torchrun started, arguments after `train`, the sentence
-    (2, ["--set", "dist_timeout=1e15"], "The setting dist_timeout must be at most 86400 seconds, a day, not 10000"),
+    # processes started by torchrun, arguments after `train`, start of the error
+    (2, ["--set", "dist_timeout=1e15"], "The setting dist_timeout must be at most 86400 seconds (a day), not 10000"),
     (1, TOWERS, "--parallel towers needs two processes, one for each tower, and there is 1; start it with 'torchrun"),
     (3, TOWERS, "--parallel towers needs two processes, one for each tower, and there are 3; start it with 'torchrun"),
     (2, ["--parallel", "none"], "torchrun started 2 processes, and --parallel none trains in one; give --parallel"),
-    (2, ["--time-budget", "9s"], "--time-budget is for one process, not for --parallel auto; give --epochs."),
+    (2, ["--time-budget", "9s"], "--time-budget needs a single process, not --parallel auto; give --epochs."),
     (2, [*TOWERS, "--device", "mps"], "--device mps cannot serve the 2 processes on this machine, which has"),
 ]
 
 
 @pytest.mark.parametrize(("count", "arguments", "sentence"), PROCESSES, ids=lambda v: str(v)[:40])
-def test_processes(tmp_path, monkeypatch, capsys, count, arguments, sentence):
+def test_bad_input_to_several_processes(tmp_path, monkeypatch, capsys, count, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     for rank in range(count):
         for name, number in (("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count), ("RANK", rank), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, str(number))
         assert run(["train", *arguments, "--out", "out"]) == 2
         if rank == 0:
-            assert told(capsys).startswith(sentence)
+            assert read_error(capsys).startswith(sentence)
         else:
-            assert capsys.readouterr() == ("", "")  # the first has said it
+            assert capsys.readouterr() == ("", "")  # rank 0 has printed it
     assert list(tmp_path.iterdir()) == []
 
 
-def foreign_weights(run):
+def weights_only_file(run):
     torch.save({"weight": torch.zeros(1)}, "model.pth")
 
 
@@ -340,7 +340,7 @@ def truncated_weights(run):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def truncated_description(run):
+def truncated_json(run):
     path = best(run) / "model.json"
     path.write_text(path.read_text()[:200])
 
@@ -351,7 +351,7 @@ def other_software(run):
 
 def pickled_training(run):
     for path in (run / "checkpoints").glob("*/training.pt"):
-        path.write_bytes(pickle.dumps(Bomb()))
+        path.write_bytes(pickle.dumps(ExecPickle()))
         described = json.loads(path.with_name("model.json").read_text())
         described["sha256"]["training.pt"] = hashlib.sha256(path.read_bytes()).hexdigest()
         path.with_name("model.json").write_text(json.dumps(described))
@@ -370,24 +370,24 @@ def other_training(run):
         path.with_name("model.json").write_text(json.dumps(described))
 
 
-def a_number_for_a_summary(run):
+def number_summary(run):
     (run / "summary.json").write_text("5")
 
 
-def a_list_for_a_row(run):
+def list_in_metrics(run):
     (run / "metrics.jsonl").write_text("[1]\n")
 
 
-def bytes_for_best(run):
+def binary_best(run):
     (run / "best").write_bytes(b"\xff\xfe")
 
 
-def a_folder_for_last(run):
+def folder_last(run):
     (run / "last").rename(run / "last.bak")
     (run / "last").mkdir()
 
 
-def lost_mean_image(run):
+def no_mean_image(run):
     path = best(run) / "model.json"
     found = json.loads(path.read_text())
     found["preprocess"]["mean_image"] = True
@@ -411,7 +411,7 @@ def another_network(run):
     train("data", out="other", epochs=1, limit_steps=1, width=0.125, progress=Silent())
 
 
-def pictures(run):
+def images(run):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save("a.png")
     Path("empty.png").write_bytes(b"")
 
@@ -420,13 +420,13 @@ def empty_folder(run):
     Path("empty").mkdir()
 
 
-def unreadable_pictures(run):
+def unreadable_image(run):
     Path("bad").mkdir()
     Path("bad/a.png").write_bytes(b"<html>")
 
 
 def exported(run):
-    """Files that only look like exported ones."""
+    """Files that look like exported models only by their names."""
     Path("net.onnx").write_bytes(b"nothing")
     Path("net.pte").write_bytes(b"nothing")
     Path("my.bin").write_bytes(b"nothing")
@@ -443,7 +443,7 @@ def no_metrics(run):
 
 
 USING = [
-    # given, the command, the sentence
+    # setup, command, start of the error
     (nothing, ["eval", "nowhere"], "There is no run nowhere; give a run folder, such as runs/digits-…, or 'last'."),
     (nothing, ["eval", "last"], "There is no run in "),
     (nothing, ["evil", "RUN"], "There is no command 'evil'; did you mean 'eval'?"),
@@ -451,18 +451,18 @@ USING = [
     (nothing, ["eval", "RUN", "--split", "test", "--data", "nowhere"], "There is no folder nowhere"),
     (nothing, ["eval"], "Missing "),
     (not_a_run, ["eval", "other"], "other is neither a run (it has no recipe.json) nor a checkpoint (it has"),
-    (foreign_weights, ["eval", "model.pth"], "model.pth is a file of weights, not a run; give a run folder, or load"),
+    (weights_only_file, ["eval", "model.pth"], "model.pth is a file of weights, not a run; give a run folder, or load"),
     (truncated_weights, ["eval", "RUN"], "RUN/CHECKPOINT/model.safetensors is truncated or damaged: its checksum"),
-    (lost_mean_image, ["eval", "RUN"], "The checkpoint RUN/CHECKPOINT has no preprocess.safetensors; use another"),
-    (truncated_description, ["predict", "RUN", "a.png"], "RUN/CHECKPOINT/model.json is damaged ("),
+    (no_mean_image, ["eval", "RUN"], "The checkpoint RUN/CHECKPOINT has no preprocess.safetensors; use another"),
+    (truncated_json, ["predict", "RUN", "a.png"], "RUN/CHECKPOINT/model.json is damaged ("),
     (other_software, ["eval", "RUN"], "RUN/CHECKPOINT/model.json was written by other software"),
     (pickled_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt holds a pickle that could"),
     (truncated_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt is truncated or damaged"),
     (other_training, ["resume", "RUN", "--epochs", "+1"], "RUN/CHECKPOINT/training.pt was written by other software"),
-    (a_number_for_a_summary, ["resume", "RUN"], "RUN/summary.json is damaged: it must be a JSON object."),
-    (a_list_for_a_row, ["report", "RUN"], "RUN/metrics.jsonl is damaged: each of its lines must be a JSON object."),
-    (bytes_for_best, ["eval", "RUN"], "RUN/best names the checkpoint '\ufffd\ufffd', which is not in RUN/checkpoints."),
-    (a_folder_for_last, ["resume", "RUN"], "RUN/last, which names a checkpoint, cannot be read: Is a directory; "),
+    (number_summary, ["resume", "RUN"], "RUN/summary.json is damaged: it must be a JSON object."),
+    (list_in_metrics, ["report", "RUN"], "RUN/metrics.jsonl is damaged: each of its lines must be a JSON object."),
+    (binary_best, ["eval", "RUN"], "RUN/best names the checkpoint '\ufffd\ufffd', which is not in RUN/checkpoints."),
+    (folder_last, ["resume", "RUN"], "RUN/last, which names a checkpoint, cannot be read: Is a directory; "),
     (nothing, ["resume", "RUN", "--epochs", "+" + "9" * 5000], "--epochs must be a number such as 14, or +10 for ten"),
     (nothing, ["resume", "RUN", "--epochs", "soon"], "--epochs must be a number such as 14, or +10 for ten more"),
     (other_classes, ["eval", "RUN", "--data", "data"], "The data has 2 classes and the network 10, and it does not"),
@@ -477,11 +477,11 @@ USING = [
     (nothing, ["eval", "RUN", "--scales", "0", "1"], "--scales takes numbers above 0 and up to 4, such as 1 1.15, not"),
     (nothing, ["predict", "RUN"], "Name at least one picture after the run: a file, a folder, or '-' for"),
     (nothing, ["predict", "RUN", "nowhere.png"], "None of the pictures could be read: nowhere.png: "),
-    (pictures, ["predict", "RUN", "empty.png"], "None of the pictures could be read: empty.png: "),
-    (pictures, ["predict", "RUN", "a.png", "--top", "0"], "--top must be at least 1, not 0."),
-    (pictures, ["predict", "RUN", "a.png", "--engine", "openvnio"], "There is no engine 'openvnio'; did you mean '"),
+    (images, ["predict", "RUN", "empty.png"], "None of the pictures could be read: empty.png: "),
+    (images, ["predict", "RUN", "a.png", "--top", "0"], "--top must be at least 1, not 0."),
+    (images, ["predict", "RUN", "a.png", "--engine", "openvnio"], "There is no engine 'openvnio'; did you mean '"),
     (nothing, ["eval", "RUN", "--engine", "fastest"], "There is no engine 'fastest'; did you mean 'fast'?"),
-    (pictures, ["predict", "RUN", "a.png", "--engine", "onnxruntime", "--device", "cuda"],
+    (images, ["predict", "RUN", "a.png", "--engine", "onnxruntime", "--device", "cuda"],
      "--engine onnxruntime runs on the CPU only; omit --device cuda, or use --engine exact."),
     (nothing, ["eval", "RUN", "--engine", "openvino-int8", "--calibrate", "nowhere"],
      "--calibrate nowhere is not a folder; give a folder of images like those the network will see."),
@@ -499,7 +499,7 @@ USING = [
     (nothing, ["export", "RUN", "onnx", "--tolerance", "2"], "--tolerance is a difference of probabilities, above 0"),
     (nothing, ["export", "RUN", "onnx", "--images", "nowhere"], "--images nowhere is not a folder; give one of pictu"),
     (empty_folder, ["export", "RUN", "onnx", "--images", "empty"], "The folder empty holds no pictures."),
-    (unreadable_pictures, ["export", "RUN", "onnx", "--images", "bad"], "Not one picture can be read to compare the"),
+    (unreadable_image, ["export", "RUN", "onnx", "--images", "bad"], "Not one picture can be read to compare the"),
     (nothing, ["export", "RUN", "onnx", "--out", "/dev/null/net.onnx"], "/dev/null/net.onnx cannot be written: "),
     (empty_folder, ["export", "RUN", "huggingface", "--out", "RUN"], "--out RUN exists and is no exported folder; ch"),
     (exported, ["export", "RUN", "openvino", "--out", "my.xml"], "my.bin, where the weights of my.xml would go, is an"),
@@ -508,9 +508,9 @@ USING = [
     (exported, ["predict", "lost.onnx", "a.png"], "lost.onnx.json was written by other software: its format is not"),
     (exported, ["eval", "net.onnx"], "net.onnx cannot be opened as onnx ("),
     (exported, ["export", "net.onnx", "pt2"], "net.onnx is an exported file, which only predict and eval take; give"),
-    (pictures, ["predict", "RUN", "a.png", "--out", "x.txt"], "Predictions are written as .csv, .parquet, .jsonl, not"),
-    (pictures, ["predict", "RUN", "a.png", "--out", "no/x.csv"], "--out no/x.csv is a folder, or in one that does not"),
-    (pictures, ["predict", "RUN", "-", "--out", "x.csv"], "--out writes a row for each picture file, and '-' is none;"),
+    (images, ["predict", "RUN", "a.png", "--out", "x.txt"], "Predictions are written as .csv, .parquet, .jsonl, not"),
+    (images, ["predict", "RUN", "a.png", "--out", "no/x.csv"], "--out no/x.csv is a folder, or in one that does not"),
+    (images, ["predict", "RUN", "-", "--out", "x.csv"], "--out writes a row for each picture file, and '-' is none;"),
     (nothing, ["arch", "alexnet"], "There is no architecture 'alexnet'; "),
     (nothing, ["arch", "torchvision/resnet"], "There is no torchvision classifier 'resnet'; did you mean "),
     (nothing, ["arch", "paper", "--image-size", "16"], "Images of 16×16 are too small for 'paper': "),
@@ -518,7 +518,7 @@ USING = [
     (nothing, ["show"], "Say what to show: filters, activations, saliency, similar, top5, mistakes, curves, archi"),
     (nothing, ["show", "filter", "RUN"], "There is no kind of picture 'filter'; did you mean 'filters'?"),
     (nothing, ["show", "filters"], "There is something missing after 'show filters'; it is 'alexnet show filters"),
-    (pictures, ["show", "filters", "RUN", "a.png"], "'alexnet show filters' has no use for 'a.png'; it is 'alexnet"),
+    (images, ["show", "filters", "RUN", "a.png"], "'alexnet show filters' has no use for 'a.png'; it is 'alexnet"),
     (nothing, ["show", "filters", "RUN", "--layer", "conv9"],
      "There is no convolution 'conv9' in 'cifar'; did you mean 'conv5' or "),
     (nothing, ["show", "filters", "RUN", "--top", "3"], "'alexnet show filters' takes no --top; leave it out."),
@@ -527,14 +527,14 @@ USING = [
     (nothing, ["show", "filters", "RUN", "--out", "."], "Pictures are written as .png, .svg, .html, and . is none"),
     (nothing, ["show", "filters", "RUN", "--theme", "blue"], "Invalid choice 'blue' for argument '--theme'."),
     (nothing, ["show", "filters", "nowhere"], "There is no run nowhere; give a run folder, such as runs/digits-…, or"),
-    (pictures, ["show", "saliency", "RUN", "a.png", "--method", "lime"], "Invalid choice 'lime' for argument"),
-    (pictures, ["show", "saliency", "RUN", "a.png", "--label", "eleven"], "There is no class 'eleven'; choose one of"),
-    (pictures, ["show", "saliency", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or"),
-    (pictures, ["show", "activations", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or"),
-    (pictures, ["show", "top5", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or remove it."),
-    (pictures, ["show", "similar", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or"),
-    (pictures, ["show", "similar", "RUN", "a.png", "--layer", "fc77"], "There is no layer 'fc77'; did you mean 'fc7'"),
-    (pictures, ["show", "similar", "RUN", "a.png", "--top", "0"], "--top must be at least 1, not 0."),
+    (images, ["show", "saliency", "RUN", "a.png", "--method", "lime"], "Invalid choice 'lime' for argument"),
+    (images, ["show", "saliency", "RUN", "a.png", "--label", "eleven"], "There is no class 'eleven'; choose one of"),
+    (images, ["show", "saliency", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or"),
+    (images, ["show", "activations", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or"),
+    (images, ["show", "top5", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or remove it."),
+    (images, ["show", "similar", "RUN", "empty.png"], "Cannot read empty.png: the file is empty; replace or"),
+    (images, ["show", "similar", "RUN", "a.png", "--layer", "fc77"], "There is no layer 'fc77'; did you mean 'fc7'"),
+    (images, ["show", "similar", "RUN", "a.png", "--top", "0"], "--top must be at least 1, not 0."),
     (no_evaluation, ["show", "mistakes", "RUN"],
      "The run RUN has no evaluation of its val split; 'alexnet eval RUN' makes it."),
     (nothing, ["show", "mistakes", "RUN", "--split", "train"], "The run RUN has no evaluation of its train split; "),
@@ -542,22 +542,22 @@ USING = [
     (nothing, ["show", "architecture", "torchvision/resnet18"], "'torchvision/resnet18' is no AlexNet, and this pict"),
     (nothing, ["show", "receptive-field", "paper", "nowhere.png"], "Cannot read nowhere.png: there is no such file; "),
     (no_metrics, ["show", "curves", "RUN"], "The run RUN has not finished an epoch yet, so there is no curve to draw."),
-    (pictures, ["features", "RUN", "a.png", "--out", "f.xlsx"], "Features are written as .parquet or .csv, not as f.x"),
-    (pictures, ["features", "RUN", "a.png", "--out", "f.csv", "--layer", "fc77"], "There is no layer 'fc77'; did you"),
-    (pictures, ["features", "RUN", "empty.png", "--out", "f.csv"], "None of the images could be read: empty.png: "),
-    (pictures, ["features", "RUN", "a.png"], "Missing "),
+    (images, ["features", "RUN", "a.png", "--out", "f.xlsx"], "Features are written as .parquet or .csv, not as f.x"),
+    (images, ["features", "RUN", "a.png", "--out", "f.csv", "--layer", "fc77"], "There is no layer 'fc77'; did you"),
+    (images, ["features", "RUN", "empty.png", "--out", "f.csv"], "None of the images could be read: empty.png: "),
+    (images, ["features", "RUN", "a.png"], "Missing "),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("given", "arguments", "sentence"), USING, ids=lambda v: str(getattr(v, "__name__", v))[:60])
-def test_using(tmp_path, small_run, monkeypatch, capsys, given, arguments, sentence):
+def test_bad_input_to_other_commands(tmp_path, small_run, monkeypatch, capsys, given, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     copy = shutil.copytree(small_run, tmp_path / "copy")
     given(copy)
     assert run([a.replace("RUN", "copy") for a in arguments]) == 2
-    said = told(capsys) if arguments[0] != "predict" else capsys.readouterr().err.strip().splitlines()[-1][9:]
+    error = read_error(capsys) if arguments[0] != "predict" else capsys.readouterr().err.strip().splitlines()[-1][9:]
     checkpoint = (small_run / ("best" if "resume" not in arguments else "last")).read_text().strip()
     expected = sentence.replace("RUN/CHECKPOINT", f"copy/checkpoints/{checkpoint}").replace("RUN", "copy")
-    assert said.startswith(expected)
-    assert "\n" not in said
+    assert error.startswith(expected)
+    assert "\n" not in error
     assert not Path("ran").exists()

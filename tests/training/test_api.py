@@ -1,3 +1,5 @@
+"""Training and resuming from Python: what is recorded, what may change, what is refused."""
+
 import json
 import os
 import shutil
@@ -18,9 +20,18 @@ from alexnet.training.recipes import named_recipe
 from helpers import make_image, make_image_folder
 
 QUICK = {"epochs": 1, "width": 0.125, "batch_size": 8}
+DIGITS = {**QUICK, "batch_size": 256}
 
 
-def test_a_folder_of_pictures(tmp_path, image_folder):
+class LogRecorder(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_training_on_an_image_folder(tmp_path, image_folder):
     result = train(image_folder, out=tmp_path / "run", progress=Silent(), **{**QUICK, "epochs": 15})
     run = Run(result.run)
     rows = (run.path / "split.csv").read_text().splitlines()
@@ -31,10 +42,10 @@ def test_a_folder_of_pictures(tmp_path, image_folder):
     assert Path(recipe["data"]).is_absolute()
     model = json.loads((run.named_checkpoint("best") / "model.json").read_text())
     assert model["classes"] == ["apple", "leaf", "sky"]
-    assert result.summary["best"]["top1"] == 1.0  # three plain colours
+    assert result.summary["best"]["top1"] == 1.0  # three plain colors
 
 
-def test_a_recipe_json_runs_again(tmp_path, image_folder):
+def test_a_recipe_json_reproduces_the_run(tmp_path, image_folder):
     first = train(image_folder, out=tmp_path / "a", progress=Silent(), **QUICK)
     again = train(tmp_path / "a" / "recipe.json", out=tmp_path / "b", progress=Silent())
     assert again.summary["best"]["val_loss"] == first.summary["best"]["val_loss"]
@@ -52,7 +63,7 @@ def test_validation_folders_are_matched_by_name(tmp_path):
     assert not Run(result.run).split_csv.exists()
 
 
-def test_skip_bad_lists_what_was_left_out(tmp_path, image_folder):
+def test_skip_bad_lists_the_skipped_files(tmp_path, image_folder):
     (image_folder / "sky" / "broken, really.jpg").write_bytes(b"<html>")
     with pytest.raises(UserError, match="broken, really.jpg"):
         train(image_folder, out=tmp_path / "run", progress=Silent(), **QUICK)
@@ -63,8 +74,8 @@ def test_skip_bad_lists_what_was_left_out(tmp_path, image_folder):
     assert line.startswith('"sky/broken, really.jpg",')
 
 
-def test_files_on_disk_and_in_memory_train_alike(tmp_path, image_folder, monkeypatch):
-    """Two ways to the same pictures: small data decoded once, large data decoded by workers."""
+def test_training_from_disk_equals_training_from_memory(tmp_path, image_folder, monkeypatch):
+    """Small data is decoded once, large data by workers in each epoch."""
     settings = {**QUICK, "progress": Silent(), "norm": "none"}
     recipe = {"crop": "none", "flip": True, "jitter": [0, 0, 0], **settings}
     memory = train(image_folder, out=tmp_path / "memory", **recipe)
@@ -74,7 +85,7 @@ def test_files_on_disk_and_in_memory_train_alike(tmp_path, image_folder, monkeyp
         assert disk.summary["best"]["val_loss"] == pytest.approx(memory.summary["best"]["val_loss"], rel=1e-4)
 
 
-def test_the_224_pixel_network_takes_photographs(tmp_path):
+def test_the_224_pixel_network_trains_on_photographs(tmp_path):
     for i, name in enumerate(("a", "b")):
         for n in range(3):
             for split in ("train", "val"):
@@ -87,7 +98,7 @@ def test_the_224_pixel_network_takes_photographs(tmp_path):
     assert result.summary["arch"] == "torchvision"
 
 
-def test_resume_with_another_class_is_refused(tmp_path, image_folder):
+def test_resuming_with_a_new_class_is_refused(tmp_path, image_folder):
     shutil.copytree(image_folder, tmp_path / "data" / "train")
     shutil.copytree(image_folder, tmp_path / "data" / "val")
     result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
@@ -97,14 +108,14 @@ def test_resume_with_another_class_is_refused(tmp_path, image_folder):
 
 
 @pytest.mark.parametrize("epochs", ["+0", "x", "-3", "1", "0", ""])
-def test_bad_extensions(small_run, tmp_path, epochs):
+def test_invalid_extensions_are_refused(small_run, tmp_path, epochs):
     copy = shutil.copytree(small_run, tmp_path / "copy")
     with pytest.raises(UserError, match="--epochs|already has"):
         resume(copy, epochs=epochs, progress=Silent())
 
 
-def test_resume_starts_a_run_that_never_saved(tmp_path):
-    shutil.copytree(train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, **QUICK).run, tmp_path / "b")
+def test_resuming_a_run_without_checkpoints_starts_it(tmp_path):
+    shutil.copytree(train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, **DIGITS).run, tmp_path / "b")
     shutil.rmtree(tmp_path / "b" / "checkpoints")
     (tmp_path / "b" / "checkpoints").mkdir()
     for name in ("best", "last", "metrics.jsonl", "summary.json"):
@@ -113,135 +124,125 @@ def test_resume_starts_a_run_that_never_saved(tmp_path):
     assert again.summary["best"] == json.loads((tmp_path / "a" / "summary.json").read_text())["best"]
 
 
-def test_train_with_resume_goes_on(tmp_path):
-    first = alexnet.train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, **QUICK)
-    again = alexnet.train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, resume=True, **QUICK)
+def test_train_with_resume_returns_a_finished_run(tmp_path):
+    first = train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, **DIGITS)
+    again = train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, resume=True, **DIGITS)
     assert again.already_finished
     assert again.summary == first.summary
     assert "top-1" in str(again)
     assert again._repr_html_().count("<tr>") == 2
 
 
-class Listen(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def log(self, text: str) -> None:
-        self.said.append(text)
-
-
-def test_what_makes_another_experiment_of_a_run_needs_force(tmp_path):
-    """Settings that change nothing are followed and named; the network cannot change at all."""
+def test_settings_that_change_the_experiment_need_force(tmp_path):
+    """Other settings are applied and logged; those of the network cannot change at all."""
     out = tmp_path / "a"
-    settings = {"out": out, "progress": Silent(), **{**QUICK, "epochs": 2}}
-    alexnet.train("digits", **settings, limit_steps=1)
+    settings = {"out": out, "progress": Silent(), **DIGITS, "epochs": 2}
+    train("digits", **settings, limit_steps=1)
     stopped = json.loads((out / "recipe.json").read_text())
-    again = {**settings, "limit_steps": 1, "resume": True, "progress": (listen := Listen())}
-    assert alexnet.train("digits", **again).already_finished
-    assert listen.said == []
-    with pytest.raises(UserError, match="was begun with --width 0.125, which cannot change in a run"):
-        alexnet.train("digits", **{**again, "width": 0.5}, force=True)
-    with pytest.raises(
-        UserError, match=r"--lr 0.3 would make another experiment of it: leave that out, or add --force"
-    ):
-        alexnet.train("digits", **again, lr=0.3)
+    again = {**settings, "limit_steps": 1, "resume": True, "progress": (recorder := LogRecorder())}
+    assert train("digits", **again).already_finished
+    assert recorder.lines == []
+    with pytest.raises(UserError, match="was started with --width 0.125, which cannot change within a run"):
+        train("digits", **{**again, "width": 0.5}, force=True)
+    with pytest.raises(UserError, match=r"--lr 0.3 would change the experiment: leave it out, or add --force"):
+        train("digits", **again, lr=0.3)
     with pytest.raises(UserError, match=f"to train longer: alexnet resume {out} --epochs 9"):
-        alexnet.train("digits", **{**again, "epochs": 9})
+        train("digits", **{**again, "epochs": 9})
     assert json.loads((out / "recipe.json").read_text()) == stopped
-    resume(out, progress=listen, checkpoint_every="7", epochs=2)
-    assert f"{out} goes on with --checkpoint-every 7 (before: --checkpoint-every 10m)." in listen.said
-    resume(out, progress=listen, force=True, lr=0.3, epochs=3)
-    assert f"{out} goes on with --lr 0.3 (before: --lr 0.05)." in listen.said
-    followed = json.loads((out / "recipe.json").read_text())
-    assert (followed["lr"], followed["checkpoint_every"], followed["epochs"]) == (0.3, "7", 3)
+    resume(out, progress=recorder, settings={"checkpoint_every": "7"}, epochs=2)
+    assert f"{out} resumes with --checkpoint-every 7 (before: --checkpoint-every 10m)." in recorder.lines
+    resume(out, progress=recorder, force=True, settings={"lr": 0.3}, epochs=3)
+    assert f"{out} resumes with --lr 0.3 (before: --lr 0.05)." in recorder.lines
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert (recipe["lr"], recipe["checkpoint_every"], recipe["epochs"]) == (0.3, "7", 3)
     assert [row["epoch"] for row in Run(out).metrics()] == [1, 2, 3]
 
 
-def test_an_extension_tells_its_learning_rates(small_run, tmp_path):
+def test_an_extension_logs_its_learning_rates(small_run, tmp_path):
     copy = shutil.copytree(small_run, tmp_path / "copy")
-    resume(copy, epochs="+1", progress=(listen := Listen()))
-    (sentence,) = [line for line in listen.said if line.startswith("Extended")]
+    resume(copy, epochs="+1", progress=(recorder := LogRecorder()))
+    (sentence,) = [line for line in recorder.lines if line.startswith("Extended")]
     assert sentence.startswith(
-        "Extended to 5 epochs: the learning rate goes on as that of a run of 5 epochs (one-cycle)"
+        "Extended to 5 epochs: the learning rate follows the one-cycle schedule of a run of 5 epochs, from "
     )
     rate = float(sentence.split("from ")[1].split()[0])
     assert rate == pytest.approx(0.05 * (1 - (4 / 5 - 0.25) / 0.75), rel=0.02)
 
 
-def test_another_number_of_pictures_is_noticed(tmp_path, image_folder):
+def test_a_changed_number_of_images_needs_force(tmp_path, image_folder):
     shutil.copytree(image_folder, tmp_path / "data" / "train")
     shutil.copytree(image_folder, tmp_path / "data" / "val")
     result = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK)
     (tmp_path / "data" / "train" / "sky" / "0.jpg").unlink()
-    with pytest.raises(UserError, match="now has 23 training pictures and .* began with 24"):
+    with pytest.raises(UserError, match="now has 23 training images, but .* was started with 24"):
         resume(result.run, epochs="+1", progress=Silent())
     assert resume(result.run, epochs="+1", force=True, progress=Silent()).summary["epochs"] == 2
 
 
-def test_other_pictures_are_noticed_where_there_are_as_many(tmp_path, image_folder):
+def test_renamed_images_need_force(tmp_path, image_folder):
     shutil.copytree(image_folder, tmp_path / "data" / "train")
     shutil.copytree(image_folder, tmp_path / "data" / "val")
     run = train("folder", data=tmp_path / "data", out=tmp_path / "run", progress=Silent(), **QUICK).run
     sky = tmp_path / "data" / "train" / "sky"
     (sky / "0.jpg").rename(sky / "another.jpg")
-    with pytest.raises(UserError, match="The training pictures have other names or labels than those that"):
+    with pytest.raises(UserError, match="The training images have other names or labels than when"):
         resume(run, epochs="+1", progress=Silent())
     assert resume(run, epochs="+1", force=True, progress=Silent()).summary["epochs"] == 2
     assert resume(run, epochs="+1", progress=Silent()).summary["epochs"] == 3  # these are now the run's
 
 
-def test_other_software_than_the_run_began_with_is_told(tmp_path):
-    run = train("digits", out=tmp_path / "run", progress=Silent(), limit_steps=1, **QUICK).run
+def test_other_package_versions_are_logged(tmp_path):
+    run = train("digits", out=tmp_path / "run", progress=Silent(), limit_steps=1, **DIGITS).run
     found = json.loads((run / "env.json").read_text())
     found["versions"] |= {"pillow": "1.0", "numpy": "1.1", "torchvision": None}
     (run / "env.json").write_text(json.dumps(found))
-    resume(run, epochs="+1", progress=(listen := Listen()))
-    (sentence,) = [line for line in listen.said if line.startswith("The run began with")]
-    assert sentence.startswith("The run began with numpy 1.1, now ")
+    resume(run, epochs="+1", progress=(recorder := LogRecorder()))
+    (sentence,) = [line for line in recorder.lines if line.startswith("Environment changed")]
+    assert sentence.startswith("Environment changed (numpy 1.1, now ")
     assert "; pillow 1.0, now " in sentence
     assert "torch" not in sentence
 
 
-def test_a_data_folder_that_was_moved_is_followed(tmp_path, image_folder):
+def test_a_moved_data_folder_can_be_given(tmp_path, image_folder):
     run = train(image_folder, out=tmp_path / "run", progress=Silent(), **QUICK).run
     image_folder.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="images"):
         resume(run, epochs="+1", progress=Silent())
-    resume(run, epochs="+1", data=tmp_path / "elsewhere", progress=(listen := Listen()))
-    assert any("goes on with --data" in line for line in listen.said)
+    resume(run, epochs="+1", settings={"data": tmp_path / "elsewhere"}, progress=(recorder := LogRecorder()))
+    assert any("resumes with --data" in line for line in recorder.lines)
 
 
-def test_where_pictures_are_kept_is_recorded_and_used_again(tmp_path, image_folder, monkeypatch):
+def test_in_memory_is_recorded_and_used_when_resuming(tmp_path, image_folder, monkeypatch):
     run = Run(train(image_folder, out=tmp_path / "run", progress=Silent(), **QUICK).run)
     assert json.loads(run.recipe_json.read_text())["in_memory"] is True
-    monkeypatch.setattr("alexnet.data.loader.MAX_IN_MEMORY", 0)  # what would now be chosen is another way
+    monkeypatch.setattr("alexnet.data.loader.MAX_IN_MEMORY", 0)  # a new run would now read from disk
     read = []
     monkeypatch.setattr("alexnet.training.setup.FromFiles", lambda *a, **k: read.append(a))
     resume(run.path, epochs="+1", progress=Silent())
     assert read == []
 
 
-def test_resume_of_another_run_or_of_none_is_refused(small_run):
+def test_resuming_another_recipe_or_without_out_is_refused(small_run):
     with pytest.raises(UserError, match="holds a run of 'digits', not of 'cifar10'"):
         train("cifar10", out=small_run, resume=True, progress=Silent())
     with pytest.raises(UserError, match="--resume needs --out"):
         train("digits", resume=True, progress=Silent())
 
 
-def test_a_limited_run_goes_on_to_its_own_length(tmp_path):
-    run = train("digits", out=tmp_path / "a", progress=Silent(), **{**QUICK, "epochs": 2, "limit_steps": 1}).run
+def test_a_limited_run_can_be_resumed_to_its_full_length(tmp_path):
+    run = train("digits", out=tmp_path / "a", progress=Silent(), **{**DIGITS, "epochs": 2, "limit_steps": 1}).run
     assert resume(run, epochs=2, progress=Silent()).summary["epochs"] == 2
 
 
-def test_another_architecture_comes_as_it_is():
+def test_another_architecture_brings_its_own_settings():
     recipe = with_settings(named_recipe("cifar10"), {"arch": "paper"})
     assert (recipe.width, recipe.norm, recipe.dropout, recipe.image_size) == (1.0, "auto", None, None)
     assert with_settings(named_recipe("cifar10"), {"arch": "paper", "width": 0.5}).width == 0.5
     assert with_settings(named_recipe("cifar10"), {"arch": "cifar"}).width == named_recipe("cifar10").width
 
 
-@pytest.mark.skipif(os.name != "posix", reason="such names exist on POSIX alone")
-def test_file_names_that_are_no_utf8(tmp_path, image_folder):
+@pytest.mark.skipif(os.name != "posix", reason="such names exist only on POSIX")
+def test_file_names_that_are_not_utf8(tmp_path, image_folder):
     name = os.fsdecode(b"caf\xe9.jpg")
     (image_folder / "sky" / "0.jpg").rename(image_folder / "sky" / name)
     (image_folder / "sky" / os.fsdecode(b"bad\xe9.jpg")).write_bytes(b"")
@@ -250,45 +251,39 @@ def test_file_names_that_are_no_utf8(tmp_path, image_folder):
     assert resume(run.path, epochs="+1", progress=Silent()).summary["epochs"] == 2
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
-def test_a_classifier_of_torchvision_in_the_same_loop(tmp_path, image_folder, name):
-    """Trained, used, and gone on with: bit for bit what a run without a stop is, dropout and running means included."""
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_a_torchvision_classifier_trains_and_resumes_bit_for_bit(tmp_path, image_folder, name):
+    """With dropout and running means; the run can also be evaluated, used and reported."""
     settings = {"arch": f"torchvision/{name}", "batch_size": 8, "lr": 0.005, "schedule": "constant"}
     settings["progress"] = Silent()
     first = train(image_folder, out=tmp_path / "run", epochs=1, **settings)
     run = Run(first.run)
     recipe = json.loads(run.recipe_json.read_text())
-    assert (recipe["arch"], recipe["image_size"]) == (f"torchvision/{name}", 32)  # it fits pictures of 40×36
+    assert (recipe["arch"], recipe["image_size"]) == (f"torchvision/{name}", 32)  # by images of 40×36
     assert alexnet.evaluate(run.path, device="cpu")["top1"] == first.summary["best"]["top1"]
     assert alexnet.load(run.path, device="cpu").predict(image_folder / "sky" / "0.jpg", views=10).labels
     assert write_report(run)[0].is_file()
 
     assert resume(run.path, epochs=2, progress=Silent()).summary["epochs"] == 2
     unbroken = Run(train(image_folder, out=tmp_path / "unbroken", epochs=2, **settings).run)
-    ours, theirs = (load_checkpoint(r.named_checkpoint("last")).model for r in (run, unbroken))
-    assert ours.spec == theirs.spec
-    for (key, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+    resumed_model, unbroken_model = (load_checkpoint(r.named_checkpoint("last")).model for r in (run, unbroken))
+    assert resumed_model.spec == unbroken_model.spec
+    weights = zip(resumed_model.state_dict().items(), unbroken_model.state_dict().values(), strict=True)
+    for (key, a), b in weights:
         assert torch.equal(a, b), key
 
 
 @pytest.mark.parametrize(
     "settings", [{"spec_edits": ["average-pool"]}, {"lr_changes": [{"epoch": 2, "lr": 0.1, "layers": ["fc"]}]}]
 )
-def test_what_is_for_alexnets_is_refused_for_others(tmp_path, image_folder, settings):
-    with pytest.raises(UserError, match="are for AlexNets; leave them out"):
+def test_alexnet_settings_are_refused_for_torchvision_classifiers(tmp_path, image_folder, settings):
+    with pytest.raises(UserError, match="work for AlexNets only; leave them out"):
         train(image_folder, out=tmp_path / "run", arch="torchvision/resnet18", schedule="constant", **settings)
     assert not (tmp_path / "run").exists()
 
 
-def test_grey_data_with_a_classifier_of_torchvision(tmp_path):
+def test_a_torchvision_classifier_trains_on_grayscale_images(tmp_path):
     settings = {"arch": "torchvision/mobilenet_v3_small", "epochs": 1, "limit_steps": 1, "progress": Silent()}
     run = Run(train("digits", out=tmp_path / "run", **settings).run)
     spec = load_checkpoint(run.named_checkpoint("best")).model.spec
     assert (spec.in_channels, spec.image_size, spec.num_classes) == (1, 32, 10)
-
-
-def test_the_package_offers_its_names():
-    for name in alexnet.__all__:
-        assert getattr(alexnet, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = alexnet.nothing

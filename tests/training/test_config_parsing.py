@@ -1,4 +1,4 @@
-"""What people write, as settings: NAME=VALUE, times, and what is refused."""
+"""Settings from user input: NAME=VALUE, durations, checkpoint intervals."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from alexnet.errors import UserError
 from alexnet.training.config_parsing import parse_duration, parse_interval, parse_settings
 
 
-def test_values_are_json_or_words():
+def test_values_are_json_or_plain_words():
     given = ["padding_mode=reflect", "clip-norm=1", "mean=[0.5, 0.5, 0.5]", "nesterov=true"]
     assert parse_settings(given) == {
         "padding_mode": "reflect", "clip_norm": 1, "mean": [0.5, 0.5, 0.5], "nesterov": True,
     }  # fmt: skip
 
 
-def test_a_setting_without_a_value_and_one_that_is_not_there(capsys, tmp_path):
+def test_missing_values_and_unknown_settings_are_refused(capsys, tmp_path):
     with pytest.raises(UserError, match="write NAME=VALUE"):
         parse_settings(["padding"])
     assert run(["train", "digits", "--set", "paddin=3", "--out", str(tmp_path / "out")]) == 2
@@ -23,12 +23,12 @@ def test_a_setting_without_a_value_and_one_that_is_not_there(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
-def test_times(text, seconds):
+def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["10", "ten m", "-3m", "m", "", "1d", "nanm"])
-def test_no_times(text):
+def test_invalid_durations_are_refused(text):
     with pytest.raises(UserError, match="must be a time such as"):
         parse_duration(text)
 
@@ -41,6 +41,6 @@ def test_intervals(text, interval):
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "5.5", "five", "", "0m", "٣"])
-def test_no_intervals(text):
+def test_invalid_intervals_are_refused(text):
     with pytest.raises(UserError, match="--checkpoint-every must be a number of steps such as 500, or a time such as"):
         parse_interval(text)

@@ -1,3 +1,5 @@
+"""Learning rate schedules, parameter groups, and SGD as in 2012 against its formula."""
+
 import math
 from collections import OrderedDict
 from dataclasses import replace
@@ -28,19 +30,19 @@ def rates(recipe: Recipe, steps_per_epoch: int = 10) -> list[float]:
     return [learning_rate(recipe, step, steps_per_epoch) for step in range(recipe.epochs * steps_per_epoch)]
 
 
-def test_constant_and_warmup():
+def test_constant_schedule_with_warmup():
     assert set(rates(replace(BASE, schedule="constant"))) == {0.1}
     warm = rates(replace(BASE, schedule="constant", warmup=0.5))
     assert warm[:6] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
 
 
-def test_step_drops_at_whole_epochs():
+def test_step_schedule_drops_at_epoch_boundaries():
     found = rates(replace(BASE, schedule="step", lr_step_size=2, lr_gamma=0.1))
     assert found[:20] == pytest.approx([0.1] * 20)
     assert found[20:] == pytest.approx([0.01] * 20)
 
 
-def test_cosine_goes_from_the_rate_to_the_last():
+def test_cosine_schedule_falls_to_the_final_ratio():
     found = rates(replace(BASE, schedule="cosine", final_lr_ratio=0.1))
     assert found[0] == pytest.approx(0.1)
     assert found[20] == pytest.approx(0.01 + 0.09 / 2)
@@ -48,7 +50,7 @@ def test_cosine_goes_from_the_rate_to_the_last():
     assert found == sorted(found, reverse=True)
 
 
-def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
+def test_one_cycle_schedule_rises_to_the_peak_and_falls_to_zero():
     found = rates(replace(BASE, schedule="one-cycle", pct_start=0.25))
     top = found.index(max(found))
     assert top == 10
@@ -59,17 +61,17 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_zero():
     assert found[0] == pytest.approx(0.1 / 11)
 
 
-def test_plateau_waits_for_patience():
+def test_plateau_schedule_waits_for_patience():
     assert plateau_drops([], 1) == 0
     assert plateau_drops([1.0, 0.9, 0.9, 0.9], 1) == 1
     assert plateau_drops([1.0, 0.9, 0.95, 0.8, 0.85], 1) == 0
-    assert plateau_drops([1.0] * 5, 1) == 2  # waits anew after each drop
+    assert plateau_drops([1.0] * 5, 1) == 2  # the count restarts after each drop
     recipe = replace(BASE, schedule="plateau", patience=0, lr_gamma=0.5)
     assert learning_rate(recipe, 20, 10, [1.0, 2.0, 2.0]) == pytest.approx(0.025)
 
 
 @pytest.mark.parametrize("decay_biases", [True, False])
-def test_weight_decay_of_vectors(decay_biases):
+def test_biases_decay_only_if_the_recipe_says_so(decay_biases):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     optimizer = make_optimizer(model, replace(BASE, weight_decay=0.5, decay_biases=decay_biases))
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
@@ -78,21 +80,21 @@ def test_weight_decay_of_vectors(decay_biases):
         assert decay[id(parameter)] == (0.5 if parameter.ndim > 1 or decay_biases else 0.0)
 
 
-def test_plain_sgd_is_torchs():
+def test_plain_sgd_equals_torch_sgd():
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    twin = nn.Linear(3, 2)
-    twin.load_state_dict(model.state_dict())
+    reference = nn.Linear(3, 2)
+    reference.load_state_dict(model.state_dict())
     ours = make_optimizer(model, replace(BASE, weight_decay=0.01))
-    theirs = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    torchs = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for _ in range(3):
         x = torch.randn(5, 3)
-        for net, optimizer in ((model, ours), (twin, theirs)):
+        for net, optimizer in ((model, ours), (reference, torchs)):
             optimizer.zero_grad()
             net(x).square().sum().backward()
             optimizer.step()
-    torch.testing.assert_close(model.weight, twin.weight, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(model.bias, twin.bias, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(model.weight, reference.weight, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(model.bias, reference.bias, rtol=1e-6, atol=1e-7)
 
 
 SHAPES = ((4, 3), (5,), (2, 3, 3, 3))
@@ -100,7 +102,7 @@ RATES = [0.1] * 8 + [0.01] * 4 + [0.0] * 3 + [0.001] * 5
 
 
 def gradient(w: np.ndarray, step: int, index: int) -> np.ndarray:
-    """That of a bowl whose centre wanders."""
+    """Return the gradient of a quadratic bowl whose center changes at every step."""
     return w - np.random.default_rng([step, index]).normal(size=w.shape)
 
 
@@ -109,7 +111,7 @@ def starts() -> list[np.ndarray]:
 
 
 def descend(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], rates: list[float], first: int = 0):
-    """The parameters after each step."""
+    """Yield copies of the parameters after each step."""
     for step, lr in enumerate(rates, first):
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -123,8 +125,8 @@ def tensors() -> list[torch.Tensor]:
     return [torch.from_numpy(w).requires_grad_() for w in starts()]
 
 
-def test_sgd2012_is_the_update_of_the_2012_code():
-    """src/weights.cu written out, one parameter at a time, over 20 steps with the rate changing, also to 0 and back."""
+def test_sgd2012_equals_the_formula_of_the_2012_code():
+    """src/weights.cu in NumPy, over 20 steps with changes of the rate, also to 0 and back."""
     momentum, decay = 0.9, 0.005
     weights, velocities = starts(), [np.zeros(shape) for shape in SHAPES]
     parameters = tensors()
@@ -141,37 +143,37 @@ def test_sgd2012_is_the_update_of_the_2012_code():
     assert step == 19
 
 
-def test_sgd2012_differs_from_torchs_sgd_only_after_the_rate_changes():
+def test_sgd2012_differs_from_torch_sgd_only_after_the_rate_changes():
     ours, theirs = tensors(), tensors()
     settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.005}
     ours_after = descend(SGD2012(ours, **settings), ours, [0.1] * 10 + [0.01] * 10)
     theirs_after = descend(torch.optim.SGD(theirs, **settings), theirs, [0.1] * 10 + [0.01] * 10)
     for step, (a, b) in enumerate(zip(ours_after, theirs_after, strict=True)):
-        apart = max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
-        assert apart < 1e-12 if step < 10 else apart > 1e-3, step
+        difference = max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+        assert difference < 1e-12 if step < 10 else difference > 1e-3, step
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_sgd2012_updates_float32_kernels_in_either_memory_order(layout):
+def test_sgd2012_updates_float32_kernels_in_either_memory_format(layout):
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 5, 3).to(memory_format=layout)
     x = torch.randn(4, 6, 8, 8).contiguous(memory_format=layout)
     optimizer = SGD2012(conv.parameters(), lr=0.01, weight_decay=0.1)
-    wanted = [p.detach().clone() for p in conv.parameters()]
-    velocities = [torch.zeros_like(p) for p in wanted]
+    expected = [p.detach().clone() for p in conv.parameters()]
+    velocities = [torch.zeros_like(p) for p in expected]
     for lr in (0.01, 0.01, 1e-5, 0.1):
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad()
         conv(x).square().mean().backward()
-        for w, v, p in zip(wanted, velocities, conv.parameters(), strict=True):
+        for w, v, p in zip(expected, velocities, conv.parameters(), strict=True):
             v.mul_(0.9).sub_(lr * (p.grad + 0.1 * w))
             w.add_(v)
         optimizer.step()
-        for w, p in zip(wanted, conv.parameters(), strict=True):
+        for w, p in zip(expected, conv.parameters(), strict=True):
             torch.testing.assert_close(p.detach(), w, rtol=1e-5, atol=1e-7)
 
 
-def test_sgd2012_leaves_alone_what_is_frozen_or_has_no_gradient():
+def test_sgd2012_skips_frozen_groups_and_parameters_without_gradient():
     moving, frozen, idle = tensors()
     optimizer = SGD2012([{"params": [moving, idle]}, {"params": [frozen]}], lr=0.1)
     for p in (moving, frozen):
@@ -180,7 +182,7 @@ def test_sgd2012_leaves_alone_what_is_frozen_or_has_no_gradient():
     optimizer.param_groups[1]["lr"] = 0.0
     before = [p.detach().clone() for p in (moving, frozen, idle)]
     velocity = optimizer.state[frozen]["momentum_buffer"].clone()
-    assert velocity.abs().min() > 0  # it would coast
+    assert velocity.abs().min() > 0  # the velocity would move it
     optimizer.step()
     assert not torch.equal(moving, before[0])
     assert torch.equal(frozen, before[1])
@@ -189,33 +191,33 @@ def test_sgd2012_leaves_alone_what_is_frozen_or_has_no_gradient():
     assert idle not in optimizer.state
 
 
-def test_sgd2012_goes_on_exactly_from_its_state():
-    whole, first = tensors(), tensors()
-    *_, wanted = descend(SGD2012(whole, lr=1.0), whole, RATES)
+def test_sgd2012_resumes_exactly_from_its_state():
+    unbroken, first = tensors(), tensors()
+    *_, expected = descend(SGD2012(unbroken, lr=1.0), unbroken, RATES)
     optimizer = SGD2012(first, lr=1.0)
     *_, half = descend(optimizer, first, RATES[:9])
     second = [w.clone().requires_grad_() for w in half]
     restored = SGD2012(second, lr=1.0)
     restored.load_state_dict(optimizer.state_dict())
     *_, found = descend(restored, second, RATES[9:], first=9)
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 HAND = replace(BASE, schedule="constant", lr=0.01, bias_lr_mult=2.0, pca_noise=0.1)
 
 
-def test_the_schedule_of_the_2012_run_at_every_boundary():
-    """Rates of conv1 and of the others (weights, biases), and the colour noise, from each epoch on."""
+def test_the_schedule_of_the_2012_run_at_every_change():
+    """Rates of conv1 and of the other layers as (weights, biases), and the PCA noise, from each epoch on."""
     recipe = replace(HAND, epochs=90, lr_changes=SCHEDULE_145)
-    early, late, still = (0.01, 0.02), (1e-3, 0.02), (0.0, 0.0)
+    early, late, frozen = (0.01, 0.02), (1e-3, 0.02), (0.0, 0.0)
     table = {
         1: (early, early, 0.1),
         25: (late, late, 0.1),
         51: ((1e-4, 0.02), (1e-4, 0.02), 0.1),
         67: ((1e-5, 0.02), (1e-4, 0.02), 0.0),
-        72: (still, (1e-4, 0.02), 0.0),
-        79: (still, (1e-5, 0.02), 0.0),
-        91: (still, (1e-5, 0.02), 0.0),
+        72: (frozen, (1e-4, 0.02), 0.0),
+        79: (frozen, (1e-5, 0.02), 0.0),
+        91: (frozen, (1e-5, 0.02), 0.0),
     }
     spe = 7
     for (epoch, (first, others, noise)), end in zip(table.items(), [*list(table)[1:], 92], strict=True):
@@ -228,7 +230,7 @@ def test_the_schedule_of_the_2012_run_at_every_boundary():
             assert now.pca_noise == noise
 
 
-def test_a_change_sets_only_what_it_names():
+def test_a_change_sets_only_the_rates_it_names():
     changes = (
         ScheduleChange(2, ("fc8",), bias_lr=0.5), ScheduleChange(3, lr=0.3),
         ScheduleChange(3, ("conv1", "fc8"), lr=0.4), ScheduleChange(4, bias_lr=0.6)
@@ -242,7 +244,7 @@ def test_a_change_sets_only_what_it_names():
     assert {p.pca_noise for p in found} == {0.1}
 
 
-def test_biases_follow_every_schedule_at_their_ratio():
+def test_biases_follow_every_schedule_at_their_multiple():
     for schedule in ("constant", "step", "cosine", "one-cycle"):
         recipe = replace(BASE, schedule=schedule, lr_step_size=1, bias_lr_mult=2.0)
         for step in (0, 13, 39):
@@ -251,8 +253,8 @@ def test_biases_follow_every_schedule_at_their_ratio():
             assert now.rate("conv1", "biases") == 2 * now.lr
 
 
-def test_plateau_judges_by_loss_or_by_error():
-    """The loss gets better all the time, the share of right answers not after the first epoch."""
+def test_plateau_uses_loss_or_error():
+    """The loss improves in every epoch, the accuracy only in the first."""
     history = [{"val_loss": 1 / n, "top1": 0.5} for n in range(1, 6)]
     recipe = replace(BASE, schedule="plateau", patience=1, lr_gamma=0.1)
     assert schedule_at(recipe, 50, 10, history).lr == pytest.approx(0.1)
@@ -269,7 +271,7 @@ def small_network() -> nn.Sequential:
     return network
 
 
-def test_groups_and_their_rates():
+def test_parameter_groups_and_their_rates():
     network = small_network()
     plain = make_optimizer(network, BASE)
     assert [(g["kind"], g["weight_decay"], g["fused"]) for g in plain.param_groups] == [
@@ -278,7 +280,7 @@ def test_groups_and_their_rates():
     recipe = replace(HAND, decay_biases=False, optimizer="sgd2012", lr_changes=(ScheduleChange(2, ("conv1",), lr=0.0),))
     ours = make_optimizer(network, recipe)
     assert isinstance(ours, SGD2012)
-    # either way the parameters come in one order, which is what a checkpoint's state goes by
+    # the order of the parameters is the same, so the optimizer state of either fits
     order = [[id(p) for g in o.param_groups for p in g["params"]] for o in (plain, ours)]
     assert order[0] == order[1]
     schedule_at(recipe, 10, 10).set_rates(ours)
@@ -291,8 +293,8 @@ def test_groups_and_their_rates():
     ]
 
 
-def test_dropout_as_in_2012_trains_the_same_network_at_half_the_weights():
-    """Against that form, written out: training leaves what is kept as it is, testing multiplies all by .5."""
+def test_2012_dropout_trains_the_same_network_with_half_the_weights():
+    """Against the 2012 form: training does not scale kept units, testing multiplies all units by .5."""
     recipe = Recipe(
         optimizer="sgd2012", dropout_2012=True, lr=0.05, schedule="constant", weight_decay=0.01, bias_lr_mult=2.0,
         decay_biases=False, lr_changes=(ScheduleChange(3, lr=0.005),),
@@ -308,13 +310,13 @@ def test_dropout_as_in_2012_trains_the_same_network_at_half_the_weights():
     for step in range(6):
         kept = torch.empty(16, 6).bernoulli_(0.5, generator=generator).double()
         now = schedule_at(recipe, step, steps_per_epoch=1)
-        # theirs
+        # as in 2012
         w, b = weight.clone().requires_grad_(), bias.clone().requires_grad_()
         nn.functional.cross_entropy(nn.functional.linear(x * kept, w, b), y).backward()
         velocity = 0.9 * velocity - now.lr * 0.01 * weight - now.lr * w.grad
         bias_velocity = 0.9 * bias_velocity - now.bias_lr * b.grad
         weight, bias = weight + velocity, bias + bias_velocity
-        # ours
+        # as here
         model.drop7.mask = kept / 0.5
         now.set_rates(optimizer)
         optimizer.zero_grad()
@@ -331,9 +333,9 @@ def test_dropout_as_in_2012_trains_the_same_network_at_half_the_weights():
     ("arch", "found"),
     [
         ("cifar-towers", {"fc7": 0.5, "fc8": 0.5}),  # dropout after fc6 and fc7, as in 2012
-        ("cifar", {"fc6": 0.5, "fc7": 0.5}),  # before them, as torchvision has it
+        ("cifar", {"fc6": 0.5, "fc7": 0.5}),  # before them, as in torchvision
         ("lenet", {}),
     ],
 )
-def test_the_layers_that_read_what_dropout_keeps(arch, found):
+def test_layers_after_dropout_and_their_keep_probability(arch, found):
     assert dropout_keep_prob_by_layer(create_model(arch, width=0.125 if arch != "lenet" else None)) == found

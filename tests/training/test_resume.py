@@ -1,4 +1,4 @@
-"""What is found after a stop: damage in any file of a checkpoint, names that lead nowhere, leftovers, a twin."""
+"""Resuming after a kill or a crash: damaged checkpoints, wrong names, partial files, and a second process."""
 
 import errno
 import io
@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,17 +24,13 @@ SETTINGS = {"width": 0.0625, "batch_size": 256, "epochs": 3, "precision": "fp32"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A run of three epochs, each better than the one before: its best checkpoint is its last."""
+    """A run of three epochs, each better than the one before, so its best checkpoint is its last."""
     return train("digits", out=tmp_path_factory.mktemp("runs") / "run", progress=Silent(), **SETTINGS).run
 
 
 @pytest.fixture
 def run(finished, tmp_path) -> Run:
     return Run(shutil.copytree(finished, tmp_path / "run"))
-
-
-def say(sentences: list[str]):
-    return sentences.append
 
 
 def damage(path: Path, how: str) -> None:
@@ -53,68 +48,68 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("name", [MODEL, WEIGHTS, TRAINING])
 @pytest.mark.parametrize("how", ["gone", "empty", "cut", "flipped"])
-def test_damage_to_the_newest_checkpoint_is_noticed_and_the_one_before_used(run, name, how):
+def test_previous_checkpoint_is_used_if_the_newest_is_damaged(run, name, how):
     newest, before, *_ = run.checkpoints()
     damage(newest / name, how)
-    said = []
-    start = find_latest_valid(run, say(said))
+    log = []
+    start = find_latest_valid(run, log.append)
     assert start is not None
     assert start.folder == before
     assert run.named_checkpoint("last") == before
-    assert len(said) == 1 + (run.named_checkpoint("best") is None)
-    assert newest.name in said[0]
-    assert said[0].endswith(f"Going on from {before.name} instead.")
+    assert len(log) == 1 + (run.named_checkpoint("best") is None)
+    assert newest.name in log[0]
+    assert log[0].endswith(f"Resuming from {before.name} instead.")
     assert newest not in run.checkpoints()
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_it_would_have(run, finished):
-    """Its best one was the same: the epoch is trained again, and is the best again."""
+def test_damage_to_the_newest_checkpoint_does_not_change_the_result(run, finished):
+    """The newest checkpoint was also the best one: its epoch is trained again and is the best again."""
     newest = run.checkpoints()[0]
     assert run.named_checkpoint("best") == newest
     damage(newest / WEIGHTS, "flipped")
     summary = resume(run.path, progress=Silent()).summary
     assert summary["best"] == Run(finished).summary()["best"]
     assert summary["test"] == Run(finished).summary()["test"]
-    ours, theirs = (load_checkpoint(r.named_checkpoint("best")).model.state_dict() for r in (run, Run(finished)))
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    resumed, unbroken = (load_checkpoint(r.named_checkpoint("best")).model.state_dict() for r in (run, Run(finished)))
+    assert all(torch.equal(resumed[key], unbroken[key]) for key in resumed)
     assert not list((run.path / "checkpoints").glob(".*"))
 
 
-def test_a_damaged_best_is_replaced(run):
+def test_a_damaged_best_checkpoint_is_replaced(run):
     newest, before, *_ = run.checkpoints()
     (run.path / "best").write_text(before.name)
     training = read_training_state(newest)
-    position = TrainState.from_training(training)
-    position.best = position.history[1]
+    state = TrainState.from_training(training)
+    state.best = state.history[1]
     run.save_checkpoint(
         model=load_checkpoint(newest).model, classes=load_checkpoint(newest).classes,
         preprocess=load_checkpoint(newest).preprocess,
-        step=position.step + 1, epoch=3, training={**training, "position": position.to_dict()}, best=False,
+        step=state.step + 1, epoch=3, training={**training, "position": state.to_dict()}, best=False,
     )  # fmt: skip
-    said = []
-    assert find_latest_valid(run, say(said)).best_lost is False
-    assert said == []
+    log = []
+    assert find_latest_valid(run, log.append).best_lost is False
+    assert log == []
     damage(before / WEIGHTS, "cut")
-    start = find_latest_valid(run, say(said))
+    start = find_latest_valid(run, log.append)
     assert start.best_lost
-    assert "It was the best one; epoch 3, the last one, takes its place" in said[0]
+    assert "It was the best one; epoch 3, the last one, replaces it" in log[0]
     assert start.state(training).best["epoch"] == 3
     assert run.named_checkpoint("best") == start.folder
 
 
-def test_names_that_lead_nowhere_are_mended(run):
+def test_wrong_names_in_last_and_best_are_corrected(run):
     newest = run.checkpoints()[0]
     for name, text in (("last", "nothing"), ("best", "\0\0\0")):
         (run.path / name).write_text(text)
-    assert find_latest_valid(run, say([])).folder == newest
+    assert find_latest_valid(run, [].append).folder == newest
     assert run.named_checkpoint("last") == run.named_checkpoint("best") == newest
 
 
-def test_a_run_without_a_whole_checkpoint_says_so(run):
+def test_a_run_with_only_damaged_checkpoints_is_refused(run):
     for folder in run.checkpoints():
         damage(folder / TRAINING, "empty")
     with pytest.raises(
-        UserError, match=r"None of the \d checkpoints of .* is whole; delete .*to train again from the start"
+        UserError, match=r"All \d checkpoints of .* are damaged; delete .*to train again from the start"
     ):
         resume(run.path, progress=Silent())
     shutil.rmtree(run.path / "checkpoints")
@@ -122,7 +117,7 @@ def test_a_run_without_a_whole_checkpoint_says_so(run):
         resume(run.path, progress=Silent())
 
 
-def test_what_was_not_whole_is_removed(run):
+def test_partial_files_are_removed(run):
     (run.path / "checkpoints" / ".writing-1").mkdir()
     (run.path / "checkpoints" / ".writing-1" / WEIGHTS).write_text("half")
     (run.path / ".last.abc.writing").write_text("half")
@@ -133,8 +128,8 @@ def test_what_was_not_whole_is_removed(run):
     assert set(run.path.rglob("*")) == before
 
 
-def test_a_read_error_condemns_no_checkpoint(run, monkeypatch):
-    """As a network drive gives for a while: the file may be whole."""
+def test_a_read_error_does_not_quarantine_a_checkpoint(run, monkeypatch):
+    """Network drives have temporary read errors: the file may be intact."""
     newest = run.checkpoints()[0]
     for name in (MODEL, TRAINING, WEIGHTS):
         opened = io.open
@@ -152,14 +147,14 @@ def test_a_read_error_condemns_no_checkpoint(run, monkeypatch):
             ):
                 resume(run.path, epochs="+1", progress=Silent())
         assert run.checkpoints()[0] == newest
-    assert find_latest_valid(run, say(said := [])).folder == newest
-    assert said == []
+    assert find_latest_valid(run, (log := []).append).folder == newest
+    assert log == []
 
 
-def test_what_was_set_aside_stays_until_the_run_is_complete(run):
+def test_quarantined_checkpoints_are_kept_until_the_run_is_complete(run):
     newest, before, *_ = run.checkpoints()
     damage(newest / WEIGHTS, "flipped")
-    find_latest_valid(run, say([]))
+    find_latest_valid(run, [].append)
     copy = load_checkpoint(before)
     run.save_checkpoint(
         model=copy.model, classes=copy.classes, preprocess=copy.preprocess, step=copy.step, epoch=copy.epoch,
@@ -171,19 +166,19 @@ def test_what_was_set_aside_stays_until_the_run_is_complete(run):
 
 
 @pytest.mark.parametrize("closed", [".", "checkpoints"])
-def test_what_cannot_be_written_is_told_before_anything_is_changed(run, monkeypatch, closed):
-    """Root may write everywhere, so it is told that it may not."""
+def test_a_read_only_run_is_refused_before_anything_is_changed(run, monkeypatch, closed):
+    """`os.access` is patched because root may write everywhere."""
     damage(run.checkpoints()[0] / WEIGHTS, "flipped")
     before = sorted(run.path.rglob("*"))
     access, folder = os.access, run.path / closed
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
-    with pytest.raises(UserError, match=f"{folder.name} cannot be written by you"):
+    with pytest.raises(UserError, match=f"{folder.name} is not writable; change its permissions"):
         resume(run.path, progress=Silent())
     assert sorted(run.path.rglob("*")) == before
 
 
-def test_the_lock_is_one_that_nfs_has(run, monkeypatch):
-    """There only a file that is open for writing can be locked."""
+def test_the_lock_works_on_nfs(run, monkeypatch):
+    """NFS can lock only files that are open for writing."""
     fcntl = pytest.importorskip("fcntl")
     lock = fcntl.flock
 
@@ -194,34 +189,34 @@ def test_the_lock_is_one_that_nfs_has(run, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", flock)
     one, other = RunLock(run), RunLock(run)
-    one.acquire(say(said := []))
+    one.acquire((log := []).append)
     with pytest.raises(UserError, match="is being trained by another process"):
-        other.acquire(say([]), timeout=0.1)
+        other.acquire([].append, timeout=0.1)
     one.release()
-    other.acquire(say(said), timeout=0.1)
+    other.acquire(log.append, timeout=0.1)
     other.release()
-    assert said == []
+    assert log == []
     assert not list(run.path.glob(".*"))
 
 
-def test_where_nothing_can_be_locked_it_says_so(run, monkeypatch):
+def test_a_file_system_without_locks_is_logged(run, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    RunLock(run).acquire(say(said := []))
-    assert said == [f"{run.path} cannot be locked (No locks available): see to it that no other process trains it."]
+    RunLock(run).acquire((log := []).append)
+    assert log == [f"{run.path} cannot be locked (No locks available): make sure that no other process is training it."]
 
 
-def test_a_run_is_for_one_process_at_a_time(run):
+def test_only_one_process_trains_a_run(run):
     program = """if True:
         import sys, time
         from pathlib import Path
         from alexnet.run_dir import Run
-        from alexnet.training.recover import Alone
-        Alone(Run(Path(sys.argv[1]))).take(print)
+        from alexnet.training.resume import RunLock
+        RunLock(Run(Path(sys.argv[1]))).acquire(print)
         print("held", flush=True)
         time.sleep(60)
     """
@@ -229,14 +224,12 @@ def test_a_run_is_for_one_process_at_a_time(run):
     try:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="is being trained by another process"):
-            RunLock(run).acquire(say(said := []), timeout=0.2)
-        assert "waiting up to" in said[0]
+            RunLock(run).acquire((log := []).append, timeout=0.2)
+        assert log == [f"Another process is training {run.path}; waiting up to 0 s."]
         other.kill()
-        began = time.monotonic()
-        mine = RunLock(run)
-        mine.acquire(say([]), timeout=20)
-        assert time.monotonic() - began < 20
-        mine.release()
+        lock = RunLock(run)
+        lock.acquire([].append, timeout=60)
+        lock.release()
     finally:
         other.kill()
         other.wait()

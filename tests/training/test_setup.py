@@ -1,4 +1,4 @@
-"""What a recipe leaves open is measured once, recorded, and never measured again; the data half of the 2012 recipe."""
+"""Choices made before training are recorded and not made again; mean image and PCA noise as in the 2012 recipe."""
 
 import shutil
 from dataclasses import replace
@@ -23,7 +23,7 @@ from alexnet.training.recipe import Recipe, read_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.trainer import Trainer
 
-# imagenet-2012 in small: random 32 of 36, mean image, PCA noise, pixels of 0…255 (initial weights for such)
+# a small imagenet-2012: random 32 of 36, mean image, PCA noise, pixels from 0 to 255 (and weights initialized for them)
 SMALL_2012 = Recipe(
     name="small-2012", dataset="folder", arch="cifar", image_size=32, crop_pct=32 / 36, width=0.125, norm="none",
     init="kaiming", epochs=2, batch_size=8, lr=1e-4, schedule="constant", crop="random", flip=True, crop_group=4,
@@ -43,18 +43,18 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder).model.state_dict()
 
 
-def training_squares(run: Run, recipe: Recipe) -> np.ndarray:
-    """The training pictures as 36×36 squares, by Pillow alone: the short side is 36 already."""
+def training_crops(run: Run, recipe: Recipe) -> np.ndarray:
+    """Return the training images as 36×36 center crops, read by Pillow; their short side is 36 already."""
     rows = [line.rsplit(",", 1) for line in run.split_csv.read_text().splitlines()[1:]]
     assert recipe.data is not None
     opened = [np.asarray(Image.open(recipe.data / name)) for name, split in rows if split == "train"]
     return np.stack(opened)[:, :, 2:38].transpose(0, 3, 1, 2)
 
 
-def test_the_recipe_of_2012_in_small(tmp_path, recipe, monkeypatch):
+def test_a_small_run_with_the_2012_settings(tmp_path, recipe, monkeypatch):
     result = train(recipe, out=tmp_path / "run", progress=Silent())
     run = Run(result.run)
-    squares = training_squares(run, recipe)
+    crops = training_crops(run, recipe)
 
     best = run.named_checkpoint("best")
     assert best is not None
@@ -62,22 +62,22 @@ def test_the_recipe_of_2012_in_small(tmp_path, recipe, monkeypatch):
     stored = load_checkpoint(best).preprocess
     assert (stored.size, stored.resize_side) == (32, 36)
     assert stored.mean_image is not None
-    torch.testing.assert_close(stored.mean_image, torch.from_numpy(squares.mean(axis=0) / 255).float())
+    torch.testing.assert_close(stored.mean_image, torch.from_numpy(crops.mean(axis=0) / 255).float())
 
     recorded = read_recipe(run.recipe_json)
-    np.testing.assert_allclose(recorded.mean, squares.mean(axis=(0, 2, 3)) / 255, atol=6e-5)
+    np.testing.assert_allclose(recorded.mean, crops.mean(axis=(0, 2, 3)) / 255, atol=6e-5)
     assert recorded.std == (1 / 255,) * 3  # given, so not measured
-    variances = np.linalg.eigvalsh(np.cov(squares.transpose(1, 0, 2, 3).reshape(3, -1), bias=True))
+    variances = np.linalg.eigvalsh(np.cov(crops.transpose(1, 0, 2, 3).reshape(3, -1), bias=True))
     np.testing.assert_allclose(recorded.pca_std, np.sqrt(variances[::-1]), atol=1e-4)
 
     measured = evaluate(run.path, split="val")
     assert measured["top1"] == result.summary["best"]["top1"]
     assert evaluate(run.path, split="val", views=10)["n"] == measured["n"]
-    picture = next(recipe.data.rglob("*.jpg"))
-    assert load(run.path).predict(picture).labels
-    assert load(run.path).predict(picture, views=10).labels
+    image = next(recipe.data.rglob("*.jpg"))
+    assert load(run.path).predict(image).labels
+    assert load(run.path).predict(image, views=10).labels
 
-    # one epoch and then another, with the stored mean image and colours, are the unbroken run
+    # resumed with the recorded mean image and components, the second epoch equals that of the unbroken run
     train(replace(recipe, epochs=1), out=tmp_path / "stopped", progress=Silent())
     monkeypatch.setattr("alexnet.training.setup.measure", lambda *_, **__: pytest.fail("measured again"))
     resume(tmp_path / "stopped", epochs=2, progress=Silent())
@@ -85,71 +85,69 @@ def test_the_recipe_of_2012_in_small(tmp_path, recipe, monkeypatch):
     assert all(torch.equal(tensor, unbroken[name]) for name, tensor in weights(tmp_path / "stopped").items())
 
 
-def test_files_on_disk_give_the_same_as_memory(tmp_path, recipe, monkeypatch):
+def test_batches_from_disk_equal_those_from_memory(tmp_path, recipe, monkeypatch):
     memory = prepare_training(recipe, Silent())
     monkeypatch.setattr("alexnet.training.setup.fits_in_memory", lambda *_: False)
     disk = prepare_training(recipe, Silent())
     assert (disk.recipe.in_memory, memory.recipe.in_memory) == (False, True)
     assert replace(disk.recipe, workers=memory.recipe.workers, in_memory=True) == memory.recipe
     assert torch.equal(disk.preprocess.mean_image, memory.preprocess.mean_image)
-    for ours, theirs in zip(disk.train.batches(0), memory.train.batches(0), strict=True):
-        assert torch.equal(ours.images, theirs.images)
+    for a, b in zip(disk.train.batches(0), memory.train.batches(0), strict=True):
+        assert torch.equal(a.images, b.images)
 
 
-def test_the_loop_trains_on_noisy_pictures(tmp_path, recipe):
-    prepared = prepare_training(replace(recipe, crop_group=3), Silent())
-    loop = Trainer(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
+def test_the_trainer_adds_pca_noise(tmp_path, recipe):
+    setup = prepare_training(replace(recipe, crop_group=3), Silent())
+    trainer = Trainer(setup, Run.create("x", tmp_path / "run", "{}"), build(setup.spec), Silent())
     seen = []
-    loop.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    batch = next(iter(prepared.train.batches(4)))
-    loop._train_batch(batch, 4)
+    trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    batch = next(iter(setup.train.batches(4)))
+    trainer._train_batch(batch, 4)
 
-    assert prepared.augment.crop_group == 3
-    cut = augment(batch.images, batch.ids, 4, recipe.seed, prepared.augment, 32)
-    levels = cut.float() - 255 * prepared.preprocess.mean_image[:, 2:34, 2:34]
-    basis = ColorPCA(prepared.recipe.pca_std, prepared.recipe.pca_vectors)
+    assert setup.augment.crop_group == 3
+    cut = augment(batch.images, batch.ids, 4, recipe.seed, setup.augment, 32)
+    levels = cut.float() - 255 * setup.preprocess.mean_image[:, 2:34, 2:34]
+    basis = ColorPCA(setup.recipe.pca_std, setup.recipe.pca_vectors)
     noise = pca_noise(torch.zeros(8, 3, 1, 1), batch.ids, 4, recipe.seed, basis, 0.1, std=(1 / 255,) * 3)
     assert noise.abs().max() > 1  # levels
     torch.testing.assert_close(seen[0], (levels + noise) / 1.1, rtol=0, atol=1e-3)
 
 
-def test_a_change_switches_the_noise_off_and_on(tmp_path, recipe):
+def test_lr_changes_switch_the_noise_off_and_on(tmp_path, recipe):
     changes = (ScheduleChange(2, pca_noise=0.0), ScheduleChange(3, pca_noise=0.5))
-    prepared = prepare_training(replace(recipe, lr_changes=changes), Silent())
-    loop = Trainer(prepared, Run.create("x", tmp_path / "run", "{}"), build(prepared.spec), Silent())
+    setup = prepare_training(replace(recipe, lr_changes=changes), Silent())
+    trainer = Trainer(setup, Run.create("x", tmp_path / "run", "{}"), build(setup.spec), Silent())
     seen = []
-    loop.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
-    batch = next(iter(prepared.train.batches(0)))
+    trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    batch = next(iter(setup.train.batches(0)))
     for epoch in range(3):
-        loop.state.step = epoch * len(prepared.train)
-        loop._train_batch(batch, 0)  # the same draws each time
-    cut = augment(batch.images, batch.ids, 0, recipe.seed, prepared.augment, 32)
-    pictures = prepared.preprocess.normalize(cut)
-    torch.testing.assert_close(seen[1], pictures)
-    torch.testing.assert_close((seen[0] * 1.1 - pictures) * 5, seen[2] * 1.5 - pictures, rtol=0, atol=1e-2)
-    assert (seen[2] * 1.5 - pictures).abs().max() > 5
-    assert (
-        prepare_training(replace(recipe, pca_noise=0.0, lr_changes=changes), Silent()).pca_basis == prepared.pca_basis
-    )
+        trainer.state.step = epoch * len(setup.train)
+        trainer._train_batch(batch, 0)  # the same random numbers each time
+    cut = augment(batch.images, batch.ids, 0, recipe.seed, setup.augment, 32)
+    images = setup.preprocess.normalize(cut)
+    torch.testing.assert_close(seen[1], images)
+    torch.testing.assert_close((seen[0] * 1.1 - images) * 5, seen[2] * 1.5 - images, rtol=0, atol=1e-2)
+    assert (seen[2] * 1.5 - images).abs().max() > 5
+    assert prepare_training(replace(recipe, pca_noise=0.0, lr_changes=changes), Silent()).pca_basis == setup.pca_basis
 
 
-def test_the_published_basis_is_recorded_too(recipe, monkeypatch):
-    prepared = prepare_training(replace(recipe, pca_basis="imagenet", mean_image="none"), Silent())
-    assert prepared.pca_basis == IMAGENET_PCA
-    assert prepared.recipe.pca_std == IMAGENET_PCA.std
-    assert prepared.preprocess.mean_image is None
+def test_the_imagenet_basis_is_recorded(recipe, monkeypatch):
+    setup = prepare_training(replace(recipe, pca_basis="imagenet", mean_image="none"), Silent())
+    assert setup.pca_basis == IMAGENET_PCA
+    assert setup.recipe.pca_std == IMAGENET_PCA.std
+    assert setup.preprocess.mean_image is None
     given = replace(recipe, mean_image="none", pca_std=(3.0, 2.0, 1.0), pca_vectors=(1, 0, 0, 0, 1, 0, 0, 0, 1))
     monkeypatch.setattr("alexnet.training.setup.measure", lambda *_, **__: pytest.fail("measured"))
     assert prepare_training(given, Silent()).pca_basis == ColorPCA(given.pca_std, given.pca_vectors)
 
 
-def test_without_noise_there_is_no_basis(recipe):
-    prepared = prepare_training(replace(recipe, pca_noise=0.0), Silent())
-    assert prepared.pca_basis is None
-    assert prepared.recipe.pca_std is None
+def test_no_basis_is_measured_without_noise(recipe):
+    setup = prepare_training(replace(recipe, pca_noise=0.0), Silent())
+    assert setup.pca_basis is None
+    assert setup.recipe.pca_std is None
 
 
-def test_a_mean_image_of_another_source(tmp_path, recipe, monkeypatch):
+def test_a_mean_image_from_a_file(tmp_path, recipe, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = np.random.default_rng(0).uniform(0, 255, (36, 36, 3)).astype(np.float32)
     np.save("mean.npy", values)
@@ -163,7 +161,7 @@ def test_a_mean_image_of_another_source(tmp_path, recipe, monkeypatch):
     torch.testing.assert_close(stored, torch.from_numpy(values / 255).permute(2, 0, 1))
 
 
-def test_stretch_squeezes_the_whole_picture(tmp_path, recipe):
+def test_squash_keeps_the_full_width(tmp_path, recipe):
     shutil.rmtree(recipe.data)
     for name in ("a", "b"):
         for n in range(4):
@@ -171,18 +169,18 @@ def test_stretch_squeezes_the_whole_picture(tmp_path, recipe):
             (recipe.data / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(ramp).save(recipe.data / name / f"{n}.png")
     plain = replace(recipe, pca_noise=0.0, mean_image="none")
-    for stretch, lowest in ((True, 5), (False, 60)):
-        prepared = prepare_training(replace(plain, squash=stretch), Silent())
-        assert prepared.preprocess.squash is stretch
-        (batch,) = prepared.train.batches(0)
+    for squash, lowest in ((True, 5), (False, 60)):
+        setup = prepare_training(replace(plain, squash=squash), Silent())
+        assert setup.preprocess.squash is squash
+        (batch,) = setup.train.batches(0)
         assert batch.images.shape[-2:] == (36, 36)
         assert lowest - 5 <= batch.images.min() <= lowest + 15
 
 
-def test_colour_noise_needs_colour(recipe):
-    grey = Recipe(pca_noise=0.1)  # the digits
-    with pytest.raises(UserError, match="Colour noise needs pictures in colour"):
-        prepare_training(grey, Silent())
+def test_pca_noise_needs_color_images(recipe):
+    grayscale = Recipe(pca_noise=0.1)  # the digits
+    with pytest.raises(UserError, match="PCA noise needs color images, and these are grayscale"):
+        prepare_training(grayscale, Silent())
     for path in recipe.data.rglob("*.jpg"):
         Image.open(path).convert("L").save(path)
     with pytest.raises(UserError, match="A basis from grey data has one direction only"):
@@ -190,11 +188,11 @@ def test_colour_noise_needs_colour(recipe):
 
 
 @pytest.mark.gpu
-def test_pictures_in_memory_lie_on_the_gpu_that_trains_and_come_out_the_same():
-    here, there = (
+def test_images_in_gpu_memory_give_the_same_batches():
+    on_cpu, on_gpu = (
         prepare_training(Recipe(device=device, crop="pad", padding=3), Silent()) for device in ("cpu", "cuda")
     )
-    a, b = (next(p.train.batches(1)) for p in (here, there))
+    a, b = (next(p.train.batches(1)) for p in (on_cpu, on_gpu))
     assert b.images.device.type == b.targets.device.type == "cuda"
     assert b.ids.device.type == "cpu"
     assert torch.equal(a.ids, b.ids)

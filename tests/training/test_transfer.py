@@ -1,4 +1,4 @@
-"""Starting from a trained network: what is taken over, what is new, what stays still, at which rate the rest moves."""
+"""Transfer learning: which weights are copied, new or frozen, and the learning rate of the rest."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from helpers import make_image_folder
 SMALL = {"arch": "cifar", "image_size": 32, "width": 0.125, "precision": "fp32", "device": "cpu", "workers": 0}
 
 
-class Said(Silent):
+class LogRecorder(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -38,7 +38,7 @@ def best(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A network of three classes of colour pictures."""
+    """A run on three classes of color images."""
     root = tmp_path_factory.mktemp("trained")
     data = make_image_folder(root / "data")
     return train("folder", data=data, out=root / "run", epochs=1, progress=Silent(), **SMALL).run
@@ -46,49 +46,52 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def others(tmp_path) -> Path:
-    """Other classes."""
+    """An image folder with two other classes."""
     return make_image_folder(tmp_path / "others", classes=("kilo", "lima"))
 
 
-def test_features_stay_to_the_bit_and_the_new_head_learns(trained, others, tmp_path):
-    said = Said()
-    result = train("folder", data=others, weights=str(trained), out=tmp_path / "run", epochs=2, progress=said)
+def test_frozen_features_are_unchanged_and_the_new_head_is_trained(trained, others, tmp_path):
+    recorder = LogRecorder()
+    result = train("folder", data=others, weights=str(trained), out=tmp_path / "run", epochs=2, progress=recorder)
     before, after = best(trained), best(result.run)
     assert after["fc8.weight"].shape[0] == 2
     for name in before:
-        assert name.startswith("fc8") or torch.equal(before[name], after[name]), name  # batch norm's averages too
+        assert name.startswith("fc8") or torch.equal(before[name], after[name]), name  # also the averages of batch norm
     recipe = read_recipe(result.run / "recipe.json")
     assert (recipe.freeze, recipe.arch, recipe.width) == ("features", "cifar", 0.125)
     assert recipe.weights == str(trained.absolute())
-    assert any("pictures a class are too few" in line and "--freeze" in line for line in said.lines)
-    described = json.loads((Run(result.run).named_checkpoint("best") / "model.json").read_text())
-    was = json.loads((Run(trained).named_checkpoint("best") / "model.json").read_text())
-    assert described["preprocess"] == was["preprocess"]
+    assert any(
+        "images per class are enough only for a linear classifier" in line and "--freeze" in line
+        for line in recorder.lines
+    )
+    new = json.loads((Run(result.run).named_checkpoint("best") / "model.json").read_text())
+    old = json.loads((Run(trained).named_checkpoint("best") / "model.json").read_text())
+    assert new["preprocess"] == old["preprocess"]
 
 
-def test_the_same_classes_keep_their_head(trained, tmp_path):
+def test_the_head_is_kept_for_the_same_classes(trained, tmp_path):
     data = read_recipe(trained / "recipe.json").data
     shared = {"data": data, "weights": str(trained), "freeze": "none", "lr": 1e-9, "progress": Silent()}
     run = train("folder", out=tmp_path / "run", epochs=1, **shared).run
     assert torch.allclose(best(trained)["fc8.weight"], best(run)["fc8.weight"], atol=1e-6)
-    assert read_recipe(run / "recipe.json").backbone_lr_mult == 1.0  # nothing is new, so nothing is to be slower
+    assert read_recipe(run / "recipe.json").backbone_lr_mult == 1.0  # without a new layer all have the same rate
 
 
-def test_a_resumed_run_needs_the_first_one_no_more(trained, others, tmp_path):
+def test_resuming_does_not_need_the_pretrained_run(trained, others, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     shared = {"data": others, "weights": str(copy), "freeze": "conv1-conv2", "progress": Silent()}
-    whole = train("folder", out=tmp_path / "whole", epochs=2, schedule="constant", **shared).run
-    part = train("folder", out=tmp_path / "part", epochs=1, schedule="constant", **shared).run
+    unbroken = train("folder", out=tmp_path / "unbroken", epochs=2, schedule="constant", **shared).run
+    stopped = train("folder", out=tmp_path / "stopped", epochs=1, schedule="constant", **shared).run
     shutil.rmtree(copy)
-    resume(part, epochs="+1", progress=Silent())
-    a, b = (load_checkpoint(Run(run).named_checkpoint("last")).model.state_dict() for run in (whole, part))
+    resume(stopped, epochs="+1", progress=Silent())
+    a, b = (load_checkpoint(Run(run).named_checkpoint("last")).model.state_dict() for run in (unbroken, stopped))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert torch.equal(a["conv2.weight"], best(trained)["conv2.weight"])
     assert not torch.equal(a["conv3.weight"], best(trained)["conv3.weight"])
 
 
-def test_old_layers_move_at_a_tenth_of_the_rate():
+def test_pretrained_layers_have_a_tenth_of_the_rate():
     model = create_model("cifar", num_classes=3, width=0.125)
     recipe = Recipe(weights="run", backbone_lr_mult=0.1, lr=0.5, weight_decay=0.01, schedule="constant")
     optimizer = make_optimizer(model, recipe)
@@ -99,7 +102,7 @@ def test_old_layers_move_at_a_tenth_of_the_rate():
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.01}
 
 
-def test_frozen_layers_are_named_one_by_one_or_as_ranges():
+def test_frozen_layers_are_given_by_name_range_or_group():
     plain, batch = create_model("cifar", norm="none"), create_model("cifar", norm="batch")
     assert frozen_layers(plain, "conv1-conv3") == ["conv1", "conv2", "conv3"]
     assert frozen_layers(plain, "conv2,fc6") == ["conv2", "fc6"]
@@ -109,13 +112,13 @@ def test_frozen_layers_are_named_one_by_one_or_as_ranges():
     assert frozen_layers(plain, "none") == frozen_layers(plain, "auto") == []
 
 
-def test_what_comes_before_the_last_frozen_layer_is_in_use_and_the_rest_in_training():
+def test_modules_up_to_the_last_frozen_layer_are_in_eval_mode():
     model = create_model("cifar", norm="batch", dropout=0.5)
-    still = freeze(model, "conv1-fc6")
+    frozen = freeze(model, "conv1-fc6")
     model.train()
-    for weights in still:
-        weights.eval()
-    training = {name: weights.training for name, weights in model.named_children()}
+    for module in frozen:
+        module.eval()
+    training = {name: module.training for name, module in model.named_children()}
     assert not training["norm1"]
     assert not training["drop6"]
     assert training["drop7"]
@@ -125,31 +128,32 @@ def test_what_comes_before_the_last_frozen_layer_is_in_use_and_the_rest_in_train
 
 
 @pytest.mark.parametrize(
-    ("which", "complaint"),
+    ("which", "message"),
     [("conv1-conv9", "'conv9'"), ("conv3-conv1", "first before the last"), ("conv1-fc8", "no layer to train")],
 )
-def test_a_range_that_cannot_be(which, complaint):
-    with pytest.raises(UserError, match=complaint):
+def test_invalid_ranges_are_refused(which, message):
+    with pytest.raises(UserError, match=message):
         frozen_layers(create_model("cifar"), which)
 
 
-@pytest.mark.parametrize(("pictures", "frozen"), [(500, "features"), (3000, "convolutions"), (60_000, "none")])
-def test_how_much_is_trained_follows_from_the_pictures(pictures, frozen):
-    assert choose_frozen_layers("auto", pictures, 10)[0] == frozen
-    assert choose_frozen_layers("conv1", pictures, 10) == ("conv1", "")
+@pytest.mark.parametrize(("images", "frozen"), [(500, "features"), (3000, "convolutions"), (60_000, "none")])
+def test_frozen_layers_are_chosen_by_the_number_of_images(images, frozen):
+    assert choose_frozen_layers("auto", images, 10)[0] == frozen
+    assert choose_frozen_layers("conv1", images, 10) == ("conv1", "")
 
 
-def test_weights_of_another_architecture_or_of_grey_pictures_are_refused(trained, others, small_run, tmp_path):
+def test_weights_for_another_architecture_or_color_mode_are_refused(trained, others, small_run, tmp_path):
     with pytest.raises(UserError, match="leave --arch out"):
         train("folder", data=others, weights=str(trained), arch="torchvision", out=tmp_path / "a", progress=Silent())
-    with pytest.raises(UserError, match="reads grey pictures and these are colour"):
+    with pytest.raises(UserError, match="takes grayscale images, and these are color"):
         train("folder", data=others, weights=str(small_run), out=tmp_path / "b", progress=Silent())
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
 
 
-def test_published_weights_are_a_start_like_any_other(others, tmp_path, monkeypatch):
-    """torchvision's cannot be downloaded in a test: a state dict of its form, made on the spot, stands for them."""
+@pytest.mark.slow
+def test_training_from_torchvision_weights(others, tmp_path, monkeypatch):
+    """A random state dict of the same form replaces the download."""
     from torchvision.models import alexnet as torchvision_alexnet
 
     from alexnet.models import weights
@@ -167,6 +171,6 @@ def test_published_weights_are_a_start_like_any_other(others, tmp_path, monkeypa
     assert (preprocess.size, preprocess.resize, preprocess.mean) == (224, 256, (0.485, 0.456, 0.406))
 
 
-def test_a_setting_of_the_recipe_that_changes_the_network_is_refused():
-    with pytest.raises(UserError, match="brings a network as it is"):
+def test_weights_with_spec_edits_are_refused():
+    with pytest.raises(UserError, match="--weights brings its own network; leave it out"):
         replace(Recipe(weights="run"), spec_edits=("average-pool",))
