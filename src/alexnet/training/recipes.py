@@ -1,6 +1,6 @@
 """The recipes that ship, each a function whose docstring gives source, command, and measured time and accuracy.
 
-`alexnet train NAME` trains one; flags after the name override its settings.
+`alexnet train NAME --data DIR` trains one (the digits need no data); flags after the name override its settings.
 """
 
 from __future__ import annotations
