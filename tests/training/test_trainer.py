@@ -19,7 +19,7 @@ from alexnet.errors import TrainingFailed, UserError
 from alexnet.inference.calibration import find_calibration
 from alexnet.models.model import build
 from alexnet.run_dir import Run
-from alexnet.training.api import resume_run, train
+from alexnet.training.api import resume, train
 from alexnet.training.checkpoints import TrainState
 from alexnet.training.manual_schedule import ScheduleChange
 from alexnet.training.progress import Silent
@@ -134,7 +134,7 @@ def test_limit_steps_ends_the_run_like_an_epoch(tmp_path):
     assert row["step"] == 4
     assert result.summary["steps"] == 4
     assert run.named_checkpoint("best") == run.named_checkpoint("last")
-    assert resume_run(run).already_finished
+    assert resume(run.path).already_finished
 
 
 class StopAt(Silent):
@@ -170,7 +170,7 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(tmp_
     run = Run(tmp_path / "stopped")
     assert run.metrics() == []
     assert read_training_state(run.named_checkpoint("last"))["position"]["step"] == 21
-    resume_run(run, progress=Silent())
+    resume(run.path, progress=Silent())
     assert equal_weights(read_weights(tmp_path / "uninterrupted"), read_weights(run.path))
     keys = ("epoch", "train_loss", "train_top1", "val_loss", "top1")
     for row, expected in zip(run.metrics(), Run(uninterrupted.run).metrics(), strict=True):
@@ -193,7 +193,7 @@ def test_lr_changes_added_to_a_finished_run_apply_when_resumed(tmp_path):
     by_name = {name: trainer.optimizer.state[p]["momentum_buffer"] for name, p in trainer.model.named_parameters()}
     order = sorted(by_name, key=lambda name: name.endswith("bias"))
     assert all(torch.equal(by_name[name], momentum[i]["momentum_buffer"]) for i, name in enumerate(order))
-    resume_run(run, progress=Silent())
+    resume(run.path, progress=Silent())
     after = read_weights(run.path)
     assert {name.split(".")[0] for name in before if torch.equal(before[name], after[name])} == {"conv1"}
     assert [row["lr"] for row in run.metrics()] == [0.02, 0.02]
@@ -203,11 +203,11 @@ def test_a_stop_while_extending_a_finished_run(small_run, tmp_path, monkeypatch)
     monkeypatch.setattr("alexnet.training.trainer.LOG_EVERY", 5)
     run = Run(shutil.copytree(small_run, tmp_path / "copy"))
     with pytest.raises(Interrupted):
-        resume_run(run, epochs="+1", progress=StopAt(signal.SIGTERM))
-    result = resume_run(run, progress=Silent())
+        resume(run.path, epochs="+1", progress=StopAt(signal.SIGTERM))
+    result = resume(run.path, progress=Silent())
     assert not result.already_finished
     assert [r["epoch"] for r in run.metrics()] == [1, 2, 3, 4, 5]
-    assert resume_run(run).already_finished
+    assert resume(run.path).already_finished
 
 
 def test_a_stop_at_the_last_step_is_ignored(tmp_path):
@@ -229,7 +229,7 @@ def test_resume_completes_a_run_that_crashed_after_its_last_checkpoint(tmp_path,
             train_tiny(out=tmp_path / "run", epochs=1)
     run = Run(tmp_path / "run")
     assert run.summary() == {}
-    result = resume_run(run, progress=Silent())
+    result = resume(run.path, progress=Silent())
     complete = train_tiny(out=tmp_path / "complete", epochs=1)
     assert result.summary["best"] == complete.summary["best"]
     assert result.summary["test"] == complete.summary["test"]
@@ -237,7 +237,7 @@ def test_resume_completes_a_run_that_crashed_after_its_last_checkpoint(tmp_path,
     assert len(run.metrics()) == 1
     for split in ("val", "test"):
         assert (run.read_evaluation(split)[2] == Run(complete.run).read_evaluation(split)[2]).all()
-    assert resume_run(run).already_finished
+    assert resume(run.path).already_finished
 
 
 def test_a_kill_while_extending_a_finished_run_loses_no_epoch(small_run, tmp_path, monkeypatch):
@@ -250,13 +250,13 @@ def test_a_kill_while_extending_a_finished_run_loses_no_epoch(small_run, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(Run, "append_metrics", killed)
         with pytest.raises(KeyboardInterrupt):
-            resume_run(run, epochs="+1", progress=Silent())
+            resume(run.path, epochs="+1", progress=Silent())
     assert run.summary()["complete"]
-    result = resume_run(run, progress=Silent())
+    result = resume(run.path, progress=Silent())
     assert not result.already_finished
     assert result.summary["epochs"] == 5
     assert [row["epoch"] for row in run.metrics()] == [1, 2, 3, 4, 5]
-    assert resume_run(run).already_finished
+    assert resume(run.path).already_finished
 
 
 def test_best_is_written_before_last(tmp_path, monkeypatch):
@@ -287,7 +287,7 @@ def test_an_image_that_becomes_unreadable_in_mid_epoch_loses_no_step(tmp_path, i
     run = Run(tmp_path / "run")
     assert read_training_state(run.named_checkpoint("last"))["position"]["step"] == len(setup.train) - 1
     victim.write_bytes(content)
-    assert resume_run(run, progress=Silent()).summary["steps"] == len(setup.train)
+    assert resume(run.path, progress=Silent()).summary["steps"] == len(setup.train)
 
 
 def test_weights_that_become_nan_in_the_last_step_are_not_saved(tmp_path, monkeypatch):
@@ -308,7 +308,7 @@ def test_weights_that_become_nan_in_the_last_step_are_not_saved(tmp_path, monkey
 
 def test_a_finished_run_can_be_extended(small_run, tmp_path):
     copy = shutil.copytree(small_run, tmp_path / "copy")
-    result = resume_run(Run(copy), epochs="+1", progress=Silent())
+    result = resume(copy, epochs="+1", progress=Silent())
     assert [r["epoch"] for r in Run(copy).metrics()] == [1, 2, 3, 4, 5]
     assert result.summary["epochs"] == 5
     assert json.loads((copy / "recipe.json").read_text())["epochs"] == 5
@@ -333,7 +333,7 @@ def test_resume_repairs_a_surplus_line_of_metrics(tmp_path):
     run = Run(train_tiny(out=tmp_path / "run", limit_steps=4).run)
     (row,) = run.metrics()
     run.append_metrics({**row, "epoch": 99})
-    resume_run(run, epochs="3", progress=Silent())
+    resume(run.path, epochs="3", progress=Silent())
     assert [r["epoch"] for r in run.metrics()] == [1, 2, 3]
 
 
@@ -366,7 +366,7 @@ def test_a_full_disk_ends_training_with_a_message_and_keeps_the_finished_epoch(t
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(TrainingFailed, match="No space left on device.*alexnet resume"):
-        resume_run(run, epochs="+1", progress=Silent())
+        resume(run.path, epochs="+1", progress=Silent())
     assert run.named_checkpoint("last") == kept
 
 
@@ -422,19 +422,18 @@ def test_early_stopping(tmp_path):
     result = train_tiny(out=tmp_path / "run", epochs=9, lr=0.0, norm="none", early_stop=2)
     assert result.summary["epochs"] == 3
     assert result.summary["complete"]
-    assert resume_run(Run(result.run), progress=Silent()).already_finished
+    assert resume(result.run, progress=Silent()).already_finished
 
 
 def test_an_early_stopped_run_can_be_extended(tmp_path):
     run = Run(train_tiny(out=tmp_path / "run", epochs=9, lr=0.0, norm="none", early_stop=2, limit_steps=None).run)
     progress = Silent()
-    progress.log = (sentences := []).append
-    summary = resume_run(run, epochs="+1", progress=progress).summary
+    progress.log = (messages := []).append
+    summary = resume(run.path, epochs="+1", progress=progress).summary
     assert summary["epochs"] == 4
     assert read_recipe(run.recipe_json).early_stop == 0
-    assert (
-        "It had stopped early, after 2 epochs without a better one; from here on it does not stop early." in sentences
-    )
+    message = "The run had stopped early, after 2 epochs without improvement; early stopping is off from here on."
+    assert message in messages
 
 
 def test_augmented_images_are_saved_and_resources_recorded(tmp_path):
