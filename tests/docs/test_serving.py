@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.cli import run
-from alexnet.serving.settings import HELD, Settings
+from alexnet.serving.settings import MAX_BODIES, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -20,7 +20,7 @@ def test_the_limits_are_the_defaults(capsys):
     told = dict(re.findall(r"^\| `--([a-z-]+)` \| ([\d,.]+) \|", PAGE, re.MULTILINE))
     limits = {f.name: f.default for f in fields(Settings) if f.name not in ("host", "port", "token", "cors")}
     assert {name.replace("-", "_"): float(value.replace(",", "")) for name, value in told.items()} == limits
-    assert HELD == 8
+    assert MAX_BODIES == 8
     assert "Eight such bodies" in PAGE
     run(["serve", "--help"])
     shown = capsys.readouterr().out
@@ -29,17 +29,17 @@ def test_the_limits_are_the_defaults(capsys):
 
 def test_every_status_is_told():
     pytest.importorskip("fastapi")
-    from alexnet.serving.routes import SAYS
+    from alexnet.serving.routes import STATUS_DESCRIPTIONS
 
     told = {int(status) for status in re.findall(r"\b([45]\d\d)\b", PAGE.split("## Errors")[1].split("##")[0])}
-    assert SAYS.keys() - {500} <= told
+    assert STATUS_DESCRIPTIONS.keys() - {500} <= told
 
 
 def test_every_metric_is_told():
     pytest.importorskip("prometheus_client")
     from alexnet.serving.metrics import Metrics
 
-    names = set(re.findall(r"^# TYPE (alexnet_\w+)", Metrics().text().decode(), re.MULTILINE))
+    names = set(re.findall(r"^# TYPE (alexnet_\w+)", Metrics().render().decode(), re.MULTILINE))
     assert {name for name in names if not name.endswith("_created")} <= set(re.findall(r"alexnet_\w+", PAGE))
 
 

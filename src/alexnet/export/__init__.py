@@ -1,1 +1,6 @@
-"""Networks as files that other programs run, each checked against the trainer before it is handed over."""
+"""Exporting trained models to other runtimes, verified against the trainer before the file is kept.
+
+Public names: `export.Exporter`, `export.Export`, `parity.ExportFailed`.
+Read in this order: export (the procedure), writers (one function per format), parity (the comparison), parity_worker
+(its subprocess, which opens the file by its own runtime).
+"""

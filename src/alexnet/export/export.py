@@ -1,8 +1,8 @@
-"""From a run to a file that other programs run, handed over only if it agrees with the trainer.
+"""Export of a run to a file for other runtimes, kept only if it agrees with the trainer.
 
-A file is written into a temporary folder beside its place, with its description, opened there by its own runtime in a
-process of its own, and compared with the run on real pictures (`parity.py`). Only then is it moved into place; if it
-is off by more than the tolerance, or anything fails, nothing is left.
+The file and its manifest are written to a temporary folder next to the target, opened there by their own runtime in a
+separate process, and compared with the run on real images (`parity.py`). Only then are they moved to the target; if
+the difference exceeds the tolerance, or anything fails, nothing is left behind.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ from alexnet.inference.load import load_model
 from alexnet.runtimes.manifest import FORMATS, PRECISIONS, check_installed, manifest_path
 from alexnet.runtimes.signature import key_path, sign
 
-Say = Callable[[str], object]
-
-DEPRECATED = "TorchScript is deprecated since torch 2.12: for programs that read it already; new ones should take pt2."
+DEPRECATED = "Warning: TorchScript is deprecated since torch 2.12; use it for existing programs and pt2 for new ones."
 
 
 @dataclass(frozen=True)
@@ -46,33 +44,34 @@ class Export:
     kind: str
     precision: str
     size: int
-    """Bytes, of all its files."""
+    """Total bytes of its files."""
     parity: Parity
     tolerance: float
-    truth: Reference
+    reference: Reference
 
     def to_dict(self) -> dict[str, Any]:
-        """A part of the JSON document of `alexnet export`."""
+        """Return the JSON document of `alexnet export`."""
         return {
             "file": str(self.file), "format": self.kind, "precision": self.precision, "size": self.size,
             "max_abs_diff": self.parity.max_abs_diff, "tolerance": self.tolerance,
             "top1_agreement": self.parity.top1_agreement, "images": self.parity.images,
-            "top1": self.parity.top1, "run_top1": self.truth.top1,
-            "seconds": self.parity.seconds, "run_seconds": self.truth.seconds,
-            "without_torch": self.parity.without_torch, "unreadable": self.truth.unreadable, "note": self.truth.note,
+            "top1": self.parity.top1, "run_top1": self.reference.top1,
+            "seconds": self.parity.seconds, "run_seconds": self.reference.seconds,
+            "without_torch": self.parity.without_torch,
+            "unreadable": self.reference.unreadable, "note": self.reference.note,
         }  # fmt: skip
 
 
 def check_format(name: str) -> None:
-    """Raise `UserError` unless there is a format `name`."""
+    """Raise `UserError` unless `name` is a format."""
     if name not in FORMATS:
         raise unknown_name("format", name, (*FORMATS, "all"))
 
 
 class Exporter:
-    """Exports one run, to as many formats as are asked for: its data is read, and its answers are found, once.
+    """Exports one run to any number of formats, loading its data and computing its predictions once.
 
-    Use it in a `with` statement. Raises `UserError` where `open_model` does, and where `images` holds no pictures.
+    Use it as a context manager. Raises `UserError` where `load_model` does, and if `images` contains no images.
     """
 
     def __init__(
@@ -84,13 +83,13 @@ class Exporter:
         with_preprocessing: bool = False,
         precision: str = "fp32",
         tolerance: float | None = None,
-        say: Say = lambda _: None,
+        say: Callable[[str], object] = lambda _: None,
     ) -> None:
         if precision not in PRECISIONS:
             raise unknown_name("precision", precision, PRECISIONS)
         if tolerance is not None and not 0 < tolerance <= 1:
-            raise UserError(f"--tolerance is a difference of probabilities, above 0 and up to 1, not {tolerance:g}.")
-        self.opened = load_model(run, checkpoint)
+            raise UserError(f"--tolerance must be a difference of probabilities between 0 and 1, not {tolerance:g}.")
+        self.loaded = load_model(run, checkpoint)
         self._images, self._pixels, self._precision, self._say = images, with_preprocessing, precision, say
         self._tolerance = TOLERANCE[precision] if tolerance is None else tolerance
         self._temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
@@ -102,145 +101,141 @@ class Exporter:
         self._temporary.cleanup()
 
     def check(self, kind: str) -> None:
-        """Raise `UserError` unless the run can be exported to `kind` here."""
+        """Raise `UserError` unless the run can be exported to `kind` on this machine."""
         check_format(kind)
-        writers.check_fits(self.opened, kind, self._pixels, self._precision)
+        writers.check_supported(self.loaded, kind, self._pixels, self._precision)
         check_installed(kind, True, self._precision)
 
     def export(self, kind: str, out: Path | None = None) -> Export:
-        """Write the run as `kind` to `out`, by default a file in its own folder `export/`.
+        """Write the run as `kind` to `out`, by default a file in the run's folder `export/`.
 
-        Raises `UserError` where `check` does, and for an `out` that cannot be; `ExportFailed` where the file cannot be
-        written or differs from the run by more than the tolerance.
+        Raises `UserError` where `check` does and for an unusable `out`; `ExportFailed` if the file cannot be written
+        or differs from the run by more than the tolerance.
         """
         self.check(kind)
         target = self._target(kind, out)
-        with _beside(target) as temporary:
-            truth = self.truth  # found first: without pictures nothing is written
+        with _temporary_folder_beside(target) as temporary:
+            reference = self.reference  # computed first: without images nothing is written
             written = temporary / target.name
             try:
-                description = self._write(kind, written)
-                unsigned = FORMATS[kind].runs_code and not description.signature
-                found = parity.compare(written, kind, truth, trust=unsigned)
-                if not found.max_abs_diff <= self._tolerance:
-                    raise ExportFailed(self._refusal(kind, found))
+                manifest = self._write(kind, written)
+                unsigned = FORMATS[kind].runs_code and not manifest.signature
+                result = parity.compare(written, kind, reference, trust=unsigned)
+                if not result.max_abs_diff <= self._tolerance:  # NaN fails too
+                    raise ExportFailed(self._mismatch_message(kind, result))
                 folder = written if written.is_dir() else temporary
-                size = sum((folder / name).stat().st_size for name in description.sums)
+                size = sum((folder / name).stat().st_size for name in manifest.sums)
                 measured = {
-                    "images": found.images, "pictures": truth.pictures.what, "max_abs_diff": found.max_abs_diff,
-                    "tolerance": self._tolerance, "top1_agreement": found.top1_agreement,
-                    "unreadable": truth.unreadable, "note": truth.note,
+                    "images": result.images, "pictures": reference.images.description,
+                    "max_abs_diff": result.max_abs_diff, "tolerance": self._tolerance,
+                    "top1_agreement": result.top1_agreement, "unreadable": reference.unreadable,
+                    "note": reference.note,
                 }  # fmt: skip
-                complete = replace(description, about={**description.about, "parity": measured})
+                complete = replace(manifest, about={**manifest.about, "parity": measured})
                 write_json(manifest_path(written), complete.to_dict())
-                _move(temporary, target)
+                _move_into_place(temporary, target)
             except (UserError, ExportFailed):
                 raise
-            except Exception as error:  # each library reports a full disk, or a network it cannot express, in its way
+            except Exception as error:  # each library has its own exceptions for a full disk or an unsupported network
                 free = shutil.disk_usage(temporary).free
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ExportFailed(
-                    f"'{self.opened.model.spec.name}' could not be written as {kind} ({reason}; {free / 2**20:,.0f} "
+                    f"'{self.loaded.model.spec.name}' could not be written as {kind} ({reason}; {free / 2**20:,.0f} "
                     "MiB are free there); nothing was left behind."
                 ) from error
-        return Export(target, kind, self._precision, size, found, self._tolerance, truth)
-
-    # ── what all formats share ────────────────────────────────────────────────────────────────────────────────
+        return Export(target, kind, self._precision, size, result, self._tolerance, reference)
 
     @functools.cached_property
-    def truth(self) -> Reference:
-        """What the run itself says of the pictures."""
-        opened = self.opened
+    def reference(self) -> Reference:
+        """The run's own predictions on the images to compare on."""
+        loaded = self.loaded
         if self._images is not None:
-            pictures = parity.pictures_below(self._images, opened.classes)
-        elif opened.run is None:
+            images = parity.folder_images(self._images, loaded.classes)
+        elif loaded.run is None:
             raise UserError(
-                "This network comes without pictures to compare the exported file on; give --images with a folder of "
-                "pictures like those that it will see."
+                "This model comes without images to compare the exported file on; pass a folder of typical images "
+                "with --images."
             )
         else:
-            pictures = parity.own_pictures(self._source, opened.classes, Path(self._temporary.name))
-        found = parity.reference(opened, pictures)
-        n = len(found.pictures.files)
-        self._say(f"Comparing on {n:,} pictures {pictures.what}.")
-        if found.note:
-            self._say(f"Note: {found.note}.")
-        return found
+            images = parity.dataset_images(self._dataset, loaded.classes, Path(self._temporary.name))
+        reference = parity.compute_reference(loaded, images)
+        self._say(f"Comparing on {len(reference.images.files):,} images {images.description}.")
+        if reference.note:
+            self._say(f"Note: {reference.note}.")
+        return reference
 
     @functools.cached_property
-    def _source(self) -> ImageDataset:
-        assert self.opened.run is not None
+    def _dataset(self) -> ImageDataset:
+        assert self.loaded.run is not None
         try:
-            return run_dataset(self.opened.run, None)
+            return run_dataset(self.loaded.run, None)
         except UserError as error:
-            raise UserError(f"{str(error).rstrip('.')}; or compare on other pictures, with --images DIR.") from error
+            raise UserError(f"{str(error).rstrip('.')}; or compare on other images with --images DIR.") from error
 
-    def _seen(self) -> np.ndarray:
-        return calibration_images(self.opened, self._images, "--images")
+    def _calibration_images(self) -> np.ndarray:
+        return calibration_images(self.loaded, self._images, "--images")
 
     def _calibration(self) -> dict[str, Any] | None:
-        """Temperature and threshold of the checkpoint, if there are any."""
-        found, _ = find_calibration(self.opened.checkpoint, self.opened.run)
-        return found.to_dict() if found else None
+        """Return temperature and threshold of the checkpoint, if it has any."""
+        calibration, _ = find_calibration(self.loaded.checkpoint, self.loaded.run)
+        return calibration.to_dict() if calibration else None
 
     def _target(self, kind: str, out: Path | None) -> Path:
-        """Where to write. Raises `UserError` where something else would be overwritten."""
+        """Return the path to write. Raises `UserError` if something else would be overwritten."""
         suffix = FORMATS[kind].suffix
         if out is None:
-            home = self.opened.run.path / "export" if self.opened.run else Path("export")
-            name = f"{self.opened.model.spec.name.replace('/', '-')}{PRECISIONS[self._precision]}"
+            home = self.loaded.run.path / "export" if self.loaded.run else Path("export")
+            name = f"{self.loaded.model.spec.name.replace('/', '-')}{PRECISIONS[self._precision]}"
             out = home / (name + suffix if suffix else f"{name}-huggingface")
-        if out.suffix.lower() != suffix and suffix:
-            raise UserError(f"Files of the format {kind} end in {suffix}, and {out} does not; change --out.")
-        if suffix and out.is_dir():
+        if not suffix:
+            ours = out.is_dir() and (not any(out.iterdir()) or manifest_path(out).is_file())
+            if out.exists() and not ours:
+                raise UserError(f"--out {out} exists and is not an exported folder; choose a path that does not exist.")
+            return out
+        if out.suffix.lower() != suffix:
+            raise UserError(f"--out {out} must end in {suffix} for the format {kind}.")
+        if out.is_dir():
             raise UserError(f"{out} is a folder; name a file with --out.")
         weights = out.with_suffix(".bin")
         if kind == "openvino" and weights.exists() and not out.exists():
             raise UserError(f"{weights}, where the weights of {out} would go, is another file; choose another --out.")
-        if (
-            not suffix
-            and out.exists()
-            and not (out.is_dir() and (not any(out.iterdir()) or manifest_path(out).is_file()))
-        ):
-            raise UserError(f"--out {out} exists and is no exported folder; choose one that does not exist yet.")
         return out
 
     def _write(self, kind: str, path: Path) -> writers.Manifest:
-        job = writers.Job(self.opened, kind, self._pixels, self._precision, self._calibration(), self._seen)
+        job = writers.Job(
+            self.loaded, kind, self._pixels, self._precision, self._calibration(), self._calibration_images
+        )
         if kind == "torchscript":
             self._say(DEPRECATED)
-        found = writers.write(job, path)
+        manifest = writers.write(job, path)
         parts = sorted(p for p in (path.rglob("*") if path.is_dir() else path.parent.iterdir()) if p.is_file())
         packages = ("alexnet", "torch", *FORMATS[kind].reads)
-        about = {**found.about, "versions": {p: package_version(p) for p in packages}, "machine": _machine()}
-        found = replace(found, about=about, sums={p.name: sha256_file(p) for p in parts})
+        machine = f"{cpu_name()}, {platform.system()} {platform.machine()}"
+        about = {**manifest.about, "versions": {p: package_version(p) for p in packages}, "machine": machine}
+        manifest = replace(manifest, about=about, sums={p.name: sha256_file(p) for p in parts})
         if FORMATS[kind].runs_code:
-            found = replace(found, signature=sign(kind, found.sums))
-            if not found.signature:
+            manifest = replace(manifest, signature=sign(kind, manifest.sums))
+            if not manifest.signature:
                 self._say(
-                    f"The {kind} file could not be signed, as no key of your own can be kept in {key_path()}; opening "
-                    "it will take --trust."
+                    f"Warning: the {kind} file could not be signed because {key_path()} cannot hold a private key; "
+                    "opening it requires --trust."
                 )
-        write_json(manifest_path(path), found.to_dict())
-        return found
+        write_json(manifest_path(path), manifest.to_dict())
+        return manifest
 
-    def _refusal(self, kind: str, found: Parity) -> str:
-        way = " --quantize int8-fc is far closer;" if "int8-fc" in FORMATS[kind].precisions else ""
-        way = way if self._precision == "int8" else ""
+    def _mismatch_message(self, kind: str, result: Parity) -> str:
+        closer = self._precision == "int8" and "int8-fc" in FORMATS[kind].precisions
+        advice = "--quantize int8-fc is far closer, and " if closer else ""
         return (
-            f"The {kind} file differs from the run by {found.max_abs_diff:.2g} of a probability, more than "
-            f"{self._tolerance:g}, at {found.worst} (the same label on {found.top1_agreement:.1%} of {found.images:,} "
-            f"pictures); nothing was left behind.{way} --tolerance allows more, if that is what you want."
+            f"The {kind} file differs from the run by {result.max_abs_diff:.2g} in probability, more than the "
+            f"tolerance of {self._tolerance:g}, at {result.worst} (same label on {result.top1_agreement:.1%} of "
+            f"{result.images:,} images), so nothing was left behind; {advice}--tolerance allows a larger difference."
         )
 
 
-def _machine() -> str:
-    return f"{cpu_name()}, {platform.system()} {platform.machine()}"
-
-
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A temporary folder on the disk of `target`, whose own folder is made if need be and not left empty."""
+def _temporary_folder_beside(target: Path) -> Iterator[Path]:
+    """Create a temporary folder on the disk of `target`, and its parents; remove what stays empty."""
     missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     temporary: Path | None = None
     try:
@@ -258,20 +253,20 @@ def _beside(target: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _move(temporary: Path, target: Path) -> None:
-    """All that is in `temporary` into the folder of `target`; the description last, as it vouches for the others.
+def _move_into_place(temporary: Path, target: Path) -> None:
+    """Move everything in `temporary` to the folder of `target`; the manifest last, because it vouches for the rest.
 
-    A folder that is there gives way first, as none can be renamed over it, and comes back if the new one cannot move.
+    An existing folder is moved away first, as nothing can be renamed over it, and restored if the new one cannot move.
     """
     if (temporary / target.name).is_dir() and target.exists():
-        before = temporary / f"{target.name}-before"
-        os.replace(target, before)
+        previous = temporary / f"{target.name}-before"
+        os.replace(target, previous)
         try:
             os.replace(temporary / target.name, target)
         except OSError:
-            os.replace(before, target)
+            os.replace(previous, target)
             raise
         return
-    vouching = manifest_path(target).name
-    for path in sorted(temporary.iterdir(), key=lambda path: path.name == vouching):
+    manifest = manifest_path(target).name
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name == manifest):
         os.replace(path, target.parent / path.name)

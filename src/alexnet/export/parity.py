@@ -1,7 +1,7 @@
-"""Whether an exported file agrees with the trainer: from the bytes of real pictures to probabilities, both ways.
+"""Comparison of an exported file with the trainer, from the bytes of real images to probabilities.
 
-The trainer's side is the checkpoint in torch, float32, as `alexnet eval` computes it. The file's side is `check.py`, a
-process that knows the file and its description and nothing else.
+The trainer's side is the checkpoint in torch, float32, as `alexnet eval` computes it. The file's side is
+`parity_worker.py`, a process that has only the file and its manifest.
 """
 
 from __future__ import annotations
@@ -24,73 +24,73 @@ from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, RawImage
 from alexnet.data.decode import BadImage
 from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
-from alexnet.export.parity_worker import latencies
+from alexnet.export.parity_worker import measure_latencies
 from alexnet.inference.evaluate import match_classes
 from alexnet.inference.predict import BATCH_SIZE, load_eval_array
 from alexnet.runtimes.engines import LoadedModel, softmax
 from alexnet.runtimes.manifest import FORMATS
 from alexnet.runtimes.select import torch_engine
 
-ENOUGH = 200  # pictures that parity is measured on, where there are as many
-MOST = 1000
+ENOUGH_IMAGES = 200  # with fewer, the comparison carries a note
+MAX_IMAGES = 1000
 TOLERANCE = {"fp32": 1e-3, "half": 1e-2, "int8": 1e-2, "int8-fc": 1e-2}
-"""The largest difference of a probability that passes."""
+"""Maximum difference of a probability, by precision."""
 
-UNKNOWN = -1  # in place of a target
+UNKNOWN = -1  # target of an unlabeled image
 
 
 class ExportFailed(RuntimeError):
-    """An exported file that cannot be written, or is not what the trainer is; nothing is left of it."""
+    """The exported file cannot be written or differs from the trainer; nothing is left of it."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Real pictures, as files."""
+class ImageSet:
+    """Real images, as files."""
 
     files: list[Path]
     names: list[str]
-    """What each is called."""
     targets: np.ndarray
-    """Class numbers of the network, int64; `UNKNOWN` where nobody knows."""
-    what: str
-    """Which they are, in words."""
-    learnt: bool = False
+    """Class numbers, int64 (n,); `UNKNOWN` for unlabeled images."""
+    description: str
+    """Where they are from, for messages: "of the val split"."""
+    trained_on: bool = False
     """Whether the run was trained on them."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the trainer says of pictures, all of which can be read."""
+    """The trainer's predictions on readable images."""
 
-    pictures: Pictures
+    images: ImageSet
     probabilities: np.ndarray
     """float32 (n, classes)."""
     seconds: dict[str, float]
-    """For 1 picture and for 32."""
+    """Latency for 1 image and for 32."""
     unreadable: int = 0
-    """Pictures that were left out."""
+    """Number of images that were skipped."""
 
     @property
     def top1(self) -> float | None:
-        return top1(self.probabilities, self.pictures.targets)
+        """Accuracy on the labeled images; None without any."""
+        return top1(self.probabilities, self.images.targets)
 
     @property
     def note(self) -> str | None:
-        """What makes the comparison say less than it should, if anything does."""
-        n, pictures = len(self.pictures.files), self.pictures
-        said = []
-        if n < ENOUGH:
-            said.append(
-                f"only {n} pictures were compared, for want of more {pictures.what}; {ENOUGH} would say more, and "
-                "--images takes a folder of them"
+        """What limits the meaning of the comparison, if anything does."""
+        n, images = len(self.images.files), self.images
+        notes = []
+        if n < ENOUGH_IMAGES:
+            notes.append(
+                f"only {n} images were compared, all there are {images.description}; {ENOUGH_IMAGES} would be more "
+                "conclusive, and --images takes a folder of them"
             )
         if self.unreadable:
-            said.append(f"{self.unreadable:,} of {n + self.unreadable:,} could not be read")
-        if pictures.learnt:
-            said.append("the run was trained on these pictures, so that top-1 says little of others")
-        return "; ".join(said) or None
+            notes.append(f"{self.unreadable:,} of {n + self.unreadable:,} could not be read")
+        if images.trained_on:
+            notes.append("the run was trained on these images, so top-1 does not predict the accuracy on new ones")
+        return "; ".join(notes) or None
 
 
 @dataclass(frozen=True)
@@ -99,142 +99,139 @@ class Parity:
 
     images: int
     max_abs_diff: float
-    """The largest difference of a probability."""
+    """Maximum difference of a probability."""
     worst: str
-    """The picture where it is."""
+    """The image that has it."""
     top1_agreement: float
-    """The share of pictures with the same likeliest label."""
+    """Share of images with the same most likely label."""
     top1: float | None
-    """The share of pictures that the file labels rightly, of those whose label is known."""
+    """Accuracy of the file on the labeled images; None without any."""
     seconds: dict[str, float]
     without_torch: bool
 
 
-# ── pictures ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── images to compare on ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def pictures_below(folder: Path, classes: tuple[str, ...]) -> Pictures:
-    """Those in `folder` and below, evenly up to `MOST`; the folder that one is in is its label, if there is such one.
+def folder_images(folder: Path, classes: tuple[str, ...]) -> ImageSet:
+    """Return up to `MAX_IMAGES` evenly spaced images below `folder`, labeled by their folder if it names a class.
 
     Raises `UserError` if there are none.
     """
     if not folder.is_dir():
-        raise UserError(f"--images {folder} is not a folder; give one of pictures like those the network will see.")
-    files = _evenly(find_images([folder]))
-    known = {name: i for i, name in enumerate(classes)}
-    targets = np.array([known.get(path.parent.name, UNKNOWN) for path in files], dtype=np.int64)
-    return Pictures(files, list(map(str, files)), targets, f"in {folder}")
+        raise UserError(f"--images {folder} is not a folder; pass a folder of typical images.")
+    files = _evenly_spaced(find_images([folder]))
+    numbers = {name: i for i, name in enumerate(classes)}
+    targets = np.array([numbers.get(path.parent.name, UNKNOWN) for path in files], dtype=np.int64)
+    return ImageSet(files, list(map(str, files)), targets, f"in {folder}")
 
 
-def own_pictures(source: ImageDataset, classes: tuple[str, ...], temporary: Path) -> Pictures:
-    """Pictures of the split that the run validated on, or else of its test split, evenly up to `MOST`.
+def dataset_images(dataset: ImageDataset, classes: tuple[str, ...], temporary: Path) -> ImageSet:
+    """Return up to `MAX_IMAGES` evenly spaced images of the validation split, else of the test or training split.
 
-    Those of a data set without picture files are written to `temporary`: packed JPEGs as they are, pixels as PNG.
+    Images that are not files are written to `temporary`: packed JPEGs unchanged, pixel arrays as PNG.
     """
-    split = next(name for name in ("val", "test", "train") if name in source.splits)
-    whole: ImageArrays | ImageFiles = source.splits[split]
-    part = whole.take(np.array(_evenly(list(range(len(whole))))))
+    split = next(name for name in ("val", "test", "train") if name in dataset.splits)
+    complete: ImageArrays | ImageFiles = dataset.splits[split]
+    part = complete.take(np.array(_evenly_spaced(list(range(len(complete))))))
     if isinstance(part, ImageFiles):
-        stored: Iterable[RawImage] = map(part.raw, range(len(part)))
+        raw: Iterable[RawImage] = map(part.raw, range(len(part)))
     else:
-        stored = part.images.permute(0, 2, 3, 1).numpy()
-    files = [_as_file(picture, temporary / str(i)) for i, picture in enumerate(stored)]
-    targets = match_classes(classes, source.classes)[part.targets.numpy()]
-    return Pictures(files, part.names, targets, f"of the {split} split", learnt=split == "train")
+        raw = part.images.permute(0, 2, 3, 1).numpy()
+    files = [_as_file(image, temporary / str(i)) for i, image in enumerate(raw)]
+    targets = match_classes(classes, dataset.classes)[part.targets.numpy()]
+    return ImageSet(files, part.names, targets, f"of the {split} split", trained_on=split == "train")
 
 
-def _as_file(picture: RawImage, name: Path) -> Path:
-    """The file of a picture, which is written under this name where there is none."""
-    if isinstance(picture, Path):
-        return picture
-    path = name.with_suffix(".jpg" if isinstance(picture, bytes) else ".png")
-    if isinstance(picture, bytes):
-        path.write_bytes(picture)
+def _as_file(image: RawImage, stem: Path) -> Path:
+    """Return the file of an image, writing it to `stem` with a suffix if it is none."""
+    if isinstance(image, Path):
+        return image
+    path = stem.with_suffix(".jpg" if isinstance(image, bytes) else ".png")
+    if isinstance(image, bytes):
+        path.write_bytes(image)
     else:
-        Image.fromarray(picture if picture.shape[-1] == 3 else picture[..., 0]).save(path)
+        Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(path)
     return path
 
 
-def _evenly(items: list[Any]) -> list[Any]:
-    return [items[i] for i in np.linspace(0, len(items) - 1, min(MOST, len(items))).round().astype(int)]
+def _evenly_spaced(items: list[Any]) -> list[Any]:
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(MAX_IMAGES, len(items))).round().astype(int)]
 
 
 # ── the two sides ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def reference(opened: LoadedModel, pictures: Pictures) -> Reference:
-    """The trainer's answers. Raises `UserError` if not one of the pictures can be read."""
-    engine = torch_engine(opened, torch.device("cpu"))
-    read: list[int] = []
-    answers, pixels = [], []
-    for i, path in enumerate(pictures.files):
+def compute_reference(loaded: LoadedModel, images: ImageSet) -> Reference:
+    """Return the trainer's predictions. Raises `UserError` if no image can be read."""
+    engine = torch_engine(loaded, torch.device("cpu"))
+    readable: list[int] = []
+    probabilities, pixels = [], []
+    for i, path in enumerate(images.files):
         try:
-            pixels.append(load_eval_array(path, opened.preprocess))
-            read.append(i)
+            pixels.append(load_eval_array(path, loaded.preprocess))
+            readable.append(i)
         except BadImage:
             continue
         if len(pixels) == BATCH_SIZE:
-            answers.append(softmax(engine.logits(np.stack(pixels))))
+            probabilities.append(softmax(engine.logits(np.stack(pixels))))
             last, pixels = pixels, []
     if pixels:
-        answers.append(softmax(engine.logits(np.stack(pixels))))
+        probabilities.append(softmax(engine.logits(np.stack(pixels))))
         last = pixels
-    if not answers:
-        raise UserError(
-            "Not one picture can be read to compare the exported file with the run; give others with --images."
-        )
-    files, names = [pictures.files[i] for i in read], [pictures.names[i] for i in read]
-    kept = replace(pictures, files=files, names=names, targets=pictures.targets[read])
-    unreadable = len(pictures.files) - len(read)
-    return Reference(kept, np.concatenate(answers), latencies(engine.logits, np.stack(last)), unreadable)
+    if not probabilities:
+        raise UserError("None of the images to compare on can be read; pass others with --images.")
+    files, names = [images.files[i] for i in readable], [images.names[i] for i in readable]
+    kept = replace(images, files=files, names=names, targets=images.targets[readable])
+    unreadable = len(images.files) - len(readable)
+    seconds = measure_latencies(engine.logits, np.stack(last))
+    return Reference(kept, np.concatenate(probabilities), seconds, unreadable)
 
 
-def compare(path: Path, kind: str, truth: Reference, trust: bool = False) -> Parity:
-    """Ask the exported file `path`, in a process of its own, and compare; `trust` as for `open_exported`. Raises
-    `ExportFailed` where that fails."""
-    pictures = truth.pictures
+def compare(path: Path, kind: str, reference: Reference, trust: bool = False) -> Parity:
+    """Compute the probabilities of the exported file `path` in a separate process, and compare them.
+
+    `trust` is that of `open_exported`. Raises `ExportFailed` if the process fails.
+    """
+    images = reference.images
     with tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder:
-        answers, job = Path(folder) / "answers.npy", Path(folder) / "job.json"
-        job.write_text(
-            json.dumps(
-                {
-                    "file": str(path.absolute()),
-                    "trust": trust,
-                    "pictures": [str(p.absolute()) for p in pictures.files],
-                    "without_torch": FORMATS[kind].without_torch,
-                    "answers": str(answers),
-                }
-            ),
-            encoding="utf-8",
-        )
-        home = str(Path(__file__).parents[2])  # where this package was imported from
-        search = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-        done = subprocess.run(
+        output, job = Path(folder) / "probabilities.npy", Path(folder) / "job.json"
+        settings = {
+            "file": str(path.absolute()),
+            "trust": trust,
+            "images": [str(p.absolute()) for p in images.files],
+            "without_torch": FORMATS[kind].without_torch,
+            "output": str(output),
+        }
+        job.write_text(json.dumps(settings), encoding="utf-8")
+        package_root = str(Path(__file__).parents[2])
+        search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        worker = subprocess.run(
             [sys.executable, "-m", "alexnet.export.parity_worker", str(job)],
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": search},
+            env={**os.environ, "PYTHONPATH": search_path},
         )
-        if done.returncode:
-            why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ExportFailed(f"The {kind} file was written, but its own runtime cannot use it ({why}).")
-        found = np.load(answers)
-        seconds = json.loads(done.stdout.splitlines()[-1])
-    difference = np.abs(found - truth.probabilities).max(axis=1)
+        if worker.returncode:
+            reason = (worker.stderr.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
+            raise ExportFailed(f"The {kind} file was written, but its own runtime cannot use it ({reason}).")
+        probabilities = np.load(output)
+        seconds = json.loads(worker.stdout.splitlines()[-1])
+    difference = np.abs(probabilities - reference.probabilities).max(axis=1)
     return Parity(
-        images=len(found),
+        images=len(probabilities),
         max_abs_diff=float(difference.max()),
-        worst=pictures.names[int(np.argmax(np.nan_to_num(difference, nan=np.inf)))],
-        top1_agreement=float((found.argmax(axis=1) == truth.probabilities.argmax(axis=1)).mean()),
-        top1=top1(found, pictures.targets),
+        worst=images.names[int(np.argmax(np.nan_to_num(difference, nan=np.inf)))],
+        top1_agreement=float((probabilities.argmax(axis=1) == reference.probabilities.argmax(axis=1)).mean()),
+        top1=top1(probabilities, images.targets),
         seconds=seconds,
         without_torch=FORMATS[kind].without_torch,
     )
 
 
 def top1(probabilities: np.ndarray, targets: np.ndarray) -> float | None:
-    """The share of the pictures with a known target that are labelled rightly; None if there are none."""
-    known = targets != UNKNOWN
-    if not known.any():
+    """Return the accuracy on the labeled images; None if there are none."""
+    labeled = targets != UNKNOWN
+    if not labeled.any():
         return None
-    return float((probabilities.argmax(axis=1) == targets)[known].mean())
+    return float((probabilities.argmax(axis=1) == targets)[labeled].mean())

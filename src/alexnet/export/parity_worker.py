@@ -1,8 +1,8 @@
-"""What an exported file says of pictures, found in a process of its own: `python -m alexnet.export.parity_worker JOB`.
+"""The exported file's side of the comparison: `python -m alexnet.export.parity_worker JOB`.
 
-The job is a JSON file: `file`, `trust` (whether to open it though it is not signed), `pictures` (paths),
-`without_torch`, and `answers`, where the probabilities are to be written. Torch is kept from being imported where the
-format does without it. Latencies are printed as JSON.
+JOB is a JSON file: `file`, `trust` (open it without a valid signature), `images` (paths), `without_torch`, and
+`output`, the .npy file for the probabilities. With `without_torch`, importing torch is an error. Prints the latencies
+as JSON.
 """
 
 from __future__ import annotations
@@ -16,44 +16,44 @@ from pathlib import Path
 
 import numpy as np
 
-TRIES = 7  # of each latency, at least
-SECONDS = 0.5  # that these take together, about
+MIN_REPEATS = 7  # per latency
+MIN_SECONDS = 0.5  # per latency
 
 
 def main(job_file: str) -> None:
-    """Carry out the job. Raises whatever opening, decoding and computing raise."""
+    """Run the job. Raises whatever opening, decoding and computing raise."""
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     if job["without_torch"]:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # from now on importing it is an ImportError
+        sys.modules["torch"] = None  # type: ignore[assignment]  # importing it now raises ImportError
     from alexnet.inference.predict import BATCH_SIZE, load_eval_array
     from alexnet.runtimes.engines import softmax
     from alexnet.runtimes.exported import open_exported
 
     exported = open_exported(job["file"], job["trust"])
-    files = [Path(name) for name in job["pictures"]]
-    answers = []
+    files = [Path(name) for name in job["images"]]
+    probabilities = []
     for start in range(0, len(files), BATCH_SIZE):
         contents = [path.read_bytes() for path in files[start : start + BATCH_SIZE]]
         pixels = np.stack([load_eval_array(content, exported.preprocess) for content in contents])
-        answers.append(softmax(exported.engine.logits(pixels)))
-    np.save(job["answers"], np.concatenate(answers))
-    print(json.dumps(latencies(exported.engine.logits, pixels)))
+        probabilities.append(softmax(exported.engine.logits(pixels)))
+    np.save(job["output"], np.concatenate(probabilities))
+    print(json.dumps(measure_latencies(exported.engine.logits, pixels)))
 
 
-def latencies(compute: Callable[[np.ndarray], np.ndarray], pictures: np.ndarray) -> dict[str, float]:
-    """Seconds, the median of several tries, that `compute` takes for 1 picture and for 32, taken from `pictures`."""
-    found = {}
+def measure_latencies(compute: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> dict[str, float]:
+    """Return the median seconds of `compute` for batches of 1 and 32, filled from `images`."""
+    medians = {}
     for batch in (1, 32):
-        x = np.resize(pictures, (batch, *pictures.shape[1:]))
-        compute(x)  # which may compile
+        x = np.resize(images, (batch, *images.shape[1:]))
+        compute(x)  # warm-up, may compile
         times: list[float] = []
         began = time.perf_counter()
-        while len(times) < TRIES or time.perf_counter() - began < SECONDS:
+        while len(times) < MIN_REPEATS or time.perf_counter() - began < MIN_SECONDS:
             start = time.perf_counter()
             compute(x)
             times.append(time.perf_counter() - start)
-        found[str(batch)] = statistics.median(times)
-    return found
+        medians[str(batch)] = statistics.median(times)
+    return medians
 
 
 if __name__ == "__main__":

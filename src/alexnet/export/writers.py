@@ -1,7 +1,7 @@
-"""Writing a network in each of the formats: what `FORMATS` lists, one function a format.
+"""Writers of all formats in `FORMATS`, one function per format.
 
-Each function gets a `Job` and the path to write, puts the description into the file where the format has a place for
-it, and returns what else is to be told of the file.
+Each function writes the network of a `Job` to a path, embeds the manifest if the format has a place for it, and returns
+format-specific manifest entries.
 """
 
 from __future__ import annotations
@@ -35,41 +35,41 @@ from alexnet.runtimes.quantize import (
 
 @dataclass(frozen=True)
 class Job:
-    """A network to be written."""
+    """A model to be written."""
 
-    opened: LoadedModel
+    loaded: LoadedModel
     kind: str
     pixels: bool
-    """Whether the file is to take uint8 pixels and normalise by itself."""
+    """Whether the file takes uint8 pixels and normalizes them itself."""
     precision: str
     calibration: dict[str, Any] | None
-    pictures: Callable[[], np.ndarray]
-    """Pictures for 8-bit activations to see their ranges on: uint8 N×C×size×size."""
+    load_images: Callable[[], np.ndarray]
+    """Returns images to calibrate int8 activations on: uint8 N×C×size×size."""
 
     @property
     def preprocess(self) -> EvalTransform | None:
-        """What goes into the graph."""
-        return self.opened.preprocess if self.pixels else None
+        """The normalization that becomes part of the graph."""
+        return self.loaded.preprocess if self.pixels else None
 
     @property
     def half(self) -> bool:
         return self.precision == "half"
 
-    def seen(self) -> np.ndarray:
-        """`pictures` as the network takes them."""
-        scale, shift = self.opened.preprocess.factors()
-        return self.pictures() if self.pixels else self.pictures() * scale + shift
+    def calibration_input(self) -> np.ndarray:
+        """Return the calibration images as the file takes them."""
+        scale, shift = self.loaded.preprocess.factors()
+        return self.load_images() if self.pixels else self.load_images() * scale + shift
 
-    def describe(self, **about: Any) -> Manifest:
-        """What is said of the file."""
-        spec = self.opened.model.spec
+    def manifest(self, **about: Any) -> Manifest:
+        """Return the manifest, without checksums."""
+        spec = self.loaded.model.spec
         shape = ["batch", spec.in_channels, spec.image_size, spec.image_size]
         return Manifest(
             kind=self.kind,
             network=spec.name,
             spec=spec.to_dict(),
-            classes=self.opened.classes,
-            preprocess=replace(self.opened.preprocess, mean_image=None),
+            classes=self.loaded.classes,
+            preprocess=replace(self.loaded.preprocess, mean_image=None),
             pixels=self.pixels,
             precision=self.precision,
             calibration=self.calibration,
@@ -83,46 +83,46 @@ class Job:
             },
         )  # fmt: skip
 
-    def told(self, **about: Any) -> str:
-        """The same as text, for the file's own metadata."""
-        return json.dumps(self.describe(**about).to_dict(), ensure_ascii=False)
+    def metadata(self, **about: Any) -> str:
+        """Return the manifest as JSON, for the file's own metadata."""
+        return json.dumps(self.manifest(**about).to_dict(), ensure_ascii=False)
 
 
-def check_fits(opened: LoadedModel, kind: str, pixels: bool, precision: str) -> None:
-    """Raise `UserError` unless the network can be written as `kind` in this way."""
-    form, spec = FORMATS[kind], opened.model.spec
+def check_supported(loaded: LoadedModel, kind: str, pixels: bool, precision: str) -> None:
+    """Raise `UserError` unless the model can be written as `kind` with these options."""
+    form, spec = FORMATS[kind], loaded.model.spec
     if precision not in form.precisions:
         able = ", ".join(name for name, other in FORMATS.items() if precision in other.precisions)
-        raise UserError(f"The format {kind} has no {precision}; leave it out, or export to {able}.")
+        raise UserError(f"The format {kind} does not support {precision}; omit it, or export to {able}.")
     if pixels and not form.graph and kind != "huggingface":
-        raise UserError(f"The format {kind} holds weights alone and cannot normalise; leave --with-preprocessing out.")
-    if opened.preprocess.mean_image is not None and not pixels:
+        raise UserError(f"The format {kind} holds only weights and cannot normalize; omit --with-preprocessing.")
+    if loaded.preprocess.mean_image is not None and not pixels:
         if kind == "torchvision-weights":
-            raise UserError(f"This network subtracts a mean image, which the format {kind} cannot hold; use another.")
-        raise UserError("This network subtracts a mean image, which only the file can hold; add --with-preprocessing.")
+            raise UserError(f"This model subtracts a mean image, which the format {kind} cannot hold; use another.")
+        raise UserError("This model subtracts a mean image, which only the file can hold; add --with-preprocessing.")
     if kind == "torchvision-weights":
-        if not isinstance(opened.model, TorchvisionNetwork):
-            to_torchvision(opened.model)
+        if not isinstance(loaded.model, TorchvisionNetwork):
+            to_torchvision(loaded.model)
         elif spec.in_channels != 3:
-            raise UserError(f"'{spec.name}' of {spec.in_channels} channel is not torchvision's own network of 3.")
+            raise UserError(f"'{spec.name}' with {spec.in_channels} channel has no counterpart in torchvision.")
 
 
 def write(job: Job, path: Path) -> Manifest:
-    """Write the network of `job` to `path`; the description of what was written, without checksums."""
+    """Write the model of `job` to `path`, and return its manifest without checksums."""
     with quiet():
-        return job.describe(**_WRITERS[job.kind](job, path))
+        return job.manifest(**_WRITERS[job.kind](job, path))
 
 
-# ── one writer a format ───────────────────────────────────────────────────────────────────────────────────────
+# ── one writer per format ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _onnx(job: Job, path: Path) -> dict[str, Any]:
     import onnx
 
     plain = path.with_name("plain.onnx")
-    to_onnx(job.opened.model, plain, job.preprocess, job.half)
+    to_onnx(job.loaded.model, plain, job.preprocess, job.half)
     if job.precision == "int8":
-        quantize_onnx_int8(plain, path, job.seen())
+        quantize_onnx_int8(plain, path, job.calibration_input())
     elif job.precision == "int8-fc":
         quantize_onnx_fc_int8(plain, path)
     else:
@@ -130,47 +130,47 @@ def _onnx(job: Job, path: Path) -> dict[str, Any]:
     plain.unlink(missing_ok=True)
     model = onnx.load(path)
     about = {"opset": next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))}
-    onnx.helper.set_model_props(model, {KEY: job.told(**about)})
+    onnx.helper.set_model_props(model, {KEY: job.metadata(**about)})
     onnx.save(model, path)
     return about
 
 
 def _openvino(job: Job, path: Path) -> dict[str, Any]:
     source, plain = path.with_name("plain.onnx"), path.with_name("plain.xml")
-    to_onnx(job.opened.model, source, job.preprocess)
+    to_onnx(job.loaded.model, source, job.preprocess)
     if job.precision in ("fp32", "half"):
-        to_openvino(source, path, job.half, job.told())
+        to_openvino(source, path, job.half, job.metadata())
     else:
         to_openvino(source, plain)
         if job.precision == "int8":
-            quantize_openvino_int8(plain, path, job.seen(), job.told())
+            quantize_openvino_int8(plain, path, job.calibration_input(), job.metadata())
         else:
-            quantize_fc_int8(plain, path, job.told())
+            quantize_fc_int8(plain, path, job.metadata())
     for scratch in (source, plain, plain.with_suffix(".bin")):
         scratch.unlink(missing_ok=True)
     return {}
 
 
 def _save(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """By way of memory: where the disk is full, torch's own writer takes the whole process down."""
+    """Save through memory: on a full disk, torch's own writer aborts the process."""
     file = io.BytesIO()
     save(file)
     path.write_bytes(file.getbuffer())
 
 
 def _torchscript(job: Job, path: Path) -> dict[str, Any]:
-    whole, example, _ = to_convert(job.opened.model, job.preprocess, job.half)
+    model, example, _ = to_convert(job.loaded.model, job.preprocess, job.half)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the command line says that TorchScript is deprecated
-        traced = torch.jit.trace(whole, example)
-    _save(path, lambda file: torch.jit.save(traced, file, _extra_files={f"{KEY}.json": job.told()}))
+        warnings.simplefilter("ignore")  # the command line warns that TorchScript is deprecated
+        traced = torch.jit.trace(model, example)
+    _save(path, lambda file: torch.jit.save(traced, file, _extra_files={f"{KEY}.json": job.metadata()}))
     return {}
 
 
 def _pt2(job: Job, path: Path) -> dict[str, Any]:
-    whole, example, varying = to_convert(job.opened.model, job.preprocess, job.half)
-    program = torch.export.export(whole, (example,), dynamic_shapes=(varying,))
-    _save(path, lambda file: torch.export.save(program, file, extra_files={f"{KEY}.json": job.told()}))
+    model, example, dynamic = to_convert(job.loaded.model, job.preprocess, job.half)
+    program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
+    _save(path, lambda file: torch.export.save(program, file, extra_files={f"{KEY}.json": job.metadata()}))
     return {}
 
 
@@ -178,34 +178,34 @@ def _executorch(job: Job, path: Path) -> dict[str, Any]:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    whole, example, _ = to_convert(job.opened.model, job.preprocess, job.half)
-    example = example.new_zeros(CHUNK, *example.shape[1:])  # memory is planned for as many pictures as the example has
-    varying = {0: torch.export.Dim("batch", min=1, max=CHUNK)}
-    program = torch.export.export(whole, (example,), dynamic_shapes=(varying,))
+    model, example, _ = to_convert(job.loaded.model, job.preprocess, job.half)
+    example = example.new_zeros(CHUNK, *example.shape[1:])  # memory is planned for the batch size of the example
+    dynamic = {0: torch.export.Dim("batch", min=1, max=CHUNK)}
+    program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
     if job.precision == "int8":
-        whole = _by_pt2e(program.module(), torch.from_numpy(job.seen()))
-        program = torch.export.export(whole, (example,), dynamic_shapes=(varying,))
+        model = _quantize_pt2e(program.module(), torch.from_numpy(job.calibration_input()))
+        program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     path.write_bytes(lowered.to_executorch().buffer)
     return {"most_at_once": CHUNK}
 
 
-def _by_pt2e(graph: torch.fx.GraphModule, pictures: torch.Tensor) -> torch.nn.Module:
-    """`graph` with weights and activations of 8 bits, the ranges of these taken from `pictures`."""
+def _quantize_pt2e(graph: torch.fx.GraphModule, images: torch.Tensor) -> torch.nn.Module:
+    """Return `graph` with int8 weights and activations, the activation ranges calibrated on `images`."""
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    settings = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
-    observed = prepare_pt2e(graph, xnnpack.XNNPACKQuantizer().set_global(settings))
+    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    observed = prepare_pt2e(graph, xnnpack.XNNPACKQuantizer().set_global(config))
     with torch.no_grad():
-        for chunk in pictures.split(CHUNK):
+        for chunk in images.split(CHUNK):
             observed(chunk)
-    quantised: torch.nn.Module = convert_pt2e(observed)
-    return quantised
+    quantized: torch.nn.Module = convert_pt2e(observed)
+    return quantized
 
 
 def _torchvision_weights(job: Job, path: Path) -> dict[str, Any]:
-    model = job.opened.model
+    model = job.loaded.model
     state = model.network.state_dict() if isinstance(model, TorchvisionNetwork) else to_torchvision(model)
     state = {name: x.half() if job.half and x.is_floating_point() else x for name, x in state.items()}
     _save(path, lambda file: torch.save(state, file))
@@ -215,10 +215,10 @@ def _torchvision_weights(job: Job, path: Path) -> dict[str, Any]:
 def _huggingface(job: Job, path: Path) -> dict[str, Any]:
     from alexnet.runtimes.hub import HubModel
 
-    opened = job.opened
-    model = HubModel(opened.model.spec.to_dict(), list(opened.classes), opened.preprocess.to_dict(), job.pixels)
-    whole, _, _ = to_convert(opened.model, job.preprocess)
-    model.network.load_state_dict(whole.state_dict())
+    loaded = job.loaded
+    model = HubModel(loaded.model.spec.to_dict(), list(loaded.classes), loaded.preprocess.to_dict(), job.pixels)
+    converted, _, _ = to_convert(loaded.model, job.preprocess)
+    model.network.load_state_dict(converted.state_dict())
     (copy.deepcopy(model).half() if job.half else model).save_pretrained(path)
     return {}
 

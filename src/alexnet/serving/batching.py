@@ -1,18 +1,18 @@
-"""Dynamic batching: pictures of different requests are computed together.
+"""Dynamic batching: images of different requests are computed together.
 
-A picture's way through the house: it is let in, or sent away where the queue is full; one of as many threads as there
-are cores decodes it (Pillow lets others work meanwhile); it waits for company; a thread that computes takes it along
-with others; its request is answered when all its pictures are.
+An image is accepted, or rejected with `QueueFull`; decoded by one of as many threads as there are cores (Pillow
+releases the GIL); waits in the queue of its model; and is computed in a batch by one of the compute threads. A request
+completes when all of its images have an outcome.
 
-A batch starts when the network is free and the batch is full, or its oldest picture has waited `max_delay_ms`, or no
-further picture for it is on its way. So nobody waits for company longer than that, and who comes alone not at all.
+A batch starts when the model is free and the batch is full, or its oldest image has waited `max_delay_ms`, or no other
+image for it is being decoded. So no image waits longer than that for others, and a lone image does not wait at all.
 
-A batch that is computed alone uses all cores. Under load its threads would mostly wait for each other, since HTTP and
-decoding take their cores away again and again: so two batches are computed side by side, each on half of the cores,
-where the second is at least half full. That is for networks that torch computes on a CPU; other engines and devices
-know best themselves how to use all cores, and get one batch at a time.
+A batch that runs alone uses all cores. Under load its threads would mostly wait for each other, because HTTP and
+decoding keep taking cores away; then two batches run concurrently, each on half of the cores, provided that the second
+is at least half full. This applies to models that torch computes on a CPU; other engines and devices manage the cores
+themselves and get one batch at a time.
 
-The pictures of a client that is gone are dropped wherever they are next looked at.
+Images of a request whose client disconnected are dropped at the next step.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from alexnet.serving.metrics import ANSWERED, DROPPED, FAILED, TOO_LARGE, UNREAD
 from alexnet.serving.registry import ModelRegistry, ServedModel
 from alexnet.serving.settings import Settings
 
-VIEWS = (1, 10)  # of each picture, that may be asked for
-SIDE_BY_SIDE = 2  # batches of one network; more would each be too small
+VIEW_COUNTS = (1, 10)  # views per image that a request can choose
+MAX_CONCURRENT_BATCHES = 2  # per model; more would each be too small
 
 log = logging.getLogger("alexnet.serve")
 
 
 @dataclass(frozen=True)
 class DecodeFailure:
-    """Why there is no answer for a picture."""
+    """Why an image has no prediction."""
 
     result: str
     """`UNREADABLE`, `TOO_LARGE` or `FAILED`."""
@@ -57,7 +57,7 @@ Outcome = Scores | DecodeFailure
 
 
 class QueueFull(Exception):
-    """There is no room for more pictures; in `seconds` there may be."""
+    """Too many images are in flight; retry after `seconds`."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(seconds)
@@ -65,146 +65,150 @@ class QueueFull(Exception):
 
 
 class _Request:
-    """The pictures of one request."""
+    """The images of one request, and the future of their outcomes."""
 
     def __init__(self, count: int) -> None:
         self.loop = asyncio.get_running_loop()
-        self.answer: asyncio.Future[list[Outcome]] = self.loop.create_future()
-        self.answer.add_done_callback(self._leave)
+        self.future: asyncio.Future[list[Outcome]] = self.loop.create_future()
+        self.future.add_done_callback(self._on_done)
         self.outcomes: list[Outcome | None] = [None] * count
-        self.left = count
-        self.gone = False  # nobody waits any more
-        self.pictures: list[_Picture] = []
+        self.remaining = count
+        self.done = False  # completed or canceled: nobody waits any more
+        self.images: list[_Image] = []
 
-    def _leave(self, _: object) -> None:
-        self.gone = True
-        for picture in self.pictures:
-            picture.data = b""  # many who ask and leave would fill the memory, else
-        self.pictures.clear()
+    def _on_done(self, _: object) -> None:
+        self.done = True
+        for image in self.images:
+            image.data = b""  # otherwise clients that send and disconnect would fill the memory
+        self.images.clear()
 
-    def wake(self) -> None:
-        if not self.answer.done():
-            self.answer.set_result([outcome for outcome in self.outcomes if outcome is not None])
+    def complete(self) -> None:
+        if not self.future.done():
+            self.future.set_result([outcome for outcome in self.outcomes if outcome is not None])
 
 
-class _Picture:
-    """One of them."""
+class _Image:
+    """One image of a request."""
 
-    __slots__ = ("data", "line", "place", "request", "since", "squares")
+    __slots__ = ("crops", "data", "decoded_at", "index", "queue", "request")
 
-    def __init__(self, request: _Request, place: int, line: _Line, data: bytes) -> None:
-        self.request, self.place, self.line = request, place, line
+    def __init__(self, request: _Request, index: int, queue: _BatchQueue, data: bytes) -> None:
+        self.request, self.index, self.queue = request, index, queue
         self.data = data
-        self.squares: list[np.ndarray] = []
-        self.since = 0.0
+        self.crops: list[np.ndarray] = []
+        self.decoded_at = 0.0
 
 
-class _Line:
-    """Where pictures for one network in so many views wait for company."""
+class _BatchQueue:
+    """Decoded images waiting for one model with one number of views."""
 
-    def __init__(self, served: ServedModel, views: int) -> None:
-        self.served, self.views = served, views
-        self.looks = make_views(views)
-        self.readings = [reading.preprocess for reading in served.classifier.ensemble.input_groups(self.looks)]
-        self.waiting: deque[_Picture] = deque()
-        self.coming = 0  # pictures that are let in and not decoded
+    def __init__(self, served: ServedModel, view_count: int) -> None:
+        self.served, self.view_count = served, view_count
+        self.views = make_views(view_count)
+        self.transforms = [group.preprocess for group in served.classifier.ensemble.input_groups(self.views)]
+        self.waiting: deque[_Image] = deque()
+        self.decoding = 0  # accepted images that are not decoded yet
 
-    def compute(self, pictures: Sequence[_Picture]) -> list[Scores]:
-        batches = [np.stack(squares) for squares in zip(*(p.squares for p in pictures), strict=True)]
-        p = self.served.classifier.probabilities([torch.from_numpy(batch) for batch in batches], self.looks)
+    def compute(self, images: Sequence[_Image]) -> list[Scores]:
+        batches = [np.stack(crops) for crops in zip(*(image.crops for image in images), strict=True)]
+        p = self.served.classifier.probabilities([torch.from_numpy(batch) for batch in batches], self.views)
         return list(self.served.classifier.score_rows(p.numpy()))
 
 
 class Batcher:
-    """Labels pictures for many at once; made and asked on an event loop, working in threads of its own."""
+    """Predicts for many requests concurrently: called on an event loop, working in its own threads."""
 
     def __init__(self, models: ModelRegistry, settings: Settings, metrics: Metrics, workers: int | None = None) -> None:
         self._settings, self._metrics = settings, metrics
-        self._lines = {(name, views): _Line(one, views) for name, one in models.items() for views in VIEWS}
-        self._to_decode: queue.SimpleQueue[_Picture | None] = queue.SimpleQueue()
-        self._changed = threading.Condition()  # guards all that follows, the lines and the counts of requests
-        self._inside = 0  # views of pictures that are let in and have no outcome
-        self._computing: Counter[str] = Counter()  # batches of each network
+        self._queues = {
+            (name, views): _BatchQueue(served, views) for name, served in models.items() for views in VIEW_COUNTS
+        }
+        self._to_decode: queue.SimpleQueue[_Image | None] = queue.SimpleQueue()
+        self._condition = threading.Condition()  # guards everything below, the queues and the requests' counts
+        self._in_flight = 0  # views of accepted images without an outcome
+        self._running: Counter[str] = Counter()  # batches being computed, by model
         self._closing = False
-        self._seconds_each = 0.02  # that a view takes lately, for Retry-After
+        self._seconds_per_view = 0.02  # running mean, for Retry-After
         count = self._cores = workers or cpu_count()
-        self._decoders = [threading.Thread(target=self._decode, name=f"decode-{i}", daemon=True) for i in range(count)]
+        self._decoders = [
+            threading.Thread(target=self._decode_loop, name=f"decode-{i}", daemon=True) for i in range(count)
+        ]
         self._computers = [
-            threading.Thread(target=self._compute, name=f"compute-{i}", daemon=True)
-            for i in range(min(count, SIDE_BY_SIDE))
+            threading.Thread(target=self._compute_loop, name=f"compute-{i}", daemon=True)
+            for i in range(min(count, MAX_CONCURRENT_BATCHES))
         ]
         for thread in (*self._decoders, *self._computers):
             thread.start()
 
     @property
     def in_flight(self) -> int:
-        """Pictures, each of their views counted, that are let in and have no outcome yet."""
-        return self._inside
+        """Accepted images without an outcome, each view counted."""
+        return self._in_flight
 
     @property
     def full(self) -> bool:
-        """Whether not even one more picture would be let in."""
-        return self._inside >= self._settings.queue
+        """Whether even a single image would be rejected."""
+        return self._in_flight >= self._settings.queue
 
     @property
     def alive(self) -> bool:
-        """Whether all threads live; a request to one that died would never be answered."""
+        """Whether all threads are alive; a request that reaches a dead one would never complete."""
         return all(thread.is_alive() for thread in (*self._decoders, *self._computers))
 
     def retry_after(self) -> int:
-        """Whole seconds after which about half of what is inside should be done, from 1 to 30."""
-        return min(30, max(1, round(self._inside * self._seconds_each / 2)))
+        """Return the whole seconds, 1 to 30, in which about half of the images in flight should be done."""
+        return min(30, max(1, round(self._in_flight * self._seconds_per_view / 2)))
 
-    def label(self, served: ServedModel, pictures: Sequence[bytes], views: int = 1) -> asyncio.Future[list[Outcome]]:
-        """What the network will have said of each of `pictures`, the bytes of files. Raises `Full`.
+    def predict(self, served: ServedModel, images: Sequence[bytes], views: int = 1) -> asyncio.Future[list[Outcome]]:
+        """Return a future of one outcome per image (the bytes of a file). Raises `QueueFull`.
 
-        Cancelled, it drops them.
+        Canceling the future drops the images.
         """
-        line = self._lines[served.name, views]
-        with self._changed:
-            if self._inside + views * len(pictures) > self._settings.queue:
+        target = self._queues[served.name, views]
+        with self._condition:
+            if self._in_flight + views * len(images) > self._settings.queue:
                 raise QueueFull(self.retry_after())
-            self._inside += views * len(pictures)
-            line.coming += len(pictures)
-        request = _Request(len(pictures))
-        request.pictures += [_Picture(request, place, line, data) for place, data in enumerate(pictures)]
-        for picture in request.pictures:
-            self._to_decode.put(picture)
-        return request.answer
+            self._in_flight += views * len(images)
+            target.decoding += len(images)
+        request = _Request(len(images))
+        request.images += [_Image(request, i, target, data) for i, data in enumerate(images)]
+        for image in request.images:
+            self._to_decode.put(image)
+        return request.future
 
     def close(self) -> None:
-        """Finish what is inside, then end the threads."""
+        """Finish all images in flight, then end the threads."""
         for _ in self._decoders:
             self._to_decode.put(None)
         for thread in self._decoders:
             thread.join()
-        with self._changed:
+        with self._condition:
             self._closing = True
-            self._changed.notify_all()
+            self._condition.notify_all()
         for thread in self._computers:
             thread.join()
 
     # ── decoding, in as many threads as there are cores ───────────────────────────────────────────────────────
 
-    def _decode(self) -> None:
-        while (picture := self._to_decode.get()) is not None:
-            outcome = None if picture.request.gone else self._read(picture)
-            line, picture.data = picture.line, b""
-            with self._changed:
-                line.coming -= 1
-                if picture.squares:
-                    picture.since = time.monotonic()
-                    line.waiting.append(picture)
-                # else nothing starts by it
-                if not line.coming or len(line.waiting) in (1, self._half, self._settings.max_batch):
-                    self._changed.notify()
-            if not picture.squares:
-                self._finish([picture], [outcome])
+    def _decode_loop(self) -> None:
+        while (image := self._to_decode.get()) is not None:
+            failure = None if image.request.done else self._decode(image)
+            target, image.data = image.queue, b""
+            with self._condition:
+                target.decoding -= 1
+                if image.crops:
+                    image.decoded_at = time.monotonic()
+                    target.waiting.append(image)
+                # other lengths cannot start a batch
+                if not target.decoding or len(target.waiting) in (1, self._half_batch, self._settings.max_batch):
+                    self._condition.notify()
+            if not image.crops:
+                self._finish([image], [failure])
 
-    def _read(self, picture: _Picture) -> DecodeFailure | None:
-        """Set its squares; else say why not."""
+    def _decode(self, image: _Image) -> DecodeFailure | None:
+        """Set `image.crops`, or return why it cannot be decoded."""
         try:
-            picture.squares = load_crops(picture.data, picture.line.readings, self._settings.max_pixels)
+            image.crops = load_crops(image.data, image.queue.transforms, self._settings.max_pixels)
         except TooManyPixels as error:
             return DecodeFailure(TOO_LARGE, error.reason)
         except BadImage as error:
@@ -212,103 +216,107 @@ class Batcher:
         except MemoryError:
             return DecodeFailure(TOO_LARGE, "there is not enough memory to decode it")
         except Exception:
-            log.exception("A picture could not be decoded, and it is not known why.")
+            log.exception("Unexpected error while decoding an image.")
             return DecodeFailure(FAILED, "the server failed to decode it")
         return None
 
     # ── computing, in one thread or two ───────────────────────────────────────────────────────────────────────
 
-    def _compute(self) -> None:
+    def _compute_loop(self) -> None:
         while True:
-            with self._changed:
-                line, patience = self._next()
-                while line is None:
-                    if self._closing and patience is None:
+            with self._condition:
+                ready, timeout = self._next_queue()
+                while ready is None:
+                    if self._closing and timeout is None:
                         return
-                    self._changed.wait(patience)
-                    line, patience = self._next()
-                count = min(len(line.waiting), self._settings.max_batch)
-                pictures = [line.waiting.popleft() for _ in range(count)]
-                self._computing[line.served.name] += 1
-                threads = max(1, self._cores // self._computing.total())
+                    self._condition.wait(timeout)
+                    ready, timeout = self._next_queue()
+                count = min(len(ready.waiting), self._settings.max_batch)
+                images = [ready.waiting.popleft() for _ in range(count)]
+                self._running[ready.served.name] += 1
+                threads = max(1, self._cores // self._running.total())
             try:
-                self._take(line, pictures, threads)
+                self._run_batch(ready, images, threads)
             finally:
-                with self._changed:
-                    self._computing[line.served.name] -= 1
-                    self._changed.notify()  # what had to wait for this one
-
-    def _take(self, line: _Line, pictures: Sequence[_Picture], threads: int) -> None:
-        """Compute the batch `pictures`, and answer."""
-        wanted = [picture for picture in pictures if not picture.request.gone]
-        dropped = [picture for picture in pictures if picture.request.gone]
-        self._finish(dropped, [None] * len(dropped))
-        if wanted:
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)  # of this thread's work
-            self._finish(wanted, self._ask(line, wanted))
+                with self._condition:
+                    self._running[ready.served.name] -= 1
+                    self._condition.notify()  # a batch that had to wait for this one
 
     @property
-    def _half(self) -> int:
-        """Pictures that are worth a batch beside another."""
+    def _half_batch(self) -> int:
+        """Images that are worth a batch concurrent with another."""
         return -(-self._settings.max_batch // 2)
 
-    def _is_free(self, line: _Line) -> bool:
-        """Whether the network may compute what waits in `line`."""
-        already = self._computing[line.served.name]
-        return not already or (line.served.shared and len(line.waiting) >= self._half)
+    def _can_run(self, candidate: _BatchQueue) -> bool:
+        running = self._running[candidate.served.name]
+        return not running or (candidate.served.thread_safe and len(candidate.waiting) >= self._half_batch)
 
-    def _next(self) -> tuple[_Line | None, float | None]:
-        """The line whose batch starts now; else None, and the seconds until one must (None: nobody waits, or must wait
-        until a network is free)."""
-        waiting = [line for line in self._lines.values() if line.waiting and self._is_free(line)]
+    def _next_queue(self) -> tuple[_BatchQueue | None, float | None]:
+        """Return the queue whose batch starts now; else None and the seconds until one starts.
+
+        The seconds are None too if no image waits, or if all must wait for their model.
+        """
+        waiting = [q for q in self._queues.values() if q.waiting and self._can_run(q)]
         if not waiting:
             return None, None
         now, delay = time.monotonic(), self._settings.max_delay_ms / 1000
         ready = [
-            line
-            for line in waiting
-            if not line.coming or len(line.waiting) >= self._settings.max_batch or now - line.waiting[0].since >= delay
+            q
+            for q in waiting
+            if not q.decoding or len(q.waiting) >= self._settings.max_batch or now - q.waiting[0].decoded_at >= delay
         ]
         if ready:
-            return min(ready, key=lambda line: line.waiting[0].since), None
-        return None, min(line.waiting[0].since for line in waiting) + delay - now
+            return min(ready, key=lambda q: q.waiting[0].decoded_at), None
+        return None, min(q.waiting[0].decoded_at for q in waiting) + delay - now
 
-    def _ask(self, line: _Line, pictures: Sequence[_Picture]) -> Sequence[Outcome]:
+    def _run_batch(self, source: _BatchQueue, images: Sequence[_Image], threads: int) -> None:
+        """Compute `images` except those of completed requests, and hand in the outcomes."""
+        needed = [image for image in images if not image.request.done]
+        dropped = [image for image in images if image.request.done]
+        self._finish(dropped, [None] * len(dropped))
+        if needed:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)  # for this Python thread
+            self._finish(needed, self._compute(source, needed))
+
+    def _compute(self, source: _BatchQueue, images: Sequence[_Image]) -> Sequence[Outcome]:
         start = time.perf_counter()
         try:
-            found = line.compute(pictures)
+            scores = source.compute(images)
         except Exception:
-            log.exception("The network %s failed.", line.served.name)
-            return [DecodeFailure(FAILED, "the network failed")] * len(pictures)
+            log.exception("The model %s failed.", source.served.name)
+            return [DecodeFailure(FAILED, "the model failed")] * len(images)
         seconds = time.perf_counter() - start
-        self._metrics.batch(line.served.name, len(pictures), seconds)
-        self._seconds_each += 0.1 * (seconds / len(pictures) / line.views - self._seconds_each)
-        return found
+        self._metrics.count_batch(source.served.name, len(images), seconds)
+        self._seconds_per_view += 0.1 * (seconds / len(images) / source.view_count - self._seconds_per_view)
+        return scores
 
-    def _finish(self, pictures: Sequence[_Picture], outcomes: Iterable[Outcome | None]) -> None:
-        """Hand in `outcomes`, None of a picture that was dropped, and wake the requests that are complete."""
+    def _finish(self, images: Sequence[_Image], outcomes: Iterable[Outcome | None]) -> None:
+        """Record an outcome per image (None: dropped), and complete the requests that have all of theirs."""
         complete: dict[asyncio.AbstractEventLoop, list[_Request]] = {}
-        ends: Counter[tuple[str, str]] = Counter()
-        with self._changed:
-            for picture, outcome in zip(pictures, outcomes, strict=True):
-                request = picture.request
-                self._inside -= picture.line.views
-                request.outcomes[picture.place] = outcome
-                request.left -= 1
-                result = (
-                    DROPPED if outcome is None else outcome.result if isinstance(outcome, DecodeFailure) else ANSWERED
-                )
-                ends[picture.line.served.name, result] += 1
-                if not request.left and not request.gone:
+        results: Counter[tuple[str, str]] = Counter()
+        with self._condition:
+            for image, outcome in zip(images, outcomes, strict=True):
+                request = image.request
+                self._in_flight -= image.queue.view_count
+                request.outcomes[image.index] = outcome
+                request.remaining -= 1
+                results[image.queue.served.name, _result(outcome)] += 1
+                if not request.remaining and not request.done:
                     complete.setdefault(request.loop, []).append(request)
-        for (name, result), count in ends.items():
-            self._metrics.picture(name, result, count)
+        for (name, result), count in results.items():
+            self._metrics.count_images(name, result, count)
         for loop, requests in complete.items():
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
-                loop.call_soon_threadsafe(_wake, requests)  # once for the batch: each call wakes the loop
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
+                loop.call_soon_threadsafe(_complete, requests)  # once per batch: each call wakes the loop
 
 
-def _wake(requests: list[_Request]) -> None:
+def _result(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return DROPPED
+    return outcome.result if isinstance(outcome, DecodeFailure) else ANSWERED
+
+
+def _complete(requests: list[_Request]) -> None:
     for request in requests:
-        request.wake()
+        request.complete()

@@ -1,4 +1,4 @@
-"""/docs: the API for readers, written from its own OpenAPI. No script, and nothing from elsewhere."""
+"""/docs: the API reference as HTML, generated from the server's own OpenAPI document without scripts or other files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ td, th { text-align: left; vertical-align: top; padding: .15rem 1rem .15rem 0 }
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # for Content-Security-Policy
 
 
-def page(openapi: dict[str, Any]) -> str:
-    """The HTML of all routes in an OpenAPI document."""
+def render(openapi: dict[str, Any]) -> str:
+    """Return the HTML page of all routes in an OpenAPI document."""
     routes = [
-        _route(path, method, told, openapi)
+        _route(path, method, operation, openapi)
         for path, methods in openapi["paths"].items()
-        for method, told in methods.items()
+        for method, operation in methods.items()
     ]
     info = openapi["info"]
     return f"""<!doctype html>
@@ -30,34 +30,34 @@ def page(openapi: dict[str, Any]) -> str:
 <title>{escape(info["title"])}</title><style>{STYLE}</style>
 <h1>{escape(info["title"])} {escape(info["version"])}</h1>
 <p>{escape(info.get("description", ""))}</p>
-<p>For programs: <a href="/openapi.json">/openapi.json</a></p>
+<p>OpenAPI document: <a href="/openapi.json">/openapi.json</a></p>
 {"".join(routes)}
 </html>
 """
 
 
-def _route(path: str, method: str, told: dict[str, Any], openapi: dict[str, Any]) -> str:
-    about = "".join(f"<p>{escape(part)}</p>" for part in told.get("description", "").split("\n\n"))
-    parts = [f"<h2><code>{method.upper()} {escape(path)}</code></h2>{about}"]
-    if parameters := told.get("parameters"):
+def _route(path: str, method: str, operation: dict[str, Any], openapi: dict[str, Any]) -> str:
+    description = "".join(f"<p>{escape(part)}</p>" for part in operation.get("description", "").split("\n\n"))
+    parts = [f"<h2><code>{method.upper()} {escape(path)}</code></h2>{description}"]
+    if parameters := operation.get("parameters"):
         rows = [
             (p["name"], p["in"], p.get("description", ""), _shape(p.get("schema", {}), openapi)) for p in parameters
         ]
-        parts.append(_table(("parameter", "in", "what", "values"), rows))
-    if body := told.get("requestBody"):
-        kinds = [(kind, _shape(what.get("schema", {}), openapi)) for kind, what in body["content"].items()]
-        parts.append(_table(("body", "what"), kinds))
-    answers = []
-    for status, found in told.get("responses", {}).items():
-        content = found.get("content", {})
-        shape = "; ".join(f"{kind} {_shape(what.get('schema', {}), openapi)}".strip() for kind, what in content.items())
-        answers.append((status, found.get("description", ""), shape))
-    parts.append(_table(("status", "when", "what"), answers))
+        parts.append(_table(("parameter", "in", "description", "values"), rows))
+    if body := operation.get("requestBody"):
+        kinds = [(kind, _shape(content.get("schema", {}), openapi)) for kind, content in body["content"].items()]
+        parts.append(_table(("request body", "content"), kinds))
+    responses = []
+    for status, response in operation.get("responses", {}).items():
+        kinds = response.get("content", {}).items()
+        shape = "; ".join(f"{kind} {_shape(content.get('schema', {}), openapi)}".strip() for kind, content in kinds)
+        responses.append((status, response.get("description", ""), shape))
+    parts.append(_table(("status", "description", "content"), responses))
     return "".join(parts)
 
 
 def _shape(schema: dict[str, Any], openapi: dict[str, Any]) -> str:
-    """A JSON schema in the form of what it stands for."""
+    """Return a JSON schema written like a value that matches it."""
     if "$ref" in schema:
         return _shape(openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]], openapi)
     if "anyOf" in schema:
@@ -65,18 +65,18 @@ def _shape(schema: dict[str, Any], openapi: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"[{_shape(schema.get('items', {}), openapi)}, …]"
     if properties := schema.get("properties"):
-        return "{" + ", ".join(f'"{name}": {_shape(what, openapi)}' for name, what in properties.items()) + "}"
+        return "{" + ", ".join(f'"{name}": {_shape(inner, openapi)}' for name, inner in properties.items()) + "}"
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
     if "minimum" in schema and "maximum" in schema:
         return f"{schema['minimum']} … {schema['maximum']}"
-    return {"binary": "a file's bytes", "byte": "a file's bytes in base64"}.get(
+    return {"binary": "file bytes", "byte": "base64 of file bytes"}.get(
         schema.get("format", ""), str(schema.get("type", ""))
     )
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    def line(cells: tuple[str, ...], tag: str) -> str:
+    def row(cells: tuple[str, ...], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
+    return "<table>" + row(head, "th") + "".join(row(cells, "td") for cells in rows) + "</table>"

@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus's format at /metrics: requests, latencies, batches, the queue, pictures."""
+"""Prometheus metrics of a server, exposed at /metrics: requests, latencies, batches, queue length, image outcomes."""
 
 from __future__ import annotations
 
@@ -6,62 +6,61 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 ANSWERED, UNREADABLE, TOO_LARGE, DROPPED, FAILED = "answered", "unreadable", "too large", "dropped", "failed"
-"""What becomes of a picture. dropped: its client was gone. failed: a fault of ours."""
+"""Outcomes of an image. dropped: the client disconnected. failed: an internal error."""
 
 
 class Metrics:
-    """The counts of one server."""
+    """Counters of one server."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)  # memory, processor time, open files
-        self._requests = self._counter("alexnet_requests", "Requests that were answered", "route", "status")
+        ProcessCollector(registry=self._registry)  # memory, CPU time, open files
+        self._requests = self._counter("alexnet_requests", "Requests by route and status", "route", "status")
         self._latency = Histogram(
-            "alexnet_request_seconds", "From a request's head to its answer", ("route",),
-            buckets=SECONDS, registry=self._registry,
+            "alexnet_request_seconds", "Time from request head to response", ("route",),
+            buckets=LATENCY_BUCKETS, registry=self._registry,
         )  # fmt: skip
-        self._pictures = self._counter("alexnet_pictures", "Pictures by what became of them", "model", "result")
+        self._images = self._counter("alexnet_pictures", "Images by outcome", "model", "result")
         self._batches = Histogram(
-            "alexnet_batch_pictures", "Pictures that were computed together", ("model",),
-            buckets=SIZES, registry=self._registry,
-        )  # fmt: skip
-        self._network = self._counter("alexnet_network_seconds", "Time that networks computed", "model")
-        self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # to look for each request up once
-        self._errors = self._counter("alexnet_errors", "Faults of the server's own")
+            "alexnet_batch_pictures", "Images per batch", ("model",), buckets=BATCH_BUCKETS, registry=self._registry
+        )
+        self._compute = self._counter("alexnet_network_seconds", "Model compute time", "model")
+        self._by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # saves the label lookup per request
+        self._errors = self._counter("alexnet_errors", "Internal server errors")
 
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """A request was answered. `route` is a path as it is declared, never one as it was asked for."""
-        both = self._of_route.get((route, status))
-        if both is None:
-            both = self._requests.labels(route, str(status)), self._latency.labels(route)
-            self._of_route[route, status] = both
-        both[0].inc()
-        both[1].observe(seconds)
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a completed request. `route` is a declared path, never the requested one (unbounded label values)."""
+        series = self._by_route.get((route, status))
+        if series is None:
+            series = self._requests.labels(route, str(status)), self._latency.labels(route)
+            self._by_route[route, status] = series
+        series[0].inc()
+        series[1].observe(seconds)
 
-    def picture(self, model: str, result: str, count: int = 1) -> None:
-        """`count` pictures came to their end."""
-        self._pictures.labels(model, result).inc(count)
+    def count_images(self, model: str, result: str, count: int = 1) -> None:
+        """Count `count` images with the outcome `result`."""
+        self._images.labels(model, result).inc(count)
 
-    def batch(self, model: str, size: int, seconds: float) -> None:
-        """A batch was computed."""
+    def count_batch(self, model: str, size: int, seconds: float) -> None:
+        """Count a computed batch."""
         self._batches.labels(model).observe(size)
-        self._network.labels(model).inc(seconds)
+        self._compute.labels(model).inc(seconds)
 
-    def error(self) -> None:
-        """Something failed that should not have."""
+    def count_error(self) -> None:
+        """Count an internal error."""
         self._errors.inc()
 
-    def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
-        """Tell `value()` whenever somebody looks."""
-        Gauge(name, what, registry=self._registry).set_function(value)
+    def add_gauge(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """Export `value()`, evaluated at each scrape."""
+        Gauge(name, description, registry=self._registry).set_function(value)
 
-    def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus text format."""
         return generate_latest(self._registry)
 
-    def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(name, what, labels, registry=self._registry)
+    def _counter(self, name: str, description: str, *labels: str) -> Counter:
+        return Counter(name, description, labels, registry=self._registry)

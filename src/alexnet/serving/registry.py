@@ -1,7 +1,7 @@
-"""The networks that a server answers with: opened once, wholly in memory, by name.
+"""The models that a server serves, by name: loaded once, completely in memory.
 
-A file that is swapped or damaged later changes nothing until the next start. What looks inside a network (hooks,
-gradients) gets a twin of it with the same weights, so that it cannot meddle with answers computed at the same time.
+A file that is replaced or damaged later changes nothing until the next start. Saliency and activations use a copy of
+the network's modules that shares its weights, so that hooks and gradients cannot affect concurrent predictions.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One network that answers requests."""
+    """One model that answers requests."""
 
     name: str
     classifier: Classifier
-    opened: LoadedModel | None
-    """For looking inside, with weights shared with the classifier; None of an exported file."""
+    shared_copy: LoadedModel | None
+    """Copy for hooks and gradients that shares the classifier's weights; None for an exported file."""
     run: Run | None
     source: str
-    """What it was opened from, as it was told."""
+    """What the user gave."""
     architecture: str
     engine: str
-    """What computes it: an engine as `--engine` names it, or the format of an exported file."""
+    """An engine as in `--engine`, or the format of an exported file."""
     precision: str | None
-    """What it keeps its numbers in; None where the engine's name says so, or it is chosen at the first pictures."""
-    shared: bool = False
-    """Whether several threads may ask the classifier at once."""
+    """Number format of the weights; None if the engine implies it, or chooses it at the first images."""
+    thread_safe: bool = False
+    """Whether several threads may use the classifier at the same time."""
 
 
 class ModelRegistry(Mapping[str, ServedModel]):
-    """Networks by name, in the order in which they were given."""
+    """Models by name, in the order given. Raises `UserError` if there are none."""
 
     def __init__(self, served: Sequence[ServedModel]) -> None:
         if not served:
-            raise UserError("A server needs at least one network; give a run folder or an exported file.")
-        self._served = {one.name: one for one in served}
+            raise UserError("A server needs at least one model; give a run folder or an exported file.")
+        self._served = {model.name: model for model in served}
         self.default = served[0].name
-        """The name of the first, which answers where none is asked for."""
+        """Name of the first model, used by requests that name none."""
 
     def __getitem__(self, name: str) -> ServedModel:
         return self._served[name]
@@ -77,18 +77,16 @@ def open_models(
     trust: bool = False,
     engine: str = EXACT,
     device: str = "auto",
-    say: Callable[[str], object] = lambda _: None,
+    log: Callable[[str], object] = lambda _: None,
 ) -> ModelRegistry:
-    """Open each of `names`, as `predict.load` does, and call it by its run folder's or file's name; a second network of
-    the same name gets -2.
+    """Load each of `names` with `predict.load`, named after its run folder or file; duplicates get a suffix -2, -3 …
 
-    `engine` and `device` are for runs; an exported file brings its own engine. Raises `UserError` where one cannot be
-    opened.
+    `engine` and `device` apply to runs; an exported file has its own engine. `log` receives a sentence per engine.
+    Raises `UserError` if one cannot be loaded.
     """
     from alexnet.runtimes.manifest import is_exported_model
 
-    found: list[ServedModel] = []
-    taken: set[str] = set()
+    served: list[ServedModel] = []
     for source in names:
         exported = is_exported_model(source)
         classifier = load(
@@ -97,76 +95,35 @@ def open_models(
             device="auto" if exported else device,
             engine=EXACT if exported else engine,
             trust=trust,
-            log=say,
+            log=log,
         )
         member: Any = classifier.ensemble.members[0]
-        name = _free(_name(source, member, exported), taken)
-        taken.add(name)
-        found.append(
-            _file(name, classifier, member, source) if exported else _run(name, classifier, member, source, engine)
-        )
-    return ModelRegistry(found)
+        name = _unique(_model_name(source, member, exported), {model.name for model in served})
+        serve = _serve_exported if exported else _serve_run
+        served.append(serve(name, classifier, member, str(source), engine))
+    return ModelRegistry(served)
 
 
-def warm_up(served: ServedModel, batch: int) -> None:
-    """Let a network compute one picture and a full batch, so that no request waits for what is made at first use.
-
-    An engine other than exact is compared with it, or chosen, on these pictures: those of the run, where they are.
-    """
-    pictures = np.random.default_rng(0).integers(0, 256, (batch, *_shape(served)), np.uint8)
-    if served.opened is not None and served.engine != EXACT:
-        with contextlib.suppress(UserError):
-            from alexnet.inference.evaluate import calibration_images
-
-            pictures = np.resize(calibration_images(served.opened, None), pictures.shape)
-    if "saliency" in looks_of(served):  # captum brings matplotlib, which looks for fonts and makes folders for itself
-        with contextlib.suppress(ImportError):
-            importlib.import_module("captum.attr")
-    for some in (pictures, pictures[:1]):  # the batch first: an engine is chosen for what it sees first
-        served.classifier.probabilities(torch.from_numpy(np.ascontiguousarray(some)))
+def _serve_exported(name: str, classifier: Classifier, exported: ExportedModel, source: str, _: str) -> ServedModel:
+    manifest = exported.manifest
+    return ServedModel(name, classifier, None, None, source, manifest.network, manifest.kind, manifest.precision)
 
 
-def _shape(served: ServedModel) -> tuple[int, int, int]:
-    preprocess = served.classifier.preprocess
-    return preprocess.channels, preprocess.size, preprocess.size
-
-
-def looks_of(served: ServedModel) -> list[str]:
-    """What can be shown of a network besides its answers: saliency, activations, similar, samples."""
-    if served.opened is None:
-        return []
-    from alexnet.models.model import AlexNet
-
-    run = served.run
-    can = {
-        "saliency": importlib.util.find_spec("captum") is not None,
-        "activations": isinstance(served.opened.model, AlexNet),
-        "similar": run is not None and any((run.path / "index").glob("*/index.json")),
-        "samples": run is not None,
-    }
-    return [name for name, there in can.items() if there]
-
-
-def _file(name: str, classifier: Classifier, file: ExportedModel, source: str | Path) -> ServedModel:
-    told = file.manifest
-    return ServedModel(name, classifier, None, None, str(source), told.network, told.kind, told.precision)
-
-
-def _run(name: str, classifier: Classifier, opened: LoadedModel, source: str | Path, engine: str) -> ServedModel:
-    twin = dataclasses.replace(opened, model=_twin(opened.model))
+def _serve_run(name: str, classifier: Classifier, loaded: LoadedModel, source: str, engine: str) -> ServedModel:
+    shared_copy = dataclasses.replace(loaded, model=_share_weights(loaded.model))
     precision = "fp32" if engine in (EXACT, "onnxruntime", "openvino") else None
-    architecture, shared = opened.model.spec.name, classifier.trace()
-    return ServedModel(name, classifier, twin, opened.run, str(source), architecture, engine, precision, shared)
+    architecture, thread_safe = loaded.model.spec.name, classifier.trace()
+    return ServedModel(name, classifier, shared_copy, loaded.run, source, architecture, engine, precision, thread_safe)
 
 
-def _twin(model: Any) -> Any:
-    """A network of its own modules, whose parameters and buffers are those of `model`: no copy in memory."""
+def _share_weights(model: Any) -> Any:
+    """Return a copy of the modules of `model` with the same parameter and buffer tensors."""
     network: nn.Module = model
-    shared = {id(x): x for x in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(model, shared)
+    tensors = {id(x): x for x in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(model, tensors)
 
 
-def _name(source: str | Path, member: Any, exported: bool) -> str:
+def _model_name(source: str | Path, member: Any, exported: bool) -> str:
     path = Path(source)
     if str(source).startswith("torchvision:"):
         return str(source).replace(":", "-").replace("/", "-")
@@ -175,10 +132,46 @@ def _name(source: str | Path, member: Any, exported: bool) -> str:
     return printable(member.run.path.resolve().name if member.run else path.resolve().name)
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """`name`, or with the first number behind it that makes it another than those `taken`."""
-    found, number = name, 1
-    while found in taken:
+def _unique(name: str, taken: set[str]) -> str:
+    """Return `name`, with the lowest suffix from -2 on if it is taken."""
+    unique, number = name, 1
+    while unique in taken:
         number += 1
-        found = f"{name}-{number}"
-    return found
+        unique = f"{name}-{number}"
+    return unique
+
+
+def warm_up(served: ServedModel, batch: int) -> None:
+    """Run a full batch and a single image, so that no request waits for one-time work.
+
+    An engine other than exact is verified or chosen on these images: training images of the run where it has them.
+    """
+    preprocess = served.classifier.preprocess
+    shape = (batch, preprocess.channels, preprocess.size, preprocess.size)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    if served.shared_copy is not None and served.engine != EXACT:
+        with contextlib.suppress(UserError):
+            from alexnet.inference.evaluate import calibration_images
+
+            images = np.resize(calibration_images(served.shared_copy, None), shape)
+    if "saliency" in explanations(served):  # captum imports matplotlib, which searches fonts and creates its cache
+        with contextlib.suppress(ImportError):
+            importlib.import_module("captum.attr")
+    for inputs in (images, images[:1]):  # the batch first: an engine is chosen for the first images it sees
+        served.classifier.probabilities(torch.from_numpy(np.ascontiguousarray(inputs)))
+
+
+def explanations(served: ServedModel) -> list[str]:
+    """Return what can be shown besides predictions: a subset of saliency, activations, similar, samples."""
+    if served.shared_copy is None:
+        return []
+    from alexnet.models.model import AlexNet
+
+    run = served.run
+    available = {
+        "saliency": importlib.util.find_spec("captum") is not None,
+        "activations": isinstance(served.shared_copy.model, AlexNet),
+        "similar": run is not None and any((run.path / "index").glob("*/index.json")),
+        "samples": run is not None,
+    }
+    return [name for name, yes in available.items() if yes]

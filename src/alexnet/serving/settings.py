@@ -1,4 +1,4 @@
-"""What a server allows: the settings of `alexnet serve`, checked."""
+"""Settings of `alexnet serve`, validated."""
 
 from __future__ import annotations
 
@@ -8,68 +8,68 @@ from dataclasses import dataclass, field
 from alexnet.data.decode import MAX_PIXELS
 from alexnet.errors import UserError
 
-HELD = 8  # bodies of the largest size that may be in memory at once, those still being received included
+MAX_BODIES = 8  # request bodies of the maximum size that may be in memory at once, including partly received ones
 
-BETWEEN: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535), "max_batch": (1, 4096), "max_delay_ms": (0, 60_000), "queue": (1, 1_000_000),
     "max_bytes": (1, 1 << 32), "max_pixels": (1, MAX_PIXELS), "max_images": (1, 10_000), "timeout": (0.1, 3600),
     "drain": (0, 3600),
 }  # fmt: skip
-"""The least and the most of each number; what is beyond is a slip of the finger, and would never come to an end."""
+"""Smallest and largest value of each number; anything beyond is a typing error."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Raises `UserError` for values that cannot work."""
+    """Raises `UserError` for invalid values."""
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 takes a free one."""
+    """0 picks a free port."""
     token: str | None = field(default=None, repr=False)
-    """What requests must bear; None: anybody may ask."""
+    """Bearer token that requests must carry; None accepts all requests."""
     cors: tuple[str, ...] = ()
-    """Web sites whose pages may ask, as https://example.org; none unless given."""
+    """Origins of other websites whose pages may send requests, e.g. https://example.org."""
     max_batch: int = 32
-    """Pictures computed together at most."""
+    """Maximum images per batch."""
     max_delay_ms: float = 5.0
-    """Milliseconds that a picture waits for others at most when the network is free."""
+    """Maximum time in milliseconds that an image waits for a fuller batch while the model is free."""
     queue: int = 512
-    """Pictures in the house at most, each view of a ten-crop counted; beyond that requests are sent away."""
+    """Maximum images in flight (each ten-crop view counts); further requests get 503."""
     max_bytes: int = 32 << 20
-    """Of a request's body."""
+    """Maximum size of a request body."""
     max_pixels: int = 50_000_000
-    """Width × height of a picture."""
+    """Maximum width × height of an image."""
     max_images: int = 32
-    """In a request."""
+    """Maximum images per request."""
     timeout: float = 30.0
-    """Seconds that a client may take to send a request's head, its body, and to take the answer; and that a request may
-    wait for its labels."""
+    """Seconds a client may take to send the request head, to send the body, and to receive the response; also how long
+    a request may wait for its predictions."""
     drain: float = 1.0
-    """Seconds after SIGTERM in which requests are still accepted, and /readyz says that no more should come."""
+    """Seconds after SIGTERM during which requests are still accepted while /readyz returns 503."""
 
     def __post_init__(self) -> None:
-        for name, (least, most) in BETWEEN.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if not least <= value <= most:  # so that NaN is refused too
-                bound = f"at least {least}" if value < least else f"at most {most:,}"
+            if not low <= value <= high:  # written this way to reject NaN too
+                bound = f"at least {low}" if value < low else f"at most {high:,}"
                 raise UserError(f"--{name.replace('_', '-')} must be {bound}, not {value}.")
         if self.queue < 10 * self.max_images:
             raise UserError(
-                f"--queue {self.queue} has no room for a request of {self.max_images} pictures in ten views each; give "
-                f"at least {10 * self.max_images}, or a smaller --max-images."
+                f"--queue {self.queue} cannot hold a ten-crop request of {self.max_images} images; use at least "
+                f"{10 * self.max_images}, or a smaller --max-images."
             )
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
-            raise UserError("The token must be printable ASCII characters; make one with: openssl rand -hex 32")
+            raise UserError("The token must be printable ASCII; generate one with: openssl rand -hex 32")
         if self.token is not None and self.token != self.token.strip():
-            raise UserError("The token has blanks at an end, which HTTP cuts off; take them away.")
-        for site in self.cors:
-            if site != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", site):
+            raise UserError("The token starts or ends with whitespace, which HTTP strips; remove it.")
+        for origin in self.cors:
+            if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
                 raise UserError(
-                    f"--cors {site} cannot be the address of a web site as browsers tell it; write "
-                    "https://example.org, without anything behind the name and the port."
+                    f"--cors {origin} is not a web origin; write scheme, host and optional port only, such as "
+                    "https://example.org."
                 )
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes of bodies that may be in memory at once."""
-        return HELD * self.max_bytes
+    def body_budget(self) -> int:
+        """Bytes of request bodies that may be in memory at once."""
+        return MAX_BODIES * self.max_bytes

@@ -1,7 +1,7 @@
-"""The web page of `alexnet serve`, and the routes that it needs beyond `/v1/predict`.
+"""Routes of the web page: its files, and /v1/saliency, /v1/activations, /v1/similar and /v1/samples.
 
-The page is plain files in `page/`, sent as they are, under a policy that lets a browser load nothing from elsewhere.
-What its routes answer is computed in `looks.py` by the server's limited workers.
+The page is plain files in `web/`, sent unchanged under a policy that lets a browser load nothing from elsewhere. The
+explanations are computed by `explain.py` in the server's bounded worker thread.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from alexnet.data.decode import TooManyPixels, decode_image
-from alexnet.serving.explain import SHOWN, Explainer, NotAvailable
+from alexnet.serving.explain import BROWSER_TYPES, Explainer, NotAvailable
 from alexnet.serving.registry import ModelRegistry
-from alexnet.serving.requests import JSON, MULTIPART, RAW, HTTPError, check_type, read_body
-from alexnet.serving.routes import allowed, pick, problems, unless_gone
+from alexnet.serving.requests import JSON, MULTIPART, RAW, HTTPError, media_type, read_body
+from alexnet.serving.routes import cancel_on_disconnect, error_schemas, get_model, require_token
 
+WEB = resources.files("alexnet.serving") / "web"
 FILES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -30,165 +31,169 @@ FILES = {
     "/server.js": ("server.js", "text/javascript"),
     "/words.js": ("words.js", "text/javascript"),
 }
-"""The page: files by address, and their types."""
+"""Files of the page and their media types, by URL path."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # else an updated server would be asked by yesterday's page
+    "Cache-Control": "no-cache",  # otherwise an old page could call an updated server
 }
 
 
 class Saliency(BaseModel):
-    """Where the network looks."""
+    """Which image regions the prediction depends on."""
 
     label: str
     probability: float
     method: str
     seen: str
-    """What the network sees, as a data address."""
+    """The network's input, as a data URI."""
     picture: str
-    """The same in grey, orange where it speaks for the label, blue where against it."""
+    """The same in gray: orange regions support the label, blue ones oppose it."""
 
 
 class Stage(BaseModel):
+    """Activations of one stage."""
+
     name: str
     shape: list[int]
     active: float
-    """Share of the values above zero."""
+    """Share of values above zero."""
     picture: str
 
 
 class Activations(BaseModel):
-    """What each stage of the network gives."""
+    """Activations of each stage of the network."""
 
     stages: list[Stage]
 
 
-class Neighbour(BaseModel):
+class Neighbor(BaseModel):
+    """A training image near the query."""
+
     label: str
     distance: float
     picture: str
 
 
 class Similar(BaseModel):
-    """The most alike training pictures, the nearest first."""
+    """The most similar training images, nearest first."""
 
     layer: str
-    """Whose activations were compared."""
-    neighbours: list[Neighbour]
+    """Layer whose activations are compared."""
+    neighbours: list[Neighbor]
 
 
 class Sample(BaseModel):
+    """An image that the run was not trained on."""
+
     label: str
-    """The true one."""
+    """True label."""
     url: str
     """Relative to the page."""
 
 
 class Samples(BaseModel):
-    """Pictures that the run was not trained on."""
+    """Images that the run was not trained on."""
 
     samples: list[Sample]
 
 
 Method = Literal["grad-cam", "occlusion", "integrated-gradients"]
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-PICTURE = {"requestBody": {"required": True, "content": {"image/*": BINARY, RAW: BINARY}}}
-ASKED = (401, 403, 404, 408, 413, 415, 422, 503)  # what may become of a question, beside an answer
+IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": BINARY, RAW: BINARY}}}
+ERRORS = error_schemas(401, 403, 404, 408, 413, 415, 422, 503)
 
 T = TypeVar("T")
 
 
-def router(models: ModelRegistry) -> APIRouter:
-    """All routes of the page, for `serve.create_app`."""
-    both = APIRouter()
-    both.include_router(_page())
-    both.include_router(_looks(models))
-    return both
+def create_router(models: ModelRegistry) -> APIRouter:
+    """Return all routes of the page."""
+    router = APIRouter()
+    router.include_router(_file_routes())
+    router.include_router(_explain_routes(models))
+    return router
 
 
-def _page() -> APIRouter:
-    routes = APIRouter(include_in_schema=False)
-    folder = resources.files("alexnet.export") / "page"
+def _file_routes() -> APIRouter:
+    router = APIRouter(include_in_schema=False)
 
-    def answer(content: bytes, kind: str) -> Callable[[], Response]:
+    def sender(content: bytes, kind: str) -> Callable[[], Response]:
         return lambda: Response(content, headers=HEADERS, media_type=kind)
 
-    for address, (name, kind) in FILES.items():
-        routes.api_route(address, methods=["GET", "HEAD"])(answer((folder / name).read_bytes(), kind))
-    return routes
+    for path, (name, kind) in FILES.items():
+        router.api_route(path, methods=["GET", "HEAD"])(sender((WEB / name).read_bytes(), kind))
+    return router
 
 
-def _looks(models: ModelRegistry) -> APIRouter:
-    routes = APIRouter(prefix="/v1", dependencies=[Depends(allowed)])
-    looks = {name: Explainer(served) for name, served in models.items()}
-    known = Query(None, json_schema_extra={"enum": [*models]})
+def _explain_routes(models: ModelRegistry) -> APIRouter:
+    router = APIRouter(prefix="/v1", dependencies=[Depends(require_token)])
+    explainers = {name: Explainer(served) for name, served in models.items()}
+    model_query = Query(None, json_schema_extra={"enum": [*models]})
 
-    def of(name: str | None) -> Explainer:
-        return looks[pick(models, name).name]
+    def get_explainer(name: str | None) -> Explainer:
+        return explainers[get_model(models, name).name]
 
-    @routes.post("/saliency", responses=problems(*ASKED), openapi_extra=PICTURE)
+    @router.post("/saliency", responses=ERRORS, openapi_extra=IMAGE_BODY)
     async def saliency(
-        request: Request, model: str | None = known, method: Method = "grad-cam", label: str | None = None
+        request: Request, model: str | None = model_query, method: Method = "grad-cam", label: str | None = None
     ) -> Saliency:
-        """Where a network looks, for the likeliest label unless one is given."""
-        found = of(model)
-        return Saliency(**await _look(request, found, lambda image: found.saliency(image, method, label)))
+        """Show which regions of the image the prediction depends on, by default for the most likely label."""
+        explainer = get_explainer(model)
+        return Saliency(**await _explain(request, explainer, lambda image: explainer.saliency(image, method, label)))
 
-    @routes.post("/activations", responses=problems(*ASKED), openapi_extra=PICTURE)
-    async def activations(request: Request, model: str | None = known) -> Activations:
-        """What each stage of a network gives: its strongest maps."""
-        found = of(model)
-        return Activations(**await _look(request, found, found.activations))
+    @router.post("/activations", responses=ERRORS, openapi_extra=IMAGE_BODY)
+    async def activations(request: Request, model: str | None = model_query) -> Activations:
+        """Show the strongest feature maps of each stage."""
+        explainer = get_explainer(model)
+        return Activations(**await _explain(request, explainer, explainer.activations))
 
-    @routes.post("/similar", responses=problems(*ASKED), openapi_extra=PICTURE)
-    async def similar(request: Request, model: str | None = known) -> Similar:
-        """The most alike training pictures, where the run holds an index of them."""
-        found = of(model)
-        return Similar(**await _look(request, found, found.similar))
+    @router.post("/similar", responses=ERRORS, openapi_extra=IMAGE_BODY)
+    async def similar(request: Request, model: str | None = model_query) -> Similar:
+        """Return the most similar training images, if the run has an index of them."""
+        explainer = get_explainer(model)
+        return Similar(**await _explain(request, explainer, explainer.similar))
 
-    @routes.get("/samples", responses=problems(401, 404))
-    async def samples(model: str | None = known) -> Samples:
-        """A few pictures that a run was not trained on."""
-        found = of(model)
-        listed = await _there(run_in_threadpool(lambda: found.samples))
-        name = quote(found.served.name, safe="")
+    @router.get("/samples", responses=error_schemas(401, 404))
+    async def samples(model: str | None = model_query) -> Samples:
+        """List some images that the run was not trained on."""
+        explainer = get_explainer(model)
+        listed = await _or_404(run_in_threadpool(lambda: explainer.samples))
+        name = quote(explainer.served.name, safe="")
         return Samples(
             samples=[Sample(label=label, url=f"v1/samples/{i}?model={name}") for i, (_, label) in enumerate(listed)]
         )
 
-    @routes.get(
+    @router.get(
         "/samples/{number}",
         response_class=Response,
-        responses={200: {"content": dict.fromkeys(SHOWN.values(), BINARY)}, **problems(401, 404, 422)},
+        responses={200: {"content": dict.fromkeys(BROWSER_TYPES.values(), BINARY)}, **error_schemas(401, 404, 422)},
     )
-    async def sample(number: int, model: str | None = known) -> Response:
-        """One of them, as a file."""
-        found = of(model)
-        content, kind = await _there(run_in_threadpool(found.sample, number))
+    async def sample(number: int, model: str | None = model_query) -> Response:
+        """Return the file of one sample."""
+        content, kind = await _or_404(run_in_threadpool(get_explainer(model).sample, number))
         return Response(content, headers=HEADERS, media_type=kind)
 
-    return routes
+    return router
 
 
-async def _look(request: Request, looks: Explainer, function: Callable[[Image.Image], T]) -> T:
-    """What `function` gives for the picture that a request brings, computed by the server's workers."""
-    if check_type(request) in (MULTIPART, JSON):
-        raise HTTPError(415, "One picture at a time is looked into; send it as the body itself, as image/jpeg, say.")
+async def _explain(request: Request, explainer: Explainer, function: Callable[[Image.Image], T]) -> T:
+    """Return `function(image)` for the image in the request's body, computed in the server's worker thread."""
+    if media_type(request) in (MULTIPART, JSON):
+        raise HTTPError(415, "This route takes one image; send it as the body itself, for example as image/jpeg.")
     body = await read_body(request)
-    channels = looks.served.classifier.preprocess.channels
-    most = request.app.state.settings.max_pixels
+    channels = explainer.served.classifier.preprocess.channels
+    max_pixels = request.app.state.settings.max_pixels
     try:
-        work = request.app.state.work(lambda: function(decode_image(body, channels, max_pixels=most)))
-        return await _there(unless_gone(request, asyncio.ensure_future(work)))
+        work = request.app.state.run_explanation(lambda: function(decode_image(body, channels, max_pixels=max_pixels)))
+        return await _or_404(cancel_on_disconnect(request, asyncio.ensure_future(work)))
     except TooManyPixels as error:
-        raise HTTPError(413, f"The picture is too large: {error.reason}; send a smaller one.") from error
+        raise HTTPError(413, f"The image is too large: {error.reason}; send a smaller one.") from error
 
 
-async def _there(work: Awaitable[T]) -> T:
-    """What `work` gives; 404 for what is not to be had."""
+async def _or_404(work: Awaitable[T]) -> T:
+    """Return the result of `work`, turning `NotAvailable` into a 404."""
     try:
         return await work
     except NotAvailable as error:
