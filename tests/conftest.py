@@ -17,7 +17,7 @@ from alexnet.export.export import Export, Exporter
 from alexnet.runtimes.manifest import FORMATS
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
-from browsing import CHROMIUM
+from browser import CHROMIUM
 from helpers import CLASS_NAMES, make_confident_model, make_image, make_image_folder
 
 torch.set_num_threads(1)  # small tensors gain nothing from more threads, and lose much on a busy machine

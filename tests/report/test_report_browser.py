@@ -14,7 +14,7 @@ from alexnet.files import write_json
 from alexnet.report.compare import write_comparison
 from alexnet.report.report import write_report
 from alexnet.run_dir import Run
-from browsing import OVERLAPS, keep_screenshot
+from browser import OVERLAPS, keep_screenshot
 from fake_run import make_fake_run
 
 pytestmark = pytest.mark.browser

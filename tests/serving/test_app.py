@@ -1,4 +1,4 @@
-"""The server under uvicorn, with real sockets: its farewell, clients that do not speak, files that change under it."""
+"""The server under uvicorn with real sockets: graceful shutdown, stalled clients, files that change, the command."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gc
 import http.client
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,156 +27,163 @@ from alexnet.errors import UserError
 from alexnet.serving.app import Server, bind, create_app
 from alexnet.serving.registry import ModelRegistry, open_models
 from alexnet.serving.settings import Settings
-from asking import jpeg
+from server_client import DecodeGate, encode_jpeg, http_scope
 
-POSIX = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"  # a head without its empty line
+POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 
 @contextlib.contextmanager
-def listening(models: ModelRegistry, **settings: Any) -> Iterator[tuple[int, Server]]:
-    """A server in a thread of this process, and its port."""
-    chosen = Settings(port=0, **settings)
-    up = threading.Event()
-    server = Server(create_app(models, chosen), chosen, up.set)
-    with contextlib.closing(bind(chosen.host, 0)) as at:
-        thread = threading.Thread(target=server.run, args=([at],))
+def running_uvicorn(models: ModelRegistry, **options: Any) -> Iterator[tuple[int, Server]]:
+    """Yield the port of a server in a thread of this process, and the server."""
+    settings = Settings(port=0, **{"drain": 0, **options})
+    ready = threading.Event()
+    server = Server(create_app(models, settings), settings, ready.set)
+    with contextlib.closing(bind(settings.host, 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            assert up.wait(20)
-            yield at.getsockname()[1], server
+            assert ready.wait(60)
+            yield listener.getsockname()[1], server
         finally:
             server.handle_exit(signal.SIGTERM, None)
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
 
 
-def ask(port: int, method: str = "POST", path: str = "/v1/predict") -> tuple[int, dict[str, Any], Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.01)
+
+
+def request(port: int, method: str = "POST", path: str = "/v1/predict") -> tuple[int, dict[str, Any], Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection):
-        connection.request(method, path, jpeg() if method == "POST" else None, {"Content-Type": "image/jpeg"})
-        answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), json.loads(answer.read())
+        connection.request(method, path, encode_jpeg() if method == "POST" else None, {"Content-Type": "image/jpeg"})
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), json.loads(response.read())
 
 
 @POSIX
-def test_sigterm_loses_nothing_that_was_accepted(checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "alexnet", "serve", str(checkpoint), "--port", "0", "--json", "--drain", "0.5"]
+def test_sigterm_drops_no_accepted_request(checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "alexnet", "serve", str(checkpoint), "--port", "0", "--json", "--drain", "1.5"]
+    command += ["--max-batch", "4"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
         port = int(first["url"].rsplit(":", 1)[1])
         assert first["models"] == [checkpoint.name]
-        answers: list[tuple[int, str]] = []
-        torn: list[Exception] = []
-        ready: list[int] = []
+        responses: list[tuple[int, str]] = []
+        broken: list[Exception] = []
 
-        def client() -> None:
+        def send_until_refused() -> None:
             while True:
                 try:
-                    status, headers, _ = ask(port)
-                    answers.append((status, headers.get("connection", "")))
+                    status, headers, _ = request(port)
+                    responses.append((status, headers.get("connection", "")))
                 except ConnectionRefusedError:
                     return
                 except (OSError, http.client.HTTPException) as error:  # closed before it was accepted
-                    torn.append(error)
+                    broken.append(error)
 
-        clients = [threading.Thread(target=client) for _ in range(24)]
-        for one in clients:
-            one.start()
-        time.sleep(0.5)
+        clients = [threading.Thread(target=send_until_refused) for _ in range(12)]
+        for client in clients:
+            client.start()
+        wait_until(lambda: len(responses) >= 12)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        ready.append(ask(port, "GET", "/readyz")[0])
-        for one in clients:
-            one.join(30)
+        ready = [request(port, "GET", "/readyz")[0]]
+        while ready[-1] == 200:
+            ready.append(request(port, "GET", "/readyz")[0])
+        for client in clients:
+            client.join(60)
         last = json.loads(process.stdout.readlines()[-1])
     assert process.returncode == 0
-    assert not torn
-    assert ready == [503]
-    assert {status for status, _ in answers} == {200}
-    assert answers[0][1] == ""
-    assert "close" in {connection for _, connection in answers}
-    assert last == {"accepted": len(answers) + 1, "answered": len(answers) + 1, "cut_short": False}
+    assert not broken
+    assert ready[-1] == 503
+    assert {status for status, _ in responses} == {200}
+    assert responses[0][1] == ""
+    assert "close" in {connection for _, connection in responses}
+    count = len(responses) + len(ready)
+    assert last == {"accepted": count, "answered": count, "cut_short": False}
 
 
 @POSIX
-def test_a_request_on_its_way_at_sigterm_is_answered(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alexnet.serving import batching
-
-    event, began, real = threading.Event(), threading.Event(), batching.load_crops
-
-    def slow(*given: Any) -> Any:
-        began.set()
-        event.wait(10)
-        return real(*given)
-
-    monkeypatch.setattr(batching, "read_squares", slow)
-    found: list[int] = []
-    with listening(models, drain=0) as (port, server):
-        asking = threading.Thread(target=lambda: found.append(ask(port)[0]))
-        asking.start()
-        assert began.wait(10)
+def test_request_in_flight_at_sigterm_is_answered(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+    statuses: list[int] = []
+    with running_uvicorn(models) as (port, server):
+        client = threading.Thread(target=lambda: statuses.append(request(port)[0]))
+        client.start()
+        assert decode_gate.reached.wait(60)
         server.handle_exit(signal.SIGTERM, None)
-        time.sleep(0.4)
-        with pytest.raises(ConnectionRefusedError):
-            ask(port, "GET", "/readyz")
-        event.set()
-        asking.join(10)
-    assert found == [200]
-    door = server._app.state.door
-    assert door.accepted == door.answered == 1
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                statuses.append(request(port, "GET", "/readyz")[0])
+        decode_gate.open()
+        client.join(60)
+    assert statuses[-1] == 200
+    assert set(statuses[:-1]) <= {503}
+    middleware = server._app.state.requests
+    assert middleware.accepted == middleware.answered == len(statuses)
 
 
-@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["first", "second"])
-@pytest.mark.parametrize("words", [b"", b"POST /v1/predict HTT"], ids=["silent", "half a head"])
-def test_who_does_not_speak_is_shown_out(models: ModelRegistry, before: bytes, words: bytes) -> None:
-    if before and not words:
-        pytest.skip("a connection without use is kept for a while")
-    with listening(models, timeout=0.5) as (port, _), socket.create_connection(("127.0.0.1", port), 10) as client:
-        if before:
-            client.sendall(before)
+@pytest.mark.parametrize(
+    ("complete", "partial"),
+    [(b"", b""), (b"", b"POST /v1/predict HTT"), (GET + b"\r\n", b"POST /v1/predict HTT")],
+    ids=["silent", "first request", "second request"],
+)
+def test_connection_without_complete_request_head_is_closed(
+    models: ModelRegistry, complete: bytes, partial: bytes
+) -> None:
+    with (
+        running_uvicorn(models, timeout=0.3) as (port, _),
+        socket.create_connection(("127.0.0.1", port), 60) as client,
+    ):
+        if complete:
+            client.sendall(complete)
             assert b" 200 " in client.recv(1000)
-        client.sendall(words)
-        began = time.perf_counter()
+        client.sendall(partial)
+        start = time.perf_counter()
         assert client.recv(1000) == b""
-        assert 0.3 < time.perf_counter() - began < 5
-        assert ask(port)[0] == 200
+        assert time.perf_counter() - start > 0.2
+        assert request(port)[0] == 200
 
 
-def test_a_body_that_drips_is_408_and_the_connection_closed(models: ModelRegistry) -> None:
-    with listening(models, timeout=0.5) as (port, _), socket.create_connection(("127.0.0.1", port), 10) as client:
-        head = (
-            "POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
+def test_slow_body_is_408_and_closes_connection(models: ModelRegistry) -> None:
+    with (
+        running_uvicorn(models, timeout=0.3) as (port, _),
+        socket.create_connection(("127.0.0.1", port), 60) as client,
+    ):
+        client.sendall(
+            b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 10000\r\n\r\n"
         )
-        client.sendall(head.encode())
-        with contextlib.suppress(OSError):
-            for _ in range(20):
-                client.sendall(b"x")
-                time.sleep(0.05)
-        answer = b""
+        response, readable = b"", []
+        while not readable:  # a byte now and then until the server responds
+            client.sendall(b"x")
+            readable, _, _ = select.select([client], [], [], 0.05)
         while data := client.recv(1000):
-            answer += data
-        assert b" 408 " in answer.splitlines()[0]
-        assert b"did not arrive" in answer
+            response += data
+        assert b" 408 " in response.splitlines()[0]
+        assert b"did not arrive" in response
 
 
-def answer_to(port: int, *pieces: bytes) -> bytes:
-    """All that comes back on a connection until it is closed."""
-    answer = b""
-    with socket.create_connection(("127.0.0.1", port), 10) as client, contextlib.suppress(ConnectionError):
+def exchange(port: int, *pieces: bytes) -> bytes:
+    """Send `pieces` and return everything received until the connection is closed."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), 60) as client, contextlib.suppress(ConnectionError):
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
                 client.sendall(piece)
         while data := client.recv(1 << 16):
-            answer += data
-    return answer
+            received += data
+    return received
 
 
 CHUNKED = (
     b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
 )
-GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.mark.parametrize(
@@ -188,131 +196,122 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
         [CHUNKED + b"A: ", *[b"b" * 60_000] * 200],
         [GET + b"\r\n", GET, *[b"A: " + b"b" * 60_000 + b"\r\n"] * 200],
     ],
-    ids=["many headers", "one header", "address", "trailers", "one trailer", "second request"],
+    ids=["many headers", "one header", "URL", "trailers", "one trailer", "second request"],
 )
-def test_a_head_without_end_is_431(models: ModelRegistry, pieces: list[bytes]) -> None:
-    with listening(models) as (port, server):
-        answer = answer_to(port, *pieces)
-        if answer:  # else it is lost in the reset of a connection on which more is being sent
-            last = answer[answer.rindex(b"HTTP/1.1 ") :]
+def test_endless_request_head_is_431(models: ModelRegistry, pieces: list[bytes]) -> None:
+    with running_uvicorn(models) as (port, server):
+        received = exchange(port, *pieces)
+        if received:  # otherwise lost in the reset of a connection on which more is being sent
+            last = received[received.rindex(b"HTTP/1.1 ") :]
             assert last.startswith(b"HTTP/1.1 431 ")
-            assert json.loads(last.split(b"\r\n\r\n")[1])["error"].startswith("The head of the request is larger")
-        assert ask(port)[0] == 200
-        assert server._app.state.door.accepted <= 2
+            assert json.loads(last.split(b"\r\n\r\n")[1])["error"].startswith("The request head is larger")
+        assert request(port)[0] == 200
+        assert server._app.state.requests.accepted <= 2
 
 
-def test_a_head_just_too_large_is_431(models: ModelRegistry) -> None:
-    with listening(models) as (port, _):
-        answer = answer_to(port, GET, *[b"A: " + b"b" * 1000 + b"\r\n"] * 70)
-        assert answer.startswith(b"HTTP/1.1 431 ")
-        assert answer_to(port, GET, *[b"A: " + b"b" * 1000 + b"\r\n"] * 50, b"Connection: close\r\n\r\n").startswith(
-            b"HTTP/1.1 200 "
-        )
+def test_slightly_too_large_request_head_is_431(models: ModelRegistry) -> None:
+    with running_uvicorn(models) as (port, _):
+        header = b"A: " + b"b" * 1000 + b"\r\n"
+        assert exchange(port, GET, *[header] * 70).startswith(b"HTTP/1.1 431 ")
+        assert exchange(port, GET, *[header] * 50, b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize("words", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02" * 100])
-def test_what_is_not_http_is_400_with_a_sentence_and_without_a_line(
-    models: ModelRegistry, words: bytes, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02" * 100])
+def test_invalid_http_is_400_with_json_error_and_no_log_line(
+    models: ModelRegistry, data: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with listening(models) as (port, _):
-        head, _, body = answer_to(port, words).partition(b"\r\n\r\n")
+    with running_uvicorn(models) as (port, _):
+        head, _, body = exchange(port, data).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
-    assert json.loads(body)["error"].startswith("This is not a request")
+    assert json.loads(body)["error"].startswith("This is not an HTTP/1.1 request")
     assert "Invalid" not in capfd.readouterr().err
 
 
-def test_who_never_reads_is_shown_out(models: ModelRegistry) -> None:
-    with listening(models, timeout=0.5) as (port, server):
+def test_connection_of_client_that_never_reads_is_closed(models: ModelRegistry) -> None:
+    with running_uvicorn(models, timeout=0.3) as (port, server):
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", port))
             client.settimeout(0.2)
-            question = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+            requests = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
             with contextlib.suppress(OSError):
                 for _ in range(5):
-                    client.sendall(question)
-            deadline = time.monotonic() + 15
-            while server.server_state.connections and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert not server.server_state.connections
-        assert ask(port)[0] == 200
+                    client.sendall(requests)
+            wait_until(lambda: not server.server_state.connections)
+        assert request(port)[0] == 200
 
 
-def test_a_slow_reader_does_not_hold_memory_for_bodies(models: ModelRegistry) -> None:
-    async def slow() -> None:
-        body, app = jpeg(), create_app(models)
+def test_body_is_released_before_response_is_sent(models: ModelRegistry) -> None:
+    async def predict() -> None:
+        body, app = encode_jpeg(), create_app(models)
         async with app.router.lifespan_context(app):
             held: list[int] = []
-            scope = {
-                "type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "http_version": "1.1",
-                "headers": [(b"content-type", b"image/jpeg")], "scheme": "http", "server": ("s", 1), "client": None,
-            }  # fmt: skip
 
             async def receive() -> Any:
-                held.append(app.state.held.bytes)
+                held.append(app.state.body_budget.bytes)
                 return {"type": "http.request", "body": body, "more_body": False}
 
             async def send(_: Any) -> None:
-                held.append(app.state.held.bytes)
+                held.append(app.state.body_budget.bytes)
 
-            await app(scope, receive, send)
+            await app(http_scope("/v1/predict", b"image/jpeg"), receive, send)
             assert held[1:] == [0, 0]
 
-    asyncio.run(slow())
+    asyncio.run(predict())
 
 
-def test_a_connection_stays_open_for_the_next_request(models: ModelRegistry) -> None:
-    with listening(models) as (port, _):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+def test_connection_stays_open_for_next_request(models: ModelRegistry) -> None:
+    with running_uvicorn(models) as (port, _):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         with contextlib.closing(connection):
             for _ in range(3):
-                connection.request("POST", "/v1/predict", jpeg(), {"Content-Type": "image/jpeg"})
+                connection.request("POST", "/v1/predict", encode_jpeg(), {"Content-Type": "image/jpeg"})
                 assert connection.getresponse().read()
             first = connection.sock
             connection.request("POST", "/v1/predict", b"x" * (33 << 20), {"Content-Type": "image/jpeg"})
-            assert connection.getresponse().status == 413  # sent to its end, and then read
+            assert connection.getresponse().status == 413  # the body is sent completely before the response is read
             assert first is not None
 
 
-def test_many_at_once_get_an_answer_each_or_503(models: ModelRegistry) -> None:
+def test_each_of_many_concurrent_requests_gets_200_or_503(models: ModelRegistry) -> None:
     statuses: list[int] = []
-    with listening(models, queue=10, max_images=1) as (port, _):
-        clients = [threading.Thread(target=lambda: statuses.append(ask(port)[0])) for _ in range(60)]
-        for one in clients:
-            one.start()
-        for one in clients:
-            one.join(30)
+    with running_uvicorn(models, queue=10, max_images=1) as (port, _):
+        clients = [threading.Thread(target=lambda: statuses.append(request(port)[0])) for _ in range(60)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join(60)
         assert len(statuses) == 60
         assert set(statuses) <= {200, 503}
-        assert ask(port)[0] == 200
+        assert request(port)[0] == 200
 
 
-def test_a_file_that_is_swapped_or_damaged_under_the_server_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_does_not_affect_running_server(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(checkpoint, folder)
     models = open_models([folder])
-    one = models["copy"]
-    expected = one.classifier.predict(jpeg())
+    classifier = models["copy"].classifier
+    expected = classifier.predict(encode_jpeg())
     for path in folder.iterdir():
         size = path.stat().st_size
-        with path.open("r+b") as file:  # in place: a mapped file would change under us
+        with path.open("r+b") as file:  # in place: a memory-mapped file would change
             file.write(os.urandom(size))
             file.truncate(size // 2)
-    assert one.classifier.predict(jpeg()) == expected
+    assert classifier.predict(encode_jpeg()) == expected
     with pytest.raises(UserError):
         open_models([folder])
 
 
-def test_a_server_touches_no_file(models: ModelRegistry, checkpoint: Path) -> None:
+def test_server_writes_no_file(models: ModelRegistry, checkpoint: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
     here = set(Path.cwd().iterdir())
-    with listening(models) as (port, _):
-        assert ask(port)[0] == 200
+    with running_uvicorn(models) as (port, _):
+        assert request(port)[0] == 200
     assert {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")} == before
     assert set(Path.cwd().iterdir()) == here
 
 
-def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
+def test_error_names_port_in_use(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run(["serve", str(checkpoint), "--port", str(port)]) == 2
@@ -320,66 +319,68 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str], checkp
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "no-such-host.invalid", "é" * 70])
-def test_a_host_that_is_none_is_told(capsys: pytest.CaptureFixture[str], checkpoint: Path, host: str) -> None:
+def test_error_names_invalid_host(capsys: pytest.CaptureFixture[str], checkpoint: Path, host: str) -> None:
     assert run(["serve", str(checkpoint), "--host", host]) == 2
     assert f"--host {host}" in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_leaves_no_socket_open(recwarn: pytest.WarningsRecorder) -> None:
+def test_failed_bind_leaves_no_socket_open(recwarn: pytest.WarningsRecorder) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(UserError):
             bind("127.0.0.1", taken.getsockname()[1])
         gc.collect()
-    assert not [one for one in recwarn if one.category is ResourceWarning]
+    assert not [warning for warning in recwarn if warning.category is ResourceWarning]
 
 
 @POSIX
-def test_what_was_accepted_and_not_answered_is_not_exit_0(
+def test_unanswered_request_is_exit_code_1(
     models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
     from alexnet.serving import app
 
-    monkeypatch.setattr(app, "serve", lambda *_: app.Stopped(2, 1, False))
+    monkeypatch.setattr(app, "serve", lambda *_: app.ServerResult(2, 1, False))
     monkeypatch.setattr("alexnet.serving.registry.open_models", lambda *_: models)
     assert run(["serve", str(checkpoint)]) == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "message"),
     [
         ([], "Name what to serve"),
         (["nowhere"], "nowhere"),
         (["nowhere", "--max-batch", "0"], "--max-batch must be at least 1"),
         (["nowhere", "--timeout", "inf"], "--timeout must be at most 3,600, not inf"),
         (["nowhere", "--max-delay-ms", "inf"], "--max-delay-ms must be at most 60,000, not inf"),
-        (["nowhere", "--cors", "example.org"], "--cors example.org cannot be the address of a web site"),
+        (["nowhere", "--cors", "example.org"], "--cors example.org is not a web origin"),
         (["nowhere", "--token-file", "no-such-file"], "--token-file no-such-file cannot be read"),
     ],
 )
-def test_bad_commands_are_2_and_a_sentence(capsys: pytest.CaptureFixture[str], words: list[str], sentence: str) -> None:
-    assert run(["serve", *words]) == 2
+def test_bad_arguments_are_exit_code_2_and_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run(["serve", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert sentence in err
+    assert message in err
     assert len(err.strip().splitlines()) == 1
 
 
-def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_read_from_file_or_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from alexnet.cli.serve import _token
 
     monkeypatch.delenv("ALEXNET_TOKEN", raising=False)
     assert _token(None) is None
-    monkeypatch.setenv("ALEXNET_TOKEN", "of the environment")
-    assert _token(None) == "of the environment"
-    monkeypatch.setenv("ALEXNET_TOKEN", " blanks \n")
-    assert _token(None) == "blanks"
+    monkeypatch.setenv("ALEXNET_TOKEN", "from environment")
+    assert _token(None) == "from environment"
+    monkeypatch.setenv("ALEXNET_TOKEN", " padded \n")
+    assert _token(None) == "padded"
     for empty in ("", " "):
         monkeypatch.setenv("ALEXNET_TOKEN", empty)
         with pytest.raises(UserError, match="ALEXNET_TOKEN is empty"):
             _token(None)
     file = tmp_path / "token"
-    file.write_text("of the file\n")
-    assert _token(file) == "of the file"
+    file.write_text("from file\n")
+    assert _token(file) == "from file"
     file.write_text("\n")
     with pytest.raises(UserError, match="is empty"):
         _token(file)

@@ -1,4 +1,4 @@
-"""Batches: who computes with whom, how long anybody waits, and what becomes of those who leave."""
+"""Dynamic batching: batch composition, waiting times, the queue limit, cancellation, errors."""
 
 from __future__ import annotations
 
@@ -7,287 +7,255 @@ import dataclasses
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from alexnet.serving import batching
 from alexnet.serving.batching import Batcher, DecodeFailure, QueueFull
 from alexnet.serving.metrics import Metrics
 from alexnet.serving.registry import ModelRegistry
 from alexnet.serving.settings import Settings
-from asking import jpeg
+from server_client import DecodeGate, encode_jpeg
 
 
-class Kept(Metrics):
-    """The sizes of batches and the ends of pictures, in a list."""
+class Recorder(Metrics):
+    """Records batch sizes and image results in lists."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: list[int] = []
-        self.ends: list[str] = []
+        self.results: list[str] = []
 
-    def batch(self, model: str, size: int, seconds: float) -> None:
+    def count_batch(self, model: str, size: int, seconds: float) -> None:
         self.sizes.append(size)
 
-    def picture(self, model: str, result: str, count: int = 1) -> None:
-        self.ends += [result] * count
+    def count_images(self, model: str, result: str, count: int = 1) -> None:
+        self.results += [result] * count
 
 
 @contextmanager
-def batcher(models: ModelRegistry, workers: int = 2, **settings: Any) -> Iterator[tuple[Batcher, Kept]]:
-    kept = Kept()
-    found = Batcher(models, Settings(**settings), kept, workers)
+def running_batcher(models: ModelRegistry, workers: int = 2, **settings: Any) -> Iterator[tuple[Batcher, Recorder]]:
+    recorder = Recorder()
+    batcher = Batcher(models, Settings(**settings), recorder, workers)
     try:
-        yield found, kept
+        yield batcher, recorder
     finally:
-        found.close()
+        batcher.close()
 
 
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], threading.Event]]:
-    """Makes the decoding of one picture wait for an event."""
-    events: dict[bytes, threading.Event] = {}
-    real = batching.load_crops
-
-    def read(data: bytes, *more: Any) -> list[np.ndarray]:
-        if data in events:
-            events[data].wait(10)
-        return real(data, *more)
-
-    monkeypatch.setattr(batching, "read_squares", read)
-
-    def wait_for(data: bytes) -> threading.Event:
-        events[data] = threading.Event()
-        return events[data]
-
-    yield wait_for
-    for event in events.values():
-        event.set()
-
-
-def test_the_answers_are_those_of_predict(models: ModelRegistry) -> None:
-    pictures = [jpeg(i % 3, i) for i in range(7)]
+def test_probabilities_equal_those_of_predict(models: ModelRegistry) -> None:
+    images = [encode_jpeg(i % 3, i) for i in range(7)]
     served = models["fruit"]
 
-    async def ask(found: Batcher) -> Any:
-        return [await found.label(served, pictures, views) for views in (1, 10)]
+    async def predict(batcher: Batcher) -> Any:
+        return [await batcher.predict(served, images, views) for views in (1, 10)]
 
-    with batcher(models) as (found, _):
-        for views, outcomes in zip((1, 10), asyncio.run(ask(found)), strict=True):
-            expected = list(served.classifier.predict_many(pictures, 3, views))
+    with running_batcher(models) as (batcher, _):
+        for views, outcomes in zip((1, 10), asyncio.run(predict(batcher)), strict=True):
+            expected = list(served.classifier.predict_many(images, 3, views))
             for outcome, prediction in zip(outcomes, expected, strict=True):
-                told = served.classifier.to_prediction("-", outcome, 3)
-                assert [label for label, _ in told.labels] == [label for label, _ in prediction.labels]
-                assert [p for _, p in told.labels] == pytest.approx([p for _, p in prediction.labels], abs=1e-5)
+                ours = served.classifier.to_prediction("-", outcome, 3)
+                assert [label for label, _ in ours.labels] == [label for label, _ in prediction.labels]
+                assert [p for _, p in ours.labels] == pytest.approx([p for _, p in prediction.labels], abs=1e-5)
 
 
-def test_pictures_of_different_requests_are_computed_together_up_to_the_limit(
-    models: ModelRegistry, slow: Callable[[bytes], threading.Event]
+def test_images_of_different_requests_share_batches_up_to_the_limit(
+    models: ModelRegistry, decode_gate: DecodeGate
 ) -> None:
-    pictures = [jpeg(0, i) for i in range(20)]
-    event = slow(pictures[0])
+    images = [encode_jpeg(0, i) for i in range(20)]
+    decode_gate.only = images[0]
 
-    async def ask(found: Batcher) -> None:
-        answers = [found.label(models["fruit"], [data]) for data in pictures]
-        event.set()
-        await asyncio.gather(*answers)
+    async def predict(batcher: Batcher) -> None:
+        futures = [batcher.predict(models["fruit"], [data]) for data in images]
+        decode_gate.open()
+        await asyncio.gather(*futures)
 
-    with batcher(models, workers=1, max_batch=8, max_delay_ms=10_000) as (found, kept):
-        asyncio.run(ask(found))
-    assert kept.sizes == [8, 8, 4]
-    assert kept.ends == ["answered"] * 20
-
-
-def test_who_comes_alone_does_not_wait(models: ModelRegistry) -> None:
-    async def ask(found: Batcher) -> float:
-        began = time.perf_counter()
-        await found.label(models["fruit"], [jpeg()])
-        return time.perf_counter() - began
-
-    with batcher(models, max_delay_ms=60_000) as (found, kept):
-        assert asyncio.run(ask(found)) < 10
-    assert kept.sizes == [1]
+    with running_batcher(models, workers=1, max_batch=8, max_delay_ms=10_000) as (batcher, recorder):
+        asyncio.run(predict(batcher))
+    assert recorder.sizes == [8, 8, 4]
+    assert recorder.results == ["answered"] * 20
 
 
-def test_nobody_waits_longer_than_the_delay_for_one_who_is_still_decoded(
-    models: ModelRegistry, slow: Callable[[bytes], threading.Event]
-) -> None:
-    quick, late = jpeg(0, 1), jpeg(1, 2)
-    event = slow(late)
+def test_lone_image_does_not_wait(models: ModelRegistry) -> None:
+    async def predict(batcher: Batcher) -> float:
+        start = time.perf_counter()
+        await batcher.predict(models["fruit"], [encode_jpeg()])
+        return time.perf_counter() - start
 
-    async def ask(found: Batcher) -> float:
-        last = asyncio.ensure_future(found.label(models["fruit"], [late]))
-        began = time.perf_counter()
-        await found.label(models["fruit"], [quick])
-        waited = time.perf_counter() - began
+    with running_batcher(models, max_delay_ms=60_000) as (batcher, recorder):
+        assert asyncio.run(predict(batcher)) < 50
+    assert recorder.sizes == [1]
+
+
+def test_image_waits_at_most_the_delay_for_one_being_decoded(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+    quick, late = encode_jpeg(0, 1), encode_jpeg(1, 2)
+    decode_gate.only = late
+
+    async def predict(batcher: Batcher) -> float:
+        last = asyncio.ensure_future(batcher.predict(models["fruit"], [late]))
+        start = time.perf_counter()
+        await batcher.predict(models["fruit"], [quick])
+        waited = time.perf_counter() - start
         assert not last.done()
-        event.set()
+        decode_gate.open()
         await last
         return waited
 
-    with batcher(models, max_delay_ms=200) as (found, kept):
-        assert 0.19 < asyncio.run(ask(found)) < 5
-    assert kept.sizes == [1, 1]
+    with running_batcher(models, max_delay_ms=200) as (batcher, recorder):
+        assert asyncio.run(predict(batcher)) > 0.19
+    assert recorder.sizes == [1, 1]
 
 
-def test_a_full_queue_sends_away_and_has_room_again_afterwards(
-    models: ModelRegistry, slow: Callable[[bytes], threading.Event]
-) -> None:
-    late = jpeg(1, 2)
-    event = slow(late)
+def test_full_queue_rejects_until_images_are_done(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+    late = encode_jpeg(1, 2)
+    decode_gate.only = late
 
-    async def ask(found: Batcher) -> None:
-        inside = found.label(models["fruit"], [late] * 19)
-        assert not found.full
-        with pytest.raises(QueueFull) as refused:
-            found.label(models["fruit"], [jpeg()] * 2)
-        assert 1 <= refused.value.seconds <= 30
+    async def predict(batcher: Batcher) -> None:
+        accepted = batcher.predict(models["fruit"], [late] * 19)
+        assert not batcher.full
+        with pytest.raises(QueueFull) as error:
+            batcher.predict(models["fruit"], [encode_jpeg()] * 2)
+        assert 1 <= error.value.seconds <= 30
         with pytest.raises(QueueFull):
-            found.label(models["fruit"], [jpeg()], views=10)
-        last = found.label(models["fruit"], [jpeg()])
-        assert found.full
-        event.set()
-        await asyncio.gather(inside, last)
-        assert found.in_flight == 0
+            batcher.predict(models["fruit"], [encode_jpeg()], views=10)
+        last = batcher.predict(models["fruit"], [encode_jpeg()])
+        assert batcher.full
+        decode_gate.open()
+        await asyncio.gather(accepted, last)
+        assert batcher.in_flight == 0
 
-    with batcher(models, queue=20, max_images=2) as (found, _):
-        asyncio.run(ask(found))
+    with running_batcher(models, queue=20, max_images=2) as (batcher, _):
+        asyncio.run(predict(batcher))
 
 
-def test_the_pictures_of_who_has_left_are_dropped(
-    models: ModelRegistry, slow: Callable[[bytes], threading.Event]
-) -> None:
-    late = jpeg(1, 2)
-    event = slow(late)
+def test_images_of_canceled_request_are_dropped(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+    late = encode_jpeg(1, 2)
+    decode_gate.only = late
 
-    async def ask(found: Batcher) -> None:
-        left = found.label(models["fruit"], [late, *(jpeg(0, i) for i in range(5))])
-        await asyncio.sleep(0.05)
-        left.cancel()
+    async def predict(batcher: Batcher) -> None:
+        canceled = batcher.predict(models["fruit"], [late, *(encode_jpeg(0, i) for i in range(5))])
+        assert await asyncio.to_thread(decode_gate.reached.wait, 60)
+        canceled.cancel()
         await asyncio.sleep(0)
-        event.set()
-        await found.label(models["fruit"], [jpeg(2, 9)])
+        decode_gate.open()
+        await batcher.predict(models["fruit"], [encode_jpeg(2, 9)])
 
-    with batcher(models, workers=1, max_delay_ms=0) as (found, kept):
-        asyncio.run(ask(found))
-    assert found.in_flight == 0
-    assert kept.sizes == [1]
-    assert sorted(kept.ends) == ["answered"] + ["dropped"] * 6
+    with running_batcher(models, workers=1, max_delay_ms=0) as (batcher, recorder):
+        asyncio.run(predict(batcher))
+    assert batcher.in_flight == 0
+    assert recorder.sizes == [1]
+    assert sorted(recorder.results) == ["answered"] + ["dropped"] * 6
 
 
-def test_bad_pictures_have_reasons_and_the_others_answers(models: ModelRegistry) -> None:
-    async def ask(found: Batcher) -> Any:
-        return await found.label(models["fruit"], [b"", jpeg(), b"text", jpeg(size=(200, 200))])
+def test_bad_images_get_reasons_and_the_others_predictions(models: ModelRegistry) -> None:
+    async def predict(batcher: Batcher) -> Any:
+        return await batcher.predict(models["fruit"], [b"", encode_jpeg(), b"text", encode_jpeg(size=(200, 200))])
 
-    with batcher(models, max_pixels=10_000) as (found, _):
-        empty, good, text, large = asyncio.run(ask(found))
+    with running_batcher(models, max_pixels=10_000) as (batcher, _):
+        empty, good, text, large = asyncio.run(predict(batcher))
     assert empty == DecodeFailure("unreadable", "the file is empty")
     assert not isinstance(good, DecodeFailure)
     assert text == DecodeFailure("unreadable", "it is not an image of a known format")
     assert large == DecodeFailure("too large", "it has more than 10,000 pixels, the most that is decoded")
 
 
-def test_a_network_that_fails_is_told_and_the_next_one_is_answered(
-    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def ask(found: Batcher) -> Any:
-        return (await found.label(models["fruit"], [jpeg()]))[0]
+def test_failing_model_fails_its_batch_and_not_the_next(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def predict(batcher: Batcher) -> Any:
+        return (await batcher.predict(models["fruit"], [encode_jpeg()]))[0]
 
-    with batcher(models) as (found, kept):
+    with running_batcher(models) as (batcher, recorder):
         with monkeypatch.context() as broken:
             broken.setattr(models["fruit"].classifier, "probabilities", lambda *_: 1 / 0)
-            assert asyncio.run(ask(found)) == DecodeFailure("failed", "the network failed")
-        assert not isinstance(asyncio.run(ask(found)), DecodeFailure)
-    assert kept.ends == ["failed", "answered"]
+            assert asyncio.run(predict(batcher)) == DecodeFailure("failed", "the model failed")
+        assert not isinstance(asyncio.run(predict(batcher)), DecodeFailure)
+    assert recorder.results == ["failed", "answered"]
 
 
-def test_closing_finishes_what_is_inside(models: ModelRegistry) -> None:
-    async def ask() -> int:
-        found = Batcher(models, Settings(), Metrics())
-        answers = [found.label(models["fruit"], [jpeg(0, i)]) for i in range(30)]
-        await asyncio.to_thread(found.close)
-        return len(await asyncio.wait_for(asyncio.gather(*answers), 5))
+def test_close_finishes_images_in_flight(models: ModelRegistry) -> None:
+    async def predict() -> int:
+        batcher = Batcher(models, Settings(), Metrics())
+        futures = [batcher.predict(models["fruit"], [encode_jpeg(0, i)]) for i in range(30)]
+        await asyncio.to_thread(batcher.close)
+        return len(await asyncio.wait_for(asyncio.gather(*futures), 60))
 
-    assert asyncio.run(ask()) == 30
+    assert asyncio.run(predict()) == 30
 
 
-def test_who_leaves_takes_the_files_along(models: ModelRegistry, slow: Callable[[bytes], threading.Event]) -> None:
-    first, second = jpeg(0), jpeg(1)
+def test_canceled_request_releases_its_files(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+    first, second = encode_jpeg(0), encode_jpeg(1)
 
-    async def leave(found: Batcher) -> None:
+    async def cancel(batcher: Batcher) -> None:
         before = sys.getrefcount(second)
-        waiting = found.label(models["fruit"], [first])
-        left = found.label(models["fruit"], [second])
-        left.cancel()
+        waiting = batcher.predict(models["fruit"], [first])
+        canceled = batcher.predict(models["fruit"], [second])
+        canceled.cancel()
         await asyncio.sleep(0)
         assert sys.getrefcount(second) == before
-        event.set()
+        decode_gate.open()
         assert len(await waiting) == 1
 
-    with batcher(models, workers=1) as (found, _):
-        event = slow(first)
-        asyncio.run(leave(found))
+    with running_batcher(models, workers=1) as (batcher, _):
+        decode_gate.only = first
+        asyncio.run(cancel(batcher))
 
 
-def test_a_second_batch_is_computed_beside_the_first_where_it_is_half_full(
+def test_second_batch_runs_concurrently_if_at_least_half_full(
     models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier, begun, go_on = models["fruit"].classifier, threading.Semaphore(0), threading.Event()
+    classifier, begun, proceed = models["fruit"].classifier, threading.Semaphore(0), threading.Event()
     real, threads = classifier.probabilities, []
 
     def compute(*given: Any) -> Any:
         threads.append(torch.get_num_threads())
         begun.release()
-        assert go_on.wait(10)
+        assert proceed.wait(60)
         return real(*given)
 
     monkeypatch.setattr(classifier, "probabilities", compute)
 
-    async def ask(found: Batcher) -> None:
+    async def predict(batcher: Batcher) -> None:
         served = models["fruit"]
-        assert served.shared
-        answers = [found.label(served, [jpeg()])]
+        assert served.thread_safe
+        futures = [batcher.predict(served, [encode_jpeg()])]
         await asyncio.to_thread(begun.acquire)
-        answers.append(found.label(served, [jpeg(1, i) for i in range(3)]))  # less than half of 8
+        futures.append(batcher.predict(served, [encode_jpeg(1, i) for i in range(3)]))  # less than half of 8
         assert not await asyncio.to_thread(begun.acquire, timeout=0.2)
-        answers.append(found.label(served, [jpeg(2)]))
-        assert await asyncio.to_thread(begun.acquire, timeout=10)
-        answers.append(found.label(served, [jpeg(2, i) for i in range(9)]))
+        futures.append(batcher.predict(served, [encode_jpeg(2)]))
+        assert await asyncio.to_thread(begun.acquire, timeout=60)
+        futures.append(batcher.predict(served, [encode_jpeg(2, i) for i in range(9)]))
         assert not await asyncio.to_thread(begun.acquire, timeout=0.2)  # more than two would each be too small
-        go_on.set()
-        await asyncio.gather(*answers)
+        proceed.set()
+        await asyncio.gather(*futures)
 
-    with batcher(models, workers=4, max_batch=8) as (found, kept):
-        asyncio.run(ask(found))
-    assert sorted(kept.sizes) == [1, 1, 4, 8]
+    with running_batcher(models, workers=4, max_batch=8) as (batcher, recorder):
+        asyncio.run(predict(batcher))
+    assert sorted(recorder.sizes) == [1, 1, 4, 8]
     assert threads[:2] == [4, 2]
 
 
-def test_one_batch_at_a_time_for_what_only_one_thread_may_ask(
-    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lone = ModelRegistry([dataclasses.replace(models["fruit"], shared=False)])
-    inside, most = 0, 0
-    real = lone["fruit"].classifier.probabilities
+def test_one_batch_at_a_time_if_not_thread_safe(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsafe = ModelRegistry([dataclasses.replace(models["fruit"], thread_safe=False)])
+    running, peak = 0, 0
+    real = unsafe["fruit"].classifier.probabilities
 
     def compute(*given: Any) -> Any:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
+        nonlocal running, peak
+        running += 1
+        peak = max(peak, running)
         time.sleep(0.02)
-        inside -= 1
+        running -= 1
         return real(*given)
 
-    monkeypatch.setattr(lone["fruit"].classifier, "probabilities", compute)
+    monkeypatch.setattr(unsafe["fruit"].classifier, "probabilities", compute)
 
-    async def ask(found: Batcher) -> None:
-        await asyncio.gather(*(found.label(lone["fruit"], [jpeg(0, i)] * 4, 10 if i % 2 else 1) for i in range(8)))
+    async def predict(batcher: Batcher) -> None:
+        await asyncio.gather(
+            *(batcher.predict(unsafe["fruit"], [encode_jpeg(0, i)] * 2, 10 if i % 2 else 1) for i in range(4))
+        )
 
-    with batcher(lone, max_batch=4) as (found, _):
-        asyncio.run(ask(found))
-    assert most == 1
+    with running_batcher(unsafe, max_batch=2) as (batcher, _):
+        asyncio.run(predict(batcher))
+    assert peak == 1

@@ -1,4 +1,4 @@
-"""Strangers on real sockets: a crowd, clients that vanish, and whatever they send, no file is touched for it."""
+"""Untrusted clients on real sockets: thousands of requests, disconnects, and input that must not touch any file."""
 
 from __future__ import annotations
 
@@ -19,57 +19,57 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_serve import listening
 
 import alexnet
 from alexnet.serving.registry import ModelRegistry
-from asking import jpeg
+from server_client import encode_jpeg
+from test_app import running_uvicorn, wait_until
 
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process holds")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
-WATCHED = """
+AUDITED = """
 import json, os, sys
 
-TOLD = {"open", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
+EVENTS = {"open", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
         "os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect",
         "shutil.rmtree", "tempfile.mkstemp", "tempfile.mkdtemp", "ctypes.dlopen"}
 
-def tell(event, given):
-    if event in TOLD:
-        os.write(1, (json.dumps([event, *map(str, given[:3])]) + "\\n").encode())
+def report(event, arguments):
+    if event in EVENTS:
+        os.write(1, (json.dumps([event, *map(str, arguments[:3])]) + "\\n").encode())
 
 from alexnet.cli import run
-sys.addaudithook(tell)
+sys.addaudithook(report)
 run(["serve", *sys.argv[1:], "--port", "0", "--json"])
 """
 
 
 @contextlib.contextmanager
-def serving(command: list[str]) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """A server in a process of its own, and its port; its output after that is left to be read."""
+def server_process(command: list[str]) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """Yield the port of a server in a separate process, and the process; its later output is left to read."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                if isinstance(told := json.loads(line), dict):
-                    yield int(told["url"].rsplit(":", 1)[1]), process
+                if isinstance(event := json.loads(line), dict):
+                    yield int(event["url"].rsplit(":", 1)[1]), process
                     return
-            raise AssertionError("it did not start")
+            raise AssertionError("the server did not start")
         finally:
             process.terminate()
 
 
 def post(data: bytes, path: str = "/v1/predict", kind: str = "image/jpeg") -> bytes:
-    """The bytes of a request."""
+    """Return the bytes of a request."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\n\r\n"
     return head.encode("utf-8", "surrogateescape") + data
 
 
 @LINUX
 @pytest.mark.slow
-def test_ten_thousand_small_requests_at_once(checkpoint: Path) -> None:
-    request, statuses = post(jpeg()), Counter[bytes]()
+def test_memory_is_bounded_under_ten_thousand_requests(checkpoint: Path) -> None:
+    request, statuses = post(encode_jpeg()), Counter[bytes]()
 
     async def client(port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -81,46 +81,46 @@ def test_ten_thousand_small_requests_at_once(checkpoint: Path) -> None:
             await reader.readexactly(int(length[15:]))
         writer.close()
 
-    async def crowd(port: int) -> None:
+    async def run_clients(port: int) -> None:
         await asyncio.gather(*(client(port) for _ in range(500)))
 
-    def resident(process: subprocess.Popen[str]) -> float:
+    def resident_mb(process: subprocess.Popen[str]) -> float:
         return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    with serving(["-m", "alexnet", "serve", str(checkpoint), "--port", "0", "--json", "--queue", "320"]) as found:
-        port, process = found
-        before = resident(process)
-        asyncio.run(crowd(port))
+    with server_process(["-m", "alexnet", "serve", str(checkpoint), "--port", "0", "--json", "--queue", "320"]) as (
+        port,
+        process,
+    ):
+        before = resident_mb(process)
+        asyncio.run(run_clients(port))
         assert sum(statuses.values()) == 10_000
         assert statuses.keys() <= {b"200", b"503"}
         assert statuses[b"200"] > 0
-        assert resident(process) - before < 200
+        assert resident_mb(process) - before < 200
 
 
-@pytest.mark.parametrize("sent", [0.01, 0.5, 1.0], ids=["in the head", "in the body", "before the answer"])
-def test_clients_that_vanish_leave_nothing_behind(
+@pytest.mark.parametrize("sent", [0.01, 0.5, 1.0], ids=["in the head", "in the body", "before the response"])
+def test_disconnected_clients_leave_nothing_behind(
     models: ModelRegistry, sent: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    request = post(jpeg(size=(400, 300)))
-    with listening(models) as (port, server):
+    request = post(encode_jpeg(size=(400, 300)))
+    with running_uvicorn(models) as (port, server):
         for i in range(60):
             with socket.create_connection(("127.0.0.1", port), 10) as client:
                 client.sendall(request[: int(len(request) * sent)])
                 if i % 2:
                     time.sleep(0.01)
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no farewell
-        state, deadline = server._app.state, time.monotonic() + 10
-        while (server.server_state.connections or state.batcher.inside) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not server.server_state.connections
-        assert state.batcher.inside == state.held.bytes == 0
-        assert state.door.accepted == state.door.answered
-        assert b"alexnet_errors_total 0.0" in state.metrics.text()
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
+        state = server._app.state
+        wait_until(lambda: not server.server_state.connections and not state.batcher.in_flight)
+        assert state.body_budget.bytes == 0
+        assert state.requests.accepted == state.requests.answered
+        assert b"alexnet_errors_total 0.0" in state.metrics.render()
     assert "Traceback" not in capfd.readouterr().err
 
 
-def strange() -> Iterator[bytes]:
-    """Requests that would like a file to be opened, written or run."""
+def hostile_requests() -> Iterator[bytes]:
+    """Yield requests that try to make the server open, write or run a file."""
     names = [
         "../../etc/passwd",
         "/etc/passwd",
@@ -132,7 +132,7 @@ def strange() -> Iterator[bytes]:
         "a\0b",
     ]
     bodies = [
-        jpeg(), jpeg()[:200], b"", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\n", b"%PDF-1.4\n",
+        encode_jpeg(), encode_jpeg()[:200], b"", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\n", b"%PDF-1.4\n",
         b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', b"GIF89a" + b"\xff" * 99,
         b"II*\0" + b"\xff" * 99, b"\x89PNG\r\n\x1a\n" + b"\0" * 99, b"P6 9 9 255\n", b"\x80\x04cos\nsystem\n",
         b"BM" * 99, b"/etc/passwd", b"file:///etc/passwd",
@@ -141,7 +141,7 @@ def strange() -> Iterator[bytes]:
         for data in bodies:
             part = f'Content-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'.encode() + data
             yield post(b"--x\r\n" + part + b"\r\n--x--\r\n", kind="multipart/form-data; boundary=x; charset=os.path")
-        yield post(jpeg(), f"/v1/predict?model={name}".replace(" ", "+").replace("\0", "%00"))
+        yield post(encode_jpeg(), f"/v1/predict?model={name}".replace(" ", "+").replace("\0", "%00"))
         yield f"GET /{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".replace("|touch x", "%7Ctouch").encode()
         yield f"GET /v1/samples/{name.replace(' ', '+')} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     for data in bodies:
@@ -153,26 +153,26 @@ def strange() -> Iterator[bytes]:
 
 
 @LINUX
-def test_no_file_is_touched_while_it_answers(checkpoint: Path) -> None:
+def test_no_request_touches_a_file(checkpoint: Path) -> None:
     source = Path(alexnet.__file__).parents[1]
     code = [source, *map(Path, (sys.prefix, sys.base_prefix, *site.getsitepackages())), Path("/proc/self")]
     statuses: Counter[int] = Counter()
-    with serving(["-c", WATCHED, str(checkpoint)]) as (port, process):
-        for request in strange():
-            with socket.create_connection(("127.0.0.1", port), 20) as client:
+    with server_process(["-c", AUDITED, str(checkpoint)]) as (port, process):
+        for request in hostile_requests():
+            with socket.create_connection(("127.0.0.1", port), 60) as client:
                 client.sendall(request)
-                answer = http.client.HTTPResponse(client)
+                response = http.client.HTTPResponse(client)
                 with contextlib.suppress(http.client.HTTPException):
-                    answer.begin()
-                    answer.read()
-                    statuses[answer.status] += 1
+                    response.begin()
+                    response.read()
+                    statuses[response.status] += 1
         process.terminate()
         assert process.stdout is not None
-        told = [json.loads(line) for line in process.stdout]
+        output = [json.loads(line) for line in process.stdout]
     assert {200, 400, 404, 422} <= statuses.keys()
     assert not {status for status in statuses if status >= 500}
-    events: list[Any] = [one for one in told if isinstance(one, list)]
-    # what is opened is our own code, of parts that are not needed at the start
+    events: list[Any] = [event for event in output if isinstance(event, list)]
+    # only our own code is opened: modules that are imported lazily
     assert {event for event, *_ in events} <= {"open", "ctypes.dlopen"}
     for event, path, *how in events:
         if event == "open":

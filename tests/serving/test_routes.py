@@ -1,4 +1,4 @@
-"""The routes for programs: what they take, what they answer, and what they refuse and how."""
+"""The /v1 routes for programs: accepted bodies, responses, limits and errors."""
 
 from __future__ import annotations
 
@@ -18,179 +18,198 @@ from PIL import Image
 from starlette.requests import Request
 
 from alexnet.errors import UserError
-from alexnet.serving import batching, requests, routes
+from alexnet.serving import requests, routes
 from alexnet.serving.registry import ModelRegistry, open_models
-from alexnet.serving.routes import unless_gone
+from alexnet.serving.routes import cancel_on_disconnect
 from alexnet.serving.settings import Settings
+<<<<<<< HEAD
 from asking import Asking, asking, encoded, jpeg
 from damaged_images import decompression_bomb
+=======
+from damage import bomb
+from server_client import Client, DecodeGate, encode, encode_jpeg, http_scope, running_server
+>>>>>>> 5ae651f (Put the server's tests into plain words, driven by events)
 
 
 @pytest.fixture(scope="module")
-def server(models: ModelRegistry) -> Iterator[Asking]:
-    with asking(models, max_bytes=300_000, max_pixels=1_000_000, max_images=4) as found:
-        yield found
+def server(models: ModelRegistry) -> Iterator[Client]:
+    with running_server(models, max_bytes=300_000, max_pixels=1_000_000, max_images=4) as client:
+        yield client
 
 
 JSON = "application/json"
-TOP_K = "The parameter top_k must be a number from 1 to 3, as many as fruit knows classes."
+TOP_K = "The parameter top_k must be an integer from 1 to 3, the number of classes of fruit."
 
 
 def form(*lines: str) -> bytes:
-    """The bytes of a form with one part, its boundary being x."""
+    """Return a form with one part and the boundary x."""
     return "\r\n".join(("--x", *lines, "--x--", "")).encode()
 
 
-def problem(response: Any, status: int) -> str:
-    """The sentence of an answer that must be a refusal."""
+def error_message(response: Any, status: int) -> str:
+    """Return the message of a response that must be an error."""
     assert response.status_code == status, response.text
     assert list(response.json()) == ["error"]
-    sentence = response.json()["error"]
-    assert sentence[0].isupper()
-    assert "\n" not in sentence
-    return sentence
+    message = response.json()["error"]
+    assert message[0].isupper()
+    assert "\n" not in message
+    return message
 
 
-def labels(response: Any) -> list[dict[str, Any]]:
+def predictions(response: Any) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     return response.json()["predictions"]
 
 
-# ── what is taken ─────────────────────────────────────────────────────────────────────────────────────────────
+async def until_done(tasks: list[asyncio.Future[Any]], count: int) -> None:
+    """Wait until `count` of the tasks are done."""
+    while sum(task.done() for task in tasks) < count:
+        await asyncio.sleep(0.01)
 
 
-def test_one_picture_sent_in_four_ways_has_the_same_labels(server: Asking, models: ModelRegistry) -> None:
-    data = jpeg(1, 5)
+# ── accepted requests ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_all_body_types_give_the_same_prediction(server: Client, models: ModelRegistry) -> None:
+    data = encode_jpeg(1, 5)
     expected = models["fruit"].classifier.predict(data)
     text = json.dumps({"images": [base64.b64encode(data).decode()]}).encode()
-    answers = [
+    responses = [
         server.post("/v1/predict", data),
         server.post("/v1/predict", data, "application/octet-stream"),
         server.post("/v1/predict", text, "application/json; charset=utf-8"),
         server.predict(data),
     ]
-    for answer in answers:
-        assert answer.json()["model"] == "fruit"
-        (told,) = labels(answer)
-        assert [one["label"] for one in told["labels"]] == [label for label, _ in expected.labels]
-        assert [one["p"] for one in told["labels"]] == pytest.approx([p for _, p in expected.labels], abs=1e-5)
-        assert told["error"] is told["unsure"] is told["confidence"] is None
+    for response in responses:
+        assert response.json()["model"] == "fruit"
+        (prediction,) = predictions(response)
+        assert [x["label"] for x in prediction["labels"]] == [label for label, _ in expected.labels]
+        assert [x["p"] for x in prediction["labels"]] == pytest.approx([p for _, p in expected.labels], abs=1e-5)
+        assert prediction["error"] is prediction["unsure"] is prediction["confidence"] is None
 
 
-def test_several_pictures_are_answered_in_order_by_name(server: Asking, models: ModelRegistry) -> None:
-    pictures = [(f"{i}.jpg", jpeg(i, i)) for i in range(3)]
-    expected = [models["fruit"].classifier.predict(data, top=1).labels[0][0] for _, data in pictures]
-    told = labels(server.predict(*pictures, top_k=1))
-    assert [one["path"] for one in told] == ["0.jpg", "1.jpg", "2.jpg"]
-    assert [one["labels"][0]["label"] for one in told] == expected
-    assert all(len(one["labels"]) == 1 for one in told)
+def test_several_images_keep_order_and_names(server: Client, models: ModelRegistry) -> None:
+    images = [(f"{i}.jpg", encode_jpeg(i, i)) for i in range(3)]
+    expected = [models["fruit"].classifier.predict(data, top=1).labels[0][0] for _, data in images]
+    found = predictions(server.predict(*images, top_k=1))
+    assert [x["path"] for x in found] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [x["labels"][0]["label"] for x in found] == expected
+    assert all(len(x["labels"]) == 1 for x in found)
 
 
-def test_ten_crop_is_that_of_predict(server: Asking, models: ModelRegistry) -> None:
-    data = jpeg(2, 7, (64, 48))
-    (told,) = labels(server.predict(data, ten_crop="true"))
+def test_ten_crop_equals_that_of_predict(server: Client, models: ModelRegistry) -> None:
+    data = encode_jpeg(2, 7, (64, 48))
+    (ten_crop,) = predictions(server.predict(data, ten_crop="true"))
     expected = models["fruit"].classifier.predict(data, views=10)
-    assert [one["p"] for one in told["labels"]] == pytest.approx([p for _, p in expected.labels], abs=1e-5)
-    (plain,) = labels(server.predict(data, ten_crop="false"))
-    assert plain["labels"] != told["labels"]
+    assert [x["p"] for x in ten_crop["labels"]] == pytest.approx([p for _, p in expected.labels], abs=1e-5)
+    (plain,) = predictions(server.predict(data, ten_crop="false"))
+    assert plain["labels"] != ten_crop["labels"]
 
 
-def test_what_it_is_unsure_of_is_said(small_run: Path) -> None:
-    digit = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8), np.uint8)), "PNG")
-    with asking(open_models([small_run])) as found:
-        (told,) = labels(found.predict(digit))
-    assert told["unsure"] in (True, False)
-    assert 0 <= told["confidence"] <= 1
+def test_calibrated_model_returns_confidence_and_unsure(small_run: Path) -> None:
+    digit = encode(Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8), np.uint8)), "PNG")
+    with running_server(open_models([small_run])) as client:
+        (prediction,) = predictions(client.predict(digit))
+    assert prediction["unsure"] in (True, False)
+    assert 0 <= prediction["confidence"] <= 1
 
 
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "..\\..\\boot.ini", "/etc/passwd", "C:\\x\\passwd", "a/b/../passwd", "passwd"]
 )
-def test_a_path_in_a_name_is_cut_off(server: Asking, name: str) -> None:
-    (told,) = labels(server.predict((name, jpeg())))
-    assert told["path"] in ("passwd", "boot.ini")
+def test_file_name_is_reduced_to_last_path_component(server: Client, name: str) -> None:
+    (prediction,) = predictions(server.predict((name, encode_jpeg())))
+    assert prediction["path"] in ("passwd", "boot.ini")
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"), [("..", "1"), ("", "1"), ("a\x00b\x1b[31m.jpg", "ab[31m.jpg"), ("猫.jpg", "猫.jpg")]
+    ("name", "expected"), [("..", "1"), ("", "1"), ("a\x00b\x1b[31m.jpg", "ab[31m.jpg"), ("猫.jpg", "猫.jpg")]
 )
-def test_names_are_shown_without_what_cannot_be(name: str, shown: str) -> None:
-    assert requests.label(name, "1") == shown
+def test_file_name_loses_unprintable_characters(name: str, expected: str) -> None:
+    assert requests.display_name(name, "1") == expected
 
 
-def test_long_names_are_cut(server: Asking) -> None:
-    (told,) = labels(server.predict(("x" * 3000, jpeg())))
-    assert len(told["path"]) == requests.LONGEST_NAME
+def test_long_file_name_is_truncated(server: Client) -> None:
+    (prediction,) = predictions(server.predict(("x" * 3000, encode_jpeg())))
+    assert len(prediction["path"]) == requests.MAX_NAME_LENGTH
 
 
-def _moving() -> bytes:
+def animated_gif() -> bytes:
     frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
-    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    return encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
-        encoded(Image.new("CMYK", (40, 40), (10, 200, 30, 0)), "JPEG"),
-        encoded(Image.fromarray(np.linspace(0, 65535, 1600).reshape(40, 40).astype(np.uint16)), "PNG"),
-        _moving(),
-        encoded(Image.new("RGBA", (40, 40), (1, 2, 3, 4)), "WEBP"),
-        encoded(Image.new("1", (1, 1)), "PNG"),
+        encode(Image.new("CMYK", (40, 40), (10, 200, 30, 0)), "JPEG"),
+        encode(Image.fromarray(np.linspace(0, 65535, 1600).reshape(40, 40).astype(np.uint16)), "PNG"),
+        animated_gif(),
+        encode(Image.new("RGBA", (40, 40), (1, 2, 3, 4)), "WEBP"),
+        encode(Image.new("1", (1, 1)), "PNG"),
     ],
     ids=["CMYK", "16 bits", "animated", "transparent", "one pixel"],
 )
-def test_unusual_pictures_are_labelled_whatever_they_are_called(server: Asking, picture: bytes) -> None:
-    (told,) = labels(server.post("/v1/predict", picture, "image/jpeg"))
-    assert len(told["labels"]) == 3
+def test_unusual_images_are_accepted_whatever_their_media_type(server: Client, image: bytes) -> None:
+    (prediction,) = predictions(server.post("/v1/predict", image, "image/jpeg"))
+    assert len(prediction["labels"]) == 3
 
 
-# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────
+# ── rejected requests ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_one_bad_picture_has_its_error_and_the_rest_go_on(server: Asking) -> None:
-    told = labels(server.predict(jpeg(), ("bad.jpg", b"no picture"), ("empty.jpg", b""), jpeg(1)))
-    assert [one["error"] for one in told] == [
+def test_bad_image_gets_error_and_the_others_predictions(server: Client) -> None:
+    found = predictions(server.predict(encode_jpeg(), ("bad.jpg", b"no image"), ("empty.jpg", b""), encode_jpeg(1)))
+    assert [x["error"] for x in found] == [
         None, "it is not an image of a known format", "the file is empty", None,
     ]  # fmt: skip
-    assert [len(one["labels"]) for one in told] == [3, 0, 0, 3]
+    assert [len(x["labels"]) for x in found] == [3, 0, 0, 3]
 
 
-@pytest.mark.parametrize("data", [b"no picture", jpeg()[:300], b"", b"\x00" * 1000], ids=["text", "cut", "empty", "0"])
-def test_if_none_can_be_read_that_is_422(server: Asking, data: bytes) -> None:
-    assert "No picture could be read" in problem(server.predict(("x.jpg", data), ("y.jpg", data)), 422)
+@pytest.mark.parametrize(
+    "data", [b"no image", encode_jpeg()[:300], b"", b"\x00" * 1000], ids=["text", "cut", "empty", "0"]
+)
+def test_no_readable_image_is_422(server: Client, data: bytes) -> None:
+    assert "No image could be read" in error_message(server.predict(("x.jpg", data), ("y.jpg", data)), 422)
 
 
+<<<<<<< HEAD
 def test_a_bomb_is_413_before_it_is_decoded(server: Asking) -> None:
     assert "too large" in problem(server.post("/v1/predict", decompression_bomb(8_000), "image/png"), 413)
     assert "1,000,000 pixels" in problem(server.predict(encoded(Image.new("L", (1001, 1000)), "PNG")), 413)
+=======
+def test_decompression_bomb_is_413_before_decoding(server: Client) -> None:
+    assert "too large" in error_message(server.post("/v1/predict", bomb(8_000), "image/png"), 413)
+    assert "1,000,000 pixels" in error_message(server.predict(encode(Image.new("L", (1001, 1000)), "PNG")), 413)
+>>>>>>> 5ae651f (Put the server's tests into plain words, driven by events)
 
 
-def test_too_many_pictures_are_413(server: Asking) -> None:
-    assert "more than 4 pictures" in problem(server.predict(*[jpeg()] * 5), 413)
-    assert "more than 4 pictures" in problem(server.predict(*[jpeg()] * 50), 413)
-    text = json.dumps({"images": [base64.b64encode(jpeg()).decode()] * 5}).encode()
-    assert "more than 4 pictures" in problem(server.post("/v1/predict", text, "application/json"), 413)
+def test_too_many_images_are_413(server: Client) -> None:
+    assert "more than 4 images" in error_message(server.predict(*[encode_jpeg()] * 5), 413)
+    assert "more than 4 images" in error_message(server.predict(*[encode_jpeg()] * 50), 413)
+    text = json.dumps({"images": [base64.b64encode(encode_jpeg()).decode()] * 5}).encode()
+    assert "more than 4 images" in error_message(server.post("/v1/predict", text, "application/json"), 413)
 
 
-def test_too_many_bytes_are_413_told_or_not(server: Asking) -> None:
+def test_too_large_body_is_413_with_or_without_content_length(server: Client) -> None:
     async def endless() -> Any:
         for _ in range(100):
             yield b"x" * 10_000
 
-    assert "300,000 bytes" in problem(server.post("/v1/predict", b"x" * 300_001), 413)
-    asked = server.client.post("/v1/predict", content=endless(), headers={"content-type": "image/png"})
-    assert "300,000 bytes" in problem(server.run(asked), 413)
-    assert server.app.state.held.bytes == 0
+    assert "300,000 bytes" in error_message(server.post("/v1/predict", b"x" * 300_001), 413)
+    chunked = server.client.post("/v1/predict", content=endless(), headers={"content-type": "image/png"})
+    assert "300,000 bytes" in error_message(server.run(chunked), 413)
+    assert server.app.state.body_budget.bytes == 0
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "video/mp4", "imagejpeg", ""])
-def test_other_types_are_415(server: Asking, kind: str) -> None:
-    assert "send a picture as image/jpeg" in problem(server.post("/v1/predict", jpeg(), kind), 415)
+def test_other_media_types_are_415(server: Client, kind: str) -> None:
+    assert "send one image as image/jpeg" in error_message(server.post("/v1/predict", encode_jpeg(), kind), 415)
 
 
-def test_encoded_bodies_are_415(server: Asking) -> None:
-    answer = server.post("/v1/predict", jpeg(), **{"content-encoding": "gzip"})
-    assert "encoded as gzip" in problem(answer, 415)
+def test_content_encoding_is_415(server: Client) -> None:
+    response = server.post("/v1/predict", encode_jpeg(), **{"content-encoding": "gzip"})
+    assert "Content-Encoding gzip" in error_message(response, 415)
 
 
 @pytest.mark.parametrize(
@@ -201,64 +220,69 @@ def test_encoded_bodies_are_415(server: Asking) -> None:
         b"[" * 100_000, b'{"images": [' + b"1" * 5000 + b"]}", b'{"images": ["\xc3\xa9\xc3\xa9"]}',
     ],
 )  # fmt: skip
-def test_wrong_json_is_422(server: Asking, body: bytes) -> None:
-    problem(server.post("/v1/predict", body, "application/json"), 422)
+def test_invalid_json_is_422(server: Client, body: bytes) -> None:
+    error_message(server.post("/v1/predict", body, "application/json"), 422)
 
 
-def test_large_json_is_read_beside_the_event_loop(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    where: list[str] = []
-    real = requests._json
-    monkeypatch.setattr(requests, "_json", lambda body: (where.append(threading.current_thread().name), real(body))[1])
+def test_large_json_is_parsed_in_a_thread(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    parse = requests._parse_json
+
+    def record_thread(body: bytes) -> Any:
+        threads.append(threading.current_thread().name)
+        return parse(body)
+
+    monkeypatch.setattr(requests, "_parse_json", record_thread)
     noise = np.random.default_rng(0).integers(0, 255, (500, 500, 3), np.uint8)
-    large = encoded(Image.fromarray(noise), "PNG")
-    assert len(large) > 2 * requests.LARGE
-    with asking(models) as found:
-        answers = [
-            found.post("/v1/predict", json.dumps({"images": [base64.b64encode(one).decode()]}).encode(), JSON)
-            for one in (jpeg(), large)
+    large = encode(Image.fromarray(noise), "PNG")
+    assert len(large) > 2 * requests.CHUNK
+    with running_server(models) as client:
+        responses = [
+            client.post("/v1/predict", json.dumps({"images": [base64.b64encode(data).decode()]}).encode(), JSON)
+            for data in (encode_jpeg(), large)
         ]
-        assert [labels(answer)[0]["error"] for answer in answers] == [None, None]
-        assert where[0] != where[1]
-        assert found.predict(large).json()["predictions"][0]["labels"] == labels(answers[1])[0]["labels"]
+        assert [predictions(response)[0]["error"] for response in responses] == [None, None]
+        assert threads[0] != threads[1]
+        assert client.predict(large).json()["predictions"][0]["labels"] == predictions(responses[1])[0]["labels"]
         text = base64.b64encode(large).decode()
-        for wrong in (text[: requests.LARGE - 1] + "=" + text[requests.LARGE :], text[:-1], "=" + text[1:]):
-            problem(found.post("/v1/predict", json.dumps({"images": [wrong]}).encode(), JSON), 422)
+        for wrong in (text[: requests.CHUNK - 1] + "=" + text[requests.CHUNK :], text[:-1], "=" + text[1:]):
+            error_message(client.post("/v1/predict", json.dumps({"images": [wrong]}).encode(), JSON), 422)
 
 
-FIELD = "Content-Disposition: form-data; name="
+DISPOSITION = "Content-Disposition: form-data; name="
 
 
 @pytest.mark.parametrize(
     "body",
     [
         b"no form", b"", form("", "without a name"), form("Content-Disposition: form-data", "", "1"),
-        form(f'{FIELD}"images"', "", "text"), form(f'{FIELD}"image"; filename="a"', "", "1"),
+        form(f'{DISPOSITION}"images"', "", "text"), form(f'{DISPOSITION}"image"; filename="a"', "", "1"),
         form(*["A: b"] * 50, "", "1"), form("A" * 100_000, "", "1"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "more",
+    "options",
     [
         "; boundary=x", "", "; boundary=x; charset=nonsense", "; boundary=x; charset=undefined",
         "; boundary=x; charset=punycode", r'; boundary="x\"; charset=\"punycode"',
     ],
 )  # fmt: skip
-def test_wrong_forms_are_422(server: Asking, more: str, body: bytes) -> None:
-    problem(server.post("/v1/predict", body, f"multipart/form-data{more}"), 422)
+def test_invalid_form_is_422(server: Client, options: str, body: bytes) -> None:
+    error_message(server.post("/v1/predict", body, f"multipart/form-data{options}"), 422)
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "utf-16"])
 @pytest.mark.parametrize("boundary", ["x", '"x y"', '"x;y"'])
-def test_a_form_is_utf_8_whatever_it_says(server: Asking, charset: str, boundary: str) -> None:
-    part = f'{FIELD}"images"; filename="猫.jpg"\r\n\r\n'.encode() + jpeg()
-    edge = b"--" + boundary.strip('"').encode()
+def test_form_is_utf_8_whatever_its_charset(server: Client, charset: str, boundary: str) -> None:
+    part = f'{DISPOSITION}"images"; filename="猫.jpg"\r\n\r\n'.encode() + encode_jpeg()
+    line = b"--" + boundary.strip('"').encode()
     kind = f"multipart/form-data; charset={charset}; boundary={boundary}"
-    (told,) = labels(server.post("/v1/predict", edge + b"\r\n" + part + b"\r\n" + edge + b"--\r\n", kind))
-    assert told["path"] == "猫.jpg"
+    (prediction,) = predictions(server.post("/v1/predict", line + b"\r\n" + part + b"\r\n" + line + b"--\r\n", kind))
+    assert prediction["path"] == "猫.jpg"
 
 
 @pytest.mark.parametrize(
-    ("query", "status", "sentence"),
+    ("query", "status", "message"),
     [
         ("top_k=0", 422, TOP_K),
         ("top_k=4", 422, TOP_K),
@@ -272,80 +296,80 @@ def test_a_form_is_utf_8_whatever_it_says(server: Asking, charset: str, boundary
         ("model=fruits", 404, "There is no model 'fruits'; did you mean 'fruit'?"),
     ],
 )
-def test_wrong_questions_are_refused_in_a_sentence(server: Asking, query: str, status: int, sentence: str) -> None:
-    assert problem(server.post(f"/v1/predict?{query}", jpeg()), status) == sentence
+def test_invalid_parameters_get_an_error(server: Client, query: str, status: int, message: str) -> None:
+    assert error_message(server.post(f"/v1/predict?{query}", encode_jpeg()), status) == message
 
 
-def test_other_paths_and_methods_have_sentences_too(server: Asking) -> None:
-    problem(server.get("/v2/predict"), 404)
-    problem(server.get("/../../etc/passwd"), 404)
-    answer = server.get("/v1/predict")
-    problem(answer, 405)
-    assert answer.headers["allow"] == "POST"
+def test_unknown_path_and_method_get_an_error(server: Client) -> None:
+    error_message(server.get("/v2/predict"), 404)
+    error_message(server.get("/../../etc/passwd"), 404)
+    response = server.get("/v1/predict")
+    error_message(response, 405)
+    assert response.headers["allow"] == "POST"
 
 
-# ── who may ask, and how much ─────────────────────────────────────────────────────────────────────────────────
+# ── access and limits ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_token_is_wanted_where_there_is_one(models: ModelRegistry) -> None:
-    with asking(models, token="s3cret") as found:
+def test_token_is_required_if_set(models: ModelRegistry) -> None:
+    with running_server(models, token="s3cret") as client:
         for header in (
             {},
             {"authorization": "Bearer other"},
             {"authorization": "Basic s3cret"},
             {"authorization": "s3cret"},
         ):
-            answer = found.post("/v1/predict", jpeg(), **header)
-            assert "wants a token" in problem(answer, 401)
-            assert answer.headers["www-authenticate"] == "Bearer"
-            assert found.get("/v1/models", headers=header).status_code == 401
-            assert found.get("/metrics", headers=header).status_code == 401
+            response = client.post("/v1/predict", encode_jpeg(), **header)
+            assert "requires a token" in error_message(response, 401)
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert client.get("/v1/models", headers=header).status_code == 401
+            assert client.get("/metrics", headers=header).status_code == 401
         right = {"authorization": "bearer s3cret"}
-        assert len(labels(found.post("/v1/predict", jpeg(), **right))) == 1
-        assert found.get("/v1/models", headers=right).status_code == 200
-        assert found.get("/metrics", headers=right).status_code == 200
+        assert len(predictions(client.post("/v1/predict", encode_jpeg(), **right))) == 1
+        assert client.get("/v1/models", headers=right).status_code == 200
+        assert client.get("/metrics", headers=right).status_code == 200
         for path in ("/healthz", "/readyz", "/openapi.json", "/docs"):
-            assert found.get(path).status_code == 200
-        assert "s3cret" not in repr(found.app.state.settings)
+            assert client.get(path).status_code == 200
+        assert "s3cret" not in repr(client.app.state.settings)
 
 
-def test_other_web_sites_may_ask_only_if_told(models: ModelRegistry, server: Asking) -> None:
+def test_cors_headers_only_for_configured_origins(models: ModelRegistry, server: Client) -> None:
     site = {"origin": "https://example.org"}
     assert "access-control-allow-origin" not in server.get("/v1/models", headers=site).headers
-    with asking(models, cors=("https://example.org",), token="t") as found:
-        answer = found.get("/v1/models", headers=site)
-        assert answer.status_code == 401  # and the site may read why
-        assert answer.headers["access-control-allow-origin"] == "https://example.org"
-        assert "access-control-allow-origin" not in found.get("/v1/models", headers={"origin": "https://a.b"}).headers
-        before = {**site, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
-        assert found.run(found.client.options("/v1/predict", headers=before)).status_code == 200
+    with running_server(models, cors=("https://example.org",), token="t") as client:
+        response = client.get("/v1/models", headers=site)
+        assert response.status_code == 401  # and the site can read the error
+        assert response.headers["access-control-allow-origin"] == "https://example.org"
+        assert "access-control-allow-origin" not in client.get("/v1/models", headers={"origin": "https://a.b"}).headers
+        preflight = {**site, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        assert client.run(client.client.options("/v1/predict", headers=preflight)).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("host", "here"),
+    ("host", "local"),
     [
         ("localhost", True), ("LOCALHOST:8000", True), ("127.0.0.1:1", True), ("127.9.9.9", True), ("[::1]:8000", True),
         ("[::1]", True), ("evil.example:8000", False), ("127.0.0.1.evil.example", False), ("localhost.evil", False),
         ("192.168.1.1", False), ("[::2]:8000", False), ("localhost@evil.example", False),
     ],
 )  # fmt: skip
-def test_a_server_for_its_own_machine_has_no_other_name(server: Asking, host: str, here: bool) -> None:
+def test_local_server_rejects_other_host_names(server: Client, host: str, local: bool) -> None:
     for path in ("/", "/v1/samples", "/healthz"):
-        answer = server.get(path, headers={"host": host})
-        assert answer.status_code == 200 if here else "not called " + host in problem(answer, 421)
+        response = server.get(path, headers={"host": host})
+        assert response.status_code == 200 if local else "not called " + host in error_message(response, 421)
 
 
-@pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"token": "t"}], ids=["elsewhere", "token"])
-def test_other_servers_may_have_any_name(models: ModelRegistry, settings: dict[str, Any]) -> None:
-    with asking(models, **settings) as found:
-        assert found.get("/healthz", headers={"host": "labels.example"}).status_code == 200
+@pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"token": "t"}], ids=["network", "token"])
+def test_other_servers_accept_any_host_name(models: ModelRegistry, settings: dict[str, Any]) -> None:
+    with running_server(models, **settings) as client:
+        assert client.get("/healthz", headers={"host": "labels.example"}).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("headers", "may"),
+    ("headers", "allowed"),
     [
         ({}, True),
-        ({"sec-fetch-site": "same-origin", "origin": "https://before.the.proxy"}, True),
+        ({"sec-fetch-site": "same-origin", "origin": "https://public.proxy"}, True),
         ({"origin": "http://localhost:8000"}, True),
         ({"origin": "https://a.example", "sec-fetch-site": "cross-site"}, True),
         ({"origin": "http://localhost:9000", "sec-fetch-site": "same-site"}, False),
@@ -356,204 +380,196 @@ def test_other_servers_may_have_any_name(models: ModelRegistry, settings: dict[s
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/saliency"])
-def test_pages_of_other_sites_may_not_send(
-    models: ModelRegistry, path: str, headers: dict[str, str], may: bool
-) -> None:
-    with asking(models, cors=("https://a.example",)) as found:
-        answer = found.post(path, jpeg(), **headers)
-        assert answer.status_code == 200 if may else "other web sites" in problem(answer, 403)
-        assert found.get("/v1/models", headers=headers).status_code == 200
+def test_cross_site_post_is_403(models: ModelRegistry, path: str, headers: dict[str, str], allowed: bool) -> None:
+    with running_server(models, cors=("https://a.example",)) as client:
+        response = client.post(path, encode_jpeg(), **headers)
+        assert response.status_code == 200 if allowed else "Cross-site" in error_message(response, 403)
+        assert client.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_a_full_queue_is_503_with_the_time_to_ask_again(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    event, real = threading.Event(), batching.load_crops
-    monkeypatch.setattr(batching, "read_squares", lambda *given: (event.wait(10), real(*given))[1])
-    with asking(models, queue=10, max_images=1) as found:
+def test_full_queue_is_503_with_retry_after(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+    with running_server(models, queue=10, max_images=1) as client:
 
-        async def crowd() -> list[Any]:
+        async def send_all() -> list[Any]:
             waiting = [
                 asyncio.ensure_future(
-                    found.client.post("/v1/predict", content=jpeg(), headers={"content-type": "image/png"})
+                    client.client.post("/v1/predict", content=encode_jpeg(), headers={"content-type": "image/png"})
                 )
                 for _ in range(40)
             ]
-            await asyncio.sleep(0.3)
-            event.set()
+            await until_done(waiting, 30)
+            decode_gate.open()
             return await asyncio.gather(*waiting)
 
-        answers = found.run(crowd())
-        refused = [answer for answer in answers if answer.status_code == 503]
-        assert len(refused) == 30
-        assert all(1 <= int(answer.headers["retry-after"]) <= 30 for answer in refused)
-        assert "ask again in" in problem(refused[0], 503)
-        assert sum(answer.status_code == 200 for answer in answers) == 10
-        assert labels(found.predict(jpeg()))
-        assert found.count('alexnet_requests_total{route="/v1/predict",status="503"}') == 30
+        responses = client.run(send_all())
+        rejected = [response for response in responses if response.status_code == 503]
+        assert len(rejected) == 30
+        assert all(1 <= int(response.headers["retry-after"]) <= 30 for response in rejected)
+        assert "retry in" in error_message(rejected[0], 503)
+        assert sum(response.status_code == 200 for response in responses) == 10
+        assert predictions(client.predict(encode_jpeg()))
+        assert client.metric('alexnet_requests_total{route="/v1/predict",status="503"}') == 30
 
 
-def test_bodies_beyond_what_may_be_in_memory_are_503(models: ModelRegistry) -> None:
-    with asking(models, max_bytes=1000) as found:
-        found.app.state.held.bytes = found.app.state.settings.held_bytes - 500
-        problem(found.post("/v1/predict", b"x" * 900), 503)
-        assert found.app.state.held.bytes == found.app.state.settings.held_bytes - 500
+def test_bodies_beyond_the_memory_budget_are_503(models: ModelRegistry) -> None:
+    with running_server(models, max_bytes=1000) as client:
+        budget = client.app.state.body_budget
+        budget.bytes = budget.limit - 500
+        error_message(client.post("/v1/predict", b"x" * 900), 503)
+        assert budget.bytes == budget.limit - 500
 
 
-def test_a_body_that_does_not_come_is_408(models: ModelRegistry) -> None:
-    with asking(models, timeout=0.2) as found:
+def test_body_that_stalls_is_408(models: ModelRegistry) -> None:
+    with running_server(models, timeout=0.2) as client:
 
         async def slow() -> Any:
             yield b"\xff\xd8"
-            await asyncio.sleep(30)
+            await asyncio.sleep(60)
 
-        answer = found.run(found.client.post("/v1/predict", content=slow(), headers={"content-type": "image/jpeg"}))
-        assert "within 0.2 s" in problem(answer, 408)
-        assert answer.headers["connection"].lower() == "close"
-        assert found.app.state.held.bytes == 0
+        stalled = client.client.post("/v1/predict", content=slow(), headers={"content-type": "image/jpeg"})
+        response = client.run(stalled)
+        assert "within 0.2 s" in error_message(response, 408)
+        assert response.headers["connection"].lower() == "close"
+        assert client.app.state.body_budget.bytes == 0
 
 
-def test_who_leaves_is_not_worked_for(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    event, real = threading.Event(), batching.load_crops
-    monkeypatch.setattr(batching, "read_squares", lambda *given: (event.wait(10), real(*given))[1])
-    with asking(models) as found:
+def test_disconnected_client_gets_no_prediction(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+    with running_server(models) as client:
         sent: list[Any] = []
 
-        async def leave() -> None:
+        async def disconnect() -> None:
             messages: asyncio.Queue[Any] = asyncio.Queue()
-            scope = {
-                "type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "http_version": "1.1",
-                "headers": [(b"content-type", b"image/jpeg")], "scheme": "http", "server": ("s", 1), "client": None,
-            }  # fmt: skip
-            messages.put_nowait({"type": "http.request", "body": jpeg(), "more_body": False})
+            messages.put_nowait({"type": "http.request", "body": encode_jpeg(), "more_body": False})
 
             async def send(message: Any) -> None:
                 sent.append(message)
 
-            asking_ = asyncio.ensure_future(found.app(scope, messages.get, send))
-            await asyncio.sleep(0.1)
+            request = asyncio.ensure_future(client.app(http_scope("/v1/predict", b"image/jpeg"), messages.get, send))
+            assert await asyncio.to_thread(decode_gate.reached.wait, 60)
             messages.put_nowait({"type": "http.disconnect"})
-            await asyncio.wait_for(asking_, 5)
+            await asyncio.wait_for(request, 60)
 
-        found.run(leave())
-        event.set()
-        assert labels(found.predict(jpeg(1)))
-        assert found.count('alexnet_requests_total{route="/v1/predict",status="499"}') == 1
-        assert found.count('alexnet_pictures_total{model="fruit",result="answered"}') == 1
-
-
-# ── what it tells of itself ───────────────────────────────────────────────────────────────────────────────────
+        client.run(disconnect())
+        decode_gate.open()
+        assert predictions(client.predict(encode_jpeg(1)))
+        assert client.metric('alexnet_requests_total{route="/v1/predict",status="499"}') == 1
+        assert client.metric('alexnet_pictures_total{model="fruit",result="answered"}') == 1
 
 
-def test_models_tells_classes_and_limits(server: Asking) -> None:
-    told = server.get("/v1/models").json()
-    assert told["default"] == "fruit"
-    (one,) = told["models"]
-    assert one["classes"] == ["apple", "leaf", "sky"]
-    assert (one["image_size"], one["channels"], one["engine"], one["precision"]) == (32, 3, "exact", "fp32")
-    assert one["views"] == [1, 10]
-    assert one["limits"] == {"bytes": 300_000, "pixels": 1_000_000, "images": 4}
-    assert "activations" in one["looks"]
-    assert "similar" not in one["looks"]
+# ── models, health, metrics, documentation ────────────────────────────────────────────────────────────────────
+
+
+def test_models_lists_classes_and_limits(server: Client) -> None:
+    document = server.get("/v1/models").json()
+    assert document["default"] == "fruit"
+    (model,) = document["models"]
+    assert model["classes"] == ["apple", "leaf", "sky"]
+    assert (model["image_size"], model["channels"], model["engine"], model["precision"]) == (32, 3, "exact", "fp32")
+    assert model["views"] == [1, 10]
+    assert model["limits"] == {"bytes": 300_000, "pixels": 1_000_000, "images": 4}
+    assert "activations" in model["looks"]
+    assert "similar" not in model["looks"]
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/healthz", "/readyz"])
-def test_a_head_alone_may_be_asked_for(server: Asking, path: str) -> None:
+def test_head_requests_are_answered(server: Client, path: str) -> None:
     assert server.run(server.client.head(path)).status_code == 200
 
 
 @pytest.mark.parametrize("dead", ["_computers", "_decoders"])
-def test_a_server_whose_thread_died_says_so(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
-    gone = threading.Thread()
-    with asking(models) as found:
-        batcher = found.app.state.batcher
-        monkeypatch.setattr(batcher, dead, [*getattr(batcher, dead), gone])
+def test_health_is_503_after_a_thread_died(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
+    dead_thread = threading.Thread()
+    with running_server(models) as client:
+        batcher = client.app.state.batcher
+        monkeypatch.setattr(batcher, dead, [*getattr(batcher, dead), dead_thread])
         for path in ("/healthz", "/readyz"):
-            answer = found.get(path)
-            assert (answer.status_code, answer.json()) == (503, {"status": "broken"})
+            response = client.get(path)
+            assert (response.status_code, response.json()) == (503, {"status": "broken"})
         monkeypatch.undo()
-        assert found.get("/healthz").status_code == 200
+        assert client.get("/healthz").status_code == 200
 
 
-def test_who_waits_too_long_is_503_and_not_worked_for(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    event, real = threading.Event(), batching.load_crops
-    monkeypatch.setattr(batching, "read_squares", lambda *given: (event.wait(10), real(*given))[1])
-    with asking(models, timeout=0.3) as found:
-        answer = found.predict(jpeg())
-        assert "did not come to it within 0.3 s" in problem(answer, 503)
-        assert int(answer.headers["retry-after"]) >= 1
-        assert found.app.state.held.bytes == 0
-        event.set()
-        assert labels(found.predict(jpeg(1)))
-        assert found.count('alexnet_pictures_total{model="fruit",result="answered"}') == 1
-        look = found.run(_late(found, found.app.state.work(lambda: threading.Event().wait(1))))
-        assert look.status == 503
+def test_timed_out_request_is_503_and_gets_no_prediction(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+    with running_server(models, timeout=0.3) as client:
+        response = client.predict(encode_jpeg())
+        assert "timed out after 0.3 s" in error_message(response, 503)
+        assert int(response.headers["retry-after"]) >= 1
+        assert client.app.state.body_budget.bytes == 0
+        decode_gate.open()
+        assert predictions(client.predict(encode_jpeg(1)))
+        assert client.metric('alexnet_pictures_total{model="fruit",result="answered"}') == 1
+        release = threading.Event()
+        error = client.run(time_out(client, client.app.state.run_explanation(lambda: release.wait(60))))
+        release.set()
+        assert error.status == 503
 
 
-async def _late(server: Asking, work: Any) -> Any:
+async def time_out(server: Client, work: Any) -> Any:
     scope = {"type": "http", "app": server.app}
     with pytest.raises(requests.HTTPError) as caught:
-        await unless_gone(Request(scope, asyncio.Event().wait), asyncio.ensure_future(work))  # type: ignore[arg-type]
+        await cancel_on_disconnect(Request(scope, asyncio.Event().wait), asyncio.ensure_future(work))  # type: ignore[arg-type]
     return caught.value
 
 
-def test_metrics_count_requests_pictures_and_batches(models: ModelRegistry) -> None:
-    with asking(models) as found:
-        found.predict(jpeg(), jpeg(1), b"bad")
-        found.get("/nothing/12345")
-        found.get("/nothing/67890")
-        assert found.count('alexnet_requests_total{route="/v1/predict",status="200"}') == 1
-        assert found.count('alexnet_requests_total{route="other",status="404"}') == 2
-        assert found.count('alexnet_pictures_total{model="fruit",result="answered"}') == 2
-        assert found.count('alexnet_pictures_total{model="fruit",result="unreadable"}') == 1
-        assert found.count("alexnet_batch_pictures_sum") == 2
-        assert found.count("alexnet_request_seconds_count") >= 3
-        assert found.count("alexnet_queue_pictures") == found.count("alexnet_held_bytes") == 0
-        assert "12345" not in found.get("/metrics").text
+def test_metrics_count_requests_images_and_batches(models: ModelRegistry) -> None:
+    with running_server(models) as client:
+        client.predict(encode_jpeg(), encode_jpeg(1), b"bad")
+        client.get("/nothing/12345")
+        client.get("/nothing/67890")
+        assert client.metric('alexnet_requests_total{route="/v1/predict",status="200"}') == 1
+        assert client.metric('alexnet_requests_total{route="other",status="404"}') == 2
+        assert client.metric('alexnet_pictures_total{model="fruit",result="answered"}') == 2
+        assert client.metric('alexnet_pictures_total{model="fruit",result="unreadable"}') == 1
+        assert client.metric("alexnet_batch_pictures_sum") == 2
+        assert client.metric("alexnet_request_seconds_count") >= 3
+        assert client.metric("alexnet_queue_pictures") == client.metric("alexnet_held_bytes") == 0
+        assert "12345" not in client.get("/metrics").text
 
 
-def test_a_fault_of_ours_is_500_without_its_story(
+def test_unexpected_exception_is_500_without_details(
     models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with asking(models) as found:
-        monkeypatch.setattr(models["fruit"].classifier, "told", lambda *_: 1 / 0)
-        assert "ZeroDivision" not in problem(found.predict(jpeg()), 500)
-        assert found.count("alexnet_errors_total") == 1
+    with running_server(models) as client:
+        monkeypatch.setattr(models["fruit"].classifier, "to_prediction", lambda *_: 1 / 0)
+        assert "ZeroDivision" not in error_message(client.predict(encode_jpeg()), 500)
+        assert client.metric("alexnet_errors_total") == 1
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_the_openapi_names_all_that_is_answered(server: Asking) -> None:
+def test_openapi_lists_parameters_bodies_and_statuses(server: Client) -> None:
     document = server.get("/openapi.json").json()
     predict = document["paths"]["/v1/predict"]["post"]
-    assert [one["name"] for one in predict["parameters"]] == ["model", "top_k", "ten_crop"]
+    assert [parameter["name"] for parameter in predict["parameters"]] == ["model", "top_k", "ten_crop"]
     assert set(predict["requestBody"]["content"]) == {
         "multipart/form-data", "application/json", "image/*", "application/octet-stream",
     }  # fmt: skip
-    assert set(predict["responses"]) == {str(status) for status in routes.SAYS.keys() - {500} | {200}}
+    assert set(predict["responses"]) == {str(status) for status in routes.STATUS_DESCRIPTIONS.keys() - {500} | {200}}
 
 
-def test_docs_shows_each_route_and_needs_nothing_from_elsewhere(server: Asking) -> None:
-    answer = server.get("/docs")
+def test_docs_page_lists_each_route_and_loads_nothing(server: Client) -> None:
+    page = server.get("/docs")
     for path in server.get("/openapi.json").json()["paths"]:
-        assert f"{path}</code>" in answer.text
-    assert not re.search(r"(src|href)=.(https?:)?//|<script|@import|url\(", answer.text)
-    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        assert f"{path}</code>" in page.text
+    assert not re.search(r"(src|href)=.(https?:)?//|<script|@import|url\(", page.text)
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
 
 
-def test_work_that_looks_inside_has_a_limit_of_its_own(server: Asking) -> None:
+def test_explanations_have_their_own_queue_limit(server: Client) -> None:
     event = threading.Event()
 
-    async def crowd() -> list[Any]:
-        waiting = [asyncio.ensure_future(server.app.state.work(lambda: event.wait(10))) for _ in range(12)]
-        await asyncio.sleep(0.1)
+    async def run_all() -> list[Any]:
+        waiting = [asyncio.ensure_future(server.app.state.run_explanation(lambda: event.wait(60))) for _ in range(12)]
+        await until_done(waiting, 4)
         event.set()
         return await asyncio.gather(*waiting, return_exceptions=True)
 
-    found = server.run(crowd())
-    assert [one for one in found if one is True] == [True] * 8
-    assert {one.status for one in found if one is not True} == {503}
+    results = server.run(run_all())
+    assert [result for result in results if result is True] == [True] * 8
+    assert {result.status for result in results if result is not True} == {503}
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         {"port": 70000}, {"max_batch": 0}, {"timeout": float("nan")}, {"queue": 10}, {"token": "a\nb"},
         {"timeout": float("inf")}, {"max_delay_ms": float("inf")}, {"max_delay_ms": 1e9}, {"drain": float("inf")},
@@ -561,17 +577,17 @@ def test_work_that_looks_inside_has_a_limit_of_its_own(server: Asking) -> None:
         {"max_bytes": -1}, {"token": ""}, {"cors": ("example.org",)}, {"cors": ("https://example.org/",)},
     ],
 )  # fmt: skip
-def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(invalid: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        Settings(**wrong)
+        Settings(**invalid)
 
 
-def test_a_large_form_stays_in_memory(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starlette's own parser would put a file of more than 1 MB onto the disk."""
-    rolled: list[object] = []
-    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda self: rolled.append(self))
-    large = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (700, 700, 3), np.uint8)), "PNG")
+def test_large_form_stays_in_memory(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starlette's own parser would write a file of more than 1 MB to disk."""
+    spooled: list[object] = []
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda self: spooled.append(self))
+    large = encode(Image.fromarray(np.random.default_rng(0).integers(0, 255, (700, 700, 3), np.uint8)), "PNG")
     assert len(large) > 1 << 20
-    with asking(models) as found:
-        assert labels(found.predict(large))
-    assert not rolled
+    with running_server(models) as client:
+        assert predictions(client.predict(large))
+    assert not spooled

@@ -25,7 +25,7 @@ from alexnet.inference.predict import load
 from alexnet.serving.app import create_app
 from alexnet.serving.registry import open_models
 from alexnet.serving.settings import Settings
-from browsing import OVERLAPS, keep_screenshot
+from browser import OVERLAPS, keep_screenshot
 
 pytestmark = pytest.mark.browser
 TOKEN = "a token"

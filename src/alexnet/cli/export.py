@@ -72,7 +72,7 @@ def export(
                     raise
                 left_out.append({"format": kind, "reason": str(error)})
         if len(supported) > 1:
-            _ = exporter.truth  # fails once for all formats if there are no images
+            _ = exporter.reference  # fails once for all formats if there are no images
         for kind in supported:
             try:
                 done.append(exporter.export(kind, out))
@@ -93,7 +93,7 @@ def export(
 def _show(done: Sequence[Export]) -> None:
     if not done:
         return
-    truth = done[0].truth
+    reference = done[0].reference
 
     def share(x: float | None) -> str:
         return "" if x is None else f"{x:.2%}"
@@ -101,7 +101,7 @@ def _show(done: Sequence[Export]) -> None:
     print_table(
         ("format", "size", "1 image", "32 images", "max difference", "same label", "top-1", "file"),
         [
-            ("the run (torch)", "", *(_ms(truth.seconds[n]) for n in ("1", "32")), "", "", share(truth.top1), ""),
+            ("the run (torch)", "", *(_ms(reference.seconds[n]) for n in ("1", "32")), "", "", share(reference.top1), ""),
             *(
                 (found.kind, f"{found.size / 1e6:.2f} MB", *(_ms(found.parity.seconds[n]) for n in ("1", "32")),
                  f"{found.parity.max_abs_diff:.1e}", share(found.parity.top1_agreement), share(found.parity.top1),
@@ -110,7 +110,7 @@ def _show(done: Sequence[Export]) -> None:
             ),
         ],
     )  # fmt: skip
-    print(f"\nCompared on {done[0].parity.images:,} images {truth.pictures.what}; FILE.json describes each file.")
+    print(f"\nCompared on {done[0].parity.images:,} images {reference.images.description}; FILE.json describes each file.")
     print(f"\nNext:\n  alexnet predict {done[0].file} IMAGE…")
 
 

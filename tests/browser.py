@@ -1,4 +1,4 @@
-"""What tests need that open pages in a browser; the fixture `browser` is in conftest.py."""
+"""Helpers of tests that open pages in Chromium; the fixture `browser` is in conftest.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 OVERLAPS = """() => {
-  // Every line of text, as it is painted: clipped by what scrolls or hides around it.
+  // Every painted line of text, clipped by elements around it that scroll or hide.
   const lines = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node = walk.nextNode(); node; node = walk.nextNode()) {
     const parent = node.parentElement;
@@ -36,7 +36,7 @@ OVERLAPS = """() => {
       const [a, b] = [lines[i], lines[j]];
       const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
       const high = Math.min(a.bottom, b.bottom) - b.top;
-      // line boxes are higher than letters: a third of a line is no collision
+      // line boxes are taller than letters: a third of a line is no overlap
       if (a.node !== b.node && wide > 2 && high > (Math.min(a.bottom - a.top, b.bottom - b.top)) / 3)
         found.push(`${a.node.textContent.trim()} | ${b.node.textContent.trim()}`);
     }
@@ -46,6 +46,6 @@ OVERLAPS = """() => {
 
 
 def keep_screenshot(page: Any, name: str) -> None:
-    """The whole page as a picture in the folder ALEXNET_SCREENSHOTS, if that is set."""
+    """Save a screenshot of the complete page in the folder ALEXNET_SCREENSHOTS, if set."""
     if folder := os.environ.get("ALEXNET_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
