@@ -64,19 +64,32 @@ def large_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+class LazyExports(dict[str, Export]):
+    """Exports by format, each written when it is first used."""
+
+    def __init__(self, exporter: Exporter, folder: Path) -> None:
+        self._exporter, self._folder = exporter, folder
+
+    def __missing__(self, kind: str) -> Export:
+        self[kind] = self._exporter.export(kind, self._folder / f"net{FORMATS[kind].suffix}")
+        return self[kind]
+
+
 @pytest.fixture(scope="session")
-def exports(checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
-    """`checkpoint` exported to every format that `dev` installs, in files named `net`. Read-only."""
+def exports(
+    checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Export]]:
+    """`checkpoint` exported to any format that `dev` installs, in files named `net`. Read-only."""
     os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")  # holds the signing key
-    folder = tmp_path_factory.mktemp("exports")
-    kinds = ("onnx", "openvino", "torchscript", "pt2", "huggingface")
     with Exporter(checkpoint, images=large_images) as exporter:
-        return {kind: exporter.export(kind, folder / f"net{FORMATS[kind].suffix}") for kind in kinds}
+        yield LazyExports(exporter, tmp_path_factory.mktemp("exports"))
 
 
 @pytest.fixture
 def export_folder(exports: dict[str, Export], tmp_path: Path) -> Path:
-    """A writable copy of the folder of `exports`."""
+    """A writable copy of the folder of `exports`, with all formats that `dev` installs."""
+    for kind in ("onnx", "openvino", "torchscript", "pt2", "huggingface"):
+        assert exports[kind]
     return Path(shutil.copytree(exports["onnx"].file.parent, tmp_path / "files"))
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_app import running_uvicorn, wait_until
 
 import alexnet
 from alexnet.serving.registry import ModelRegistry
 from server_client import encode_jpeg
-from test_app import running_uvicorn, wait_until
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -132,7 +132,8 @@ def hostile_requests() -> Iterator[bytes]:
         "a\0b",
     ]
     bodies = [
-        encode_jpeg(), encode_jpeg()[:200], b"", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\n", b"%PDF-1.4\n",
+        encode_jpeg(), encode_jpeg()[:200], b"",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\n", b"%PDF-1.4\n",
         b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', b"GIF89a" + b"\xff" * 99,
         b"II*\0" + b"\xff" * 99, b"\x89PNG\r\n\x1a\n" + b"\0" * 99, b"P6 9 9 255\n", b"\x80\x04cos\nsystem\n",
         b"BM" * 99, b"/etc/passwd", b"file:///etc/passwd",

@@ -298,7 +298,7 @@ def test_deleted_or_damaged_run_is_404_and_predictions_continue(small_run, tmp_p
         assert responses[1].status_code == 404
 
 
-# ── files of the page ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── files of the page ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_page_loads_nothing_from_other_sites(client):

@@ -101,7 +101,8 @@ def _show(done: Sequence[Export]) -> None:
     print_table(
         ("format", "size", "1 image", "32 images", "max difference", "same label", "top-1", "file"),
         [
-            ("the run (torch)", "", *(_ms(reference.seconds[n]) for n in ("1", "32")), "", "", share(reference.top1), ""),
+            ("the run (torch)", "", *(_ms(reference.seconds[n]) for n in ("1", "32")), "", "", share(reference.top1),
+             ""),
             *(
                 (found.kind, f"{found.size / 1e6:.2f} MB", *(_ms(found.parity.seconds[n]) for n in ("1", "32")),
                  f"{found.parity.max_abs_diff:.1e}", share(found.parity.top1_agreement), share(found.parity.top1),
@@ -110,7 +111,9 @@ def _show(done: Sequence[Export]) -> None:
             ),
         ],
     )  # fmt: skip
-    print(f"\nCompared on {done[0].parity.images:,} images {reference.images.description}; FILE.json describes each file.")
+    print(
+        f"\nCompared on {done[0].parity.images:,} images {reference.images.description}; FILE.json describes each file."
+    )
     print(f"\nNext:\n  alexnet predict {done[0].file} IMAGE…")
 
 

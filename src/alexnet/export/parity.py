@@ -33,6 +33,7 @@ from alexnet.runtimes.select import torch_engine
 
 ENOUGH_IMAGES = 200  # with fewer, the comparison carries a note
 MAX_IMAGES = 1000
+LATENCY_SECONDS = 0.5  # spent on each latency measurement
 TOLERANCE = {"fp32": 1e-3, "half": 1e-2, "int8": 1e-2, "int8-fc": 1e-2}
 """Maximum difference of a probability, by precision."""
 
@@ -184,7 +185,7 @@ def compute_reference(loaded: LoadedModel, images: ImageSet) -> Reference:
     files, names = [images.files[i] for i in readable], [images.names[i] for i in readable]
     kept = replace(images, files=files, names=names, targets=images.targets[readable])
     unreadable = len(images.files) - len(readable)
-    seconds = measure_latencies(engine.logits, np.stack(last))
+    seconds = measure_latencies(engine.logits, np.stack(last), LATENCY_SECONDS)
     return Reference(kept, np.concatenate(probabilities), seconds, unreadable)
 
 
@@ -202,6 +203,7 @@ def compare(path: Path, kind: str, reference: Reference, trust: bool = False) ->
             "images": [str(p.absolute()) for p in images.files],
             "without_torch": FORMATS[kind].without_torch,
             "output": str(output),
+            "min_seconds": LATENCY_SECONDS,
         }
         job.write_text(json.dumps(settings), encoding="utf-8")
         package_root = str(Path(__file__).parents[2])

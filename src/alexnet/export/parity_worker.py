@@ -1,8 +1,8 @@
 """The exported file's side of the comparison: `python -m alexnet.export.parity_worker JOB`.
 
-JOB is a JSON file: `file`, `trust` (open it without a valid signature), `images` (paths), `without_torch`, and
-`output`, the .npy file for the probabilities. With `without_torch`, importing torch is an error. Prints the latencies
-as JSON.
+JOB is a JSON file: `file`, `trust` (open it without a valid signature), `images` (paths), `without_torch`, `output`
+(the .npy file for the probabilities), and `min_seconds` of a latency measurement. With `without_torch`, importing torch
+is an error. Prints the latencies as JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 MIN_REPEATS = 7  # per latency
-MIN_SECONDS = 0.5  # per latency
 
 
 def main(job_file: str) -> None:
@@ -37,18 +36,20 @@ def main(job_file: str) -> None:
         pixels = np.stack([load_eval_array(content, exported.preprocess) for content in contents])
         probabilities.append(softmax(exported.engine.logits(pixels)))
     np.save(job["output"], np.concatenate(probabilities))
-    print(json.dumps(measure_latencies(exported.engine.logits, pixels)))
+    print(json.dumps(measure_latencies(exported.engine.logits, pixels, job["min_seconds"])))
 
 
-def measure_latencies(compute: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> dict[str, float]:
-    """Return the median seconds of `compute` for batches of 1 and 32, filled from `images`."""
+def measure_latencies(
+    compute: Callable[[np.ndarray], np.ndarray], images: np.ndarray, min_seconds: float
+) -> dict[str, float]:
+    """Return the median seconds of `compute` for batches of 1 and 32 filled from `images`, each in `min_seconds`."""
     medians = {}
     for batch in (1, 32):
         x = np.resize(images, (batch, *images.shape[1:]))
         compute(x)  # warm-up, may compile
         times: list[float] = []
         began = time.perf_counter()
-        while len(times) < MIN_REPEATS or time.perf_counter() - began < MIN_SECONDS:
+        while len(times) < MIN_REPEATS or time.perf_counter() - began < min_seconds:
             start = time.perf_counter()
             compute(x)
             times.append(time.perf_counter() - start)
