@@ -169,7 +169,7 @@ def test_weights_load_into_the_torchvision_model(large_images, tmp_path):
     assert theirs["n"] == ours["n"] == 12
 
 
-# ── images to compare on ─────────────────────────────────────────────────────────────────────────────────────────
+# ── images to compare on ──────────────────────────────────────────────────────────────────────────
 
 
 def train_on(data, folder):
@@ -222,7 +222,7 @@ def test_note_mentions_few_unreadable_and_training_images(small_run, checkpoint,
         assert note == "the run was trained on these images, so top-1 does not predict the accuracy on new ones"
 
 
-# ── failures ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── failures ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class BGR(nn.Module):
@@ -375,7 +375,7 @@ def test_folders_created_for_an_impossible_path_are_removed(checkpoint, large_im
     assert not (tmp_path / "new").exists()
 
 
-# ── optional formats, and files used by other programs ─────────────────────────────────────
+# ── optional formats, and files used by other programs ────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("settings", [{}, {"with_preprocessing": True}, {"precision": "half"}, {"precision": "int8"}])

@@ -67,7 +67,7 @@ async def until_done(tasks: list[asyncio.Future[Any]], count: int) -> None:
         await asyncio.sleep(0.01)
 
 
-# ── accepted requests ─────────────────────────────────────────────────────────────────────────────────────────
+# ── accepted requests ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_all_body_types_give_the_same_prediction(server: Client, models: ModelRegistry) -> None:
@@ -155,7 +155,7 @@ def test_unusual_images_are_accepted_whatever_their_media_type(server: Client, i
     assert len(prediction["labels"]) == 3
 
 
-# ── rejected requests ─────────────────────────────────────────────────────────────────────────────────────────
+# ── rejected requests ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_bad_image_gets_error_and_the_others_predictions(server: Client) -> None:
@@ -308,7 +308,7 @@ def test_unknown_path_and_method_get_an_error(server: Client) -> None:
     assert response.headers["allow"] == "POST"
 
 
-# ── access and limits ─────────────────────────────────────────────────────────────────────────────────────────
+# ── access and limits ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_token_is_required_if_set(models: ModelRegistry) -> None:
@@ -456,7 +456,7 @@ def test_disconnected_client_gets_no_prediction(models: ModelRegistry, decode_ga
         assert client.metric('alexnet_pictures_total{model="fruit",result="answered"}') == 1
 
 
-# ── models, health, metrics, documentation ────────────────────────────────────────────────────────────────────
+# ── models, health, metrics, documentation ────────────────────────────────────────────────────────
 
 
 def test_models_lists_classes_and_limits(server: Client) -> None:

@@ -74,7 +74,7 @@ def decode_uri(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-# ── rendering ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── rendering ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_overlay_is_orange_for_support_and_blue_for_opposition():
@@ -116,7 +116,7 @@ def test_stage_is_rendered_as_its_strongest_maps():
     )  # dark blue, no failure
 
 
-# ── routes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── routes ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_saliency_is_for_the_requested_label(client, digit):
@@ -298,7 +298,7 @@ def test_deleted_or_damaged_run_is_404_and_predictions_continue(small_run, tmp_p
         assert responses[1].status_code == 404
 
 
-# ── files of the page ─────────────────────────────────────────────────────────────────────────────────────────
+# ── files of the page ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_page_loads_nothing_from_other_sites(client):

@@ -143,7 +143,7 @@ def labels_of(card: Any) -> list[tuple[str, str]]:
     return [(row.locator(".label").inner_text(), row.locator("b").inner_text()) for row in rows.all()]
 
 
-# ── pictures come in ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── pictures come in ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_the_keyboard_reaches_everything(open_page, site, run):
     assert page.locator(".card").count() == 2
 
 
-# ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── settings ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_another_network_and_ten_crops_are_asked_for(open_page, site, checkpoint, large_images):
@@ -271,7 +271,7 @@ def test_the_language_is_the_readers_and_can_be_changed(open_page, site, photogr
     assert "Drop pictures" in page.locator("#drop").inner_text()
 
 
-# ── what servers say ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what servers say ──────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_busy_server_is_asked_again_when_it_says(open_page, site, photograph):

@@ -111,7 +111,7 @@ class Parity:
     without_torch: bool
 
 
-# ── images to compare on ──────────────────────────────────────────────────────────────────────────────────────
+# ── images to compare on ──────────────────────────────────────────────────────────────────────────
 
 
 def folder_images(folder: Path, classes: tuple[str, ...]) -> ImageSet:
@@ -160,7 +160,7 @@ def _evenly_spaced(items: list[Any]) -> list[Any]:
     return [items[i] for i in np.linspace(0, len(items) - 1, min(MAX_IMAGES, len(items))).round().astype(int)]
 
 
-# ── the two sides ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── the two sides ─────────────────────────────────────────────────────────────────────────────────
 
 
 def compute_reference(loaded: LoadedModel, images: ImageSet) -> Reference:

@@ -113,7 +113,7 @@ def write(job: Job, path: Path) -> Manifest:
         return job.manifest(**_WRITERS[job.kind](job, path))
 
 
-# ── one writer per format ─────────────────────────────────────────────────────────────────────────────────────
+# ── one writer per format ─────────────────────────────────────────────────────────────────────────
 
 
 def _onnx(job: Job, path: Path) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _add_operations_routes(app: FastAPI, metrics: Metrics) -> None:
         return HTMLResponse(docs_page.render(app.openapi()), headers={"Content-Security-Policy": docs_page.POLICY})
 
 
-# ── under uvicorn ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── under uvicorn ─────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)

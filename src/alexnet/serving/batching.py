@@ -188,7 +188,7 @@ class Batcher:
         for thread in self._computers:
             thread.join()
 
-    # ── decoding, in as many threads as there are cores ───────────────────────────────────────────────────────
+    # ── decoding, in as many threads as there are cores ───────────────────────────────────────────
 
     def _decode_loop(self) -> None:
         while (image := self._to_decode.get()) is not None:
@@ -220,7 +220,7 @@ class Batcher:
             return DecodeFailure(FAILED, "the server failed to decode it")
         return None
 
-    # ── computing, in one thread or two ───────────────────────────────────────────────────────────────────────
+    # ── computing, in one thread or two ───────────────────────────────────────────────────────────
 
     def _compute_loop(self) -> None:
         while True:

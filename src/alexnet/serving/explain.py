@@ -51,7 +51,7 @@ class Explainer:
     _index: Index | None = None
     _sample_pngs: list[bytes] = field(default_factory=list)
 
-    # ── explanations of an image ──────────────────────────────────────────────────────────────────────────────────
+    # ── explanations of an image ──────────────────────────────────────────────────────────────────
 
     def saliency(self, image: Image.Image, method: str = "grad-cam", label: str | None = None) -> dict[str, Any]:
         """Return the saliency map for `label`, by default the most likely one.
@@ -128,7 +128,7 @@ class Explainer:
             )
         return self.served.shared_copy
 
-    # ── sample images ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── sample images ─────────────────────────────────────────────────────────────────────────────
 
     @functools.cached_property
     def samples(self) -> list[tuple[str, str]]:
@@ -185,7 +185,7 @@ def spread_over_classes(targets: np.ndarray, count: int) -> list[int]:
     return [int(of_class[turn]) for turn in range(count) for of_class in rows if turn < len(of_class)][:count]
 
 
-# ── small images for the page ─────────────────────────────────────────────────────────────────────────────────────
+# ── small images for the page ─────────────────────────────────────────────────────────────────────
 
 MAX_MAPS, COLUMNS = 8, 4  # feature maps per stage, those with the largest mean, in rows of four
 INPUT_SIZE = 256  # pixels: smaller network inputs are enlarged by a whole factor up to it

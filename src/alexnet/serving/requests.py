@@ -58,7 +58,7 @@ def service_unavailable(seconds: int) -> HTTPError:
     return HTTPError(503, f"The server is busy; retry in {seconds} s.", {"Retry-After": str(seconds)})
 
 
-# ── bodies ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── bodies ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class BodyBudget:
@@ -133,7 +133,7 @@ def _body_too_large(settings: Settings) -> HTTPError:
     return HTTPError(413, f"The body is larger than {settings.max_bytes:,} bytes; send fewer or smaller images.")
 
 
-# ── images ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── images ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def media_type(request: Request) -> str:

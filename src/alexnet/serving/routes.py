@@ -165,7 +165,7 @@ def _describe_model(served: ServedModel, limits: dict[str, int]) -> dict[str, An
     }  # fmt: skip
 
 
-# ── /v1/predict ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── /v1/predict ───────────────────────────────────────────────────────────────────────────────────
 
 
 async def _predict(request: Request) -> Response:
@@ -284,7 +284,7 @@ async def _wait_for_disconnect(request: Request, seconds: float) -> bool:
     return True
 
 
-# ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── errors ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -18,7 +18,7 @@ function make(tag, { text = "", ...properties } = {}, ...children) {
 const currentModel = () => models.find((model) => model.name === $("model").value) ?? models[0];
 const url = (path, values = {}) => `v1/${path}?${new URLSearchParams({ model: currentModel().name, ...values })}`;
 
-// ── an image and its results ─────────────────────────────────────────────────────────────────────────────────────
+// ── an image and its results ─────────────────────────────────────────────────────────────────────
 
 class Card {
   constructor(file, name, truth = null) {
@@ -130,7 +130,7 @@ function makeBar({ label, p }) {
   return make("li", {}, name, track, make("b", { text: percent(p) }));
 }
 
-// ── explanations ─────────────────────────────────────────────────────────────────────────────────────────────────
+// ── explanations ─────────────────────────────────────────────────────────────────────────────────
 
 function makeFigure(source, caption) {
   const image = make("img", { src: source, alt: caption });
@@ -157,7 +157,7 @@ function showSimilar(place, { layer, neighbours }) {
   place.replaceChildren(make("div", { className: "thumbnails" }, ...figures), note);
 }
 
-// ── the status line above the cards, also read by screen readers ─────────────────────────────────────────────────
+// ── the status line above the cards, also read by screen readers ─────────────────────────────────
 
 function setStatus(message) {
   $("status").textContent = message;
@@ -175,7 +175,7 @@ function reportProgress() {
   return setStatus(text(result.unsure ? "done_one_unsure" : "done_one", { name, label, p: percent(p) }));
 }
 
-// ── adding images ────────────────────────────────────────────────────────────────────────────────────────────────
+// ── adding images ────────────────────────────────────────────────────────────────────────────────
 
 function addFiles(files) {
   addCards([...files].map((file) => new Card(file, () => file.name)));
@@ -231,7 +231,7 @@ $("clear").addEventListener("click", () => {
   $("files").focus();
 });
 
-// ── sample images of the run ─────────────────────────────────────────────────────────────────────────────────────
+// ── sample images of the run ─────────────────────────────────────────────────────────────────────
 
 let samples = []; // {button, label, number}
 
@@ -268,7 +268,7 @@ function nameSamples() {
   }
 }
 
-// ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── settings ─────────────────────────────────────────────────────────────────────────────────────
 
 const tenCrops = () => $("ten").checked && !$("crops").hidden;
 

@@ -42,7 +42,7 @@ async function sendNow(path, { body, type, notify, signal }) {
   }
 }
 
-// ── the token ────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── the token ────────────────────────────────────────────────────────────────────────────────────
 
 let prompt = null;
 
@@ -68,7 +68,7 @@ function promptForToken(wrong) {
   });
 }
 
-// ── images that are too large ────────────────────────────────────────────────────────────────────────────────────
+// ── images that are too large ────────────────────────────────────────────────────────────────────
 
 const MAX_CANVAS = 2 ** 24; // pixels that every browser can draw
 
