@@ -32,15 +32,9 @@ from alexnet.serving.app import create_app
 from alexnet.serving.explain import Explainer, NotAvailable, spread_over_classes
 from alexnet.serving.registry import ModelRegistry, ServedModel, open_models
 from alexnet.serving.settings import Settings
-<<<<<<< HEAD
-from alexnet.serving.ui_routes import FILES
-from asking import asking
-from fake_run import make_fake_run
-=======
 from alexnet.serving.ui_routes import FILES, WEB
-from made_run import made_run
+from fake_run import make_fake_run
 from server_client import http_scope, running_server
->>>>>>> 5ae651f (Put the server's tests into plain words, driven by events)
 
 LOCALHOST = "http://localhost"  # the only host name that a local server accepts
 
@@ -171,13 +165,8 @@ def test_samples_are_validation_images_with_the_stored_predictions(models, clien
         assert dict(prediction.labels) == pytest.approx({str(d): p[d] for d in range(10)}, abs=1e-4)
 
 
-<<<<<<< HEAD
-def test_samples_that_are_files_are_sent_as_they_are(tmp_path):
-    run = make_fake_run(tmp_path / "run", classes=3, per_class=2)
-=======
 def test_sample_files_are_sent_unchanged(tmp_path):
-    run = made_run(tmp_path / "run", classes=3, each=2)
->>>>>>> 5ae651f (Put the server's tests into plain words, driven by events)
+    run = make_fake_run(tmp_path / "run", classes=3, per_class=2)
     file = tmp_path / "run" / "data" / "val" / "class 0" / "0.jpg"
     file.parent.mkdir(parents=True)
     Image.new("RGB", (9, 7), "red").save(file, quality=95)

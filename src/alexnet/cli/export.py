@@ -61,7 +61,7 @@ def export(
     done, supported, left_out, failed = [], [], [], []
     with Exporter(
         run, images=images, checkpoint=checkpoint, with_preprocessing=with_preprocessing,
-        precision=quantize or ("half" if half else "fp32"), tolerance=tolerance, say=log,
+        precision=quantize or ("half" if half else "fp32"), tolerance=tolerance, log=log,
     ) as exporter:  # fmt: skip
         for kind in kinds:
             try:

@@ -83,14 +83,14 @@ class Exporter:
         with_preprocessing: bool = False,
         precision: str = "fp32",
         tolerance: float | None = None,
-        say: Callable[[str], object] = lambda _: None,
+        log: Callable[[str], object] = lambda _: None,
     ) -> None:
         if precision not in PRECISIONS:
             raise unknown_name("precision", precision, PRECISIONS)
         if tolerance is not None and not 0 < tolerance <= 1:
             raise UserError(f"--tolerance must be a difference of probabilities between 0 and 1, not {tolerance:g}.")
         self.loaded = load_model(run, checkpoint)
-        self._images, self._pixels, self._precision, self._say = images, with_preprocessing, precision, say
+        self._images, self._pixels, self._precision, self._log = images, with_preprocessing, precision, log
         self._tolerance = TOLERANCE[precision] if tolerance is None else tolerance
         self._temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
 
@@ -159,9 +159,9 @@ class Exporter:
         else:
             images = parity.dataset_images(self._dataset, loaded.classes, Path(self._temporary.name))
         reference = parity.compute_reference(loaded, images)
-        self._say(f"Comparing on {len(reference.images.files):,} images {images.description}.")
+        self._log(f"Comparing on {len(reference.images.files):,} images {images.description}.")
         if reference.note:
-            self._say(f"Note: {reference.note}.")
+            self._log(f"Note: {reference.note}.")
         return reference
 
     @functools.cached_property
@@ -206,7 +206,7 @@ class Exporter:
             self.loaded, kind, self._pixels, self._precision, self._calibration(), self._calibration_images
         )
         if kind == "torchscript":
-            self._say(DEPRECATED)
+            self._log(DEPRECATED)
         manifest = writers.write(job, path)
         parts = sorted(p for p in (path.rglob("*") if path.is_dir() else path.parent.iterdir()) if p.is_file())
         packages = ("alexnet", "torch", *FORMATS[kind].reads)
@@ -216,7 +216,7 @@ class Exporter:
         if FORMATS[kind].runs_code:
             manifest = replace(manifest, signature=sign(kind, manifest.sums))
             if not manifest.signature:
-                self._say(
+                self._log(
                     f"Warning: the {kind} file could not be signed because {key_path()} cannot hold a private key; "
                     "opening it requires --trust."
                 )
