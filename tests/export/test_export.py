@@ -508,7 +508,7 @@ def test_table_of_a_single_format(small_run, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "same label" in out
     assert "100.00%" in out
-    assert f"alexnet predict {tmp_path / 'x.onnx'} PICTURE…" in out
+    assert f"alexnet predict {tmp_path / 'x.onnx'} IMAGE…" in out
     assert "Comparing on 269 images of the val split." in err
     manifest = json.loads((tmp_path / "x.onnx.json").read_text())
     assert manifest["parity"]["images"] == 269

@@ -36,7 +36,7 @@ CHECKS = [
     negative_data_rejection,
 ]  # fmt: skip
 
-EXAMPLES = pytest.mark.parametrize("examples", [5, pytest.param(60, marks=pytest.mark.slow)])
+EXAMPLES = pytest.mark.parametrize("examples", [3, pytest.param(60, marks=pytest.mark.slow)])
 
 
 def fuzz(check: Any, examples: int, **strategies: Any) -> None:

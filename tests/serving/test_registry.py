@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from alexnet.errors import UserError
-from alexnet.export.export import Exporter
+from alexnet.export.export import Export
 from alexnet.serving.registry import ModelRegistry, open_models, warm_up
 from server_client import running_server
 
@@ -45,10 +46,11 @@ def test_registry_without_models_is_rejected() -> None:
         ModelRegistry([])
 
 
-def test_exported_file_gives_the_predictions_of_its_run(checkpoint: Path, large_images: Path, tmp_path: Path) -> None:
-    file = tmp_path / "net.onnx"
-    with Exporter(checkpoint, images=large_images) as exporter:
-        exporter.export("onnx", file)
+def test_exported_file_gives_the_predictions_of_its_run(
+    checkpoint: Path, large_images: Path, exports: dict[str, Export], tmp_path: Path
+) -> None:
+    file = Path(shutil.copy(exports["onnx"].file, tmp_path))
+    shutil.copy(f"{exports['onnx'].file}.json", tmp_path)
     models = open_models([file, checkpoint])
     warm_up(models["net"], 4)
     data = (large_images / "leaf" / "1.jpg").read_bytes()
