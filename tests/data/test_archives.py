@@ -93,8 +93,8 @@ def encrypted(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (climbing, "is unsafe: it wants to write to ../../out.jpg"),
-        (absolute, "is unsafe: it wants to write to /tmp/alexnet-out.jpg"),
+        (climbing, "is unsafe: it would write to ../../out.jpg"),
+        (absolute, "is unsafe: it would write to /tmp/alexnet-out.jpg"),
         (growing, "would unpack to more than"),
         (damaged, "is damaged or of an unknown kind"),
         (no_archive, "is damaged or of an unknown kind"),

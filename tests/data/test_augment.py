@@ -226,7 +226,7 @@ def test_with_both_on_both_occur():
         ({"scale": (0.0, 1.0)}, "scale"),
         ({"ratio": (2.0, 1.0)}, "ratio"),
         ({"jitter": (-0.1, 0.0, 0.0)}, "negative"),
-        ({"crop_group": 0}, "shared by 0 pictures"),
+        ({"crop_group": 0}, "shared by 0 images"),
     ],
 )
 def test_nonsense_is_refused(values, message):

@@ -191,12 +191,12 @@ BAD_FOLDERS = {
     "missing": (lambda root: root.rmdir(), "There is no folder"),
     "a file": (lambda root: (root.rmdir(), root.write_text("x")), "is a file, not a folder"),
     "nothing": (lambda _: None, "holds no images"),
-    "no class folders": (lambda root: paint(root / "x.png"), "pictures but no class folders"),
+    "no class folders": (lambda root: paint(root / "x.png"), "images but no class folders"),
     "folders without pictures": (lambda root: ((root / "a").mkdir(), (root / "b").mkdir()), "holds no images"),
     "empty class": (empty_class, "hollow holds no images"),
     "one class": (lambda root: class_folders(root, {"cat": 3}), "one class only, 'cat'"),
     "case": (lambda root: class_folders(root, {"Cat": 1, "cat": 1}), "'Cat' and 'cat'"),
-    "train without classes": (train_without_classes, "train holds pictures but no class folders"),
+    "train without classes": (train_without_classes, "train holds images but no class folders"),
     "train is empty": (lambda root: (root / "train").mkdir(), "train holds no class folders"),
     "no train": (lambda root: class_folders(root / "val", {"a": 1, "b": 1}), "no train/"),
     "two names for val": (
@@ -206,7 +206,7 @@ BAD_FOLDERS = {
     "class only in val": (only_in_val, "c is a class that"),
     "class in another case in val": (other_case, "there it is called 'a'"),
     "no readable image": (no_readable, "None of the 2 images"),
-    "one image a class": (lambda root: class_folders(root, {"a": 1, "b": 1}), "one a class"),
+    "one image a class": (lambda root: class_folders(root, {"a": 1, "b": 1}), "one per class"),
 }
 
 
@@ -391,7 +391,7 @@ def test_a_download_that_fails_says_what_to_do_by_hand(cifar, capsys, monkeypatc
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:1/closed.tar.gz")
     with pytest.raises(UserError, match=r"could not be downloaded .*; put cifar-10-python.tar.gz \(md5 .*--data"):
         load_dataset("cifar10")
-    with pytest.raises(UserError, match="switched off; put"):
+    with pytest.raises(UserError, match="turned off; put"):
         load_dataset("cifar10", download=False)
     assert capsys.readouterr().out == ""  # stdout is for results
 
@@ -455,7 +455,7 @@ def test_fashion_mnist_equals_torchvisions_reader(tmp_path):
         ("t10k-labels-idx1-ubyte", lambda path: path.unlink(), "is missing"),
         ("train-images-idx3-ubyte", lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut short"),
         ("train-images-idx3-ubyte", lambda path: path.write_bytes(b"\0\0"), "cut short"),
-        ("train-labels-idx1-ubyte", lambda path: path.write_bytes(idx(np.zeros(3, np.uint8))), "belong together"),
+        ("train-labels-idx1-ubyte", lambda path: path.write_bytes(idx(np.zeros(3, np.uint8))), "do not match"),
         ("train-images-idx3-ubyte", lambda path: path.unlink(), "does not hold Fashion-MNIST"),
     ],
 )

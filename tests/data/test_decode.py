@@ -309,7 +309,7 @@ def test_what_pillow_forgives_is_read_in_training_too(reader):
 def test_bad_image_survives_pickling_and_is_a_user_error():
     error = pickle.loads(pickle.dumps(BadImage("it is cut short", "a.jpg")))
     assert isinstance(error, UserError)
-    assert (error.reason, error.where) == ("it is cut short", "a.jpg")
+    assert (error.reason, error.source) == ("it is cut short", "a.jpg")
     assert "a.jpg" in str(error)
 
 

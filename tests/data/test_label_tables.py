@@ -32,7 +32,7 @@ def test_parquet_with_numbers_and_gaps(tmp_path):
     found = read_label_table(path)
     assert (found.names, found.labels, found.splits) == (["a.jpg", "b.jpg"], ["1", "2"], ["all", "all"])
     assert found.bad == [
-        ("row 3", "labels.parquet names no picture there"),
+        ("row 3", "labels.parquet gives no path there"),
         ("d.jpg", "labels.parquet gives it no label"),
     ]
 

@@ -58,5 +58,5 @@ def test_colour_noise_of_strength_0_changes_nothing():
     [((1.0, 1.0), (0.0,) * 9), ((1.0,) * 3, (0.0,) * 8), ((1.0, -1.0, 1.0), (0.0,) * 9), ((1.0,) * 3, (np.nan,) * 9)],
 )
 def test_what_cannot_be_a_colour_basis_is_refused(std, vectors):
-    with pytest.raises(UserError, match="A colour basis is three deviations"):
+    with pytest.raises(UserError, match="A PCA basis is three standard deviations"):
         ColorPCA(std, vectors)

@@ -48,7 +48,7 @@ def test_measure_equals_numpy(tmp_path, monkeypatch, source, batch_size, workers
     assert torch.equal(found.mean_image, torch.from_numpy(images.mean(axis=0) / 255).float())
     pixels = images.transpose(1, 0, 2, 3).reshape(3, -1)
     np.testing.assert_allclose(found.covariance, np.cov(pixels, bias=True), rtol=1e-9)
-    assert told[-1] == (70, 70, "measuring colours")
+    assert told[-1] == (70, 70, "measuring colors")
 
 
 def test_measure_takes_pictures_as_squares_before_the_crop(tmp_path):
@@ -95,7 +95,7 @@ def test_a_basis_from_grey_data_is_refused(kind):
         images[:, 2] //= 2
     elif kind == "one colour":
         images[:] = 7
-    with pytest.raises(UserError, match="A basis from grey data has one direction only"):
+    with pytest.raises(UserError, match="The color PCA of gray images has one direction only"):
         color_pca(compute_statistics(arrays(images), GEOMETRY).covariance)
 
 
@@ -124,9 +124,9 @@ def test_read_mean_image(tmp_path, dtype, order):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (np.ones((3, 10, 10)), "is 3×10×10, and these pictures are 3×12×12; give one"),
-        (np.ones((12, 12)), "is 12×12, and these pictures are 3×12×12"),
-        (np.full((3, 12, 12), 0.4), "holds values from 0.4 to 0.4; they must be levels of 0 to 255"),
+        (np.ones((3, 10, 10)), "is 3×10×10, and these images are 3×12×12; give one"),
+        (np.ones((12, 12)), "is 12×12, and these images are 3×12×12"),
+        (np.full((3, 12, 12), 0.4), "holds values from 0.4 to 0.4; they must be levels from 0 to 255"),
         (np.full((3, 12, 12), 300), "holds values from 300 to 300"),
         (np.full((3, 12, 12), np.nan), "holds values from nan to nan"),
         (np.full((3, 12, 12), "dark"), "is not an array of numbers"),

@@ -150,7 +150,7 @@ def test_a_constant_mean_image_is_the_mean():
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 12, 12), (12, 12, 3), (3, 12)])
 def test_a_mean_image_of_another_size_is_refused(shape):
-    with pytest.raises(UserError, match=f"{'×'.join(map(str, shape))} does not fit pictures of 3×12×12"):
+    with pytest.raises(UserError, match=f"{'×'.join(map(str, shape))} does not fit images of 3×12×12"):
         EvalTransform(8, 12, mean_image=torch.zeros(shape))
 
 
@@ -163,7 +163,7 @@ def test_json_says_that_there_is_a_mean_image():
     assert again == preprocess
     assert again.mean_image is mean_image
     for described, image in ((values, None), (EvalTransform(8, 12).to_dict(), mean_image)):
-        with pytest.raises(UserError, match="belong together"):
+        with pytest.raises(UserError, match="do not match"):
             EvalTransform.from_dict(described, image)
 
 
@@ -190,8 +190,8 @@ def test_survives_json(preprocess):
         ({"size": 32, "rezise": 40}, "did you mean 'resize'"),
         ({"size": 32, "mean": "0.5"}, "'mean'"),
         ({"size": 32, "mean": [0.5]}, "3 channels"),
-        ({"size": 32, "resize": 16}, "cut 32 pixels"),
-        ({"size": 0}, "cut 0 pixels"),
+        ({"size": 32, "resize": 16}, "crop 32 pixels"),
+        ({"size": 0}, "crop 0 pixels"),
         ({"size": 32, "channels": 4}, "not 4"),
         ({"size": 32, "mean": [127, 127, 127]}, "divide values"),
         ({"size": 32, "std": [0, 1, 1]}, "positive"),

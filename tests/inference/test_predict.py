@@ -83,7 +83,7 @@ def test_find_images(image_folder, tmp_path):
     assert len(find_images([image_folder])) == 24
     assert find_images([image_folder / "sky" / "0.jpg"]) == [image_folder / "sky" / "0.jpg"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         find_images([tmp_path / "empty"])
 
 

@@ -159,7 +159,7 @@ def test_bad_images_get_reasons_and_the_others_predictions(models: ModelRegistry
     assert empty == DecodeFailure("unreadable", "the file is empty")
     assert not isinstance(good, DecodeFailure)
     assert text == DecodeFailure("unreadable", "it is not an image of a known format")
-    assert large == DecodeFailure("too large", "it has more than 10,000 pixels, the most that is decoded")
+    assert large == DecodeFailure("too large", "it has more than 10,000 pixels, the limit")
 
 
 def test_failing_model_fails_its_batch_and_not_the_next(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:

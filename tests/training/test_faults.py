@@ -228,7 +228,7 @@ def test_a_killed_worker_process(uninterrupted, nursery, tmp_path):
             except ProcessLookupError:
                 pass
     assert training.wait() == 1, training.said
-    assert "A process that reads pictures has died" in training.said
+    assert "A worker process that reads images died" in training.said
     assert f"Then resume with: alexnet resume {run}" in training.said
     assert "Traceback" not in training.said
     assert_resumes(run, uninterrupted, nursery)

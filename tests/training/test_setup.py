@@ -183,7 +183,7 @@ def test_pca_noise_needs_color_images(recipe):
         prepare_training(grayscale, Silent())
     for path in recipe.data.rglob("*.jpg"):
         Image.open(path).convert("L").save(path)
-    with pytest.raises(UserError, match="A basis from grey data has one direction only"):
+    with pytest.raises(UserError, match="The color PCA of gray images has one direction only"):
         prepare_training(recipe, Silent())
 
 

@@ -1,1 +1,7 @@
-"""What happens to an image before the network sees it: found, decoded, split, resized, augmented, batched."""
+"""Images on their way to the model: finding, decoding, splitting, resizing, augmenting and batching them.
+
+`datasets.load_dataset` returns an `ImageDataset`; `loader.FromFiles` and `loader.InMemory` yield its batches;
+`transforms.EvalTransform` and `augment.augment` prepare them. Read decode, transforms and augment (one image); dataset,
+archives, image_folder, download, datasets and split (a data set); loader and statistics (batches). `quality/` is
+`alexnet check`, and `shards/` is `alexnet pack`.
+"""

@@ -1,8 +1,8 @@
-"""Archives of pictures, zip and tar: unpacked once, into the cache, and read from there like any folder.
+"""Archives of images, zip and tar, unpacked once into the cache and then read like any folder.
 
-An archive may come from a stranger. So only plain files with a picture's ending are taken out; a path that leads out of
-the archive is refused, links and devices are passed over, and it is stopped when it unpacks to far more than it says,
-than it weighs, or than the disk holds.
+Archives are untrusted: only regular files with an image or table suffix are extracted, paths outside the archive are
+rejected, links and devices are skipped, and extraction stops if an archive expands to more than it declares, than
+`MAX_GROWTH` times its size, or than the disk can hold.
 """
 
 from __future__ import annotations
@@ -18,39 +18,38 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from alexnet.data.dataset import Progress
 from alexnet.data.decode import IMAGE_SUFFIXES
 from alexnet.device import cache_dir
 from alexnet.errors import UserError
 
-Progress = Callable[[int, int, str], None]
-
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-"""File name endings, in lower case, of the archives that are read."""
+"""Lowercase suffixes of supported archives."""
 
 MAX_GROWTH = 100
-"""Times its own size that an archive may unpack to: pictures are compressed already and hardly shrink further."""
+"""Maximum ratio of the unpacked size to an archive's size: images are already compressed and hardly shrink further."""
 _ALWAYS_ALLOWED = 1 << 28  # bytes that any archive may unpack to
 _RESERVED = 1 << 30  # bytes that must stay free on the disk
 _BLOCK = 1 << 20
-_TABLE_SUFFIXES = (".csv", ".parquet")  # what may lie beside the pictures and names their classes
+_TABLE_SUFFIXES = (".csv", ".parquet")  # tables of labels next to the images
 
 
 class _Entry(NamedTuple):
     name: str
     size: int
-    """Bytes, as the archive says."""
+    """Bytes, as the archive declares."""
     open: Callable[[], IO[bytes] | None]
 
 
 def is_archive(path: Path) -> bool:
-    """Whether `path` is a file that its name calls an archive."""
+    """Whether `path` is a file with an archive's suffix."""
     return path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file()
 
 
 def unpack_if_archive(data: Path, progress: Progress | None = None) -> Path:
-    """`data` itself, or where it is an archive the folder in the cache that it was unpacked to, now or earlier.
+    """Return `data`, or, if it is an archive, the folder in the cache that it is unpacked to, now or earlier.
 
-    Folders at the top that hold one folder only are gone through: `pets.zip` may hold `pets/cat/1.jpg`. Raises
+    Descends through top folders that contain only one folder: `pets.zip` may contain `pets/cat/1.jpg`. Raises
     `UserError` for an archive that is damaged, encrypted, unsafe, or too large for the disk.
     """
     if not is_archive(data):
@@ -61,23 +60,25 @@ def unpack_if_archive(data: Path, progress: Progress | None = None) -> Path:
     target = cache_dir() / "archives" / f"{data.name.split('.')[0][:80]}-{digest}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            _unpack(data, beside, progress)
-            beside.chmod(0o755)
-            beside.rename(target)
+            _unpack(data, temporary, progress)
+            temporary.chmod(0o755)
+            temporary.rename(target)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError) as error:
-            raise UserError(f"The archive {data} is damaged or of an unknown kind ({error}); make it again.") from error
+            raise UserError(
+                f"The archive {data} is damaged or of an unknown kind ({error}); create it again."
+            ) from error
         except OSError as error:
-            if not target.is_dir():  # else another process was faster
+            if not target.is_dir():  # otherwise another process was faster
                 raise UserError(f"The archive {data} cannot be unpacked into {target.parent} ({error}).") from error
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return _skip_single_folders(target)
 
 
 def _skip_single_folders(folder: Path) -> Path:
-    """Down through folders that hold one other folder, and that one folders only: nobody's class."""
+    """Descend while `folder` contains only one folder, which contains folders or a table and so is not a class."""
     while True:
         inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in ("train", "training"):
@@ -89,55 +90,57 @@ def _skip_single_folders(folder: Path) -> Path:
 
 
 def _unpack(archive: Path, target: Path, progress: Progress | None) -> None:
+    """Extract the images and tables in `archive` to `target`, within the limits of size."""
     free = shutil.disk_usage(target).free - _RESERVED
     allowed = max(_ALWAYS_ALLOWED, MAX_GROWTH * archive.stat().st_size)
     total = 0
     for done, count, entry in _entries(archive):
         path = PurePosixPath(entry.name)
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-            raise UserError(f"The archive {archive} is unsafe: it wants to write to {entry.name}; do not use it.")
+            raise UserError(f"The archive {archive} is unsafe: it would write to {entry.name}; do not use it.")
         total += entry.size
         if total > allowed:
             raise UserError(
                 f"The archive {archive} would unpack to more than {allowed / 1e9:.1f} GB, {MAX_GROWTH} times its own "
-                "size, as no pictures do; unpack it yourself if you trust it, and give the folder."
+                "size, which images do not; unpack it yourself if you trust it, and give the folder."
             )
         if total > free:
             raise UserError(
                 f"The archive {archive} does not fit on the disk of {target.parent}; free some space, or set "
                 "ALEXNET_CACHE to a folder elsewhere."
             )
-        where = target.joinpath(*path.parts)
-        where.parent.mkdir(parents=True, exist_ok=True)
+        output = target.joinpath(*path.parts)
+        output.parent.mkdir(parents=True, exist_ok=True)
         try:
             source = entry.open()
-        except RuntimeError as error:  # zipfile's word for a password
+        except RuntimeError as error:  # what zipfile raises without a password
             raise UserError(f"The archive {archive} is encrypted; unpack it yourself, and give the folder.") from error
-        if source is None or where.exists():  # listed twice: the first counts
+        if source is None or output.exists():  # of a name listed twice the first counts
             continue
-        with source, open(where, "xb") as file:
+        with source, open(output, "xb") as file:
             _copy(source, file, entry.size, archive)
         if progress is not None and (done % 64 == 0 or done == count):
             progress(done, count, f"unpacking {archive.name}")
 
 
 def _copy(source: IO[bytes], file: IO[bytes], size: int, archive: Path) -> None:
+    """Copy at most `size` bytes; raise `UserError` if there are more."""
     left = size
     while block := source.read(_BLOCK):
         left -= len(block)
         if left < 0:
-            raise UserError(f"The archive {archive} holds more than it says, which is a trick; do not use it.")
+            raise UserError(f"The archive {archive} is unsafe: it holds more than it declares; do not use it.")
         file.write(block)
 
 
 def _entries(archive: Path) -> Iterator[tuple[int, int, _Entry]]:
-    """The files worth taking, with their number and how many entries there are in all (0 where that is unknown)."""
+    """Yield (index from 1, number of entries or 0 if unknown, entry) for each file to extract."""
     if archive.name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as file:
             members = file.infolist()
             for done, member in enumerate(members, 1):
-                name = member.filename.replace("\\", "/")  # as some Windows programs write it
-                kind = member.external_attr >> 28  # of the Unix mode: 10 is a link, 8 or nothing a plain file
+                name = member.filename.replace("\\", "/")  # some Windows programs write backslashes
+                kind = member.external_attr >> 28  # file type of the Unix mode: 8 or 0 is a regular file, 10 a link
                 if not member.is_dir() and kind in (0, 8) and _should_extract(name):
                     yield done, len(members), _Entry(name, member.file_size, lambda m=member: file.open(m))  # type: ignore[misc]
     else:

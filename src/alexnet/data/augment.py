@@ -1,15 +1,13 @@
-"""Random changes to training pictures, a batch at a time, on the device that holds them.
+"""Random augmentation of training images, a batch at a time, on the device that holds them.
 
-Every number is drawn by `runtime.draws` for one sample of one epoch, so a picture comes out the same whatever
-batch, order, worker or process it is in; `tests/data/test_augment.py` augments halves and wholes to show it.
+Every random number comes from `rng.uniform` for one sample of one epoch, so the result for an image does not depend on
+batch, order, worker or process.
 
-Pictures stay uint8 from end to end: a quarter of the memory traffic of float32, and traffic is all that a crop
-costs. Pictures that come from files have their random resized crop taken before they are resized, from the
-full picture (`crop_box`); all else happens here.
+Images stay uint8, a quarter of the memory traffic of float32, which is what a crop costs. A random resized crop of a
+file is taken from the full image before it is resized (`crop_box`); everything else happens here.
 
-Two things depend on the batch: MixUp and CutMix, which combine samples (see `mix`), and `crop_group` above 1, the
-2012 code's habit of cutting its pictures in groups. The paper's colour noise (`pca_noise`) comes after
-normalisation, where the mean image is gone already.
+Only two things depend on the batch: MixUp and CutMix, which combine samples (`mix`), and `crop_group` above 1, the 2012
+code's crops shared by groups of images. The paper's color augmentation (`pca_noise`) follows normalization.
 """
 
 from __future__ import annotations
@@ -31,36 +29,36 @@ CROPS = ("none", "pad", "random", "resized")
 PADDINGS = ("zeros", "reflect")
 BOX_TRIES = 10
 BOX_DRAWS = 2 * BOX_TRIES + 2
-"""Numbers that a random resized crop consumes: an area and a shape for each try, then a position."""
+"""Random numbers that a random resized crop takes: an area and an aspect ratio per try, then a position."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to a training picture. Raises `UserError` for values that make no sense."""
+    """Augmentation settings. Raises `UserError` for invalid values."""
 
     crop: str = "none"
-    """none: the centre; pad: `padding` around, then anywhere (CIFAR's habit); random: anywhere (2012: 224 of
-    256); resized: a random area and shape, resized (Inception's, torchvision's `RandomResizedCrop`)."""
+    """none: center crop; pad: random crop after `padding` (common for CIFAR); random: random crop (2012: 224 of 256);
+    resized: random area and aspect ratio, resized (torchvision's `RandomResizedCrop`)."""
     padding: int = 4
-    """Pixels added on each side by crop pad."""
+    """Pixels that crop pad adds on each side."""
     padding_mode: str = "zeros"
     """zeros or reflect."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Range of the area that crop resized takes, as a fraction of the picture's."""
+    """Range of the area of crop resized, as a fraction of the image's."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the width over the height that crop resized takes."""
+    """Range of the aspect ratio, width over height, of crop resized."""
     flip: bool = False
-    """Mirror left and right with probability one half."""
+    """Flip horizontally with probability 0.5."""
     crop_group: int = 1
-    """Pictures in a row that share the crop and flip of the first: 1, or 32 as in the 2012 code."""
+    """Number of consecutive images that share the crop and flip of the first: 1, or 32 as in the 2012 code."""
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Brightness, contrast, saturation: each is multiplied by a factor from [1 − value, 1 + value]."""
     rotate: float = 0.0
-    """Turn by up to so many degrees either way; what comes into view is black."""
+    """Rotate by up to this many degrees either way, filling with black."""
     mixup: float = 0.0
     """MixUp's alpha; 0 is off."""
     cutmix: float = 0.0
-    """CutMix's alpha; 0 is off. With both on, each batch gets one of them."""
+    """CutMix's alpha; 0 is off. With both on, each batch uses one of them."""
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
@@ -73,9 +71,9 @@ class Augment:
                 "pairs, the scale within (0, 1]."
             )
         if min(self.padding, self.rotate, self.mixup, self.cutmix, *self.jitter) < 0:
-            raise UserError("Padding, rotation, jitter, MixUp and CutMix must not be negative; 0 switches them off.")
+            raise UserError("Padding, rotation, jitter, MixUp and CutMix must not be negative; 0 turns them off.")
         if self.crop_group < 1:
-            raise UserError(f"A crop cannot be shared by {self.crop_group} pictures; 1 gives each its own.")
+            raise UserError(f"A crop cannot be shared by {self.crop_group} images; use 1 for separate crops.")
 
 
 @torch.no_grad()
@@ -88,23 +86,21 @@ def augment(
     size: int,
     crop_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """uint8 N×C×S×S → uint8 N×C×size×size on the same device: crop, flip, rotation, jitter, in that order.
+    """Crop, flip, rotate and jitter, in that order: uint8 N×C×S×S → uint8 N×C×size×size on the same device.
 
-    `ids` (N integers, on the CPU) name the samples; with `epoch` and `seed` they determine every draw. `leads` names
-    the samples whose crop and flip each takes, for parts of a batch; without it they follow from `cfg.crop_group`.
-    Raises `UserError` where the pictures are smaller than the crop.
+    `ids`, N integers, identify the samples; with `epoch` and `seed` they determine every random number. `crop_ids`
+    names the sample whose crop and flip each image uses, for part of a batch; the default follows `cfg.crop_group`.
+    Raises `UserError` if the images are smaller than the crop.
     """
     sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else np.asarray(ids)
-    first_ids = crop_group_ids(sample_ids, cfg.crop_group) if crop_ids is None else crop_ids.numpy(force=True)
+    group_ids = crop_group_ids(sample_ids, cfg.crop_group) if crop_ids is None else crop_ids.numpy(force=True)
 
     def uniform(purpose: str, count: int) -> np.ndarray:
-        chosen = first_ids if purpose in ("crop", "flip") else sample_ids
-        return rng.uniform(seed, epoch, chosen, purpose, count)
+        return rng.uniform(seed, epoch, group_ids if purpose in ("crop", "flip") else sample_ids, purpose, count)
 
-    given = images.untyped_storage().data_ptr()
+    input_storage = images.untyped_storage().data_ptr()
     if cfg.crop == "resized":
-        side = images.shape[-1]
-        sides = np.full(len(images), side)
+        sides = np.full(len(images), images.shape[-1])
         images = _resize_boxes(images, crop_boxes(sides, sides, uniform("crop", BOX_DRAWS), cfg.scale, cfg.ratio), size)
     elif cfg.crop == "none":
         images = center_crop(images, size)
@@ -113,20 +109,20 @@ def augment(
             images = _pad(images, cfg.padding, cfg.padding_mode)
         images = _crop(images, uniform("crop", 2), size)
     if cfg.flip:
-        fresh = images.untyped_storage().data_ptr() != given
-        images = _flip(images, uniform("flip", 1)[:, 0] < 0.5, fresh)
+        in_place = images.untyped_storage().data_ptr() != input_storage
+        images = _flip(images, uniform("flip", 1)[:, 0] < 0.5, in_place)
     if cfg.rotate:
         images = _rotate(images, (2 * uniform("rotate", 1)[:, 0] - 1) * cfg.rotate)
     if any(cfg.jitter):
-        reach = np.asarray(cfg.jitter)
-        low = np.maximum(0, 1 - reach)
-        images = color_jitter(images, low + uniform("jitter", 3) * (1 + reach - low))
+        jitter = np.asarray(cfg.jitter)
+        low = np.maximum(0, 1 - jitter)
+        images = color_jitter(images, low + uniform("jitter", 3) * (1 + jitter - low))
     return images
 
 
-def crop_group_ids(ids: np.ndarray, chunk: int) -> np.ndarray:
-    """For each of N samples the id of the first in its run of `chunk`: whose crop and flip it takes."""
-    return ids[np.arange(len(ids)) // chunk * chunk]
+def crop_group_ids(ids: np.ndarray, group: int) -> np.ndarray:
+    """Return, for each of N samples, the id of the first in its group of `group`, whose crop and flip it shares."""
+    return ids[np.arange(len(ids)) // group * group]
 
 
 # ── random crop, flip ─────────────────────────────────────────────────────────────────────────────────────────
@@ -135,14 +131,14 @@ def crop_group_ids(ids: np.ndarray, chunk: int) -> np.ndarray:
 def _pad(images: torch.Tensor, padding: int, mode: str) -> torch.Tensor:
     side = images.shape[-1]
     if mode == "reflect" and padding >= side:
-        raise UserError(f"Pictures of {side} pixels cannot be padded with {padding} by reflection; pad with zeros.")
+        raise UserError(f"Images of {side} pixels cannot be padded by {padding} with reflection; pad with zeros.")
     if mode == "reflect" and images.device.type != "cpu":
-        # torch reflects no bytes, so: the row that each padded row mirrors, and the same for columns
-        place = torch.arange(-padding, side + padding, device=images.device).abs()
-        place = torch.where(place < side, place, 2 * (side - 1) - place)
-        return images.index_select(-2, place).index_select(-1, place)
+        # torch cannot reflect uint8: gather the row that each padded row mirrors, then the columns
+        index = torch.arange(-padding, side + padding, device=images.device).abs()
+        index = torch.where(index < side, index, 2 * (side - 1) - index)
+        return images.index_select(-2, index).index_select(-1, index)
     padded = F.pad(images, (padding,) * 4)
-    if mode == "reflect":  # a few long lines instead of a lookup for each byte: columns, then whole rows
+    if mode == "reflect":  # a few long copies instead of a lookup per byte: columns, then complete rows
         source, pixels = images.numpy(), padded.numpy()
         middle = pixels[..., padding:-padding, :]
         for i in range(padding):
@@ -154,51 +150,50 @@ def _pad(images: torch.Tensor, padding: int, mode: str) -> torch.Tensor:
     return padded
 
 
-def _crop(images: torch.Tensor, where: np.ndarray, size: int) -> torch.Tensor:
-    """A size×size window at a random place; `where` N×2 in [0, 1).
+def _crop(images: torch.Tensor, uniform: np.ndarray, size: int) -> torch.Tensor:
+    """Crop size×size at a random position; `uniform` N×2 in [0, 1).
 
-    All windows exist as a view without a copy, and one gather picks N of them: each byte is read and written
-    once, a row of a window at a time.
+    All windows exist as a view, and one gather picks N of them: each byte is read and written once, a window's row at a
+    time.
     """
-    spare = images.shape[-1] - size
-    if spare < 0:
+    margin = images.shape[-1] - size
+    if margin < 0:
         raise UserError(
-            f"Pictures of {images.shape[-1]} pixels (padding included) are too small for a crop of {size}; "
+            f"Images of {images.shape[-1]} pixels (padding included) are too small for a crop of {size}; "
             "choose a smaller size or more padding."
         )
-    if spare == 0:
+    if margin == 0:
         return images
-    corner = crop_corners(where, spare)
-    windows = images.unfold(2, size, 1).unfold(3, size, 1)  # N×C×(spare+1)×(spare+1)×size×size
-    if images.device.type == "cpu":  # NumPy copies a window's rows, where torch looks up the place of every byte
-        order = (0, 2, 3, 4, 5, 1) if _channels_last(images) else (0, 2, 3, 1, 4, 5)
-        chosen = windows.permute(order).numpy()[np.arange(len(images)), corner[:, 0], corner[:, 1]]
-        return torch.from_numpy(chosen).permute(0, 3, 1, 2) if _channels_last(images) else torch.from_numpy(chosen)
+    corner = crop_corners(uniform, margin)
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)  # N×C×(margin+1)×(margin+1)×size×size
+    if images.device.type == "cpu":  # NumPy copies rows of a window, torch would look up every byte
+        order = (0, 2, 3, 4, 5, 1) if _is_channels_last(images) else (0, 2, 3, 1, 4, 5)
+        crops = torch.from_numpy(windows.permute(order).numpy()[np.arange(len(images)), corner[:, 0], corner[:, 1]])
+        return crops.permute(0, 3, 1, 2) if _is_channels_last(images) else crops
     top, left = torch.from_numpy(corner).to(images.device).unbind(1)
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def crop_corners(where: np.ndarray, spare: int) -> np.ndarray:
-    """The top left corners, int64 N×2 (top, left), of crops of squares that are `spare` pixels wider than the crop;
-    `where` N×2 in [0, 1)."""
-    return (where * (spare + 1)).astype(np.int64)
+def crop_corners(uniform: np.ndarray, margin: int) -> np.ndarray:
+    """Return int64 N×2 (top, left) of crops from squares `margin` pixels larger; `uniform` N×2 in [0, 1)."""
+    return (uniform * (margin + 1)).astype(np.int64)
 
 
-def _flip(images: torch.Tensor, mirrored: np.ndarray, fresh: bool) -> torch.Tensor:
-    """`mirrored` says which; pictures that are `fresh`, nobody else's, may be changed in place."""
-    which = np.flatnonzero(mirrored)
-    if images.device.type == "cpu":  # as in `_crop`: whole pictures copied by NumPy
-        images = images if fresh else images.clone()
-        pixels = images.permute(0, 2, 3, 1) if _channels_last(images) else images
-        turned = torch.from_numpy(pixels.numpy()[which]).flip(2 if _channels_last(images) else 3)
-        pixels.numpy()[which] = turned.numpy()
+def _flip(images: torch.Tensor, flipped: np.ndarray, in_place: bool) -> torch.Tensor:
+    """Mirror the images where `flipped`, bool (N,), is true; `in_place` allows changing `images`."""
+    which = np.flatnonzero(flipped)
+    if images.device.type == "cpu":  # as in `_crop`: NumPy copies complete images
+        images = images if in_place else images.clone()
+        pixels = images.permute(0, 2, 3, 1) if _is_channels_last(images) else images
+        mirrored = torch.from_numpy(pixels.numpy()[which]).flip(2 if _is_channels_last(images) else 3)
+        pixels.numpy()[which] = mirrored.numpy()
         return images
     index = torch.from_numpy(which).to(images.device)
     return images.index_copy(0, index, images.index_select(0, index).flip(-1))
 
 
-def _channels_last(images: torch.Tensor) -> bool:
-    """Whether the channels of a pixel stand side by side in memory, as decoders leave them."""
+def _is_channels_last(images: torch.Tensor) -> bool:
+    """Whether the channels of a pixel are adjacent in memory, as decoders return them."""
     return images.shape[1] > 1 and images.stride(1) == 1
 
 
@@ -212,11 +207,11 @@ def crop_boxes(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """Boxes of `RandomResizedCrop`, int64 N×4 (left, top, right, bottom) in pixels, for N pictures.
+    """Return the boxes of `RandomResizedCrop`, int64 N×4 (left, top, right, bottom) in pixels, for N images.
 
-    `uniform` is N×BOX_DRAWS in [0, 1). torchvision's rule: up to ten tries of an area uniform in `scale` and a
-    shape log-uniform in `ratio`; the first that fits is placed at random. If none does, the largest central box
-    whose shape is within `ratio`.
+    `uniform` is N×BOX_DRAWS in [0, 1). torchvision's rule: up to ten tries of an area uniform in `scale` and an aspect
+    ratio log-uniform in `ratio`; the first that fits is placed at random. If none fits, the largest central box with an
+    aspect ratio within `ratio`.
     """
     width, height = np.asarray(widths)[:, None], np.asarray(heights)[:, None]
     area = width * height * (scale[0] + uniform[:, :BOX_TRIES] * (scale[1] - scale[0]))
@@ -241,16 +236,16 @@ def crop_boxes(
 def crop_box(
     width: int, height: int, uniform: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """`crop_boxes` for one picture: (left, top, right, bottom); `uniform` has shape (BOX_DRAWS,).
+    """Return the box of `crop_boxes` for one image; `uniform` has shape (BOX_DRAWS,).
 
-    The same rule once more, since a file's size is known only as it is read, and forty calls of NumPy for one picture
-    take a tenth of the time that its pixels do.
+    Repeats the rule in plain Python: a file's size is known only when it is read, and forty NumPy calls for one image
+    would take a tenth of its decoding time.
     """
     numbers = uniform.tolist()
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for share, shape in zip(numbers[:BOX_TRIES], numbers[BOX_TRIES:-2], strict=True):
-        area = width * height * (scale[0] + share * (scale[1] - scale[0]))
-        aspect = math.exp(low + shape * (high - low))
+    for area_draw, aspect_draw in zip(numbers[:BOX_TRIES], numbers[BOX_TRIES:-2], strict=True):
+        area = width * height * (scale[0] + area_draw * (scale[1] - scale[0]))
+        aspect = math.exp(low + aspect_draw * (high - low))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(numbers[-2] * (width - w + 1)), int(numbers[-1] * (height - h + 1))
@@ -261,15 +256,15 @@ def crop_box(
 
 
 def _resize_boxes(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
-    """The box of each picture resized to size×size, antialiased bilinear as Pillow's, within one level of 255.
+    """Resize each image's box to size×size, antialiased bilinear, within one level of 255 of Pillow.
 
-    A resize is linear and separable: two small matrices per picture, and so two batched products for all.
+    A resize is linear and separable: two small matrices per image, so two batched products for all.
     """
     n, channels, side, _ = images.shape
     box = torch.from_numpy(boxes).to(images.device, torch.float32)
     across = _resize_weights(box[:, 0], box[:, 2], side, size)  # N×size×S
     down = _resize_weights(box[:, 1], box[:, 3], side, size)
-    with torch.autocast(images.device.type, enabled=False):  # bfloat16 has not the eight bits of a pixel
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 has fewer than the eight bits of a pixel
         rows = images.float().reshape(n, channels * side, side) @ across.mT  # N×(C·S)×size
         columns = rows.view(n, channels, side, size).transpose(1, 2).reshape(n, side, channels * size)
         out = (down @ columns).view(n, size, channels, size).transpose(1, 2)
@@ -277,34 +272,34 @@ def _resize_boxes(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.T
 
 
 def _resize_weights(start: torch.Tensor, stop: torch.Tensor, side: int, size: int) -> torch.Tensor:
-    """N×size×side weights that resize [start, stop) of `side` pixels to `size`: a triangle about each output
-    pixel's centre, widened by the shrinkage so that no input pixel is skipped. Rows sum to 1."""
+    """Return N×size×side weights that resize [start, stop) of `side` pixels to `size`: a triangle around each output
+    pixel's center, as wide as the scale so that no input pixel is skipped. Rows sum to 1."""
     step = ((stop - start) / size)[:, None, None]
     pixel = torch.arange(side, device=start.device) + 0.5
-    centre = start[:, None, None] + (torch.arange(size, device=start.device)[:, None] + 0.5) * step
-    weights = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp_(min=0)
+    center = start[:, None, None] + (torch.arange(size, device=start.device)[:, None] + 0.5) * step
+    weights = (1 - (pixel - center).abs() / step.clamp(min=1)).clamp_(min=0)
     return weights / weights.sum(-1, keepdim=True)
 
 
-# ── rotation and colour ───────────────────────────────────────────────────────────────────────────────────────
+# ── rotation and color ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _rotate(images: torch.Tensor, degrees: np.ndarray) -> torch.Tensor:
-    """Each square turned about its centre, counter-clockwise; bilinear, black outside."""
+    """Rotate each square around its center, counterclockwise: bilinear, black outside."""
     angle = torch.from_numpy(np.deg2rad(degrees)).to(images.device, torch.float32)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)  # where an output pixel is read
+    theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)  # output position → input position
     with torch.autocast(images.device.type, enabled=False):
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-        turned = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return _to_uint8(turned)
+        rotated = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return _to_uint8(rotated)
 
 
 def color_jitter(images: torch.Tensor, factors: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Brightness, contrast and saturation of each picture multiplied by its row of `factors`, N×3, in that order.
+    """Multiply brightness, contrast and saturation of each image by its row of `factors`, N×3, in that order.
 
-    uint8 N×C×H×W in and out, C 1 or 3 (grey has no saturation). The same numbers as torchvision's
-    `adjust_brightness`, `adjust_contrast` and `adjust_saturation` one after the other, which round down.
+    uint8 N×C×H×W in and out, C 1 or 3 (gray has no saturation). Equal to torchvision's `adjust_brightness`,
+    `adjust_contrast` and `adjust_saturation` in turn, which round down.
     """
     factor = torch.as_tensor(factors, dtype=torch.float32).to(images.device).view(-1, 3, 1, 1, 1)
     brightness, contrast, saturation = factor.unbind(1)
@@ -312,13 +307,13 @@ def color_jitter(images: torch.Tensor, factors: np.ndarray | torch.Tensor) -> to
     mean = _gray(x).mean((1, 2, 3), keepdim=True)
     x = x.mul_(contrast).addcmul_(mean, 1 - contrast).clamp_(0, 255).floor_()
     if images.shape[1] == 3:
-        grey = _gray(x)
-        x = x.mul_(saturation).addcmul_(grey, 1 - saturation).clamp_(0, 255)
+        gray = _gray(x)
+        x = x.mul_(saturation).addcmul_(gray, 1 - saturation).clamp_(0, 255)
     return x.to(torch.uint8)
 
 
 def _gray(x: torch.Tensor) -> torch.Tensor:
-    """N×1×H×W luma of 0…255 floats, with torchvision's coefficients and rounding."""
+    """Return N×1×H×W luma of floats in 0…255, with torchvision's coefficients and rounding."""
     if x.shape[1] == 1:
         return x
     r, g, b = x.split(1, dim=1)
@@ -335,10 +330,10 @@ def _to_uint8(x: torch.Tensor) -> torch.Tensor:
 def mix(
     images: torch.Tensor, targets: torch.Tensor, num_classes: int, cfg: Augment
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """MixUp or CutMix as torchvision does them, on normalised images.
+    """Apply torchvision's MixUp or CutMix to normalized images.
 
-    float N×C×H×W and int64 N → the same shape and float32 N×num_classes, rows summing to 1; with both switched
-    off, what came in. Draws from torch's global generator, which the caller seeds for the step.
+    float N×C×H×W and int64 (N,) → the same shape and float32 N×num_classes, rows summing to 1; with both off, the
+    arguments unchanged. Uses torch's global generator, which the caller seeds for the step.
     """
     on = [kind for kind, alpha in ((v2.MixUp, cfg.mixup), (v2.CutMix, cfg.cutmix)) if alpha > 0]
     if not on:
@@ -349,31 +344,31 @@ def mix(
     return mixed, soft
 
 
-# ─── The paper's colour noise: pictures brightened and tinted along the directions in which colours vary most.
+# ── PCA color augmentation ────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class ColorPCA:
-    """The principal colours of a data set's RGB pixels. Raises `UserError` for what cannot be one."""
+    """The principal components of a data set's RGB pixels. Raises `UserError` for invalid values."""
 
     std: tuple[float, ...]
-    """Standard deviation of the pixels along each of the three, the largest first, in levels of 0…255."""
+    """Standard deviation along each of the three components, largest first, in levels of 0…255."""
     vectors: tuple[float, ...]
-    """Nine numbers: the unit RGB vectors of the three, one after the other."""
+    """Nine numbers: the three components as unit RGB vectors, concatenated."""
 
     def __post_init__(self) -> None:
         numbers = (*self.std, *self.vectors)
         if (len(self.std), len(self.vectors)) != (3, 9) or not np.isfinite(numbers).all() or min(self.std) < 0:
             raise UserError(
-                "A colour basis is three deviations, none negative, and nine numbers, the three RGB vectors one after "
-                f"the other, not {self.std} and {self.vectors}."
+                "A PCA basis is three standard deviations, none negative, and nine numbers, the three RGB vectors "
+                f"concatenated, not {self.std} and {self.vectors}."
             )
 
 
 IMAGENET_PCA = ColorPCA(
     (121.78, 37.09, 19.72), (-0.5635, -0.5762, -0.5920, -0.7126, -0.0235, 0.7012, 0.4180, -0.8170, 0.3973)
 )
-"""ImageNet's, from the files that cuda-convnet2 publishes (`make-data/input_meta`), to two and four places."""
+"""Of ImageNet, from cuda-convnet2's published files (`make-data/input_meta`), rounded to two and four places."""
 
 
 def pca_noise(
@@ -387,20 +382,20 @@ def pca_noise(
     std: Sequence[float],
     divide: bool = False,
 ) -> torch.Tensor:
-    """The paper's PCA noise (section 4.1), added in place to normalised pictures and returned: float N×3×H×W.
+    """Add the paper's PCA color noise (section 4.1) in place to normalized images, float N×3×H×W, and return them.
 
-    To each picture `strength`·Σ zᵢσᵢpᵢ, one colour for all its pixels, with z from N(0, 1). The σᵢ are standard
-    deviations, as in the 2012 code; the paper's text says eigenvalues. `std` is what `normalise` divided by, as
-    fractions of 1. `divide` then divides all by 1 + `strength`, as that code does. At strength 0 nothing happens.
+    Each image gets one color, `strength`·Σ zᵢσᵢpᵢ with z from N(0, 1). The σᵢ are standard deviations, as in the 2012
+    code; the paper's text says eigenvalues. `std` is what `normalize` divided by, as fractions of 1. `divide` then
+    divides the result by 1 + `strength`, as that code does. At strength 0 nothing changes.
     """
     if strength == 0:
         return x
     sample_ids = ids.numpy(force=True) if isinstance(ids, torch.Tensor) else ids
-    uniform = np.maximum(rng.uniform(seed, epoch, sample_ids, "colour noise", 3), 2.0**-54)  # 0 would be -∞
+    uniform = np.maximum(rng.uniform(seed, epoch, sample_ids, "colour noise", 3), 2.0**-54)  # 0 would give −∞
     z = torch.special.ndtri(torch.from_numpy(uniform)).numpy()  # N×3
     axes = np.asarray(basis.std)[:, None] * np.reshape(basis.vectors, (3, 3))  # σᵢpᵢ, in levels of 0…255
-    shrink = 1 / (1 + strength) if divide else 1.0
-    colours = (z[:, :, None] * axes).sum(axis=1) * (strength * shrink / 255) / np.asarray(std)  # N×3
+    factor = 1 / (1 + strength) if divide else 1.0
+    colors = (z[:, :, None] * axes).sum(axis=1) * (strength * factor / 255) / np.asarray(std)  # N×3
     if divide:
-        x.mul_(shrink)
-    return x.add_(torch.tensor(colours, dtype=x.dtype).to(x.device, non_blocking=True)[:, :, None, None])
+        x.mul_(factor)
+    return x.add_(torch.tensor(colors, dtype=x.dtype).to(x.device, non_blocking=True)[:, :, None, None])

@@ -1,7 +1,8 @@
-"""The forms that a data set takes here: pictures on disk, pictures in memory, and a whole set in its splits."""
+"""Data set types: images on disk, images in memory, and a data set with its splits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,22 +15,25 @@ if TYPE_CHECKING:
     import torch
 
 RawImage = Path | bytes | np.ndarray
-"""A picture's file, the bytes of one, or its pixels, uint8 H×W×C."""
+"""An image file, its bytes, or its pixels, uint8 H×W×C."""
 
 SplitRows = list[tuple[str, str]]
-"""Rows (file name, split), as `split.csv` keeps them."""
+"""Rows (image name, split) of `split.csv`."""
+
+Progress = Callable[[int, int, str], None]
+"""Called as progress(done, total, what) during long work."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Pictures on disk, decoded when they are needed."""
+    """Images on disk, decoded when needed."""
 
     root: Path
-    """The folder that the names start from."""
+    """The folder that `names` are relative to."""
     names: list[str]
-    """Paths below `root`, with / between folders on every system."""
+    """Paths below `root`, with / as separator on every system."""
     targets: torch.Tensor
-    """Class numbers, int64 of shape (N,)."""
+    """Class indices, int64 (N,)."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -39,18 +43,18 @@ class ImageFiles:
         return [self.root / name for name in self.names]
 
     def raw(self, i: int) -> RawImage:
-        """Picture `i` in the form that it is kept in, which `images.decode` reads. Raises `UserError`."""
+        """Return image `i` as stored, a source for `decode_image`. Raises `UserError`."""
         return self.root / self.names[i]
 
     def describe(self, i: int) -> str:
-        """What picture `i` is called in a sentence for the user."""
+        """Return the name of image `i` for messages."""
         return str(self.root / self.names[i])
 
     def check(self, preprocess: EvalTransform) -> None:
-        """Raise `UserError` if these pictures cannot be brought into the form that `preprocess` asks for."""
+        """Raise `UserError` if these images cannot be read with `preprocess`; files always can."""
 
     def take(self, indices: np.ndarray) -> ImageFiles:
-        """Those at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         import torch
 
         return ImageFiles(self.root, [self.names[i] for i in indices], self.targets[torch.as_tensor(indices)])
@@ -58,22 +62,22 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """Decoded pictures."""
+    """Decoded images in memory."""
 
     images: torch.Tensor
     """uint8 N×C×H×W."""
     targets: torch.Tensor
-    """Class numbers, int64 of shape (N,)."""
+    """Class indices, int64 (N,)."""
     names: list[str]
-    """What each is called: its path below the data folder, or split/number where there are no files."""
+    """Path below the data folder, or split/number for images that have no file."""
     eval_ready: bool = False
-    """Whether the pictures were cut for evaluation as they were read, and must not be resized once more."""
+    """Whether the images are already resized and cropped for evaluation, and must not be resized again."""
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, indices: np.ndarray) -> ImageArrays:
-        """Those at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         import torch
 
         index, names = torch.as_tensor(indices), [self.names[i] for i in indices]
@@ -82,25 +86,24 @@ class ImageArrays:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set, ready to train on."""
+    """A data set with its classes and splits."""
 
     name: str
     classes: tuple[str, ...]
-    """Class names; a target is an index here."""
+    """Class names; targets are indices into it."""
     splits: dict[str, ImageArrays | ImageFiles]
-    """train, always; val and test where they exist."""
+    """train, val and test, as far as they exist; `all` for evaluation data without splits."""
     channels: int
-    """1 for grey data sets, 3 for RGB; files are decoded to either."""
+    """1 for gray data sets, 3 for RGB; files are decoded to it."""
     held_out: tuple[str, ...] = ()
-    """The splits that were held out of train here and not given by the data set."""
+    """The splits that were held out of train here rather than given by the data set."""
     bad: list[tuple[str, str]] = field(default_factory=list)
-    """Files that were left out because they cannot be read: (name, reason)."""
+    """Unreadable files that were skipped: (name, reason)."""
     notes: list[str] = field(default_factory=list)
-    """Sentences that the user should see."""
+    """Sentences to show the user."""
 
     @property
     def split_rows(self) -> SplitRows:
-        """What to write to split.csv, and give back as `split` to have this division again; empty where the data
-        set came divided."""
-        mine = ("train", *self.held_out) if self.held_out else ()
-        return [(name, split) for split in mine for name in self.splits[split].names]
+        """The rows of split.csv, to pass to `load_dataset` as `split`; empty if the data set came with its splits."""
+        recorded = ("train", *self.held_out) if self.held_out else ()
+        return [(name, split) for split in recorded for name in self.splits[split].names]

@@ -1,19 +1,17 @@
-"""Data sets by name, all in one form: class names and splits of samples, read and checked before training.
+"""Data sets by name: each becomes an `ImageDataset` of class names and splits, checked before training.
 
-A split is `Arrays` (decoded, in memory) or `Files` (class folders, decoded as needed). Splits are honest: where a
-data set has no validation part, one is held out of train by class and by seed, and recorded by file name, so
-that nothing is ever chosen by the test part.
+A split is `ImageArrays` (decoded in memory) or `ImageFiles` (decoded when needed). If a data set has no validation
+split, one is held out of train, stratified and seeded, and recorded by file name: nothing is chosen on the test split.
 
-| name | what | on disk |
+| name | contents | on disk |
 |---|---|---|
-| digits | scikit-learn's 1,797 real handwritten digits, enlarged to 32×32 grey | embedded |
+| digits | scikit-learn's 1,797 handwritten digits, upscaled to 32×32 gray | embedded |
 | cifar10 | 60,000 photographs, 32×32 RGB, 10 classes | torchvision's layout or archive, or class folders |
-| fashion-mnist | 70,000 articles of clothing, 28×28 grey, 10 classes | torchvision's layout, or the IDX files |
+| fashion-mnist | 70,000 articles of clothing, 28×28 gray, 10 classes | torchvision's layout, or the IDX files |
 | imagenet | class folders in train/ and val/ | as `folder` |
-| folder | any class folders, with or without splits (`folders.py`), or a table of labels (`labels.py`) | |
+| folder | any class folders, with or without splits, or a table of labels | see image_folder.py |
 
-Whatever is read from a folder is also read from an archive of it, zip or tar (`archives.py`), and from what
-`alexnet pack` makes of it (`packed.py`).
+A folder may also be an archive, zip or tar (archives.py), or the output of `alexnet pack` (shards/).
 """
 
 from __future__ import annotations
@@ -34,10 +32,9 @@ from torchvision.datasets.utils import check_integrity, check_md5, extract_archi
 from alexnet.data import image_folder
 from alexnet.data.archives import unpack_if_archive
 from alexnet.data.augment import Augment
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, Progress, SplitRows
 from alexnet.data.decode import BadImage, decode_crop, decode_image, image_size
 from alexnet.data.download import fetch
-from alexnet.data.image_folder import Progress
 from alexnet.data.shards.manifest import is_packed, open_packed
 from alexnet.data.shards.reader import FAILED
 from alexnet.data.split import make_splits, order_splits
@@ -45,12 +42,10 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.device import cache_dir
 from alexnet.errors import UserError, unknown_name
 
-Download = tuple[list[str], Path, str]  # addresses of a file, where it belongs, its md5
-
 DATASETS = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
 
 CIFAR10_ARCHIVE = datasets.CIFAR10.filename
-"""The name of CIFAR-10's own archive: the one whose pickles are read, after its checksum."""
+"""File name of CIFAR-10's archive. Its pickles are read only after its checksum matched."""
 
 _CIFAR10_FILES = (CIFAR10_ARCHIVE, "data_batch_1")
 
@@ -67,23 +62,24 @@ def load_dataset(
     split: SplitRows | None = None,
     progress: Progress | None = None,
 ) -> ImageDataset:
-    """The data set called `name`, from the file or folder `data` where it is not embedded or downloaded; its classes
-    from the table `labels` where one is given, whose own folder is `data` unless that is given too.
+    """Load the data set `name` for training.
 
-    Without `data`, cifar10 and fashion-mnist are read from the cache, and downloaded into it if `download`; a
-    folder that the user names is only read. Held out by class, seeded with `seed`: of digits 15 % each for val
-    and test; of class folders without splits 20 % for val; where there is train and test but no val, 5 % of train
-    for val, unless `hold_out` is false (protocols that train on all of train and validate on test). `split`, the
-    `split_rows` of an earlier run, is used again instead. Files that cannot be read are an error that lists
-    them, or are left out and listed in `Source.bad` with `skip_bad`.
+    `data` is its file or folder, unless it is embedded or downloaded. `labels` is a table of labels, whose folder is
+    the default for `data`. Without `data`, cifar10 and fashion-mnist are read from the cache, and downloaded into it if
+    `download`; a folder given by the user is only read.
 
-    Raises `UserError` for an unknown name, missing or malformed data, and all that `folders.scan` refuses.
+    Held out by class, seeded with `seed`: 15 % of digits for val and for test; 20 % of class folders without splits
+    for val; 5 % of train for val with train and test but no val, unless `hold_out` is false (protocols that train on
+    all of train and validate on test). `split`, the `split_rows` of an earlier run, reproduces that split instead.
+    Unreadable files raise an error that lists them, or with `skip_bad` are skipped and listed in `ImageDataset.bad`.
+
+    Raises `UserError` for an unknown name, for missing or malformed data, and as `image_folder` does.
     """
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
     if labels is not None and name not in ("imagenet", "folder"):
-        raise UserError(f"The data set '{name}' brings its own labels; leave --labels out, or use 'folder'.")
-    if data is not None and not data.name.endswith(".tar.gz"):  # CIFAR-10's own, whose pickles need a checksum first
+        raise UserError(f"The data set '{name}' includes its labels; omit --labels, or use 'folder'.")
+    if data is not None and not data.name.endswith(".tar.gz"):  # CIFAR-10's archive needs a checksum first
         data = unpack_if_archive(data, progress)
     if name == "digits":
         source = _load_digits(data)
@@ -96,7 +92,7 @@ def load_dataset(
     else:
         if data is None and labels is None:
             raise UserError(f"The data set '{name}' needs the folder that holds it; give --data DIR.")
-        source = _load_images(name, data, skip_bad, progress, labels)
+        source = _load_images(name, data, labels, skip_bad=skip_bad, progress=progress)
         if name == "imagenet" and not {"val", "test"} & set(source.splits):
             source.notes.append(f"{data} has no val/ beside train/, as ImageNet has.")
     return make_splits(source, seed, hold_out, split)
@@ -105,11 +101,11 @@ def load_dataset(
 def decode_files(
     files: ImageFiles, preprocess: EvalTransform, augment: Augment | None = None, *, progress: Progress | None = None
 ) -> ImageArrays:
-    """Every picture decoded into memory, on all cores.
+    """Decode all images into memory, on all cores.
 
-    Without `augment` as `preprocess.evaluation` makes it, N×C×size×size. With it, what random crops are cut
-    from: N×C×square×square. For crop resized, which can use more, pictures that are all squares of one size
-    stay as they are (up to one and a half times `square`). Raises `BadImage` for a file that cannot be read.
+    Without `augment` they are ready for evaluation, uint8 N×C×size×size. With it, they are squares to crop from,
+    N×C×resize_side×resize_side; for crop resized, images that are all squares of one size keep it, up to 1.5 times
+    `resize_side`. Raises `BadImage` for an unreadable file.
     """
     files.check(preprocess)
     side, channels = preprocess.size, preprocess.channels
@@ -124,7 +120,7 @@ def decode_files(
     def read(i: int) -> None:
         try:
             if augment is None:
-                images[i] = preprocess.eval_tensor(decode_image(files.raw(i), channels)).numpy()
+                images[i] = preprocess.eval_array(decode_image(files.raw(i), channels))
             else:
                 images[i] = square.training_square(decode_crop(files.raw(i), side, channels)).numpy()
         except BadImage as error:
@@ -136,27 +132,24 @@ def decode_files(
 
 
 def resize_for_eval(arrays: ImageArrays, preprocess: EvalTransform) -> ImageArrays:
-    """`arrays` as `preprocess.evaluation` makes each picture, N×C×size×size: by Pillow, so that they are to the last
-    bit what a picture file gives in prediction."""
-    if (
-        arrays.eval_ready
-        or arrays.images.shape[-2:] == (preprocess.resize_side, preprocess.resize_side) == (preprocess.size,) * 2
-    ):
+    """Apply `preprocess.eval_tensor` to each image, N×C×size×size: with Pillow, so that they equal, bit for bit, what
+    prediction reads from image files."""
+    if arrays.eval_ready or (*arrays.images.shape[-2:], preprocess.resize_side) == (preprocess.size,) * 3:
         return arrays
     images = np.empty((len(arrays), preprocess.channels, preprocess.size, preprocess.size), dtype=np.uint8)
 
-    def shape(i: int) -> None:
+    def resize(i: int) -> None:
         pixels = arrays.images[i].permute(1, 2, 0).numpy()
-        picture = Image.fromarray(pixels if preprocess.channels == 3 else pixels[..., 0])
-        images[i] = preprocess.eval_tensor(picture).numpy()
+        image = Image.fromarray(pixels if preprocess.channels == 3 else pixels[..., 0])
+        images[i] = preprocess.eval_array(image)
 
-    for _ in image_folder.map_in_threads(shape, range(len(arrays)), None, "resizing images"):
+    for _ in image_folder.map_in_threads(resize, range(len(arrays)), None, "resizing images"):
         pass
     return ImageArrays(torch.from_numpy(images), arrays.targets, arrays.names, eval_ready=True)
 
 
 def _common_side(files: ImageFiles, progress: Progress | None) -> int:
-    """The side in pixels if all the pictures are squares of one size, else 0."""
+    """Return the side in pixels if all images are squares of one size, else 0."""
     sizes = set(
         image_folder.map_in_threads(lambda i: image_size(files.raw(i)), range(len(files)), progress, "measuring images")
     )
@@ -164,36 +157,26 @@ def _common_side(files: ImageFiles, progress: Progress | None) -> int:
     return width if width == height else 0
 
 
-# ── the data sets ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── evaluation data, class folders and packed data sets ───────────────────────────────────────────────────────
 
 
 def load_for_evaluation(
     name: str, data: Path | None, progress: Progress | None = None, *, labels: Path | None = None
 ) -> ImageDataset:
-    """Pictures to measure a network on: class folders of any kind or a table of labels, or the layouts of the data set
-    `name` that it was trained on. Splits are those given, and `all` where there are none. Raises `UserError`."""
+    """Load images to evaluate a model on: class folders, a table of labels, a packed data set, or the original files
+    of the data set `name` that it was trained on. Data without splits is the split `all`. Raises `UserError`."""
     data = image_folder.resolve_data_folder(data, labels, progress)
     if is_packed(data):
         return _load_packed("folder", data, labels, progress, training=False)
-    if labels is not None:
-        tree = image_folder.scan_label_table(data, image_folder.resolve_labels_path(labels, data), training=False)
-        tree, bad = image_folder.drop_unreadable(tree, skip_bad=False, progress=progress)
-        return ImageDataset(
-            "folder", tree.classes, order_splits({**tree.splits}), channels=3, bad=bad, notes=tree.notes
-        )
-    if name in ("cifar10", "fashion-mnist"):
-        # contextlib: what is not in that layout may still be class folders
-        with contextlib.suppress(UserError):
+    if labels is None and name in ("cifar10", "fashion-mnist"):
+        with contextlib.suppress(UserError):  # data in another layout may still be class folders
             return load_dataset(name, data, hold_out=False, progress=progress)
-    tree, bad = image_folder.drop_unreadable(
-        image_folder.scan_class_folders(data, training=False), skip_bad=False, progress=progress
-    )
-    return ImageDataset("folder", tree.classes, order_splits({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
+    return _load_images("folder", data, labels, training=False, progress=progress)
 
 
 def load_known_layout(data: Path, progress: Progress | None = None) -> ImageDataset | None:
-    """The data set whose files, as its authors publish them, `data` is or holds; None where it holds other things."""
-    if data.name == datasets.CIFAR10.filename:
+    """Load `data` if it is CIFAR-10 or Fashion-MNIST in the files that their authors publish, else return None."""
+    if data.name == CIFAR10_ARCHIVE:
         return _load_cifar10(data, False, False, progress)
     if not data.is_dir():
         return None
@@ -208,43 +191,52 @@ def _load_packed(
     name: str, data: Path, labels: Path | None, progress: Progress | None, training: bool = True
 ) -> ImageDataset:
     if labels is not None:
-        raise UserError(f"{data} is packed together with its labels; leave --labels out.")
+        raise UserError(f"{data} is packed with its labels; omit --labels.")
     pack = open_packed(data, progress)
     if training:
         if "train" not in pack.splits:
-            raise UserError(f"{data} was packed from pictures without a train/ to learn from; pack those with one.")
+            raise UserError(f"{data} was packed from images without a train/ to learn from; pack a folder with one.")
         counts = torch.bincount(pack.splits["train"].targets, minlength=len(pack.classes)).tolist()
         if 0 in counts:
             raise UserError(
-                f"{data} has no picture of class '{pack.classes[counts.index(0)]}' to learn from; {data / FAILED} "
-                "tells what could not be read."
+                f"{data} has no image of class '{pack.classes[counts.index(0)]}' to learn from; {data / FAILED} "
+                "lists what could not be read."
             )
     notes = []
     if pack.failed:
-        notes.append(f"{pack.failed} pictures could not be read when {data} was packed; {data / FAILED} lists them.")
+        notes.append(f"{pack.failed} images could not be read when {data} was packed; {data / FAILED} lists them.")
     return ImageDataset(name, pack.classes, order_splits({**pack.splits}), channels=pack.format.channels, notes=notes)
 
 
 def _load_images(
-    name: str, data: Path | None, skip_bad: bool, progress: Progress | None, labels: Path | None = None
+    name: str,
+    data: Path | None,
+    labels: Path | None,
+    *,
+    training: bool = True,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
 ) -> ImageDataset:
+    """Load class folders or a table of labels, without unreadable images."""
     root = image_folder.resolve_data_folder(data, labels, progress)
-    tree = (
-        image_folder.scan_class_folders(root)
-        if labels is None
-        else image_folder.scan_label_table(root, image_folder.resolve_labels_path(labels, root))
-    )
+    if labels is None:
+        tree = image_folder.scan_class_folders(root, training)
+    else:
+        tree = image_folder.scan_label_table(root, image_folder.resolve_labels_path(labels, root), training)
     tree, bad = image_folder.drop_unreadable(tree, skip_bad=skip_bad, progress=progress)
-    splits: dict[str, ImageArrays | ImageFiles] = {**tree.splits}
-    return ImageDataset(name, tree.classes, order_splits(splits), channels=3, bad=bad, notes=tree.notes)
+    return ImageDataset(name, tree.classes, order_splits({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
+
+
+# ── data sets with their own files ────────────────────────────────────────────────────────────────────────────
 
 
 def _load_digits(data: Path | None) -> ImageDataset:
-    """scikit-learn's copy of the UCI handwritten digits: 1,797 of 8×8 with values 0…16, 174 to 183 a class.
+    """Load scikit-learn's copy of the UCI handwritten digits: 1,797 of 8×8 with values 0…16, 174 to 183 per class.
 
-    Divided into 1,259 for train, 269 for val and 269 for test."""
+    `make_splits` divides them into 1,259 for train, 269 for val and 269 for test.
+    """
     if data is not None:
-        raise UserError(f"The data set 'digits' is embedded and reads no data; leave out {data}, or use 'folder'.")
+        raise UserError(f"The data set 'digits' is embedded and reads no data; omit {data}, or use 'folder'.")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -255,22 +247,19 @@ def _load_digits(data: Path | None) -> ImageDataset:
 
 
 def _load_cifar10(data: Path | None, download: bool, skip_bad: bool, progress: Progress | None) -> ImageDataset:
-    archive = datasets.CIFAR10.filename
-    layout = datasets.CIFAR10.base_folder
+    archive, layout = CIFAR10_ARCHIVE, datasets.CIFAR10.base_folder
     if data is None:
         cache = cache_dir() / "cifar10"
         folder = cache / layout
         parts = datasets.CIFAR10.train_list + datasets.CIFAR10.test_list
         if not all(check_integrity(folder / part, md5) for part, md5 in parts):
-            by_hand = (
-                f"put {archive} (md5 {datasets.CIFAR10.tgz_md5}) into {cache}, or give --data a folder that has it"
-            )
+            md5 = datasets.CIFAR10.tgz_md5
+            by_hand = f"put {archive} (md5 {md5}) into {cache}, or give --data a folder that has it"
             if (cache / archive).is_file() and not download:
                 _unpack_cifar10(cache / archive)
             else:
-                _require_download("CIFAR-10", by_hand, download)
-                needed = [([datasets.CIFAR10.url], cache / archive, datasets.CIFAR10.tgz_md5)]
-                _download(datasets.CIFAR10, needed, cache, "CIFAR-10", by_hand, progress)
+                files = [([datasets.CIFAR10.url], cache / archive, md5)]
+                _download(datasets.CIFAR10, files, cache, "CIFAR-10", by_hand, download, progress)
     elif data.name.endswith(".tar.gz") and data.is_file():
         folder = _unpack_cifar10(data)
     else:
@@ -280,12 +269,12 @@ def _load_cifar10(data: Path | None, download: bool, skip_bad: bool, progress: P
         elif (data / layout).is_dir() or (data / "data_batch_1").is_file():
             folder = data / layout if (data / layout).is_dir() else data
         elif any(path.is_dir() and path.name.lower() in ("train", "training") for path in data.iterdir()):
-            source = _load_images("cifar10", data, skip_bad, progress)
+            source = _load_images("cifar10", data, None, skip_bad=skip_bad, progress=progress)
             splits: dict[str, ImageArrays | ImageFiles] = {}
-            for split, files in source.splits.items():
-                assert isinstance(files, ImageFiles)
-                pictures = decode_files(files, EvalTransform(size=32), progress=progress)
-                splits[split] = replace(pictures, eval_ready=False)  # they are 32×32 by nature
+            for split, part in source.splits.items():
+                assert isinstance(part, ImageFiles)
+                decoded = decode_files(part, EvalTransform(size=32), progress=progress)
+                splits[split] = replace(decoded, eval_ready=False)  # 32×32 is their original size
             return replace(source, splits=splits)
         else:
             raise UserError(
@@ -294,7 +283,7 @@ def _load_cifar10(data: Path | None, download: bool, skip_bad: bool, progress: P
             )
 
     class Unpacked(datasets.CIFAR10):
-        base_folder = ""  # whatever the folder is called
+        base_folder = ""  # the folder may have any name
 
     try:
         readers = {"train": Unpacked(folder, train=True), "test": Unpacked(folder, train=False)}
@@ -313,7 +302,7 @@ def _load_cifar10(data: Path | None, download: bool, skip_bad: bool, progress: P
 
 
 def _unpack_cifar10(archive: Path) -> Path:
-    """The archive unpacked into the cache; its md5 is checked first, for it holds pickles."""
+    """Unpack the archive into the cache and return the folder; its md5 is checked first, since it contains pickles."""
     cache = cache_dir() / "cifar10"
     if not check_md5(archive, datasets.CIFAR10.tgz_md5):
         raise UserError(f"{archive} is not CIFAR-10's archive or is damaged (its md5 differs); download it again.")
@@ -323,27 +312,25 @@ def _unpack_cifar10(archive: Path) -> Path:
 
 def _load_fashion_mnist(data: Path | None, download: bool, progress: Progress | None) -> ImageDataset:
     files = {split: _fashion_files(split) for split in ("train", "test")}
-    where = cache_dir() / "fashion-mnist" if data is None else image_folder.require_folder(data)
-    raw = next(
-        (d for d in (where / "FashionMNIST" / "raw", where / "raw", where) if _find_idx(d / files["train"][0])), None
-    )
+    root = cache_dir() / "fashion-mnist" if data is None else image_folder.require_folder(data)
+    folders = (root / "FashionMNIST" / "raw", root / "raw", root)
+    raw = next((folder for folder in folders if _find_idx(folder / files["train"][0])), None)
     if raw is None:
         if data is not None:
             raise UserError(
                 f"{data} does not hold Fashion-MNIST; there should be FashionMNIST/raw/, as torchvision has it, or "
                 f"the IDX files themselves ({files['train'][0]}, ...)."
             )
-        by_hand = f"put the four IDX files (.gz or not) into {where}, or give --data a folder that has them"
-        _require_download("Fashion-MNIST", by_hand, download)
-        raw = where / "FashionMNIST" / "raw"
+        by_hand = f"put the four IDX files (.gz or not) into {root}, or give --data a folder that has them"
+        raw = folders[0]
         mirrors, resources = datasets.FashionMNIST.mirrors, datasets.FashionMNIST.resources
         needed = [([mirror + name for mirror in mirrors], raw / name, md5) for name, md5 in resources]
-        _download(datasets.FashionMNIST, needed, where, "Fashion-MNIST", by_hand, progress)
+        _download(datasets.FashionMNIST, needed, root, "Fashion-MNIST", by_hand, download, progress)
     arrays: dict[str, ImageArrays | ImageFiles] = {}
     for split, (images, labels) in files.items():
         pixels, targets = _read_idx(raw / images, (28, 28)), _read_idx(raw / labels, ())
         if len(pixels) != len(targets) or targets.max() > 9:
-            raise UserError(f"The {split} files of Fashion-MNIST in {raw} do not belong together; download them again.")
+            raise UserError(f"The {split} files of Fashion-MNIST in {raw} do not match; download them again.")
         names = [f"{split}/{i:05d}" for i in range(len(targets))]
         arrays[split] = ImageArrays(
             torch.from_numpy(pixels[:, None]), torch.from_numpy(targets.astype(np.int64)), names
@@ -352,19 +339,22 @@ def _load_fashion_mnist(data: Path | None, download: bool, progress: Progress | 
 
 
 def _fashion_files(split: str) -> tuple[str, str]:
-    """Of pictures and of labels."""
+    """Return the file names of the images and the labels."""
     stem = {"train": "train", "test": "t10k"}[split]
     return f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"
 
 
 def _find_idx(path: Path) -> Path | None:
-    """The file at `path`, or compressed beside it."""
+    """Return `path`, or the .gz file next to it, if there is one."""
     return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
 
 
 def _read_idx(path: Path, item: tuple[int, ...]) -> np.ndarray:
-    """uint8 of shape (N, *item). The format: two zeros, the type (8: uint8), the number of dimensions, then each
-    as a big-endian 32-bit integer, then the values."""
+    """Read an IDX file to uint8 (N, *item).
+
+    The format: two zero bytes, the type (8: uint8), the number of dimensions, each dimension as a big-endian 32-bit
+    integer, then the values.
+    """
     found = _find_idx(path)
     if found is None:
         raise UserError(f"{path} is missing, so Fashion-MNIST is incomplete; put it there.")
@@ -380,19 +370,25 @@ def _read_idx(path: Path, item: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header).reshape(-1, *item).copy()
 
 
-def _require_download(title: str, by_hand: str, allowed: bool) -> None:
-    if not allowed:
-        raise UserError(f"{title} is not on this machine and downloading is switched off; {by_hand}.")
-
-
 def _download(
-    kind: type, files: list[Download], cache: Path, title: str, by_hand: str, progress: Progress | None
+    dataset: type,
+    files: list[tuple[list[str], Path, str]],
+    cache: Path,
+    title: str,
+    by_hand: str,
+    allowed: bool,
+    progress: Progress | None,
 ) -> None:
-    """Our download, which goes on where it broke off, into the places where torchvision's own then finds all whole."""
+    """Download `files`, (URLs, target, md5), to where torchvision's `dataset` finds and unpacks them.
+
+    Unlike torchvision's own download this resumes a partial file.
+    """
+    if not allowed:
+        raise UserError(f"{title} is not on this machine and downloading is turned off; {by_hand}.")
     try:
         for urls, target, md5 in files:
             fetch(urls, target, md5, progress)
-        with contextlib.redirect_stdout(sys.stderr):  # results alone go to stdout, and torchvision prints
-            kind(cache, download=True)
+        with contextlib.redirect_stdout(sys.stderr):  # torchvision prints, and stdout is for results
+            dataset(cache, download=True)
     except (OSError, RuntimeError, EOFError) as error:
         raise UserError(f"{title} could not be downloaded ({error}); {by_hand}.") from error

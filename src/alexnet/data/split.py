@@ -1,8 +1,7 @@
-"""Splits: which samples are held out, by class, by seed, and on paper.
+"""Train, validation and test splits: stratified by class, seeded, and recorded in split.csv.
 
-A sample is held out by rank of a hash of (seed, its index), not by the next number of a generator, so the
-split does not move when a library changes its shuffling. It is still written down (`split.csv`, by file name),
-because files come and go between a run and its resumption.
+Samples are held out by the rank of a hash of (seed, index) rather than by a generator, so a split does not depend on a
+library's shuffling. It is still recorded by file name, since files may change between a run and its resumption.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ SPLITS = ("train", "val", "test")
 
 
 def stratified_split(targets: torch.Tensor | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, held), int64 and ascending, with about `fraction` of every class among the held.
+    """Return the indices (kept, held out), int64 ascending, with about `fraction` of each class held out.
 
-    Of a class with n samples round(n·fraction) are held, but at least one, and never all: a class with a single
-    sample keeps it. `targets` are integers of shape (n,). Raises `UserError` for a fraction outside (0, 1).
+    Of a class with n samples round(n·fraction) are held out, at least one but never all: a class with a single sample
+    keeps it. `targets` are integers (n,). Raises `UserError` for a fraction outside (0, 1).
     """
     if not 0 < fraction < 1:
-        raise UserError(f"The share of samples to hold out must lie between 0 and 1, not {fraction}; 0.05 is usual.")
+        raise UserError(f"The fraction to hold out must be between 0 and 1, not {fraction}; 0.05 is usual.")
     labels = np.asarray(targets)
     rank = rng.uniform(seed, 0, np.arange(len(labels)), "split", 1)[:, 0]
     held = np.zeros(len(labels), dtype=bool)
@@ -45,8 +44,8 @@ def stratified_split(targets: torch.Tensor | np.ndarray, fraction: float, seed: 
 
 
 def write_split(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Writes rows of (file name, split) as CSV with the header `name,split`."""
-    # surrogateescape: a file name need not be valid UTF-8, and must come back as it was
+    """Write rows of (file name, split) as CSV with the header `name,split`."""
+    # surrogateescape: a file name need not be valid UTF-8, and must survive the round trip
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("name", "split"))
@@ -54,12 +53,12 @@ def write_split(path: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def read_split(path: Path) -> list[tuple[str, str]]:
-    """The rows that `write_split` wrote. Raises `UserError` for a file that is missing or something else."""
+    """Return the rows that `write_split` wrote. Raises `UserError` if the file is missing or invalid."""
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             header, *rows = list(csv.reader(file)) or [[]]
     except (OSError, csv.Error) as error:
-        raise UserError(f"The split in {path} cannot be read ({error}); delete it to have a new one made.") from error
+        raise UserError(f"The split in {path} cannot be read ({error}); delete it to create a new one.") from error
     if header != ["name", "split"] or any(len(row) != 2 or row[1] not in SPLITS for row in rows):
         raise UserError(
             f"{path} is not a split: it needs the header 'name,split' and rows such as 'cat/1.jpg,train', "
@@ -68,95 +67,103 @@ def read_split(path: Path) -> list[tuple[str, str]]:
     return [(name, split) for name, split in rows]
 
 
-# ── dividing a data set ───────────────────────────────────────────────────────────────────────────────────────
+# ── splitting a data set ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows | None) -> ImageDataset:
-    """`source` with the validation and test parts that it lacks held out of its train part, or as `rows` (of an
-    earlier `Source.split_rows`) say. What the data set itself divides stays so; see `sources.load_source`. Copies
-    of a file in a class stay together, so that none is learnt and another tested."""
+    """Hold out the missing validation and test splits of `source`, or reproduce `rows`, an earlier `split_rows`.
+
+    Splits that the data set came with stay unchanged; see `load_dataset` for the fractions. Copies of a file within a
+    class stay in one split, so that no model is tested on an image it was trained on.
+    """
     if "val" in source.splits or not hold_out:
         return source
     if rows:
         return _restore_splits(source, rows)
     if "test" in source.splits:
-        shares = {"val": 0.05}
+        fractions = {"val": 0.05}
     elif source.name == "digits":
-        shares = {"test": 0.15, "val": 0.15 / 0.85}
+        fractions = {"test": 0.15, "val": 0.15 / 0.85}
     else:
-        shares = {"val": 0.20}
+        fractions = {"val": 0.20}
     train, splits = source.splits["train"], dict(source.splits)
     total = len(train)
-    for split, share in shares.items():
-        kept, held = _hold_out(train, share, rng.derive_seed(seed, split))
-        if len(held) == 0:
+    for split, fraction in fractions.items():
+        kept, held_out = _hold_out(train, fraction, rng.derive_seed(seed, split))
+        if len(held_out) == 0:
             raise UserError(
-                f"The {total} images of '{source.name}' are one a class, which leaves none to validate on; add more."
+                f"The {total} images of '{source.name}' are one per class, which leaves none to validate on; add more."
             )
-        splits[split], train = train.take(held), train.take(kept)
+        splits[split], train = train.take(held_out), train.take(kept)
     splits["train"] = train
-    counts = " and ".join(f"{len(splits[split])} for {split}" for split in shares)
+    counts = " and ".join(f"{len(splits[split])} for {split}" for split in fractions)
     note = f"Held out {counts} of {total} images, by class, with seed {seed}."
-    return replace(source, splits=order_splits(splits), held_out=tuple(shares), notes=[*source.notes, note])
+    return replace(source, splits=order_splits(splits), held_out=tuple(fractions), notes=[*source.notes, note])
 
 
-def _hold_out(part: ImageArrays | ImageFiles, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """`stratified`, with copies of a file on the side of the first of them; where that leaves nothing to hold out,
-    because a class is copies of one picture, they are divided like any others."""
+def _hold_out(part: ImageArrays | ImageFiles, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Apply `stratified_split` with copies of a file on the same side.
+
+    If that leaves nothing to hold out, because a class is copies of one image, they are split like any others.
+    """
     first = _first_copy_indices(part)
-    chosen = np.unique(first)
-    if len(chosen) < len(part):
-        _, held = stratified_split(part.targets[torch.from_numpy(chosen)], share, seed)
-        if len(held):
-            away = np.isin(first, chosen[held])
-            return np.flatnonzero(~away), np.flatnonzero(away)
-    return stratified_split(part.targets, share, seed)
+    unique = np.unique(first)
+    if len(unique) < len(part):
+        _, chosen = stratified_split(part.targets[torch.from_numpy(unique)], fraction, seed)
+        if len(chosen):
+            held_out = np.isin(first, unique[chosen])
+            return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return stratified_split(part.targets, fraction, seed)
 
 
 def _first_copy_indices(part: ImageArrays | ImageFiles) -> np.ndarray:
-    """For each sample the index of the first in its class that is the same to the byte: its own, but for copies. Of
-    files only; those of a size of their own are not read, and of packed ones that was told when they were packed."""
+    """Return, for each sample, the index of the first byte-identical file of its class, int64 (N,): usually its own.
+
+    Files of a unique size are not read; packed images have digests from packing. Arrays are not compared.
+    """
     first = np.arange(len(part))
+    labels = part.targets.tolist()
     if isinstance(part, PackedImages):
-        labels = part.targets.tolist()
-        for group in exact_groups([d + str(label).encode() for d, label in zip(part.digests(), labels, strict=True)]):
-            first[group] = group[0]
+        digests = [digest + str(label).encode() for digest, label in zip(part.digests(), labels, strict=True)]
     elif isinstance(part, ImageFiles):
-        of = list(zip([path.stat().st_size for path in part.paths], part.targets.tolist(), strict=True))
-        common = Counter(of)
+        keys = list(zip([path.stat().st_size for path in part.paths], labels, strict=True))
+        counts = Counter(keys)
         digests = [
-            hashlib.blake2b(path.read_bytes() + str(label).encode(), digest_size=16).digest()
-            if common[size, label] > 1
+            hashlib.blake2b(path.read_bytes() + str(key[1]).encode(), digest_size=16).digest()
+            if counts[key] > 1
             else b""
-            for path, (size, label) in zip(part.paths, of, strict=True)
+            for path, key in zip(part.paths, keys, strict=True)
         ]
-        for group in exact_groups(digests):
-            first[group] = group[0]
+    else:
+        return first
+    for group in exact_groups(digests):
+        first[group] = group[0]
     return first
 
 
 def _restore_splits(source: ImageDataset, rows: SplitRows) -> ImageDataset:
+    """Split `source` as recorded in `rows`. Raises `UserError` if images are missing or the record is incomplete."""
     pool = source.splits["train"]
     index = {name: i for i, name in enumerate(pool.names)}
     missing = [name for name, _ in rows if name not in index]
     if missing:
         raise UserError(
-            f"The recorded split names {len(missing)} images that are not there or cannot be read, such as "
-            f"{missing[0]}; put them back, or start a new run."
+            f"The recorded split names {len(missing)} images that are missing or cannot be read, such as "
+            f"{missing[0]}; restore them, or start a new run."
         )
     indices: dict[str, list[int]] = {}
     for name, split in rows:
         indices.setdefault(split, []).append(index[name])
     if "train" not in indices or "val" not in indices:
-        raise UserError("The recorded split has no train or no val part; delete it to have a new one made.")
-    splits = {**source.splits, **{split: pool.take(np.array(where)) for split, where in indices.items()}}
+        raise UserError("The recorded split has no train or no val part; delete it to create a new one.")
+    splits = {**source.splits, **{split: pool.take(np.array(chosen)) for split, chosen in indices.items()}}
     notes = list(source.notes)
     if new := len(pool) - len({name for name, _ in rows}):
-        notes.append(f"{new} images are not in the recorded split and were left out.")
+        notes.append(f"{new} images are not in the recorded split and were skipped.")
     held_out = tuple(split for split in indices if split != "train")
     return replace(source, splits=order_splits(splits), held_out=held_out, notes=notes)
 
 
 def order_splits(splits: dict[str, ImageArrays | ImageFiles]) -> dict[str, ImageArrays | ImageFiles]:
-    """The same, train first and test last."""
+    """Return the splits in the order train, val, test, all."""
     return {split: splits[split] for split in (*SPLITS, "all") if split in splits}

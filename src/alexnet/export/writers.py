@@ -57,7 +57,7 @@ class Job:
 
     def calibration_input(self) -> np.ndarray:
         """Return the calibration images as the file takes them."""
-        scale, shift = self.loaded.preprocess.factors()
+        scale, shift = self.loaded.preprocess.channel_scale_and_shift()
         return self.load_images() if self.pixels else self.load_images() * scale + shift
 
     def manifest(self, **about: Any) -> Manifest:

@@ -33,7 +33,7 @@ class WithNormalization(nn.Module):
     def __init__(self, model: nn.Module, preprocess: EvalTransform) -> None:
         super().__init__()
         self.model = model
-        scale, shift = preprocess.constants(preprocess.size)
+        scale, shift = preprocess.scale_and_shift(preprocess.size)
         self.scale, self.shift = (nn.Buffer(x.clone(memory_format=torch.contiguous_format)) for x in (scale, shift))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class ExportedEngine(engines.ChunkedEngine):
     """The computation of an exported file, from uint8 images to logits."""
 
     def __init__(self, path: Path, manifest: Manifest, compute: Compute) -> None:
-        scale, shift = manifest.preprocess.factors()
+        scale, shift = manifest.preprocess.channel_scale_and_shift()
 
         def logits(images: np.ndarray) -> np.ndarray:
             return np.asarray(compute(images if manifest.pixels else images * scale + shift), np.float32)

@@ -104,7 +104,7 @@ class TrainStep:
         """Return the network's inputs for a batch as images again: uint8 N×C×size×size, on the CPU."""
         torch.manual_seed(rng.derive_seed(self.recipe.seed, "step", 0))
         x, _ = self._inputs(batch, epoch, values)
-        scale, shift = (c.to(x.device) for c in self.setup.preprocess.constants(x.shape[-1]))
+        scale, shift = (c.to(x.device) for c in self.setup.preprocess.scale_and_shift(x.shape[-1]))
         return ((x - shift) / scale).round_().clamp_(0, 255).to(torch.uint8).cpu()
 
     def _inputs(self, batch: Batch, epoch: int, values: Hyperparameters) -> tuple[Tensor, Tensor]:

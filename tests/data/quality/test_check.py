@@ -302,7 +302,7 @@ def test_untrainable_folders_are_still_checked(tmp_path):
     flat = make_image_folder(tmp_path / "flat", ("x",), 3) / "x"
     found = check_dataset(flat)
     assert (len(found.names), found.classes) == (3, {})
-    assert "holds pictures but no class folders" in found.verdict
+    assert "holds images but no class folders" in found.verdict
     one = check_dataset(tmp_path / "flat")
     assert "one class only" in one.verdict
     assert one.to_dict()["trainable"] is False

@@ -228,7 +228,7 @@ def test_unreadable_images_are_listed_and_skipped(split_folder, tmp_path, capsys
     assert "cut short" in rows[0]["reason"]
     source = load_dataset("folder", tmp_path / "packed")
     assert "train/sky/0.jpg" not in source.splits["train"].names + source.splits["val"].names
-    assert "3 pictures could not be read" in source.notes[0]
+    assert "3 images could not be read" in source.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_class_without_readable_images_is_packed_but_not_trained_on(split_fold
     for path in (split_folder / "train" / "sky").iterdir():
         path.write_bytes(b"no")
     assert pack_dataset(split_folder, tmp_path / "packed")["failed"] == 8
-    with pytest.raises(UserError, match=r"no picture of class 'sky'.*failed\.csv"):
+    with pytest.raises(UserError, match=r"no image of class 'sky'.*failed\.csv"):
         load_dataset("folder", tmp_path / "packed")
     assert len(load_for_evaluation("folder", tmp_path / "packed").splits["test"]) == 9
 

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from alexnet.data import image_folder
-from alexnet.data.dataset import ImageArrays
+from alexnet.data.dataset import ImageArrays, Progress
 from alexnet.data.datasets import load_known_layout
-from alexnet.data.image_folder import Progress, class_order, read_label_table
+from alexnet.data.image_folder import class_order, read_label_table
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
 from alexnet.data.quality.findings import Findings, collect_warnings, find_blocking_error, pluralize
 from alexnet.data.quality.inspect import THUMBNAIL_SIDE, ImageInfo, inspect_arrays, inspect_files

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from alexnet.data.dataset import ImageArrays, ImageFiles
-from alexnet.data.image_folder import Progress, map_in_threads
+from alexnet.data.dataset import ImageArrays, ImageFiles, Progress
+from alexnet.data.image_folder import map_in_threads
 from alexnet.data.shards.reader import (
     FAILED,
     INDEX,

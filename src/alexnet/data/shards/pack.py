@@ -29,10 +29,9 @@ from typing import Any
 import numpy as np
 
 from alexnet.data import image_folder
-from alexnet.data.dataset import ImageArrays, ImageFiles
+from alexnet.data.dataset import ImageArrays, ImageFiles, Progress
 from alexnet.data.datasets import CIFAR10_ARCHIVE, load_known_layout
 from alexnet.data.decode import BadImage, image_size
-from alexnet.data.image_folder import Progress
 from alexnet.data.shards.manifest import FORMAT, Contents, find_mismatches, is_packed, open_packed, write_manifest
 from alexnet.data.shards.reader import PACK, WORK, ShardFormat
 from alexnet.data.shards.writer import ShardTask, read_record, write_shard
