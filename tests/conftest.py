@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from alexnet.checkpoint import save_model
+from alexnet.checkpoint import save_model, update_model_json
 from alexnet.data.transforms import EvalTransform
 from alexnet.export.export import Export, Exporter
+from alexnet.export.parity import Parity
+from alexnet.runtimes.calibration import KEY, Calibration
 from alexnet.runtimes.manifest import FORMATS
 from alexnet.training.api import train
 from alexnet.training.progress import Silent
@@ -85,12 +87,32 @@ def exports(
         yield LazyExports(exporter, tmp_path_factory.mktemp("exports"))
 
 
+@pytest.fixture(scope="session")
+def calibrated_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `checkpoint` with a temperature and a confidence threshold. Read-only."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("calibrated") / "checkpoint"))
+    update_model_json(folder, KEY, Calibration(temperature=1.5, threshold=0.48).to_dict())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(calibrated_checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`calibrated_checkpoint` in all formats that `dev` installs, without the slow parity check: a folder of files named
+    `net`. Read-only."""
+    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")  # holds the signing key
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch, Exporter(calibrated_checkpoint, images=large_images) as exporter:
+        patch.setattr("alexnet.export.parity.compare", lambda *_, **__: Parity(12, 0.0, "", 1.0, None, {}, False))
+        patch.setattr("alexnet.export.parity.latencies", lambda *_: {})
+        for kind in ("onnx", "openvino", "torchscript", "pt2", "huggingface"):
+            exporter.export(kind, folder / f"net{FORMATS[kind].suffix}")
+    return folder
+
+
 @pytest.fixture
-def export_folder(exports: dict[str, Export], tmp_path: Path) -> Path:
-    """A writable copy of the folder of `exports`, with all formats that `dev` installs."""
-    for kind in ("onnx", "openvino", "torchscript", "pt2", "huggingface"):
-        assert exports[kind]
-    return Path(shutil.copytree(exports["onnx"].file.parent, tmp_path / "files"))
+def export_folder(exported: Path, tmp_path: Path) -> Path:
+    """A writable copy of the folder `exported`."""
+    return Path(shutil.copytree(exported, tmp_path / "files"))
 
 
 @pytest.fixture(scope="module")

@@ -186,4 +186,4 @@ def test_eval_takes_several_runs(small_run, other_run, capsys):
     assert set(found) >= {"runs", "members", "split", "top1", "top5", "loss", "n", "interval", "per_class", "views"}
     assert found["views"] == 2 * len(TEN_CROP)
     assert run(["eval", str(small_run), str(other_run)]) == 0
-    assert f"alone: {small_run} " in capsys.readouterr().out
+    assert f"individually: {small_run} " in capsys.readouterr().out

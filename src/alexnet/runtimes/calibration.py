@@ -25,7 +25,7 @@ class Calibration:
     """Predictions of lower confidence are unsure."""
     split: str = "val"
     n: int = 0
-    """Images that it was fitted on, which the figures below are of; 0 and None where it was not fitted as a whole."""
+    """Images that it was fitted on, and that the values below are measured on; 0 and None for an average of several."""
     top1: float | None = None
     ece_before: float | None = None
     """Expected calibration error of the plain softmax."""
