@@ -1,4 +1,4 @@
-"""One run in every format, compared with the trainer: the tables of docs/deployment.md.
+"""One run in every format, compared with the trainer: the tables of docs/export.md.
 
     python benchmarks/exports.py RUN --data DIR --what test --name cifar10
 

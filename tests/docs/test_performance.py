@@ -1,10 +1,9 @@
-"""docs/performance.md: every document in benchmarks/results is there with its command, and its tables say what it says.
+"""docs/performance/: every JSON file in benchmarks/results is cited with its command, and every table agrees with its file.
 
-A table stands below a comment that names where its numbers come from: the file, and in it the place, as in
-`<!-- bench.json train -->` or `<!-- train_224.json results.paper -->`. The first cell of a row names entries there:
-each of its words is in the entry's key or in one of its texts and whole numbers. Every number of the row must then be
-one of those entries', rounded as it is shown, in the unit that the cell or its column's head tells (%, ms, MiB, GiB). A
-table that quotes nothing stands below `<!-- no results -->`.
+A table follows a comment that names its source: the file and the place in it, as in `<!-- bench.json train -->` or
+`<!-- train_224.json results.paper -->`. The first cell of a row names entries there: each of its words occurs in the
+entry's key, texts or integers. Every number of the row must be one of these entries' numbers, rounded as shown, in the
+unit of the cell or of its column's header (%, ms, MiB, GiB). A table without a source follows `<!-- no results -->`.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+PAGES = sorted((ROOT / "docs" / "performance").glob("*.md"))
+TEXT = "\n\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 FACTORS = {"%": 100.0, "ms": 1e3, "MiB": 2.0**-20, "GiB": 2.0**-30}
 
 
 def tables() -> list[tuple[str, list[list[str]]]]:
-    """Each table's comment and its rows of cells, the head first."""
+    """Return each table's comment and its rows of cells, the header first."""
     found = []
-    lines = PAGE.splitlines()
+    lines = TEXT.splitlines()
     for i, line in enumerate(lines):
         if line.startswith("|") and not lines[i - 1].startswith("|"):
             rows = []
@@ -41,7 +41,7 @@ def tables() -> list[tuple[str, list[list[str]]]]:
 
 
 def leaves(value: Any) -> Iterator[float]:
-    """All numbers in it."""
+    """Yield all numbers in `value`."""
     if isinstance(value, (dict, list)):
         for inner in value.values() if isinstance(value, dict) else value:
             yield from leaves(inner)
@@ -50,7 +50,7 @@ def leaves(value: Any) -> Iterator[float]:
 
 
 def named(place: Any, label: str) -> list[Any]:
-    """The entries of `place` that `label` names."""
+    """Return the entries of `place` that `label` names."""
     items = place.items() if isinstance(place, dict) else (("", entry) for entry in place)
     words = [word for word in re.sub(r"[`*,]", " ", label).split() if word not in ("batch", "a", "of")]
     found = []
@@ -63,7 +63,7 @@ def named(place: Any, label: str) -> list[Any]:
 
 
 def quoted(head: str, cell: str) -> list[tuple[str, float]]:
-    """The numbers of a cell as they are written, without thousands' commas, and the factor of their unit."""
+    """Return the numbers of a cell as written, without thousands separators, with the factor of their unit."""
     found = []
     for number, unit in re.findall(r"(?<![\w.])(-?\d[\d,]*(?:\.\d+)?) ?(%|ms\b|MiB\b|GiB\b)?", cell):
         unit = unit or next((u for u in FACTORS if re.search(rf"(?<!\w){re.escape(u)}(?!\w)", head)), "")
@@ -72,16 +72,16 @@ def quoted(head: str, cell: str) -> list[tuple[str, float]]:
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
-def test_every_result_is_told_with_its_command(path):
+def test_every_result_is_cited_with_its_command(path):
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert f"results/{path.name}" in PAGE
-    assert found.get("command", "alexnet bench") in PAGE
+    assert f"results/{path.name}" in TEXT
+    assert found.get("command", "alexnet bench") in TEXT
 
 
-def test_the_tables_say_what_the_results_say():
+def test_tables_agree_with_the_results():
     assert tables()
     for comment, (head, *rows) in tables():
-        assert comment, f"the table headed {head} does not say where its numbers come from"
+        assert comment, f"the table headed {head} names no source"
         if comment == "no results":
             continue
         file, *keys = comment.split(maxsplit=1)
@@ -90,17 +90,17 @@ def test_the_tables_say_what_the_results_say():
             place = place[int(key)] if isinstance(place, list) else place[key]
         for label, *cells in rows:
             entries = named(place, label)
-            assert entries, f"{comment} has nothing called {label}"
+            assert entries, f"{comment} has no entry for {label}"
             for title, cell in zip(head[1:], cells, strict=True):
                 for number, factor in quoted(title, cell):
                     digits = len(number.partition(".")[2])
-                    # a document may hold milliseconds, or seconds
+                    # a file may hold milliseconds or seconds
                     values = {f"{value * f:.{digits}f}" for value in leaves(entries) for f in (factor, 1.0)}
-                    assert number in values, f"{comment}, {label}, {title}: {number} is not there"
+                    assert number in values, f"{comment}, {label}, {title}: {number} is not in the results"
 
 
 def test_the_check_finds_a_wrong_number():
-    """The parts that the test above is made of."""
+    """Test the parts of the test above."""
     assert quoted("images/s", "33.1 (31.0 to 1,034.6)") == [("33.1", 1.0), ("31.0", 1.0), ("1034.6", 1.0)]
     assert quoted("share of the limit, %", "81") == [("81", 100.0)]
     place = [{"arch": "paper", "batch_size": 32, "speed": 1.0}, {"arch": "paper", "batch_size": 1, "speed": 2.0}]
@@ -109,6 +109,7 @@ def test_the_check_finds_a_wrong_number():
     assert sorted(leaves(place)) == [1.0, 1.0, 2.0, 32.0]
 
 
-def test_the_pictures_are_there():
-    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", PAGE):
-        assert (ROOT / "docs" / picture).is_file(), picture
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_linked_files_exist(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target

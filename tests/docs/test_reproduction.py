@@ -14,7 +14,7 @@ from alexnet.ablation.ablate import paired_interval
 from alexnet.ablation.claims import CLAIMS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-NAMES = ("ablate-*.json", "short-*.json")  # deployment.md and serving.md have the others
+NAMES = ("ablate-*.json", "short-*.json")  # export.md and serving.md have the others
 RESULTS = sorted(path for name in NAMES for path in (DOCS / "results").glob(name))
 PAGE = (DOCS / "reproduction.md").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""docs/deployment.md: its tables are those of the documents in docs/results, and it names every format and flag."""
+"""docs/export.md: its tables are those of the documents in docs/results, and it names every format and flag."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from alexnet.cli import run
 from alexnet.runtimes.manifest import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
 RESULTS = sorted((ROOT / "docs" / "results").glob("deployment-*.json"))
 
 

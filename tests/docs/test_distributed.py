@@ -1,4 +1,4 @@
-"""docs/scale.md: its sums come out, its measured numbers are those of the results, and its examples pass shellcheck."""
+"""docs/distributed.md: its sums come out, its measured numbers are those of the results, and its examples pass shellcheck."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alexnet.models.architectures import architecture
 from alexnet.models.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = 90 * 1_281_167
 RATE = 0.45 * 989e12 / (2 * 2_067_805_248)  # images/s of one GPU
