@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands exist, its table is counted, its tree is the repository's."""
+"""README and the reference pages are true: their commands exist, their tables are counted, their file tree is real."""
 
 import re
 import shlex
@@ -20,13 +20,13 @@ def text(name: str) -> str:
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
-    """The fenced blocks: (language, content)."""
+    """Return the fenced blocks as (language, content)."""
     parts = re.split(r"^```(.*)$", text(name), flags=re.MULTILINE)
     return [(parts[i], parts[i + 1]) for i in range(1, len(parts) - 1, 4)]
 
 
 def commands(name: str) -> list[list[str]]:
-    """Every `alexnet …` line of the shell blocks, split into words."""
+    """Return every `alexnet …` line of the shell blocks, split into words."""
     lines = [line for language, block in blocks(name) if language == "sh" for line in block.splitlines()]
     found = [shlex.split(line.split("#")[0].split("&&")[-1]) for line in lines]
     return [words[1:] for words in found if words and words[0] == "alexnet"]
@@ -49,24 +49,35 @@ def test_commands_exist(name, capsys):
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_the_table_of_architectures_is_counted(name):
-    rows = dict(re.findall(r"^\| `([\w-]+)` \|.*\| ([\d,]+) \|$", text(name), re.MULTILINE))
+def test_readme_fits_one_screen_and_its_links_lead_somewhere(name):
+    assert len(text(name).splitlines()) <= 90
+    for target in re.findall(r"\]\(([^)#:]+)\)", text(name)):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_architecture_is_counted():
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \|.*\|.*\|$", text("docs/variants.md"), re.MULTILINE))
     assert rows == {row["name"]: f"{row['parameters']:,}" for row in table()}
+    assert set(rows) == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_every_recipe_and_command_is_told(name):
-    for word in (*RECIPES, *ARCHITECTURES):
-        assert f"`{word}`" in text(name), word
-    for word in COMMANDS:
-        assert f"`alexnet {word}" in text(name), word
+def test_every_recipe_and_command_is_documented():
+    for name in RECIPES:
+        assert f"| `{name}` |" in text("docs/recipes.md"), name
+    for name in COMMANDS:
+        assert f"| `alexnet {name}" in text("docs/commands.md"), name
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_the_tree_is_the_repositorys(name):
-    (block,) = [block for _, block in blocks(name) if "pyproject.toml" in block]
-    told = set(re.findall(r"([\w.-]+\.(?:py|md|toml|yaml)|LICENSE)\b", block))
+def test_the_file_tree_is_that_of_the_package():
+    (block,) = [block for _, block in blocks("docs/architecture.md") if "src/alexnet/" in block]
+    listed = set(re.findall(r"[\w.-]+\.(?:py|c|sh|sbatch|html|css|js|md)\b", block))
     files = {p.name for p in (ROOT / "src").rglob("*.py") if p.name != "__init__.py" or p.parent.name == "alexnet"}
-    assert files <= told, files - told
+    assert files <= listed, files - listed
     everything = {p.name for p in ROOT.rglob("*") if ".git/" not in str(p)}
-    assert told <= everything, told - everything
+    assert listed <= everything, listed - everything
+
+
+def test_documents_link_to_each_other():
+    for page in (ROOT / "docs").rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)
