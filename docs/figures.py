@@ -27,14 +27,14 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
-from alexnet.data.augment import IMAGENET_BASIS
-from alexnet.data.transforms import Preprocess
+from alexnet.data.augment import IMAGENET_PCA
+from alexnet.data.transforms import EvalTransform
 from alexnet.inference.crops import TEN_CROP, crop_views
 from alexnet.models.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.spec import layers
 from alexnet.models.summary import Row, summarize
-from alexnet.training.optim import plan
+from alexnet.training.optim import schedule_at
 from alexnet.training.recipes import named_recipe
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
@@ -43,8 +43,8 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
 GREY = "#999999"
 
 # The colours of ImageNet's training pixels: deviations along three directions (columns: RGB), levels of 255.
-PCA_DEVIATIONS = np.array(IMAGENET_BASIS.std)
-PCA_DIRECTIONS = np.reshape(IMAGENET_BASIS.vectors, (3, 3)).T
+PCA_DEVIATIONS = np.array(IMAGENET_PCA.std)
+PCA_DIRECTIONS = np.reshape(IMAGENET_PCA.vectors, (3, 3)).T
 
 
 def _rates_of_run_145() -> dict[str, dict[int, float]]:
@@ -52,7 +52,7 @@ def _rates_of_run_145() -> dict[str, dict[int, float]]:
     recipe = named_recipe("imagenet-2012")
     found: dict[str, dict[int, float]] = {"weights": {}, "weights of conv1": {}, "biases": {}}
     for epoch in range(1, LAST_EPOCH + 1):
-        now = plan(recipe, epoch - 1, steps_per_epoch=1)
+        now = schedule_at(recipe, epoch - 1, steps_per_epoch=1)
         rates = (now.lr, now.rate("conv1", "weights"), now.rate("conv2", "biases"))
         for starts, rate in zip(found.values(), rates, strict=True):
             if not starts or list(starts.values())[-1] != rate:
@@ -71,7 +71,7 @@ def weighted_rows() -> list[Row]:
 
 def photograph() -> torch.Tensor:
     """A real picture as the 2012 code stored it: uint8 3×256×256, short side resized, centre cropped."""
-    return Preprocess(size=224, resize=256).training_square(load_sample_image("china.jpg").copy())
+    return EvalTransform(size=224, resize=256).training_square(load_sample_image("china.jpg").copy())
 
 
 def show(axes: Axes, image: torch.Tensor | np.ndarray) -> None:

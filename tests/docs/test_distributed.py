@@ -1,4 +1,4 @@
-"""docs/distributed.md: its sums come out, its measured numbers are those of the results, and its examples pass shellcheck."""
+"""docs/distributed.md: sums add up, measured numbers are those of the results, examples pass shellcheck."""
 
 from __future__ import annotations
 

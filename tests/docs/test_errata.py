@@ -272,7 +272,7 @@ def test_the_errata_cite_every_test_and_no_other(name: str) -> None:
     here = Path(__file__).read_text(encoding="utf-8").split("# ── the document")[0]
     mine = set(re.findall(r"^def (test_\w+)", here, re.MULTILINE))
     architectures = (ROOT / "tests/models/test_architectures.py").read_text(encoding="utf-8")
-    others = set(re.findall(r"^def (test_seed_\w+)", architectures, re.MULTILINE))
+    others = set(re.findall(r"^def (test_tutorial_\w+)", architectures, re.MULTILINE))
     assert cited(name) == mine | others
     assert re.findall(r"python -m pytest (\S+) (\S+)", (ROOT / name).read_text(encoding="utf-8")) == [
         ("tests/docs/test_errata.py", "tests/models/test_architectures.py")

@@ -163,8 +163,8 @@ def test_small_numbers_of_the_text(page: str, figures: ModuleType) -> None:
     np.testing.assert_allclose(figures.PCA_DIRECTIONS.T @ figures.PCA_DIRECTIONS, np.eye(3), atol=2e-4)
     for told in ("0.0099", "2178", "7.4", "7.2", "7.7", "121.8", "37.1", "19.7", "53.25"):
         assert told in said
-    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    assert all(measured in readme and measured in said for measured in ("79.82", "81.59"))
+    recipes = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    assert all(measured in recipes and measured in said for measured in ("79.82", "81.59"))
 
 
 @pages

@@ -1,4 +1,4 @@
-"""docs/performance/: every JSON file in benchmarks/results is cited with its command, and every table agrees with its file.
+"""docs/performance/: every JSON file in benchmarks/results is cited, and every table agrees with its file.
 
 A table follows a comment that names its source: the file and the place in it, as in `<!-- bench.json train -->` or
 `<!-- train_224.json results.paper -->`. The first cell of a row names entries there: each of its words occurs in the

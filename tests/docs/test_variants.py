@@ -87,7 +87,7 @@ def test_cuda_convnet2_has_the_parameters_of_torchvision_with_lrn() -> None:
 
 
 def test_the_list_of_ours_is_counted() -> None:
-    listed = {row[0].strip("`"): row[1] for row in ROWS if len(row) == 3 and row[0].startswith("`")}
+    listed = {row[0].strip("`"): row[1] for row in ROWS if len(row) == 4 and row[0].startswith("`")}
     assert listed == {row["name"]: f"{row['parameters']:,}" for row in table()}
 
 
