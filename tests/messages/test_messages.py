@@ -4,46 +4,54 @@ from string import Formatter
 
 import pytest
 
+import alexnet
 from alexnet.errors import UserError
-from alexnet.messages import texts
-from alexnet.messages.texts import LANGUAGES, TEXT, Translator
+from alexnet.messages.translator import LANGUAGES, Translator, load_texts
+
+ENGLISH, CHINESE = load_texts("en"), load_texts("zh")
 
 
-def places(words: str) -> set[tuple[str | None, str | None]]:
-    return {(name, form) for _, name, form, _ in Formatter().parse(words) if name is not None}
+def placeholders(text: str) -> set[tuple[str | None, str | None]]:
+    return {(name, form) for _, name, form, _ in Formatter().parse(text) if name is not None}
 
 
-@pytest.mark.parametrize("key", TEXT)
-def test_every_text_has_both_languages_with_the_same_numbers(key):
-    english, chinese = TEXT[key]
-    assert english
-    assert chinese
-    assert places(english) == places(chinese)
-    same = {"f1", "top5", "is", "on_device"}  # written alike
-    assert re.search("[\u4e00-\u9fff]", chinese) or key in same
+def test_languages_have_the_same_keys_in_the_same_order():
+    assert set(LANGUAGES) == {"en", "zh"}
+    assert list(ENGLISH) == list(CHINESE)
+
+
+@pytest.mark.parametrize("key", ENGLISH)
+def test_texts_have_the_same_placeholders_in_both_languages(key):
+    assert ENGLISH[key]
+    assert placeholders(ENGLISH[key]) == placeholders(CHINESE[key])
+    assert not re.search("[\u4e00-\u9fff]", ENGLISH[key])
+    untranslated = {"f1", "top5", "correct_prediction", "on_device"}
+    assert re.search("[\u4e00-\u9fff]", CHINESE[key]) or key in untranslated
 
 
 def test_every_text_is_used():
-    folder = Path(texts.__file__).parent
-    code = "".join(p.read_text() for p in folder.glob("*.py") if p.name != "report_text.py")
-    code += re.search("class Words.*", Path(texts.__file__).read_text(), re.DOTALL).group()
-    named = set(re.findall(r"""["']([a-z0-9_]+)["']""", code))
-    named |= {f"advice_{name}" for name in named} | {f"{name}_said" for name in named}  # composed where they are used
-    unused = set(TEXT) - named
-    assert not unused
+    package = Path(alexnet.__file__).parent
+    folders = [package / name for name in ("messages", "plots", "report")]
+    code = "".join(path.read_text() for folder in folders for path in folder.glob("*.py"))
+    used = set(re.findall(r"""["']([a-z0-9_]+)["']""", code))
+    used |= {f"advice_{name}" for name in used} | {f"{name}_note" for name in used}  # composed from these
+    used |= {f"split_{name}" for name in used}
+    assert not set(ENGLISH) - used
 
 
-def test_languages():
-    assert set(LANGUAGES) == {"en", "zh"}
-    assert Translator("zh")("classes") == "各类别"
+def test_translator_formats_texts():
+    assert Translator("zh")("classes") == "各类别结果"
+    assert Translator()("parameters", n=61100840) == "61,100,840 parameters"
+    assert [Translator(lang).split("val") for lang in LANGUAGES] == ["validation", "验证集"]
+    assert [Translator(lang).join(["a.", "b."]) for lang in LANGUAGES] == ["a. b.", "a.b."]
     with pytest.raises(UserError, match="no language 'de'|'de'"):
         Translator("de")
 
 
 def test_durations():
-    words = Translator()
-    spaces = {ord("\u00a0"): " "}  # that do not break a line
-    assert [words.duration(s).translate(spaces) for s in (3.14, 61, 484, 7026)] == [
+    translate = Translator()
+    spaces = {ord("\u00a0"): " "}  # no-break spaces
+    assert [translate.duration(s).translate(spaces) for s in (3.14, 61, 484, 7026)] == [
         "3.1 s",
         "1 min 1 s",
         "8 min 4 s",

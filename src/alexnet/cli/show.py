@@ -55,7 +55,7 @@ def show(
     try:
         file = draw(
             kind, what, out, theme, layer=layer, method=method, label=label, top=top, split=split,
-            checkpoint=checkpoint, device=device, progress=progress.update, say=progress.log,
+            checkpoint=checkpoint, device=device, progress=progress.update, log=progress.log,
         )  # fmt: skip
     finally:
         progress.close()

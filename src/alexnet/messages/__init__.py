@@ -1,1 +1,5 @@
-"""TODO."""
+"""The texts of reports and the data check page, in English and Chinese.
+
+`en.json` and `zh.json` map the same keys to texts with the same placeholders; keys are grouped by section of the page.
+`translator.Translator` loads one of them and formats its texts.
+"""

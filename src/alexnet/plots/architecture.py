@@ -1,8 +1,8 @@
-"""The famous diagram, drawn from a specification: boxes in perspective, one row for each tower.
+"""The architecture diagram of figure 2 of the paper, for any specification: boxes in perspective, one row per tower.
 
-Everything in it is read off `spec.layers`: the sizes, what follows each layer and in which order, and where one tower
-reads the other (a layer without groups in a network that has them). Lengths are roots of the true ones, as 224 and 13
-pixels, or 3 and 384 channels, would not fit on one page otherwise.
+Sizes, the operations after each layer, and connections between the towers (layers without groups in a network that has
+groups) come from `spec.layers`. Lengths are roots of the true ones, so that 224 and 13 pixels, or 3 and 384 channels,
+fit into one figure.
 """
 
 from __future__ import annotations
@@ -20,103 +20,103 @@ from matplotlib.patches import Polygon
 from alexnet.models.spec import AlexNetSpec, Layer, layers
 from alexnet.plots.style import Theme, new_figure
 
-LINE = 0.27  # inches between lines of text
-SLANT = 0.34  # how far depth goes to the right and up, as a share of height
-NAMES = {"relu": "ReLU", "tanh": "tanh", "sigmoid": "sigmoid", "lrn": "LRN", "rnorm": "spatial norm",
-         "batchnorm": "batch norm"}  # fmt: skip
+LINE_HEIGHT = 0.27  # of text, in inches
+SLANT = 0.34  # offset of the back face to the right and up, as a share of the height
+OPERATION_NAMES = {"relu": "ReLU", "tanh": "tanh", "sigmoid": "sigmoid", "lrn": "LRN", "rnorm": "spatial norm",
+                   "batchnorm": "batch norm"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Box:
-    """One layer with weights (or the picture) in one tower."""
+    """One layer with weights, or the image, in one tower. Lengths are in inches."""
 
     layer: Layer | None
+    """None for the image."""
     x: float
-    y: float  # of the middle of the front
+    """Left edge."""
+    y: float
+    """Center of the front face."""
     width: float
     height: float
     depth: float
-    flat: bool
 
     @property
     def right(self) -> float:
         return self.x + self.width + self.depth
 
     @property
-    def entry(self) -> tuple[float, float]:
-        """Where what it reads arrives: the middle of its left edge."""
+    def input_point(self) -> tuple[float, float]:
+        """Where connections end: the middle of the left edge."""
         return self.x, self.y
 
     @property
-    def exit(self) -> tuple[float, float]:
-        """The middle of its right face."""
+    def output_point(self) -> tuple[float, float]:
+        """Where connections start: the center of the right face."""
         return self.x + self.width + self.depth / 2, self.y + self.depth / 2
 
 
 def architecture_figure(spec: AlexNetSpec, theme: Theme, title: str = "") -> Figure:
-    """The network of `spec` as boxes: the sides of the maps up and into the page, channels to the right."""
+    """Draw the network of `spec`: height and depth of a box are the sides of the maps, its width the channels."""
     stack = layers(spec)
     towers = 2 if any(layer.groups == 2 for layer in stack) else 1
-    weighted = [layer for layer in stack if layer.kind in ("conv", "linear")]
-    lists = _follows(stack)
-    most = max(len(lines) for lines in lists.values())
-    columns, width = _columns(spec, weighted, towers)
+    operations = _operations_after(stack)
+    columns, width = _place_boxes(spec, [layer for layer in stack if layer.kind in ("conv", "linear")], towers)
     boxes = [box for column in columns for box in column]
     high = max(box.y + box.height / 2 + box.depth for box in boxes)
     low = min(box.y - box.height / 2 for box in boxes)
-    text = (2 + most) * LINE + 0.2
-    above, below = high + (text if towers == 2 else 0.1), low - text
-    parameters = sum(layer.parameters for layer in stack)
+    text_height = (2 + max(map(len, operations.values()))) * LINE_HEIGHT + 0.2
+    top, bottom = high + (text_height if towers == 2 else 0.1), low - text_height
     caption = (
         "Height and depth of a box are the sides of the maps, its width the channels (roots of the true lengths). "
-        "Each list tells what follows the layer, in order."
+        "The operations after a layer are listed in order."
     )
     if towers == 2:
-        caption += " Orange: where each tower also reads the other."
-    figure = new_figure(width + 0.5, above - below + 1.0,
-                        title or f"{spec.name}: {parameters:,} parameters", caption)  # fmt: skip
+        caption += " Orange: connections between the towers."
+    parameters = sum(layer.parameters for layer in stack)
+    title = title or f"{spec.name}: {parameters:,} parameters"
+    figure = new_figure(width + 0.5, top - bottom + 1.0, title, caption)
     axes = figure.subplots()
-    axes.set(xlim=(-0.25, width + 0.25), ylim=(below, above), aspect="equal")
+    axes.set(xlim=(-0.25, width + 0.25), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
     for before, after in itertools.pairwise(columns):
-        _connect(axes, before, after, theme)
+        _draw_connections(axes, before, after, theme)
     for column in columns:
         for tower, box in enumerate(column):
-            _draw(axes, box, _colour(box, tower, len(column), theme), theme)
-    _label_picture(axes, columns[0][0], spec)
+            _draw_box(axes, box, _box_color(box, tower, len(column), theme), theme)
+    _label_image(axes, columns[0][0], spec)
     for column in columns[1:]:
         for tower, box in enumerate(column):
             assert box.layer is not None
-            edge = above if len(column) == 2 and tower == 0 else low - 0.15
+            text_top = top if len(column) == 2 and tower == 0 else low - 0.15
             if towers == 2 and len(column) == 1:  # the last layer, between the towers
-                edge = box.y - box.height / 2 - 0.12
-            _write(axes, box, lists[box.layer.name], len(column), edge)
+                text_top = box.y - box.height / 2 - 0.12
+            _label_layer(axes, box, operations[box.layer.name], len(column), text_top)
     return figure
 
 
-def _follows(stack: Sequence[Layer]) -> dict[str, list[str]]:
-    """For each layer with weights, what comes between it and the next one, a line each."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
+def _operations_after(stack: Sequence[Layer]) -> dict[str, list[str]]:
+    """Return the operations between each layer with weights and the next one, by layer name."""
+    operations: dict[str, list[str]] = {}
+    current: list[str] = []
     for layer in stack:
         if layer.kind in ("conv", "linear"):
-            lines = found[layer.name] = []
-        elif layer.kind in NAMES:
-            lines.append(NAMES[layer.kind])
+            current = operations[layer.name] = []
+        elif layer.kind in OPERATION_NAMES:
+            current.append(OPERATION_NAMES[layer.kind])
         elif layer.kind in ("maxpool", "avgpool"):
-            lines.append(f"{layer.kind[:3]} pool {layer.kernel}/{layer.stride}")
+            current.append(f"{layer.kind[:3]} pool {layer.kernel}/{layer.stride}")
         elif layer.kind == "adaptiveavgpool":
-            lines.append(f"mean to {layer.output[1]}×{layer.output[2]}")
+            current.append(f"mean to {layer.output[1]}×{layer.output[2]}")
         elif layer.kind == "dropout":
-            lines.append(f"dropout {layer.p:g}")
-    return found
+            current.append(f"dropout {layer.p:g}")
+    return operations
 
 
-def _columns(spec: AlexNetSpec, weighted: Sequence[Layer], towers: int) -> tuple[list[list[_Box]], float]:
-    """The boxes from left to right, one or two in each column, and the width of all."""
+def _place_boxes(spec: AlexNetSpec, weighted: Sequence[Layer], towers: int) -> tuple[list[list[_Box]], float]:
+    """Return the boxes from left to right, one or two in each column, and the total width."""
     side = 2.9 * (spec.image_size / 224) ** 0.25
-    picture = _Box(None, 0.0, -side * SLANT / 2, 0.08, side, SLANT * side, False)
-    columns, x = [[picture]], picture.right + 0.55
+    image = _Box(None, 0.0, -side * SLANT / 2, 0.08, side, SLANT * side)
+    columns, x = [[image]], image.right + 0.55
     for i, layer in enumerate(weighted):
         n = 1 if i == len(weighted) - 1 else towers
         if layer.kind == "conv":
@@ -126,15 +126,14 @@ def _columns(spec: AlexNetSpec, weighted: Sequence[Layer], towers: int) -> tuple
             height = 0.3 + 0.033 * (layer.output[0] / n) ** 0.5
             width, depth = 0.16, 0.16
         offset = 1.55 if n == 2 else 0.0
-        middles = [offset - depth / 2, -offset - depth / 2] if n == 2 else [-depth / 2]
-        column = [_Box(layer, x, y, width, height, depth, layer.kind == "linear") for y in middles]
-        columns.append(column)
+        centers = [offset - depth / 2, -offset - depth / 2] if n == 2 else [-depth / 2]
+        columns.append([_Box(layer, x, y, width, height, depth) for y in centers])
         x += max(width + depth + 0.5, 1.5)
     return columns, max(x - 0.2, columns[-1][0].right + 0.5)
 
 
-def _connect(axes: Axes, before: Sequence[_Box], after: Sequence[_Box], theme: Theme) -> None:
-    """What reads what: kernels for convolutions, and lines; between the towers in orange."""
+def _draw_connections(axes: Axes, before: Sequence[_Box], after: Sequence[_Box], theme: Theme) -> None:
+    """Draw the inputs of the boxes `after`: windows of convolutions, and lines, in orange between the towers."""
     layer = after[0].layer
     assert layer is not None
     crossing = len(before) == len(after) == 2 and (layer.kind == "linear" or layer.groups == 1)
@@ -143,22 +142,21 @@ def _connect(axes: Axes, before: Sequence[_Box], after: Sequence[_Box], theme: T
             same = i == j or len(before) != len(after)
             if not same and not crossing:
                 continue
-            colour = theme.faint if same else theme.orange
-            look: dict[str, Any] = {"color": colour, "lw": 1.0 if same else 1.6, "zorder": 7 if same else 3}
-            starts = [source.exit] if layer.kind == "linear" or not same else _window(source, layer)[1:3]
+            color = theme.muted if same else theme.orange
+            look: dict[str, Any] = {"color": color, "lw": 1.0 if same else 1.6, "zorder": 7 if same else 3}
+            starts = [source.output_point] if layer.kind == "linear" or not same else _window(source, layer)[1:3]
             for start in starts:
-                axes.plot(*zip(start, target.entry, strict=True), ls="-" if same else (0, (4, 2)), **look)
+                axes.plot(*zip(start, target.input_point, strict=True), ls="-" if same else (0, (4, 2)), **look)
     if layer.kind == "conv":
+        look = {"facecolor": theme.orange, "edgecolor": theme.foreground, "lw": 0.8, "alpha": 0.85, "zorder": 6}
         for source in before:
-            corners = _window(source, layer)
-            axes.add_patch(Polygon(corners, facecolor=theme.orange, edgecolor=theme.ink, lw=0.8, alpha=0.85, zorder=6))
+            axes.add_patch(Polygon(_window(source, layer), **look))
 
 
 def _window(box: _Box, layer: Layer) -> list[tuple[float, float]]:
-    """The corners of the window of the next convolution on the right face of the box that it slides over, from the
-    lower left one around."""
+    """Return the corners of a convolution's window on the right face of its input `box`, from the lower left."""
     share = min(1.0, max(0.16, layer.kernel / layer.input[1]))
-    x, y = box.exit
+    x, y = box.output_point
     height, depth = share * box.height / 2, share * box.depth / 2
     return [
         (x - depth, y - depth - height), (x + depth, y + depth - height),
@@ -166,13 +164,13 @@ def _window(box: _Box, layer: Layer) -> list[tuple[float, float]]:
     ]  # fmt: skip
 
 
-def _colour(box: _Box, tower: int, towers: int, theme: Theme) -> str:
-    if box.layer is None or (towers == 1 and box.flat):
-        return theme.faint
+def _box_color(box: _Box, tower: int, towers: int, theme: Theme) -> str:
+    if box.layer is None or (towers == 1 and box.layer.kind == "linear"):
+        return theme.muted
     return theme.series[(0, 2)[tower]]
 
 
-def _draw(axes: Axes, box: _Box, colour: str, theme: Theme) -> None:
+def _draw_box(axes: Axes, box: _Box, color: str, theme: Theme) -> None:
     left, right, low, high = box.x, box.x + box.width, box.y - box.height / 2, box.y + box.height / 2
     d = box.depth
     faces = (
@@ -180,27 +178,27 @@ def _draw(axes: Axes, box: _Box, colour: str, theme: Theme) -> None:
         ([(left, high), (right, high), (right + d, high + d), (left + d, high + d)], 0.25),
         ([(right, low), (right + d, low + d), (right + d, high + d), (right, high)], 0.4),
     )
-    base, paper = to_rgb(colour), to_rgb(theme.paper)
+    base, background = to_rgb(color), to_rgb(theme.background)
     for corners, strength in faces:
-        mixed = tuple(strength * a + (1 - strength) * b for a, b in zip(base, paper, strict=True))
-        axes.add_patch(Polygon(corners, facecolor=mixed, edgecolor=theme.ink, lw=0.9, zorder=5))
+        mixed = tuple(strength * a + (1 - strength) * b for a, b in zip(base, background, strict=True))
+        axes.add_patch(Polygon(corners, facecolor=mixed, edgecolor=theme.foreground, lw=0.9, zorder=5))
 
 
-def _label_picture(axes: Axes, box: _Box, spec: AlexNetSpec) -> None:
+def _label_image(axes: Axes, box: _Box, spec: AlexNetSpec) -> None:
     top = box.y - box.height / 2 - 0.12
+    size = f"{spec.image_size}×{spec.image_size}×{spec.in_channels}"
     axes.text(box.x, top, "image", weight="bold", size=13, va="top")
-    axes.text(box.x, top - LINE, f"{spec.image_size}×{spec.image_size}×{spec.in_channels}", size=12, va="top")
+    axes.text(box.x, top - LINE_HEIGHT, size, size=12, va="top")
 
 
-def _write(axes: Axes, box: _Box, follows: Sequence[str], towers: int, top: float) -> None:
-    """Name, size and what follows, below `top`."""
+def _label_layer(axes: Axes, box: _Box, operations: Sequence[str], towers: int, top: float) -> None:
+    """Write name, output size, kernel and following operations below `top`."""
     layer = box.layer
     assert layer is not None
     size = "×".join(map(str, (*layer.output[1:], layer.output[0] // towers)))
-    x = box.x
-    axes.text(x, top, layer.name, weight="bold", size=13, va="top")
-    axes.text(x, top - LINE, size, size=12, va="top")
-    what = [f"{layer.kernel}×{layer.kernel}" + (f", stride {layer.stride}" if layer.stride > 1 else "")]
-    lines = [*(what if layer.kind == "conv" else []), *follows]
-    for i, line in enumerate(lines):
-        axes.text(x, top - (2 + i) * LINE, line, size=11, va="top")
+    axes.text(box.x, top, layer.name, weight="bold", size=13, va="top")
+    axes.text(box.x, top - LINE_HEIGHT, size, size=12, va="top")
+    stride = f", stride {layer.stride}" if layer.stride > 1 else ""
+    kernel = [f"{layer.kernel}×{layer.kernel}{stride}"] if layer.kind == "conv" else []
+    for i, line in enumerate([*kernel, *operations]):
+        axes.text(box.x, top - (2 + i) * LINE_HEIGHT, line, size=11, va="top")

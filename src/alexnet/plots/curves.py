@@ -1,4 +1,4 @@
-"""Curves by epoch of one run or several, as lines on axes: shared by `alexnet show curves` and the pages of runs."""
+"""Metrics by epoch, of one run or several: two plots for `alexnet show curves`, one plot per metric for reports."""
 
 from __future__ import annotations
 
@@ -11,77 +11,100 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from alexnet.messages.texts import Translator
-from alexnet.plots.style import Theme, clean
+from alexnet.messages.translator import Translator
+from alexnet.plots.style import Theme, new_figure, new_panel, shorten
 
-Runs = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Rows of metrics.jsonl by the run's name."""
-
-
-def marker_of(i: int, runs: int, theme: Theme) -> str:
-    """A sign for run `i`, once there are more runs than colours."""
-    return ("o", "s", "^", "D")[i // len(theme.series) % 4] if runs > len(theme.series) else ""
+Histories = Mapping[str, Sequence[Mapping[str, Any]]]
+"""The lines of metrics.jsonl by name of the run."""
 
 
-def draw_curve(
-    axes: Axes, runs: Runs, train: str | None, val: str, theme: Theme, best: bool = False, minutes: bool = False
-) -> None:
-    """For each run `val` as a solid line and `train` as a dashed one, over epochs or minutes; `best` adds a dot where
-    `val` is largest. Of a run alone the dashed line has a colour of its own."""
-    for i, (_, rows) in enumerate(runs.items()):
-        colour = theme.series[i % len(theme.series)]
-        few: dict[str, Any] = {"marker": marker_of(i, len(runs), theme) or ("." if len(rows) < 40 else "")}
-        epochs = [row["epoch"] for row in rows]
-        at = np.cumsum([row["seconds"] for row in rows]) / 60 if minutes else epochs
+def curves_figure(runs: Histories, theme: Theme, title: str = "") -> Figure:
+    """Plot loss and top-1 accuracy by epoch side by side."""
+    splits = sorted({Translator().split(str(history[0]["split"])) for history in runs.values()})
+    caption = (
+        f"Solid: {' or '.join(splits)}, on images as they are. Dashed: training, on augmented images, with label "
+        "smoothing if enabled, and while the weights are still changing. The dot marks the best epoch."
+    )
+    figure = new_figure(11, 5.2 + 0.3 * (len(runs) > 4), title or "Learning curves", caption)
+    left, right = figure.subplots(1, 2)
+    _draw_curves(left, runs, "train_loss", "val_loss", theme)
+    _draw_curves(right, runs, "train_top1", "top1", theme, mark_best=True)
+    best = {name: max(epoch["top1"] for epoch in history) for name, history in runs.items()}
+    for axes, heading in ((left, "loss"), (right, f"top-1 accuracy, best {max(best.values()):.1%}")):
+        axes.set_title(heading)
+        axes.set_xlabel("epoch")
+    if len(runs) == 1:
+        lines = _split_lines(splits[0], "training", theme)
+    else:
+        lines = _run_lines([f"{shorten(name, 30)}: {top1:.1%}" for name, top1 in best.items()], theme, 40)
+    right.legend(handles=lines, loc="best")
+    return figure
+
+
+def metric_figure(
+    runs: Histories, train: str | None, val: str, theme: Theme, translate: Translator, title: str,
+    minutes: bool = False,
+) -> Figure:  # fmt: skip
+    """Plot one metric: `val` solid and `train` dashed, over epochs or `minutes` of training."""
+    figure, axes = new_panel()
+    _draw_curves(axes, runs, train, val, theme, mark_best=val == "top1", minutes=minutes)
+    axes.set_title(title)
+    axes.set_xlabel(translate("minutes_axis" if minutes else "epoch"))
+    lines: list[Line2D] = []
+    if len(runs) > 1:
+        lines = _run_lines(list(runs), theme, 24)
+    elif train:
+        split = str(next(iter(runs.values()))[0]["split"])
+        lines = _split_lines(translate.split(split), translate.split("train"), theme)
+    if lines:  # in the corner that learning curves leave free
+        rising = val.startswith("top")
+        axes.legend(handles=lines, loc="lower right" if rising else "upper right", fontsize=9 if len(runs) > 1 else 11)
+    return figure
+
+
+def _draw_curves(
+    axes: Axes, runs: Histories, train: str | None, val: str, theme: Theme, mark_best: bool = False,
+    minutes: bool = False,
+) -> None:  # fmt: skip
+    """Draw a color per run; for a single run training has its own color. `mark_best` adds a dot at the maximum."""
+    for i, history in enumerate(runs.values()):
+        color = theme.series[i % len(theme.series)]
+        points: dict[str, Any] = {"marker": _marker(i, len(runs), theme) or ("." if len(history) < 40 else "")}
+        x = [epoch["epoch"] for epoch in history]
+        if minutes:
+            x = list(np.cumsum([epoch["seconds"] for epoch in history]) / 60)
         if train:
-            quiet: dict[str, Any] = {"color": theme.orange} if len(runs) == 1 else {"color": colour, "alpha": 0.6}
-            axes.plot(at, [row[train] for row in rows], "--", **quiet, **few)
-        axes.plot(at, [row[val] for row in rows], "-", lw=2.2, color=colour, **few)
-        if best:
-            peak = max(range(len(rows)), key=lambda e: rows[e][val])
-            axes.plot(at[peak], rows[peak][val], "o", color=colour, ms=9)
+            look: dict[str, Any] = {"color": theme.orange} if len(runs) == 1 else {"color": color, "alpha": 0.6}
+            axes.plot(x, [epoch[train] for epoch in history], "--", **look, **points)
+        y = [epoch[val] for epoch in history]
+        axes.plot(x, y, "-", lw=2.2, color=color, **points)
+        if mark_best:
+            best = max(range(len(y)), key=y.__getitem__)
+            axes.plot(x[best], y[best], "o", color=color, ms=9)
     if not minutes:
         if max(map(len, runs.values())) == 1:
-            axes.set_xlim(0, 2)  # or the axis shows thousandths of an epoch
+            axes.set_xlim(0, 2)  # otherwise the ticks are thousandths of an epoch
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if val.startswith("top"):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(visible=True)
 
 
-def run_lines(names: Sequence[str], theme: Theme, letters: int = 30) -> list[Line2D]:
-    """What a legend says of several runs."""
+def _marker(i: int, runs: int, theme: Theme) -> str:
+    """Return the marker of run `i`, or "" while each run has its own color."""
+    return ("o", "s", "^", "D")[i // len(theme.series) % 4] if runs > len(theme.series) else ""
+
+
+def _split_lines(val: str, train: str, theme: Theme) -> list[Line2D]:
+    """Return the legend of a single run."""
+    return [Line2D([], [], color=theme.blue, label=val, lw=2.2),
+            Line2D([], [], color=theme.orange, ls="--", label=train)]  # fmt: skip
+
+
+def _run_lines(names: Sequence[str], theme: Theme, length: int) -> list[Line2D]:
+    """Return the legend of several runs."""
     return [
-        Line2D([], [], color=theme.series[i % len(theme.series)], marker=marker_of(i, len(names), theme),
-               label=clean(name, letters))
+        Line2D([], [], color=theme.series[i % len(theme.series)], marker=_marker(i, len(names), theme),
+               label=shorten(name, length))
         for i, name in enumerate(names)
     ]  # fmt: skip
-
-
-def panel(width: float = 5.2, height: float = 3.3) -> tuple[Figure, Axes]:
-    """A plot that can still be read at the width of a phone."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def curve_figure(
-    runs: Runs, train: str | None, val: str, theme: Theme, words: Translator, title: str, minutes: bool = False
-) -> Figure:
-    """One kind of curve: of a run alone with what is training and what not, of several with their names."""
-    figure, axes = panel()
-    draw_curve(axes, runs, train, val, theme, best=val == "top1", minutes=minutes)
-    axes.set_title(title)
-    axes.set_xlabel(words("minutes_axis" if minutes else "epoch"))
-    handles: list[Line2D] = []
-    if len(runs) > 1:
-        handles = run_lines(list(runs), theme, 24)
-    elif train:
-        split = str(next(iter(runs.values()))[0]["split"])
-        handles = [Line2D([], [], color=theme.blue, label=split, lw=2.2),
-                   Line2D([], [], color=theme.orange, ls="--", label=words("training"))]  # fmt: skip
-    if handles:  # in the corner that learning curves leave free
-        rising = val.startswith("top")
-        axes.legend(
-            handles=handles, loc="lower right" if rising else "upper right", fontsize=9 if len(runs) > 1 else 11
-        )
-    return figure

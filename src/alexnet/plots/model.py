@@ -1,5 +1,4 @@
-"""Drawings of what is inside a network: its filters, its activations, the pixels that an answer hangs on, and how much
-of a picture one unit sees."""
+"""Figures of the inside of a network: filters, activations, saliency maps and receptive fields."""
 
 from __future__ import annotations
 
@@ -18,13 +17,16 @@ from alexnet.errors import UserError, unknown_name
 from alexnet.inference.explain import Saliency, Stage
 from alexnet.models.model import AlexNet, Network
 from alexnet.models.spec import AlexNetSpec, Layer, layers
-from alexnet.plots.style import Theme, clean, new_figure, show, tiles
+from alexnet.plots.style import Theme, hide_frame, new_figure, shorten, show_image, tile_images
+
+MAX_LAYERS = 8  # in one figure of filters; torchvision's networks have hundreds of convolutions
+SHOWN_MAPS = 6  # of each stage in the figure of activations
 
 # ── filters ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def conv_weights(model: Network) -> dict[str, np.ndarray]:
-    """The weights of every convolution, float32 (filters, channels that each reads, k, k), by layer."""
+    """Return the weights of every convolution, float32 (filters, input channels of each, k, k), by layer."""
     from torch import nn
 
     return {
@@ -35,191 +37,189 @@ def conv_weights(model: Network) -> dict[str, np.ndarray]:
 
 
 def filter_tiles(weights: np.ndarray, theme: Theme) -> np.ndarray:
-    """One tile a filter, (filters, k, k, 3) in 0…1: in colour or grey where the layer reads the picture, else the
-    filter's strongest slice (one input channel) from blue (negative) to orange.
+    """Return one tile per filter, (filters, k, k, 3) of 0…1.
 
-    One scale for the whole layer: 0 is mid-grey (or the page's colour), and the ends are where all but the largest
-    half per cent of the weights lie.
+    Filters on the image are shown in color or gray; zero is mid-gray. Other filters are shown by the input channel with
+    the largest norm, from blue (negative) through the background (zero) to orange (positive). All filters share one
+    scale, which clips the largest 0.5% of the weights.
     """
-    reads = weights.shape[1]
-    if reads not in (1, 3):
+    channels = weights.shape[1]
+    if channels not in (1, 3):
         strongest = np.square(weights).sum((2, 3)).argmax(1)
         weights = weights[np.arange(len(weights)), strongest][:, None]
     scale = float(np.quantile(np.abs(weights), 0.995)) or 1.0
     unit = np.clip(weights / scale, -1, 1).transpose(0, 2, 3, 1)
-    if reads in (1, 3):
-        return np.repeat(0.5 + unit / 2, 3 // reads, axis=3)
-    return theme.signed(0.5 + unit[..., 0] / 2)[..., :3]
+    if channels in (1, 3):
+        return np.repeat(0.5 + unit / 2, 3 // channels, axis=3)
+    return theme.diverging(0.5 + unit[..., 0] / 2)[..., :3]
 
 
 def filters_figure(model: Network, layer: str | None, theme: Theme, title: str = "") -> Figure:
-    """The filters of `layer`, or of every convolution, as the paper's figure 3: the towers apart where there are two.
+    """Draw the filters of `layer`, or of every convolution, as in figure 3 of the paper, with towers separated.
 
-    Raises `UserError` for a layer that is no convolution.
+    Raises `UserError` if `layer` is not a convolution, or there are none.
     """
     weights = conv_weights(model)
     if layer is not None and layer not in weights:
         raise unknown_name("convolution", layer, weights, f" in '{model.spec.name}'")
     if not weights:
         raise UserError(f"'{model.spec.name}' has no convolutions, and so no filters to show.")
-    names = [layer] if layer else list(weights)[:8]  # deep networks have hundreds
-    two = isinstance(model, AlexNet) and max(conv.groups for conv in model.spec.convs) == 2
-    blocks = [(name, half) for name in names for half in (np.split(weights[name], 2) if two else [weights[name]])]
-    shapes = []
+    names = [layer] if layer else list(weights)[:MAX_LAYERS]
+    two_towers = isinstance(model, AlexNet) and max(conv.groups for conv in model.spec.convs) == 2
+    blocks = [(name, b) for name in names for b in (np.split(weights[name], 2) if two_towers else [weights[name]])]
+    shapes = []  # rows and columns of each block
     for _, block in blocks:
-        wide = (16 if block.shape[1] in (1, 3) else 24) if len(names) == 1 else (24 if block.shape[2] > 8 else 32)
-        shapes.append((-(-len(block) // wide), max(wide, min(len(block), 8))))
+        columns = (16 if _reads_image(block) else 24) if len(names) == 1 else (24 if block.shape[2] > 8 else 32)
+        shapes.append((-(-len(block) // columns), max(columns, min(len(block), 8))))
     width = 11.0
-    heights = [0.4 + width * rows / wide for rows, wide in shapes]
-    reads_picture = weights[names[0]].shape[1] in (1, 3)
-    caption = "One tile is one filter; grey is zero." if reads_picture else ""
-    if len(names) > 1 or not reads_picture:
+    heights = [0.4 + width * rows / columns for rows, columns in shapes]
+    first_reads_image = _reads_image(weights[names[0]])
+    caption = "Each tile is one filter; gray is zero." if first_reads_image else ""
+    if len(names) > 1 or not first_reads_image:
         caption += (
-            " Of filters that read maps and not the picture, the slice of the map that they read most strongly: orange "
-            "adds, blue subtracts."
+            " Filters on feature maps are shown by the input channel with the largest weights: orange is positive, "
+            "blue negative."
         )
     figure = new_figure(width, sum(heights) + 1.1, title or f"Filters of {model.spec.name}", caption.strip())
     grid = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for i, (axes, (name, block), (_, wide)) in enumerate(zip(grid, blocks, shapes, strict=True)):
-        quiet = 0.4 * np.array(to_rgb(theme.faint)) + 0.6 * np.array(to_rgb(theme.paper))
-        gap = np.array(to_rgb(theme.paper)) if block.shape[1] in (1, 3) else quiet
-        show(axes, tiles(filter_tiles(block, theme), wide, gap, theme.paper), interpolation="nearest")
+    background, muted = np.array(to_rgb(theme.background)), np.array(to_rgb(theme.muted))
+    for i, (axes, (name, block), (_, columns)) in enumerate(zip(grid, blocks, shapes, strict=True)):
+        gap = background if _reads_image(block) else 0.4 * muted + 0.6 * background
+        tiles = tile_images(filter_tiles(block, theme), columns, gap, theme.background)
+        show_image(axes, tiles, interpolation="nearest")
         axes.set_anchor("NW")
-        tower = f", tower {i % 2 + 1}" if two else ""
-        k = block.shape[2]
-        axes.set_title(f"{name}{tower}: {len(block)} filters of {k}×{k}, each reading {_read(block.shape[1])}")
+        tower = f", tower {i % 2 + 1}" if two_towers else ""
+        k, channels = block.shape[2], block.shape[1]
+        inputs = {1: "gray", 3: "RGB"}.get(channels, f"{channels} maps")
+        axes.set_title(f"{name}{tower}: {len(block)} filters of {k}×{k}, input {inputs}")
     return figure
 
 
-def _read(channels: int) -> str:
-    return {1: "grey", 3: "red, green and blue"}.get(channels, f"{channels} maps")
+def _reads_image(weights: np.ndarray) -> bool:
+    return weights.shape[1] in (1, 3)
 
 
 # ── activations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-MAPS = 6  # of each stage that are shown: those with the largest mean
-
 
 def activations_figure(
-    stages: Sequence[Stage], image: np.ndarray, said: Sequence[tuple[str, float]], theme: Theme, title: str = ""
+    stages: Sequence[Stage], image: np.ndarray, labels: Sequence[tuple[str, float]], theme: Theme, title: str = ""
 ) -> Figure:
-    """What each stage makes of a picture, in two columns beside it; `said` are labels with probabilities."""
+    """Draw the output of each stage for an image, in two columns beside it; `labels` have probabilities."""
     rows = -(-len(stages) // 2)
     caption = (
-        f"Of each stage the {MAPS} maps with the largest mean, from dark (nothing) to bright (the stage's largest); of "
-        "fully connected layers all units in rows. “Active” is the share of values above zero."
+        f"The {SHOWN_MAPS} maps of each stage with the largest mean, from dark (zero) to bright (maximum of the "
+        "stage); all units of fully connected layers, row by row. “Active” is the share of values above zero."
     )
     figure = new_figure(12.5, 1.3 + rows * 1.1, title or "Activations", caption)
     grid = figure.add_gridspec(rows, 3, width_ratios=(0.72, 1, 1))
     left = figure.add_subplot(grid[: max(1, rows - 2), 0])
-    show(left, image)
+    show_image(left, image)
     left.set_title(f"input: {image.shape[0]}×{image.shape[1]}")
     left.set_anchor("NW")
-    answer = figure.add_subplot(grid[max(1, rows - 2) :, 0])
-    bars(answer, said[:3], None, theme)
+    draw_label_bars(figure.add_subplot(grid[max(1, rows - 2) :, 0]), labels[:3], None, theme)
     for i, stage in enumerate(stages):
         axes = figure.add_subplot(grid[i % rows, 1 + i // rows])
-        sheet = _sheet(stage.values)
+        grid_image = _tile_maps(stage.values)
         flat = stage.values.ndim == 1
-        show(axes, sheet, cmap="cividis", vmin=0, vmax=max(float(np.nanmax(sheet)), 1e-12),
-             aspect="auto" if flat else "equal")  # fmt: skip
+        show_image(axes, grid_image, cmap="cividis", vmin=0, vmax=max(float(np.nanmax(grid_image)), 1e-12),
+                   aspect="auto" if flat else "equal")  # fmt: skip
         axes.set_anchor("NW")
         if flat:
-            axes.set_box_aspect(1 / MAPS)
+            axes.set_box_aspect(1 / SHOWN_MAPS)
         shape = "×".join(map(str, stage.values.shape))
         axes.set_title(f"{stage.name}: {shape}, {stage.active:.0%} active")
     return figure
 
 
-def _sheet(values: np.ndarray) -> np.ndarray:
-    """The strongest maps side by side, or a vector broken into rows, with NaN where there is nothing."""
+def _tile_maps(values: np.ndarray) -> np.ndarray:
+    """Arrange the maps with the largest mean side by side, or a vector in rows; gaps are NaN."""
     if values.ndim == 1:
         rows = max(1, min(16, len(values) // 64))
-        wide = -(-len(values) // rows)
-        sheet = np.full(rows * wide, np.nan, np.float32)
-        sheet[: len(values)] = values
-        return sheet.reshape(rows, wide)
-    order = np.argsort(-values.mean((1, 2)), kind="stable")[:MAPS]
+        columns = -(-len(values) // rows)
+        tiles = np.full(rows * columns, np.nan, np.float32)
+        tiles[: len(values)] = values
+        return tiles.reshape(rows, columns)
+    largest = np.argsort(-values.mean((1, 2)), kind="stable")[:SHOWN_MAPS]
     side = values.shape[1]
-    gap = max(1, round(side / 16))
-    sheet = np.full((side, MAPS * (side + gap) - gap), np.nan, np.float32)
-    for i, channel in enumerate(order):
-        sheet[:, i * (side + gap) : i * (side + gap) + side] = values[channel]
-    return sheet
+    step = side + max(1, round(side / 16))
+    tiles = np.full((side, SHOWN_MAPS * step - (step - side)), np.nan, np.float32)
+    for i, channel in enumerate(largest):
+        tiles[:, i * step : i * step + side] = values[channel]
+    return tiles
 
 
-def bars(axes: Axes, said: Sequence[tuple[str, float]], true: str | None, theme: Theme, letters: int = 22) -> None:
-    """Labels with probabilities as bars, the likeliest above; the true label in the second colour."""
+def draw_label_bars(
+    axes: Axes, labels: Sequence[tuple[str, float]], true: str | None, theme: Theme, length: int = 22
+) -> None:
+    """Draw labels with probabilities as bars, the most probable on top; the true label in orange."""
     axes.barh(
-        range(len(said)), [p for _, p in said], height=0.82, alpha=0.45,
-        color=[theme.orange if label == true else theme.blue for label, _ in said],
+        range(len(labels)), [p for _, p in labels], height=0.82, alpha=0.45,
+        color=[theme.orange if label == true else theme.blue for label, _ in labels],
     )  # fmt: skip
-    for i, (label, p) in enumerate(said):
+    for i, (label, p) in enumerate(labels):
         weight = "bold" if label == true else "normal"
-        axes.text(0.015, i, clean(label, letters), va="center", weight=weight)
-        axes.text(1.0, i, f"{p:.1%}" if p < 0.9995 else "100 %", va="center", ha="right", weight=weight)
-    axes.set(xlim=(0, 1), ylim=(max(len(said), 3) - 0.5, -0.5), xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+        axes.text(0.015, i, shorten(label, length), va="center", weight=weight)
+        axes.text(1.0, i, f"{p:.1%}" if p < 0.9995 else "100%", va="center", ha="right", weight=weight)
+    axes.set(xlim=(0, 1), ylim=(max(len(labels), 3) - 0.5, -0.5), xticks=[], yticks=[])
+    hide_frame(axes)
 
 
 # ── saliency ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-SAID = {
-    "grad-cam": "Where the maps of the last convolution speak for the label (Grad-CAM); the finest detail that it can "
-    "tell is one value of those maps.",
-    "occlusion": "How far the label's logit falls when a grey square hides the place (occlusion): orange places speak "
-    "for the label, blue ones against it.",
-    "integrated-gradients": "Each pixel's share of the label's logit on the way from an empty picture (integrated "
-    "gradients): orange speaks for the label, blue against it.",
+CAPTIONS = {
+    "grad-cam": "Where the maps of the last convolution support the label (Grad-CAM); its resolution is that of those "
+    "maps.",
+    "occlusion": "How far the label's logit falls when a gray square covers the place (occlusion): orange supports the "
+    "label, blue contradicts it.",
+    "integrated-gradients": "Contribution of each pixel to the label's logit, integrated from an empty image "
+    "(integrated gradients): orange supports the label, blue contradicts it.",
 }
 
-UNITS = {"grad-cam": "weighted sum of the maps", "occlusion": "fall of the logit",
-         "integrated-gradients": "share of the logit"}  # fmt: skip
+UNITS = {"grad-cam": "weighted sum of the maps", "occlusion": "drop of the logit",
+         "integrated-gradients": "contribution to the logit"}  # fmt: skip
 
 
-def saliency_figure(found: Saliency, theme: Theme, title: str = "") -> Figure:
-    """The picture, and over it in colour what speaks for the label and what against it."""
-    heading = title or f"What speaks for “{clean(found.label, 40)}” ({found.probability:.1%})"
-    figure = new_figure(10.5, 6.0, heading, SAID[found.method])
+def saliency_figure(saliency: Saliency, theme: Theme, title: str = "") -> Figure:
+    """Draw the image, and beside it a heat map of what supports or contradicts the label."""
+    title = title or f"Evidence for “{shorten(saliency.label, 40)}” ({saliency.probability:.1%})"
+    figure = new_figure(10.5, 6.0, title, CAPTIONS[saliency.method])
     left, right = figure.subplots(1, 2)
-    show(left, found.image)
-    side = found.image.shape[0]
-    left.set_title(f"what the network sees: {side}×{side} pixels")
-    limit = float(np.quantile(np.abs(found.heat), 0.995)) or 1.0
-    share = np.clip(found.heat / limit, -1, 1)
-    grey = np.asarray(found.image, dtype=float).mean(2, keepdims=True).repeat(3, axis=2) / 255
-    back = 0.35 * grey + 0.65 * (np.array(to_rgb(theme.paper)) if theme.name == "light" else 0.0)
-    colours = np.where(share[..., None] > 0, np.array(to_rgb(theme.orange)), np.array(to_rgb(theme.blue)))
-    strength = np.abs(share)[..., None] ** 0.8
-    show(right, back * (1 - 0.9 * strength) + colours * 0.9 * strength)
-    right.set_title(found.method)
-    scale = ScalarMappable(Normalize(-limit if found.heat.min() < 0 else 0, limit), None)
-    scale.set_cmap(theme.signed if found.heat.min() < 0 else _half(theme))
+    show_image(left, saliency.image)
+    side = saliency.image.shape[0]
+    left.set_title(f"network input: {side}×{side} pixels")
+    limit = float(np.quantile(np.abs(saliency.heat), 0.995)) or 1.0
+    share = np.clip(saliency.heat / limit, -1, 1)
+    gray = np.asarray(saliency.image, dtype=float).mean(2, keepdims=True).repeat(3, axis=2) / 255
+    faded = 0.35 * gray + 0.65 * (np.array(to_rgb(theme.background)) if theme.name == "light" else 0.0)
+    colors = np.where(share[..., None] > 0, np.array(to_rgb(theme.orange)), np.array(to_rgb(theme.blue)))
+    strength = 0.9 * np.abs(share)[..., None] ** 0.8
+    show_image(right, faded * (1 - strength) + colors * strength)
+    right.set_title(saliency.method)
+    signed = saliency.heat.min() < 0
+    scale = ScalarMappable(Normalize(-limit if signed else 0, limit), None)
+    positive = LinearSegmentedColormap.from_list("positive", [theme.background, theme.orange])
+    scale.set_cmap(theme.diverging if signed else positive)
     bar = figure.colorbar(scale, ax=right, shrink=0.8, pad=0.02)
-    bar.set_label(UNITS[found.method])
+    bar.set_label(UNITS[saliency.method])
     bar.outline.set_visible(False)
     return figure
-
-
-def _half(theme: Theme) -> LinearSegmentedColormap:
-    return LinearSegmentedColormap.from_list("positive", [theme.paper, theme.orange])
 
 
 # ── receptive fields ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def seen(stack: Sequence[Layer], name: str, unit: int) -> tuple[int, int]:
-    """The first and the last pixel, along one side, that output `unit` of layer `name` depends on.
+def receptive_field(stack: Sequence[Layer], name: str, unit: int) -> tuple[int, int]:
+    """Return the first and last pixel, along one side, that output `unit` of the layer `name` depends on.
 
-    Numbers below 0 or beyond the picture are zeros of padding. `name` is a layer with maps.
+    Values below 0 or beyond the image are in the padding. `name` must be a layer with maps.
     """
-    here = [layer.name for layer in stack].index(name)
+    index = [layer.name for layer in stack].index(name)
     first = last = unit
-    for layer in reversed(stack[: here + 1]):
-        if layer.kind == "adaptiveavgpool":  # bins of torch's: start ⌊i·in/out⌋, end ⌈(i+1)·in/out⌉
-            into, out = layer.input[1], layer.output[1]
-            first, last = first * into // out, -(-(last + 1) * into // out) - 1
+    for layer in reversed(stack[: index + 1]):
+        if layer.kind == "adaptiveavgpool":  # torch's bins: start ⌊i·in/out⌋, end ⌈(i+1)·in/out⌉
+            inputs, outputs = layer.input[1], layer.output[1]
+            first, last = first * inputs // outputs, -(-(last + 1) * inputs // outputs) - 1
         elif layer.kind == "rnorm" and layer.norm is not None:
             first, last = first - layer.norm.size // 2, last + (layer.norm.size - 1) // 2
         elif layer.kernel:
@@ -229,7 +229,7 @@ def seen(stack: Sequence[Layer], name: str, unit: int) -> tuple[int, int]:
 
 
 def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, title: str = "") -> Figure:
-    """For each convolution and pool: the part of the picture that its middle unit sees, the rest dimmed."""
+    """Draw the receptive field of the middle unit of each convolution and pool, with the rest of the image dimmed."""
     stack = layers(spec)
     shown = [layer for layer in stack if layer.kind in ("conv", "maxpool", "avgpool")]
     side = spec.image_size
@@ -237,32 +237,36 @@ def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, 
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     caption = (
-        "Bright is what one unit in the middle of the layer sees. Beyond the picture there is nothing but zeros; a "
-        "dashed frame reaches further than is drawn. Below: the layer's units, and how far apart neighbours look."
+        "The bright area is the receptive field of one unit in the middle of the layer. Outside the image are zeros of "
+        "padding; a dashed frame extends beyond the drawing. Below: the number of units, and the distance between the "
+        "fields of neighbors."
     )
-    figure = new_figure(11, 1.4 + rows * 3.05, title or f"What one unit of {spec.name} sees", caption)
+    title = title or f"Receptive fields of {spec.name}"
+    figure = new_figure(11, 1.4 + rows * 3.05, title, caption)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
-    paper = np.array(to_rgb(theme.paper))
-    ends = [seen(stack, layer.name, layer.output[1] // 2) for layer in shown]
-    margin = min(side / 4, max(0, *(-first for first, _ in ends), *(last + 1 - side for _, last in ends))) + side / 100
-    for axes, layer in zip(grid, shown, strict=False):
+    dimmed = 0.3 * pixels + 0.7 * np.array(to_rgb(theme.background))
+    fields = [receptive_field(stack, layer.name, layer.output[1] // 2) for layer in shown]
+    outside = max(0, *(-first for first, _ in fields), *(last + 1 - side for _, last in fields))
+    margin = min(side / 4, outside) + side / 100
+    for axes, layer, (first, last) in zip(grid, shown, fields, strict=False):
         units = layer.output[1]
-        first, last = seen(stack, layer.name, units // 2)
-        step = seen(stack, layer.name, 1)[0] - seen(stack, layer.name, 0)[0] if units > 1 else 0
-        dim = 0.3 * pixels + 0.7 * paper
         inside = slice(max(0, first), min(side, last + 1))
-        dim[inside, inside] = pixels[inside, inside]
-        show(axes, dim)
-        field = last - first + 1
+        highlighted = dimmed.copy()
+        highlighted[inside, inside] = pixels[inside, inside]
+        show_image(axes, highlighted)
         left, right = max(first - 0.5, -0.9 * margin), min(last + 0.5, side - 1 + 0.9 * margin)
-        cut = (left, right) != (first - 0.5, last + 0.5)
+        truncated = (left, right) != (first - 0.5, last + 0.5)
         axes.add_patch(
             Rectangle((left, left), right - left, right - left, fill=False, edgecolor=theme.orange, lw=2,
-                      ls="--" if cut else "-")
+                      ls="--" if truncated else "-")
         )  # fmt: skip
         axes.set(xlim=(-margin, side - 1 + margin), ylim=(side - 1 + margin, -margin))
-        axes.set_title(f"{layer.name}: {field}×{field} pixels")
-        axes.set_xlabel(f"{units}×{units} units" + (f", {step} pixels apart" if units > 1 else ""))
+        axes.set_title(f"{layer.name}: {last - first + 1}×{last - first + 1} pixels")
+        spacing = ""
+        if units > 1:
+            step = receptive_field(stack, layer.name, 1)[0] - receptive_field(stack, layer.name, 0)[0]
+            spacing = f", {step} pixels apart"
+        axes.set_xlabel(f"{units}×{units} units{spacing}")
     return figure

@@ -1,8 +1,8 @@
-"""Pictures on file: two themes, three formats, and text that fits.
+"""Rendering of matplotlib figures: light and dark themes, PNG, SVG and HTML files, and what the figures share.
 
-A drawing is a function from a theme to a matplotlib figure, so that an HTML page can hold it in both themes and show
-the one that the reader's system prefers. Figures are made without pyplot: no display, no global state, no backend.
-Colours are Okabe and Ito's, which the colour-blind can tell apart.
+A figure is given as a function of a theme, so that an HTML page can hold both themes and show the one that the reader's
+system prefers. pyplot is not used: no display, no global state, no backend. Colors are those of Okabe and Ito, which
+are distinguishable with color-vision deficiency.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from alexnet.files import atomic_write, printable
 SUFFIXES = (".png", ".svg", ".html")
 DPI = 150
 
-# Where DejaVu, which comes with matplotlib, has no glyph: class and file names may be in any script.
-FALLBACKS = (
+# Used for glyphs that DejaVu, the font of matplotlib, lacks: class and file names may be in any script.
+FALLBACK_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Serif CJK SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei",
     "SimHei", "WenQuanYi Micro Hei", "Arial Unicode MS", "Noto Sans", "Noto Sans Devanagari", "Noto Sans Arabic",
 )  # fmt: skip
@@ -41,15 +41,15 @@ FALLBACKS = (
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of a page."""
+    """The colors of a figure or page."""
 
     name: str
-    paper: str
-    ink: str
-    faint: str
-    """Grid lines, frames, what is said quietly."""
+    background: str
+    foreground: str
+    muted: str
+    """Grid lines, frames and secondary text."""
     series: tuple[str, ...]
-    """Told apart by the colour-blind too, the first two best."""
+    """Distinguishable with color-vision deficiency, the first two best."""
 
     @property
     def blue(self) -> str:
@@ -60,9 +60,9 @@ class Theme:
         return self.series[1]
 
     @property
-    def signed(self) -> LinearSegmentedColormap:
-        """From blue (negative) over the page's colour (nothing) to orange (positive)."""
-        return LinearSegmentedColormap.from_list("signed", [self.blue, self.paper, self.orange])
+    def diverging(self) -> LinearSegmentedColormap:
+        """From blue (negative) through the background (zero) to orange (positive)."""
+        return LinearSegmentedColormap.from_list("diverging", [self.blue, self.background, self.orange])
 
 
 THEMES = {
@@ -73,66 +73,63 @@ THEMES = {
 Draw = Callable[[Theme], Figure]
 
 
-def theme_named(name: str) -> Theme:
-    """The theme called `name`. Raises `UserError`."""
+def get_theme(name: str) -> Theme:
+    """Return the theme called `name`. Raises `UserError`."""
     if name not in THEMES:
         raise unknown_name("theme", name, THEMES)
     return THEMES[name]
 
 
-def check_out(out: Path) -> Path:
-    """`out` if pictures can be written under that name. Raises `UserError` for another suffix than ours."""
+def check_path(out: Path) -> None:
+    """Raise `UserError` unless a figure can be written to `out`: a file with one of `SUFFIXES`."""
     if out.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"Pictures are written as {', '.join(SUFFIXES)}, and {out} is none of these; change its ending."
-        )
+        raise UserError(f"A figure cannot be written as {out}; choose a name that ends in {', '.join(SUFFIXES)}.")
     if out.is_dir():
         raise UserError(f"{out} is a folder; give the name of a file in it.")
-    return out
 
 
-def save(draw: Draw, out: Path, theme: str = "light", dpi: int = DPI) -> Path:
-    """Draw into the file `out`, whole or not at all: .png and .svg in `theme`, .html in both.
+def save_figure(draw: Draw, out: Path, theme: str = "light", dpi: int = DPI) -> Path:
+    """Write a figure to `out` atomically: .png and .svg in `theme`, .html in both. Text in SVG stays text.
 
-    Text in SVG stays text. Raises `UserError` as `check_out` and `theme_named` do.
+    Raises `UserError` as `check_path` and `get_theme` do.
     """
-    check_out(out)
-    chosen, form = theme_named(theme), out.suffix.lower()[1:]
-    content = _page(draw).encode() if form == "html" else rendered(draw, chosen, form, dpi)
+    check_path(out)
+    chosen, form = get_theme(theme), out.suffix.lower()[1:]
+    content = _render_html(draw).encode() if form == "html" else render(draw, chosen, form, dpi)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as beside:
-        beside.write_bytes(content)
+    with atomic_write(out) as temporary:
+        temporary.write_bytes(content)
     return out
 
 
-def rendered(draw: Draw, theme: Theme, form: str = "svg", dpi: int = DPI) -> bytes:
-    """The file's bytes, of a png or svg; the same for the same drawing."""
-    return rendered_as(draw, theme, (form,), dpi)[0]
+def render(draw: Draw, theme: Theme, form: str = "svg", dpi: int = DPI) -> bytes:
+    """Return the bytes of a png or svg file; the same figure always gives the same bytes."""
+    return render_formats(draw, theme, (form,), dpi)[0]
 
 
-def rendered_as(draw: Draw, theme: Theme, forms: Sequence[str], dpi: int = DPI) -> list[bytes]:
-    """One drawing in several forms; laid out once, which takes most of the time."""
-    found = []
-    with mpl.rc_context(_style(theme)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # of a script that no font here has: boxes show as much
+def render_formats(draw: Draw, theme: Theme, forms: Sequence[str], dpi: int = DPI) -> list[bytes]:
+    """Render one figure in several formats; its layout, which takes most of the time, is computed once."""
+    contents = []
+    with mpl.rc_context(rc_params(theme)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # no installed font has it: the figure shows boxes
         figure = draw(theme)
         for form in forms:
             file = io.BytesIO()
             figure.savefig(file, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
             figure.set_layout_engine("none")
-            found.append(file.getvalue())
-    return found
+            contents.append(file.getvalue())
+    return contents
 
 
-def _page(draw: Draw) -> str:
-    with mpl.rc_context(_style(THEMES["light"])):
+def _render_html(draw: Draw) -> str:
+    with mpl.rc_context(rc_params(THEMES["light"])):
         title = draw(THEMES["light"]).get_suptitle()
     light, dark = (
-        "data:image/svg+xml;base64," + base64.b64encode(rendered(draw, THEMES[name])).decode() for name in THEMES
+        "data:image/svg+xml;base64," + base64.b64encode(render(draw, THEMES[name])).decode() for name in THEMES
     )
     style = (
         ":root { color-scheme: light dark; } body { margin: 0; padding: 1rem; } "
-        f"@media (prefers-color-scheme: dark) {{ body {{ background: {THEMES['dark'].paper}; }} }} "
+        f"@media (prefers-color-scheme: dark) {{ body {{ background: {THEMES['dark'].background}; }} }} "
         "img { display: block; width: 100%; min-width: 40rem; max-width: 90rem; margin: 0 auto; }"
     )
     name = escape(title.splitlines()[0] if title else "alexnet show", quote=True)
@@ -145,62 +142,74 @@ def _page(draw: Draw) -> str:
     )
 
 
-def _style(theme: Theme) -> Any:
-    here = set(font_manager.get_font_names())
+def rc_params(theme: Theme) -> Any:
+    """Return the matplotlib settings of a theme."""
+    installed = set(font_manager.get_font_names())
     return {
-        "font.family": ["DejaVu Sans", *(name for name in FALLBACKS if name in here)],
+        "font.family": ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)],
         "font.size": 12, "axes.titlesize": 12, "axes.labelsize": 12, "figure.titlesize": 16, "figure.labelsize": 11,
         "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11,
         "figure.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 5,
-        "figure.facecolor": theme.paper, "savefig.facecolor": theme.paper, "axes.facecolor": theme.paper,
-        "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.titlecolor": theme.ink,
-        "axes.edgecolor": theme.faint, "xtick.color": theme.ink, "ytick.color": theme.ink, "grid.color": theme.faint,
-        "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
+        "figure.facecolor": theme.background, "savefig.facecolor": theme.background,
+        "axes.facecolor": theme.background, "text.color": theme.foreground, "axes.labelcolor": theme.foreground,
+        "axes.titlecolor": theme.foreground, "axes.edgecolor": theme.muted, "xtick.color": theme.foreground,
+        "ytick.color": theme.foreground, "grid.color": theme.muted, "grid.alpha": 0.3,
+        "axes.spines.top": False, "axes.spines.right": False,
         "legend.frameon": False, "axes.prop_cycle": cycler(color=theme.series),
         "svg.fonttype": "none", "svg.hashsalt": "alexnet", "text.parse_math": False,
     }  # fmt: skip
 
 
-# ── what drawings share ───────────────────────────────────────────────────────────────────────────────────────────
+# ── parts of figures ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
-    """A figure of so many inches with a title above and, below, what one sees; to be filled with axes."""
+    """Return a figure of `width` × `height` inches without axes, with a title above and a caption below."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
-    letters = int(width * 12.2)  # of 11 points side by side
-    figure.suptitle(clean(title, int(width * 8)), x=0.012, ha="left")
-    figure.supxlabel(textwrap.fill(caption, letters), x=0.012, ha="left")
+    figure.suptitle(shorten(title, int(width * 8)), x=0.012, ha="left")
+    letters_per_line = int(width * 12.2)  # at 11 points
+    figure.supxlabel(textwrap.fill(caption, letters_per_line), x=0.012, ha="left")
     return figure
 
 
-def clean(text: str, most: int) -> str:
-    """`text` on one line of at most so many letters: shortened in the middle, unprintable characters as "?"."""
+def new_panel(width: float = 5.2, height: float = 3.3) -> tuple[Figure, Axes]:
+    """Return a figure with a single plot, readable at the width of a phone."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def shorten(text: str, length: int) -> str:
+    """Return `text` on one line of at most `length` letters: cut in the middle, unprintable characters as "?"."""
     text = "".join(c if c.isprintable() else "?" for c in printable(text))
-    if len(text) <= most:
+    if len(text) <= length:
         return text
-    return text[: most - 1 - most // 3] + "…" + text[len(text) - most // 3 :]
+    return text[: length - 1 - length // 3] + "…" + text[len(text) - length // 3 :]
 
 
-def show(axes: Axes, image: np.ndarray, **how: Any) -> None:
-    """A picture, (H, W, 3), (H, W, 1) or (H, W), without ticks. Small ones are enlarged with their pixels visible."""
+def show_image(axes: Axes, image: np.ndarray, **options: Any) -> None:
+    """Show an image, (H, W, 3), (H, W, 1) or (H, W), without ticks. Small images are enlarged without smoothing."""
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
-    if image.ndim == 2 and "cmap" not in how:
-        how |= {"cmap": "gray", "vmin": 0, "vmax": 255}
-    axes.imshow(image, **({"interpolation": "nearest" if max(image.shape[:2]) <= 128 else "antialiased"} | how))
+    if image.ndim == 2 and "cmap" not in options:
+        options |= {"cmap": "gray", "vmin": 0, "vmax": 255}
+    axes.imshow(image, **({"interpolation": "nearest" if max(image.shape[:2]) <= 128 else "antialiased"} | options))
     axes.set(xticks=[], yticks=[])
+    hide_frame(axes)
+
+
+def hide_frame(axes: Axes) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def tiles(images: np.ndarray, columns: int, gap: np.ndarray, paper: str) -> np.ndarray:
-    """Colours (n, k, k, 3) of 0…1 in rows of `columns`, framed by one pixel of `gap`: (H, W, 3)."""
+def tile_images(images: np.ndarray, columns: int, gap: np.ndarray, background: str) -> np.ndarray:
+    """Arrange images (n, k, k, 3) of 0…1 in rows of `columns`, each framed by one pixel of color `gap`: (H, W, 3)."""
     n, height, width, _ = images.shape
     rows = -(-n // columns)
-    sheet = np.empty((rows * (height + 1) + 1, columns * (width + 1) + 1, 3))
-    sheet[:] = to_rgb(paper)
+    grid = np.empty((rows * (height + 1) + 1, columns * (width + 1) + 1, 3))
+    grid[:] = to_rgb(background)
     for i, image in enumerate(images):
         top, left = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[top : top + height + 2, left : left + width + 2] = gap
-        sheet[top + 1 : top + height + 1, left + 1 : left + width + 1] = image
-    return sheet
+        grid[top : top + height + 2, left : left + width + 2] = gap
+        grid[top + 1 : top + height + 1, left + 1 : left + width + 1] = image
+    return grid

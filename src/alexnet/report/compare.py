@@ -1,4 +1,4 @@
-"""Several runs side by side on one page: accuracies with intervals, curves in one plot, what differs, what it cost."""
+"""Comparison of several runs on one page: accuracies with intervals, curves, cost, and settings that differ."""
 
 from __future__ import annotations
 
@@ -12,160 +12,151 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from alexnet.errors import UserError
-from alexnet.messages.texts import Translator
-from alexnet.plots.curves import curve_figure, panel
-from alexnet.plots.style import Theme, clean
-from alexnet.report.html import Column, Page, text
-from alexnet.report.provenance import machine
+from alexnet.messages.translator import Translator
+from alexnet.plots.curves import metric_figure
+from alexnet.plots.style import Theme, new_panel, shorten
+from alexnet.report.html import Column, Page
+from alexnet.report.provenance import machine_name
 from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run
 
-Named = dict[str, RunData]
+RunsByName = dict[str, RunData]
 
 
 def write_comparison(runs: Sequence[Run], lang: str = "en", out: Path | None = None) -> list[Path]:
-    """Write a page that compares `runs`: `comparison.html` in the first one's folder unless `out` says another place.
+    """Write a page that compares `runs` to `out`, by default `comparison.html` in the folder of the first run.
 
-    Returns the page's path and those of its plots and tables. Raises `UserError` for fewer than two runs, the same run
-    twice, and a run without a finished epoch.
+    Return the path of the page, followed by those of its plots and tables. Raises `UserError` for fewer than two runs,
+    a repeated run, or a run without a finished epoch.
     """
-    words = Translator(lang)
+    translate = Translator(lang)
     if len(runs) < 2 or len({run.path.resolve() for run in runs}) < len(runs):
         raise UserError("A comparison needs at least two different runs; name each of them once.")
-    found = [read_run_data(run) for run in runs]
-    names = [facts.name for facts in found]
-    known = {
-        facts.name if names.count(facts.name) == 1 else str(facts.run.path): facts for facts in found
-    }  # where folders share a name, their whole path
-    page = Page(out or runs[0].path / "comparison.html", words("compared", n=len(runs)), words)
-    page.add("result", lambda: _accuracies(page, known))
-    page.add("curves", lambda: _curves(page, known))
-    page.add("cost", lambda: _cost(page, known))
-    page.add("differ", lambda: _settings(page, known))
+    loaded = [read_run_data(run) for run in runs]
+    names = [data.name for data in loaded]
+    # folders of the same name are identified by their path
+    by_name = {data.name if names.count(data.name) == 1 else str(data.run.path): data for data in loaded}
+    page = Page(out or runs[0].path / "comparison.html", translate("compared", n=len(runs)), translate)
+    page.add("result", lambda: _accuracies_html(page, by_name))
+    page.add("curves", lambda: _curves_html(page, by_name))
+    page.add("cost", lambda: _cost_html(page, by_name))
+    page.add("differ", lambda: _settings_html(page, by_name))
     return page.write()
 
 
 # ── accuracy ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def behind(best: RunData, other: RunData) -> tuple[float, float, float] | None:
-    """By how much `best` is more accurate on the same pictures, with its 95 % interval; None if they are not the same.
+def accuracy_difference(best: RunData, other: RunData) -> tuple[float, float, float] | None:
+    """Return by how much `best` is more accurate on the same images, with the 95% confidence interval (low, high).
 
-    The interval is that of paired proportions: what counts is the pictures on which exactly one of the two is right.
+    The interval is that of paired proportions, determined by the images that exactly one of the two classifies
+    correctly. None if the images or classes differ.
     """
-    a, b = best.answers, other.answers
+    a, b = best.predictions, other.predictions
     if a is None or b is None or best.classes != other.classes or best.split != other.split:
         return None
-    places = {name: i for i, name in enumerate(a.names)}
-    if len(places) != len(b.names) or set(places) != set(b.names):
+    rows = {name: i for i, name in enumerate(a.names)}
+    if len(rows) != len(b.names) or set(rows) != set(b.names):
         return None
-    order = np.array([places[name] for name in b.names])
+    order = np.array([rows[name] for name in b.names])
     if (a.targets[order] != b.targets).any():
         return None
-    right = (a.said == a.targets)[order].astype(int) - (b.said == b.targets)
-    mean = float(right.mean())
-    off = 1.96 * float(right.std(ddof=1)) / len(right) ** 0.5 if len(right) > 1 else 1.0
-    return mean, mean - off, mean + off
+    differences = (a.predicted == a.targets)[order].astype(int) - (b.predicted == b.targets)
+    n, mean = len(differences), float(differences.mean())
+    margin = 1.96 * float(differences.std(ddof=1)) / n**0.5 if n > 1 else 1.0
+    return mean, mean - margin, mean + margin
 
 
-def _accuracies(page: Page, known: Named) -> str:
-    words = page.words
-    best_name = max(known, key=lambda name: _top1(known[name]))
-    best = known[best_name]
+def _accuracies_html(page: Page, runs: RunsByName) -> str:
+    best_name = max(runs, key=lambda name: _top1(runs[name]))
+    best = runs[best_name]
     rows: list[tuple[Any, ...]] = []
     compared = 0
-    for name, facts in sorted(known.items(), key=lambda item: -_top1(item[1])):
-        low, high = facts.figures["interval"] if facts.figures else (None, None)
-        pair = None if facts is best else behind(best, facts)
-        compared += pair is not None
-        points = tuple(100 * x for x in pair) if pair else (None, None, None)
-        top5 = facts.figures["top5"] if facts.figures else facts.summary["best"]["top5"]
-        loss = facts.figures["loss"] if facts.figures else facts.summary["best"]["val_loss"]
-        rows.append(
-            (
-                name,
-                facts.split if facts.figures else facts.summary["split"],
-                _top1(facts),
-                low,
-                high,
-                top5,
-                loss,
-                *points,
-            )
-        )
-    heads = [("runs", "long"), ("part", "text"), ("top1", ".2%"), ("low", ".2%"), ("high", ".2%"), ("top5", ".2%"),
-             ("loss", ".4f"), ("behind", ".2f"), ("behind_low", ".2f"), ("behind_high", ".2f")]  # fmt: skip
+    for name, data in sorted(runs.items(), key=lambda item: -_top1(item[1])):
+        metrics, val = data.metrics, data.summary["best"]
+        split = page.translate.split(data.split if metrics else data.summary["split"])
+        low, high = metrics["interval"] if metrics else (None, None)
+        top5, loss = (metrics["top5"], metrics["loss"]) if metrics else (val["top5"], val["val_loss"])
+        difference = None if data is best else accuracy_difference(best, data)
+        compared += difference is not None
+        points = tuple(100 * x for x in difference) if difference else (None, None, None)
+        rows.append((name, split, _top1(data), low, high, top5, loss, *points))
+    columns = [
+        Column("run", "long"), Column("split_name", "text"), Column("top1", ".2%"), Column("low", ".2%"),
+        Column("high", ".2%"), Column("top5", ".2%"), Column("loss", ".4f"), Column("behind", ".2f"),
+        Column("behind_low", ".2f"), Column("behind_high", ".2f"),
+    ]  # fmt: skip
     if not compared:
-        rows, heads = [row[:-3] for row in rows], heads[:-3]
-    said = ""
+        rows, columns = [row[:-3] for row in rows], columns[:-3]
+    notes = ""
     if compared:
-        assert best.answers is not None
-        said += f"<p>{text(words('behind_said', best=best_name, n=len(best.answers.names)))}</p>"
-    if compared < len(known) - 1:
-        said += f"<p>{text(words('other_pictures'))}</p>"
-    plot = page.plot("accuracy", lambda theme, words: _intervals(known, theme, words))
-    return (
-        f'<p>{text(words("compare_said"))}</p><div class="plots">{plot}</div>'
-        + page.table("accuracies", [Column(key, form) for key, form in heads], rows, sortable=True) + said
-    )  # fmt: skip
+        assert best.predictions is not None
+        notes += page.paragraph("behind_note", best=best_name, n=len(best.predictions.names))
+    if compared < len(runs) - 1:
+        notes += page.paragraph("different_images")
+    plot = page.plot("accuracy", lambda theme, translate: _intervals_figure(runs, theme, translate))
+    table = page.table("accuracies", columns, rows, sortable=True)
+    return f'{page.paragraph("compare_note")}<div class="plots">{plot}</div>{table}{notes}'
 
 
-def _top1(facts: RunData) -> float:
-    return float(facts.figures["top1"] if facts.figures else facts.summary["best"]["top1"])
+def _top1(data: RunData) -> float:
+    return float(data.metrics["top1"] if data.metrics else data.summary["best"]["top1"])
 
 
-def _intervals(known: Named, theme: Theme, words: Translator) -> Figure:
-    figure, axes = panel(5.2, 1.2 + 0.42 * len(known))
-    for i, facts in enumerate(known.values()):
-        colour = theme.series[i % len(theme.series)]
-        if facts.figures:
-            axes.plot(facts.figures["interval"], (i, i), color=colour, lw=3, solid_capstyle="butt")
-        axes.plot(_top1(facts), i, "o", color=colour, ms=9)
-    axes.set_yticks(range(len(known)), [clean(name, 22) for name in known])
-    axes.set_ylim(len(known) - 0.5, -0.5)
+def _intervals_figure(runs: RunsByName, theme: Theme, translate: Translator) -> Figure:
+    figure, axes = new_panel(5.2, 1.2 + 0.42 * len(runs))
+    for i, data in enumerate(runs.values()):
+        color = theme.series[i % len(theme.series)]
+        if data.metrics:
+            axes.plot(data.metrics["interval"], (i, i), color=color, lw=3, solid_capstyle="butt")
+        axes.plot(_top1(data), i, "o", color=color, ms=9)
+    axes.set_yticks(range(len(runs)), [shorten(name, 22) for name in runs])
+    axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel(words("top1"))
+    axes.set_xlabel(translate("top1"))
     axes.grid(axis="x")
     return figure
 
 
-# ── the rest ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── curves, cost and settings ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _curves(page: Page, known: Named) -> str:
-    runs = {name: facts.rows for name, facts in known.items()}
-    splits = sorted({str(facts.rows[0]["split"]) for facts in known.values()})
+def _curves_html(page: Page, runs: RunsByName) -> str:
+    histories = {name: data.history for name, data in runs.items()}
+    splits = sorted({str(data.history[0]["split"]) for data in runs.values()})
 
     def plot(name: str, train: str, val: str, minutes: bool = False) -> str:
         return page.plot(
             f"{name}-by-minutes" if minutes else name,
-            lambda theme, words: curve_figure(runs, train, val, theme, words, words(name), minutes),
+            lambda theme, translate: metric_figure(histories, train, val, theme, translate, translate(name), minutes),
         )
 
     plots = plot("top1", "train_top1", "top1") + plot("top1", "train_top1", "top1", minutes=True)
     plots += plot("loss", "train_loss", "val_loss")
-    return f'<p>{text(page.words("curves_said", split=" / ".join(splits)))}</p><div class="plots">{plots}</div>'
+    note = page.paragraph("curves_note", split=" / ".join(map(page.translate.split, splits)))
+    return f'{note}<div class="plots">{plots}</div>'
 
 
-def _cost(page: Page, known: Named) -> str:
+def _cost_html(page: Page, runs: RunsByName) -> str:
     columns = (
-        Column("runs", "long"), Column("epochs", ",d"), Column("time", "text"), Column("seconds", ",.1f"),
-        Column("speed", ",.0f"), Column("architecture", "text"), Column("weights", ",d"), Column("numbers", "text"),
-        Column("machine", "text"),
+        Column("run", "long"), Column("epochs", ",d"), Column("time", "text"), Column("seconds", ",.1f"),
+        Column("speed", ",.0f"), Column("architecture", "text"), Column("parameter_count", ",d"),
+        Column("numeric_precision", "text"), Column("machine", "text"),
     )  # fmt: skip
     rows = [
-        (name, s["epochs"], page.words.duration(s["seconds"]), s["seconds"], s["images_per_second"], s["arch"],
-         s["parameters"], s["precision"], machine(facts))
-        for name, facts in known.items()
-        for s in (facts.summary,)
+        (name, s["epochs"], page.translate.duration(s["seconds"]), s["seconds"], s["images_per_second"], s["arch"],
+         s["parameters"], s["precision"], machine_name(data))
+        for name, data in runs.items()
+        for s in (data.summary,)
     ]  # fmt: skip
     return page.table("cost", columns, rows, sortable=True)
 
 
-def _settings(page: Page, known: Named) -> str:
-    """Of recipe.json, what is not the same in all runs."""
-    recipes = [facts.recipe for facts in known.values()]
+def _settings_html(page: Page, runs: RunsByName) -> str:
+    """Return the settings of recipe.json that are not the same in all runs."""
+    recipes = [data.recipe for data in runs.values()]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
     rows = [
         (key, *(json.dumps(recipe[key], ensure_ascii=False) if key in recipe else "" for recipe in recipes))
@@ -173,6 +164,6 @@ def _settings(page: Page, known: Named) -> str:
         if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)
     ]
     if not rows:
-        return f"<p>{text(page.words('same_settings'))}</p>"
-    columns = (Column("setting", "text"), *(Column("", "long", name) for name in known))
+        return page.paragraph("same_settings")
+    columns = (Column("setting", "text"), *(Column("", "long", name) for name in runs))
     return page.table("settings", columns, rows)

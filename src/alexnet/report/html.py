@@ -1,11 +1,12 @@
-"""A self-contained page of sections, and beside it each plot as PNG and SVG and each table as CSV.
+"""A self-contained HTML page of sections, with every plot as PNG and SVG and every table as CSV in a folder beside it.
 
-A section that cannot be made says why in a sentence, and the rest goes on. A plot is drawn once for both themes: in the
-page its colours are CSS variables.
+A section that fails is replaced by the reason, and the others are still shown. A plot is drawn once for both themes:
+its colors become CSS variables in the page.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -18,161 +19,187 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import font_manager
+from matplotlib.figure import Figure
+from PIL import Image
 
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, printable, write_text
-from alexnet.messages.texts import Translator
-from alexnet.plots.style import FALLBACKS, THEMES, Theme, rendered, rendered_as
+from alexnet.messages.translator import Translator
+from alexnet.plots.style import FALLBACK_FONTS, THEMES, Theme, render, render_formats
 
-Plot = Callable[[Theme, Translator], Any]  # Any: a matplotlib figure
-
-PAPER = THEMES["light"]
-COLOURS = {
-    PAPER.paper: "paper", PAPER.ink: "ink", PAPER.faint: "faint",
-    **{colour: f"series{i}" for i, colour in enumerate(PAPER.series)},
-}  # fmt: skip
+LIGHT = THEMES["light"]
 
 
-def _variables(theme: Theme) -> str:
-    named = {"paper": theme.paper, "ink": theme.ink, "faint": theme.faint}
-    named |= {f"series{i}": colour for i, colour in enumerate(theme.series)}
-    rgb = {"good": theme.blue, "bad": theme.orange}
-    channels = {name: " ".join(str(int(c[i : i + 2], 16)) for i in (1, 3, 5)) for name, c in rgb.items()}
-    return " ".join(f"--{name}: {value};" for name, value in (named | channels).items())
+def _theme_colors(theme: Theme) -> dict[str, str]:
+    named = {"background": theme.background, "foreground": theme.foreground, "muted": theme.muted}
+    return named | {f"series{i}": color for i, color in enumerate(theme.series)}
 
 
-STYLE = f""":root {{ color-scheme: light dark; --line: #8884; --soft: #8881; {_variables(THEMES["light"])} }}
-@media screen and (prefers-color-scheme: dark) {{ :root {{ {_variables(THEMES["dark"])} }} }}
+def _css_variables(theme: Theme) -> str:
+    """Return the colors of `theme`, those of the confusion matrix as "R G B" so that cells can add transparency."""
+    channels = {
+        name: " ".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))
+        for name, color in (("good", theme.blue), ("bad", theme.orange))
+    }
+    return " ".join(f"--{name}: {value};" for name, value in (_theme_colors(theme) | channels).items())
+
+
+STYLE = f""":root {{ color-scheme: light dark; --line: #8884; --soft: #8881; {_css_variables(LIGHT)} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {_css_variables(THEMES["dark"])} }} }}
 """
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading's key in the texts, and how its values are written."""
+    """A table column: the key of its heading in the texts, and the format of its values."""
 
     key: str
-    form: str = ""
-    """A format such as `.1%`; "text" for words, "long" for words that may break anywhere, "bar" for a fraction
-    drawn as a bar."""
-    name: str = ""
-    """The heading itself, where it is no text of ours."""
+    format: str = ""
+    """A format specification such as `.1%`; "text", "long" (text that may break anywhere) or "bar" (a fraction)."""
+    heading: str = ""
+    """The heading itself, where it is not one of the texts."""
 
 
 class Page:
-    """Sections in order, as they are added; `write` makes the file, and plots and tables lie in a folder beside it."""
+    """Sections in the order in which they are added; `write` creates the file.
 
-    def __init__(self, path: Path, title: str, words: Translator) -> None:
-        self.path, self.title, self.words = path, title, words
+    Raises `UserError` if `path` does not end in .html or the folder for plots and tables cannot be created.
+    """
+
+    def __init__(self, path: Path, title: str, translate: Translator) -> None:
+        self.path, self.title, self.translate = path, title, translate
         self.folder = path.with_suffix("")
-        self.parts: list[tuple[str, str]] = []
+        self.sections: list[tuple[str, str]] = []
         self.files: list[Path] = []
         if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
-            raise UserError(f"A report is written to a file that ends in .html, and {path} is none; change its name.")
+            raise UserError(f"A report is an .html file, which {path} is not; choose a name that ends in .html.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.folder} cannot be made ({error.strerror}); choose another --out.") from error
+            raise UserError(f"Cannot create {self.folder} ({error.strerror}); choose another --out.") from error
 
-    def add(self, key: str, make: Callable[[], str]) -> None:
-        """The section headed by the text `key`; left out where `make` gives nothing."""
+    def add(self, key: str, render: Callable[[], str]) -> None:
+        """Add the section headed by the text `key`, unless `render` returns nothing."""
         try:
-            body = make()
-        except Exception as error:  # a page with a part missing is better than none
-            why = str(error).strip() or type(error).__name__
-            body = f'<p class="quiet">{text(self.words("part_failed", why=why))}</p>'
+            body = render()
+        except Exception as error:  # a page with a missing section is better than no page
+            body = self.paragraph("part_failed", "quiet", why=str(error).strip() or type(error).__name__)
         if body:
-            self.parts.append((key, body))
+            self.sections.append((key, body))
 
     def write(self) -> list[Path]:
-        """Write the page, and return its path followed by those of the plots and tables."""
+        """Write the page. Return its path, followed by those of the plots and tables."""
         names = ", ".join(sorted({path.name for path in self.files}))
-        self.add("files", lambda: f"<p>{text(self.words('files_are', folder=self.folder.name, names=names))}</p>")
-        links = "".join(f'<a href="#{key}">{text(self.words(key))}</a>' for key, _ in self.parts[1:])
+        self.add("files", lambda: self.paragraph("files_note", folder=self.folder.name, names=names))
+        links = "".join(f'<a href="#{key}">{self.text(key)}</a>' for key, _ in self.sections[1:])
         sections = [
-            f'<section id="{key}">{f"<h2>{text(self.words(key))}</h2>" if i else ""}{body}</section>'
-            for i, (key, body) in enumerate(self.parts)
+            f'<section id="{key}">{f"<h2>{self.text(key)}</h2>" if i else ""}{body}</section>'
+            for i, (key, body) in enumerate(self.sections)
         ]
         sections.insert(1, f"<nav>{links}</nav>")
-        title = text(self.title)
+        title = escape_text(self.title)
         page = (
-            f'<!doctype html>\n<html lang="{self.words.tag}"><head><meta charset="utf-8">'
+            f'<!doctype html>\n<html lang="{self.translate.tag}"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-            f"<style>{STYLE}{_part('page.css')}</style></head><body><h1>{title}</h1>" + "\n".join(sections)
+            f"<style>{STYLE}{_read_asset('page.css')}</style></head><body><h1>{title}</h1>" + "\n".join(sections)
         )  # fmt: skip
-        write_text(self.path, f"{page}<script>{_part('page.js')}</script></body></html>\n")
+        write_text(self.path, f"{page}<script>{_read_asset('page.js')}</script></body></html>\n")
         return [self.path, *self.files]
 
-    # ── what sections are made of ─────────────────────────────────────────────────────────────────────────────────
+    # ── parts of a section ────────────────────────────────────────────────────────────────────────────────────────
 
-    def plot(self, name: str, draw: Plot, inline: bool = True) -> str:
-        """Draw `name`.png and .svg, and return the figure for the page (nothing unless `inline`)."""
-        svg, png = rendered_as(lambda theme: draw(theme, self.words), PAPER, ("svg", "png"))
-        if self.words.lang != "en" and not _has_chinese():  # a browser finds a font, a picture holds boxes
-            png = rendered(lambda theme: draw(theme, Translator("en")), PAPER, "png")
-        self._keep(f"{name}.svg", svg)
-        self._keep(f"{name}.png", png)
-        return f"<figure>{_inline(svg.decode(), name)}</figure>" if inline else ""
+    def text(self, key: str, **values: Any) -> str:
+        """Return a text in the page's language, escaped."""
+        return escape_text(self.translate(key, **values))
+
+    def paragraph(self, key: str, css_class: str = "", **values: Any) -> str:
+        """Return a text as a paragraph."""
+        attribute = f' class="{css_class}"' if css_class else ""
+        return f"<p{attribute}>{self.text(key, **values)}</p>"
+
+    def details(self, key: str, body: str) -> str:
+        """Return `body` folded below the text `key`."""
+        return f"<details><summary>{self.text(key)}</summary>{body}</details>"
+
+    def plot(self, name: str, draw: Callable[[Theme, Translator], Figure], inline: bool = True) -> str:
+        """Write `name`.svg and `name`.png, and return the figure for the page (nothing unless `inline`)."""
+        svg, png = render_formats(lambda theme: draw(theme, self.translate), LIGHT, ("svg", "png"))
+        if self.translate.lang != "en" and not _has_chinese_font():  # a browser substitutes a font, a PNG cannot
+            png = render(lambda theme: draw(theme, Translator("en")), LIGHT, "png")
+        self._write_file(f"{name}.svg", svg)
+        self._write_file(f"{name}.png", png)
+        return f"<figure>{_inline_svg(svg.decode(), name)}</figure>" if inline else ""
 
     def table(self, name: str, columns: Sequence[Column], rows: Sequence[Sequence[Any]], sortable: bool = False) -> str:
-        """Write `name`.csv and return the table for the page."""
-        heads = [column.name or self.words(column.key) for column in columns]
+        """Write `name`.csv, and return the table for the page."""
+        headings = [column.heading or (self.translate(column.key) if column.key else "") for column in columns]
         file = io.StringIO()
-        csv.writer(file).writerows([heads, *rows])
-        self._keep(f"{name}.csv", file.getvalue().encode("utf-8-sig", "backslashreplace"))  # so that Excel knows
-        kinds = ("text", "long", "bar")
-        classes = [f' class="{c.form}"' if c.form in kinds else "" for c in columns]
-        head = "".join(f"<th{kind}>{text(h)}</th>" for kind, h in zip(classes, heads, strict=True))
+        csv.writer(file).writerows([headings, *rows])
+        # the byte order mark tells Excel that the file is UTF-8
+        self._write_file(f"{name}.csv", file.getvalue().encode("utf-8-sig", "backslashreplace"))
+        classes = [f' class="{c.format}"' if c.format in ("text", "long", "bar") else "" for c in columns]
+        head = "".join(f"<th{name}>{escape_text(h)}</th>" for name, h in zip(classes, headings, strict=True))
         body = "".join(
-            "<tr>" + "".join(_cell(value, c.form) for c, value in zip(columns, row, strict=True)) + "</tr>"
+            "<tr>" + "".join(_cell(value, c.format) for c, value in zip(columns, row, strict=True)) + "</tr>"
             for row in rows
         )
-        kind = ' class="sortable"' if sortable else ""
-        return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        css_class = ' class="sortable"' if sortable else ""
+        return f'<div class="wide"><table{css_class}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
-    def _keep(self, name: str, content: bytes) -> None:
+    def _write_file(self, name: str, content: bytes) -> None:
         path = self.folder / name
-        with atomic_write(path) as beside:
-            beside.write_bytes(content)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
         self.files.append(path)
 
 
-def text(words: object) -> str:
-    """Anything, a file name with odd bytes included, as text on a page."""
-    return escape(printable(str(words)))
+def escape_text(value: object) -> str:
+    """Return `value` as HTML text; undecodable bytes of file names become printable."""
+    return escape(printable(str(value)))
 
 
-def _part(name: str) -> str:
-    return (resources.files("alexnet.report") / name).read_text(encoding="utf-8")
-
-
-def data_json(name: str, value: Any) -> str:
-    """Data for the page's script."""
+def json_script(name: str, value: Any) -> str:
+    """Return an element that holds `value` as JSON for the page's script."""
     content = json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{printable(content)}</script>'
+
+
+def jpeg_url(image: Image.Image, quality: int) -> str:
+    """Return an RGB or grayscale image as a data URL."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return data_url("image/jpeg", file.getvalue())
+
+
+def data_url(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def _read_asset(name: str) -> str:
+    return (resources.files("alexnet.report") / name).read_text(encoding="utf-8")
 
 
 def _cell(value: Any, form: str) -> str:
     if value is None:
         return "<td></td>"
     if form in ("text", "long"):
-        return f'<td class="{form}">{text(value)}</td>'
+        return f'<td class="{form}">{escape_text(value)}</td>'
     if form == "bar":
         return f'<td class="bar" data-v="{value:.4f}"><div style="width:{100 * value:.1f}%"></div></td>'
     return f'<td data-v="{value}">{value:{form}}</td>'
 
 
-def _has_chinese() -> bool:
-    return bool(set(FALLBACKS[:8]) & set(font_manager.get_font_names()))
+def _has_chinese_font() -> bool:
+    return bool(set(FALLBACK_FONTS[:8]) & set(font_manager.get_font_names()))
 
 
-def _inline(svg: str, name: str) -> str:
-    """An SVG file as an element of the page: colours as variables, and identifiers of its own."""
+def _inline_svg(svg: str, name: str) -> str:
+    """Return an SVG file as an element: colors as CSS variables, ids prefixed by `name`, no fixed size."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(
-        r'<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
-    )
-    for colour, variable in COLOURS.items():
-        svg = svg.replace(f": {colour}", f": var(--{variable})")
+    for attribute in ("width", "height"):
+        svg = re.sub(rf'(<svg[^>]*?) {attribute}="[^"]*"', r"\1", svg, count=1)
+    for variable, color in _theme_colors(LIGHT).items():
+        svg = svg.replace(f": {color}", f": var(--{variable})")
     return svg

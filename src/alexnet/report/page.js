@@ -1,33 +1,34 @@
-// Tables that sort by a click on a heading, and the confusion matrix: its size, and what the pointer is at.
+// Tables that sort by a click on a heading; the confusion matrix: its cell size, and the count at the pointer.
 document.documentElement.classList.add("js");
 for (const table of document.querySelectorAll("table.sortable")) {
   table.tHead.addEventListener("click", (event) => {
-    const cell = event.target.closest("th");
-    if (!cell) return;
-    const way = (cell.dataset.way = cell.dataset.way === "1" ? -1 : 1), at = cell.cellIndex;
-    const value = (row) => row.cells[at].dataset.v ?? row.cells[at].textContent;
-    const order = (a, b) => way * value(a).localeCompare(value(b), undefined, { numeric: true });
-    const numbers = (a, b) => way * (value(a) - value(b));
+    const heading = event.target.closest("th");
+    if (!heading) return;
+    const sign = (heading.dataset.sign = heading.dataset.sign === "1" ? -1 : 1), column = heading.cellIndex;
+    const value = (row) => row.cells[column].dataset.v ?? row.cells[column].textContent;
+    const byText = (a, b) => sign * value(a).localeCompare(value(b), undefined, { numeric: true });
+    const byNumber = (a, b) => sign * (value(a) - value(b));
     const body = table.tBodies[0], rows = [...body.rows];
-    body.append(...rows.sort(rows.every((row) => row.cells[at].dataset.v) ? numbers : order));
+    body.append(...rows.sort(rows.every((row) => row.cells[column].dataset.v) ? byNumber : byText));
   });
 }
 for (const matrix of document.querySelectorAll(".matrix")) {
-  const { names, cells, said } = JSON.parse(document.getElementById(matrix.dataset.of).textContent);
-  const zoom = document.querySelector(`input[data-of=${matrix.dataset.of}]`);
-  const out = zoom.closest(".zoom").querySelector("output");
-  const size = () => {
-    matrix.style.setProperty("--cell", zoom.value + "px");
-    matrix.classList.toggle("tiny", zoom.value < 11);
+  const { names, cells, text } = JSON.parse(document.getElementById(matrix.dataset.of).textContent);
+  const slider = document.querySelector(`input[data-of=${matrix.dataset.of}]`);
+  const output = slider.closest(".zoom").querySelector("output");
+  const resize = () => {
+    matrix.style.setProperty("--cell", slider.value + "px");
+    matrix.classList.toggle("tiny", slider.value < 11);
   };
-  zoom.addEventListener("input", size);
-  size();
+  slider.addEventListener("input", resize);
+  resize();
   matrix.querySelector(".cells").addEventListener("pointermove", (event) => {
     const box = event.currentTarget.getBoundingClientRect(), n = names.length;
-    const at = (x, length) => Math.min(n - 1, Math.max(0, Math.floor((x * n) / length)));
-    const i = at(event.clientY - box.top, box.height), j = at(event.clientX - box.left, box.width);
+    const index = (x, length) => Math.min(n - 1, Math.max(0, Math.floor((x * n) / length)));
+    const i = index(event.clientY - box.top, box.height), j = index(event.clientX - box.left, box.width);
     const sum = Object.values(cells[i]).reduce((a, b) => a + b, 0), count = cells[i][j] ?? 0;
-    const values = { true: names[i], said: names[j], count, sum, share: sum ? ((100 * count) / sum).toFixed(1) : "0" };
-    out.textContent = said.replace(/{(\w+)}/g, (_, key) => values[key]);
+    const share = sum ? ((100 * count) / sum).toFixed(1) : "0";
+    const values = { true: names[i], predicted: names[j], count, sum, share };
+    output.textContent = text.replace(/{(\w+)}/g, (_, key) => values[key]);
   });
 }

@@ -1,95 +1,74 @@
-"""Where a run's result comes from, as parts of its page: the data, what training saw, the machine, the command."""
+"""Report sections on where a result comes from: data, augmented images, machine, settings and commands."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shlex
-from typing import Any
 
 from PIL import Image, ImageOps
 
-from alexnet.messages.texts import Translator
-from alexnet.report.html import Column, Page, text
+from alexnet.report.html import Column, Page, escape_text, jpeg_url
 from alexnet.report.run_data import RunData
 
-SHEET = 1200  # pixels that the augmented batch may be wide
+GRID_WIDTH = 1200  # maximum width of the augmented batch, in pixels
 
 
-# ── the data ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def augmented_html(facts: RunData, words: Translator) -> str:
-    """The batch that training drew, where it did."""
-    path = facts.run.path / "augmented.png"
+def augmented_html(page: Page, data: RunData) -> str:
+    """Return the augmented batch that training saved; nothing if there is none."""
+    path = data.run.path / "augmented.png"
     if not path.is_file():
         return ""
     image = Image.open(path).convert("RGB")
-    if image.width > SHEET:
-        image = ImageOps.contain(image, (SHEET, 4 * SHEET))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<p>{text(words("augmented_said"))}</p><img class="sheet" alt="" src="data:image/jpeg;base64,{data}">'
+    if image.width > GRID_WIDTH:
+        image = ImageOps.contain(image, (GRID_WIDTH, 4 * GRID_WIDTH))
+    return page.paragraph("augmented_note") + f'<img class="sheet" alt="" src="{jpeg_url(image, quality=85)}">'
 
 
-def split_html(page: Page, facts: RunData) -> str:
-    """Where the data lies, and how many pictures each part has."""
-    words, counts = page.words, facts.split_counts
-    where = facts.recipe.get("data") or facts.recipe.get("dataset", "")
-    body = f"<p>{text(words('data_is'))}: <code>{text(where)}</code></p>"
-    if counts:
-        body += f"<p>{text(words('split_own', seed=facts.recipe.get('seed', 0)))}</p>"
-    elif facts.training_pictures:
-        body += f"<p>{text(words('split_given', n=facts.training_pictures))}</p>"
-    known = {facts.split: facts.figures["n"]} if facts.figures else {}
-    known |= counts
-    rows = [(part, known[part]) for part in ("train", "val", "test") if part in known]
-    return body + (page.table("split", (Column("part", "text"), Column("images", ",d")), rows) if rows else "")
+def split_html(page: Page, data: RunData) -> str:
+    """Return where the data is, how it was split, and the number of images in each split."""
+    source = data.recipe.get("data") or data.recipe.get("dataset", "")
+    body = f"<p>{page.text('data_path')} <code>{escape_text(source)}</code></p>"
+    if data.split_counts:
+        body += page.paragraph("split_created", seed=data.recipe.get("seed", 0))
+    elif data.training_images:
+        body += page.paragraph("split_given", n=data.training_images)
+    counts = ({data.split: data.metrics["n"]} if data.metrics else {}) | data.split_counts
+    rows = [(page.translate.split(name), counts[name]) for name in ("train", "val", "test") if name in counts]
+    columns = (Column("split_name", "text"), Column("images", ",d"))
+    return body + (page.table("split", columns, rows) if rows else "")
 
 
-# ── how it was made ───────────────────────────────────────────────────────────────────────────────────────────────
+def machine_name(data: RunData) -> str:
+    """Return the GPU or CPU that the run trained on."""
+    return str(data.env.get("gpu") or data.env.get("cpu") or data.summary.get("device", "?"))
 
 
-def machine(facts: RunData) -> str:
-    """The processor that did it, in words."""
-    return str(facts.env.get("gpu") or facts.env.get("cpu") or facts.summary.get("device", "?"))
-
-
-def made_html(facts: RunData, words: Translator) -> str:
-    """Network, time, machine, versions, and the command that does it again."""
-    summary, env = facts.summary, facts.env
-    read: dict[str, Any] = facts.model.get("preprocess", {})
+def run_details_html(page: Page, data: RunData) -> str:
+    """Return network, time, machine, versions, settings, and the command that repeats the run."""
+    translate, summary, env = page.translate, data.summary, data.env
+    preprocess = data.model.get("preprocess", {})
     versions = ", ".join(f"{name} {version}" for name, version in env.get("versions", {}).items() if version)
-    held = [row["memory"] for row in facts.rows if row.get("memory")]
+    memory = [epoch["memory"] for epoch in data.history if epoch.get("memory")]
     rows = {
-        "architecture": f"{summary['arch']}, {words('parameters', n=summary['parameters'])}",
-        "input": "{}×{}×{}".format(read.get("channels", "?"), *[read.get("size", "?")] * 2),
-        "time": words(
-            "time_is", time=words.duration(summary["seconds"]), epochs=summary["epochs"],
+        "architecture": f"{summary['arch']}, {translate('parameters', n=summary['parameters'])}",
+        "input": "{}×{}×{}".format(preprocess.get("channels", "?"), *[preprocess.get("size", "?")] * 2),
+        "time": translate(
+            "time_value", time=translate.duration(summary["seconds"]), epochs=summary["epochs"],
             speed=summary["images_per_second"],
         ),
-        "numbers": words("on_device", precision=summary["precision"], device=summary["device"]),
-        "memory": f"{max(held) / 2**30:.1f} GiB" if held else "",
-        "machine": words("cores", machine=machine(facts), cores=env.get("cores", "?")),
+        "numeric_precision": translate("on_device", precision=summary["precision"], device=summary["device"]),
+        "memory": f"{max(memory) / 2**30:.1f} GiB" if memory else "",
+        "machine": translate("cores", machine=machine_name(data), cores=env.get("cores", "?")),
         "system": env.get("platform", ""),
         "versions": versions,
         "revision": env.get("git") or "",
-        "command": _code(env.get("command")),
-        "again": _code(f"alexnet train {shlex.quote(str(facts.run.recipe_json))}"),
+        "command": env.get("command") or "",
+        "again": f"alexnet train {shlex.quote(str(data.run.recipe_json))}",
     }  # fmt: skip
-    body = "".join(
-        f"<tr><td>{text(words(key))}</td><td>{value if key in ('command', 'again') else text(value)}</td></tr>"
-        for key, value in rows.items()
-        if value
-    )
-    settings = text(json.dumps(facts.recipe, indent=2, ensure_ascii=False))
-    return (
-        f'<table class="facts">{body}</table>'
-        f"<details><summary>{text(words('settings'))}</summary><pre>{settings}</pre></details>"
-    )
-
-
-def _code(command: str | None) -> str:
-    return f"<code>{text(command)}</code>" if command else ""
+    body = ""
+    for key, value in rows.items():
+        if value:
+            cell = f"<code>{escape_text(value)}</code>" if key in ("command", "again") else escape_text(value)
+            body += f"<tr><td>{page.text(key)}</td><td>{cell}</td></tr>"
+    settings = f"<pre>{escape_text(json.dumps(data.recipe, indent=2, ensure_ascii=False))}</pre>"
+    return f'<table class="facts">{body}</table>' + page.details("settings", settings)

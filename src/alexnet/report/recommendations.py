@@ -1,6 +1,7 @@
-"""What to try next: rules that look at a run's curves, classes and mistakes.
+"""Recommendations of a report: rules on a run's curves, data, classes and confidence.
 
-Each gives a sentence of `report_text` and, where one follows, the command."""
+Each recommendation is a text `advice_…` of `messages`, with a command where one follows from it.
+"""
 
 from __future__ import annotations
 
@@ -22,188 +23,188 @@ from alexnet.training.recipe import FLAG_NAMES
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One thing to try or to look at."""
+    """One thing to try or to check."""
 
     key: str
-    """Of the texts, without `advice_`."""
+    """Key of the text, without `advice_`."""
     values: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     warns: bool = True
-    """Whether something is wrong, rather than could be better."""
+    """Whether it is about a problem rather than a possible improvement."""
 
 
 def recommend(
-    facts: RunData, confusion: Confusion | None = None, confidence: Confidence | None = None
+    data: RunData, confusion: Confusion | None = None, confidence: Confidence | None = None
 ) -> list[Recommendation]:
-    """What the rules say, the gravest first; one friendly word if nothing stands out."""
-    broken = list(_broken(facts))
-    if broken:
-        return broken
-    found = [*_curves(facts), *_data(facts), *_classes(facts, confusion), *_measured(facts, confidence)]
-    if not any(advice.command for advice in found):
-        command = f"alexnet eval {shlex.quote(str(facts.run.path))} --ten-crop"
+    """Return the recommendations for a run, the most serious first; ten-crop evaluation if no rule has a command."""
+    if failed := list(_check_failed(data)):
+        return failed
+    found = [*_check_curves(data), *_check_data(data), *_check_classes(data, confusion)]
+    found += _check_confidence(data, confidence)
+    if not any(recommendation.command for recommendation in found):
+        command = f"alexnet eval {shlex.quote(str(data.run.path))} --ten-crop"
         found.append(Recommendation("nothing", {}, command, warns=False))
     return found
 
 
-def _again(facts: RunData, **settings: Any) -> str:
-    """The command that trains again with other settings; empty if this version has none of them."""
-    return _train(facts.run.recipe_json, settings)
+def _rerun(data: RunData, **settings: Any) -> str:
+    """Return the command that trains again with other settings."""
+    return _train_command(data.run.recipe_json, settings)
 
 
-def _train(what: str | Path, settings: dict[str, Any]) -> str:
+def _train_command(source: str | Path, settings: dict[str, Any]) -> str:
+    """Return the command that trains with `settings`; empty if none of them is a flag of this version."""
     known = {name: value for name, value in settings.items() if name in FLAG_NAMES}
     if not known:
         return ""
-    words = ["alexnet", "train", str(what)]
+    words = ["alexnet", "train", str(source)]
     for name, value in known.items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(words)
 
 
-def _guess(facts: RunData) -> float:
-    """The accuracy of always answering the commonest class."""
-    if facts.answers is None:
-        return 1 / max(1, facts.summary.get("classes", 1))
-    counts = np.bincount(facts.answers.targets)
+def _majority_accuracy(data: RunData) -> float:
+    """Return the accuracy of always predicting the most common class."""
+    if data.predictions is None:
+        return 1 / max(1, data.summary.get("classes", 1))
+    counts = np.bincount(data.predictions.targets)
     return float(counts.max() / counts.sum())
 
 
-# ── it does not learn ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── failed training ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _broken(facts: RunData) -> Iterator[Recommendation]:
-    rows = facts.rows
-    lr = float(facts.recipe.get("lr") or rows[0].get("lr") or 0)
-    bad = next((row for row in rows if not math.isfinite(row["train_loss"])), None)
+def _check_failed(data: RunData) -> Iterator[Recommendation]:
+    history = data.history
+    lr = float(data.recipe.get("lr") or history[0].get("lr") or 0)
+    bad = next((epoch for epoch in history if not math.isfinite(epoch["train_loss"])), None)
     if bad is not None:
-        yield Recommendation("diverged", {"epoch": bad["epoch"], "lr": lr}, _again(facts, lr=f"{lr / 10:.3g}"))
+        yield Recommendation("diverged", {"epoch": bad["epoch"], "lr": lr}, _rerun(data, lr=f"{lr / 10:.3g}"))
         return
-    guess = _guess(facts)
-    low = facts.figures["interval"][0] if facts.figures else max(row["top1"] for row in rows)
-    if len(rows) >= 2 and low <= 1.1 * guess < 0.95:
-        yield Recommendation("stuck", {"guess": guess}, _again(facts, lr=f"{lr / 10:.3g}"))
+    guess = _majority_accuracy(data)
+    top1 = data.metrics["interval"][0] if data.metrics else max(epoch["top1"] for epoch in history)
+    if len(history) >= 2 and top1 <= 1.1 * guess < 0.95:
+        yield Recommendation("stuck", {"guess": guess}, _rerun(data, lr=f"{lr / 10:.3g}"))
 
 
-# ── how it learned ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── curves ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _curves(facts: RunData) -> Iterator[Recommendation]:
-    rows, recipe = facts.rows, facts.recipe
-    if len(rows) < 5:
-        yield Recommendation("short", {"epochs": len(rows)}, _again(facts, epochs=max(10, 4 * len(rows))), warns=False)
+def _check_curves(data: RunData) -> Iterator[Recommendation]:
+    history, recipe = data.history, data.recipe
+    n = len(history)
+    if n < 5:
+        yield Recommendation("short", {"epochs": n}, _rerun(data, epochs=max(10, 4 * n)), warns=False)
         return
-    top1 = [row["top1"] for row in rows]
-    losses = [row["val_loss"] for row in rows]
-    last, train = rows[-1], rows[-1]["train_top1"]
-    quarter = max(2, len(rows) // 4)
+    top1 = [epoch["top1"] for epoch in history]
+    losses = [epoch["val_loss"] for epoch in history]
+    train, val, split = history[-1]["train_top1"], top1[-1], history[-1]["split"]
+    accuracies = {"train": train, "val": val, "split": split}
+    quarter = max(2, n // 4)
     gain = top1[-1] - top1[-1 - quarter]
     least = int(np.argmin(losses))
-    gap = train - last["top1"]
-    harder = {"augment": "strong", "weight_decay": f"{2 * float(recipe.get('weight_decay') or 5e-4):.3g}"}
+    gap = train - val
+    regularized = {"augment": "strong", "weight_decay": f"{2 * float(recipe.get('weight_decay') or 5e-4):.3g}"}
     if gap > 0.1 and losses[-1] > 1.1 * losses[least]:
-        yield Recommendation(
-            "overfit",
-            {"epoch": rows[least]["epoch"], "split": last["split"], "least": losses[least], "last": losses[-1],
-             "train": train, "val": last["top1"]},
-            _again(facts, **harder),
-        )  # fmt: skip
+        values = accuracies | {"epoch": history[least]["epoch"], "least": losses[least], "last": losses[-1]}
+        yield Recommendation("overfit", values, _rerun(data, **regularized))
     elif gap > 0.15:
-        yield Recommendation("gap", {"train": train, "val": last["top1"]}, _again(facts, **harder), warns=False)
-    elif gain > 0.01 and top1[-1] >= max(top1) and last["top1"] < 0.995:
-        yield Recommendation(
-            "improving", {"gain": 100 * gain, "n": quarter}, _again(facts, epochs=2 * len(rows)), warns=False
-        )
-    elif train < 0.95 and last["top1"] < 0.95 and gap < 0.03 and abs(gain) < 0.005:
+        yield Recommendation("gap", accuracies, _rerun(data, **regularized), warns=False)
+    elif gain > 0.01 and val >= max(top1) and val < 0.995:
+        yield Recommendation("improving", {"gain": 100 * gain, "n": quarter}, _rerun(data, epochs=2 * n), warns=False)
+    elif train < 0.95 and val < 0.95 and gap < 0.03 and abs(gain) < 0.005:
         wider = f"{2 * float(recipe.get('width') or 1):g}"
-        yield Recommendation("underfit", {"train": train}, _again(facts, width=wider), warns=False)
-    late = range(max(1, len(rows) - quarter), len(rows))
-    jumps = [(abs(top1[i] - top1[i - 1]), i) for i in late if top1[i] < top1[i - 1]]
-    if jumps and max(jumps)[0] > 0.05:
-        jump, i = max(jumps)
+        yield Recommendation("underfit", {"train": train}, _rerun(data, width=wider), warns=False)
+    drop, i = max((top1[i - 1] - top1[i], i) for i in range(max(1, n - quarter), n))
+    if drop > 0.05:
         lr = float(recipe.get("lr") or 0)
-        yield Recommendation(
-            "jumps", {"jump": 100 * jump, "epoch": rows[i]["epoch"]}, _again(facts, lr=f"{lr / 2:.3g}")
-        )
+        values = {"jump": 100 * drop, "epoch": history[i]["epoch"]}
+        yield Recommendation("jumps", values, _rerun(data, lr=f"{lr / 2:.3g}"))
 
 
-# ── what it learned from ──────────────────────────────────────────────────────────────────────────────────────────
+# ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _data(facts: RunData) -> Iterator[Recommendation]:
-    if facts.bad_files:
-        data = facts.recipe.get("data")
-        command = f"alexnet check {shlex.quote(str(data))}" if data else ""
-        yield Recommendation("bad_files", {"n": len(facts.bad_files)}, command)
-    pictures, classes = facts.training_pictures, int(facts.summary.get("classes") or len(facts.classes) or 1)
-    if pictures and pictures / classes < 100 and facts.summary["best"]["top1"] < 0.97:
-        own = facts.recipe.get("dataset") == "folder" and facts.recipe.get("data") and not facts.recipe.get("weights")
-        # from the data, not from recipe.json: the weights bring an architecture of their own
-        command = _train(facts.recipe["data"], {"weights": "torchvision:IMAGENET1K_V1"}) if own else ""
-        yield Recommendation("few", {"each": pictures / classes}, command, warns=False)
+def _check_data(data: RunData) -> Iterator[Recommendation]:
+    source = data.recipe.get("data")
+    if data.bad_files:
+        command = f"alexnet check {shlex.quote(str(source))}" if source else ""
+        yield Recommendation("bad_files", {"n": len(data.bad_files)}, command)
+    images, classes = data.training_images, int(data.summary.get("classes") or len(data.classes) or 1)
+    if images and images / classes < 100 and data.summary["best"]["top1"] < 0.97:
+        from_scratch = data.recipe.get("dataset") == "folder" and not data.recipe.get("weights")
+        command = ""
+        if from_scratch and source:  # the folder, not recipe.json: the weights come with their own architecture
+            command = _train_command(source, {"weights": "torchvision:IMAGENET1K_V1"})
+        yield Recommendation("few", {"each": images / classes}, command, warns=False)
 
 
-def class_counts(facts: RunData) -> dict[str, int]:
-    """Training pictures of each class, as far as split.csv names them by their folders; else those evaluated."""
-    if facts.split_counts and facts.recipe.get("dataset") in ("folder", "imagenet") and not facts.recipe.get("labels"):
+def class_counts(data: RunData) -> dict[str, int]:
+    """Return the training images of each class if split.csv lists them by folder, else the evaluated images."""
+    if data.split_counts and data.recipe.get("dataset") in ("folder", "imagenet") and not data.recipe.get("labels"):
         from alexnet.data.split import read_split
 
-        counts = dict.fromkeys(facts.classes, 0)
-        for name, part in read_split(facts.run.split_csv):
+        counts = dict.fromkeys(data.classes, 0)
+        for name, split in read_split(data.run.split_csv):
             folder = PurePosixPath(name).parent.name
-            if part == "train" and folder in counts:
+            if split == "train" and folder in counts:
                 counts[folder] += 1
         if all(counts.values()):
             return counts
-    return {c["label"]: c["n"] for c in facts.figures["per_class"] if c["n"]} if facts.figures else {}
+    return {c["label"]: c["n"] for c in data.metrics["per_class"] if c["n"]} if data.metrics else {}
 
 
-# ── where it errs ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── classes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _classes(facts: RunData, confusion: Confusion | None) -> Iterator[Recommendation]:
-    if facts.figures is None or facts.answers is None:
+def _check_classes(data: RunData, confusion: Confusion | None) -> Iterator[Recommendation]:
+    if data.metrics is None or data.predictions is None:
         return
-    seen = [c for c in facts.figures["per_class"] if c["n"] >= 5]
-    if len(seen) >= 2:
-        mean = float(np.mean([c["recall"] for c in seen]))
-        worst = min(seen, key=lambda c: c["recall"])
-        counts = class_counts(facts)
+    measured = [c for c in data.metrics["per_class"] if c["n"] >= 5]
+    if len(measured) >= 2:
+        mean = float(np.mean([c["recall"] for c in measured]))
+        worst = min(measured, key=lambda c: c["recall"])
+        counts = class_counts(data)
         times = max(counts.values()) / min(counts.values())
-        rare = sorted(seen, key=lambda c: counts.get(c["label"], 0))[: max(1, len(seen) // 4)]
+        rare = sorted(measured, key=lambda c: counts.get(c["label"], 0))[: max(1, len(measured) // 4)]
         if times >= 4 and float(np.mean([c["recall"] for c in rare])) < mean - 0.05:
-            yield Recommendation("balance", {"times": times}, _again(facts, balance=True))
+            yield Recommendation("balance", {"times": times}, _rerun(data, balance=True))
         elif worst["recall"] < mean - 0.25:
             values = {"label": worst["label"], "recall": worst["recall"], "mean": mean}
             values |= {"own": counts.get(worst["label"], 0), "most": max(counts.values())}
             yield Recommendation("uneven", values)
-    wrong = facts.answers.said != facts.answers.targets
-    if confusion is not None and wrong.sum() >= 10 and len(facts.classes) > 2:
-        both = np.triu(confusion.counts + confusion.counts.T, 1)
-        i, j = divmod(int(both.argmax()), len(both))
-        share = both[i, j] / wrong.sum()
-        if share >= max(0.15, 4 / (len(both) * (len(both) - 1))):  # twice what one of all pairs has by chance
-            size = facts.model.get("preprocess", {}).get("size", "?")
-            yield Recommendation(
-                "pair", {"share": share, "a": confusion.labels[i], "b": confusion.labels[j], "size": size}, warns=False
-            )
-    sure = int((wrong & (facts.answers.sure > 0.95)).sum())
-    if sure >= 5 and sure >= 0.1 * wrong.sum():
-        yield Recommendation("sure_mistakes", {"wrong": int(wrong.sum()), "n": sure}, warns=False)
+    wrong = data.predictions.predicted != data.predictions.targets
+    if confusion is not None and wrong.sum() >= 10 and len(data.classes) > 2:
+        pairs = np.triu(confusion.counts + confusion.counts.T, 1)
+        i, j = divmod(int(pairs.argmax()), len(pairs))
+        share = pairs[i, j] / wrong.sum()
+        if share >= max(0.15, 4 / (len(pairs) * (len(pairs) - 1))):  # twice the share of a pair by chance
+            size = data.model.get("preprocess", {}).get("size", "?")
+            values = {"share": share, "a": confusion.labels[i], "b": confusion.labels[j], "size": size}
+            yield Recommendation("pair", values, warns=False)
+    confident = int((wrong & (data.predictions.confidence > 0.95)).sum())
+    if confident >= 5 and confident >= 0.1 * wrong.sum():
+        yield Recommendation("confident_mistakes", {"wrong": int(wrong.sum()), "n": confident}, warns=False)
 
 
-def _measured(facts: RunData, found: Confidence | None) -> Iterator[Recommendation]:
-    """How well all this is known, and how well the network knows it."""
-    if facts.figures is None:
+# ── confidence ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_confidence(data: RunData, confidence: Confidence | None) -> Iterator[Recommendation]:
+    """Check the network's confidence, and how precisely its accuracy is known."""
+    if data.metrics is None:
         return
-    if found is not None and found.calibration is not None and ece(found.plain, found.right) > 0.05:
-        values = {"mean": float(found.plain.mean()), "top1": float(found.right.mean())}
-        yield Recommendation("calibration", values, warns=False)
-        if (off := ece(found.best, found.right)) > 0.05 and len(found.right) >= 500:  # of few, bins are uneven anyway
-            yield Recommendation("confidence", {"ece": off, "split": facts.split})
-    low, high = facts.figures["interval"]
+    if confidence is not None and confidence.calibration is not None:
+        correct, uncalibrated = confidence.correct, confidence.uncalibrated
+        if ece(uncalibrated, correct) > 0.05:
+            values = {"mean": float(uncalibrated.mean()), "top1": float(correct.mean())}
+            yield Recommendation("calibration", values, warns=False)
+            # with few images the bins are noisy anyway
+            if (error := ece(confidence.best, correct)) > 0.05 and len(correct) >= 500:
+                yield Recommendation("confidence", {"ece": error, "split": data.split})
+    low, high = data.metrics["interval"]
     if high - low > 0.06:
-        yield Recommendation("small_test", {"width": 100 * (high - low), "n": facts.figures["n"]}, warns=False)
-    val, split = facts.summary["best"]["top1"], facts.summary["split"]
-    if facts.split == "test" != split and val - facts.figures["top1"] > 2 * (high - low):
-        yield Recommendation("optimistic", {"test": facts.figures["top1"], "val": val, "split": split})
+        yield Recommendation("small_test", {"width": 100 * (high - low), "n": data.metrics["n"]}, warns=False)
+    test, val, split = data.metrics["top1"], data.summary["best"]["top1"], data.summary["split"]
+    if data.split == "test" != split and val - test > 2 * (high - low):
+        yield Recommendation("optimistic", {"test": test, "val": val, "split": split})

@@ -1,5 +1,7 @@
-"""What a run folder tells, read once for its page: no data set, no network, and no part that must be there but the
-finished epochs."""
+"""The contents of a run folder, read once for its report: no data set and no network.
+
+Only the finished epochs are required; every other part may be missing or damaged.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from alexnet.run_dir import Run
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the network said of each picture of a split."""
+class Predictions:
+    """The logits of every image of a split."""
 
     names: Sequence[str]
     targets: np.ndarray
@@ -32,12 +34,13 @@ class Answers:
     """float32 (n, classes)."""
 
     @property
-    def said(self) -> np.ndarray:
+    def predicted(self) -> np.ndarray:
+        """Index of the most probable class, int64 (n,)."""
         return np.asarray(self.logits.argmax(1))
 
     @cached_property
-    def sure(self) -> np.ndarray:
-        """Probability of what was said, float64 (n,)."""
+    def confidence(self) -> np.ndarray:
+        """Probability of the predicted class, float64 (n,)."""
         return np.asarray(1 / np.exp(self.logits - self.logits.max(1, keepdims=True)).sum(1, dtype=np.float64))
 
 
@@ -46,16 +49,16 @@ class RunData:
     """A run with at least one finished epoch."""
 
     run: Run
-    rows: list[dict[str, Any]]
-    """Of metrics.jsonl."""
+    history: list[dict[str, Any]]
+    """The lines of metrics.jsonl, one per epoch."""
     summary: dict[str, Any]
     recipe: dict[str, Any]
     env: dict[str, Any]
     model: dict[str, Any]
-    """Of the best checkpoint's model.json; empty if that is gone."""
+    """model.json of the best checkpoint; empty if it is missing."""
     split: str
-    """The one that is reported: test where there is one."""
-    answers: Answers | None
+    """The split that is reported: test if there is one, else val."""
+    predictions: Predictions | None
     """On that split; None if it was not evaluated or the file is damaged."""
 
     @property
@@ -67,77 +70,72 @@ class RunData:
         return tuple(map(str, self.model.get("classes", ())))
 
     @cached_property
-    def figures(self) -> dict[str, Any] | None:
-        """Of `metrics.measure`; None without answers."""
-        if self.answers is None:
+    def metrics(self) -> dict[str, Any] | None:
+        """The metrics of `predictions`, as `compute_metrics` returns them; None without predictions."""
+        if self.predictions is None:
             return None
-        return compute_metrics(self.answers.logits, self.answers.targets, self.classes)
+        return compute_metrics(self.predictions.logits, self.predictions.targets, self.classes)
 
     @cached_property
     def split_counts(self) -> dict[str, int]:
-        """Pictures in each part, as split.csv lists them; empty if the data came divided."""
+        """Images by split, as split.csv lists them; empty if the data came with its own splits."""
         if not self.run.split_csv.is_file():
             return {}
-        return dict(Counter(part for _, part in read_split(self.run.split_csv)))
+        return dict(Counter(split for _, split in read_split(self.run.split_csv)))
 
     @property
-    def training_pictures(self) -> int | None:
-        """How many, where the run tells: exactly by split.csv, else from the steps of an epoch."""
+    def training_images(self) -> int | None:
+        """Number of training images: exact with split.csv, else estimated from the steps per epoch; None if unknown."""
         if self.split_counts:
             return self.split_counts.get("train")
-        steps, epochs, batch = (self.summary.get("steps"), self.summary.get("epochs"), self.recipe.get("batch_size"))
-        if not steps or not epochs or not batch or self.recipe.get("limit_steps"):
+        steps, epochs, batch_size = self.summary.get("steps"), self.summary.get("epochs"), self.recipe.get("batch_size")
+        if not steps or not epochs or not batch_size or self.recipe.get("limit_steps"):
             return None
-        return int(steps / epochs * batch)
+        return int(steps / epochs * batch_size)
 
     @cached_property
     def bad_files(self) -> list[list[str]]:
-        """File and reason of each picture that was left out."""
-        return _rows(self.run.path / "bad_files.csv")
+        """Path and reason of each unreadable image."""
+        try:
+            with (self.run.path / "bad_files.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                return list(csv.reader(file))[1:]
+        except (OSError, csv.Error):
+            return []
 
-    def stored(self, name: str) -> Any:
-        """What the JSON file `name` of the run folder holds; None if it is not there or damaged."""
-        return _json(self.run.path / name)
+    def read_json(self, name: str) -> Any:
+        """Return the contents of the JSON file `name` of the run folder; None if it is missing or damaged."""
+        return _read_json(self.run.path / name)
 
 
 def read_run_data(run: Run) -> RunData:
-    """Raises `UserError` before the first epoch has ended."""
-    rows, summary = run.metrics(), run.summary()
-    if not rows or not summary:
+    """Read a run folder. Raises `UserError` if no epoch has finished."""
+    history, summary = run.metrics(), run.summary()
+    if not history or not summary:
         raise UserError(f"The run {run.path} has not finished an epoch yet, so there is nothing to report.")
-    recipe = _json(run.recipe_json) or {}
     try:
         best = run.named_checkpoint("best")
     except UserError:
         best = None
-    model = (_json(best / MODEL) if best else None) or {}
+    model = (_read_json(best / MODEL) if best else None) or {}
     split = "test" if "test" in summary else str(summary["split"])
     return RunData(
-        run, rows, summary, recipe, _json(run.path / "env.json") or {}, model, split, _answers(run, split, model)
-    )
+        run, history, summary, _read_json(run.recipe_json) or {}, _read_json(run.path / "env.json") or {}, model, split,
+        _read_predictions(run, split, len(model.get("classes", ()))),
+    )  # fmt: skip
 
 
-def _answers(run: Run, split: str, model: dict[str, Any]) -> Answers | None:
+def _read_predictions(run: Run, split: str, classes: int) -> Predictions | None:
     try:
-        found = run.read_evaluation(split)
-    except Exception:  # pyarrow has a class of its own for each kind of damage
+        stored = run.read_evaluation(split)
+    except Exception:  # pyarrow raises many exception types for damaged files
         return None
-    if found is None or not len(found[1]) or found[2].shape[1] != len(model.get("classes", ())):
+    if stored is None or not len(stored[1]) or stored[2].shape[1] != classes:
         return None
-    return Answers(*found)
+    return Predictions(*stored)
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _rows(path: Path) -> list[list[str]]:
-    """The rows of a CSV file after its header."""
-    try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return list(csv.reader(file))[1:]
-    except (OSError, csv.Error):
-        return []

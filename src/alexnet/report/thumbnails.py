@@ -1,9 +1,7 @@
-"""Small pictures of a run's data set for its page, kept in the run folder so that the page can be made again after the
-data set has moved."""
+"""Thumbnails of a run's images for its report, cached in the run folder so that they outlive the data set."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Sequence
@@ -14,67 +12,67 @@ from PIL import Image, ImageOps
 
 from alexnet.files import atomic_write
 from alexnet.inference.neighbors import load_run_images
+from alexnet.report.html import data_url
 from alexnet.run_dir import Run
 
-SIDE = 224  # pixels of the longer side: 112 on a page, sharp on a phone's screen
+SIDE = 224  # pixels of the longer side: shown at 112 in the page, sharp on high-density screens
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """What could be had of some pictures, as data addresses by name, and why others could not."""
+    """Data URLs by image name, and why others are missing."""
 
-    found: dict[str, str]
-    why: str = ""
+    urls: dict[str, str]
+    error: str = ""
 
     def html(self, name: str) -> str:
-        """An image element, or nothing."""
-        return f'<img alt="" src="{self.found[name]}">' if name in self.found else ""
+        """Return an `img` element, or nothing if the image is missing."""
+        return f'<img alt="" src="{self.urls[name]}">' if name in self.urls else ""
 
 
-def thumbnails(run: Run, names: Sequence[str], folder: Path) -> Thumbnails:
-    """Pictures by the names that evaluations call them: from `folder` where they were kept before, else from the data
-    set, and then kept."""
-    places = {
+def load_thumbnails(run: Run, names: Sequence[str], folder: Path) -> Thumbnails:
+    """Load thumbnails of the images that evaluations call `names`, from `folder` or, if they are not cached there yet,
+    from the data set."""
+    paths = {
         name: folder / f"{hashlib.sha1(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.jpg" for name in names
     }
-    why = ""
-    wanted = [name for name, place in places.items() if not place.is_file()]
-    if wanted:
+    error = ""
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    if missing:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name, image in zip(wanted, load_run_images(run, wanted), strict=True):
-                _keep(image, places[name])
-        except Exception as error:  # gone, moved, damaged: any of many libraries may say so
-            why = str(error).rstrip(".")
-            _keep_those_left(run, wanted, places)
-    found = {}
-    for name, place in places.items():
-        if place.is_file():
-            found[name] = "data:image/jpeg;base64," + base64.b64encode(place.read_bytes()).decode()
-    return Thumbnails(found, why)
+            for name, image in zip(missing, load_run_images(run, missing), strict=True):
+                _save_thumbnail(image, paths[name])
+        except Exception as failure:  # missing, moved or damaged data raises exceptions of many libraries
+            error = str(failure).rstrip(".")
+            _save_readable_files(run, {name: paths[name] for name in missing})
+    urls = {name: data_url("image/jpeg", path.read_bytes()) for name, path in paths.items() if path.is_file()}
+    return Thumbnails(urls, error)
 
 
-def _keep_those_left(run: Run, wanted: Sequence[str], places: dict[str, Path]) -> None:
-    """One by one, those whose files are still there."""
+def fit_square(image: Image.Image, side: int) -> Image.Image:
+    """Fit an image into a square of `side` pixels; small images are enlarged by an integer factor to stay sharp."""
+    longest = max(image.size)
+    if longest > side:
+        return ImageOps.contain(image, (side, side))
+    factor = side // longest
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _save_readable_files(run: Run, paths: dict[str, Path]) -> None:
+    """Save thumbnails of those image files that still exist, one by one."""
     try:
         root = Path(json.loads(run.recipe_json.read_text(encoding="utf-8"))["data"])
     except (OSError, ValueError, KeyError, TypeError):
         return
-    for name in wanted:
+    for name, path in paths.items():
         try:
             if (root / name).is_file():
-                _keep(load_run_images(run, [name])[0], places[name])
+                _save_thumbnail(load_run_images(run, [name])[0], path)
         except Exception:
             continue
 
 
-def _keep(image: Image.Image, place: Path) -> None:
-    """Fitted into the square; small ones are enlarged by whole pixels, so that they stay sharp."""
-    image = image.convert("RGB")
-    if 2 * max(image.size) <= SIDE:
-        factor = SIDE // max(image.size)
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    elif max(image.size) > SIDE:
-        image = ImageOps.contain(image, (SIDE, SIDE))
-    with atomic_write(place) as beside:
-        image.save(beside, "JPEG", quality=75)
+def _save_thumbnail(image: Image.Image, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        fit_square(image.convert("RGB"), SIDE).save(temporary, "JPEG", quality=75)
