@@ -147,15 +147,17 @@ def test_only_the_input_is_saved() -> None:
     assert [t.data_ptr() for t in saved] == [x.data_ptr()]
 
 
-def test_the_operator_passes_opcheck_and_differentiates_twice() -> None:
-    x = torch.randn(2, 6, 3, 4, requires_grad=True)
+@pytest.mark.parametrize("layout", [pytest.param("contiguous", marks=pytest.mark.slow), "channels last"])
+def test_the_operator_passes_opcheck(layout: str) -> None:
+    x = with_layout(torch.randn(2, 6, 3, 4), layout).requires_grad_()
     constants = (5, 0.5, 0.75, 2.0, 2)
     torch.library.opcheck(torch.ops.alexnet.lrn, (x, *constants))
-    last = x.detach().to(memory_format=torch.channels_last).requires_grad_()
-    torch.library.opcheck(torch.ops.alexnet.lrn, (last, *constants))
-    torch.library.opcheck(torch.ops.alexnet.lrn_backward, (last, torch.randn_like(x), *constants))
-    double = torch.randn(1, 4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(LocalResponseNorm(3, alpha=0.5, k=1.0, towers=2), (double,))
+    torch.library.opcheck(torch.ops.alexnet.lrn_backward, (x, torch.randn(2, 6, 3, 4), *constants))
+
+
+def test_the_operator_differentiates_twice() -> None:
+    x = torch.randn(1, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(LocalResponseNorm(3, alpha=0.5, k=1.0, towers=2), (x,))
 
 
 def test_compiled_and_under_autocast() -> None:
@@ -235,6 +237,7 @@ for shape, size, beta in (
 """
 
 
+@pytest.mark.slow
 def test_the_triton_kernel_in_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when Triton is imported
