@@ -2,10 +2,10 @@
 
 import errno
 import io
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -143,7 +143,7 @@ def test_a_read_error_does_not_quarantine_a_checkpoint(run, monkeypatch):
             patch.setattr("builtins.open", failing)
             patch.setattr("io.open", failing)
             with pytest.raises(
-                UserError, match=f"{newest.name}.* cannot be read .Input/output error.; it may be whole"
+                UserError, match=f"{newest.name}.* cannot be read .Input/output error.; it may still be intact"
             ):
                 resume(run.path, epochs="+1", progress=Silent())
         assert run.checkpoints()[0] == newest
@@ -211,18 +211,19 @@ def test_a_file_system_without_locks_is_logged(run, monkeypatch):
 
 
 def test_only_one_process_trains_a_run(run):
-    program = """if True:
-        import sys, time
-        from pathlib import Path
-        from alexnet.run_dir import Run
-        from alexnet.training.resume import RunLock
-        RunLock(Run(Path(sys.argv[1]))).acquire(print)
-        print("held", flush=True)
-        time.sleep(60)
-    """
-    other = subprocess.Popen([sys.executable, "-c", program, str(run.path)], stdout=subprocess.PIPE, text=True)
+    pytest.importorskip("fcntl")
+    fork = multiprocessing.get_context("fork")
+    locked = fork.Event()
+
+    def hold() -> None:
+        RunLock(run).acquire(print)
+        locked.set()
+        time.sleep(600)
+
+    other = fork.Process(target=hold, daemon=True)
+    other.start()
     try:
-        assert other.stdout.readline() == "held\n"
+        assert locked.wait(60)
         with pytest.raises(UserError, match="is being trained by another process"):
             RunLock(run).acquire((log := []).append, timeout=0.2)
         assert log == [f"Another process is training {run.path}; waiting up to 0 s."]
@@ -232,5 +233,4 @@ def test_only_one_process_trains_a_run(run):
         lock.release()
     finally:
         other.kill()
-        other.wait()
-        other.stdout.close()
+        other.join()

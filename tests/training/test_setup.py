@@ -79,7 +79,7 @@ def test_a_small_run_with_the_2012_settings(tmp_path, recipe, monkeypatch):
 
     # resumed with the recorded mean image and components, the second epoch equals that of the unbroken run
     train(replace(recipe, epochs=1), out=tmp_path / "stopped", progress=Silent())
-    monkeypatch.setattr("alexnet.training.setup.measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("alexnet.training.setup.compute_statistics", lambda *_, **__: pytest.fail("measured again"))
     resume(tmp_path / "stopped", epochs=2, progress=Silent())
     unbroken = weights(run.path)
     assert all(torch.equal(tensor, unbroken[name]) for name, tensor in weights(tmp_path / "stopped").items())
@@ -137,7 +137,7 @@ def test_the_imagenet_basis_is_recorded(recipe, monkeypatch):
     assert setup.recipe.pca_std == IMAGENET_PCA.std
     assert setup.preprocess.mean_image is None
     given = replace(recipe, mean_image="none", pca_std=(3.0, 2.0, 1.0), pca_vectors=(1, 0, 0, 0, 1, 0, 0, 0, 1))
-    monkeypatch.setattr("alexnet.training.setup.measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("alexnet.training.setup.compute_statistics", lambda *_, **__: pytest.fail("measured"))
     assert prepare_training(given, Silent()).pca_basis == ColorPCA(given.pca_std, given.pca_vectors)
 
 

@@ -103,7 +103,7 @@ def test_pretrained_layers_have_a_tenth_of_the_rate():
 
 
 def test_frozen_layers_are_given_by_name_range_or_group():
-    plain, batch = create_model("cifar", norm="none"), create_model("cifar", norm="batch")
+    plain, batch = (create_model("cifar", norm=norm, width=0.125) for norm in ("none", "batch"))
     assert frozen_layers(plain, "conv1-conv3") == ["conv1", "conv2", "conv3"]
     assert frozen_layers(plain, "conv2,fc6") == ["conv2", "fc6"]
     assert frozen_layers(batch, "conv1-conv2") == ["conv1", "norm1", "conv2", "norm2"]
@@ -113,7 +113,7 @@ def test_frozen_layers_are_given_by_name_range_or_group():
 
 
 def test_modules_up_to_the_last_frozen_layer_are_in_eval_mode():
-    model = create_model("cifar", norm="batch", dropout=0.5)
+    model = create_model("cifar", norm="batch", dropout=0.5, width=0.125)
     frozen = freeze(model, "conv1-fc6")
     model.train()
     for module in frozen:
@@ -133,7 +133,7 @@ def test_modules_up_to_the_last_frozen_layer_are_in_eval_mode():
 )
 def test_invalid_ranges_are_refused(which, message):
     with pytest.raises(UserError, match=message):
-        frozen_layers(create_model("cifar"), which)
+        frozen_layers(create_model("cifar", width=0.125), which)
 
 
 @pytest.mark.parametrize(("images", "frozen"), [(500, "features"), (3000, "convolutions"), (60_000, "none")])
