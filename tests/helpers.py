@@ -31,6 +31,20 @@ def make_image_folder(root: Path, classes: tuple[str, ...] = CLASS_NAMES, count:
     return root
 
 
+def make_solid_image(path: Path, red: int = 0, size: tuple[int, int] = (12, 10)) -> None:
+    """Write an image of one color, of `size` (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (red % 256, 80, 120)).save(path)
+
+
+def make_class_folders(root: Path, counts: dict[str, int]) -> Path:
+    """Write `root/<class>/<nnn>.png`, solid images of different colors, and return `root`."""
+    for name, count in counts.items():
+        for i in range(count):
+            make_solid_image(root / name / f"{i:03d}.png", 20 * i)
+    return root
+
+
 def data_folder(name: str) -> Path:
     """Return the folder of the real data set `name`, or skip the test."""
     roots = [Path(os.environ["ALEXNET_DATA"])] if "ALEXNET_DATA" in os.environ else []

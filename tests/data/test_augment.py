@@ -10,7 +10,18 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from alexnet import rng
-from alexnet.data.augment import BOX_DRAWS, Augment, augment, color_jitter, crop_box, crop_boxes, mix
+from alexnet.data.augment import (
+    BOX_DRAWS,
+    IMAGENET_PCA,
+    Augment,
+    ColorPCA,
+    augment,
+    color_jitter,
+    crop_box,
+    crop_boxes,
+    mix,
+    pca_noise,
+)
 from alexnet.errors import UserError
 
 
@@ -48,7 +59,7 @@ def test_independent_of_the_batch(name, channels):
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_padded_crop_and_flip_are_windows_of_the_padded_picture(mode):
+def test_padded_crop_and_flip_are_windows_of_the_padded_image(mode):
     images, ids = noise(40), np.arange(40)
     cfg = Augment(crop="pad", padding=4, padding_mode=mode, flip=True)
     got = augment(images, ids, 0, 0, cfg, 20)
@@ -65,11 +76,11 @@ def test_padded_crop_and_flip_are_windows_of_the_padded_picture(mode):
 @settings(max_examples=80, deadline=None)
 @given(
     n=st.integers(0, 5), channels=st.sampled_from([1, 3]), side=st.integers(1, 12), padding=st.integers(0, 4),
-    mode=st.sampled_from(["zeros", "reflect"]), spare=st.integers(0, 3), flip=st.booleans(), last=st.booleans(),
+    mode=st.sampled_from(["zeros", "reflect"]), margin=st.integers(0, 3), flip=st.booleans(), last=st.booleans(),
 )  # fmt: skip
-def test_crop_and_flip_on_any_shape_and_layout(n, channels, side, padding, mode, spare, flip, last):
+def test_crop_and_flip_on_any_shape_and_layout(n, channels, side, padding, mode, margin, flip, last):
     padding = min(padding, side - 1) if mode == "reflect" else padding
-    size = max(1, side + 2 * padding - spare)
+    size = max(1, side + 2 * padding - margin)
     images = noise(n, channels, side)
     if last:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -78,17 +89,17 @@ def test_crop_and_flip_on_any_shape_and_layout(n, channels, side, padding, mode,
     assert torch.equal(images, before)
     assert got.shape == (n, channels, size, size)
     pad = {"zeros": "constant", "reflect": "reflect"}[mode]
-    where, mirrored = rng.uniform(2, 1, range(n), "crop", 2), rng.uniform(2, 1, range(n), "flip", 1)[:, 0] < 0.5
+    where, flipped = rng.uniform(2, 1, range(n), "crop", 2), rng.uniform(2, 1, range(n), "flip", 1)[:, 0] < 0.5
     for i in range(n):
         whole = np.pad(images[i].numpy(), ((0, 0), (padding, padding), (padding, padding)), mode=pad)
         top, left = (where[i] * (side + 2 * padding - size + 1)).astype(int)
         window = whole[:, top : top + size, left : left + size]
-        np.testing.assert_array_equal(got[i].numpy(), window[..., ::-1] if flip and mirrored[i] else window)
+        np.testing.assert_array_equal(got[i].numpy(), window[..., ::-1] if flip and flipped[i] else window)
 
 
 @pytest.mark.parametrize("size", [20, 14])
 @pytest.mark.parametrize("crop", ["none", "random", "pad"])
-def test_what_is_given_is_not_changed(crop, size):
+def test_the_input_is_not_modified(crop, size):
     images = noise(9)
     before = images.clone()
     got = augment(images, range(9), 0, 0, Augment(crop=crop, padding=0, flip=True), size)
@@ -108,12 +119,12 @@ def test_every_offset_and_both_flips_occur_about_equally():
     assert 0.47 < flips.float().mean() < 0.53
 
 
-def test_none_is_the_centre():
+def test_crop_none_is_the_center_crop():
     images = noise(side=21)
     assert torch.equal(augment(images, range(12), 0, 0, Augment(), 16), tv.center_crop(images, [16, 16]))
 
 
-def test_resized_equals_pillows_resize_of_the_same_box():
+def test_resized_crop_equals_pillows_resize_of_the_same_box():
     smooth = tv.resize(noise(30, side=9), [64, 64], antialias=True)
     ids = np.arange(30)
     for size in (24, 64, 90):  # shrinking, mixed, enlarging
@@ -124,7 +135,7 @@ def test_resized_equals_pillows_resize_of_the_same_box():
             assert (got[i].int() - tv.pil_to_tensor(image).int()).abs().max() <= 1
 
 
-def test_boxes_follow_torchvisions_rule_in_distribution():
+def test_crop_boxes_have_torchvisions_distribution():
     n, scale, ratio = 3000, (0.3, 0.9), (0.75, 4 / 3)
     boxes = crop_boxes(np.full(n, 120), np.full(n, 90), rng.uniform(0, 0, range(n), "crop", BOX_DRAWS), scale, ratio)
     torch.manual_seed(0)
@@ -140,7 +151,7 @@ def test_boxes_follow_torchvisions_rule_in_distribution():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 600), st.integers(1, 600), st.floats(0.05, 0.9), st.floats(0.2, 1.5), st.integers(0, 2**40))
-def test_one_box_is_a_row_of_many(width, height, scale, ratio, seed):
+def test_crop_box_equals_a_row_of_crop_boxes(width, height, scale, ratio, seed):
     uniform = rng.uniform(seed, 0, range(8), "crop", BOX_DRAWS)
     scales, ratios = (scale, 1.0), (ratio, 2 * ratio)
     many = crop_boxes(np.full(8, width), np.full(8, height), uniform, scales, ratios)
@@ -148,7 +159,7 @@ def test_one_box_is_a_row_of_many(width, height, scale, ratio, seed):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (11, 1001), (100, 90)])
-def test_fallback_is_torchvisions(width, height):
+def test_the_fallback_box_is_torchvisions(width, height):
     # An area above the whole can never fit, so both fall back at once.
     uniform = rng.uniform(0, 0, [0], "crop", BOX_DRAWS)[0]
     top, left, h, w = RandomResizedCrop.get_params(torch.empty(3, height, width), [4.0, 4.0], [0.75, 4 / 3])
@@ -169,7 +180,7 @@ def test_jitter_equals_torchvision(channels):
     assert torch.equal(color_jitter(images, np.ones((20, 3))), images)
 
 
-def test_jitter_draws_within_its_range():
+def test_jitter_stays_within_its_range():
     images = torch.full((500, 1, 4, 4), 100, dtype=torch.uint8)
     values = augment(images, range(500), 0, 0, Augment(jitter=(0.3, 0, 0)), 4)[:, 0, 0, 0].int()
     assert values.min() >= 70
@@ -177,7 +188,7 @@ def test_jitter_draws_within_its_range():
     assert values.max() - values.min() > 55
 
 
-def test_rotation_is_pillows_for_the_angle_drawn():
+def test_rotation_equals_pillows():
     smooth = tv.resize(noise(8, 1, side=6), [32, 32], antialias=True)
     got = augment(smooth, np.arange(8), 0, 3, Augment(rotate=20), 32)
     angles = (2 * rng.uniform(3, 0, np.arange(8), "rotate", 1)[:, 0] - 1) * 20
@@ -201,20 +212,20 @@ def test_mix_gives_soft_targets(kind):
     assert torch.equal(mixed, again)
 
 
-def test_mix_switched_off_changes_nothing():
+def test_mix_without_mixup_and_cutmix_changes_nothing():
     images, targets = torch.randn(4, 3, 8, 8), torch.arange(4)
     mixed, same = mix(images, targets, 4, Augment())
     assert mixed is images
     assert same is targets
 
 
-def test_with_both_on_both_occur():
+def test_mixup_and_cutmix_both_occur_if_both_are_on():
     images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 16, 16).contiguous()
     flat = set()
     for step in range(20):
         torch.manual_seed(step)
         mixed, _ = mix(images, torch.arange(8), 8, Augment(mixup=1.0, cutmix=1.0))
-        flat.add(bool((mixed.flatten(1).std(1) < 1e-6).all()))  # MixUp leaves constant pictures constant
+        flat.add(bool((mixed.flatten(1).std(1) < 1e-6).all()))  # MixUp leaves constant images constant
     assert flat == {True, False}
 
 
@@ -229,34 +240,91 @@ def test_with_both_on_both_occur():
         ({"crop_group": 0}, "shared by 0 images"),
     ],
 )
-def test_nonsense_is_refused(values, message):
+def test_invalid_settings_are_rejected(values, message):
     with pytest.raises(UserError, match=message):
         Augment(**values)
 
 
 @pytest.mark.parametrize("cfg", [Augment(crop="random"), Augment(crop="pad", padding=2), Augment()])
-def test_pictures_smaller_than_the_crop_are_refused(cfg):
+def test_images_smaller_than_the_crop_are_rejected(cfg):
     with pytest.raises(UserError, match="too small"):
         augment(noise(2, side=10), [0, 1], 0, 0, cfg, 16)
 
 
-def test_reflection_needs_pictures_larger_than_the_padding():
+def test_reflection_needs_images_larger_than_the_padding():
     with pytest.raises(UserError, match="pad with zeros"):
         augment(noise(2, side=4), [0, 1], 0, 0, Augment(crop="pad", padding=4, padding_mode="reflect"), 4)
 
 
 @pytest.mark.parametrize("crop", ["random", "resized"])
-def test_a_chunk_shares_the_crop_and_flip_of_its_first(crop):
+def test_a_crop_group_shares_the_crop_and_flip_of_its_first_image(crop):
     images = noise(1).expand(10, -1, -1, -1)
     ids = np.random.default_rng(0).permutation(50)[:10]
     got = augment(images, ids, 0, 0, Augment(crop=crop, flip=True, crop_group=4), 12)
     own = augment(images, ids, 0, 0, Augment(crop=crop, flip=True), 12)
     for first, run in ((0, got[:4]), (4, got[4:8]), (8, got[8:])):
-        assert all(torch.equal(picture, own[first]) for picture in run)
-    assert len({picture.numpy().tobytes() for picture in got}) == 3
+        assert all(torch.equal(image, own[first]) for image in run)
+    assert len({image.numpy().tobytes() for image in got}) == 3
 
 
-def test_jitter_stays_a_pictures_own_within_a_chunk():
+def test_jitter_differs_within_a_crop_group():
     images = noise(1).expand(4, -1, -1, -1)
     got = augment(images, range(4), 0, 0, Augment(jitter=(0.4, 0.4, 0.4), crop_group=4), 20)
-    assert len({picture.numpy().tobytes() for picture in got}) == 4
+    assert len({image.numpy().tobytes() for image in got}) == 4
+
+
+# ── PCA color noise ───────────────────────────────────────────────────────────────────────────────────────────
+
+STD = (0.25, 0.2, 0.3)
+
+
+def test_pca_noise_has_the_papers_covariance():
+    """Over 10,000 draws: strength²·Σ σᵢ²·pᵢpᵢᵀ, in levels of 0…255, to within five standard errors."""
+    n, strength = 10_000, 0.1
+    x = pca_noise(torch.zeros(n, 3, 2, 2), range(n), 0, 0, IMAGENET_PCA, strength, std=STD)
+    assert torch.equal(x, x[:, :, :1, :1].expand_as(x))  # one color a image
+    levels = x[:, :, 0, 0].double().numpy() * np.array(STD) * 255
+    p = np.reshape(IMAGENET_PCA.vectors, (3, 3))
+    expected = strength**2 * sum(s**2 * np.outer(v, v) for s, v in zip(IMAGENET_PCA.std, p, strict=True))
+    variances = np.diag(expected)
+    errors = np.sqrt((np.outer(variances, variances) + expected**2) / n)  # of a covariance of normal numbers
+    assert (np.abs(np.cov(levels.T, bias=True) - expected) < 5 * errors).all()
+    assert (np.abs(levels.mean(axis=0)) < 5 * np.sqrt(variances / n)).all()
+    along = levels @ p.T / (strength * np.array(IMAGENET_PCA.std))  # should be N(0, 1), three times, independent
+    assert (np.abs((along**4).mean(axis=0) - 3) < 5 * np.sqrt(96 / n)).all()
+
+
+def test_pca_noise_is_independent_of_the_batch():
+    x, ids = torch.randn(12, 3, 4, 4), np.arange(100, 112)
+
+    def noisy(x, ids, epoch=3, seed=7):
+        return pca_noise(x.clone(), ids, epoch, seed, IMAGENET_PCA, 0.1, std=STD)
+
+    whole = noisy(x, ids)
+    assert torch.equal(torch.cat([noisy(x[s], ids[s]) for s in (slice(0, 5), slice(5, 12))]), whole)
+    order = np.random.default_rng(0).permutation(12)
+    assert torch.equal(noisy(x[order], torch.from_numpy(ids[order])), whole[order])
+    assert not torch.equal(noisy(x, ids, epoch=4), whole)
+    assert not torch.equal(noisy(x, ids, seed=8), whole)
+
+
+def test_pca_noise_divides_images_and_noise():
+    x, ids = torch.randn(5, 3, 4, 4), range(5)
+    plain = pca_noise(x.clone(), ids, 0, 0, IMAGENET_PCA, 0.1, std=STD)
+    divided = pca_noise(x.clone(), ids, 0, 0, IMAGENET_PCA, 0.1, std=STD, divide=True)
+    torch.testing.assert_close(divided, plain / 1.1)
+
+
+def test_pca_noise_of_strength_0_changes_nothing():
+    x = torch.randn(2, 3, 4, 4)
+    before = x.clone()
+    assert torch.equal(pca_noise(x, range(2), 0, 0, IMAGENET_PCA, 0.0, std=STD, divide=True), before)
+
+
+@pytest.mark.parametrize(
+    ("std", "vectors"),
+    [((1.0, 1.0), (0.0,) * 9), ((1.0,) * 3, (0.0,) * 8), ((1.0, -1.0, 1.0), (0.0,) * 9), ((1.0,) * 3, (np.nan,) * 9)],
+)
+def test_an_invalid_pca_basis_is_rejected(std, vectors):
+    with pytest.raises(UserError, match="A PCA basis is three standard deviations"):
+        ColorPCA(std, vectors)

@@ -1,4 +1,4 @@
-"""Every kind of file that people have becomes RGB or grey, and every broken one says why."""
+"""Every kind of file that people have becomes RGB or gray, and every broken one says why."""
 
 import importlib.util
 import io
@@ -33,12 +33,12 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def near(image: Image.Image, point: tuple[int, int], colour: tuple[int, ...], tolerance: int = 8) -> bool:
+def near(image: Image.Image, point: tuple[int, int], color: tuple[int, ...], tolerance: int = 8) -> bool:
     pixel = np.atleast_1d(np.asarray(image.getpixel(point)))
-    return bool(np.abs(pixel.astype(int) - np.array(colour)).max() <= tolerance)
+    return bool(np.abs(pixel.astype(int) - np.array(color)).max() <= tolerance)
 
 
-# What a camera stores so that turning it as the tag says gives the upright picture.
+# What a camera stores so that turning it as the tag says gives the upright image.
 STORED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,7 +54,7 @@ STORED = {
 @pytest.mark.parametrize("tag", STORED)
 def test_exif_orientation_is_applied_once(tag, tmp_path):
     upright = two_halves()
-    upright.paste((0, 200, 0), (0, 0, 8, 8))  # so that mirrored differs from turned
+    upright.paste((0, 200, 0), (0, 0, 8, 8))  # so that flipped differs from turned
     stored = upright if STORED[tag] is None else upright.transpose(STORED[tag])
     exif = Image.Exif()
     exif[0x0112] = tag
@@ -68,7 +68,7 @@ def test_exif_orientation_is_applied_once(tag, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_malformed_exif_does_not_cost_the_picture():
+def test_malformed_exif_is_ignored():
     data = encoded(two_halves(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
     assert near(decode_image(data), (5, 5), RED)
 
@@ -82,7 +82,7 @@ def test_cmyk_jpeg():
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LAB"])
 @pytest.mark.parametrize(("channels", "result"), [(3, "RGB"), (1, "L")])
-def test_every_mode_becomes_what_the_network_reads(mode, channels, result):
+def test_every_mode_becomes_rgb_or_gray(mode, channels, result):
     image = decode_image(encoded(two_halves().convert("RGB" if mode == "LAB" else mode), "TIFF"), channels)
     assert (image.mode, image.size) == (result, (40, 24))
 
@@ -97,7 +97,7 @@ def test_palette_with_and_without_transparency():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_laid_over_white(mode):
+def test_transparency_is_composited_over_white(mode):
     image = Image.new(mode, (4, 4), (0,) * (len(mode) - 1) + (0,))
     image.putpixel((1, 1), (0,) * (len(mode) - 1) + (255,))
     image.putpixel((2, 2), (0,) * (len(mode) - 1) + (128,))
@@ -123,8 +123,8 @@ def test_floating_point_tiff(scale, expected):
     assert (np.diff(pixels.ravel().astype(int)) >= 0).all()
 
 
-def test_animation_gives_its_first_frame():
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
     assert near(decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])), (4, 4), RED)
 
 
@@ -149,13 +149,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_files_say_why(kind, tmp_path):
+def test_broken_files_give_a_reason(kind, tmp_path):
     if kind == "HEIC" and importlib.util.find_spec("pillow_heif"):
         pytest.skip("pillow-heif is installed, so HEIC is tried")
     data, reason = BROKEN[kind]
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(data)
-    with pytest.raises(BadImage, match=r"picture\.jpg") as caught:
+    with pytest.raises(BadImage, match=r"image\.jpg") as caught:
         decode_image(path)
     assert reason in caught.value.reason
     assert str(caught.value).count(". ") == 0  # one sentence
@@ -218,7 +218,7 @@ PARTS = st.tuples(*[st.integers(0, 99)] * 4)  # per cent of width or height
     channels=st.sampled_from([1, 3]), subsampling=st.integers(0, 2), progressive=st.booleans(),
     orientation=st.integers(1, 8), part=PARTS,
 )  # fmt: skip
-def test_a_part_at_full_size_is_what_decode_gives(
+def test_a_crop_at_full_scale_equals_decode_image(
     reader, width, height, mode, channels, subsampling, progressive, orientation, part
 ):
     options = {"subsampling": subsampling} if mode == "RGB" else {}
@@ -240,7 +240,7 @@ def test_a_part_at_full_size_is_what_decode_gives(
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
-def test_a_part_of_any_other_format(format):
+def test_a_crop_of_other_formats(format):
     data = encoded(photograph(40, 30), format)
     got = decode_crop(data, 1, box=lambda width, height: (2, 3, width, height - 4))
     np.testing.assert_array_equal(got, np.asarray(decode_image(data))[3:26, 2:])
@@ -248,7 +248,7 @@ def test_a_part_of_any_other_format(format):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(16, 400), st.integers(16, 300), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 6]))
-def test_a_part_is_decoded_as_small_as_allowed_and_by_both_readers_alike(width, height, factor, orientation):
+def test_a_crop_is_decoded_at_the_smallest_scale_equally_by_both_readers(width, height, factor, orientation):
     pytest.importorskip("simplejpeg")
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -267,31 +267,31 @@ def test_a_part_is_decoded_as_small_as_allowed_and_by_both_readers_alike(width, 
 
 @pytest.mark.parametrize("orientation", [1, 6, 8])
 @pytest.mark.parametrize("size", [12, 25, 50])
-def test_a_smaller_decoding_is_nearly_the_same_once_resized(size, orientation):
+def test_a_smaller_scale_is_nearly_the_same_after_resizing(size, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photograph(320, 240), "JPEG", quality=90, exif=exif)
     part = decode_crop(data, size)
     assert part.shape[0] < 240
     exact, near = (
-        np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
-        for picture in (decode_image(data), Image.fromarray(part))
+        np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+        for image in (decode_image(data), Image.fromarray(part))
     )
     assert np.abs(exact - near).mean() < 2
 
 
-def test_a_box_is_found_in_the_smaller_picture():
-    picture = Image.new("RGB", (256, 160), BLUE)
-    picture.paste(RED, (64, 32, 192, 96))
-    got = decode_crop(encoded(picture, "JPEG", quality=95), 16, box=lambda *_: (64, 32, 192, 96))
+def test_a_box_is_scaled_with_the_image():
+    image = Image.new("RGB", (256, 160), BLUE)
+    image.paste(RED, (64, 32, 192, 96))
+    got = decode_crop(encoded(image, "JPEG", quality=95), 16, box=lambda *_: (64, 32, 192, 96))
     assert got.shape == (32, 64, 3)
     assert np.abs(got.astype(int) - RED).max() < 12
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 @pytest.mark.parametrize("size", [1, 999])
-def test_broken_files_say_the_same_in_training(kind, size, reader, tmp_path):
-    path = tmp_path / "picture.jpg"
+def test_broken_files_give_the_same_reason_in_training(kind, size, reader, tmp_path):
+    path = tmp_path / "image.jpg"
     path.write_bytes(BROKEN[kind][0])
     with pytest.raises(BadImage) as expected:
         decode_image(path)
@@ -300,7 +300,7 @@ def test_broken_files_say_the_same_in_training(kind, size, reader, tmp_path):
     assert str(caught.value) == str(expected.value)
 
 
-def test_what_pillow_forgives_is_read_in_training_too(reader):
+def test_damage_that_pillow_tolerates_is_read_in_training_too(reader):
     data = encoded(photograph(64, 48), "JPEG", quality=95)
     data = data[: len(data) // 2] + bytes(16) + data[len(data) // 2 :]  # a complaint of libjpeg's, not an error
     np.testing.assert_array_equal(decode_crop(data, 99), np.asarray(decode_image(data)))

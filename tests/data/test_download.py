@@ -16,7 +16,7 @@ class Host(BaseHTTPRequestHandler):
     """`/broken` stops after 300,000 bytes of each answer, `/whole` ignores ranges, `/wrong` sends something else."""
 
     def do_GET(self):
-        self.server.asked.append((self.path, self.headers.get("Range")))
+        self.server.requests.append((self.path, self.headers.get("Range")))
         if self.path == "/gone":
             self.send_error(404)
             return
@@ -37,7 +37,7 @@ class Host(BaseHTTPRequestHandler):
 @pytest.fixture
 def host():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
-    server.asked = []
+    server.requests = []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     server.url = f"http://127.0.0.1:{server.server_port}"
@@ -46,25 +46,25 @@ def host():
     server.server_close()
 
 
-def test_a_whole_file_arrives_with_progress(host, tmp_path):
+def test_a_file_is_downloaded_with_progress(host, tmp_path):
     seen = []
     target = fetch([f"{host.url}/file"], tmp_path / "a" / "x.bin", MD5, lambda *p: seen.append(p))
     assert target.read_bytes() == CONTENT
     assert seen[-1] == (len(CONTENT), len(CONTENT), "downloading x.bin")
     assert [p.name for p in target.parent.iterdir()] == ["x.bin"]
-    asked = len(host.asked)
+    count = len(host.requests)
     fetch([f"{host.url}/file"], target, MD5)
-    assert len(host.asked) == asked  # it is there already
+    assert len(host.requests) == count  # it exists already
 
 
-def test_a_broken_download_goes_on_where_it_broke_off(host, tmp_path):
+def test_a_broken_download_resumes(host, tmp_path):
     with pytest.raises(DownloadFailed, match="broke after 900,000 of 1,024,000"):
         fetch([f"{host.url}/broken"], tmp_path / "x.bin", MD5)
     assert (tmp_path / "x.bin.part").stat().st_size == 900_000
     assert not (tmp_path / "x.bin").exists()
-    fetch([f"{host.url}/broken"], tmp_path / "x.bin", MD5)  # tomorrow
+    fetch([f"{host.url}/broken"], tmp_path / "x.bin", MD5)  # a later process
     assert (tmp_path / "x.bin").read_bytes() == CONTENT
-    assert [asked for _, asked in host.asked] == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
+    assert [range_ for _, range_ in host.requests] == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
 
 
 def test_a_host_without_ranges_starts_over(host, tmp_path):
@@ -77,13 +77,13 @@ def test_a_complete_part_needs_no_more_bytes(host, tmp_path):
     assert fetch([f"{host.url}/file"], tmp_path / "x.bin", MD5).read_bytes() == CONTENT
 
 
-def test_the_next_mirror_is_asked(host, tmp_path):
+def test_the_next_mirror_is_tried(host, tmp_path):
     urls = [f"{host.url}/gone", f"{host.url}/wrong", "http://127.0.0.1:1/closed", f"{host.url}/file"]
     assert fetch(urls, tmp_path / "x.bin", MD5).read_bytes() == CONTENT
-    assert [path for path, _ in host.asked].count("/gone") == 1
+    assert [path for path, _ in host.requests].count("/gone") == 1
 
 
-def test_a_wrong_file_is_never_taken(host, tmp_path):
+def test_a_file_with_a_wrong_checksum_is_rejected(host, tmp_path):
     with pytest.raises(DownloadFailed, match="another checksum"):
         fetch([f"{host.url}/wrong"], tmp_path / "x.bin", MD5)
     assert list(tmp_path.iterdir()) == []

@@ -62,7 +62,7 @@ def test_batch_bounds(samples, batch_size, drop_last, sizes):
     assert [i for start, stop in bounds for i in range(start, stop)] == list(range(sum(sizes)))
 
 
-def test_a_batch_holds_something():
+def test_an_empty_batch_size_is_rejected():
     with pytest.raises(UserError, match="not 0"):
         batch_bounds(5, 0)
 
@@ -70,7 +70,7 @@ def test_a_batch_holds_something():
 # ── in memory ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_in_memory_in_order_for_evaluation():
+def test_in_memory_evaluation_is_in_order():
     data = arrays()
     loader = InMemory(data, PREPROCESS, batch_size=4)
     batches = list(loader.batches(0))
@@ -82,7 +82,7 @@ def test_in_memory_in_order_for_evaluation():
     assert torch.equal(torch.cat([batch.targets for batch in batches]), data.targets)
 
 
-def test_in_memory_shuffled_starts_anywhere():
+def test_shuffled_batches_can_start_anywhere():
     loader = InMemory(arrays(), PREPROCESS, Augment(crop="random"), batch_size=3, shuffle=True, seed=4)
     batches = list(loader.batches(2))
     ids = torch.cat([batch.ids for batch in batches])
@@ -95,7 +95,7 @@ def test_in_memory_shuffled_starts_anywhere():
     assert not same(list(loader.batches(3)), batches)
 
 
-def test_in_memory_resizes_what_has_another_size():
+def test_in_memory_resizes_images_of_another_size():
     small = arrays(side=12)
     (batch,) = InMemory(small, PREPROCESS, batch_size=10).batches(0)
     assert batch.images.shape[-1] == 16
@@ -105,7 +105,7 @@ def test_in_memory_resizes_what_has_another_size():
     assert batch.images.shape[-1] == 12
 
 
-def test_pictures_cut_for_evaluation_are_not_used_otherwise(files):
+def test_images_cropped_for_evaluation_cannot_be_trained_on(files):
     ready = decode_files(files, PREPROCESS)
     with pytest.raises(UserError, match="read them again"):
         InMemory(ready, PREPROCESS, Augment(crop="random"), batch_size=2)
@@ -138,7 +138,7 @@ def test_training_from_files_equals_memory(crop, files):
     assert same(list(from_files.batches(1)), list(in_memory.batches(1)))
 
 
-def test_resized_crop_is_taken_from_the_full_picture(files):
+def test_resized_crop_is_taken_from_the_full_image(files):
     cfg = Augment(crop="resized", flip=True)
     loader = FromFiles(files, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=3)
     assert loader.device_augment == Augment(crop="none", flip=True)
@@ -146,15 +146,15 @@ def test_resized_crop_is_taken_from_the_full_picture(files):
         assert batch.images.shape[1:] == (3, 16, 16)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         for image, i in zip(batch.images, batch.ids.tolist(), strict=True):
-            picture = decode_image(files.paths[i])
-            box = crop_box(*picture.size, rng.uniform(3, 5, [i], "crop", BOX_DRAWS)[0], cfg.scale, cfg.ratio)
-            assert torch.equal(image, PREPROCESS.resize_crop(np.array(picture.crop(box))))
-        left = augment(batch.images, batch.ids, 5, 3, loader.device_augment, 16)
-        assert left.shape == batch.images.shape
+            full = decode_image(files.paths[i])
+            box = crop_box(*full.size, rng.uniform(3, 5, [i], "crop", BOX_DRAWS)[0], cfg.scale, cfg.ratio)
+            assert torch.equal(image, PREPROCESS.resize_crop(np.array(full.crop(box))))
+        flipped = augment(batch.images, batch.ids, 5, 3, loader.device_augment, 16)
+        assert flipped.shape == batch.images.shape
 
 
 @pytest.mark.parametrize("crop", ["resized", "random"])
-def test_any_number_of_workers_gives_the_same_pictures(crop, files):
+def test_any_number_of_workers_gives_the_same_batches(crop, files):
     def batches(workers: int, start: int = 0) -> list[Batch]:
         options = {"batch_size": 3, "shuffle": True, "seed": 1, "workers": workers}
         return list(FromFiles(files, PREPROCESS, Augment(crop=crop), **options).batches(2, start))
@@ -169,16 +169,16 @@ def test_any_number_of_workers_gives_the_same_pictures(crop, files):
 
 
 @pytest.mark.slow
-def test_a_chunk_of_files_shares_the_box_of_its_first(files):
+def test_a_crop_group_of_files_shares_the_box_of_its_first(files):
     batch, *_ = FromFiles(files, PREPROCESS, Augment(crop="resized", crop_group=3), batch_size=6, seed=5).batches(2)
     draws = rng.uniform(5, 2, range(6), "crop", BOX_DRAWS)
-    for i, picture in enumerate(batch.images):
-        image = decode_image(files.paths[i])
-        box = crop_box(*image.size, draws[i // 3 * 3], (0.08, 1.0), (3 / 4, 4 / 3))
-        assert torch.equal(picture, PREPROCESS.resize_crop(np.array(image.crop(box))))
+    for i, image in enumerate(batch.images):
+        full = decode_image(files.paths[i])
+        box = crop_box(*full.size, draws[i // 3 * 3], (0.08, 1.0), (3 / 4, 4 / 3))
+        assert torch.equal(image, PREPROCESS.resize_crop(np.array(full.crop(box))))
 
 
-def test_spawned_workers_give_the_same_pictures(files):
+def test_spawned_workers_give_the_same_batches(files):
     loader = FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1, workers=1)
     alone = list(FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1).batches(0))
     before = torch.multiprocessing.get_start_method(allow_none=True)
@@ -198,7 +198,7 @@ def test_spawned_workers_give_the_same_pictures(files):
         RuntimeError("DataLoader worker 7"),
     ],
 )
-def test_a_worker_that_dies_while_it_hands_over_is_told(raised, files, monkeypatch):
+def test_a_worker_that_dies_while_sending_raises_reader_died(raised, files, monkeypatch):
     """Whichever way torch comes to know it, which depends on the moment; test_faults.py kills real ones."""
 
     def broken(loader):
@@ -213,7 +213,7 @@ def test_a_worker_that_dies_while_it_hands_over_is_told(raised, files, monkeypat
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_went_bad_is_named(workers, files):
+def test_an_unreadable_file_is_named(workers, files):
     files.paths[7].write_bytes(b"<html>")
     loader = FromFiles(files, PREPROCESS, batch_size=4, workers=workers)
     with pytest.raises(BadImage, match=r"07\.png: it is not an image but a web page") as caught:
@@ -224,7 +224,7 @@ def test_a_file_that_went_bad_is_named(workers, files):
 # ── this machine ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_workers_follow_the_cores(monkeypatch, tmp_path):
+def test_the_default_number_of_workers_follows_the_cores(monkeypatch, tmp_path):
     for cores, expected in ((1, 0), (2, 2), (64, 16)):
         monkeypatch.setattr(loader, "cpu_count", lambda cores=cores: cores)
         assert choose_workers(None, 1, tmp_path) == (expected, None)
@@ -233,7 +233,7 @@ def test_workers_follow_the_cores(monkeypatch, tmp_path):
     assert choose_workers(5, 1 << 60, tmp_path / "macos") == (5, None)
 
 
-def test_too_little_shared_memory_is_said(tmp_path):
+def test_little_shared_memory_reduces_the_workers_with_a_note(tmp_path):
     workers, sentence = choose_workers(4, 1 << 60, tmp_path)
     assert workers == 0
     assert "--shm-size" in sentence
@@ -243,12 +243,12 @@ def test_too_little_shared_memory_is_said(tmp_path):
     assert f"{workers} worker processes instead of 4" in sentence
 
 
-def test_workers_are_not_negative():
+def test_a_negative_number_of_workers_is_rejected():
     with pytest.raises(UserError, match="-1"):
         choose_workers(-1, 1)
 
 
-def test_memory_plan(monkeypatch):
+def test_fits_in_memory(monkeypatch):
     names = [f"{i}" for i in range(1000)]
     source = ImageDataset("x", ("a", "b"), {"train": ImageFiles(Path(), names, torch.zeros(1000))}, channels=3)
     monkeypatch.setattr(loader, "free_memory", lambda: 64 << 30)
@@ -265,7 +265,7 @@ def test_memory_plan(monkeypatch):
 
 @pytest.mark.parametrize("n", [1, 3, 10, 12])
 @pytest.mark.parametrize("processes", [1, 2, 4, 5])
-def test_parts_of_a_batch_follow_each_other_and_differ_by_one_at_most(n, processes):
+def test_shards_of_a_batch_are_consecutive_and_differ_by_at_most_one_row(n, processes):
     places = [Shard(number, processes).row_range(n) for number in range(processes)]
     assert [i for place in places for i in range(place.start, place.start + place.size)] == list(range(n))
     assert max(place.size for place in places) - min(place.size for place in places) <= 1
@@ -273,7 +273,7 @@ def test_parts_of_a_batch_follow_each_other_and_differ_by_one_at_most(n, process
 
 
 @pytest.mark.parametrize("cfg", [Augment(crop="random", crop_group=4), Augment(crop="random", mixup=0.2)])
-def test_processes_read_the_batches_of_one_between_them(cfg):
+def test_processes_together_read_the_batches_of_one_process(cfg):
     """Eleven samples in batches of four: of three processes, one has no part of the last batch but one."""
     whole = InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4)
     shares = [Shard(number, 3) for number in range(3)]
@@ -286,11 +286,11 @@ def test_processes_read_the_batches_of_one_between_them(cfg):
             extra = len(part.ids) - part.rows.size
             assert extra == (1 if cfg.mixup or not part.rows.size else 0)
             assert part.rows.total == len(all_of_it.ids)
-            if extra:  # the picture that the first is mixed with: the one before it, or the last of all
+            if extra:  # the image that the first is mixed with: the one before it, or the last of all
                 assert part.ids[0] == all_of_it.ids[part.rows.start - 1]
 
 
-def test_files_are_divided_as_memory_is(files):
+def test_files_are_sharded_like_memory(files):
     cfg = Augment(crop="resized", mixup=0.2)
     share = Shard(1, 2)
     one = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, shard=share)
@@ -302,7 +302,7 @@ def test_files_are_divided_as_memory_is(files):
         assert torch.equal(part.images, all_of_it.images[rows])
 
 
-def test_an_evaluation_is_divided_by_whole_batches():
+def test_evaluation_is_sharded_by_complete_batches():
     whole = list(InMemory(arrays(11), PREPROCESS, batch_size=3).batches(0))
     found = []
     for number in range(3):

@@ -1,4 +1,4 @@
-"""What is measured equals numpy's figure for all pictures at once, whatever the batches."""
+"""What is measured equals numpy's figure for all images at once, whatever the batches."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ AXES = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0].T  # rows
 DEVIATIONS = (40.0, 15.0, 4.0)
 
 
-def made_colours(count: int = 70, side: int = 12) -> np.ndarray:
+def make_color_noise(count: int = 70, side: int = 12) -> np.ndarray:
     """uint8 count×3×side×side around the axes above."""
     along = np.random.default_rng(0).normal(size=(count, side, side, 3)) * DEVIATIONS
     pixels = np.clip(128 + along @ AXES, 0, 255).round().astype(np.uint8)
@@ -39,43 +39,43 @@ def files(tmp_path, images: np.ndarray) -> ImageFiles:
 
 @pytest.mark.parametrize("source", [lambda _, images: arrays(images), files], ids=["memory", "files"])
 @pytest.mark.parametrize(("batch_size", "workers"), [(32, 0), (7, 2)])
-def test_measure_equals_numpy(tmp_path, monkeypatch, source, batch_size, workers):
-    images = made_colours()
+def test_statistics_equal_numpys(tmp_path, monkeypatch, source, batch_size, workers):
+    images = make_color_noise()
     monkeypatch.setattr(statistics, "BATCH_SIZE", batch_size)
-    told = []
-    found = compute_statistics(source(tmp_path, images), GEOMETRY, workers=workers, progress=lambda *a: told.append(a))
+    calls = []
+    found = compute_statistics(source(tmp_path, images), GEOMETRY, workers=workers, progress=lambda *a: calls.append(a))
     assert found.mean_image.dtype == torch.float32
     assert torch.equal(found.mean_image, torch.from_numpy(images.mean(axis=0) / 255).float())
     pixels = images.transpose(1, 0, 2, 3).reshape(3, -1)
     np.testing.assert_allclose(found.covariance, np.cov(pixels, bias=True), rtol=1e-9)
-    assert told[-1] == (70, 70, "measuring colors")
+    assert calls[-1] == (70, 70, "measuring colors")
 
 
-def test_measure_takes_pictures_as_squares_before_the_crop(tmp_path):
-    images = made_colours(5, 30)[:, :, :20]  # 30 wide, 20 high
+def test_statistics_cover_the_squares_before_the_crop(tmp_path):
+    images = make_color_noise(5, 30)[:, :, :20]  # 30 wide, 20 high
     found = compute_statistics(files(tmp_path, images), GEOMETRY)
     square = replace(GEOMETRY, size=GEOMETRY.resize_side)
     squares = [square.eval_tensor(Image.fromarray(i.transpose(1, 2, 0))).numpy() for i in images]
     torch.testing.assert_close(found.mean_image, torch.from_numpy(np.mean(squares, axis=0) / 255).float())
 
 
-def test_measure_takes_grey():
-    grey = replace(GEOMETRY, channels=1, mean=(0.0,), std=(1.0,))
-    images = made_colours()[:, :1]
-    found = compute_statistics(arrays(images), grey)
+def test_statistics_of_gray_images():
+    gray = replace(GEOMETRY, channels=1, mean=(0.0,), std=(1.0,))
+    images = make_color_noise()[:, :1]
+    found = compute_statistics(arrays(images), gray)
     assert found.mean_image.shape == (1, 12, 12)
     assert found.covariance[0, 0] == pytest.approx(images.var())
 
 
-def test_measure_names_a_file_that_cannot_be_read(tmp_path):
-    part = files(tmp_path, made_colours(4))
+def test_statistics_name_an_unreadable_file(tmp_path):
+    part = files(tmp_path, make_color_noise(4))
     (tmp_path / "2.png").write_bytes(b"")
     with pytest.raises(BadImage, match=r"2\.png"):
         compute_statistics(part, GEOMETRY)
 
 
-def test_principal_colours_equal_numpys_and_find_what_was_made():
-    covariance = compute_statistics(arrays(made_colours()), GEOMETRY).covariance
+def test_color_pca_equals_numpys_and_recovers_the_axes():
+    covariance = compute_statistics(arrays(make_color_noise()), GEOMETRY).covariance
     basis = color_pca(covariance)
     vectors = np.reshape(basis.vectors, (3, 3))
     variances, columns = np.linalg.eigh(covariance)
@@ -88,19 +88,19 @@ def test_principal_colours_equal_numpys_and_find_what_was_made():
     np.testing.assert_allclose(rebuilt, covariance, atol=0.01)
 
 
-@pytest.mark.parametrize("kind", ["grey", "sepia", "one colour"])
-def test_a_basis_from_grey_data_is_refused(kind):
-    images = np.repeat(made_colours()[:, :1], 3, axis=1)
+@pytest.mark.parametrize("kind", ["gray", "sepia", "one color"])
+def test_color_pca_of_gray_images_is_rejected(kind):
+    images = np.repeat(make_color_noise()[:, :1], 3, axis=1)
     if kind == "sepia":
         images[:, 2] //= 2
-    elif kind == "one colour":
+    elif kind == "one color":
         images[:] = 7
     with pytest.raises(UserError, match="The color PCA of gray images has one direction only"):
         color_pca(compute_statistics(arrays(images), GEOMETRY).covariance)
 
 
-def test_mean_and_std_are_over_all_pixels_in_memory_and_from_files(tmp_path):
-    images = made_colours()
+def test_mean_and_std_cover_all_pixels_in_memory_and_from_files(tmp_path):
+    images = make_color_noise()
     for part in (arrays(images), files(tmp_path, images)):
         mean, std = mean_and_std(part, GEOMETRY, seed=0)
         np.testing.assert_allclose(mean, images.mean(axis=(0, 2, 3)) / 255, atol=6e-5)
@@ -122,7 +122,7 @@ def test_read_mean_image(tmp_path, dtype, order):
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         (np.ones((3, 10, 10)), "is 3×10×10, and these images are 3×12×12; give one"),
         (np.ones((12, 12)), "is 12×12, and these images are 3×12×12"),
@@ -133,14 +133,14 @@ def test_read_mean_image(tmp_path, dtype, order):
         (np.full((3, 12, 12), None), "is not an array of numbers"),
     ],
 )
-def test_a_mean_image_that_does_not_fit_is_refused(tmp_path, values, says):
+def test_a_mean_image_with_wrong_values_is_rejected(tmp_path, values, message):
     np.save(tmp_path / "mean.npy", values, allow_pickle=True)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_mean_image(tmp_path / "mean.npy", GEOMETRY)
     assert "\n" not in str(error.value)
 
 
-def test_a_mean_image_that_is_no_array_is_refused(tmp_path):
+def test_a_mean_image_that_is_not_an_array_is_rejected(tmp_path):
     path = tmp_path / "mean.npy"
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_mean_image(path, GEOMETRY)

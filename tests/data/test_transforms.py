@@ -23,7 +23,7 @@ MODES = {"nearest": v2.InterpolationMode.NEAREST, "bilinear": v2.InterpolationMo
 MODES["bicubic"] = v2.InterpolationMode.BICUBIC
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def make_photo(width: int, height: int, seed: int = 0) -> Image.Image:
     """Smooth noise, as photographs are."""
     small = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
@@ -33,35 +33,35 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 @pytest.mark.parametrize("shape", [(500, 375), (375, 500), (257, 257), (61, 40), (30, 299), (64, 64), (301, 256)])
 @pytest.mark.parametrize(("size", "resize"), [(224, 256), (64, None), (33, 64)])
 def test_evaluation_equals_torchvision(interpolation, shape, size, resize):
-    image = picture(*shape)
+    image = make_photo(*shape)
     theirs = v2.Compose([v2.Resize(resize or size, interpolation=MODES[interpolation]), v2.CenterCrop(size)])
     ours = EvalTransform(size, resize, interpolation=interpolation).eval_tensor(image)
     assert ours.dtype == torch.uint8
     assert torch.equal(ours, v2.functional.pil_to_tensor(theirs(image)))
 
 
-def test_a_picture_of_the_right_size_is_untouched():
-    image = picture(32, 32)
+def test_an_image_of_the_right_size_is_unchanged():
+    image = make_photo(32, 32)
     assert torch.equal(EvalTransform(32).eval_tensor(image), v2.functional.pil_to_tensor(image))
 
 
-def test_stretch_ignores_the_aspect_ratio():
+def test_squash_ignores_the_aspect_ratio():
     preprocess = EvalTransform(227, 256, squash=True)
-    image = picture(400, 100)
+    image = make_photo(400, 100)
     warped = v2.functional.pil_to_tensor(image.resize((256, 256), Image.Resampling.BILINEAR))
     assert torch.equal(preprocess.eval_tensor(image), v2.functional.center_crop(warped, [227, 227]))
     ours = preprocess.training_square(np.array(image))
     assert (ours.int() - warped.int()).abs().max() <= 1
 
 
-def test_grey():
+def test_gray():
     preprocess = EvalTransform(16, channels=1, mean=(0.5,), std=(0.25,))
-    pixels = preprocess.eval_tensor(picture(20, 30))
+    pixels = preprocess.eval_tensor(make_photo(20, 30))
     assert pixels.shape == (1, 16, 16)
 
 
-def test_training_square_keeps_the_whole_short_side():
-    image = picture(500, 300)
+def test_training_square_keeps_the_short_side():
+    image = make_photo(500, 300)
     ours = EvalTransform(224, 256).training_square(np.array(image))
     theirs = v2.Compose([v2.Resize(256), v2.CenterCrop(256), v2.PILToTensor()])(image)
     assert (ours.int() - theirs.int()).abs().max() <= 1
@@ -70,9 +70,9 @@ def test_training_square_keeps_the_whole_short_side():
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_fit_agrees_with_evaluation_on_a_batch(interpolation):
+def test_resize_batch_agrees_with_eval_tensor(interpolation):
     preprocess = EvalTransform(40, 48, interpolation=interpolation)
-    images = [picture(64, 64, seed) for seed in range(3)]
+    images = [make_photo(64, 64, seed) for seed in range(3)]
     batch = torch.stack([v2.functional.pil_to_tensor(image) for image in images])
     expected = torch.stack([preprocess.eval_tensor(image) for image in images])
     got = preprocess.resize_batch(batch)
@@ -84,8 +84,8 @@ def test_fit_agrees_with_evaluation_on_a_batch(interpolation):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 70), st.integers(1, 50), st.sampled_from(list(MODES)[1:]), st.booleans())
-def test_cut_is_torchvisions_resized_crop_to_two_levels(width, height, size, interpolation, grey):
-    image = picture(90, 70).convert("L" if grey else "RGB")
+def test_resize_crop_is_within_two_levels_of_torchvision(width, height, size, interpolation, gray):
+    image = make_photo(90, 70).convert("L" if gray else "RGB")
     left, top = (90 - width) // 2, (70 - height) // 3
     theirs = v2.functional.resized_crop(image, top, left, height, width, [size, size], MODES[interpolation])
     channels = len(image.getbands())
@@ -97,7 +97,7 @@ def test_cut_is_torchvisions_resized_crop_to_two_levels(width, height, size, int
 
 
 @pytest.mark.parametrize(("size", "largest", "mean"), [(224, 2, 0.05), (64, 90, 1.5)])
-def test_photographs_for_training_are_near_the_exact_ones(size, largest, mean):
+def test_training_crops_of_photographs_are_near_the_exact_ones(size, largest, mean):
     """In levels of 255. At 64 pixels about half of them are decoded at half size."""
     differences = []
     for i, path in enumerate(sorted(data_folder("imagenet-photos-200").rglob("*.[jJ]*"))[::10]):
@@ -113,7 +113,7 @@ def test_photographs_for_training_are_near_the_exact_ones(size, largest, mean):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_normalise(layout):
+def test_normalize(layout):
     preprocess = EvalTransform(8)
     batch = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8).contiguous(memory_format=layout)
     before = batch.clone()
@@ -127,7 +127,7 @@ def test_normalise(layout):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_mean_image_is_subtracted_by_its_centre(layout):
+def test_the_center_of_a_mean_image_is_subtracted(layout):
     mean_image = torch.rand(3, 12, 12)
     preprocess = EvalTransform(8, 12, std=(0.5, 0.25, 1.0), mean_image=mean_image)
     batch = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8).contiguous(memory_format=layout)
@@ -140,7 +140,7 @@ def test_a_mean_image_is_subtracted_by_its_centre(layout):
     torch.testing.assert_close(whole.normalize(full).double(), (full / 255 - mean_image) / std, rtol=0, atol=1e-5)
 
 
-def test_a_constant_mean_image_is_the_mean():
+def test_a_constant_mean_image_equals_the_mean():
     plain = EvalTransform(8, 12)
     constant = torch.tensor(plain.mean)[:, None, None].expand(3, 12, 12)
     batch = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
@@ -149,12 +149,12 @@ def test_a_constant_mean_image_is_the_mean():
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 12, 12), (12, 12, 3), (3, 12)])
-def test_a_mean_image_of_another_size_is_refused(shape):
+def test_a_mean_image_of_another_size_is_rejected(shape):
     with pytest.raises(UserError, match=f"{'×'.join(map(str, shape))} does not fit images of 3×12×12"):
         EvalTransform(8, 12, mean_image=torch.zeros(shape))
 
 
-def test_json_says_that_there_is_a_mean_image():
+def test_json_marks_a_mean_image():
     mean_image = torch.rand(3, 12, 12)
     preprocess = EvalTransform(8, 12, mean_image=mean_image)
     values = json.loads(json.dumps(preprocess.to_dict()))
@@ -167,7 +167,7 @@ def test_json_says_that_there_is_a_mean_image():
             EvalTransform.from_dict(described, image)
 
 
-def test_centre_crop_says_when_the_picture_is_too_small():
+def test_center_crop_rejects_a_smaller_image():
     with pytest.raises(UserError, match="8×8"):
         center_crop(torch.zeros(1, 3, 8, 8), 9)
 
@@ -176,7 +176,7 @@ def test_centre_crop_says_when_the_picture_is_too_small():
     "preprocess",
     [EvalTransform(224, 256), EvalTransform(28, channels=1, mean=(0.286,), std=(0.353,), interpolation="bicubic")],
 )
-def test_survives_json(preprocess):
+def test_json_round_trip(preprocess):
     assert EvalTransform.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
 
 
@@ -199,13 +199,13 @@ def test_survives_json(preprocess):
         ({"size": 32, "mean_image": [0.5]}, "'mean_image'"),
     ],
 )
-def test_junk_is_refused_with_a_sentence(values, message):
+def test_invalid_json_is_rejected(values, message):
     with pytest.raises(UserError, match=message):
         EvalTransform.from_dict(values)
 
 
 @pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
-def test_a_picture_that_would_become_gigabytes_is_refused(shape):
+def test_an_image_that_would_become_gigabytes_is_rejected(shape):
     for use in (lambda p, i: p.eval_tensor(i), lambda p, i: p.training_square(np.asarray(i))):
         with pytest.raises(BadImage, match=f"it is {shape[0]}×{shape[1]}, and resized it would be"):
             use(EvalTransform(224, 256), Image.new("RGB", shape))

@@ -1,0 +1,213 @@
+"""Class folders and tables of labels: every layout is found, and every problem raises a clear error."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from alexnet.data import image_folder
+from alexnet.data.datasets import load_dataset
+from alexnet.data.image_folder import class_order, read_label_table
+from alexnet.errors import UserError
+from helpers import make_class_folders, make_solid_image
+
+# ── class folders ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("training", "validation", "testing"), ("Train", "VALID", "Test")]
+)
+def test_split_names(names, tmp_path):
+    for name, count in zip(names, (4, 3, 2), strict=True):
+        make_class_folders(tmp_path / "d" / name, {"b": count, "a": count})
+    source = load_dataset("folder", tmp_path / "d")
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 8, "val": 6, "test": 4}
+    assert source.split_rows == []
+    assert source.splits["val"].names[0] == f"{names[1]}/a/000.png"
+
+
+def test_validation_is_matched_by_name(tmp_path):
+    make_class_folders(tmp_path / "train", {"a": 2, "b": 2, "c": 2})
+    make_class_folders(tmp_path / "val", {"c": 1})
+    source = load_dataset("imagenet", tmp_path)
+    assert source.splits["val"].targets.tolist() == [2]
+
+
+def test_nested_files_are_found_and_hidden_or_other_files_skipped(tmp_path):
+    make_class_folders(tmp_path, {"a": 2, "b": 2})
+    make_solid_image(tmp_path / "a" / "deep" / "er" / "x.JPEG")
+    make_solid_image(tmp_path / "a" / ".hidden.png")
+    make_solid_image(tmp_path / ".cache" / "x.png")
+    make_solid_image(tmp_path / "b" / ".thumbs" / "x.png")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    tree = image_folder.scan_class_folders(tmp_path)
+    assert tree.classes == ("a", "b")
+    assert tree.splits["train"].names == ["a/000.png", "a/001.png", "a/deep/er/x.JPEG", "b/000.png", "b/001.png"]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    assert image_folder.scan_class_folders(make_class_folders(tmp_path, {"bus": 1, "car": 1, "train": 1})).classes == (
+        "bus",
+        "car",
+        "train",
+    )
+    assert image_folder.scan_class_folders(make_class_folders(tmp_path / "d", {"invalid": 1, "valid": 1})).classes == (
+        "invalid",
+        "valid",
+    )
+
+
+def empty_class(root: Path) -> None:
+    make_class_folders(root, {"a": 2})
+    (root / "hollow").mkdir()
+
+
+def train_without_classes(root: Path) -> None:
+    make_class_folders(root, {"train": 2, "val": 2})
+
+
+def only_in_val(root: Path) -> None:
+    make_class_folders(root / "train", {"a": 1, "b": 1})
+    make_class_folders(root / "val", {"a": 1, "c": 1})
+
+
+def other_case(root: Path) -> None:
+    make_class_folders(root / "train", {"a": 1, "b": 1})
+    make_class_folders(root / "val", {"A": 1})
+
+
+def no_readable(root: Path) -> None:
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        (root / name / "x.jpg").write_text("<html>")
+
+
+BAD_FOLDERS = {
+    "missing": (lambda root: root.rmdir(), "There is no folder"),
+    "a file": (lambda root: (root.rmdir(), root.write_text("x")), "is a file, not a folder"),
+    "nothing": (lambda _: None, "holds no images"),
+    "no class folders": (lambda root: make_solid_image(root / "x.png"), "images but no class folders"),
+    "folders without images": (lambda root: ((root / "a").mkdir(), (root / "b").mkdir()), "holds no images"),
+    "empty class": (empty_class, "hollow holds no images"),
+    "one class": (lambda root: make_class_folders(root, {"cat": 3}), "one class only, 'cat'"),
+    "case": (lambda root: make_class_folders(root, {"Cat": 1, "cat": 1}), "'Cat' and 'cat'"),
+    "train without classes": (train_without_classes, "train holds images but no class folders"),
+    "train is empty": (lambda root: (root / "train").mkdir(), "train holds no class folders"),
+    "no train": (lambda root: make_class_folders(root / "val", {"a": 1, "b": 1}), "no train/"),
+    "two names for val": (
+        lambda root: [make_class_folders(root / name, {"a": 1, "b": 1}) for name in ("train", "val", "valid")],
+        "both val/ and valid/",
+    ),
+    "class only in val": (only_in_val, "c is a class that"),
+    "class in another case in val": (other_case, "there it is called 'a'"),
+    "no readable image": (no_readable, "None of the 2 images"),
+    "one image a class": (lambda root: make_class_folders(root, {"a": 1, "b": 1}), "one per class"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FOLDERS)
+def test_bad_folders_raise_a_clear_error(kind, tmp_path):
+    if kind == "case" and (tmp_path / "cache").parent.joinpath(tmp_path.name.upper()).exists():
+        pytest.skip("this file system does not tell upper from lower case")
+    root = tmp_path / "data"
+    root.mkdir()
+    spoil, message = BAD_FOLDERS[kind]
+    spoil(root)
+    with pytest.raises(UserError, match=message) as caught:
+        load_dataset("folder", root, skip_bad=kind == "no readable image")
+    assert str(caught.value).endswith(".")
+
+
+# ── tables of labels ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label,split\na.jpg,1,train\nb.jpg,2,VAL\n",
+        "\ufefflabel,image,set\n1,a.jpg,training\n2,b.jpg,validation\n",
+        "Filename;Class;Subset;size\r\na.jpg;1;train;9\r\nb.jpg;2;valid;9\r\n\r\n",
+        "file\ttarget\tsplit\na.jpg\t1\ttrain\nb.jpg\t2\tval",
+    ],
+)
+def test_csv_with_different_separators_and_column_names(text, tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text(text, encoding="utf-8")
+    found = read_label_table(path)
+    assert (found.names, found.labels, found.splits) == (["a.jpg", "b.jpg"], ["1", "2"], ["train", "val"])
+    assert (found.bad, found.repeated) == ([], 0)
+
+
+def test_parquet_with_numbers_and_missing_values(tmp_path):
+    path = tmp_path / "labels.parquet"
+    columns = {"path": ["a.jpg", "b.jpg", None, "d.jpg"], "label": [1.0, 2.0, 3.0, float("nan")], "bytes": [b""] * 4}
+    pa.parquet.write_table(pa.table(columns), path)
+    found = read_label_table(path)
+    assert (found.names, found.labels, found.splits) == (["a.jpg", "b.jpg"], ["1", "2"], ["all", "all"])
+    assert found.bad == [
+        ("row 3", "labels.parquet gives no path there"),
+        ("d.jpg", "labels.parquet gives it no label"),
+    ]
+
+
+def test_other_files_are_rejected(tmp_path):
+    (tmp_path / "x.csv").write_text("a/1.jpg,cat\n")
+    with pytest.raises(UserError, match="has a/1.jpg, cat; name them so"):
+        read_label_table(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_bytes(b"")
+    with pytest.raises(UserError, match="has none; name them so"):
+        read_label_table(tmp_path / "x.csv")
+
+
+def test_classes_are_ordered_numerically_if_all_are_numbers():
+    assert class_order(["10", "9", "b"]) == ("10", "9", "b")
+    assert class_order(["10", "9", "009"]) == ("009", "9", "10")
+
+
+# ── unreadable files ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_folder_with_bad_files(root: Path, bad: int = 2) -> Path:
+    make_class_folders(root, {"a": 8, "b": 8})
+    for i in range(bad):
+        (root / "a" / f"bad{i:02d}.jpg").write_bytes(b"" if i % 2 else b"<html></html>")
+    return root
+
+
+@pytest.mark.parametrize("limit", [image_folder.FULL_CHECK, 3])
+def test_unreadable_files_are_listed_or_skipped(limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_folder, "FULL_CHECK", limit)
+    root = make_folder_with_bad_files(tmp_path / "d")
+    with pytest.raises(UserError, match=r"2 of 18 images") as caught:
+        load_dataset("folder", root)
+    assert "a/bad00.jpg (it is not an image but a web page or other markup)" in str(caught.value)
+    assert "a/bad01.jpg (the file is empty)" in str(caught.value)
+    assert "--skip-bad" in str(caught.value)
+    source = load_dataset("folder", root, skip_bad=True)
+    assert [name for name, _ in source.bad] == ["a/bad00.jpg", "a/bad01.jpg"]
+    assert sum(map(len, source.splits.values())) == 16
+    for part in source.splits.values():
+        assert not any("bad" in name for name in part.names)
+
+
+def test_only_the_first_ten_unreadable_files_are_listed(tmp_path):
+    with pytest.raises(UserError, match="12 of 28") as caught:
+        load_dataset("folder", make_folder_with_bad_files(tmp_path / "d", bad=12))
+    assert "bad09" in str(caught.value)
+    assert "bad10" not in str(caught.value)
+
+
+def test_a_class_without_readable_images_is_an_error_even_with_skip_bad(tmp_path):
+    root = make_class_folders(tmp_path / "d", {"a": 5, "b": 5})
+    (root / "c").mkdir()
+    (root / "c" / "x.png").write_bytes(b"")
+    with pytest.raises(UserError, match="class 'c'"):
+        load_dataset("folder", root, skip_bad=True)
+
+
+def test_progress_reaches_the_total(tmp_path):
+    calls: list[tuple[int, int, str]] = []
+    make_class_folders(tmp_path / "d", {"a": 70, "b": 5})
+    load_dataset("folder", tmp_path / "d", progress=lambda *call: calls.append(call))
+    assert calls == [(64, 75, "checking images"), (75, 75, "checking images")]
