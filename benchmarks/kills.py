@@ -44,6 +44,7 @@ TIMED = {"seconds", "images_per_second", "waiting", "memory"}  # of a row of met
 SETTINGS = [
     "--arch", "cifar", "--image-size", "32", "--width", "0.25", "--norm", "batch", "--batch-size", "8", "--lr", "0.02",
     "--epochs", "3", "--workers", "2", "--mixup", "0.2", "--checkpoint-every", "4", "--device", "cpu",
+    "--precision", "fp32",
     "--set", "in_memory=false", "dropout=0.3",
 ]  # fmt: skip
 

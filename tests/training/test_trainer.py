@@ -417,20 +417,16 @@ def test_dropout_masks_depend_on_seed_step_and_layer_only(tmp_path):
     assert not torch.equal(masks[0], masks[4])
 
 
-def test_early_stopping(tmp_path):
+def test_early_stopping_and_extending_such_a_run(tmp_path):
     """At a learning rate of 0 no epoch is better than the first."""
     result = train_tiny(out=tmp_path / "run", epochs=9, lr=0.0, norm="none", early_stop=2)
+    run = Run(result.run)
     assert result.summary["epochs"] == 3
     assert result.summary["complete"]
-    assert resume(result.run, progress=Silent()).already_finished
-
-
-def test_an_early_stopped_run_can_be_extended(tmp_path):
-    run = Run(train_tiny(out=tmp_path / "run", epochs=9, lr=0.0, norm="none", early_stop=2, limit_steps=None).run)
+    assert resume(run.path, progress=Silent()).already_finished
     progress = Silent()
     progress.log = (messages := []).append
-    summary = resume(run.path, epochs="+1", progress=progress).summary
-    assert summary["epochs"] == 4
+    assert resume(run.path, epochs="+1", progress=progress).summary["epochs"] == 4
     assert read_recipe(run.recipe_json).early_stop == 0
     message = "The run had stopped early, after 2 epochs without improvement; early stopping is off from here on."
     assert message in messages
