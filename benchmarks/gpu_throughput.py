@@ -20,7 +20,7 @@ from torchvision.models import alexnet
 
 from alexnet.bench import suites
 from alexnet.bench.bench import bench
-from alexnet.bench.peaks import Work, matmul_work, rates
+from alexnet.bench.peaks import Work, matmul_work, measure_rates
 from alexnet.bench.suites import training_operations
 from alexnet.bench.synthetic import synthetic_step
 from alexnet.models.architectures import architecture
@@ -59,7 +59,7 @@ def compare_loops(batch_size: int, on: str, seconds: float, tiny: bool) -> dict[
     product = matmul_work(precision, where)
     assert product, f"this device has no {precision} product"
     work = {name: Work(step, batch_size) for name, step in steps.items()}
-    found = rates({"limit": product, **work}, seconds, where)
+    found = measure_rates({"limit": product, **work}, seconds, where)
     limit, each = found["limit"].median, training_operations(architecture("torchvision", image_size=size))
     return {
         "limit_gflop_s": limit / 1e9,

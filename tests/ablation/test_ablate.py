@@ -1,4 +1,4 @@
-"""Comparisons: their statistics against scipy, and small real trainings on the embedded digits."""
+"""Paired comparisons: their statistics against scipy, and small real trainings on the embedded digits."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from alexnet.ablation.ablate import (
     epochs_to_error,
     paired_interval,
     pairs_needed,
-    wanted_half_width,
+    target_half_width,
 )
 from alexnet.ablation.claims import CLAIMS
 from alexnet.ablation.hog import hog_features
 from alexnet.errors import UserError
 
 
-def quick(**settings):
+def quick_recipe(**settings):
     return base_recipe(epochs=1, lr=0.01, **settings)
 
 
-def test_the_interval_is_student_s_of_the_pairs():
+def test_the_interval_is_students_paired_interval():
     from scipy.stats import ttest_rel
 
     a, b = np.random.default_rng(0).normal((0.8, 0.78), 0.01, (6, 2)).T
@@ -40,24 +40,24 @@ def test_the_interval_is_student_s_of_the_pairs():
     assert paired_interval([0.1]) is None
 
 
-def test_the_number_of_pairs_follows_from_the_spread():
+def test_the_number_of_pairs_depends_on_the_spread():
     from scipy.stats import t
 
-    calm, wild = [0.010, 0.011, 0.012], [-0.02, 0.0, 0.05]
-    assert pairs_needed(calm, 0.0025) == 5
-    assert pairs_needed(wild, 0.0025) == 20
+    narrow, wide = [0.010, 0.011, 0.012], [-0.02, 0.0, 0.05]
+    assert pairs_needed(narrow, 0.0025) == 5
+    assert pairs_needed(wide, 0.0025) == 20
     n = pairs_needed([0.0, 0.01, 0.02], 0.008)
     widths = [float(t.ppf(0.975, k - 1)) * 0.01 / k**0.5 for k in (n - 1, n)]
     assert widths[0] > 0.008 >= widths[1]
-    assert wanted_half_width(calm, "top1") == pytest.approx(0.0055)
-    assert wanted_half_width([0.0, 0.001, -0.001], "top1") == 0.0025
+    assert target_half_width(narrow, "top1") == pytest.approx(0.0055)
+    assert target_half_width([0.0, 0.001, -0.001], "top1") == 0.0025
 
 
 def rows(*top1):
     return [{"epoch": i, "train_top1": value} for i, value in enumerate(top1, 1)]
 
 
-def test_epochs_to_an_error_are_read_between_epochs():
+def test_epochs_to_error_interpolates_between_epochs():
     assert epochs_to_error(rows(0.5, 0.7, 0.8)) == pytest.approx(2.0)  # .3 at 1.5, .2 at 2.5
     assert epochs_to_error(rows(0.75)) == pytest.approx(0.5)
     assert epochs_to_error(rows(0.5, 0.6)) is None
@@ -73,16 +73,16 @@ def test_epochs_to_an_error_are_read_between_epochs():
         ([0.0, 0.0], "cannot tell"),
     ],
 )
-def test_the_verdict_is_read_off_the_interval(differences, verdict):
+def test_the_verdict_follows_from_the_interval(differences, verdict):
     arms = [ArmResult(name, [0.5] * len(differences), [], {}) for name in ("with", "without")]
     found = Ablation(CLAIMS["lrn"], *arms, list(range(len(differences))), differences, {})
     assert found.verdict == verdict
     assert verdict in str(found)
 
 
-def test_a_comparison_is_written_and_its_runs_are_used_again(tmp_path: Path):
-    said: list[str] = []
-    found = ablate("overlapping-pool", base=quick(), seeds=2, out=tmp_path, say=said.append)
+def test_results_are_written_and_runs_reused(tmp_path: Path):
+    messages: list[str] = []
+    found = ablate("overlapping-pool", base=quick_recipe(), seeds=2, out=tmp_path, log=messages.append)
     document = json.loads((tmp_path / "overlapping-pool.json").read_text())
     assert document == found.to_dict()
     assert {"claim", "difference", "interval", "verdict", "arms"} <= set(document)
@@ -93,75 +93,75 @@ def test_a_comparison_is_written_and_its_runs_are_used_again(tmp_path: Path):
     assert without["settings"] == {"spec_edits": ["plain-pool"]}
     assert Image.open(tmp_path / "overlapping-pool.png").size[0] > 600
     assert "<svg" in (tmp_path / "overlapping-pool.svg").read_text()
-    assert len(said) == 2
+    assert len(messages) == 2
     trained = {p: p.stat().st_mtime_ns for p in tmp_path.glob("arms/*/*/summary.json")}
     assert len(trained) == 4
-    again = ablate("max-vs-average-pool", base=quick(), seeds=1, out=tmp_path)
-    assert ablate("overlapping-pool", base=quick(), seeds=2, out=tmp_path).to_dict() == document
+    again = ablate("max-vs-average-pool", base=quick_recipe(), seeds=1, out=tmp_path)
+    assert ablate("overlapping-pool", base=quick_recipe(), seeds=2, out=tmp_path).to_dict() == document
     assert {p: p.stat().st_mtime_ns for p in trained} == trained
-    assert again.part.runs[0] == found.part.runs[0]  # claims share what they have in common
+    assert again.part.runs[0] == found.part.runs[0]  # claims share runs
 
 
-def test_a_stopped_comparison_goes_on(tmp_path: Path):
-    whole = ablate("ten-crop", base=quick(), seeds=1, out=tmp_path)
+def test_an_interrupted_comparison_resumes(tmp_path: Path):
+    complete = ablate("ten-crop", base=quick_recipe(), seeds=1, out=tmp_path)
     (summary,) = tmp_path.glob("arms/*/*/summary.json")
     summary.write_text(json.dumps({**json.loads(summary.read_text()), "complete": False}))  # a kill before the end
-    assert ablate("ten-crop", base=quick(), seeds=1, out=tmp_path).differences == whole.differences
+    assert ablate("ten-crop", base=quick_recipe(), seeds=1, out=tmp_path).differences == complete.differences
     assert json.loads(summary.read_text())["complete"] is True
 
 
-def test_the_base_against_itself_uses_other_seeds_and_cannot_tell(tmp_path: Path):
-    found = ablate("nothing", base=quick(), seeds=2, out=tmp_path)
+def test_the_base_against_itself_with_other_seeds_cannot_tell(tmp_path: Path):
+    found = ablate("nothing", base=quick_recipe(), seeds=2, out=tmp_path)
     assert not set(found.part.runs) & set(found.without.runs)
     assert found.part.values != found.without.values
     assert found.verdict == "cannot tell"
 
 
-def test_ten_crop_tests_the_same_network_twice(tmp_path: Path):
-    found = ablate("ten-crop", base=quick(), seeds=1, out=tmp_path)
+def test_ten_crop_evaluates_the_same_run_twice(tmp_path: Path):
+    found = ablate("ten-crop", base=quick_recipe(), seeds=1, out=tmp_path)
     assert found.part.runs == found.without.runs
     assert found.part.values != found.without.values
 
 
 def test_hog_and_a_linear_machine_know_the_digits(tmp_path: Path):
-    found = ablate("learned-features", base=quick(), seeds=1, out=tmp_path)
+    found = ablate("learned-features", base=quick_recipe(), seeds=1, out=tmp_path)
     assert found.without.values[0] > 0.95
     assert found.verdict == "cannot tell"  # one pair
 
 
-def test_hog_sees_edges_and_not_brightness():
-    picture = np.zeros((1, 32, 32, 3), np.uint8)
-    picture[:, :, 16:] = 100
-    features = hog_features(picture)
+def test_hog_features_depend_on_edges_not_brightness():
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    image[:, :, 16:] = 100
+    features = hog_features(image)
     assert features.shape == (1, 7 * 7 * 36)
-    assert np.abs(features - hog_features(picture + 50)).max() < 1e-3
-    assert np.abs(features - hog_features(picture.transpose(0, 2, 1, 3))).max() > 0.1
+    assert np.abs(features - hog_features(image + 50)).max() < 1e-3
+    assert np.abs(features - hog_features(image.transpose(0, 2, 1, 3))).max() > 0.1
 
 
-def test_epochs_are_counted_where_the_claim_is_about_speed(tmp_path: Path):
-    found = ablate("relu-vs-sigmoid", base=quick(), seeds=1, out=tmp_path)
-    assert found.part.values == [1]  # one epoch is not enough, and counts as the least
+def test_claims_about_speed_count_epochs(tmp_path: Path):
+    found = ablate("relu-vs-sigmoid", base=quick_recipe(), seeds=1, out=tmp_path)
+    assert found.part.values == [1]  # the target is not reached within one epoch
     assert not found.without.reached
     assert "at least" in str(found)
 
 
-def test_a_budget_too_small_says_how_much_it_needs(tmp_path: Path):
-    with pytest.raises(UserError, match=r"too small to say anything: a pair .* give --budget \d+"):
+def test_a_budget_that_is_too_small_names_the_one_needed(tmp_path: Path):
+    with pytest.raises(UserError, match=r"too small: a pair .* give --budget \d+"):
         ablate("overlapping-pool", base=base_recipe(epochs=500), budget=0.05, out=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_budget_ends_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    clock = itertools.count(step=100)  # each look at it is 100 s after the one before
+    clock = itertools.count(step=100)  # every reading is 100 s later
     monkeypatch.setattr("alexnet.ablation.ablate.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr("alexnet.ablation.ablate._seconds", lambda arm, recipe: 100.0)
-    said: list[str] = []
-    found = ablate("ten-crop", base=quick(), seeds=5, budget=10, out=tmp_path, say=said.append)
-    assert len(found.seeds) == 2  # begun at 100 and 400 s, and 700 + 200 s would be too late
-    assert said[-1] == "The budget of 10 minutes ends after 2 of 5 pairs."
+    monkeypatch.setattr("alexnet.ablation.ablate._estimate_seconds", lambda arm, recipe: 100.0)
+    messages: list[str] = []
+    found = ablate("ten-crop", base=quick_recipe(), seeds=5, budget=10, out=tmp_path, log=messages.append)
+    assert len(found.seeds) == 2  # started at 100 and 400 s; 700 + 200 s would be too late
+    assert messages[-1] == "The budget of 10 minutes ends after 2 of 5 pairs."
 
 
-@pytest.mark.parametrize(("more", "says"), [({"seeds": 0}, "--seeds"), ({"budget": -1}, "--budget")])
-def test_bad_numbers_are_refused(more, says, tmp_path: Path):
-    with pytest.raises(UserError, match=says):
-        ablate("lrn", base=quick(), out=tmp_path, **more)
+@pytest.mark.parametrize(("settings", "message"), [({"seeds": 0}, "--seeds"), ({"budget": -1}, "--budget")])
+def test_invalid_numbers_are_refused(settings, message, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        ablate("lrn", base=quick_recipe(), out=tmp_path, **settings)

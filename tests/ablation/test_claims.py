@@ -1,4 +1,4 @@
-"""Every claim is a comparison that can be trained, and its sides differ by what it says."""
+"""Every claim can be trained, and its arms differ only in what it claims."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from alexnet.ablation.ablate import base_recipe, recipe_of
+from alexnet.ablation.ablate import arm_recipe, base_recipe
 from alexnet.ablation.claims import CLAIMS, find_claim
 from alexnet.errors import UserError
 from alexnet.models.architectures import architecture
 from alexnet.models.modifications import apply_modifications
 from alexnet.models.spec import layers
 
-BASES = {"digits": base_recipe(), "folder": base_recipe(data=Path("pictures"))}
+BASES = {"digits": base_recipe(), "folder": base_recipe(data=Path("images"))}
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=list(BASES))
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
-def test_both_sides_can_be_built_and_differ(claim, base):
-    recipes = [recipe_of(arm, base) for arm in (claim.part, claim.without)]
+def test_both_arms_can_be_built_and_differ(claim, base):
+    recipes = [arm_recipe(arm, base) for arm in (claim.part, claim.without)]
     for r in recipes:
         spec = architecture(
             r.arch, num_classes=10, in_channels=3, image_size=r.image_size, width=r.width, dropout=r.dropout,
@@ -31,7 +31,7 @@ def test_both_sides_can_be_built_and_differ(claim, base):
     arms = (claim.part, claim.without)
     assert recipes[0] != recipes[1] or arms[0].kind != arms[1].kind or arms[1].other_seeds
     assert recipes[0].epochs == recipes[1].epochs == base.epochs
-    assert claim.says.endswith(".")
+    assert claim.statement.endswith(".")
     assert claim.source
     assert claim.figure
 
@@ -48,23 +48,23 @@ def test_both_sides_can_be_built_and_differ(claim, base):
         ("nothing", set()), ("ten-crop", set()),
     ],
 )  # fmt: skip
-def test_the_sides_differ_by_nothing_else(name, settings):
-    base = base_recipe(data=Path("pictures"))
-    one, other = (json.loads(recipe_of(arm, base).to_json()) for arm in (CLAIMS[name].part, CLAIMS[name].without))
+def test_arms_differ_in_nothing_else(name, settings):
+    base = base_recipe(data=Path("images"))
+    one, other = (json.loads(arm_recipe(arm, base).to_json()) for arm in (CLAIMS[name].part, CLAIMS[name].without))
     assert {key for key in one if one[key] != other[key]} == settings
 
 
 @pytest.mark.parametrize("name", ["lrn", "two-towers", "tower-talk", "dropout", "init", "batchnorm"])
-def test_a_base_with_towers_is_taken_as_it_is(name):
+def test_a_base_with_towers_is_kept(name):
     base = base_recipe("imagenet-2012", Path("imagenet"))
     claim = CLAIMS[name]
     for arm in (claim.part, claim.without):
-        recipe = recipe_of(arm, base)
-        said = {key for key, value in arm.settings.items() if not callable(value)}
-        assert {key for key, value in vars(recipe).items() if value != getattr(base, key)} <= said
+        recipe = arm_recipe(arm, base)
+        named = {key for key, value in arm.settings.items() if not callable(value)}
+        assert {key for key, value in vars(recipe).items() if value != getattr(base, key)} <= named
         assert recipe.arch == "code2012"
 
 
-def test_a_misspelt_claim_is_named():
+def test_a_misspelled_claim_gets_a_suggestion():
     with pytest.raises(UserError, match="did you mean 'lrn'"):
         find_claim("lnr")

@@ -1,4 +1,4 @@
-"""The bench: its document, what a share means, bad input, little memory, and the picture."""
+"""`alexnet bench`: its document, shares of limits, bad input, low memory, and the roofline plot."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 from alexnet.bench import memory, peaks, suites
 from alexnet.bench.bench import PARTS, bench
-from alexnet.bench.engines import every_engine, plain, precision_of, weight_bytes
-from alexnet.bench.peaks import Work, copy_work, matmul_work, photograph, rates
-from alexnet.bench.roofline import draw, layer_work, operations
+from alexnet.bench.engines import engine_precision, noise_transform, open_engines, weight_bytes
+from alexnet.bench.peaks import Work, copy_work, make_photo, matmul_work, measure_rates
+from alexnet.bench.roofline import count_operations, draw_roofline, layer_work
 from alexnet.bench.suites import training_operations
 from alexnet.cli import run
 from alexnet.models.architectures import architecture
@@ -26,13 +26,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def small(monkeypatch):
-    """Sizes at which a bench takes seconds."""
+    """Sizes at which everything takes seconds."""
     monkeypatch.setattr(suites, "LRN_SHAPES", ((2, 6, 5, 5),))
     monkeypatch.setattr(peaks, "MATMUL_SECONDS", 0.001)
     monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 1 << 20)
 
 
-def test_operations_are_those_that_torch_counts():
+def test_operation_counts_equal_torchs():
     from torch.utils.flop_counter import FlopCounterMode
 
     spec = architecture("cifar")  # torch overcounts the backward pass of groups
@@ -42,16 +42,16 @@ def test_operations_are_those_that_torch_counts():
     assert counter.get_total_flops() == 2 * training_operations(spec)
     with FlopCounterMode(display=False) as counter:
         model(x)
-    assert counter.get_total_flops() == 2 * sum(operations(r) for r in summarize(spec).rows if r.macs)
+    assert counter.get_total_flops() == 2 * sum(count_operations(r) for r in summarize(spec).rows if r.macs)
 
 
-def test_a_rate_is_amount_over_time():
-    found = rates({"a": Work(lambda: None, 1), "b": Work(lambda: None, 5)}, 0.01, CPU)
-    assert all(0 < r.low <= r.median <= r.high for r in found.values())
-    assert (found["a"] * 3).median == 3 * found["a"].median
+def test_rates():
+    measured = measure_rates({"a": Work(lambda: None, 1), "b": Work(lambda: None, 5)}, 0.01, CPU)
+    assert all(0 < r.low <= r.median <= r.high for r in measured.values())
+    assert (measured["a"] * 3).median == 3 * measured["a"].median
 
 
-def test_limits_move_and_multiply_what_they_say(monkeypatch):
+def test_limits_do_the_work_they_count(monkeypatch):
     monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 1 << 16)
     copied = copy_work(CPU)
     assert copied.amount == 2 << 16
@@ -62,7 +62,7 @@ def test_limits_move_and_multiply_what_they_say(monkeypatch):
     assert 2 * product.call().shape[0] ** 3 == product.amount
 
 
-def test_a_precision_that_is_not_there_is_no_limit(monkeypatch):
+def test_an_unsupported_precision_has_no_limit(monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'")
 
@@ -70,18 +70,18 @@ def test_a_precision_that_is_not_there_is_no_limit(monkeypatch):
     assert matmul_work("fp16", CPU) is None
 
 
-def test_the_photograph_is_the_same_each_time_and_like_a_photograph():
+def test_the_photo_is_reproducible_and_realistic():
     from alexnet.data.decode import decode_image
 
-    file = photograph(1)
-    photograph.cache_clear()
-    assert file == photograph(1)
+    file = make_photo(1)
+    make_photo.cache_clear()
+    assert file == make_photo(1)
     assert 90_000 < len(file) < 150_000
     assert decode_image(file).size == (500, 375)
 
 
-def test_the_document_of_a_bench(small, capsys, tmp_path):
-    parts = [part for part in PARTS if part != "memory"]  # which starts processes: below
+def test_json_document(small, capsys, tmp_path):
+    parts = [part for part in PARTS if part != "memory"]  # it starts processes; tested below
     arguments = ["--arch", "lenet", "cifar-towers", "--batch-size", "2", "--seconds", "0.01"]
     assert run(["bench", *parts, *arguments, "--json", "--out", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
@@ -109,7 +109,7 @@ def test_the_document_of_a_bench(small, capsys, tmp_path):
     assert "training cifar-towers" in err
 
 
-def test_the_tables_of_a_bench_show_every_part(small, capsys):
+def test_tables(small, capsys):
     assert run(["bench", "limits", "lrn", "data", "--seconds", "0.01"]) == 0
     out = capsys.readouterr().out
     assert "matmul_fp32_gflop_s" in out
@@ -119,7 +119,7 @@ def test_the_tables_of_a_bench_show_every_part(small, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["predcit"], "There is no part of the bench 'predcit'; did you mean 'predict'?"),
         (["--arch", "papr"], "did you mean 'paper'?"),
@@ -129,97 +129,99 @@ def test_the_tables_of_a_bench_show_every_part(small, capsys):
         (["--out", "file/in"], "The folder file/in cannot be written"),
     ],
 )
-def test_what_bench_refuses(capsys, tmp_path, monkeypatch, arguments, says):
+def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     assert run(["bench", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert says in err
+    assert message in err
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_batches_shrink_where_memory_is_short(small, monkeypatch):
-    told = []
+def test_batches_shrink_when_memory_is_short(small, monkeypatch):
+    messages = []
     weights = 4 * summarize(architecture("cifar")).parameters
     monkeypatch.setattr(peaks, "free_device_memory", lambda device: 6 * weights)
-    found = bench(["train"], archs=["cifar"], batch_size=1 << 20, seconds=0.01, say=told.append)
+    found = bench(["train"], archs=["cifar"], batch_size=1 << 20, seconds=0.01, log=messages.append)
     (row,) = found["train"]
     assert 1 <= row["batch_size"] < 1 << 20
     (note,) = found["notes"]
-    assert note in told
+    assert note in messages
     assert note == (
-        f"training cifar with batch {row['batch_size']} instead of 1048576, since {6 * weights / 2**30:.1f} GiB of "
+        f"training cifar with batch {row['batch_size']} instead of 1048576: {6 * weights / 2**30:.1f} GiB of "
         "memory are free"
     )
     monkeypatch.setattr(peaks, "free_device_memory", lambda device: 4 * weights)
     found = bench(["train"], archs=["cifar"], batch_size=1, seconds=0.01)
     assert found["train"] == []
-    assert "training cifar left out" in found["notes"][0]
+    assert "training cifar skipped" in found["notes"][0]
 
 
-def test_every_engine_computes_the_same_network():
+def test_all_engines_agree():
     pytest.importorskip("openvino")
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     model, notes = build(architecture("lenet")).eval(), []
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8)
-    every = every_engine(model, plain(model.spec), CPU, notes.append, bf16=True, convert=True, calibrate=False)
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8)
+    every = open_engines(
+        model, noise_transform(model.spec), CPU, notes.append, bf16=True, convert=True, calibrate=False
+    )
     with every as engines:
         assert {"exact", "torch-bf16", "onnxruntime", "openvino", "openvino-int8-fc"} <= set(engines)
-        expected = engines["exact"].logits(pictures)
+        expected = engines["exact"].logits(images)
         for name, engine in engines.items():
-            close = 1e-4 if precision_of(name) == "fp32" else 0.05
-            np.testing.assert_allclose(engine.logits(pictures), expected, atol=close)
-    assert any("openvino-int8 left out" in note for note in notes)
+            tolerance = 1e-4 if engine_precision(name) == "fp32" else 0.05
+            np.testing.assert_allclose(engine.logits(images), expected, atol=tolerance)
+    assert any("openvino-int8 skipped" in note for note in notes)
 
 
-def test_weights_that_each_engine_reads():
+def test_weight_bytes_per_engine():
     spec = architecture("lenet")
     rows = summarize(spec).rows
     fc = sum(row.parameters for row in rows if row.type == "linear")
-    everything = summarize(spec).parameters
-    assert weight_bytes("exact", spec) == weight_bytes("openvino", spec) == 4 * everything
-    assert weight_bytes("torch-bf16", spec) == 2 * everything
-    assert weight_bytes("openvino-int8-fc", spec) == 4 * (everything - fc) + fc
-    assert weight_bytes("onnxruntime-int8", spec) == everything
+    total = summarize(spec).parameters
+    assert weight_bytes("exact", spec) == weight_bytes("openvino", spec) == 4 * total
+    assert weight_bytes("torch-bf16", spec) == 2 * total
+    assert weight_bytes("openvino-int8-fc", spec) == 4 * (total - fc) + fc
+    assert weight_bytes("onnxruntime-int8", spec) == total
 
 
-def test_layers_do_what_the_network_does():
+def test_layer_work_matches_the_model():
     torch.manual_seed(0)
     spec = architecture("cifar-towers", width=0.25)
     x = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        found = layer_work(spec, x)
-        outputs = {name: layer.work.call() for name, layer in found.items()}
+        measured = layer_work(spec, x)
+        outputs = {name: layer.work.call() for name, layer in measured.items()}
     rows = {row.name: row for row in summarize(spec).rows}
-    assert set(found) == {name for name, row in rows.items() if row.type not in ("flatten", "dropout")}
+    assert set(measured) == {name for name, row in rows.items() if row.type not in ("flatten", "dropout")}
     assert all(tuple(y.shape[1:]) == rows[name].output for name, y in outputs.items())
     conv1 = rows["conv1"]
     moved = 4 * (x.numel() + 2 * math.prod(conv1.output) + conv1.parameters)
-    assert found["conv1"].operations_per_byte == pytest.approx(2 * 2 * conv1.macs / moved)
+    assert measured["conv1"].operations_per_byte == pytest.approx(2 * 2 * conv1.macs / moved)
 
 
-def test_the_picture_is_drawn_for_machines_that_lack_a_precision(tmp_path):
-    limits_here = {"copy_gb_s": 10.0, "matmul_fp32_gflop_s": 100.0, "matmul_bf16_gflop_s": None,
+def test_roofline_without_all_precisions(tmp_path):
+    limits = {"copy_gb_s": 10.0, "matmul_fp32_gflop_s": 100.0, "matmul_bf16_gflop_s": None,
                    "matmul_fp16_gflop_s": None}  # fmt: skip
     row = {"name": "conv1", "type": "conv", "arch": "cifar", "batch_size": 2, "precision": "fp32",
            "operations_per_byte": 50.0, "gflop_s": 60.0}  # fmt: skip
-    files = draw({"limits": limits_here, "layers": [row, {**row, "name": "relu1", "type": "relu"}]}, tmp_path)
+    files = draw_roofline({"limits": limits, "layers": [row, {**row, "name": "relu1", "type": "relu"}]}, tmp_path)
     assert [path.name for path in files] == ["roofline.svg", "roofline.png"]
     assert "conv1" in files[0].read_text() or files[0].stat().st_size > 1000
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the system does not tell")
-def test_memory_holds_weights_gradients_and_momentum():
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not report peak memory")
+def test_training_memory_includes_weights_gradients_and_momentum():
     weights = 4 * summarize(architecture("cifar")).parameters
-    taken = memory.measure_peak_memory("train", "cifar", 2, "fp32", CPU)
-    assert 3 * weights < taken < 8 * weights
+    peak = memory.measure_peak_memory("train", "cifar", 2, "fp32", CPU)
+    assert 3 * weights < peak < 8 * weights
 
 
 @pytest.mark.slow
-def test_memory_of_prediction_is_the_weights_and_little_more():
+def test_prediction_takes_less_memory_than_training():
     found = bench(["memory"], archs=["cifar"], batch_size=2, seconds=0.01)
     train, predict = found["memory"]
     assert (train["name"], predict["name"]) == ("train", "predict")
@@ -227,5 +229,5 @@ def test_memory_of_prediction_is_the_weights_and_little_more():
 
 
 @pytest.mark.slow
-def test_memory_is_not_told_where_the_process_fails():
+def test_peak_memory_of_a_failing_process_is_none():
     assert memory.measure_peak_memory("train", "no such network", 1, "fp32", CPU) is None

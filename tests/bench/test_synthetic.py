@@ -1,4 +1,4 @@
-"""The step that benchmarks time is the loop's: it moves all weights, and refuses what `train` refuses."""
+"""The synthetic step is the trainer's: it updates all weights, and refuses what `train` refuses."""
 
 import pytest
 import torch
@@ -12,23 +12,23 @@ from alexnet.training.step import TrainStep
     ("arch", "settings"), [("cifar", {"norm": "batch", "width": 0.125}), ("lenet", {}), ("torchvision/resnet18", {})]
 )
 def test_every_call_takes_one_step(arch, settings, monkeypatch):
-    seen = []
-    plain = TrainStep.__call__
+    steps = []
+    call = TrainStep.__call__
 
-    def watched(self, batch, epoch, number, plan):
+    def record(self, batch, epoch, number, hyperparameters):
         before = [p.detach().clone() for p in self.model.parameters()]
-        found = plain(self, batch, epoch, number, plan)
-        moved = [not torch.equal(a, b) for a, b in zip(before, self.model.parameters(), strict=True)]
-        seen.append((number, epoch, tuple(batch.images.shape[:2]), all(moved)))
-        return found
+        result = call(self, batch, epoch, number, hyperparameters)
+        changed = [not torch.equal(a, b) for a, b in zip(before, self.model.parameters(), strict=True)]
+        steps.append((number, epoch, tuple(batch.images.shape[:2]), all(changed)))
+        return result
 
-    monkeypatch.setattr(TrainStep, "__call__", watched)
+    monkeypatch.setattr(TrainStep, "__call__", record)
     step = synthetic_step(arch, image_size=32, batch_size=4, precision="fp32", num_classes=3, settings=settings)
     for _ in range(BATCHES + 2):
         step()
-    assert [s[0] for s in seen] == list(range(BATCHES + 2))
-    assert {s[1] for s in seen} == {0, 1}
-    assert all(s[2] == (4, 1 if arch == "lenet" else 3) and s[3] for s in seen)
+    assert [s[0] for s in steps] == list(range(BATCHES + 2))
+    assert {s[1] for s in steps} == {0, 1}
+    assert all(s[2] == (4, 1 if arch == "lenet" else 3) and s[3] for s in steps)
 
 
 def test_bad_input():

@@ -34,7 +34,7 @@ def test_a_result_adds_up(path: Path) -> None:
     low, high = paired_interval(found["differences"])
     assert found["interval"] == pytest.approx([low, high])
     assert found["verdict"] == ("supports" if low > 0 else "contradicts" if high < 0 else "cannot tell")
-    assert found["says"] == CLAIMS[found["claim"]].says
+    assert found["says"] == CLAIMS[found["claim"]].statement
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -1,7 +1,6 @@
-"""What computer vision did before: histograms of oriented gradients and a linear support vector machine.
+"""The baseline without a network: histograms of oriented gradients (HOG) and a linear support vector machine.
 
-Both from libraries (Dalal and Triggs' HOG from scikit-image, liblinear's SVM from scikit-learn), on the pictures and
-the split that a recipe gives to its network.
+Dalal and Triggs' HOG is scikit-image's, the SVM is scikit-learn's (liblinear). Images and splits are the recipe's.
 """
 
 from __future__ import annotations
@@ -17,50 +16,50 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.training.recipe import Recipe
 
-CELLS = 8  # along a side: cells of 4×4 pixels for pictures of 32×32
+CELLS = 8  # per side: cells of 4×4 pixels in images of 32×32
 PENALTIES = (0.01, 0.1)  # liblinear's C, chosen on the val split
 
 
 def hog_svm(recipe: Recipe) -> float:
-    """Top-1 of HOG features and a linear SVM, on test where there is one, else on val.
+    """Return the top-1 accuracy of a linear SVM on HOG features, on test if there is such a split, else on val.
 
-    The penalty is chosen on val, and the machine is trained on the training split alone, as the network is. Pictures
-    are resized to the recipe's image size. Raises `UserError` where scikit-image is not installed.
+    C is chosen on val; the SVM is trained on the training split alone, as the network is. Images are resized to the
+    recipe's image size. Raises `UserError` if scikit-image is not installed.
     """
     from sklearn.svm import LinearSVC
 
-    source = load_dataset(
+    dataset = load_dataset(
         recipe.dataset, recipe.data, labels=recipe.labels, seed=recipe.seed, skip_bad=recipe.skip_bad,
         hold_out=recipe.validate_on == "val",
     )  # fmt: skip
-    known = _features(recipe.dataset, recipe.data, recipe.labels, recipe.skip_bad, recipe.image_size or 32)
-    features = {name: np.stack([known[n] for n in part.names]) for name, part in source.splits.items()}
-    targets = {name: part.targets.numpy() for name, part in source.splits.items()}
-    machines = [LinearSVC(C=c, dual=True, random_state=recipe.seed) for c in PENALTIES]
-    for machine in machines:
-        machine.fit(features["train"], targets["train"])
-    best = max(machines, key=lambda m: m.score(features[recipe.validate_on], targets[recipe.validate_on]))
+    by_name = _features(recipe.dataset, recipe.data, recipe.labels, recipe.skip_bad, recipe.image_size or 32)
+    features = {name: np.stack([by_name[n] for n in part.names]) for name, part in dataset.splits.items()}
+    targets = {name: part.targets.numpy() for name, part in dataset.splits.items()}
+    svms = [LinearSVC(C=c, dual=True, random_state=recipe.seed) for c in PENALTIES]
+    for svm in svms:
+        svm.fit(features["train"], targets["train"])
+    best = max(svms, key=lambda svm: svm.score(features[recipe.validate_on], targets[recipe.validate_on]))
     reported = "test" if "test" in features else recipe.validate_on
     return float(best.score(features[reported], targets[reported]))
 
 
-@functools.lru_cache(maxsize=1)  # seeds divide the same pictures differently
+@functools.lru_cache(maxsize=1)  # seeds only change the split
 def _features(name: str, data: Path | None, labels: Path | None, skip_bad: bool, size: int) -> dict[str, np.ndarray]:
-    """The features of every picture of a data set, by the picture's name."""
-    source = load_dataset(name, data, labels=labels, skip_bad=skip_bad, hold_out=False)
-    channels = source.channels
+    """Return the features of every image of a data set, by the image's name."""
+    dataset = load_dataset(name, data, labels=labels, skip_bad=skip_bad, hold_out=False)
+    channels = dataset.channels
     preprocess = EvalTransform(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
-    found: dict[str, np.ndarray] = {}
-    for part in source.splits.values():
-        pictures = part if isinstance(part, ImageArrays) else decode_files(part, preprocess)
-        images = pictures.images if pictures.eval_ready else preprocess.resize_batch(pictures.images)
+    features: dict[str, np.ndarray] = {}
+    for part in dataset.splits.values():
+        arrays = part if isinstance(part, ImageArrays) else decode_files(part, preprocess)
+        images = arrays.images if arrays.eval_ready else preprocess.resize_batch(arrays.images)
         rows = hog_features(images.permute(0, 2, 3, 1).numpy())
-        found |= zip(pictures.names, rows, strict=True)
-    return found
+        features |= zip(arrays.names, rows, strict=True)
+    return features
 
 
 def hog_features(images: np.ndarray) -> np.ndarray:
-    """uint8 N×H×W×C → float32 N×features: nine orientations, CELLS×CELLS cells, normalised in blocks of 2×2."""
+    """Return HOG features, float32 N×F, of uint8 images N×H×W×C: 9 orientations, CELLS² cells, blocks of 2×2 cells."""
     try:
         from skimage.feature import hog
     except ModuleNotFoundError:

@@ -1,6 +1,6 @@
-"""`alexnet bench`: how fast we are here, each speed beside the limit of this machine that bounds it.
+"""Entry point of `alexnet bench`: run the suites, collect one JSON document, and write it.
 
-Needs no data and no network connection. What is measured, and how work is counted, stands in `measurements`.
+Needs no data and no internet connection. `suites.py` says what is measured and how work is counted.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from alexnet.bench.roofline import draw
-from alexnet.bench.suites import Measurements
+from alexnet.bench.roofline import draw_roofline
+from alexnet.bench.suites import Suites
 from alexnet.device import environment, pick_device, pick_precision
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import write_json
 from alexnet.models.architectures import architecture
 
-# training tells the allocator to keep its pages, which prediction and workers do not: so it comes after them
+# training tunes malloc for the whole process, prediction and data loading do not: so they come first
 PARTS = ("limits", "data", "predict", "train", "lrn", "layers", "memory")
 ARCHS = ("torchvision", "paper")
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
@@ -32,14 +32,14 @@ def bench(
     precision: str = "auto",
     device: str = "auto",
     out: Path | None = None,
-    say: Callable[[str], object] = str,
+    log: Callable[[str], object] = str,
 ) -> dict[str, Any]:
-    """Measure the limits and `parts` of `PARTS` (all unless named); the document that `alexnet bench --json` prints.
+    """Measure the limits and `parts` (default: all `PARTS`); return the document of `alexnet bench --json`.
 
-    Each measurement takes about `seconds`, or three tries where one is longer. `batch_size` is 32 on a CPU and 256 on
-    a GPU unless given; it shrinks where memory is short, which `say` is told and `notes` keeps. With `out`,
-    bench.json and, if the layers were measured, the roofline picture are written there, and `files` names them. Raises
-    `UserError` for unknown names, numbers that make no sense and a folder that cannot be written.
+    Each measurement takes about `seconds`, or three tries if they take longer. `batch_size` defaults to 32 on a CPU and
+    256 on a GPU; where memory is short it is halved, and `notes` says so. With `out`, write bench.json and, if layers
+    were measured, the roofline plot there; `files` lists them. Raises `UserError` for unknown names, invalid numbers,
+    and a folder that cannot be written.
     """
     for part in parts:
         if part not in PARTS:
@@ -48,33 +48,33 @@ def bench(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {batch_size}.")
     if not seconds > 0:
-        raise UserError(f"--seconds is how long one measurement may take and must be above 0, not {seconds:g}.")
-    where = pick_device(device)
+        raise UserError(f"--seconds, the time per measurement, must be above 0, not {seconds:g}.")
+    torch_device = pick_device(device)
     if out is not None:
-        _check_writable(out)  # before a minute's work, not after
-    chosen = pick_precision(precision, where)
-    wanted = batch_size or BATCH_SIZES.get(where.type, BATCH_SIZES["cpu"])
-    measure = Measurements(where, chosen, wanted, seconds, say, thorough="predict" in parts)
+        _check_writable(out)  # fail now, not after the measurements
+    chosen = pick_precision(precision, torch_device)
+    size = batch_size or BATCH_SIZES.get(torch_device.type, BATCH_SIZES["cpu"])
+    suites = Suites(torch_device, chosen, size, seconds, log, calibrate="predict" in parts)
     document: dict[str, Any] = {
-        "environment": environment(where, 0),
+        "environment": environment(torch_device, 0),
         "precision": {"name": chosen.name, "reason": chosen.reason},
-        **measure.limits(),
+        **suites.limits(),
     }
-    of_network = {part: getattr(measure, part) for part in ("train", "predict", "layers", "memory")}
-    alone = {"lrn": measure.lrn, "data": measure.data}
+    per_model = {part: getattr(suites, part) for part in ("train", "predict", "layers", "memory")}
+    standalone = {"lrn": suites.lrn, "data": suites.data}
     for part in (part for part in PARTS if part in (parts or PARTS)):
-        if part in of_network:
-            document[part] = [row for spec in specs for row in of_network[part](spec)]
-        elif part in alone:
-            document[part] = list(alone[part]())
-    document["notes"] = measure.notes
+        if part in per_model:
+            document[part] = [row for spec in specs for row in per_model[part](spec)]
+        elif part in standalone:
+            document[part] = list(standalone[part]())
+    document["notes"] = suites.notes
     return document if out is None else _write(document, out)
 
 
 def _write(document: dict[str, Any], out: Path) -> dict[str, Any]:
     path = out / "bench.json"
-    pictures = draw(document, out) if document.get("layers") else []
-    document = {**document, "files": [str(p) for p in (path, *pictures)]}
+    plots = draw_roofline(document, out) if document.get("layers") else []
+    document = {**document, "files": [str(p) for p in (path, *plots)]}
     write_json(path, document)
     return document
 

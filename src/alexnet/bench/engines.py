@@ -1,4 +1,4 @@
-"""One made-up network in every engine that can run here, to time them side by side (`alexnet bench predict`)."""
+"""An untrained model in every inference engine that runs here, for `alexnet bench predict`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from alexnet.runtimes.engines import (
 )
 from alexnet.runtimes.quantize import quantize_fc_int8, quantize_onnx_int8, quantize_openvino_int8
 
-CALIBRATED_ON = 8  # noise: 8-bit ranges that suit no photograph, but the same work
+CALIBRATION_IMAGES = 8  # of noise: the 8-bit ranges are meaningless, the work is the same
 
 
 @contextmanager
-def every_engine(
+def open_engines(
     model: Network,
     preprocess: EvalTransform,
     device: torch.device,
@@ -42,36 +42,36 @@ def every_engine(
     convert: bool,
     calibrate: bool,
 ) -> Iterator[dict[str, Engine]]:
-    """`exact`, torch in bfloat16 if `bf16`, and, to `convert` on a CPU, the others whose packages are installed; those
-    of 8-bit activations, which take longest to make, only to `calibrate`.
+    """Yield engines for `model` by name; their files live in a temporary folder meanwhile.
 
-    Their files live in a temporary folder meanwhile. `note` is told what is left out, and why.
+    Always `exact`; with `bf16`, torch in bfloat16; with `convert` on a CPU, all others whose packages are installed;
+    those with 8-bit activations, the slowest to build, only with `calibrate`. `note` receives what is skipped and why.
     """
-    made: dict[str, Engine] = {EXACT: TorchEngine(EXACT, model, preprocess, device, torch.float32)}
+    engines: dict[str, Engine] = {EXACT: TorchEngine(EXACT, model, preprocess, device, torch.float32)}
     if bf16:
-        made["torch-bf16"] = TorchEngine("torch-bf16", model, preprocess, device, torch.bfloat16)
+        engines["torch-bf16"] = TorchEngine("torch-bf16", model, preprocess, device, torch.bfloat16)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for name, kind in KINDS.items():
             if not kind.file or not convert or device.type != "cpu":
                 continue
             if package := missing(name, making=True):
-                note(f"engine {name} left out, since {package} is not installed")
+                note(f"engine {name} skipped: {package} is not installed")
                 continue
             if kind.precision == "bf16" and not openvino_supports("bf16"):
-                note(f"engine {name} left out, since OpenVINO finds no bfloat16 in this processor")
+                note(f"engine {name} skipped: OpenVINO finds no bfloat16 support in this CPU")
                 continue
             if name in CALIBRATED and not calibrate:
-                note(f"engine {name} left out, since making it takes a while; 'alexnet bench predict' tries it too")
+                note(f"engine {name} skipped: building it takes a while; 'alexnet bench predict' includes it")
                 continue
             try:
-                made[name] = open_file(name, _file(kind.file, model, preprocess, Path(folder)))
+                engines[name] = open_file(name, _convert(kind.file, model, preprocess, Path(folder)))
             except UserError as error:
-                note(f"engine {name} left out: {error}")
-        yield made
+                note(f"engine {name} skipped: {error}")
+        yield engines
 
 
-def _file(kind: str, model: Network, preprocess: EvalTransform, folder: Path) -> Path:
-    """The file of `kind` for `model` in `folder`, made unless it is there."""
+def _convert(kind: str, model: Network, preprocess: EvalTransform, folder: Path) -> Path:
+    """Return the file of `kind` for `model` in `folder`, created unless it exists."""
     path = folder / kind / FILES[kind]
     if path.exists():
         return path
@@ -79,8 +79,8 @@ def _file(kind: str, model: Network, preprocess: EvalTransform, folder: Path) ->
     if kind == "onnx":
         to_onnx(model, path, preprocess)
         return path
-    source = _file("onnx" if kind in ("openvino", "onnx-int8") else "openvino", model, preprocess, folder)
-    shape = (CALIBRATED_ON, preprocess.channels, preprocess.size, preprocess.size)
+    source = _convert("onnx" if kind in ("openvino", "onnx-int8") else "openvino", model, preprocess, folder)
+    shape = (CALIBRATION_IMAGES, preprocess.channels, preprocess.size, preprocess.size)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     if kind == "openvino":
         to_openvino(source, path)
@@ -93,29 +93,29 @@ def _file(kind: str, model: Network, preprocess: EvalTransform, folder: Path) ->
     return path
 
 
-def arithmetic(name: str) -> str:
-    """In which precision engine `name` multiplies; float32 for 8 bits, which torch has no product to compare with."""
+def matmul_precision(name: str) -> str:
+    """Return the precision of the matmul limit of engine `name`; fp32 for int8, which torch cannot multiply."""
     return "bf16" if name.endswith("bf16") else "fp32"
 
 
 def weight_bytes(name: str, spec: AlexNetSpec) -> int:
-    """Bytes of weights that engine `name` reads for each batch at least."""
+    """Return the least number of weight bytes that engine `name` reads per batch."""
     rows = summarize(spec).rows
     fc = sum(row.parameters for row in rows if row.type == "linear")
     others = sum(row.parameters for row in rows) - fc
-    each = {"openvino-bf16": (2, 2), "torch-bf16": (2, 2), "openvino-int8-fc": (4, 1)}
-    of_others, of_fc = (1, 1) if name in CALIBRATED else each.get(name, (4, 4))
-    return of_others * others + of_fc * fc
+    widths = {"openvino-bf16": (2, 2), "torch-bf16": (2, 2), "openvino-int8-fc": (4, 1)}
+    bytes_other, bytes_fc = (1, 1) if name in CALIBRATED else widths.get(name, (4, 4))
+    return bytes_other * others + bytes_fc * fc
 
 
-def precision_of(name: str) -> str:
-    """What a row of the bench calls the engine's number format."""
+def engine_precision(name: str) -> str:
+    """Return the number format of engine `name` as shown in a row."""
     if name in CALIBRATED:
         return "int8"
-    return "int8 weights of fc" if name == "openvino-int8-fc" else arithmetic(name)
+    return "int8 weights of fc" if name == "openvino-int8-fc" else matmul_precision(name)
 
 
-def plain(spec: AlexNetSpec) -> EvalTransform:
-    """Preprocessing for noise."""
+def noise_transform(spec: AlexNetSpec) -> EvalTransform:
+    """Return a preprocessing for random images."""
     channels = spec.in_channels
     return EvalTransform(spec.image_size, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)

@@ -1,10 +1,7 @@
-"""What this machine can do at most: copy memory, multiply matrices, decode a photograph.
+"""The limits of this machine: memory bandwidth, matrix products, JPEG decoding.
 
-Each thing that is timed is `Work`: a call and how much it does (bytes, floating-point operations, pictures), so that
-all speeds are rates and a share is the quotient of two of them. `rates` measures several in turn, in one go.
-
-Notable: a matrix product is tried small first and grows while there is time, since many processors accept bfloat16 and
-float16 and emulate them hundreds of times slower than float32.
+Whatever is timed is `Work`: a call and its amount (bytes, floating-point operations, images). So every speed is a
+`Rate`, and a share of a limit is the quotient of two rates that `measure_rates` measured together.
 """
 
 from __future__ import annotations
@@ -24,16 +21,16 @@ from alexnet.bench.timing import interleaved
 from alexnet.data.decode import decode_image
 from alexnet.device import Precision, free_memory
 
-COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # far beyond any cache
+COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # larger than any cache
 LARGEST_MATRIX = {"cpu": 4096, "cuda": 16384}
-MATMUL_SECONDS = 0.3  # the longest product
-SHORTEST = 0.01  # seconds of a try: shorter work is repeated within it, so that starting it and the clock do not count
-PHOTOGRAPH = (500, 375)  # what most pictures of ImageNet measure
+MATMUL_SECONDS = 0.3  # upper bound for one product
+MIN_TRY_SECONDS = 0.01  # shorter work is repeated within a try, so that call overhead does not count
+PHOTO_SIZE = (500, 375)  # the most frequent size in ImageNet
 
 
 @dataclass(frozen=True)
 class Work:
-    """A call and how much it does: bytes, floating-point operations or pictures."""
+    """A call and its amount: bytes, floating-point operations or images."""
 
     call: Callable[[], object]
     amount: float
@@ -41,7 +38,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Rate:
-    """So much a second: the middle of the tries, the slowest and the fastest."""
+    """Amount per second: the median, the lowest and the highest of the tries."""
 
     median: float
     low: float
@@ -55,43 +52,43 @@ class Rate:
         return asdict(self)
 
 
-def rates(work: Mapping[str, Work], seconds: float, device: torch.device) -> dict[str, Rate]:
-    """How much of each work is done a second; all are tried in turn, thrice and then until `seconds` are over."""
-    wait = waiter(device)
-    times = {name: _times(w.call, wait) for name, w in work.items()}
+def measure_rates(work: Mapping[str, Work], seconds: float, device: torch.device) -> dict[str, Rate]:
+    """Measure the rate of each `work`, in turn: three rounds, and more until `seconds` have passed."""
+    wait = synchronizer(device)
+    repeats = {name: _count_repeats(w.call, wait) for name, w in work.items()}
 
-    def repeated(name: str) -> None:
-        for _ in range(times[name]):
+    def repeat(name: str) -> None:
+        for _ in range(repeats[name]):
             work[name].call()
 
-    calls = {name: functools.partial(repeated, name) for name in work}
-    found = interleaved(calls, tries=1000, warmup=0, seconds=seconds, wait=wait)  # `_times` has warmed up
-    result = {}
-    for name, t in found.items():
-        amount = work[name].amount * times[name]
-        result[name] = Rate(amount / t.median, amount / t.high, amount / t.low, t.tries)
-    return result
+    calls = {name: functools.partial(repeat, name) for name in work}
+    timings = interleaved(calls, tries=1000, warmup=0, seconds=seconds, wait=wait)  # `_count_repeats` has warmed up
+    rates = {}
+    for name, t in timings.items():
+        amount = work[name].amount * repeats[name]
+        rates[name] = Rate(amount / t.median, amount / t.high, amount / t.low, t.tries)
+    return rates
 
 
-def _times(call: Callable[[], object], wait: Callable[[], object]) -> int:
-    """How often to repeat a call within a try; the first call, which prepares much, does not count."""
+def _count_repeats(call: Callable[[], object], wait: Callable[[], object]) -> int:
+    """Return how often to repeat `call` within a try, after a warm-up call."""
     call()
     wait()
     start = time.perf_counter()
     call()
     wait()
-    return max(1, round(SHORTEST / max(time.perf_counter() - start, 1e-7)))
+    return max(1, round(MIN_TRY_SECONDS / max(time.perf_counter() - start, 1e-7)))
 
 
-def waiter(device: torch.device) -> Callable[[], object]:
-    """What waits until `device`, which may work on its own, has done what it was told."""
+def synchronizer(device: torch.device) -> Callable[[], object]:
+    """Return the function that waits for the asynchronous work of `device`."""
     if device.type == "cuda":
         return torch.cuda.synchronize
     return torch.mps.synchronize if device.type == "mps" else lambda: None
 
 
 def free_device_memory(device: torch.device) -> int:
-    """Bytes that are free where `device` keeps its tensors."""
+    """Return the free bytes of the memory that `device` uses."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
@@ -99,9 +96,9 @@ def free_device_memory(device: torch.device) -> int:
 
 
 def copy_work(device: torch.device) -> Work:
-    """One large tensor copied onto another; in bytes, those read and those written both counted.
+    """Return the copy of a large tensor; its amount is the bytes read plus the bytes written.
 
-    That caches may fetch what is about to be overwritten is not counted.
+    Cache lines that are fetched before being overwritten are not counted.
     """
     size = min(COPY_BYTES.get(device.type, COPY_BYTES["cpu"]), free_device_memory(device) // 16)
     source = torch.ones(size // 4, device=device)
@@ -110,18 +107,19 @@ def copy_work(device: torch.device) -> Work:
 
 
 def matmul_work(precision: str, device: torch.device) -> Work | None:
-    """A product of two square matrices, as large as `MATMUL_SECONDS` allow; in operations, 2 a multiply-accumulate.
+    """Return the largest square matrix product within `MATMUL_SECONDS`, in operations (2 per multiply-accumulate).
 
-    None where this machine has no such product.
+    Starts small and doubles, since many CPUs emulate bfloat16 and float16 hundreds of times slower than float32. None
+    if the device does not support the product.
     """
     largest, dtype = LARGEST_MATRIX.get(device.type, LARGEST_MATRIX["cpu"]), Precision(precision, "").dtype
-    side, wait = 128, waiter(device)
+    side, wait = 128, synchronizer(device)
     while True:
         try:
             a = torch.randn(side, side, device=device).to(dtype)
             call = functools.partial(torch.mm, a, a.clone(), out=torch.empty_like(a))
-            seconds = interleaved({"product": call}, tries=3, wait=wait)["product"].low  # others may disturb one try
-        except (RuntimeError, TypeError):  # "addmm_impl_cpu_" not implemented for 'Half', and what other devices say
+            seconds = interleaved({"product": call}, tries=3, wait=wait)["product"].low  # one try may be disturbed
+        except (RuntimeError, TypeError):  # e.g. "addmm_impl_cpu_" not implemented for 'Half'
             if side > 128:
                 raise
             return None
@@ -131,24 +129,23 @@ def matmul_work(precision: str, device: torch.device) -> Work | None:
 
 
 def decode_work() -> Work:
-    """A photograph's file decoded to RGB by one core; in pictures."""
-    data = photograph()
+    """Return the decoding of a JPEG photo to RGB on one core, in images."""
+    data = make_photo()
     return Work(lambda: decode_image(data), 1)
 
 
 @functools.cache
-def photograph(seed: int = 0) -> bytes:
-    """A JPEG of 500×375 about as hard to decode as a photograph: about 120 kB, as ImageNet's are on average.
+def make_photo(seed: int = 0) -> bytes:
+    """Return a synthetic 500×375 JPEG about as hard to decode as a photo: 120 kB, ImageNet's average.
 
-    Noise whose amplitude falls as 1/frequency, as that of natural scenes does (Field 1987); colours vary less than
-    brightness.
+    Noise with amplitude ∝ 1/frequency, as in natural scenes (Field 1987); color varies less than brightness.
     """
     rng = np.random.default_rng(seed)
-    width, height = PHOTOGRAPH
+    width, height = PHOTO_SIZE
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    frequency[0, 0] = np.inf  # no mean
+    frequency[0, 0] = np.inf  # zero mean
     planes = []
-    for contrast in (48.0, 14.0, 14.0):  # brightness, and two differences of colour, in levels of 255
+    for contrast in (48.0, 14.0, 14.0):  # Y, Cb and Cr, in levels of 255
         phase = rng.uniform(0, 2 * np.pi, frequency.shape)
         plane = np.fft.irfft2(np.exp(1j * phase) / frequency, s=(height, width))
         planes.append(128 + plane * (contrast / plane.std()))

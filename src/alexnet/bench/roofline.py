@@ -1,7 +1,7 @@
-"""The roofline picture (Williams, Waterman and Patterson 2009): which layers arithmetic bounds, and which the memory.
+"""The roofline plot (Williams, Waterman and Patterson 2009): which layers are compute-bound, and which memory-bound.
 
-A layer that does many operations for each byte it moves can at most run as fast as a matrix product; one that does few,
-at most as fast as the memory delivers. Bytes are the least that must move: input, output and weights, once each.
+A layer with many operations per byte is at most as fast as a matrix product, one with few at most as fast as memory.
+Bytes are the least that must move: input, output and weights, once each.
 """
 
 from __future__ import annotations
@@ -22,30 +22,32 @@ from alexnet.models.model import build
 from alexnet.models.spec import AlexNetSpec
 from alexnet.models.summary import Row, summarize
 
-KINDS = {  # types of layer → what the legend says, colour (Okabe and Ito's), marker
+STYLES = {  # layer type → legend, color (of Okabe and Ito), marker
     "conv": ("convolution", "#0072B2", "o"),
     "linear": ("fully connected", "#D55E00", "s"),
-    "lrn": ("normalisation", "#009E73", "^"),
+    "lrn": ("normalization", "#009E73", "^"),
     "maxpool": ("pooling", "#CC79A7", "D"),
     "relu": ("activation", "#666666", "v"),
 }
-ALIKE = {"rnorm": "lrn", "batchnorm": "lrn", "avgpool": "maxpool", "adaptiveavgpool": "maxpool", "pad": "relu",
+STYLE_OF = {"rnorm": "lrn", "batchnorm": "lrn", "avgpool": "maxpool", "adaptiveavgpool": "maxpool", "pad": "relu",
          "tanh": "relu", "sigmoid": "relu"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LayerWork:
-    """One layer's forward pass on a batch; `work` counts operations."""
+    """One layer's forward pass on a batch; the amount of `work` is operations."""
 
     type: str
     work: Work
     operations_per_byte: float
 
 
-def operations(row: Row) -> int:
-    """Arithmetic of one layer's forward pass on one image: 2 a multiply-accumulate; of the others, for each output
-    value, a window's comparisons or sums, and about 14 for LRN: a window of 5 squares, the scale, the power, the
-    product."""
+def count_operations(row: Row) -> int:
+    """Return the operations of a layer's forward pass on one image.
+
+    2 per multiply-accumulate. Layers without any: per output value, the comparisons or sums of a window; about 14 for
+    LRN (5 squares, their sum, scale, power, product).
+    """
     if row.macs:
         return 2 * row.macs
     window = row.kernel**2 if row.type in ("maxpool", "avgpool", "rnorm") else 1
@@ -53,23 +55,25 @@ def operations(row: Row) -> int:
 
 
 def layer_work(spec: AlexNetSpec, x: torch.Tensor) -> dict[str, LayerWork]:
-    """Each layer of a fresh network of `spec` on what reaches it from the images `x` (float N×C×H×W, channels_last
-    from here on). What does nothing when predicting is left out: dropout, flatten."""
+    """Return the work of each layer of an untrained model of `spec` on the images `x` (float N×C×H×W).
+
+    Tensors are channels_last. Layers that do nothing in inference (dropout, flatten) are omitted.
+    """
     model = build(spec).eval().to(x.device).to(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
-    found = {}
+    result = {}
     for row, (name, module) in zip(summarize(spec).rows, model.named_children(), strict=True):
-        y = module(x.clone())  # ReLUs work in place
+        y = module(x.clone())  # ReLUs are in place
         if row.type not in ("flatten", "dropout"):
-            work = Work(partial(module, x), operations(row) * len(x))
+            work = Work(partial(module, x), count_operations(row) * len(x))
             weights = sum(w.numel() for w in module.parameters()) * y.element_size()
-            found[name] = LayerWork(row.type, work, work.amount / (x.nbytes + y.nbytes + weights))
+            result[name] = LayerWork(row.type, work, work.amount / (x.nbytes + y.nbytes + weights))
         x = y
-    return found
+    return result
 
 
-def draw(document: dict[str, Any], folder: Path) -> list[Path]:
-    """The roof and a dot for each of the document's `layers`, as roofline.svg and roofline.png in `folder`."""
+def draw_roofline(document: dict[str, Any], folder: Path) -> list[Path]:
+    """Plot the roofs and the document's `layers` as roofline.svg and roofline.png in `folder`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -80,56 +84,56 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
     size = (5.4 * len(archs), 4.8)
     figure, panels = plt.subplots(1, len(archs), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axes, arch in zip(panels[0], archs, strict=True):
-        _panel(axes, document["limits"], [row for row in rows if row["arch"] == arch])
+        _draw_panel(axes, document["limits"], [row for row in rows if row["arch"] == arch])
     tops = [top for name in ("fp32", "bf16", "fp16") if (top := document["limits"][f"matmul_{name}_gflop_s"])]
     lowest = min([*(row["gflop_s"] for row in rows), *tops])
     panels[0][0].set(ylabel="GFLOP/s", ylim=(lowest / 2.5, max(tops) * 2))
-    shown = {_kind(row) for row in rows}
+    shown = {_style(row) for row in rows}
     handles = [
-        plt.Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
-        for kind, (label, colour, marker) in KINDS.items() if kind in shown
+        plt.Line2D([], [], color=color, marker=marker, linestyle="", label=label)
+        for kind, (label, color, marker) in STYLES.items() if kind in shown
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     paths = [folder / f"roofline.{ending}" for ending in ("svg", "png")]
     for path in paths:
-        form = path.suffix[1:]
-        with atomic_write(path) as beside:
-            figure.savefig(beside, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+        suffix = path.suffix[1:]
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
     plt.close(figure)
     return paths
 
 
-def _panel(axes: Any, limits: dict[str, float | None], rows: Sequence[dict[str, Any]]) -> None:
-    """One network under the roofs of every precision that this machine has."""
+def _draw_panel(axes: Any, limits: dict[str, float | None], rows: Sequence[dict[str, Any]]) -> None:
+    """Plot one model's layers under the roofs of every precision available."""
     copy = limits["copy_gb_s"] or 0.0
     roofs = {name: top for name in ("fp32", "bf16", "fp16") if (top := limits[f"matmul_{name}_gflop_s"])}
     low = min(row["operations_per_byte"] for row in rows) / 2
     high = max(*(row["operations_per_byte"] for row in rows), *(top / copy for top in roofs.values())) * 2
-    ours = rows[0]["precision"]
+    precision = rows[0]["precision"]
     for name, top in roofs.items():
-        colour, line = ("black", "-") if name == ours else ("#888888", "--")
-        axes.plot([top / copy, high], [top, top], line, color=colour, linewidth=1.5 if name == ours else 1)
-        alike = [other for other, rate in roofs.items() if abs(math.log(rate / top)) < 0.2]  # one label for a pair
-        if top == max(roofs[other] for other in alike):
-            text = f"matrix product, {' and '.join(alike)}"
-            place = (max(roofs.values()) / copy, top)  # at the knee: convolutions crowd the other end
-            axes.annotate(text, place, (2, 4), textcoords="offset points", color=colour, fontsize=8)
+        color, line = ("black", "-") if name == precision else ("#888888", "--")
+        axes.plot([top / copy, high], [top, top], line, color=color, linewidth=1.5 if name == precision else 1)
+        similar = [other for other, rate in roofs.items() if abs(math.log(rate / top)) < 0.2]  # one label for both
+        if top == max(roofs[other] for other in similar):
+            text = f"matrix product, {' and '.join(similar)}"
+            position = (max(roofs.values()) / copy, top)  # at the knee: convolutions crowd the other end
+            axes.annotate(text, position, (2, 4), textcoords="offset points", color=color, fontsize=8)
     knee = max(roofs.values()) / copy
     axes.plot([low, knee], [low * copy, knee * copy], color="black", linewidth=1.5)
     axes.annotate("memory", (knee / 2, knee / 2 * copy), (-8, 4), textcoords="offset points", ha="right", fontsize=8)
     for row in rows:
-        _, colour, marker = KINDS[_kind(row)]
+        _, color, marker = STYLES[_style(row)]
         point = (row["operations_per_byte"], row["gflop_s"])
-        axes.plot(*point, color=colour, marker=marker, markersize=6, linestyle="", alpha=0.85)
-    for names, point in _labels([row for row in rows if row["type"] in ("conv", "linear", "lrn")]):
+        axes.plot(*point, color=color, marker=marker, markersize=6, linestyle="", alpha=0.85)
+    for names, point in _group_labels([row for row in rows if row["type"] in ("conv", "linear", "lrn")]):
         axes.annotate(names, point, (0, -13), textcoords="offset points", ha="center", fontsize=8)
-    axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations for each byte moved")
-    axes.set_title(f"{rows[0]['arch']}, forward, batch {rows[0]['batch_size']}, {ours}", fontsize=10)
+    axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations per byte moved")
+    axes.set_title(f"{rows[0]['arch']}, forward, batch {rows[0]['batch_size']}, {precision}", fontsize=10)
     axes.grid(alpha=0.25, which="major")
 
 
-def _labels(rows: Sequence[dict[str, Any]]) -> list[tuple[str, tuple[float, float]]]:
-    """The names of dots and where they go: neighbours that would be written over each other share a line."""
+def _group_labels(rows: Sequence[dict[str, Any]]) -> list[tuple[str, tuple[float, float]]]:
+    """Return labels and their positions; layers whose labels would overlap share one."""
     groups: list[list[dict[str, Any]]] = []
     for row in sorted(rows, key=lambda row: row["operations_per_byte"]):
         near = groups and abs(math.log(row["operations_per_byte"] / groups[-1][-1]["operations_per_byte"])) < 0.9
@@ -137,14 +141,14 @@ def _labels(rows: Sequence[dict[str, Any]]) -> list[tuple[str, tuple[float, floa
             groups[-1].append(row)
         else:
             groups.append([row])
-    found = []
+    labels = []
     for group in groups:
         x = math.exp(sum(math.log(row["operations_per_byte"]) for row in group) / len(group))
         first, *others = sorted(row["name"] for row in group)
         name = ", ".join([first, *(re.sub(r"^[a-z]+", "", other) for other in others)])  # conv2, 3, 5
-        found.append((name, (x, min(row["gflop_s"] for row in group))))
-    return found
+        labels.append((name, (x, min(row["gflop_s"] for row in group))))
+    return labels
 
 
-def _kind(row: dict[str, Any]) -> str:
-    return ALIKE.get(row["type"], row["type"])
+def _style(row: dict[str, Any]) -> str:
+    return STYLE_OF.get(row["type"], row["type"])

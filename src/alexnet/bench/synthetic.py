@@ -1,4 +1,4 @@
-"""A training step on made-up pictures, for those who time it: the loop's own step, without a data set or a run."""
+"""The trainer's own step on random images, without a data set or a run, for benchmarks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alexnet.training.recipe import Recipe, with_settings
 from alexnet.training.setup import TrainSetup, build_spec
 from alexnet.training.step import TrainStep
 
-BATCHES = 4  # made-up batches in memory, taken in turn
+BATCHES = 4  # in memory, used in turn
 
 
 def synthetic_step(
@@ -32,11 +32,11 @@ def synthetic_step(
     num_classes: int = 1000,
     settings: Mapping[str, Any] | None = None,
 ) -> Callable[[], None]:
-    """A function that takes one optimizer step of `arch` on `batch_size` random uint8 pictures held in memory.
+    """Return a function that takes one optimizer step of `arch` on `batch_size` random uint8 images in memory.
 
-    The step is that of a run: pictures gathered, cropped at random from 1/7 larger ones (256 for 224), mirrored,
-    normalised; forward, backward, update. `settings` are a recipe's (`norm`, `compile`, `device` …). On a GPU the
-    function returns before the work is done. Raises `UserError` as `train` does.
+    The step is that of a run: gather, random crop from 1/7 larger images (256 for 224), flip, normalize, forward,
+    backward, update. `settings` are recipe fields (`norm`, `compile`, `device` …). On a GPU the function returns before
+    the work is done. Raises `UserError` as `train` does.
     """
     values = {"arch": arch, "image_size": image_size, "batch_size": batch_size, "precision": precision}
     recipe = with_settings(Recipe(crop="random", flip=True), {**values, **(settings or {})})
@@ -44,25 +44,25 @@ def synthetic_step(
     spec = build_spec(recipe, num_classes, channels=None)
     channels, size = spec.in_channels, spec.image_size
     side = size + size // 7
-    made = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
     n = BATCHES * batch_size
-    images = torch.randint(256, (n, channels, side, side), dtype=torch.uint8, generator=made)
-    targets = torch.randint(num_classes, (n,), generator=made)
+    images = torch.randint(256, (n, channels, side, side), dtype=torch.uint8, generator=generator)
+    targets = torch.randint(num_classes, (n,), generator=generator)
     arrays = ImageArrays(images.to(device), targets.to(device), [str(i) for i in range(n)])
     preprocess = EvalTransform(size, side, channels, (0.5,) * channels, (0.25,) * channels)
     augment = Augment(crop=recipe.crop, flip=recipe.flip)
     batches = InMemory(arrays, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed)
-    prepared = TrainSetup(
+    setup = TrainSetup(
         recipe, spec, preprocess, augment,
-        ImageDataset("made up", tuple(map(str, range(num_classes))), {"train": arrays}, channels),
+        ImageDataset("synthetic", tuple(map(str, range(num_classes))), {"train": arrays}, channels),
         batches, {}, device, pick_precision(recipe.precision, device), SingleProcess(),
     )  # fmt: skip
     torch.manual_seed(recipe.seed)
-    train_step = TrainStep(prepared, build(spec).train())
-    rounds = enumerate(batch for epoch in count() for batch in batches.batches(epoch))
+    train_step = TrainStep(setup, build(spec).train())
+    numbered = enumerate(batch for epoch in count() for batch in batches.batches(epoch))
 
     def step() -> None:
-        number, batch = next(rounds)
+        number, batch = next(numbered)
         train_step(batch, number // BATCHES, number, schedule_at(recipe, number, BATCHES))
 
     return step

@@ -1,7 +1,7 @@
-"""How long things take on a machine that others use too: several tries of each, taken in turn, and their median.
+"""Timings on a busy machine: several tries of each candidate, interleaved, and their median.
 
-What disturbs a machine comes and goes over seconds. Tries in turn (a b c, a b c, …) share it out evenly, so that the
-ratio of two medians is far steadier than either of them; a comparison is therefore always made in one call.
+Disturbances last seconds. Interleaving (a b c, a b c, …) spreads them evenly, so that the ratio of two medians is far
+more stable than either; therefore always time what is compared in one call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that one thing took: the middle of its tries, the fastest and the slowest."""
+    """Seconds per call: the median, the lowest and the highest of the tries."""
 
     median: float
     low: float
@@ -33,17 +33,17 @@ def interleaved(
     seconds: float | None = None,
     wait: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
-    """Time each callable of `work` `tries` times, in turn, after `warmup` rounds that do not count.
+    """Time each callable of `work` in `tries` interleaved rounds, after `warmup` uncounted ones.
 
-    With `seconds`, no round begins later than so long after the first counted one, but three are always made. `wait`
-    is called before each clock is read: `torch.cuda.synchronize` where a device works on its own.
+    With `seconds`, no round after the third starts later than that. `wait` is called before each clock reading, e.g.
+    `torch.cuda.synchronize` for an asynchronous device.
     """
     taken: dict[str, list[float]] = {name: [] for name in work}
-    began = time.perf_counter()
+    started = time.perf_counter()
     for round_ in range(warmup + tries):
         if round_ == warmup:
-            began = time.perf_counter()
-        if seconds is not None and round_ >= warmup + 3 and time.perf_counter() - began > seconds:
+            started = time.perf_counter()
+        if seconds is not None and round_ >= warmup + 3 and time.perf_counter() - started > seconds:
             break
         for name, call in work.items():
             wait()

@@ -50,14 +50,14 @@ def ablate(
     if list:
         if json:
             print_json([
-                {"claim": c.name, "says": c.says, "source": c.source, "figure": c.figure, "measure": c.measure,
+                {"claim": c.name, "says": c.statement, "source": c.source, "figure": c.figure, "measure": c.measure,
                  "arms": [c.part.name, c.without.name]}
                 for c in CLAIMS.values()
             ])  # fmt: skip
         else:
             print_table(
                 ("claim", "statement", "source", "published figure"),
-                [(c.name, c.says, c.source, c.figure) for c in CLAIMS.values()],
+                [(c.name, c.statement, c.source, c.figure) for c in CLAIMS.values()],
                 numeric=False,
             )
         return
@@ -71,7 +71,7 @@ def ablate(
         recipe, data, arch=arch, image_size=image_size, width=width, epochs=epochs, lr=lr,
         device=None if device == "auto" else device,
     )  # fmt: skip
-    found = run_ablation(claim, base=base, seeds=seeds, budget=budget, out=out, say=log)
+    found = run_ablation(claim, base=base, seeds=seeds, budget=budget, out=out, log=log)
     if json:
         print_json(found.to_dict())
     else:

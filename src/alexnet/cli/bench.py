@@ -36,7 +36,7 @@ def bench(
 
     found = run_bench(
         parts, archs=arch, batch_size=batch_size, seconds=seconds, precision=precision, device=device, out=out,
-        say=log,
+        log=log,
     )  # fmt: skip
     if json:
         print_json(found)
