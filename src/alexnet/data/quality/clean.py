@@ -91,7 +91,8 @@ def _choose_images(found: Findings, labels: list[str]) -> tuple[list[int], list[
         leaks = labels[a] == labels[b] and found.splits[a] != found.splits[b]
         if leaks and a not in skipped and b not in skipped:
             skipped[b] = "near duplicate in another split"
-    actions = [f"Skipped ({why}): {pluralize(count, 'image')}." for why, count in Counter(skipped.values()).items()]
+    counts = Counter(skipped.values())
+    actions = [f"Skipped ({reason}): {pluralize(count, 'image')}." for reason, count in counts.items()]
     return [i for i in range(len(found.names)) if i not in skipped], actions
 
 
