@@ -70,7 +70,7 @@ class Kind:
     """The kind of file that it reads, a key of `engine_cache.FILES`; empty where torch computes."""
     packages: tuple[str, ...] = ()
     """The packages that run it."""
-    makers: tuple[str, ...] = ()
+    converters: tuple[str, ...] = ()
     """The packages that converting a network to its file needs as well."""
     precision: str = "f32"
     """OpenVINO's name for the dtype that it accumulates in."""
@@ -111,10 +111,10 @@ def check_engine(name: str, device: str = "auto", calibrate: str | Path | None =
         )
 
 
-def missing(name: str, making: bool = False) -> str | None:
-    """Return the first package that engine `name` lacks to run or, if `making`, to convert a network to its file."""
+def missing(name: str, converting: bool = False) -> str | None:
+    """Return the first package that engine `name` lacks to run or, if `converting`, to convert a network to its file."""
     kind = KINDS[name]
-    packages = (*kind.packages, *(kind.makers if making else ()))
+    packages = (*kind.packages, *(kind.converters if converting else ()))
     return next((package for package in packages if not _is_installed(package)), None)
 
 

@@ -111,7 +111,7 @@ def get_or_build(
     cache.save_description(loaded.classes, loaded.preprocess)
     if not rebuild and (cached := cache.find(kind)):
         return cached
-    if package := engines.missing(engine, making=True):
+    if package := engines.missing(engine, converting=True):
         raise engines.not_installed(engine, package)
     if kind == "onnx":
         return cache.build(kind, lambda path: to_onnx(loaded.model.cpu(), path, loaded.preprocess))
@@ -195,7 +195,7 @@ def _list_candidates(device: torch.device) -> list[str]:
     if device.type != "cpu":
         return names
     for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
-        if engines.missing(name, making=True) is None:
+        if engines.missing(name, converting=True) is None:
             names.append("openvino-bf16" if name == "openvino" and engines.openvino_supports("bf16") else name)
     return names
 
