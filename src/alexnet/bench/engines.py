@@ -54,13 +54,8 @@ def open_engines(
         for name, kind in KINDS.items():
             if not kind.file or not convert or device.type != "cpu":
                 continue
-<<<<<<< HEAD
-            if package := missing(name, making=True):
-                note(f"engine {name} skipped: {package} is not installed")
-=======
             if package := missing(name, converting=True):
-                note(f"engine {name} left out, since {package} is not installed")
->>>>>>> 339122f (Name the packages that convert a network)
+                note(f"engine {name} skipped: {package} is not installed")
                 continue
             if kind.precision == "bf16" and not openvino_supports("bf16"):
                 note(f"engine {name} skipped: OpenVINO finds no bfloat16 support in this CPU")
