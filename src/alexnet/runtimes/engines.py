@@ -112,7 +112,7 @@ def check_engine(name: str, device: str = "auto", calibrate: str | Path | None =
 
 
 def missing(name: str, converting: bool = False) -> str | None:
-    """Return the first package that engine `name` lacks to run or, if `converting`, to convert a network to its file."""
+    """Return the first package that engine `name` lacks to run or, if `converting`, to build its file."""
     kind = KINDS[name]
     packages = (*kind.packages, *(kind.converters if converting else ()))
     return next((package for package in packages if not _is_installed(package)), None)
