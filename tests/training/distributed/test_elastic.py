@@ -39,10 +39,18 @@ SERVE = (
 
 @pytest.mark.slow
 def test_hosts_can_be_disconnected_and_killed(tmp_path: Path) -> None:
-    def can_connect(timeout: int) -> bool:
+    def can_connect() -> bool:
         with open(tmp_path / "log", "w") as log:
-            connect = f"timeout {timeout} bash -c '</dev/tcp/10.77.0.1/9999'"
-            return second.start(["bash", "-c", connect], log).wait(timeout=timeout + 60) == 0
+            connect = "timeout 2 bash -c '</dev/tcp/10.77.0.1/9999'"
+            return second.start(["bash", "-c", connect], log).wait(timeout=60) == 0
+
+    def connects_within(seconds: float) -> bool:
+        """Try repeatedly: a machine may be busy, and the kernel remembers an unreachable neighbor for a while."""
+        deadline = time.monotonic() + seconds
+        while not can_connect():
+            if time.monotonic() > deadline:
+                return False
+        return True
 
     with network(2) as two, open(tmp_path / "served", "w") as served:
         first, second = two.hosts
@@ -50,14 +58,14 @@ def test_hosts_can_be_disconnected_and_killed(tmp_path: Path) -> None:
         while not (tmp_path / "served").read_text():
             assert server.poll() is None
             time.sleep(0.01)
-        assert can_connect(60)
+        assert connects_within(60)
         second.cut()
-        assert not can_connect(2)
+        assert not can_connect()
         second.mend()
-        assert can_connect(60)
+        assert connects_within(60)
         assert first.kill() >= 1
         assert server.wait(timeout=60) != 0
-        assert not can_connect(2)
+        assert not can_connect()
 
 
 @pytest.mark.slow
