@@ -1,4 +1,4 @@
-"""Archives are unpacked whole or not at all, and never outside of the cache."""
+"""Archives are extracted completely or not at all, and only into the cache."""
 
 import io
 import shutil
@@ -47,8 +47,8 @@ def test_only_images_and_tables_are_extracted_once(tmp_path):
 
 def test_a_folder_is_returned_unchanged(tmp_path):
     assert unpack_if_archive(tmp_path) == tmp_path
-    odd = make_image_folder(tmp_path / "folder.zip")
-    assert unpack_if_archive(odd) == odd
+    folder = make_image_folder(tmp_path / "folder.zip")
+    assert unpack_if_archive(folder) == folder
 
 
 def test_a_single_train_folder_is_not_skipped(tmp_path):

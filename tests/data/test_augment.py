@@ -1,4 +1,4 @@
-"""Draws belong to samples and not to batches, and each change is the one that torchvision or Pillow makes."""
+"""Augmentation depends on samples, not on batches, and equals torchvision's and Pillow's operations."""
 
 import numpy as np
 import pytest
@@ -45,17 +45,17 @@ CONFIGS = {
 def test_independent_of_the_batch(name, channels):
     images, cfg, size = noise(channels=channels), CONFIGS[name], 20 if name in ("pad", "reflect") else 16
     ids = np.arange(100, 112)
-    whole = augment(images, ids, 3, 7, cfg, size)
-    assert whole.dtype == torch.uint8
-    assert whole.shape == (12, channels, size, size)
+    complete = augment(images, ids, 3, 7, cfg, size)
+    assert complete.dtype == torch.uint8
+    assert complete.shape == (12, channels, size, size)
     halves = torch.cat([augment(images[s], ids[s], 3, 7, cfg, size) for s in (slice(0, 5), slice(5, 12))])
     order = np.random.default_rng(0).permutation(12)
-    shuffled = torch.empty_like(whole)
+    shuffled = torch.empty_like(complete)
     shuffled[order] = augment(images[order], torch.from_numpy(ids[order]), 3, 7, cfg, size)
-    assert torch.equal(halves, whole)
-    assert torch.equal(shuffled, whole)
-    assert not torch.equal(augment(images, ids, 4, 7, cfg, size), whole)  # another epoch
-    assert not torch.equal(augment(images, ids, 3, 8, cfg, size), whole)  # another seed
+    assert torch.equal(halves, complete)
+    assert torch.equal(shuffled, complete)
+    assert not torch.equal(augment(images, ids, 4, 7, cfg, size), complete)  # another epoch
+    assert not torch.equal(augment(images, ids, 3, 8, cfg, size), complete)  # another seed
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
@@ -91,9 +91,9 @@ def test_crop_and_flip_on_any_shape_and_layout(n, channels, side, padding, mode,
     pad = {"zeros": "constant", "reflect": "reflect"}[mode]
     where, flipped = rng.uniform(2, 1, range(n), "crop", 2), rng.uniform(2, 1, range(n), "flip", 1)[:, 0] < 0.5
     for i in range(n):
-        whole = np.pad(images[i].numpy(), ((0, 0), (padding, padding), (padding, padding)), mode=pad)
+        complete = np.pad(images[i].numpy(), ((0, 0), (padding, padding), (padding, padding)), mode=pad)
         top, left = (where[i] * (side + 2 * padding - size + 1)).astype(int)
-        window = whole[:, top : top + size, left : left + size]
+        window = complete[:, top : top + size, left : left + size]
         np.testing.assert_array_equal(got[i].numpy(), window[..., ::-1] if flip and flipped[i] else window)
 
 
@@ -160,7 +160,7 @@ def test_crop_box_equals_a_row_of_crop_boxes(width, height, scale, ratio, seed):
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (11, 1001), (100, 90)])
 def test_the_fallback_box_is_torchvisions(width, height):
-    # An area above the whole can never fit, so both fall back at once.
+    # A box larger than the image never fits, so both use the fallback.
     uniform = rng.uniform(0, 0, [0], "crop", BOX_DRAWS)[0]
     top, left, h, w = RandomResizedCrop.get_params(torch.empty(3, height, width), [4.0, 4.0], [0.75, 4 / 3])
     assert crop_box(width, height, uniform, (4.0, 4.0), (0.75, 4 / 3)) == (left, top, left + w, top + h)
@@ -300,12 +300,12 @@ def test_pca_noise_is_independent_of_the_batch():
     def noisy(x, ids, epoch=3, seed=7):
         return pca_noise(x.clone(), ids, epoch, seed, IMAGENET_PCA, 0.1, std=STD)
 
-    whole = noisy(x, ids)
-    assert torch.equal(torch.cat([noisy(x[s], ids[s]) for s in (slice(0, 5), slice(5, 12))]), whole)
+    complete = noisy(x, ids)
+    assert torch.equal(torch.cat([noisy(x[s], ids[s]) for s in (slice(0, 5), slice(5, 12))]), complete)
     order = np.random.default_rng(0).permutation(12)
-    assert torch.equal(noisy(x[order], torch.from_numpy(ids[order])), whole[order])
-    assert not torch.equal(noisy(x, ids, epoch=4), whole)
-    assert not torch.equal(noisy(x, ids, seed=8), whole)
+    assert torch.equal(noisy(x[order], torch.from_numpy(ids[order])), complete[order])
+    assert not torch.equal(noisy(x, ids, epoch=4), complete)
+    assert not torch.equal(noisy(x, ids, seed=8), complete)
 
 
 def test_pca_noise_divides_images_and_noise():

@@ -1,4 +1,4 @@
-"""Every layout of every data set is read, and everything wrong with one is a sentence."""
+"""Every layout of every data set is read, and every problem raises a clear error."""
 
 import gzip
 import hashlib
@@ -96,8 +96,8 @@ def test_validation_is_held_out_of_train_and_test_is_unchanged(tmp_path):
     assert np.bincount(source.splits["val"].targets).tolist() == [2, 1]
     assert list(source.splits) == ["train", "val", "test"]
     assert {split for _, split in source.split_rows} == {"train", "val"}
-    whole = load_dataset("folder", tmp_path / "d", hold_out=False)
-    assert {split: len(part) for split, part in whole.splits.items()} == {"train": 43, "test": 4}
+    complete = load_dataset("folder", tmp_path / "d", hold_out=False)
+    assert {split: len(part) for split, part in complete.splits.items()} == {"train": 43, "test": 4}
 
 
 def test_imagenet_and_folder_need_data(tmp_path):

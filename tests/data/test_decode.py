@@ -1,4 +1,4 @@
-"""Every kind of file that people have becomes RGB or gray, and every broken one says why."""
+"""All kinds of image files become RGB or gray, and broken ones give a reason."""
 
 import importlib.util
 import io
@@ -225,15 +225,15 @@ def test_a_crop_at_full_scale_equals_decode_image(
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photograph(width, height, mode), "JPEG", progressive=progressive, exif=exif, **options)
-    whole = decode_image(data, channels)
-    expected = np.asarray(whole).reshape(whole.height, whole.width, channels)
+    complete = decode_image(data, channels)
+    expected = np.asarray(complete).reshape(complete.height, complete.width, channels)
 
     def box(*size: int) -> tuple[int, int, int, int]:
-        assert size == whole.size
+        assert size == complete.size
         (left, right), (top, bottom) = (sorted(p * s // 100 for p in part[i::2]) for i, s in enumerate(size))
         return left, top, right + 1, bottom + 1
 
-    left, top, right, bottom = box(*whole.size)
+    left, top, right, bottom = box(*complete.size)
     got = decode_crop(data, 99, channels, box=box)
     np.testing.assert_array_equal(got, expected[top:bottom, left:right])
     np.testing.assert_array_equal(decode_crop(data, 99, channels), expected)

@@ -1,4 +1,4 @@
-"""Downloads against a real server on the loopback that breaks off, forgets ranges, lies, or says no."""
+"""Downloads from a local server that breaks connections, ignores ranges, or sends wrong content or errors."""
 
 import hashlib
 import threading
@@ -13,14 +13,14 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Host(BaseHTTPRequestHandler):
-    """`/broken` stops after 300,000 bytes of each answer, `/whole` ignores ranges, `/wrong` sends something else."""
+    """`/broken` stops after 300,000 bytes of each response, `/no-ranges` ignores ranges, `/wrong` sends something else."""
 
     def do_GET(self):
         self.server.requests.append((self.path, self.headers.get("Range")))
         if self.path == "/gone":
             self.send_error(404)
             return
-        start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if self.path != "/whole" else 0
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if self.path != "/no-ranges" else 0
         body = (b"x" * len(CONTENT) if self.path == "/wrong" else CONTENT)[start:]
         if start and not body:
             self.send_error(416)
@@ -69,7 +69,7 @@ def test_a_broken_download_resumes(host, tmp_path):
 
 def test_a_host_without_ranges_starts_over(host, tmp_path):
     (tmp_path / "x.bin.part").write_bytes(CONTENT[:500])
-    assert fetch([f"{host.url}/whole"], tmp_path / "x.bin", MD5).read_bytes() == CONTENT
+    assert fetch([f"{host.url}/no-ranges"], tmp_path / "x.bin", MD5).read_bytes() == CONTENT
 
 
 def test_a_complete_part_needs_no_more_bytes(host, tmp_path):

@@ -60,7 +60,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def empty_class(root: Path) -> None:
     make_class_folders(root, {"a": 2})
-    (root / "hollow").mkdir()
+    (root / "empty").mkdir()
 
 
 def train_without_classes(root: Path) -> None:
@@ -77,7 +77,7 @@ def other_case(root: Path) -> None:
     make_class_folders(root / "val", {"A": 1})
 
 
-def no_readable(root: Path) -> None:
+def only_unreadable(root: Path) -> None:
     for name in ("a", "b"):
         (root / name).mkdir()
         (root / name / "x.jpg").write_text("<html>")
@@ -89,7 +89,7 @@ BAD_FOLDERS = {
     "nothing": (lambda _: None, "holds no images"),
     "no class folders": (lambda root: make_solid_image(root / "x.png"), "images but no class folders"),
     "folders without images": (lambda root: ((root / "a").mkdir(), (root / "b").mkdir()), "holds no images"),
-    "empty class": (empty_class, "hollow holds no images"),
+    "empty class": (empty_class, "empty holds no images"),
     "one class": (lambda root: make_class_folders(root, {"cat": 3}), "one class only, 'cat'"),
     "case": (lambda root: make_class_folders(root, {"Cat": 1, "cat": 1}), "'Cat' and 'cat'"),
     "train without classes": (train_without_classes, "train holds images but no class folders"),
@@ -101,7 +101,7 @@ BAD_FOLDERS = {
     ),
     "class only in val": (only_in_val, "c is a class that"),
     "class in another case in val": (other_case, "there it is called 'a'"),
-    "no readable image": (no_readable, "None of the 2 images"),
+    "no readable image": (only_unreadable, "None of the 2 images"),
     "one image a class": (lambda root: make_class_folders(root, {"a": 1, "b": 1}), "one per class"),
 }
 

@@ -1,4 +1,4 @@
-"""Batches depend on (seed, epoch, place) and on nothing else: not on workers, history or memory."""
+"""Batches depend only on (seed, epoch, index), not on workers, history or memory."""
 
 from pathlib import Path
 
@@ -275,19 +275,19 @@ def test_shards_of_a_batch_are_consecutive_and_differ_by_at_most_one_row(n, proc
 @pytest.mark.parametrize("cfg", [Augment(crop="random", crop_group=4), Augment(crop="random", mixup=0.2)])
 def test_processes_together_read_the_batches_of_one_process(cfg):
     """Eleven samples in batches of four: of three processes, one has no part of the last batch but one."""
-    whole = InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4)
+    complete = InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4)
     shares = [Shard(number, 3) for number in range(3)]
     loaders = [InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4, shard=s) for s in shares]
-    for all_of_it, *parts in zip(whole.batches(1), *(part.batches(1) for part in loaders), strict=True):
+    for full_batch, *parts in zip(complete.batches(1), *(part.batches(1) for part in loaders), strict=True):
         own = [slice(len(part.ids) - part.rows.size, None) for part in parts]
-        assert torch.equal(torch.cat([p.ids[s] for p, s in zip(parts, own, strict=True)]), all_of_it.ids)
-        assert torch.equal(torch.cat([p.crop_ids[s] for p, s in zip(parts, own, strict=True)]), all_of_it.crop_ids)
+        assert torch.equal(torch.cat([p.ids[s] for p, s in zip(parts, own, strict=True)]), full_batch.ids)
+        assert torch.equal(torch.cat([p.crop_ids[s] for p, s in zip(parts, own, strict=True)]), full_batch.crop_ids)
         for part in parts:
             extra = len(part.ids) - part.rows.size
             assert extra == (1 if cfg.mixup or not part.rows.size else 0)
-            assert part.rows.total == len(all_of_it.ids)
+            assert part.rows.total == len(full_batch.ids)
             if extra:  # the image that the first is mixed with: the one before it, or the last of all
-                assert part.ids[0] == all_of_it.ids[part.rows.start - 1]
+                assert part.ids[0] == full_batch.ids[part.rows.start - 1]
 
 
 def test_files_are_sharded_like_memory(files):
@@ -295,22 +295,22 @@ def test_files_are_sharded_like_memory(files):
     share = Shard(1, 2)
     one = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, shard=share)
     two = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, workers=2, shard=share)
-    whole = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2)
+    complete = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2)
     assert same(list(one.batches(3)), list(two.batches(3)))
-    for part, all_of_it in zip(one.batches(3), whole.batches(3), strict=True):
+    for part, full_batch in zip(one.batches(3), complete.batches(3), strict=True):
         rows = slice(part.row_range.start - 1, part.row_range.start + part.row_range.size)
-        assert torch.equal(part.images, all_of_it.images[rows])
+        assert torch.equal(part.images, full_batch.images[rows])
 
 
 def test_evaluation_is_sharded_by_complete_batches():
-    whole = list(InMemory(arrays(11), PREPROCESS, batch_size=3).batches(0))
+    complete = list(InMemory(arrays(11), PREPROCESS, batch_size=3).batches(0))
     found = []
     for number in range(3):
         loader = InMemory(arrays(11), PREPROCESS, batch_size=3)
         loader.shard_batches(Shard(number, 3))
         found.append(list(loader.batches(0)))
         assert loader.samples == sum(len(batch.ids) for batch in found[-1])
-    assert same([found[0][0], found[1][0], found[2][0], found[0][1]], whole)
+    assert same([found[0][0], found[1][0], found[2][0], found[0][1]], complete)
 
 
 def test_processes_on_one_machine_share_its_cores(monkeypatch):

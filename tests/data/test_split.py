@@ -1,4 +1,4 @@
-"""Splits are by class, by seed, and come back from paper as they were."""
+"""Splits are stratified, seeded, and survive split.csv."""
 
 import shutil
 
@@ -31,7 +31,7 @@ def test_a_split_depends_only_on_the_seed():
 
 def test_held_out_samples_are_spread_over_the_class():
     _, held = stratified_split(torch.zeros(10_000), 0.1, 0)
-    assert abs(held.mean() - 5000) < 300  # not the first or the last files, which are often alike
+    assert abs(held.mean() - 5000) < 300  # not the first or the last files, which are often similar
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 5.0])

@@ -1,4 +1,4 @@
-"""What is measured equals numpy's figure for all images at once, whatever the batches."""
+"""Statistics equal NumPy's over all images, for any batches."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The same pixels as torchvision's Resize and CenterCrop, and a record that survives JSON."""
+"""`EvalTransform` yields the pixels of torchvision's Resize and CenterCrop, and survives JSON."""
 
 import json
 from dataclasses import replace
@@ -135,9 +135,9 @@ def test_the_center_of_a_mean_image_is_subtracted(layout):
     std = torch.tensor(preprocess.std, dtype=torch.float64)[:, None, None]
     torch.testing.assert_close(got.double(), (batch / 255 - mean_image[:, 2:10, 2:10]) / std, rtol=0, atol=1e-5)
     assert got.dtype == torch.float32
-    whole = replace(preprocess, size=12)  # as views.py does: the same square, uncropped
+    complete = replace(preprocess, size=12)  # as inference/crops.py does: the same square, uncropped
     full = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8)
-    torch.testing.assert_close(whole.normalize(full).double(), (full / 255 - mean_image) / std, rtol=0, atol=1e-5)
+    torch.testing.assert_close(complete.normalize(full).double(), (full / 255 - mean_image) / std, rtol=0, atol=1e-5)
 
 
 def test_a_constant_mean_image_equals_the_mean():
