@@ -13,7 +13,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Host(BaseHTTPRequestHandler):
-    """`/broken` stops after 300,000 bytes of each response, `/no-ranges` ignores ranges, `/wrong` sends something else."""
+    """`/broken` stops after 300,000 bytes, `/no-ranges` ignores ranges, `/wrong` sends other content."""
 
     def do_GET(self):
         self.server.requests.append((self.path, self.headers.get("Range")))
