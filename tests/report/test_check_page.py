@@ -38,7 +38,7 @@ def test_all_findings_are_shown(tmp_path):
     assert "&lt;data&gt;" in page
     for kind in ("empty", "web page", "one pixel", "near copy"):
         assert damaged[kind] in page, kind
-    assert "<b>two splits</b>, <b>two labels</b>" in page
+    assert "<b>two splits</b> · <b>two labels</b>" in page
     assert "<h3>ant (" in page
     assert "&#x27;cat &#x27;" in page  # distinct from 'cat'
     assert page.count("<figure>") == 2 + 12  # duplicates and augmented images

@@ -48,11 +48,10 @@ h3 { font-size: .95rem; margin: 1rem 0 .2rem; overflow-wrap: anywhere; }
 .tiles { display: flex; flex-wrap: wrap; gap: .5rem 2rem; } .tiles b { display: block; font-size: 1.6rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 td, th { padding: .15rem .5rem; border-bottom: 1px solid var(--line); text-align: right; }
-td:first-child, th:first-child, td.text { text-align: left; overflow-wrap: anywhere; }
-td.bar { width: 40%; text-align: left; white-space: nowrap; } td.text { min-width: 8rem; }
-td:first-child { min-width: 6rem; }
+td:first-child, th:first-child, .text { text-align: left; overflow-wrap: anywhere; }
+td.bar { width: 40%; text-align: left; white-space: nowrap; } td.text, td:first-child { min-width: 6rem; }
 .many { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); }
-th i { display: inline-block; width: .7rem; height: .7rem; margin-right: .3rem; }
+th { word-break: keep-all; } th i { display: inline-block; width: .7rem; height: .7rem; margin-right: .3rem; }
 .bar div { height: .7rem; display: inline-block; vertical-align: middle; }
 .wide { overflow-x: auto; } .row { display: flex; flex-wrap: wrap; gap: 4px; }
 .row img, figure img { image-rendering: auto; border-radius: 3px; background: var(--soft); }
@@ -239,7 +238,8 @@ class _CheckPage:
             f'<td class="text">{escape_text("; ".join(found.infos[i].anomalies))}</td></tr>'
             for i, image in zip(shown, self._thumbnails(shown), strict=True)
         )
-        return f"<table>{rows}</table>{self._more(len(found.unusual), MAX_ROWS)}" if rows else ""
+        more = self._more(len(found.unusual), MAX_ROWS)
+        return f'<div class="wide"><table>{rows}</table></div>{more}' if rows else ""
 
     def _duplicates(self) -> str:
         """Return pairs of duplicates, those across splits or classes first."""
@@ -254,7 +254,7 @@ class _CheckPage:
             kind = self._text("check_exact_pair" if is_exact else "check_near_pair")
             for key, values in (("check_two_splits", found.splits), ("check_two_labels", found.labels)):
                 if values[a] != values[b]:
-                    kind += f", <b>{self._text(key)}</b>"
+                    kind += f" · <b>{self._text(key)}</b>"
             names = f"{escape_text(found.names[a])}<br>{escape_text(found.names[b])}"
             body += f"<figure>{next(images)} {next(images)}<figcaption>{kind}<br>{names}</figcaption></figure>"
         return f'<div class="pairs">{body}</div>{self._more(len(pairs), MAX_PAIRS)}' if shown else ""
