@@ -89,6 +89,7 @@ def test_warnings_and_augmented_images_of_training_are_shown(tmp_path, skip_plot
     assert page.count('<img class="sheet"') == 1
 
 
+@pytest.mark.slow
 def test_report_of_200_classes_is_small(tmp_path):
     page = write_report(make_fake_run(tmp_path / "run", classes=200, per_class=5))[0].read_text()
     assert len(page) < 1_500_000
