@@ -1,4 +1,4 @@
-"""Nothing that we read can run code: a pickle that would leave a trace is planted in every kind of file."""
+"""Reading a file never runs code: a pickle that would create a marker file is planted in every kind of file."""
 
 import ast
 import contextlib
@@ -27,72 +27,71 @@ from helpers import make_image, make_image_folder
 SOURCE = Path(alexnet.__file__).parent
 
 
-class Trace:
-    """Unpickled, it leaves a file behind."""
+class Payload:
+    """An object whose unpickling creates the file `marker`."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
 
     def __reduce__(self):
-        return Path.touch, (self.mark,)
+        return Path.touch, (self.marker,)
 
 
-def plain(mark: Path) -> bytes:
-    return pickle.dumps(Trace(mark), protocol=4)
+def as_pickle(marker: Path) -> bytes:
+    return pickle.dumps(Payload(marker), protocol=4)
 
 
-def in_torch(mark: Path) -> bytes:
-    """As torch.save writes it: a zip archive around a pickle."""
+def as_torch(marker: Path) -> bytes:
     file = io.BytesIO()
-    torch.save({"model": Trace(mark)}, file)
+    torch.save({"model": Payload(marker)}, file)
     return file.getvalue()
 
 
-def in_old_torch(mark: Path) -> bytes:
+def as_legacy_torch(marker: Path) -> bytes:
     file = io.BytesIO()
-    torch.save({"model": Trace(mark)}, file, _use_new_zipfile_serialization=False)
+    torch.save({"model": Payload(marker)}, file, _use_new_zipfile_serialization=False)
     return file.getvalue()
 
 
-def in_numpy(mark: Path) -> bytes:
+def as_npy(marker: Path) -> bytes:
     file = io.BytesIO()
-    np.save(file, np.array([Trace(mark)], dtype=object), allow_pickle=True)
+    np.save(file, np.array([Payload(marker)], dtype=object), allow_pickle=True)
     return file.getvalue()
 
 
-def in_numpy_zip(mark: Path) -> bytes:
+def as_npz(marker: Path) -> bytes:
     file = io.BytesIO()
-    np.savez(file, about=np.array([Trace(mark)], dtype=object))
+    np.savez(file, about=np.array([Payload(marker)], dtype=object))
     return file.getvalue()
 
 
-PLANTS = {"plain": plain, "torch": in_torch, "old torch": in_old_torch, "npy": in_numpy, "npz": in_numpy_zip}
+PAYLOADS = {"pickle": as_pickle, "torch": as_torch, "legacy torch": as_legacy_torch, "npy": as_npy, "npz": as_npz}
 
 
 @pytest.fixture
-def mark(tmp_path: Path) -> Path:
-    return tmp_path / "it-ran"
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "executed"
 
 
-def carried_out(words: list[str]) -> int:
-    """The exit code; what is printed may hold bytes of the plant."""
+def exit_code(arguments: list[str]) -> int:
+    """Run a command without its output, which may hold bytes of the payload, and return its exit code."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        return run(words)
+        return run(arguments)
 
 
-def test_the_plants_do_run_where_they_are_let(mark):
-    """Else nothing below could fail."""
-    for plant in PLANTS.values():
-        data = plant(mark)
-        if plant in (in_torch, in_old_torch):
+def test_payloads_run_where_pickles_are_allowed(marker):
+    """Otherwise no test below could fail."""
+    for plant in PAYLOADS.values():
+        data = plant(marker)
+        if plant in (as_torch, as_legacy_torch):
             torch.load(io.BytesIO(data), weights_only=False)
-        elif plant in (in_numpy, in_numpy_zip):
+        elif plant in (as_npy, as_npz):
             found = np.load(io.BytesIO(data), allow_pickle=True)
-            assert plant is in_numpy or found["about"] is not None
+            assert plant is as_npy or found["about"] is not None
         else:
             pickle.loads(data)
-        assert mark.exists(), plant
-        mark.unlink()
+        assert marker.exists(), plant
+        marker.unlink()
 
 
 # ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,13 +101,13 @@ READ_BY = {
     "metrics.jsonl": ["report RUN", "resume RUN --epochs +1"],
     "summary.json": ["report RUN", "resume RUN --epochs +1"],
     "split.csv": ["eval RUN", "resume RUN --epochs +1"],
-    "best": ["predict RUN PICTURE"],
+    "best": ["predict RUN IMAGE"],
     "last": ["resume RUN --epochs +1"],
-    "CHECKPOINT/model.safetensors": ["predict RUN PICTURE", "resume RUN --epochs +1"],
-    "CHECKPOINT/model.json": ["predict RUN PICTURE"],
-    "CHECKPOINT/preprocess.safetensors": ["predict RUN PICTURE"],
+    "CHECKPOINT/model.safetensors": ["predict RUN IMAGE", "resume RUN --epochs +1"],
+    "CHECKPOINT/model.json": ["predict RUN IMAGE"],
+    "CHECKPOINT/preprocess.safetensors": ["predict RUN IMAGE"],
     "CHECKPOINT/training.pt": ["resume RUN --epochs +1"],
-    "CHECKPOINT/calibration.json": ["predict RUN PICTURE"],
+    "CHECKPOINT/calibration.json": ["predict RUN IMAGE"],
     "evaluation/val.parquet": ["report RUN"],
     "env.json": ["report RUN"],
     "alarms.json": ["report RUN", "resume RUN --epochs +1"],
@@ -116,7 +115,7 @@ READ_BY = {
 }
 
 
-def test_every_file_of_a_run_is_among_them(small_run):
+def test_every_file_of_a_run_is_covered(small_run):
     written = {path.relative_to(small_run).as_posix() for path in small_run.rglob("*") if path.is_file()}
     checkpoints = {Path(name).parent.as_posix() for name in written if name.startswith("checkpoints/")}
     for folder in checkpoints:
@@ -125,35 +124,35 @@ def test_every_file_of_a_run_is_among_them(small_run):
     assert kinds <= {*READ_BY, "evaluation/test.parquet"}
 
 
-def mend_sums(path: Path) -> None:
-    """Whoever plants a file in a checkpoint can mend its checksum: else nothing would come to open the file."""
+def fix_checkpoint_checksum(path: Path) -> None:
+    """Update the checksum of a planted file, as an attacker would; otherwise it would never be opened."""
     described = path.with_name("model.json")
     if path != described:
-        about = json.loads(described.read_text())
-        about["sha256"][path.name] = sha256_file(path)
-        about["preprocess"] |= {"mean_image": True} if path.name == "preprocess.safetensors" else {}
-        described.write_text(json.dumps(about))
+        values = json.loads(described.read_text())
+        values["sha256"][path.name] = sha256_file(path)
+        values["preprocess"] |= {"mean_image": True} if path.name == "preprocess.safetensors" else {}
+        described.write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize("name", READ_BY)
-def test_a_pickle_in_a_run_is_not_run(name, small_run, tmp_path, mark):
-    make_image(tmp_path / "picture.png", 0, 0)
+def test_a_pickle_in_a_run_is_not_run(name, small_run, tmp_path, marker):
+    make_image(tmp_path / "image.png", 0, 0)
     binary = name.endswith((".safetensors", ".pt", ".parquet"))
-    for plant in (plain, in_torch, in_old_torch) if binary else (plain,):
+    for plant in (as_pickle, as_torch, as_legacy_torch) if binary else (as_pickle,):
         copy = tmp_path / "run"
         shutil.copytree(small_run, copy)
         for which in ("best", "last"):
             folder = Run(copy).named_checkpoint(which)
             path = copy / name.replace("CHECKPOINT", folder.relative_to(copy).as_posix())
-            path.write_bytes(plant(mark))
+            path.write_bytes(plant(marker))
             if "CHECKPOINT" not in name:
                 break
-            mend_sums(path)
+            fix_checkpoint_checksum(path)
         for command in READ_BY[name]:
-            words = command.replace("RUN", str(copy)).replace("PICTURE", str(tmp_path / "picture.png")).split()
-            code = carried_out(words)
-            assert code in (0, 2), command  # 1 is an error that nobody foresaw
-            assert not mark.exists(), command
+            arguments = command.replace("RUN", str(copy)).replace("IMAGE", str(tmp_path / "image.png")).split()
+            code = exit_code(arguments)
+            assert code in (0, 2), command  # 1 would be an unexpected error
+            assert not marker.exists(), command
         shutil.rmtree(copy)
 
 
@@ -161,24 +160,24 @@ def test_a_pickle_in_a_run_is_not_run(name, small_run, tmp_path, mark):
 
 
 @pytest.mark.parametrize("ending", [".pt", ".pth", ".bin", ".safetensors", ".npy"])
-@pytest.mark.parametrize("plant", PLANTS)
-def test_a_pickle_as_weights_is_not_run(plant, ending, tmp_path, mark):
+@pytest.mark.parametrize("plant", PAYLOADS)
+def test_a_pickle_as_weights_is_not_run(plant, ending, tmp_path, marker):
     path = tmp_path / f"weights{ending}"
-    path.write_bytes(PLANTS[plant](mark))
+    path.write_bytes(PAYLOADS[plant](marker))
     with pytest.raises(ValueError, match=r"weights\."):
         alexnet.load_weights(alexnet.create_model("lenet"), path)
-    assert not mark.exists()
+    assert not marker.exists()
 
 
-@pytest.mark.parametrize("plant", PLANTS)
-def test_a_pickle_in_data_is_not_run(plant, tmp_path, mark):
-    data = PLANTS[plant](mark)
-    folder = make_image_folder(tmp_path / "pictures", ("a", "b"), 3)
+@pytest.mark.parametrize("plant", PAYLOADS)
+def test_a_pickle_in_data_is_not_run(plant, tmp_path, marker):
+    data = PAYLOADS[plant](marker)
+    folder = make_image_folder(tmp_path / "images", ("a", "b"), 3)
     (folder / "a" / "0.jpg").write_bytes(data)
     (tmp_path / "labels.csv").write_bytes(data)
     (tmp_path / "labels.parquet").write_bytes(data)
     (tmp_path / "mean.npy").write_bytes(data)
-    for name in ("pictures.zip", "pictures.tar", "pictures.tar.gz"):
+    for name in ("images.zip", "images.tar", "images.tar.gz"):
         (tmp_path / name).write_bytes(data)
     with zipfile.ZipFile(tmp_path / "holds.zip", "w") as archive:
         archive.writestr("a/0.jpg", data)
@@ -194,60 +193,60 @@ def test_a_pickle_in_data_is_not_run(plant, tmp_path, mark):
         (batches / name).write_bytes(data)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(data)
     out = ["--out", str(tmp_path / "out")]
-    for words in (
+    for arguments in (
         ["check", str(folder)],
         ["train", "folder", "--data", str(folder), *out],
         ["train", "folder", "--labels", str(tmp_path / "labels.csv"), *out],
         ["train", "folder", "--labels", str(tmp_path / "labels.parquet"), *out],
         ["train", "folder", "--data", str(folder), "--skip-bad", "--set", f"mean_image={tmp_path / 'mean.npy'}", *out],
-        *(["train", str(tmp_path / name), *out] for name in ("pictures.zip", "pictures.tar", "pictures.tar.gz")),
+        *(["train", str(tmp_path / name), *out] for name in ("images.zip", "images.tar", "images.tar.gz")),
         ["train", str(tmp_path / "holds.zip"), *out],
         ["train", "fashion-mnist", "--data", str(tmp_path / "idx"), *out],
         ["train", "cifar10", "--data", str(tmp_path / "cifar"), *out],
         ["train", "cifar10", "--data", str(tmp_path / "cifar-10-python.tar.gz"), *out],
         ["train", str(tmp_path / "nowhere.json"), *out],
     ):
-        assert carried_out(words) == (0 if words[0] == "check" else 2), words
-        assert not mark.exists(), words
+        assert exit_code(arguments) == (0 if arguments[0] == "check" else 2), arguments
+        assert not marker.exists(), arguments
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("pack")
-    pack_dataset(make_image_folder(root / "pictures"), root / "packed", kind="uint8", size=16)
+    pack_dataset(make_image_folder(root / "images"), root / "packed", kind="uint8", size=16)
     return root / "packed"
 
 
 @pytest.mark.parametrize("name", ["pack.json", "mean_image.npy", "train/index.json", "train/samples.parquet"])
-@pytest.mark.parametrize("plant", PLANTS)
-def test_a_pickle_in_packed_data_is_not_run(plant, name, packed, tmp_path, mark, monkeypatch):
-    """With its checksum mended; the shards' own are planted in tests/data/test_shards.py."""
+@pytest.mark.parametrize("plant", PAYLOADS)
+def test_a_pickle_in_packed_data_is_not_run(plant, name, packed, tmp_path, marker, monkeypatch):
+    """With valid checksums; tests/data/shards/test_reader.py covers the shards themselves."""
     copy = tmp_path / "packed"
     shutil.copytree(packed, copy)
-    (copy / name).write_bytes(PLANTS[plant](mark))
-    monkeypatch.setattr(manifest, "mismatches", lambda *_: [])
-    if name == "mean_image.npy":  # which is read where colours are measured
+    (copy / name).write_bytes(PAYLOADS[plant](marker))
+    monkeypatch.setattr(manifest, "find_mismatches", lambda *_: [])
+    if name == "mean_image.npy":  # read by the color statistics
         with pytest.raises(UserError, match="is damaged"):
             manifest.open_packed(copy).splits["train"].statistics()
     else:
-        assert carried_out(["train", str(copy), "--out", str(tmp_path / "out")]) == 2
-        assert carried_out(["check", str(copy)]) == 2
-    assert not mark.exists()
+        assert exit_code(["train", str(copy), "--out", str(tmp_path / "out")]) == 2
+        assert exit_code(["check", str(copy)]) == 2
+    assert not marker.exists()
 
 
-def test_a_pickle_among_the_facts_of_an_unfinished_packing_is_not_run(packed, tmp_path, mark):
-    pictures, target = packed.parent / "pictures", tmp_path / "packed"
+def test_a_pickle_in_an_unfinished_pack_is_not_run(packed, tmp_path, marker):
+    images, target = packed.parent / "images", tmp_path / "packed"
     (target / reader.WORK).mkdir(parents=True)
-    (target / reader.WORK / "train-0.npz").write_bytes(in_numpy_zip(mark))
+    (target / reader.WORK / "train-0.npz").write_bytes(as_npz(marker))
     (target / reader.WORK / "plan.json").write_bytes(b"{}")
-    assert carried_out(["pack", str(pictures), str(target), "--format", "uint8", "--size", "16"]) == 2
+    assert exit_code(["pack", str(images), str(target), "--format", "uint8", "--size", "16"]) == 2
     (target / reader.WORK / "plan.json").unlink()
-    assert carried_out(["pack", str(pictures), str(target), "--format", "uint8", "--size", "16"]) == 0
-    assert not mark.exists()
+    assert exit_code(["pack", str(images), str(target), "--format", "uint8", "--size", "16"]) == 0
+    assert not marker.exists()
 
 
-def test_a_picture_is_only_a_picture(tmp_path, small_run, mark, capsys):
-    """PostScript would be handed to another program, were it tried."""
+def test_postscript_is_not_opened_as_an_image(tmp_path, small_run, capsys):
+    """Pillow would hand it to Ghostscript."""
     (tmp_path / "a.jpg").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(%pipe%touch " + b"x) (w) file\n"
     )
@@ -259,100 +258,104 @@ def test_a_picture_is_only_a_picture(tmp_path, small_run, mark, capsys):
 # ── exported files ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def mend(described: Path, file: Path, **changed: str) -> None:
-    """Make the checksum in the description that of `file`, as whoever sends both can."""
-    told = json.loads(described.read_text())
-    described.write_text(json.dumps({**told, "sha256": {file.name: sha256_file(file)}, **changed}))
+def fix_manifest_checksum(described: Path, file: Path, **changed: str) -> None:
+    """Update the checksum of `file` in its manifest, as an attacker who sends both can."""
+    values = json.loads(described.read_text())
+    described.write_text(json.dumps({**values, "sha256": {file.name: sha256_file(file)}, **changed}))
 
 
-class Touches(torch.nn.Module):
-    """TorchScript that leaves a file behind: a tensor in a file is made where there is none."""
+class TouchFile(torch.nn.Module):
+    """A TorchScript module that creates the file `marker` by mapping a tensor to it."""
 
-    def __init__(self, mark: Path) -> None:
+    def __init__(self, marker: Path) -> None:
         super().__init__()
-        self.mark = str(mark)
+        self.marker = str(marker)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1)[:, :3] + torch.from_file(self.mark, True, 1)
+        return x.flatten(1)[:, :3] + torch.from_file(self.marker, True, 1)
 
 
-def plant_torchscript(path: Path, mark: Path) -> None:
-    torch.jit.save(torch.jit.script(Touches(mark)), str(path))
+def plant_torchscript(path: Path, marker: Path) -> None:
+    torch.jit.save(torch.jit.script(TouchFile(marker)), str(path))
 
 
-def plant_pt2(path: Path, mark: Path) -> None:
-    """Our own file with a pickle for its sample inputs, where torch.export.load takes one."""
+def plant_pt2(path: Path, marker: Path) -> None:
+    """Replace the sample inputs, which torch.export.load unpickles, by a payload."""
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in parts.items():
-            archive.writestr(name, in_torch(mark) if "/sample_inputs/" in name else data)
+            archive.writestr(name, as_torch(marker) if "/sample_inputs/" in name else data)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "plant"), [("net.pt2", plant_pt2), ("net.pt", plant_torchscript)])
-def test_a_checksum_that_its_sender_wrote_opens_nothing_that_runs(name, plant, export_folder, large_images, mark):
-    file, picture = export_folder / name, str(large_images / "sky" / "0.jpg")
-    plant(file, mark)
-    mend(export_folder / f"{name}.json", file)
-    for words in (["predict", str(file), picture], ["eval", str(file), "--data", str(large_images)]):
-        assert carried_out(words) == 2
-        assert not mark.exists()
-    carried_out(["predict", str(file), picture, "--trust"])
-    assert mark.exists()  # else nothing here could fail
+def test_a_valid_checksum_does_not_make_code_trusted(name, plant, export_folder, large_images, marker):
+    file, image = export_folder / name, str(large_images / "sky" / "0.jpg")
+    plant(file, marker)
+    fix_manifest_checksum(export_folder / f"{name}.json", file)
+    for arguments in (["predict", str(file), image], ["eval", str(file), "--data", str(large_images)]):
+        assert exit_code(arguments) == 2
+        assert not marker.exists()
+    exit_code(["predict", str(file), image, "--trust"])
+    assert marker.exists()  # otherwise this test could not fail
 
 
 @pytest.mark.parametrize("trust", [[], ["--trust"]])
-def test_torchscript_under_another_ending_is_not_opened(trust, export_folder, large_images, mark):
-    plant_torchscript(export_folder / "net.onnx", mark)
-    mend(export_folder / "net.onnx.json", export_folder / "net.onnx", kind="torchscript")
-    assert carried_out(["predict", str(export_folder / "net.onnx"), str(large_images / "sky" / "0.jpg"), *trust]) == 2
-    assert not mark.exists()
+def test_torchscript_with_another_suffix_is_not_opened(trust, export_folder, large_images, marker):
+    plant_torchscript(export_folder / "net.onnx", marker)
+    fix_manifest_checksum(export_folder / "net.onnx.json", export_folder / "net.onnx", kind="torchscript")
+    assert exit_code(["predict", str(export_folder / "net.onnx"), str(large_images / "sky" / "0.jpg"), *trust]) == 2
+    assert not marker.exists()
 
 
-def test_what_was_signed_does_not_vouch_for_the_file_beside_it(export_folder, large_images, mark):
-    """Their NET.PT beside our net.pt and its description."""
-    plant_torchscript(export_folder / "net.PT", mark)
+def test_a_signature_does_not_cover_a_file_with_a_similar_name(export_folder, large_images, marker):
+    """A foreign net.PT beside our net.pt and its manifest."""
+    plant_torchscript(export_folder / "net.PT", marker)
     if os.path.samefile(export_folder / "net.PT", export_folder / "net.pt"):
-        pytest.skip("this disk knows one name for both")
+        pytest.skip("the file system is case-insensitive")
     shutil.copy(export_folder / "net.pt.json", export_folder / "net.PT.json")
-    assert carried_out(["predict", str(export_folder / "net.PT"), str(large_images / "sky" / "0.jpg")]) == 2
-    assert not mark.exists()
+    assert exit_code(["predict", str(export_folder / "net.PT"), str(large_images / "sky" / "0.jpg")]) == 2
+    assert not marker.exists()
 
 
-# ── our own source ────────────────────────────────────────────────────────────────────────────────────────────
+# ── source code ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
-    """Each call, by its dotted name."""
+def find_calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
+    """Return each call with its dotted name."""
     return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
-def unsafe(tree: ast.AST) -> list[str]:
-    """Calls that could run what they read, and imports that are for that alone."""
+def find_unsafe_calls(tree: ast.AST) -> list[str]:
+    """Return the names of calls that could run code from what they read."""
     found = []
-    for name, call in calls(tree):
-        said = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    for name, call in find_calls(tree):
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         last = name.rsplit(".", 1)[-1]
         if (
             name in ("eval", "exec", "compile", "__import__")
             or name in ("os.system", "os.popen", "torch.jit.load", "torch.hub.load", "joblib.load", "shelve.open")
-            or name == "torch.export.load"  # which unpickles where its restricted loader fails
+            or name == "torch.export.load"  # unpickles if its restricted loader fails
             or (name.startswith(("pickle.", "marshal.", "dill.", "cloudpickle.")) and last in ("load", "loads"))
-            or (name == "torch.load" and said.get("weights_only") != "True")
-            or (last == "load" and name.startswith(("np.", "numpy.")) and said.get("allow_pickle", "False") != "False")
+            or (name == "torch.load" and keywords.get("weights_only") != "True")
+            or (
+                last == "load"
+                and name.startswith(("np.", "numpy."))
+                and keywords.get("allow_pickle", "False") != "False"
+            )
             or (name.startswith("yaml.") and last != "safe_load")
             or last in ("extractall", "unpack_archive")
-            or said.get("shell") == "True"
+            or keywords.get("shell") == "True"
         ):
             found.append(name)
     return found
 
 
-def test_the_source_holds_no_call_that_runs_what_it_reads():
+def test_the_source_has_no_unsafe_calls():
     found = {}
     for path in SOURCE.rglob("*.py"):
-        if bad := unsafe(ast.parse(path.read_text(encoding="utf-8"))):
+        if bad := find_unsafe_calls(ast.parse(path.read_text(encoding="utf-8"))):
             found[path.relative_to(SOURCE).as_posix()] = sorted(bad)
     # TorchScript and pt2 files can hold code; they are opened only if signed by this user, or with --trust
     assert found == {"runtimes/exported.py": ["torch.export.load", "torch.jit.load"]}
@@ -363,13 +366,13 @@ def test_the_source_holds_no_call_that_runs_what_it_reads():
     [
         "pickle.load(file)", "torch.load(path)", "torch.load(path, weights_only=False)", "yaml.load(text)",
         "np.load(p, allow_pickle=True)", "eval(text)", "torch.export.load(path)",
-        "tar.extractall(folder)", "subprocess.run(words, shell=True)",
+        "tar.extractall(folder)", "subprocess.run(command, shell=True)",
     ],
 )  # fmt: skip
-def test_such_a_call_would_be_found(line):
-    assert unsafe(ast.parse(line))
+def test_unsafe_calls_are_found(line):
+    assert find_unsafe_calls(ast.parse(line))
 
 
 @pytest.mark.parametrize("line", ["torch.load(path, weights_only=True)", "np.load(p)", "model.eval()", "json.loads(t)"])
-def test_harmless_calls_are_let_through(line):
-    assert not unsafe(ast.parse(line))
+def test_safe_calls_are_allowed(line):
+    assert not find_unsafe_calls(ast.parse(line))
