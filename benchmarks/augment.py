@@ -1,8 +1,7 @@
-"""32×32 pictures in memory, augmented: images a second of ours beside torchvision's v2 transforms, one thread and two.
+"""Augmentation of 32×32 images in memory: images/s of ours and of torchvision's v2 transforms, on one and two threads.
 
-Padding by 4 (zeros or mirrored), a crop of 32 and a mirror image, uint8 to uint8, of pictures in random order: CIFAR's
-habit. torchvision draws one place for all that it is given, so that a batch in one call is another, weaker
-augmentation; picture by picture it is ours.
+Pad by 4 (zeros or reflection), crop 32, flip; uint8 to uint8, images in random order: the usual CIFAR augmentation.
+torchvision draws one crop per call, so a whole batch per call is a weaker augmentation; image by image it equals ours.
 
     python benchmarks/augment.py  → results/augment.json, in half a minute
 """
@@ -27,13 +26,13 @@ BATCHES = 20
 PREPROCESS = EvalTransform(32)
 
 
-def ours(arrays: ImageArrays, cfg: Augment, batch_size: int, normalised: bool = False) -> Callable[[], None]:
+def ours(arrays: ImageArrays, cfg: Augment, batch_size: int, normalized: bool = False) -> Callable[[], None]:
     loader = InMemory(arrays, PREPROCESS, cfg, batch_size=batch_size, shuffle=True)
 
     def run() -> None:
         for batch in loader.batches(0):
             images = augment(batch.images, batch.ids, 0, 0, cfg, 32)
-            if normalised:
+            if normalized:
                 PREPROCESS.normalize(images).contiguous(memory_format=torch.channels_last)
 
     return run
@@ -66,7 +65,7 @@ def main() -> None:
             work = {
                 "ours, zeros": ours(arrays, zeros, batch_size),
                 "ours, reflect": ours(arrays, reflect, batch_size),
-                "ours, zeros, to float32 channels_last": ours(arrays, zeros, batch_size, normalised=True),
+                "ours, zeros, to float32 channels_last": ours(arrays, zeros, batch_size, normalized=True),
                 "torchvision, a batch alike": torchvisions(arrays, zeros, batch_size, together=True),
             }
             few = ImageArrays(images[:512], torch.zeros(512, dtype=torch.int64), [])

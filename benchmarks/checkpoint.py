@@ -1,9 +1,9 @@
-"""For how long a checkpoint stops training, and how long it takes to be on disk.
+"""How long a checkpoint interrupts training, and how long until it is on disk.
 
     python benchmarks/checkpoint.py             # `paper` with momentum; about 2 minutes; writes results/checkpoint.json
 
-Training stops while weights and momentum are copied in memory (`stop`); the rest is done beside it (`write`). `alone`
-is the median time of a step while nothing is written, `beside` while something is.
+Training stops while weights and momentum are copied in memory (`stop`); a thread does the rest (`write`). `alone` is
+the median time of a step while nothing is written, `beside` during writing.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument("--arch", default="paper")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--times", type=int, default=5)
-    parser.add_argument(
-        "--folder", type=Path, help="where to write; the system's place for temporary files unless given"
-    )
+    parser.add_argument("--folder", type=Path, help="where to write; by default the system's temporary folder")
     args = parser.parse_args()
     recipe = replace(
         named_recipe("digits"), arch=args.arch, image_size=None, width=1.0, norm="auto", batch_size=args.batch,

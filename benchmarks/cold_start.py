@@ -1,9 +1,9 @@
-"""Seconds of `alexnet predict` on one picture, program start to end: mostly imports.
+"""Wall time of `alexnet predict` on one image, from process start to exit: mostly imports.
 
-    python benchmarks/cold_start.py --before OTHER/src    # OTHER: a checkout from before the imports were made lazy
+    python benchmarks/cold_start.py --before OTHER/src    # OTHER: a checkout from before imports were lazy
 
-A checkpoint of `torchvision` at 224 with random weights, a fresh cache. Each command is a process of its own; they are
-timed in turn. `fast, first time` converts, compares and chooses, and is timed once.
+A checkpoint of `torchvision` at 224 with random weights and an empty cache. Each command is a process; they are timed
+interleaved. `fast, first time` converts, compares and selects the engine, and is timed once.
 """
 
 from __future__ import annotations

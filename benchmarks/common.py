@@ -1,4 +1,4 @@
-"""What the benchmarks share: where results go, and what is written with them."""
+"""Shared by the benchmarks: the data folder, and JSON results with their environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def data(name: str) -> Path:
-    """The folder `name` of the real data sets, in `$ALEXNET_DATA` or `../shared/data`; ends the program without."""
+    """Return the folder `name` of the real data sets, in `$ALEXNET_DATA` or `../shared/data`; exit if it is missing."""
     for root in (os.environ.get("ALEXNET_DATA"), Path(__file__).parents[2] / "shared" / "data"):
         if root and (Path(root) / name).exists():
             return Path(root) / name
@@ -28,7 +28,7 @@ def data(name: str) -> Path:
 def save(
     name: str, results: dict[str, Any], packages: tuple[str, ...] = (), device: str = "cpu", folder: Path = RESULTS
 ) -> Path:
-    """Write `results` to `<folder>/<name>.json` with machine, versions, commit and command; returns the path."""
+    """Write `results` to `<folder>/<name>.json` with machine, versions, commit and command; return the path."""
     versions = {package: metadata.version(package) for package in packages}
     document = {
         "benchmark": name,

@@ -1,10 +1,10 @@
-"""Accuracy against seconds, several trainings in one plot: accuracy-against-time.json, .svg and .png.
+"""Accuracy against training time, several trainings in one plot: accuracy-against-time.json, .svg and .png.
 
     python benchmarks/curve.py "cifar10-fast=runs/fast" "tutorial=benchmarks/results/cifar10-plain.json" [--out DIR]
 
-Each NAME=PATH is a run folder (or its metrics.jsonl), or a JSON document of benchmarks/tutorials.py. Several paths of
-one name are seeds of one thing: they share a colour. Seconds count from the start of training, each epoch's validation
-included; the data has been read by then.
+Each NAME=PATH is a run folder (or its metrics.jsonl), or a JSON document of benchmarks/tutorials.py. Several paths with
+the same name are seeds and share a color. Time counts from the start of training and includes validation, but not
+reading the data.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from common import RESULTS, save
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, PercentFormatter
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, and lines that differ without them
+# Okabe and Ito's colors, distinguishable for the color-blind, and different line styles
 STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#000000", (0, (5, 1, 1, 1)))]
 Point = dict[str, float]
 
 
 def read(path: Path) -> list[Point]:
-    """(epoch, seconds since the start, top1) after each epoch. Ends the program where the file holds no such thing."""
+    """Return (epoch, seconds since the start, top1) per epoch. Exit if the file holds no such data."""
     path = path / "metrics.jsonl" if path.is_dir() else path
     try:
         text = path.read_text(encoding="utf-8")
@@ -50,13 +50,13 @@ def read(path: Path) -> list[Point]:
 
 
 def draw(curves: dict[str, list[list[Point]]], folder: Path, lines: tuple[float, ...] = (0.78,)) -> list[Path]:
-    """A line for each run, a colour for each name; `lines` are accuracies to mark. Returns the files."""
+    """Plot a line per run and a color per name, mark the accuracies `lines`, and return the files."""
     figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    for (name, runs), (colour, style) in zip(curves.items(), STYLES * len(curves), strict=False):
+    for (name, runs), (color, style) in zip(curves.items(), STYLES * len(curves), strict=False):
         for i, points in enumerate(runs):
             x, y = [p["seconds"] for p in points], [p["top1"] for p in points]
             label = None if i else f"{name} ({len(runs)} seeds)" if len(runs) > 1 else name
-            axes.plot(x, y, linestyle=style, color=colour, label=label, marker="o", markersize=3, linewidth=1.4)
+            axes.plot(x, y, linestyle=style, color=color, label=label, marker="o", markersize=3, linewidth=1.4)
     for line in lines:
         axes.axhline(line, color="#888888", linewidth=0.8)
         axes.annotate(f"{line:.0%}", (0.01, line), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)

@@ -1,7 +1,7 @@
-"""Training pictures a second from JPEG files, one process and one thread: ours beside torchvision's and timm's.
+"""Training images/s from JPEG files, one process and one thread: ours, torchvision's and timm's.
 
-Everything that ends in a uint8 batch counts: opening the file, decoding, random crop, resizing, mirroring, collating.
-The files come from the page cache. Needs the 200 photographs, and `pip install timm simplejpeg`.
+Includes everything up to a uint8 batch: opening the file, decoding, random crop, resizing, flipping, collating. Files
+are in the page cache. Needs the 200 ImageNet photos, and `pip install timm simplejpeg`.
 
     python benchmarks/decode.py  → results/decode.json, in a minute
 """
@@ -42,7 +42,7 @@ TORCHVISION = {
         [v2.Resize(256), v2.CenterCrop(256), v2.RandomCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     ),
 }
-NORMALISED = v2.Compose(
+NORMALIZED = v2.Compose(
     [*TORCHVISION["resized"].transforms, v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.5,) * 3, (0.25,) * 3)]
 )
 TIMM = create_transform(224, is_training=True, color_jitter=None, interpolation="bilinear", use_prefetcher=True)
@@ -62,7 +62,7 @@ def ours(cfg: Augment, paths: list[Path], turbo: bool = True) -> None:
 
 
 class reader:  # noqa: N801
-    """Within it, JPEG files are read by simplejpeg or, without `turbo`, by Pillow."""
+    """Within this context, read JPEG files with simplejpeg or, without `turbo`, with Pillow."""
 
     def __init__(self, turbo: bool) -> None:
         self.turbo, self.kept = turbo, decode_module._import_simplejpeg
@@ -76,9 +76,9 @@ class reader:  # noqa: N801
 
 
 def exact(paths: list[Path]) -> None:
-    """As ours with all of it done by Pillow: the reference that the other pixels are held against."""
+    """Our pipeline with Pillow alone: the reference for the other pixels."""
     for start in range(0, len(paths), BATCH):
-        torch.stack([exact_picture(path, i)[0] for i, path in enumerate(paths[start : start + BATCH])])
+        torch.stack([exact_image(path, i)[0] for i, path in enumerate(paths[start : start + BATCH])])
 
 
 def box_of(i: int) -> Callable[[int, int], decode_module.Box]:
@@ -86,7 +86,7 @@ def box_of(i: int) -> Callable[[int, int], decode_module.Box]:
     return partial(crop_box, uniform=uniform, scale=RESIZED.scale, ratio=RESIZED.ratio)
 
 
-def exact_picture(path: Path | bytes, i: int, size: int = 224) -> tuple[torch.Tensor, decode_module.Box]:
+def exact_image(path: Path | bytes, i: int, size: int = 224) -> tuple[torch.Tensor, decode_module.Box]:
     image = decode_image(path)
     box = box_of(i)(*image.size)
     resized = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
@@ -97,14 +97,16 @@ def exact_picture(path: Path | bytes, i: int, size: int = 224) -> tuple[torch.Te
 
 
 def stages(paths: list[Path]) -> dict[str, Callable[[], object]]:
-    """The parts of `ours` one by one, on what the part before gave. Decoding at an eighth of the size has all of the
-    entropy decoding and next to nothing else; the inverse DCT and the colours are the rest."""
+    """Return the steps of `ours` separately, each on the output of the previous one.
+
+    Decoding at 1/8 size is almost entirely entropy decoding; the difference to full size is inverse DCT and color.
+    """
     data = [path.read_bytes() for path in paths]
     pixels = [simplejpeg.decode_jpeg(d) for d in data]
     boxes = [box_of(i) for i in range(len(data))]
     cuts = [part(p, box(p.shape[1], p.shape[0])) for p, box in zip(pixels, boxes, strict=True)]
-    pictures = [PREPROCESS.resize_crop(cut) for cut in cuts]
-    batch = torch.stack([p.movedim(0, -1) for p in pictures]).movedim(-1, 1)
+    images = [PREPROCESS.resize_crop(cut) for cut in cuts]
+    batch = torch.stack([p.movedim(0, -1) for p in images]).movedim(-1, 1)
 
     def eighth(d: bytes) -> None:
         height, width, *_ = simplejpeg.decode_jpeg_header(d)
@@ -118,7 +120,7 @@ def stages(paths: list[Path]) -> dict[str, Callable[[], object]]:
         "decode": lambda: [simplejpeg.decode_jpeg(d) for d in data],
         "decode by Pillow": lambda: [np.asarray(decode_image(d)) for d in data],
         "crop and resize": lambda: [PREPROCESS.resize_crop(cut) for cut in cuts],
-        "collate": lambda: torch.stack([p.movedim(0, -1) for p in pictures]).movedim(-1, 1),
+        "collate": lambda: torch.stack([p.movedim(0, -1) for p in images]).movedim(-1, 1),
         "mirror": lambda: augment(batch, range(len(batch)), 0, 0, Augment(flip=True), 224),
     }
 
@@ -129,11 +131,11 @@ def part(pixels: np.ndarray, box: decode_module.Box) -> np.ndarray:
 
 
 def differences(paths: list[Path], size: int) -> dict[str, float]:
-    """Of our pixels from Pillow's, in levels of 255, over all photographs."""
+    """Return the differences of our pixels from Pillow's, in levels of 255, over all photos."""
     found = []
     for i, path in enumerate(paths):
-        picture = replace(PREPROCESS, size=size, resize=size).resize_crop(decode_crop(path, size, box=box_of(i)))
-        found.append((picture.int() - exact_picture(path, i, size)[0].int()).abs().float())
+        image = replace(PREPROCESS, size=size, resize=size).resize_crop(decode_crop(path, size, box=box_of(i)))
+        found.append((image.int() - exact_image(path, i, size)[0].int()).abs().float())
     return {"mean": float(np.mean([f.mean() for f in found])), "max": max(float(f.max()) for f in found)}
 
 
@@ -147,7 +149,7 @@ def speed() -> None:
         work = {
             "resized": {
                 "torchvision": partial(pil_pipeline, TORCHVISION["resized"], few),
-                "torchvision, normalised": partial(pil_pipeline, NORMALISED, few),
+                "torchvision, normalised": partial(pil_pipeline, NORMALIZED, few),
                 "timm": partial(pil_pipeline, TIMM, few),
                 "Pillow alone": partial(exact, few),
                 "ours, without simplejpeg": partial(ours, RESIZED, few, turbo=False),

@@ -1,6 +1,6 @@
-"""Top-1 of a trained network on its validation pictures, cut at random as in training, by Pillow alone and by ours.
+"""Top-1 of a trained network on random crops of its validation images, decoded by Pillow alone and by our decoder.
 
-Once as the files are, and once enlarged eight times: then ours decodes most of them at half size or less.
+Once with the original files, and once enlarged eight times: then ours decodes most of them at half size or less.
 
     python benchmarks/decode_accuracy.py RUN  → results/decode-accuracy.json
 """
@@ -12,7 +12,7 @@ import sys
 
 import common
 import torch
-from decode import box_of, exact_picture
+from decode import box_of, exact_image
 from PIL import Image
 
 from alexnet.data.datasets import load_dataset
@@ -22,7 +22,7 @@ from alexnet.training.recipe import read_recipe
 
 
 def enlarged(data: bytes, times: int) -> bytes:
-    """The JPEG file of a picture so many times as wide and high."""
+    """Return the JPEG file of an image enlarged by a factor."""
     image, file = decode_image(data), io.BytesIO()
     image.resize((times * image.width, times * image.height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
     return file.getvalue()
@@ -39,9 +39,9 @@ def accuracy(run: str) -> None:
         for i, (path, target) in enumerate(zip(files.paths, files.targets.tolist(), strict=True)):
             data = path.read_bytes() if times == 1 else enlarged(path.read_bytes(), times)
             ours = opened.preprocess.resize_crop(decode_crop(data, size, box=box_of(i)))
-            pictures = torch.stack([exact_picture(data, i, size)[0], ours])
-            levels += float((pictures[0].int() - pictures[1].int()).abs().float().mean())
-            first, second = opened.model(opened.preprocess.normalize(pictures)).argmax(1).tolist()
+            images = torch.stack([exact_image(data, i, size)[0], ours])
+            levels += float((images[0].int() - images[1].int()).abs().float().mean())
+            first, second = opened.model(opened.preprocess.normalize(images)).argmax(1).tolist()
             right["Pillow"] += first == target
             right["ours"] += second == target
             differ += first != second

@@ -1,16 +1,16 @@
-"""Training on three hosts that die and return, beside an undisturbed run: Linux, no root needed, nothing to download.
+"""Elastic training on three hosts that fail and return, against an undisturbed run. Linux, no root, no downloads.
 
     python benchmarks/elastic.py [--epochs 12] [--out DIR] [--only killed cut returned]
 
-Each host is a network namespace with a wire to a switch (`hosts.py`) and runs one torchrun agent with one process. The
-first host keeps the rendezvous and is left alone. Within an epoch, one of the others
+Each host is a network namespace connected to a switch (`hosts.py`) and runs one torchrun agent with one process. The
+first host holds the rendezvous and is left alone. Within an epoch, one of the others
 
-    killed    loses all its processes at once,
-    cut       loses its wire, so that connections stay open and nobody answers,
-    returned  loses all its processes, and later starts its agent again, which is taken in.
+    killed    loses all its processes,
+    cut       loses its network link, so that connections stay open without a response,
+    returned  loses all its processes, and later restarts its agent, which rejoins.
 
-The same command with --resume runs everywhere. Written: the hosts' logs, and `elastic.json` with what happened when,
-the final accuracies and the steps from which training went on. What hosts share is one machine's files and cores.
+Every host runs the same command with --resume. Writes the hosts' logs, and `elastic.json` with the events, the final
+accuracies and the steps from which training resumed. The hosts share one machine's files and cores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NOISE = re.compile(r"[\[WE]|\s|Traceback|Next:|=|-|torch|alexnet FAILED|Fail|Roo
 
 
 class Story:
-    """One run on three hosts, what was done to them, and when."""
+    """One run on three hosts: what was done to them, and when."""
 
     def __init__(self, network: Network, folder: Path, epochs: int) -> None:
         self.network, self.folder, self.run = network, folder, folder / "run"
@@ -58,7 +58,7 @@ class Story:
         print(f"{self.folder.name:>12} {event['seconds']:6.1f} s, after {event['epochs']:2} epochs: {what}", flush=True)
 
     def start(self, host: Host) -> None:
-        """The agent of a host; it restarts its process as often as others come and go."""
+        """Start the agent of a host; it restarts its process whenever hosts leave or join."""
         first = host is self.network.hosts[0]
         torchrun = [
             sys.executable, "-m", "torch.distributed.run", "--nnodes", f"1:{len(self.network.hosts)}",
@@ -94,20 +94,20 @@ class Story:
             raise SystemExit(f"{self.folder}: waited in vain for {what}; see the logs there.")
 
     def wait_for_epoch(self, number: int, seconds: float = 240) -> None:
-        """Until so many epochs are done and a step of the next one is saved."""
+        """Wait until that many epochs are done and a step of the next one is saved."""
         self.wait(lambda: len(self.rows()) >= number, seconds, f"epoch {number}")
         steps = self.rows()[-1]["step"]
         self.wait(lambda: self.saved() > steps, seconds, f"a checkpoint after step {steps}")
 
     def saved(self) -> int:
-        """The step of the newest checkpoint."""
+        """Return the step of the newest checkpoint."""
         try:
             return int(re.match(r"\d+", (self.run / "last").read_text())[0])  # type: ignore[index]
         except (OSError, TypeError):
             return 0
 
     def finish(self, seconds: float = 300) -> dict[str, Any]:
-        """Until the first host's agent is done; what the run came to."""
+        """Wait for the first host's agent, and return the result of the run."""
         first = self.agents[self.network.hosts[0]]
         self.wait(lambda: first.poll() is not None, seconds, "the end")
         self.tell(f"done, exit code {first.returncode}")
@@ -121,7 +121,7 @@ class Story:
             host.kill()
             self.logs[host].close()
         summary = json.loads((self.run / "summary.json").read_text())
-        said = (self.folder / f"{self.network.hosts[0].name}.log").read_text()
+        log = (self.folder / f"{self.network.hosts[0].name}.log").read_text()
         return {
             "events": self.events,
             "exit_code": first.returncode,
@@ -131,9 +131,9 @@ class Story:
             "val_top1": summary["final"]["top1"],
             "val_loss": summary["final"]["val_loss"],
             "test_top1": summary["test"]["top1"],
-            "went_on_after_steps": [int(n.replace(",", "")) for n in re.findall(r"Resuming after step ([\d,]+)", said)],
-            "processes": [int(n) for n in re.findall(r"×\d+ in (\d+) processes on cpu", said)],
-            "log": [line for line in said.splitlines() if line and not NOISE.match(line)],
+            "went_on_after_steps": [int(n.replace(",", "")) for n in re.findall(r"Resuming after step ([\d,]+)", log)],
+            "processes": [int(n) for n in re.findall(r"×\d+ in (\d+) processes on cpu", log)],
+            "log": [line for line in log.splitlines() if line and not NOISE.match(line)],
         }
 
 
@@ -180,7 +180,7 @@ STORIES: dict[str, Callable[[Story], dict[str, Any]]] = {
 
 
 def tell(name: str, folder: Path, epochs: int) -> dict[str, Any]:
-    """One of the `STORIES`, with its logs in `folder`. Raises `NoNamespaces`."""
+    """Run one of the `STORIES`, with logs in `folder`. Raises `NoNamespaces`."""
     with Network(3) as network:
         return STORIES[name](Story(network, folder, epochs))
 
@@ -188,7 +188,7 @@ def tell(name: str, folder: Path, epochs: int) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=None, help="for runs and logs; a temporary folder unless given")
+    parser.add_argument("--out", type=Path, default=None, help="for runs and logs; by default a temporary folder")
     parser.add_argument("--only", nargs="+", choices=STORIES, default=list(STORIES))
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)

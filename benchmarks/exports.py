@@ -1,10 +1,10 @@
-"""One run in every format, compared with the trainer: the tables of docs/export.md.
+"""One run in every export format, compared with the trainer: the tables of docs/export.md.
 
     python benchmarks/exports.py RUN --data DIR --what test --name cifar10
 
-Each file is written and compared by `Exporter`, as `alexnet export` does, on pictures of the run's validation split;
-then all pictures in DIR, which are called WHAT, are labelled with it, as `alexnet eval FILE` does. The files go to a
-temporary folder. What is over the tolerance of `alexnet export` is measured all the same, and marked.
+`Exporter` writes and compares each file, as `alexnet export` does, on images of the run's validation split; then all
+images in DIR (named WHAT in the tables) are evaluated with it, as `alexnet eval FILE` does. Files go to a temporary
+folder. Files beyond the tolerance of `alexnet export` are measured too, and marked.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def main() -> None:
                     except (UserError, ExportFailed) as error:
                         left_out.append({"format": kind, "precision": precision, "reason": str(error)})
                         continue
-                    whole = evaluate(found.file, data=given.data)
+                    result = evaluate(found.file, data=given.data)
                     rows.append({**found.to_dict(), "file": found.file.name, "tolerance": TOLERANCE[precision],
-                                 "data_top1": whole["top1"], "n": whole["n"]})  # fmt: skip
+                                 "data_top1": result["top1"], "n": result["n"]})  # fmt: skip
                     print(rows[-1], file=sys.stderr, flush=True)
     run = evaluate(given.run, data=given.data, device="cpu")
     results = {"what": given.what, "n": run["n"], "run_top1": run["top1"], "rows": rows, "left_out": left_out}
@@ -58,11 +58,11 @@ def main() -> None:
 
 
 def table(document: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     found = document["results"]
     rows = found["rows"]
     lines = [
-        f"| format | numbers | MB | ms, 1 picture | ms, 32 pictures | largest difference | same label | "
+        f"| format | numbers | MB | ms, 1 image | ms, 32 images | largest difference | same label | "
         f"top-1 of {rows[0]['images']:,} val | top-1 of {found['n']:,} {found['what']} |",
         "|---|---|---|---|---|---|---|---|---|",
         f"| the run, torch | fp32 | | {_ms(rows[0]['run_seconds'])} | | | {_share(rows[0]['run_top1'])} | "

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What needs a GPU, a part at a time, each within nine minutes on one H200:
+# GPU benchmarks, one part at a time, each within nine minutes on one H200:
 #
-#   benchmarks/gpu.sh throughput|cifar10|fashion-mnist [--tiny] [--data PATH] [more of the part's own options]
+#   benchmarks/gpu.sh throughput|cifar10|fashion-mnist [--tiny] [--data PATH] [other options of the part]
 #
-# JSON goes to $OUT if set, else to benchmarks/results/. --tiny tries the part on whatever is here, a CPU included, with
-# made-up data: it proves that the script runs, and measures nothing. Pictures are looked for in $ALEXNET_DATA.
+# JSON goes to $OUT if set, else to benchmarks/results/. --tiny tries the part on any device, even a CPU, with synthetic
+# data: it shows that the script runs, and measures nothing. Data sets are searched in $ALEXNET_DATA.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 case "${1-}" in
@@ -15,5 +15,5 @@ case "${1-}" in
     ;;
 esac
 shift
-# a copy that was not installed is found in src/
+# use src/ if the package is not installed
 PYTHONPATH="$here/../src${PYTHONPATH:+:$PYTHONPATH}" exec timeout 540 "${PYTHON:-python}" "$here/gpu_$part.py" "$@"

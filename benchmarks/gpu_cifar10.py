@@ -1,10 +1,9 @@
-"""CIFAR-10 on one GPU: the seconds in which `cifar10-fast` reaches 78 %, and what `cifar10-best` reaches.
+"""CIFAR-10 on one GPU: the time in which `cifar10-fast` reaches 78 %, and the accuracy of `cifar10-best`.
 
     benchmarks/gpu.sh cifar10 [--seeds 5] [--data cifar10/]
 
-Seconds are those of training with its validations, after the data has been read. A short training before the first,
-which starts the GPU and its libraries, is not counted. The best recipe gets one seed; no further seed begins after six
-minutes.
+Time includes training and validation, but not reading the data, nor an untimed short training that initializes the GPU
+and its libraries. The best recipe gets one seed; no further seed starts after six minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the parts of gpu.sh share: their options, the device, where results go, and the time to an accuracy."""
+"""Shared by the parts of gpu.sh: options, device, data, results, and time to an accuracy."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from alexnet.training.api import TrainingResult
 
 
 def parser(about: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--tiny", action="store_true", help="try the script on what is here, with made-up data")
-    made.add_argument("--data", type=Path, help="the data set: a folder, or a .zip of it; $ALEXNET_DATA unless given")
-    return made
+    options = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--tiny", action="store_true", help="try the script on any device, with synthetic data")
+    options.add_argument("--data", type=Path, help="the data set, a folder or a .zip; by default in $ALEXNET_DATA")
+    return options
 
 
 def device(tiny: bool) -> str:
-    """cuda; or, to try the script only, what there is. Ends the program without a GPU."""
+    """Return cuda; with `tiny`, whatever is available. Exit without a GPU."""
     if torch.cuda.is_available():
         return "cuda"
     if not tiny:
@@ -34,7 +34,7 @@ def device(tiny: bool) -> str:
 
 
 def unpacked(given: Path | None, name: str) -> Path:
-    """The data set `name`: `given`, or from $ALEXNET_DATA; a .zip is unpacked into a temporary folder."""
+    """Return the data set `name`: `given`, or from $ALEXNET_DATA; a .zip is unpacked into a temporary folder."""
     path = given
     if path is None:
         zipped = Path(os.environ.get("ALEXNET_DATA", Path(__file__).parents[2] / "shared" / "data")) / f"{name}.zip"
@@ -49,7 +49,7 @@ def unpacked(given: Path | None, name: str) -> Path:
 
 
 def seconds_to(result: TrainingResult, accuracy: float) -> float | None:
-    """Seconds of training, validation included, after which the validated top-1 had reached `accuracy`."""
+    """Return the seconds of training and validation until top-1 on validation reached `accuracy`, or None."""
     spent = 0.0
     for row in Run(result.run).metrics():
         spent += row["seconds"]
@@ -59,7 +59,7 @@ def seconds_to(result: TrainingResult, accuracy: float) -> float | None:
 
 
 def curve(result: TrainingResult) -> list[dict[str, float]]:
-    """(epoch, seconds since the start, accuracy) after each epoch."""
+    """Return (epoch, seconds since the start, accuracy) per epoch."""
     spent, points = 0.0, []
     for row in Run(result.run).metrics():
         spent += row["seconds"]
@@ -68,9 +68,9 @@ def curve(result: TrainingResult) -> list[dict[str, float]]:
 
 
 def finish(name: str, results: dict[str, Any], on: str, tiny: bool) -> None:
-    """Write the JSON into $OUT, or beside the others; a trial says in its name and its text that it is one."""
-    told = {"ran_on_a_gpu": on == "cuda", "tiny": tiny}
+    """Write the JSON to $OUT or the results folder; a trial is marked as such in its file name and content."""
+    marks = {"ran_on_a_gpu": on == "cuda", "tiny": tiny}
     if tiny or on != "cuda":
-        print("This was a trial: it was not measured on a GPU, or not at full size, and its figures mean nothing.")
+        print("This was a trial: it was not measured on a GPU at full size, and its numbers mean nothing.")
     folder = Path(os.environ["OUT"]) if os.environ.get("OUT") else RESULTS
-    save(f"{name}{'-tiny' if tiny else ''}", {**told, **results}, device=on, folder=folder)
+    save(f"{name}{'-tiny' if tiny else ''}", {**marks, **results}, device=on, folder=folder)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST on one GPU: the ten epochs of `fashion-mnist-d2l`, which the book reports at 88.3 %.
+"""Fashion-MNIST on one GPU: the ten epochs of `fashion-mnist-d2l`, for which the book reports 88.3 %.
 
 benchmarks/gpu.sh fashion-mnist [--data fashion-mnist/]
 """

@@ -1,10 +1,10 @@
-"""One GPU's limits, and what of them LRN and training at 224 reach; beside a plain torchvision loop, in one run.
+"""One GPU's limits, the share that LRN and training at 224 reach, and a plain torchvision loop for comparison.
 
     benchmarks/gpu.sh throughput
 
-Aims: LRN at 70 % of the copy bandwidth or more, training at batch 1024 in bfloat16 at 45 % of the bfloat16 matrix
-product or more. The plain loop is torchvision's network as tutorials train it: float32, NCHW, pictures that lie on the
-GPU as floats, `loss.item()` at each step; and the same under autocast to bfloat16.
+Targets: LRN at 70 % of the copy bandwidth or more, training at batch 1024 in bfloat16 at 45 % of the bfloat16 matmul
+rate or more. The plain loop is torchvision's network as tutorials train it: float32, NCHW, float images already on the
+GPU, `loss.item()` at each step; and the same with autocast to bfloat16.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from alexnet.models.architectures import architecture
 
 
 def plain_step(batch_size: int, size: int, on: str, bf16: bool) -> Any:
-    """A step of the loop that tutorials show."""
+    """Return one step of the loop that tutorials show."""
     model = alexnet(num_classes=1000).to(on)
     images = torch.randn(batch_size, 3, size, size, device=on)
     targets = torch.randint(1000, (batch_size,), device=on)
@@ -45,7 +45,7 @@ def plain_step(batch_size: int, size: int, on: str, bf16: bool) -> Any:
 
 
 def compare_loops(batch_size: int, on: str, seconds: float, tiny: bool) -> dict[str, Any]:
-    """Ours and the plain loop over torchvision's network, in turn with the product of the same precision."""
+    """Time our step and the plain loop on torchvision's network, interleaved with a matmul of the same precision."""
     where, size = torch.device(on), 64 if tiny else 224
     precision = "fp32" if on == "cpu" else "bf16"  # which a CPU may emulate
     ours = partial(synthetic_step, "torchvision", image_size=size, batch_size=batch_size, precision=precision)

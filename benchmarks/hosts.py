@@ -1,12 +1,12 @@
-"""Hosts made of network namespaces on one Linux machine: each with a wire of its own to a switch, to be cut or killed.
+"""Hosts made of network namespaces on one Linux machine, each linked to a switch; links can be cut and hosts killed.
 
     with Network(3) as network:
         process = network.hosts[0].start(["torchrun", …], log)
         network.hosts[1].cut()
 
-A host shares the machine's files and cores, and nothing of its network: it has one interface, a veth pair whose other
-end is plugged into a bridge in a namespace that serves as the switch. Needs util-linux and iproute2, and either root or
-a kernel that lets users make namespaces; nothing outside them is touched, and all vanish with their processes.
+Hosts share the machine's files and cores, but not its network: each has one interface, a veth pair whose other end is
+on a bridge in the switch's namespace. Needs util-linux and iproute2, and root or a kernel that permits unprivileged
+namespaces; nothing outside the namespaces is touched, and all vanish with their processes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NET = "10.77.0"
 
 
 class NoNamespaces(RuntimeError):
-    """This machine lets nobody make hosts; the message is what it answered."""
+    """This machine does not permit network namespaces; the message is its error."""
 
 
 class Host:
-    """One host: its address, its wire, and what runs on it."""
+    """One host: its address, its link, and its processes."""
 
     def __init__(self, network: Network, number: int) -> None:
         self.name, self.address, self.plug = f"host{number}", f"{NET}.{number + 1}", f"plug{number}"
@@ -57,8 +57,7 @@ class Host:
         )  # fmt: skip
 
     def kill(self) -> int:
-        """End every process of the host with SIGKILL, as a power cut does; how many there were. It can be started on
-        again."""
+        """Send SIGKILL to every process of the host, as a power failure would, and return how many there were."""
         killed = 0
         while pids := self._processes():
             for pid in pids:
@@ -69,12 +68,12 @@ class Host:
         return killed
 
     def cut(self) -> None:
-        """Pull the plug out of the switch: packets vanish, connections stay open."""
+        """Take the link down at the switch: packets vanish, connections stay open."""
         self._network.run(["ip", "link", "set", self.plug, "down"])
         self.plugged = False
 
     def mend(self) -> None:
-        """Put it back."""
+        """Bring the link up again."""
         self._network.run(["ip", "link", "set", self.plug, "up"])
         self.plugged = True
 
@@ -100,7 +99,7 @@ class Host:
         _checked([*self._enter, *command])
 
     def _processes(self) -> list[int]:
-        """What runs here, the keeper of the namespace apart."""
+        """Return the processes on this host, without the one that holds the namespace."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal() and int(entry.name) != self._keeper.pid:
@@ -111,7 +110,7 @@ class Host:
 
 
 class Network:
-    """A switch and so many hosts. Raises `NoNamespaces` where the kernel refuses."""
+    """A switch and its hosts. Raises `NoNamespaces` if the kernel refuses."""
 
     def __init__(self, hosts: int) -> None:
         missing = [tool for tool in ("unshare", "nsenter", "ip", "hostname") if shutil.which(tool) is None]
@@ -155,7 +154,7 @@ class Network:
 
 
 def _namespace_of(keeper: subprocess.Popen[str]) -> str:
-    """The network namespace of a process that is on its way into one of its own."""
+    """Return the network namespace of a process that is about to enter its own."""
     before = os.readlink("/proc/self/ns/net")
     parent = None
     for _ in range(200):
@@ -171,7 +170,7 @@ def _namespace_of(keeper: subprocess.Popen[str]) -> str:
 
 
 def _is_dead(entry: Path) -> bool:
-    """Whether a process is a zombie, which only its parent can remove."""
+    """Return whether a process is a zombie, which only its parent can remove."""
     return (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 

@@ -1,13 +1,13 @@
-"""Inference of `torchvision` at 224 by every engine, beside torch, onnxruntime and OpenVINO used directly.
+"""Inference of `torchvision` at 224 in every engine, and in torch, onnxruntime and OpenVINO used directly.
 
-    python benchmarks/inference.py --prepare    # converts and calibrates, not timed
-    python benchmarks/inference.py              # times, about two minutes; writes results/inference.json
+    python benchmarks/inference.py --prepare    # convert and calibrate, not timed
+    python benchmarks/inference.py              # time, about two minutes; writes results/inference.json
     python benchmarks/inference.py --memory     # peak memory; writes results/inference_memory.json
 
-Weights are random: speed does not depend on them. Accuracy is measured on trained runs with `alexnet eval --engine`.
-Ours read uint8 pictures and normalise them; the peers (torch eager, compiled, raw engines) get floats already
-normalised. All are timed in turn in one process, at batch 1 and 32, with a short rest between them: threads of
-onnxruntime and OpenMP go on spinning for a while after their work, and would slow the next.
+Weights are random, since speed does not depend on them; accuracy is measured with `alexnet eval --engine` on trained
+runs. Ours normalize uint8 images; the peers (torch eager, compiled, raw engines) get normalized floats. All are timed
+interleaved in one process, at batch 1 and 32, with a short pause between them: threads of onnxruntime and OpenMP keep
+spinning after their work, and would slow down the next.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ Call = Callable[[], object]
 
 
 def network() -> LoadedModel:
-    """`torchvision` with random weights, the same each time."""
+    """Return `torchvision` with fixed random weights."""
     torch.manual_seed(0)
     model = create_model("torchvision").eval()
     return LoadedModel(model, tuple(map(str, range(1000))), TORCHVISION_PREPROCESS, None, None, "benchmark-torchvision")
 
 
 def float_onnx(opened: LoadedModel) -> Path:
-    """The same network as an ONNX file of floats in, without our normalisation, for the peers."""
+    """Write the network as an ONNX file of float inputs, without our normalization, for the peers."""
     path = cache_dir() / "benchmark.onnx"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def float_onnx(opened: LoadedModel) -> Path:
 
 
 def make_files(opened: LoadedModel) -> None:
-    """The engines' files, where they are not there."""
+    """Create the engines' files that are missing."""
     for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
         get_or_build(engines.KINDS[name].file, opened, name)
     images = partial(calibration_images, folder=data("imagenet-photos-200"))
@@ -72,7 +72,7 @@ def prepare(opened: LoadedModel) -> None:
     make_files(opened)
     for batch in (1, 32):
         compiled(opened)(torch.zeros(batch, 3, 224, 224))
-        open_engine(opened, EngineConfig("fast", CPU), pictures(batch))
+        open_engine(opened, EngineConfig("fast", CPU), make_images(batch))
 
 
 def compiled(opened: LoadedModel) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -86,13 +86,15 @@ def compiled(opened: LoadedModel) -> Callable[[torch.Tensor], torch.Tensor]:
     return run
 
 
-def pictures(batch: int) -> np.ndarray:
+def make_images(batch: int) -> np.ndarray:
     return np.random.default_rng(batch).integers(0, 256, (batch, 3, 224, 224), dtype=np.uint8)
 
 
 def openvino_raw(path: Path, batch: int, hint: str) -> Callable[[np.ndarray], object]:
-    """OpenVINO in float32 as its documentation has it: one request, or, for throughput, a queue that gets the batch in
-    halves."""
+    """Return OpenVINO in float32 as documented.
+
+    One request, or, for throughput, a queue that gets the batch in halves.
+    """
     from openvino import AsyncInferQueue
 
     core = engines.openvino_core()
@@ -112,10 +114,10 @@ def openvino_raw(path: Path, batch: int, hint: str) -> Callable[[np.ndarray], ob
 
 
 def contestants(opened: LoadedModel, batch: int) -> tuple[dict[str, Call], str]:
-    """What is timed, and the engine that `fast` is."""
+    """Return what is timed, and the engine that `fast` selects."""
     import onnxruntime
 
-    images = pictures(batch)
+    images = make_images(batch)
     floats = opened.preprocess.normalize(torch.from_numpy(images)).contiguous()
     array = floats.numpy()
     plain = create_model("torchvision").eval()
@@ -180,8 +182,10 @@ def time_all(opened: LoadedModel, tries: int, seconds: float) -> None:
 
 
 def measure_memory() -> None:
-    """Peak resident memory of a process that does one thing: batch 1, then 32. Engines run from their stored file, as
-    in the second `predict`, without torch."""
+    """Measure the peak memory of a process that does one thing: batch 1, then 32.
+
+    Engines run from their cached file, as in a second `predict`, without torch.
+    """
     make_files(network())
     results = []
     for name in ("eager", *(name for name in OURS if name != "fast")):
@@ -192,8 +196,8 @@ def measure_memory() -> None:
             name,
             str(Path(__file__).parent),
         ]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        results.append({"engine": name, **json.loads(told.splitlines()[-1])})
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        results.append({"engine": name, **json.loads(output.splitlines()[-1])})
         print(results[-1])
     save("inference_memory", {"rows": results}, ("openvino", "onnxruntime"))
 
@@ -242,7 +246,7 @@ def eager(opened: LoadedModel) -> Callable[[np.ndarray], np.ndarray]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prepare", action="store_true", help="make all files, measure nothing")
+    parser.add_argument("--prepare", action="store_true", help="create all files, measure nothing")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
     parser.add_argument("--tries", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=60.0, help="for each batch size")

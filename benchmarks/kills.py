@@ -1,18 +1,18 @@
-"""Trainings that are killed at any moment, gone on with, and compared with one that was not.
+"""Trainings that are killed at any moment, resumed, and compared with an uninterrupted one.
 
     python benchmarks/kills.py              # 30 kills, about 10 minutes; writes results/kills.json
-    python benchmarks/kills.py --quick      # forked from a process that has torch: without the seconds of a real start
+    python benchmarks/kills.py --quick      # fork from a process with torch imported, to save the startup time
 
-Each kill is SIGKILL from outside to a real `alexnet train` on a small folder of pictures, read by two processes, with
-dropout, batch norm, MixUp and a checkpoint every four steps. Then `alexnet resume` trains it to its end, and everything
-that it leaves must be what the unbroken run leaves, bit for bit, but for times. `lost` are the seconds from the newest
-checkpoint on disk to the kill, whose work is repeated, and those from the new start until training goes on. Moments:
+Each kill is a SIGKILL from outside to a real `alexnet train` on a small image folder with two workers, dropout, batch
+norm, MixUp and a checkpoint every four steps. Then `alexnet resume` finishes the run, and everything it leaves must
+equal that of the uninterrupted run bit for bit, except times. `lost` is the time from the newest checkpoint on disk to
+the kill, whose work is repeated, plus the time from the restart until training resumes. Moments:
 
     step        any time after the first step             write    a checkpoint is being written
-    rename      its last file is there, or just renamed   reading  an epoch's reading processes have just begun
-    validation  an epoch's line has just been written     restart  the process that resumes is killed too
+    rename      its last file was written or renamed      reading  an epoch's workers have just started
+    validation  an epoch's metrics were just written      restart  the resuming process is killed too
 
-tests/training/test_faults.py does a few of these, and other faults, with the functions below.
+tests/training/test_faults.py runs a few of these, and other faults, with the functions below.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def make_pictures(root: Path, count: int = 40) -> Path:
-    """Three classes of `count` small JPEGs."""
+def make_images(root: Path, count: int = 40) -> Path:
+    """Write three classes of `count` small JPEGs."""
     for i, name in enumerate(("apple", "leaf", "sky")):
         (root / name).mkdir(parents=True)
         for n in range(count):
@@ -60,13 +60,13 @@ def make_pictures(root: Path, count: int = 40) -> Path:
     return root
 
 
-# ── a training in a process of its own ────────────────────────────────────────────────────────────────────────
+# ── a training in its own process ─────────────────────────────────────────────────────────────────────────────
 
 
 class Training:
-    """An `alexnet` command in a process of its own, whose output goes to `log`.
+    """An `alexnet` command in a process, with its output in `log`.
 
-    With a `nursery` it is forked there, from a process that has torch imported, and leaves out the page of the run.
+    With a `nursery` it is forked there, from a process with torch imported, and skips the report.
     """
 
     def __init__(self, arguments: list[str], log: Path, nursery: Nursery | None = None) -> None:
@@ -84,11 +84,11 @@ class Training:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def code(self) -> int | None:
-        """Its exit code, negative for the signal that killed it; None while it runs."""
+        """The exit code, negative for the signal that killed it; None while it runs."""
         return self.nursery.code(self.pid) if self.nursery else self._started.poll()
 
     def wait(self, timeout: float = 120) -> int:
-        """Its exit code once it has ended."""
+        """Wait for the end and return the exit code."""
         end = time.monotonic() + timeout
         while (code := self.code()) is None:
             if time.monotonic() > end:
@@ -98,14 +98,14 @@ class Training:
         return code
 
     def until(self, condition: Callable[[], bool], timeout: float = 120) -> bool:
-        """Wait until `condition` holds; whether it did before the process ended."""
+        """Wait until `condition` holds; return whether it did before the process ended."""
         end = time.monotonic() + timeout
         while self.code() is None:
             if condition():
                 return True
             if time.monotonic() > end:
                 self.kill()
-                raise TimeoutError(f"it did not come to it: {self.said}")
+                raise TimeoutError(f"it did not get there: {self.said}")
             time.sleep(0.0005)
         return False
 
@@ -115,7 +115,7 @@ class Training:
         return self.wait()
 
     def readers(self) -> list[int]:
-        """The processes that read pictures for it (Linux)."""
+        """Return the worker processes that load images for it (Linux)."""
         try:
             return [int(p) for p in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
         except (OSError, ValueError):
@@ -123,7 +123,7 @@ class Training:
 
 
 class Nursery:
-    """A process with torch imported, which forks trainings: each then begins at once instead of after seconds."""
+    """A process with torch imported that forks trainings, so that each starts without the import time."""
 
     def __init__(self) -> None:
         command = [sys.executable, __file__, "--nursery"]
@@ -155,7 +155,7 @@ class Nursery:
 
 
 def nurse() -> None:
-    """What the nursery's process does: one request a line on stdin, one answer a line on stdout."""
+    """Run the nursery: one request per line on stdin, one response per line on stdout."""
     import alexnet.cli
     import alexnet.training.api
     from alexnet.report import report
@@ -185,7 +185,7 @@ def nurse() -> None:
 
 
 def come_to(moment: str, training: Training, run: Path, chance: random.Random) -> bool:
-    """Wait until `training` is at `moment`; whether it came to it before its end."""
+    """Wait until `training` is at `moment`; return whether it got there before its end."""
     checkpoints = run / "checkpoints"
 
     def listed() -> list[str]:
@@ -236,7 +236,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def left_by(path: Path) -> dict[str, Any]:
-    """Everything that a finished run leaves, but for times, in forms that `==` compares to the bit."""
+    """Return everything that a finished run leaves, except times, in forms that `==` compares bit for bit."""
     run = Run(path)
     found: dict[str, Any] = {"metrics": [_untimed(row) for row in run.metrics()]}
     summary = run.summary()
@@ -292,7 +292,7 @@ def _bits(value: Any) -> Any:
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    """Where two results of `left_by` differ."""
+    """Return where two results of `left_by` differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = sorted(set(ours) | set(theirs), key=str)
         return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{where}/{key}")]
@@ -305,7 +305,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
 def killed_and_resumed(
     data: Path, run: Path, moment: str, chance: random.Random, nursery: Nursery | None = None
 ) -> dict[str, Any] | None:
-    """One kill at `moment`, and the resumption: what it cost. None where the training ended before."""
+    """Kill once at `moment`, resume, and return the cost; None if the training ended before."""
     training = Training(["train", str(data), "--out", str(run), *SETTINGS], run.with_suffix(".log-1"), nursery)
     if not come_to(moment, training, run, chance):
         training.wait()
@@ -346,7 +346,7 @@ def main() -> None:
     nursery = Nursery() if args.quick else None
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        data = make_pictures(root / "pictures")
+        data = make_images(root / "images")
         times = []
         for name in ("unbroken", "unbroken-2"):  # the first one also fills caches
             training = Training(["train", str(data), "--out", str(root / name), *SETTINGS], root / "log", nursery)

@@ -1,11 +1,10 @@
-"""Clients that ask a server for labels, as fast as it answers: a process of its own, started by serving.py.
+"""Clients that send prediction requests as fast as the server responds, in their own process, started by serving.py.
 
     python benchmarks/load_clients.py JOB.json
 
-Each client sends a picture, waits for the answer, and sends the next, on a connection that is kept. Sockets and HTTP
-are handled here by hand, since every millisecond that the clients take is one that the server on the same cores does
-not get. What is counted: complete answers by status, the time of each, and requests that got no answer, by how far
-they had come.
+Each client sends an image, waits for the response, and sends the next on a kept-alive connection. Sockets and HTTP are
+handled by hand, since clients and server share the cores and every millisecond counts. Counted: complete responses by
+status with their latency, and requests without a response by how far they got.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ VANISH = b"vanish"  # in place of a request: send all but its last byte, and go
 
 
 def strange(request: bytes) -> list[bytes]:
-    """What else comes to a server than good pictures: ten views, damage, no picture, a body too large, a farewell."""
-    head, _, picture = request.partition(b"\r\n\r\n")
+    """Return unusual requests: ten views, a damaged image, no image, a body too large, a client that leaves."""
+    head, _, image = request.partition(b"\r\n\r\n")
     line, rest = head.split(b"\r\n", 1)
     path, end = line.rsplit(b" ", 1)
-    length = b"Content-Length: " + str(len(picture)).encode()
+    length = b"Content-Length: " + str(len(image)).encode()
     ten = path + (b"&" if b"?" in path else b"?") + b"ten_crop=1 " + end
     return [
-        ten + b"\r\n" + rest + b"\r\n\r\n" + picture,
-        head + b"\r\n\r\n" + picture[: len(picture) // 2].ljust(len(picture), b"\0"),
-        head + b"\r\n\r\n" + b"x" * len(picture),
+        ten + b"\r\n" + rest + b"\r\n\r\n" + image,
+        head + b"\r\n\r\n" + image[: len(image) // 2].ljust(len(image), b"\0"),
+        head + b"\r\n\r\n" + b"x" * len(image),
         head.replace(length, b"Content-Length: 999999999\r\nConnection: close") + b"\r\n\r\n",
         VANISH,
     ]
 
 
 class Client(asyncio.Protocol):
-    """One connection: a request, its answer, the next request."""
+    """One connection: a request, its response, the next request."""
 
     def __init__(self, load: Load) -> None:
         self.load, self.buffer, self.sent = load, b"", 0.0
@@ -95,24 +94,24 @@ class Load:
         self.host, self.port = address.hostname, address.port
         path = address.path + (f"?{address.query}" if address.query else "")
         head = f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: image/jpeg\r\nContent-Length: "
-        pictures = [Path(name).read_bytes() for name in job["files"]]
-        self.requests = [head.encode() + str(len(data)).encode() + b"\r\n\r\n" + data for data in pictures]
-        if job.get("strangers"):
+        images = [Path(name).read_bytes() for name in job["files"]]
+        self.requests = [head.encode() + str(len(data)).encode() + b"\r\n\r\n" + data for data in images]
+        if job.get("unusual"):
             self.requests = [wrong for request in self.requests for wrong in (*[request] * 4, *strange(request))]
         self.clients, self.most = job["clients"], job.get("requests", 0)
         self.begin = time.perf_counter() + job.get("warm_up", 0.0)
         self.end = self.begin + job["seconds"] if job.get("seconds") else float("inf")
-        self.asked = 0
+        self.sent = 0
         self.statuses: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self.times: list[float] = []
         self.last = self.begin
 
     def next_request(self) -> bytes | None:
-        if time.perf_counter() >= self.end or (self.most and self.asked >= self.most):
+        if time.perf_counter() >= self.end or (self.most and self.sent >= self.most):
             return None
-        self.asked += 1
-        return self.requests[self.asked % len(self.requests)]
+        self.sent += 1
+        return self.requests[self.sent % len(self.requests)]
 
     def answered(self, status: int, seconds: float, now: float) -> None:
         self.statuses[str(status)] += 1
@@ -123,7 +122,7 @@ class Load:
 
     async def client(self) -> None:
         loop = asyncio.get_running_loop()
-        while time.perf_counter() < self.end and not (self.most and self.asked >= self.most):
+        while time.perf_counter() < self.end and not (self.most and self.sent >= self.most):
             try:
                 _, client = await loop.create_connection(lambda: Client(self), self.host, self.port)
             except OSError as error:

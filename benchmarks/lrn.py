@@ -1,14 +1,14 @@
-"""Local response normalisation, forward and backward, against torch's and against copying the tensor.
+"""Local response normalization, forward and backward, against torch's and against copying the tensor.
 
     python benchmarks/lrn.py            # 2 minutes; writes results/lrn.json
     python benchmarks/lrn.py --step     # 2 minutes; writes results/lrn-step.json
 
-At both shapes of AlexNet (batch 64, float32), in both layouts, with fresh pages for every tensor as torch gets them by
-itself, and with pages that the process keeps. `limit` is the time of 2.5 copies between tensors that exist: what
-reading the input and the gradient and writing the output and the gradient costs. Everything is timed in turn.
+At both of AlexNet's shapes (batch 64, float32), in both memory formats, with pages mapped anew for every tensor (the
+default) and with pages that the process keeps (`tune_malloc`). `limit` is the time of 2.5 copies between existing
+tensors: reading input and gradient, writing output and gradient. Everything is timed interleaved.
 
-With `--step`, training steps of `paper` instead (224, batch 32, float32, channels last, pages kept): what is not spent
-with `--norm none` is the norm's share.
+With `--step`, training steps of `paper` instead (224, batch 32, float32, channels last, pages kept): the difference to
+`--norm none` is the cost of the normalization.
 """
 
 from __future__ import annotations

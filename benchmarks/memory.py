@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py         # about 1 minute; writes results/memory.json
 
-`activations` are the bytes that autograd holds between the forward and the backward pass, each storage once and weights
-left out; `peak` is by how much one step (forward, backward, SGD) raised the process's largest resident size, weights'
-gradients (244 MB) included. Plain: `nn.LocalResponseNorm`, ReLUs with an output of their own, float32, NCHW.
+`activations` are the bytes that autograd keeps between forward and backward, each storage once and without weights;
+`peak` is the increase of the process's peak memory by one step (forward, backward, SGD), including the gradients of the
+weights (244 MB). Plain: `nn.LocalResponseNorm`, ReLUs that are not in place, float32, NCHW.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ARMS = ("ours", "ours, NCHW", "plain, with our LRN", "plain")
 
 
 def network(arm: str) -> nn.Module:
-    """`paper`, as it is or with its layers replaced by those of a tutorial."""
+    """Return `paper`, or the same with the layers of a tutorial."""
     model = create_model("paper")
     for name, module in list(model.named_children()):
         if arm.startswith("plain") and isinstance(module, nn.ReLU):
@@ -39,7 +39,7 @@ def network(arm: str) -> nn.Module:
 
 
 def measure(arm: str, batch: int) -> dict[str, Any]:
-    """One step in this process, which should have done nothing else."""
+    """Measure one step in this process, which must be fresh."""
     torch.manual_seed(0)
     model = network(arm)
     x, targets = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
@@ -66,14 +66,14 @@ def measure(arm: str, batch: int) -> dict[str, Any]:
 
 
 def peak() -> int:
-    """The largest resident size of this process so far, in bytes (Linux)."""
+    """Return the peak memory of this process in bytes (Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--arm", choices=ARMS, help="measure this one alone and print it")
+    parser.add_argument("--arm", choices=ARMS, help="measure only this one and print it")
     args = parser.parse_args()
     if args.arm:
         print(json.dumps(measure(args.arm, args.batch)))

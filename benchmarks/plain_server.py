@@ -1,9 +1,9 @@
-"""What serving.py compares with: a FastAPI handler around eager PyTorch, as one writes it in ten minutes.
+"""The baseline of serving.py: a FastAPI handler around eager PyTorch, as one would write it in ten minutes.
 
     python benchmarks/plain_server.py RUN
 
-The same network, decoder and preprocessing as ours. Each request computes alone, in the thread pool that FastAPI gives
-to plain functions; there are no batches and no limits.
+The same network, decoder and preprocessing as ours. Each request runs alone in the thread pool that FastAPI uses for
+plain functions; there is no batching and no limit.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The same training in one, two and four processes, step by step: how far apart losses, weights and logits are.
+"""The same training in one, two and four processes, step by step: differences of losses, weights and logits.
 
     python benchmarks/processes.py --data photos/ [--arch paper] [--width 0.25] [--batch 40] [--steps 50]
 
-Each number of processes is started by torchrun and trains in float32 on the CPU, with dropout, random crops and flips,
-from the same seed. Networks without batch norm only: with it, each process would see its own statistics.
+torchrun starts each number of processes; they train in float32 on the CPU with dropout, random crops and flips from the
+same seed. Only networks without batch norm, whose statistics would differ per process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UNIT = 1e-7  # of the largest differences from one process
 
 
 def work(args: argparse.Namespace) -> None:
-    """One of the processes; the first leaves what was found in `args.result`."""
+    """Train as one of the processes; rank 0 writes the result to `args.result`."""
     parallel = make_parallel("auto", "cpu")
     settings = {
         "data": args.data, "arch": args.arch, "image_size": args.size, "width": args.width, "batch_size": args.batch,
@@ -77,7 +77,7 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="class folders of photographs")
+    parser.add_argument("--data", type=Path, required=True, help="class folders of photos")
     parser.add_argument("--arch", default="paper")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--width", type=float, default=0.25)

@@ -1,13 +1,13 @@
-"""The server under load, beside `alexnet predict` of the same files and a plain handler, in one run.
+"""The server under load, against `alexnet predict` on the same files and a plain handler, in one run.
 
     python benchmarks/serving.py RUN --data DIR --name cifar10 [--clients 32 256] [--seconds 60]
     python benchmarks/serving.py RUN --data DIR --name cifar10-sigterm --sigterm
     python benchmarks/serving.py RUN --data DIR --name cifar10-soak --soak 50000
 
-All of it on this machine: server and clients share its cores, and `predict` has them for itself, in one process after
-its start. --sigterm stops the server in the middle and counts what was accepted and not answered; --soak sends so many
-requests, five of nine being what strangers send (ten views, damage, no picture, too large, unfinished), and follows the
-server's memory. Results go to docs/results/serving-NAME.json.
+All on this machine: server and clients share its cores, while `predict` has them to itself, in one process after its
+startup. --sigterm stops the server under load and counts requests accepted but not answered; --soak sends that many
+requests, five of nine of them unusual (ten views, damaged, no image, too large, unfinished), and records the server's
+memory. Results go to docs/results/serving-NAME.json.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--clients", type=int, nargs="+", default=[32, 256])
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--files", type=int, default=2000, help="how many of the pictures, evenly")
+    parser.add_argument("--files", type=int, default=2000, help="number of images, evenly spaced")
     parser.add_argument("--sigterm", action="store_true")
     parser.add_argument("--soak", type=int, default=0)
-    parser.add_argument("--serve", nargs="*", default=[], help="flags for alexnet serve, as --serve=--max-batch=64")
+    parser.add_argument("--serve", nargs="*", default=[], help="flags for alexnet serve, e.g. --serve=--max-batch=64")
     given = parser.parse_args()
     found = [str(path) for path in find_images([given.data]) if path.suffix.lower() in (".jpg", ".jpeg")]
     files = found[:: max(1, len(found) // given.files)][: given.files]
@@ -61,16 +61,16 @@ def main() -> None:
 
 
 def compare(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
-    """`predict` before and after the rest, since a machine may slow down meanwhile; then the two servers."""
+    """Measure `predict` before and after the rest, since a machine may slow down meanwhile, and the two servers."""
     seconds = given.seconds
     before = predicting(given.run, files, seconds / 4)
     ours, plain = [], []
     for clients in given.clients:
         with server(given) as (url, _):
-            ours.append(told("alexnet serve", clients_ask(f"{url}/v1/predict", files, clients, seconds)))
+            ours.append(report("alexnet serve", clients_ask(f"{url}/v1/predict", files, clients, seconds)))
             ours[-1]["batches"] = batches(url)
         with started([sys.executable, str(HERE / "plain_server.py"), given.run]) as (first, _):
-            plain.append(told("plain", clients_ask(f"{first['url']}/predict", files, clients, seconds)))
+            plain.append(report("plain", clients_ask(f"{first['url']}/predict", files, clients, seconds)))
     after = predicting(given.run, files, seconds / 4)
     predict = (before + after) / 2
     for row in (*ours, *plain):
@@ -80,7 +80,7 @@ def compare(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
 
 
 def stop_in_the_middle(given: argparse.Namespace, files: list[str], clients: int) -> dict[str, Any]:
-    """SIGTERM while all clients ask."""
+    """Send SIGTERM while all clients send requests."""
     with (
         started(serve_command(given)) as (first, process),
         clients_asking(f"{first['url']}/v1/predict", files, clients, given.seconds) as asking,
@@ -97,24 +97,24 @@ def stop_in_the_middle(given: argparse.Namespace, files: list[str], clients: int
         **found, "exit_code": process.returncode, "seconds_to_stop": round(stopped, 2),
         "accepted": ended["accepted"], "complete_answers": answers, "accepted_and_lost": ended["accepted"] - answers,
     }  # fmt: skip
-    return told("sigterm", row)
+    return report("sigterm", row)
 
 
 def soak(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
-    """So many requests, and the server's memory after each twentieth of them."""
+    """Send that many requests, and record the server's memory twenty times."""
     part = max(1, given.soak // 20)
     memory = []
     with server(given) as (url, process):
         for _ in range(given.soak // part):
-            found = clients_ask(f"{url}/v1/predict", files, given.clients[0], requests=part, strangers=True)
+            found = clients_ask(f"{url}/v1/predict", files, given.clients[0], requests=part, unusual=True)
             memory.append({"requests": part * (len(memory) + 1), "mb": resident(process.pid), **found["statuses"]})
-            told("soak", memory[-1])
+            report("soak", memory[-1])
     tail = memory[len(memory) // 4 :]  # what grows at first are the allocator's own reserves
     return {"memory": memory, "growth_mb_after_the_first_quarter": round(tail[-1]["mb"] - tail[0]["mb"], 2)}
 
 
 def table(document: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     found = document["results"]
     if "sigterm" in found:
         lines = ["| clients | exit code | accepted | answered to the last byte | accepted and lost | s to the end |",
@@ -135,7 +135,7 @@ def table(document: dict[str, Any]) -> str:
         ])  # fmt: skip
     before, after = found["predict_images_per_second"]
     lines = [
-        "| | clients | images/s | of `predict` | p50 ms | p95 ms | p99 ms | not 200 | pictures a batch |",
+        "| | clients | images/s | of `predict` | p50 ms | p95 ms | p99 ms | not 200 | images per batch |",
         "|---|---|---|---|---|---|---|---|---|",
         f"| `alexnet predict`, before and after | | {before:,.0f} and {after:,.0f} | | | | | | 64 |",
     ]
@@ -154,7 +154,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def predicting(run: str, files: list[str], seconds: float) -> float:
-    """Pictures per second of what `alexnet predict` does, once it has started, in a process of its own."""
+    """Return the images per second of `alexnet predict`, after its startup, in its own process."""
     job = json.dumps({"run": run, "files": files, "seconds": seconds})
     done = subprocess.run([sys.executable, __file__, "--predicting"], input=job, capture_output=True, text=True)
     if done.returncode:
@@ -187,7 +187,7 @@ def server(given: argparse.Namespace) -> Iterator[tuple[str, subprocess.Popen[st
 
 @contextlib.contextmanager
 def started(command: list[str]) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
-    """A server that tells where it is in its first line; stopped at the end."""
+    """Start a server that prints its address in its first line; stop it at the end."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -203,12 +203,12 @@ def started(command: list[str]) -> Iterator[tuple[dict[str, Any], subprocess.Pop
 
 @contextlib.contextmanager
 def clients_asking(
-    url: str, files: list[str], clients: int, seconds: float = 0, requests: int = 0, strangers: bool = False
+    url: str, files: list[str], clients: int, seconds: float = 0, requests: int = 0, unusual: bool = False
 ) -> Iterator[subprocess.Popen[str]]:
     warm_up = 0.0 if requests else WARM_UP
     job = {
         "url": url, "files": files, "clients": clients, "seconds": seconds, "requests": requests, "warm_up": warm_up,
-        "strangers": strangers,
+        "unusual": unusual,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
@@ -220,14 +220,14 @@ def clients_asking(
 
 
 def clients_ask(
-    url: str, files: list[str], clients: int, seconds: float = 0, requests: int = 0, strangers: bool = False
+    url: str, files: list[str], clients: int, seconds: float = 0, requests: int = 0, unusual: bool = False
 ) -> dict[str, Any]:
-    with clients_asking(url, files, clients, seconds, requests, strangers) as process:
+    with clients_asking(url, files, clients, seconds, requests, unusual) as process:
         return dict(json.loads(process.communicate()[0]))
 
 
 def batches(url: str) -> float:
-    """The mean size of a batch, as the server's own counts have it."""
+    """Return the mean batch size from the server's metrics."""
     import urllib.request
 
     text = urllib.request.urlopen(f"{url}/metrics").read().decode()
@@ -238,12 +238,12 @@ def batches(url: str) -> float:
 
 
 def resident(pid: int) -> float:
-    """Megabytes of memory that a process holds."""
+    """Return the resident memory of a process in megabytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 2)
 
 
-def told(what: str, row: dict[str, Any]) -> dict[str, Any]:
+def report(what: str, row: dict[str, Any]) -> dict[str, Any]:
     print(what, row, file=sys.stderr, flush=True)
     return row
 

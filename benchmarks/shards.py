@@ -1,8 +1,8 @@
-"""Training pictures a second from packed data beside torchvision's ImageFolder, and how fast data is packed.
+"""Training images/s from packed data and from torchvision's ImageFolder, and the speed of packing.
 
-The same on both sides: short side 256, the centre square of it, a random crop of 224, mirrored or not, a uint8 batch in
-the end; one process and one thread. Files are in the page cache, but where it says that they come from the disk. The
-200 photographs are repeated under other names.
+The same on both sides: short side 256, its center square, a random crop of 224, a random flip, a uint8 batch; one
+process and one thread. Files are in the page cache unless stated otherwise. The 200 photos are repeated under other
+names.
 
     python benchmarks/shards.py  → results/shards.json, in five minutes
 """
@@ -33,7 +33,7 @@ from alexnet.data.shards.reader import PackedImages
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_count
 
-REPEATS = 20  # of each photograph
+REPEATS = 20  # of each photo
 BATCH = 128
 PREPROCESS = EvalTransform(224, 256)
 CFG = Augment(crop="random", flip=True)
@@ -44,13 +44,13 @@ READ = {
     "ImageFolder": 384, "ImageFolder, shrunk files": 384, "JPEG shards": 1280, "uint8 shards": 3840,
     "uint8 shards from the disk": 1280, "uint8 shards, litdata's reader": 1280,
 }  # fmt: skip
-"""Pictures of each try: so many that it takes long enough to time, in whole batches."""
+"""Images per try: whole batches, enough to be timed."""
 IMAGENET = 1_281_167
 
 
-def folder_of(photographs: Path, root: Path) -> Path:
-    """Class folders of links to the photographs, each `REPEATS` times."""
-    for i, path in enumerate(sorted(photographs.rglob("*.JPEG"))):
+def folder_of(photos: Path, root: Path) -> Path:
+    """Create class folders of links to the photos, each `REPEATS` times."""
+    for i, path in enumerate(sorted(photos.rglob("*.JPEG"))):
         folder = root / f"{i % 10}"
         folder.mkdir(parents=True, exist_ok=True)
         for again in range(REPEATS):
@@ -59,7 +59,7 @@ def folder_of(photographs: Path, root: Path) -> Path:
 
 
 def shrunk(packed: PackedImages, root: Path) -> Path:
-    """The very JPEGs of the shards as files: what ImageFolder gains if they are shrunk for it beforehand."""
+    """Write the JPEGs of the shards as files: what ImageFolder gains if images are resized beforehand."""
     for i, name in enumerate(packed.names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def ours(packed: PackedImages, count: int, workers: int = 0) -> None:
 
 
 def from_disk(packed: PackedImages, count: int) -> None:
-    """As `ours`, after the system was told to forget the shards."""
+    """Return `ours` with the shards dropped from the page cache first."""
     packed.shards.shard.cache_clear()
     for number in range(len(packed.shards.files)):
         with packed.shards.path(number).open("rb") as file:
@@ -91,14 +91,14 @@ def from_disk(packed: PackedImages, count: int) -> None:
 
 
 def litdata_reader(data: StreamingDataset, side: int, count: int) -> None:
-    """The same pictures, crops and order by litdata's own reader, item by item."""
+    """Return the same images, crops and order through litdata's own reader, item by item."""
     draws = np.random.default_rng(0)
     order = draws.permutation(len(data))[:count]
     for start in range(0, count, BATCH):
         batch = torch.empty(BATCH, 224, 224, 3, dtype=torch.uint8)
         for row, i in enumerate(order[start : start + BATCH].tolist()):
-            picture, _ = data[i]
-            pixels = np.frombuffer(picture, np.uint8).reshape(side, side, 3)
+            image, _ = data[i]
+            pixels = np.frombuffer(image, np.uint8).reshape(side, side, 3)
             top, left = draws.integers(0, side - 224 + 1, 2)
             window = torch.from_numpy(np.array(pixels[top : top + 224, left : left + 224]))
             batch[row] = window.flip(1) if draws.random() < 0.5 else window
@@ -108,7 +108,7 @@ def main() -> None:
     results: dict[str, dict] = {"packing": {}, "images_per_second": {}}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        source = folder_of(common.data("imagenet-photos-200"), root / "photographs")
+        source = folder_of(common.data("imagenet-photos-200"), root / "photos")
         packed = {}
         for kind, size in (("uint8", 256), ("jpeg", 256)):
             done = pack_dataset(source, root / kind, kind=kind, size=size)

@@ -1,12 +1,11 @@
-"""Training at 224 pixels: the package's own step against a loop as tutorials write it, over the same networks.
+"""Training at 224 pixels: the package's own step against a loop as tutorials write it, on the same networks.
 
     python benchmarks/train_224.py [--batch 32] [--tries 5] [--archs torchvision paper …] [--threads N] [--profile]
 
-The plain loop: float32, channels first, `torch.optim.SGD` as it comes, `zero_grad`, `loss.item()` at each step, torch's
-own `nn.LocalResponseNorm` and dropout, on pictures that lie ready as floats. Ours: `alexnet.bench.synthetic`, from
-bytes, with random crops and mirror images. Each contestant has a process of its own, since what one tells the memory
-allocator would hold for all; they take their steps in turn, and wait for each other. Memory is the largest that the
-process was, and what the forward pass keeps for the backward pass.
+The plain loop: float32, channels first, default `torch.optim.SGD`, `zero_grad`, `loss.item()` at each step, torch's own
+`nn.LocalResponseNorm` and dropout, on float images in memory. Ours: `alexnet.bench.synthetic`, from uint8, with random
+crops and flips. Each contestant has its own process, since allocator settings are per process; they run interleaved.
+Memory is the process's peak, and the bytes that the forward pass keeps for the backward pass.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ AIMS = {"torchvision": 2.6, "paper": 4.0, "torchvision-lrn": 4.0}  # for machine
 
 
 def plain_step(arch: str, batch_size: int) -> Callable[[], None]:
-    """What a tutorial's loop does with a batch."""
+    """Return one step of a tutorial's loop."""
     model = create_model(arch)
     for name, module in list(model.named_children()):
         if isinstance(module, LocalResponseNorm):
@@ -62,7 +61,7 @@ def plain_step(arch: str, batch_size: int) -> Callable[[], None]:
 
 
 def matmul_step() -> Callable[[], None]:
-    """The arithmetic limit: the product of two float32 matrices of 2048×2048."""
+    """Return the arithmetic limit: the product of two float32 matrices of 2048×2048."""
     a, b = torch.randn(2, 2048, 2048)
     c = torch.empty(2048, 2048)
 
@@ -73,7 +72,7 @@ def matmul_step() -> Callable[[], None]:
 
 
 def kept_for_backward(step: Callable[[], None]) -> int:
-    """Bytes of all that the forward pass of one step keeps, weights apart."""
+    """Return the bytes that the forward pass of one step keeps, without weights."""
     kept = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -88,7 +87,7 @@ def kept_for_backward(step: Callable[[], None]) -> int:
 
 
 def work(connection: Connection, make: Callable[[], Callable[[], None]], threads: int | None) -> None:
-    """A contestant's process: does what it is asked until it is asked for nothing more."""
+    """Run a contestant's process: execute requests until there are no more."""
     if threads:
         torch.set_num_threads(threads)
     step = make()
@@ -109,7 +108,7 @@ def work(connection: Connection, make: Callable[[], Callable[[], None]], threads
 
 
 class Contestant:
-    """The process that works for one line of the table."""
+    """The process behind one row of the table."""
 
     def __init__(self, make: Callable[[], Callable[[], None]], threads: int | None) -> None:
         context = multiprocessing.get_context("spawn")
@@ -128,7 +127,7 @@ class Contestant:
 
 
 def compare(arch: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Plain and ours, and for networks with LRN ours without, in turn."""
+    """Time plain and ours interleaved; for networks with LRN also ours without it."""
     ours = partial(synthetic_step, arch, batch_size=args.batch, precision=args.precision)
     makers: dict[str, Callable[[], Callable[[], None]]] = {
         "plain": partial(plain_step, arch, args.batch),
@@ -143,7 +142,7 @@ def compare(arch: str, args: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {"matmul_fp32_gflop_s": limit / 1e9}
     for name, timing in taken.items():
         counted = summarize(specify(arch, norm="none" if "without" in name else None))
-        # forward, and backward for weights and inputs; but the pictures need no gradient
+        # forward, and backward for weights and inputs; the images need no gradient
         operations = 2 * args.batch * (3 * counted.macs - next(r.macs for r in counted.rows if r.macs))
         results[name] = {
             "images_per_second": args.batch / timing.median,
@@ -170,8 +169,8 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=5)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--profile", action="store_true", help="also where one step's time goes, in ms an operator")
-    parser.add_argument("--name", default="train_224", help="of the file of results")
+    parser.add_argument("--profile", action="store_true", help="also the time of one step in ms per operator")
+    parser.add_argument("--name", default="train_224", help="of the results file")
     args = parser.parse_args()
     began = time.perf_counter()
     results: dict[str, Any] = {"batch": args.batch, "threads": args.threads or torch.get_num_threads()}

@@ -1,4 +1,4 @@
-"""Plain loops as three widespread tutorials have them, written anew from their description (see docs/tutorials.md).
+"""Plain loops like those of three popular tutorials, rewritten from their descriptions (see docs/tutorials.md).
 
     python benchmarks/tutorials.py cifar10 --data DIR --epochs 100 --out cifar10-plain.json
     python benchmarks/tutorials.py fashion-mnist --data DIR --steps 20
@@ -6,12 +6,12 @@
 | name | tutorial | data | what it does |
 |---|---|---|---|
 | imagenet-lrn | 000 | train/ and val/ of class folders | torchvision's widths with LRN after each pool, at 224 |
-| cifar10 | 002, repaired | train/ and test/ of class folders | crop with padding 4, flip; batch 32, for a CPU |
-| fashion-mnist | 004 (d2l), repaired | torchvision's layout | enlarged to 224, plain SGD at .01, batch 128 |
+| cifar10 | 002, fixed | train/ and test/ of class folders | crop with padding 4, flip; batch 32, for a CPU |
+| fashion-mnist | 004 (d2l), fixed | torchvision's layout | resized to 224, plain SGD at .01, batch 128 |
 
 Nothing of the package is used: an `ImageFolder`, a `DataLoader`, torchvision's transforms, `torch.optim.SGD`, and
-`loss.item()` at each step. Where a tutorial says nothing (000 has no loop), the others' habit stands. With --epochs
-each line is (epoch, seconds since the start of training, top-1 on the test images); with --steps only images/s.
+`loss.item()` at each step. Where a tutorial leaves something out (000 has no loop), the others' choice is used. With
+--epochs each line is (epoch, seconds since the start of training, top-1 on the test images); with --steps, images/s.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torchvision import datasets, transforms
 
 
 def classifier(features: int, hidden: int, classes: int, dropout_first: bool) -> list[nn.Module]:
-    """The three fully connected layers, with dropout before or after the first two."""
+    """Return the three fully connected layers, with dropout before or after the first two."""
     widths = [features, hidden, hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for i, o in pairwise(widths):
@@ -46,7 +46,7 @@ def conv(i: int, o: int, kernel: int, stride: int = 1, padding: int = 0) -> list
 
 
 def network_000(classes: int) -> nn.Module:
-    """torchvision's widths, with LRN(5) after each pool: 61,100,840 parameters for 1000 classes."""
+    """Return torchvision's widths, with LRN(5) after each pool: 61,100,840 parameters for 1000 classes."""
 
     def pool() -> list[nn.Module]:
         return [nn.MaxPool2d(3, 2), nn.LocalResponseNorm(5)]
@@ -58,7 +58,7 @@ def network_000(classes: int) -> nn.Module:
 
 
 def network_002(classes: int) -> nn.Module:
-    """The tutorial's widths for 32×32; conv1 5×5 with stride 2 and pools rounded up, so that its 2×2 comes out."""
+    """Return the tutorial's widths for 32×32: conv1 5×5 with stride 2 and pools in ceil mode, for its 2×2 output."""
 
     def pool() -> list[nn.Module]:
         return [nn.MaxPool2d(3, 2, ceil_mode=True)]
@@ -78,7 +78,7 @@ def network_002(classes: int) -> nn.Module:
 
 
 def network_004(classes: int) -> nn.Module:
-    """d2l's: one channel, conv1 without padding, dropout after fc6 and fc7, Xavier weights."""
+    """Return d2l's network: one channel, conv1 without padding, dropout after fc6 and fc7, Xavier weights."""
 
     def pool() -> list[nn.Module]:
         return [nn.MaxPool2d(3, 2)]
@@ -133,7 +133,7 @@ def setup(name: str, data: Path, batch: int | None, workers: int) -> Setup:
 
 
 def steps(s: Setup, device: torch.device) -> Iterator[int]:
-    """One epoch, a step at a time; yields the images of each."""
+    """Run one epoch; yield the number of images of each step."""
     s.model.train()
     criterion = nn.CrossEntropyLoss()
     running, correct = 0.0, 0
@@ -151,7 +151,7 @@ def steps(s: Setup, device: torch.device) -> Iterator[int]:
 
 @torch.no_grad()
 def accuracy(s: Setup, device: torch.device) -> tuple[float, float]:
-    """Top-1 and top-5."""
+    """Return top-1 and top-5."""
     s.model.eval()
     first = among_five = count = 0
     for images, targets in s.test:
@@ -167,12 +167,12 @@ def main() -> None:
     parser.add_argument("name", choices=("imagenet-lrn", "cifar10", "fashion-mnist"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="take so many steps after three and print images/s")
-    parser.add_argument("--seconds", type=float, help="end the training after so long, in mid-epoch too")
+    parser.add_argument("--steps", type=int, help="time this many steps after three, and print images/s")
+    parser.add_argument("--seconds", type=float, help="stop training after this time, also within an epoch")
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--workers", type=int, default=0, help="of the DataLoader, whose own default is 0")
+    parser.add_argument("--workers", type=int, default=0, help="of the DataLoader; its default is 0")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON, written anew after each epoch")
+    parser.add_argument("--out", type=Path, help="JSON file, rewritten after each epoch")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(args.seed)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train on all GPUs of one machine; without a GPU, in as many processes as are asked for.
+# Train on all GPUs of one machine; without GPUs, in several CPU processes.
 #
 #   examples/multi_gpu.sh DATA OUT [PROCESSES] [FLAGS OF alexnet train …]
 #
-# Give the same line again after a stop, however it came about: training goes on from the last checkpoint.
-# Tried with processes on a CPU; NOT tried on GPUs.
+# Rerun the same command after any interruption: training resumes from the last checkpoint.
+# Tested with CPU processes; NOT tested on GPUs.
 set -euo pipefail
 
 data=${1:?the folder with train/ and val/}
@@ -17,6 +17,6 @@ if [[ ${1:-} =~ ^[0-9]+$ ]]; then
   shift
 fi
 
-# --batch-size is for all processes together. Three restarts where a process dies, each from the last checkpoint.
+# --batch-size is the global batch size. If a process dies, restart up to three times from the last checkpoint.
 exec torchrun --standalone --nproc-per-node "$processes" --max-restarts 3 \
   -m alexnet train imagenet-torchvision --data "$data" --out "$out" --resume "$@"

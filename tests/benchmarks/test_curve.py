@@ -1,4 +1,4 @@
-"""benchmarks/curve.py reads what runs and tutorial loops leave, and draws it."""
+"""benchmarks/curve.py plots the accuracies of runs and of tutorial loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def curve(monkeypatch):
-    """The script's `main`, imported as it imports its own neighbour."""
+    """The script's `main`, with benchmarks/ on the path for its own imports."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
     monkeypatch.setattr(sys, "argv", ["curve.py"])
     import curve
@@ -24,9 +24,9 @@ def test_runs_and_tutorials_become_one_plot(tmp_path, small_run, curve):
     rows = [{"epoch": 1, "seconds": 10.0, "top1": 0.5, "images": 3}, {"epoch": 2, "seconds": 21.0, "top1": 0.6}]
     tutorial.write_text(json.dumps({"results": {"curve": rows}}))
     curve([f"ours={small_run}", f"ours={small_run}/metrics.jsonl", f"plain={tutorial}", "--out", str(tmp_path)])
-    found = json.loads((tmp_path / "accuracy-against-time.json").read_text())["results"]["curves"]
-    assert found["plain"] == [[{k: row[k] for k in ("epoch", "seconds", "top1")} for row in rows]]
-    first, second = found["ours"]
+    curves = json.loads((tmp_path / "accuracy-against-time.json").read_text())["results"]["curves"]
+    assert curves["plain"] == [[{k: row[k] for k in ("epoch", "seconds", "top1")} for row in rows]]
+    first, second = curves["ours"]
     assert first == second
     metrics = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
     assert first[-1]["seconds"] == pytest.approx(sum(row["seconds"] for row in metrics))
@@ -34,10 +34,10 @@ def test_runs_and_tutorials_become_one_plot(tmp_path, small_run, curve):
     assert {"accuracy-against-time.svg", "accuracy-against-time.png"} < {p.name for p in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("given", ["name", "a=other.json", "a=nothing"])
-def test_what_is_no_curve_is_refused_in_a_sentence(tmp_path, monkeypatch, curve, given):
+@pytest.mark.parametrize("argument", ["name", "a=other.json", "a=nothing"])
+def test_bad_arguments_are_refused_in_a_sentence(tmp_path, monkeypatch, curve, argument):
     monkeypatch.chdir(tmp_path)
     Path("other.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"is not NAME=PATH|holds no accuracies"):
-        curve([given, "--out", "out"])
+        curve([argument, "--out", "out"])
     assert not Path("out").exists()

@@ -1,4 +1,4 @@
-"""benchmarks/endurance.py fails where memory or files grow, and lets the growth pass that is right."""
+"""benchmarks/endurance.py fails on growing memory or files, but not on expected growth."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from endurance import complaint
 
 
-def looks(epochs: int, memory: float, files: float) -> list[dict[str, float]]:
-    """Forty, where an epoch adds so many KiB and so many files; each third one sees a checkpoint being written."""
+def samples(epochs: int, memory: float, files: float) -> list[dict[str, float]]:
+    """Forty samples, with so many KiB and files more per epoch; every third one sees a checkpoint being written."""
     return [
         {
             "epoch": e,
@@ -24,17 +24,17 @@ def looks(epochs: int, memory: float, files: float) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "memory", "files", "says"),
+    ("epochs", "memory", "files", "message"),
     [
         (2000, 2, 0, None),
-        (2000, 400, 0, "Memory grows: 400.00 KiB an epoch, and 8"),
+        (2000, 400, 0, "Memory grows: 400.00 KiB per epoch; at most 8"),
         (2000, 2, 1, "Files grow"),
         (2000, 2, 0.02, "Files grow"),
         (100, 400, 0, None),
         (100, 2, 1, "Files grow"),
     ],
 )
-def test_what_grows_is_told(epochs, memory, files, says):
-    found = complaint(looks(epochs, memory, files), epochs)
-    assert (found is None) == (says is None)
-    assert (found or "").startswith(says or "")
+def test_growth_is_reported(epochs, memory, files, message):
+    problem = complaint(samples(epochs, memory, files), epochs)
+    assert (problem is None) == (message is None)
+    assert (problem or "").startswith(message or "")

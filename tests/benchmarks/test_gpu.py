@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh: each part runs from end to end on a CPU with --tiny, and says that this measured nothing."""
+"""benchmarks/gpu.sh: with --tiny each part runs end to end on a CPU, and says that this measured nothing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def gpu(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_script(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OUT": str(out), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(["bash", str(SCRIPT), *arguments], capture_output=True, text=True, env=environment)
 
 
-def tried(out: Path, name: str, *arguments: str) -> dict:
-    """What a trial of a part left."""
-    done = gpu(out, *arguments, "--tiny")
+def run_tiny(out: Path, name: str, *arguments: str) -> dict:
+    """Run a part with --tiny and return its results."""
+    done = run_script(out, *arguments, "--tiny")
     assert done.returncode == 0, done.stderr
     assert "it was not measured on a GPU" in done.stdout
     (path,) = out.iterdir()
@@ -36,7 +36,7 @@ def tried(out: Path, name: str, *arguments: str) -> dict:
 
 
 def test_cifar10(tmp_path):
-    results = tried(tmp_path, "gpu-cifar10", "cifar10", "--fast", "cifar10", "--best", "ablation")
+    results = run_tiny(tmp_path, "gpu-cifar10", "cifar10", "--fast", "cifar10", "--best", "ablation")
     (run,) = results["fast"]["runs"]
     assert run["curve"][0]["epoch"] == 1
     assert results["fast"]["reached_78"] in (0, 1)
@@ -45,21 +45,21 @@ def test_cifar10(tmp_path):
 
 @pytest.mark.slow
 def test_fashion_mnist(tmp_path):
-    results = tried(tmp_path, "gpu-fashion-mnist", "fashion-mnist")
+    results = run_tiny(tmp_path, "gpu-fashion-mnist", "fashion-mnist")
     assert results["recipe"] == "fashion-mnist-d2l"
     assert len(results["curve"]) == 1
 
 
 @pytest.mark.slow
 def test_throughput(tmp_path):
-    results = tried(tmp_path, "gpu-throughput", "throughput")
+    results = run_tiny(tmp_path, "gpu-throughput", "throughput")
     assert results["fp32"]["lrn"]
     assert set(results["loops"]["share_of_limit"]) == {"ours, fp32", "plain, fp32"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_nothing_is_measured(tmp_path):
-    done = gpu(tmp_path, "fashion-mnist")
+def test_fails_without_a_gpu(tmp_path):
+    done = run_script(tmp_path, "fashion-mnist")
     assert done.returncode == 1
     assert done.stderr == "No CUDA GPU was found, so nothing was measured; --tiny tries the script on the CPU.\n"
     assert list(tmp_path.iterdir()) == []
@@ -73,7 +73,7 @@ def test_throughput_on_a_gpu(tmp_path):
     assert json.loads(path.read_text())["results"]["ran_on_a_gpu"] is True
 
 
-def test_an_unknown_part_shows_the_usage(tmp_path):
-    done = gpu(tmp_path, "everything")
+def test_an_unknown_part_prints_the_usage(tmp_path):
+    done = run_script(tmp_path, "everything")
     assert done.returncode == 2
     assert done.stderr.startswith("usage: benchmarks/gpu.sh throughput|cifar10|fashion-mnist")

@@ -37,7 +37,7 @@ def nursery() -> Iterator[Nursery]:
 def uninterrupted(tmp_path_factory, nursery) -> dict[str, object]:
     """Everything an uninterrupted run leaves, and its images."""
     root = tmp_path_factory.mktemp("faults")
-    training = start(kills.make_pictures(root / "images"), root / "run", nursery)
+    training = start(kills.make_images(root / "images"), root / "run", nursery)
     assert training.wait() == 0, training.said
     return {**left_by(root / "run"), "images": root / "images"}
 
@@ -152,7 +152,7 @@ def test_a_full_file_system(uninterrupted, nursery, tmp_path):
 
 @pytest.mark.slow
 def test_a_data_folder_that_disappears(uninterrupted, nursery, tmp_path):
-    run, data = tmp_path / "run", kills.make_pictures(tmp_path / "images")
+    run, data = tmp_path / "run", kills.make_images(tmp_path / "images")
     training = start(data, run, nursery)
     assert training.until(lambda: has_checkpoint(run))
     data.rename(tmp_path / "away")
@@ -168,7 +168,7 @@ def test_a_data_folder_that_disappears(uninterrupted, nursery, tmp_path):
 
 @pytest.mark.slow
 def test_images_that_become_unreadable(uninterrupted, nursery, tmp_path):
-    run, data = tmp_path / "run", kills.make_pictures(tmp_path / "images")
+    run, data = tmp_path / "run", kills.make_images(tmp_path / "images")
     training = start(data, run, nursery)
     assert training.until(lambda: has_checkpoint(run))
     victims = sorted(data.rglob("*.jpg"))
