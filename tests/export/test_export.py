@@ -337,7 +337,7 @@ def test_file_exported_without_a_key_requires_trust(checkpoint, large_images, tm
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
     file = str(tmp_path / "net.pt2")
     assert run(["export", str(checkpoint), "pt2", "--out", file, "--images", str(large_images)]) == 0
-    assert "The pt2 file could not be signed" in capsys.readouterr().err
+    assert "the pt2 file could not be signed" in capsys.readouterr().err
     assert run(["predict", file, str(large_images / "sky" / "0.jpg")]) == 2
     assert run(["predict", file, str(large_images / "sky" / "0.jpg"), "--trust"]) == 0
 
