@@ -71,4 +71,4 @@ def run_details_html(page: Page, data: RunData) -> str:
             cell = f"<code>{escape_text(value)}</code>" if key in ("command", "again") else escape_text(value)
             body += f"<tr><td>{page.text(key)}</td><td>{cell}</td></tr>"
     settings = f"<pre>{escape_text(json.dumps(data.recipe, indent=2, ensure_ascii=False))}</pre>"
-    return f'<table class="facts">{body}</table>' + page.details("settings", settings)
+    return f'<table class="run-details">{body}</table>' + page.details("settings", settings)

@@ -170,7 +170,7 @@ def _examples_html(page: Page, data: RunData, which: str) -> str:
     body = "".join(
         f"<figure>{thumbnails.html(example.name)}{_caption_html(page, example)}</figure>" for example in examples
     )
-    return f'{page.paragraph(which + "_note")}{missing}<div class="pictures">{body}</div>'
+    return f'{page.paragraph(which + "_note")}{missing}<div class="examples">{body}</div>'
 
 
 def _caption_html(page: Page, example: Example) -> str:
