@@ -72,7 +72,7 @@ class Host:
         self._network.run(["ip", "link", "set", self.plug, "down"])
         self.plugged = False
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Bring the link up again."""
         self._network.run(["ip", "link", "set", self.plug, "up"])
         self.plugged = True

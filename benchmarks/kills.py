@@ -80,7 +80,7 @@ class Training:
             self.pid = self._started.pid
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def code(self) -> int | None:
@@ -93,7 +93,7 @@ class Training:
         while (code := self.code()) is None:
             if time.monotonic() > end:
                 self.kill()
-                raise TimeoutError(f"still running: {self.said}")
+                raise TimeoutError(f"still running: {self.output}")
             time.sleep(0.005)
         return code
 
@@ -105,7 +105,7 @@ class Training:
                 return True
             if time.monotonic() > end:
                 self.kill()
-                raise TimeoutError(f"it did not get there: {self.said}")
+                raise TimeoutError(f"it did not get there: {self.output}")
             time.sleep(0.0005)
         return False
 
@@ -320,12 +320,12 @@ def killed_and_resumed(
         again.kill()
         repeated += time.monotonic() - again.began
     last = Training(["resume", str(run)], run.with_suffix(".log-3"), nursery)
-    last.until(lambda: "Resuming after" in last.said or "training from the start" in last.said)
+    last.until(lambda: "Resuming after" in last.output or "training from the start" in last.output)
     restart = time.monotonic() - last.began
     code = last.wait()
     if code:
-        raise RuntimeError(f"alexnet resume ended with {code} after a kill at '{moment}': {last.said}")
-    at = int(last.said.split("Resuming after step ")[1].split(",")[0]) if "Resuming after" in last.said else 0
+        raise RuntimeError(f"alexnet resume ended with {code} after a kill at '{moment}': {last.output}")
+    at = int(last.output.split("Resuming after step ")[1].split(",")[0]) if "Resuming after" in last.output else 0
     return {"gone_on_after_step": at, "repeated": repeated, "restart": restart, "lost": repeated + restart}
 
 
@@ -351,7 +351,7 @@ def main() -> None:
         for name in ("unbroken", "unbroken-2"):  # the first one also fills caches
             training = Training(["train", str(data), "--out", str(root / name), *SETTINGS], root / "log", nursery)
             if training.wait():
-                sys.exit(training.said)
+                sys.exit(training.output)
             times.append(time.monotonic() - training.began)
         unbroken = left_by(root / "unbroken-2")
         print(f"unbroken: {times[-1]:.1f} s")

@@ -31,7 +31,7 @@ from alexnet.models.model import create_model
 
 SHAPES = ((64, 96, 55, 55), (64, 256, 27, 27))
 CONSTANTS = lrn.Constants(size=5, alpha=1e-4, beta=0.75, k=2.0, towers=1)
-PIECES = patch.object(lrn, "_in_c", lrn._in_pieces)
+CHUNKS = patch.object(lrn, "_compute_in_c", lrn._compute_in_chunks)
 
 
 def measure(shape: tuple[int, ...], channels_last: bool) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def measure(shape: tuple[int, ...], channels_last: bool) -> dict[str, Any]:
         function(x).backward(dy)
 
     def without_compiler() -> None:
-        with PIECES:
+        with CHUNKS:
             both(ours)
 
     ours = LocalResponseNorm(*CONSTANTS)
@@ -53,7 +53,7 @@ def measure(shape: tuple[int, ...], channels_last: bool) -> dict[str, Any]:
         "copy": lambda: room.copy_(x.detach()),
         "ours": lambda: both(ours),
         "ours without a compiler": without_compiler,
-        "ours, the formula by autograd": lambda: both(lambda x: lrn.formula(x, CONSTANTS)),
+        "ours, the formula by autograd": lambda: both(lambda x: lrn.composed_lrn(x, CONSTANTS)),
         "nn.LocalResponseNorm": lambda: both(torchs),
     }
     times = interleaved(work, tries=7, seconds=12)
@@ -102,11 +102,11 @@ def steps(batch: int = 32) -> None:
         return run
 
     def before() -> None:
-        with patch.object(layers, "local_response_norm", lrn.formula):
+        with patch.object(layers, "local_response_norm", lrn.composed_lrn):
             ours()
 
     def without_compiler() -> None:
-        with PIECES:
+        with CHUNKS:
             ours()
 
     ours = step("lrn")

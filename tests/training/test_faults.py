@@ -38,7 +38,7 @@ def uninterrupted(tmp_path_factory, nursery) -> dict[str, object]:
     """Everything an uninterrupted run leaves, and its images."""
     root = tmp_path_factory.mktemp("faults")
     training = start(kills.make_images(root / "images"), root / "run", nursery)
-    assert training.wait() == 0, training.said
+    assert training.wait() == 0, training.output
     return {**left_by(root / "run"), "images": root / "images"}
 
 
@@ -58,9 +58,9 @@ def has_checkpoint(run: Path, step: int = 4) -> bool:
 def assert_resumes(run: Path, uninterrupted: dict[str, object], nursery: Nursery) -> str:
     """Resume; check that the run equals the uninterrupted one, and return its output."""
     again = Training(["resume", str(run)], run.parent / "log-of-resume", nursery)
-    assert again.wait() == 0, again.said
+    assert again.wait() == 0, again.output
     assert differences(left_by(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == []
-    return again.said
+    return again.output
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_sigterm_saves_and_exits_with_143(uninterrupted, nursery, tmp_path):
     training = start(uninterrupted["images"], run, nursery, "--checkpoint-every", "1h")
     assert training.until(lambda: (run / "augmented.png").exists())
     began = time.monotonic()
-    assert training.kill(signal.SIGTERM) == 143, training.said
+    assert training.kill(signal.SIGTERM) == 143, training.output
     assert time.monotonic() - began < 30
-    assert "alexnet resume" in training.said
+    assert "alexnet resume" in training.output
     assert has_checkpoint(run, step=0)
     assert_resumes(run, uninterrupted, nursery)
 
@@ -110,10 +110,10 @@ def test_a_full_disk_ends_training_with_a_message(uninterrupted, nursery, tmp_pa
     training = start(uninterrupted["images"], run, nursery)
     assert training.until(lambda: has_checkpoint(run))
     resource.prlimit(training.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))
-    assert training.wait() == 1, training.said
-    assert "could not be written" in training.said
-    assert "File too large; free some space, then 'alexnet resume" in training.said
-    assert "Traceback" not in training.said
+    assert training.wait() == 1, training.output
+    assert "could not be written" in training.output
+    assert "File too large; free some space, then 'alexnet resume" in training.output
+    assert "Traceback" not in training.output
     assert_resumes(run, uninterrupted, nursery)
 
 
@@ -135,17 +135,17 @@ def test_a_full_file_system(uninterrupted, nursery, tmp_path):
             while chunk := os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize:
                 other.write(bytes(min(chunk, 1 << 16)))
                 other.flush()
-        assert training.wait() == 1, training.said
-        assert "No space left on device" in training.said
+        assert training.wait() == 1, training.output
+        assert "No space left on device" in training.output
         (disk / "other").unlink()
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         again = Training(["resume", str(run)], tmp_path / "log-of-resume", nursery)
-        assert again.wait() == 0, again.said
+        assert again.wait() == 0, again.output
         assert differences(left_by(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == []
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         more = Training(["resume", str(run), "--epochs", "+1"], tmp_path / "log-of-more", nursery)
-        assert more.wait() == 2, more.said
-        assert "cannot be written" in more.said
+        assert more.wait() == 2, more.output
+        assert "cannot be written" in more.output
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -156,12 +156,12 @@ def test_a_data_folder_that_disappears(uninterrupted, nursery, tmp_path):
     training = start(data, run, nursery)
     assert training.until(lambda: has_checkpoint(run))
     data.rename(tmp_path / "away")
-    assert training.wait() == 2, training.said
-    assert "Cannot read" in training.said
-    assert f"Then resume with: alexnet resume {run}" in training.said
+    assert training.wait() == 2, training.output
+    assert "Cannot read" in training.output
+    assert f"Then resume with: alexnet resume {run}" in training.output
     early = Training(["resume", str(run)], tmp_path / "log-of-resume", nursery)
-    assert early.wait() == 2, early.said
-    assert "Traceback" not in early.said
+    assert early.wait() == 2, early.output
+    assert "Traceback" not in early.output
     (tmp_path / "away").rename(data)
     assert_resumes(run, uninterrupted, nursery)
 
@@ -175,8 +175,8 @@ def test_images_that_become_unreadable(uninterrupted, nursery, tmp_path):
     original = {path: path.read_bytes() for path in victims}
     for path in victims[::7]:
         path.write_bytes(original[path][:200])
-    assert training.wait() == 2, training.said
-    assert ".jpg" in training.said
+    assert training.wait() == 2, training.output
+    assert ".jpg" in training.output
     for path in victims:
         path.write_bytes(original[path])
     assert_resumes(run, uninterrupted, nursery)
@@ -198,17 +198,17 @@ def test_corrupt_shards(uninterrupted, nursery, tmp_path):
     for path, content in original.items():
         with path.open("r+b") as file:  # in place: truncating a mapped file would kill the process
             file.write(bytes(len(content)))
-    assert training.wait() == 2, training.said
-    assert "does not match its header); rerun 'alexnet pack'" in training.said
-    assert f"Then resume with: alexnet resume {run}" in training.said
+    assert training.wait() == 2, training.output
+    assert "does not match its header); rerun 'alexnet pack'" in training.output
+    assert f"Then resume with: alexnet resume {run}" in training.output
     for path, content in original.items():
         path.write_bytes(content)
     victim = min(original)
     victim.write_bytes(original[victim][:-100] + bytes([original[victim][-100] ^ 1]) + original[victim][-99:])
     early = Training(["resume", str(run)], tmp_path / "log-of-resume", nursery)
-    assert early.wait() == 2, early.said
-    assert f"{victim} is damaged (its checksum differs); rerun 'alexnet pack'" in early.said
-    assert "Traceback" not in training.said + early.said
+    assert early.wait() == 2, early.output
+    assert f"{victim} is damaged (its checksum differs); rerun 'alexnet pack'" in early.output
+    assert "Traceback" not in training.output + early.output
     victim.write_bytes(original[victim])
     assert_resumes(run, expected, nursery)
 
@@ -227,10 +227,10 @@ def test_a_killed_worker_process(uninterrupted, nursery, tmp_path):
                 killed += 1
             except ProcessLookupError:
                 pass
-    assert training.wait() == 1, training.said
-    assert "A worker process that reads images died" in training.said
-    assert f"Then resume with: alexnet resume {run}" in training.said
-    assert "Traceback" not in training.said
+    assert training.wait() == 1, training.output
+    assert "A worker process that reads images died" in training.output
+    assert f"Then resume with: alexnet resume {run}" in training.output
+    assert "Traceback" not in training.output
     assert_resumes(run, uninterrupted, nursery)
 
 
@@ -242,4 +242,4 @@ def test_a_read_only_folder(uninterrupted, nursery, tmp_path):
     (tmp_path / "read-only").mkdir(mode=0o555)
     training = start(uninterrupted["images"], tmp_path / "read-only" / "run", nursery)
     assert training.wait() == 2
-    assert "cannot be written" in training.said
+    assert "cannot be written" in training.output

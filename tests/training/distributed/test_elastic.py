@@ -61,7 +61,7 @@ def test_hosts_can_be_disconnected_and_killed(tmp_path: Path) -> None:
         assert connects_within(60)
         second.cut()
         assert not can_connect()
-        second.mend()
+        second.restore()
         assert connects_within(60)
         assert first.kill() >= 1
         assert server.wait(timeout=60) != 0
