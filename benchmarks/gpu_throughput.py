@@ -80,7 +80,7 @@ def main() -> None:
     for precision in ("fp32",) if args.tiny else ("bf16", "fp32"):
         parts = ("train", "lrn", "layers", "memory") if precision == "bf16" else ("train", "lrn")
         found = bench(
-            parts, archs=archs, batch_size=batch, seconds=seconds / 4, precision=precision, device=on, say=say
+            parts, archs=archs, batch_size=batch, seconds=seconds / 4, precision=precision, device=on, log=say
         )
         results[precision] = {key: value for key, value in found.items() if key != "environment"}
     say("our loop beside the plain one")

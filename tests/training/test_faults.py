@@ -188,7 +188,7 @@ def test_corrupt_shards(uninterrupted, nursery, tmp_path):
     data = tmp_path / "packed"
     pack_dataset(uninterrupted["images"], data)
     complete = start(data, tmp_path / "complete", nursery)
-    assert complete.wait() == 0, complete.said
+    assert complete.wait() == 0, complete.output
     expected = left_by(tmp_path / "complete")
 
     run = tmp_path / "run"
