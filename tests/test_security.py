@@ -20,8 +20,10 @@ from alexnet.cli import run
 from alexnet.data.shards import manifest, reader
 from alexnet.data.shards.pack import pack_dataset
 from alexnet.errors import UserError
+from alexnet.export.export import Export, Exporter
 from alexnet.files import sha256_file
 from alexnet.run_dir import Run
+from alexnet.runtimes.manifest import FORMATS
 from helpers import make_image, make_image_folder
 
 SOURCE = Path(alexnet.__file__).parent
@@ -113,6 +115,11 @@ READ_BY = {
     "alarms.json": ["report RUN", "resume RUN --epochs +1"],
     "bad_files.csv": ["report RUN", "resume RUN --epochs +1"],
 }
+TRAINS = {
+    "metrics.jsonl", "last", "CHECKPOINT/model.safetensors", "CHECKPOINT/training.pt", "evaluation/val.parquet",
+    "env.json", "alarms.json", "bad_files.csv",
+}  # fmt: skip
+"""Files whose damage does not stop a command, so that an epoch or a report follows, which takes seconds."""
 
 
 def test_every_file_of_a_run_is_covered(small_run):
@@ -134,7 +141,7 @@ def fix_checkpoint_checksum(path: Path) -> None:
         described.write_text(json.dumps(values))
 
 
-@pytest.mark.parametrize("name", READ_BY)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in TRAINS else ()) for n in READ_BY])
 def test_a_pickle_in_a_run_is_not_run(name, small_run, tmp_path, marker):
     make_image(tmp_path / "image.png", 0, 0)
     binary = name.endswith((".safetensors", ".pt", ".parquet"))
@@ -256,6 +263,17 @@ def test_postscript_is_not_opened_as_an_image(tmp_path, small_run, capsys):
 
 
 # ── exported files ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def exports(checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
+    """The formats needed here alone, since exporting them all takes seconds."""
+    folder = tmp_path_factory.mktemp("exports")
+    with Exporter(checkpoint, images=large_images) as exporter:
+        return {
+            kind: exporter.export(kind, folder / f"net{FORMATS[kind].suffix}")
+            for kind in ("onnx", "torchscript", "pt2")
+        }
 
 
 def fix_manifest_checksum(described: Path, file: Path, **changed: str) -> None:
