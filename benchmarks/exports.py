@@ -62,7 +62,7 @@ def table(document: dict[str, Any]) -> str:
     found = document["results"]
     rows = found["rows"]
     lines = [
-        f"| format | numbers | MB | ms, 1 image | ms, 32 images | largest difference | same label | "
+        f"| format | precision | MB | ms, 1 image | ms, 32 images | max difference | same label | "
         f"top-1 of {rows[0]['images']:,} val | top-1 of {found['n']:,} {found['what']} |",
         "|---|---|---|---|---|---|---|---|---|",
         f"| the run, torch | fp32 | | {_ms(rows[0]['run_seconds'])} | | | {_share(rows[0]['run_top1'])} | "
