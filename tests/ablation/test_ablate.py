@@ -110,6 +110,7 @@ def test_an_interrupted_comparison_resumes(tmp_path: Path):
     assert json.loads(summary.read_text())["complete"] is True
 
 
+@pytest.mark.slow
 def test_the_base_against_itself_with_other_seeds_cannot_tell(tmp_path: Path):
     found = ablate("nothing", base=quick_recipe(), seeds=2, out=tmp_path)
     assert not set(found.part.runs) & set(found.without.runs)
@@ -123,7 +124,8 @@ def test_ten_crop_evaluates_the_same_run_twice(tmp_path: Path):
     assert found.part.values != found.without.values
 
 
-def test_hog_and_a_linear_machine_know_the_digits(tmp_path: Path):
+@pytest.mark.slow
+def test_hog_and_a_linear_svm_classify_the_digits(tmp_path: Path):
     found = ablate("learned-features", base=quick_recipe(), seeds=1, out=tmp_path)
     assert found.without.values[0] > 0.95
     assert found.verdict == "cannot tell"  # one pair
@@ -138,6 +140,7 @@ def test_hog_features_depend_on_edges_not_brightness():
     assert np.abs(features - hog_features(image.transpose(0, 2, 1, 3))).max() > 0.1
 
 
+@pytest.mark.slow
 def test_claims_about_speed_count_epochs(tmp_path: Path):
     found = ablate("relu-vs-sigmoid", base=quick_recipe(), seeds=1, out=tmp_path)
     assert found.part.values == [1]  # the target is not reached within one epoch
@@ -155,6 +158,8 @@ def test_a_budget_ends_the_comparison(tmp_path: Path, monkeypatch: pytest.Monkey
     clock = itertools.count(step=100)  # every reading is 100 s later
     monkeypatch.setattr("alexnet.ablation.ablate.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr("alexnet.ablation.ablate._estimate_seconds", lambda arm, recipe: 100.0)
+    monkeypatch.setattr("alexnet.ablation.ablate._measure_arm", lambda *_: (0.5, tmp_path / "none"))
+    monkeypatch.setattr("alexnet.ablation.ablate._draw_curves", lambda *_: None)  # there are no runs
     messages: list[str] = []
     found = ablate("ten-crop", base=quick_recipe(), seeds=5, budget=10, out=tmp_path, log=messages.append)
     assert len(found.seeds) == 2  # started at 100 and 400 s; 700 + 200 s would be too late

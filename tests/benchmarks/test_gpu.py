@@ -35,6 +35,7 @@ def run_tiny(out: Path, name: str, *arguments: str) -> dict:
     return results
 
 
+@pytest.mark.slow
 def test_cifar10(tmp_path):
     results = run_tiny(tmp_path, "gpu-cifar10", "cifar10", "--fast", "cifar10", "--best", "ablation")
     (run,) = results["fast"]["runs"]
