@@ -145,7 +145,7 @@ def test_a_full_file_system(uninterrupted, nursery, tmp_path):
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         more = Training(["resume", str(run), "--epochs", "+1"], tmp_path / "log-of-more", nursery)
         assert more.wait() == 2, more.output
-        assert "cannot be written" in more.output
+        assert "is not writable" in more.output
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
