@@ -1,8 +1,8 @@
-"""docs/performance/: every JSON file in benchmarks/results is cited, and every table agrees with its file.
+"""docs/performance/: every JSON file in benchmarks/results is cited, every table agrees with its file, links exist.
 
-A table follows a comment that names its source: the file and the place in it, as in `<!-- bench.json train -->` or
+A table follows a comment that names its source: the file and the keys in it, as in `<!-- bench.json train -->` or
 `<!-- train_224.json results.paper -->`. The first cell of a row names entries there: each of its words occurs in the
-entry's key, texts or integers. Every number of the row must be one of these entries' numbers, rounded as shown, in the
+entry's key, strings or integers. Every number of the row must be one of these entries' numbers, rounded as shown, in the
 unit of the cell or of its column's header (%, ms, MiB, GiB). A table without a source follows `<!-- no results -->`.
 """
 
@@ -21,6 +21,13 @@ RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 PAGES = sorted((ROOT / "docs" / "performance").glob("*.md"))
 TEXT = "\n\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 FACTORS = {"%": 100.0, "ms": 1e3, "MiB": 2.0**-20, "GiB": 2.0**-30}
+LABELS = {  # row labels of the pages → keys of the recorded files, where they differ
+    "torchvision, normalized": "torchvision, normalised",
+    "torchvision, one crop per batch": "torchvision, a batch alike",
+    "torchvision, image by image": "torchvision, picture by picture",
+    "choose the crop box": "draw the box",
+    "flip": "mirror",
+}
 
 
 def tables() -> list[tuple[str, list[list[str]]]]:
@@ -40,18 +47,19 @@ def tables() -> list[tuple[str, list[list[str]]]]:
     return found
 
 
-def leaves(value: Any) -> Iterator[float]:
+def numbers_in(value: Any) -> Iterator[float]:
     """Yield all numbers in `value`."""
     if isinstance(value, (dict, list)):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from leaves(inner)
+            yield from numbers_in(inner)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield float(value)
 
 
-def named(place: Any, label: str) -> list[Any]:
+def find_entries(place: Any, label: str) -> list[Any]:
     """Return the entries of `place` that `label` names."""
     items = place.items() if isinstance(place, dict) else (("", entry) for entry in place)
+    label = LABELS.get(label, label)
     words = [word for word in re.sub(r"[`*,]", " ", label).split() if word not in ("batch", "a", "of")]
     found = []
     for key, entry in items:
@@ -62,7 +70,7 @@ def named(place: Any, label: str) -> list[Any]:
     return found
 
 
-def quoted(head: str, cell: str) -> list[tuple[str, float]]:
+def parse_numbers(head: str, cell: str) -> list[tuple[str, float]]:
     """Return the numbers of a cell as written, without thousands separators, with the factor of their unit."""
     found = []
     for number, unit in re.findall(r"(?<![\w.])(-?\d[\d,]*(?:\.\d+)?) ?(%|ms\b|MiB\b|GiB\b)?", cell):
@@ -81,7 +89,7 @@ def test_every_result_is_cited_with_its_command(path):
 def test_tables_agree_with_the_results():
     assert tables()
     for comment, (head, *rows) in tables():
-        assert comment, f"the table headed {head} names no source"
+        assert comment, f"no comment names the source of the table with the columns {head}"
         if comment == "no results":
             continue
         file, *keys = comment.split(maxsplit=1)
@@ -89,24 +97,24 @@ def test_tables_agree_with_the_results():
         for key in keys[0].split(".") if keys else []:
             place = place[int(key)] if isinstance(place, list) else place[key]
         for label, *cells in rows:
-            entries = named(place, label)
+            entries = find_entries(place, label)
             assert entries, f"{comment} has no entry for {label}"
             for title, cell in zip(head[1:], cells, strict=True):
-                for number, factor in quoted(title, cell):
+                for number, factor in parse_numbers(title, cell):
                     digits = len(number.partition(".")[2])
-                    # a file may hold milliseconds or seconds
-                    values = {f"{value * f:.{digits}f}" for value in leaves(entries) for f in (factor, 1.0)}
+                    # files hold milliseconds or seconds, percent or shares
+                    values = {f"{value * f:.{digits}f}" for value in numbers_in(entries) for f in (factor, 1.0)}
                     assert number in values, f"{comment}, {label}, {title}: {number} is not in the results"
 
 
-def test_the_check_finds_a_wrong_number():
-    """Test the parts of the test above."""
-    assert quoted("images/s", "33.1 (31.0 to 1,034.6)") == [("33.1", 1.0), ("31.0", 1.0), ("1034.6", 1.0)]
-    assert quoted("share of the limit, %", "81") == [("81", 100.0)]
+def test_numbers_and_entries_are_parsed():
+    """Test the helpers of `test_tables_agree_with_the_results`."""
+    assert parse_numbers("images/s", "33.1 (31.0 to 1,034.6)") == [("33.1", 1.0), ("31.0", 1.0), ("1034.6", 1.0)]
+    assert parse_numbers("share of the limit, %", "81") == [("81", 100.0)]
     place = [{"arch": "paper", "batch_size": 32, "speed": 1.0}, {"arch": "paper", "batch_size": 1, "speed": 2.0}]
-    assert named(place, "`paper`, batch 32") == [place[0]]
-    assert named(place, "papers") == []
-    assert sorted(leaves(place)) == [1.0, 1.0, 2.0, 32.0]
+    assert find_entries(place, "`paper`, batch 32") == [place[0]]
+    assert find_entries(place, "papers") == []
+    assert sorted(numbers_in(place)) == [1.0, 1.0, 2.0, 32.0]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
