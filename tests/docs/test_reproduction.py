@@ -1,4 +1,4 @@
-"""The tables of claims in reproduction.md say what the documents in docs/results say, and these add up."""
+"""docs/reproduction.md: its tables of claims agree with the files in docs/results, whose statistics are recomputed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alexnet.ablation.ablate import paired_interval
 from alexnet.ablation.claims import CLAIMS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-NAMES = ("ablate-*.json", "short-*.json")  # export.md and serving.md have the others
+NAMES = ("ablate-*.json", "short-*.json")  # the others belong to export.md and serving.md
 RESULTS = sorted(path for name in NAMES for path in (DOCS / "results").glob(name))
 PAGE = (DOCS / "reproduction.md").read_text(encoding="utf-8")
 
@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_a_result_adds_up(path: Path) -> None:
+def test_statistics_of_a_result_are_recomputed(path: Path) -> None:
     found = read(path)
     part, without = found["arms"]
     sign = 1 if found["measure"] == "top1" else -1
@@ -38,7 +38,7 @@ def test_a_result_adds_up(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_the_page_tells_the_result(path: Path) -> None:
+def test_a_result_is_on_the_page(path: Path) -> None:
     found = read(path)
     factor = 100 if found["measure"] == "top1" else 1
     low, high = (f"{factor * v:+.2f}" for v in found["interval"])
@@ -49,13 +49,13 @@ def test_the_page_tells_the_result(path: Path) -> None:
         assert f"{arm['name']}{'' if arm['reached'] else ' at least'} {factor * arm['mean']:.2f}" in rows[0]
 
 
-def test_every_row_has_its_result_and_every_claim_a_row() -> None:
+def test_every_row_has_a_result_and_every_claim_a_row() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \|.*\| (?:supports|contradicts|cannot tell) \|$", PAGE, re.MULTILINE)
     assert sorted(rows) == sorted(read(path)["claim"] for path in RESULTS)
     assert set(rows) == set(CLAIMS)
 
 
-def test_the_pictures_are_there() -> None:
-    pictures = re.findall(r"\]\((img/[\w.-]+)\)", PAGE)
-    assert len(pictures) >= 6
-    assert all((DOCS / picture).is_file() for picture in pictures)
+def test_images_exist() -> None:
+    images = re.findall(r"\]\((img/[\w.-]+)\)", PAGE)
+    assert len(images) >= 6
+    assert all((DOCS / image).is_file() for image in images)
