@@ -1,4 +1,4 @@
-"""docs/distributed.md: its arithmetic is right, its measurements agree with the results, the examples pass shellcheck."""
+"""docs/distributed.md: the arithmetic is right, measurements agree with the results, examples pass shellcheck."""
 
 from __future__ import annotations
 

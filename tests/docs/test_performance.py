@@ -2,7 +2,7 @@
 
 A table follows a comment that names its source: the file and the keys in it, as in `<!-- bench.json train -->` or
 `<!-- train_224.json results.paper -->`. The first cell of a row names entries there: each of its words occurs in the
-entry's key, strings or integers. Every number of the row must be one of these entries' numbers, rounded as shown, in the
+entry's key, strings or integers. Every number of the row must be a number of these entries, rounded as shown, in the
 unit of the cell or of its column's header (%, ms, MiB, GiB). A table without a source follows `<!-- no results -->`.
 """
 
