@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def data(name: str) -> Path:
-    """Return the folder `name` of the real data sets, in `$ALEXNET_DATA` or `../shared/data`; exit if it is missing."""
+    """Return the folder `name` of the real datasets, in `$ALEXNET_DATA` or `../shared/data`; exit if it is missing."""
     for root in (os.environ.get("ALEXNET_DATA"), Path(__file__).parents[2] / "shared" / "data"):
         if root and (Path(root) / name).exists():
             return Path(root) / name

@@ -20,7 +20,7 @@ from alexnet.training.api import TrainingResult
 def parser(about: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--tiny", action="store_true", help="try the script on any device, with synthetic data")
-    options.add_argument("--data", type=Path, help="the data set, a folder or a .zip; by default in $ALEXNET_DATA")
+    options.add_argument("--data", type=Path, help="the dataset, a folder or a .zip; by default in $ALEXNET_DATA")
     return options
 
 
@@ -34,7 +34,7 @@ def device(tiny: bool) -> str:
 
 
 def unpacked(given: Path | None, name: str) -> Path:
-    """Return the data set `name`: `given`, or from $ALEXNET_DATA; a .zip is unpacked into a temporary folder."""
+    """Return the dataset `name`: `given`, or from $ALEXNET_DATA; a .zip is unpacked into a temporary folder."""
     path = given
     if path is None:
         zipped = Path(os.environ.get("ALEXNET_DATA", Path(__file__).parents[2] / "shared" / "data")) / f"{name}.zip"

@@ -1,4 +1,4 @@
-"""A data set of good images damaged in fifteen named ways, for tests of `alexnet check`.
+"""A dataset of good images damaged in fifteen named ways, for tests of `alexnet check`.
 
 To try `alexnet check` by hand:  python tests/damaged_images.py IMAGES NEW_FOLDER
 """
@@ -44,7 +44,7 @@ def split_photos(photos: Path, root: Path) -> Path:
 
 
 def damage_dataset(root: Path) -> dict[str, str]:
-    """Damage a data set of `split_photos`. Return the affected file (or class) below `root` by kind of damage."""
+    """Damage a dataset of `split_photos`. Return the affected file (or class) below `root` by kind of damage."""
     train = sorted((root / "train" / "ant").iterdir())
     damaged: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""Small synthetic images, class folders and models, and the path to real data sets."""
+"""Small synthetic images, class folders and models, and the path to real datasets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_class_folders(root: Path, counts: dict[str, int]) -> Path:
 
 
 def data_folder(name: str) -> Path:
-    """Return the folder of the real data set `name`, or skip the test."""
+    """Return the folder of the real dataset `name`, or skip the test."""
     roots = [Path(os.environ["ALEXNET_DATA"])] if "ALEXNET_DATA" in os.environ else []
     roots.append(Path(__file__).resolve().parents[2] / "shared" / "data")
     for root in roots:

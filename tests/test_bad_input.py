@@ -123,8 +123,8 @@ TRAINING = [
     # setup, arguments after `train`, start of the error
     (nothing, ["folder", "--data", "data"], "There is no folder data; check the path given as data."),
     (nothing, ["pets/"], "There is no folder of images pets/; give the path of one, or the name of a recipe."),
-    (nothing, ["folder"], "The data set 'folder' needs the folder that holds it; give --data DIR."),
-    (nothing, ["--data", "x"], "The data set 'digits' is embedded and reads no data; omit x, or use 'folder'."),
+    (nothing, ["folder"], "The dataset 'folder' needs the folder that holds it; give --data DIR."),
+    (nothing, ["--data", "x"], "The dataset 'digits' is embedded and reads no data; omit x, or use 'folder'."),
     (a_file, ["folder", "--data", "data"],
      "data is a file, not a folder or an archive (.zip, .tar, .tar.gz, ...); check the path given as data."),
     (empty_class, ["data"], "The class folder data/c holds no images; add some or remove the folder."),
@@ -251,7 +251,7 @@ DATA = [
      "Pixels are packed as squares of one size; give --size N, or --format jpeg."),
     (unfinished_pack, ["train", "data", "--out", "out"], "Packing of data is not finished; rerun 'alexnet pack' with"),
     (unfinished_pack, ["check", "data"], "Packing of data is not finished; rerun 'alexnet pack' with the same"),
-    (nothing, ["check"], "Name the data set: 'alexnet check DIR', an archive, or --labels FILE."),
+    (nothing, ["check"], "Name the dataset: 'alexnet check DIR', an archive, or --labels FILE."),
     (nothing, ["check", "data"], "There is no folder data; check the path given as data."),
     (a_file, ["check", "data"],
      "data is a file, not a folder or an archive (.zip, .tar, .tar.gz, ...); check the path given as data."),
@@ -286,7 +286,7 @@ DATA = [
      ["train", "folder", "--data", "data", "--labels", "labels.csv", "--out", "out"],
      "1 of 2 rows of labels.csv cannot be used: a/0.jpg (labels.csv gives it the split 'tarin'); fix or remove them."),
     (table("path,label\n"), ["train", "digits", "--labels", "labels.csv", "--out", "out"],
-     "The data set 'digits' includes its labels; omit --labels, or use 'folder'."),
+     "The dataset 'digits' includes its labels; omit --labels, or use 'folder'."),
 ]  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def write_checkpoint(
         temporary.chmod(0o755)
         if training is not None:
             digest = _digest(_describe(model, classes, preprocess, step, epoch))
-            with (temporary / TRAINING).open("wb") as file:  # its errors say more than those of torch's own writer
+            with (temporary / TRAINING).open("wb") as file:  # clearer errors than torch's own writer
                 torch.save({**training, DESCRIPTION_DIGEST: digest}, file)
             fsync_file(temporary / TRAINING)
         save_model(temporary, model, classes, preprocess, step=step, epoch=epoch, weights=weights)

@@ -1,6 +1,6 @@
 """The machine: device and precision, CPU, memory and allocator, this process's rank, and env.json.
 
-Only this module asks torch which devices exist, or the environment which rank this is.
+Only this module queries torch for its devices and the environment for the rank.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes of memory available, also in a container; 4 GiB where the system does not tell."""
+    """Return the bytes of memory available, also in a container; 4 GiB if the system does not report it."""
     words = _read_words(Path("/proc/meminfo"))
     free = int(words[words.index("MemAvailable:") + 1]) * 1024 if "MemAvailable:" in words else 4 << 30
     limit, used = _read_words(cgroup / "memory.max"), _read_words(cgroup / "memory.current")

@@ -22,8 +22,8 @@ class ProcessLost(TrainingFailed):
     """Another rank of a distributed training is gone. Raised on every remaining rank."""
 
 
-class ReaderDied(TrainingFailed):
-    """A worker process that loads images was killed from outside or by the kernel."""
+class WorkerDied(TrainingFailed):
+    """A worker process that loads images was killed, by a user or by the kernel."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:

@@ -121,7 +121,7 @@ class Run:
 
     def named_checkpoint(self, which: str) -> Path | None:
         """Return the folder that the file `best` or `last` names, or None before the first checkpoint."""
-        name = self.name_in(which)
+        name = self.checkpoint_name(which)
         if name is None:
             return None
         folder = self.path / "checkpoints" / name
@@ -129,7 +129,7 @@ class Run:
             raise UserError(f"{self.path / which} names the checkpoint '{name}', which is not in {folder.parent}.")
         return folder
 
-    def name_in(self, which: str) -> str | None:
+    def checkpoint_name(self, which: str) -> str | None:
         """Return the name in the file `best` or `last`, even of a missing checkpoint; None if the file is missing."""
         path = self.path / which
         try:
@@ -178,7 +178,7 @@ class Run:
         for other in self.checkpoints():
             if other not in kept:
                 with suppress(OSError):
-                    other.rename(other.with_name(f"{PARTIAL}-{other.name}"))  # a kill must not leave half of it visible
+                    other.rename(other.with_name(f"{PARTIAL}-{other.name}"))  # hidden even if killed while removing
         for leftover in folder.parent.glob(f"{PARTIAL}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         return folder
@@ -214,10 +214,10 @@ class Run:
         if not path.exists():
             return None
         table = parquet.read_table(path)
-        logits = table["logits"].combine_chunks().flatten().to_numpy()  # ImageNet has 50 million
+        logits = table["logits"].combine_chunks().flatten().to_numpy()  # ImageNet: 50 million values
         return table["path"].to_pylist(), table["target"].to_numpy(), logits.reshape(len(table), -1).copy()
 
-    def evaluation_targets(self, split: str) -> tuple[list[str], np.ndarray] | None:
+    def read_evaluation_targets(self, split: str) -> tuple[list[str], np.ndarray] | None:
         """Return the paths and targets of `read_evaluation` without the logits, which may not fit into memory."""
         from pyarrow import parquet
 

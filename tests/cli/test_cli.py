@@ -123,7 +123,7 @@ def test_train_eval_predict_report(capsys, tmp_path):
     assert "precision" in capsys.readouterr().out
 
     Image.fromarray(np.zeros((20, 20), dtype=np.uint8)).save("a.png")
-    Path("b.png").write_bytes(b"no picture")
+    Path("b.png").write_bytes(b"not an image")
     assert run(["predict", "run", "a.png", "b.png", "--json", "--top", "3"]) == 0
     good, bad = document(capsys)["predictions"]
     assert (good["path"], good["error"], len(good["labels"])) == ("a.png", None, 3)
@@ -202,7 +202,7 @@ def test_ablate_lists_the_claims_and_tests_one(capsys, tmp_path):
         ([], "Name a claim"),
         (["lnr"], "did you mean 'lrn'"),
         (["lrn", "--seeds", "0"], "--seeds must be from 1"),
-        (["lrn", "--budget", "0"], "--budget is a number of minutes above 0"),
+        (["lrn", "--budget", "0"], "--budget must be a number of minutes above 0"),
         (["lrn", "--data", "nowhere"], "There is no folder nowhere"),
         (["lrn", "--recipe", "cifar11"], "did you mean 'cifar10'"),
     ],
@@ -242,7 +242,7 @@ def test_show_and_features_print_their_file(small_run, capsys):
     assert document(capsys) == {"files": ["new/c.html"]}
     assert Path("new/c.html").is_file()
     Image.fromarray(np.zeros((9, 9), np.uint8)).save("a.png")
-    Path("bad.png").write_bytes(b"no picture")
+    Path("bad.png").write_bytes(b"not an image")
     assert run(["features", str(small_run), ".", "--layer", "conv5", "--out", "f.csv", "--json"]) == 0
     found = document(capsys)
     assert (found["file"], found["n"], found["module"]) == ("f.csv", 1, "relu5")

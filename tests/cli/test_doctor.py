@@ -33,6 +33,6 @@ def test_a_device_that_is_not_there_is_reported():
         assert trial.detail
 
 
-def test_a_missing_kernel_is_told(monkeypatch):
+def test_a_missing_kernel_is_reported(monkeypatch):
     monkeypatch.setenv("ALEXNET_COMPILER", "none")
     assert any("several times slower than it could be" in line for line in examine().advice)

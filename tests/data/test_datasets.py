@@ -1,4 +1,4 @@
-"""Every layout of every data set is read, and every problem raises a clear error."""
+"""Every layout of every dataset is read, and every problem raises a clear error."""
 
 import gzip
 import hashlib

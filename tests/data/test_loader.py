@@ -15,7 +15,7 @@ from alexnet.data.datasets import decode_files
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.loader import Batch, FromFiles, InMemory, Shard, batch_bounds, choose_workers, fits_in_memory
 from alexnet.data.transforms import EvalTransform
-from alexnet.errors import ReaderDied, UserError
+from alexnet.errors import UserError, WorkerDied
 
 PREPROCESS = EvalTransform(16, 20)
 
@@ -206,7 +206,7 @@ def test_a_worker_that_dies_while_sending_raises_reader_died(raised, files, monk
         raise raised
 
     monkeypatch.setattr(loader, "_defer_worker_errors", broken)
-    with pytest.raises(ReaderDied):
+    with pytest.raises(WorkerDied):
         list(FromFiles(files, PREPROCESS, batch_size=4, workers=1).batches(0))
     with pytest.raises(type(raised)):
         list(FromFiles(files, PREPROCESS, batch_size=4, workers=0).batches(0))

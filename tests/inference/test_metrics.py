@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from alexnet.inference.metrics import compute_metrics, correct_at, cross_entropy, interval
+from alexnet.inference.metrics import compute_metrics, correct_at, cross_entropy, wilson_interval
 
 
 def test_metrics_counted_by_hand():
@@ -44,8 +44,8 @@ def test_interval_is_wilsons():
     n, p, z = 263, 81 / 263, 1.959963984540054
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    assert interval(81, 263) == pytest.approx((center - half, center + half))
-    low, high = interval(10, 10)
+    assert wilson_interval(81, 263) == pytest.approx((center - half, center + half))
+    low, high = wilson_interval(10, 10)
     assert high == 1.0
     assert 0.6 < low < 0.8
-    assert interval(0, 0) == (0.0, 1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)

@@ -251,7 +251,7 @@ def test_cached_engine_needs_no_torch(small_run, cache, image, capsys, name):
     assert found.stderr.startswith(f"engine {name}: ")
 
 
-@pytest.mark.slow  # imports torch in a process of its own
+@pytest.mark.slow  # imports torch in a subprocess
 def test_predict_needs_no_torchvision(small_run, image):
     found = run_without("torchvision", "predict", str(small_run), str(image))
     assert found.returncode == 0, found.stderr

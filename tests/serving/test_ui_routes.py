@@ -87,7 +87,7 @@ def test_overlay_is_orange_for_support_and_blue_for_opposition():
 
 
 @pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3), (224, 3)])
-def test_network_input_is_enlarged_by_a_whole_factor(side, channels):
+def test_network_input_is_enlarged_by_an_integer_factor(side, channels):
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, channels), dtype=np.uint8)
     found = np.asarray(explain.render_input(pixels))
     factor = len(found) // side

@@ -45,7 +45,7 @@ def hog_svm(recipe: Recipe) -> float:
 
 @functools.lru_cache(maxsize=1)  # seeds only change the split
 def _features(name: str, data: Path | None, labels: Path | None, skip_bad: bool, size: int) -> dict[str, np.ndarray]:
-    """Return the features of every image of a data set, by the image's name."""
+    """Return the features of every image of a dataset, by the image's name."""
     dataset = load_dataset(name, data, labels=labels, skip_bad=skip_bad, hold_out=False)
     channels = dataset.channels
     preprocess = EvalTransform(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)

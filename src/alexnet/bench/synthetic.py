@@ -1,4 +1,4 @@
-"""The trainer's own step on random images, without a data set or a run, for benchmarks."""
+"""The trainer's own step on random images, without a dataset or a run, for benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`alexnet check`: inspect a data set before training."""
+"""`alexnet check`: inspect a dataset before training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check(
     fix: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Inspect a data set before training: image sizes, unreadable files, duplicates, class imbalance, and a verdict.
+    """Inspect a dataset before training: image sizes, unreadable files, duplicates, class imbalance, and a verdict.
 
     Args:
         data: A folder of class folders (with or without train/, val/, test/ above), a zip or tar archive of one, a
@@ -33,7 +33,7 @@ def check(
         json: Print one JSON document.
     """
     if data is None and labels is None:
-        raise UserError("Name the data set: 'alexnet check DIR', an archive, or --labels FILE.")
+        raise UserError("Name the dataset: 'alexnet check DIR', an archive, or --labels FILE.")
     from alexnet.data.shards.manifest import is_packed
 
     if data is not None and is_packed(data):
@@ -81,15 +81,15 @@ def _check_packed(data: Path, json: bool) -> None:
     print_list("Damaged", found.damaged)
     print_list("Skipped (unreadable)", [f"{name}: {reason}" for name, reason in found.failed])
     print_list("Exact duplicates", [f"{a}  {b}" for a, b in found.duplicates])
-    if found.crossing:
-        print(f"{found.crossing:,} of these pairs are in different splits")
+    if found.across_splits:
+        print(f"{found.across_splits:,} of these pairs are in different splits")
     print(f"\n{found.verdict}\n  {escape(found.command)}")
 
 
 def _show(found: Findings) -> None:
     from alexnet.data.quality.findings import min_median_max
 
-    good = [found.infos[i] for i in found.good]
+    good = [found.infos[i] for i in found.readable]
     splits = found.by_split
     print(f"{found.data}: {len(found.names):,} images, {len(found.classes):,} classes")
     rows = sorted(found.classes.items(), key=lambda row: -row[1])
@@ -108,9 +108,9 @@ def _show(found: Findings) -> None:
     if len(shown) < len(rows):
         print(f"({len(rows) - len(shown):,} classes in between are not shown)")
     if good:
-        for what, values in (("width", [s.width for s in good]), ("height", [s.height for s in good])):
+        for dimension, values in (("width", [s.width for s in good]), ("height", [s.height for s in good])):
             low, middle, high = min_median_max(values) or (0, 0, 0)
-            print(f"{what}: {low:g} to {high:g} pixels, median {middle:g}")
+            print(f"{dimension}: {low:g} to {high:g} pixels, median {middle:g}")
         low, middle, high = min_median_max([s.width / s.height for s in good]) or (0, 0, 0)
         print(f"aspect ratio (width / height): {low:.2f} to {high:.2f}, median {middle:.2f}")
         kinds = Counter(f"{s.format} {s.mode}".strip() for s in good)

@@ -68,7 +68,7 @@ def evaluate(
 
 
 def number_of_views(ten_crop: bool, crops: int | None) -> int:
-    """Return the views per image that --ten-crop and --crops ask for."""
+    """Return the number of views per image for --ten-crop and --crops."""
     if ten_crop and crops not in (None, 10):
-        raise UserError(f"--ten-crop is 10 views and --crops asks for {crops}; give one of them.")
+        raise UserError(f"--ten-crop is 10 views, but --crops is {crops}; give only one of them.")
     return 10 if ten_crop else crops if crops is not None else 1

@@ -1,4 +1,4 @@
-"""`alexnet features`: the activations of a layer as a table."""
+"""`alexnet features`: write the activations of a layer as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`alexnet pack`: rewrite a data set as a few large files that training reads fast."""
+"""`alexnet pack`: rewrite a dataset as a few large files that training reads fast."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pack(
     workers: int | None = None,
     json: bool = False,
 ) -> None:
-    """Rewrite a data set as a few large files that training reads fast; rerun to resume or repair.
+    """Rewrite a dataset as a few large files that training reads fast; rerun to resume or repair.
 
     Args:
         data: A folder of class folders (with or without train/, val/, test/ above), a zip or tar archive of one, or a

@@ -1,4 +1,4 @@
-"""`alexnet show`: an image file of a network, a run or a prediction."""
+"""`alexnet show`: draw a network, a run or a prediction as an image file."""
 
 from __future__ import annotations
 

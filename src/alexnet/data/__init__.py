@@ -2,6 +2,6 @@
 
 `datasets.load_dataset` returns an `ImageDataset`; `loader.FromFiles` and `loader.InMemory` yield its batches;
 `transforms.EvalTransform` and `augment.augment` prepare them. Read decode, transforms and augment (one image); dataset,
-archives, image_folder, download, datasets and split (a data set); loader and statistics (batches). `quality/` is
+archives, image_folder, download, datasets and split (a dataset); loader and statistics (batches). `quality/` is
 `alexnet check`, and `shards/` is `alexnet pack`.
 """

@@ -166,7 +166,7 @@ def _crop(images: torch.Tensor, uniform: np.ndarray, size: int) -> torch.Tensor:
         return images
     corner = crop_corners(uniform, margin)
     windows = images.unfold(2, size, 1).unfold(3, size, 1)  # N×C×(margin+1)×(margin+1)×size×size
-    if images.device.type == "cpu":  # NumPy copies rows of a window, torch would look up every byte
+    if images.device.type == "cpu":  # NumPy copies rows of a window, torch would index every byte
         order = (0, 2, 3, 4, 5, 1) if _is_channels_last(images) else (0, 2, 3, 1, 4, 5)
         crops = torch.from_numpy(windows.permute(order).numpy()[np.arange(len(images)), corner[:, 0], corner[:, 1]])
         return crops.permute(0, 3, 1, 2) if _is_channels_last(images) else crops
@@ -349,7 +349,7 @@ def mix(
 
 @dataclass(frozen=True)
 class ColorPCA:
-    """The principal components of a data set's RGB pixels. Raises `UserError` for invalid values."""
+    """The principal components of a dataset's RGB pixels. Raises `UserError` for invalid values."""
 
     std: tuple[float, ...]
     """Standard deviation along each of the three components, largest first, in levels of 0…255."""

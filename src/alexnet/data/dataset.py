@@ -1,4 +1,4 @@
-"""Data set types: images on disk, images in memory, and a data set with its splits."""
+"""Dataset types: images on disk, images in memory, and a dataset with its splits."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ImageArrays:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set with its classes and splits."""
+    """A dataset with its classes and splits."""
 
     name: str
     classes: tuple[str, ...]
@@ -94,9 +94,9 @@ class ImageDataset:
     splits: dict[str, ImageArrays | ImageFiles]
     """train, val and test, as far as they exist; `all` for evaluation data without splits."""
     channels: int
-    """1 for gray data sets, 3 for RGB; files are decoded to it."""
+    """1 for gray datasets, 3 for RGB; files are decoded to it."""
     held_out: tuple[str, ...] = ()
-    """The splits that were held out of train here rather than given by the data set."""
+    """The splits that were held out of train rather than predefined."""
     bad: list[tuple[str, str]] = field(default_factory=list)
     """Unreadable files that were skipped: (name, reason)."""
     notes: list[str] = field(default_factory=list)
@@ -104,6 +104,6 @@ class ImageDataset:
 
     @property
     def split_rows(self) -> SplitRows:
-        """The rows of split.csv, to pass to `load_dataset` as `split`; empty if the data set came with its splits."""
+        """The rows of split.csv, to pass to `load_dataset` as `split`; empty if the dataset came with its splits."""
         recorded = ("train", *self.held_out) if self.held_out else ()
         return [(name, split) for split in recorded for name in self.splits[split].names]

@@ -1,6 +1,6 @@
-"""Data sets by name: each becomes an `ImageDataset` of class names and splits, checked before training.
+"""Datasets by name: each becomes an `ImageDataset` of class names and splits, checked before training.
 
-A split is `ImageArrays` (decoded in memory) or `ImageFiles` (decoded when needed). If a data set has no validation
+A split is `ImageArrays` (decoded in memory) or `ImageFiles` (decoded when needed). If a dataset has no validation
 split, one is held out of train, stratified and seeded, and recorded by file name: nothing is chosen on the test split.
 
 | name | contents | on disk |
@@ -62,7 +62,7 @@ def load_dataset(
     split: SplitRows | None = None,
     progress: Progress | None = None,
 ) -> ImageDataset:
-    """Load the data set `name` for training.
+    """Load the dataset `name` for training.
 
     `data` is its file or folder, unless it is embedded or downloaded. `labels` is a table of labels, whose folder is
     the default for `data`. Without `data`, cifar10 and fashion-mnist are read from the cache, and downloaded into it if
@@ -76,9 +76,9 @@ def load_dataset(
     Raises `UserError` for an unknown name, for missing or malformed data, and as `image_folder` does.
     """
     if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
+        raise unknown_name("dataset", name, DATASETS)
     if labels is not None and name not in ("imagenet", "folder"):
-        raise UserError(f"The data set '{name}' includes its labels; omit --labels, or use 'folder'.")
+        raise UserError(f"The dataset '{name}' includes its labels; omit --labels, or use 'folder'.")
     if data is not None and not data.name.endswith(".tar.gz"):  # CIFAR-10's archive needs a checksum first
         data = unpack_if_archive(data, progress)
     if name == "digits":
@@ -91,7 +91,7 @@ def load_dataset(
         source = _load_fashion_mnist(data, download, progress)
     else:
         if data is None and labels is None:
-            raise UserError(f"The data set '{name}' needs the folder that holds it; give --data DIR.")
+            raise UserError(f"The dataset '{name}' needs the folder that holds it; give --data DIR.")
         source = _load_images(name, data, labels, skip_bad=skip_bad, progress=progress)
         if name == "imagenet" and not {"val", "test"} & set(source.splits):
             source.notes.append(f"{data} has no val/ beside train/, as ImageNet has.")
@@ -157,14 +157,14 @@ def _common_side(files: ImageFiles, progress: Progress | None) -> int:
     return width if width == height else 0
 
 
-# ── evaluation data, class folders and packed data sets ───────────────────────────────────────────────────────
+# ── evaluation data, class folders and packed datasets ───────────────────────────────────────────────────────
 
 
 def load_for_evaluation(
     name: str, data: Path | None, progress: Progress | None = None, *, labels: Path | None = None
 ) -> ImageDataset:
-    """Load images to evaluate a model on: class folders, a table of labels, a packed data set, or the original files
-    of the data set `name` that it was trained on. Data without splits is the split `all`. Raises `UserError`."""
+    """Load images to evaluate a model on: class folders, a table of labels, a packed dataset, or the original files
+    of the dataset `name` that it was trained on. Data without splits is the split `all`. Raises `UserError`."""
     data = image_folder.resolve_data_folder(data, labels, progress)
     if is_packed(data):
         return _load_packed("folder", data, labels, progress, training=False)
@@ -227,7 +227,7 @@ def _load_images(
     return ImageDataset(name, tree.classes, order_splits({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
 
 
-# ── data sets with their own files ────────────────────────────────────────────────────────────────────────────
+# ── datasets with their own files ────────────────────────────────────────────────────────────────────────────
 
 
 def _load_digits(data: Path | None) -> ImageDataset:
@@ -236,7 +236,7 @@ def _load_digits(data: Path | None) -> ImageDataset:
     `make_splits` divides them into 1,259 for train, 269 for val and 269 for test.
     """
     if data is not None:
-        raise UserError(f"The data set 'digits' is embedded and reads no data; omit {data}, or use 'folder'.")
+        raise UserError(f"The dataset 'digits' is embedded and reads no data; omit {data}, or use 'folder'.")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

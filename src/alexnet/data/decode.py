@@ -26,8 +26,8 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
     | {".jp2", ".tga", ".heic", ".heif", ".avif"}
 )
-"""Lowercase suffixes of image files, with HEIC and AVIF although their readers may be missing: an unreadable image is
-reported rather than overlooked."""
+"""Lowercase suffixes of image files, including HEIC and AVIF although their readers may be missing: an unreadable image
+is reported rather than overlooked."""
 
 MAX_PIXELS = 178_956_970
 """Largest width × height that is decoded: Pillow's own limit (twice its `MAX_IMAGE_PIXELS`)."""
@@ -71,11 +71,11 @@ def decode_image(
 ) -> Image.Image:
     """Decode `source` to an image of mode RGB (`channels` 3) or L (1).
 
-    `source` is a path, a file's bytes, an opened image, or pixels, uint8 H×W×C. Applies EXIF orientation and drops the
+    `source` is a path, the bytes of a file, a PIL image, or pixels, uint8 H×W×C. Applies EXIF orientation and drops the
     metadata. Transparent pixels are composited over white, an animation yields its first frame, and deeper values are
     scaled to 0…255 (see `_to_8_bits`). Gray is Pillow's ITU-R 601 luma.
 
-    Raises `BadImage` if this is not a complete image of a raster format, and its subclass `TooManyPixels`, before
+    Raises `BadImage` if `source` is not a complete image of a raster format, and its subclass `TooManyPixels`, before
     decoding, for a file of more than `max_pixels`.
     """
     if channels not in (1, 3):
@@ -107,7 +107,7 @@ def decode_crop(
 
     `box(width, height)` receives the size that `decode_image` would return. A JPEG is decoded at the smallest of full,
     half, quarter and eighth scale at which the box is still at least twice `size` pixels wide and high, which saves
-    most of the work on a camera's image; at full scale the pixels equal those of `decode_image`. Raises `BadImage`.
+    most of the work on a camera's photo; at full scale the pixels equal those of `decode_image`. Raises `BadImage`.
     """
     name, mode = _source_name(source), "RGB" if channels == 3 else "L"
     if isinstance(source, np.ndarray):
@@ -226,7 +226,7 @@ def _readable_formats() -> tuple[str, ...]:
 
 
 def _guess_content(data: bytes) -> str:
-    """Guess from the first bytes what a file is that Pillow does not recognize as an image."""
+    """Guess from the first bytes what a file contains if Pillow does not recognize it as an image."""
     start = data.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg")):
         return "it is not an image but a web page or other markup"

@@ -1,6 +1,6 @@
 """Resumable downloads, verified by checksum.
 
-Hosts of data sets throttle and drop connections, so a partial file is kept next to the target as `<name>.part`, and the
+Hosts of datasets throttle and drop connections, so a partial file is kept next to the target as `<name>.part`, and the
 next attempt, in this process or a later one, requests only the rest.
 """
 

@@ -334,7 +334,7 @@ class LabelTable:
 
 
 def class_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the classes in the order of their indices: numerical if all are whole numbers, else alphabetical."""
+    """Return the classes in the order of their indices: numerical if all are integers, else alphabetical."""
     names = set(labels)
     if all(name.isascii() and name.isdigit() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))

@@ -28,7 +28,7 @@ from alexnet.data.decode import BadImage, decode_crop, decode_image
 from alexnet.data.shards.reader import PackedImages
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_count, free_memory, local_world_size
-from alexnet.errors import ReaderDied, UserError
+from alexnet.errors import UserError, WorkerDied
 
 MAX_IN_MEMORY = 2 << 30
 """Maximum bytes of decoded images kept in memory."""
@@ -278,8 +278,8 @@ class FromFiles(_BatchOrder):
                 raise
             died = True
         if died:  # raised here, where torch's error no longer keeps the other workers alive
-            raise ReaderDied(
-                "A worker process that reads images died: it was killed, by someone or by the system for lack of "
+            raise WorkerDied(
+                "A worker process that reads images died: it was killed, by a user or by the system for lack of "
                 f"memory or /dev/shm; use fewer than --workers {self.workers}, which need less."
             )
 

@@ -28,8 +28,8 @@ SPLITS = ("train", "val", "test")
 def stratified_split(targets: torch.Tensor | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices (kept, held out), int64 ascending, with about `fraction` of each class held out.
 
-    Of a class with n samples round(n·fraction) are held out, at least one but never all: a class with a single sample
-    keeps it. `targets` are integers (n,). Raises `UserError` for a fraction outside (0, 1).
+    Of the n samples of a class, round(n·fraction) are held out, at least one but never all, so a class with a single
+    sample keeps it. `targets` are integers (n,). Raises `UserError` for a fraction outside (0, 1).
     """
     if not 0 < fraction < 1:
         raise UserError(f"The fraction to hold out must be between 0 and 1, not {fraction}; 0.05 is usual.")
@@ -67,13 +67,13 @@ def read_split(path: Path) -> list[tuple[str, str]]:
     return [(name, split) for name, split in rows]
 
 
-# ── splitting a data set ──────────────────────────────────────────────────────────────────────────────────────
+# ── splitting a dataset ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows | None) -> ImageDataset:
-    """Hold out the missing validation and test splits of `source`, or reproduce `rows`, an earlier `split_rows`.
+    """Hold out the missing validation and test splits of `source`, or reproduce the recorded split `rows`.
 
-    Splits that the data set came with stay unchanged; see `load_dataset` for the fractions. Copies of a file within a
+    Predefined splits stay unchanged; see `load_dataset` for the fractions. Copies of a file within a
     class stay in one split, so that no model is tested on an image it was trained on.
     """
     if "val" in source.splits or not hold_out:
@@ -104,7 +104,7 @@ def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows
 def _hold_out(part: ImageArrays | ImageFiles, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Apply `stratified_split` with copies of a file on the same side.
 
-    If that leaves nothing to hold out, because a class is copies of one image, they are split like any others.
+    If that leaves nothing to hold out, since each class consists of copies of one image, copies are split like others.
     """
     first = _first_copy_indices(part)
     unique = np.unique(first)
@@ -155,7 +155,7 @@ def _restore_splits(source: ImageDataset, rows: SplitRows) -> ImageDataset:
     for name, split in rows:
         indices.setdefault(split, []).append(index[name])
     if "train" not in indices or "val" not in indices:
-        raise UserError("The recorded split has no train or no val part; delete it to create a new one.")
+        raise UserError("The recorded split has no train or no val images; delete it to create a new one.")
     splits = {**source.splits, **{split: pool.take(np.array(chosen)) for split, chosen in indices.items()}}
     notes = list(source.notes)
     if new := len(pool) - len({name for name, _ in rows}):

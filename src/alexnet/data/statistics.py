@@ -23,7 +23,7 @@ from alexnet.data.shards.reader import PackedImages
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 
-SAMPLE_SIZE = 1000  # files that mean and standard deviation are computed from if the images stay on disk
+SAMPLE_SIZE = 1000  # files sampled for mean and standard deviation if the images stay on disk
 BATCH_SIZE = 32  # 50 MB of float64 at 256 pixels
 
 
@@ -42,7 +42,7 @@ def compute_statistics(
 ) -> Statistics:
     """Compute the mean image and color covariance of all images of `part`, as squares of `geometry.resize_side`.
 
-    For a complete packed data set they are read from its pack.json. Raises `BadImage` for an unreadable file.
+    For a complete packed dataset they are read from its pack.json. Raises `BadImage` for an unreadable file.
     """
     if isinstance(part, PackedImages) and (known := _packed_statistics(part, geometry)) is not None:
         return known
@@ -70,18 +70,20 @@ def compute_statistics(
 
 def _packed_statistics(part: PackedImages, geometry: EvalTransform) -> Statistics | None:
     """Return the statistics computed when `part` was packed, if it is complete and has the same geometry."""
-    found, form = part.statistics(), part.shards.format
-    if found is None or (form.side, form.channels, geometry.squash) != (geometry.resize_side, geometry.channels, False):
+    stored, format = part.statistics(), part.shards.format
+    if stored is None or geometry.squash:
         return None
-    mean_image, covariance = found
+    if (format.side, format.channels) != (geometry.resize_side, geometry.channels):
+        return None
+    mean_image, covariance = stored
     return Statistics(torch.from_numpy(mean_image / 255).float(), covariance)
 
 
 def color_pca(covariance: np.ndarray) -> ColorPCA:
     """Return the eigenvectors of a 3×3 covariance in levels of 0…255 and the standard deviations, largest first.
 
-    The sign of an eigenvector is arbitrary; here its largest component is positive. Rounded, so that machines agree.
-    Raises `UserError` for gray images.
+    The sign of an eigenvector is arbitrary; here its largest component is positive. Values are rounded to be equal on
+    all machines. Raises `UserError` for gray images.
     """
     variances, columns = np.linalg.eigh(covariance)
     std = np.sqrt(np.maximum(variances[::-1], 0))
@@ -101,8 +103,8 @@ def mean_and_std(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute mean and standard deviation per channel, as fractions of 1 to four places.
 
-    They cover all pixels of images in memory, or of `SAMPLE_SIZE` files, decoded to the squares that would be kept in
-    memory, so that both ways measure the same pixels.
+    Uses all pixels of images in memory, or of `SAMPLE_SIZE` files decoded to the same squares that would be kept in
+    memory.
     """
     if isinstance(part, ImageFiles):
         chosen = rng.permutation(seed, 0, len(part))[:SAMPLE_SIZE]
@@ -113,7 +115,7 @@ def mean_and_std(
     levels = np.arange(256) / 255
     mean = counts @ levels / counts.sum(axis=1)
     variance = counts @ levels**2 / counts.sum(axis=1) - mean**2
-    std = np.sqrt(np.maximum(variance, 1e-6))  # images of a single color have none
+    std = np.sqrt(np.maximum(variance, 1e-6))  # zero for images of a single color
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 
 

@@ -28,7 +28,7 @@ from alexnet.export import parity, writers
 from alexnet.export.parity import TOLERANCE, ExportFailed, Parity, Reference
 from alexnet.files import sha256_file, write_json
 from alexnet.inference.calibration import find_calibration
-from alexnet.inference.evaluate import calibration_images, run_dataset
+from alexnet.inference.evaluate import calibration_images, load_run_dataset
 from alexnet.inference.load import load_model
 from alexnet.runtimes.manifest import FORMATS, PRECISIONS, check_installed, manifest_path
 from alexnet.runtimes.signature import key_path, sign
@@ -168,7 +168,7 @@ class Exporter:
     def _dataset(self) -> ImageDataset:
         assert self.loaded.run is not None
         try:
-            return run_dataset(self.loaded.run, None)
+            return load_run_dataset(self.loaded.run, None)
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}; or compare on other images with --images DIR.") from error
 

@@ -1,4 +1,4 @@
-"""Evaluation of a network, or of an ensemble, on a split of a dataset: logits, and the metrics of them.
+"""Evaluation of a network or an ensemble on a split of a dataset: logits and metrics.
 
 Training validates through the same functions, always in float32 and in the same batches, so that `alexnet eval` prints
 exactly the metrics that training reported.
@@ -58,6 +58,7 @@ class Outputs:
     logits: np.ndarray  # (n, classes) float32
 
     def measure(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """Return `compute_metrics` of these logits."""
         return compute_metrics(self.logits, self.targets, classes)
 
 
@@ -84,7 +85,7 @@ def run_networks(
     progress: Progress | None = None,
     views: Views = CENTER_CROP,
 ) -> list[Outputs]:
-    """Do the same for several networks on the same images, which are read once."""
+    """Run several networks, like `run_network`, on the same images, which are read once."""
     were_training = [(model, model.training) for model, _ in networks if isinstance(model, nn.Module)]
     ids, targets = [], []
     logits: list[list[torch.Tensor]] = [[] for _ in networks]
@@ -156,20 +157,20 @@ def evaluate(
     progress: Progress | None = None,
     log: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
-    """Evaluate a trained network, or several as an ensemble, on the (first) run's own data, on the class folders in
+    """Evaluate a trained network, or several as an ensemble, on the data of the (first) run, on the class folders in
     `data`, or on the images listed in the table `labels`.
 
     `split` is train, val or test; `auto` is test where there is one, else val. `views` is the number of crops of an
-    image, at each of `scales`, whose probabilities are averaged: 10 is the paper's ten-crop test (see `crops.py`).
-    `engine` is what computes (see `runtimes/engines.py`); an int8 engine is calibrated on the images in the folder
+    image at each of `scales`; their probabilities are averaged, and 10 is the paper's ten-crop test (see `crops.py`).
+    `engine` names the runtime (see `runtimes/engines.py`); an int8 engine is calibrated on the images in the folder
     `calibrate`, else on training images, and `log` receives a sentence on how much it differs from `exact`. An exported
     file needs `data` or `labels`; `trust` opens one that is not verified.
 
-    Returns the metrics of `compute_metrics`, with `runs`, `members` (the top1 of each), `split`, `views` (in all, of
-    one network), `scales` and `engines`; and those of `confidence_metrics`, with the `calibration` that they use, or
-    None, and a `calibration_note` on where it comes from or why there is none. On the run's own data the exact logits
-    of a single network and view are also stored in `evaluation/<split>.parquet`. Raises `UserError`, also where a
-    member may have trained on the images.
+    Returns the metrics of `compute_metrics`, with `runs`, `members` (the top1 of each), `split`, `views` (of one
+    network, at all scales), `scales` and `engines`; and those of `confidence_metrics`, with the `calibration` that they
+    use, or None, and a `calibration_note` on its source or why there is none. On the run's own data the exact logits
+    of a single network and view are also stored in `evaluation/<split>.parquet`. Raises `UserError`, also if a
+    member may have been trained on the images.
     """
     grid = make_views(views, scales)
     check_engine(engine, device, calibrate)
@@ -181,7 +182,7 @@ def evaluate(
     if own_data:
         if first.run is None:
             raise UserError(f"{ensemble.names[0]} has no data of its own; give --data with a folder of class folders.")
-        source = run_dataset(first.run, progress)
+        source = load_run_dataset(first.run, progress)
     else:
         trained_on = str(_recipe(first.run).get("dataset", "folder")) if first.run else "folder"
         source = load_for_evaluation(
@@ -208,12 +209,12 @@ def evaluate(
     networks = ensemble.networks(config)
     logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
     for group in groups:
-        read, group_images = group.preprocess, images
-        workers, _ = choose_workers(None, EVAL_BATCH_SIZE * read.channels * read.size**2)
-        if isinstance(images, ImageFiles) and fits_in_memory(source, read.size):
-            group_images = decode_files(images, read, progress=progress)
+        transform, group_images = group.preprocess, images
+        workers, _ = choose_workers(None, EVAL_BATCH_SIZE * transform.channels * transform.size**2)
+        if isinstance(images, ImageFiles) and fits_in_memory(source, transform.size):
+            group_images = decode_files(images, transform, progress=progress)
         pairs = [(networks[i], ensemble.members[i].preprocess) for i in group.members]
-        found = run_networks(pairs, evaluation_batches(group_images, read, workers), torch_device, progress, grid)
+        found = run_networks(pairs, evaluation_batches(group_images, transform, workers), torch_device, progress, grid)
         for i, member_outputs in zip(group.members, found, strict=True):
             logits[i].append(torch.from_numpy(member_outputs.logits))
     targets = class_indices[found[0].targets]
@@ -245,12 +246,12 @@ def evaluate(
 
 
 def _is_best(loaded: LoadedModel | ExportedModel) -> bool:
-    """Whether this is the best checkpoint of its run, which the stored evaluations are of."""
+    """Return whether this is the best checkpoint of its run; only its evaluations are stored."""
     best = loaded.run.named_checkpoint("best") if loaded.run else None
     return best is not None and loaded.checkpoint is not None and loaded.checkpoint.resolve() == best.resolve()
 
 
-def run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
+def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
     """Load the data that a run was trained on, with the same splits."""
     recipe = _recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None
@@ -272,7 +273,7 @@ def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
     if split not in source.held_out:
         return
     first = ensemble.members[0].run
-    assert first is not None, "it has data of its own"
+    assert first is not None, "only a run has data"
     measured = set(source.splits[split].names)
     ours = _recipe(first)
     for other in (member.run for member in ensemble.members[1:] if member.run is not None):
@@ -280,16 +281,16 @@ def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
         if theirs["dataset"] != ours["dataset"] or (ours["dataset"] == "folder" and theirs["data"] != ours["data"]):
             continue  # trained on other images
         rows = read_split(other.split_csv) if other.split_csv.is_file() else []
-        if missing := len(measured - {name for name, of in rows if of == split}):
+        if missing := len(measured - {name for name, row_split in rows if row_split == split}):
             raise UserError(
                 f"{missing} of the {len(measured)} {split} images of {first.path} are not in the {split} split of "
-                f"{other.path}, which may have been trained on them; give --data with images that neither has seen, or "
+                f"{other.path}, which may have been trained on them; give --data with other images, or "
                 "split the data into train/ and val/ before training."
             )
 
 
 def _recipe(run: Run) -> dict[str, Any]:
-    """Return what the run's recipe.json says about its data."""
+    """Return the fields of the run's recipe.json that describe its data."""
     try:
         found = json.loads(run.recipe_json.read_text(encoding="utf-8"))
         return {key: found[key] for key in ("dataset", "data", "labels", "seed", "skip_bad", "validate_on")}
@@ -308,8 +309,8 @@ def _choose_split(name: str, source: ImageDataset) -> str:
 def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarray:
     """Return for each class index of a dataset the network's index of the class with the same name.
 
-    ImageNet's own folders are named by number (n01440764), torchvision's classes by word (tench). Both are in the order
-    of the numbers, so all 1000 folders together are matched by position. Raises `UserError` if the dataset has a class
+    ImageNet's own folders are named by number (n01440764), torchvision's classes by word (tench). Both are in numerical
+    order, so all 1000 folders together are matched by position. Raises `UserError` if the dataset has a class
     that the network does not have.
     """
     if len(found) == len(trained) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in found):
@@ -339,9 +340,9 @@ def calibration_images(loaded: LoadedModel, folder: Path | None, flag: str = "--
     if loaded.run is None:
         raise UserError(
             "8-bit activations must be calibrated on images, and this network has no data of its own; give "
-            f"{flag} with a folder of images like those it will see."
+            f"{flag} with a folder of images like those it will classify."
         )
-    part: ImageArrays | ImageFiles = run_dataset(loaded.run, None).splits["train"]
+    part: ImageArrays | ImageFiles = load_run_dataset(loaded.run, None).splits["train"]
     part = part.take(np.array(_take_evenly(list(range(len(part))))))
     return np.concatenate([b.images.cpu().numpy() for b in evaluation_batches(part, loaded.preprocess).batches(0)])
 

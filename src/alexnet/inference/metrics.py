@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 
 
-def interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval of a proportion, which is valid for few images and for rates near 0 and 1 too."""
+def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's confidence interval of the proportion `hits`/`n`, valid also for small n and near 0 and 1."""
     from scipy.stats import binomtest
 
     if n == 0:
         return 0.0, 1.0
-    found = binomtest(hits, n).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+    ci = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    return float(ci.low), float(ci.high)
 
 
 def correct_at(logits: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     """Return for each row whether its target is among the k highest logits: (n, classes), (n,) → (n,) bool.
 
-    Ties count as wrong: a target that only equals the k-th highest of the others is not among them, so that a network
-    with constant output does not look accurate.
+    Ties count as wrong: a target that only equals the k-th highest of the others is not among them. Otherwise a network
+    with constant output would have a high accuracy.
     """
-    own = np.take_along_axis(logits, targets[:, None], axis=1)
-    at_least = (logits >= own).sum(axis=1)  # counts the target itself; NaN compares false
-    return (at_least <= k) & np.isfinite(own[:, 0])
+    target_logits = np.take_along_axis(logits, targets[:, None], axis=1)
+    rank = (logits >= target_logits).sum(axis=1)  # counts the target itself; NaN compares false
+    return (rank <= k) & np.isfinite(target_logits[:, 0])
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -55,7 +55,7 @@ def compute_metrics(logits: np.ndarray, targets: np.ndarray, classes: Sequence[s
         "top5": float(correct_at(logits, targets, min(5, len(classes))).mean()),
         "loss": cross_entropy(logits, targets),
         "n": n,
-        "interval": list(interval(int(top1.sum()), n)),
+        "interval": list(wilson_interval(int(top1.sum()), n)),
         "per_class": [
             {"label": label, "n": int(support[i]), "precision": float(precision[i]),
              "recall": float(recall[i]), "f1": float(f1[i])}

@@ -27,18 +27,18 @@ from alexnet.data.loader import choose_workers, evaluation_batches
 from alexnet.device import pick_device
 from alexnet.errors import UserError
 from alexnet.files import printable, write_json
-from alexnet.inference.evaluate import run_dataset
+from alexnet.inference.evaluate import load_run_dataset
 from alexnet.inference.features import Features, Progress, extract_features, load_image
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import LoadedModel
 
 INFO, VECTORS, NORMS = "index.json", "vectors.npy", "norms.npy"
-BLOCK = 256  # vectors converted to float32 at a time: 4 MiB for fc7, which fit into a processor's cache
+BLOCK = 256  # vectors converted to float32 at a time: 4 MiB for fc7, which fits into a CPU cache
 
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A training image and its distance."""
+    """A training image and its distance from a query."""
 
     name: str
     """Its name in the dataset: a path below the data folder, or split/number."""
@@ -75,9 +75,9 @@ def search(stored: np.ndarray, norms: np.ndarray, queries: np.ndarray, top: int)
     top = min(top, n)
     q = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
     rough = np.empty((len(q), n))
-    space = torch.empty(min(BLOCK, n), d)  # used again: fresh memory for each block takes longer than the products
+    buffer = torch.empty(min(BLOCK, n), d)  # reused: allocating memory for each block takes longer than the products
     for start in range(0, n, BLOCK):
-        block = space[: min(BLOCK, n - start)].copy_(torch.from_numpy(stored[start : start + BLOCK]))
+        block = buffer[: min(BLOCK, n - start)].copy_(torch.from_numpy(stored[start : start + BLOCK]))
         rough[:, start : start + BLOCK] = norms[start : start + BLOCK] - 2 * (block @ q.T).T.double().numpy()
     found = []
     for row, query in zip(rough, queries.astype(np.float64), strict=True):
@@ -115,15 +115,15 @@ def open_index(
     loaded: LoadedModel, layer: str | None = None, device: str = "auto", progress: Progress | None = None,
     log: Callable[[str], object] = lambda _: None,
 ) -> Index:  # fmt: skip
-    """Return the index of a run's training images at `layer` (fc7 by default), built unless there is one of this
-    checkpoint. Raises `UserError`, also for a network without a run."""
+    """Return the index of a run's training images at `layer` (fc7 by default); builds it unless this checkpoint
+    has one. Raises `UserError`, also for a network without a run."""
     if loaded.run is None or loaded.checkpoint is None:
         raise UserError("Finding similar training images needs the run folder, and this network has none; give a run.")
     features = Features(loaded.model, layer)
     folder, built_from = _index_dir(loaded.run, loaded.checkpoint, features)
     index = _read_index(folder, built_from)
     if index is None:
-        source = run_dataset(loaded.run, progress)
+        source = load_run_dataset(loaded.run, progress)
         log(f"Computing {features.layer} of {len(source.splits['train']):,} training images, once; kept in {folder}.")
         _build_index(folder, loaded, features, source, built_from, device, progress)
         index = _read_index(folder, built_from)
@@ -132,7 +132,7 @@ def open_index(
 
 
 def load_index(loaded: LoadedModel, layer: str | None = None) -> Index | None:
-    """Return the index that `open_index` built of this checkpoint, or None where there is none."""
+    """Return the index that `open_index` built for this checkpoint, or None."""
     if loaded.run is None or loaded.checkpoint is None or not (loaded.run.path / "index").is_dir():
         return None
     return _read_index(*_index_dir(loaded.run, loaded.checkpoint, Features(loaded.model, layer)))
@@ -172,8 +172,8 @@ def _build_index(
     torch_device = pick_device(device)
     features.to(torch_device).to(memory_format=torch.channels_last)
     loaded.model.to(torch_device)
-    read = loaded.preprocess
-    workers, _ = choose_workers(None, 256 * read.channels * read.size**2)
+    transform = loaded.preprocess
+    workers, _ = choose_workers(None, 256 * transform.channels * transform.size**2)
     folder.parent.mkdir(exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
     try:
@@ -182,7 +182,7 @@ def _build_index(
         stored = np.lib.format.open_memmap(partial / VECTORS, mode="w+", dtype=np.float16, shape=shape)
         norms = np.empty(len(part))
         done = 0
-        for batch in evaluation_batches(part, read, workers).batches(0):
+        for batch in evaluation_batches(part, transform, workers).batches(0):
             values = extract_features(features, loaded, batch.images.to(torch_device))
             half = np.clip(values, -65504, 65504).astype(np.float16)  # the largest float16
             stored[done : done + len(half)] = half
@@ -215,14 +215,14 @@ def find_image_file(run: Run, name: str) -> Path | None:
 
 
 def load_run_images(run: Run, names: Sequence[str]) -> list[Image.Image]:
-    """Return the images of a run's dataset called `names` in `evaluation/*.parquet` and indexes.
+    """Return the images of a run's dataset that are called `names` in `evaluation/*.parquet` and indexes.
 
     Files are opened by name; a dataset without files is loaded. Raises `UserError` where the data is gone.
     """
     files = [find_image_file(run, name) for name in names]
     if None not in files:
         return [decode_image(file) for file in files if file]
-    parts = list(run_dataset(run, None).splits.values())
+    parts = list(load_run_dataset(run, None).splits.values())
     found: dict[str, Image.Image] = {}
     for part in parts:
         indices = {printable(name): i for i, name in enumerate(part.names)}

@@ -143,14 +143,14 @@ def _draw_connections(axes: Axes, before: Sequence[_Box], after: Sequence[_Box],
             if not same and not crossing:
                 continue
             color = theme.muted if same else theme.orange
-            look: dict[str, Any] = {"color": color, "lw": 1.0 if same else 1.6, "zorder": 7 if same else 3}
+            style: dict[str, Any] = {"color": color, "lw": 1.0 if same else 1.6, "zorder": 7 if same else 3}
             starts = [source.output_point] if layer.kind == "linear" or not same else _window(source, layer)[1:3]
             for start in starts:
-                axes.plot(*zip(start, target.input_point, strict=True), ls="-" if same else (0, (4, 2)), **look)
+                axes.plot(*zip(start, target.input_point, strict=True), ls="-" if same else (0, (4, 2)), **style)
     if layer.kind == "conv":
-        look = {"facecolor": theme.orange, "edgecolor": theme.foreground, "lw": 0.8, "alpha": 0.85, "zorder": 6}
+        style = {"facecolor": theme.orange, "edgecolor": theme.foreground, "lw": 0.8, "alpha": 0.85, "zorder": 6}
         for source in before:
-            axes.add_patch(Polygon(_window(source, layer), **look))
+            axes.add_patch(Polygon(_window(source, layer), **style))
 
 
 def _window(box: _Box, layer: Layer) -> list[tuple[float, float]]:

@@ -74,8 +74,8 @@ def _draw_curves(
         if minutes:
             x = list(np.cumsum([epoch["seconds"] for epoch in history]) / 60)
         if train:
-            look: dict[str, Any] = {"color": theme.orange} if len(runs) == 1 else {"color": color, "alpha": 0.6}
-            axes.plot(x, [epoch[train] for epoch in history], "--", **look, **points)
+            style: dict[str, Any] = {"color": theme.orange} if len(runs) == 1 else {"color": color, "alpha": 0.6}
+            axes.plot(x, [epoch[train] for epoch in history], "--", **style, **points)
         y = [epoch[val] for epoch in history]
         axes.plot(x, y, "-", lw=2.2, color=color, **points)
         if mark_best:

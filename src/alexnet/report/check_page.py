@@ -1,6 +1,6 @@
 """The page of `alexnet check --html`: its findings as tables, diagrams and thumbnails, in one self-contained file.
 
-The number of thumbnails and rows is limited, so that the page stays below 5 MB for any data set. It states what it
+The number of thumbnails and rows is limited, so that the page stays below 5 MB for any dataset. It states what it
 leaves out; the JSON document has everything.
 """
 
@@ -166,7 +166,7 @@ class _CheckPage:
         return f'<div class="wide"><table>{head}{body}</table></div>{note}'
 
     def _sizes(self) -> str:
-        good = [self.findings.infos[i] for i in self.findings.good]
+        good = [self.findings.infos[i] for i in self.findings.readable]
         if not good:
             return ""
         sizes = Counter((image.width, image.height) for image in good)
@@ -212,7 +212,7 @@ class _CheckPage:
         return f'<svg viewBox="{box}" width="{right + 12}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
     def _formats(self) -> str:
-        images = [self.findings.infos[i] for i in self.findings.good]
+        images = [self.findings.infos[i] for i in self.findings.readable]
         counts = Counter((image.format or self.translate("check_no_file"), image.mode) for image in images)
         rows = [(form, mode, f"{n:,}") for (form, mode), n in counts.most_common()]
         return self._table(("check_format", "check_mode", "images"), rows)
@@ -244,7 +244,8 @@ class _CheckPage:
     def _duplicates(self) -> str:
         """Return pairs of duplicates, those across splits or classes first."""
         found = self.findings
-        pairs = list(dict.fromkeys(found.crossing(found.splits) + found.crossing(found.labels) + found.duplicates))
+        across = found.duplicates_across(found.splits) + found.duplicates_across(found.labels)
+        pairs = list(dict.fromkeys(across + found.duplicates))
         shown = pairs[:MAX_PAIRS]
         images = iter(self._thumbnails([i for pair in shown for i in pair]))
         exact = {i for group in found.exact for i in group}
@@ -265,7 +266,7 @@ class _CheckPage:
         labels = list(found.classes)[:MAX_SAMPLES]
         per_class = max(1, min(SAMPLES_PER_CLASS, MAX_SAMPLES // max(1, len(labels))))
         members: dict[str, list[int]] = {label: [] for label in labels}
-        for i in found.good:
+        for i in found.readable:
             if found.labels[i] in members:
                 members[found.labels[i]].append(i)
         samples = {label: _evenly_spaced(indices, per_class) for label, indices in members.items() if indices}
@@ -279,7 +280,7 @@ class _CheckPage:
     def _augmentation(self) -> str:
         """Return training images beside their augmented versions of the first epochs of the recipe."""
         found, recipe = self.findings, named_recipe(self.findings.recipe)
-        train = [i for i in found.good if found.splits[i] in ("train", "all") and min(found.infos[i][3:5]) > 1]
+        train = [i for i in found.readable if found.splits[i] in ("train", "all") and min(found.infos[i][3:5]) > 1]
         if not train:
             return ""
         chosen = _evenly_spaced(train, AUGMENTED_IMAGES)

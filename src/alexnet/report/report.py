@@ -1,7 +1,7 @@
 """`report.html` of a run: one self-contained file made from its folder.
 
 Sections are independent: one that fails states why, and the others are still shown. Only the images of the examples are
-read from the data set, once, and cached in the run folder.
+read from the dataset, once, and cached in the run folder.
 """
 
 from __future__ import annotations

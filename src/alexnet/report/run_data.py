@@ -1,4 +1,4 @@
-"""The contents of a run folder, read once for its report: no data set and no network.
+"""The contents of a run folder, read once for its report: no dataset and no network.
 
 Only the finished epochs are required; every other part may be missing or damaged.
 """

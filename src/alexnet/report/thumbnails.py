@@ -1,4 +1,4 @@
-"""Thumbnails of a run's images for its report, cached in the run folder so that they outlive the data set."""
+"""Thumbnails of a run's images for its report, cached in the run folder so that they outlive the dataset."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Thumbnails:
 
 def load_thumbnails(run: Run, names: Sequence[str], folder: Path) -> Thumbnails:
     """Load thumbnails of the images that evaluations call `names`, from `folder` or, if they are not cached there yet,
-    from the data set."""
+    from the dataset."""
     paths = {
         name: folder / f"{hashlib.sha1(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.jpg" for name in names
     }

@@ -1,7 +1,7 @@
 """Runtimes: what computes a trained network (torch, onnxruntime, OpenVINO, ExecuTorch), and exported files.
 
 Public: `LoadedModel`, `check_engine`, `EngineConfig`, `open_engine`, `EngineCache`, `open_exported`, `FORMATS`,
-`Manifest`, `Calibration`, `HubModel`. Nothing here knows runs' data: the caller passes networks and uint8 images.
+`Manifest`, `Calibration`, `HubModel`. Nothing here reads a run's data: the caller passes networks and uint8 images.
 
 Reading order: engines, convert, quantize, engine_cache, select; then manifest, signature, calibration, exported, hub.
 """

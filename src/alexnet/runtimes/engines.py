@@ -88,8 +88,8 @@ KINDS = {
 }
 CALIBRATED = ("openvino-int8", "onnxruntime-int8")
 """torch-bf16: torch in bfloat16, on any device. openvino-int8-fc: 8-bit weights in the fully connected layers, float32
-arithmetic. openvino-int8 and onnxruntime-int8: 8-bit weights and activations, calibrated on images, each by the
-quantizer of its own runtime."""
+arithmetic. openvino-int8 and onnxruntime-int8: 8-bit weights and activations, calibrated on images by the
+quantizer of that runtime."""
 
 ENGINES = (EXACT, FAST, *KINDS)
 

@@ -1,7 +1,7 @@
 """Exported models, each opened by the runtime of its format: ONNX and OpenVINO without torch, the others with it.
 
 The result is an engine like those of `engines.py`: it takes uint8 images as `EvalTransform.eval_array` returns them and
-returns logits. Images are normalized here for a file that does not do it itself.
+returns logits. Images are normalized here if the file does not do so itself.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ExportedEngine(engines.ChunkedEngine):
 def open_exported(name: str | Path, trust: bool = False) -> ExportedModel:
     """Open the exported file or folder `name`; `trust` opens one that is not verified.
 
-    Raises `UserError` where it is missing, damaged or swapped, needs a package that is not installed, or could run code
+    Raises `UserError` if it is missing, damaged or swapped, needs a package that is not installed, or could run code
     and was not exported by this user on this machine.
     """
     path = Path(name)
@@ -86,7 +86,7 @@ def open_exported(name: str | Path, trust: bool = False) -> ExportedModel:
         compute, embedded = _OPENERS[kind](path, manifest)
     except UserError:
         raise
-    except Exception as error:  # each runtime raises its own for a file that it cannot read
+    except Exception as error:  # each runtime raises its own exceptions
         raise UserError(
             f"{path} cannot be opened as {kind} ({_first_line(error)}); export the network again."
         ) from error
@@ -122,7 +122,7 @@ def _check_output(exported: ExportedModel) -> None:
 
 
 def check_exported(path: Path, engine: str, device: str) -> None:
-    """Raise `UserError` where an exported file is to run in another engine, or elsewhere than on the CPU."""
+    """Raise `UserError` for an `engine` other than exact or a `device` other than the CPU, for an exported file."""
     if engine != engines.EXACT:
         raise UserError(f"{path} is an exported file and has its own engine; omit --engine {engine}.")
     if device not in ("auto", "cpu"):
@@ -162,9 +162,9 @@ def _open_torchscript(path: Path, _: Manifest | None) -> tuple[Compute, str | by
 
     extra_files = {f"{KEY}.json": ""}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the export warned that it is deprecated
+        warnings.simplefilter("ignore")  # about deprecation, which the export mentioned
         module = torch.jit.load(path, map_location="cpu", _extra_files=extra_files)
-    return _by_torch(module), extra_files[f"{KEY}.json"] or None
+    return _torch_compute(module), extra_files[f"{KEY}.json"] or None
 
 
 def _open_pt2(path: Path, _: Manifest | None) -> tuple[Compute, str | bytes | None]:
@@ -172,7 +172,7 @@ def _open_pt2(path: Path, _: Manifest | None) -> tuple[Compute, str | bytes | No
 
     extra_files = {f"{KEY}.json": ""}
     program = torch.export.load(path, extra_files=extra_files)
-    return _by_torch(program.module()), extra_files[f"{KEY}.json"] or None
+    return _torch_compute(program.module()), extra_files[f"{KEY}.json"] or None
 
 
 def _open_executorch(path: Path, _: Manifest | None) -> tuple[Compute, None]:
@@ -205,18 +205,18 @@ def _open_torchvision_weights(path: Path, manifest: Manifest | None) -> tuple[Co
     model = build(spec)
     network = model.network if isinstance(model, TorchvisionNetwork) else alexnet(num_classes=spec.num_classes)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return _by_torch(network.eval()), None
+    return _torch_compute(network.eval()), None
 
 
 def _open_huggingface(path: Path, manifest: Manifest | None) -> tuple[Compute, str | None]:
     from alexnet.runtimes.hub import HubModel
 
-    with contextlib.redirect_stdout(io.StringIO()):  # where it reports that it loads a local folder
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it loads a local folder
         model = HubModel.from_pretrained(path)
-    return _by_torch(model), None if manifest else json.dumps(model.describe().to_dict())
+    return _torch_compute(model), None if manifest else json.dumps(model.describe().to_dict())
 
 
-def _by_torch(module: torch.nn.Module) -> Compute:
+def _torch_compute(module: torch.nn.Module) -> Compute:
     import torch
 
     def compute(images: np.ndarray) -> np.ndarray:

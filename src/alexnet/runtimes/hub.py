@@ -70,7 +70,7 @@ class HubModel(
         return logits
 
     def describe(self) -> Manifest:
-        """Return the manifest of the folder, as far as its configuration tells. Raises `UserError`."""
+        """Return the manifest of the folder, from its configuration. Raises `UserError`."""
         if self.preprocess.mean_image is not None and not self.pixels:
             raise UserError("This network subtracts a mean image, which it only holds if it takes pixels itself.")
         preprocess = replace(self.preprocess, mean_image=None)

@@ -1,6 +1,6 @@
 """Opening an engine for a network, and choosing the fastest one on this machine.
 
-An engine is compared with `exact` once, on the first images that it gets (few images are also mirrored and rotated),
+An engine is compared with `exact` once, on its first images (few images are also mirrored and rotated),
 and its note reports the largest difference in probability. `fast` times the engines that run here, for a single image
 or many, and takes the fastest whose probabilities stay within `TOLERANCE`; the choice is cached (`engine_cache.py`).
 """
@@ -24,10 +24,10 @@ from alexnet.runtimes.engine_cache import EngineCache, choice_key, engine_key, e
 from alexnet.runtimes.engines import EXACT, FAST, KINDS, Engine, LoadedModel, TorchEngine, softmax
 from alexnet.runtimes.quantize import quantize_fc_int8, quantize_onnx_int8, quantize_openvino_int8
 
-TOLERANCE = 0.02  # in probability, that `fast` accepts: 50 % may become 48 or 52
-MIN_PROBES = 8  # images that probabilities are compared on
-TIMED_BATCH = engines.CHUNK  # images timed together where there are many
-TIMING_SECONDS = 3.0  # spent on timing, about
+TOLERANCE = 0.02  # largest difference in probability that `fast` accepts: 50 % may become 48 or 52
+MIN_PROBES = 8  # images on which probabilities are compared
+TIMED_BATCH = engines.CHUNK  # images per timing, unless a single image is timed
+TIMING_SECONDS = 3.0  # approximate limit for all timings
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EngineConfig:
     device_name: str = "auto"
     """The device as the user named it."""
     calibration_images: Callable[[LoadedModel], np.ndarray] | None = None
-    """Returns uint8 N×C×size×size to calibrate 8-bit activations on; called only where they are needed."""
+    """Returns uint8 N×C×size×size to calibrate 8-bit activations on; called only if needed."""
     recalibrate: bool = False
     """Whether to calibrate again although a calibrated file is cached."""
     log: Callable[[str], object] = lambda _: None
@@ -47,7 +47,7 @@ class EngineConfig:
 
 
 class LazyEngine:
-    """An engine that is opened when it gets its first images, since these are what it is compared on."""
+    """An engine that is opened on its first call, since it is compared with `exact` on these images."""
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
         self.name, self.note = config.name, ""
@@ -64,7 +64,7 @@ class LazyEngine:
 
 
 def torch_engine(loaded: LoadedModel, device: torch.device, name: str = EXACT) -> TorchEngine:
-    """Return torch in float32, as in training, or in bfloat16."""
+    """Return the engine `name` of torch: `exact` computes in float32, any other in bfloat16."""
     model = loaded.model.to(device).to(memory_format=torch.channels_last)
     return TorchEngine(
         name, model.eval(), loaded.preprocess, device, torch.float32 if name == EXACT else torch.bfloat16
@@ -103,9 +103,9 @@ def get_or_build(
     calibration_images: Callable[[LoadedModel], np.ndarray] | None = None,
     rebuild: bool = False,
 ) -> Path:
-    """Return the file of `kind` for `engine`, built unless it is cached and intact, or if `rebuild`.
+    """Return the file of `kind` for `engine`; builds it with `rebuild`, or unless it is cached and intact.
 
-    Raises `UserError` where a package is missing, the network cannot be converted, or `calibration_images` raises it.
+    Raises `UserError` if a package is missing, the network cannot be converted, or `calibration_images` raises it.
     """
     cache = EngineCache(loaded.model_id)
     cache.save_description(loaded.classes, loaded.preprocess)
@@ -133,7 +133,7 @@ def get_or_build(
 
 
 def make_probes(images: np.ndarray) -> np.ndarray:
-    """Return at most `CHUNK` of `images`; where they are fewer than `MIN_PROBES`, also mirrored and rotated ones."""
+    """Return at most `CHUNK` of `images`, with mirrored and rotated copies if there are fewer than `MIN_PROBES`."""
     probes = [images[: engines.CHUNK]]
     for turns in range(4):
         for flipped in (images, images[..., ::-1]):
@@ -144,7 +144,7 @@ def make_probes(images: np.ndarray) -> np.ndarray:
 
 
 def _max_difference(engine: Engine, reference: Engine, images: np.ndarray) -> float:
-    """Return the largest difference in probability."""
+    """Return the largest difference in probability between two engines on `images`."""
     return float(np.abs(softmax(engine.logits(images)) - softmax(reference.logits(images))).max())
 
 
@@ -189,7 +189,7 @@ def _choose_fastest(loaded: LoadedModel, config: EngineConfig, images: np.ndarra
 
 
 def _list_candidates(device: torch.device) -> list[str]:
-    """Return the engines that `fast` tries: none that needs calibration, and bfloat16 only where it is faster."""
+    """Return the engines that `fast` tries: none that needs calibration, and bfloat16 only if the device favors it."""
     with torch.enable_grad():  # the precision is picked by a small training step
         names = ["torch-bf16"] if pick_precision("auto", device).name == "bf16" else []
     if device.type != "cpu":
@@ -201,7 +201,7 @@ def _list_candidates(device: torch.device) -> list[str]:
 
 
 def _time_engines(candidates: dict[str, Engine], images: np.ndarray) -> dict[str, float]:
-    """Return the shortest of several interleaved times of each engine: other processes only ever make one longer."""
+    """Return the minimum of interleaved timings of each engine, in seconds: other processes only prolong them."""
     best = dict.fromkeys(candidates, float("inf"))
     started = time.perf_counter()
     for repeat in range(20):

@@ -136,7 +136,7 @@ class Explainer:
         run = self.served.run
         with self._reading_run():
             for split in ("val", "test") if run else ():
-                if run and (evaluation := run.evaluation_targets(split)):
+                if run and (evaluation := run.read_evaluation_targets(split)):
                     names, targets = evaluation
                     classes = self.served.classifier.classes
                     return [(names[i], classes[targets[i]]) for i in spread_over_classes(targets, NUM_SAMPLES)]
@@ -153,7 +153,7 @@ class Explainer:
             return self._render_samples(self.served.run)[number], "image/png"
 
     def _render_samples(self, run: Run) -> list[bytes]:
-        """Return all samples as PNG files. A data set without image files is loaded for them once."""
+        """Return all samples as PNG files. A dataset without image files is loaded for them once."""
         with self._lock:
             if not self._sample_pngs:
                 images = load_run_images(run, [name for name, _ in self.samples])
@@ -188,7 +188,7 @@ def spread_over_classes(targets: np.ndarray, count: int) -> list[int]:
 # ── small images for the page ─────────────────────────────────────────────────────────────────────
 
 MAX_MAPS, COLUMNS = 8, 4  # feature maps per stage, those with the largest mean, in rows of four
-INPUT_SIZE = 256  # pixels: smaller network inputs are enlarged by a whole factor up to it
+INPUT_SIZE = 256  # pixels: smaller network inputs are enlarged to at most this, by an integer factor
 THUMBNAIL_SIZE = 160
 SUPPORTS, OPPOSES = (230, 126, 0), (0, 114, 178)  # orange, blue
 COLOR_RAMP = np.array([[0, 24, 56], [0, 114, 178], [240, 228, 66]])  # zero, half, the stage's maximum
@@ -196,11 +196,11 @@ GAP_COLOR = np.array([128, 128, 128], np.uint8)
 GAP = 3  # pixels between maps
 
 
-def data_uri(image: Image.Image, form: str = "PNG") -> str:
+def data_uri(image: Image.Image, format: str = "PNG") -> str:
     """Return `image` as a data URI."""
     file = io.BytesIO()
-    image.save(file, form, quality=85)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    image.save(file, format, quality=85)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -218,7 +218,7 @@ def thumbnail(image: Image.Image) -> str:
 
 
 def render_input(pixels: np.ndarray) -> Image.Image:
-    """Render the network's input, uint8 (H, W, 1 or 3), enlarged by a whole factor to at most `INPUT_SIZE`."""
+    """Render the network's input, uint8 (H, W, 1 or 3), enlarged by an integer factor to at most `INPUT_SIZE`."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     factor = max(1, INPUT_SIZE // max(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
@@ -247,7 +247,7 @@ def render_stage(stage: Stage) -> Image.Image:
     maps = values[np.argsort(-values.mean((1, 2)), kind="stable")[:MAX_MAPS]]
     maximum = max(float(np.nanmax(maps)), 1e-12)
     columns = 1 if flat else COLUMNS
-    factor = max(1, INPUT_SIZE // columns // maps.shape[2])  # whole, so that a value stays a square
+    factor = max(1, INPUT_SIZE // columns // maps.shape[2])  # an integer, so that a value stays a square
     tiles = _colorize(maps / maximum).repeat(factor, axis=1).repeat(factor, axis=2)
     count, height, width = tiles.shape[:3]
     rows = -(-count // columns)

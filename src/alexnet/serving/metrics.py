@@ -14,7 +14,7 @@ ANSWERED, UNREADABLE, TOO_LARGE, DROPPED, FAILED = "answered", "unreadable", "to
 
 
 class Metrics:
-    """Counters of one server."""
+    """The metrics of one server."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()

@@ -40,8 +40,8 @@ LOCALHOST = "localhost"
 class OriginCheck:
     """Checks Host, Origin and Sec-Fetch-Site of requests.
 
-    A browser sends whatever any page asks it to, with its user's network access: pages of other sites must not reach
-    a server that trusts this machine.
+    A browser sends the requests of any page with its user's network access; pages of other sites must not reach a
+    server that trusts this machine.
     """
 
     def __init__(self, settings: Settings) -> None:

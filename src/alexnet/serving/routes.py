@@ -37,8 +37,8 @@ from alexnet.serving.requests import (
 )
 from alexnet.serving.settings import Settings
 
-WATCH_AFTER_S = 0.5  # until then nobody watches for a disconnect, which costs as much as a response
-CLIENT_CLOSED = 499  # for the metrics, as nginx counts it: nobody receives a response
+WATCH_AFTER_S = 0.5  # watching for a disconnect costs as much as a response, so fast requests are not watched
+CLIENT_CLOSED = 499  # nginx's status of a disconnected client; only seen in the metrics
 
 
 class Label(BaseModel):
@@ -169,7 +169,7 @@ def _describe_model(served: ServedModel, limits: dict[str, int]) -> dict[str, An
 
 
 async def _predict(request: Request) -> Response:
-    """Return the response of /v1/predict. Raises what `add_error_handlers` handles."""
+    """Return the response of /v1/predict. Raises the exceptions that `add_error_handlers` handles."""
     state = request.app.state
     await require_token(request)
     served, top, views = _parse_query(request, state.models)
@@ -189,7 +189,7 @@ async def _predict(request: Request) -> Response:
 
 
 async def predict_directly(request: Request) -> Response:
-    """Handle /v1/predict without FastAPI's routing, which takes longer than a small network for a small image."""
+    """Handle /v1/predict without FastAPI's routing, which takes longer than a small network takes for a small image."""
     try:
         return await _predict(request)
     except HTTPError as error:
@@ -288,7 +288,7 @@ async def _wait_for_disconnect(request: Request, seconds: float) -> bool:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Turn expected exceptions into JSON errors; unexpected ones are left to `RequestMiddleware`."""
+    """Convert expected exceptions to JSON errors; `RequestMiddleware` handles unexpected ones."""
 
     async def on_http_error(_: Request, error: Any) -> Response:
         return error_response(error)

@@ -15,12 +15,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_bytes": (1, 1 << 32), "max_pixels": (1, MAX_PIXELS), "max_images": (1, 10_000), "timeout": (0.1, 3600),
     "drain": (0, 3600),
 }  # fmt: skip
-"""Smallest and largest value of each number; anything beyond is a typing error."""
+"""Smallest and largest value of each number; values outside are most likely typos."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Raises `UserError` for invalid values."""
+    """Settings of a server. Raises `UserError` for invalid values."""
 
     host: str = "127.0.0.1"
     port: int = 8000

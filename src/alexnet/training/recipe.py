@@ -109,7 +109,7 @@ class Recipe(Flags):
     name: str = "digits"
     """Name of the recipe, used in the name of the run folder."""
     dataset: str = "digits"
-    """Data set: digits, cifar10, fashion-mnist, imagenet or folder."""
+    """Dataset: digits, cifar10, fashion-mnist, imagenet or folder."""
     validate_on: Literal["val", "test"] = "val"
     """Split evaluated after each epoch. `val` also selects the best checkpoint. `test` is for benchmarks
     that follow a published protocol: it selects nothing, and the last checkpoint is the result."""

@@ -150,7 +150,7 @@ def find_latest_valid(run: Run, log: Log) -> ResumePoint | None:
         log(f"{_sentence(why)} Resuming from {folder.name} instead.")
         _quarantine(bad)
     best_lost = _repair_best(run, folder, state, log)
-    if run.name_in("last") != folder.name:
+    if run.checkpoint_name("last") != folder.name:
         _write_name(run, "last", folder)
     return ResumePoint(folder, best_lost)
 
@@ -159,7 +159,7 @@ def _repair_best(run: Run, folder: Path, state: TrainState, log: Log) -> bool:
     """Make `best` name the checkpoint of the best epoch in `state`. Return whether that checkpoint is lost."""
     if state.best is None:
         return False
-    named = run.name_in("best")
+    named = run.checkpoint_name("best")
     why = ""
     for path in sorted(run.checkpoints(), key=lambda path: path.name != named):  # the named one first
         try:

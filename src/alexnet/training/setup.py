@@ -55,7 +55,7 @@ class TrainSetup:
     augment: Augment
     dataset: ImageDataset
     train: BatchLoader
-    evaluation: dict[str, BatchLoader]  # by split: val and test, as far as the data set has them
+    evaluation: dict[str, BatchLoader]  # by split: val and test, as far as the dataset has them
     device: torch.device
     precision: Precision
     parallel: SingleProcess
@@ -193,7 +193,7 @@ def prepare_training(
 
 
 def _load_data(recipe: Recipe, split: SplitRows | None, progress: Progress) -> ImageDataset:
-    """Load the recipe's data set, check its classes and splits, and report its notes and unreadable files."""
+    """Load the recipe's dataset, check its classes and splits, and report its notes and unreadable files."""
     dataset = load_dataset(
         recipe.dataset,
         recipe.data,

@@ -24,7 +24,7 @@ import torch
 from alexnet.checkpoint import load_checkpoint, update_model_json
 from alexnet.data.loader import Batch
 from alexnet.device import peak_memory
-from alexnet.errors import ReaderDied, TrainingFailed, UserError
+from alexnet.errors import TrainingFailed, UserError, WorkerDied
 from alexnet.files import write_json, write_text
 from alexnet.inference import calibration
 from alexnet.inference.evaluate import Outputs, run_network
@@ -128,7 +128,7 @@ class Trainer:
                             self._end_epoch()
                     except StopRequested:  # validation will be repeated
                         self._save()
-                    except (UserError, ReaderDied) as error:  # an image can no longer be read
+                    except (UserError, WorkerDied) as error:  # an image can no longer be read
                         self._save()
                         self.parallel.on_rank0(self.checkpoints.wait)
                         kind = UserError if isinstance(error, UserError) else TrainingFailed
@@ -179,7 +179,7 @@ class Trainer:
                     return
                 if action == Action.SAVE:
                     self._save()
-        except (UserError, ReaderDied):
+        except (UserError, WorkerDied):
             self._accumulate_metrics(pending)
             raise
         finally:

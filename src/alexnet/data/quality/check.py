@@ -184,8 +184,8 @@ class PackedFindings:
     """Images that could not be read during packing, with the reason."""
     duplicates: list[tuple[str, str]]
     """Pairs of images that were packed from identical bytes."""
-    crossing: int
-    """Number of these pairs that are in two splits."""
+    across_splits: int
+    """Number of these pairs that are in different splits."""
 
     @property
     def verdict(self) -> str:

@@ -1,8 +1,8 @@
 """Exact and near duplicates among images.
 
-Near duplicates are found in two steps. Perceptual hashes that differ in at most RADIUS of their 64 bits give
-candidates; the edges of their thumbnails, small gray images, must then also agree, since a hash alone confuses any two
-shirts.
+Near duplicates are found in two steps, from the hashes and thumbnails that `inspect.py` computes. Perceptual hashes
+that differ in at most RADIUS of their 64 bits give candidates; the edges of their gray thumbnails must then also agree,
+since a hash alone confuses any two shirts.
 
 Candidates are found without comparing all pairs: two hashes that differ in at most RADIUS bits are equal in at least
 one of RADIUS + 1 blocks (M. Norouzi, A. Punjani, D. J. Fleet: Fast search in Hamming space with multi-index hashing,
@@ -21,9 +21,9 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 RADIUS = 6
 """Maximum number of the 64 hash bits in which two versions of an image may differ."""
 MIN_CORRELATION = 0.95
-"""Minimum correlation of thumbnail edges. None of 100 photographs fell below it after re-encoding at quality 30,
-shrinking to a half or a quarter, brightening, dimming or graying; most did after cropping 2 % from each side."""
-_MAX_COMPARISONS = 2000  # per image: within a block, sorted by hash, each is compared with so many that follow
+"""Minimum correlation of thumbnail edges. None of 100 photos fell below it after re-encoding at quality 30, downscaling
+to a half or a quarter, brightening, darkening or conversion to gray; most did after cropping 2 % per side."""
+_MAX_COMPARISONS = 2000  # per image and block: each is compared with at most so many successors in hash order
 
 _BITS = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
@@ -50,15 +50,15 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
         block = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.lexsort((hashes, block))
         ordered, blocks = hashes[order], block[order]
-        here = np.arange(len(order))
+        positions = np.arange(len(order))
         for step in range(1, _MAX_COMPARISONS + 1):
-            here = here[here + step < len(order)]
-            here = here[blocks[here] == blocks[here + step]]
-            if len(here) == 0:
+            positions = positions[positions + step < len(order)]
+            positions = positions[blocks[positions] == blocks[positions + step]]
+            if len(positions) == 0:
                 break
-            distance = _hamming_distances(ordered[here], ordered[here + step])
+            distance = _hamming_distances(ordered[positions], ordered[positions + step])
             close = np.flatnonzero(distance <= RADIUS)
-            pairs = np.sort(np.stack([order[here[close]], order[here[close] + step]], axis=1), axis=1)
+            pairs = np.sort(np.stack([order[positions[close]], order[positions[close] + step]], axis=1), axis=1)
             matching = _edges_match(thumbnails, pairs)
             found.append(pairs[matching])
             distances.append(distance[close][matching])
@@ -75,9 +75,9 @@ def _hamming_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _edges_match(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Return which pairs have the same edges; brightness, contrast and color may differ."""
+    """Return for each of `pairs`, m×2, whether the edges agree, bool (m,); brightness and contrast may differ."""
     match = np.empty(len(pairs), dtype=bool)
-    for start in range(0, len(pairs), 1 << 14):  # in parts: thumbnails are small but many
+    for start in range(0, len(pairs), 1 << 14):  # in chunks, to limit memory
         part = slice(start, start + (1 << 14))
         a, b = (_edges(thumbnails[pairs[part, side]]) for side in (0, 1))
         match[part] = (a * b).mean(axis=1) >= MIN_CORRELATION

@@ -1,6 +1,7 @@
-"""What `alexnet check` found in a dataset: its contents, defects, warnings, verdict and the training command.
+"""The results of `alexnet check`: contents, defects, warnings, verdict, training command, and their JSON document.
 
-Errors that would stop training come from the rules of training itself (`image_folder`); warnings are added here.
+The results are filled in by `check.py`. Errors that would stop training are those of `image_folder`, which training
+raises too, and of `find_blocking_error`; warnings are written here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from alexnet.data.quality.inspect import ImageInfo
 MIN_CLASS_SIZE = 20
 """Training images below which a class is too small to be learned from scratch."""
 MAX_IMBALANCE = 5.0
-"""Size of the largest class relative to the smallest above which there is a warning."""
+"""Ratio of the largest to the smallest class above which a warning is issued."""
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Findings:
     """The recipe that trains on it: folder, cifar10 or fashion-mnist."""
     names: list[str]
     labels: list[str]
-    """The class of each image; empty if it is in none."""
+    """The class of each image; empty if it has none."""
     splits: list[str]
     """train, val or test for each image; `all` if the dataset has no splits."""
     class_order: Sequence[str]
@@ -72,7 +73,7 @@ class Findings:
         return {s: {label: counts[s, label] for label in self.classes if counts[s, label]} for s in present}
 
     @property
-    def good(self) -> list[int]:
+    def readable(self) -> list[int]:
         """The readable images."""
         return [i for i, info in enumerate(self.infos) if info.reason is None]
 
@@ -86,7 +87,7 @@ class Findings:
         """Pairs: the first image of each exact group with each other member, then the near duplicates."""
         return [(group[0], other) for group in self.exact for other in group[1:]] + self.near
 
-    def crossing(self, values: Sequence[str]) -> list[tuple[int, int]]:
+    def duplicates_across(self, values: Sequence[str]) -> list[tuple[int, int]]:
         """Return the pairs of duplicates that differ in `values`: `labels` or `splits`."""
         chained = [pair for group in self.exact for pair in itertools.pairwise(group)]
         return [(a, b) for a, b in chained + self.near if values[a] != values[b]]
@@ -112,7 +113,7 @@ class Findings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `alexnet check`."""
-        good = [self.infos[i] for i in self.good]
+        good = [self.infos[i] for i in self.readable]
 
         def name_pairs(pairs: Sequence[tuple[int, int]]) -> list[list[str]]:
             return [[self.names[a], self.names[b]] for a, b in pairs]
@@ -127,8 +128,8 @@ class Findings:
             "suspicious": [{"path": self.names[i], "reason": "; ".join(self.infos[i].anomalies)} for i in self.unusual],
             "duplicates": name_pairs(self.duplicates),
             "near_duplicates": name_pairs(self.near),
-            "across_splits": name_pairs(self.crossing(self.splits)),
-            "across_classes": name_pairs(self.crossing(self.labels)),
+            "across_splits": name_pairs(self.duplicates_across(self.splits)),
+            "across_classes": name_pairs(self.duplicates_across(self.labels)),
             "width": min_median_max([info.width for info in good]),
             "height": min_median_max([info.height for info in good]),
             "aspect": min_median_max([info.width / info.height for info in good]),
@@ -148,12 +149,12 @@ def min_median_max(values: Sequence[float]) -> list[float] | None:
     return [round(v, 3) for v in (min(values), statistics.median(values), max(values))] if values else None
 
 
-# ── judgement ─────────────────────────────────────────────────────────────────────────────────────
+# ── errors and warnings ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def find_blocking_error(found: Findings) -> str | None:
-    """Return why training would refuse the dataset without its unreadable images, or None."""
-    good = found.good
+    """Return why training cannot start on the readable images of the dataset, or None."""
+    good = found.readable
     if not good:
         return f"none of its {len(found.names)} images can be read."
     readable = Counter(found.labels[i] for i in good if found.splits[i] in ("train", "all"))
@@ -167,39 +168,39 @@ def find_blocking_error(found: Findings) -> str | None:
 
 def collect_warnings(found: Findings) -> None:
     """Fill `found.warnings`, most severe first, and `found.notes`."""
-    first: list[str] = []
+    warnings: list[str] = []
     unreadable = sum(info.reason is not None for info in found.infos)
     if unreadable:
-        first.append(f"Unreadable: {unreadable} of {len(found.names)} images; --skip-bad trains without them.")
-    if leaks := found.crossing(found.splits):
+        warnings.append(f"Unreadable: {unreadable} of {len(found.names)} images; --skip-bad trains without them.")
+    if leaks := found.duplicates_across(found.splits):
         a, b = leaks[0]
-        first.append(
+        warnings.append(
             f"Duplicates across splits: {pluralize(len(leaks), 'pair')}, such as {found.names[a]} and {found.names[b]};"
             " train/test leakage: accuracy will be overestimated."
         )
-    if conflicts := found.crossing(found.labels):
+    if conflicts := found.duplicates_across(found.labels):
         a, b = conflicts[0]
-        first.append(
+        warnings.append(
             f"Duplicates with two labels: {pluralize(len(conflicts), 'pair')}, such as {found.names[a]} and "
             f"{found.names[b]}; one label is wrong, or the images only look the same."
         )
     copies = sum(len(group) - 1 for group in found.exact)
     if copies or found.near:
-        first.append(
+        warnings.append(
             f"Duplicates in total: {pluralize(copies, 'exact copy', 'exact copies')} and "
             f"{pluralize(len(found.near), 'near-duplicate pair')}; each copy is weighted twice in training."
         )
-    first += [
+    warnings += [
         f"The labels {' and '.join(map(repr, spellings))} differ only in case or spacing; if they mean the same, merge "
         "them."
         for spellings in similar_labels(found.classes)
     ]
-    first += _check_class_sizes(found)
+    warnings += _check_class_sizes(found)
     if found.unusual:
         kinds = Counter(kind for i in found.unusual for kind in found.infos[i].anomalies)
         shown = "; ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in kinds.most_common(6))
-        first.append(f"Readable but unusual: {pluralize(len(found.unusual), 'image')}; {shown}.")
-    found.warnings[:0] = first
+        warnings.append(f"Readable but unusual: {pluralize(len(found.unusual), 'image')}; {shown}.")
+    found.warnings[:0] = warnings
     if turned := sum(info.turned for info in found.infos):
         found.notes.append(f"Rotated or mirrored as their EXIF orientation requests: {pluralize(turned, 'image')}.")
     names = list(found.classes)
@@ -208,6 +209,7 @@ def collect_warnings(found: Findings) -> None:
 
 
 def pluralize(n: int, singular: str, plural: str = "") -> str:
+    """Return the number with its noun: '1 image', '2,000 images'."""
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from alexnet.data.decode import EXIF_TRANSPOSES, BadImage, convert_mode, describe_error, exif_orientation, open_image
 
 THUMBNAIL_SIDE = 16
-"""Side, in pixels, of the gray thumbnail by which near duplicates are confirmed."""
+"""Side in pixels of the gray thumbnail that confirms near duplicates."""
 _HASH_SIDE = 32  # pixels: input of the perceptual hash, imagehash's default
 _MIN_STD = 3.0  # of gray levels 0…255; below it an image is almost a single color
 _MIN_SIDE = 8  # pixels

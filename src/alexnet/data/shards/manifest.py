@@ -1,4 +1,4 @@
-"""Packed datasets as folders: opening and verifying them, and writing pack.json and the tables beside the shards."""
+"""Packed datasets as folders: open and verify one, and write its pack.json and the tables beside the shards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from alexnet.files import atomic_write, sha256_file
 FORMAT = "alexnet-pack-1"  # of pack.json; readers refuse other formats
 
 MAX_VERIFIED_AT_OPEN = 2 << 30
-"""Bytes of shards up to which all checksums are verified on opening; beyond, each shard is when first mapped."""
+"""Total bytes of shards up to which all are verified on opening; in larger datasets each is verified on first use."""
 
 
 # ── opening ───────────────────────────────────────────────────────────────────────────────────────
@@ -45,7 +45,7 @@ MAX_VERIFIED_AT_OPEN = 2 << 30
 
 @dataclass(frozen=True)
 class PackedDataset:
-    """A packed dataset that was opened."""
+    """An opened packed dataset."""
 
     path: Path
     format: ShardFormat
@@ -68,17 +68,17 @@ def is_packed(data: Path) -> bool:
 
 
 def open_packed(data: Path, progress: Progress | None = None, verify: bool = True) -> PackedDataset:
-    """Open the packed dataset in the folder `data`. Raises `UserError` if it is unfinished, damaged or unknown.
+    """Open the packed dataset in the folder `data`.
 
-    All file sizes are compared; with `verify` also the checksums, for more than `MAX_VERIFIED_AT_OPEN` bytes of shards
-    as each is first read.
+    Verifies all file sizes and, with `verify`, the checksums; shards of more than `MAX_VERIFIED_AT_OPEN` bytes in total
+    are verified when each is first read. Raises `UserError` if the dataset is unfinished, damaged or of another format.
     """
     if not (data / PACK).is_file():
         raise UserError(f"Packing of {data} is not finished; rerun 'alexnet pack' with the same arguments to resume.")
     try:
         stored = json.loads((data / PACK).read_text(encoding="utf-8"))
         if stored["format"] != FORMAT:
-            raise UserError(f"{data / PACK} has the format '{stored['format']}', not {FORMAT}; update this program.")
+            raise UserError(f"{data / PACK} has the format '{stored['format']}', not {FORMAT}; update alexnet.")
         format = ShardFormat(**stored["form"])
         classes = tuple(map(str, stored["classes"]))
         counts = {str(split): int(count) for split, count in stored["images"].items()}

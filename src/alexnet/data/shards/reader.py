@@ -37,11 +37,11 @@ from alexnet.files import sha256_file
 
 PACK, INDEX, SAMPLES, MEAN_IMAGE, FAILED = "pack.json", "index.json", "samples.parquet", "mean_image.npy", "failed.csv"
 WORK = ".packing"
-"""The folder in DST that holds the records of finished shards until all are finished."""
+"""The folder in DST that holds the results of finished shards until all are finished."""
 ITEM_TYPES = ["bytes", "int"]
 """litdata's types of the two parts of an item: the image and its class."""
 
-_MAX_MAPPED = 512  # shards mapped at a time; each keeps a file open, of which a process may have 1024
+_MAX_MAPPED = 512  # shards mapped at a time; each keeps a file open, and the usual limit of a process is 1024
 _ITEM_OVERHEAD = 16  # bytes of an item besides the image: the sizes of its two parts, and the class
 
 

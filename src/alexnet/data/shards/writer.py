@@ -1,7 +1,7 @@
-"""Writing one shard of a packed dataset: the task of each worker process of `pack.py`.
+"""The shard writer: the task of each worker process of `pack.py`.
 
-A shard is finished once its record exists, which is written after the shard; both are renamed into place. So a packing
-that was killed resumes with the shards that have no record. litdata writes the shard file itself.
+A shard is finished once its record exists, which is written after the shard; both are renamed into place. So a killed
+`alexnet pack` resumes with the shards that have no record. The shard file itself is written by litdata.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """The small part of a shard's result."""
+    """The metadata of a finished shard, without arrays."""
 
     name: str
-    """Of the file; empty if none of its images could be read, in which case there is no file."""
+    """File name; empty if no image could be read, in which case there is no file."""
     bytes: int
     sha256: str
     config: dict[str, Any]
@@ -140,7 +140,7 @@ def read_result(path: Path) -> ShardResult | None:
 
 
 def read_record(path: Path) -> ShardRecord | None:
-    """Read only the small part of a shard's result; None if it is unfinished or damaged."""
+    """Read only the record in a shard's result; None if it is unfinished or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return _decode_record(stored["about"])
@@ -193,7 +193,7 @@ def _encode_jpeg(image: Image.Image, format: ShardFormat) -> bytes:
 
 
 def _write_items(task: ShardTask, items: list[tuple[bytes, int]], failed: list[tuple[int, str]]) -> ShardRecord:
-    """Let litdata write the shard to a temporary folder, verify it, and move it into place."""
+    """Write the shard with litdata to a temporary folder, verify it, and move it into place."""
     if (size := sum(len(stored) for stored, _ in items)) > _MAX_SHARD_BYTES:
         raise UserError(
             f"{len(items)} images from {task.root} form a shard of {size / 1e9:.1f} GB, but litdata's limit is 4 GB; "
@@ -204,8 +204,8 @@ def _write_items(task: ShardTask, items: list[tuple[bytes, int]], failed: list[t
 
     folder = Path(tempfile.mkdtemp(prefix="shard-", dir=task.target / WORK))
     try:
-        # Items are tuples, since litdata turns a dict into an Arrow table. These two serializers only, since another
-        # would take pixels that begin with "%PDF" for a document.
+        # Items are tuples, since litdata turns a dict into an Arrow table. Other serializers are excluded, since one of
+        # them would take pixels that begin with "%PDF" for a document.
         serializers = dict(zip(ITEM_TYPES, (BytesSerializer(), IntegerSerializer()), strict=True))
         writer = BinaryWriter(str(folder), chunk_size=len(items), serializers=serializers, chunk_index=task.number)
         for i, item in enumerate(items):

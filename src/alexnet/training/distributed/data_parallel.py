@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alexnet.data.loader import Batch, Shard
 from alexnet.device import cpu_count, local_world_size, rank, world_size
-from alexnet.errors import ProcessLost, ReaderDied, TrainingFailed, UserError
+from alexnet.errors import ProcessLost, TrainingFailed, UserError, WorkerDied
 from alexnet.inference.evaluate import Outputs
 from alexnet.models.model import Network
 from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, T, mean_buffers
@@ -112,14 +112,14 @@ class DataParallel(SingleProcess):
     def sync_data_errors(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         try:
             while True:
-                error: UserError | ReaderDied | None = None
+                error: UserError | WorkerDied | None = None
                 batch = None
                 try:
                     batch = next(batches, None)
-                except (UserError, ReaderDied) as caught:
+                except (UserError, WorkerDied) as caught:
                     error = caught
                 if self.all_reduce_max(int(error is not None)):
-                    errors: list[UserError | ReaderDied | None] = [None] * self.world_size
+                    errors: list[UserError | WorkerDied | None] = [None] * self.world_size
                     dist.all_gather_object(errors, error, group=self.cpu_group)
                     raise next(e for e in errors if e is not None)
                 if batch is None:
