@@ -1,9 +1,8 @@
-"""Draws the pictures of how-it-works.md from our own code: `python docs/figures.py` writes them to docs/img.
+"""The figures of how-it-works.md: `python docs/figures.py` writes them to docs/img.
 
-Every length of a bar, every curve and every crop is computed by the package, so that the pictures cannot say anything
-else than the tables and the tests do. Needs nothing but the package and its dependencies (the photograph ships with
-scikit-learn), takes a few seconds on a CPU, and writes the same files each time. Colours are Okabe and Ito's, which
-the colour-blind can tell apart; the background is white, so that the pictures read on a dark page too.
+All bars, curves and crops are computed by the package, so the figures agree with the tables and the tests. This needs
+only the package and its dependencies (the photograph ships with scikit-learn), takes a few seconds on a CPU, and is
+deterministic. The palette is Okabe and Ito's, safe for color-blind readers; the background is white, for dark pages.
 """
 
 from __future__ import annotations
@@ -40,60 +39,61 @@ from alexnet.training.recipes import named_recipe
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
-GREY = "#999999"
+GRAY = "#999999"
 
-# The colours of ImageNet's training pixels: deviations along three directions (columns: RGB), levels of 255.
-PCA_DEVIATIONS = np.array(IMAGENET_PCA.std)
+# Principal components of ImageNet's training pixels: stds on the scale of 0 to 255, directions in RGB (columns).
+PCA_STDS = np.array(IMAGENET_PCA.std)
 PCA_DIRECTIONS = np.reshape(IMAGENET_PCA.vectors, (3, 3)).T
+
+LAST_EPOCH, NOISE_OFF = 91, 67  # of run 145
 
 
 def _rates_of_run_145() -> dict[str, dict[int, float]]:
-    """For what the rates are: the epochs at which one begins, and the rate."""
+    """Return, per parameter group, the learning rate by the epoch (from 1) at which it starts."""
     recipe = named_recipe("imagenet-2012")
-    found: dict[str, dict[int, float]] = {"weights": {}, "weights of conv1": {}, "biases": {}}
+    rates: dict[str, dict[int, float]] = {"weights": {}, "weights of conv1": {}, "biases": {}}
     for epoch in range(1, LAST_EPOCH + 1):
-        now = schedule_at(recipe, epoch - 1, steps_per_epoch=1)
-        rates = (now.lr, now.rate("conv1", "weights"), now.rate("conv2", "biases"))
-        for starts, rate in zip(found.values(), rates, strict=True):
+        schedule = schedule_at(recipe, epoch - 1, steps_per_epoch=1)
+        current = (schedule.lr, schedule.rate("conv1", "weights"), schedule.rate("conv2", "biases"))
+        for starts, rate in zip(rates.values(), current, strict=True):
             if not starts or list(starts.values())[-1] != rate:
                 starts[epoch] = rate
-    return found
+    return rates
 
 
-LAST_EPOCH, NOISE_OFF = 91, 67
 RATES = _rates_of_run_145()
 
 
 def weighted_rows() -> list[Row]:
-    """The eight layers of the paper's network that have weights."""
+    """Return the summaries of the eight layers with weights in `paper`."""
     return [row for row in summarize(ARCHITECTURES["paper"]).rows if row.parameters]
 
 
 def photograph() -> torch.Tensor:
-    """A real picture as the 2012 code stored it: uint8 3×256×256, short side resized, centre cropped."""
+    """Return a photograph as the 2012 code stored it: uint8 3×256×256, short side resized, center cropped."""
     return EvalTransform(size=224, resize=256).training_square(load_sample_image("china.jpg").copy())
 
 
-def show(axes: Axes, image: torch.Tensor | np.ndarray) -> None:
-    """A C×H×W picture without ticks."""
+def draw_image(axes: Axes, image: torch.Tensor | np.ndarray) -> None:
+    """Draw a C×H×W image without ticks or frame."""
     axes.imshow(np.moveaxis(np.asarray(image), 0, -1), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-# ── the figures ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── figures ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def parameters_and_macs() -> Figure:
-    """Where the numbers are learned, and where the time goes."""
+    """Parameters and multiply-accumulates of each layer, as bars."""
     rows = weighted_rows()
     figure, pair = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
     sides = (("parameters", BLUE, "parameters"), ("macs", ORANGE, "multiply-accumulates"))
-    for axes, (field, colour, title) in zip(pair, sides, strict=True):
+    for axes, (field, color, title) in zip(pair, sides, strict=True):
         counts = [getattr(row, field) for row in rows]
         total = sum(counts)
-        axes.barh([row.name for row in rows], [n / 1e6 for n in counts], color=colour)
+        axes.barh([row.name for row in rows], [n / 1e6 for n in counts], color=color)
         for i, n in enumerate(counts):
             axes.text(n / 1e6, i, f"  {n / 1e6:,.2f} M  {n / total:.1%}", va="center", fontsize=8)
         axes.set(title=f"{title}: {total / 1e6:,.1f} M", xlabel="million", xlim=(0, max(counts) / 1e6 * 1.6))
@@ -102,7 +102,7 @@ def parameters_and_macs() -> Figure:
 
 
 def maps() -> Figure:
-    """Squares as large as the maps, blocks as deep as the channels."""
+    """Feature maps as blocks: height for pixels, width for channels."""
     stack = layers(ARCHITECTURES["paper"])
     shapes = [("image", (3, 224, 224))] + [
         (layer.name, layer.output) for layer in stack if layer.kind in ("conv", "maxpool", "linear")
@@ -113,8 +113,8 @@ def maps() -> Figure:
         side = shape[1] if len(shape) == 3 else 4
         depth = max(3, shape[0] / 12) if len(shape) == 3 else 4
         height = side if len(shape) == 3 else shape[0] / 30
-        colour = {"i": GREY, "c": BLUE, "p": SKY, "f": ORANGE}[name[0]]
-        axes.add_patch(Rectangle((x, -height / 2), depth, height, facecolor=colour, edgecolor="white"))
+        color = {"i": GRAY, "c": BLUE, "p": SKY, "f": ORANGE}[name[0]]
+        axes.add_patch(Rectangle((x, -height / 2), depth, height, facecolor=color, edgecolor="white"))
         size = "×".join(map(str, shape)) if len(shape) == 1 else f"{shape[0]} ×\n{shape[1]}×{shape[2]}"
         axes.text(x + depth / 2, 118, name, ha="center", va="bottom", fontsize=8)
         axes.text(x + depth / 2, -118, size, ha="center", va="top", fontsize=7)
@@ -124,27 +124,27 @@ def maps() -> Figure:
     return figure
 
 
-FOLD = -184  # the pixels between the first and the last windows are left out
+FOLD = -184  # shift of the right end, since the pixels in the middle are left out
 
 
 def conv1_edge() -> Figure:
-    """Three ways to give conv1 its 55th window: where the missing columns of zeros go."""
+    """Padding of conv1 in five implementations, and the windows at both ends."""
     ways = (
-        ("2012 code: 224 and 3 zeros at the right", 224, 0, 3),
-        ("torchvision: 224 and 2 zeros on both sides", 224, 2, 2),
-        ("tutorial 001, text: 1 zero left, 2 right", 224, 1, 2),
-        ("Caffe: a crop of 227, no zeros", 227, 0, 0),
+        ("2012 code: 224, 3 zeros on the right", 224, 0, 3),
+        ("torchvision: 224, 2 zeros on both sides", 224, 2, 2),
+        ("tutorial 001 (text): 224, 1 zero left, 2 right", 224, 1, 2),
+        ("Caffe: 227, no zeros", 227, 0, 0),
         ("d2l: 224, no zeros", 224, 0, 0),
     )
     figure, axes = plt.subplots(figsize=(8.4, 3.7))
     for i, (title, side, left, right) in enumerate(ways):
         windows = (left + side + right - 11) // 4 + 1
         y = -i * 1.9
-        for shift, start, width, colour in (
+        for shift, start, width, color in (
             (0, -left, left, YELLOW), (0, 0, 16, SKY), (FOLD, 204, side - 204, SKY), (FOLD, side, right, YELLOW),
         ):  # fmt: skip
             for pixel in range(start, start + width):
-                axes.add_patch(Rectangle((pixel + shift, y), 1, 0.6, facecolor=colour, edgecolor="white", lw=0.5))
+                axes.add_patch(Rectangle((pixel + shift, y), 1, 0.6, facecolor=color, edgecolor="white", lw=0.5))
         for n, shift in ((0, 0), (1, 0), (windows - 2, FOLD), (windows - 1, FOLD)):
             start = 4 * n - left + shift
             line = y + 0.68 + 0.13 * (n % 2)
@@ -159,15 +159,15 @@ def conv1_edge() -> Figure:
 
 
 def activations() -> Figure:
-    """Three activations and their gradients."""
+    """ReLU, tanh and sigmoid, and their gradients."""
     x = torch.linspace(-5, 5, 401, requires_grad=True)
     figure, (values, slopes) = plt.subplots(1, 2, figsize=(8, 3))
     kinds = (("ReLU", torch.relu, BLUE, "-"), ("tanh", torch.tanh, ORANGE, "--"), ("sigmoid", torch.sigmoid, RED, ":"))
-    for name, function, colour, style in kinds:
+    for name, function, color, style in kinds:
         y = function(x)
         (slope,) = torch.autograd.grad(y.sum(), x)
-        values.plot(x.detach(), y.detach(), style, color=colour, lw=2, label=name)
-        slopes.plot(x.detach(), slope, style, color=colour, lw=2, label=name)
+        values.plot(x.detach(), y.detach(), style, color=color, lw=2, label=name)
+        slopes.plot(x.detach(), slope, style, color=color, lw=2, label=name)
     values.set(title="value", xlabel="input", ylim=(-1.4, 3.2))
     slopes.set(title="gradient", xlabel="input", ylim=(-0.05, 1.15))
     for axes in (values, slopes):
@@ -177,25 +177,25 @@ def activations() -> Figure:
 
 
 def lrn() -> Figure:
-    """What local response normalisation does to one loud channel, and to a row of channels."""
+    """LRN of a single active channel, and of ten adjacent channels."""
     figure, (curve, bars) = plt.subplots(1, 2, figsize=(8.4, 3.2), width_ratios=(1, 1.25))
     alone = torch.arange(0, 801.0)[:, None, None]
     kinds = (("2012 code (alpha 1e-4)", CODE_LRN, BLUE, "-"), ("as printed (alpha 5e-4)", PAPER_LRN, RED, "--"))
-    for name, c, colour, style in kinds:
+    for name, c, color, style in kinds:
         after = LocalResponseNorm(c.size, c.alpha, c.beta, c.k)(alone).flatten()
-        curve.plot(alone.flatten(), after, style, color=colour, lw=2, label=name)
+        curve.plot(alone.flatten(), after, style, color=color, lw=2, label=name)
         top = int(after.argmax())
-        curve.plot(top, after[top], "o", color=colour)
+        curve.plot(top, after[top], "o", color=color)
         curve.annotate(f"{top} → {after[top]:.0f}", (top, after[top]), xytext=(0, 6), textcoords="offset points",
                        ha="center", fontsize=8)  # fmt: skip
-    curve.set(title="one channel alone", xlabel="before", ylabel="after", ylim=(0, 150))
+    curve.set(title="a single active channel", xlabel="input", ylabel="output", ylim=(0, 150))
     curve.legend(frameon=False, fontsize=8, loc="lower right")
     before = LRN_EXAMPLE
     after = LocalResponseNorm(CODE_LRN.size, CODE_LRN.alpha, CODE_LRN.beta, CODE_LRN.k)(before[None, :, None])
-    place = np.arange(len(before))
-    bars.bar(place - 0.2, before, 0.4, color=SKY, label="before")
-    bars.bar(place + 0.2, after.flatten(), 0.4, color=BLUE, label="after (2012 code)")
-    bars.set(title="ten channels at one pixel", xlabel="channel", xticks=place, ylim=(0, 330))
+    positions = np.arange(len(before))
+    bars.bar(positions - 0.2, before, 0.4, color=SKY, label="before LRN")
+    bars.bar(positions + 0.2, after.flatten(), 0.4, color=BLUE, label="after LRN (2012 code)")
+    bars.set(title="ten channels at one pixel", xlabel="channel", xticks=positions, ylim=(0, 330))
     bars.legend(frameon=False, fontsize=8)
     return figure
 
@@ -204,10 +204,10 @@ LRN_EXAMPLE = torch.tensor([100.0, 100, 100, 300, 100, 100, 100, 100, 100, 100])
 
 
 def pooling() -> Figure:
-    """The same row of values pooled in threes with steps of two (overlapping) and in twos (not)."""
+    """The same row of values pooled with overlapping windows (3, stride 2) and without overlap (2, stride 2)."""
     values = POOL_EXAMPLE
     figure, pair = plt.subplots(1, 2, figsize=(8.4, 2.2))
-    kinds = ((3, 2, "overlapping: 3 wide, step 2"), (2, 2, "2 wide, step 2"))
+    kinds = ((3, 2, "overlapping: window 3, stride 2"), (2, 2, "no overlap: window 2, stride 2"))
     for axes, (kernel, stride, title) in zip(pair, kinds, strict=True):
         out = F.max_pool1d(values[None], kernel, stride)[0]
         for i, v in enumerate(values):
@@ -217,7 +217,7 @@ def pooling() -> Figure:
             left, line = n * stride, 1.25 + 0.25 * (n % 2)
             axes.plot([left + 0.05, left + kernel - 0.05], [line, line], color=(RED, BLACK)[n % 2], lw=3)
             middle = left + kernel / 2
-            axes.plot([middle, middle], [line, 2.2], color=GREY, lw=0.8, zorder=0)
+            axes.plot([middle, middle], [line, 2.2], color=GRAY, lw=0.8, zorder=0)
             axes.add_patch(Rectangle((middle - 0.5, 2.2), 1, 1, facecolor=ORANGE, edgecolor="white"))
             axes.text(middle, 2.7, f"{v:.0f}", ha="center", va="center")
         axes.set(title=title, xlim=(-0.1, len(values) + 0.1), ylim=(-0.1, 3.4), aspect="equal")
@@ -229,7 +229,7 @@ POOL_EXAMPLE = torch.tensor([1.0, 2, 9, 3, 1, 0, 4, 2, 7])
 
 
 def towers() -> Figure:
-    """Which channels each filter reads: blocks where a layer stays inside its tower."""
+    """Input channels that each filter reads: two blocks if the layer has two towers."""
     convs = [layer for layer in layers(ARCHITECTURES["paper"]) if layer.kind == "conv"][1:]
     figure, row = plt.subplots(1, len(convs), figsize=(8.4, 2.9))
     for axes, layer in zip(row, convs, strict=True):
@@ -243,20 +243,20 @@ def towers() -> Figure:
         axes.set_title(f"{layer.name}\n{layer.parameters:,}", fontsize=9)
         axes.tick_params(labelsize=7)
         axes.set_xlabel("filter", fontsize=8)
-    row[0].set_ylabel("channel it reads", fontsize=8)
+    row[0].set_ylabel("input channel", fontsize=8)
     return figure
 
 
 def receptive_fields() -> Figure:
-    """How much of the picture one value of each layer sees."""
+    """Receptive fields of a value in the center of each layer."""
     names = ("conv1", "conv2", "conv3", "conv4", "conv5", "pool5")
     rows = [row for row in summarize(ARCHITECTURES["paper"]).rows if row.name in names]
     figure, axes = plt.subplots(figsize=(4.4, 4.4))
-    show(axes, photograph()[:, 16:240, 16:240])
-    for row, colour in zip(rows, (BLUE, ORANGE, RED, PINK, SKY, "white"), strict=True):
+    draw_image(axes, photograph()[:, 16:240, 16:240])
+    for row, color in zip(rows, (BLUE, ORANGE, RED, PINK, SKY, "white"), strict=True):
         side = row.receptive_field
         corner = 112 - side / 2
-        axes.add_patch(Rectangle((corner, corner), side, side, fill=False, edgecolor=colour, lw=2))
+        axes.add_patch(Rectangle((corner, corner), side, side, fill=False, edgecolor=color, lw=2))
         label, y = f"{row.name}: {side}", 120 if side == 11 else corner + 1
         box = {"facecolor": "black", "alpha": 0.75, "pad": 1, "lw": 0}
         axes.text(112, y, label, color="white", fontsize=7, ha="center", va="top", bbox=box)
@@ -264,48 +264,48 @@ def receptive_fields() -> Figure:
 
 
 def ten_crop() -> Figure:
-    """The ten views of a picture, and where they were cut."""
+    """The ten views of an image, and the positions of the crops."""
     square = photograph()
     figure = plt.figure(figsize=(8.4, 2.7))
     grid = figure.add_gridspec(2, 8, width_ratios=(1, 1, 0.1, 1, 1, 1, 1, 1))
-    whole = figure.add_subplot(grid[:, :2])
-    show(whole, square)
-    for (top, left), colour in zip(TEN_CROP.positions, (ORANGE, SKY, "white", YELLOW, PINK), strict=True):
+    full = figure.add_subplot(grid[:, :2])
+    draw_image(full, square)
+    for (top, left), color in zip(TEN_CROP.positions, (ORANGE, SKY, "white", YELLOW, PINK), strict=True):
         corner = (left * 32 - 0.5, top * 32 - 0.5)
-        whole.add_patch(Rectangle(corner, 224, 224, fill=False, edgecolor=colour, lw=2))
-    whole.set_title("256×256, five crops of 224×224", fontsize=8)
-    names = ("top left", "top right", "centre", "bottom left", "bottom right")
+        full.add_patch(Rectangle(corner, 224, 224, fill=False, edgecolor=color, lw=2))
+    full.set_title("256×256, five crops of 224×224", fontsize=8)
+    names = ("top left", "top right", "center", "bottom left", "bottom right")
     for i, view in enumerate(crop_views(square[None], TEN_CROP, 224)):
         axes = figure.add_subplot(grid[i % 2, 3 + i // 2])
-        show(axes, view[0])
+        draw_image(axes, view[0])
         axes.set_title("mirrored" if i % 2 else names[i // 2], fontsize=8, pad=3)
     return figure
 
 
 def pca_noise() -> Figure:
-    """One picture under four draws of the colour noise: as strong as in 2012, and five times stronger to see it."""
+    """One image with four draws of the color noise: as strong as in 2012, and five times stronger."""
     square = photograph().numpy()[:, 16:240, 16:240].astype(float)
     draws = (np.zeros(3), *np.random.default_rng(2012).standard_normal((4, 3)))
     figure, grid = plt.subplots(2, len(draws), figsize=(8.4, 3.9))
     for strength, row in zip((0.1, 0.5), grid, strict=True):
         for axes, draw in zip(row, draws, strict=True):
-            shift = PCA_DIRECTIONS @ (strength * draw * PCA_DEVIATIONS)
-            show(axes, np.clip(square + shift[:, None, None], 0, 255).astype(np.uint8))
+            shift = PCA_DIRECTIONS @ (strength * draw * PCA_STDS)
+            draw_image(axes, np.clip(square + shift[:, None, None], 0, 255).astype(np.uint8))
             axes.set_title(" ".join(f"{s:+.0f}" for s in shift) if draw.any() else "original", fontsize=8)
         row[0].set_ylabel(f"strength {strength}", fontsize=8)
     return figure
 
 
 def learning_rate() -> Figure:
-    """The rates of run 145, set by hand."""
+    """The manual learning-rate schedule of run 145."""
     figure, axes = plt.subplots(figsize=(8, 3))
-    looks = {"weights": (BLUE, "-", 2.5), "weights of conv1": (ORANGE, "--", 2.5), "biases": (GREEN, ":", 2)}
-    for name, (colour, style, width) in looks.items():
+    styles = {"weights": (BLUE, "-", 2.5), "weights of conv1": (ORANGE, "--", 2.5), "biases": (GREEN, ":", 2)}
+    for name, (color, style, width) in styles.items():
         starts = [*RATES[name], LAST_EPOCH]
         rates = [rate or np.nan for rate in RATES[name].values()]
-        axes.step(starts, [*rates, rates[-1]], style, where="post", color=colour, lw=width, label=name)
-    axes.axvline(NOISE_OFF, color=GREY, lw=1)
-    axes.text(NOISE_OFF - 0.7, 1.5e-3, "colour noise off", rotation=90, fontsize=8, ha="right", va="center")
+        axes.step(starts, [*rates, rates[-1]], style, where="post", color=color, lw=width, label=name)
+    axes.axvline(NOISE_OFF, color=GRAY, lw=1)
+    axes.text(NOISE_OFF - 0.7, 1.5e-3, "color noise off", rotation=90, fontsize=8, ha="right", va="center")
     axes.text(72.4, 8e-6, "conv1 frozen", fontsize=8, va="top", color="#8a5f00")
     axes.plot(72, 1e-5, "s", color=ORANGE)
     axes.set(xlabel="epoch", ylabel="learning rate", yscale="log", ylim=(4e-6, 6e-2), xlim=(0, 93))
@@ -330,8 +330,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 }
 
 
-def draw(folder: Path, figures: Mapping[str, Callable[[], Figure]] = FIGURES) -> None:
-    """Writes the figures into `folder`: drawings as SVG, photographs as PNG of 256 colours."""
+def save_figures(folder: Path, figures: Mapping[str, Callable[[], Figure]] = FIGURES) -> None:
+    """Write the figures to `folder`: charts as SVG, photographs as PNG with 256 colors."""
     folder.mkdir(parents=True, exist_ok=True)
     mpl.rcParams.update({"svg.hashsalt": "alexnet", "axes.spines.top": False, "axes.spines.right": False})
     for name, function in figures.items():
@@ -347,4 +347,4 @@ def draw(folder: Path, figures: Mapping[str, Callable[[], Figure]] = FIGURES) ->
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "img")
+    save_figures(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "img")

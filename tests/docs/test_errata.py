@@ -1,7 +1,7 @@
-"""What docs/errata.md says of the tutorials: each row that arithmetic or a run can show is shown here.
+"""Evidence for docs/errata.md: one test per row that arithmetic or a run can check.
 
-A test bears the number of the tutorial that it is about. Some rows are shown by the last section of
-tests/models/test_architectures.py; the end of this file checks that both languages name every test, and no other.
+The number in a test name is that of the tutorial. More rows are covered by the last section of
+tests/models/test_architectures.py. The end of this file checks that both languages cite exactly these tests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.models import alexnet as torchvisions_alexnet
+from torchvision.models import alexnet as torchvision_alexnet
 
 from alexnet.cli import run
 from alexnet.inference.crops import CENTER_CROP, TEN_CROP, crop_views
@@ -29,11 +29,11 @@ from helpers import data_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 ERRATA = ("docs/errata.md", "docs/errata.zh-CN.md")
-TUTORIAL_STD = (0.2023, 0.1994, 0.2010)  # tutorial 002's, kept in the recipe that follows it
+TUTORIAL_STD = (0.2023, 0.1994, 0.2010)  # as in tutorial 002 and the recipe that reproduces it
 
 
 def kinds(name: str, number: int | str) -> list[str]:
-    """What block `number` of a network consists of, in order."""
+    """Return the kinds of the layers in block `number`, in order."""
     return [layer.kind for layer in layers(ARCHITECTURES[name]) if layer.name.endswith(str(number))]
 
 
@@ -50,14 +50,14 @@ def widths(name: str) -> list[int]:
 
 def test_000_widths_are_those_of_2014() -> None:
     with torch.device("meta"):
-        features = torchvisions_alexnet().features
-    theirs = [module.out_channels for module in features if isinstance(module, nn.Conv2d)]
-    assert theirs == widths("torchvision") == [64, 192, 384, 256, 256]
+        features = torchvision_alexnet().features
+    channels = [module.out_channels for module in features if isinstance(module, nn.Conv2d)]
+    assert channels == widths("torchvision") == [64, 192, 384, 256, 256]
     assert widths("paper") == widths("code2012") == [96, 256, 384, 384, 256]
-    assert "1404.5997" in (torchvisions_alexnet.__doc__ or "")  # the 2014 paper, which torchvision names as its source
+    assert "1404.5997" in (torchvision_alexnet.__doc__ or "")  # the 2014 paper, cited by torchvision
 
 
-def test_000_lrn_stands_elsewhere() -> None:
+def test_000_lrn_comes_before_pooling() -> None:
     assert [n for n in range(1, 6) if "lrn" in kinds("paper", n)] == [1, 2]
     assert [n for n in range(1, 6) if "lrn" in kinds("torchvision-lrn", n)] == [1, 2, 5]
     for n in (1, 2):
@@ -73,9 +73,9 @@ def test_000_lrn_is_competition_and_only_shrinks_gradients() -> None:
     louder = a.clone()
     louder[:, 7] += 100
     change = (lrn(louder) - lrn(a)).squeeze(-1)
-    assert (change[:, [5, 6, 8, 9]] < 0).all()  # neighbours within the window of five are held down
+    assert (change[:, [5, 6, 8, 9]] < 0).all()  # neighbors within the window of five are suppressed
     assert change[:, [0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 15]].abs().max() == 0
-    # Whatever gradient comes in, none larger than k^-beta = 0.59 of it goes out, and for loud channels less.
+    # At most k^-beta = 0.59 of any gradient passes, and less for channels with large activations.
     jacobian = torch.stack([torch.autograd.functional.jacobian(lrn, x[None]).reshape(16, 16) for x in a[:8]])
     loudest = a[:8].squeeze(-1).argmax(1)
     assert torch.linalg.matrix_norm(jacobian, ord=2).max() < 2**-0.75
@@ -84,7 +84,7 @@ def test_000_lrn_is_competition_and_only_shrinks_gradients() -> None:
 
 def test_001_lrn_follows_the_relu() -> None:
     assert kinds("paper", 1)[-3:] == kinds("paper", 2)[-3:] == ["relu", "lrn", "maxpool"]
-    # The code that gave the numbers has it both ways round.
+    # The code that produced the published numbers has both orders.
     assert kinds("code2012", 1)[2:] == ["lrn", "maxpool", "relu"]
     assert kinds("code2012", 2)[1:3] == ["relu", "lrn"]
 
@@ -92,7 +92,7 @@ def test_001_lrn_follows_the_relu() -> None:
 def test_dropout_follows_fc6_and_fc7() -> None:
     for name in ("paper", "code2012", "caffe", "d2l"):
         assert kinds(name, 6) == kinds(name, 7) == ["linear", "relu", "dropout"]
-    for name in ("torchvision", "torchvision-lrn", "seed-merged", "cifar"):  # as tutorials 000, 001 and 002 have it
+    for name in ("torchvision", "torchvision-lrn", "seed-merged", "cifar"):  # as in tutorials 000, 001 and 002
         assert kinds(name, 6) == kinds(name, 7) == ["dropout", "linear", "relu"]
 
 
@@ -103,10 +103,10 @@ def test_001_text_and_code_differ() -> None:
 
 
 def test_001_three_ways_to_55() -> None:
-    assert (224 - 11) / 4 + 1 == 54.25  # whole windows without padding: 54
+    assert (224 - 11) / 4 + 1 == 54.25  # 54 windows fit without padding
     assert (224 - 11 + 1 + 2) / 4 + 1 == 55  # the text: 1 left, 2 right
     assert (224 - 11 + 2 + 2) / 4 == 54.25  # the code: rounded down, the last column of zeros is never read
-    assert (224 - 11 + 0 + 3) / 4 + 1 == 55  # 2012: nothing left, 3 right
+    assert (224 - 11 + 0 + 3) / 4 + 1 == 55  # 2012: 0 left, 3 right
     x = torch.rand(1, 3, 224, 224)
     conv = nn.Conv2d(3, 1, 11, stride=4)
     two = nn.functional.pad(x, (2, 2, 2, 2))
@@ -125,8 +125,8 @@ def test_001_merging_adds_a_million_parameters() -> None:
     assert {name: -n for name, n in more.items() if n} == {"conv2": 307_200, "conv4": 663_552, "conv5": 442_368}
 
 
-def test_001_overlap_is_not_about_averages() -> None:
-    """Windows overlap because they are wider than their step; that they take the maximum is another choice."""
+def test_001_overlap_is_independent_of_averaging() -> None:
+    """Windows overlap because they are wider than the stride, whether they take the maximum or the mean."""
     for name in ("paper", "torchvision", "d2l"):
         pools = [layer for layer in layers(ARCHITECTURES[name]) if layer.kind == "maxpool"]
         assert [(pool.kernel, pool.stride) for pool in pools] == [(3, 2)] * 3
@@ -137,37 +137,37 @@ def test_001_overlap_is_not_about_averages() -> None:
 def test_002_parameters() -> None:
     paper, merged = (summarize(ARCHITECTURES[name]).parameters for name in ("paper", "one-tower"))
     assert (round(paper / 1e6), round(merged / 1e6)) == (61, 62)
-    # Its own layers, with the fc6 that it writes.
+    # The layers as the tutorial prints them, with its fc6.
     tutorial = [3 * 64 * 121 + 64, 64 * 192 * 25 + 192, 192 * 384 * 9 + 384, 384 * 256 * 9 + 256, 256 * 256 * 9 + 256]
     tutorial += [256 * 2 * 2 * 4096 + 4096, 4096 * 4096 + 4096, 4096 * 10 + 10]
     assert sum(tutorial) == 23_490_378
 
 
-def test_003_227_is_caffes() -> None:
+def test_003_227_is_the_input_size_of_caffe() -> None:
     assert ARCHITECTURES["caffe"].image_size == ARCHITECTURES["caffenet"].image_size == 227
     assert {ARCHITECTURES[name].image_size for name in ("paper", "code2012", "torchvision")} == {224}
 
 
-def test_003_late_convolutions_start_at_three_hundredths() -> None:
+def test_003_conv3_to_conv5_start_with_a_std_of_003() -> None:
     printed, code = INITS["paper"], INITS["code2012"]
     assert (printed.std, dict(printed.stds)) == (0.01, {})
     assert dict(code.stds) == {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
 
 
-def test_004_channels_are_sixteen_fold() -> None:
+def test_004_channels_are_16_times_those_of_lenet() -> None:
     assert [a / b for a, b in zip(widths("paper"), widths("lenet"), strict=False)] == [16, 16]
 
 
-def test_004_megabytes() -> None:
-    for name, bytes_ in (("paper", 218_136_576), ("d2l", 171_999_232)):
-        assert 4 * sum(named(name)[layer].parameters for layer in ("fc6", "fc7")) == bytes_
+def test_004_megabytes_of_fc6_and_fc7() -> None:
+    for name, size in (("paper", 218_136_576), ("d2l", 171_999_232)):
+        assert 4 * sum(named(name)[layer].parameters for layer in ("fc6", "fc7")) == size
 
 
-# ── training and testing ──────────────────────────────────────────────────────────────────────────────────────────
+# ── training and evaluation ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_000_ten_crops_are_fixed() -> None:
-    """Nothing random: the same ten views of a picture each time, for averaging predictions."""
+    """The ten views of an image, whose predictions are averaged, are not random."""
     square = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
     first, second = list(crop_views(square, TEN_CROP, 224)), list(crop_views(square, TEN_CROP, 224))
     assert len(first) == 10
@@ -175,50 +175,52 @@ def test_000_ten_crops_are_fixed() -> None:
     assert torch.equal(first[4], next(crop_views(square, CENTER_CROP, 224)))
 
 
-def deviations(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """N×H×W×C in [0, 1]: deviation over all pixels, and mean of the deviations within each image; (C,) each."""
+def stds(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the std over all pixels and the mean of the stds within each image, (C,) each, of N×H×W×C in [0, 1]."""
     return images.std((0, 1, 2)), images.std((1, 2)).mean(0)
 
 
-def test_002_deviation_is_of_single_images() -> None:
+def test_002_std_is_the_mean_over_images() -> None:
     with zipfile.ZipFile(data_folder("cifar10-jpeg.zip")) as archive:
         names = sorted(name for name in archive.namelist() if re.search(r"(^|/)train/.*\.jpg$", name))[::25]
         images = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names]) / 255
-    over_all, within = deviations(images)
+    overall, within = stds(images)
     assert len(images) == 2000
-    np.testing.assert_allclose(over_all, CIFAR10_STD, atol=0.002)
+    np.testing.assert_allclose(overall, CIFAR10_STD, atol=0.002)
     np.testing.assert_allclose(within, TUTORIAL_STD, atol=0.003)
 
 
-def test_002_mean_of_deviations_is_always_too_small() -> None:
-    """Images differ in brightness, and that part is lost: over all pixels = within + between, as variances."""
+def test_002_mean_of_stds_is_always_too_small() -> None:
+    """The total variance is the variance within images plus that between them, which the mean of stds leaves out."""
     torch.manual_seed(0)
     images = (torch.rand(500, 8, 8, 3) * torch.rand(500, 1, 1, 3)).double().numpy()
-    over_all, within = deviations(images)
+    overall, within = stds(images)
     between = images.mean((1, 2)).std(0)
-    np.testing.assert_allclose(over_all**2, images.var((1, 2)).mean(0) + between**2)
-    assert (within < over_all).all()
+    np.testing.assert_allclose(overall**2, images.var((1, 2)).mean(0) + between**2)
+    assert (within < overall).all()
     assert cifar10_seed().std == TUTORIAL_STD
-    # Divided by it, pixels come out with deviations of 1.22 to 1.30 instead of 1.
+    # Pixels normalized by it have stds of 1.22 to 1.30 instead of 1.
     assert [round(a / b, 2) for a, b in zip(CIFAR10_STD, TUTORIAL_STD, strict=True)] == [1.22, 1.22, 1.3]
 
 
-def test_002_evaluation_leaves_the_batch_behind() -> None:
-    # "meta" stands for a GPU: another device than the one that the loader's batches are on.
+def test_002_evaluation_does_not_move_the_batch() -> None:
+    # "meta" stands for a GPU: a device other than that of the batches.
     model, batch = nn.Linear(2, 2, device="meta"), torch.zeros(1, 2)
     with pytest.raises(RuntimeError, match="device"):
         model(batch)
     assert model(batch.to("meta")).shape == (1, 2)
 
 
-def scaled_loop(zero: bool, enabled: bool = True, scale: float = 65536.0, slope: float = 1.0) -> list[float | None]:
-    """What four steps of a loop with a GradScaler apply, as shares of the true gradient; None for a skipped step."""
+def scaled_loop(
+    zero_grad: bool, enabled: bool = True, scale: float = 65536.0, slope: float = 1.0
+) -> list[float | None]:
+    """Return the multiple of the true gradient that each of four GradScaler steps applies; None if it is skipped."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1 / slope)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=enabled)
     applied: list[float | None] = []
     for _ in range(4):
-        if zero:
+        if zero_grad:
             optimizer.zero_grad()
         before = float(weight.detach())
         scaler.scale(slope * weight.sum()).backward()
@@ -229,19 +231,19 @@ def scaled_loop(zero: bool, enabled: bool = True, scale: float = 65536.0, slope:
 
 
 def test_002_mixed_precision_without_zero_grad() -> None:
-    # Where the scaler is off, as the tutorial's own is without CUDA, each step applies all gradients so far.
-    assert scaled_loop(zero=True, enabled=False) == [1, 1, 1, 1]
-    assert scaled_loop(zero=False, enabled=False) == [1, 2, 3, 4]
-    # Where it is on, what is left over is divided by the scale once more, and hardly shows …
-    assert scaled_loop(zero=False, scale=4.0) == [1, 1.25, 1.3125, 1.328125]
-    assert scaled_loop(zero=False) == pytest.approx([1, 1, 1, 1], rel=1e-4)
-    # … until one gradient overflows, after which every step is skipped: infinity plus anything is infinity.
-    assert scaled_loop(zero=True, scale=2.0**127, slope=2.0) == [None, 1, 1, 1]
-    assert scaled_loop(zero=False, scale=2.0**127, slope=2.0) == [None, None, None, None]
+    # If the scaler is disabled, as it is without CUDA, each step applies the sum of all gradients so far.
+    assert scaled_loop(zero_grad=True, enabled=False) == [1, 1, 1, 1]
+    assert scaled_loop(zero_grad=False, enabled=False) == [1, 2, 3, 4]
+    # If it is enabled, the leftover gradient is divided by the scale once more and hardly noticeable …
+    assert scaled_loop(zero_grad=False, scale=4.0) == [1, 1.25, 1.3125, 1.328125]
+    assert scaled_loop(zero_grad=False) == pytest.approx([1, 1, 1, 1], rel=1e-4)
+    # … until one gradient overflows: infinity plus anything is infinity, so every later step is skipped.
+    assert scaled_loop(zero_grad=True, scale=2.0**127, slope=2.0) == [None, 1, 1, 1]
+    assert scaled_loop(zero_grad=False, scale=2.0**127, slope=2.0) == [None, None, None, None]
 
 
 def test_002_accumulation_leaks_into_the_next_epoch() -> None:
-    """Ten batches in windows of four: the last two are never applied, but the next epoch's first step has them."""
+    """Of ten batches in windows of four, the last two are applied in the first step of the next epoch."""
     weight = torch.zeros(1, requires_grad=True)
     applied: list[list[float]] = []
     for _ in range(2):
@@ -255,44 +257,48 @@ def test_002_accumulation_leaks_into_the_next_epoch() -> None:
     assert applied == [[1.0, 1.0], [1.5, 1.0]]
 
 
-# ── the document ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cited(name: str) -> set[str]:
-    return set(re.findall(r"`(test_\w+)`", (ROOT / name).read_text(encoding="utf-8")))
+def read(file: str) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
 
 
-def rows(name: str) -> list[list[str]]:
-    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+def cited_tests(page: str) -> set[str]:
+    return set(re.findall(r"`(test_\w+)`", read(page)))
+
+
+def rows(page: str) -> list[list[str]]:
+    lines = read(page).splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| \d{3}", line)]
 
 
-@pytest.mark.parametrize("name", ERRATA)
-def test_the_errata_cite_every_test_and_no_other(name: str) -> None:
-    here = Path(__file__).read_text(encoding="utf-8").split("# ── the document")[0]
-    mine = set(re.findall(r"^def (test_\w+)", here, re.MULTILINE))
-    architectures = (ROOT / "tests/models/test_architectures.py").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ERRATA)
+def test_page_cites_exactly_these_tests(page: str) -> None:
+    source = Path(__file__).read_text(encoding="utf-8").split("# ── the page")[0]
+    own = set(re.findall(r"^def (test_\w+)", source, re.MULTILINE))
+    architectures = read("tests/models/test_architectures.py")
     others = set(re.findall(r"^def (test_tutorial_\w+)", architectures, re.MULTILINE))
-    assert cited(name) == mine | others
-    assert re.findall(r"python -m pytest (\S+) (\S+)", (ROOT / name).read_text(encoding="utf-8")) == [
+    assert cited_tests(page) == own | others
+    assert re.findall(r"python -m pytest (\S+) (\S+)", read(page)) == [
         ("tests/docs/test_errata.py", "tests/models/test_architectures.py")
     ]
 
 
-@pytest.mark.parametrize("name", ERRATA)
-def test_every_row_is_backed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = rows(name)
+@pytest.mark.parametrize("page", ERRATA)
+def test_every_row_has_evidence(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = rows(page)
     assert len(found) >= 22
     for row in found:
         assert len(row) == 4
         assert re.search(r"`(test_\w+|alexnet arch [\w-]+|layers/\S+)`|[Pp]aper, |论文", row[3]), row
-    for command in set(re.findall(r"`alexnet (arch [\w-]+)", (ROOT / name).read_text(encoding="utf-8"))):
+    for command in set(re.findall(r"`alexnet (arch [\w-]+)", read(page))):
         assert run(command.split()) == 0
     assert capsys.readouterr().out
 
 
 def test_both_languages_have_the_same_rows() -> None:
-    english, chinese = (rows(name) for name in ERRATA)
+    english, chinese = (rows(page) for page in ERRATA)
     assert [row[0] for row in english] == [row[0] for row in chinese]
     for a, b in zip(english, chinese, strict=True):
         assert re.findall(r"`([^`]+)`", a[3]) == re.findall(r"`([^`]+)`", b[3])

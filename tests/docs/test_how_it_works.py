@@ -1,4 +1,4 @@
-"""The tables, figures and pictures of docs/how-it-works.md, in both languages, are those of our code."""
+"""The tables, numbers and figures of docs/how-it-works.md, in both languages, match the code."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def text(page: str) -> str:
 
 
 def tables(page: str) -> list[dict[str, list[str]]]:
-    """The page's tables in order (sizes, LRN, towers, parameters, updates), each with its rows by their first cell."""
+    """Return the tables of the page (sizes, LRN, towers, parameters, updates), each as rows by their first cell."""
     blocks = re.findall(r"(?:^\|.*\n)+", text(page), re.M)
     assert len(blocks) == 5
-    found = []
+    result = []
     for block in blocks:
         cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
-        found.append({row[0]: row[1:] for row in cells[2:]})
-    return found
+        result.append({row[0]: row[1:] for row in cells[2:]})
+    return result
 
 
 def number(cell: str) -> float:
@@ -46,32 +46,32 @@ def number(cell: str) -> float:
 
 @pytest.fixture(scope="module")
 def figures() -> ModuleType:
-    found = importlib.util.spec_from_file_location("figures", DOCS / "figures.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("figures", DOCS / "figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
 @pages
-def test_sizes(page: str) -> None:
+def test_output_sizes(page: str) -> None:
     table = tables(page)[0]
     before: tuple[int, ...] = (3, 224, 224)
     for layer in layers(ARCHITECTURES["paper"]):
         if layer.kind not in ("conv", "maxpool", "linear"):
             continue
-        reads, kernel, stride, zeros, worked, gives = table[layer.name]
+        input_, kernel, stride, padding, calculation, output = table[layer.name]
         if layer.kind == "linear":
-            assert (reads, gives) == (str(layer.input[0]), str(layer.output[0]))
+            assert (input_, output) == (str(layer.input[0]), str(layer.output[0]))
             continue
-        extra = layer.input[1] - before[1] + 2 * layer.padding  # what `pad1` added, and the padding on both sides
-        assert reads == "×".join(map(str, before))
-        assert (kernel, stride, zeros) == (str(layer.kernel), str(layer.stride), str(extra))
-        a, b, c, d, e = map(int, re.fullmatch(r"\((\d+) \+ (\d+) − (\d+)\) / (\d+) \+ (\d)", worked).groups())
-        assert (a, b, c, d, e) == (before[1], extra, layer.kernel, layer.stride, 1)
+        total = layer.input[1] - before[1] + 2 * layer.padding  # pad1, and the padding on both sides
+        assert input_ == "×".join(map(str, before))
+        assert (kernel, stride, padding) == (str(layer.kernel), str(layer.stride), str(total))
+        a, b, c, d, e = map(int, re.fullmatch(r"\((\d+) \+ (\d+) − (\d+)\) / (\d+) \+ (\d)", calculation).groups())
+        assert (a, b, c, d, e) == (before[1], total, layer.kernel, layer.stride, 1)
         assert (a + b - c) % d == 0
-        assert gives == "×".join(map(str, layer.output))
+        assert output == "×".join(map(str, layer.output))
         assert layer.output[1] == (a + b - c) // d + e
         before = layer.output
     assert math.prod(before) == 9216
@@ -127,17 +127,17 @@ def test_lrn(page: str, figures: ModuleType) -> None:
 
 
 @pages
-def test_the_rate_inside_the_velocity(page: str) -> None:
+def test_learning_rate_inside_the_velocity(page: str) -> None:
     w = torch.zeros(1, requires_grad=True)
-    torchs = torch.optim.SGD([w], lr=1.0, momentum=0.9)
+    optimizer = torch.optim.SGD([w], lr=1.0, momentum=0.9)
     velocity, changes = 0.0, []
     for step in range(1, 344):
         rate = 1.0 if step <= 300 else 0.1
         velocity = 0.9 * velocity + rate
         before = float(w.detach())
-        torchs.param_groups[0]["lr"] = rate
+        optimizer.param_groups[0]["lr"] = rate
         w.grad = torch.ones(1)
-        torchs.step()
+        optimizer.step()
         changes.append((velocity, before - float(w.detach())))
     assert changes[299] == pytest.approx((10, 10), abs=1e-2)
     for i, row in enumerate(tables(page)[4].values()):
@@ -146,25 +146,25 @@ def test_the_rate_inside_the_velocity(page: str) -> None:
 
 
 @pages
-def test_small_numbers_of_the_text(page: str, figures: ModuleType) -> None:
-    said = text(page)
+def test_numbers_of_the_text(page: str, figures: ModuleType) -> None:
+    content = text(page)
     fields = [PAPER[name].receptive_field for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "pool5")]
     assert fields == [11, 51, 99, 131, 163, 195]
-    assert all(str(field) in said for field in fields)
+    assert all(str(field) in content for field in fields)
     assert (224 - 11) / 4 == 53.25
     x = torch.tensor([0.0, 3.0], requires_grad=True)
     slopes = [torch.autograd.grad(f(x).sum(), x)[0].tolist() for f in (torch.sigmoid, torch.tanh)]
     assert (slopes[0][0], slopes[1][0], round(slopes[1][1], 4)) == (0.25, 1.0, 0.0099)
-    assert f"{math.log(1000):.3f}" in said
-    assert f"{math.log(10):.3f}" in said
+    assert f"{math.log(1000):.3f}" in content
+    assert f"{math.log(10):.3f}" in content
     assert 33 * 33 * 2 == 2178
-    noise = 0.1 * np.sqrt(((figures.PCA_DIRECTIONS * figures.PCA_DEVIATIONS) ** 2).sum(1))
+    noise = 0.1 * np.sqrt(((figures.PCA_DIRECTIONS * figures.PCA_STDS) ** 2).sum(1))
     assert [f"{level:.1f}" for level in noise] == ["7.4", "7.2", "7.7"]
     np.testing.assert_allclose(figures.PCA_DIRECTIONS.T @ figures.PCA_DIRECTIONS, np.eye(3), atol=2e-4)
-    for told in ("0.0099", "2178", "7.4", "7.2", "7.7", "121.8", "37.1", "19.7", "53.25"):
-        assert told in said
+    for value in ("0.0099", "2178", "7.4", "7.2", "7.7", "121.8", "37.1", "19.7", "53.25"):
+        assert value in content
     recipes = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    assert all(measured in recipes and measured in said for measured in ("79.82", "81.59"))
+    assert all(measured in recipes and measured in content for measured in ("79.82", "81.59"))
 
 
 @pages
@@ -174,35 +174,35 @@ def test_commands_exist(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     for command, *rest in lines:
         assert command in COMMANDS
         assert run([command, "--help"]) == 0
-        shown = capsys.readouterr().out
-        assert all(word in shown for word in rest if word.startswith("--"))
+        usage = capsys.readouterr().out
+        assert all(word in usage for word in rest if word.startswith("--"))
 
 
 def test_both_pages_have_the_same_numbers() -> None:
-    """Tables and pictures are the same, cell by cell, but for their words."""
+    """Tables have the same numbers, cell by cell, and the images are the same."""
     english, chinese = ([line for line in text(page).splitlines() if line[:1] == "|"] for page in PAGES)
     assert len(english) == len(chinese)
     for a, b in zip(english, chinese, strict=True):
         assert re.findall(r"[\d,.×·+−/=]+\d", a) == re.findall(r"[\d,.×·+−/=]+\d", b)
-    shown = [re.findall(r"\(img/([\w.-]+)\)", text(page)) for page in PAGES]
-    assert shown[0] == shown[1]
+    english_images, chinese_images = (re.findall(r"\(img/([\w.-]+)\)", text(page)) for page in PAGES)
+    assert english_images == chinese_images
 
 
-def test_pictures_are_drawn_small_and_shown(tmp_path: Path, figures: ModuleType) -> None:
-    shown = set(re.findall(r"\(img/([\w.-]+)\)", text(PAGES[0])))
-    names = set(figures.FIGURES)
-    assert names == {name for name in shown if not name.startswith("show-")}  # those are of a trained network
-    assert all((DOCS / "img" / name).stat().st_size < 150_000 for name in shown)
-    figures.draw(tmp_path, {name: figures.FIGURES[name] for name in ("parameters-and-macs.svg", "pca-noise.png")})
+def test_figures_are_used_and_small(tmp_path: Path, figures: ModuleType) -> None:
+    used = set(re.findall(r"\(img/([\w.-]+)\)", text(PAGES[0])))
+    assert set(figures.FIGURES) == {name for name in used if not name.startswith("show-")}  # drawn by `alexnet show`
+    assert all((DOCS / "img" / name).stat().st_size < 150_000 for name in used)
+    figures.save_figures(
+        tmp_path, {name: figures.FIGURES[name] for name in ("parameters-and-macs.svg", "pca-noise.png")}
+    )
     assert "<svg" in (tmp_path / "parameters-and-macs.svg").read_text(encoding="utf-8")
     assert (tmp_path / "pca-noise.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_schedule_drawn_is_run_145s(figures: ModuleType) -> None:
-    said = text(PAGES[0])
+def test_learning_rate_figure_shows_run_145(figures: ModuleType) -> None:
     drops = [epoch for epoch in figures.RATES["weights"] if epoch > 1]
     assert drops == [25, 51, 79]
-    assert "drops came at epochs 25, 51 and 79" in said
+    assert "drops came at epochs 25, 51 and 79" in " ".join(text(PAGES[0]).split())
     assert figures.RATES["weights of conv1"] == {1: 1e-2, 25: 1e-3, 51: 1e-4, 67: 1e-5, 72: 0.0}
     assert figures.RATES["biases"] == {1: 2e-2}
     assert figures.NOISE_OFF == 67
