@@ -70,16 +70,16 @@ def test_000_lrn_is_competition_and_only_shrinks_gradients() -> None:
     torch.manual_seed(0)
     lrn = LocalResponseNorm(PAPER_LRN.size, PAPER_LRN.alpha, PAPER_LRN.beta, PAPER_LRN.k).double()
     a = torch.rand(64, 16, 1, dtype=torch.float64) * 300
-    louder = a.clone()
-    louder[:, 7] += 100
-    change = (lrn(louder) - lrn(a)).squeeze(-1)
+    raised = a.clone()
+    raised[:, 7] += 100
+    change = (lrn(raised) - lrn(a)).squeeze(-1)
     assert (change[:, [5, 6, 8, 9]] < 0).all()  # neighbors within the window of five are suppressed
     assert change[:, [0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 15]].abs().max() == 0
     # At most k^-beta = 0.59 of any gradient passes, and less for channels with large activations.
     jacobian = torch.stack([torch.autograd.functional.jacobian(lrn, x[None]).reshape(16, 16) for x in a[:8]])
-    loudest = a[:8].squeeze(-1).argmax(1)
+    strongest = a[:8].squeeze(-1).argmax(1)
     assert torch.linalg.matrix_norm(jacobian, ord=2).max() < 2**-0.75
-    assert jacobian[torch.arange(8), loudest, loudest].abs().max() < 0.1
+    assert jacobian[torch.arange(8), strongest, strongest].abs().max() < 0.1
 
 
 def test_001_lrn_follows_the_relu() -> None:
