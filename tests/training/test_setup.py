@@ -20,7 +20,7 @@ from alexnet.training.api import resume, train
 from alexnet.training.manual_schedule import ScheduleChange
 from alexnet.training.progress import Silent
 from alexnet.training.recipe import Recipe, read_recipe
-from alexnet.training.setup import prepare_training
+from alexnet.training.setup import build_spec, prepare_training
 from alexnet.training.trainer import Trainer
 
 # a small imagenet-2012: random 32 of 36, mean image, PCA noise, pixels from 0 to 255 (and weights initialized for them)
@@ -197,3 +197,10 @@ def test_images_in_gpu_memory_give_the_same_batches():
     assert b.ids.device.type == "cpu"
     assert torch.equal(a.ids, b.ids)
     assert torch.equal(a.images, b.images.cpu())
+
+
+def test_modified_network_may_take_smaller_images_than_its_original():
+    recipe = Recipe(arch="paper", image_size=48, spec_edits=("plain-pool",))  # paper itself needs 64, so modified 36
+    assert build_spec(recipe, 10, 3).image_size == 48
+    with pytest.raises(UserError, match="use at least 64×64 or an architecture made for such sizes"):
+        build_spec(replace(recipe, spec_edits=()), 10, 3)

@@ -230,7 +230,7 @@ def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
         recipe.arch,
         num_classes=num_classes,
         in_channels=channels,
-        image_size=recipe.image_size,
+        image_size=None if recipe.spec_edits else recipe.image_size,
         norm=None if recipe.norm == "auto" else recipe.norm,
         activation=None if recipe.activation == "auto" else recipe.activation,
         init=None if recipe.init == "auto" else recipe.init,
@@ -244,6 +244,8 @@ def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
                 "only; leave them out."
             )
         return base
+    if recipe.spec_edits and recipe.image_size is not None:  # a modified network may accept smaller images
+        base = replace(base, image_size=recipe.image_size)
     spec = apply_modifications(base, recipe.spec_edits)
     if recipe.lr_changes:
         check_layers(recipe.lr_changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
