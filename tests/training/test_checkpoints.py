@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -283,3 +285,9 @@ def test_keep_checkpoints(tmp_path):
     trainer.fit()
     assert 2 <= len(trainer.run.checkpoints()) <= 6
     assert json.loads((trainer.run.path / "summary.json").read_text())["complete"]
+
+
+def test_what_the_writing_thread_needs_is_imported_before_it_starts():
+    """A thread that imports pyarrow races with scikit-learn, which reads `sys.modules["pyarrow"]` for its metrics."""
+    code = "import sys, alexnet.training.checkpoints; assert hasattr(sys.modules['pyarrow'], 'Table')"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,6 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+# Here, not in the writing thread, which writes Parquet: scikit-learn, asked for metrics meanwhile by the main thread,
+# would find pyarrow half imported in sys.modules and raise AttributeError.
+import pyarrow.parquet  # noqa: F401
 import torch
 
 from alexnet.errors import TrainingFailed, UserError
