@@ -232,7 +232,7 @@ def batches(url: str) -> float:
 
     text = urllib.request.urlopen(f"{url}/metrics").read().decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    total = {end: sum(float(v) for k, v in values.items() if k.startswith(f"alexnet_batch_pictures_{end}{{"))
+    total = {end: sum(float(v) for k, v in values.items() if k.startswith(f"alexnet_batch_images_{end}{{"))
              for end in ("sum", "count")}  # fmt: skip
     return round(total["sum"] / total["count"], 2)
 

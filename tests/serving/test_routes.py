@@ -442,7 +442,7 @@ def test_disconnected_client_gets_no_prediction(models: ModelRegistry, decode_ga
         decode_gate.open()
         assert predictions(client.predict(encode_jpeg(1)))
         assert client.metric('alexnet_requests_total{route="/v1/predict",status="499"}') == 1
-        assert client.metric('alexnet_pictures_total{model="fruit",result="answered"}') == 1
+        assert client.metric('alexnet_images_total{model="fruit",result="answered"}') == 1
 
 
 # ── models, health, metrics, documentation ────────────────────────────────────────────────────────
@@ -486,7 +486,7 @@ def test_timed_out_request_is_503_and_gets_no_prediction(models: ModelRegistry, 
         assert client.app.state.body_budget.bytes == 0
         decode_gate.open()
         assert predictions(client.predict(encode_jpeg(1)))
-        assert client.metric('alexnet_pictures_total{model="fruit",result="answered"}') == 1
+        assert client.metric('alexnet_images_total{model="fruit",result="answered"}') == 1
         release = threading.Event()
         error = client.run(time_out(client, client.app.state.run_explanation(lambda: release.wait(60))))
         release.set()
@@ -507,11 +507,11 @@ def test_metrics_count_requests_images_and_batches(models: ModelRegistry) -> Non
         client.get("/nothing/67890")
         assert client.metric('alexnet_requests_total{route="/v1/predict",status="200"}') == 1
         assert client.metric('alexnet_requests_total{route="other",status="404"}') == 2
-        assert client.metric('alexnet_pictures_total{model="fruit",result="answered"}') == 2
-        assert client.metric('alexnet_pictures_total{model="fruit",result="unreadable"}') == 1
-        assert client.metric("alexnet_batch_pictures_sum") == 2
+        assert client.metric('alexnet_images_total{model="fruit",result="answered"}') == 2
+        assert client.metric('alexnet_images_total{model="fruit",result="unreadable"}') == 1
+        assert client.metric("alexnet_batch_images_sum") == 2
         assert client.metric("alexnet_request_seconds_count") >= 3
-        assert client.metric("alexnet_queue_pictures") == client.metric("alexnet_held_bytes") == 0
+        assert client.metric("alexnet_queue_images") == client.metric("alexnet_held_bytes") == 0
         assert "12345" not in client.get("/metrics").text
 
 

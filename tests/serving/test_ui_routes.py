@@ -116,12 +116,12 @@ def test_stage_is_rendered_as_its_strongest_maps():
 
 def test_saliency_is_for_the_requested_label(client, digit):
     first = client.post("/v1/saliency", content=digit).json()
-    assert decode_uri(first["picture"]).size == decode_uri(first["seen"]).size
+    assert decode_uri(first["image"]).size == decode_uri(first["input"]).size
     other = next(str(d) for d in range(10) if str(d) != first["label"])
     second = client.post("/v1/saliency", content=digit, params={"label": other, "method": "occlusion"}).json()
     assert (second["label"], second["method"]) == (other, "occlusion")
     assert second["probability"] < first["probability"]
-    assert second["picture"] != first["picture"]
+    assert second["image"] != first["image"]
 
 
 def test_activations_list_each_stage(client, digit):
@@ -130,7 +130,7 @@ def test_activations_list_each_stage(client, digit):
         "conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8",
     ]  # fmt: skip
     assert stages[-1]["shape"] == [10]
-    assert all(0 <= s["active"] <= 1 and decode_uri(s["picture"]).width >= 200 for s in stages)
+    assert all(0 <= s["active"] <= 1 and decode_uri(s["image"]).width >= 200 for s in stages)
 
 
 def test_similar_images_need_an_index_and_build_none(client, run, digit):
@@ -142,11 +142,11 @@ def test_similar_images_need_an_index_and_build_none(client, run, digit):
     try:
         document = client.post("/v1/similar", content=digit).json()  # without restarting the server
         assert document["layer"] == "fc7"
-        found = document["neighbours"]
+        found = document["neighbors"]
         assert len(found) == 6
         assert [n["distance"] for n in found] == sorted(n["distance"] for n in found)
         assert {n["label"] for n in found} <= set(index.labels)
-        assert decode_uri(found[0]["picture"]).size == (32, 32)
+        assert decode_uri(found[0]["image"]).size == (32, 32)
     finally:
         shutil.rmtree(run / "index")
 

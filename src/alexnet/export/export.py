@@ -126,7 +126,7 @@ class Exporter:
                 folder = written if written.is_dir() else temporary
                 size = sum((folder / name).stat().st_size for name in manifest.sums)
                 measured = {
-                    "images": result.images, "pictures": reference.images.description,
+                    "images": result.images, "compared_on": reference.images.description,
                     "max_abs_diff": result.max_abs_diff, "tolerance": self._tolerance,
                     "top1_agreement": result.top1_agreement, "unreadable": reference.unreadable,
                     "note": reference.note,

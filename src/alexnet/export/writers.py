@@ -75,7 +75,7 @@ class Job:
             calibration=self.calibration,
             about={
                 "input": {"name": INPUT, "type": "uint8" if self.pixels else "float32", "shape": shape,
-                          "colours": "RGB" if spec.in_channels == 3 else "grey",
+                          "colors": "RGB" if spec.in_channels == 3 else "gray",
                           "values": "0 to 255" if self.pixels else "(x / 255 - mean) / std"},
                 "output": {"name": OUTPUT, "type": "float32", "shape": ["batch", spec.num_classes],
                            "values": "logits; their softmax is the probabilities"},

@@ -164,7 +164,7 @@ def _examples_html(page: Page, data: RunData, which: str) -> str:
         return page.paragraph("no_mistakes") if which == "mistakes" else ""
     columns = (Column("file", "long"), Column("true", "text"), Column("predicted", "text"), Column("confidence", ".1%"))
     page.table(which, columns, [(e.name, e.true, e.predicted, e.confidence) for e in examples])
-    folder = data.run.path / "report" / "pictures"
+    folder = data.run.path / "report" / "images"
     thumbnails = load_thumbnails(data.run, [example.name for example in examples], folder)
     missing = page.paragraph("images_missing", "quiet", why=thumbnails.error) if thumbnails.error else ""
     body = "".join(

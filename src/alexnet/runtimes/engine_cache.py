@@ -174,7 +174,7 @@ def choice_key(device: str, single: bool) -> str:
 
 def engine_note(name: str, measured: dict[str, Any]) -> str:
     """Return the sentence that reports what was measured when engine `name` was first opened."""
-    images = measured["pictures"]
-    difference = f"probabilities differ from exact by at most {measured['off']:.2g} on {images} images"
+    images = measured["images"]
+    difference = f"probabilities differ from exact by at most {measured['difference']:.2g} on {images} images"
     speedup = f", at {measured['gain']:.1f} times its speed" if "gain" in measured else ""
     return f"engine {name}: {difference}{speedup}."

@@ -83,7 +83,7 @@ def open_engine(loaded: LoadedModel, config: EngineConfig, images: np.ndarray) -
     if measured is None:
         probes = make_probes(images)
         difference = _max_difference(engine, torch_engine(loaded, config.device), probes)
-        measured = {"off": difference, "pictures": len(probes)}
+        measured = {"difference": difference, "images": len(probes)}
         cache.save_measurement(key, measured)
     engine.note = engine_note(config.name, measured)
     return engine
@@ -185,7 +185,7 @@ def _choose_fastest(loaded: LoadedModel, config: EngineConfig, images: np.ndarra
         reason = "; ".join(["no engine installed here is faster within the tolerance", *rejected])
         return {"engine": EXACT, "reason": reason}
     speedup = seconds[EXACT] / seconds[best]
-    return {"engine": best, "off": differences[best], "pictures": len(probes), "gain": round(speedup, 2)}
+    return {"engine": best, "difference": differences[best], "images": len(probes), "gain": round(speedup, 2)}
 
 
 def _list_candidates(device: torch.device) -> list[str]:

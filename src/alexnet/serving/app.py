@@ -68,7 +68,7 @@ def create_app(models: ModelRegistry, settings: Settings | None = None) -> FastA
     def in_flight() -> int:
         return app.state.batcher.in_flight if app.state.batcher else 0
 
-    metrics.add_gauge("alexnet_queue_pictures", "Images in flight", in_flight)
+    metrics.add_gauge("alexnet_queue_images", "Images in flight", in_flight)
     metrics.add_gauge("alexnet_held_bytes", "Bytes of request bodies in memory", lambda: body_budget.bytes)
     routes.add_error_handlers(app)
     app.include_router(routes.create_router(models, settings))

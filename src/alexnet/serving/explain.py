@@ -56,7 +56,7 @@ class Explainer:
     def saliency(self, image: Image.Image, method: str = "grad-cam", label: str | None = None) -> dict[str, Any]:
         """Return the saliency map for `label`, by default the most likely one.
 
-        The images `seen` (network input) and `picture` (input with the map over it) are data URIs. Raises `UserError`
+        The images `input` (network input) and `image` (input with the map over it) are data URIs. Raises `UserError`
         for an unknown label.
         """
         loaded = self._loaded()
@@ -64,8 +64,8 @@ class Explainer:
             result = explain.saliency(loaded, image, method, label)
         return {
             "label": result.label, "probability": result.probability, "method": result.method,
-            "seen": data_uri(render_input(result.image)),
-            "picture": data_uri(overlay(result)),
+            "input": data_uri(render_input(result.image)),
+            "image": data_uri(overlay(result)),
         }  # fmt: skip
 
     def activations(self, image: Image.Image) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Explainer:
             "stages": [
                 {
                     "name": stage.name, "shape": list(stage.values.shape), "active": stage.active,
-                    "picture": data_uri(render_stage(stage)),
+                    "image": data_uri(render_stage(stage)),
                 }
                 for stage in stages
             ]
@@ -100,8 +100,8 @@ class Explainer:
             images = load_run_images(loaded.run, [neighbor.name for neighbor in nearest])
         return {
             "layer": index.layer,
-            "neighbours": [
-                {"label": neighbor.label, "distance": neighbor.distance, "picture": thumbnail(found)}
+            "neighbors": [
+                {"label": neighbor.label, "distance": neighbor.distance, "image": thumbnail(found)}
                 for neighbor, found in zip(nearest, images, strict=True)
             ],
         }

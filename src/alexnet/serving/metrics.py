@@ -24,9 +24,9 @@ class Metrics:
             "alexnet_request_seconds", "Time from request head to response", ("route",),
             buckets=LATENCY_BUCKETS, registry=self._registry,
         )  # fmt: skip
-        self._images = self._counter("alexnet_pictures", "Images by outcome", "model", "result")
+        self._images = self._counter("alexnet_images", "Images by outcome", "model", "result")
         self._batches = Histogram(
-            "alexnet_batch_pictures", "Images per batch", ("model",), buckets=BATCH_BUCKETS, registry=self._registry
+            "alexnet_batch_images", "Images per batch", ("model",), buckets=BATCH_BUCKETS, registry=self._registry
         )
         self._compute = self._counter("alexnet_network_seconds", "Model compute time", "model")
         self._by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # saves the label lookup per request

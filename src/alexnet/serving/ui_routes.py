@@ -47,9 +47,9 @@ class Saliency(BaseModel):
     label: str
     probability: float
     method: str
-    seen: str
+    input: str
     """The network's input, as a data URI."""
-    picture: str
+    image: str
     """The same in gray: orange regions support the label, blue ones oppose it."""
 
 
@@ -60,7 +60,7 @@ class Stage(BaseModel):
     shape: list[int]
     active: float
     """Share of values above zero."""
-    picture: str
+    image: str
 
 
 class Activations(BaseModel):
@@ -74,7 +74,7 @@ class Neighbor(BaseModel):
 
     label: str
     distance: float
-    picture: str
+    image: str
 
 
 class Similar(BaseModel):
@@ -82,7 +82,7 @@ class Similar(BaseModel):
 
     layer: str
     """Layer whose activations are compared."""
-    neighbours: list[Neighbor]
+    neighbors: list[Neighbor]
 
 
 class Sample(BaseModel):

@@ -299,9 +299,9 @@ def _check_same_data(run: Run, setup: TrainSetup, classes: tuple[str, ...], stat
         )
     train = setup.dataset.splits["train"]
     now = len(train)
-    if state.pictures not in (0, now) and not force:
+    if state.images not in (0, now) and not force:
         raise UserError(
-            f"The data now has {now:,} training images, but {run.path} was started with {state.pictures:,}, so their "
+            f"The data now has {now:,} training images, but {run.path} was started with {state.images:,}, so their "
             "order would change the experiment; restore them, or add --force."
         )
     if state.samples not in ("", hash_samples(train.names, train.targets)) and not force:

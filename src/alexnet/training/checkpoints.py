@@ -47,7 +47,7 @@ class TrainState:
     seconds: float = 0.0  # wall time spent in the current epoch
     waited: float = 0.0  # part of it spent waiting for batches
     processes: int = 1  # processes that share each batch
-    pictures: int = 0  # training images; 0 in checkpoints of earlier versions
+    images: int = 0  # training images
     samples: str = ""  # `hash_samples` of them; empty in checkpoints of earlier versions
     best: dict[str, Any] | None = None  # row of the best epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl

@@ -72,7 +72,7 @@ class Trainer:
         self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
         self.scaler = self.train_step.scaler
         train = setup.dataset.splits["train"]
-        self.state = TrainState(pictures=len(train), samples=hash_samples(train.names, train.targets))
+        self.state = TrainState(images=len(train), samples=hash_samples(train.names, train.targets))
         self.budget = budget
         self.resumed = False
         self.alarms: list[dict[str, Any]] = []
@@ -86,7 +86,7 @@ class Trainer:
                 f"Checkpoint written by {state.processes} process(es), resuming with {world_size}: batches and their "
                 "order are the same; sums are added in another order, so results may differ in the last digits."
             )
-        state.pictures, state.samples = self.state.pictures, self.state.samples
+        state.images, state.samples = self.state.images, self.state.samples
         self.state = state
         # Take the parameter groups from the recipe, which may have changed, and the momentum from the checkpoint.
         groups = self.optimizer.state_dict()["param_groups"]

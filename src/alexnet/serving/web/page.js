@@ -24,7 +24,7 @@ class Card {
   constructor(file, name, truth = null) {
     Object.assign(this, { file, name, truth, result: null, error: null, sent: null, explanations: {} });
     this.element = $("card").content.firstElementChild.cloneNode(true);
-    this.image = this.find(".picture");
+    this.image = this.find(".preview");
     this.loaded = new Promise((resolve) => { this.image.onload = this.image.onerror = resolve; }).then(() => {
       const side = Math.max(this.image.naturalWidth, this.image.naturalHeight);
       this.image.classList.toggle("unseen", side === 0); // no image, or a format that only the server can decode
@@ -137,22 +137,22 @@ function makeFigure(source, caption) {
   return make("figure", {}, image, make("figcaption", { text: caption }));
 }
 
-function showSaliency(place, { label, probability, method, seen, picture }) {
+function showSaliency(place, { label, probability, method, input, image }) {
   const caption = text("saliency_caption", { label, p: percent(probability) });
-  const grid = make("div", { className: "pair" }, makeFigure(seen, text("seen")), makeFigure(picture, caption));
+  const grid = make("div", { className: "pair" }, makeFigure(input, text("input")), makeFigure(image, caption));
   place.replaceChildren(grid, make("p", { className: "quiet", text: text(`saliency_${method}`) }));
 }
 
 function showActivations(place, { stages }) {
-  const figures = stages.map(({ name, shape, active, picture }) =>
-    makeFigure(picture, text("stage", { name, shape: shape.join("×"), active: percent(active) })));
+  const figures = stages.map(({ name, shape, active, image }) =>
+    makeFigure(image, text("stage", { name, shape: shape.join("×"), active: percent(active) })));
   const note = make("p", { className: "quiet", text: text("activations_note") });
   place.replaceChildren(note, make("div", { className: "stages" }, ...figures));
 }
 
-function showSimilar(place, { layer, neighbours }) {
-  const figures = neighbours.map(({ label, distance, picture }) =>
-    makeFigure(picture, `${label} · ${distance.toPrecision(3)}`));
+function showSimilar(place, { layer, neighbors }) {
+  const figures = neighbors.map(({ label, distance, image }) =>
+    makeFigure(image, `${label} · ${distance.toPrecision(3)}`));
   const note = make("p", { className: "quiet", text: text("similar_note", { layer }) });
   place.replaceChildren(make("div", { className: "thumbnails" }, ...figures), note);
 }

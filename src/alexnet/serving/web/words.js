@@ -42,7 +42,7 @@ const TEXTS = {
     label: "Label",
     method: "Method",
     occlusion: "Occlusion (slower)",
-    seen: "Model input",
+    input: "Model input",
     saliency_caption: "Evidence for “{label}” ({p})",
     "saliency_grad-cam": "Orange: the feature maps of the last convolution support the label here (Grad-CAM).",
     saliency_occlusion: "A gray square hides one region after another. Orange: hiding it lowers the label's score; blue: " +
@@ -94,7 +94,7 @@ const TEXTS = {
     label: "类别",
     method: "方法",
     occlusion: "遮挡法（较慢）",
-    seen: "模型的输入",
+    input: "模型的输入",
     saliency_caption: "判为“{label}”的依据（{p}）",
     "saliency_grad-cam": "橙色：最后一个卷积层的特征图中支持该类别的区域（Grad-CAM）。",
     saliency_occlusion: "用灰色方块逐处遮挡图片：遮住后该类别得分下降的区域为橙色，上升的区域为蓝色。",
