@@ -197,7 +197,7 @@ def test_ablate_lists_the_claims_and_tests_one(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ([], "Name a claim"),
         (["lnr"], "did you mean 'lrn'"),
@@ -207,11 +207,11 @@ def test_ablate_lists_the_claims_and_tests_one(capsys, tmp_path):
         (["lrn", "--recipe", "cifar11"], "did you mean 'cifar10'"),
     ],
 )
-def test_what_ablate_refuses(capsys, tmp_path, arguments, says):
+def test_ablate_rejects_bad_input(capsys, tmp_path, arguments, message):
     assert run(["ablate", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert says in err
+    assert message in err
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

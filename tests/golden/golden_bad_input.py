@@ -1,7 +1,7 @@
-"""Bad input for every command: what is given, and the words after `alexnet`.
+"""Bad input for every command: a function that writes the files, and the arguments after `alexnet`.
 
-Kept apart from the tests of the sentences themselves, which may change their wording while these stay as they are. RUN
-in the words is a small finished run.
+The wording of the errors is tested elsewhere (`test_bad_input.py`), so that it can change without these cases. RUN in
+the arguments is a small finished run. The names of the functions are part of the keys in bad_input.json.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-Given = Callable[[Path], None]
-"""Prepares the folder in which the command is given; the run is in `run` there."""
+Setup = Callable[[Path], None]
+"""Prepares the working folder of the command, which contains the run as `run`."""
 
 
-def picture(path: Path, seed: int = 0) -> None:
-    """A small picture of noise."""
+def save_noise(path: Path, seed: int = 0) -> None:
+    """Write a small image of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(path)
 
 
 def good_folder(here: Path) -> None:
-    """Two classes of three pictures."""
+    """Write two classes of three images."""
     for i, name in enumerate(("a", "b")):
         for n in range(3):
-            picture(here / "data" / name / f"{n}.png", 10 * i + n)
+            save_noise(here / "data" / name / f"{n}.png", 10 * i + n)
 
 
 def empty_class(here: Path) -> None:
@@ -37,8 +37,8 @@ def empty_class(here: Path) -> None:
 
 
 def one_class(here: Path) -> None:
-    picture(here / "data" / "a" / "0.png")
-    picture(here / "data" / "a" / "1.png")
+    save_noise(here / "data" / "a" / "0.png")
+    save_noise(here / "data" / "a" / "1.png")
 
 
 def unreadable(here: Path) -> None:
@@ -48,7 +48,7 @@ def unreadable(here: Path) -> None:
 
 def no_images(here: Path) -> None:
     (here / "data" / "a").mkdir(parents=True)
-    (here / "data" / "a" / "notes.txt").write_text("no picture", encoding="utf-8")
+    (here / "data" / "a" / "notes.txt").write_text("not an image", encoding="utf-8")
 
 
 def a_file(here: Path) -> None:
@@ -56,12 +56,12 @@ def a_file(here: Path) -> None:
 
 
 def flat(here: Path) -> None:
-    picture(here / "data" / "x.png")
+    save_noise(here / "data" / "x.png")
 
 
 def only_val(here: Path) -> None:
-    picture(here / "data" / "val" / "a" / "0.png")
-    picture(here / "data" / "val" / "b" / "0.png")
+    save_noise(here / "data" / "val" / "a" / "0.png")
+    save_noise(here / "data" / "val" / "b" / "0.png")
 
 
 def taken(here: Path) -> None:
@@ -88,7 +88,7 @@ def climbing_zip(here: Path) -> None:
 
 
 def pictures(here: Path) -> None:
-    picture(here / "a.png")
+    save_noise(here / "a.png")
     (here / "empty.png").write_bytes(b"")
 
 
@@ -130,15 +130,15 @@ def no_metrics(here: Path) -> None:
 
 def not_exported(here: Path) -> None:
     (here / "net.onnx").write_bytes(b"nothing")
-    picture(here / "a.png")
+    save_noise(here / "a.png")
 
 
 def empty_token(here: Path) -> None:
     (here / "token").write_text("", encoding="utf-8")
 
 
-def recipe(text: str) -> Given:
-    """A recipe.json of this text."""
+def recipe(text: str) -> Setup:
+    """Return a function that writes `text` to recipe.json."""
 
     def recipe_json(here: Path) -> None:
         (here / "recipe.json").write_text(text, encoding="utf-8")
@@ -146,8 +146,8 @@ def recipe(text: str) -> Given:
     return recipe_json
 
 
-def table(text: str) -> Given:
-    """Class folders and a labels.csv of this text."""
+def table(text: str) -> Setup:
+    """Return a function that writes class folders, and `text` to labels.csv."""
 
     def labels_csv(here: Path) -> None:
         good_folder(here)
@@ -157,10 +157,10 @@ def table(text: str) -> Given:
 
 
 def nothing(here: Path) -> None:
-    """Nothing at all."""
+    """Write no files."""
 
 
-CASES: list[tuple[Given, str]] = [
+CASES: list[tuple[Setup, str]] = [
     (nothing, "trian"),
     (nothing, "train digist --out out"),
     (nothing, "train folder --out out"),

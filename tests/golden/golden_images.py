@@ -1,4 +1,4 @@
-"""The pictures of the golden files: in every format that is read, kept in `images/` so that no encoder matters."""
+"""The images of the golden files: one or more per supported format, encoded once and stored in `images/`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "images"
 ORIENTATION = 0x0112
 LOSSY = (".jpg", ".mpo", ".webp", ".jp2", ".avif")
-"""Endings of formats whose pixels may differ between versions of their libraries."""
+"""Suffixes of formats whose decoded pixels may differ between library versions."""
 
 
 def readable(name: str) -> bool:
-    """Whether Pillow as it is installed here reads the format of the picture `name`."""
+    """Return whether the installed Pillow reads the format of the image `name`."""
     needed = {".avif": "avif", ".webp": "webp", ".jp2": "jpg_2000"}.get(Path(name).suffix)
     return needed is None or (needed in {*features.modules, *features.codecs} and bool(features.check(needed)))
 
 
 def scene(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """uint8 H×W×3: gradients, a disc and a bar, which look like none of their mirror images."""
+    """Return gradients, a disc and a bar, uint8 H×W×3, without any symmetry."""
     draw = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     x, y = x / width, y / height
@@ -36,61 +36,61 @@ def scene(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 
 def write_images(folder: Path = IMAGES) -> None:
-    """Encode everything anew. The golden files belong to the pictures as they were encoded once."""
+    """Encode all images. The golden files must then be written again too."""
     folder.mkdir(parents=True, exist_ok=True)
-    colour = Image.fromarray(scene(44, 30))
-    grey, clear = colour.convert("L"), colour.copy()
+    color = Image.fromarray(scene(44, 30))
+    gray, clear = color.convert("L"), color.copy()
     alpha = Image.fromarray(np.linspace(0, 255, 44 * 30).reshape(30, 44).astype(np.uint8))
     clear.putalpha(alpha)
-    palette = colour.quantize(16)
-    wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 251 + 7)
-    floats = Image.fromarray(np.asarray(grey).astype(np.float32) / 255)
+    palette = color.quantize(16)
+    wide = Image.fromarray(np.asarray(gray).astype(np.uint16) * 251 + 7)
+    floats = Image.fromarray(np.asarray(gray).astype(np.float32) / 255)
     jpeg: dict[str, Any] = {"quality": 85}
     plain: list[tuple[str, Image.Image, dict[str, Any]]] = [
-        ("444.jpg", colour, {**jpeg, "subsampling": 0}),
-        ("progressive.jpg", colour, {**jpeg, "progressive": True}),
-        ("rgb.png", colour, {}),
-        ("grey.png", grey, {}),
+        ("444.jpg", color, {**jpeg, "subsampling": 0}),
+        ("progressive.jpg", color, {**jpeg, "progressive": True}),
+        ("rgb.png", color, {}),
+        ("grey.png", gray, {}),
         ("alpha.png", clear, {}),
         ("grey-alpha.png", clear.convert("LA"), {}),
         ("palette.png", palette, {}),
         ("palette-transparent.png", palette, {"transparency": 3}),
-        ("bits.png", grey.convert("1"), {}),
+        ("bits.png", gray.convert("1"), {}),
         ("16-bit.png", wide, {}),
         ("rgb.gif", palette, {}),
         ("transparent.gif", palette, {"transparency": 3}),
         ("animated.gif", palette, {"save_all": True, "append_images": [palette.rotate(180)]}),
-        ("rgb.bmp", colour, {}),
+        ("rgb.bmp", color, {}),
         ("palette.bmp", palette, {}),
-        ("grey.bmp", grey, {}),
-        ("rgb.dib", colour, {}),
-        ("lossless.webp", colour, {"lossless": True}),
+        ("grey.bmp", gray, {}),
+        ("rgb.dib", color, {}),
+        ("lossless.webp", color, {"lossless": True}),
         ("alpha.webp", clear, {"quality": 80}),
-        ("grey.tif", grey, {}),
+        ("grey.tif", gray, {}),
         ("16-bit.tif", wide, {}),
         ("float.tif", floats, {}),
-        ("cmyk.tif", colour.convert("CMYK"), {"compression": "tiff_lzw"}),
-        ("bits.tif", grey.convert("1"), {}),
-        ("rgb.ppm", colour, {}),
-        ("grey.pgm", grey, {}),
+        ("cmyk.tif", color.convert("CMYK"), {"compression": "tiff_lzw"}),
+        ("bits.tif", gray.convert("1"), {}),
+        ("rgb.ppm", color, {}),
+        ("grey.pgm", gray, {}),
         ("16-bit.pgm", wide, {}),
-        ("bits.pbm", grey.convert("1"), {}),
-        ("rgb.jp2", colour, {"quality_mode": "dB", "quality_layers": [38]}),
-        ("rgb.tga", colour, {}),
-        ("two.mpo", colour, {**jpeg, "save_all": True, "append_images": [colour.rotate(180)]}),
+        ("bits.pbm", gray.convert("1"), {}),
+        ("rgb.jp2", color, {"quality_mode": "dB", "quality_layers": [38]}),
+        ("rgb.tga", color, {}),
+        ("two.mpo", color, {**jpeg, "save_all": True, "append_images": [color.rotate(180)]}),
     ]
     for name, image, options in plain:
         image.save(folder / name, **options)
     turned: list[tuple[str, Image.Image, dict[str, Any]]] = [
-        ("rgb{}.jpg", colour, jpeg),
-        ("grey{}.jpg", grey, jpeg),
-        ("cmyk{}.jpg", colour.convert("CMYK"), jpeg),
-        ("turned{}.png", colour, {}),
-        ("turned{}.webp", colour, {"quality": 80}),
-        ("turned{}.tif", colour, {"compression": "tiff_adobe_deflate"}),
+        ("rgb{}.jpg", color, jpeg),
+        ("grey{}.jpg", gray, jpeg),
+        ("cmyk{}.jpg", color.convert("CMYK"), jpeg),
+        ("turned{}.png", color, {}),
+        ("turned{}.webp", color, {"quality": 80}),
+        ("turned{}.tif", color, {"compression": "tiff_adobe_deflate"}),
     ]
     if readable("turned.avif"):
-        turned.append(("turned{}.avif", colour, {"quality": 60}))
+        turned.append(("turned{}.avif", color, {"quality": 60}))
     for name, image, options in turned:
         for tag in range(1, 9):
             exif = Image.Exif()

@@ -1,13 +1,13 @@
-"""What this program computes, kept in files: `python tests/golden/make.py [NAME…]` writes `tests/golden/NAME.json`.
+"""Golden files: `python tests/golden/make.py [NAME…]` computes reference values and writes `tests/golden/NAME.json`.
 
-The files say what must stay as it is while code is moved and renamed: pixels of the decoder, batches of every recipe,
-logits of every architecture, the documents of `arch`, `check`, `eval` and `predict`, the answers to bad input, and the
-weights after two epochs on the digits. `test_golden.py` computes all of it again. A change that means to alter one of
-them makes that file anew, and the difference is there to be read.
+They record what refactoring must not change: pixels of the decoder, batches of every recipe, logits of every
+architecture, the JSON documents of `arch`, `check`, `eval` and `predict`, the exit codes for bad input, and the weights
+after two epochs on the digits. `test_golden.py` computes them again and compares. A change that intends to alter one of
+them writes that file again, so that the difference can be reviewed.
 
-Sentences for people are left out, since they may be said better: titles, sources, departures, repairs and details of
-`arch`; reasons, warnings (but their number), notes, verdict and command of `check`; errors of pictures (but that there
-is one) and the note on calibration. `make.py images` encodes the pictures anew, which nothing but a new format needs.
+Texts are omitted, since their wording may change: titles, sources, departures, repairs and details of `arch`; reasons,
+warnings (except their number), notes, verdict and command of `check`; errors of images (except whether there is one)
+and the note on calibration. `make.py images` encodes the images again, which only a new format requires.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from unittest import mock
 import numpy as np
 import torch
 from golden_bad_input import CASES
-from golden_compare import Tolerance, digest, environment, told
+from golden_compare import Tolerance, digest, environment, summarize
 from golden_images import HERE, IMAGES, LOSSY, readable, scene, write_images
 from PIL import Image
 
@@ -56,15 +56,15 @@ Golden = dict[str, Any]
 
 @functools.cache
 def scratch() -> Path:
-    """A folder for this process, removed at its end."""
+    """Return a temporary folder of this process, removed at its exit."""
     folder = Path(tempfile.mkdtemp(prefix="golden-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 @contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Work in `folder` for a while."""
+def working_in(folder: Path) -> Iterator[None]:
+    """Change the working directory to `folder`."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -73,18 +73,18 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def call(words: list[str]) -> tuple[int, str, str]:
-    """A command line carried out in this process: exit code, stdout, stderr."""
+def call(arguments: list[str]) -> tuple[int, str, str]:
+    """Run `alexnet` with `arguments` in this process; return exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(words)
+        code = run(arguments)
     return code, out.getvalue(), err.getvalue()
 
 
-def document(words: list[str]) -> Any:
-    """The JSON that a command prints."""
-    code, out, err = call(words)
-    assert code == 0, f"{words} ended with {code}: {err}"
+def command_json(arguments: list[str]) -> Any:
+    """Return the JSON document that a command prints."""
+    code, out, err = call(arguments)
+    assert code == 0, f"{arguments} ended with {code}: {err}"
     return json.loads(out)
 
 
@@ -96,7 +96,7 @@ def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def golden_decode() -> Golden:
-    """Every kept picture in grey and in colour: decoded whole, and at sizes and in part by either reader of JPEG."""
+    """Decode every image in gray and color: full, and at several sizes and in part with both JPEG decoders."""
     found: Golden = {}
     for path in sorted(path for path in IMAGES.iterdir() if readable(path.name)):
         got: dict[str, np.ndarray] = {}
@@ -123,7 +123,7 @@ def _box(width: int, height: int) -> tuple[int, int, int, int]:
 
 @contextlib.contextmanager
 def _reader(name: str) -> Iterator[None]:
-    """`pillow`: simplejpeg refuses every file, so that Pillow reads it."""
+    """Decode with simplejpeg (`turbo`), or without it (`pillow`)."""
     try:
         import simplejpeg
     except ImportError:
@@ -138,14 +138,14 @@ def _reader(name: str) -> Iterator[None]:
 # ── batches ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 PLACES = {"memory": ((0, 0, 0), (7, 2, 1)), "files": ((7, 2, 1),)}
-"""(seed, epoch, step) of the batches that are kept."""
+"""(seed, epoch, step) of the recorded batches."""
 
 
 def golden_batches() -> Golden:
-    """For every recipe the batches as they are read and as the network sees them, from memory and from files."""
+    """Return batches of every recipe, as loaded and as the network's input, from memory and from files."""
     folder = scratch() / "sets"
     if not folder.exists():
-        _write_sets(folder)
+        _write_datasets(folder)
     found: Golden = {}
     for name, make in RECIPES.items():
         recipe = make()
@@ -156,7 +156,7 @@ def golden_batches() -> Golden:
         variants = {"memory": replace(recipe, in_memory=True)}
         files = replace(recipe, in_memory=False, dataset="folder", data=folder / "photos")
         if recipe.dataset in ("digits", "fashion-mnist"):
-            files = replace(files, mean=None, std=None)  # theirs are of one channel
+            files = replace(files, mean=None, std=None)  # those of the recipe have one channel
         variants["files"] = files
         for how, variant in variants.items():
             for seed, epoch, step in PLACES[how]:
@@ -171,7 +171,7 @@ def _prepared(recipe: Recipe) -> TrainSetup:
 
 
 def _batch(prepared: TrainSetup, epoch: int, step: int, exact: bool) -> Golden:
-    """A batch as it is read, augmented, and as the network sees it. `exact`: by whole numbers alone."""
+    """Return a batch as loaded, augmented, and as the network's input. `exact`: computed in integers only."""
     recipe, preprocess, train = prepared.recipe, prepared.preprocess, prepared.train
     batch = next(iter(train.batches(epoch, step)))
     key = "sha256" if exact else "exact_sha256"
@@ -180,12 +180,12 @@ def _batch(prepared: TrainSetup, epoch: int, step: int, exact: bool) -> Golden:
         "ids": batch.ids.tolist(),
         "targets": batch.targets.tolist(),
         "leads": batch.crop_ids.tolist() if batch.crop_ids is not None else None,
-        "read": {key: digest(batch.images), **told(batch.images)},
+        "read": {key: digest(batch.images), **summarize(batch.images)},
     }
     images = batch.images
     if train.device_augment is not None:
         images = augment(images, batch.ids, epoch, recipe.seed, train.device_augment, preprocess.size, batch.crop_ids)
-    row["augmented"] = {key: digest(images), **told(images)}
+    row["augmented"] = {key: digest(images), **summarize(images)}
     x = preprocess.normalize(images)
     if prepared.pca_basis is not None:
         noise = schedule_at(recipe, epoch * len(train) + step, len(train)).pca_noise
@@ -196,18 +196,18 @@ def _batch(prepared: TrainSetup, epoch: int, step: int, exact: bool) -> Golden:
     torch.manual_seed(step)
     x, targets = mix(x, batch.targets, len(prepared.classes), prepared.augment)
     levels = x * (255 * sum(preprocess.std) / len(preprocess.std))
-    row["input"] = {"exact_sha256": digest(x), **told(levels)}
-    row["answers"] = told(targets.float())
+    row["input"] = {"exact_sha256": digest(x), **summarize(levels)}
+    row["answers"] = summarize(targets.float())
     row["mean"], row["std"] = list(preprocess.mean), list(preprocess.std)
     if preprocess.mean_image is not None:
-        row["mean image"] = told(preprocess.mean_image)
+        row["mean image"] = summarize(preprocess.mean_image)
     if prepared.pca_basis is not None:
         row["basis"] = [*prepared.pca_basis.std, *prepared.pca_basis.vectors]
     return row
 
 
-def _write_sets(folder: Path) -> None:
-    """Small stand-ins for the datasets that are not embedded, in layouts that are read."""
+def _write_datasets(folder: Path) -> None:
+    """Write small substitutes, in supported layouts, for the datasets that are not embedded."""
     draw = np.random.default_rng(5)
     for split, count in (("train", 24), ("val", 2), ("test", 4)):
         for i in range(count):
@@ -238,11 +238,11 @@ def _idx(values: np.ndarray) -> bytes:
 
 
 PERIOD = 1_048_583
-"""So many numbers of a tensor are drawn, and then repeated: a prime, so that no two rows are the same."""
+"""Numbers drawn for a tensor before they repeat: a prime, so that no two rows are equal."""
 
 
 def golden_logits() -> Golden:
-    """Every architecture: logits from weights by a formula, and the weights that it starts with (thinner ones)."""
+    """Return for every architecture the logits with weights from a formula, and the initial weights (at width 0.125)."""
     found: Golden = {}
     for name, spec in ARCHITECTURES.items():
         row: Golden = {
@@ -260,8 +260,8 @@ def golden_logits() -> Golden:
         model.load_state_dict(state, assign=True)
         model.eval()
         side, channels = model.spec.image_size, model.spec.in_channels
-        picture = scene(side, side, seed=3).astype(np.float32) - 128  # large, so that LRN counts
-        images = torch.from_numpy(picture.transpose(2, 0, 1)[None, :channels].copy())
+        pixels = scene(side, side, seed=3).astype(np.float32) - 128  # large, so that LRN counts
+        images = torch.from_numpy(pixels.transpose(2, 0, 1)[None, :channels].copy())
         with torch.inference_mode():
             logits = model(images)
         row["logits"] = {
@@ -273,15 +273,15 @@ def golden_logits() -> Golden:
         torch.manual_seed(11)
         fresh = create_model(name, num_classes=10, width=0.125).state_dict()
         row["fresh"] = {
-            key: {"exact_sha256": digest(value), **told(value, 3)} for key, value in fresh.items() if value.ndim
+            key: {"exact_sha256": digest(value), **summarize(value, 3)} for key, value in fresh.items() if value.ndim
         }
         found[name] = row
     return found
 
 
 def _formula(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Numbers for the tensor `name`, the same on every machine: uniform, with the deviation that keeps activations as
-    large as they are; variances and scales of batch norm around 1."""
+    """Return values for the tensor `name`, equal on all machines: uniform, with the standard deviation that preserves
+    the scale of activations; variances and scales of batch norm around 1."""
     draw = np.random.Generator(np.random.PCG64([ord(letter) for letter in name]))
     count = int(np.prod(shape))
     values = torch.from_numpy(np.resize(draw.random(min(count, PERIOD), dtype=np.float32), shape))
@@ -295,51 +295,51 @@ def _formula(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def golden_arch() -> Golden:
-    """The numbers, names and structure of `arch`, for all architectures, for each, and with its settings."""
+    """Return the numbers, names and structure that `arch` reports: the list, each architecture, and with options."""
     prose = ("title", "source", "departures", "repair")
-    rows = document(["arch", "--json"])
+    rows = command_json(["arch", "--json"])
     found: Golden = {"table": [without(row, *prose) for row in rows], "keys": sorted(rows[0])}
     more = [
         ["cifar", "--norm", "batch", "--width", "0.5"],
         ["paper", "--num-classes", "10", "--in-channels", "1"],
         ["torchvision", "--image-size", "256", "--norm", "lrn"],
     ]
-    for words in [*([name] for name in ARCHITECTURES), *more]:
-        got = document(["arch", *words, "--json"])
+    for arguments in [*([name] for name in ARCHITECTURES), *more]:
+        got = command_json(["arch", *arguments, "--json"])
         kept = [without(layer, "detail") for layer in got["layers"]]
-        found[" ".join(words)] = {
+        found[" ".join(arguments)] = {
             **without(got, *prose, "layers"),
             "keys": sorted(got),
             "layer keys": sorted(got["layers"][0]),
             "layers": [[layer["name"], layer["type"], layer["output"], layer["parameters"]] for layer in kept],
             "sha256": digest(json.dumps(kept, sort_keys=True).encode()),
         }
-    got = document(["arch", "torchvision/resnet18", "--json"])
+    got = command_json(["arch", "torchvision/resnet18", "--json"])
     found["torchvision/resnet18"] = {"keys": sorted(got), "parameters": got["parameters"]}
     return found
 
 
 def golden_check() -> Golden:
-    """What `check` says of a messy folder, of one with splits, and of a table of labels."""
+    """Return what `check` reports for a messy folder, for one with splits, and for a table of labels."""
     folder = scratch() / "messy"
     if not folder.exists():
-        _write_mess(folder)
+        _write_messy_folder(folder)
     found: Golden = {}
-    with inside(folder):
-        for words in (["messy"], ["divided"], ["messy", "--labels", "labels.csv"]):
-            got = document(["check", *words, "--json"])
+    with working_in(folder):
+        for arguments in (["messy"], ["divided"], ["messy", "--labels", "labels.csv"]):
+            got = command_json(["check", *arguments, "--json"])
             kept = without(got, "data", "warnings", "notes", "verdict", "command")
             for key in ("bad", "suspicious"):
                 kept[key] = sorted(row["path"] for row in got[key])
             for key in ("duplicates", "near_duplicates", "across_splits", "across_classes"):
                 kept[key] = sorted(got[key])
             kept |= {"keys": sorted(got), "number of warnings": len(got["warnings"])}
-            found[" ".join(words)] = kept
+            found[" ".join(arguments)] = kept
     return found
 
 
-def _write_mess(folder: Path) -> None:
-    """Class folders with everything wrong that folders have."""
+def _write_messy_folder(folder: Path) -> None:
+    """Write class folders with all kinds of problems, folders with splits, and a label table."""
     messy = folder / "messy"
     rgb = functools.partial(_scene, 80, 60)
     for i in range(4):
@@ -368,12 +368,12 @@ def _write_mess(folder: Path) -> None:
     moving = rgb(41).convert("P")
     _save(messy / "dog" / "moving.gif", moving, save_all=True, append_images=[moving.rotate(90)])
     _save(messy / "dog" / "really.png", rgb(42), format="JPEG")
-    whole = (messy / "cat" / "3.png").read_bytes()
-    (messy / "cat" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    complete = (messy / "cat" / "3.png").read_bytes()
+    (messy / "cat" / "cut.png").write_bytes(complete[: len(complete) // 2])
     (messy / "cat" / "empty.jpg").write_bytes(b"")
     (messy / "cat" / "page.jpg").write_text("<html>not found</html>", encoding="utf-8")
     (messy / "cat" / "text.bmp").write_text("hello", encoding="utf-8")
-    (messy / "cat" / "notes.txt").write_text("no picture", encoding="utf-8")
+    (messy / "cat" / "notes.txt").write_text("not an image", encoding="utf-8")
     (messy / "Thumbs.db").write_bytes(b"x")
     (messy / "nothing").mkdir()
     _save(messy / "stray.png", rgb(43))
@@ -388,7 +388,7 @@ def _write_mess(folder: Path) -> None:
 
 
 def _scene(width: int, height: int, seed: int) -> Image.Image:
-    """A scene that differs from those of other seeds to the eye of `check` too."""
+    """Return a scene whose perceptual hash differs from those of other seeds."""
     blocks = np.random.default_rng(seed).integers(0, 200, (6, 8, 3), dtype=np.uint8)
     coarse = np.asarray(Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST))
     return Image.fromarray((coarse // 2 + scene(width, height, seed) // 2).astype(np.uint8))
@@ -402,8 +402,8 @@ def _save(path: Path, image: Image.Image, **options: Any) -> None:
 # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def trained(name: str, **settings: Any) -> Path:
-    """The folder `name` of a run on the digits with these settings, on one thread and without a report."""
+def trained_run(name: str, **settings: Any) -> Path:
+    """Train on the digits with `settings` on one thread, and return the run folder `name`; a second call reuses it."""
     folder = scratch() / name
     if not folder.exists():
         threads = torch.get_num_threads()
@@ -414,17 +414,17 @@ def trained(name: str, **settings: Any) -> Path:
 
 
 def small_run() -> Path:
-    """A small run that learns slowly, so that another processor's last digits hardly grow."""
-    return trained("small", epochs=2, width=0.125, lr=0.02, schedule="constant", dropout=0.0)
+    """Return a small run with a low learning rate, so that rounding differences of processors hardly grow."""
+    return trained_run("small", epochs=2, width=0.125, lr=0.02, schedule="constant", dropout=0.0)
 
 
 def golden_digits() -> Golden:
-    """Two epochs of the recipe as it is: weights, metrics and summary; and its weights after four steps.
+    """Return the results of two epochs of the unchanged recipe: weights, metrics and summary; and its weights after four steps.
 
-    At its learning rate last digits grow: on another processor, with other sums, a weight differs by 1e-4 after four
-    steps and by as much as itself after forty. So what is trained longer is compared in the same environment alone.
+    At its learning rate, rounding differences grow: on another processor a weight differs by 1e-4 after four steps and
+    by 100 % after forty. So the longer training is compared in the same environment only.
     """
-    folder = trained("digits", epochs=2)
+    folder = trained_run("digits", epochs=2)
     found = Run(folder)
     timed = ("seconds", "images_per_second", "waiting", "memory")
     rows, summary = [without(row, *timed) for row in found.metrics()], without(found.summary(), *timed)
@@ -435,7 +435,7 @@ def golden_digits() -> Golden:
         "recipe": json.loads(found.recipe_json.read_text(encoding="utf-8")),
         "files": sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()),
         "split": digest(found.split_csv.read_bytes()),
-        "four steps": {"weights": _weights(trained("four", epochs=2, limit_steps=4))},
+        "four steps": {"weights": _weights(trained_run("four", epochs=2, limit_steps=4))},
         "exact": {"metrics": rows, "summary": summary, "weights": _weights(folder)},
     }
 
@@ -444,30 +444,33 @@ def _weights(folder: Path) -> Golden:
     last = Run(folder).named_checkpoint("last")
     assert last is not None
     state = load_checkpoint(last).model.state_dict()
-    return {key: {"exact_sha256": digest(value), **told(value)} for key, value in state.items()}
+    return {key: {"exact_sha256": digest(value), **summarize(value)} for key, value in state.items()}
 
 
 def golden_eval_predict() -> Golden:
-    """The documents of `eval` and `predict` on a small run."""
+    """Return the documents of `eval` and `predict` on a small run."""
     folder = scratch() / "predicting"
     if not folder.exists():
         folder.mkdir()
         shutil.copytree(small_run(), folder / "run")
         _write_digits(folder / "pictures")
     found: Golden = {}
-    with inside(folder):
-        for words in ("eval run", "eval run --split val --crops 2", "eval run --scales 1 1.2"):
-            got = document([*words.split(), "--json"])
-            found[words] = {**without(got, "calibration_note"), "keys": sorted(got)}
-        for words in ("predict run pictures --top 10", "predict run pictures/0.png pictures/1.png --top 10 --crops 10"):
-            got = document([*words.split(), "--json"])
-            found[words] = {
+    with working_in(folder):
+        for arguments in ("eval run", "eval run --split val --crops 2", "eval run --scales 1 1.2"):
+            got = command_json([*arguments.split(), "--json"])
+            found[arguments] = {**without(got, "calibration_note"), "keys": sorted(got)}
+        for arguments in (
+            "predict run pictures --top 10",
+            "predict run pictures/0.png pictures/1.png --top 10 --crops 10",
+        ):
+            got = command_json([*arguments.split(), "--json"])
+            found[arguments] = {
                 "keys": sorted({key for row in got["predictions"] for key in row}),
                 "predictions": [
                     {
                         **row,
                         "error": row["error"] is not None,
-                        "labels": {answer["label"]: answer["p"] for answer in row["labels"]},
+                        "labels": {label["label"]: label["p"] for label in row["labels"]},
                     }
                     for row in got["predictions"]
                 ],
@@ -487,19 +490,19 @@ def _write_digits(folder: Path) -> None:
 
 
 def golden_bad_input() -> Golden:
-    """For each bad input the exit code and the kind of answer: one sentence, or something that should not be."""
+    """Return the exit code for each bad input, and whether the error is one sentence."""
     template = small_run()
     found: Golden = {}
-    for number, (given, words) in enumerate(CASES):
+    for number, (setup, arguments) in enumerate(CASES):
         here = scratch() / f"bad-{number}"
         here.mkdir()
-        if "RUN" in words:
+        if "RUN" in arguments:
             shutil.copytree(template, here / "run")
-        given(here)
+        setup(here)
         before = sorted(here.rglob("*"))
-        with inside(here):
-            code, out, err = call([word.replace("RUN", "run") for word in words.split()])
-        found[f"{given.__name__}: {words}"] = {
+        with working_in(here):
+            code, out, err = call([argument.replace("RUN", "run") for argument in arguments.split()])
+        found[f"{setup.__name__}: {arguments}"] = {
             "exit": code,
             "kind": _kind(out, err),
             "nothing left behind": sorted(here.rglob("*")) == before,
@@ -519,7 +522,7 @@ def _kind(out: str, err: str) -> str:
     return "sentence" if not out else "sentence, and something on stdout"
 
 
-# ── all of them ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── all golden files ───────────────────────────────────────────────────────────────────────────────────────────────
 
 GOLDENS: dict[str, Callable[[], Golden]] = {
     "decode": golden_decode,
@@ -539,11 +542,11 @@ LOOSE: dict[str, Tolerance] = {
     "eval_predict": Tolerance(0.02, 0.02),
     "digits": Tolerance(0.01, 1e-3),
 }
-"""How far numbers may be off in another environment: pixels by levels, what was trained a little by some digits."""
+"""Tolerances in another environment: for pixels in levels, for trained weights and metrics a few digits."""
 
 
 def main(names: list[str]) -> None:
-    """Write the files called `names`, or all of them."""
+    """Write the golden files `names`, by default all."""
     if names == ["images"]:
         write_images()
         return
@@ -557,7 +560,7 @@ def main(names: list[str]) -> None:
 
 
 def _text(kept: dict[str, Golden]) -> str:
-    """JSON with a line for each entry of either part."""
+    """Return `kept` as JSON with one line per entry."""
     parts = []
     for part, entries in kept.items():
         lines = [f"  {json.dumps(key)}: {json.dumps(value, sort_keys=True)}" for key, value in entries.items()]

@@ -1,4 +1,4 @@
-"""What is computed is what it was when `make.py` wrote the golden files."""
+"""The package computes what it computed when `make.py` wrote the golden files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from make import GOLDENS, LOOSE, scratch
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tidy() -> Iterator[None]:
-    """What several of them share is removed after the last."""
+def _remove_scratch() -> Iterator[None]:
+    """Remove the files that several tests share, after the last."""
     yield
     shutil.rmtree(scratch(), ignore_errors=True)
     scratch.cache_clear()
@@ -25,7 +25,7 @@ def test_golden(name):
     kept = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
     found = json.loads(json.dumps(GOLDENS[name]()))
     if name == "decode":
-        kept["found"] = {picture: row for picture, row in kept["found"].items() if readable(picture)}
+        kept["found"] = {image: row for image, row in kept["found"].items() if readable(image)}
     then, now = kept["environment"], environment()
     lines = differences(
         found,
