@@ -231,8 +231,8 @@ def peak_memory(device: torch.device | None = None) -> int | None:
 def tune_malloc() -> bool:
     """Make glibc reuse freed memory instead of returning it to the system; return whether that worked.
 
-    By default glibc maps every large tensor anew and unmaps it when freed; the kernel then clears and faults in its
-    pages again, 80,000 times in a training step of `torchvision` on 32 images: a third of its time on two cores.
+    By default glibc maps every new large tensor and unmaps it when freed; the kernel then clears and faults in its
+    pages each time, 80,000 times in a training step of `torchvision` on 32 images: a third of its time on two cores.
     Afterwards the process never shrinks, but its peak is no larger. No effect with other allocators (musl, macOS,
     Windows) or on GPU memory. For long-running computations; never called on import.
     """

@@ -242,7 +242,7 @@ PERIOD = 1_048_583
 
 
 def golden_logits() -> Golden:
-    """Return for every architecture the logits with weights from a formula, and the initial weights (at width 0.125)."""
+    """Return each architecture's logits, with weights from a formula, and its initial weights, at width 0.125."""
     found: Golden = {}
     for name, spec in ARCHITECTURES.items():
         row: Golden = {
@@ -419,7 +419,7 @@ def small_run() -> Path:
 
 
 def golden_digits() -> Golden:
-    """Return the results of two epochs of the unchanged recipe: weights, metrics and summary; and its weights after four steps.
+    """Return weights, metrics and summary after two epochs of the unchanged recipe, and its weights after four steps.
 
     At its learning rate, rounding differences grow: on another processor a weight differs by 1e-4 after four steps and
     by 100 % after forty. So the longer training is compared in the same environment only.

@@ -2,15 +2,15 @@
 
 The paper tests on five 224×224 crops of the 256×256 image (corners and center) and their mirror images, and averages
 the ten softmax outputs (section 4.1; offsets 0, 16 and 32 in the 2012 code). Views are cut and run one after the other,
-so ten views take ten forward passes and the memory of one.
+so ten views take ten forward passes and the memory of one view.
 
-At a scale s the image is resized to s times the square that the network is usually tested on (256 becomes 294 at 1.15),
-from the file and not from that square, and the same grid of views is cut from it. Images that a dataset keeps in memory
+At a scale s the image is resized from the file to s times the usual square (256 becomes 294 at 1.15), and the same grid
+of views is cut from it. Images that a dataset keeps in memory
 at their final size, such as CIFAR-10's 32×32, are enlarged: to 37×37 at 1.15.
 
 Images without a margin around the network's input, such as CIFAR-10's 32×32 at scale 1, are padded by reflection: by a
 thirty-second of their side (1 pixel) at each edge. This helps a network that was trained on shifted images, and can
-harm one that was not: then mirror images alone (two views) are the better choice.
+harm others, for which two views (the image and its mirror image) are better.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MAX_SCALE = 4.0  # 1024 pixels for 256: more than any published test used, and s
 
 @dataclass(frozen=True)
 class Views:
-    """Where views are cut: positions (top, left) as fractions of the margin, whether each is mirrored too, and the
-    scales of the image."""
+    """The views of an image: crop positions (top, left) as fractions of the margin, whether to add mirror images, and
+    the scales."""
 
     positions: tuple[tuple[float, float], ...]
     flips: bool
@@ -59,6 +59,7 @@ def make_views(count: int = 1, scales: Sequence[float] = (1.0,)) -> Views:
 
 
 def _grid(count: int) -> Views:
+    """Return `count` views at scale 1. Raises `UserError` for a count that forms no grid."""
     if count == 1:
         return CENTER_CROP
     if count == 10:
@@ -73,9 +74,9 @@ def _grid(count: int) -> Views:
 
 
 def without_center_crop(preprocess: EvalTransform, scale: float = 1.0) -> EvalTransform:
-    """Return the transform whose `eval_tensor` gives the square, margin included, that views are cut from at `scale`.
+    """Return the transform whose `eval_tensor` returns the square, with margin, that views at `scale` are cut from.
 
-    It does not normalize: a mean image is dropped. Raises `UserError` where the square is smaller than the network's
+    The mean image, which has another size, is dropped. Raises `UserError` if the square is smaller than the network's
     input.
     """
     side = round(preprocess.resize_side * scale)
@@ -92,11 +93,11 @@ def crop_views(squares: torch.Tensor, views: Views, size: int) -> Iterator[torch
     """Yield each view of uint8 N×C×S×S images at one scale: uint8 N×C×size×size. For several positions, images without
     a margin (S equal to size) are padded by reflection."""
     if squares.shape[-1] == size and len(views.positions) > 1:
-        margin = max(1, size // 32)
-        squares = F.pad(squares.float(), (margin,) * 4, mode="reflect").to(torch.uint8)
-    spare = squares.shape[-1] - size
+        pad = max(1, size // 32)
+        squares = F.pad(squares.float(), (pad,) * 4, mode="reflect").to(torch.uint8)
+    margin = squares.shape[-1] - size
     for top, left in views.positions:
-        y, x = round(top * spare), round(left * spare)
+        y, x = round(top * margin), round(left * margin)
         view = squares[..., y : y + size, x : x + size]
         yield view
         if views.flips:
@@ -105,7 +106,7 @@ def crop_views(squares: torch.Tensor, views: Views, size: int) -> Iterator[torch
 
 def log_mean(logits: Iterable[torch.Tensor]) -> torch.Tensor:
     """Return the logarithm of the mean probability: logits (n, classes) whose softmax is the mean of the softmaxes of
-    `logits`, each (n, classes) float32. A single one is returned unchanged."""
+    `logits`, each (n, classes) float32. A single tensor is returned unchanged."""
     first, *others = logits
     if not others:
         return first

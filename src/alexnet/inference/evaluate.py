@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, Progress
 from alexnet.data.datasets import decode_files, load_dataset, load_for_evaluation
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
@@ -45,8 +45,6 @@ from alexnet.runtimes.exported import ExportedModel
 from alexnet.runtimes.select import EngineConfig
 
 CALIBRATION_IMAGES = 300  # for 8-bit activations: NNCF's default `subset_size`
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alexnet.data.dataset import Progress
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import SPLIT_NAMES, find_images, map_in_threads
 from alexnet.device import pick_device
@@ -33,8 +34,6 @@ from alexnet.runtimes.engines import LoadedModel
 
 BATCH_SIZE = 128
 SUFFIXES = (".parquet", ".csv")
-
-Progress = Callable[[int, int, str], None]
 
 
 def output_of(stack: Sequence[Layer], name: str) -> str:

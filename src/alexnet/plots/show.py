@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from alexnet.data.dataset import Progress
 from alexnet.data.decode import decode_image
 from alexnet.data.image_folder import SPLIT_NAMES, find_images
 from alexnet.errors import UserError, unknown_name
@@ -28,7 +29,6 @@ from alexnet.plots.style import Draw, check_path, get_theme, save_figure
 from alexnet.run_dir import find_run
 from alexnet.runtimes.engines import LoadedModel
 
-Progress = Callable[[int, int, str], None]
 MAX_IMAGES = 24  # in one figure
 
 

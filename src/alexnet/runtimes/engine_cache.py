@@ -4,8 +4,8 @@
     <kind of file>-<version>/   model.onnx, or model.xml and model.bin; sums.json with their checksums
     measured.json               how much each engine differs from `exact` on this machine, and which one `fast` chose
 
-A folder of files is written beside its place and renamed into it. Damaged files are built again. Where nothing can be
-written, files go to a temporary folder and last as long as the process. The whole cache may be deleted at any time.
+A folder of files is written under a temporary name and renamed. Damaged files are built again. If the cache cannot be
+written, files go to a temporary folder that is deleted when the process ends. The cache may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FILES = {
     "openvino-int8": "model.xml",
     "openvino-int8-fc": "model.xml",
 }
-"""The kinds of file, and the name of each."""
+"""Kind of file → file name."""
 
 _temporary_dirs: dict[tuple[Path, str], tempfile.TemporaryDirectory[str]] = {}  # removed when the process ends
 
@@ -52,7 +52,7 @@ class EngineCache:
         return cache_dir() / "engines" / self.model_id
 
     def load_description(self) -> tuple[tuple[str, ...], EvalTransform] | None:
-        """Return classes and geometry (a mean image is in the engine files), or None where nothing is cached."""
+        """Return classes and geometry (a mean image is in the engine files), or None if nothing is cached."""
         try:
             found = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
             return tuple(found["classes"]), EvalTransform.from_dict(found["preprocess"])
@@ -79,9 +79,9 @@ class EngineCache:
         return folder / FILES[kind] if intact else None
 
     def build(self, kind: str, write: Callable[[Path], None]) -> Path:
-        """Have `write` write the file of `kind` to the path it is given, and return where the file is cached.
+        """Call `write(path)` to build the file of `kind`, and return its path in the cache.
 
-        Where the cache cannot be written, the file is in a temporary folder. Raises `UserError` if the disk is full.
+        If the cache cannot be written, the file is in a temporary folder. Raises `UserError` if the disk is full.
         """
         folder = self._kind_dir(kind)
         try:
@@ -114,7 +114,7 @@ class EngineCache:
     # ── measurements ──────────────────────────────────────────────────────────────────────────────────────────
 
     def load_measurement(self, key: str) -> dict[str, Any] | None:
-        """Return what was saved under `key` on a machine like this one."""
+        """Return the value saved under `key` on this CPU with this number of threads, or None."""
         found = self._measurements().get(f"{_machine()} | {key}")
         return found if isinstance(found, dict) else None
 
@@ -122,7 +122,7 @@ class EngineCache:
         self._write("measured.json", {**self._measurements(), f"{_machine()} | {key}": value})
 
     def _drop_measurements(self, kind: str) -> None:
-        """Forget the measurements of the engines that read `kind`, whose file is new."""
+        """Delete the measurements of the engines that read `kind`, whose file was rebuilt."""
         stale = {
             f"{_machine()} | {engine_key(name)}"
             for name in KINDS
@@ -173,7 +173,7 @@ def choice_key(device: str, single: bool) -> str:
 
 
 def engine_note(name: str, measured: dict[str, Any]) -> str:
-    """Return the sentence that reports what was measured when engine `name` was first opened."""
+    """Return a sentence on the measurements made when engine `name` was first opened."""
     images = measured["images"]
     difference = f"probabilities differ from exact by at most {measured['difference']:.2g} on {images} images"
     speedup = f", at {measured['gain']:.1f} times its speed" if "gain" in measured else ""

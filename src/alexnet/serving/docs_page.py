@@ -61,7 +61,7 @@ def _shape(schema: dict[str, Any], openapi: dict[str, Any]) -> str:
     if "$ref" in schema:
         return _shape(openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]], openapi)
     if "anyOf" in schema:
-        return " | ".join(_shape(one, openapi) for one in schema["anyOf"])
+        return " | ".join(_shape(option, openapi) for option in schema["anyOf"])
     if schema.get("type") == "array":
         return f"[{_shape(schema.get('items', {}), openapi)}, …]"
     if properties := schema.get("properties"):
