@@ -37,7 +37,7 @@ RECIPE = (
 ).split()
 
 NOISE = re.compile(r"[\[WE]|\s|Traceback|Next:|=|-|torch|alexnet FAILED|Fail|Root")
-"""How lines of a log begin that torchrun wrote, or that tell commands."""
+"""Prefixes of log lines of torchrun, or that suggest commands."""
 
 
 class Story:
@@ -52,7 +52,7 @@ class Story:
         self.agents: dict[Host, Any] = {}
         self.logs: dict[Host, IO[str]] = {host: (folder / f"{host.name}.log").open("w") for host in network.hosts}
 
-    def tell(self, what: str) -> None:
+    def log_event(self, what: str) -> None:
         event = {"seconds": round(time.monotonic() - self.began, 1), "what": what, "epochs": len(self.rows())}
         self.events.append(event)
         print(f"{self.folder.name:>12} {event['seconds']:6.1f} s, after {event['epochs']:2} epochs: {what}", flush=True)
@@ -68,7 +68,7 @@ class Story:
         ]  # fmt: skip
         settings = {
             "OMP_NUM_THREADS": "1",  # these hosts have the same cores
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else torch 2.15 waits in vain for a host that returns
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else torch 2.15 waits forever for a host that returns
         }
         self.agents[host] = host.start([*torchrun, *self.command], self.logs[host], settings)
 
@@ -91,7 +91,7 @@ class Story:
                 break
             time.sleep(0.1)
         if not until():
-            raise SystemExit(f"{self.folder}: waited in vain for {what}; see the logs there.")
+            raise SystemExit(f"{self.folder}: timed out waiting for {what}; see the logs there.")
 
     def wait_for_epoch(self, number: int, seconds: float = 240) -> None:
         """Wait until that many epochs are done and a step of the next one is saved."""
@@ -110,13 +110,13 @@ class Story:
         """Wait for the first host's agent, and return the result of the run."""
         first = self.agents[self.network.hosts[0]]
         self.wait(lambda: first.poll() is not None, seconds, "the end")
-        self.tell(f"done, exit code {first.returncode}")
+        self.log_event(f"done, exit code {first.returncode}")
         for host, agent in self.agents.items():
             if host.plugged:
                 try:
                     agent.wait(30)
                 except Exception:
-                    self.tell(f"{host.name} does not end")
+                    self.log_event(f"{host.name} does not end")
         for host in self.network.hosts:
             host.kill()
             self.logs[host].close()
@@ -139,7 +139,7 @@ class Story:
 
 def undisturbed(story: Story) -> dict[str, Any]:
     story.start_all()
-    story.tell("three hosts started")
+    story.log_event("three hosts started")
     return story.finish()
 
 
@@ -147,7 +147,7 @@ def killed(story: Story) -> dict[str, Any]:
     story.start_all()
     story.wait_for_epoch(3)
     victim = story.network.hosts[2]
-    story.tell(f"{victim.name}: {victim.kill()} processes killed")
+    story.log_event(f"{victim.name}: {victim.kill()} processes killed")
     return story.finish()
 
 
@@ -156,7 +156,7 @@ def cut(story: Story) -> dict[str, Any]:
     story.wait_for_epoch(3)
     victim = story.network.hosts[2]
     victim.cut()
-    story.tell(f"{victim.name}: wire cut")
+    story.log_event(f"{victim.name}: wire cut")
     return story.finish()
 
 
@@ -164,10 +164,10 @@ def returned(story: Story) -> dict[str, Any]:
     story.start_all()
     story.wait_for_epoch(2)
     victim = story.network.hosts[1]
-    story.tell(f"{victim.name}: {victim.kill()} processes killed")
+    story.log_event(f"{victim.name}: {victim.kill()} processes killed")
     story.wait_for_epoch(len(story.rows()) + 1)
     story.start(victim)
-    story.tell(f"{victim.name}: agent started again")
+    story.log_event(f"{victim.name}: agent started again")
     return story.finish()
 
 
@@ -179,7 +179,7 @@ STORIES: dict[str, Callable[[Story], dict[str, Any]]] = {
 }
 
 
-def tell(name: str, folder: Path, epochs: int) -> dict[str, Any]:
+def run_story(name: str, folder: Path, epochs: int) -> dict[str, Any]:
     """Run one of the `STORIES`, with logs in `folder`. Raises `NoNamespaces`."""
     with Network(3) as network:
         return STORIES[name](Story(network, folder, epochs))
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {"lost_after_s": LOST_AFTER, "rendezvous": RENDEZVOUS, "recipe": " ".join(RECIPE)}
     for name in args.only:
         try:
-            results[name] = tell(name, out / name, args.epochs)
+            results[name] = run_story(name, out / name, args.epochs)
         except NoNamespaces as error:
             sys.exit(f"This machine makes no network namespaces: {error}")
         save("elastic", results, folder=args.results)

@@ -1,11 +1,11 @@
-"""Trainings that are killed at any moment, resumed, and compared with an uninterrupted one.
+"""Trainings killed at random moments, resumed, and compared with an uninterrupted one.
 
     python benchmarks/kills.py              # 30 kills, about 10 minutes; writes results/kills.json
     python benchmarks/kills.py --quick      # fork from a process with torch imported, to save the startup time
 
-Each kill is a SIGKILL from outside to a real `alexnet train` on a small image folder with two workers, dropout, batch
-norm, MixUp and a checkpoint every four steps. Then `alexnet resume` finishes the run, and everything it leaves must
-equal that of the uninterrupted run bit for bit, except times. `lost` is the time from the newest checkpoint on disk to
+Each kill is a SIGKILL to a real `alexnet train` on a small image folder with two workers, dropout, batch
+norm, MixUp and a checkpoint every four steps. Then `alexnet resume` finishes the run, and all its results must
+equal those of the uninterrupted run bit for bit, except times. `lost` is the time from the newest checkpoint on disk to
 the kill, whose work is repeated, plus the time from the restart until training resumes. Moments:
 
     step        any time after the first step             write    a checkpoint is being written
@@ -66,14 +66,14 @@ def make_images(root: Path, count: int = 40) -> Path:
 class Training:
     """An `alexnet` command in a process, with its output in `log`.
 
-    With a `nursery` it is forked there, from a process with torch imported, and skips the report.
+    With a `fork_server` it is forked from it, from a process with torch imported, and skips the report.
     """
 
-    def __init__(self, arguments: list[str], log: Path, nursery: Nursery | None = None) -> None:
-        self.log, self.nursery = log, nursery
+    def __init__(self, arguments: list[str], log: Path, fork_server: ForkServer | None = None) -> None:
+        self.log, self.fork_server = log, fork_server
         self.began = time.monotonic()
-        if nursery is not None:
-            self.pid = nursery.start(arguments, log)
+        if fork_server is not None:
+            self.pid = fork_server.start(arguments, log)
         else:
             with log.open("wb") as out:
                 self._started = subprocess.Popen([sys.executable, "-m", "alexnet", *arguments], stdout=out, stderr=out)
@@ -84,8 +84,8 @@ class Training:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def code(self) -> int | None:
-        """The exit code, negative for the signal that killed it; None while it runs."""
-        return self.nursery.code(self.pid) if self.nursery else self._started.poll()
+        """Return the exit code, negative for the signal that killed it; None while it runs."""
+        return self.fork_server.code(self.pid) if self.fork_server else self._started.poll()
 
     def wait(self, timeout: float = 120) -> int:
         """Wait for the end and return the exit code."""
@@ -114,7 +114,7 @@ class Training:
             os.kill(self.pid, signum)
         return self.wait()
 
-    def readers(self) -> list[int]:
+    def worker_pids(self) -> list[int]:
         """Return the worker processes that load images for it (Linux)."""
         try:
             return [int(p) for p in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
@@ -122,22 +122,22 @@ class Training:
             return []
 
 
-class Nursery:
+class ForkServer:
     """A process with torch imported that forks trainings, so that each starts without the import time."""
 
     def __init__(self) -> None:
-        command = [sys.executable, __file__, "--nursery"]
+        command = [sys.executable, __file__, "--fork_server"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def start(self, arguments: list[str], log: Path) -> int:
-        return int(self._ask({"arguments": arguments, "log": str(log)}))
+        return int(self._request({"arguments": arguments, "log": str(log)}))
 
     def code(self, pid: int) -> int | None:
-        answer = self._ask({"ended": pid})
-        return None if answer is None else int(answer)
+        code = self._request({"ended": pid})
+        return None if code is None else int(code)
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -146,16 +146,16 @@ class Nursery:
         self._process.wait(60)
         self._process.stdout.close()
 
-    def _ask(self, what: dict[str, Any]) -> Any:
+    def _request(self, request: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
 
-def nurse() -> None:
-    """Run the nursery: one request per line on stdin, one response per line on stdout."""
+def run_fork_server() -> None:
+    """Run the fork server: one request per line on stdin, one response per line on stdout."""
     import alexnet.cli
     import alexnet.training.api
     from alexnet.report import report
@@ -163,9 +163,9 @@ def nurse() -> None:
     report.write_report = lambda *_: None  # type: ignore[assignment]  # takes longer than these trainings
     codes: dict[int, int] = {}
     for line in sys.stdin:
-        asked = json.loads(line)
-        if "ended" in asked:
-            pid = asked["ended"]
+        request = json.loads(line)
+        if "ended" in request:
+            pid = request["ended"]
             if pid not in codes:
                 found, status = os.waitpid(pid, os.WNOHANG)
                 if found:
@@ -174,55 +174,55 @@ def nurse() -> None:
             continue
         pid = os.fork()
         if pid == 0:
-            log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for handle in (1, 2):
                 os.dup2(log, handle)
-            sys.exit(alexnet.cli.run(asked["arguments"]))
+            sys.exit(alexnet.cli.run(request["arguments"]))
         print(pid, flush=True)
 
 
 # ── moments ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def come_to(moment: str, training: Training, run: Path, chance: random.Random) -> bool:
-    """Wait until `training` is at `moment`; return whether it got there before its end."""
+def wait_for_moment(moment: str, training: Training, run: Path, chance: random.Random) -> bool:
+    """Wait until `training` is at `moment`; return False if it ended before."""
     checkpoints = run / "checkpoints"
 
-    def listed() -> list[str]:
+    def names() -> list[str]:
         try:
             return sorted(os.listdir(checkpoints))
         except FileNotFoundError:
             return []
 
-    def whole() -> list[str]:
-        return [name for name in listed() if not name.startswith(".")]
+    def finished() -> list[str]:
+        return [name for name in names() if not name.startswith(".")]
 
-    if not training.until(lambda: bool(whole()) or (run / "augmented.png").exists()):
+    if not training.until(lambda: bool(finished()) or (run / "augmented.png").exists()):
         return False
     if moment == "write":
         skip = chance.randrange(6)  # of the first checkpoints
-        met = training.until(lambda: len(whole()) > min(skip, 2)) and training.until(
-            lambda: any(name.startswith(".") for name in listed())
+        reached_moment = training.until(lambda: len(finished()) > min(skip, 2)) and training.until(
+            lambda: any(name.startswith(".") for name in names())
         )
         time.sleep(chance.random() * 0.01)
-        return met
+        return reached_moment
     if moment == "rename":
-        before = whole()
+        before = finished()
         if chance.random() < 0.5:
-            return training.until(lambda: set(whole()) - set(before) != set())
+            return training.until(lambda: set(finished()) - set(before) != set())
         return training.until(lambda: bool(list(checkpoints.glob(".writing-*/model.json"))))
     if moment == "reading":
-        gone = training.until(lambda: not training.readers()) if chance.random() < 0.7 else True
-        met = gone and training.until(lambda: bool(training.readers()))
+        gone = training.until(lambda: not training.worker_pids()) if chance.random() < 0.7 else True
+        reached_moment = gone and training.until(lambda: bool(training.worker_pids()))
         time.sleep(chance.random() * 0.05)
-        return met
+        return reached_moment
     if moment == "validation":
         rows = chance.randrange(1, 3)
         return training.until(lambda: len(_lines(run / "metrics.jsonl")) >= rows)
     reached = chance.randrange(0, 33, 4)  # the newest checkpoint is after this step, or a later one
-    met = training.until(lambda: max([int(name.rstrip("a")) for name in whole()], default=0) >= reached)
+    reached_moment = training.until(lambda: max([int(name.rstrip("a")) for name in finished()], default=0) >= reached)
     time.sleep(chance.random() * 0.2)
-    return met and training.code() is None
+    return reached_moment and training.code() is None
 
 
 def _lines(path: Path) -> list[str]:
@@ -232,17 +232,17 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-# ── what a run leaves ─────────────────────────────────────────────────────────────────────────────────────────
+# ── results of a run ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def left_by(path: Path) -> dict[str, Any]:
-    """Return everything that a finished run leaves, except times, in forms that `==` compares bit for bit."""
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the results in the run folder `path`, except times, in forms that `==` compares bit for bit."""
     run = Run(path)
     found: dict[str, Any] = {"metrics": [_untimed(row) for row in run.metrics()]}
     summary = run.summary()
     found["summary"] = {key: summary.get(key) for key in ("best", "final", "test", "calibration", "epochs", "steps")}
     found["complete"] = summary.get("complete")
-    found["alarms"] = [row["kind"] for row in _json(path / "alarms.json") if row["kind"] != "waiting"]  # for pictures
+    found["alarms"] = [row["kind"] for row in _json(path / "alarms.json") if row["kind"] != "waiting"]  # for images
     for split in ("val", "test"):
         stored = run.read_evaluation(split)
         found[split] = stored and (stored[0], stored[1].tobytes(), stored[2].tobytes())
@@ -261,12 +261,12 @@ def left_by(path: Path) -> dict[str, Any]:
             "history": [_untimed(row) for row in position["history"]],
             "best": _untimed(position["best"]),
         }
-    found["half"] = [folder.name for folder in run.checkpoints() if not _whole(folder)]
+    found["half"] = [folder.name for folder in run.checkpoints() if not _is_loadable(folder)]
     found["leftovers"] = sorted(p.name for p in path.rglob(".*"))
     return found
 
 
-def _whole(folder: Path) -> bool:
+def _is_loadable(folder: Path) -> bool:
     try:
         load_checkpoint(folder)
         read_training_state(folder)
@@ -292,7 +292,7 @@ def _bits(value: Any) -> Any:
 
 
 def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    """Return where two results of `left_by` differ."""
+    """Return where two results of `read_results` differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = sorted(set(ours) | set(theirs), key=str)
         return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{where}/{key}")]
@@ -302,12 +302,12 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
 # ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def killed_and_resumed(
-    data: Path, run: Path, moment: str, chance: random.Random, nursery: Nursery | None = None
+def kill_and_resume(
+    data: Path, run: Path, moment: str, chance: random.Random, fork_server: ForkServer | None = None
 ) -> dict[str, Any] | None:
     """Kill once at `moment`, resume, and return the cost; None if the training ended before."""
-    training = Training(["train", str(data), "--out", str(run), *SETTINGS], run.with_suffix(".log-1"), nursery)
-    if not come_to(moment, training, run, chance):
+    training = Training(["train", str(data), "--out", str(run), *SETTINGS], run.with_suffix(".log-1"), fork_server)
+    if not wait_for_moment(moment, training, run, chance):
         training.wait()
         return None
     training.kill()
@@ -315,11 +315,11 @@ def killed_and_resumed(
     on_disk = [path.stat().st_mtime for path in Run(run).checkpoints()]
     repeated = killed - max(on_disk, default=killed - (time.monotonic() - training.began))
     if moment == "restart":
-        again = Training(["resume", str(run)], run.with_suffix(".log-2"), nursery)
-        time.sleep(chance.random() * (1 if nursery else 5))
+        again = Training(["resume", str(run)], run.with_suffix(".log-2"), fork_server)
+        time.sleep(chance.random() * (1 if fork_server else 5))
         again.kill()
         repeated += time.monotonic() - again.began
-    last = Training(["resume", str(run)], run.with_suffix(".log-3"), nursery)
+    last = Training(["resume", str(run)], run.with_suffix(".log-3"), fork_server)
     last.until(lambda: "Resuming after" in last.output or "training from the start" in last.output)
     restart = time.monotonic() - last.began
     code = last.wait()
@@ -334,34 +334,34 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="fork trainings from a process that has torch imported")
-    parser.add_argument("--nursery", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--fork_server", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.nursery:
-        nurse()
+    if args.fork_server:
+        run_fork_server()
         return
     from common import save
 
     os.environ["OMP_NUM_THREADS"] = "1"
     chance = random.Random(args.seed)
-    nursery = Nursery() if args.quick else None
+    fork_server = ForkServer() if args.quick else None
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         data = make_images(root / "images")
         times = []
         for name in ("unbroken", "unbroken-2"):  # the first one also fills caches
-            training = Training(["train", str(data), "--out", str(root / name), *SETTINGS], root / "log", nursery)
+            training = Training(["train", str(data), "--out", str(root / name), *SETTINGS], root / "log", fork_server)
             if training.wait():
                 sys.exit(training.output)
             times.append(time.monotonic() - training.began)
-        unbroken = left_by(root / "unbroken-2")
+        unbroken = read_results(root / "unbroken-2")
         print(f"unbroken: {times[-1]:.1f} s")
         rows: list[dict[str, Any]] = []
         while len(rows) < args.kills:
             moment = MOMENTS[len(rows) % len(MOMENTS)]
             run = root / "killed"
-            found = killed_and_resumed(data, run, moment, chance, nursery)
+            found = kill_and_resume(data, run, moment, chance, fork_server)
             if found is not None:
-                other = differences(left_by(run), unbroken)
+                other = differences(read_results(run), unbroken)
                 row = {"moment": moment, "equal": not other, "differs": other, **found}
                 rows.append(row)
                 print(
@@ -377,8 +377,8 @@ def main() -> None:
         print(f"{equal} of {len(rows)} equal; time lost per kill: median {middle:.1f} s, most {lost[-1]:.1f} s")
         results = {"quick": args.quick, "unbroken_seconds": times[-1], "equal": equal, "kills": rows}
         save("kills", {**results, "settings": SETTINGS})
-    if nursery is not None:
-        nursery.close()
+    if fork_server is not None:
+        fork_server.close()
     if equal < len(rows):
         sys.exit(1)
 

@@ -3,7 +3,7 @@
     python benchmarks/lrn.py            # 2 minutes; writes results/lrn.json
     python benchmarks/lrn.py --step     # 2 minutes; writes results/lrn-step.json
 
-At both of AlexNet's shapes (batch 64, float32), in both memory formats, with pages mapped anew for every tensor (the
+At both of AlexNet's shapes (batch 64, float32), in both memory formats, with pages mapped again for every tensor (the
 default) and with pages that the process keeps (`tune_malloc`). `limit` is the time of 2.5 copies between existing
 tensors: reading input and gradient, writing output and gradient. Everything is timed interleaved.
 

@@ -44,7 +44,7 @@ READ = {
     "ImageFolder": 384, "ImageFolder, shrunk files": 384, "JPEG shards": 1280, "uint8 shards": 3840,
     "uint8 shards from the disk": 1280, "uint8 shards, litdata's reader": 1280,
 }  # fmt: skip
-"""Images per try: whole batches, enough to be timed."""
+"""Images per repetition: complete batches, enough to be timed."""
 IMAGENET = 1_281_167
 
 
@@ -59,7 +59,7 @@ def folder_of(photos: Path, root: Path) -> Path:
 
 
 def shrunk(packed: PackedImages, root: Path) -> Path:
-    """Write the JPEGs of the shards as files: what ImageFolder gains if images are resized beforehand."""
+    """Write the JPEGs of the shards as files: to measure what ImageFolder gains from images resized in advance."""
     for i, name in enumerate(packed.names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

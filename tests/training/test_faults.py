@@ -21,29 +21,29 @@ from alexnet.data.shards.pack import pack_dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import kills
-from kills import MOMENTS, SETTINGS, Nursery, Training, differences, left_by
+from kills import MOMENTS, SETTINGS, ForkServer, Training, differences, read_results
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    started = Nursery()
+def fork_server() -> Iterator[ForkServer]:
+    started = ForkServer()
     yield started
     started.close()
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, nursery) -> dict[str, object]:
+def uninterrupted(tmp_path_factory, fork_server) -> dict[str, object]:
     """Everything an uninterrupted run leaves, and its images."""
     root = tmp_path_factory.mktemp("faults")
-    training = start(kills.make_images(root / "images"), root / "run", nursery)
+    training = start(kills.make_images(root / "images"), root / "run", fork_server)
     assert training.wait() == 0, training.output
-    return {**left_by(root / "run"), "images": root / "images"}
+    return {**read_results(root / "run"), "images": root / "images"}
 
 
-def start(data: Path, run: Path, nursery: Nursery, *more: str) -> Training:
-    return Training(["train", str(data), "--out", str(run), *SETTINGS, *more], run.parent / "log", nursery)
+def start(data: Path, run: Path, fork_server: ForkServer, *more: str) -> Training:
+    return Training(["train", str(data), "--out", str(run), *SETTINGS, *more], run.parent / "log", fork_server)
 
 
 def has_checkpoint(run: Path, step: int = 4) -> bool:
@@ -55,35 +55,37 @@ def has_checkpoint(run: Path, step: int = 4) -> bool:
     return any(int(name.rstrip("a")) >= step for name in names)
 
 
-def assert_resumes(run: Path, uninterrupted: dict[str, object], nursery: Nursery) -> str:
+def assert_resumes(run: Path, uninterrupted: dict[str, object], fork_server: ForkServer) -> str:
     """Resume; check that the run equals the uninterrupted one, and return its output."""
-    again = Training(["resume", str(run)], run.parent / "log-of-resume", nursery)
+    again = Training(["resume", str(run)], run.parent / "log-of-resume", fork_server)
     assert again.wait() == 0, again.output
-    assert differences(left_by(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == []
+    assert differences(read_results(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == []
     return again.output
 
 
 @pytest.mark.parametrize(
     "moment", ["write", *(pytest.param(m, marks=pytest.mark.slow) for m in ("rename", "validation"))]
 )
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(moment, uninterrupted, nursery, tmp_path):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(moment, uninterrupted, fork_server, tmp_path):
     killed = None
     for seed in range(5):  # a training may end before the moment
         run = tmp_path / str(seed)
-        killed = kills.killed_and_resumed(uninterrupted["images"], run, moment, random.Random(seed), nursery)
+        killed = kills.kill_and_resume(uninterrupted["images"], run, moment, random.Random(seed), fork_server)
         if killed:
             break
     assert killed is not None
-    assert differences(left_by(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == []
+    assert differences(read_results(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == []
 
 
 @pytest.mark.slow
-def test_thirty_random_kills(uninterrupted, nursery, tmp_path):
+def test_thirty_random_kills(uninterrupted, fork_server, tmp_path):
     chance, done = random.Random(7), 0
     for number in range(60):
         run, moment = tmp_path / str(number), chance.choice(MOMENTS)
-        if kills.killed_and_resumed(uninterrupted["images"], run, moment, chance, nursery) is not None:
-            assert differences(left_by(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == [], moment
+        if kills.kill_and_resume(uninterrupted["images"], run, moment, chance, fork_server) is not None:
+            assert differences(read_results(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == [], (
+                moment
+            )
             done += 1
         if done == 30:
             return
@@ -91,35 +93,35 @@ def test_thirty_random_kills(uninterrupted, nursery, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_with_143(uninterrupted, nursery, tmp_path):
+def test_sigterm_saves_and_exits_with_143(uninterrupted, fork_server, tmp_path):
     run = tmp_path / "run"
-    training = start(uninterrupted["images"], run, nursery, "--checkpoint-every", "1h")
+    training = start(uninterrupted["images"], run, fork_server, "--checkpoint-every", "1h")
     assert training.until(lambda: (run / "augmented.png").exists())
     began = time.monotonic()
     assert training.kill(signal.SIGTERM) == 143, training.output
     assert time.monotonic() - began < 30
     assert "alexnet resume" in training.output
     assert has_checkpoint(run, step=0)
-    assert_resumes(run, uninterrupted, nursery)
+    assert_resumes(run, uninterrupted, fork_server)
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_training_with_a_message(uninterrupted, nursery, tmp_path):
+def test_a_full_disk_ends_training_with_a_message(uninterrupted, fork_server, tmp_path):
     """The largest file the process may write shrinks while it trains."""
     run = tmp_path / "run"
-    training = start(uninterrupted["images"], run, nursery)
+    training = start(uninterrupted["images"], run, fork_server)
     assert training.until(lambda: has_checkpoint(run))
     resource.prlimit(training.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))
     assert training.wait() == 1, training.output
     assert "could not be written" in training.output
     assert "File too large; free some space, then 'alexnet resume" in training.output
     assert "Traceback" not in training.output
-    assert_resumes(run, uninterrupted, nursery)
+    assert_resumes(run, uninterrupted, fork_server)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts")
 @pytest.mark.slow
-def test_a_full_file_system(uninterrupted, nursery, tmp_path):
+def test_a_full_file_system(uninterrupted, fork_server, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True)
@@ -128,7 +130,7 @@ def test_a_full_file_system(uninterrupted, nursery, tmp_path):
     try:
         run = disk / "run"
         training = Training(
-            ["train", str(uninterrupted["images"]), "--out", str(run), *SETTINGS], tmp_path / "log", nursery
+            ["train", str(uninterrupted["images"]), "--out", str(run), *SETTINGS], tmp_path / "log", fork_server
         )
         assert training.until(lambda: has_checkpoint(run))
         with (disk / "other").open("wb") as other:  # of another program
@@ -139,11 +141,11 @@ def test_a_full_file_system(uninterrupted, nursery, tmp_path):
         assert "No space left on device" in training.output
         (disk / "other").unlink()
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
-        again = Training(["resume", str(run)], tmp_path / "log-of-resume", nursery)
+        again = Training(["resume", str(run)], tmp_path / "log-of-resume", fork_server)
         assert again.wait() == 0, again.output
-        assert differences(left_by(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == []
+        assert differences(read_results(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == []
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        more = Training(["resume", str(run), "--epochs", "+1"], tmp_path / "log-of-more", nursery)
+        more = Training(["resume", str(run), "--epochs", "+1"], tmp_path / "log-of-more", fork_server)
         assert more.wait() == 2, more.output
         assert "is not writable" in more.output
     finally:
@@ -151,25 +153,25 @@ def test_a_full_file_system(uninterrupted, nursery, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_data_folder_that_disappears(uninterrupted, nursery, tmp_path):
+def test_a_data_folder_that_disappears(uninterrupted, fork_server, tmp_path):
     run, data = tmp_path / "run", kills.make_images(tmp_path / "images")
-    training = start(data, run, nursery)
+    training = start(data, run, fork_server)
     assert training.until(lambda: has_checkpoint(run))
     data.rename(tmp_path / "away")
     assert training.wait() == 2, training.output
     assert "Cannot read" in training.output
     assert f"Then resume with: alexnet resume {run}" in training.output
-    early = Training(["resume", str(run)], tmp_path / "log-of-resume", nursery)
+    early = Training(["resume", str(run)], tmp_path / "log-of-resume", fork_server)
     assert early.wait() == 2, early.output
     assert "Traceback" not in early.output
     (tmp_path / "away").rename(data)
-    assert_resumes(run, uninterrupted, nursery)
+    assert_resumes(run, uninterrupted, fork_server)
 
 
 @pytest.mark.slow
-def test_images_that_become_unreadable(uninterrupted, nursery, tmp_path):
+def test_images_that_become_unreadable(uninterrupted, fork_server, tmp_path):
     run, data = tmp_path / "run", kills.make_images(tmp_path / "images")
-    training = start(data, run, nursery)
+    training = start(data, run, fork_server)
     assert training.until(lambda: has_checkpoint(run))
     victims = sorted(data.rglob("*.jpg"))
     original = {path: path.read_bytes() for path in victims}
@@ -179,20 +181,20 @@ def test_images_that_become_unreadable(uninterrupted, nursery, tmp_path):
     assert ".jpg" in training.output
     for path in victims:
         path.write_bytes(original[path])
-    assert_resumes(run, uninterrupted, nursery)
+    assert_resumes(run, uninterrupted, fork_server)
 
 
 @pytest.mark.slow
-def test_corrupt_shards(uninterrupted, nursery, tmp_path):
+def test_corrupt_shards(uninterrupted, fork_server, tmp_path):
     """All of them while training, then a single bit of one before resuming."""
     data = tmp_path / "packed"
     pack_dataset(uninterrupted["images"], data)
-    complete = start(data, tmp_path / "complete", nursery)
+    complete = start(data, tmp_path / "complete", fork_server)
     assert complete.wait() == 0, complete.output
-    expected = left_by(tmp_path / "complete")
+    expected = read_results(tmp_path / "complete")
 
     run = tmp_path / "run"
-    training = start(data, run, nursery)
+    training = start(data, run, fork_server)
     assert training.until(lambda: has_checkpoint(run))
     original = {path: path.read_bytes() for path in data.rglob("*.bin")}
     for path, content in original.items():
@@ -205,23 +207,23 @@ def test_corrupt_shards(uninterrupted, nursery, tmp_path):
         path.write_bytes(content)
     victim = min(original)
     victim.write_bytes(original[victim][:-100] + bytes([original[victim][-100] ^ 1]) + original[victim][-99:])
-    early = Training(["resume", str(run)], tmp_path / "log-of-resume", nursery)
+    early = Training(["resume", str(run)], tmp_path / "log-of-resume", fork_server)
     assert early.wait() == 2, early.output
     assert f"{victim} is damaged (its checksum differs); rerun 'alexnet pack'" in early.output
     assert "Traceback" not in training.output + early.output
     victim.write_bytes(original[victim])
-    assert_resumes(run, expected, nursery)
+    assert_resumes(run, expected, fork_server)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_process(uninterrupted, nursery, tmp_path):
+def test_a_killed_worker_process(uninterrupted, fork_server, tmp_path):
     """As the kernel does when memory runs out."""
     run = tmp_path / "run"
-    training = start(uninterrupted["images"], run, nursery)
-    assert training.until(lambda: has_checkpoint(run) and bool(training.readers()))
+    training = start(uninterrupted["images"], run, fork_server)
+    assert training.until(lambda: has_checkpoint(run) and bool(training.worker_pids()))
     killed = 0
     while training.code() is None and not killed:
-        for pid in training.readers():
+        for pid in training.worker_pids():
             try:
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
@@ -231,15 +233,15 @@ def test_a_killed_worker_process(uninterrupted, nursery, tmp_path):
     assert "A worker process that reads images died" in training.output
     assert f"Then resume with: alexnet resume {run}" in training.output
     assert "Traceback" not in training.output
-    assert_resumes(run, uninterrupted, nursery)
+    assert_resumes(run, uninterrupted, fork_server)
 
 
 @pytest.mark.slow
-def test_a_read_only_folder(uninterrupted, nursery, tmp_path):
+def test_a_read_only_folder(uninterrupted, fork_server, tmp_path):
     """Root can write anywhere."""
     if os.geteuid() == 0:
         pytest.skip("see test_a_full_file_system, which mounts one read-only")
     (tmp_path / "read-only").mkdir(mode=0o555)
-    training = start(uninterrupted["images"], tmp_path / "read-only" / "run", nursery)
+    training = start(uninterrupted["images"], tmp_path / "read-only" / "run", fork_server)
     assert training.wait() == 2
     assert "cannot be written" in training.output
