@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -51,10 +54,20 @@ class Ranks:
             if process.pid is None:
                 process.start()
             inbox.put((function, arguments, count, port))
-        results = [outbox.get(timeout=300) for _, outbox in self.queues[:count]]
+        results = [self._result(rank) for rank in range(count)]
         for rank, (_, error) in enumerate(results):
             assert error is None, f"process {rank}: {error}"
         return [result for result, _ in results]
+
+    def _result(self, rank: int, timeout: float = 300) -> Any:
+        """Wait for the result of `rank`; fail at once if its process died."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            alive = self.processes[rank].is_alive()  # before the last look, so that a result is not missed
+            with suppress(queue.Empty):
+                return self.queues[rank][1].get(timeout=1)
+            assert alive, f"process {rank} died with exit code {self.processes[rank].exitcode}"
+        raise AssertionError(f"process {rank} did not answer within {timeout:g} s")
 
     def close(self) -> None:
         for process, (inbox, _) in zip(self.processes, self.queues, strict=True):
