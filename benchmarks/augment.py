@@ -16,7 +16,7 @@ import torch
 from torchvision.transforms import v2
 
 from alexnet import rng
-from alexnet.bench.timing import interleaved
+from alexnet.bench.timing import time_interleaved
 from alexnet.data.augment import Augment, augment
 from alexnet.data.dataset import ImageArrays
 from alexnet.data.loader import InMemory
@@ -70,7 +70,7 @@ def main() -> None:
             }
             few = ImageArrays(images[:512], torch.zeros(512, dtype=torch.int64), [])
             each = {"torchvision, picture by picture": torchvisions(few, zeros, batch_size, together=False)}
-            timings = interleaved(work | each, tries=9)
+            timings = time_interleaved(work | each, tries=9)
             rows = results.setdefault(f"{threads} threads", {}).setdefault(f"batch {batch_size}", {})
             for name, timing in timings.items():
                 n = len(few) if name in each else count

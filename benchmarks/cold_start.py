@@ -21,7 +21,7 @@ import torch
 from common import save
 from PIL import Image
 
-from alexnet.bench.timing import interleaved
+from alexnet.bench.timing import time_interleaved
 from alexnet.checkpoint import save_model
 from alexnet.inference.load import TORCHVISION_PREPROCESS
 from alexnet.models.model import create_model
@@ -67,7 +67,7 @@ def main() -> None:
         if given.before:
             before = given.before.resolve()
             work = {"exact, before": lambda: predict(before, folder), **work}
-        found = interleaved(work, tries=given.tries)
+        found = time_interleaved(work, tries=given.tries)
     rows = [{"name": "fast, first time", "seconds": first}]
     rows += [{"name": name, **timing.to_dict()} for name, timing in found.items()]
     for row in rows:

@@ -25,7 +25,7 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 
 from alexnet import rng
-from alexnet.bench.timing import interleaved
+from alexnet.bench.timing import time_interleaved
 from alexnet.data import decode as decode_module
 from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
 from alexnet.data.dataset import ImageFiles
@@ -76,7 +76,7 @@ class reader:  # noqa: N801
 
 
 def exact(paths: list[Path]) -> None:
-    """Our pipeline with Pillow alone: the reference for the other pixels."""
+    """Our pipeline with Pillow only: the reference for the other pixels."""
     for start in range(0, len(paths), BATCH):
         torch.stack([exact_image(path, i)[0] for i, path in enumerate(paths[start : start + BATCH])])
 
@@ -167,7 +167,7 @@ def speed() -> None:
             },
             "stages": stages(few),
         }
-        timings = interleaved({(g, n): call for g, calls in work.items() for n, call in calls.items()}, tries=9)
+        timings = time_interleaved({(g, n): call for g, calls in work.items() for n, call in calls.items()}, tries=9)
     results: dict[str, dict] = {"images_per_second": {}, "milliseconds": {}}
     for (group, name), timing in timings.items():
         count = len(camera) if group == "camera" else len(few)

@@ -45,7 +45,7 @@ def memory(pid: int) -> dict[str, int]:
 
 
 def disk(folder: Path) -> dict[str, int]:
-    """Return total size and number of files in a folder that may change meanwhile."""
+    """Return total size and number of files in a folder that may change while it is read."""
     sizes = []
     for path in folder.rglob("*"):
         try:
@@ -64,8 +64,8 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def complaint(rows: list[dict[str, Any]], epochs: int) -> str | None:
-    """Return what is wrong, or None."""
+def find_problem(rows: list[dict[str, Any]], epochs: int) -> str | None:
+    """Return a message if memory or files grow, else None."""
     grown = growth(rows)["own"]
     if epochs >= MIN_EPOCHS and grown > MAX_GROWTH:
         return f"Memory grows: {grown / 1024:.2f} KiB per epoch; at most {MAX_GROWTH / 1024:.0f} are allowed."
@@ -79,7 +79,7 @@ def complaint(rows: list[dict[str, Any]], epochs: int) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--epochs", type=int, default=2000)
-    parser.add_argument("--looks", type=int, default=40, help="number of samples")
+    parser.add_argument("--samples", type=int, default=40, help="number of samples")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +91,7 @@ def main() -> None:
         while training.poll() is None:
             try:
                 epoch = (run / "metrics.jsonl").read_bytes().count(b"\n")
-                if epoch >= len(rows) * args.epochs / args.looks and epoch:
+                if epoch >= len(rows) * args.epochs / args.samples and epoch:
                     rows.append(
                         {"epoch": epoch, "seconds": time.monotonic() - started, **memory(training.pid), **disk(run)}
                     )
@@ -109,7 +109,7 @@ def main() -> None:
         f"{grown['own'] / 1024:.2f} KiB of memory and {grown['bytes'] / 1024:.2f} KiB of disk"
     )
     save("endurance", {"epochs": args.epochs, "settings": SETTINGS, "looks": rows, "grown": grown, "in_the_end": final})
-    if problem := complaint(rows, args.epochs):
+    if problem := find_problem(rows, args.epochs):
         sys.exit(problem)
 
 

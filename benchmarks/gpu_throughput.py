@@ -74,16 +74,16 @@ def main() -> None:
     batch, seconds = (2, 0.01) if args.tiny else (1024, 10.0)
     if args.tiny:
         suites.LRN_SHAPES = ((1, 6, 5, 5),)
-    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    log = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     archs = ("cifar-towers",) if args.tiny else ("torchvision", "paper", "code2012")
     results: dict[str, Any] = {"aims": {"lrn": 0.7, "train": 0.45}}
     for precision in ("fp32",) if args.tiny else ("bf16", "fp32"):
         parts = ("train", "lrn", "layers", "memory") if precision == "bf16" else ("train", "lrn")
         found = bench(
-            parts, archs=archs, batch_size=batch, seconds=seconds / 4, precision=precision, device=on, log=say
+            parts, archs=archs, batch_size=batch, seconds=seconds / 4, precision=precision, device=on, log=log
         )
         results[precision] = {key: value for key, value in found.items() if key != "environment"}
-    say("our loop beside the plain one")
+    log("our loop and the plain loop")
     results["loops"] = loops = compare_loops(batch, on, seconds, args.tiny)
     first = results["fp32" if args.tiny else "bf16"]
     for row in first["lrn"]:

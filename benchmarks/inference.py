@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from common import data, save
 
-from alexnet.bench.timing import interleaved
+from alexnet.bench.timing import time_interleaved
 from alexnet.device import cache_dir
 from alexnet.inference.evaluate import calibration_images
 from alexnet.inference.load import TORCHVISION_PREPROCESS
@@ -154,7 +154,7 @@ def time_all(opened: LoadedModel, tries: int, seconds: float) -> None:
         for name, call in calls.items():
             work[f"rest before {name}"] = lambda: time.sleep(0.1)
             work[name] = call
-        found = interleaved(work, tries=tries * (4 if batch == 1 else 1), warmup=2, seconds=seconds)
+        found = time_interleaved(work, tries=tries * (4 if batch == 1 else 1), warmup=2, seconds=seconds)
         eager = found["peer: torch eager, fp32 NCHW"].median
         rows = [
             {

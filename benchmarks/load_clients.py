@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-VANISH = b"vanish"  # in place of a request: send all but its last byte, and go
+DISCONNECT = b"disconnect"  # in place of a request: send all but the last byte of one, and close the connection
 
 
-def strange(request: bytes) -> list[bytes]:
-    """Return unusual requests: ten views, a damaged image, no image, a body too large, a client that leaves."""
+def unusual_requests(request: bytes) -> list[bytes]:
+    """Return unusual requests: ten views, a damaged image, no image, a body too large, a client that disconnects."""
     head, _, image = request.partition(b"\r\n\r\n")
     line, rest = head.split(b"\r\n", 1)
     path, end = line.rsplit(b" ", 1)
@@ -33,7 +33,7 @@ def strange(request: bytes) -> list[bytes]:
         head + b"\r\n\r\n" + image[: len(image) // 2].ljust(len(image), b"\0"),
         head + b"\r\n\r\n" + b"x" * len(image),
         head.replace(length, b"Content-Length: 999999999\r\nConnection: close") + b"\r\n\r\n",
-        VANISH,
+        DISCONNECT,
     ]
 
 
@@ -46,18 +46,18 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self._ask()
+        self._send_request()
 
-    def _ask(self) -> None:
+    def _send_request(self) -> None:
         request = self.load.next_request()
         if request is None:
             self.transport.close()
             return
         self.sent = time.perf_counter()
-        if request is VANISH:
+        if request is DISCONNECT:
             self.sent = 0.0
             self.transport.write(self.load.requests[0][:-1])
-            asyncio.get_running_loop().call_later(0.02, self.transport.abort)  # when that has gone out
+            asyncio.get_running_loop().call_later(0.02, self.transport.abort)  # once the bytes are sent
         else:
             self.transport.write(request)
 
@@ -71,16 +71,17 @@ class Client(asyncio.Protocol):
         if len(rest) < length:
             return
         now = time.perf_counter()
-        self.load.answered(int(head[9:12]), now - self.sent, now)
+        self.load.record_response(int(head[9:12]), now - self.sent, now)
         self.buffer, self.sent = b"", 0.0
         if b"connection: close" in fields:
             self.transport.close()
         else:
-            self._ask()
+            self._send_request()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.sent:
-            kind = "cut in the answer" if self.buffer else f"no answer ({type(error).__name__ if error else 'closed'})"
+            reason = type(error).__name__ if error else "closed"
+            kind = "cut in the response" if self.buffer else f"no response ({reason})"
             self.load.lost[kind] += 1
         if not self.ended.done():
             self.ended.set_result(None)
@@ -97,7 +98,7 @@ class Load:
         images = [Path(name).read_bytes() for name in job["files"]]
         self.requests = [head.encode() + str(len(data)).encode() + b"\r\n\r\n" + data for data in images]
         if job.get("unusual"):
-            self.requests = [wrong for request in self.requests for wrong in (*[request] * 4, *strange(request))]
+            self.requests = [sent for normal in self.requests for sent in (*[normal] * 4, *unusual_requests(normal))]
         self.clients, self.most = job["clients"], job.get("requests", 0)
         self.begin = time.perf_counter() + job.get("warm_up", 0.0)
         self.end = self.begin + job["seconds"] if job.get("seconds") else float("inf")
@@ -113,7 +114,7 @@ class Load:
         self.sent += 1
         return self.requests[self.sent % len(self.requests)]
 
-    def answered(self, status: int, seconds: float, now: float) -> None:
+    def record_response(self, status: int, seconds: float, now: float) -> None:
         self.statuses[str(status)] += 1
         if self.begin <= now <= self.end:
             self.last = now

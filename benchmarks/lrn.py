@@ -23,7 +23,7 @@ from common import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet.bench.timing import interleaved
+from alexnet.bench.timing import time_interleaved
 from alexnet.device import tune_malloc
 from alexnet.models import layers, lrn
 from alexnet.models.layers import LocalResponseNorm
@@ -56,7 +56,7 @@ def measure(shape: tuple[int, ...], channels_last: bool) -> dict[str, Any]:
         "ours, the formula by autograd": lambda: both(lambda x: lrn.composed_lrn(x, CONSTANTS)),
         "nn.LocalResponseNorm": lambda: both(torchs),
     }
-    times = interleaved(work, tries=7, seconds=12)
+    times = time_interleaved(work, tries=7, seconds=12)
     limit = 2.5 * times["copy"].median
     return {
         "shape": list(shape),
@@ -116,7 +116,7 @@ def steps(batch: int = 32) -> None:
         "ours without a compiler": without_compiler,
         "the formula by autograd": before,
     }
-    times = interleaved(work, tries=9, seconds=110)
+    times = time_interleaved(work, tries=9, seconds=110)
     none = times["norm none"].median
     found = {
         name: {**t.to_dict(), "images_per_second": batch / t.median, "speed_of_norm_none": none / t.median}

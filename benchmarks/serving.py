@@ -5,7 +5,7 @@
     python benchmarks/serving.py RUN --data DIR --name cifar10-soak --soak 50000
 
 All on this machine: server and clients share its cores, while `predict` has them to itself, in one process after its
-startup. --sigterm stops the server under load and counts requests accepted but not answered; --soak sends that many
+startup. --sigterm stops the server under load and counts requests accepted but left without a response; --soak sends that many
 requests, five of nine of them unusual (ten views, damaged, no image, too large, unfinished), and records the server's
 memory. Results go to docs/results/serving-NAME.json.
 """
@@ -61,16 +61,16 @@ def main() -> None:
 
 
 def compare(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
-    """Measure `predict` before and after the rest, since a machine may slow down meanwhile, and the two servers."""
+    """Measure `predict` before and after the rest, since a machine may slow down during it, and the two servers."""
     seconds = given.seconds
     before = predicting(given.run, files, seconds / 4)
     ours, plain = [], []
     for clients in given.clients:
         with server(given) as (url, _):
-            ours.append(report("alexnet serve", clients_ask(f"{url}/v1/predict", files, clients, seconds)))
+            ours.append(report("alexnet serve", run_clients(f"{url}/v1/predict", files, clients, seconds)))
             ours[-1]["batches"] = batches(url)
         with started([sys.executable, str(HERE / "plain_server.py"), given.run]) as (first, _):
-            plain.append(report("plain", clients_ask(f"{first['url']}/predict", files, clients, seconds)))
+            plain.append(report("plain", run_clients(f"{first['url']}/predict", files, clients, seconds)))
     after = predicting(given.run, files, seconds / 4)
     predict = (before + after) / 2
     for row in (*ours, *plain):
@@ -83,7 +83,7 @@ def stop_in_the_middle(given: argparse.Namespace, files: list[str], clients: int
     """Send SIGTERM while all clients send requests."""
     with (
         started(serve_command(given)) as (first, process),
-        clients_asking(f"{first['url']}/v1/predict", files, clients, given.seconds) as asking,
+        start_clients(f"{first['url']}/v1/predict", files, clients, given.seconds) as asking,
     ):
         time.sleep(WARM_UP + given.seconds / 2)
         sent = time.perf_counter()
@@ -92,10 +92,10 @@ def stop_in_the_middle(given: argparse.Namespace, files: list[str], clients: int
         stopped = time.perf_counter() - sent
         found = json.loads(asking.communicate()[0])
     ended = json.loads(last.splitlines()[-1])
-    answers = sum(found["statuses"].values())
+    responses = sum(found["statuses"].values())
     row = {
         **found, "exit_code": process.returncode, "seconds_to_stop": round(stopped, 2),
-        "accepted": ended["accepted"], "complete_answers": answers, "accepted_and_lost": ended["accepted"] - answers,
+        "accepted": ended["accepted"], "complete_answers": responses, "accepted_and_lost": ended["accepted"] - responses,
     }  # fmt: skip
     return report("sigterm", row)
 
@@ -106,7 +106,7 @@ def soak(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
     memory = []
     with server(given) as (url, process):
         for _ in range(given.soak // part):
-            found = clients_ask(f"{url}/v1/predict", files, given.clients[0], requests=part, unusual=True)
+            found = run_clients(f"{url}/v1/predict", files, given.clients[0], requests=part, unusual=True)
             memory.append({"requests": part * (len(memory) + 1), "mb": resident(process.pid), **found["statuses"]})
             report("soak", memory[-1])
     tail = memory[len(memory) // 4 :]  # what grows at first are the allocator's own reserves
@@ -202,7 +202,7 @@ def started(command: list[str]) -> Iterator[tuple[dict[str, Any], subprocess.Pop
 
 
 @contextlib.contextmanager
-def clients_asking(
+def start_clients(
     url: str, files: list[str], clients: int, seconds: float = 0, requests: int = 0, unusual: bool = False
 ) -> Iterator[subprocess.Popen[str]]:
     warm_up = 0.0 if requests else WARM_UP
@@ -219,10 +219,10 @@ def clients_asking(
             yield process
 
 
-def clients_ask(
+def run_clients(
     url: str, files: list[str], clients: int, seconds: float = 0, requests: int = 0, unusual: bool = False
 ) -> dict[str, Any]:
-    with clients_asking(url, files, clients, seconds, requests, unusual) as process:
+    with start_clients(url, files, clients, seconds, requests, unusual) as process:
         return dict(json.loads(process.communicate()[0]))
 
 

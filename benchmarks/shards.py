@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from alexnet.bench.timing import interleaved
+from alexnet.bench.timing import time_interleaved
 from alexnet.data.augment import Augment, augment
 from alexnet.data.loader import FromFiles
 from alexnet.data.shards.manifest import open_packed
@@ -134,7 +134,7 @@ def main() -> None:
             ),
         }
         work = {name: partial(read, READ[name]) for name, read in readers.items()}
-        timings = interleaved(work, tries=9)
+        timings = time_interleaved(work, tries=9)
         results["photographs"] = {
             "files": len(theirs),
             "bytes_each": float(np.mean([os.stat(path).st_size for path, _ in theirs.samples])),

@@ -4,7 +4,7 @@
 
 The plain loop: float32, channels first, default `torch.optim.SGD`, `zero_grad`, `loss.item()` at each step, torch's own
 `nn.LocalResponseNorm` and dropout, on float images in memory. Ours: `alexnet.bench.synthetic`, from uint8, with random
-crops and flips. Each contestant has its own process, since allocator settings are per process; they run interleaved.
+crops and flips. Each loop has its own process, since allocator settings are per process; they run interleaved.
 Memory is the process's peak, and the bytes that the forward pass keeps for the backward pass.
 """
 
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.profiler import profile
 
 from alexnet.bench.synthetic import synthetic_step
-from alexnet.bench.timing import interleaved
+from alexnet.bench.timing import time_interleaved
 from alexnet.device import peak_memory
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.model import create_model, specify
@@ -87,38 +87,38 @@ def kept_for_backward(step: Callable[[], None]) -> int:
 
 
 def work(connection: Connection, make: Callable[[], Callable[[], None]], threads: int | None) -> None:
-    """Run a contestant's process: execute requests until there are no more."""
+    """Run a worker process: execute requests until "end"."""
     if threads:
         torch.set_num_threads(threads)
     step = make()
     step()
     connection.send(None)
-    while (question := connection.recv()) != "end":
-        if question == "step":
+    while (request := connection.recv()) != "end":
+        if request == "step":
             connection.send(step())
-        elif question == "kept":
+        elif request == "kept":
             connection.send(kept_for_backward(step))
-        elif question == "peak":
+        elif request == "peak":
             connection.send(peak_memory())
-        elif question == "profile":
+        elif request == "profile":
             with profile() as seen:
                 step()
             rows = sorted(seen.key_averages(), key=lambda row: -row.self_cpu_time_total)[:10]
             connection.send({row.key: round(row.self_cpu_time_total / 1e3, 1) for row in rows})
 
 
-class Contestant:
+class Worker:
     """The process behind one row of the table."""
 
     def __init__(self, make: Callable[[], Callable[[], None]], threads: int | None) -> None:
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, make, threads), daemon=True)
+        self.connection, remote = context.Pipe()
+        self.process = context.Process(target=work, args=(remote, make, threads), daemon=True)
         self.process.start()
         self.connection.recv()
 
-    def ask(self, question: str) -> Any:
-        self.connection.send(question)
+    def request(self, request: str) -> Any:
+        self.connection.send(request)
         return self.connection.recv()
 
     def end(self) -> None:
@@ -136,8 +136,8 @@ def compare(arch: str, args: argparse.Namespace) -> dict[str, Any]:
     }
     if any(row.type == "lrn" for row in summarize(specify(arch)).rows):
         makers["ours without LRN"] = partial(ours, settings={"norm": "none"})
-    players = {name: Contestant(make, args.threads) for name, make in makers.items()}
-    taken = interleaved({name: partial(p.ask, "step") for name, p in players.items()}, args.tries)
+    workers = {name: Worker(make, args.threads) for name, make in makers.items()}
+    taken = time_interleaved({name: partial(p.request, "step") for name, p in workers.items()}, args.tries)
     limit = 2 * 2048**3 / taken.pop("matmul").median
     results: dict[str, Any] = {"matmul_fp32_gflop_s": limit / 1e9}
     for name, timing in taken.items():
@@ -150,12 +150,12 @@ def compare(arch: str, args: argparse.Namespace) -> dict[str, Any]:
             "fastest": args.batch / timing.low,
             "tries": timing.tries,
             "share_of_fp32_matmul": operations / timing.median / limit,
-            "peak_bytes": players[name].ask("peak"),
-            "kept_for_backward_bytes": players[name].ask("kept"),
+            "peak_bytes": workers[name].request("peak"),
+            "kept_for_backward_bytes": workers[name].request("kept"),
         }
         if args.profile:
-            results[name]["profile_ms"] = players[name].ask("profile")
-    for player in players.values():
+            results[name]["profile_ms"] = workers[name].request("profile")
+    for player in workers.values():
         player.end()
     results["times_plain"] = taken["plain"].median / taken["ours"].median
     results["aim_with_bf16"] = AIMS.get(arch)

@@ -267,7 +267,7 @@ def test_postscript_is_not_opened_as_an_image(tmp_path, small_run, capsys):
 
 @pytest.fixture(scope="session")
 def exports(checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
-    """The formats needed here alone, since exporting them all takes seconds."""
+    """Only the formats needed here, since exporting all takes seconds."""
     folder = tmp_path_factory.mktemp("exports")
     with Exporter(checkpoint, images=large_images) as exporter:
         return {
@@ -328,7 +328,7 @@ def test_torchscript_with_another_suffix_is_not_opened(trust, export_folder, lar
 
 
 def test_a_signature_does_not_cover_a_file_with_a_similar_name(export_folder, large_images, marker):
-    """A foreign net.PT beside our net.pt and its manifest."""
+    """A foreign net.PT next to our net.pt and its manifest."""
     plant_torchscript(export_folder / "net.PT", marker)
     if os.path.samefile(export_folder / "net.PT", export_folder / "net.pt"):
         pytest.skip("the file system is case-insensitive")

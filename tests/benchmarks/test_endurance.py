@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from endurance import complaint
+from endurance import find_problem
 
 
 def samples(epochs: int, memory: float, files: float) -> list[dict[str, float]]:
@@ -35,6 +35,6 @@ def samples(epochs: int, memory: float, files: float) -> list[dict[str, float]]:
     ],
 )
 def test_growth_is_reported(epochs, memory, files, message):
-    problem = complaint(samples(epochs, memory, files), epochs)
+    problem = find_problem(samples(epochs, memory, files), epochs)
     assert (problem is None) == (message is None)
     assert (problem or "").startswith(message or "")

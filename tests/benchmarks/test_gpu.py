@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh: with --tiny each part runs end to end on a CPU, and says that this measured nothing."""
+"""benchmarks/gpu.sh: with --tiny each part runs end to end on a CPU, and states that this measured nothing."""
 
 from __future__ import annotations
 

@@ -247,13 +247,13 @@ def swap_channels(monkeypatch, tmp_path):
 
 
 def wrong_mean(monkeypatch, tmp_path):
-    original = writers.Job.manifest
+    original = writers.ExportJob.manifest
 
     def manifest(job, **about):
         found = original(job, **about)
         return replace(found, preprocess=replace(found.preprocess, mean=(0.485, 0.456, 0.406)))
 
-    monkeypatch.setattr(writers.Job, "manifest", manifest)
+    monkeypatch.setattr(writers.ExportJob, "manifest", manifest)
 
 
 def no_antialiasing(monkeypatch, tmp_path):
@@ -444,7 +444,7 @@ def test_folder_saved_by_the_mixin_keeps_the_mean_image(tmp_path, large_images, 
 
 
 def test_onnx_file_works_without_this_package(checkpoint, large_images, tmp_path):
-    """With preprocessing, a program that resizes as the manifest says gets the run's probabilities."""
+    """With preprocessing, a program that resizes as the manifest specifies gets the run's probabilities."""
     import onnxruntime
     from PIL import Image
 

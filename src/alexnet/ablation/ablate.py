@@ -30,7 +30,7 @@ from alexnet.training.recipe import Recipe, with_settings
 from alexnet.training.recipes import named_recipe
 
 PILOT_PAIRS = 3  # pairs trained before estimating how many are needed
-MIN_PAIRS = 5  # unless --seeds says otherwise
+MIN_PAIRS = 5  # unless --seeds is given
 MAX_PAIRS = 20
 TARGET_ERROR = 0.25  # training error, figure 1 of the paper
 OTHER_SEEDS_OFFSET = 1000  # added to the seeds of an arm with `other_seeds`
@@ -85,7 +85,7 @@ class Ablation:
         """Return the JSON document of `alexnet ablate`."""
         c = self.claim
         return {
-            "claim": c.name, "says": c.statement, "source": c.source, "figure": c.figure, "measure": c.measure,
+            "claim": c.name, "says": c.statement, "source": c.source, "figure": c.published, "measure": c.measure,
             "difference": self.difference, "interval": list(self.interval) if self.interval else None,
             "verdict": self.verdict, "seeds": self.seeds, "differences": self.differences,
             "arms": [self.part.to_dict(), self.without.to_dict()], "recipe": self.recipe, "files": self.files,
@@ -105,7 +105,7 @@ class Ablation:
             + (f" (95 % interval {interval})" if interval else " (one pair has no interval)")
             + f": {self.verdict} the claim".replace("tell the claim", "tell")
         )
-        lines.append(f"  published: {self.claim.figure} ({self.claim.source})")
+        lines.append(f"  published: {self.claim.published} ({self.claim.source})")
         return "\n".join([*lines, *self.files])
 
 
@@ -199,7 +199,7 @@ def ablate(
     """Test `claim` on the recipe `base` and write `<out>/<claim>.json`, `.svg` and `.png`.
 
     Trains `seeds` pairs; by default as many as the spread of a pilot of three pairs requires, from 5 to 20. `budget`
-    limits the whole, in minutes: a pair that would not finish in time is not started. Finished runs in `out` are
+    limits all trainings, in minutes: a pair that would not finish in time is not started. Finished runs in `out` are
     reused. Raises `UserError` before any training if the budget is too small for the pilot.
     """
     found, base, out = find_claim(claim), base or base_recipe(), Path(out)
@@ -235,13 +235,13 @@ def ablate(
             reached[i] &= value is not None
             values[i].append(recipe.epochs if value is None else value)
             runs[i].append(str(run))
-        took = time.monotonic() - pair_started
-        pair_seconds = max(pair_seconds, took)
+        elapsed = time.monotonic() - pair_started
+        pair_seconds = max(pair_seconds, elapsed)
         sign = 1 if found.measure == "top1" else -1
         differences.append(sign * (values[0][-1] - values[1][-1]))
         log(
             f"{found.name}, seed {seed}: {arms[0].name} {_format(values[0][-1], found.measure)}, "
-            f"{arms[1].name} {_format(values[1][-1], found.measure)} ({took:.0f} s)"
+            f"{arms[1].name} {_format(values[1][-1], found.measure)} ({elapsed:.0f} s)"
         )
         if seeds is None and len(differences) == PILOT_PAIRS:
             target = pairs_needed(differences, target_half_width(differences, found.measure))

@@ -39,7 +39,7 @@ class Claim:
     name: str
     statement: str
     source: str
-    figure: str
+    published: str
     """What the source reports, and the log of the 2012 code if it has such a run."""
     part: Arm
     without: Arm
@@ -75,14 +75,14 @@ def _unless_towers(setting: str, value: Any) -> Callable[[Recipe], Any]:
 
 
 # Figure 1: no regularization, a constant learning rate, and for each activation the rate that suits it best.
-_RACE = {
+_FIGURE_1 = {
     "norm": "none", "init": "xavier", "crop": "none", "flip": False, "label_smoothing": 0.0, "dropout": 0.0,
     "weight_decay": 0.0, "schedule": "constant", "nesterov": False, "clip_norm": 5.0,
 }  # fmt: skip
 
 
-def _race(activation: str, share: float) -> dict[str, Any]:
-    return {**_RACE, "activation": activation, "lr": _times("lr", share)}
+def _figure_1(activation: str, factor: float) -> dict[str, Any]:
+    return {**_FIGURE_1, "activation": activation, "lr": _times("lr", factor)}
 
 
 CLAIMS: dict[str, Claim] = {
@@ -91,12 +91,12 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             "relu-vs-tanh", "ReLUs reach a training error of 25 % in fewer epochs than tanh units.",
             "paper, section 3.1 and figure 1", "six times fewer epochs (CIFAR-10, four convolutions)",
-            Arm("ReLU", _race("relu", 0.2)), Arm("tanh", _race("tanh", 0.2)), "epochs",
+            Arm("ReLU", _figure_1("relu", 0.2)), Arm("tanh", _figure_1("tanh", 0.2)), "epochs",
         ),
         Claim(
             "relu-vs-sigmoid", "ReLUs reach a training error of 25 % in fewer epochs than sigmoid units.",
             "tutorial 001, which attributes it to the paper (the paper compares with tanh)", "no figure",
-            Arm("ReLU", _race("relu", 0.2)), Arm("sigmoid", _race("sigmoid", 0.2)), "epochs",
+            Arm("ReLU", _figure_1("relu", 0.2)), Arm("sigmoid", _figure_1("sigmoid", 0.2)), "epochs",
         ),
         Claim(
             "lrn", "Local response normalization helps.",
@@ -110,7 +110,7 @@ CLAIMS: dict[str, Claim] = {
         ),
         Claim(
             "max-vs-average-pool", "Max pooling is better than average pooling.",
-            "the paper pools maxima (section 3.4); LeNet pooled averages", "no figure",
+            "the paper uses max pooling (section 3.4), LeNet average pooling", "no figure",
             Arm("maximum"), Arm("average", {"spec_edits": ("average-pool",)}),
         ),
         Claim(
@@ -182,7 +182,7 @@ CLAIMS: dict[str, Claim] = {
             Arm("five convolutions"), Arm("without conv4", {"spec_edits": ("without-conv4",)}),
         ),
         Claim(
-            "nothing", "The base differs from itself with other seeds: a check that none is found.",
+            "nothing", "The base differs from itself with other seeds: a check that no difference is found.",
             "this project", "0",
             Arm("base"), Arm("base, other seeds", other_seeds=True),
         ),

@@ -1,6 +1,6 @@
 """Entry point of `alexnet bench`: run the suites, collect one JSON document, and write it.
 
-Needs no data and no internet connection. `suites.py` says what is measured and how work is counted.
+Needs no data and no internet connection. See `suites.py` for what is measured and how work is counted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def bench(
     """Measure the limits and `parts` (default: all `PARTS`); return the document of `alexnet bench --json`.
 
     Each measurement takes about `seconds`, or three tries if they take longer. `batch_size` defaults to 32 on a CPU and
-    256 on a GPU; where memory is short it is halved, and `notes` says so. With `out`, write bench.json and, if layers
+    256 on a GPU; where memory is short it is halved, which `notes` mentions. With `out`, write bench.json and, if layers
     were measured, the roofline plot there; `files` lists them. Raises `UserError` for unknown names, invalid numbers,
     and a folder that cannot be written.
     """

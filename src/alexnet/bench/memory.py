@@ -1,7 +1,7 @@
 """Peak memory of training or inference, measured in a fresh process: a used one would reuse its freed pages.
 
 `python -m alexnet.bench.memory train paper 32 fp32 cpu` prints the bytes beyond those of the imports, or nothing where
-the system does not tell (Windows). On a GPU, torch's own statistics are used.
+the system does not report it (Windows). On a GPU, torch's own statistics are used.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ STEPS = 2  # momentum is allocated at the end of the first step, so the second h
 def measure_peak_memory(what: str, arch: str, batch_size: int, precision: str, device: torch.device) -> int | None:
     """Return the peak memory in bytes while `arch` trains (`what="train"`) or predicts ("predict") on random images.
 
-    Includes weights, gradients, momentum, activations, images and workspaces. None where the system does not tell or
-    the process fails.
+    Includes weights, gradients, momentum, activations, images and workspaces. None if the system does not report it
+    or the process fails.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,7 +1,7 @@
 """The limits of this machine: memory bandwidth, matrix products, JPEG decoding.
 
-Whatever is timed is `Work`: a call and its amount (bytes, floating-point operations, images). So every speed is a
-`Rate`, and a share of a limit is the quotient of two rates that `measure_rates` measured together.
+What is timed is `Work`: a call and its amount (bytes, floating-point operations, images). Every speed is a `Rate`, and
+a share of a limit is the quotient of two rates from one call of `measure_rates`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alexnet.bench.timing import interleaved
+from alexnet.bench.timing import time_interleaved
 from alexnet.data.decode import decode_image
 from alexnet.device import Precision, free_memory
 
@@ -62,7 +62,8 @@ def measure_rates(work: Mapping[str, Work], seconds: float, device: torch.device
             work[name].call()
 
     calls = {name: functools.partial(repeat, name) for name in work}
-    timings = interleaved(calls, tries=1000, warmup=0, seconds=seconds, wait=wait)  # `_count_repeats` has warmed up
+    # No warm-up: `_count_repeats` has made the first calls.
+    timings = time_interleaved(calls, tries=1000, warmup=0, seconds=seconds, wait=wait)
     rates = {}
     for name, t in timings.items():
         amount = work[name].amount * repeats[name]
@@ -118,7 +119,7 @@ def matmul_work(precision: str, device: torch.device) -> Work | None:
         try:
             a = torch.randn(side, side, device=device).to(dtype)
             call = functools.partial(torch.mm, a, a.clone(), out=torch.empty_like(a))
-            seconds = interleaved({"product": call}, tries=3, wait=wait)["product"].low  # one try may be disturbed
+            seconds = time_interleaved({"product": call}, tries=3, wait=wait)["product"].low  # one try may be disturbed
         except (RuntimeError, TypeError):  # e.g. "addmm_impl_cpu_" not implemented for 'Half'
             if side > 128:
                 raise

@@ -1,12 +1,12 @@
 """The suites of `alexnet bench`, each timed in turn with the limit that bounds it.
 
-How work is counted: a multiply-accumulate is 2 operations. Training takes three forward passes (forward, gradients of
+Work is counted as follows: a multiply-accumulate is 2 operations. Training takes three forward passes (forward, gradients of
 weights, gradients of inputs) minus one of conv1, since the image needs no gradient; only convolutions and matrix
 products count. A copy counts the bytes it reads and those it writes.
 
 A result row is a dict: medians with `low`, `high` and `tries`, and `share_of_limit`, whose limit is measured together
 with the row: for a training step a matrix product of its precision, for LRN a copy of its tensor, for a crop from a
-file decoding alone.
+file the decoding without cropping.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class Suites:
         }  # fmt: skip
 
     def data(self) -> Iterator[dict[str, Any]]:
-        """Crops from JPEG files on one core, against decoding alone; and from memory, against a copy of the result.
+        """Yield rows for crops: from JPEG files on one core, against decoding only; from memory, against a copy.
 
         A share above 1 means that only part of an image was decoded.
         """

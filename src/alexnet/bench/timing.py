@@ -1,7 +1,7 @@
 """Timings on a busy machine: several tries of each candidate, interleaved, and their median.
 
 Disturbances last seconds. Interleaving (a b c, a b c, …) spreads them evenly, so that the ratio of two medians is far
-more stable than either; therefore always time what is compared in one call.
+more stable than either; so always time the things you compare in one call.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Timing:
         return asdict(self)
 
 
-def interleaved(
+def time_interleaved(
     work: Mapping[str, Callable[[], object]],
     tries: int = 7,
     warmup: int = 1,

@@ -50,14 +50,14 @@ def ablate(
     if list:
         if json:
             print_json([
-                {"claim": c.name, "says": c.statement, "source": c.source, "figure": c.figure, "measure": c.measure,
+                {"claim": c.name, "says": c.statement, "source": c.source, "figure": c.published, "measure": c.measure,
                  "arms": [c.part.name, c.without.name]}
                 for c in CLAIMS.values()
             ])  # fmt: skip
         else:
             print_table(
                 ("claim", "statement", "source", "published figure"),
-                [(c.name, c.statement, c.source, c.figure) for c in CLAIMS.values()],
+                [(c.name, c.statement, c.source, c.published) for c in CLAIMS.values()],
                 numeric=False,
             )
         return

@@ -202,7 +202,7 @@ class Exporter:
         return out
 
     def _write(self, kind: str, path: Path) -> writers.Manifest:
-        job = writers.Job(
+        job = writers.ExportJob(
             self.loaded, kind, self._pixels, self._precision, self._calibration(), self._calibration_images
         )
         if kind == "torchscript":

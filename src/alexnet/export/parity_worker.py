@@ -1,4 +1,4 @@
-"""The exported file's side of the comparison: `python -m alexnet.export.parity_worker JOB`.
+"""Subprocess that runs the exported file on the parity images: `python -m alexnet.export.parity_worker JOB`.
 
 JOB is a JSON file: `file`, `trust` (open it without a valid signature), `images` (paths), `without_torch`, `output`
 (the .npy file for the probabilities), and `min_seconds` of a latency measurement. With `without_torch`, importing torch
@@ -20,7 +20,7 @@ MIN_REPEATS = 7  # per latency
 
 
 def main(job_file: str) -> None:
-    """Run the job. Raises whatever opening, decoding and computing raise."""
+    """Run the job. Errors of opening the file, decoding and inference are raised unchanged."""
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     if job["without_torch"]:
         sys.modules["torch"] = None  # type: ignore[assignment]  # importing it now raises ImportError
@@ -42,7 +42,7 @@ def main(job_file: str) -> None:
 def measure_latencies(
     compute: Callable[[np.ndarray], np.ndarray], images: np.ndarray, min_seconds: float
 ) -> dict[str, float]:
-    """Return the median seconds of `compute` for batches of 1 and 32 filled from `images`, each in `min_seconds`."""
+    """Return the median seconds of `compute` by batch size: 1 and 32, filled from `images` (N×C×H×W)."""
     medians = {}
     for batch in (1, 32):
         x = np.resize(images, (batch, *images.shape[1:]))

@@ -1,7 +1,7 @@
 """Writers of all formats in `FORMATS`, one function per format.
 
-Each function writes the network of a `Job` to a path, embeds the manifest if the format has a place for it, and returns
-format-specific manifest entries.
+Each function writes the network of an `ExportJob` to a path, embeds the manifest if the format has a place for it,
+and returns format-specific manifest entries.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from alexnet.runtimes.quantize import (
 
 
 @dataclass(frozen=True)
-class Job:
-    """A model to be written."""
+class ExportJob:
+    """A model and the options of its file."""
 
     loaded: LoadedModel
     kind: str
@@ -90,11 +90,11 @@ class Job:
 
 def check_supported(loaded: LoadedModel, kind: str, pixels: bool, precision: str) -> None:
     """Raise `UserError` unless the model can be written as `kind` with these options."""
-    form, spec = FORMATS[kind], loaded.model.spec
-    if precision not in form.precisions:
-        able = ", ".join(name for name, other in FORMATS.items() if precision in other.precisions)
-        raise UserError(f"The format {kind} does not support {precision}; omit it, or export to {able}.")
-    if pixels and not form.graph and kind != "huggingface":
+    file_format, spec = FORMATS[kind], loaded.model.spec
+    if precision not in file_format.precisions:
+        supporting = ", ".join(name for name, other in FORMATS.items() if precision in other.precisions)
+        raise UserError(f"The format {kind} does not support {precision}; omit it, or export to {supporting}.")
+    if pixels and not file_format.graph and kind != "huggingface":
         raise UserError(f"The format {kind} holds only weights and cannot normalize; omit --with-preprocessing.")
     if loaded.preprocess.mean_image is not None and not pixels:
         if kind == "torchvision-weights":
@@ -107,7 +107,7 @@ def check_supported(loaded: LoadedModel, kind: str, pixels: bool, precision: str
             raise UserError(f"'{spec.name}' with {spec.in_channels} channel has no counterpart in torchvision.")
 
 
-def write(job: Job, path: Path) -> Manifest:
+def write(job: ExportJob, path: Path) -> Manifest:
     """Write the model of `job` to `path`, and return its manifest without checksums."""
     with quiet():
         return job.manifest(**_WRITERS[job.kind](job, path))
@@ -116,7 +116,7 @@ def write(job: Job, path: Path) -> Manifest:
 # ── one writer per format ─────────────────────────────────────────────────────────────────────────
 
 
-def _onnx(job: Job, path: Path) -> dict[str, Any]:
+def _onnx(job: ExportJob, path: Path) -> dict[str, Any]:
     import onnx
 
     plain = path.with_name("plain.onnx")
@@ -135,7 +135,7 @@ def _onnx(job: Job, path: Path) -> dict[str, Any]:
     return about
 
 
-def _openvino(job: Job, path: Path) -> dict[str, Any]:
+def _openvino(job: ExportJob, path: Path) -> dict[str, Any]:
     source, plain = path.with_name("plain.onnx"), path.with_name("plain.xml")
     to_onnx(job.loaded.model, source, job.preprocess)
     if job.precision in ("fp32", "half"):
@@ -158,7 +158,7 @@ def _save(path: Path, save: Callable[[io.BytesIO], object]) -> None:
     path.write_bytes(file.getbuffer())
 
 
-def _torchscript(job: Job, path: Path) -> dict[str, Any]:
+def _torchscript(job: ExportJob, path: Path) -> dict[str, Any]:
     model, example, _ = to_convert(job.loaded.model, job.preprocess, job.half)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the command line warns that TorchScript is deprecated
@@ -167,14 +167,14 @@ def _torchscript(job: Job, path: Path) -> dict[str, Any]:
     return {}
 
 
-def _pt2(job: Job, path: Path) -> dict[str, Any]:
+def _pt2(job: ExportJob, path: Path) -> dict[str, Any]:
     model, example, dynamic = to_convert(job.loaded.model, job.preprocess, job.half)
     program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
     _save(path, lambda file: torch.export.save(program, file, extra_files={f"{KEY}.json": job.metadata()}))
     return {}
 
 
-def _executorch(job: Job, path: Path) -> dict[str, Any]:
+def _executorch(job: ExportJob, path: Path) -> dict[str, Any]:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -204,7 +204,7 @@ def _quantize_pt2e(graph: torch.fx.GraphModule, images: torch.Tensor) -> torch.n
     return quantized
 
 
-def _torchvision_weights(job: Job, path: Path) -> dict[str, Any]:
+def _torchvision_weights(job: ExportJob, path: Path) -> dict[str, Any]:
     model = job.loaded.model
     state = model.network.state_dict() if isinstance(model, TorchvisionNetwork) else to_torchvision(model)
     state = {name: x.half() if job.half and x.is_floating_point() else x for name, x in state.items()}
@@ -212,7 +212,7 @@ def _torchvision_weights(job: Job, path: Path) -> dict[str, Any]:
     return {}
 
 
-def _huggingface(job: Job, path: Path) -> dict[str, Any]:
+def _huggingface(job: ExportJob, path: Path) -> dict[str, Any]:
     from alexnet.runtimes.hub import HubModel
 
     loaded = job.loaded
@@ -223,7 +223,7 @@ def _huggingface(job: Job, path: Path) -> dict[str, Any]:
     return {}
 
 
-_WRITERS: dict[str, Callable[[Job, Path], dict[str, Any]]] = {
+_WRITERS: dict[str, Callable[[ExportJob, Path], dict[str, Any]]] = {
     "onnx": _onnx,
     "openvino": _openvino,
     "torchscript": _torchscript,

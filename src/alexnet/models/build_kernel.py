@@ -23,7 +23,7 @@ FLAGS = ("-O2", "-ftree-vectorize", "-march=native", "-fno-math-errno", "-fno-tr
 
 
 class KernelUnavailable(Exception):
-    """No kernel can be built, for the reason in the message. `expected` where that needs no warning."""
+    """No kernel can be built; the message is the reason. `expected`: whether this needs no warning."""
 
     def __init__(self, reason: str, expected: bool = False) -> None:
         super().__init__(reason)

@@ -2,7 +2,7 @@
 
    A tensor is `outer` blocks of `channels` × `inner` numbers. NCHW: a block is a tower of an image, `inner` its pixels;
    channels last: a block is a tower of one pixel, and `inner` is 1. So no window leaves its tower. Sums are float32 and
-   computed anew for each window (a sliding sum would lose small squares and spread an infinity).
+   recomputed for each window (a sliding sum would lose small squares and spread an infinity).
 
    Built by build_kernel.py and called through ctypes: standard C headers only, no state, no errors. The caller ensures
    size <= MAX_SIZE, and channels <= MAX_CHANNELS if inner is 1. */
@@ -166,7 +166,7 @@ static void row(const void *x, const void *dy, void *result, int64_t at, Shape s
     store(result, at, n, s.bfloat16, out);
 }
 
-/* Compute y of x if dy is NULL, else dx of x and dy. */
+/* Write the output y for x if dy is NULL, else the gradient dx. */
 void lrn(const void *x, const void *dy, void *result, Shape s) {
     int64_t strips = (s.inner + STRIP - 1) / STRIP, width = (s.inner + strips - 1) / strips;
 #pragma omp parallel for num_threads(s.threads) schedule(static)

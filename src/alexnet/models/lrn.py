@@ -32,7 +32,7 @@ CHUNK = 1 << 19  # elements: with temporaries about 10 MB of float32, which fits
 
 
 class Constants(NamedTuple):
-    """The settings of `layers.LocalResponseNorm`."""
+    """The settings of `layers.LocalResponseNorm`; `c` in this file, to keep formulas short."""
 
     size: int
     alpha: float
@@ -49,7 +49,7 @@ def local_response_norm(x: Tensor, c: Constants) -> Tensor:
 
 
 def composed_lrn(x: Tensor, c: Constants) -> Tensor:
-    """Compute the same in torch operations, which can be exported and differentiated any number of times."""
+    """Compute the same function with torch operations, which can be exported and differentiated any number of times."""
     a = at_least_float32(x)
     squares = a.square().flatten(2).unflatten(1, (c.towers, -1))  # (N, towers, C/towers, pixels)
     padded = F.pad(squares, (0, 0, c.size // 2, (c.size - 1) // 2))
@@ -62,8 +62,10 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def _is_exporting() -> bool:
-    known = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
-    return known() if known else torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    is_exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
+    if is_exporting:
+        return is_exporting()
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 # ── operator ──────────────────────────────────────────────────────────────────────────────────────
@@ -119,7 +121,7 @@ _register("lrn_backward", "Tensor x, Tensor dy", _lrn_backward, _double_backward
 
 
 def _compute(x: Tensor, dy: Tensor | None, c: Constants) -> Tensor:
-    """Return y of x, or dx of x and dy; strides are those of `torch.empty_like(x)`, as in `_fake`."""
+    """Return the output for `x`, or its gradient if `dy` is given; strides as in `torch.empty_like(x)`, see `_fake`."""
     if x.numel() == 0:
         return torch.empty_like(x)
     if x.device.type == "cpu" and x.dtype == torch.float16:
@@ -146,8 +148,8 @@ Backend = Callable[[Tensor, "Tensor | None", Tensor, Constants], None]
 def _choose_backend(x: Tensor, c: Constants) -> Backend:
     if x.is_cpu:
         fits = c.size <= MAX_SIZE and (x.shape[1] <= MAX_CHANNELS or x.shape[2] > 1)
-        known = c.beta == 0.75 and x.dtype in (torch.float32, torch.bfloat16)
-        return _compute_in_c if fits and known and c_kernel() is not None else _compute_in_chunks
+        supported = c.beta == 0.75 and x.dtype in (torch.float32, torch.bfloat16)
+        return _compute_in_c if fits and supported and c_kernel() is not None else _compute_in_chunks
     if x.is_cuda and x.dtype != torch.float64 and torch.cuda.get_device_capability(x.device) >= (7, 0):
         return _triton_backend() or _compute_in_torch
     return _compute_in_torch

@@ -30,8 +30,8 @@ class Confidence:
     """Where the calibration comes from if it is not the stored one, or why there is none."""
 
     @property
-    def best(self) -> np.ndarray:
-        """The calibrated confidence if there is one, else the uncalibrated."""
+    def reported(self) -> np.ndarray:
+        """The confidence that predictions report: calibrated if there is a calibration."""
         return self.uncalibrated if self.calibrated is None else self.calibrated
 
 
@@ -66,11 +66,11 @@ def reliability_figure(confidence: Confidence, theme: Theme, translate: Translat
 def coverage_figure(confidence: Confidence, theme: Theme, translate: Translator) -> Figure:
     """Plot the accuracy of the most confident predictions against their share, and mark the threshold."""
     figure, axes = new_panel(5.2, 4.2)
-    curve = coverage(confidence.best, confidence.correct)
+    curve = coverage(confidence.reported, confidence.correct)
     points = np.unique(np.linspace(0, len(curve.coverage) - 1, 400).astype(int))  # of tens of thousands
     axes.plot(curve.coverage[points], curve.accuracy[points], color=theme.blue, lw=2.2)
     calibration = confidence.calibration
-    if calibration is not None and (accepted := ~calibration.is_unsure(confidence.best)).any():
+    if calibration is not None and (accepted := ~calibration.is_unsure(confidence.reported)).any():
         label = f"{translate('unsure_below')} {calibration.threshold:.1%}"
         axes.plot(accepted.mean(), confidence.correct[accepted].mean(), "o", color=theme.orange, ms=10, label=label)
         axes.legend(loc="best")

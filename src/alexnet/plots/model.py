@@ -105,7 +105,7 @@ def _reads_image(weights: np.ndarray) -> bool:
 def activations_figure(
     stages: Sequence[Stage], image: np.ndarray, labels: Sequence[tuple[str, float]], theme: Theme, title: str = ""
 ) -> Figure:
-    """Draw the output of each stage for an image, in two columns beside it; `labels` have probabilities."""
+    """Draw the output of each stage for an image, in two columns next to it; `labels` have probabilities."""
     rows = -(-len(stages) // 2)
     caption = (
         f"The {SHOWN_MAPS} maps of each stage with the largest mean, from dark (zero) to bright (maximum of the "
@@ -181,7 +181,7 @@ UNITS = {"grad-cam": "weighted sum of the maps", "occlusion": "drop of the logit
 
 
 def saliency_figure(saliency: Saliency, theme: Theme, title: str = "") -> Figure:
-    """Draw the image, and beside it a heat map of what supports or contradicts the label."""
+    """Draw the image, and next to it a heat map of what supports or contradicts the label."""
     title = title or f"Evidence for “{shorten(saliency.label, 40)}” ({saliency.probability:.1%})"
     figure = new_figure(10.5, 6.0, title, CAPTIONS[saliency.method])
     left, right = figure.subplots(1, 2)

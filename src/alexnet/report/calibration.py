@@ -24,7 +24,7 @@ def measure_confidence(data: RunData, predictions: Predictions) -> Confidence:
 
 
 def calibration_html(page: Page, data: RunData, confidence: Confidence) -> str:
-    """Return the calibration errors in words, two plots, and the table of thresholds."""
+    """Return the calibration errors in sentences, two plots, and the table of thresholds."""
     translate, calibration, correct = page.translate, confidence.calibration, confidence.correct
     mean, error = confidence.uncalibrated.mean(), ece(confidence.uncalibrated, correct)
     sentences = [translate("ece", mean=mean, top1=correct.mean(), ece=error)]
@@ -32,8 +32,8 @@ def calibration_html(page: Page, data: RunData, confidence: Confidence) -> str:
         sentences.append(translate("not_calibrated", why=confidence.note))
     else:
         fitted_on = translate.split(calibration.split)
-        accepted = ~calibration.is_unsure(confidence.best)
-        error = ece(confidence.best, correct)
+        accepted = ~calibration.is_unsure(confidence.reported)
+        error = ece(confidence.reported, correct)
         sentences += [
             translate("temperature", t=calibration.temperature, ece=error, split=fitted_on),
             translate("threshold", threshold=calibration.threshold, share=accepted.mean(),
@@ -54,11 +54,11 @@ def calibration_html(page: Page, data: RunData, confidence: Confidence) -> str:
 
 
 def _thresholds_table(page: Page, confidence: Confidence) -> str:
-    """Return coverage and accuracy at several thresholds, that of the calibration included."""
+    """Return coverage and accuracy at several thresholds, including that of the calibration."""
     thresholds = {*THRESHOLDS, *([confidence.calibration.threshold] if confidence.calibration else [])}
     rows = []
     for threshold in sorted(thresholds):
-        accepted = confidence.best >= threshold
+        accepted = confidence.reported >= threshold
         rows.append((threshold, accepted.mean(), confidence.correct[accepted].mean() if accepted.any() else None))
     columns = (Column("confidence", ".1%"), Column("accepted_share", ".1%"), Column("accepted_accuracy", ".1%"))
     return page.table("thresholds", columns, rows)

@@ -74,7 +74,7 @@ def write_page(findings: Findings, path: Path, lang: str = "en") -> Path:
 
 
 class _CheckPage:
-    """Findings and the language of their page; each method returns the HTML of a section, or nothing."""
+    """Findings and the language of their page; each section method returns HTML, empty if there is nothing to show."""
 
     def __init__(self, findings: Findings, translate: Translator) -> None:
         self.findings, self.translate = findings, translate
@@ -113,7 +113,7 @@ class _CheckPage:
     def _section(self, key: str, body: str) -> str:
         return f"<section><h2>{self._text(key)}</h2>{body}</section>" if body else ""
 
-    def _more(self, count: int, shown: int) -> str:
+    def _omitted_note(self, count: int, shown: int) -> str:
         """Return the number of items that are not shown."""
         return f"<p>{self._text('check_more', n=count - shown)}</p>" if count > shown else ""
 
@@ -125,7 +125,7 @@ class _CheckPage:
             "<tr>" + "".join(f'<td class="text">{escape_text(cell)}</td>' for cell in row) + "</tr>"
             for row in rows[:MAX_ROWS]
         )
-        return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>' + self._more(len(rows), MAX_ROWS)
+        return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>' + self._omitted_note(len(rows), MAX_ROWS)
 
     # ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,7 +238,7 @@ class _CheckPage:
             f'<td class="text">{escape_text("; ".join(found.infos[i].anomalies))}</td></tr>'
             for i, image in zip(shown, self._thumbnails(shown), strict=True)
         )
-        more = self._more(len(found.unusual), MAX_ROWS)
+        more = self._omitted_note(len(found.unusual), MAX_ROWS)
         return f'<div class="wide"><table>{rows}</table></div>{more}' if rows else ""
 
     def _duplicates(self) -> str:
@@ -258,7 +258,7 @@ class _CheckPage:
                     kind += f" · <b>{self._text(key)}</b>"
             names = f"{escape_text(found.names[a])}<br>{escape_text(found.names[b])}"
             body += f"<figure>{next(images)} {next(images)}<figcaption>{kind}<br>{names}</figcaption></figure>"
-        return f'<div class="pairs">{body}</div>{self._more(len(pairs), MAX_PAIRS)}' if shown else ""
+        return f'<div class="pairs">{body}</div>{self._omitted_note(len(pairs), MAX_PAIRS)}' if shown else ""
 
     def _samples(self) -> str:
         """Return images of each class, evenly spaced in its list."""
@@ -275,12 +275,16 @@ class _CheckPage:
         for label, indices in samples.items():
             row = "".join(next(images) for _ in indices)
             body += f'<h3>{_class_name(label)} ({len(members[label]):,})</h3><div class="row">{row}</div>'
-        return body + self._more(len(found.classes), len(labels)) if body else ""
+        return body + self._omitted_note(len(found.classes), len(labels)) if body else ""
 
     def _augmentation(self) -> str:
-        """Return training images beside their augmented versions of the first epochs of the recipe."""
+        """Return training images next to their augmented versions in the recipe's first epochs."""
         found, recipe = self.findings, named_recipe(self.findings.recipe)
-        train = [i for i in found.readable if found.splits[i] in ("train", "all") and min(found.infos[i][3:5]) > 1]
+        train = [
+            i
+            for i in found.readable
+            if found.splits[i] in ("train", "all") and min(found.infos[i].width, found.infos[i].height) > 1
+        ]
         if not train:
             return ""
         chosen = _evenly_spaced(train, AUGMENTED_IMAGES)

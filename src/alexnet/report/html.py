@@ -1,4 +1,4 @@
-"""A self-contained HTML page of sections, with every plot as PNG and SVG and every table as CSV in a folder beside it.
+"""A self-contained HTML page of sections, with every plot as PNG and SVG and every table as CSV in a folder next to it.
 
 A section that fails is replaced by the reason, and the others are still shown. A plot is drawn once for both themes:
 its colors become CSS variables in the page.
@@ -135,7 +135,7 @@ class Page:
         headings = [column.heading or (self.translate(column.key) if column.key else "") for column in columns]
         file = io.StringIO()
         csv.writer(file).writerows([headings, *rows])
-        # the byte order mark tells Excel that the file is UTF-8
+        # with the byte order mark, Excel reads the file as UTF-8
         self._write_file(f"{name}.csv", file.getvalue().encode("utf-8-sig", "backslashreplace"))
         classes = [f' class="{c.format}"' if c.format in ("text", "long", "bar") else "" for c in columns]
         head = "".join(f"<th{name}>{escape_text(h)}</th>" for name, h in zip(classes, headings, strict=True))

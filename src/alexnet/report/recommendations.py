@@ -200,7 +200,7 @@ def _check_confidence(data: RunData, confidence: Confidence | None) -> Iterator[
             values = {"mean": float(uncalibrated.mean()), "top1": float(correct.mean())}
             yield Recommendation("calibration", values, warns=False)
             # with few images the bins are noisy anyway
-            if (error := ece(confidence.best, correct)) > 0.05 and len(correct) >= 500:
+            if (error := ece(confidence.reported, correct)) > 0.05 and len(correct) >= 500:
                 yield Recommendation("confidence", {"ece": error, "split": data.split})
     low, high = data.metrics["interval"]
     if high - low > 0.06:

@@ -145,7 +145,7 @@ def resume(
     `epochs`, as `+N` or `N`, extends it: the learning rate then follows the schedule of the longer run, and a run that
     stopped early no longer does. Without `epochs` a finished run is returned as it is. `settings` that do not change
     the experiment are applied; others need `force`. `parallel` and the number of processes may differ from before; by
-    default one process trains alone, and several as the recipe says: as towers, or each on its part of every batch.
+    default it follows from the number of processes and the recipe: `none` for one, else `towers` or `data`.
     """
     extended = None if epochs is None else str(epochs)
     return _resume(find_run(run), extended, parallel, force=force, progress=progress, settings=settings)
@@ -259,7 +259,7 @@ def _fit_time_budget(
 
 
 def _add_tensorboard(progress: Progress, recipe: Recipe, run: Run) -> Progress:
-    """Return `progress`, which on rank 0 also writes TensorBoard files if the recipe says so."""
+    """Return `progress`, which on rank 0 also writes TensorBoard files if the recipe enables it."""
     return WithTensorBoard(progress, run.path / "tensorboard") if recipe.tensorboard and rank() == 0 else progress
 
 

@@ -73,7 +73,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer with parameter groups of two kinds, stored in each group as `kind`.
 
     "weights" are matrices and kernels, "biases" all vectors, those of normalization included; these
-    decay only if the recipe says so. With `lr_changes`, `dropout_2012` or pretrained weights there are
+    decay only with `decay_biases`. With `lr_changes`, `dropout_2012` or pretrained weights there are
     two groups for each layer (`layer` is its name, otherwise empty), and a `scale` of the rate: see
     `dropout_keep_prob_by_layer` and `Recipe.backbone_lr_mult`. The order of the parameters is always
     the same, weights first, so checkpoints of either grouping fit. torch's SGD is fused: one pass over
@@ -119,7 +119,7 @@ def dropout_keep_prob_by_layer(model: nn.Module) -> dict[str, float]:
 
 @torch.no_grad()
 def scale_for_2012_dropout(model: nn.Module) -> None:
-    """Multiply the weights after dropout by its keep probability, so that they start as those of the 2012 code do."""
+    """Multiply the weights after dropout by its keep probability, so that they start as in the 2012 code."""
     for name, keep_prob in dropout_keep_prob_by_layer(model).items():
         model.get_parameter(f"{name}.weight").mul_(keep_prob)
 
@@ -208,12 +208,12 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, metrics: Sequ
 
 def plateau_drops(metrics: Sequence[float], patience: int) -> int:
     """Return how often a metric (lower is better) has not improved for more than `patience` epochs in a row."""
-    best, waited, drops = math.inf, 0, 0
+    best, bad_epochs, drops = math.inf, 0, 0
     for metric in metrics:
         if metric < best:
-            best, waited = metric, 0
+            best, bad_epochs = metric, 0
         else:
-            waited += 1
-        if waited > patience:
-            drops, waited = drops + 1, 0
+            bad_epochs += 1
+        if bad_epochs > patience:
+            drops, bad_epochs = drops + 1, 0
     return drops

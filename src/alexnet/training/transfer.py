@@ -21,7 +21,7 @@ from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
 
-FEW, SOME = 50, 500  # images per class: up to FEW only the head is trained, up to SOME the convolutions stay frozen
+HEAD_ONLY_MAX, FROZEN_CONVS_MAX = 50, 500  # images per class up to which --freeze auto does so
 
 
 def init_from_pretrained(
@@ -29,7 +29,7 @@ def init_from_pretrained(
 ) -> tuple[Recipe, tuple[Spec, EvalTransform]]:
     """Return the recipe of a run that starts from `pretrained`, its network's specification and its preprocessing.
 
-    Raises `UserError` if the images have other channels.
+    Raises `UserError` if the images have another number of channels.
     """
     spec = replace(pretrained.model.spec, num_classes=len(dataset.classes))
     if recipe.dropout is not None and isinstance(spec, AlexNetSpec):
@@ -61,8 +61,8 @@ def init_from_pretrained(
         settings["mean_image"] = "own"
     if isinstance(spec, AlexNetSpec):
         settings |= {"width": spec.width, "dropout": spec.dropout}
-    rate = recipe.backbone_lr_mult if new_head else 1.0
-    return replace(recipe, weights=path, freeze=frozen, backbone_lr_mult=rate, **settings), (spec, preprocess)
+    lr_mult = recipe.backbone_lr_mult if new_head else 1.0
+    return replace(recipe, weights=path, freeze=frozen, backbone_lr_mult=lr_mult, **settings), (spec, preprocess)
 
 
 def _color_mode(channels: int) -> str:
@@ -71,7 +71,7 @@ def _color_mode(channels: int) -> str:
 
 @torch.no_grad()
 def load_backbone(model: Network, pretrained: LoadedModel, classes: tuple[str, ...]) -> None:
-    """Copy the weights of `pretrained` into `model`; if the classes differ, its last layer keeps its fresh weights."""
+    """Copy the weights of `pretrained` into `model`, except those of the last layer if the classes differ."""
     head = weighted_layers(model)[-1]
     new_head = classes != pretrained.classes
     fresh = {name: value for name, value in model.state_dict().items() if new_head and name.startswith(f"{head}.")}
@@ -88,9 +88,9 @@ def choose_frozen_layers(freeze: str, images: int, classes: int) -> tuple[str, s
     if freeze != "auto":
         return freeze, ""
     per_class = images / classes
-    if per_class <= FEW:
+    if per_class <= HEAD_ONLY_MAX:
         return "features", f"{per_class:.0f} images per class are enough only for a linear classifier on features"
-    if per_class <= SOME:
+    if per_class <= FROZEN_CONVS_MAX:
         return "convolutions", f"{per_class:.0f} images per class are too few to improve trained convolutions"
     return "none", f"{per_class:.0f} images per class are enough to train all layers further"
 
@@ -98,7 +98,7 @@ def choose_frozen_layers(freeze: str, images: int, classes: int) -> tuple[str, s
 def freeze(model: nn.Module, which: str) -> list[nn.Module]:
     """Freeze the layers that `which` names (see `Flags.freeze`) and return the modules to keep in eval mode.
 
-    These are all up to the last frozen layer: batch norm uses its running averages, and
+    These are all modules up to the last frozen layer, so batch norm uses its running averages and
     dropout is off. Raises `UserError` for an unknown layer, and if no layer is left to train.
     """
     frozen = frozen_layers(model, which)

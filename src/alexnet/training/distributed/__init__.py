@@ -1,6 +1,6 @@
 """Distributed training behind one interface, whether one process trains or several started by torchrun.
 
-`make_parallel` returns what `--parallel` names: `SingleProcess`, `DataParallel` or `TowerParallel`.
+`make_parallel` returns the implementation for `--parallel`: `SingleProcess`, `DataParallel` or `TowerParallel`.
 Read `base.py` (the interface, one process), then `data_parallel.py` (any number of processes, each
 with a shard of every batch), then `towers.py` (model parallel: the two towers of 2012, one process
 each). All processes must share a file system; only rank 0 writes and prints.
@@ -16,7 +16,7 @@ from alexnet.training.distributed.towers import TOWERS, TowerParallel
 
 
 def make_parallel(parallel: str, device: str, dist_timeout: float = 120.0) -> SingleProcess:
-    """Return the arrangement of processes that --parallel names, on the device that --device names.
+    """Return the implementation for the values of --parallel and --device.
 
     `dist_timeout`: seconds of silence after which `DataParallel` considers a process lost. Raises
     the same `UserError` in all processes.

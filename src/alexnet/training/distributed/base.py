@@ -1,8 +1,7 @@
 """The interface between the trainer and the processes that train together, and its implementation for one process.
 
-`SingleProcess` communicates with nobody; `DataParallel` and `TowerParallel` override what differs
-with several. The trainer makes the same calls in every process and need not know how many there
-are.
+`SingleProcess` needs no communication; `DataParallel` and `TowerParallel` override what differs with
+several processes. The trainer makes the same calls in every process, whatever their number.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ class SingleProcess:
         """Average the buffers that depend on a process's images (batch norm's running statistics)."""
 
     def buffers_state(self, model: Network) -> list[dict[str, Tensor]]:  # noqa: ARG002
-        """Return those buffers of each rank, by name; empty if they are the same in all processes."""
+        """Return the buffers that `sync_buffers` averages, a dict per rank; empty if all ranks agree on them."""
         return []
 
     def load_buffers_state(self, model: Network, saved: list[dict[str, Tensor]]) -> None:

@@ -2,7 +2,7 @@
 
 torch's `DistributedDataParallel` all-reduces the gradients during the backward pass, through Gloo
 on CPUs and NCCL on GPUs. Random numbers depend on the sample, not on the process, and the loss of a
-shard is weighted by its number of images. So any number of processes takes the step that one would,
+shard is weighted by its number of images. So any number of processes takes the same step as one,
 except for the order of sums; batch norm is the exception (see `DataParallel.warnings`).
 
 All other communication (signals, errors, results) uses a separate Gloo process group on the CPU. A
@@ -231,7 +231,7 @@ def _fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     """Return a part of `store` with an unused prefix, the same in all processes.
 
     torchrun keeps one store over all restarts, with the addresses of dead processes. So rank 0
-    makes up a prefix, every other rank writes its own id under it, and the prefix is valid for the
+    generates a prefix, every other rank writes its own id under it, and the prefix is valid for the
     ranks whose ids rank 0 has read.
     """
     own_id = uuid.uuid4().hex
