@@ -182,7 +182,7 @@ CLAIMS: dict[str, Claim] = {
             Arm("five convolutions"), Arm("without conv4", {"spec_edits": ("without-conv4",)}),
         ),
         Claim(
-            "nothing", "The base differs from itself with other seeds: a check that no difference is found.",
+            "nothing", "The base differs from itself with other seeds: a check that none is found.",
             "this project", "0",
             Arm("base"), Arm("base, other seeds", other_seeds=True),
         ),
