@@ -33,7 +33,7 @@ def test_both_arms_can_be_built_and_differ(claim, base):
     assert recipes[0].epochs == recipes[1].epochs == base.epochs
     assert claim.statement.endswith(".")
     assert claim.source
-    assert claim.figure
+    assert claim.published
 
 
 @pytest.mark.parametrize(

@@ -45,13 +45,13 @@ def test_operation_counts_equal_torchs():
     assert counter.get_total_flops() == 2 * sum(count_operations(r) for r in summarize(spec).rows if r.macs)
 
 
-def test_rates():
+def test_rates_are_ordered_and_scale():
     measured = measure_rates({"a": Work(lambda: None, 1), "b": Work(lambda: None, 5)}, 0.01, CPU)
     assert all(0 < r.low <= r.median <= r.high for r in measured.values())
     assert (measured["a"] * 3).median == 3 * measured["a"].median
 
 
-def test_limits_do_the_work_they_count(monkeypatch):
+def test_limits_perform_the_operations_they_count(monkeypatch):
     monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 1 << 16)
     copied = copy_work(CPU)
     assert copied.amount == 2 << 16
@@ -80,7 +80,7 @@ def test_the_photo_is_reproducible_and_realistic():
     assert decode_image(file).size == (500, 375)
 
 
-def test_json_document(small, capsys, tmp_path, monkeypatch):
+def test_json_has_a_row_per_measurement(small, capsys, tmp_path, monkeypatch):
     kinds = {name: kind for name, kind in engines.KINDS.items() if not kind.file or name == "onnxruntime"}
     monkeypatch.setattr(engines, "KINDS", kinds)  # test_all_engines_agree converts to the others
     parts = [part for part in PARTS if part != "memory"]  # it starts processes; tested below
@@ -111,7 +111,7 @@ def test_json_document(small, capsys, tmp_path, monkeypatch):
     assert "training cifar-towers" in err
 
 
-def test_tables(small, capsys):
+def test_tables_are_printed(small, capsys):
     assert run(["bench", "limits", "lrn", "data", "--seconds", "0.01"]) == 0
     out = capsys.readouterr().out
     assert "matmul_fp32_gflop_s" in out
@@ -131,7 +131,7 @@ def test_tables(small, capsys):
         (["--out", "file/in"], "The folder file/in cannot be written"),
     ],
 )
-def test_bad_input(capsys, tmp_path, monkeypatch, arguments, message):
+def test_invalid_arguments_are_refused(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     assert run(["bench", *arguments]) == 2

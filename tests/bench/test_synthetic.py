@@ -31,7 +31,7 @@ def test_every_call_takes_one_step(arch, settings, monkeypatch):
     assert all(s[2] == (4, 1 if arch == "lenet" else 3) and s[3] for s in steps)
 
 
-def test_bad_input():
+def test_invalid_sizes_are_refused():
     with pytest.raises(UserError, match="too small"):
         synthetic_step("torchvision", image_size=32, batch_size=2)
     with pytest.raises(UserError, match="--batch-size must be greater than 0"):

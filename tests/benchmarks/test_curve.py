@@ -35,7 +35,7 @@ def test_runs_and_tutorials_become_one_plot(tmp_path, small_run, curve):
 
 
 @pytest.mark.parametrize("argument", ["name", "a=other.json", "a=nothing"])
-def test_bad_arguments_are_refused_in_a_sentence(tmp_path, monkeypatch, curve, argument):
+def test_invalid_arguments_are_refused(tmp_path, monkeypatch, curve, argument):
     monkeypatch.chdir(tmp_path)
     Path("other.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"is not NAME=PATH|holds no accuracies"):

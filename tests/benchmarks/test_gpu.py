@@ -36,7 +36,7 @@ def run_tiny(out: Path, name: str, *arguments: str) -> dict:
 
 
 @pytest.mark.slow
-def test_cifar10(tmp_path):
+def test_cifar10_results(tmp_path):
     results = run_tiny(tmp_path, "gpu-cifar10", "cifar10", "--fast", "cifar10", "--best", "ablation")
     (run,) = results["fast"]["runs"]
     assert run["curve"][0]["epoch"] == 1
@@ -45,14 +45,14 @@ def test_cifar10(tmp_path):
 
 
 @pytest.mark.slow
-def test_fashion_mnist(tmp_path):
+def test_fashion_mnist_results(tmp_path):
     results = run_tiny(tmp_path, "gpu-fashion-mnist", "fashion-mnist")
     assert results["recipe"] == "fashion-mnist-d2l"
     assert len(results["curve"]) == 1
 
 
 @pytest.mark.slow
-def test_throughput(tmp_path):
+def test_throughput_results(tmp_path):
     results = run_tiny(tmp_path, "gpu-throughput", "throughput")
     assert results["fp32"]["lrn"]
     assert set(results["loops"]["share_of_limit"]) == {"ours, fp32", "plain, fp32"}

@@ -1,4 +1,4 @@
-"""docs/serving.md: its limits are the defaults, it tells every status and metric, and what was measured."""
+"""docs/serving.md: the limits, statuses, metrics and measured tables agree with the code and the results."""
 
 import json
 import re
@@ -16,26 +16,26 @@ PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 RESULTS = sorted((ROOT / "docs" / "results").glob("serving-*.json"))
 
 
-def test_the_limits_are_the_defaults(capsys):
-    told = dict(re.findall(r"^\| `--([a-z-]+)` \| ([\d,.]+) \|", PAGE, re.MULTILINE))
+def test_documented_limits_are_the_defaults(capsys):
+    documented = dict(re.findall(r"^\| `--([a-z-]+)` \| ([\d,.]+) \|", PAGE, re.MULTILINE))
     limits = {f.name: f.default for f in fields(Settings) if f.name not in ("host", "port", "token", "cors")}
-    assert {name.replace("-", "_"): float(value.replace(",", "")) for name, value in told.items()} == limits
+    assert {name.replace("-", "_"): float(value.replace(",", "")) for name, value in documented.items()} == limits
     assert MAX_BODIES == 8
     assert "Eight such bodies" in PAGE
     run(["serve", "--help"])
     shown = capsys.readouterr().out
-    assert all(f"--{name} " in shown for name in told)
+    assert all(f"--{name} " in shown for name in documented)
 
 
-def test_every_status_is_told():
+def test_every_status_is_documented():
     pytest.importorskip("fastapi")
     from alexnet.serving.routes import STATUS_DESCRIPTIONS
 
-    told = {int(status) for status in re.findall(r"\b([45]\d\d)\b", PAGE.split("## Errors")[1].split("##")[0])}
-    assert STATUS_DESCRIPTIONS.keys() - {500} <= told
+    documented = {int(status) for status in re.findall(r"\b([45]\d\d)\b", PAGE.split("## Errors")[1].split("##")[0])}
+    assert STATUS_DESCRIPTIONS.keys() - {500} <= documented
 
 
-def test_every_metric_is_told():
+def test_every_metric_is_documented():
     pytest.importorskip("prometheus_client")
     from alexnet.serving.metrics import Metrics
 
@@ -44,7 +44,7 @@ def test_every_metric_is_told():
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
-def test_what_was_measured_is_what_is_told(path, monkeypatch):
+def test_tables_agree_with_the_results(path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     for name in ("common", "serving"):
         monkeypatch.delitem(sys.modules, name, raising=False)

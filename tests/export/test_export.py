@@ -379,7 +379,7 @@ def test_folders_created_for_an_impossible_path_are_removed(checkpoint, large_im
 
 
 @pytest.mark.parametrize("settings", [{}, {"with_preprocessing": True}, {"precision": "half"}, {"precision": "int8"}])
-def test_executorch(checkpoint, large_images, tmp_path, settings):
+def test_executorch_file_gives_the_predictions_of_the_run(checkpoint, large_images, tmp_path, settings):
     pytest.importorskip("executorch")
     found = export(checkpoint, large_images, "executorch", tmp_path, tolerance=0.5, **settings)
     exact = "precision" not in settings

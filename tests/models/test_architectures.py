@@ -79,7 +79,7 @@ def test_parameter_counts(name: str) -> None:
         ("lenet", [28, 14, 10, 5]),
     ],
 )
-def test_sides_of_the_maps(name: str, expected: list[int]) -> None:
+def test_side_lengths_of_feature_maps(name: str, expected: list[int]) -> None:
     assert sides(name) == expected
 
 
@@ -110,7 +110,7 @@ def test_code2012_layer_by_layer() -> None:
     assert [c.out_channels for c in ARCHITECTURES["half"].convs] == [48, 128, 192, 192, 256]
 
 
-def test_order_and_constants_of_the_others() -> None:
+def test_layer_order_and_lrn_constants() -> None:
     assert kinds("paper", 1) == ["pad", "conv", "relu", "lrn", "maxpool"]
     assert kinds("caffe", 2) == ["conv", "relu", "lrn", "maxpool"]
     assert kinds("caffenet", 2) == ["conv", "relu", "maxpool", "lrn"]
@@ -171,12 +171,12 @@ def test_only_given_settings_are_replaced() -> None:
         ("paper", {"width": 0}, "width is 0"),
     ],
 )
-def test_bad_arguments(name: str, given: dict[str, object], message: str) -> None:
+def test_invalid_arguments_are_refused(name: str, given: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         architecture(name, **given)  # type: ignore[arg-type]
 
 
-def test_nearest_that_fits() -> None:
+def test_nearest_architecture_for_an_image_size() -> None:
     assert nearest_that_fits(32) == "cifar"
     assert nearest_that_fits(28) == "lenet"
     assert nearest_that_fits(5) is None

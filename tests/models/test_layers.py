@@ -55,7 +55,7 @@ def test_lrn_stays_inside_a_tower() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("norm", [LocalResponseNorm(5, towers=2), SpatialResponseNorm(5)])
-def test_half_precision_on_cpu(norm: nn.Module, dtype: torch.dtype) -> None:
+def test_half_precision_on_cpu_sums_in_float32(norm: nn.Module, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = (torch.randn(2, 8, 6, 6) * 20).to(dtype).requires_grad_()
     y = norm(x)
@@ -68,7 +68,7 @@ def test_half_precision_on_cpu(norm: nn.Module, dtype: torch.dtype) -> None:
     assert norm(torch.full((1, 4, 5, 5), 300.0, dtype=dtype)).isfinite().all()
 
 
-def test_channels_last_and_empty_batches() -> None:
+def test_lrn_accepts_channels_last_and_empty_batches() -> None:
     x = torch.randn(2, 8, 5, 5)
     lrn = LocalResponseNorm(towers=2)
     torch.testing.assert_close(lrn(x.to(memory_format=torch.channels_last)), lrn(x))
@@ -76,7 +76,7 @@ def test_channels_last_and_empty_batches() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_spatial_norm_against_its_formula(size: int) -> None:
+def test_spatial_norm_equals_its_formula(size: int) -> None:
     torch.manual_seed(0)
     a = torch.randn(2, 3, 6, 7, dtype=torch.float64) * 10
     alpha, beta, k = 1e-1, 0.75, 1.0
@@ -137,7 +137,7 @@ def test_dropout_without_a_mask_equals_torchs() -> None:
     assert ours.mask is None
 
 
-def test_errors() -> None:
+def test_invalid_channels_and_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="7 channels, which are not divisible into 2 towers"):
         LocalResponseNorm(towers=2)(torch.zeros(1, 7, 2, 2))
     with pytest.raises(UserError, match="at least 1"):

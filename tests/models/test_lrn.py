@@ -115,7 +115,7 @@ def test_more_channels_than_a_kernel_row_holds() -> None:
     )
 
 
-def test_an_expanded_gradient_and_single_pixels(backend: str) -> None:
+def test_expanded_gradients_and_single_pixels_equal_the_formula(backend: str) -> None:
     x = torch.randn(2, 6, 3, 3, requires_grad=True)
     c = Constants(3, 0.5, 0.75, 1.0, 1)
     assert_equals_reference(x, torch.ones(()).expand(2, 6, 3, 3), c)
@@ -160,7 +160,7 @@ def test_the_operator_differentiates_twice() -> None:
     assert torch.autograd.gradgradcheck(LocalResponseNorm(3, alpha=0.5, k=1.0, towers=2), (x,))
 
 
-def test_compiled_and_under_autocast() -> None:
+def test_compiles_and_keeps_the_dtype_under_autocast() -> None:
     lrn = LocalResponseNorm(towers=2)
     x = torch.randn(2, 8, 5, 5, requires_grad=True)
     compiled = torch.compile(lrn, backend="aot_eager", fullgraph=True)
@@ -187,7 +187,7 @@ def test_export_uses_standard_operations() -> None:
 
 
 @pytest.mark.slow
-def test_exported_to_onnx() -> None:
+def test_onnx_export_equals_torch() -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     model = create_model("paper", num_classes=10, width=0.125).eval()
@@ -264,7 +264,7 @@ def test_the_triton_kernel_compiles_for_a_gpu(backward: bool, dtype: str) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_a_gpu(dtype: torch.dtype) -> None:
+def test_gpu_kernels_equal_the_formula(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     for layout in ("contiguous", "channels last"):
         x, dy = (with_layout(torch.randn(3, 48, 13, 11).to("cuda", dtype), layout) for _ in range(2))

@@ -63,14 +63,14 @@ def test_in_place_relus_change_no_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
-def test_activations(activation: str) -> None:
+def test_the_activation_replaces_every_relu(activation: str) -> None:
     model = small("cifar", activation=activation)
     expected = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}[activation]
     assert isinstance(model.get_submodule(f"{activation}1"), expected)
     assert sum(isinstance(m, expected) for m in model) == 7
 
 
-def test_names_of_the_layers() -> None:
+def test_layer_names_are_numbered_as_in_the_paper() -> None:
     model = small("paper")
     with_parameters = [name for name, m in model.named_children() if list(m.parameters())]
     assert with_parameters == [*(f"conv{n}" for n in range(1, 6)), "fc6", "fc7", "fc8"]

@@ -14,7 +14,7 @@ from alexnet.models.spec import AlexNetSpec, ConvSpec, ImageTooSmall, layers, mi
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_json_round_trip(name: str) -> None:
+def test_every_spec_round_trips_through_json(name: str) -> None:
     spec = architecture(name, width=0.5, num_classes=7, norm="batch")
     assert AlexNetSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
@@ -54,7 +54,7 @@ def test_non_objects_are_refused(junk: object) -> None:
         AlexNetSpec.from_dict(junk)  # type: ignore[arg-type]
 
 
-def test_missing_and_default_keys() -> None:
+def test_missing_keys_take_defaults_or_are_refused() -> None:
     d = ARCHITECTURES["paper"].to_dict()
     del d["repair"]  # has a default
     assert AlexNetSpec.from_dict(d) == ARCHITECTURES["paper"]

@@ -65,7 +65,7 @@ def test_receptive_fields_of_the_paper() -> None:
     assert [paper[n] for n in ("conv1", "conv2", "conv3", "conv4", "conv5", "pool5")] == [11, 51, 99, 131, 163, 195]
 
 
-def test_rows_by_hand() -> None:
+def test_rows_equal_hand_computed_counts() -> None:
     rows = {row.name: row for row in summarize(ARCHITECTURES["paper"]).rows}
     assert rows["conv1"].parameters == 96 * 3 * 11 * 11 + 96
     assert rows["conv1"].macs == 55 * 55 * 96 * 3 * 11 * 11
@@ -79,7 +79,7 @@ def test_rows_by_hand() -> None:
     assert rows["fc6"].parameters_share == pytest.approx(37_752_832 / 60_965_224)
 
 
-def test_json() -> None:
+def test_summary_and_table_are_json() -> None:
     document = json.loads(json.dumps(summarize(ARCHITECTURES["cifar"]).to_dict()))
     assert document["repair"] == ARCHITECTURES["cifar"].repair
     assert document["departures"] == list(ARCHITECTURES["cifar"].departures)
@@ -91,6 +91,6 @@ def test_json() -> None:
     assert all(set(entry) == keys for entry in entries)
 
 
-def test_too_small() -> None:
+def test_too_small_images_name_the_layer() -> None:
     with pytest.raises(UserError, match="pool5"):
         summarize(architecture("paper", image_size=32))

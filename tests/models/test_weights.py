@@ -71,7 +71,7 @@ def assert_same(model: AlexNet, state: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 @pytest.mark.parametrize("style", STYLES)
-def test_names(style: str, wrapper: str | None) -> None:
+def test_names_of_every_style_are_matched(style: str, wrapper: str | None) -> None:
     state = small(1).state_dict()
     given = renamed(state, style)
     model = small(2)
@@ -80,7 +80,7 @@ def test_names(style: str, wrapper: str | None) -> None:
 
 
 @pytest.mark.parametrize("style", [s for s in STYLES if s != "unknown names"])
-def test_names_sorted_by_a_file(style: str) -> None:
+def test_sorted_names_are_matched(style: str) -> None:
     # safetensors keeps no order: "features.10" comes before "features.3", "bias" before "weight", "classifier" first.
     state = small(1).state_dict()
     assert_same(load_weights(small(2), dict(sorted(renamed(state, style).items()))), state)
@@ -104,7 +104,7 @@ def test_batch_norm_statistics_are_loaded() -> None:
 
 
 @pytest.mark.parametrize(("name", "channels", "inputs"), [("seed-merged", 3, 9216), ("d2l", 1, 6400)])
-def test_weights_of_the_tutorials_networks(name: str, channels: int, inputs: int) -> None:
+def test_weights_of_tutorial_networks_give_the_same_logits(name: str, channels: int, inputs: int) -> None:
     hidden, padding = (2048, 2) if name == "seed-merged" else (4096, 0)
     torch.manual_seed(0)
     blocks = [
@@ -145,7 +145,7 @@ def test_the_first_mismatch_is_named() -> None:
     assert_refused(small(2), {**state, "fc7.weight": state["fc7.weight"].reshape(256, 1024)}, "'fc7.weight' has shape")
 
 
-def test_too_few_and_too_many_tensors() -> None:
+def test_too_few_or_too_many_tensors_are_refused() -> None:
     state = renamed(small(1).state_dict(), "torchvision")
     few = {key: value for key, value in state.items() if not key.startswith("classifier.6")}
     assert_refused(
@@ -165,7 +165,7 @@ def test_too_few_and_too_many_tensors() -> None:
         (None, "not a NoneType"),
     ],
 )
-def test_invalid_state_dicts(weights: object, message: str) -> None:
+def test_invalid_state_dicts_are_refused(weights: object, message: str) -> None:
     assert_refused(small(2), weights, message)
 
 
@@ -181,7 +181,7 @@ def test_integer_tensors_are_refused() -> None:
 
 @pytest.mark.parametrize("style", ["ours", "torchvision", "bare indices"])
 @pytest.mark.parametrize("file", ["w.safetensors", "w.pt", "w.pth", "old.pt"])
-def test_files(tmp_path: Path, file: str, style: str) -> None:
+def test_every_file_format_is_loaded(tmp_path: Path, file: str, style: str) -> None:
     state = small(1).state_dict()
     path = tmp_path / file
     if path.suffix == ".safetensors":
@@ -192,7 +192,7 @@ def test_files(tmp_path: Path, file: str, style: str) -> None:
     assert_same(load_weights(small(3), str(path)), state)
 
 
-def test_truncated_and_empty_files(tmp_path: Path) -> None:
+def test_truncated_and_empty_files_are_refused(tmp_path: Path) -> None:
     model = small(2)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     torch.save(model.state_dict(), tmp_path / "w.pt")
@@ -210,7 +210,7 @@ def test_truncated_and_empty_files(tmp_path: Path) -> None:
         assert_refused(model, tmp_path / "junk.pt", "damaged")
 
 
-def test_missing_files_and_folders(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     assert_refused(small(2), tmp_path / "none.pt", "There is no file")
     assert_refused(small(2), tmp_path, "is a folder")
 
@@ -247,7 +247,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
 # ── torchvision ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_to_torchvision() -> None:
+def test_to_torchvision_gives_torchvisions_names_and_logits() -> None:
     torch.manual_seed(0)
     ours = create_model("torchvision", num_classes=3, image_size=96, dropout=0.2).eval()
     theirs = torchvision.models.alexnet(num_classes=3)
@@ -274,7 +274,7 @@ def test_only_torchvisions_network_is_converted(name: str, given: dict[str, obje
         to_torchvision(model)
 
 
-def test_torchvision_weights_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_weights_are_loaded_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Torchvision checks its cache first; this state dict stands in for the published one.
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = Path(torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url).name

@@ -64,7 +64,7 @@ def test_each_rule_applies_where_it_should(tmp_path, key, options):
     assert key in recommendations_for(tmp_path / "run", **options)
 
 
-def test_values_name_the_epoch_of_overfitting_and_the_confused_pair(tmp_path):
+def test_recommendations_name_the_overfitting_epoch_and_confused_pair(tmp_path):
     val_losses = [1.2, 1.1, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4]
     found = recommendations_for(tmp_path / "a", val_top1=FLAT, train_top1=RISING, val_losses=val_losses)
     assert found["overfit"].values["epoch"] == 3

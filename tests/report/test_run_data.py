@@ -5,7 +5,7 @@ from alexnet.report.run_data import read_run_data
 from fake_run import make_fake_run
 
 
-def test_contents_of_a_run(tmp_path):
+def test_run_data_reads_predictions_and_splits(tmp_path):
     data = read_run_data(make_fake_run(tmp_path / "run", classes=4, per_class=10, accuracy=0.8))
     assert data.split == "test"
     assert data.classes == ("class 0", "class 1", "class 2", "class 3")

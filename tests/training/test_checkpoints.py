@@ -280,7 +280,7 @@ def test_an_error_about_a_vanished_run_folder_names_it(tmp_path):
         (tmp_path / "elsewhere").read_text()
 
 
-def test_keep_checkpoints(tmp_path):
+def test_keep_checkpoints_limits_the_number_of_checkpoints(tmp_path):
     trainer = make_trainer(tmp_path, checkpoint_every="1", keep_checkpoints=5)
     trainer.fit()
     assert 2 <= len(trainer.run.checkpoints()) <= 6

@@ -7,7 +7,7 @@ from alexnet.errors import UserError
 from alexnet.training.config_parsing import parse_duration, parse_interval, parse_settings
 
 
-def test_values_are_json_or_plain_words():
+def test_values_are_json_or_strings():
     given = ["padding_mode=reflect", "clip-norm=1", "mean=[0.5, 0.5, 0.5]", "nesterov=true"]
     assert parse_settings(given) == {
         "padding_mode": "reflect", "clip_norm": 1, "mean": [0.5, 0.5, 0.5], "nesterov": True,
@@ -23,7 +23,7 @@ def test_missing_values_and_unknown_settings_are_refused(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
-def test_durations(text, seconds):
+def test_durations_are_parsed_to_seconds(text, seconds):
     assert parse_duration(text) == seconds
 
 
@@ -36,7 +36,7 @@ def test_invalid_durations_are_refused(text):
 @pytest.mark.parametrize(
     ("text", "interval"), [("500", (500, None)), ("1", (1, None)), ("5m", (None, 300)), (None, (None, None))]
 )
-def test_intervals(text, interval):
+def test_intervals_are_parsed_to_steps_or_seconds(text, interval):
     assert parse_interval(text) == interval
 
 

@@ -46,7 +46,7 @@ def test_a_healthy_run_raises_no_alarm():
         ("waiting", make_rows(*HEALTHY, waiting=0.5), "waits for images 50% of the time"),
     ],
 )
-def test_each_alarm(kind, rows, text):
+def test_each_alarm_is_raised(kind, rows, text):
     assert alarm_kinds(rows) == [kind]
     assert text in find_alarms(rows, RECIPE, 10)[0][1]
 

@@ -121,7 +121,7 @@ def test_a_full_disk_ends_training_with_a_message(uninterrupted, fork_server, tm
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts")
 @pytest.mark.slow
-def test_a_full_file_system(uninterrupted, fork_server, tmp_path):
+def test_a_run_resumes_after_a_full_or_read_only_file_system(uninterrupted, fork_server, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True)
@@ -153,7 +153,7 @@ def test_a_full_file_system(uninterrupted, fork_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_data_folder_that_disappears(uninterrupted, fork_server, tmp_path):
+def test_a_run_resumes_after_its_data_folder_disappeared(uninterrupted, fork_server, tmp_path):
     run, data = tmp_path / "run", kills.make_images(tmp_path / "images")
     training = start(data, run, fork_server)
     assert training.until(lambda: has_checkpoint(run))
@@ -169,7 +169,7 @@ def test_a_data_folder_that_disappears(uninterrupted, fork_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_images_that_become_unreadable(uninterrupted, fork_server, tmp_path):
+def test_a_run_resumes_after_images_became_unreadable(uninterrupted, fork_server, tmp_path):
     run, data = tmp_path / "run", kills.make_images(tmp_path / "images")
     training = start(data, run, fork_server)
     assert training.until(lambda: has_checkpoint(run))
@@ -185,7 +185,7 @@ def test_images_that_become_unreadable(uninterrupted, fork_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_corrupt_shards(uninterrupted, fork_server, tmp_path):
+def test_a_run_resumes_after_shards_were_corrupted(uninterrupted, fork_server, tmp_path):
     """All of them while training, then a single bit of one before resuming."""
     data = tmp_path / "packed"
     pack_dataset(uninterrupted["images"], data)
@@ -216,7 +216,7 @@ def test_corrupt_shards(uninterrupted, fork_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_process(uninterrupted, fork_server, tmp_path):
+def test_a_run_resumes_after_a_worker_was_killed(uninterrupted, fork_server, tmp_path):
     """As the kernel does when memory runs out."""
     run = tmp_path / "run"
     training = start(uninterrupted["images"], run, fork_server)
@@ -237,10 +237,10 @@ def test_a_killed_worker_process(uninterrupted, fork_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_read_only_folder(uninterrupted, fork_server, tmp_path):
+def test_a_read_only_folder_is_refused(uninterrupted, fork_server, tmp_path):
     """Root can write anywhere."""
     if os.geteuid() == 0:
-        pytest.skip("see test_a_full_file_system, which mounts one read-only")
+        pytest.skip("see test_a_run_resumes_after_a_full_or_read_only_file_system, which mounts one read-only")
     (tmp_path / "read-only").mkdir(mode=0o555)
     training = start(uninterrupted["images"], tmp_path / "read-only" / "run", fork_server)
     assert training.wait() == 2

@@ -71,7 +71,7 @@ def test_plateau_schedule_waits_for_patience():
 
 
 @pytest.mark.parametrize("decay_biases", [True, False])
-def test_biases_decay_only_if_the_recipe_says_so(decay_biases):
+def test_biases_decay_only_with_decay_biases(decay_biases):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     optimizer = make_optimizer(model, replace(BASE, weight_decay=0.5, decay_biases=decay_biases))
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}

@@ -19,7 +19,7 @@ ROW = {
 }  # fmt: skip
 
 
-def test_epoch_line():
+def test_epoch_line_shows_metrics_speed_and_time_left():
     assert epoch_line(ROW, 20, "val") == (
         "epoch  3/20  loss 0.5000  train top-1 87.50%  val loss 0.6250  val top-1 75.00%  1,234 images/s  12.5 s"
         "  3:33 left"

@@ -97,7 +97,7 @@ def test_settings_are_converted_to_their_types():
         ({"lr_changes": [{"epoch": 2, "layers": [1]}]}, r"layers\[0\] cannot be 1; it must be a string"),
     ],
 )
-def test_bad_settings_are_refused_with_a_sentence(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message) as error:
         with_settings(Recipe(), settings)
     assert "\n" not in str(error.value)
@@ -113,7 +113,7 @@ def test_bad_settings_are_refused_with_a_sentence(settings, message):
         ([{"epoch": 2, "pca_noise": float("nan")}], "sets pca_noise to nan"),
     ],
 )
-def test_bad_lr_changes_are_refused_with_a_sentence(changes, message):
+def test_invalid_lr_changes_are_refused(changes, message):
     with pytest.raises(UserError, match=message) as error:
         with_settings(Recipe(schedule="constant"), {"lr_changes": changes})
     assert "\n" not in str(error.value)

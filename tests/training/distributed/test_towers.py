@@ -143,7 +143,7 @@ def test_without_the_exchange_at_conv3_it_is_another_network(both: Both) -> None
     {"norm": "batch", "clip_norm": 0.05, "accumulate": 3, "nesterov": True, "decay_biases": False},
     {"optimizer": "sgd2012", "bias_lr_mult": 2.0, "mixup": 0.2},
 ], ids=["batch", "2012"])  # fmt: skip
-def test_other_settings(both: Both, settings: dict[str, Any]) -> None:
+def test_other_settings_equal_one_process(both: Both, settings: dict[str, Any]) -> None:
     """Batch norm, clipping over both towers and accumulation; the optimizer of 2012 and MixUp."""
     found, _ = both(train_side_by_side, settings, 4)
     assert_same_training(found, 4)
@@ -250,7 +250,7 @@ def run_collectives() -> dict[str, Any]:
         return found
 
 
-def test_collectives(both: Both) -> None:
+def test_collectives_return_the_same_in_both_processes(both: Both) -> None:
     for found in both(run_collectives):
         assert found["rank0"] == "made by 0"
         assert found["signals"] == [None, signal.SIGINT, signal.SIGTERM]
