@@ -5,9 +5,9 @@
     python benchmarks/serving.py RUN --data DIR --name cifar10-soak --soak 50000
 
 All on this machine: server and clients share its cores, while `predict` has them to itself, in one process after its
-startup. --sigterm stops the server under load and counts requests accepted but left without a response; --soak sends that many
-requests, five of nine of them unusual (ten views, damaged, no image, too large, unfinished), and records the server's
-memory. Results go to docs/results/serving-NAME.json.
+startup. --sigterm stops the server under load and counts accepted requests without a response; --soak sends that many
+requests, five of nine of them unusual (ten views, damaged, no image, too large, unfinished), and records the server's memory.
+Results go to docs/results/serving-NAME.json.
 """
 
 from __future__ import annotations
@@ -83,19 +83,20 @@ def stop_in_the_middle(given: argparse.Namespace, files: list[str], clients: int
     """Send SIGTERM while all clients send requests."""
     with (
         started(serve_command(given)) as (first, process),
-        start_clients(f"{first['url']}/v1/predict", files, clients, given.seconds) as asking,
+        start_clients(f"{first['url']}/v1/predict", files, clients, given.seconds) as load,
     ):
         time.sleep(WARM_UP + given.seconds / 2)
         sent = time.perf_counter()
         process.send_signal(signal.SIGTERM)
         last, _ = process.communicate(timeout=120)
         stopped = time.perf_counter() - sent
-        found = json.loads(asking.communicate()[0])
+        found = json.loads(load.communicate()[0])
     ended = json.loads(last.splitlines()[-1])
     responses = sum(found["statuses"].values())
     row = {
         **found, "exit_code": process.returncode, "seconds_to_stop": round(stopped, 2),
-        "accepted": ended["accepted"], "complete_answers": responses, "accepted_and_lost": ended["accepted"] - responses,
+        "accepted": ended["accepted"], "complete_answers": responses,
+        "accepted_and_lost": ended["accepted"] - responses,
     }  # fmt: skip
     return report("sigterm", row)
 

@@ -37,8 +37,8 @@ def bench(
     """Measure the limits and `parts` (default: all `PARTS`); return the document of `alexnet bench --json`.
 
     Each measurement takes about `seconds`, or three tries if they take longer. `batch_size` defaults to 32 on a CPU and
-    256 on a GPU; where memory is short it is halved, which `notes` mentions. With `out`, write bench.json and, if layers
-    were measured, the roofline plot there; `files` lists them. Raises `UserError` for unknown names, invalid numbers,
+    256 on a GPU; halved where memory is short (see `notes`). With `out`, write bench.json and, if layers were
+    measured, the roofline plot there; `files` lists them. Raises `UserError` for unknown names, invalid numbers,
     and a folder that cannot be written.
     """
     for part in parts:

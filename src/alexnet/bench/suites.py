@@ -1,6 +1,6 @@
 """The suites of `alexnet bench`, each timed in turn with the limit that bounds it.
 
-Work is counted as follows: a multiply-accumulate is 2 operations. Training takes three forward passes (forward, gradients of
+A multiply-accumulate counts as 2 operations. Training takes three forward passes (forward, gradients of
 weights, gradients of inputs) minus one of conv1, since the image needs no gradient; only convolutions and matrix
 products count. A copy counts the bytes it reads and those it writes.
 

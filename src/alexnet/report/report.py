@@ -43,7 +43,8 @@ EPOCH_COLUMNS = (
 def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Path]:
     """Write the report of a run in the language `lang` (en or zh) to `out`, by default `report.html` in its folder.
 
-    Plots and tables are written to the folder of the same name next to it. Return the path of the report, then theirs. Raises `UserError` if no epoch has finished.
+    Plots and tables are written to the folder of the same name next to it. Return the path of the report, then theirs.
+    Raises `UserError` if no epoch has finished.
     """
     translate = Translator(lang)
     data = read_run_data(run)

@@ -144,8 +144,8 @@ def resume(
 
     `epochs`, as `+N` or `N`, extends it: the learning rate then follows the schedule of the longer run, and a run that
     stopped early no longer does. Without `epochs` a finished run is returned as it is. `settings` that do not change
-    the experiment are applied; others need `force`. `parallel` and the number of processes may differ from before; by
-    default it follows from the number of processes and the recipe: `none` for one, else `towers` or `data`.
+    the experiment are applied; others need `force`. `parallel` and the number of processes may differ from before;
+    `parallel` defaults to `none` for one process, and for several to `towers` if the run used it, else `data`.
     """
     extended = None if epochs is None else str(epochs)
     return _resume(find_run(run), extended, parallel, force=force, progress=progress, settings=settings)

@@ -165,9 +165,10 @@ def imagenet_paper() -> Recipe:
     """ImageNet as the paper describes it (sections 3 to 5), with the network `paper`.
 
     One learning rate for all layers, divided by 10 when the validation error stops improving; PCA noise on the training
-    set's own basis. The paper does not specify how long to wait for an improvement (here 5 epochs), nor that biases do not
-    decay (here all parameters do). Expected: the same 40.7 / 18.2 % error, although none has been published for this
-    exact network. Tried here for 20 steps on 200 photographs; 90 epochs would take 85 days on two cores (15.6 images/s).
+    set's own basis. The paper does not specify how long to wait for an improvement (here 5 epochs), nor that biases do
+    not decay (here all parameters do). Expected: the same 40.7 / 18.2 % error, although none has been published for
+    this exact network. Tried here for 20 steps on 200 photographs; 90 epochs would take 85 days on two cores (15.6
+    images/s).
     """
     return Recipe(
         name="imagenet-paper", dataset="imagenet", arch="paper", image_size=224, crop_pct=224 / 256,
