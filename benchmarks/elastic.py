@@ -29,9 +29,9 @@ from typing import IO, Any
 from common import RESULTS, save
 from hosts import NET, Host, Network, NoNamespaces
 
-LOST_AFTER = 5  # seconds of silence after which a process is taken for lost
+LOST_AFTER = 5  # seconds of silence after which a process counts as lost
 RENDEZVOUS = "last_call_timeout=8,keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=120"
-"""How long the first hosts to come wait for more: longer than a lost one stays unnoticed, or they begin alone."""
+"""The first hosts must wait for others longer than a lost host stays undetected, or they start without the rest."""
 RECIPE = (
     f"digits --width 0.25 --precision fp32 --device cpu --checkpoint-every 5 --set dist_timeout={LOST_AFTER}"
 ).split()
@@ -40,7 +40,7 @@ NOISE = re.compile(r"[\[WE]|\s|Traceback|Next:|=|-|torch|alexnet FAILED|Fail|Roo
 """Prefixes of log lines of torchrun, or that suggest commands."""
 
 
-class Story:
+class Scenario:
     """One run on three hosts: what was done to them, and when."""
 
     def __init__(self, network: Network, folder: Path, epochs: int) -> None:
@@ -94,7 +94,7 @@ class Story:
             raise SystemExit(f"{self.folder}: timed out waiting for {what}; see the logs there.")
 
     def wait_for_epoch(self, number: int, seconds: float = 240) -> None:
-        """Wait until that many epochs are done and a step of the next one is saved."""
+        """Wait until `number` epochs are done and a step of the next one is saved."""
         self.wait(lambda: len(self.rows()) >= number, seconds, f"epoch {number}")
         steps = self.rows()[-1]["step"]
         self.wait(lambda: self.saved() > steps, seconds, f"a checkpoint after step {steps}")
@@ -116,7 +116,7 @@ class Story:
                 try:
                     agent.wait(30)
                 except Exception:
-                    self.log_event(f"{host.name} does not end")
+                    self.log_event(f"{host.name} does not exit")
         for host in self.network.hosts:
             host.kill()
             self.logs[host].close()
@@ -137,41 +137,41 @@ class Story:
         }
 
 
-def undisturbed(story: Story) -> dict[str, Any]:
-    story.start_all()
-    story.log_event("three hosts started")
-    return story.finish()
+def undisturbed(scenario: Scenario) -> dict[str, Any]:
+    scenario.start_all()
+    scenario.log_event("three hosts started")
+    return scenario.finish()
 
 
-def killed(story: Story) -> dict[str, Any]:
-    story.start_all()
-    story.wait_for_epoch(3)
-    victim = story.network.hosts[2]
-    story.log_event(f"{victim.name}: {victim.kill()} processes killed")
-    return story.finish()
+def killed(scenario: Scenario) -> dict[str, Any]:
+    scenario.start_all()
+    scenario.wait_for_epoch(3)
+    victim = scenario.network.hosts[2]
+    scenario.log_event(f"{victim.name}: {victim.kill()} processes killed")
+    return scenario.finish()
 
 
-def cut(story: Story) -> dict[str, Any]:
-    story.start_all()
-    story.wait_for_epoch(3)
-    victim = story.network.hosts[2]
+def cut(scenario: Scenario) -> dict[str, Any]:
+    scenario.start_all()
+    scenario.wait_for_epoch(3)
+    victim = scenario.network.hosts[2]
     victim.cut()
-    story.log_event(f"{victim.name}: wire cut")
-    return story.finish()
+    scenario.log_event(f"{victim.name}: wire cut")
+    return scenario.finish()
 
 
-def returned(story: Story) -> dict[str, Any]:
-    story.start_all()
-    story.wait_for_epoch(2)
-    victim = story.network.hosts[1]
-    story.log_event(f"{victim.name}: {victim.kill()} processes killed")
-    story.wait_for_epoch(len(story.rows()) + 1)
-    story.start(victim)
-    story.log_event(f"{victim.name}: agent started again")
-    return story.finish()
+def returned(scenario: Scenario) -> dict[str, Any]:
+    scenario.start_all()
+    scenario.wait_for_epoch(2)
+    victim = scenario.network.hosts[1]
+    scenario.log_event(f"{victim.name}: {victim.kill()} processes killed")
+    scenario.wait_for_epoch(len(scenario.rows()) + 1)
+    scenario.start(victim)
+    scenario.log_event(f"{victim.name}: agent started again")
+    return scenario.finish()
 
 
-STORIES: dict[str, Callable[[Story], dict[str, Any]]] = {
+SCENARIOS: dict[str, Callable[[Scenario], dict[str, Any]]] = {
     "undisturbed": undisturbed,
     "killed": killed,
     "cut": cut,
@@ -179,17 +179,17 @@ STORIES: dict[str, Callable[[Story], dict[str, Any]]] = {
 }
 
 
-def run_story(name: str, folder: Path, epochs: int) -> dict[str, Any]:
-    """Run one of the `STORIES`, with logs in `folder`. Raises `NoNamespaces`."""
+def run_scenario(name: str, folder: Path, epochs: int) -> dict[str, Any]:
+    """Run one of the `SCENARIOS`, with logs in `folder`. Raises `NoNamespaces`."""
     with Network(3) as network:
-        return STORIES[name](Story(network, folder, epochs))
+        return SCENARIOS[name](Scenario(network, folder, epochs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--out", type=Path, default=None, help="for runs and logs; by default a temporary folder")
-    parser.add_argument("--only", nargs="+", choices=STORIES, default=list(STORIES))
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hosts go too
@@ -197,9 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {"lost_after_s": LOST_AFTER, "rendezvous": RENDEZVOUS, "recipe": " ".join(RECIPE)}
     for name in args.only:
         try:
-            results[name] = run_story(name, out / name, args.epochs)
+            results[name] = run_scenario(name, out / name, args.epochs)
         except NoNamespaces as error:
-            sys.exit(f"This machine makes no network namespaces: {error}")
+            sys.exit(f"This machine does not permit network namespaces: {error}")
         save("elastic", results, folder=args.results)
     print(f"logs: {out}")
 

@@ -184,7 +184,7 @@ def run_fork_server() -> None:
 # ── moments ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def wait_for_moment(moment: str, training: Training, run: Path, chance: random.Random) -> bool:
+def wait_for_moment(moment: str, training: Training, run: Path, rng: random.Random) -> bool:
     """Wait until `training` is at `moment`; return False if it ended before."""
     checkpoints = run / "checkpoints"
 
@@ -200,28 +200,28 @@ def wait_for_moment(moment: str, training: Training, run: Path, chance: random.R
     if not training.until(lambda: bool(finished()) or (run / "augmented.png").exists()):
         return False
     if moment == "write":
-        skip = chance.randrange(6)  # of the first checkpoints
+        skip = rng.randrange(6)  # of the first checkpoints
         reached_moment = training.until(lambda: len(finished()) > min(skip, 2)) and training.until(
             lambda: any(name.startswith(".") for name in names())
         )
-        time.sleep(chance.random() * 0.01)
+        time.sleep(rng.random() * 0.01)
         return reached_moment
     if moment == "rename":
         before = finished()
-        if chance.random() < 0.5:
+        if rng.random() < 0.5:
             return training.until(lambda: set(finished()) - set(before) != set())
         return training.until(lambda: bool(list(checkpoints.glob(".writing-*/model.json"))))
     if moment == "reading":
-        gone = training.until(lambda: not training.worker_pids()) if chance.random() < 0.7 else True
+        gone = training.until(lambda: not training.worker_pids()) if rng.random() < 0.7 else True
         reached_moment = gone and training.until(lambda: bool(training.worker_pids()))
-        time.sleep(chance.random() * 0.05)
+        time.sleep(rng.random() * 0.05)
         return reached_moment
     if moment == "validation":
-        rows = chance.randrange(1, 3)
+        rows = rng.randrange(1, 3)
         return training.until(lambda: len(_lines(run / "metrics.jsonl")) >= rows)
-    reached = chance.randrange(0, 33, 4)  # the newest checkpoint is after this step, or a later one
+    reached = rng.randrange(0, 33, 4)  # the newest checkpoint is after this step, or a later one
     reached_moment = training.until(lambda: max([int(name.rstrip("a")) for name in finished()], default=0) >= reached)
-    time.sleep(chance.random() * 0.2)
+    time.sleep(rng.random() * 0.2)
     return reached_moment and training.code() is None
 
 
@@ -303,11 +303,11 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
 
 
 def kill_and_resume(
-    data: Path, run: Path, moment: str, chance: random.Random, fork_server: ForkServer | None = None
+    data: Path, run: Path, moment: str, rng: random.Random, fork_server: ForkServer | None = None
 ) -> dict[str, Any] | None:
     """Kill once at `moment`, resume, and return the cost; None if the training ended before."""
     training = Training(["train", str(data), "--out", str(run), *SETTINGS], run.with_suffix(".log-1"), fork_server)
-    if not wait_for_moment(moment, training, run, chance):
+    if not wait_for_moment(moment, training, run, rng):
         training.wait()
         return None
     training.kill()
@@ -316,7 +316,7 @@ def kill_and_resume(
     repeated = killed - max(on_disk, default=killed - (time.monotonic() - training.began))
     if moment == "restart":
         again = Training(["resume", str(run)], run.with_suffix(".log-2"), fork_server)
-        time.sleep(chance.random() * (1 if fork_server else 5))
+        time.sleep(rng.random() * (1 if fork_server else 5))
         again.kill()
         repeated += time.monotonic() - again.began
     last = Training(["resume", str(run)], run.with_suffix(".log-3"), fork_server)
@@ -342,26 +342,26 @@ def main() -> None:
     from common import save
 
     os.environ["OMP_NUM_THREADS"] = "1"
-    chance = random.Random(args.seed)
+    rng = random.Random(args.seed)
     fork_server = ForkServer() if args.quick else None
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         data = make_images(root / "images")
         times = []
-        for name in ("unbroken", "unbroken-2"):  # the first one also fills caches
+        for name in ("uninterrupted", "uninterrupted-2"):  # the first one also fills caches
             training = Training(["train", str(data), "--out", str(root / name), *SETTINGS], root / "log", fork_server)
             if training.wait():
                 sys.exit(training.output)
             times.append(time.monotonic() - training.began)
-        unbroken = read_results(root / "unbroken-2")
-        print(f"unbroken: {times[-1]:.1f} s")
+        uninterrupted = read_results(root / "uninterrupted-2")
+        print(f"uninterrupted: {times[-1]:.1f} s")
         rows: list[dict[str, Any]] = []
         while len(rows) < args.kills:
             moment = MOMENTS[len(rows) % len(MOMENTS)]
             run = root / "killed"
-            found = kill_and_resume(data, run, moment, chance, fork_server)
+            found = kill_and_resume(data, run, moment, rng, fork_server)
             if found is not None:
-                other = differences(read_results(run), unbroken)
+                other = differences(read_results(run), uninterrupted)
                 row = {"moment": moment, "equal": not other, "differs": other, **found}
                 rows.append(row)
                 print(

@@ -6,8 +6,8 @@
 
 All on this machine: server and clients share its cores, while `predict` has them to itself, in one process after its
 startup. --sigterm stops the server under load and counts accepted requests without a response; --soak sends that many
-requests, five of nine of them unusual (ten views, damaged, no image, too large, unfinished), and records the server's memory.
-Results go to docs/results/serving-NAME.json.
+requests, five of nine of them unusual (ten views, damaged, no image, too large, unfinished), and records the server's
+memory. Results go to docs/results/serving-NAME.json.
 """
 
 from __future__ import annotations

@@ -79,10 +79,10 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(moment, uninterrup
 
 @pytest.mark.slow
 def test_thirty_random_kills(uninterrupted, fork_server, tmp_path):
-    chance, done = random.Random(7), 0
+    rng, done = random.Random(7), 0
     for number in range(60):
-        run, moment = tmp_path / str(number), chance.choice(MOMENTS)
-        if kills.kill_and_resume(uninterrupted["images"], run, moment, chance, fork_server) is not None:
+        run, moment = tmp_path / str(number), rng.choice(MOMENTS)
+        if kills.kill_and_resume(uninterrupted["images"], run, moment, rng, fork_server) is not None:
             assert differences(read_results(run), {k: v for k, v in uninterrupted.items() if k != "images"}) == [], (
                 moment
             )

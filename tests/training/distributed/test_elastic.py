@@ -73,7 +73,7 @@ def test_hosts_can_be_disconnected_and_killed(tmp_path: Path) -> None:
 def test_remaining_hosts_finish_the_run(tmp_path: Path, scenario: str, resumed: int) -> None:
     network(1).close()
     elastic = importlib.import_module("elastic")
-    result = elastic.run_story(scenario, tmp_path / scenario, EPOCHS)
+    result = elastic.run_scenario(scenario, tmp_path / scenario, EPOCHS)
     assert result["exit_code"] == 0
     assert result["complete"]
     assert result["epochs"] == EPOCHS
