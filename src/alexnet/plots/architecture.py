@@ -71,7 +71,7 @@ def architecture_figure(spec: AlexNetSpec, theme: Theme, title: str = "") -> Fig
         "The operations after a layer are listed in order."
     )
     if towers == 2:
-        caption += " Orange: connections between the towers."
+        caption += " Dashed orange: connections between the towers."
     parameters = sum(layer.parameters for layer in stack)
     title = title or f"{spec.name}: {parameters:,} parameters"
     figure = new_figure(width + 0.5, top - bottom + 1.0, title, caption)
