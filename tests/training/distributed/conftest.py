@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from processes import Ranks
+from ranks import Ranks
 
 
 @pytest.fixture(scope="session")

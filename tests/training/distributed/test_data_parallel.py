@@ -33,7 +33,7 @@ from alexnet.training.signals import Interrupted
 from alexnet.training.step import TrainStep
 from alexnet.training.trainer import Trainer
 from helpers import make_image_folder
-from processes import Ranks, torchrun
+from ranks import Ranks, torchrun
 
 # Noise images: on the digits' flat black, several pixels of a pool are equal to the last bit, and
 # rounding decides which one gets the gradient. Three steps an epoch; the last batch has three

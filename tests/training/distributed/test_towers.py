@@ -31,7 +31,7 @@ from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
 from alexnet.training.trainer import Trainer
-from processes import Ranks, torchrun
+from ranks import Ranks, torchrun
 
 # Ten steps an epoch, all but the last of 126 images; the rate falls tenfold after each epoch. Many
 # images and moderate gradients: if a unit's input is 0, or two pixels of a pool are equal to the
