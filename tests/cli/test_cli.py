@@ -235,6 +235,23 @@ def test_a_failure_of_ours_is_exit_code_1(capsys, monkeypatch):
     assert "internal error: RuntimeError: inside (--debug shows where)" in capsys.readouterr().err
 
 
+def test_a_reader_that_leaves_early_is_no_failure():
+    command = [sys.executable, "-m", "alexnet", "arch"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
+def test_another_broken_pipe_is_a_failure(capsys, monkeypatch):
+    def broken(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setitem(COMMANDS, "doctor", broken)
+    assert run(["doctor"]) == 1
+    assert "internal error: BrokenPipeError" in capsys.readouterr().err
+
+
 def test_show_and_features_print_their_file(small_run, capsys):
     assert run(["show", "architecture", "lenet"]) == 0
     assert capsys.readouterr() == ("architecture-lenet.svg\n", "")

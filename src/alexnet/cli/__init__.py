@@ -9,6 +9,7 @@ running, 130 interrupted, 143 stopped by SIGTERM after a checkpoint.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -80,23 +81,37 @@ def run(arguments: list[str]) -> int:
             return 0
         if arguments[0] not in COMMANDS:
             raise unknown_name("command", arguments[0], COMMANDS)
-        return COMMANDS[arguments[0]](arguments[1:]) or 0
+        code = COMMANDS[arguments[0]](arguments[1:]) or 0
+        sys.stdout.flush()  # here, where a reader that has left is expected
+        return code
     except SystemExit as stop:  # tyro's --help
         return stop.code if isinstance(stop.code, int) else 0
-    except BrokenPipeError:  # 'alexnet … | head' has read enough
-        sys.stderr.close()
-        return 0
     except KeyboardInterrupt:
         if debug:
             raise
         print("Interrupted.", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 0
         if debug:
             raise
         if is_main_process() or not _same_on_all_ranks(error):
             print(_message(error), file=sys.stderr)
         return getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)
+
+
+def _reader_left() -> bool:
+    """Return whether the reader of stdout has left, as in 'alexnet … | head', and then discard the rest of the output.
+
+    Another pipe may break too, such as the one to a worker process; that is an error.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _same_on_all_ranks(error: Exception) -> bool:
