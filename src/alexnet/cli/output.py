@@ -42,7 +42,10 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]], numeric: boo
         column.justify = "right"
     for row in rows:
         table.add_row(*map(str, row))
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    with console.capture() as captured:  # printed by print, since rich exits with 1 if the reader has left
+        console.print(table)
+    print(captured.get(), end="")
 
 
 def print_list(title: str, lines: list[str], limit: int = MAX_LISTED) -> None:
