@@ -113,6 +113,7 @@ print(tuned)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="page faults cannot be counted on Windows")
 def test_tune_malloc_saves_page_faults_and_changes_no_result():
     """In a subprocess, since it cannot be undone."""

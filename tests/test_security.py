@@ -307,7 +307,9 @@ def plant_pt2(path: Path, marker: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "plant"), [("net.pt2", plant_pt2), ("net.pt", plant_torchscript)])
+@pytest.mark.parametrize(
+    ("name", "plant"), [pytest.param("net.pt2", plant_pt2, marks=pytest.mark.slow), ("net.pt", plant_torchscript)]
+)
 def test_a_valid_checksum_does_not_make_code_trusted(name, plant, export_folder, large_images, marker):
     file, image = export_folder / name, str(large_images / "sky" / "0.jpg")
     plant(file, marker)

@@ -80,6 +80,7 @@ def test_the_photo_is_reproducible_and_realistic():
     assert decode_image(file).size == (500, 375)
 
 
+@pytest.mark.slow
 def test_json_has_a_row_per_measurement(small, capsys, tmp_path, monkeypatch):
     kinds = {name: kind for name, kind in engines.KINDS.items() if not kind.file or name == "onnxruntime"}
     monkeypatch.setattr(engines, "KINDS", kinds)  # test_all_engines_agree converts to the others

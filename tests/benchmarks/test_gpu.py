@@ -58,6 +58,7 @@ def test_throughput_results(tmp_path):
     assert set(results["loops"]["share_of_limit"]) == {"ours, fp32", "plain, fp32"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_fails_without_a_gpu(tmp_path):
     done = run_script(tmp_path, "fashion-mnist")

@@ -178,6 +178,7 @@ def test_a_crop_group_of_files_shares_the_box_of_its_first(files):
         assert torch.equal(image, PREPROCESS.resize_crop(np.array(full.crop(box))))
 
 
+@pytest.mark.slow
 def test_spawned_workers_give_the_same_batches(files):
     loader = FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1, workers=1)
     alone = list(FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1).batches(0))

@@ -60,7 +60,10 @@ def colors_of(path):
     return set(map(tuple, np.unique(pixels, axis=0).tolist()))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+FAST_KINDS = ("top5", "curves", "architecture")
+
+
+@pytest.mark.parametrize("kind", [k if k in FAST_KINDS else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def test_every_kind_is_drawn_to_its_default_file(run, kind):
     file = show(kind, ARGS[kind], theme="dark")
     default = {"architecture": Path("architecture-paper.svg"), "receptive-field": Path("receptive-field-run.png")}

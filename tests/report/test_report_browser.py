@@ -70,6 +70,7 @@ def check_page(browser, path, views) -> None:
         events.clear()
 
 
+@pytest.mark.slow
 def test_a_report_fits_phone_and_desktop(browser, report):
     check_page(browser, report("many-zh"), [(390, "light"), (1280, "dark")])
 

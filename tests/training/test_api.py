@@ -251,7 +251,8 @@ def test_file_names_that_are_not_utf8(tmp_path, image_folder):
     assert resume(run.path, epochs="+1", progress=Silent()).summary["epochs"] == 2
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", pytest.param("resnet18", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
 def test_a_torchvision_classifier_trains_and_resumes_bit_for_bit(tmp_path, image_folder, name):
     """With dropout and running means; the run can also be evaluated, used and reported."""
     settings = {"arch": f"torchvision/{name}", "batch_size": 8, "lr": 0.005, "schedule": "constant"}
