@@ -93,7 +93,13 @@ def folder_recipe(**settings):
 
     def given(here):
         make_image_folder(here / "data", ("a", "b"), 3)
-        values = {"dataset": "folder", "data": "data", "arch": "cifar", "width": 0.125, "image_size": 32}
+        values = {
+            "dataset": "folder",
+            "data": "data",
+            "arch": "cifar",
+            "width": 0.125,
+            "image_size": 32,
+        }
         (here / "recipe.json").write_text(json.dumps({**values, **settings}))
 
     return given
@@ -302,12 +308,36 @@ def test_bad_data(tmp_path, monkeypatch, capsys, given, arguments, sentence):
 
 PROCESSES = [
     # processes started by torchrun, arguments after `train`, start of the error
-    (2, ["--set", "dist_timeout=1e15"], "The setting dist_timeout must be at most 86400 seconds (a day), not 10000"),
-    (1, TOWERS, "--parallel towers needs two processes, one for each tower, and there is 1; start it with 'torchrun"),
-    (3, TOWERS, "--parallel towers needs two processes, one for each tower, and there are 3; start it with 'torchrun"),
-    (2, ["--parallel", "none"], "torchrun started 2 processes, and --parallel none trains in one; give --parallel"),
-    (2, ["--time-budget", "9s"], "--time-budget needs a single process, not --parallel auto; give --epochs."),
-    (2, [*TOWERS, "--device", "mps"], "--device mps cannot serve the 2 processes on this machine, which has"),
+    (
+        2,
+        ["--set", "dist_timeout=1e15"],
+        "The setting dist_timeout must be at most 86400 seconds (a day), not 10000",
+    ),
+    (
+        1,
+        TOWERS,
+        "--parallel towers needs two processes, one for each tower, and there is 1; start it with 'torchrun",
+    ),
+    (
+        3,
+        TOWERS,
+        "--parallel towers needs two processes, one for each tower, and there are 3; start it with 'torchrun",
+    ),
+    (
+        2,
+        ["--parallel", "none"],
+        "torchrun started 2 processes, and --parallel none trains in one; give --parallel",
+    ),
+    (
+        2,
+        ["--time-budget", "9s"],
+        "--time-budget needs a single process, not --parallel auto; give --epochs.",
+    ),
+    (
+        2,
+        [*TOWERS, "--device", "mps"],
+        "--device mps cannot serve the 2 processes on this machine, which has",
+    ),
 ]
 
 
@@ -315,7 +345,12 @@ PROCESSES = [
 def test_bad_input_to_several_processes(tmp_path, monkeypatch, capsys, count, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     for rank in range(count):
-        for name, number in (("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count), ("RANK", rank), ("LOCAL_RANK", rank)):
+        for name, number in (
+            ("WORLD_SIZE", count),
+            ("LOCAL_WORLD_SIZE", count),
+            ("RANK", rank),
+            ("LOCAL_RANK", rank),
+        ):
             monkeypatch.setenv(name, str(number))
         assert run(["train", *arguments, "--out", "out"]) == 2
         if rank == 0:

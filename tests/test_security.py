@@ -67,7 +67,13 @@ def as_npz(marker: Path) -> bytes:
     return file.getvalue()
 
 
-PAYLOADS = {"pickle": as_pickle, "torch": as_torch, "legacy torch": as_legacy_torch, "npy": as_npy, "npz": as_npz}
+PAYLOADS = {
+    "pickle": as_pickle,
+    "torch": as_torch,
+    "legacy torch": as_legacy_torch,
+    "npy": as_npy,
+    "npz": as_npz,
+}
 
 
 @pytest.fixture
@@ -205,7 +211,16 @@ def test_a_pickle_in_data_is_not_run(plant, tmp_path, marker):
         ["train", "folder", "--data", str(folder), *out],
         ["train", "folder", "--labels", str(tmp_path / "labels.csv"), *out],
         ["train", "folder", "--labels", str(tmp_path / "labels.parquet"), *out],
-        ["train", "folder", "--data", str(folder), "--skip-bad", "--set", f"mean_image={tmp_path / 'mean.npy'}", *out],
+        [
+            "train",
+            "folder",
+            "--data",
+            str(folder),
+            "--skip-bad",
+            "--set",
+            f"mean_image={tmp_path / 'mean.npy'}",
+            *out,
+        ],
         *(["train", str(tmp_path / name), *out] for name in ("images.zip", "images.tar", "images.tar.gz")),
         ["train", str(tmp_path / "holds.zip"), *out],
         ["train", "fashion-mnist", "--data", str(tmp_path / "idx"), *out],
@@ -308,13 +323,17 @@ def plant_pt2(path: Path, marker: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "plant"), [pytest.param("net.pt2", plant_pt2, marks=pytest.mark.slow), ("net.pt", plant_torchscript)]
+    ("name", "plant"),
+    [pytest.param("net.pt2", plant_pt2, marks=pytest.mark.slow), ("net.pt", plant_torchscript)],
 )
 def test_a_valid_checksum_does_not_make_code_trusted(name, plant, export_folder, large_images, marker):
     file, image = export_folder / name, str(large_images / "sky" / "0.jpg")
     plant(file, marker)
     fix_manifest_checksum(export_folder / f"{name}.json", file)
-    for arguments in (["predict", str(file), image], ["eval", str(file), "--data", str(large_images)]):
+    for arguments in (
+        ["predict", str(file), image],
+        ["eval", str(file), "--data", str(large_images)],
+    ):
         assert exit_code(arguments) == 2
         assert not marker.exists()
     exit_code(["predict", str(file), image, "--trust"])
@@ -325,7 +344,17 @@ def test_a_valid_checksum_does_not_make_code_trusted(name, plant, export_folder,
 def test_torchscript_with_another_suffix_is_not_opened(trust, export_folder, large_images, marker):
     plant_torchscript(export_folder / "net.onnx", marker)
     fix_manifest_checksum(export_folder / "net.onnx.json", export_folder / "net.onnx", kind="torchscript")
-    assert exit_code(["predict", str(export_folder / "net.onnx"), str(large_images / "sky" / "0.jpg"), *trust]) == 2
+    assert (
+        exit_code(
+            [
+                "predict",
+                str(export_folder / "net.onnx"),
+                str(large_images / "sky" / "0.jpg"),
+                *trust,
+            ]
+        )
+        == 2
+    )
     assert not marker.exists()
 
 
@@ -355,7 +384,15 @@ def find_unsafe_calls(tree: ast.AST) -> list[str]:
         last = name.rsplit(".", 1)[-1]
         if (
             name in ("eval", "exec", "compile", "__import__")
-            or name in ("os.system", "os.popen", "torch.jit.load", "torch.hub.load", "joblib.load", "shelve.open")
+            or name
+            in (
+                "os.system",
+                "os.popen",
+                "torch.jit.load",
+                "torch.hub.load",
+                "joblib.load",
+                "shelve.open",
+            )
             or name == "torch.export.load"  # unpickles if its restricted loader fails
             or (name.startswith(("pickle.", "marshal.", "dill.", "cloudpickle.")) and last in ("load", "loads"))
             or (name == "torch.load" and keywords.get("weights_only") != "True")

@@ -30,7 +30,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
-    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist"], cwd=source, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist"],
+        cwd=source,
+        check=True,
+    )
     (found,) = (source / "dist").glob("*.whl")
     return found
 
@@ -60,7 +64,12 @@ def test_the_wheel_alone_trains_reports_and_serves(wheel, tmp_path):
 
     def run(*arguments: str) -> str:
         return subprocess.run(
-            [*alexnet, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+            [*alexnet, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
 
     where = [python, "-c", "import alexnet; print(alexnet.__file__)"]

@@ -43,7 +43,11 @@ CONFIGS = {
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_independent_of_the_batch(name, channels):
-    images, cfg, size = noise(channels=channels), CONFIGS[name], 20 if name in ("pad", "reflect") else 16
+    images, cfg, size = (
+        noise(channels=channels),
+        CONFIGS[name],
+        20 if name in ("pad", "reflect") else 16,
+    )
     ids = np.arange(100, 112)
     complete = augment(images, ids, 3, 7, cfg, size)
     assert complete.dtype == torch.uint8
@@ -64,9 +68,16 @@ def test_padded_crop_and_flip_are_windows_of_the_padded_image(mode):
     cfg = Augment(crop="pad", padding=4, padding_mode=mode, flip=True)
     got = augment(images, ids, 0, 0, cfg, 20)
     padded = torch.from_numpy(
-        np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)), mode="constant" if mode == "zeros" else "reflect")
+        np.pad(
+            images.numpy(),
+            ((0, 0), (0, 0), (4, 4), (4, 4)),
+            mode="constant" if mode == "zeros" else "reflect",
+        )
     )
-    where, flipped = rng.uniform(0, 0, ids, "crop", 2), rng.uniform(0, 0, ids, "flip", 1)[:, 0] < 0.5
+    where, flipped = (
+        rng.uniform(0, 0, ids, "crop", 2),
+        rng.uniform(0, 0, ids, "flip", 1)[:, 0] < 0.5,
+    )
     for i in range(40):
         top, left = int(where[i, 0] * 9), int(where[i, 1] * 9)
         window = padded[i, :, top : top + 20, left : left + 20]
@@ -85,11 +96,21 @@ def test_crop_and_flip_on_any_shape_and_layout(n, channels, side, padding, mode,
     if last:
         images = images.contiguous(memory_format=torch.channels_last)
     before = images.clone()
-    got = augment(images, np.arange(n), 1, 2, Augment(crop="pad", padding=padding, padding_mode=mode, flip=flip), size)
+    got = augment(
+        images,
+        np.arange(n),
+        1,
+        2,
+        Augment(crop="pad", padding=padding, padding_mode=mode, flip=flip),
+        size,
+    )
     assert torch.equal(images, before)
     assert got.shape == (n, channels, size, size)
     pad = {"zeros": "constant", "reflect": "reflect"}[mode]
-    where, flipped = rng.uniform(2, 1, range(n), "crop", 2), rng.uniform(2, 1, range(n), "flip", 1)[:, 0] < 0.5
+    where, flipped = (
+        rng.uniform(2, 1, range(n), "crop", 2),
+        rng.uniform(2, 1, range(n), "flip", 1)[:, 0] < 0.5,
+    )
     for i in range(n):
         complete = np.pad(images[i].numpy(), ((0, 0), (padding, padding), (padding, padding)), mode=pad)
         top, left = (where[i] * (side + 2 * padding - size + 1)).astype(int)
@@ -137,7 +158,13 @@ def test_resized_crop_equals_pillows_resize_of_the_same_box():
 
 def test_crop_boxes_have_torchvisions_distribution():
     n, scale, ratio = 3000, (0.3, 0.9), (0.75, 4 / 3)
-    boxes = crop_boxes(np.full(n, 120), np.full(n, 90), rng.uniform(0, 0, range(n), "crop", BOX_DRAWS), scale, ratio)
+    boxes = crop_boxes(
+        np.full(n, 120),
+        np.full(n, 90),
+        rng.uniform(0, 0, range(n), "crop", BOX_DRAWS),
+        scale,
+        ratio,
+    )
     torch.manual_seed(0)
     theirs = np.array([RandomResizedCrop.get_params(torch.empty(3, 90, 120), scale, ratio) for _ in range(n)])
     left, top, right, bottom = boxes.T
@@ -150,7 +177,13 @@ def test_crop_boxes_have_torchvisions_distribution():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 600), st.integers(1, 600), st.floats(0.05, 0.9), st.floats(0.2, 1.5), st.integers(0, 2**40))
+@given(
+    st.integers(1, 600),
+    st.integers(1, 600),
+    st.floats(0.05, 0.9),
+    st.floats(0.2, 1.5),
+    st.integers(0, 2**40),
+)
 def test_crop_box_equals_a_row_of_crop_boxes(width, height, scale, ratio, seed):
     uniform = rng.uniform(seed, 0, range(8), "crop", BOX_DRAWS)
     scales, ratios = (scale, 1.0), (ratio, 2 * ratio)
@@ -163,7 +196,12 @@ def test_the_fallback_box_is_torchvisions(width, height):
     # A box larger than the image never fits, so both use the fallback.
     uniform = rng.uniform(0, 0, [0], "crop", BOX_DRAWS)[0]
     top, left, h, w = RandomResizedCrop.get_params(torch.empty(3, height, width), [4.0, 4.0], [0.75, 4 / 3])
-    assert crop_box(width, height, uniform, (4.0, 4.0), (0.75, 4 / 3)) == (left, top, left + w, top + h)
+    assert crop_box(width, height, uniform, (4.0, 4.0), (0.75, 4 / 3)) == (
+        left,
+        top,
+        left + w,
+        top + h,
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -194,7 +232,11 @@ def test_rotation_equals_pillows():
     angles = (2 * rng.uniform(3, 0, np.arange(8), "rotate", 1)[:, 0] - 1) * 20
     for i in range(8):
         turned = tv.to_pil_image(smooth[i]).rotate(angles[i], Image.Resampling.BILINEAR)
-        inner = (slice(None), slice(7, 25), slice(7, 25))  # they treat what comes from outside differently
+        inner = (
+            slice(None),
+            slice(7, 25),
+            slice(7, 25),
+        )  # they treat what comes from outside differently
         assert (got[i][inner].int() - tv.pil_to_tensor(turned)[inner].int()).abs().max() <= 2
 
 
@@ -253,7 +295,14 @@ def test_images_smaller_than_the_crop_are_rejected(cfg):
 
 def test_reflection_needs_images_larger_than_the_padding():
     with pytest.raises(UserError, match="pad with zeros"):
-        augment(noise(2, side=4), [0, 1], 0, 0, Augment(crop="pad", padding=4, padding_mode="reflect"), 4)
+        augment(
+            noise(2, side=4),
+            [0, 1],
+            0,
+            0,
+            Augment(crop="pad", padding=4, padding_mode="reflect"),
+            4,
+        )
 
 
 @pytest.mark.parametrize("crop", ["random", "resized"])
@@ -323,7 +372,12 @@ def test_pca_noise_of_strength_0_changes_nothing():
 
 @pytest.mark.parametrize(
     ("std", "vectors"),
-    [((1.0, 1.0), (0.0,) * 9), ((1.0,) * 3, (0.0,) * 8), ((1.0, -1.0, 1.0), (0.0,) * 9), ((1.0,) * 3, (np.nan,) * 9)],
+    [
+        ((1.0, 1.0), (0.0,) * 9),
+        ((1.0,) * 3, (0.0,) * 8),
+        ((1.0, -1.0, 1.0), (0.0,) * 9),
+        ((1.0,) * 3, (np.nan,) * 9),
+    ],
 )
 def test_an_invalid_pca_basis_is_rejected(std, vectors):
     with pytest.raises(UserError, match="A PCA basis is three standard deviations"):

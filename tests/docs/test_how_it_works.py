@@ -90,9 +90,16 @@ def test_parameters_and_macs(page: str) -> None:
         assert math.prod(map(int, product.split("·"))) == number(weights)
         assert number(weights) + number(biases) == number(parameters) == row.parameters
         assert number(macs) == row.macs
-        assert (share, macs_share) == (f"{100 * row.parameters_share:.1f} %", f"{100 * row.macs_share:.1f} %")
+        assert (share, macs_share) == (
+            f"{100 * row.parameters_share:.1f} %",
+            f"{100 * row.macs_share:.1f} %",
+        )
         totals += number(weights), number(biases)
-    assert [number(table[last][i]) for i in (0, 1, 2, 4)] == [*totals, summary.parameters, summary.macs]
+    assert [number(table[last][i]) for i in (0, 1, 2, 4)] == [
+        *totals,
+        summary.parameters,
+        summary.macs,
+    ]
     dense = [PAPER[name] for name in ("fc6", "fc7", "fc8")]
     assert f"{sum(row.parameters_share for row in dense):.1%}".replace("%", " %") in text(page)
     assert f"{sum(row.macs_share for row in dense):.1%}".replace("%", " %") in text(page)
@@ -105,7 +112,10 @@ def test_towers(page: str) -> None:
     table = tables(page)[2]
     merged = {row.name: row for row in summarize(ARCHITECTURES["one-tower"]).rows}
     for name in ("conv2", "conv4", "conv5"):
-        assert [number(cell) for cell in table[name]] == [PAPER[name].parameters, merged[name].parameters]
+        assert [number(cell) for cell in table[name]] == [
+            PAPER[name].parameters,
+            merged[name].parameters,
+        ]
     both = [summarize(ARCHITECTURES[name]) for name in ("paper", "one-tower")]
     assert [[number(cell) for cell in row] for row in list(table.values())[-2:]] == [
         [s.parameters for s in both],
@@ -193,7 +203,8 @@ def test_figures_are_used_and_small(tmp_path: Path, figures: ModuleType) -> None
     assert set(figures.FIGURES) == {name for name in used if not name.startswith("show-")}  # drawn by `alexnet show`
     assert all((DOCS / "img" / name).stat().st_size < 150_000 for name in used)
     figures.save_figures(
-        tmp_path, {name: figures.FIGURES[name] for name in ("parameters-and-macs.svg", "pca-noise.png")}
+        tmp_path,
+        {name: figures.FIGURES[name] for name in ("parameters-and-macs.svg", "pca-noise.png")},
     )
     assert "<svg" in (tmp_path / "parameters-and-macs.svg").read_text(encoding="utf-8")
     assert (tmp_path / "pca-noise.png").read_bytes()[:4] == b"\x89PNG"

@@ -63,7 +63,12 @@ def test_column_matches_the_architecture(name: str) -> None:
         assert "PyTorch default" in cell("initial biases of conv2, conv4, conv5, fc6, fc7", name)
     else:
         bias = float(cell("initial biases of conv2, conv4, conv5, fc6, fc7", name))
-        assert set(init.biases.items()) == {("conv2", bias), ("conv4", bias), ("conv5", bias), ("hidden", bias)}
+        assert set(init.biases.items()) == {
+            ("conv2", bias),
+            ("conv4", bias),
+            ("conv5", bias),
+            ("hidden", bias),
+        }
         stds = cell("standard deviation of initial weights", name)
         assert all(f"{std:g}".lstrip("0") in stds for std in (init.std, *init.stds.values()))
 
@@ -72,7 +77,12 @@ def test_torchvision_column_matches_the_recipe() -> None:
     recipe = imagenet_torchvision()
     assert cell("batch size; length", "torchvision") == f"{recipe.batch_size}; {recipe.epochs} epochs"
     assert cell("learning rate", "torchvision") == f".01, ÷ 10 every {recipe.lr_step_size} epochs"
-    assert (recipe.lr, recipe.lr_gamma, recipe.weight_decay, recipe.decay_biases) == (0.01, 0.1, 1e-4, True)
+    assert (recipe.lr, recipe.lr_gamma, recipe.weight_decay, recipe.decay_biases) == (
+        0.01,
+        0.1,
+        1e-4,
+        True,
+    )
     metrics = AlexNet_Weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]
     published = cell("published results on ILSVRC-2012 validation", "torchvision")
     assert f"{metrics['acc@1']} % / {metrics['acc@5']} %" in published

@@ -147,7 +147,9 @@ def test_lrn_and_normalization_become_standard_operators(large_images, tmp_path,
     if kind != "openvino":
         program = f"import torch; torch.{'jit' if kind == 'torchscript' else 'export'}.load({str(found.file)!r})"
         subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", program], check=True, env={**os.environ, "PYTHONPATH": ""}
+            [sys.executable, "-W", "ignore", "-c", program],
+            check=True,
+            env={**os.environ, "PYTHONPATH": ""},
         )
 
 
@@ -160,11 +162,17 @@ def test_weights_load_into_the_torchvision_model(large_images, tmp_path):
 
     (tmp_path / "run").mkdir()
     save_model(
-        tmp_path / "run", create_model("torchvision/squeezenet1_1", 3, image_size=64), CLASS_NAMES, EvalTransform(64)
+        tmp_path / "run",
+        create_model("torchvision/squeezenet1_1", 3, image_size=64),
+        CLASS_NAMES,
+        EvalTransform(64),
     )
     file = export(tmp_path / "run", large_images, "torchvision-weights", tmp_path).file
     squeezenet1_1(num_classes=3).load_state_dict(torch.load(file, weights_only=True))
-    theirs, ours = evaluate(file, data=large_images), evaluate(tmp_path / "run", data=large_images, device="cpu")
+    theirs, ours = (
+        evaluate(file, data=large_images),
+        evaluate(tmp_path / "run", data=large_images, device="cpu"),
+    )
     assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-5)
     assert theirs["n"] == ours["n"] == 12
 
@@ -174,7 +182,14 @@ def test_weights_load_into_the_torchvision_model(large_images, tmp_path):
 
 def train_on(data, folder):
     train(
-        "folder", data=data, out=folder / "run", epochs=1, width=0.125, batch_size=8, image_size=32, progress=Silent()
+        "folder",
+        data=data,
+        out=folder / "run",
+        epochs=1,
+        width=0.125,
+        batch_size=8,
+        image_size=32,
+        progress=Silent(),
     )
     return folder / "run"
 
@@ -202,7 +217,16 @@ def test_packed_jpegs_are_compared_unchanged(tmp_path):
 def test_note_mentions_few_unreadable_and_training_images(small_run, checkpoint, large_images, tmp_path, capsys):
     some = Path(shutil.copytree(large_images, tmp_path / "some"))
     (some / "sky" / "3.jpg").write_bytes(b"no image")
-    command = ["export", str(checkpoint), "onnx", "--out", str(tmp_path / "net.onnx"), "--images", str(some), "--json"]
+    command = [
+        "export",
+        str(checkpoint),
+        "onnx",
+        "--out",
+        str(tmp_path / "net.onnx"),
+        "--images",
+        str(some),
+        "--json",
+    ]
     assert run(command) == 0
     out, error = capsys.readouterr()
     found = json.loads(out)
@@ -270,7 +294,11 @@ def no_antialiasing(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fault", [wrong_mean, *(pytest.param(fault, marks=pytest.mark.slow) for fault in (swap_channels, no_antialiasing))]
+    "fault",
+    [
+        wrong_mean,
+        *(pytest.param(fault, marks=pytest.mark.slow) for fault in (swap_channels, no_antialiasing)),
+    ],
 )
 def test_mismatch_fails_and_leaves_nothing(checkpoint, large_images, tmp_path, monkeypatch, capsys, fault):
     fault(monkeypatch, tmp_path)
@@ -369,7 +397,15 @@ def test_folders_created_for_an_impossible_path_are_removed(checkpoint, large_im
     while len(str(deep)) < 4080 - 200:
         deep /= "d" * 190
     deep /= "d" * (4085 - len(str(deep)))
-    command = ["export", str(checkpoint), "onnx", "--images", str(large_images), "--out", str(deep / "n.onnx")]
+    command = [
+        "export",
+        str(checkpoint),
+        "onnx",
+        "--images",
+        str(large_images),
+        "--out",
+        str(deep / "n.onnx"),
+    ]
     assert run(command) == 2
     assert "cannot be written: File name too long" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
@@ -469,7 +505,12 @@ def test_all_formats_in_one_command(checkpoint, large_images, tmp_path, monkeypa
     assert run(["export", str(checkpoint), "all", "--images", str(large_images), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [x["format"] for x in found["exports"]] == ["onnx", "torchscript", "pt2"]
-    assert [x["format"] for x in found["left_out"]] == ["openvino", "executorch", "torchvision-weights", "huggingface"]
+    assert [x["format"] for x in found["left_out"]] == [
+        "openvino",
+        "executorch",
+        "torchvision-weights",
+        "huggingface",
+    ]
     for one in found["exports"]:
         assert {"file", "format", "size", "max_abs_diff", "top1_agreement", "images"} <= one.keys()
         assert Path(one["file"]).exists()

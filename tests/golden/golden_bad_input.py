@@ -196,7 +196,10 @@ CASES: list[tuple[Setup, str]] = [
     (full, "train --out out"),
     (recipe("{"), "train recipe.json --out out"),
     (recipe('{"epochz": 1}'), "train recipe.json --out out"),
-    (recipe('{"schedule": "constant", "lr_changes": [{"epoch": 2, "lr": "low"}]}'), "train recipe.json --out out"),
+    (
+        recipe('{"schedule": "constant", "lr_changes": [{"epoch": 2, "lr": "low"}]}'),
+        "train recipe.json --out out",
+    ),
     (recipe('{"pca_noise": 0.1}'), "train recipe.json --out out"),
     (recipe('{"mean_image": "nowhere.npy"}'), "train recipe.json --out out"),
     (a_file, "train folder --data data --out out"),
@@ -212,7 +215,10 @@ CASES: list[tuple[Setup, str]] = [
     (good_folder, "train fashion-mnist --data data --out out"),
     (good_folder, "train data --arch paper --image-size 32 --out out"),
     (table("path,label\n"), "train folder --data data --labels labels.csv --out out"),
-    (table("path,label\na/0.png,a\na/9.png,b\nb/0.png,b\n"), "train folder --data data --labels labels.csv --out out"),
+    (
+        table("path,label\na/0.png,a\na/9.png,b\nb/0.png,b\n"),
+        "train folder --data data --labels labels.csv --out out",
+    ),
     (nothing, "resume nowhere"),
     (nothing, "resume RUN --epochs soon"),
     (cut_training, "resume RUN --epochs +1"),

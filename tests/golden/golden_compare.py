@@ -74,7 +74,10 @@ def _cpu() -> list[str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return [platform.processor()]
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return [name, digest(flags.encode())]
 

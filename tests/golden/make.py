@@ -149,7 +149,13 @@ def golden_batches() -> Golden:
     found: Golden = {}
     for name, make in RECIPES.items():
         recipe = make()
-        small = {"width": 0.125, "batch_size": 8, "precision": "fp32", "device": "cpu", "workers": 0}
+        small = {
+            "width": 0.125,
+            "batch_size": 8,
+            "precision": "fp32",
+            "device": "cpu",
+            "workers": 0,
+        }
         own = {"digits": None, "cifar10": "cifar", "fashion-mnist": "fashion"}.get(recipe.dataset, "photos")
         shape = {"image_size": recipe.image_size or 128} if recipe.dataset == "folder" else {}
         recipe = replace(recipe, **small, **shape, data=folder / own if own else None)
@@ -184,7 +190,15 @@ def _batch(prepared: TrainSetup, epoch: int, step: int, exact: bool) -> Golden:
     }
     images = batch.images
     if train.device_augment is not None:
-        images = augment(images, batch.ids, epoch, recipe.seed, train.device_augment, preprocess.size, batch.crop_ids)
+        images = augment(
+            images,
+            batch.ids,
+            epoch,
+            recipe.seed,
+            train.device_augment,
+            preprocess.size,
+            batch.crop_ids,
+        )
     row["augmented"] = {key: digest(images), **summarize(images)}
     x = preprocess.normalize(images)
     if prepared.pca_basis is not None:
@@ -361,7 +375,10 @@ def _write_messy_folder(folder: Path) -> None:
     _save(messy / "dog" / "one colour.png", Image.new("RGB", (50, 50), (9, 99, 199)))
     _save(messy / "dog" / "print.jpg", rgb(37).convert("CMYK"))
     _save(messy / "dog" / "grey.png", rgb(38).convert("L"))
-    _save(messy / "dog" / "deep.png", Image.fromarray(np.asarray(rgb(39).convert("L")).astype(np.uint16) * 200))
+    _save(
+        messy / "dog" / "deep.png",
+        Image.fromarray(np.asarray(rgb(39).convert("L")).astype(np.uint16) * 200),
+    )
     exif = Image.Exif()
     exif[0x0112] = 6
     _save(messy / "dog" / "turned.jpg", rgb(40), exif=exif)
@@ -380,10 +397,24 @@ def _write_messy_folder(folder: Path) -> None:
     for split in ("train", "val"):
         for i, kind in enumerate(("cat", "dog")):
             for n in range(3):
-                _save(folder / "divided" / split / kind / f"{n}.png", rgb(50 + 10 * i + n + 3 * (split == "val")))
+                _save(
+                    folder / "divided" / split / kind / f"{n}.png",
+                    rgb(50 + 10 * i + n + 3 * (split == "val")),
+                )
     shutil.copyfile(folder / "divided" / "train" / "cat" / "0.png", folder / "divided" / "val" / "cat" / "0.png")
-    rows = ["path,label,split", "cat/0.png,cat,train", "cat/1.png,cat,val", "dog/0.png,dog,train", "dog/1.png,dog,val"]
-    rows += ["dog/1.png,dog,val", "cat/nowhere.png,cat,train", "cat/empty.jpg,cat,train", "dog/2.png,dog,tarin"]
+    rows = [
+        "path,label,split",
+        "cat/0.png,cat,train",
+        "cat/1.png,cat,val",
+        "dog/0.png,dog,train",
+        "dog/1.png,dog,val",
+    ]
+    rows += [
+        "dog/1.png,dog,val",
+        "cat/nowhere.png,cat,train",
+        "cat/empty.jpg,cat,train",
+        "dog/2.png,dog,tarin",
+    ]
     (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
@@ -427,7 +458,10 @@ def golden_digits() -> Golden:
     folder = trained_run("digits", epochs=2)
     found = Run(folder)
     timed = ("seconds", "images_per_second", "waiting", "memory")
-    rows, summary = [without(row, *timed) for row in found.metrics()], without(found.summary(), *timed)
+    rows, summary = (
+        [without(row, *timed) for row in found.metrics()],
+        without(found.summary(), *timed),
+    )
     assert len(rows) == 2
     return {
         "rates": [{key: row[key] for key in ("epoch", "step", "split", "lr")} for row in rows],

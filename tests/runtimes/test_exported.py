@@ -35,7 +35,10 @@ def test_predict_needs_no_torch(exported, checkpoint, large_images, name):
     )
     source = str(Path(alexnet.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": source},
     )
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["predictions"]
@@ -80,7 +83,8 @@ def test_swapped_file_is_rejected(export_folder):
     shutil.copy(export_folder / "net.onnx.json", export_folder / "net.pte.json")
     (export_folder / "net.pte").touch()
     with pytest.raises(
-        UserError, match=r"describes a file in the format onnx, but .* has the suffix of the format executorch"
+        UserError,
+        match=r"describes a file in the format onnx, but .* has the suffix of the format executorch",
     ):
         open_exported(export_folder / "net.pte")
     with pytest.raises(UserError, match="damaged or another file"):
@@ -115,7 +119,11 @@ def test_signature_of_another_user_needs_trust(export_folder, large_images, tmp_
     assert run(arguments) == 0
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
-    for content, mode in ((b"", 0o600), (bytes(32), 0o600), (key, 0o644)):  # damaged, another user's, readable by all
+    for content, mode in (
+        (b"", 0o600),
+        (bytes(32), 0o600),
+        (key, 0o644),
+    ):  # damaged, another user's, readable by all
         key_path().write_bytes(content)
         key_path().chmod(mode)
         assert run(arguments) == 2
@@ -276,7 +284,9 @@ def test_exported_file_is_unsure_where_the_checkpoint_is(exported, calibrated_ch
 
 
 @pytest.mark.parametrize(
-    "names", [("net.onnx", "net.xml"), pytest.param(("net.pt", "net.pt2"), marks=pytest.mark.slow)], ids="+".join
+    "names",
+    [("net.onnx", "net.xml"), pytest.param(("net.pt", "net.pt2"), marks=pytest.mark.slow)],
+    ids="+".join,
 )
 def test_opened_file_is_in_memory(export_folder, large_images, names):
     """A server keeps running when a file is swapped or damaged. In a separate process, which a memory-mapped file would
@@ -299,6 +309,9 @@ def test_opened_file_is_in_memory(export_folder, large_images, names):
     )
     source = str(Path(alexnet.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": source},
     )
     assert done.stdout == "unchanged\n", (done.returncode, done.stderr)

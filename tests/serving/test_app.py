@@ -61,14 +61,30 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 def request(port: int, method: str = "POST", path: str = "/v1/predict") -> tuple[int, dict[str, Any], Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection):
-        connection.request(method, path, encode_jpeg() if method == "POST" else None, {"Content-Type": "image/jpeg"})
+        connection.request(
+            method,
+            path,
+            encode_jpeg() if method == "POST" else None,
+            {"Content-Type": "image/jpeg"},
+        )
         response = connection.getresponse()
         return response.status, dict(response.getheaders()), json.loads(response.read())
 
 
 @POSIX
 def test_sigterm_drops_no_accepted_request(checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "alexnet", "serve", str(checkpoint), "--port", "0", "--json", "--drain", "1.5"]
+    command = [
+        sys.executable,
+        "-m",
+        "alexnet",
+        "serve",
+        str(checkpoint),
+        "--port",
+        "0",
+        "--json",
+        "--drain",
+        "1.5",
+    ]
     command += ["--max-batch", "4"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -85,7 +101,10 @@ def test_sigterm_drops_no_accepted_request(checkpoint: Path) -> None:
                     responses.append((status, headers.get("connection", "")))
                 except ConnectionRefusedError:
                     return
-                except (OSError, http.client.HTTPException) as error:  # closed before it was accepted
+                except (
+                    OSError,
+                    http.client.HTTPException,
+                ) as error:  # closed before it was accepted
                     broken.append(error)
 
         clients = [threading.Thread(target=send_until_refused) for _ in range(12)]
@@ -171,7 +190,10 @@ def test_slow_body_is_408_and_closes_connection(models: ModelRegistry) -> None:
 def exchange(port: int, *pieces: bytes) -> bytes:
     """Send `pieces` and return everything received until the connection is closed."""
     received = b""
-    with socket.create_connection(("127.0.0.1", port), 60) as client, contextlib.suppress(ConnectionError):
+    with (
+        socket.create_connection(("127.0.0.1", port), 60) as client,
+        contextlib.suppress(ConnectionError),
+    ):
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
                 client.sendall(piece)

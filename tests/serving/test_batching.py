@@ -73,7 +73,10 @@ def test_images_of_different_requests_share_batches_up_to_the_limit(
         decode_gate.open()
         await asyncio.gather(*futures)
 
-    with running_batcher(models, workers=1, max_batch=8, max_delay_ms=10_000) as (batcher, recorder):
+    with running_batcher(models, workers=1, max_batch=8, max_delay_ms=10_000) as (
+        batcher,
+        recorder,
+    ):
         asyncio.run(predict(batcher))
     assert recorder.sizes == [8, 8, 4]
     assert recorder.results == ["answered"] * 20
@@ -205,7 +208,11 @@ def test_canceled_request_releases_its_files(models: ModelRegistry, decode_gate:
 def test_second_batch_runs_concurrently_if_at_least_half_full(
     models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier, begun, proceed = models["fruit"].classifier, threading.Semaphore(0), threading.Event()
+    classifier, begun, proceed = (
+        models["fruit"].classifier,
+        threading.Semaphore(0),
+        threading.Event(),
+    )
     real, threads = classifier.probabilities, []
 
     def compute(*given: Any) -> Any:

@@ -144,15 +144,33 @@ def hostile_requests(all_pairs: bool) -> Iterator[bytes]:
     for name in names:
         for data in bodies if all_pairs or name == names[0] else bodies[:1]:
             part = f'Content-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'.encode() + data
-            yield post(b"--x\r\n" + part + b"\r\n--x--\r\n", kind="multipart/form-data; boundary=x; charset=os.path")
+            yield post(
+                b"--x\r\n" + part + b"\r\n--x--\r\n",
+                kind="multipart/form-data; boundary=x; charset=os.path",
+            )
         yield post(encode_jpeg(), f"/v1/predict?model={name}".replace(" ", "+").replace("\0", "%00"))
         yield f"GET /{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".replace("|touch x", "%7Ctouch").encode()
         yield f"GET /v1/samples/{name.replace(' ', '+')} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     for data in bodies:
-        for path in ("/v1/predict", "/v1/predict?ten_crop=1", "/v1/saliency", "/v1/activations", "/v1/similar"):
+        for path in (
+            "/v1/predict",
+            "/v1/predict?ten_crop=1",
+            "/v1/saliency",
+            "/v1/activations",
+            "/v1/similar",
+        ):
             yield post(data, path)
         yield post(json.dumps({"images": [data.decode("latin-1")]}).encode(), kind="application/json")
-    for path in ("/", "/page.js", "/docs", "/openapi.json", "/metrics", "/v1/models", "/v1/samples", "/nothing"):
+    for path in (
+        "/",
+        "/page.js",
+        "/docs",
+        "/openapi.json",
+        "/metrics",
+        "/v1/models",
+        "/v1/samples",
+        "/nothing",
+    ):
         yield f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
@@ -160,7 +178,11 @@ def hostile_requests(all_pairs: bool) -> Iterator[bytes]:
 @pytest.mark.parametrize("all_pairs", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_request_touches_a_file(checkpoint: Path, all_pairs: bool) -> None:
     source = Path(alexnet.__file__).parents[1]
-    code = [source, *map(Path, (sys.prefix, sys.base_prefix, *site.getsitepackages())), Path("/proc/self")]
+    code = [
+        source,
+        *map(Path, (sys.prefix, sys.base_prefix, *site.getsitepackages())),
+        Path("/proc/self"),
+    ]
     statuses: Counter[int] = Counter()
     with server_process(["-c", AUDITED, str(checkpoint)]) as (port, process):
         for request in hostile_requests(all_pairs):

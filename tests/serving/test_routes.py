@@ -110,7 +110,15 @@ def test_calibrated_model_returns_confidence_and_unsure(small_run: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "..\\..\\boot.ini", "/etc/passwd", "C:\\x\\passwd", "a/b/../passwd", "passwd"]
+    "name",
+    [
+        "../../etc/passwd",
+        "..\\..\\boot.ini",
+        "/etc/passwd",
+        "C:\\x\\passwd",
+        "a/b/../passwd",
+        "passwd",
+    ],
 )
 def test_file_name_is_reduced_to_last_path_component(server: Client, name: str) -> None:
     (prediction,) = predictions(server.predict((name, encode_jpeg())))
@@ -118,7 +126,8 @@ def test_file_name_is_reduced_to_last_path_component(server: Client, name: str) 
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("..", "1"), ("", "1"), ("a\x00b\x1b[31m.jpg", "ab[31m.jpg"), ("猫.jpg", "猫.jpg")]
+    ("name", "expected"),
+    [("..", "1"), ("", "1"), ("a\x00b\x1b[31m.jpg", "ab[31m.jpg"), ("猫.jpg", "猫.jpg")],
 )
 def test_file_name_loses_unprintable_characters(name: str, expected: str) -> None:
     assert requests.display_name(name, "1") == expected
@@ -162,7 +171,9 @@ def test_bad_image_gets_error_and_the_others_predictions(server: Client) -> None
 
 
 @pytest.mark.parametrize(
-    "data", [b"no image", encode_jpeg()[:300], b"", b"\x00" * 1000], ids=["text", "cut", "empty", "0"]
+    "data",
+    [b"no image", encode_jpeg()[:300], b"", b"\x00" * 1000],
+    ids=["text", "cut", "empty", "0"],
 )
 def test_no_readable_image_is_422(server: Client, data: bytes) -> None:
     assert "No image could be read" in error_message(server.predict(("x.jpg", data), ("y.jpg", data)), 422)
@@ -227,14 +238,22 @@ def test_large_json_is_parsed_in_a_thread(models: ModelRegistry, monkeypatch: py
     assert len(large) > 2 * requests.CHUNK
     with running_server(models) as client:
         responses = [
-            client.post("/v1/predict", json.dumps({"images": [base64.b64encode(data).decode()]}).encode(), JSON)
+            client.post(
+                "/v1/predict",
+                json.dumps({"images": [base64.b64encode(data).decode()]}).encode(),
+                JSON,
+            )
             for data in (encode_jpeg(), large)
         ]
         assert [predictions(response)[0]["error"] for response in responses] == [None, None]
         assert threads[0] != threads[1]
         assert client.predict(large).json()["predictions"][0]["labels"] == predictions(responses[1])[0]["labels"]
         text = base64.b64encode(large).decode()
-        for wrong in (text[: requests.CHUNK - 1] + "=" + text[requests.CHUNK :], text[:-1], "=" + text[1:]):
+        for wrong in (
+            text[: requests.CHUNK - 1] + "=" + text[requests.CHUNK :],
+            text[:-1],
+            "=" + text[1:],
+        ):
             error_message(client.post("/v1/predict", json.dumps({"images": [wrong]}).encode(), JSON), 422)
 
 
@@ -330,7 +349,11 @@ def test_cors_headers_only_for_configured_origins(models: ModelRegistry, server:
         assert response.status_code == 401  # and the site can read the error
         assert response.headers["access-control-allow-origin"] == "https://example.org"
         assert "access-control-allow-origin" not in client.get("/v1/models", headers={"origin": "https://a.b"}).headers
-        preflight = {**site, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        preflight = {
+            **site,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization",
+        }
         assert client.run(client.client.options("/v1/predict", headers=preflight)).status_code == 200
 
 
@@ -453,7 +476,12 @@ def test_models_lists_classes_and_limits(server: Client) -> None:
     assert document["default"] == "fruit"
     (model,) = document["models"]
     assert model["classes"] == ["apple", "leaf", "sky"]
-    assert (model["image_size"], model["channels"], model["engine"], model["precision"]) == (32, 3, "exact", "fp32")
+    assert (model["image_size"], model["channels"], model["engine"], model["precision"]) == (
+        32,
+        3,
+        "exact",
+        "fp32",
+    )
     assert model["views"] == [1, 10]
     assert model["limits"] == {"bytes": 300_000, "pixels": 1_000_000, "images": 4}
     assert "activations" in model["looks"]
@@ -528,7 +556,11 @@ def test_unexpected_exception_is_500_without_details(
 def test_openapi_lists_parameters_bodies_and_statuses(server: Client) -> None:
     document = server.get("/openapi.json").json()
     predict = document["paths"]["/v1/predict"]["post"]
-    assert [parameter["name"] for parameter in predict["parameters"]] == ["model", "top_k", "ten_crop"]
+    assert [parameter["name"] for parameter in predict["parameters"]] == [
+        "model",
+        "top_k",
+        "ten_crop",
+    ]
     assert set(predict["requestBody"]["content"]) == {
         "multipart/form-data", "application/json", "image/*", "application/octet-stream",
     }  # fmt: skip

@@ -284,7 +284,11 @@ def test_deleted_or_damaged_run_is_404_and_predictions_continue(small_run, tmp_p
         assert client.post("/v1/predict", content=digit).status_code == 200
         assert client.get("/v1/models").status_code == 200
         assert client.post("/v1/saliency", content=digit).status_code == 200
-        responses = [client.get("/v1/samples"), client.get("/v1/samples/0"), client.post("/v1/similar", content=digit)]
+        responses = [
+            client.get("/v1/samples"),
+            client.get("/v1/samples/0"),
+            client.post("/v1/similar", content=digit),
+        ]
         assert {response.status_code for response in responses} <= {200, 404}
         assert responses[1].status_code == 404
 
@@ -309,7 +313,10 @@ def test_page_loads_nothing_from_other_sites(client):
 
 def test_untrusted_text_never_becomes_markup():
     for name in ("page.js", "server.js", "words.js"):
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", (WEB / name).read_text())
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(",
+            (WEB / name).read_text(),
+        )
 
 
 def test_both_languages_have_every_text():
@@ -323,9 +330,15 @@ def test_both_languages_have_every_text():
     for key in words["en"]:
         values = [sorted(re.findall(r"{(\w+)}", words[lang][key])) for lang in ("en", "zh")]
         assert values[0] == values[1], key
-    page, script = (WEB / "index.html").read_text(), (WEB / "page.js").read_text() + (WEB / "server.js").read_text()
+    page, script = (
+        (WEB / "index.html").read_text(),
+        (WEB / "page.js").read_text() + (WEB / "server.js").read_text(),
+    )
     used = set(re.findall(r'data-text="(\w+)"', page)) | set(re.findall(r'\btext\("([\w-]+)"', script))
-    used |= set(re.findall(r'\? "(\w+)" : "(\w+)"', script)[0]) | {"saliency_grad-cam", "saliency_occlusion"}
+    used |= set(re.findall(r'\? "(\w+)" : "(\w+)"', script)[0]) | {
+        "saliency_grad-cam",
+        "saliency_occlusion",
+    }
     assert used <= words["en"].keys()
     assert words["en"].keys() <= used, "unused texts"
 

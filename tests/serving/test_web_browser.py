@@ -114,7 +114,10 @@ def open_page(browser: Any) -> Iterator[Any]:
         page, messages = context.new_page(), []
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("request", lambda request: messages.append(request.url) if not is_local(request.url, address) else None)
+        page.on(
+            "request",
+            lambda request: messages.append(request.url) if not is_local(request.url, address) else None,
+        )
         opened.append((context, messages, expects))
         page.goto(address)
         page.locator("#samples img").first.wait_for()
@@ -189,7 +192,11 @@ def test_each_of_several_chosen_files_gets_a_result(open_page, site, run, photog
     page.locator("#files").set_input_files([{"name": n, "mimeType": "image/jpeg", "buffer": b} for n, b in files])
     wait_for_card(page, 3)
     cards = page.locator(".card").all()
-    assert [card.locator(".name").inner_text() for card in cards] == ["china.jpg", "broken.jpg", "leaf.jpg"]
+    assert [card.locator(".name").inner_text() for card in cards] == [
+        "china.jpg",
+        "broken.jpg",
+        "leaf.jpg",
+    ]
     assert [card.locator(".error").is_visible() for card in cards] == [False, True, False]
     assert "cut short" in cards[1].locator(".error").inner_text()
     assert labels_of(cards[2])[0][0] == load(run).predict(leaf).labels[0][0]
@@ -243,7 +250,10 @@ def test_everything_is_reachable_by_keyboard(open_page, site, run):
 def test_model_and_ten_crops_can_be_changed(open_page, site, checkpoint, large_images):
     page = open_page(site)
     requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url) if "/v1/predict" in request.url else None)
+    page.on(
+        "request",
+        lambda request: requests.append(request.url) if "/v1/predict" in request.url else None,
+    )
     content = (large_images / "sky" / "0.jpg").read_bytes()
     add_files(page, ("sky.jpg", content))
     digit = labels_of(wait_for_card(page))
@@ -257,7 +267,11 @@ def test_model_and_ten_crops_can_be_changed(open_page, site, checkpoint, large_i
     assert "3 classes" in page.locator("#about").inner_text()
     assert page.locator("#samples").is_hidden(), "it has no run"
     assert not page.locator("[data-look=similar]").is_visible()
-    assert [("ten_crop=true" in url, "top_k=3" in url) for url in requests] == [(0, 0), (0, 1), (1, 1)]
+    assert [("ten_crop=true" in url, "top_k=3" in url) for url in requests] == [
+        (0, 0),
+        (0, 1),
+        (1, 1),
+    ]
 
 
 def test_language_follows_the_browser_and_can_be_changed(open_page, site, photograph):

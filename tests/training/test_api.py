@@ -115,7 +115,10 @@ def test_invalid_extensions_are_refused(small_run, tmp_path, epochs):
 
 
 def test_resuming_a_run_without_checkpoints_starts_it(tmp_path):
-    shutil.copytree(train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, **DIGITS).run, tmp_path / "b")
+    shutil.copytree(
+        train("digits", out=tmp_path / "a", progress=Silent(), limit_steps=1, **DIGITS).run,
+        tmp_path / "b",
+    )
     shutil.rmtree(tmp_path / "b" / "checkpoints")
     (tmp_path / "b" / "checkpoints").mkdir()
     for name in ("best", "last", "metrics.jsonl", "summary.json"):
@@ -208,7 +211,12 @@ def test_a_moved_data_folder_can_be_given(tmp_path, image_folder):
     image_folder.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="images"):
         resume(run, epochs="+1", progress=Silent())
-    resume(run, epochs="+1", settings={"data": tmp_path / "elsewhere"}, progress=(recorder := LogRecorder()))
+    resume(
+        run,
+        epochs="+1",
+        settings={"data": tmp_path / "elsewhere"},
+        progress=(recorder := LogRecorder()),
+    )
     assert any("resumes with --data" in line for line in recorder.lines)
 
 
@@ -236,7 +244,12 @@ def test_a_limited_run_can_be_resumed_to_its_full_length(tmp_path):
 
 def test_another_architecture_brings_its_own_settings():
     recipe = with_settings(named_recipe("cifar10"), {"arch": "paper"})
-    assert (recipe.width, recipe.norm, recipe.dropout, recipe.image_size) == (1.0, "auto", None, None)
+    assert (recipe.width, recipe.norm, recipe.dropout, recipe.image_size) == (
+        1.0,
+        "auto",
+        None,
+        None,
+    )
     assert with_settings(named_recipe("cifar10"), {"arch": "paper", "width": 0.5}).width == 0.5
     assert with_settings(named_recipe("cifar10"), {"arch": "cifar"}).width == named_recipe("cifar10").width
 
@@ -260,7 +273,10 @@ def test_a_torchvision_classifier_trains_and_resumes_bit_for_bit(tmp_path, image
     first = train(image_folder, out=tmp_path / "run", epochs=1, **settings)
     run = Run(first.run)
     recipe = json.loads(run.recipe_json.read_text())
-    assert (recipe["arch"], recipe["image_size"]) == (f"torchvision/{name}", 32)  # by images of 40×36
+    assert (recipe["arch"], recipe["image_size"]) == (
+        f"torchvision/{name}",
+        32,
+    )  # by images of 40×36
     assert alexnet.evaluate(run.path, device="cpu")["top1"] == first.summary["best"]["top1"]
     assert alexnet.load(run.path, device="cpu").predict(image_folder / "sky" / "0.jpg", views=10).labels
     assert write_report(run)[0].is_file()
@@ -275,16 +291,28 @@ def test_a_torchvision_classifier_trains_and_resumes_bit_for_bit(tmp_path, image
 
 
 @pytest.mark.parametrize(
-    "settings", [{"spec_edits": ["average-pool"]}, {"lr_changes": [{"epoch": 2, "lr": 0.1, "layers": ["fc"]}]}]
+    "settings",
+    [{"spec_edits": ["average-pool"]}, {"lr_changes": [{"epoch": 2, "lr": 0.1, "layers": ["fc"]}]}],
 )
 def test_alexnet_settings_are_refused_for_torchvision_classifiers(tmp_path, image_folder, settings):
     with pytest.raises(UserError, match="work for AlexNets only; leave them out"):
-        train(image_folder, out=tmp_path / "run", arch="torchvision/resnet18", schedule="constant", **settings)
+        train(
+            image_folder,
+            out=tmp_path / "run",
+            arch="torchvision/resnet18",
+            schedule="constant",
+            **settings,
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_torchvision_classifier_trains_on_grayscale_images(tmp_path):
-    settings = {"arch": "torchvision/mobilenet_v3_small", "epochs": 1, "limit_steps": 1, "progress": Silent()}
+    settings = {
+        "arch": "torchvision/mobilenet_v3_small",
+        "epochs": 1,
+        "limit_steps": 1,
+        "progress": Silent(),
+    }
     run = Run(train("digits", out=tmp_path / "run", **settings).run)
     spec = load_checkpoint(run.named_checkpoint("best")).model.spec
     assert (spec.in_channels, spec.image_size, spec.num_classes) == (1, 32, 10)

@@ -49,7 +49,13 @@ def test_augmentation_levels_set_the_recipe(side):
     recipe = replace(named_recipe("folder"), jitter=(0.3, 0.3, 0.3))
     assert apply_augmentation_level(recipe, side) == recipe
     none = apply_augmentation_level(replace(recipe, augment="none", cutmix=1.0, rotate=5.0), side)
-    assert (none.crop, none.flip, none.jitter, none.rotate, none.cutmix) == ("none", False, (0, 0, 0), 0, 0)
+    assert (none.crop, none.flip, none.jitter, none.rotate, none.cutmix) == (
+        "none",
+        False,
+        (0, 0, 0),
+        0,
+        0,
+    )
     light, strong = (apply_augmentation_level(replace(recipe, augment=level), side) for level in ("light", "strong"))
     assert light.jitter < strong.jitter
     assert apply_augmentation_level(light, side) == light

@@ -49,7 +49,15 @@ REST = {"optimizer": {"state": {}}, "scaler": {}}
 
 
 def test_the_training_state_survives_loading_with_weights_only():
-    state = TrainState(step=7, epoch=2, batch=3, seen=96, loss_sum=1.5, hits=40.0, history=[{"epoch": 1, "top1": 0.5}])
+    state = TrainState(
+        step=7,
+        epoch=2,
+        batch=3,
+        seen=96,
+        loss_sum=1.5,
+        hits=40.0,
+        history=[{"epoch": 1, "top1": 0.5}],
+    )
     file = io.BytesIO()
     torch.save({"position": state.to_dict(), **REST}, file)
     file.seek(0)
@@ -63,7 +71,8 @@ def test_a_new_epoch_resets_its_sums_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    "training", [{}, {"position": {}}, {**REST, "position": {"epoch_number": 1}}, {**REST, "position": 3}]
+    "training",
+    [{}, {"position": {}}, {**REST, "position": {"epoch_number": 1}}, {**REST, "position": 3}],
 )
 def test_a_training_state_of_other_software_is_refused(training):
     with pytest.raises(UserError, match="other software"):
@@ -173,8 +182,14 @@ def test_a_write_error_is_raised_at_the_next_step(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598"), "unexpected pos 704"),
-        (SafetensorError("Error while serializing: I/O error: No space left (os error 28)"), "No space left on device"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598"),
+            "unexpected pos 704",
+        ),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+            "No space left on device",
+        ),
     ],
 )
 def test_errors_of_libraries_about_a_full_disk_become_those_of_the_system(tmp_path, monkeypatch, error, message):

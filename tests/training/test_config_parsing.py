@@ -34,7 +34,8 @@ def test_invalid_durations_are_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "interval"), [("500", (500, None)), ("1", (1, None)), ("5m", (None, 300)), (None, (None, None))]
+    ("text", "interval"),
+    [("500", (500, None)), ("1", (1, None)), ("5m", (None, 300)), (None, (None, None))],
 )
 def test_intervals_are_parsed_to_steps_or_seconds(text, interval):
     assert parse_interval(text) == interval
@@ -42,5 +43,8 @@ def test_intervals_are_parsed_to_steps_or_seconds(text, interval):
 
 @pytest.mark.parametrize("text", ["0", "-5", "5.5", "five", "", "0m", "٣"])
 def test_invalid_intervals_are_refused(text):
-    with pytest.raises(UserError, match="--checkpoint-every must be a number of steps such as 500, or a time such as"):
+    with pytest.raises(
+        UserError,
+        match="--checkpoint-every must be a number of steps such as 500, or a time such as",
+    ):
         parse_interval(text)

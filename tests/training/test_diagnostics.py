@@ -17,7 +17,14 @@ HEALTHY = ([2.0, 1.5, 1.2, 1.0, 0.9], [1.9, 1.5, 1.3, 1.2, 1.19])
 
 def make_rows(train_losses, val_losses, **last):
     rows = [
-        {"epoch": i + 1, "step": 100 * (i + 1), "train_loss": t, "val_loss": v, "waiting": 0.0, "dead": {}}
+        {
+            "epoch": i + 1,
+            "step": 100 * (i + 1),
+            "train_loss": t,
+            "val_loss": v,
+            "waiting": 0.0,
+            "dead": {},
+        }
         for i, (t, v) in enumerate(zip(train_losses, val_losses, strict=True))
     ]
     rows[-1].update(last)
@@ -42,7 +49,11 @@ def test_a_healthy_run_raises_no_alarm():
             make_rows([2, 1.5, 1, 0.8, 0.6, 0.5, 0.4], [2, 1.5, 1.6, 1.7, 1.8, 1.7, 1.9]),
             "Since epoch 2 the validation loss",
         ),
-        ("dead", make_rows(*HEALTHY, dead={"relu1": 0.1, "relu6": 0.75}), "75% of the channels of relu6"),
+        (
+            "dead",
+            make_rows(*HEALTHY, dead={"relu1": 0.1, "relu6": 0.75}),
+            "75% of the channels of relu6",
+        ),
         ("waiting", make_rows(*HEALTHY, waiting=0.5), "waits for images 50% of the time"),
     ],
 )

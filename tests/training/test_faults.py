@@ -64,7 +64,8 @@ def assert_resumes(run: Path, uninterrupted: dict[str, object], fork_server: For
 
 
 @pytest.mark.parametrize(
-    "moment", ["write", *(pytest.param(m, marks=pytest.mark.slow) for m in ("rename", "validation"))]
+    "moment",
+    ["write", *(pytest.param(m, marks=pytest.mark.slow) for m in ("rename", "validation"))],
 )
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(moment, uninterrupted, fork_server, tmp_path):
     killed = None
@@ -130,7 +131,9 @@ def test_a_run_resumes_after_a_full_or_read_only_file_system(uninterrupted, fork
     try:
         run = disk / "run"
         training = Training(
-            ["train", str(uninterrupted["images"]), "--out", str(run), *SETTINGS], tmp_path / "log", fork_server
+            ["train", str(uninterrupted["images"]), "--out", str(run), *SETTINGS],
+            tmp_path / "log",
+            fork_server,
         )
         assert training.until(lambda: has_checkpoint(run))
         with (disk / "other").open("wb") as other:  # of another program

@@ -110,7 +110,12 @@ def starts() -> list[np.ndarray]:
     return [np.random.default_rng(i).normal(size=shape) for i, shape in enumerate(SHAPES)]
 
 
-def descend(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], rates: list[float], first: int = 0):
+def descend(
+    optimizer: torch.optim.Optimizer,
+    parameters: list[torch.Tensor],
+    rates: list[float],
+    first: int = 0,
+):
     """Yield copies of the parameters after each step."""
     for step, lr in enumerate(rates, first):
         for group in optimizer.param_groups:
@@ -277,7 +282,12 @@ def test_parameter_groups_and_their_rates():
     assert [(g["kind"], g["weight_decay"], g["fused"]) for g in plain.param_groups] == [
         ("weights", BASE.weight_decay, True), ("biases", BASE.weight_decay, True)
     ]  # fmt: skip
-    recipe = replace(HAND, decay_biases=False, optimizer="sgd2012", lr_changes=(ScheduleChange(2, ("conv1",), lr=0.0),))
+    recipe = replace(
+        HAND,
+        decay_biases=False,
+        optimizer="sgd2012",
+        lr_changes=(ScheduleChange(2, ("conv1",), lr=0.0),),
+    )
     ours = make_optimizer(network, recipe)
     assert isinstance(ours, SGD2012)
     # the order of the parameters is the same, so the optimizer state of either fits

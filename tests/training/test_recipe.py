@@ -35,7 +35,10 @@ def test_lr_changes_round_trip_through_json(tmp_path):
     assert read_recipe(tmp_path / "recipe.json") == recipe
     short = [{"epoch": 2, "layers": ["conv1"], "lr": 1}, ScheduleChange(3, bias_lr=0.5)]
     changed = with_settings(Recipe(), {"schedule": "constant", "lr_changes": short})
-    assert changed.lr_changes == (ScheduleChange(2, ("conv1",), lr=1.0), ScheduleChange(3, bias_lr=0.5))
+    assert changed.lr_changes == (
+        ScheduleChange(2, ("conv1",), lr=1.0),
+        ScheduleChange(3, bias_lr=0.5),
+    )
 
 
 def test_flags_are_part_of_the_recipe():
@@ -72,29 +75,47 @@ def test_settings_are_converted_to_their_types():
         ({"num_classes": 1}, "--num-classes must be at least 2"),
         ({"momentum": 0.0, "nesterov": True}, "Nesterov"),
         ({"scale": [0.9, 0.1]}, "scale must be two shares"),
-        ({"crop_group": 0}, r"The setting crop_group \(--set crop_group=…\) must be greater than 0"),
+        (
+            {"crop_group": 0},
+            r"The setting crop_group \(--set crop_group=…\) must be greater than 0",
+        ),
         ({"pca_noise": -0.1}, r"The setting pca_noise \(--set pca_noise=…\) must not be negative"),
         ({"pca_basis": "gray"}, "one of imagenet, own"),
         ({"crop_pct": 1.5}, "crop_pct must be a share"),
         ({"schedule": "one-cycle", "warmup": 1}, "one-cycle includes a warmup"),
-        ({"schedule": "plateau", "validate_on": "test"}, "would tune the learning rate on the test images"),
+        (
+            {"schedule": "plateau", "validate_on": "test"},
+            "would tune the learning rate on the test images",
+        ),
         ({"mean": [0.1, "x"]}, r"mean\[1\] cannot be 'x'; it must be a number"),
         ({"bias_lr_mult": -1}, "The setting bias_lr_mult .* must not be negative"),
         ({"pca_noise": float("inf")}, "The setting pca_noise .* must be a finite number"),
         ({"optimizer": "sgd2012", "nesterov": True}, "sgd2012 has no Nesterov form"),
         ({"optimizer": "adam"}, "optimizer cannot be 'adam'; it must be one of sgd, sgd2012"),
-        ({"lr_changes": [{"epoch": 2, "lr": 0.1}], "schedule": "cosine"}, "but --schedule cosine sets it too"),
+        (
+            {"lr_changes": [{"epoch": 2, "lr": 0.1}], "schedule": "cosine"},
+            "but --schedule cosine sets it too",
+        ),
         ({"lr_changes": {"epoch": 2}}, "it must be a list of changes"),
         ({"lr_changes": [3]}, r"lr_changes\[0\] cannot be 3; it must be an object with an epoch"),
         ({"lr_changes": [{"lr": 0.1}]}, "it must be an object with an epoch"),
         ({"lr_changes": [{"epoch": 2, "rate": 1}]}, r"There is no setting 'lr_changes\[0\]\.rate'"),
-        ({"lr_changes": [{"epoch": 2.5, "lr": 1}]}, r"lr_changes\[0\]\.epoch cannot be 2.5; it must be an integer"),
+        (
+            {"lr_changes": [{"epoch": 2.5, "lr": 1}]},
+            r"lr_changes\[0\]\.epoch cannot be 2.5; it must be an integer",
+        ),
         (
             {"lr_changes": [{"epoch": 2, "lr": "low"}]},
             r"lr_changes\[0\]\.lr cannot be 'low'; it must be a number or null",
         ),
-        ({"lr_changes": [{"epoch": 2, "layers": "conv1"}]}, "layers cannot be 'conv1'; it must be a list of strings"),
-        ({"lr_changes": [{"epoch": 2, "layers": [1]}]}, r"layers\[0\] cannot be 1; it must be a string"),
+        (
+            {"lr_changes": [{"epoch": 2, "layers": "conv1"}]},
+            "layers cannot be 'conv1'; it must be a list of strings",
+        ),
+        (
+            {"lr_changes": [{"epoch": 2, "layers": [1]}]},
+            r"layers\[0\] cannot be 1; it must be a string",
+        ),
     ],
 )
 def test_invalid_settings_are_refused(settings, message):
@@ -106,9 +127,18 @@ def test_invalid_settings_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ([{"epoch": 0, "lr": 1}], "The entry of lr_changes for epoch 0 comes before the first epoch; count"),
-        ([{"epoch": 5, "lr": 1}, {"epoch": 4, "lr": 1}], "The entry of lr_changes for epoch 4 follows one for epoch 5"),
-        ([{"epoch": 2, "layers": ["conv1"]}], "The entry of lr_changes for epoch 2 changes nothing; give it lr"),
+        (
+            [{"epoch": 0, "lr": 1}],
+            "The entry of lr_changes for epoch 0 comes before the first epoch; count",
+        ),
+        (
+            [{"epoch": 5, "lr": 1}, {"epoch": 4, "lr": 1}],
+            "The entry of lr_changes for epoch 4 follows one for epoch 5",
+        ),
+        (
+            [{"epoch": 2, "layers": ["conv1"]}],
+            "The entry of lr_changes for epoch 2 changes nothing; give it lr",
+        ),
         ([{"epoch": 2, "lr": -1}], "sets lr to -1.0; it must be finite and not negative"),
         ([{"epoch": 2, "pca_noise": float("nan")}], "sets pca_noise to nan"),
     ],
@@ -147,12 +177,28 @@ def test_tutorial_recipes_match_their_sources():
     seed = named_recipe("cifar10-seed")
     assert (seed.epochs, seed.lr, seed.momentum, seed.weight_decay) == (100, 0.01, 0.9, 5e-4)
     assert (seed.schedule, seed.lr_step_size, seed.lr_gamma) == ("step", 30, 0.1)
-    assert (seed.crop, seed.padding, seed.flip, seed.init, seed.batch_size) == ("pad", 4, True, "kaiming", None)
+    assert (seed.crop, seed.padding, seed.flip, seed.init, seed.batch_size) == (
+        "pad",
+        4,
+        True,
+        "kaiming",
+        None,
+    )
     assert seed.mean == (0.4914, 0.4822, 0.4465)
     assert seed.std == (0.2023, 0.1994, 0.2010)
     d2l = named_recipe("fashion-mnist-d2l")
     assert (d2l.arch, d2l.lr, d2l.momentum, d2l.weight_decay) == ("d2l", 0.01, 0.0, 0.0)
     assert (d2l.epochs, d2l.batch_size, d2l.init, d2l.schedule) == (10, 128, "xavier", "constant")
     vision = named_recipe("imagenet-torchvision")
-    assert (vision.epochs, vision.batch_size, vision.lr, vision.weight_decay) == (90, 256, 0.01, 1e-4)
-    assert (vision.crop, vision.crop_pct, vision.image_size, vision.flip) == ("resized", 224 / 256, 224, True)
+    assert (vision.epochs, vision.batch_size, vision.lr, vision.weight_decay) == (
+        90,
+        256,
+        0.01,
+        1e-4,
+    )
+    assert (vision.crop, vision.crop_pct, vision.image_size, vision.flip) == (
+        "resized",
+        224 / 256,
+        224,
+        True,
+    )

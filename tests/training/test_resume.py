@@ -19,7 +19,14 @@ from alexnet.training.checkpoints import TrainState
 from alexnet.training.progress import Silent
 from alexnet.training.resume import RunLock, find_latest_valid, remove_partial_files
 
-SETTINGS = {"width": 0.0625, "batch_size": 256, "epochs": 3, "precision": "fp32", "device": "cpu", "lr": 0.05}
+SETTINGS = {
+    "width": 0.0625,
+    "batch_size": 256,
+    "epochs": 3,
+    "precision": "fp32",
+    "device": "cpu",
+    "lr": 0.05,
+}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +116,8 @@ def test_a_run_with_only_damaged_checkpoints_is_refused(run):
     for folder in run.checkpoints():
         damage(folder / TRAINING, "empty")
     with pytest.raises(
-        UserError, match=r"All \d checkpoints of .* are damaged; delete .*to train again from the start"
+        UserError,
+        match=r"All \d checkpoints of .* are damaged; delete .*to train again from the start",
     ):
         resume(run.path, progress=Silent())
     shutil.rmtree(run.path / "checkpoints")
@@ -143,7 +151,8 @@ def test_a_read_error_does_not_quarantine_a_checkpoint(run, monkeypatch):
             patch.setattr("builtins.open", failing)
             patch.setattr("io.open", failing)
             with pytest.raises(
-                UserError, match=f"{newest.name}.* cannot be read .Input/output error.; it may still be intact"
+                UserError,
+                match=f"{newest.name}.* cannot be read .Input/output error.; it may still be intact",
             ):
                 resume(run.path, epochs="+1", progress=Silent())
         assert run.checkpoints()[0] == newest

@@ -30,7 +30,14 @@ from alexnet.training.signals import Interrupted
 from alexnet.training.trainer import Trainer
 from helpers import make_image_folder
 
-TINY = {"width": 0.125, "batch_size": 128, "epochs": 2, "precision": "fp32", "device": "cpu", "lr": 0.1}
+TINY = {
+    "width": 0.125,
+    "batch_size": 128,
+    "epochs": 2,
+    "precision": "fp32",
+    "device": "cpu",
+    "lr": 0.1,
+}
 
 
 def train_tiny(**settings):
@@ -61,13 +68,27 @@ def test_a_run_learns_and_leaves_all_its_files(small_run):
     assert summary["best"]["top1"] == max(r["top1"] for r in rows) > 0.3
     assert set(summary["best"]) == set(summary["final"]) == {"epoch", "top1", "top5", "val_loss"}
     assert {"epochs", "seconds", "images_per_second", "parameters"} <= set(summary)
-    keys = {"epoch", "train_loss", "train_top1", "val_loss", "top1", "top5", "lr", "images_per_second", "seconds"}
+    keys = {
+        "epoch",
+        "train_loss",
+        "train_top1",
+        "val_loss",
+        "top1",
+        "top5",
+        "lr",
+        "images_per_second",
+        "seconds",
+    }
     assert keys <= set(rows[0])
     for name in ("recipe.json", "env.json", "split.csv", "best", "last", "evaluation/val.parquet",
                  "evaluation/test.parquet"):  # fmt: skip
         assert (small_run / name).is_file(), name
     last = small_run / "checkpoints" / (small_run / "last").read_text().strip()
-    assert sorted(p.name for p in last.iterdir()) == ["model.json", "model.safetensors", "training.pt"]
+    assert sorted(p.name for p in last.iterdir()) == [
+        "model.json",
+        "model.safetensors",
+        "training.pt",
+    ]
     assert not any(p.name.startswith(".") for p in small_run.rglob("*"))
 
 
@@ -91,7 +112,14 @@ def test_deterministic_changes_nothing_on_the_cpu(tmp_path):
 
 def test_accumulation_takes_the_same_step(tmp_path):
     """Without batch norm, in four micro-batches (101 does not divide by 4) and with dropout."""
-    shared = {"norm": "none", "dropout": 0.5, "batch_size": 101, "lr": 0.01, "momentum": 0.5, "limit_steps": 13}
+    shared = {
+        "norm": "none",
+        "dropout": 0.5,
+        "batch_size": 101,
+        "lr": 0.01,
+        "momentum": 0.5,
+        "limit_steps": 13,
+    }
     plain = make_trainer(tmp_path / "a", **shared)
     accumulated = make_trainer(tmp_path / "b", accumulate=4, **shared)
     for trainer in (plain, accumulated):
@@ -104,7 +132,13 @@ def test_accumulation_takes_the_same_step(tmp_path):
 def test_a_step_equals_sgd_written_by_hand(tmp_path):
     """SGD with Nesterov momentum, weight decay, label smoothing and clipping."""
     trainer = make_trainer(
-        tmp_path, norm="none", dropout=0.0, label_smoothing=0.1, clip_norm=0.05, schedule="constant", decay_biases=False
+        tmp_path,
+        norm="none",
+        dropout=0.0,
+        label_smoothing=0.1,
+        clip_norm=0.05,
+        schedule="constant",
+        decay_biases=False,
     )
     recipe, train_set = trainer.recipe, trainer.setup.train
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
@@ -182,7 +216,9 @@ def test_lr_changes_added_to_a_finished_run_apply_when_resumed(tmp_path):
     run = Run(train_tiny(out=tmp_path / "run", epochs=1, schedule="constant", norm="none", lr=0.02).run)
     before = read_weights(run.path)
     recipe = replace(
-        read_recipe(run.recipe_json), epochs=2, lr_changes=(ScheduleChange(2, ("conv1",), lr=0.0, bias_lr=0.0),)
+        read_recipe(run.recipe_json),
+        epochs=2,
+        lr_changes=(ScheduleChange(2, ("conv1",), lr=0.0, bias_lr=0.0),),
     )
     momentum = read_training_state(run.named_checkpoint("last"))["optimizer"]["state"]
     run.recipe_json.write_text(recipe.to_json())

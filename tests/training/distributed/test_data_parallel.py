@@ -169,7 +169,10 @@ def count_reduced_gradients(accumulate: int) -> int:
 
 
 def test_gradients_are_reduced_once_a_step_with_accumulation(processes: Ranks) -> None:
-    plain, accumulated = processes(2, count_reduced_gradients, 1), processes(2, count_reduced_gradients, 4)
+    plain, accumulated = (
+        processes(2, count_reduced_gradients, 1),
+        processes(2, count_reduced_gradients, 4),
+    )
     assert plain == accumulated
     assert plain[0] == sum(p.numel() for p in make_trainer(SingleProcess(), PLAIN).model.parameters())
 
@@ -276,7 +279,10 @@ BATCH_NORM = {**SHORT, "norm": "batch", "epochs": 2, "limit_steps": 45}
 def train_batch_norm_run(folder: Path, stop: bool, every: str) -> None:
     with suppress(Interrupted):
         train(
-            "digits", out=folder, progress=StopAt() if stop else Silent(), **{**BATCH_NORM, "checkpoint_every": every}
+            "digits",
+            out=folder,
+            progress=StopAt() if stop else Silent(),
+            **{**BATCH_NORM, "checkpoint_every": every},
         )
 
 
@@ -310,10 +316,23 @@ def train_until_validation(folder: Path, data: Path, stop: bool) -> tuple[int, i
     """Train; with `stop`, rank 0, which has more to validate, receives a signal after its first validation batch."""
     evaluated: list[int] = []
     signaled = stop and os.environ["RANK"] == "0"
-    gather, grace, trainer.EVAL_GRACE_S = data_parallel.DataParallel.gather, trainer.EVAL_GRACE_S, 0.0
+    gather, grace, trainer.EVAL_GRACE_S = (
+        data_parallel.DataParallel.gather,
+        trainer.EVAL_GRACE_S,
+        0.0,
+    )
     try:
-        data_parallel.DataParallel.gather = lambda self, outputs: (evaluated.append(1), gather(self, outputs))[1]
-        train("folder", data=data, out=folder, progress=StopWhileValidating() if signaled else Silent(), **SHORT)
+        data_parallel.DataParallel.gather = lambda self, outputs: (
+            evaluated.append(1),
+            gather(self, outputs),
+        )[1]
+        train(
+            "folder",
+            data=data,
+            out=folder,
+            progress=StopWhileValidating() if signaled else Silent(),
+            **SHORT,
+        )
     except Interrupted as error:
         return error.exit_code, len(evaluated)
     finally:
@@ -387,14 +406,21 @@ def train_and_fail(folder: Path, kind: str, dist_timeout: float) -> tuple[str, s
     failing = os.environ["RANK"] == "1"
     began = time.monotonic()
     try:
-        train("digits", out=folder, progress=Failing(kind if failing else ""), **SHORT, dist_timeout=dist_timeout)
+        train(
+            "digits",
+            out=folder,
+            progress=Failing(kind if failing else ""),
+            **SHORT,
+            dist_timeout=dist_timeout,
+        )
     except Exception as error:
         return type(error).__name__, str(error), time.monotonic() - began
     raise AssertionError("no process has failed")
 
 
 @pytest.mark.parametrize(
-    ("kind", "dist_timeout"), [("bug", 120.0), ("error", 120.0), pytest.param("silent", 2.0, marks=pytest.mark.slow)]
+    ("kind", "dist_timeout"),
+    [("bug", 120.0), ("error", 120.0), pytest.param("silent", 2.0, marks=pytest.mark.slow)],
 )
 def test_no_process_waits_for_a_lost_one(processes: Ranks, tmp_path: Path, kind: str, dist_timeout: float) -> None:
     results = processes(2, train_and_fail, tmp_path / "run", kind, dist_timeout)
@@ -450,7 +476,9 @@ def read_with_error() -> tuple[int, str]:
         raise AssertionError("no error was raised")
 
 
-def test_an_unreadable_image_of_one_process_stops_all_before_the_same_step(processes: Ranks) -> None:
+def test_an_unreadable_image_of_one_process_stops_all_before_the_same_step(
+    processes: Ranks,
+) -> None:
     assert processes(2, read_with_error) == [(2, "cat.jpg cannot be read.")] * 2
 
 

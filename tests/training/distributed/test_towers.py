@@ -166,7 +166,12 @@ def compare_logits(name: str, image_size: int, num_classes: int, norm: str | Non
         torch.manual_seed(0)
         # Large enough weights for each tower to affect the logits of the other.
         full = create_model(
-            name, image_size=image_size, num_classes=num_classes, width=0.125, init="kaiming", norm=norm
+            name,
+            image_size=image_size,
+            num_classes=num_classes,
+            width=0.125,
+            init="kaiming",
+            norm=norm,
         ).eval()
         parallel.check(full.spec)
         half = parallel.shard_model(full)
@@ -211,7 +216,10 @@ def check_gradients() -> list[bool]:
         maps = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
         units = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
         last = towers._CrossTowerOutput(3, 5, tower).double()
-        joined = [lambda x: torch.cat(towers.exchange(x), 1).sin(), lambda x: torch.mul(*towers.exchange(x))]
+        joined = [
+            lambda x: torch.cat(towers.exchange(x), 1).sin(),
+            lambda x: torch.mul(*towers.exchange(x)),
+        ]
         cases = [(joined[0], maps), (joined[1], maps), (joined[0], units), (last, units)]
         return [gradcheck(together(layer), (x,), check_undefined_grad=False) for layer, x in cases]
 
@@ -334,7 +342,18 @@ def test_a_run_can_be_resumed_with_another_number_of_processes(tmp_path: Path, m
     recipe = {k: v for k, v in RECIPE.items() if k not in ("batch_size", "jitter")}
     start = replace(named_recipe("digits"), **recipe, batch_size=420)  # three steps an epoch
     Path("recipe.json").write_text(start.to_json())
-    two = torchrun(2, "train", "recipe.json", "--parallel", "towers", "--limit-steps", "3", "--out", "two", "--json")
+    two = torchrun(
+        2,
+        "train",
+        "recipe.json",
+        "--parallel",
+        "towers",
+        "--limit-steps",
+        "3",
+        "--out",
+        "two",
+        "--json",
+    )
     assert two.returncode == 0, two.stderr
     assert json.loads(two.stdout)["steps"] == 3  # one document: rank 1 prints nothing
     assert two.stderr.count("epoch 1/2") == 1
