@@ -175,7 +175,7 @@ def test_compiles_and_keeps_the_dtype_under_autocast() -> None:
 def test_export_uses_standard_operations() -> None:
     model = create_model("paper", num_classes=10, width=0.125).eval()
     x = torch.randn(2, 3, 224, 224)
-    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
     assert "alexnet" not in str(exported.graph)
     torch.testing.assert_close(exported.module()(x), model(x))
     with warnings.catch_warnings():

@@ -268,7 +268,7 @@ def test_compile_and_export() -> None:
     x = images(model)
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
     batch = torch.export.Dim("batch", min=1)
-    exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},), strict=False).module()
     more = images(model, 3)
     torch.testing.assert_close(exported(more), model(more))
 

@@ -169,7 +169,7 @@ def _torchscript(job: ExportJob, path: Path) -> dict[str, Any]:
 
 def _pt2(job: ExportJob, path: Path) -> dict[str, Any]:
     model, example, dynamic = to_convert(job.loaded.model, job.preprocess, job.half)
-    program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
+    program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,), strict=False)
     _save(path, lambda file: torch.export.save(program, file, extra_files={f"{KEY}.json": job.metadata()}))
     return {}
 
@@ -181,10 +181,10 @@ def _executorch(job: ExportJob, path: Path) -> dict[str, Any]:
     model, example, _ = to_convert(job.loaded.model, job.preprocess, job.half)
     example = example.new_zeros(CHUNK, *example.shape[1:])  # memory is planned for the batch size of the example
     dynamic = {0: torch.export.Dim("batch", min=1, max=CHUNK)}
-    program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
+    program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,), strict=False)
     if job.precision == "int8":
         model = _quantize_pt2e(program.module(), torch.from_numpy(job.calibration_input()))
-        program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
+        program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,), strict=False)
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     path.write_bytes(lowered.to_executorch().buffer)
     return {"most_at_once": CHUNK}
