@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet.cli.output import print_json
-from alexnet.device import Precision, available_devices, environment, free_memory, pick_device, pick_precision
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +52,8 @@ class Diagnosis:
         return {"healthy": self.healthy, **asdict(self)}
 
     def __str__(self) -> str:
+        from alexnet.device import free_memory
+
         env = self.environment
         lines = [
             ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version),
@@ -69,6 +70,8 @@ def examine() -> Diagnosis:
     """Try every device and precision of this machine."""
     import torch
 
+    from alexnet.device import available_devices, environment
+
     devices = [torch.device(name) for name in available_devices()]
     trials = [try_convolution(d, p) for d in devices for p in ("fp32", "bf16", "fp16")]
     return Diagnosis(environment(devices[0], 0), trials, _advice(trials))
@@ -77,6 +80,8 @@ def examine() -> Diagnosis:
 def try_convolution(device: torch.device, precision: str) -> Trial:
     """Run AlexNet's conv2 on a small image, forward and backward, and compare with float64 on the CPU."""
     import torch
+
+    from alexnet.device import Precision
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 16, 27, 27, generator=generator, dtype=torch.float64)
@@ -109,6 +114,7 @@ def _forward_backward(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, t
 def _advice(trials: list[Trial]) -> list[str]:
     import torch
 
+    from alexnet.device import pick_device, pick_precision
     from alexnet.models.build_kernel import KernelUnavailable
     from alexnet.models.lrn import load_c_kernel
 
