@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import os
 import site
 import socket
@@ -105,6 +106,7 @@ def test_disconnected_clients_leave_nothing_behind(
 ) -> None:
     request = post(encode_jpeg(size=(400, 300)))
     with running_uvicorn(models) as (port, server):
+        logging.getLogger("uvicorn").addHandler(caplog.handler)  # it does not propagate
         for i in range(60):
             with socket.create_connection(("127.0.0.1", port), 10) as client:
                 client.sendall(request[: int(len(request) * sent)])
