@@ -1,4 +1,4 @@
-"""Atomic and durable file writes, checksums, and printable file names.
+"""Atomic and durable file writes, typed reading of JSON, checksums, and printable file names.
 
 A file is written beside its target, flushed to disk and renamed over it, so that a reader, or a restart after a crash,
 finds either the old file or the new one.
@@ -6,14 +6,21 @@ finds either the old file or the new one.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
+
+from alexnet.errors import UserError, unknown_name
+
+T = TypeVar("T")
 
 PARTIAL = ".writing"  # suffix of unfinished files and prefix of unfinished folders; both are hidden
 
@@ -43,6 +50,51 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path, kind: type[T], where: str = "") -> T:
+    """Return the JSON file `path` as the type `kind`, as in `convert`. Raises `OSError` or `UserError`."""
+    where = where or str(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{where} is damaged or not JSON ({error}).") from error
+    return convert(value, kind, where)
+
+
+def convert(value: object, kind: type[T], where: str) -> T:
+    """Return `value`, as `json` parses it, as the type `kind`: a dataclass, a TypedDict, `dict[str, float]`, …
+
+    Types are strict, but a whole number may stand for a float, a list for a tuple and a string for a path. Unknown
+    keys of a dataclass are errors; those of a TypedDict are ignored. Raises `UserError`, which starts with `where`.
+    """
+    try:
+        converted = msgspec.convert(value, kind, dec_hook=_convert_path)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, UserError):  # from a dataclass's own checks
+            raise error.__cause__ from None
+        raise UserError(f"{where}: {str(error).replace('`', '')}.") from error
+    _check_keys(value, converted, where)
+    return converted
+
+
+def _convert_path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    raise ValueError(f"Expected {kind.__name__}, got {type(value).__name__}")
+
+
+def _check_keys(value: object, converted: object, where: str) -> None:
+    """Raise `UserError` for a key of `value` that is no field of the dataclass it was converted to."""
+    if isinstance(value, dict) and dataclasses.is_dataclass(converted):
+        names = [field.name for field in dataclasses.fields(converted)]
+        for key, entry in value.items():
+            if key not in names:
+                raise unknown_name("key", str(key), names, f" in {where}")
+            _check_keys(entry, getattr(converted, key), where)
+    elif isinstance(value, Sequence) and not isinstance(value, str) and isinstance(converted, Sequence):
+        for entry, result in zip(value, converted, strict=False):
+            _check_keys(entry, result, where)
 
 
 def fsync_file(path: Path) -> None:
