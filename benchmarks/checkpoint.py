@@ -20,8 +20,8 @@ import torch
 from common import save
 
 from alexnet.models.model import build
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
-from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.trainer import Trainer

@@ -22,10 +22,10 @@ import torch
 from common import save
 
 from alexnet.models.model import build
+from alexnet.progress import Silent
 from alexnet.rng import derive_seed
 from alexnet.run_dir import Run
 from alexnet.training.distributed import make_parallel
-from alexnet.training.progress import Silent
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training

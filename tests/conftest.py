@@ -15,10 +15,10 @@ from alexnet.checkpoint import save_model, update_model_json
 from alexnet.data.transforms import EvalTransform
 from alexnet.export.export import Export, Exporter
 from alexnet.export.parity import Parity
+from alexnet.progress import Silent
 from alexnet.runtimes.calibration import KEY, Calibration
 from alexnet.runtimes.manifest import FORMATS
 from alexnet.training.api import train
-from alexnet.training.progress import Silent
 from browser import CHROMIUM
 from helpers import CLASS_NAMES, make_confident_model, make_image, make_image_folder
 

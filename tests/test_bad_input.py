@@ -14,9 +14,9 @@ from PIL import Image
 
 from alexnet.checkpoint import read_training_state
 from alexnet.cli import run
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import train
-from alexnet.training.progress import Silent
 from helpers import make_image, make_image_folder
 
 

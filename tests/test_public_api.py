@@ -3,7 +3,7 @@
 import pytest
 
 import alexnet
-from alexnet.training.progress import Silent
+from alexnet.progress import Silent
 
 QUICK = {"epochs": 1, "limit_steps": 1, "width": 0.125, "batch_size": 256, "progress": Silent()}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from alexnet.device import rank
+from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.training import api as training
 from alexnet.training.api import TrainingResult
-from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
 
 

@@ -26,10 +26,10 @@ from alexnet.export.parity import ExportFailed, compute_reference, dataset_image
 from alexnet.files import sha256_file
 from alexnet.inference.evaluate import evaluate
 from alexnet.inference.predict import load
+from alexnet.progress import Silent
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import FORMATS, is_exported_model
 from alexnet.training.api import train
-from alexnet.training.progress import Silent
 from helpers import CLASS_NAMES, make_confident_model, make_image_folder
 
 KINDS = [

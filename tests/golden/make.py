@@ -41,10 +41,10 @@ from alexnet.data.decode import decode_crop, decode_image, image_size
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import train
 from alexnet.training.optim import schedule_at
-from alexnet.training.progress import Silent
 from alexnet.training.recipe import Recipe
 from alexnet.training.recipes import RECIPES
 from alexnet.training.setup import TrainSetup, prepare_training

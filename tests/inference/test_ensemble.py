@@ -19,9 +19,9 @@ from alexnet.inference.ensemble import _match_order, load_ensemble
 from alexnet.inference.evaluate import evaluate
 from alexnet.inference.load import is_run_reference
 from alexnet.inference.predict import load
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import train
-from alexnet.training.progress import Silent
 from helpers import make_image_folder
 
 QUICK = {"epochs": 1, "width": 0.125, "batch_size": 32, "limit_steps": 8, "progress": Silent()}

@@ -16,9 +16,9 @@ from alexnet.inference.calibration import ece, find_calibration
 from alexnet.inference.evaluate import evaluate, match_classes, run_network
 from alexnet.inference.metrics import compute_metrics
 from alexnet.models.model import create_model
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import train
-from alexnet.training.progress import Silent
 from helpers import make_image_folder
 
 

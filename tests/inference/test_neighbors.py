@@ -10,9 +10,9 @@ from alexnet.data.datasets import load_dataset
 from alexnet.errors import UserError
 from alexnet.inference.load import load_model
 from alexnet.inference.neighbors import INFO, VECTORS, find_similar, load_run_images, open_index, search
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
-from alexnet.training.progress import Silent
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -45,8 +45,9 @@ def test_training_image_finds_itself_first(small_run, tmp_path):
     loaded = load_model(run.path)
     part = load_dataset("digits", seed=0).splits["train"]
     images = [Image.fromarray(part.images[i, 0].numpy()) for i in (0, 500)]
-    messages = []
-    for found, i in zip(find_similar(loaded, images, top=4, device="cpu", log=messages.append), (0, 500), strict=True):
+    progress = Silent()
+    progress.log = (messages := []).append
+    for found, i in zip(find_similar(loaded, images, 4, device="cpu", progress=progress), (0, 500), strict=True):
         assert found[0].name == part.names[i]
         assert found[0].distance < 0.02 * found[1].distance  # float16
         assert [n.distance for n in found] == sorted(n.distance for n in found)
@@ -55,7 +56,7 @@ def test_training_image_finds_itself_first(small_run, tmp_path):
     stored = np.load(run.path / "index" / "fc7" / VECTORS, mmap_mode="r")
     assert stored.dtype == np.float16
     assert len(stored) == len(part)
-    find_similar(loaded, images[:1], device="cpu", log=messages.append)
+    find_similar(loaded, images[:1], device="cpu", progress=progress)
     assert len(messages) == 1  # now it exists
     np.testing.assert_array_equal(np.asarray(load_run_images(run, [part.names[3]])[0])[..., 0], part.images[3, 0])
 

@@ -11,10 +11,10 @@ import torch
 import alexnet
 from alexnet.checkpoint import load_checkpoint
 from alexnet.errors import UserError
+from alexnet.progress import Silent
 from alexnet.report.report import write_report
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
-from alexnet.training.progress import Silent
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
 from helpers import make_image, make_image_folder

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.models.model import build
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training import checkpoints
 from alexnet.training.checkpoints import Checkpoints, TrainState, wrap_write_errors
-from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.trainer import Trainer

@@ -13,10 +13,10 @@ import torch
 
 from alexnet.checkpoint import MODEL, TRAINING, WEIGHTS, load_checkpoint, read_training_state
 from alexnet.errors import UserError
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.checkpoints import TrainState
-from alexnet.training.progress import Silent
 from alexnet.training.resume import RunLock, find_latest_valid, remove_partial_files
 
 SETTINGS = {

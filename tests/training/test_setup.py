@@ -15,10 +15,10 @@ from alexnet.errors import UserError
 from alexnet.inference.evaluate import evaluate
 from alexnet.inference.predict import load
 from alexnet.models.model import build
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.manual_schedule import ScheduleChange
-from alexnet.training.progress import Silent
 from alexnet.training.recipe import Recipe, read_recipe
 from alexnet.training.setup import build_spec, prepare_training
 from alexnet.training.trainer import Trainer

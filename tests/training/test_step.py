@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from alexnet.data.augment import augment
 from alexnet.models.model import build
+from alexnet.progress import Silent
 from alexnet.training.optim import schedule_at
-from alexnet.training.progress import Silent
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import TrainSetup, class_weights, prepare_training

@@ -2,8 +2,8 @@
 
 import time
 
+from alexnet.progress import Silent
 from alexnet.training.api import resume, train
-from alexnet.training.progress import Silent
 from alexnet.training.recipe import read_recipe
 from alexnet.training.time_budget import TimeBudget
 

@@ -18,11 +18,11 @@ from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.inference.calibration import find_calibration
 from alexnet.models.model import build
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.checkpoints import TrainState
 from alexnet.training.manual_schedule import ScheduleChange
-from alexnet.training.progress import Silent
 from alexnet.training.recipe import read_recipe, with_settings
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training

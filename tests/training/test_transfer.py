@@ -11,10 +11,10 @@ import torch
 from alexnet.checkpoint import load_checkpoint
 from alexnet.errors import UserError
 from alexnet.models.model import create_model
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.optim import make_optimizer, schedule_at
-from alexnet.training.progress import Silent
 from alexnet.training.recipe import Recipe, read_recipe
 from alexnet.training.transfer import choose_frozen_layers, freeze, frozen_layers, weighted_layers
 from helpers import make_image_folder

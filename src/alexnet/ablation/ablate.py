@@ -23,9 +23,9 @@ from alexnet.ablation.claims import Arm, Claim, find_claim
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, write_json
 from alexnet.inference.evaluate import evaluate
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import train
-from alexnet.training.progress import Silent
 from alexnet.training.recipe import Recipe, with_settings
 from alexnet.training.recipes import named_recipe
 

@@ -1,6 +1,6 @@
 """The command line: one module per command, named after it.
 
-Read `arguments` (flags and help from a signature; the only user of tyro), `output` (tables, JSON, progress),
+Read `arguments` (flags and help from a signature; the only user of tyro), `output` (tables, JSON),
 then any command. Each command is a typed function that imports everything heavy inside, so that `alexnet --help` takes
 a fraction of a second. `run` turns errors into one sentence and an exit code: 0 done, 2 bad input, 1 a failure while
 running, 130 interrupted, 143 stopped by SIGTERM after a checkpoint.

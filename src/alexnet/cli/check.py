@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexnet.cli.output import MAX_LISTED, escape, print_json, print_list, print_table, progress
+from alexnet.cli.output import MAX_LISTED, escape, print_json, print_list, print_table
 from alexnet.errors import UserError
+from alexnet.progress import default_progress
 
 if TYPE_CHECKING:
     from alexnet.data.quality.findings import Findings
@@ -48,8 +50,8 @@ def check(
         check_target(fix, data)
     if html is not None and not html.parent.is_dir():
         raise UserError(f"There is no folder {html.parent} to write {html.name} into; create it first.")
-    with progress() as update:
-        found = check_dataset(data, labels, update)
+    with closing(default_progress()) as progress:
+        found = check_dataset(data, labels, progress)
     notes = write_cleaned(found, fix) if fix is not None else []
     if html is not None:
         from alexnet.report.check_page import write_page
@@ -69,8 +71,8 @@ def check(
 def _check_packed(data: Path, json: bool) -> None:
     from alexnet.data.quality.check import check_packed
 
-    with progress() as update:
-        found = check_packed(data, update)
+    with closing(default_progress()) as progress:
+        found = check_packed(data, progress)
     if json:
         print_json(found.to_dict())
         return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
 from alexnet.cli.output import log, print_json
+from alexnet.progress import default_progress
 
 
 def features(
@@ -31,15 +33,11 @@ def features(
         json: Print one JSON document.
     """
     from alexnet.inference.features import write_features
-    from alexnet.training.progress import default_progress
 
-    progress = default_progress()
-    try:
+    with closing(default_progress()) as progress:
         written = write_features(
-            run, data, out, layer=layer, checkpoint=checkpoint, device=device, progress=progress.update
+            run, data, out, layer=layer, checkpoint=checkpoint, device=device, progress=progress
         )  # fmt: skip
-    finally:
-        progress.close()
     if json:
         print_json(written.to_dict())
         return

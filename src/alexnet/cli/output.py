@@ -1,12 +1,11 @@
-"""What commands print: one JSON document or tables on stdout, logs and progress on stderr, from rank 0 only."""
+"""What commands print: one JSON document or tables on stdout, logs on stderr, from rank 0 only."""
 
 from __future__ import annotations
 
-import contextlib
 import json as jsonlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 MAX_LISTED = 10
@@ -62,31 +61,3 @@ def print_list(title: str, lines: list[str], limit: int = MAX_LISTED) -> None:
 def escape(text: str) -> str:
     """Return `text` on one line: file names may hold newlines and control characters."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a callback (done, total, task) that draws a progress bar on a terminal and prints tenths elsewhere."""
-    if not sys.stderr.isatty():
-        yield _log_tenths()
-        return
-    from alexnet.training.progress import Live
-
-    live = Live()
-    try:
-        yield live.update
-    finally:
-        live.close()
-
-
-def _log_tenths() -> Callable[[int, int, str], None]:
-    """Return a callback for logs and pipes: one line per tenth of a task of at least 5,000 items."""
-    logged: dict[str, int] = {}
-
-    def update(done: int, total: int, task: str) -> None:
-        tenth = 10 * done // total if total >= 5000 else -1
-        if tenth > logged.get(task, 0):
-            logged[task] = tenth
-            log(f"{task}: {done:,} of {total:,}")
-
-    return update

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from alexnet.cli.output import print_json, progress
+from alexnet.cli.output import print_json
+from alexnet.progress import default_progress
 
 
 def pack(
@@ -37,9 +39,9 @@ def pack(
     """
     from alexnet.data.shards.pack import pack_dataset
 
-    with progress() as update:
+    with closing(default_progress()) as progress:
         found = pack_dataset(
-            data, target, labels=labels, kind=format, size=size, quality=quality, workers=workers, progress=update
+            data, target, labels=labels, kind=format, size=size, quality=quality, workers=workers, progress=progress
         )
     if json:
         print_json(found)

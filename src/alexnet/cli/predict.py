@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 from alexnet.cli.eval import number_of_views
-from alexnet.cli.output import log, print_json, progress
+from alexnet.cli.output import log, print_json
 from alexnet.errors import UserError
+from alexnet.progress import default_progress
 
 
 def predict(
@@ -103,9 +105,9 @@ def _predict_to_file(
     networks = [model_id(run, options["checkpoint"], options["trust"]) for run in runs]
     request = {"networks": networks, "engine": options["engine"]}
     classifier = load_fast(runs, **options)
-    with progress() as update:
+    with closing(default_progress()) as progress:
         written = write_predictions(
-            classifier, paths, out, request, top=top, views=views, scales=scales, progress=update
+            classifier, paths, out, request, top=top, views=views, scales=scales, progress=progress
         )  # fmt: skip
     if json:
         print_json(written.to_dict())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
 from alexnet.cli.output import print_json
 from alexnet.errors import UserError
+from alexnet.progress import default_progress
 
 
 def show(
@@ -47,18 +49,14 @@ def show(
     """
     from alexnet.plots.show import KINDS
     from alexnet.plots.show import show as draw
-    from alexnet.training.progress import default_progress
 
     if kind is None:
         raise UserError(f"Name what to show: {', '.join(KINDS)}; run 'alexnet show --help' for details.")
-    progress = default_progress()
-    try:
+    with closing(default_progress()) as progress:
         file = draw(
             kind, what, out, theme, layer=layer, method=method, label=label, top=top, split=split,
-            checkpoint=checkpoint, device=device, progress=progress.update, log=progress.log,
+            checkpoint=checkpoint, device=device, progress=progress,
         )  # fmt: skip
-    finally:
-        progress.close()
     if json:
         print_json({"files": [str(file)]})
     else:

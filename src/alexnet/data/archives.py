@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from alexnet.data.dataset import Progress
 from alexnet.data.decode import IMAGE_SUFFIXES
 from alexnet.device import cache_dir
 from alexnet.errors import UserError
+from alexnet.progress import Progress
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Lowercase suffixes of supported archives."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +18,6 @@ RawImage = Path | bytes | np.ndarray
 
 SplitRows = list[tuple[str, str]]
 """Rows (image name, split) of `split.csv`."""
-
-Progress = Callable[[int, int, str], None]
-"""Called as progress(done, total, what) during long work."""
 
 
 @dataclass(frozen=True)

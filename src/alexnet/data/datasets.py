@@ -32,7 +32,7 @@ from torchvision.datasets.utils import check_integrity, check_md5, extract_archi
 from alexnet.data import image_folder
 from alexnet.data.archives import unpack_if_archive
 from alexnet.data.augment import Augment
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, Progress, SplitRows
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
 from alexnet.data.decode import BadImage, decode_crop, decode_image, image_size
 from alexnet.data.download import fetch
 from alexnet.data.shards.manifest import is_packed, open_packed
@@ -41,6 +41,7 @@ from alexnet.data.split import make_splits, order_splits
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cache_dir
 from alexnet.errors import UserError, unknown_name
+from alexnet.progress import Progress
 
 DATASETS = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
 

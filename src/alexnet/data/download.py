@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torchvision.datasets.utils import check_md5
 
-from alexnet.data.dataset import Progress
+from alexnet.progress import Progress
 
 TIMEOUT = 30  # seconds without a byte before a connection is considered broken
 TRIES = 3  # per URL and call

@@ -25,10 +25,11 @@ from typing import TypeVar
 import numpy as np
 
 from alexnet.data.archives import ARCHIVE_SUFFIXES, unpack_if_archive
-from alexnet.data.dataset import ImageFiles, Progress
+from alexnet.data.dataset import ImageFiles
 from alexnet.data.decode import IMAGE_SUFFIXES, check_image
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
+from alexnet.progress import Progress
 
 SPLIT_NAMES = {
     "train": "train",

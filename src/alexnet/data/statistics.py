@@ -16,12 +16,13 @@ import torch
 
 from alexnet import rng
 from alexnet.data.augment import Augment, ColorPCA
-from alexnet.data.dataset import ImageArrays, ImageFiles, Progress
+from alexnet.data.dataset import ImageArrays, ImageFiles
 from alexnet.data.datasets import decode_files
 from alexnet.data.loader import BatchLoader, FromFiles, InMemory
 from alexnet.data.shards.reader import PackedImages
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
+from alexnet.progress import Progress
 
 SAMPLE_SIZE = 1000  # files sampled for mean and standard deviation if the images stay on disk
 BATCH_SIZE = 32  # 50 MB of float64 at 256 pixels

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from alexnet.data.dataset import Progress
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, printable
 from alexnet.inference.predict import Prediction
+from alexnet.progress import Progress
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 PROGRESS_EVERY = 64  # images

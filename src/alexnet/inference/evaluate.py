@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, Progress
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.datasets import decode_files, load_dataset, load_for_evaluation
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
@@ -39,6 +39,7 @@ from alexnet.inference.calibration import confidence_metrics
 from alexnet.inference.crops import CENTER_CROP, Views, log_mean, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
 from alexnet.inference.metrics import compute_metrics, correct_at
+from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
 from alexnet.runtimes.exported import ExportedModel
@@ -65,7 +66,7 @@ def run_network(
     batches: BatchLoader,
     preprocess: EvalTransform,
     device: torch.device,
-    progress: Progress | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
     views: Views = CENTER_CROP,
 ) -> Outputs:
     """Return the logits of every image of `batches`, in float32; the model's training mode is restored afterwards.
@@ -80,7 +81,7 @@ def run_networks(
     networks: Sequence[tuple[nn.Module | Engine, EvalTransform]],
     batches: BatchLoader,
     device: torch.device,
-    progress: Progress | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
     views: Views = CENTER_CROP,
 ) -> list[Outputs]:
     """Run several networks, like `run_network`, on the same images, which are read once."""

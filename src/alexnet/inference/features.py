@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alexnet.data.dataset import Progress
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import SPLIT_NAMES, find_images, map_in_threads
 from alexnet.device import pick_device
@@ -30,6 +29,7 @@ from alexnet.inference.load import load_model
 from alexnet.models.model import AlexNet, Network
 from alexnet.models.spec import ACTIVATIONS, Layer, layers
 from alexnet.models.torchvision_models import TorchvisionNetwork, summarize_torchvision
+from alexnet.progress import Progress
 from alexnet.runtimes.engines import LoadedModel
 
 BATCH_SIZE = 128

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from alexnet.device import pick_device
 from alexnet.errors import UserError
 from alexnet.files import printable, write_json
 from alexnet.inference.evaluate import load_run_dataset
-from alexnet.inference.features import Features, Progress, extract_features, load_image
+from alexnet.inference.features import Features, extract_features, load_image
+from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import LoadedModel
 
@@ -95,25 +96,24 @@ def search(stored: np.ndarray, norms: np.ndarray, queries: np.ndarray, top: int)
 
 def find_similar(
     loaded: LoadedModel, images: Sequence[Any], top: int = 6, layer: str | None = None, device: str = "auto",
-    progress: Progress | None = None, log: Callable[[str], object] = lambda _: None,
+    progress: Progress | None = None,
 ) -> list[list[Neighbor]]:  # fmt: skip
     """Return the `top` training images nearest to each of `images` (paths, bytes or PIL images) in the space of
     `layer`.
 
-    The first call builds the index of the run, and reports it to `log`. Raises `UserError` for a network without a run,
-    and `BadImage` for an unreadable image.
+    The first call builds the index of the run. Raises `UserError` for a network without a run, and `BadImage` for an
+    unreadable image.
     """
     if top < 1:
         raise UserError(f"--top must be at least 1, not {top}.")
     pixels = torch.stack([load_image(loaded, image) for image in images])
-    index = open_index(loaded, layer, device, progress, log)
+    index = open_index(loaded, layer, device, progress)
     features, torch_device = Features(loaded.model, layer), next(loaded.model.parameters()).device
     return index.nearest(extract_features(features, loaded, pixels.to(torch_device)), top)
 
 
 def open_index(
     loaded: LoadedModel, layer: str | None = None, device: str = "auto", progress: Progress | None = None,
-    log: Callable[[str], object] = lambda _: None,
 ) -> Index:  # fmt: skip
     """Return the index of a run's training images at `layer` (fc7 by default); builds it unless this checkpoint
     has one. Raises `UserError`, also for a network without a run."""
@@ -124,7 +124,9 @@ def open_index(
     index = _read_index(folder, built_from)
     if index is None:
         source = load_run_dataset(loaded.run, progress)
-        log(f"Computing {features.layer} of {len(source.splits['train']):,} training images, once; kept in {folder}.")
+        if progress:
+            images = len(source.splits["train"])
+            progress.log(f"Computing {features.layer} of {images:,} training images, once; kept in {folder}.")
         _build_index(folder, loaded, features, source, built_from, device, progress)
         index = _read_index(folder, built_from)
         assert index is not None

@@ -13,7 +13,6 @@ from typing import Any
 
 from PIL import Image
 
-from alexnet.data.dataset import Progress
 from alexnet.data.decode import decode_image
 from alexnet.data.image_folder import SPLIT_NAMES, find_images
 from alexnet.errors import UserError, unknown_name
@@ -26,6 +25,7 @@ from alexnet.models.architectures import architecture as find_architecture
 from alexnet.models.spec import AlexNetSpec
 from alexnet.plots import architecture, curves, model, predictions
 from alexnet.plots.style import Draw, check_path, get_theme, save_figure
+from alexnet.progress import Progress
 from alexnet.run_dir import find_run
 from alexnet.runtimes.engines import LoadedModel
 
@@ -44,7 +44,6 @@ class Options:
     checkpoint: str = "best"
     device: str = "auto"
     progress: Progress | None = None
-    log: Callable[[str], object] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _similar(args: Sequence[str], options: Options) -> FigureFile:
     paths = _find_images(args[1:])
     queries = _predict(loaded, paths, 1)
     top = 6 if options.top is None else options.top
-    found = neighbors.find_similar(loaded, paths, top, options.layer, options.device, options.progress, options.log)
+    found = neighbors.find_similar(loaded, paths, top, options.layer, options.device, options.progress)
     assert loaded.run is not None  # find_similar raises otherwise
     images = iter(neighbors.load_run_images(loaded.run, [neighbor.name for row in found for neighbor in row]))
     rows = [[(neighbor, next(images)) for neighbor in row] for row in found]

@@ -25,12 +25,12 @@ from alexnet.errors import UserError
 from alexnet.files import atomic_write, printable, write_json, write_text
 from alexnet.inference.calibration import describe_calibration
 from alexnet.models.model import Network, build
+from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.run_dir import Run, find_run
 from alexnet.training.checkpoints import TrainState, hash_samples, wrap_write_errors
 from alexnet.training.config_parsing import parse_duration
 from alexnet.training.distributed import make_parallel
 from alexnet.training.optim import scale_for_2012_dropout, schedule_at
-from alexnet.training.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.training.recipe import Recipe, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
 from alexnet.training.resume import (

@@ -36,11 +36,11 @@ from alexnet.models.architectures import TORCHVISION
 from alexnet.models.model import Spec, specify
 from alexnet.models.modifications import apply_modifications
 from alexnet.models.spec import AlexNetSpec, layers
+from alexnet.progress import Progress
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.auto_config import apply_augmentation_level, choose_settings, describe_lr_scaling
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.manual_schedule import check_layers
-from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
 from alexnet.training.transfer import init_from_pretrained
 
@@ -202,7 +202,7 @@ def _load_data(recipe: Recipe, split: SplitRows | None, progress: Progress) -> I
         skip_bad=recipe.skip_bad,
         hold_out=recipe.validate_on == "val",
         split=split,
-        progress=progress.update,
+        progress=progress,
     )
     if recipe.num_classes not in (None, len(dataset.classes)):
         raise UserError(
@@ -282,7 +282,7 @@ def _decode_splits(
 ) -> dict[str, ImageArrays | ImageFiles]:
     """Decode all splits into memory: train at the size that random crops need, the others as they are evaluated."""
     return {
-        name: decode_files(part, geometry, augment if name == "train" else None, progress=progress.update)
+        name: decode_files(part, geometry, augment if name == "train" else None, progress=progress)
         if isinstance(part, ImageFiles)
         else part
         for name, part in dataset.splits.items()
@@ -315,7 +315,7 @@ def _measure_statistics(
         basis = IMAGENET_PCA
     own_image = recipe.mean_image == "own" and mean_image is None
     if own_image or (recipe.uses_pca_noise and basis is None):
-        found = compute_statistics(part, geometry, workers=workers, progress=progress.update)
+        found = compute_statistics(part, geometry, workers=workers, progress=progress)
         mean_image = found.mean_image if own_image else mean_image
         basis = basis or (color_pca(found.covariance) if recipe.uses_pca_noise else None)
     if basis is not None:

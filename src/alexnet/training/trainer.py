@@ -29,12 +29,12 @@ from alexnet.files import write_json, write_text
 from alexnet.inference import calibration
 from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.models.model import Network
+from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import KEY
 from alexnet.training.checkpoints import Checkpoints, TrainState, divergence_advice, hash_samples, wrap_write_errors
 from alexnet.training.diagnostics import dead_relus, find_alarms, save_image_grid
 from alexnet.training.optim import Hyperparameters, schedule_at
-from alexnet.training.progress import Progress
 from alexnet.training.setup import TrainSetup
 from alexnet.training.signals import Interrupted, StopSignal
 from alexnet.training.step import TrainStep
@@ -290,7 +290,7 @@ class Trainer:
         checks = iter(range(1, most_batches))  # none after the last batch
 
         def update(done: int, total: int, what: str) -> None:
-            self.progress.update(done, total, what)
+            self.progress(done, total, what)
             if next(checks, None) is not None:
                 self._check_stop()
 

@@ -17,8 +17,8 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError, unknown_name
 from alexnet.models.model import Network, Spec
 from alexnet.models.spec import AlexNetSpec
+from alexnet.progress import Progress
 from alexnet.runtimes.engines import LoadedModel
-from alexnet.training.progress import Progress
 from alexnet.training.recipe import Recipe
 
 HEAD_ONLY_MAX, FROZEN_CONVS_MAX = 50, 500  # images per class up to which --freeze auto does so

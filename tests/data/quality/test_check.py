@@ -116,8 +116,8 @@ def test_real_photographs(tmp_path):
         frozenset([done["exact copy"], done["the original of the exact copy"]]),
         frozenset([done["near copy"], done["the original of the near copy"]]),
     }
+    from alexnet.progress import Silent
     from alexnet.training.api import train
-    from alexnet.training.progress import Silent
 
     result = train(
         "folder", data=root, skip_bad=True, out=tmp_path / "run", image_size=32, width=0.125, epochs=1,

@@ -29,8 +29,8 @@ from alexnet.data.shards.reader import WORK
 from alexnet.data.statistics import compute_statistics
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
+from alexnet.progress import Silent
 from alexnet.training.api import train
-from alexnet.training.progress import Silent
 from helpers import make_image, make_image_folder
 
 

@@ -21,12 +21,12 @@ from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.cli import run as alexnet
 from alexnet.errors import ProcessLost, TrainingFailed, UserError
 from alexnet.models.model import build
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training import api, trainer
 from alexnet.training.api import resume, train
 from alexnet.training.distributed import data_parallel, make_parallel
 from alexnet.training.distributed.base import SingleProcess
-from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
@@ -307,7 +307,7 @@ class StopWhileValidating(StopAt):
     def step(self, *_: object) -> None:
         pass
 
-    def update(self, done: int, total: int, what: str) -> None:
+    def __call__(self, done: int, total: int, what: str) -> None:
         if what == "evaluating":
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -23,10 +23,10 @@ from alexnet.cli import run as alexnet
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.models.architectures import architecture
 from alexnet.models.model import build, create_model
+from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import train
 from alexnet.training.distributed import base, make_parallel, towers
-from alexnet.training.progress import Silent
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted

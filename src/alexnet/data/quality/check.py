@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from alexnet.data import image_folder
-from alexnet.data.dataset import ImageArrays, Progress
+from alexnet.data.dataset import ImageArrays
 from alexnet.data.datasets import load_known_layout
 from alexnet.data.image_folder import class_order, read_label_table
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
@@ -35,6 +35,7 @@ from alexnet.data.shards.manifest import PackedDataset, find_mismatches, open_pa
 from alexnet.data.shards.reader import FAILED
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
+from alexnet.progress import Progress
 
 _CHUNK = 128  # images per task of a process
 _MIN_FOR_PROCESSES = 1000  # images; fewer are inspected before new processes have started

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alexnet.data.dataset import ImageArrays, ImageFiles, Progress
+from alexnet.data.dataset import ImageArrays, ImageFiles
 from alexnet.data.image_folder import map_in_threads
 from alexnet.data.shards.reader import (
     FAILED,
@@ -33,6 +33,7 @@ from alexnet.data.shards.reader import (
 from alexnet.data.shards.writer import ShardResult, ShardTask, read_result
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, sha256_file
+from alexnet.progress import Progress
 
 FORMAT = "alexnet-pack-1"  # of pack.json; readers refuse other formats
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from alexnet.data import image_folder
-from alexnet.data.dataset import ImageArrays, ImageFiles, Progress
+from alexnet.data.dataset import ImageArrays, ImageFiles
 from alexnet.data.datasets import CIFAR10_ARCHIVE, load_known_layout
 from alexnet.data.decode import BadImage, image_size
 from alexnet.data.shards.manifest import FORMAT, Contents, find_mismatches, is_packed, open_packed, write_manifest
@@ -39,6 +39,7 @@ from alexnet.data.split import order_splits
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.files import write_text
+from alexnet.progress import Progress
 
 SIDE = 256
 """Default short side in pixels, unless the images are smaller."""

@@ -3,7 +3,7 @@
 import pytest
 
 from alexnet.errors import UserError
-from alexnet.training.progress import (
+from alexnet.progress import (
     Live,
     Plain,
     Silent,
@@ -40,7 +40,7 @@ def test_tensorboard_receives_the_curves(tmp_path):
 
 
 def test_a_missing_tensorboard_is_reported(monkeypatch):
-    monkeypatch.setattr("alexnet.training.progress.find_spec", lambda name: None)
+    monkeypatch.setattr("alexnet.progress.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         check_tensorboard()
 
@@ -48,13 +48,21 @@ def test_a_missing_tensorboard_is_reported(monkeypatch):
 def test_plain_prints_to_stderr_only(capsys):
     plain = Plain()
     plain.step(1, 2, 10, 20, 0.5, 0.5)
-    plain.update(1, 2, "reading")
+    plain(1, 2, "reading")
     plain.epoch(ROW, 20, "test")
     plain.close()
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
     assert "test top-1 75.00%" in err
+
+
+def test_plain_prints_tenths_of_long_tasks(capsys):
+    plain = Plain()
+    for done in range(0, 5001, 250):
+        plain(done, 5000, "reading")
+        plain(min(done, 4999), 4999, "evaluating")
+    assert capsys.readouterr().err.splitlines() == [f"reading: {500 * i:,} of 5,000" for i in range(1, 11)]
 
 
 def test_silent_prints_nothing(capsys):
@@ -65,7 +73,7 @@ def test_silent_prints_nothing(capsys):
 
 def test_live_keeps_messages_on_the_screen(capsys):
     live = Live()
-    live.update(5, 10, "reading images")
+    live(5, 10, "reading images")
     live.step(1, 2, 10, 20, None, None)
     live.step(1, 2, 20, 20, 0.5, 0.25)
     live.log("A [message] that stays.")

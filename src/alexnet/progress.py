@@ -1,4 +1,4 @@
-"""Progress display: a live progress bar on a terminal, one plain line per epoch otherwise; optionally TensorBoard.
+"""Progress of long work: a live bar on a terminal, plain lines otherwise; optionally TensorBoard.
 
 Everything goes to stderr; stdout is for results.
 """
@@ -16,13 +16,13 @@ from alexnet.errors import UserError
 
 
 class Progress(Protocol):
-    """Receives what training reports."""
+    """Receives what long work reports."""
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` items of a task other than training (`what`: reading, evaluating) are done."""
 
     def log(self, text: str) -> None:
         """Show a message that stays on the screen."""
-
-    def update(self, done: int, total: int, what: str) -> None:
-        """`done` of `total` items of a task other than training (`what`: reading, evaluating) are done."""
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
         """`done` of `total` images of the epoch are done; `loss` and `top1` are means over them."""
@@ -48,13 +48,19 @@ def epoch_line(row: dict[str, Any], epochs: int, split: str) -> str:
 
 
 class Plain:
-    """One line per epoch, for logs and pipes."""
+    """For logs and pipes: one line per epoch, and per tenth of any other task of at least 5,000 items."""
+
+    def __init__(self) -> None:
+        self._tenths: dict[str, int] = {}  # by task, the last one printed
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        tenth = 10 * done // total if total >= 5000 else 0
+        if tenth > self._tenths.get(what, 0):
+            self._tenths[what] = tenth
+            self.log(f"{what}: {done:,} of {total:,}")
 
     def log(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
-
-    def update(self, done: int, total: int, what: str) -> None:
-        pass
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
         pass
@@ -68,6 +74,9 @@ class Plain:
 
 class Silent(Plain):
     """No output, for tests and callers that read metrics.jsonl."""
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        pass
 
     def log(self, text: str) -> None:
         pass
@@ -92,11 +101,11 @@ class Live:
         self._began: tuple[int, float] | None = None  # images done, and time, at the first step shown
         self._bar.start()
 
+    def __call__(self, done: int, total: int, what: str) -> None:
+        self._bar.update(self._task, description=what, completed=done, total=total, text=f"{done:,}/{total:,}")
+
     def log(self, text: str) -> None:
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def update(self, done: int, total: int, what: str) -> None:
-        self._bar.update(self._task, description=what, completed=done, total=total, text=f"{done:,}/{total:,}")
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
         now = time.monotonic()
@@ -128,7 +137,10 @@ class WithTensorBoard:
 
         self._display = display
         self._writer = SummaryWriter(str(folder))
-        self.log, self.update, self.step = display.log, display.update, display.step
+        self.log, self.step = display.log, display.step
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        self._display(done, total, what)
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
         self._display.epoch(row, epochs, split)
