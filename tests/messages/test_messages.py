@@ -31,8 +31,8 @@ def test_texts_have_the_same_placeholders_in_both_languages(key):
 
 def test_every_text_is_used():
     package = Path(alexnet.__file__).parent
-    folders = [package / name for name in ("messages", "plots", "report")]
-    code = "".join(path.read_text() for folder in folders for path in folder.glob("*.py"))
+    folders = [package / name for name in ("messages", "plots", "report", "report/templates")]
+    code = "".join(path.read_text() for folder in folders for path in folder.glob("*.*") if path.suffix != ".json")
     used = set(re.findall(r"""["']([a-z0-9_]+)["']""", code))
     used |= {f"advice_{name}" for name in used} | {f"{name}_note" for name in used}  # composed from these
     used |= {f"split_{name}" for name in used}

@@ -40,7 +40,7 @@ def test_all_findings_are_shown(tmp_path):
         assert damaged[kind] in page, kind
     assert "<b>two splits</b> · <b>two labels</b>" in page
     assert "<h3>ant (" in page
-    assert "&#x27;cat &#x27;" in page  # distinct from 'cat'
+    assert "&#39;cat &#39;" in page  # distinct from 'cat'
     assert page.count("<figure>") == 2 + 12  # duplicates and augmented images
     assert "<circle" in page
     chinese = read_page(write_page(findings, tmp_path / "zh.html", "zh"))

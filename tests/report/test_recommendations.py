@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from alexnet.messages.translator import Translator, load_texts
-from alexnet.plots.confusion import Confusion
 from alexnet.report import recommendations
-from alexnet.report.calibration import measure_confidence
 from alexnet.report.recommendations import class_counts, recommend
 from alexnet.report.run_data import read_run_data
 from alexnet.training.recipe import FLAG_NAMES
@@ -25,8 +23,7 @@ def recommendations_for(path, **options):
     options = {"per_class": 300, **options, "recipe": MANY_IMAGES | options.get("recipe", {})}
     data = read_run_data(make_fake_run(path, **options))
     assert data.predictions is not None
-    confusion = Confusion.from_predictions(data.predictions.targets, data.predictions.predicted, data.classes)
-    found = recommend(data, confusion, measure_confidence(data, data.predictions))
+    found = recommend(data)
     for recommendation in found:
         for lang in ("en", "zh"):
             assert Translator(lang)("advice_" + recommendation.key, **recommendation.values)

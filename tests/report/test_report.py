@@ -66,7 +66,9 @@ def test_missing_parts_are_stated_and_the_rest_is_shown(tmp_path, skip_plots):
     run = make_fake_run(tmp_path / "run")
     page = write_report(run)[0].read_text()
     assert "can no longer be read" in page  # the images
-    assert re.search(r'<section id="filters">.*cannot be shown: [^<]*model', page)  # the weights
+    assert re.search(
+        r'<section id="filters">\s*<h2>[^<]*</h2>\s*<p [^<]*cannot be shown: [^<]*model', page
+    )  # the weights
     assert section_ids(page)[:5] == ["result", "next", "curves", "confusion", "classes"]
     (run.path / "evaluation" / "test.parquet").write_bytes(b"damaged")
     page = write_report(run)[0].read_text()

@@ -26,4 +26,7 @@ def test_missing_or_damaged_files_are_none(tmp_path):
     (run.path / "best").write_text("00000099\n")
     data = read_run_data(run)
     assert (data.predictions, data.metrics, data.env, data.classes) == (None, None, {}, ())
-    assert data.read_json("alarms.json") is None
+    assert (data.training_warnings, data.data_warnings) == ([], [])
+    (run.path / "alarms.json").write_text("[1]")
+    (run.path / "check.json").write_text("[")
+    assert (data.training_warnings, data.data_warnings) == ([], [])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -15,8 +16,7 @@ from alexnet.errors import UserError
 from alexnet.messages.translator import Translator
 from alexnet.plots.curves import metric_figure
 from alexnet.plots.style import Theme, new_panel, shorten
-from alexnet.report.html import Column, Page
-from alexnet.report.provenance import machine_name
+from alexnet.report.page import Column, Page, Values
 from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run
 
@@ -29,18 +29,18 @@ def write_comparison(runs: Sequence[Run], lang: str = "en", out: Path | None = N
     Return the path of the page, followed by those of its plots and tables. Raises `UserError` for fewer than two runs,
     a repeated run, or a run without a finished epoch.
     """
-    translate = Translator(lang)
     if len(runs) < 2 or len({run.path.resolve() for run in runs}) < len(runs):
         raise UserError("A comparison needs at least two different runs; name each of them once.")
     loaded = [read_run_data(run) for run in runs]
     names = [data.name for data in loaded]
     # folders of the same name are identified by their path
     by_name = {data.name if names.count(data.name) == 1 else str(data.run.path): data for data in loaded}
-    page = Page(out or runs[0].path / "comparison.html", translate("compared", n=len(runs)), translate)
-    page.add("result", lambda: _accuracies_html(page, by_name))
-    page.add("curves", lambda: _curves_html(page, by_name))
-    page.add("cost", lambda: _cost_html(page, by_name))
-    page.add("differ", lambda: _settings_html(page, by_name))
+    title = Translator(lang)("compared", n=len(runs))
+    page = Page(out or runs[0].path / "comparison.html", title, "compare.html", lang)
+    page.add("result", lambda: _result(page, by_name))
+    page.add("curves", lambda: _curves(page, by_name))
+    page.add("cost", lambda: _cost(page, by_name))
+    page.add("differ", lambda: _differ(page, by_name))
     return page.write()
 
 
@@ -68,7 +68,8 @@ def accuracy_difference(best: RunData, other: RunData) -> tuple[float, float, fl
     return mean, mean - margin, mean + margin
 
 
-def _accuracies_html(page: Page, runs: RunsByName) -> str:
+def _result(page: Page, runs: RunsByName) -> Values:
+    """Return the accuracy of each run, and by how much it is below that of the best one."""
     best_name = max(runs, key=lambda name: _top1(runs[name]))
     best = runs[best_name]
     rows: list[tuple[Any, ...]] = []
@@ -89,15 +90,13 @@ def _accuracies_html(page: Page, runs: RunsByName) -> str:
     ]  # fmt: skip
     if not compared:
         rows, columns = [row[:-3] for row in rows], columns[:-3]
-    notes = ""
-    if compared:
-        assert best.predictions is not None
-        notes += page.paragraph("behind_note", best=best_name, n=len(best.predictions.names))
-    if compared < len(runs) - 1:
-        notes += page.paragraph("different_images")
-    plot = page.plot("accuracy", lambda theme, translate: _intervals_figure(runs, theme, translate))
-    table = page.table("accuracies", columns, rows, sortable=True)
-    return f'{page.paragraph("compare_note")}<div class="plots">{plot}</div>{table}{notes}'
+    return {
+        "figure": page.plot("accuracy", lambda theme, translate: _intervals_figure(runs, theme, translate)),
+        "accuracies": page.table("accuracies", columns, rows, sortable=True),
+        "best": best_name,
+        "compared_images": len(best.predictions.names) if compared and best.predictions else 0,
+        "all_compared": compared == len(runs) - 1,
+    }
 
 
 def _top1(data: RunData) -> float:
@@ -123,23 +122,22 @@ def _intervals_figure(runs: RunsByName, theme: Theme, translate: Translator) -> 
 # ── curves, cost and settings ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _curves_html(page: Page, runs: RunsByName) -> str:
+def _curves(page: Page, runs: RunsByName) -> Values:
     histories = {name: data.history for name, data in runs.items()}
     splits = sorted({str(data.history[0]["split"]) for data in runs.values()})
 
-    def plot(name: str, train: str, val: str, minutes: bool = False) -> str:
+    def plot(name: str, train: str, val: str, minutes: bool = False) -> Markup:
         return page.plot(
             f"{name}-by-minutes" if minutes else name,
             lambda theme, translate: metric_figure(histories, train, val, theme, translate, translate(name), minutes),
         )
 
-    plots = plot("top1", "train_top1", "top1") + plot("top1", "train_top1", "top1", minutes=True)
-    plots += plot("loss", "train_loss", "val_loss")
-    note = page.paragraph("curves_note", split=" / ".join(map(page.translate.split, splits)))
-    return f'{note}<div class="plots">{plots}</div>'
+    accuracy = ("top1", "train_top1", "top1")
+    figures = [plot(*accuracy), plot(*accuracy, minutes=True), plot("loss", "train_loss", "val_loss")]
+    return {"figures": figures, "splits": " / ".join(map(page.translate.split, splits))}
 
 
-def _cost_html(page: Page, runs: RunsByName) -> str:
+def _cost(page: Page, runs: RunsByName) -> Values:
     columns = (
         Column("run", "long"), Column("epochs", ",d"), Column("time", "text"), Column("seconds", ",.1f"),
         Column("speed", ",.0f"), Column("architecture", "text"), Column("parameter_count", ",d"),
@@ -147,14 +145,14 @@ def _cost_html(page: Page, runs: RunsByName) -> str:
     )  # fmt: skip
     rows = [
         (name, s["epochs"], page.translate.duration(s["seconds"]), s["seconds"], s["images_per_second"], s["arch"],
-         s["parameters"], s["precision"], machine_name(data))
+         s["parameters"], s["precision"], data.machine)
         for name, data in runs.items()
         for s in (data.summary,)
     ]  # fmt: skip
-    return page.table("cost", columns, rows, sortable=True)
+    return {"costs": page.table("cost", columns, rows, sortable=True)}
 
 
-def _settings_html(page: Page, runs: RunsByName) -> str:
+def _differ(page: Page, runs: RunsByName) -> Values:
     """Return the settings of recipe.json that are not the same in all runs."""
     recipes = [data.recipe for data in runs.values()]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
@@ -163,7 +161,5 @@ def _settings_html(page: Page, runs: RunsByName) -> str:
         for key in keys
         if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)
     ]
-    if not rows:
-        return page.paragraph("same_settings")
     columns = (Column("setting", "text"), *(Column("", "long", name) for name in runs))
-    return page.table("settings", columns, rows)
+    return {"settings": page.table("settings", columns, rows) if rows else None}

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 
 from alexnet.inference.calibration import ece
-from alexnet.plots.calibration import Confidence
-from alexnet.plots.confusion import Confusion
 from alexnet.report.run_data import RunData
 from alexnet.training.recipe import FLAG_NAMES
 
@@ -33,14 +31,11 @@ class Recommendation:
     """Whether it is about a problem rather than a possible improvement."""
 
 
-def recommend(
-    data: RunData, confusion: Confusion | None = None, confidence: Confidence | None = None
-) -> list[Recommendation]:
+def recommend(data: RunData) -> list[Recommendation]:
     """Return the recommendations for a run, the most serious first; ten-crop evaluation if no rule has a command."""
     if failed := list(_check_failed(data)):
         return failed
-    found = [*_check_curves(data), *_check_data(data), *_check_classes(data, confusion)]
-    found += _check_confidence(data, confidence)
+    found = [*_check_curves(data), *_check_data(data), *_check_classes(data), *_check_confidence(data)]
     if not any(recommendation.command for recommendation in found):
         command = f"alexnet eval {shlex.quote(str(data.run.path))} --ten-crop"
         found.append(Recommendation("nothing", {}, command, warns=False))
@@ -157,7 +152,7 @@ def class_counts(data: RunData) -> dict[str, int]:
 # ── classes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_classes(data: RunData, confusion: Confusion | None) -> Iterator[Recommendation]:
+def _check_classes(data: RunData) -> Iterator[Recommendation]:
     if data.metrics is None or data.predictions is None:
         return
     measured = [c for c in data.metrics["per_class"] if c["n"] >= 5]
@@ -174,6 +169,7 @@ def _check_classes(data: RunData, confusion: Confusion | None) -> Iterator[Recom
             values |= {"own": counts.get(worst["label"], 0), "most": max(counts.values())}
             yield Recommendation("uneven", values)
     wrong = data.predictions.predicted != data.predictions.targets
+    confusion = data.confusion
     if confusion is not None and wrong.sum() >= 10 and len(data.classes) > 2:
         pairs = np.triu(confusion.counts + confusion.counts.T, 1)
         i, j = divmod(int(pairs.argmax()), len(pairs))
@@ -190,10 +186,11 @@ def _check_classes(data: RunData, confusion: Confusion | None) -> Iterator[Recom
 # ── confidence ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_confidence(data: RunData, confidence: Confidence | None) -> Iterator[Recommendation]:
+def _check_confidence(data: RunData) -> Iterator[Recommendation]:
     """Check the network's confidence, and how precisely its accuracy is known."""
     if data.metrics is None:
         return
+    confidence = data.confidence
     if confidence is not None and confidence.calibration is not None:
         correct, uncalibrated = confidence.correct, confidence.uncalibrated
         if ece(uncalibrated, correct) > 0.05:

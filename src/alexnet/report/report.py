@@ -1,36 +1,43 @@
 """`report.html` of a run: one self-contained file made from its folder.
 
+Each function `_…` computes the values of one section, whose HTML is the macro of that name in templates/report.html.
 Sections are independent: one that fails states why, and the others are still shown. Only the images of the examples are
 read from the dataset, once, and cached in the run folder.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 
 from alexnet.checkpoint import load_checkpoint
-from alexnet.messages.translator import Translator
-from alexnet.plots.calibration import Confidence
-from alexnet.plots.confusion import Confusion
+from alexnet.inference.calibration import ece
+from alexnet.plots.calibration import Confidence, coverage_figure, reliability_figure
+from alexnet.plots.confusion import Confusion, confusion_figure
 from alexnet.plots.curves import metric_figure
 from alexnet.plots.model import conv_weights, filter_tiles
-from alexnet.plots.predictions import Example, find_examples
-from alexnet.plots.style import Theme, show_image, tile_images
-from alexnet.report.calibration import calibration_html, measure_confidence
-from alexnet.report.confusion import classes_html, confusion_html
-from alexnet.report.html import Column, Page, escape_text
-from alexnet.report.provenance import augmented_html, machine_name, run_details_html, split_html
+from alexnet.plots.predictions import find_examples
+from alexnet.plots.style import Theme, shorten, show_image, tile_images
+from alexnet.report.images import image_url, load_thumbnails
+from alexnet.report.page import Column, Page, Table, Values
 from alexnet.report.recommendations import recommend
 from alexnet.report.run_data import RunData, read_run_data
-from alexnet.report.thumbnails import load_thumbnails
 from alexnet.run_dir import Run
 
 MAX_EXAMPLES = 12  # of mistakes, and of correct predictions
 MAX_BAD_FILES = 200
+MAX_PAIRS = 12
+MAX_ELEMENTS = 30  # classes up to which each cell of the confusion matrix is an element with its count
+THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+SHEET_WIDTH = 1200  # maximum width of the augmented batch, in pixels
 
 EPOCH_COLUMNS = (
     ("epoch", "epoch", ""), ("train_loss", "train_loss", ".4f"), ("train_top1", "train_top1", ".1%"),
@@ -46,153 +53,207 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
     Plots and tables are written to the folder of the same name next to it. Return the path of the report, then theirs.
     Raises `UserError` if no epoch has finished.
     """
-    translate = Translator(lang)
     data = read_run_data(run)
-    page = Page(out or run.path / "report.html", data.name, translate)
-    confusion = confidence = None
-    if data.predictions:
-        targets, predicted = data.predictions.targets, data.predictions.predicted
-        confusion = Confusion.from_predictions(targets, predicted, data.classes)
-        confidence = measure_confidence(data, data.predictions)
-    page.add("result", lambda: _result_html(page, data))
-    page.add("next", lambda: _recommendations_html(page, data, confusion, confidence))
-    page.add("alarms", lambda: _training_warnings_html(page, data))
-    page.add("warnings", lambda: _data_warnings_html(page, data))
-    page.add("curves", lambda: _curves_html(page, data))
-    if confusion and confidence:
-        page.add("confusion", lambda: confusion_html(page, confusion))
-        page.add("classes", lambda: classes_html(page, data, confusion))
-        page.add("mistakes", lambda: _examples_html(page, data, "mistakes"))
-        page.add("least_confident_correct", lambda: _examples_html(page, data, "least_confident_correct"))
-        page.add("calibration", lambda: calibration_html(page, data, confidence))
-    page.add("filters", lambda: _filters_html(page, data))
-    page.add("augmented", lambda: augmented_html(page, data))
-    page.add("split", lambda: split_html(page, data))
-    page.add("made", lambda: run_details_html(page, data))
+    page = Page(out or run.path / "report.html", data.name, "report.html", lang)
+    page.add("result", lambda: _result(data))
+    page.add("next", lambda: _next(page, data))
+    page.add("alarms", lambda: _alarms(data))
+    page.add("warnings", lambda: _warnings(page, data))
+    page.add("curves", lambda: _curves(page, data))
+    page.add("confusion", lambda: _confusion(page, data.confusion))
+    page.add("classes", lambda: _classes(page, data))
+    for which in ("mistakes", "least_confident_correct"):
+        page.add(which, functools.partial(_examples, page, data, which), macro="examples")
+    page.add("calibration", lambda: _calibration(page, data, data.confidence))
+    page.add("filters", lambda: _filters(page, data))
+    page.add("augmented", lambda: _augmented(data))
+    page.add("split", lambda: _split(page, data))
+    page.add("made", lambda: _made(page, data))
     return page.write()
 
 
-def _result_html(page: Page, data: RunData) -> str:
+# ── result and curves ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _result(data: RunData) -> Values:
     """Return the accuracy with its confidence interval and baselines."""
-    summary, metrics, translate = data.summary, data.metrics, page.translate
-    training = page.paragraph(
-        "epochs_done", best=summary["best"]["epoch"], epochs=summary["epochs"],
-        split=translate.split(summary["split"]), time=translate.duration(summary["seconds"]),
-        device=machine_name(data),
-    )  # fmt: skip
-    if not summary.get("complete", True):
-        training += page.paragraph("unfinished", run=shlex.quote(str(data.run.path)))
-    if metrics is None:
-        split = escape_text(translate.split(summary["split"]))
-        missing = page.paragraph("no_evaluation", "quiet", split=translate.split(data.split), run=data.run.path)
-        return f'<p class="headline">{summary["best"]["top1"]:.1%}</p><p>{split}</p>{missing}{training}'
-    low, high = metrics["interval"]
-    counts = [c["n"] for c in metrics["per_class"]]
-    majority = max(counts) / metrics["n"]
-    bar = (
-        f'<div class="scale" role="img" aria-label="{metrics["top1"]:.1%}">'
-        f'<div class="reached" style="width:{metrics["top1"]:.2%}"></div>'
-        f'<div class="range" style="left:{low:.2%};width:{high - low:.2%}"></div>'
-        f'<div class="guess" style="left:{majority:.2%}"></div></div>'
-    )
-    interval = page.paragraph(
-        "interval", low=low, high=high, top5=metrics["top5"], classes=len(counts), majority=majority,
-        chance=1 / len(counts),
-    )  # fmt: skip
-    digits = 2 if metrics["n"] >= 1000 else 1  # more would be noise
-    return (
-        f'<p class="headline">{metrics["top1"]:.{digits}%}</p>'
-        f"{page.paragraph('correct', n=metrics['n'], split=translate.split(data.split))}{bar}{interval}{training}"
-        f"{page.paragraph('scale', 'quiet')}"
-    )
+    majority = max(c["n"] for c in data.metrics["per_class"]) / data.metrics["n"] if data.metrics else None
+    return {
+        "summary": data.summary, "split": data.split, "metrics": data.metrics, "majority": majority,
+        "machine": data.machine, "run": data.run.path, "quoted_run": shlex.quote(str(data.run.path)),
+    }  # fmt: skip
 
 
-def _recommendations_html(page: Page, data: RunData, confusion: Confusion | None, confidence: Confidence | None) -> str:
-    items = ""
-    for found in recommend(data, confusion, confidence):
-        values = found.values
-        if "split" in values:
-            values = values | {"split": page.translate.split(values["split"])}
-        command = f"<pre>{escape_text(found.command)}</pre>" if found.command else ""
-        items += f"<li{' class=warn' if found.warns else ''}>{page.text('advice_' + found.key, **values)}{command}</li>"
-    return f'<ul class="advice">{items}</ul>'
+def _next(page: Page, data: RunData) -> Values:
+    found = recommend(data)
+    for one in found:
+        if "split" in one.values:
+            one.values["split"] = page.translate.split(one.values["split"])
+    return {"recommendations": found}
 
 
-def _training_warnings_html(page: Page, data: RunData) -> str:
-    """Return the warnings that training wrote to alarms.json: {epoch, kind, text} each."""
-    alarms = data.read_json("alarms.json") or []
-    items = "".join(f"<li class=warn>{page.text('at_epoch', n=a['epoch'], text=a['text'])}</li>" for a in alarms)
-    return f'<ul class="advice">{items}</ul>' if items else ""
+def _alarms(data: RunData) -> Values | None:
+    alarms = data.training_warnings
+    return {"alarms": alarms} if alarms else None
 
 
-def _data_warnings_html(page: Page, data: RunData) -> str:
-    """Return the warnings of `alexnet check`, if the run folder has them, and the unreadable files."""
-    check = data.read_json("check.json") or {}
-    body = "".join(f"<p>{escape_text(warning)}</p>" for warning in check.get("warnings", ()))
-    if data.bad_files:
-        columns = (Column("file", "long"), Column("reason", "long"))
-        body += page.paragraph("skipped_files", n=len(data.bad_files))
-        body += page.table("bad_files", columns, data.bad_files[:MAX_BAD_FILES])
-    return body
+def _warnings(page: Page, data: RunData) -> Values | None:
+    warnings, bad_files = data.data_warnings, data.bad_files
+    if not warnings and not bad_files:
+        return None
+    columns = (Column("file", "long"), Column("reason", "long"))
+    table = page.table("bad_files", columns, bad_files[:MAX_BAD_FILES]) if bad_files else None
+    return {"warnings": warnings, "bad_files": table, "count": len(bad_files)}
 
 
-def _curves_html(page: Page, data: RunData) -> str:
+def _curves(page: Page, data: RunData) -> Values:
     runs = {data.name: data.history}
 
-    def plot(name: str, train: str | None, val: str) -> str:
+    def plot(name: str, train: str | None, val: str) -> Markup:
         return page.plot(
             name, lambda theme, translate: metric_figure(runs, train, val, theme, translate, translate(name))
         )
 
-    plots = plot("loss", "train_loss", "val_loss") + plot("top1", "train_top1", "top1")
-    plots += plot("rate", None, "lr") + plot("speed", None, "images_per_second")
-    table = page.table(
-        "epochs", [Column(heading, form) for heading, _, form in EPOCH_COLUMNS],
-        [[epoch.get(key) for _, key, _ in EPOCH_COLUMNS] for epoch in data.history],
+    figures = [
+        plot("loss", "train_loss", "val_loss"), plot("top1", "train_top1", "top1"), plot("rate", None, "lr"),
+        plot("speed", None, "images_per_second"),
+    ]  # fmt: skip
+    columns = [Column(heading, form) for heading, _, form in EPOCH_COLUMNS]
+    rows = [[epoch.get(key) for _, key, _ in EPOCH_COLUMNS] for epoch in data.history]
+    return {"figures": figures, "epochs": page.table("epochs", columns, rows), "split": data.history[0]["split"]}
+
+
+# ── classes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _confusion(page: Page, confusion: Confusion | None) -> Values | None:
+    """Return the matrix and the most frequent confusions; write the figure.
+
+    Cells are elements up to `MAX_ELEMENTS` classes, else an image with one pixel per cell.
+    """
+    if confusion is None:
+        return None
+    page.plot("confusion", lambda theme, translate: confusion_figure(confusion, theme, translate))
+    columns = (Column("true", "text"), Column("predicted", "text"), Column("count", ",d"), Column("share", ".1%"))
+    pairs = confusion.most_frequent(MAX_PAIRS)
+    counts, n = confusion.counts, len(confusion.labels)
+    names = [shorten(label, 40) for label in confusion.labels]
+    cells = zip(*(a.ravel().tolist() for a in (counts, confusion.strengths, confusion.diagonal)), strict=True)
+    return {
+        "names": names,
+        "cell_px": 34 if n <= 12 else 26 if n <= MAX_ELEMENTS else 14 if n <= 60 else max(2, 640 // n),
+        "cells": list(cells) if n <= MAX_ELEMENTS else [],
+        "pixels": None if n <= MAX_ELEMENTS else image_url(_draw_cells(confusion), "PNG", optimize=True),
+        "matrix": {
+            "names": names,
+            "text": page.translate("cell"),
+            "cells": [{int(j): int(row[j]) for j in np.flatnonzero(row)} for row in counts],
+        },
+        "pairs": page.table("confusions", columns, pairs) if pairs else None,
+    }
+
+
+def _draw_cells(confusion: Confusion) -> Image.Image:
+    """Draw one pixel per cell, transparent where the count is 0, in colors that suit both themes."""
+    rgba = np.empty((*confusion.counts.shape, 4), np.uint8)
+    rgba[..., :3] = np.where(confusion.diagonal[..., None], (43, 140, 204), (226, 110, 20))
+    rgba[..., 3] = np.round(255 * confusion.strengths)
+    return Image.fromarray(rgba)
+
+
+def _classes(page: Page, data: RunData) -> Values | None:
+    """Return a table of the classes, the lowest F1 first."""
+    if data.metrics is None or data.confusion is None:
+        return None
+    mistaken_for = data.confusion.mistaken_for()
+    columns = (
+        Column("class", "text"), Column("images", ",d"), Column("precision", ".1%"), Column("recall", ".1%"),
+        Column("f1", ".3f"), Column("", "bar"), Column("mistaken_for", "text"), Column("count", ",d"),
     )  # fmt: skip
-    note = page.paragraph("curves_note", split=page.translate.split(data.history[0]["split"]))
-    return f'{note}<div class="plots">{plots}</div>{page.details("every_epoch", table)}'
+    rows = [
+        (c["label"], c["n"], c["precision"], c["recall"], c["f1"], c["f1"], *mistaken_for.get(c["label"], ("", None)))
+        for c in sorted(data.metrics["per_class"], key=lambda c: c["f1"])
+    ]
+    return {"results": page.table("classes", columns, rows, sortable=True)}
 
 
-def _examples_html(page: Page, data: RunData, which: str) -> str:
-    """Return `mistakes` or `least_confident_correct` as images with captions, and write them as a table."""
-    assert data.predictions is not None
+def _examples(page: Page, data: RunData, which: str) -> Values | None:
+    """Return `mistakes` or `least_confident_correct` with their images, and write them as a table."""
     found = data.predictions
+    if found is None:
+        return None
     mistakes, correct = find_examples(found.names, found.targets, found.logits, data.classes, MAX_EXAMPLES)
     examples = mistakes if which == "mistakes" else correct
     if not examples:
-        return page.paragraph("no_mistakes") if which == "mistakes" else ""
+        return {"note": "no_mistakes", "examples": [], "images_missing": ""} if which == "mistakes" else None
     columns = (Column("file", "long"), Column("true", "text"), Column("predicted", "text"), Column("confidence", ".1%"))
     page.table(which, columns, [(e.name, e.true, e.predicted, e.confidence) for e in examples])
-    folder = data.run.path / "report" / "images"
-    thumbnails = load_thumbnails(data.run, [example.name for example in examples], folder)
-    missing = page.paragraph("images_missing", "quiet", why=thumbnails.error) if thumbnails.error else ""
-    body = "".join(
-        f"<figure>{thumbnails.html(example.name)}{_caption_html(page, example)}</figure>" for example in examples
-    )
-    return f'{page.paragraph(which + "_note")}{missing}<div class="examples">{body}</div>'
+    urls, error = load_thumbnails(data.run, [e.name for e in examples], data.run.path / "report" / "images")
+    return {
+        "note": f"{which}_note", "examples": [(e, urls.get(e.name)) for e in examples], "images_missing": error,
+    }  # fmt: skip
 
 
-def _caption_html(page: Page, example: Example) -> str:
-    key = "correct_prediction" if example.predicted == example.true else "wrong_prediction"
-    caption = page.text(key, predicted=example.predicted, p=example.confidence, true=example.true)
-    return f"<figcaption><b>{caption}</b><br>{escape_text(example.name)}</figcaption>"
+# ── confidence ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _filters_html(page: Page, data: RunData) -> str:
+def _calibration(page: Page, data: RunData, confidence: Confidence | None) -> Values | None:
+    """Return the calibration errors in sentences, two plots, and the table of thresholds."""
+    if confidence is None:
+        return None
+    translate, calibration, correct = page.translate, confidence.calibration, confidence.correct
+    mean, error = confidence.uncalibrated.mean(), ece(confidence.uncalibrated, correct)
+    sentences = [translate("ece", mean=mean, top1=correct.mean(), ece=error)]
+    if calibration is None:
+        sentences.append(translate("not_calibrated", why=confidence.note))
+    else:
+        fitted_on = translate.split(calibration.split)
+        accepted = ~calibration.is_unsure(confidence.reported)
+        error = ece(confidence.reported, correct)
+        sentences += [
+            translate("temperature", t=calibration.temperature, ece=error, split=fitted_on),
+            translate("threshold", threshold=calibration.threshold, share=accepted.mean(),
+                      split=translate.split(data.split)),
+        ]  # fmt: skip
+        if accepted.any():
+            sentences.append(translate("accepted", accuracy=correct[accepted].mean()))
+        if not accepted.all():
+            sentences.append(translate("rejected", accuracy=correct[~accepted].mean()))
+        if confidence.note:
+            sentences.append(translate("fitted_now", split=fitted_on))
+    figures = [
+        page.plot("calibration", lambda theme, translate: reliability_figure(confidence, theme, translate)),
+        page.plot("coverage", lambda theme, translate: coverage_figure(confidence, theme, translate)),
+    ]
+    return {"sentences": sentences, "figures": figures, "thresholds": _thresholds(page, confidence)}
+
+
+def _thresholds(page: Page, confidence: Confidence) -> Table:
+    """Return coverage and accuracy at several thresholds, including that of the calibration."""
+    thresholds = {*THRESHOLDS, *([confidence.calibration.threshold] if confidence.calibration else [])}
+    rows = []
+    for threshold in sorted(thresholds):
+        accepted = confidence.reported >= threshold
+        rows.append((threshold, accepted.mean(), confidence.correct[accepted].mean() if accepted.any() else None))
+    columns = (Column("confidence", ".1%"), Column("accepted_share", ".1%"), Column("accepted_accuracy", ".1%"))
+    return page.table("thresholds", columns, rows)
+
+
+# ── filters ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _filters(page: Page, data: RunData) -> Values | None:
     """Return the filters of the first convolution on the image, as in figure 3 of the paper."""
     best = data.run.named_checkpoint("best")
     if best is None:
-        return ""
+        return None
     by_layer = conv_weights(load_checkpoint(best).model)
     name = next((name for name, weights in by_layer.items() if weights.shape[1] in (1, 3)), None)
     if name is None:
-        return page.paragraph("no_filters")
+        return {"name": None, "weights": None, "figure": None}
     weights = by_layer[name]
-    n, channels, k, _ = weights.shape
     figure = page.plot("filters", lambda theme, _: _filters_figure(weights, theme))
-    note = page.paragraph("filters_note", name=name, n=n, k=k, channels=channels)
-    return f'{note}<div class="plots full">{figure}</div>'
+    return {"name": name, "weights": weights.shape, "figure": figure}
 
 
 def _filters_figure(weights: np.ndarray, theme: Theme) -> Figure:
@@ -204,3 +265,56 @@ def _filters_figure(weights: np.ndarray, theme: Theme) -> Figure:
     figure = Figure(figsize=(6, 6 * grid.shape[0] / grid.shape[1]))
     show_image(figure.add_axes((0, 0, 1, 1)), grid, interpolation="none", aspect="auto")
     return figure
+
+
+# ── where the result comes from ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _augmented(data: RunData) -> Values | None:
+    """Return the augmented batch that training saved; None if there is none."""
+    path = data.run.path / "augmented.png"
+    if not path.is_file():
+        return None
+    image = Image.open(path).convert("RGB")
+    if image.width > SHEET_WIDTH:
+        image = ImageOps.contain(image, (SHEET_WIDTH, 4 * SHEET_WIDTH))
+    return {"url": image_url(image, quality=85)}
+
+
+def _split(page: Page, data: RunData) -> Values:
+    """Return where the data is, how it was split, and the number of images in each split."""
+    counts = ({data.split: data.metrics["n"]} if data.metrics else {}) | data.split_counts
+    rows = [(page.translate.split(name), counts[name]) for name in ("train", "val", "test") if name in counts]
+    columns = (Column("split_name", "text"), Column("images", ",d"))
+    return {
+        "source": data.recipe.get("data") or data.recipe.get("dataset", ""),
+        "seed": data.recipe.get("seed", 0) if data.split_counts else None,
+        "training_images": data.training_images,
+        "counts": page.table("split", columns, rows) if rows else None,
+    }
+
+
+def _made(page: Page, data: RunData) -> Values:
+    """Return network, time, machine, versions, settings, and the command that repeats the run."""
+    translate, summary, env = page.translate, data.summary, data.env
+    preprocess: dict[str, Any] = data.model.get("preprocess", {})
+    memory = [epoch["memory"] for epoch in data.history if epoch.get("memory")]
+    versions = [f"{name} {version}" for name, version in env.get("versions", {}).items() if version]
+    details = {
+        "architecture": f"{summary['arch']}, {translate('parameters', n=summary['parameters'])}",
+        "input": "{}×{}×{}".format(preprocess.get("channels", "?"), *[preprocess.get("size", "?")] * 2),
+        "time": translate(
+            "time_value", time=translate.duration(summary["seconds"]), epochs=summary["epochs"],
+            speed=summary["images_per_second"],
+        ),
+        "numeric_precision": translate("on_device", precision=summary["precision"], device=summary["device"]),
+        "memory": f"{max(memory) / 2**30:.1f} GiB" if memory else "",
+        "machine": translate("cores", machine=data.machine, cores=env.get("cores", "?")),
+        "system": env.get("platform"), "versions": ", ".join(versions), "revision": env.get("git"),
+    }  # fmt: skip
+    again = f"alexnet train {shlex.quote(str(data.run.recipe_json))}"
+    return {
+        "details": details,
+        "commands": {"command": env.get("command"), "again": again},
+        "recipe": json.dumps(data.recipe, indent=2, ensure_ascii=False),
+    }

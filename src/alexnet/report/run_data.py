@@ -6,7 +6,6 @@ Only the finished epochs are required; every other part may be missing or damage
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +18,15 @@ import numpy as np
 from alexnet.checkpoint import MODEL
 from alexnet.data.split import read_split
 from alexnet.errors import UserError
-from alexnet.inference.metrics import compute_metrics
+from alexnet.files import read_json
+from alexnet.inference.calibration import find_calibration
+from alexnet.inference.metrics import compute_metrics, correct_at
+from alexnet.plots.calibration import Confidence
+from alexnet.plots.confusion import Confusion
 from alexnet.run_dir import Run
+
+Document = dict[str, Any]
+"""A JSON document of a run folder."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,12 @@ class RunData:
     """A run with at least one finished epoch."""
 
     run: Run
-    history: list[dict[str, Any]]
+    history: list[Document]
     """The lines of metrics.jsonl, one per epoch."""
-    summary: dict[str, Any]
-    recipe: dict[str, Any]
-    env: dict[str, Any]
-    model: dict[str, Any]
+    summary: Document
+    recipe: Document
+    env: Document
+    model: Document
     """model.json of the best checkpoint; empty if it is missing."""
     split: str
     """The split that is reported: test if there is one, else val."""
@@ -69,12 +75,38 @@ class RunData:
     def classes(self) -> tuple[str, ...]:
         return tuple(map(str, self.model.get("classes", ())))
 
+    @property
+    def machine(self) -> str:
+        """The GPU or CPU that the run trained on."""
+        return str(self.env.get("gpu") or self.env.get("cpu") or self.summary.get("device", "?"))
+
     @cached_property
-    def metrics(self) -> dict[str, Any] | None:
+    def metrics(self) -> Document | None:
         """The metrics of `predictions`, as `compute_metrics` returns them; None without predictions."""
         if self.predictions is None:
             return None
         return compute_metrics(self.predictions.logits, self.predictions.targets, self.classes)
+
+    @cached_property
+    def confusion(self) -> Confusion | None:
+        """The confusion matrix of `predictions`; None without predictions."""
+        if self.predictions is None:
+            return None
+        return Confusion.from_predictions(self.predictions.targets, self.predictions.predicted, self.classes)
+
+    @cached_property
+    def confidence(self) -> Confidence | None:
+        """The confidence of `predictions`, None without them; a damaged calibration counts as none."""
+        if self.predictions is None:
+            return None
+        try:
+            calibration, note = find_calibration(self.run.named_checkpoint("best"), self.run)
+        except UserError as error:
+            calibration, note = None, str(error)
+        logits = self.predictions.logits
+        calibrated = calibration.confidence(logits) if calibration else None
+        correct = correct_at(logits, self.predictions.targets, 1)
+        return Confidence(correct, self.predictions.confidence, calibrated, calibration, note)
 
     @cached_property
     def split_counts(self) -> dict[str, int]:
@@ -102,9 +134,15 @@ class RunData:
         except (OSError, csv.Error):
             return []
 
-    def read_json(self, name: str) -> Any:
-        """Return the contents of the JSON file `name` of the run folder; None if it is missing or damaged."""
-        return _read_json(self.run.path / name)
+    @property
+    def training_warnings(self) -> list[Document]:
+        """What training wrote to alarms.json: epoch, kind and text of each warning."""
+        return _read_list(self.run.path / "alarms.json")
+
+    @property
+    def data_warnings(self) -> list[str]:
+        """The warnings of `alexnet check`, if the run folder has its check.json."""
+        return list(_read_document(self.run.path / "check.json").get("warnings", ()))
 
 
 def read_run_data(run: Run) -> RunData:
@@ -116,10 +154,10 @@ def read_run_data(run: Run) -> RunData:
         best = run.named_checkpoint("best")
     except UserError:
         best = None
-    model = (_read_json(best / MODEL) if best else None) or {}
+    model = _read_document(best / MODEL) if best else {}
     split = "test" if "test" in summary else str(summary["split"])
     return RunData(
-        run, history, summary, _read_json(run.recipe_json) or {}, _read_json(run.path / "env.json") or {}, model, split,
+        run, history, summary, _read_document(run.recipe_json), _read_document(run.path / "env.json"), model, split,
         _read_predictions(run, split, len(model.get("classes", ()))),
     )  # fmt: skip
 
@@ -134,8 +172,16 @@ def _read_predictions(run: Run, split: str, classes: int) -> Predictions | None:
     return Predictions(*stored)
 
 
-def _read_json(path: Path) -> Any:
+def _read_document(path: Path) -> Document:
+    """Return a JSON object; an empty one if the file is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        return read_json(path, Document)
+    except (OSError, UserError):
+        return {}
+
+
+def _read_list(path: Path) -> list[Document]:
+    try:
+        return read_json(path, list[Document])
+    except (OSError, UserError):
+        return []

@@ -1,38 +1,49 @@
-"""Thumbnails of a run's images for its report, cached in the run folder so that they outlive the dataset."""
+"""Images in pages, as data URLs; thumbnails of a run's images are cached in its folder and outlive the dataset."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import json
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
-from alexnet.files import atomic_write
+from alexnet.errors import UserError
+from alexnet.files import atomic_write, read_json
 from alexnet.inference.neighbors import load_run_images
-from alexnet.report.html import data_url
 from alexnet.run_dir import Run
 
 SIDE = 224  # pixels of the longer side: shown at 112 in the page, sharp on high-density screens
 
 
-@dataclass(frozen=True)
-class Thumbnails:
-    """Data URLs by image name, and why others are missing."""
-
-    urls: dict[str, str]
-    error: str = ""
-
-    def html(self, name: str) -> str:
-        """Return an `img` element, or nothing if the image is missing."""
-        return f'<img alt="" src="{self.urls[name]}">' if name in self.urls else ""
+def data_url(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def load_thumbnails(run: Run, names: Sequence[str], folder: Path) -> Thumbnails:
-    """Load thumbnails of the images that evaluations call `names`, from `folder` or, if they are not cached there yet,
-    from the dataset."""
+def image_url(image: Image.Image, form: str = "JPEG", **options: Any) -> str:
+    """Return an image as a data URL of a JPEG or PNG file; `options` are those of Pillow's `save`."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return data_url(f"image/{form.lower()}", file.getvalue())
+
+
+def fit_square(image: Image.Image, side: int) -> Image.Image:
+    """Fit an image into a square of `side` pixels; small images are enlarged by an integer factor to stay sharp."""
+    longest = max(image.size)
+    if longest > side:
+        return ImageOps.contain(image, (side, side))
+    factor = side // longest
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def load_thumbnails(run: Run, names: Sequence[str], folder: Path) -> tuple[dict[str, str], str]:
+    """Return data URLs of the images that evaluations call `names`, and why others are missing.
+
+    Images come from `folder` or, if they are not cached there yet, from the dataset.
+    """
     paths = {
         name: folder / f"{hashlib.sha1(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.jpg" for name in names
     }
@@ -47,23 +58,14 @@ def load_thumbnails(run: Run, names: Sequence[str], folder: Path) -> Thumbnails:
             error = str(failure).rstrip(".")
             _save_readable_files(run, {name: paths[name] for name in missing})
     urls = {name: data_url("image/jpeg", path.read_bytes()) for name, path in paths.items() if path.is_file()}
-    return Thumbnails(urls, error)
-
-
-def fit_square(image: Image.Image, side: int) -> Image.Image:
-    """Fit an image into a square of `side` pixels; small images are enlarged by an integer factor to stay sharp."""
-    longest = max(image.size)
-    if longest > side:
-        return ImageOps.contain(image, (side, side))
-    factor = side // longest
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return urls, error
 
 
 def _save_readable_files(run: Run, paths: dict[str, Path]) -> None:
     """Save thumbnails of those image files that still exist, one by one."""
     try:
-        root = Path(json.loads(run.recipe_json.read_text(encoding="utf-8"))["data"])
-    except (OSError, ValueError, KeyError, TypeError):
+        root = Path(read_json(run.recipe_json, dict[str, Any])["data"])
+    except (OSError, UserError, KeyError, TypeError):
         return
     for name, path in paths.items():
         try:

@@ -3,9 +3,8 @@ import csv
 import pytest
 
 from alexnet.errors import UserError
-from alexnet.messages.translator import Translator
 from alexnet.plots.style import new_panel
-from alexnet.report.html import Column, Page, json_script
+from alexnet.report.page import Column, Page
 
 
 def draw_line(theme, translate):
@@ -15,22 +14,29 @@ def draw_line(theme, translate):
     return figure
 
 
+def make_page(tmp_path, lang="en"):
+    return Page(tmp_path / "a.html", "a & b", "compare.html", lang)
+
+
 def test_a_failed_section_states_why_and_others_are_shown(tmp_path):
-    page = Page(tmp_path / "a.html", "a & b", Translator())
-    page.add("result", lambda: "<p>first</p>")
-    page.add("curves", lambda: 1 / 0)
-    page.add("classes", lambda: "")
-    page.add("made", lambda: "<p>last</p>")
+    """It may fail in Python or in the template."""
+    page = make_page(tmp_path)
+    page.add("cost", lambda: {"costs": page.table("t", [Column("run", "text")], [["first"]])})
+    page.add("result", lambda: 1 / 0)
+    page.add("curves", lambda: {"figures": 5, "splits": ""})
+    page.add("settings", lambda: None, macro="differ")
+    page.add("differ", lambda: {"settings": None})
     html = page.write()[0].read_text()
     assert "This section cannot be shown: division by zero" in html
-    assert "<p>first</p>" in html
-    assert "<p>last</p>" in html
-    assert 'id="classes"' not in html
+    assert "This section cannot be shown: &#39;int&#39; object is not iterable" in html
+    assert '<td class="text">first</td>' in html
+    assert "All settings are the same." in html
+    assert 'id="settings"' not in html
     assert "<title>a &amp; b</title>" in html
 
 
 def test_a_plot_is_drawn_once_for_both_themes(tmp_path):
-    page = Page(tmp_path / "a.html", "a", Translator("zh"))
+    page = make_page(tmp_path, "zh")
     html = page.plot("one", draw_line) + page.plot("two", draw_line)
     assert "var(--series0)" in html
     assert "#0072b2" not in html
@@ -43,23 +49,21 @@ def test_a_plot_is_drawn_once_for_both_themes(tmp_path):
 
 
 def test_a_table_is_also_written_as_csv(tmp_path):
-    page = Page(tmp_path / "a.html", "a", Translator())
+    page = make_page(tmp_path)
     columns = [Column("class", "text"), Column("f1", ".1%"), Column("", "bar")]
-    html = page.table("t", columns, [("<cat>, dog", 0.5, None)])
+    table = page.table("t", columns, [("<cat>, dog", 0.5, None)])
+    page.add("cost", lambda: {"costs": table})
+    html = page.write()[0].read_text()
     assert '<td class="text">&lt;cat&gt;, dog</td><td data-v="0.5">50.0%</td><td></td>' in html
     with (tmp_path / "a" / "t.csv").open(encoding="utf-8-sig", newline="") as file:
         assert list(csv.reader(file)) == [["class", "F1", ""], ["<cat>, dog", "0.5", ""]]
 
 
-def test_json_cannot_close_its_script_element():
-    assert "</script><" not in json_script("x", {"a": "</script><b>"})
-
-
 def test_paths_that_cannot_be_a_page(tmp_path):
     with pytest.raises(UserError, match="ends in .html"):
-        Page(tmp_path / "page", "a", Translator())
+        Page(tmp_path / "page", "a", "compare.html")
     with pytest.raises(UserError, match="ends in .html"):
-        Page(tmp_path, "a", Translator())
+        Page(tmp_path, "a", "compare.html")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another --out"):
-        Page(tmp_path / "file" / "a.html", "a", Translator())
+        Page(tmp_path / "file" / "a.html", "a", "compare.html")
