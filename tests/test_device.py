@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from alexnet import device
 from alexnet.device import (
     DTYPES,
     available_devices,
+    cache_dir,
     cpu_count,
     cpu_name,
     environment,
@@ -33,6 +35,17 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device cuda is not usable on this machine, which has .*cpu"):
             pick_device("cuda")
+
+
+def test_the_cache_is_where_the_user_or_the_system_puts_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "chosen"))
+    assert cache_dir() == tmp_path / "chosen"
+    monkeypatch.setenv("ALEXNET_CACHE", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_dir().is_relative_to(Path.home())
+    if sys.platform == "linux":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert cache_dir() == tmp_path / "alexnet"
 
 
 def test_the_bf16_measurement_is_cached(tmp_path, monkeypatch):

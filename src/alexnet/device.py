@@ -6,7 +6,6 @@ Only this module queries torch for its devices and the environment for the rank.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
 import shlex
@@ -18,7 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import platformdirs
+
 from alexnet.errors import UserError, unknown_name
+from alexnet.files import read_json, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +31,10 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # attribute
 
 
 def cache_dir() -> Path:
-    """Return the only folder written to besides run folders: `$ALEXNET_CACHE`, else `~/.cache/alexnet`."""
+    """Return the only folder written to besides run folders: `$ALEXNET_CACHE`, else the system's place for caches."""
     if chosen := os.environ.get("ALEXNET_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet"
+    return platformdirs.user_cache_path("alexnet", appauthor=False)
 
 
 # ── device and precision ──────────────────────────────────────────────────────────────────────────────────────
@@ -136,16 +138,16 @@ def _bf16_gain_on_cpu() -> float:
     key = f"{cpu_name()} | torch {torch.__version__} | {torch.get_num_threads()} threads"
     path = cache_dir() / "bf16.json"
     try:
-        cached = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        cached = read_json(path, dict[str, float])
+    except (OSError, UserError):
         cached = {}
-    if isinstance(cached.get(key), float):
-        return float(cached[key])
+    if key in cached:
+        return cached[key]
     fp32 = _time_layers(torch.float32, give_up=60.0)
     gain = fp32 / _time_layers(torch.bfloat16, give_up=3 * fp32)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**cached, key: gain}, indent=1))
+        write_json(path, {**cached, key: gain})
     except OSError:
         pass  # with a read-only home it is measured each time
     return gain

@@ -87,7 +87,7 @@ def test_specification_json_round_trip():
     spec = TorchvisionSpec("torchvision/resnet18", 7, 1, 64)
     again = spec_from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == spec
-    with pytest.raises(UserError, match="no key in the network's specification 'color'"):
+    with pytest.raises(UserError, match="no key 'color' in the network's specification"):
         spec_from_dict({**spec.to_dict(), "color": 1})
     plain = create_model("cifar", width=0.1).spec
     assert spec_from_dict(plain.to_dict()) == plain

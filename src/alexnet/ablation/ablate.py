@@ -21,7 +21,7 @@ from typing import Any
 
 from alexnet.ablation.claims import Arm, Claim, find_claim
 from alexnet.errors import UserError
-from alexnet.files import atomic_write, write_json
+from alexnet.files import atomic_write, read_json, write_json
 from alexnet.inference.evaluate import evaluate
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
@@ -301,7 +301,7 @@ def _cached(path: Path, compute: Callable[[], float]) -> float:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, compute())
-    return float(json.loads(path.read_text(encoding="utf-8")))
+    return read_json(path, float)
 
 
 def _recipe_key(recipe: Recipe) -> str:

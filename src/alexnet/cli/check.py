@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from alexnet.cli.output import MAX_LISTED, escape, print_json, print_list, print_table
 from alexnet.errors import UserError
-from alexnet.progress import default_progress
 
 if TYPE_CHECKING:
     from alexnet.data.quality.findings import Findings
@@ -45,6 +44,7 @@ def check(
         return
     from alexnet.data.quality.check import check_dataset
     from alexnet.data.quality.clean import check_target, write_cleaned
+    from alexnet.progress import default_progress
 
     if fix is not None:
         check_target(fix, data)
@@ -70,6 +70,7 @@ def check(
 
 def _check_packed(data: Path, json: bool) -> None:
     from alexnet.data.quality.check import check_packed
+    from alexnet.progress import default_progress
 
     with closing(default_progress()) as progress:
         found = check_packed(data, progress)

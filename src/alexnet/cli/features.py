@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from alexnet.cli.output import log, print_json
-from alexnet.progress import default_progress
 
 
 def features(
@@ -33,6 +32,7 @@ def features(
         json: Print one JSON document.
     """
     from alexnet.inference.features import write_features
+    from alexnet.progress import default_progress
 
     with closing(default_progress()) as progress:
         written = write_features(

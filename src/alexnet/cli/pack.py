@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alexnet.cli.output import print_json
-from alexnet.progress import default_progress
 
 
 def pack(
@@ -38,6 +37,7 @@ def pack(
         json: Print one JSON document.
     """
     from alexnet.data.shards.pack import pack_dataset
+    from alexnet.progress import default_progress
 
     with closing(default_progress()) as progress:
         found = pack_dataset(

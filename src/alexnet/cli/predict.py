@@ -12,7 +12,6 @@ from typing import Any, Literal
 from alexnet.cli.eval import number_of_views
 from alexnet.cli.output import log, print_json
 from alexnet.errors import UserError
-from alexnet.progress import default_progress
 
 
 def predict(
@@ -97,6 +96,7 @@ def _predict_to_file(
     from alexnet.inference.batch_predict import check_out, write_predictions
     from alexnet.inference.load import model_id
     from alexnet.inference.predict import load_fast
+    from alexnet.progress import default_progress
 
     check_out(out)
     if "-" in images:

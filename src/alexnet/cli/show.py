@@ -8,7 +8,6 @@ from typing import Literal
 
 from alexnet.cli.output import print_json
 from alexnet.errors import UserError
-from alexnet.progress import default_progress
 
 
 def show(
@@ -49,6 +48,7 @@ def show(
     """
     from alexnet.plots.show import KINDS
     from alexnet.plots.show import show as draw
+    from alexnet.progress import default_progress
 
     if kind is None:
         raise UserError(f"Name what to show: {', '.join(KINDS)}; run 'alexnet show --help' for details.")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from alexnet.errors import UserError, unknown_name
+from alexnet.files import convert
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
 NORMS = ("lrn", "batch", "none")
@@ -153,7 +153,7 @@ class AlexNetSpec:
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> AlexNetSpec:
         """Invert `to_dict`. Raises `UserError` on an unknown or missing key, a wrong type or a bad value."""
-        return decode_dataclass(cls, d, "the network's specification")
+        return convert(d, cls, "the network's specification")
 
 
 @dataclass(frozen=True)
@@ -321,41 +321,3 @@ def _check_divisible(groups: int, channels: int, where: str) -> None:
             f"{where[0].upper()}{where[1:]} has {channels} channels, which are not divisible into {groups} groups; use "
             f"a multiple of {groups}."
         )
-
-
-T = TypeVar("T")
-
-
-def decode_dataclass(kind: type[T], value: object, where: str) -> T:
-    """Return `value` as the dataclass `kind`, with its fields checked against their annotations."""
-    if not isinstance(value, Mapping):
-        raise UserError(f"In {where}: expected a JSON object, got {_shorten(value)}.")
-    hints = get_type_hints(kind)
-    if unknown := [key for key in value if key not in hints]:
-        raise unknown_name(f"key in {where}", str(unknown[0]), hints)
-    assert is_dataclass(kind)
-    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
-    if missing := sorted(required - set(value)):
-        raise UserError(f"In {where}, '{missing[0]}' is missing; add it, or save the network again.")
-    return kind(**{key: _decode_value(hints[key], entry, f"{where}, '{key}'") for key, entry in value.items()})
-
-
-def _decode_value(hint: Any, value: Any, where: str) -> Any:
-    if get_origin(hint) in (types.UnionType, Union):  # only "X | None" is used
-        return None if value is None else _decode_value(get_args(hint)[0], value, where)
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"In {where}: expected a list, got {_shorten(value)}.")
-        return tuple(_decode_value(get_args(hint)[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
-    if isinstance(hint, type) and is_dataclass(hint):
-        return decode_dataclass(hint, value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:  # not isinstance: True is not accepted as an int
-        raise UserError(f"In {where}: expected a value of type {hint.__name__}, got {_shorten(value)}.")
-    return value
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:40] + "…"

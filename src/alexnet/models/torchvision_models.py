@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from alexnet.errors import UserError, unknown_name
+from alexnet.files import convert
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.layers import check_images
-from alexnet.models.spec import check_at_least, decode_dataclass
+from alexnet.models.spec import check_at_least
 
 KIND = "torchvision"  # marks the specification in model.json
 
@@ -65,9 +66,7 @@ class TorchvisionSpec:
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> TorchvisionSpec:
         """Invert `to_dict`. Raises `UserError` on an unknown or missing key, a wrong type or a bad value."""
-        return decode_dataclass(
-            cls, {key: value for key, value in d.items() if key != "kind"}, "the network's specification"
-        )
+        return convert({key: value for key, value in d.items() if key != "kind"}, cls, "the network's specification")
 
 
 class TorchvisionNetwork(nn.Module):
