@@ -24,8 +24,9 @@ import pytest
 
 from alexnet.cli import run
 from alexnet.errors import UserError
-from alexnet.serving.app import Server, bind, create_app
+from alexnet.serving.app import create_app
 from alexnet.serving.registry import ModelRegistry, open_models
+from alexnet.serving.server import Server, bind
 from alexnet.serving.settings import Settings
 from server_client import DecodeGate, encode_jpeg, http_scope
 
@@ -143,8 +144,8 @@ def test_request_in_flight_at_sigterm_is_answered(models: ModelRegistry, decode_
         client.join(60)
     assert statuses[-1] == 200
     assert set(statuses[:-1]) <= {503}
-    middleware = server._app.state.requests
-    assert middleware.accepted == middleware.answered == len(statuses)
+    metrics = server._app.state.metrics
+    assert metrics.accepted == metrics.answered == len(statuses)
 
 
 @pytest.mark.parametrize(
@@ -223,12 +224,85 @@ CHUNKED = (
 def test_endless_request_head_is_431(models: ModelRegistry, pieces: list[bytes]) -> None:
     with running_uvicorn(models) as (port, server):
         received = exchange(port, *pieces)
-        if received:  # otherwise lost in the reset of a connection on which more is being sent
-            last = received[received.rindex(b"HTTP/1.1 ") :]
-            assert last.startswith(b"HTTP/1.1 431 ")
-            assert json.loads(last.split(b"\r\n\r\n")[1])["error"].startswith("The request head is larger")
+        last = received[received.rindex(b"HTTP/1.1 ") :]
+        assert last.startswith(b"HTTP/1.1 431 ")
+        assert json.loads(last.split(b"\r\n\r\n")[1])["error"].startswith("The request head is larger")
         assert request(port)[0] == 200
-        assert server._app.state.requests.accepted <= 2
+        assert server._app.state.metrics.accepted <= 2
+
+
+@pytest.mark.parametrize(
+    ("head", "settings", "status"),
+    [
+        (b"Transfer-Encoding: chunked\r\n", {"max_bytes": 100_000}, 413),
+        (b"Content-Length: 100000000\r\n", {"max_bytes": 100_000}, 413),
+        (b"Content-Length: 100000000\r\n", {"max_bytes": 1 << 30, "timeout": 0.2}, 408),
+        (b"Transfer-Encoding: chunked\r\n", {"max_bytes": 1 << 30, "timeout": 0.2}, 408),
+        (b"Transfer-Encoding: chunked\r\n", {"token": "t"}, 401),
+        (b"Transfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n", {}, 415),
+        (b"Transfer-Encoding: chunked\r\nOrigin: http://other.example\r\n", {}, 403),
+    ],
+)
+def test_refusal_reaches_a_client_that_is_still_sending(
+    models: ModelRegistry, head: bytes, settings: dict[str, Any], status: int
+) -> None:
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n" + head + b"\r\n"
+    piece = b"x" * 50_000
+    if b"chunked" in head:
+        piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+    with running_uvicorn(models, **settings) as (port, server):
+        received = b""
+        with socket.create_connection(("127.0.0.1", port), 60) as client:
+            client.sendall(head)
+            for _ in range(200):  # it reads only after it has sent 10 MB
+                client.sendall(piece)
+                if status == 408:
+                    time.sleep(0.01)
+            while data := client.recv(1 << 16):
+                received += data
+        assert received.startswith(b"HTTP/1.1 %d " % status), received[:200]
+        assert b"\r\nconnection: close\r\n" in received.lower()
+        assert list(json.loads(received.split(b"\r\n\r\n", 1)[1])) == ["error"]
+        wait_until(lambda: not server.server_state.connections)
+        assert server._app.state.body_budget.bytes == 0
+
+
+def test_busy_server_refuses_a_client_that_is_still_sending(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+    head = (
+        b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 9999999\r\n\r\n"
+    )
+    with running_uvicorn(models, queue=10, max_images=1) as (port, server):
+        waiting = [threading.Thread(target=request, args=(port,)) for _ in range(10)]
+        for client in waiting:
+            client.start()
+        wait_until(lambda: server._app.state.batcher.in_flight == 10)
+        received = exchange(port, head, b"x" * 5_000_000)
+        decode_gate.open()
+        for client in waiting:
+            client.join(60)
+    assert received.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: " in received.lower()
+
+
+def test_refused_client_that_neither_closes_nor_stops_sending_is_disconnected(models: ModelRegistry) -> None:
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 9999999999\r\n\r\n"
+    with running_uvicorn(models, timeout=0.5) as (port, server):
+        with socket.create_connection(("127.0.0.1", port), 60) as client:
+            client.sendall(head)
+            assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
+            with pytest.raises(ConnectionError):
+                while True:
+                    client.sendall(b"x" * 1000)
+                    time.sleep(0.01)
+        assert not server.server_state.connections
+
+
+@pytest.mark.parametrize("line", [b"GET /healthz HTTP/1.0\r\n", b"GET /healthz HTTP/1.1\r\nConnection: close\r\n"])
+def test_request_without_host_is_answered(models: ModelRegistry, line: bytes) -> None:
+    with running_uvicorn(models) as (port, _):
+        received = exchange(port, line + b"\r\n")
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.endswith(b'{"status":"alive"}')
 
 
 def test_slightly_too_large_request_head_is_431(models: ModelRegistry) -> None:
@@ -358,9 +432,9 @@ def test_failed_bind_leaves_no_socket_open(recwarn: pytest.WarningsRecorder) -> 
 def test_unanswered_request_is_exit_code_1(
     models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
-    from alexnet.serving import app
+    from alexnet.serving import server
 
-    monkeypatch.setattr(app, "serve", lambda *_: app.ServerResult(2, 1, False))
+    monkeypatch.setattr(server, "serve", lambda *_: server.ServerResult(2, 1, False))
     monkeypatch.setattr("alexnet.serving.registry.open_models", lambda *_: models)
     assert run(["serve", str(checkpoint)]) == 1
 

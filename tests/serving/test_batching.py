@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from alexnet.serving.batching import Batcher, DecodeFailure, QueueFull
+from alexnet.serving.batching import Batcher, DecodeFailure, ServerBusy
 from alexnet.serving.metrics import Metrics
 from alexnet.serving.registry import ModelRegistry
 from alexnet.serving.settings import Settings
@@ -118,14 +118,15 @@ def test_full_queue_rejects_until_images_are_done(models: ModelRegistry, decode_
 
     async def predict(batcher: Batcher) -> None:
         accepted = batcher.predict(models["fruit"], [late] * 19)
-        assert not batcher.full
-        with pytest.raises(QueueFull) as error:
+        batcher.check_capacity()
+        with pytest.raises(ServerBusy) as error:
             batcher.predict(models["fruit"], [encode_jpeg()] * 2)
         assert 1 <= error.value.seconds <= 30
-        with pytest.raises(QueueFull):
+        with pytest.raises(ServerBusy):
             batcher.predict(models["fruit"], [encode_jpeg()], views=10)
         last = batcher.predict(models["fruit"], [encode_jpeg()])
-        assert batcher.full
+        with pytest.raises(ServerBusy):
+            batcher.check_capacity()
         decode_gate.open()
         await asyncio.gather(accepted, last)
         assert batcher.in_flight == 0

@@ -116,7 +116,7 @@ def test_disconnected_clients_leave_nothing_behind(
         state = server._app.state
         wait_until(lambda: not server.server_state.connections and not state.batcher.in_flight)
         assert state.body_budget.bytes == 0
-        assert state.requests.accepted == state.requests.answered
+        assert state.metrics.accepted == state.metrics.answered
         assert b"alexnet_errors_total 0.0" in state.metrics.render()
     assert "Traceback" not in caplog.text
 

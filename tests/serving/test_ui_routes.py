@@ -28,12 +28,12 @@ from alexnet.inference.explain import Saliency, Stage
 from alexnet.inference.load import load_model
 from alexnet.inference.neighbors import open_index
 from alexnet.run_dir import Run
-from alexnet.serving import explain, ui_routes
+from alexnet.serving import explain, routes
 from alexnet.serving.app import create_app
 from alexnet.serving.explain import Explainer, NotAvailable, spread_over_classes
 from alexnet.serving.registry import ModelRegistry, ServedModel, open_models
+from alexnet.serving.routes import FILES, WEB
 from alexnet.serving.settings import Settings
-from alexnet.serving.ui_routes import FILES, WEB
 from fake_run import make_fake_run
 from server_client import http_scope, running_server
 
@@ -240,7 +240,7 @@ def test_concurrent_explanations_do_not_affect_each_other(models, client):
 
 def test_explanation_for_disconnected_client_is_not_computed(models, digit, monkeypatch):
     decoded: list[bytes] = []
-    monkeypatch.setattr(ui_routes, "decode_image", lambda body, *_, **__: decoded.append(body))
+    monkeypatch.setattr(routes, "decode_image", lambda body, *_, **__: decoded.append(body))
     busy = threading.Event()
     with running_server(models) as server:
         run_explanation = server.app.state.run_explanation

@@ -68,8 +68,8 @@ def serve(
         host=host, port=port, token=_token(token_file), cors=cors, max_batch=max_batch, max_delay_ms=max_delay_ms,
         queue=queue, max_bytes=max_bytes, max_pixels=max_pixels, max_images=max_images, timeout=timeout, drain=drain,
     )  # fmt: skip
-    from alexnet.serving.app import serve as serve_models
     from alexnet.serving.registry import open_models
+    from alexnet.serving.server import serve as serve_models
 
     models = open_models(runs, checkpoint, trust, engine, device, log)
     if settings.token is None and host not in ("127.0.0.1", "::1", "localhost"):

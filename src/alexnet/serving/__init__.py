@@ -1,7 +1,6 @@
 """HTTP server and web page for trained models (`alexnet serve`).
 
-Public names: `app.serve`, `app.create_app`, `registry.open_models`, `settings.Settings`.
-Read in this order: settings, registry (the models), requests (reading bodies), batching, routes (/v1/predict and
-errors), middleware (counting, timeouts, origin checks), metrics, app (application and server process), docs_page; then
-the web page: explain (saliency, activations, neighbors), ui_routes, web/.
+Public names: `server.serve`, `app.create_app`, `registry.open_models`, `settings.Settings`.
+Read in this order: settings, registry (the models), batching, requests (reading bodies), explain (saliency and more for
+the page), routes, middleware, app, server (connections and the process), metrics, docs_page, web/ (the page).
 """

@@ -1,6 +1,6 @@
 """Dynamic batching: images of different requests are computed together.
 
-An image is accepted, or rejected with `QueueFull`; decoded by one of as many threads as there are cores (Pillow
+An image is accepted, or rejected with `ServerBusy`; decoded by one of as many threads as there are cores (Pillow
 releases the GIL); waits in the queue of its model; and is computed in a batch by one of the compute threads. A request
 completes when all of its images have an outcome.
 
@@ -56,8 +56,8 @@ class DecodeFailure:
 Outcome = Scores | DecodeFailure
 
 
-class QueueFull(Exception):
-    """Too many images are in flight; retry after `seconds`."""
+class ServerBusy(Exception):
+    """Too much work is in flight; retry after `seconds`."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(seconds)
@@ -146,11 +146,6 @@ class Batcher:
         return self._in_flight
 
     @property
-    def full(self) -> bool:
-        """Whether even a single image would be rejected."""
-        return self._in_flight >= self._settings.queue
-
-    @property
     def alive(self) -> bool:
         """Whether all threads are alive; a request that reaches a dead one would never complete."""
         return all(thread.is_alive() for thread in (*self._decoders, *self._computers))
@@ -159,15 +154,19 @@ class Batcher:
         """Return the whole seconds, 1 to 30, in which about half of the images in flight should be done."""
         return min(30, max(1, round(self._in_flight * self._seconds_per_view / 2)))
 
+    def check_capacity(self, views: int = 1) -> None:
+        """Raise `ServerBusy` if not even `views` more fit into the queue."""
+        if self._in_flight + views > self._settings.queue:
+            raise ServerBusy(self.retry_after())
+
     def predict(self, served: ServedModel, images: Sequence[bytes], views: int = 1) -> asyncio.Future[list[Outcome]]:
-        """Return a future of one outcome per image (the bytes of a file). Raises `QueueFull`.
+        """Return a future of one outcome per image (the bytes of a file). Raises `ServerBusy`.
 
         Canceling the future drops the images.
         """
         target = self._queues[served.name, views]
         with self._condition:
-            if self._in_flight + views * len(images) > self._settings.queue:
-                raise QueueFull(self.retry_after())
+            self.check_capacity(views * len(images))
             self._in_flight += views * len(images)
             target.decoding += len(images)
         request = _Request(len(images))

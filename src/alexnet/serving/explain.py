@@ -12,14 +12,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from alexnet.errors import UserError
 from alexnet.inference import explain
-from alexnet.inference.explain import Saliency, Stage
+from alexnet.inference.explain import Saliency
+from alexnet.inference.explain import Stage as StageValues
 from alexnet.inference.features import Features, extract_features, load_image
 from alexnet.inference.neighbors import INFO, Index, find_image_file, load_index, load_run_images
 from alexnet.models.model import AlexNet
@@ -40,6 +40,55 @@ class NotAvailable(UserError):
 
 
 @dataclass
+class SaliencyMap:
+    """Which image regions the prediction depends on."""
+
+    label: str
+    probability: float
+    method: str
+    input: str
+    """The network's input, as a data URI."""
+    image: str
+    """The same in gray: orange regions support the label, blue ones oppose it."""
+
+
+@dataclass
+class Stage:
+    """Activations of one stage."""
+
+    name: str
+    shape: list[int]
+    active: float
+    """Share of values above zero."""
+    image: str
+    """The strongest feature maps, as a data URI."""
+
+
+@dataclass
+class Activations:
+    """Activations of each stage of the network."""
+
+    stages: list[Stage]
+
+
+@dataclass
+class Neighbor:
+    """A training image near the query; `image` is a data URI."""
+
+    label: str
+    distance: float
+    image: str
+
+
+@dataclass
+class Similar:
+    """The most similar training images, nearest first, and the layer whose activations are compared."""
+
+    layer: str
+    neighbors: list[Neighbor]
+
+
+@dataclass
 class Explainer:
     """Explanations of one model. What is slow to load is loaded once.
 
@@ -53,37 +102,24 @@ class Explainer:
 
     # ── explanations of an image ──────────────────────────────────────────────────────────────────
 
-    def saliency(self, image: Image.Image, method: str = "grad-cam", label: str | None = None) -> dict[str, Any]:
-        """Return the saliency map for `label`, by default the most likely one.
-
-        The images `input` (network input) and `image` (input with the map over it) are data URIs. Raises `UserError`
-        for an unknown label.
-        """
+    def saliency(self, image: Image.Image, method: str = "grad-cam", label: str | None = None) -> SaliencyMap:
+        """Return the saliency map for `label`, by default the most likely one. Raises `UserError` if it is unknown."""
         loaded = self._loaded()
         with self._lock:
-            result = explain.saliency(loaded, image, method, label)
-        return {
-            "label": result.label, "probability": result.probability, "method": result.method,
-            "input": data_uri(render_input(result.image)),
-            "image": data_uri(overlay(result)),
-        }  # fmt: skip
+            found = explain.saliency(loaded, image, method, label)
+        pixels = data_uri(render_input(found.image))
+        return SaliencyMap(found.label, found.probability, found.method, pixels, data_uri(overlay(found)))
 
-    def activations(self, image: Image.Image) -> dict[str, Any]:
-        """Return name, shape, share of active values and rendered feature maps of each stage."""
+    def activations(self, image: Image.Image) -> Activations:
+        """Return the activations of each stage."""
         loaded = self._loaded()
         with self._lock:
             stages = explain.activations(loaded, image)
-        return {
-            "stages": [
-                {
-                    "name": stage.name, "shape": list(stage.values.shape), "active": stage.active,
-                    "image": data_uri(render_stage(stage)),
-                }
-                for stage in stages
-            ]
-        }  # fmt: skip
+        return Activations(
+            [Stage(one.name, list(one.values.shape), one.active, data_uri(render_stage(one))) for one in stages]
+        )
 
-    def similar(self, image: Image.Image) -> dict[str, Any]:
+    def similar(self, image: Image.Image) -> Similar:
         """Return the training images nearest in activation space."""
         loaded, index = self._loaded(), self.index()
         if index is None or loaded.run is None:
@@ -98,13 +134,11 @@ class Explainer:
         nearest = index.nearest(query, NUM_NEIGHBORS)[0]
         with self._reading_run():
             images = load_run_images(loaded.run, [neighbor.name for neighbor in nearest])
-        return {
-            "layer": index.layer,
-            "neighbors": [
-                {"label": neighbor.label, "distance": neighbor.distance, "image": thumbnail(found)}
-                for neighbor, found in zip(nearest, images, strict=True)
-            ],
-        }
+        neighbors = [
+            Neighbor(neighbor.label, neighbor.distance, thumbnail(found))
+            for neighbor, found in zip(nearest, images, strict=True)
+        ]
+        return Similar(index.layer, neighbors)
 
     def index(self) -> Index | None:
         """Return the index that `alexnet show similar` built, preferring the last hidden layer's.
@@ -240,7 +274,7 @@ def overlay(saliency: Saliency) -> Image.Image:
     return Image.fromarray(np.rint(gray * (1 - opacity) + color * opacity).astype(np.uint8))
 
 
-def render_stage(stage: Stage) -> Image.Image:
+def render_stage(stage: StageValues) -> Image.Image:
     """Render a stage's strongest feature maps, or all its units in rows, from dark (0) to yellow (maximum)."""
     flat = stage.values.ndim == 1
     values = _wrap_rows(stage.values)[None] if flat else stage.values

@@ -17,6 +17,10 @@ class Metrics:
     """The metrics of one server."""
 
     def __init__(self) -> None:
+        self.accepted = 0
+        """Requests that arrived."""
+        self.answered = 0
+        """Of these, those whose response was sent completely, or whose client disconnected."""
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)  # memory, CPU time, open files
         self._requests = self._counter("alexnet_requests", "Requests by route and status", "route", "status")

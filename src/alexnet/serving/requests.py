@@ -1,4 +1,4 @@
-"""Reading untrusted request bodies within limits, and the images in them.
+"""Reading untrusted request bodies within limits, the images in them, and JSON responses.
 
 Nothing is written to disk. A client's file name is only a label in the response and is never opened.
 """
@@ -6,172 +6,137 @@ Nothing is written to disk. A client's file name is only a label in the response
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
 from collections.abc import AsyncGenerator
 from pathlib import PurePosixPath
 from typing import Any
 
+import msgspec
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
+from alexnet.serving.batching import ServerBusy
 from alexnet.serving.settings import Settings
 
 MULTIPART, JSON, RAW = "multipart/form-data", "application/json", "application/octet-stream"
 FIELD = "images"  # field name in forms and in JSON
 MAX_NAME_LENGTH = 255
-CHUNK = 256 << 10
-"""Bytes, a multiple of 4. A larger JSON body is parsed in a thread, so that it does not block the event loop."""
+LARGE_JSON = 256 << 10  # bytes; a larger body is parsed in a thread, so that it does not block the event loop
 
 NamedImage = tuple[str, bytes]
 """An image: its name in the response, and the bytes of the file."""
 
 
-class HTTPError(Exception):
-    """An error response: `status`, and one sentence that says what is wrong and how to fix it."""
+class TextResponse(JSONResponse):
+    """JSON whose text is readable, with escapes only for lone surrogates, which UTF-8 cannot encode."""
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(status, message)
-        self.status, self.message, self.headers = status, message, headers or {}
+    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    def render(self, content: Any) -> bytes:
+        return self.encode(content).encode("utf-8", "backslashreplace")
 
 
-def json_response(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Return `document` as a JSON response; lone surrogates are written as escapes."""
-    text = _ENCODER.encode(document)
-    return Response(text.encode("utf-8", "backslashreplace"), status, headers, "application/json")
-
-
-def error_response(error: HTTPError) -> Response:
-    """Return the JSON response of an error."""
-    return json_response({"error": error.message}, error.status, error.headers)
-
-
-def service_unavailable(seconds: int) -> HTTPError:
-    """Return the 503 of a busy server, with Retry-After."""
-    return HTTPError(503, f"The server is busy; retry in {seconds} s.", {"Retry-After": str(seconds)})
+def error_response(error: HTTPException) -> Response:
+    """Return the JSON response of an error: one sentence that says what is wrong and how to fix it."""
+    return TextResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 # ── bodies ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class BodyBudget:
-    """Total bytes of request bodies in memory (`bytes`), and their limit."""
+    """The bytes of request bodies in memory, by the ASGI scope of their request, and the limit of their sum."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
 
+    def add(self, scope: Any, count: int) -> None:
+        """Count `count` bytes until `release`. Raises `ServerBusy` beyond the limit."""
+        if self.bytes + count > self.limit:
+            raise ServerBusy(1)
+        self.bytes += count
+        scope["alexnet.held"] = scope.get("alexnet.held", 0) + count
+
+    def release(self, scope: Any) -> None:
+        """Subtract the bytes of a request."""
+        self.bytes -= scope.pop("alexnet.held", 0)
+
 
 async def read_body(request: Request) -> bytes:
-    """Return the body of a request.
+    """Return the body of a request, whose bytes count against the server's budget until its response.
 
-    Raises `HTTPError` for a body that is too large (413), too slow (408) or exceeds the shared budget (503), and
-    starlette's `ClientDisconnect`. Its bytes count against the budget until `release_body`.
+    Raises `HTTPException` for a body that is encoded (415), too large (413) or too slow (408), `ServerBusy` if it
+    exceeds the budget, and starlette's `ClientDisconnect`.
     """
     settings: Settings = request.app.state.settings
-    budget: BodyBudget = request.app.state.body_budget
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise HTTPError(415, f"Content-Encoding {encoding[:40]} is not supported; send the body unencoded.")
+        raise HTTPException(415, f"Content-Encoding {encoding[:40]} is not supported; send the body unencoded.")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > settings.max_bytes:
         raise _body_too_large(settings)
+    try:
+        return await asyncio.wait_for(_read_chunks(request, settings), settings.timeout)
+    except asyncio.TimeoutError:
+        message = f"The body did not arrive within {settings.timeout:g} s; send fewer or smaller images."
+        raise HTTPException(408, message, {"Connection": "close"}) from None
+
+
+async def _read_chunks(request: Request, settings: Settings) -> bytes:
     chunks: list[bytes] = []
     size = 0
-    with _Deadline(settings.timeout):
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > settings.max_bytes:
-                raise _body_too_large(settings)
-            if budget.bytes + len(chunk) > budget.limit:
-                raise service_unavailable(1)
-            budget.bytes += len(chunk)
-            request.scope["alexnet.held"] = request.scope.get("alexnet.held", 0) + len(chunk)
-            chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > settings.max_bytes:
+            raise _body_too_large(settings)
+        request.app.state.body_budget.add(request.scope, len(chunk))
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
-def release_body(scope: Any, budget: BodyBudget) -> None:
-    """Return the bytes of a request's body to the budget."""
-    budget.bytes -= scope.pop("alexnet.held", 0)
-
-
-class _Deadline:
-    """Context manager that raises `HTTPError` (408) in its task after `seconds`.
-
-    Does what `asyncio.timeout` does, which Python 3.10 lacks, in a tenth of the time of anyio's.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._expired = seconds, False
-
-    def __enter__(self) -> None:
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
-
-    def _expire(self) -> None:
-        self._expired = True
-        assert self._task is not None
-        self._task.cancel()
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        self._timer.cancel()
-        if kind is asyncio.CancelledError and self._expired:
-            if uncancel := getattr(self._task, "uncancel", None):  # Python 3.11 and later
-                uncancel()
-            message = f"The body did not arrive within {self._seconds:g} s; send fewer or smaller images."
-            raise HTTPError(408, message, {"Connection": "close"}) from None
-
-
-def _body_too_large(settings: Settings) -> HTTPError:
-    return HTTPError(413, f"The body is larger than {settings.max_bytes:,} bytes; send fewer or smaller images.")
+def _body_too_large(settings: Settings) -> HTTPException:
+    return HTTPException(413, f"The body is larger than {settings.max_bytes:,} bytes; send fewer or smaller images.")
 
 
 # ── images ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def media_type(request: Request) -> str:
-    """Return the media type of the body in lower case. Raises `HTTPError` (415) if it cannot contain images."""
+    """Return the media type of the body in lower case. Raises `HTTPException` (415) if it cannot contain images."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind in (MULTIPART, JSON, RAW) or kind.startswith("image/"):
         return kind
     given = f"Content-Type {kind[:60]} is not supported" if kind else "The Content-Type header is missing"
-    raise HTTPError(415, f"{given}; send one image as image/jpeg, image/png …, several as {MULTIPART} or {JSON}.")
+    raise HTTPException(415, f"{given}; send one image as image/jpeg, image/png …, several as {MULTIPART} or {JSON}.")
 
 
-async def read_images(request: Request, settings: Settings) -> list[NamedImage]:
-    """Return the images of a request, at least one. Raises `HTTPError`."""
-    kind = media_type(request)
+async def read_images(request: Request) -> list[NamedImage]:
+    """Return the images of a request, at least one. Raises as `read_body`, and `HTTPException` for invalid bodies."""
+    kind, limit = media_type(request), request.app.state.settings.max_images
     body = await read_body(request)
     if kind == MULTIPART:
-        images = await _parse_form(request, body, settings.max_images)
+        images = await _parse_form(request, body, limit)
     elif kind == JSON:
-        images = _parse_json(body) if len(body) <= CHUNK else await asyncio.to_thread(_parse_json, body)
+        images = _parse_json(body) if len(body) <= LARGE_JSON else await asyncio.to_thread(_parse_json, body)
     else:
         images = [("1", body)]
     if not images:
-        raise HTTPError(422, f"The body contains no images; send them in the field {FIELD}.")
-    if len(images) > settings.max_images:
-        raise _too_many_images(settings.max_images)
+        raise HTTPException(422, f"The body contains no images; send them in the field {FIELD}.")
+    if len(images) > limit:
+        raise _too_many_images(limit)
     return images
 
 
-def _too_many_images(limit: int) -> HTTPError:
-    return HTTPError(413, f"The request has more than {limit} images; split it into several requests.")
+def _too_many_images(limit: int) -> HTTPException:
+    return HTTPException(413, f"The request has more than {limit} images; split it into several requests.")
 
 
-def _bad_form(reason: str) -> HTTPError:
-    return HTTPError(422, f"The form cannot be parsed ({reason}); send it the way curl -F does.")
-
-
-class _InMemoryParser(MultiPartParser):
-    spool_max_size = 0  # no temporary files: the body is in memory already, and limited
+def _bad_form(reason: str) -> HTTPException:
+    return HTTPException(422, f"The form cannot be parsed ({reason}); send it the way curl -F does.")
 
 
 async def _parse_form(request: Request, body: bytes, max_images: int) -> list[NamedImage]:
@@ -186,7 +151,8 @@ async def _parse_form(request: Request, body: bytes, max_images: int) -> list[Na
     headers = Headers({"content-type": f'{MULTIPART}; boundary="{boundary}"'})
     # one part more than allowed is parsed, so that exceeding the limit gets its own error
     limit = max_images + 1
-    parser = _InMemoryParser(headers, stream(), max_files=limit, max_fields=limit, max_part_size=len(body) + 1)
+    parser = MultiPartParser(headers, stream(), max_files=limit, max_fields=limit, max_part_size=len(body) + 1)
+    parser.spool_max_size = 0  # no temporary files: the body is in memory already, and limited
     try:
         parts = (await parser.parse()).multi_items()
     except MultiPartException as error:
@@ -196,9 +162,10 @@ async def _parse_form(request: Request, body: bytes, max_images: int) -> list[Na
     images: list[NamedImage] = []
     for name, part in parts:
         if name != FIELD:
-            raise HTTPError(422, f"Unknown form field {display_name(name, '?')!r}; send images as files named {FIELD}.")
+            shown = display_name(name, "?")
+            raise HTTPException(422, f"Unknown form field {shown!r}; send images as files named {FIELD}.")
         if not isinstance(part, UploadFile):
-            raise HTTPError(422, f"The field {FIELD} must be a file, not text; with curl: -F '{FIELD}=@photo.jpg'.")
+            raise HTTPException(422, f"The field {FIELD} must be a file, not text; with curl: -F '{FIELD}=@photo.jpg'.")
         images.append((display_name(part.filename, str(len(images) + 1)), part.file.read()))
     return images
 
@@ -210,26 +177,19 @@ def display_name(name: str | None, default: str) -> str:
     return text if text.strip(". ") else default
 
 
+class ImagesDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON document of a request."""
+
+    images: list[bytes]
+    """The bytes of image files, in base64."""
+
+
 def _parse_json(body: bytes) -> list[NamedImage]:
-    example = f'{{"{FIELD}": ["<base64>", …]}}'
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise HTTPError(422, f"The body is not valid JSON; send {example}.") from None
-    texts = document.get(FIELD) if isinstance(document, dict) else None
-    if not isinstance(texts, list) or len(document) != 1:
-        raise HTTPError(422, f"The JSON document must have the form {example}.")
-    images: list[NamedImage] = []
-    for number, text in enumerate(texts, 1):
-        try:
-            images.append((str(number), _decode_base64(text.encode("ascii"))))
-        except (AttributeError, UnicodeError, binascii.Error):
-            raise HTTPError(422, f"Image {number} is not valid base64; send the encoded bytes of its file.") from None
-    return images
-
-
-def _decode_base64(text: bytes) -> bytes:
-    """Decode in chunks, so that other threads can run in between. Raises `binascii.Error`."""
-    if b"=" in text[:-2]:
-        raise binascii.Error
-    return b"".join(base64.b64decode(text[i : i + CHUNK], validate=True) for i in range(0, len(text), CHUNK))
+        document = msgspec.json.decode(body, type=ImagesDocument)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        reason = str(error).replace("`", "")[:200]
+        raise HTTPException(
+            422, f'The JSON document must have the form {{"{FIELD}": ["<base64>", …]}} ({reason}).'
+        ) from None
+    return [(str(number), data) for number, data in enumerate(document.images, 1)]

@@ -1,4 +1,4 @@
-"""Routes under /v1 for programs (/v1/predict, /v1/models), and the JSON errors of all routes.
+"""The routes: /v1/predict and /v1/models for programs, explanations and files of the web page, operations, errors.
 
 Every error is {"error": "one sentence"} with its status. Bodies are read here rather than by FastAPI, which would read
 them completely, or spool them to disk, before any limit applies.
@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from fastapi.routing import APIRoute
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
-from alexnet.data.decode import BadImage
+from alexnet.data.decode import BadImage, TooManyPixels, decode_image
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.predict import Prediction
-from alexnet.serving.batching import Batcher, DecodeFailure, Outcome, QueueFull
+from alexnet.serving import docs_page
+from alexnet.serving.batching import Batcher, DecodeFailure, Outcome, ServerBusy
+from alexnet.serving.explain import BROWSER_TYPES, Activations, Explainer, NotAvailable, SaliencyMap, Similar
 from alexnet.serving.metrics import FAILED, TOO_LARGE
 from alexnet.serving.registry import ModelRegistry, ServedModel, explanations
 from alexnet.serving.requests import (
@@ -28,27 +36,53 @@ from alexnet.serving.requests import (
     JSON,
     MULTIPART,
     RAW,
-    HTTPError,
     NamedImage,
+    TextResponse,
     error_response,
-    json_response,
+    media_type,
+    read_body,
     read_images,
-    service_unavailable,
 )
 from alexnet.serving.settings import Settings
 
 WATCH_AFTER_S = 0.5  # watching for a disconnect costs as much as a response, so fast requests are not watched
 CLIENT_CLOSED = 499  # nginx's status of a disconnected client; only seen in the metrics
+METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
+
+WEB = resources.files("alexnet.serving") / "web"
+FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/server.js": ("server.js", "text/javascript"),
+    "/words.js": ("words.js", "text/javascript"),
+}
+"""Files of the page and their media types, by URL path. They are sent unchanged."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # otherwise an old page could call an updated server
+}
+"""Headers of files that a browser shows: it loads nothing from elsewhere."""
+
+T = TypeVar("T")
 
 
-class Label(BaseModel):
+# ── schemas ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Label:
     """A label and its probability."""
 
     label: str
     p: float
 
 
-class ImagePrediction(BaseModel):
+@dataclass
+class ImagePrediction:
     """The labels of one image, or its error."""
 
     path: str
@@ -58,14 +92,31 @@ class ImagePrediction(BaseModel):
     error: str | None
 
 
-class Predictions(BaseModel):
+@dataclass
+class Predictions:
     """Response of /v1/predict."""
 
     model: str
     predictions: list[ImagePrediction]
 
 
-class Error(BaseModel):
+@dataclass
+class Sample:
+    """An image that the run was not trained on, its true label, and its URL relative to the page."""
+
+    label: str
+    url: str
+
+
+@dataclass
+class Samples:
+    """Images that the run was not trained on."""
+
+    samples: list[Sample]
+
+
+@dataclass
+class Error:
     """What is wrong and how to fix it, in one sentence."""
 
     error: str
@@ -76,6 +127,8 @@ STATUS_DESCRIPTIONS = {
     413: "Too many bytes, pixels or images", 415: "Unsupported media type", 421: "Wrong host name",
     422: "Unprocessable image or parameters", 500: "Internal server error", 503: "Server busy; see Retry-After",
 }  # fmt: skip
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+IMAGE_BODY = {"requestBody": {"required": True, "content": {"image/*": BINARY, RAW: BINARY}}}
 
 
 def error_schemas(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -83,66 +136,108 @@ def error_schemas(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Error, "description": STATUS_DESCRIPTIONS[status]} for status in (*statuses, 421)}
 
 
-async def require_token(request: Request) -> None:
-    """Raise `HTTPError` (401) unless the request carries the server's token, if it has one. For FastAPI's `Depends`."""
-    token = request.app.state.settings.token
-    if token is None:
+POST_ERRORS = error_schemas(401, 403, 404, 408, 413, 415, 422, 503)
+
+
+# ── access ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def authorize(request: Request) -> None:
+    """Raise `HTTPException` for a POST of another site's page (403) or a request without the server's token (401).
+
+    A browser sends the requests of any page with its user's network access.
+    """
+    settings: Settings = request.app.state.settings
+    if request.method == "POST" and not _is_same_site(request, settings.cors):
+        raise HTTPException(
+            403, "Cross-site requests are not allowed; start the server with --cors and your site's origin."
+        )
+    if settings.token is None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode())
+    same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), settings.token.encode())
     if scheme.lower() != "bearer" or not same:
-        raise HTTPError(
+        raise HTTPException(
             401,
             "This server requires a token; send the header 'Authorization: Bearer <token>'.",
             {"WWW-Authenticate": "Bearer"},
         )
 
 
+def _is_same_site(request: Request, origins: tuple[str, ...]) -> bool:
+    """Return whether a request comes from a program, our page or a page of one of `origins`."""
+    headers = request.headers
+    site = headers.get("sec-fetch-site", "").lower()  # browsers send it to https and to this machine
+    if site in ("same-origin", "none"):
+        return True
+    if "origin" not in headers:
+        return site != "cross-site"
+    origin, host = headers["origin"].strip(), headers.get("host", "").strip()
+    same = bool(host) and origin.lower().partition("://")[2] == host.lower()
+    return same or origin in origins or "*" in origins
+
+
 def get_model(models: ModelRegistry, name: str | None) -> ServedModel:
-    """Return the model `name`, by default the first. Raises `HTTPError` (404)."""
+    """Return the model `name`, by default the first. Raises `HTTPException` (404)."""
     if name is not None and name not in models:
-        raise HTTPError(404, str(unknown_name("model", name[:100], list(models))))
+        raise HTTPException(404, str(unknown_name("model", name[:100], list(models))))
     return models[name or models.default]
 
 
-def create_router(models: ModelRegistry, settings: Settings) -> APIRouter:
-    """Return the routes under /v1 for programs."""
-    router = APIRouter(prefix="/v1")
-    max_classes = max(len(served.classifier.classes) for served in models.values())
-    binary = {"schema": {"type": "string", "format": "binary"}}
+def add_routes(app: FastAPI) -> None:
+    """Add all routes to the application, which has its state already."""
+    _add_prediction_routes(app)
+    _add_explanation_routes(app)
+    _add_operations_routes(app)
+    for path, (name, kind) in FILES.items():
+        _add_file(app, path, (WEB / name).read_bytes(), kind)
+
+
+def _add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:
+    @app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)
+    async def file() -> Response:
+        return Response(content, headers=HEADERS, media_type=kind)
+
+
+# ── predictions ───────────────────────────────────────────────────────────────────────────────────
+
+
+class DirectRoute(APIRoute):
+    """A route whose endpoint gets the request and returns the response, without FastAPI's parameters and validation.
+
+    They take longer than a small network takes for a small image.
+    """
+
+    def get_route_handler(self) -> Any:
+        return self.endpoint
+
+
+def _add_prediction_routes(app: FastAPI) -> None:
+    models: ModelRegistry = app.state.models
+    settings: Settings = app.state.settings
     body = {
         MULTIPART: {"schema": _images_schema("binary", settings.max_images)},
         JSON: {"schema": _images_schema("byte", settings.max_images)},
-        "image/*": binary,
-        RAW: binary,
+        "image/*": BINARY,
+        RAW: BINARY,
     }
-    top_k = {"type": "integer", "minimum": 1, "maximum": max_classes}
+    top_k = {"type": "integer", "minimum": 1, "maximum": max(len(m.classifier.classes) for m in models.values())}
     parameters = [
         _query_parameter("model", {"type": "string", "enum": [*models]}, "Default: the first model."),
         _query_parameter("top_k", top_k, "Number of labels; default 5."),
         _query_parameter("ten_crop", {"type": "boolean"}, "Average ten crops, as in the paper."),
     ]
-
-    @router.post(
-        "/predict",
-        response_model=Predictions,
-        responses=error_schemas(401, 403, 404, 408, 413, 415, 422, 503),
+    app.router.add_api_route(
+        "/v1/predict", predict, methods=["POST"], response_model=Predictions, responses=POST_ERRORS,
         openapi_extra={"parameters": parameters, "requestBody": {"required": True, "content": body}},
-    )
-    async def predict(request: Request) -> Response:
-        """Classify images: one as the body itself, several as a multipart form or as base64 in JSON.
+        route_class_override=DirectRoute,
+    )  # fmt: skip
 
-        An unreadable image gets an `error` and the others their labels; if no image is readable, the status is 422.
-        """
-        return await _predict(request)
-
-    @router.get("/models", dependencies=[Depends(require_token)], responses=error_schemas(401))
+    @app.get("/v1/models", dependencies=[Depends(authorize)], responses=error_schemas(401))
     async def list_models() -> dict[str, Any]:
         """List the models and the request limits."""
         limits = {"bytes": settings.max_bytes, "pixels": settings.max_pixels, "images": settings.max_images}
         return {"default": models.default, "models": [_describe_model(served, limits) for served in models.values()]}
-
-    return router
 
 
 def _images_schema(form: str, max_images: int) -> dict[str, Any]:
@@ -165,70 +260,53 @@ def _describe_model(served: ServedModel, limits: dict[str, int]) -> dict[str, An
     }  # fmt: skip
 
 
-# ── /v1/predict ───────────────────────────────────────────────────────────────────────────────────
+async def predict(request: Request) -> Response:
+    """Classify images: one as the body itself, several as a multipart form or as base64 in JSON.
 
-
-async def _predict(request: Request) -> Response:
-    """Return the response of /v1/predict. Raises the exceptions that `add_error_handlers` handles."""
-    state = request.app.state
-    await require_token(request)
-    served, top, views = _parse_query(request, state.models)
-    batcher: Batcher = state.batcher
-    if batcher.full:  # checked before the body is read
-        raise service_unavailable(batcher.retry_after())
-    images = await read_images(request, state.settings)
-    try:
-        outcomes = await cancel_on_disconnect(request, batcher.predict(served, [data for _, data in images], views))
-    except QueueFull as error:
-        raise service_unavailable(error.seconds) from None
+    An unreadable image gets an `error` and the others their labels; if no image is readable, the status is 422.
+    """
+    await authorize(request)
+    served, top, views = _parse_query(request, request.app.state.models)
+    batcher: Batcher = request.app.state.batcher
+    batcher.check_capacity()  # before the body is read
+    images = await read_images(request)
+    outcomes = await cancel_on_disconnect(request, batcher.predict(served, [data for _, data in images], views))
     _raise_failures(images, outcomes)
     predictions = [
         _to_prediction(served, name, outcome, top) for (name, _), outcome in zip(images, outcomes, strict=True)
     ]
-    return json_response({"model": served.name, "predictions": [p.to_dict() for p in predictions]})
-
-
-async def predict_directly(request: Request) -> Response:
-    """Handle /v1/predict without FastAPI's routing, which takes longer than a small network takes for a small image."""
-    try:
-        return await _predict(request)
-    except HTTPError as error:
-        return error_response(error)
-    except UserError as error:
-        return json_response({"error": str(error)}, 422)
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_CLOSED)
+    return TextResponse({"model": served.name, "predictions": [p.to_dict() for p in predictions]})
 
 
 def _parse_query(request: Request, models: ModelRegistry) -> tuple[ServedModel, int, int]:
-    """Return the model, the number of labels and the number of views. Raises `HTTPError`."""
+    """Return the model, the number of labels and the number of views. Raises `HTTPException`."""
     query = request.query_params
     if unknown := query.keys() - {"model", "top_k", "ten_crop"}:
-        raise HTTPError(422, str(unknown_name("parameter", min(unknown)[:100], ("model", "top_k", "ten_crop"))))
+        raise unknown_name("parameter", min(unknown)[:100], ("model", "top_k", "ten_crop"))
     served = get_model(models, query.get("model"))
     classes = len(served.classifier.classes)
     top_k = query.get("top_k", str(min(5, classes)))
     if not (top_k.isascii() and top_k.isdecimal() and len(top_k) < 10 and 1 <= int(top_k) <= classes):
-        raise HTTPError(
+        raise HTTPException(
             422, f"The parameter top_k must be an integer from 1 to {classes}, the number of classes of {served.name}."
         )
     ten_crop = query.get("ten_crop", "false").lower()
     if ten_crop not in ("true", "false", "1", "0"):
-        raise HTTPError(422, "The parameter ten_crop must be true or false.")
+        raise HTTPException(422, "The parameter ten_crop must be true or false.")
     return served, int(top_k), 10 if ten_crop in ("true", "1") else 1
 
 
 def _raise_failures(images: list[NamedImage], outcomes: list[Outcome]) -> None:
-    """Raise `HTTPError` if no image has a prediction, or if one failed by an internal error."""
+    """Raise `HTTPException` if no image has a prediction, or if one failed by an internal error."""
     failures = [outcome for outcome in outcomes if isinstance(outcome, DecodeFailure)]
     if any(failure.result == FAILED for failure in failures):
-        raise HTTPError(500, "Internal server error; see the server log.")
+        raise HTTPException(500, "Internal server error; see the server log.")
     if len(failures) < len(outcomes):
         return
     reasons = "; ".join(f"{name}: {failure.reason}" for (name, _), failure in zip(images[:3], failures, strict=False))
     if any(failure.result == TOO_LARGE for failure in failures):
-        raise HTTPError(413, f"The image is too large ({reasons}); send a smaller one.")
-    raise HTTPError(422, f"No image could be read ({reasons}); send JPEG, PNG or another common format.")
+        raise HTTPException(413, f"The image is too large ({reasons}); send a smaller one.")
+    raise HTTPException(422, f"No image could be read ({reasons}); send JPEG, PNG or another common format.")
 
 
 def _to_prediction(served: ServedModel, name: str, outcome: Outcome, top: int) -> Prediction:
@@ -237,51 +315,135 @@ def _to_prediction(served: ServedModel, name: str, outcome: Outcome, top: int) -
     return served.classifier.to_prediction(name, outcome, top)
 
 
-async def cancel_on_disconnect(request: Request, work: asyncio.Future[Any]) -> Any:
+async def cancel_on_disconnect(request: Request, work: asyncio.Future[T]) -> T:
     """Return the result of `work`, and cancel it when the client disconnects or the request times out.
 
-    Raises starlette's `ClientDisconnect`, or `HTTPError` (503). The body must have been read. Work that finishes within
-    `WATCH_AFTER_S` is not watched.
+    Raises starlette's `ClientDisconnect`, or `HTTPException` (503). The body must have been read. Work that finishes
+    within `WATCH_AFTER_S` is not watched.
     """
-    watchers: list[asyncio.Task[bool]] = []
     timeout = request.app.state.settings.timeout
     delay = min(WATCH_AFTER_S, timeout / 2)
-
-    def watch() -> None:
-        watchers.append(asyncio.ensure_future(_wait_for_disconnect(request, timeout - delay)))
-        watchers[0].add_done_callback(lambda _: work.cancel())  # does nothing if the work is done
-
-    timer = asyncio.get_running_loop().call_later(delay, watch)
+    watched: set[asyncio.Future[Any]] = {work}
     try:
-        return await work
-    except asyncio.CancelledError:
-        if watchers and watchers[0].done() and not watchers[0].cancelled():
-            if watchers[0].result():
-                raise ClientDisconnect from None
-            seconds = request.app.state.batcher.retry_after()
-            raise HTTPError(
-                503, f"The request timed out after {timeout:g} s in the queue; retry in {seconds} s.",
-                {"Retry-After": str(seconds)},
-            ) from None  # fmt: skip
-        raise
+        await asyncio.wait(watched, timeout=delay)
+        if not work.done():
+            disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
+            watched.add(disconnect)
+            await asyncio.wait(watched, timeout=timeout - delay, return_when=asyncio.FIRST_COMPLETED)
+            if disconnect.done():
+                raise ClientDisconnect
+        if work.done():
+            return work.result()
+        seconds = request.app.state.batcher.retry_after()
+        message = f"The request timed out after {timeout:g} s in the queue; retry in {seconds} s."
+        raise HTTPException(503, message, {"Retry-After": str(seconds)})
     finally:
-        timer.cancel()
-        for task in watchers:
-            task.cancel()
+        for future in watched:
+            future.cancel()  # does nothing if it is done
 
 
-async def _wait_for_disconnect(request: Request, seconds: float) -> bool:
-    """Return True when the client disconnects, False if it is still connected after `seconds`."""
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
-    async def wait() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
 
-    try:
-        await asyncio.wait_for(wait(), seconds)
-    except asyncio.TimeoutError:
-        return False
-    return True
+# ── explanations ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_explanation_routes(app: FastAPI) -> None:
+    models: ModelRegistry = app.state.models
+    explainers = {name: Explainer(served) for name, served in models.items()}
+    model_query = Query(None, json_schema_extra={"enum": [*models]})
+    token = [Depends(authorize)]
+    post: Any = {"dependencies": token, "responses": POST_ERRORS, "openapi_extra": IMAGE_BODY}
+
+    def get_explainer(name: str | None) -> Explainer:
+        return explainers[get_model(models, name).name]
+
+    @app.post("/v1/saliency", **post)
+    async def saliency(
+        request: Request,
+        model: str | None = model_query,
+        method: Literal["grad-cam", "occlusion", "integrated-gradients"] = "grad-cam",
+        label: str | None = None,
+    ) -> SaliencyMap:
+        """Show which regions of the image the prediction depends on, by default for the most likely label."""
+        explainer = get_explainer(model)
+        return await _explain(request, explainer, lambda image: explainer.saliency(image, method, label))
+
+    @app.post("/v1/activations", **post)
+    async def activations(request: Request, model: str | None = model_query) -> Activations:
+        """Show the strongest feature maps of each stage."""
+        explainer = get_explainer(model)
+        return await _explain(request, explainer, explainer.activations)
+
+    @app.post("/v1/similar", **post)
+    async def similar(request: Request, model: str | None = model_query) -> Similar:
+        """Return the most similar training images, if the run has an index of them."""
+        explainer = get_explainer(model)
+        return await _explain(request, explainer, explainer.similar)
+
+    @app.get("/v1/samples", dependencies=token, responses=error_schemas(401, 404))
+    async def samples(model: str | None = model_query) -> Samples:
+        """List some images that the run was not trained on."""
+        explainer = get_explainer(model)
+        listed = await run_in_threadpool(lambda: explainer.samples)
+        name = quote(explainer.served.name, safe="")
+        return Samples([Sample(label, f"v1/samples/{i}?model={name}") for i, (_, label) in enumerate(listed)])
+
+    @app.get(
+        "/v1/samples/{number}", dependencies=token, response_class=Response,
+        responses={200: {"content": dict.fromkeys(BROWSER_TYPES.values(), BINARY)}, **error_schemas(401, 404, 422)},
+    )  # fmt: skip
+    async def sample(number: int, model: str | None = model_query) -> Response:
+        """Return the file of one sample."""
+        content, kind = await run_in_threadpool(get_explainer(model).sample, number)
+        return Response(content, headers=HEADERS, media_type=kind)
+
+
+async def _explain(request: Request, explainer: Explainer, function: Callable[[Image.Image], T]) -> T:
+    """Return `function(image)` for the image in the request's body, computed in the server's worker thread."""
+    if media_type(request) in (MULTIPART, JSON):
+        raise HTTPException(415, "This route takes one image; send it as the body itself, for example as image/jpeg.")
+    body = await read_body(request)
+    channels = explainer.served.classifier.preprocess.channels
+    max_pixels = request.app.state.settings.max_pixels
+    work: Awaitable[T] = request.app.state.run_explanation(
+        lambda: function(decode_image(body, channels, max_pixels=max_pixels))
+    )
+    return await cancel_on_disconnect(request, asyncio.ensure_future(work))
+
+
+# ── operations ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _add_operations_routes(app: FastAPI) -> None:
+    state = app.state
+
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", response_model=dict[str, str], responses={503: {"description": "Restart the server"}})
+    async def health() -> Any:
+        """Liveness: 200 while the process and all of its threads are alive."""
+        return {"status": "alive"} if state.batcher.alive else TextResponse({"status": "broken"}, 503)
+
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", response_model=dict[str, str], responses={503: {"description": "Stopping or broken"}})
+    async def readiness() -> Any:
+        """Readiness: 200 while the server should receive requests."""
+        if state.stopping or not state.batcher.alive:
+            return TextResponse({"status": "stopping" if state.stopping else "broken"}, 503)
+        return {"status": "ready"}
+
+    token = [Depends(authorize)]
+
+    @app.get("/metrics", dependencies=token, response_class=Response, responses=error_schemas(401))
+    async def prometheus_metrics() -> Response:
+        """Metrics in Prometheus format."""
+        return Response(state.metrics.render(), media_type=METRICS_TYPE)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_page.render(app.openapi()), headers={"Content-Security-Policy": docs_page.POLICY})
 
 
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────
@@ -290,28 +452,35 @@ async def _wait_for_disconnect(request: Request, seconds: float) -> bool:
 def add_error_handlers(app: FastAPI) -> None:
     """Convert expected exceptions to JSON errors; `RequestMiddleware` handles unexpected ones."""
 
-    async def on_http_error(_: Request, error: Any) -> Response:
-        return error_response(error)
+    def handle(kind: type[Exception], to_response: Callable[[Any], Response]) -> None:
+        async def handler(_: Request, error: Any) -> Response:
+            return to_response(error)
 
-    async def on_http_exception(_: Request, error: Any) -> Response:
-        known = {404: "Not found; see /docs for the routes.", 405: "Method not allowed; see /docs for the routes."}
-        return json_response(
-            {"error": known.get(error.status_code, str(error.detail))}, error.status_code, error.headers
-        )
+        app.add_exception_handler(kind, handler)
 
-    async def on_invalid_parameter(_: Request, error: Any) -> Response:
+    def http_error(error: HTTPException) -> Response:
+        known = {"Not Found": "Not found; see /docs for the routes.",
+                 "Method Not Allowed": "Method not allowed; see /docs for the routes."}  # fmt: skip
+        detail = known.get(error.detail, error.detail)
+        return error_response(HTTPException(error.status_code, detail, error.headers))
+
+    def invalid_parameter(error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name, reason = first["loc"][-1], first["msg"]
-        return json_response({"error": f"Invalid {name}: {reason[:1].lower()}{reason[1:]}; see /docs."}, 422)
+        return TextResponse({"error": f"Invalid {name}: {reason[:1].lower()}{reason[1:]}; see /docs."}, 422)
 
-    async def on_bad_input(_: Request, error: Any) -> Response:
-        return json_response({"error": str(error)}, 422)
+    def busy(error: ServerBusy) -> Response:
+        message = f"The server is busy; retry in {error.seconds} s."
+        return TextResponse({"error": message}, 503, {"Retry-After": str(error.seconds)})
 
-    async def on_disconnect(_: Request, __: Any) -> Response:
-        return Response(status_code=CLIENT_CLOSED)
-
-    for kind, handler in {
-        HTTPError: on_http_error, HTTPException: on_http_exception, RequestValidationError: on_invalid_parameter,
-        UserError: on_bad_input, BadImage: on_bad_input, ClientDisconnect: on_disconnect,
-    }.items():  # fmt: skip
-        app.add_exception_handler(kind, handler)
+    handle(HTTPException, http_error)
+    handle(RequestValidationError, invalid_parameter)
+    handle(ServerBusy, busy)
+    handle(NotAvailable, lambda error: TextResponse({"error": str(error)}, 404))
+    handle(UserError, lambda error: TextResponse({"error": str(error)}, 422))
+    handle(BadImage, lambda error: TextResponse({"error": str(error)}, 422))
+    handle(
+        TooManyPixels,
+        lambda error: TextResponse({"error": f"The image is too large: {error.reason}; send a smaller one."}, 413),
+    )
+    handle(ClientDisconnect, lambda _: Response(status_code=CLIENT_CLOSED))
