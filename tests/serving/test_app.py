@@ -31,6 +31,7 @@ from alexnet.serving.settings import Settings
 from server_client import DecodeGate, encode_jpeg, http_scope
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"  # a head without its empty line
+POST = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 
@@ -246,7 +247,7 @@ def test_endless_request_head_is_431(models: ModelRegistry, pieces: list[bytes])
 def test_refusal_reaches_a_client_that_is_still_sending(
     models: ModelRegistry, head: bytes, settings: dict[str, Any], status: int
 ) -> None:
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n" + head + b"\r\n"
+    head = POST + head + b"\r\n"
     piece = b"x" * 50_000
     if b"chunked" in head:
         piece = b"%x\r\n%b\r\n" % (len(piece), piece)
@@ -268,15 +269,12 @@ def test_refusal_reaches_a_client_that_is_still_sending(
 
 
 def test_busy_server_refuses_a_client_that_is_still_sending(models: ModelRegistry, decode_gate: DecodeGate) -> None:
-    head = (
-        b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 9999999\r\n\r\n"
-    )
     with running_uvicorn(models, queue=10, max_images=1) as (port, server):
         waiting = [threading.Thread(target=request, args=(port,)) for _ in range(10)]
         for client in waiting:
             client.start()
         wait_until(lambda: server._app.state.batcher.in_flight == 10)
-        received = exchange(port, head, b"x" * 5_000_000)
+        received = exchange(port, POST + b"Content-Length: 9999999\r\n\r\n", b"x" * 5_000_000)
         decode_gate.open()
         for client in waiting:
             client.join(60)
@@ -284,16 +282,20 @@ def test_busy_server_refuses_a_client_that_is_still_sending(models: ModelRegistr
     assert b"\r\nretry-after: " in received.lower()
 
 
-def test_refused_client_that_neither_closes_nor_stops_sending_is_disconnected(models: ModelRegistry) -> None:
-    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 9999999999\r\n\r\n"
-    with running_uvicorn(models, timeout=0.5) as (port, server):
+def test_refused_client_that_never_stops_sending_is_disconnected(
+    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alexnet.serving.server.DISCARD_S", 0.3)
+    with running_uvicorn(models, timeout=0.3) as (port, server):
         with socket.create_connection(("127.0.0.1", port), 60) as client:
-            client.sendall(head)
+            client.sendall(POST + b"Content-Length: 9999999999\r\n\r\n")
             assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
-            with pytest.raises(ConnectionError):
-                while True:
+            start = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() - start < 60:
                     client.sendall(b"x" * 1000)
                     time.sleep(0.01)
+            assert 0.2 < time.monotonic() - start < 60
         assert not server.server_state.connections
 
 

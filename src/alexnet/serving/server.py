@@ -33,6 +33,7 @@ GIL_SWITCH_S = 0.0005  # Python's default of 5 ms adds up where a prediction tak
 KEEP_ALIVE_S = 75  # longer than load balancers keep idle connections, so that they close them, not the server
 LAST_REQUESTS_S = 2.0  # limit, at shutdown, for requests to arrive on connections that are already open
 SHUTDOWN_MARGIN_S = 30  # extra time at shutdown, beyond sending a body and waiting for its predictions
+DISCARD_S = 10.0  # for a client that was refused while it was sending, to read the response
 MAX_HEAD = 64 << 10  # bytes, far above what browsers and load balancers send
 HEAD_TOO_LARGE = f"The request head is larger than {MAX_HEAD:,} bytes; send fewer or shorter headers."
 NOT_HTTP = "This is not an HTTP/1.1 request; see /docs for the API."
@@ -131,9 +132,13 @@ class Protocol(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def enforce_timeout(self, seconds: float) -> None:
-        """Close the connection if a head takes longer than `seconds`, or the client to receive a response."""
+        """Close the connection if a head takes longer than `seconds`, or the client to receive a response.
+
+        A client that was refused while it was sending has `DISCARD_S` at least.
+        """
         now = self.loop.time()
-        if self._head_since is not None and now - self._head_since > seconds:
+        limit = max(seconds, DISCARD_S) if self.transport.half_closed else seconds
+        if self._head_since is not None and now - self._head_since > limit:
             self.transport.close()
         if self.transport.get_write_buffer_size() and now - self._responded_at > seconds:
             self.transport.abort()  # closing would wait until everything is received
