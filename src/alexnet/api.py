@@ -6,43 +6,26 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
 
 from alexnet.device import rank
-from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.training import api as training
 from alexnet.training.api import TrainingResult
-from alexnet.training.recipe import Recipe
+
+P = ParamSpec("P")
 
 
-def train(
-    recipe: Recipe | str | Path = "digits",
-    *,
-    out: str | Path | None = None,
-    resume: bool = False,
-    force: bool = False,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> TrainingResult:
-    """Train `recipe` into the run folder `out` and write `report.html`; see `alexnet.training.api.train`."""
-    return write_page(training.train(recipe, out=out, resume=resume, force=force, progress=progress, **settings))
+def with_page(train: Callable[P, TrainingResult]) -> Callable[P, TrainingResult]:
+    """Return `train`, followed by `write_page`."""
 
+    @wraps(train)
+    def train_and_write_page(*arguments: P.args, **settings: P.kwargs) -> TrainingResult:
+        return write_page(train(*arguments, **settings))
 
-def resume(
-    run: str | Path,
-    *,
-    epochs: str | int | None = None,
-    parallel: str | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> TrainingResult:
-    """Resume `run` (a run folder or `last`) and write `report.html`; see `alexnet.training.api.resume`."""
-    return write_page(
-        training.resume(run, epochs=epochs, parallel=parallel, force=force, progress=progress, settings=settings)
-    )
+    return train_and_write_page
 
 
 def write_page(result: TrainingResult) -> TrainingResult:
@@ -56,3 +39,7 @@ def write_page(result: TrainingResult) -> TrainingResult:
             message = f"The report could not be written: {error}; retry with 'alexnet report {result.run}'."
             print(message, file=sys.stderr, flush=True)
     return result
+
+
+train = with_page(training.train)
+resume = with_page(training.resume)

@@ -16,18 +16,16 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from safetensors import SafetensorError
 
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import PARTIAL, fsync_dir, fsync_file, sha256_file, write_json
+from alexnet.files import convert, read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -52,55 +50,18 @@ class Checkpoint:
     epoch: int
 
 
-class CheckpointUnreadable(UserError):
-    """A checkpoint that cannot be read at the moment (an I/O error), which does not mean that it is damaged."""
+class _ModelJson(TypedDict):
+    """What model.json must hold; there may be more."""
 
-    def __init__(self, folder: Path, error: OSError) -> None:
-        super().__init__(
-            f"{folder} cannot be read ({error.strerror or error}); it may still be intact: "
-            "try again once it can be read."
-        )
+    spec: dict[str, Any]
+    classes: list[str]
+    preprocess: dict[str, Any]
+    step: int
+    epoch: int
+    sha256: dict[str, str]
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def write_checkpoint(
-    folder: Path,
-    model: Network,
-    classes: Sequence[str],
-    preprocess: EvalTransform,
-    *,
-    step: int,
-    epoch: int,
-    training: dict[str, Any] | None,
-    weights: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write the checkpoint `folder` atomically: under a temporary name, flushed to disk, then renamed.
-
-    `training` becomes training.pt. `weights` replace those of `model`, which may be changing meanwhile. Raises
-    `OSError`, e.g. on a full disk.
-    """
-    import torch
-
-    temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}-", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
-        if training is not None:
-            digest = _digest(_describe(model, classes, preprocess, step, epoch))
-            with (temporary / TRAINING).open("wb") as file:  # clearer errors than torch's own writer
-                torch.save({**training, DESCRIPTION_DIGEST: digest}, file)
-            fsync_file(temporary / TRAINING)
-        save_model(temporary, model, classes, preprocess, step=step, epoch=epoch, weights=weights)
-        fsync_dir(temporary)
-        temporary.rename(folder)
-        fsync_dir(folder.parent)
-    except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise _as_os_error(error) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def save_model(
@@ -111,35 +72,37 @@ def save_model(
     *,
     step: int = 0,
     epoch: int = 0,
+    training: dict[str, Any] | None = None,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the files needed to use the model into `folder`: weights, model.json and, if there is one, the mean image.
+    """Write the files of a checkpoint into `folder`; within `files.atomic_folder` all of them or none.
 
-    `weights` replace those of `model`. The checksums in model.json include a training.pt that is already there.
+    `training` becomes training.pt. `weights` replace those of `model`, which may be changing meanwhile. Raises
+    `OSError`, e.g. on a full disk.
     """
+    import torch
     from safetensors.torch import save_file
 
+    description = dict(
+        zip(DESCRIPTION_KEYS, (FORMAT, model.spec.to_dict(), list(classes), preprocess.to_dict(), step, epoch), strict=True)
+    )
     state = model.state_dict() if weights is None else weights
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS)
-    fsync_file(folder / WEIGHTS)
-    if preprocess.mean_image is not None:
-        save_file({"mean_image": preprocess.mean_image.contiguous()}, folder / PREPROCESS)
-        fsync_file(folder / PREPROCESS)
+    try:
+        if training is not None:
+            with (folder / TRAINING).open("wb") as file:  # clearer errors than torch's own writer
+                torch.save({**training, DESCRIPTION_DIGEST: _digest(description)}, file)
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS)
+        if preprocess.mean_image is not None:
+            save_file({"mean_image": preprocess.mean_image.contiguous()}, folder / PREPROCESS)
+    except (SafetensorError, RuntimeError) as error:  # how these libraries report a full disk
+        raise _as_os_error(error) from error
     checksums = {n: sha256_file(folder / n) for n in (WEIGHTS, PREPROCESS, TRAINING) if (folder / n).exists()}
-    description = _describe(model, classes, preprocess, step, epoch)
     write_json(folder / MODEL, {**description, "sha256": checksums})
 
 
 def update_model_json(folder: Path, key: str, value: Any) -> None:
     """Set one `key` of a checkpoint's model.json."""
     write_json(folder / MODEL, {**read_model_json(folder), key: value})
-
-
-def _describe(
-    model: Network, classes: Sequence[str], preprocess: EvalTransform, step: int, epoch: int
-) -> dict[str, Any]:
-    values = (FORMAT, model.spec.to_dict(), list(classes), preprocess.to_dict(), step, epoch)
-    return dict(zip(DESCRIPTION_KEYS, values, strict=True))
 
 
 def _digest(description: dict[str, Any]) -> str:
@@ -160,21 +123,29 @@ def _as_os_error(error: Exception) -> OSError:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Load the model of a checkpoint folder on the CPU, in eval mode. Raises `UserError` if a file is damaged."""
+    """Load the model of a checkpoint folder on the CPU, in eval mode.
+
+    Raises `UserError` if a file is missing or damaged, and `OSError` if it cannot be read now.
+    """
     from safetensors.torch import load_file
 
     from alexnet.models.model import build, spec_from_dict
 
     path = folder / MODEL
     values = read_model_json(folder)
-    mean_image = _load_mean_image(folder, values)
+    mean_image = None
+    if values["preprocess"].get("mean_image"):
+        saved = _verify(folder, PREPROCESS, values)
+        try:
+            mean_image = load_file(saved)["mean_image"].clone()  # not memory-mapped: Windows could not delete the file
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"{saved} holds no mean image; use another checkpoint of the run.") from error
     try:
         spec = spec_from_dict(values["spec"])
         preprocess = EvalTransform.from_dict(values["preprocess"], mean_image)
-        classes = tuple(str(c) for c in values["classes"])
-        step, epoch = int(values["step"]), int(values["epoch"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
+    classes = tuple(values["classes"])
     if len(classes) != spec.num_classes:
         raise UserError(f"{path} names {len(classes)} classes for a network with {spec.num_classes}.")
     weights = _verify(folder, WEIGHTS, values)
@@ -184,22 +155,19 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{weights} does not hold the network that {MODEL} describes: {reason}.") from error
-    return Checkpoint(folder, model.eval(), classes, preprocess, step, epoch)
+    return Checkpoint(folder, model.eval(), classes, preprocess, values["step"], values["epoch"])
 
 
 def read_model_json(folder: Path) -> dict[str, Any]:
     """Return the content of model.json. Raises `UserError` if it is missing, damaged or another program's."""
     path = folder / MODEL
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, dict[str, Any])
     except FileNotFoundError:
         raise UserError(f"{folder} is not an AlexNet checkpoint: it has no {MODEL}.") from None
-    except OSError as error:
-        raise CheckpointUnreadable(folder, error) from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if values.get("format") != FORMAT:
         raise UserError(f"{path} was written by other software: its format is not '{FORMAT}'.")
+    convert(values, _ModelJson, str(path))
     return values
 
 
@@ -209,9 +177,8 @@ def checkpoint_id(folder: Path) -> str:
     Reads model.json only and does not need torch. Raises `UserError` if that file is missing or damaged.
     """
     values = read_model_json(folder)
-    parts = [values.get(key) for key in ("spec", "classes", "preprocess")]
-    checksums = values.get("sha256")
-    parts += [checksums.get(name) for name in (WEIGHTS, PREPROCESS)] if isinstance(checksums, dict) else []
+    parts = [values[key] for key in ("spec", "classes", "preprocess")]
+    parts += [values["sha256"].get(name) for name in (WEIGHTS, PREPROCESS)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -240,25 +207,11 @@ def read_training_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _load_mean_image(folder: Path, values: dict[str, Any]) -> torch.Tensor | None:
-    """Return a checkpoint's mean image (C×H×W), or None if its model.json, in `values`, announces none."""
-    preprocess = values.get("preprocess")
-    if not isinstance(preprocess, dict) or not preprocess.get("mean_image"):
-        return None
-    from safetensors.torch import load_file
-
-    path = _verify(folder, PREPROCESS, values)
-    try:
-        return load_file(path)["mean_image"].clone()  # not memory-mapped: Windows could not delete the file
-    except (SafetensorError, KeyError) as error:
-        raise UserError(f"{path} holds no mean image; use another checkpoint of the run.") from error
-
-
 def _verify(folder: Path, name: str, values: dict[str, Any]) -> Path:
     """Return the path of the checkpoint's file `name` after comparing its checksum with model.json's, in `values`."""
-    path, checksums = folder / name, values.get("sha256")
+    path = folder / name
     if not path.is_file():
         raise UserError(f"The checkpoint {folder} has no {name}; use another checkpoint of the run.")
-    if not isinstance(checksums, dict) or sha256_file(path) != checksums.get(name):
+    if sha256_file(path) != values["sha256"].get(name):
         raise UserError(f"{path} is truncated or damaged: its checksum is not the one in {MODEL}.")
     return path

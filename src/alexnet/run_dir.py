@@ -15,25 +15,26 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from alexnet.checkpoint import write_checkpoint
+from alexnet.checkpoint import save_model
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import PARTIAL, atomic_write, printable, write_text
+from alexnet.files import PARTIAL, atomic_folder, atomic_write, convert, printable, read_json, write_text
 
 if TYPE_CHECKING:
-    import torch
-
     from alexnet.models.model import Network
 
 QUARANTINED = ".damaged-"  # prefix of quarantined checkpoints
+LOCK = ".lock"  # in the run folder while a process trains it
+LOCK_TIMEOUT_S = 30.0  # the grace period that schedulers give a process before they kill it
 CHECKPOINT_NAME = re.compile(r"\d{8,}a*")  # any other folder among the checkpoints belongs to the user
 
 
@@ -103,21 +104,14 @@ class Run:
             return []
         except ValueError as error:
             raise UserError(f"{self.metrics_jsonl} is damaged: {error}.") from error
-        if not all(isinstance(row, dict) for row in rows):
-            raise UserError(f"{self.metrics_jsonl} is damaged: each of its lines must be a JSON object.")
-        return rows
+        return convert(rows, list[dict[str, Any]], str(self.metrics_jsonl))
 
     def summary(self) -> dict[str, Any]:
         """Return the content of summary.json, or {} before the end of the first epoch."""
         try:
-            found = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+            return read_json(self.path / "summary.json", dict[str, Any])
         except FileNotFoundError:
             return {}
-        except ValueError as error:
-            raise UserError(f"{self.path / 'summary.json'} is damaged: {error}.") from error
-        if not isinstance(found, dict):
-            raise UserError(f"{self.path / 'summary.json'} is damaged: it must be a JSON object.")
-        return found
 
     def named_checkpoint(self, which: str) -> Path | None:
         """Return the folder that the file `best` or `last` names, or None before the first checkpoint."""
@@ -148,31 +142,23 @@ class Run:
         return sorted((p for p in found if CHECKPOINT_NAME.fullmatch(p.name) and p.is_dir()), reverse=True)
 
     def save_checkpoint(
-        self,
-        *,
-        model: Network,
-        classes: Sequence[str],
-        preprocess: EvalTransform,
-        step: int,
-        epoch: int,
-        training: dict[str, Any] | None,
-        best: bool,
-        weights: dict[str, torch.Tensor] | None = None,
-        keep: int = 2,
+        self, *, step: int, best: bool, keep: int = 2, model: Network, classes: Sequence[str], preprocess: EvalTransform,
+        **contents: Any,
     ) -> Path:
         """Write `checkpoints/<step>`, point `last` (and `best`) to it, and return its folder.
 
-        Keeps the best and the `keep` newest checkpoints, and removes the others. `training` and `weights` are those of
-        `write_checkpoint`.
+        Keeps the best and the `keep` newest checkpoints, and removes the others. The arguments besides `best` and
+        `keep` are those of `save_model`.
         """
         folder = self.path / "checkpoints" / f"{step:08d}"
         folder.parent.mkdir(exist_ok=True)
         while folder.exists():  # stopped after an epoch's last step and resumed; never delete the only checkpoint
             folder = folder.with_name(folder.name + "a")
-        write_checkpoint(folder, model, classes, preprocess, step=step, epoch=epoch, training=training, weights=weights)
+        with atomic_folder(folder) as temporary:
+            save_model(temporary, model, classes, preprocess, step=step, **contents)
         if best:  # first: the training state in `last` may rely on it
-            write_text(self.path / "best", folder.name + "\n")
-        write_text(self.path / "last", folder.name + "\n")
+            self.name_checkpoint("best", folder.name)
+        self.name_checkpoint("last", folder.name)
         older = [path for path in self.checkpoints() if path.name < folder.name]
         kept = {folder, self.named_checkpoint("best"), *older[: keep - 1]}
         for other in self.checkpoints():
@@ -183,10 +169,68 @@ class Run:
             shutil.rmtree(leftover, ignore_errors=True)
         return folder
 
+    def name_checkpoint(self, which: str, name: str | None) -> None:
+        """Make the file `best` or `last` name a checkpoint, or remove it for None."""
+        if name is None:
+            (self.path / which).unlink(missing_ok=True)
+        elif name != self.checkpoint_name(which):
+            write_text(self.path / which, name + "\n")
+
+    def quarantine(self, folder: Path) -> None:
+        """Rename a damaged checkpoint so that it is no longer listed; `remove_quarantined` deletes it."""
+        target = folder.with_name(f"{QUARANTINED}{folder.name}")
+        while target.exists():
+            target = target.with_name(target.name + "a")
+        folder.rename(target)
+
     def remove_quarantined(self) -> None:
         """Remove the quarantined checkpoints."""
         for folder in self.path.glob(f"checkpoints/{QUARANTINED}*"):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def remove_partial_files(self) -> None:
+        """Remove files and checkpoints that a killed process left half-written."""
+        for path in [*self.path.rglob(f"*{PARTIAL}"), *self.path.glob(f"checkpoints/{PARTIAL}-*")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.startswith("."):
+                path.unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        """Raise `UserError` if the run folder or its checkpoint folder is not writable."""
+        for folder in (self.path, self.path / "checkpoints"):
+            if folder.exists() and not os.access(folder, os.W_OK):
+                raise UserError(f"{folder} is not writable; change its permissions, or resume a copy of {self.path}.")
+
+    @contextmanager
+    def lock(self, log: Callable[[str], object], timeout: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+        """Lock the folder for the only process that trains it. The system releases it however the process ends.
+
+        Waits up to `timeout` seconds for another process. Raises `UserError` after that.
+        """
+        # Data-loading workers, forks of this process that may outlive it by seconds, do not keep filelock's locks.
+        lock = FileLock(self.path / LOCK, fallback_to_soft=False)
+        try:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log(f"Another process is training {self.path}; waiting up to {timeout:.0f} s.")
+                lock.acquire(timeout=timeout)
+        except Timeout as error:
+            raise UserError(
+                f"{self.path} is being trained by another process; stop that process, or wait for it."
+            ) from error
+        except OSError as error:
+            if os.access(self.path, os.W_OK):  # otherwise no process can train here
+                why = error.strerror or error
+                log(f"{self.path} cannot be locked ({why}): make sure that no other process is training it.")
+        try:
+            yield
+        finally:
+            if lock.is_locked:
+                with suppress(OSError):
+                    (self.path / LOCK).unlink()  # before releasing: the next process sees that its file is gone
+                lock.release()
 
     def write_evaluation(self, split: str, paths: Sequence[str], targets: np.ndarray, logits: np.ndarray) -> Path:
         """Write `evaluation/<split>.parquet`: path (string), target (int64), logits (list of float32)."""
@@ -208,24 +252,22 @@ class Run:
 
     def read_evaluation(self, split: str) -> tuple[list[str], np.ndarray, np.ndarray] | None:
         """Return paths, targets (n,) and logits (n, classes) of `split`, or None if it was not evaluated."""
-        from pyarrow import parquet
-
-        path = self.path / "evaluation" / f"{split}.parquet"
-        if not path.exists():
+        table = self._read_table(split, ["path", "target", "logits"])
+        if table is None:
             return None
-        table = parquet.read_table(path)
         logits = table["logits"].combine_chunks().flatten().to_numpy()  # ImageNet: 50 million values
         return table["path"].to_pylist(), table["target"].to_numpy(), logits.reshape(len(table), -1).copy()
 
     def read_evaluation_targets(self, split: str) -> tuple[list[str], np.ndarray] | None:
         """Return the paths and targets of `read_evaluation` without the logits, which may not fit into memory."""
+        table = self._read_table(split, ["path", "target"])
+        return None if table is None else (table["path"].to_pylist(), table["target"].to_numpy())
+
+    def _read_table(self, split: str, columns: list[str]) -> Any:
         from pyarrow import parquet
 
         path = self.path / "evaluation" / f"{split}.parquet"
-        if not path.exists():
-            return None
-        table = parquet.read_table(path, columns=["path", "target"])
-        return table["path"].to_pylist(), table["target"].to_numpy()
+        return parquet.read_table(path, columns=columns) if path.exists() else None
 
 
 def find_run(name: str | Path, root: Path = Path("runs")) -> Run:

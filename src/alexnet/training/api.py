@@ -9,6 +9,8 @@ import csv
 import io
 import json
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
@@ -27,20 +29,14 @@ from alexnet.inference.calibration import describe_calibration
 from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.run_dir import Run, find_run
-from alexnet.training.checkpoints import TrainState, hash_samples, wrap_write_errors
+from alexnet.training.checkpoints import TrainState, find_latest_valid, hash_samples, wrap_write_errors
 from alexnet.training.config_parsing import parse_duration
-from alexnet.training.distributed import make_parallel
+from alexnet.training.distributed import connect
+from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.optim import scale_for_2012_dropout, schedule_at
 from alexnet.training.recipe import Recipe, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
-from alexnet.training.resume import (
-    RunLock,
-    apply_overrides,
-    check_writable,
-    explicit_fields,
-    find_latest_valid,
-    remove_partial_files,
-)
+from alexnet.training.resume import apply_overrides, explicit_fields
 from alexnet.training.setup import TrainSetup, prepare_training
 from alexnet.training.time_budget import TimeBudget, estimate_epochs
 from alexnet.training.trainer import Trainer
@@ -62,9 +58,7 @@ class TrainingResult:
         if test := self.summary.get("test"):
             low, high = test["interval"]
             text += f"\ntest top-1 {test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {test['top5']:.2%}"
-        if "calibration" in self.summary:  # absent in runs of earlier versions
-            text += f"\n{describe_calibration(self.summary['calibration'])}"
-        return f"{text}\nrun {self.run}"
+        return f"{text}\n{describe_calibration(self.summary['calibration'])}\nrun {self.run}"
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -99,36 +93,24 @@ def train(
     if resume and folder is None:
         raise UserError("--resume needs --out, the folder of the run to resume; or use 'alexnet resume RUN'.")
     if resume and folder is not None and (folder / "recipe.json").is_file():
-        return _resume(Run(folder), progress=progress, given=recipe, force=force)
+        original = read_recipe(folder / "recipe.json")
+        if (recipe.name, recipe.dataset) != (original.name, original.dataset):
+            raise UserError(f"{folder} holds a run of '{original.name}', not of '{recipe.name}'; choose another --out.")
+        names = [name for name in explicit_fields(original, recipe) if name != "parallel"]
+        return _resume(Run(folder), original, recipe, names, recipe.parallel, None, force, progress)
     Run.check_free(folder)
     started = time.monotonic()
     if recipe.tensorboard:
         check_tensorboard()
     if recipe.time_budget and (recipe.parallel == "towers" or world_size() > 1):
         raise UserError(f"--time-budget needs a single process, not --parallel {recipe.parallel}; give --epochs.")
-    parallel = make_parallel(recipe.parallel, recipe.device, recipe.dist_timeout)
-    progress = progress or default_progress()
-    lock: RunLock | None = None
-    try:
-        setup = prepare_training(recipe, progress, parallel=parallel)
+    with _session(recipe.parallel, recipe, progress) as (parallel, display, stack):
+        setup = prepare_training(recipe, display, parallel=parallel)
         model = _new_model(setup)
-        setup, budget = _fit_time_budget(setup, model, started, progress)
-        run = parallel.on_rank0(lambda: Run.create(setup.recipe.name, folder, setup.recipe.to_json()))
-        lock = RunLock(run)
-        parallel.on_rank0(partial(lock.acquire, progress.log))
-        with wrap_write_errors(run.path):
-            parallel.on_rank0(lambda: remove_partial_files(run))
-            parallel.on_rank0(lambda: _write_metadata(run, setup))
-        progress = _add_tensorboard(progress, setup.recipe, run)
-        return TrainingResult(run.path, Trainer(setup, run, model, progress, budget).fit())
-    except Exception as error:
-        parallel.raise_peer_error(error)
-        raise
-    finally:
-        progress.close()
-        if lock:
-            lock.release()
-        parallel.close()
+        setup, budget = _fit_time_budget(setup, model, started, display)
+        run = parallel.broadcast_object(lambda: Run.create(setup.recipe.name, folder, setup.recipe.to_json()))
+        parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
+        return _fit(stack, setup, run, model, display, budget=budget)
 
 
 def resume(
@@ -138,7 +120,7 @@ def resume(
     parallel: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    settings: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> TrainingResult:
     """Resume `run` (a run folder or `last`) from its latest valid checkpoint, or from the start if it has none.
 
@@ -147,88 +129,98 @@ def resume(
     the experiment are applied; others need `force`. `parallel` and the number of processes may differ from before;
     `parallel` defaults to `none` for one process, and for several to `towers` if the run used it, else `data`.
     """
-    extended = None if epochs is None else str(epochs)
-    return _resume(find_run(run), extended, parallel, force=force, progress=progress, settings=settings)
+    found = find_run(run)
+    original = read_recipe(found.recipe_json)
+    given = with_settings(original, settings)
+    return _resume(found, original, given, list(settings), parallel or "auto", epochs, force, progress)
 
 
 def _resume(
     run: Run,
-    epochs: str | None = None,
-    parallel_mode: str | None = None,
-    *,
+    original: Recipe,
+    given: Recipe,
+    names: list[str],
+    mode: str,
+    epochs: str | int | None,
     force: bool,
     progress: Progress | None,
-    given: Recipe | None = None,
-    settings: dict[str, Any] | None = None,
 ) -> TrainingResult:
-    """Resume `run` with the complete recipe `given`, or with `settings`; the rest as in `resume`."""
-    original = read_recipe(run.recipe_json)
-    if given is not None and (given.name, given.dataset) != (original.name, original.dataset):
-        raise UserError(f"{run.path} holds a run of '{original.name}', not of '{given.name}'; choose another --out.")
-    parallel_mode = parallel_mode or (given.parallel if given is not None else "auto")
-    if parallel_mode == "auto" and original.parallel == "towers" and world_size() > 1:
-        parallel_mode = "towers"
-    parallel = make_parallel(parallel_mode, original.device, (given or original).dist_timeout)
-    progress = progress or default_progress()
-    lock = RunLock(run)
-    try:
-        parallel.on_rank0(partial(lock.acquire, progress.log))
-        if given is not None:
-            names = [name for name in explicit_fields(original, given) if name != "parallel"]
-        else:
-            given, names = with_settings(original, settings or {}), list(settings or {})
+    """Resume `run`, started with the recipe `original`, with the settings `names` of `given`; the rest as `resume`."""
+    if mode == "auto" and original.parallel == "towers" and world_size() > 1:
+        mode = "towers"
+    with _session(mode, given, progress) as (parallel, display, stack):
+        parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
         recipe, changes = apply_overrides(run.path, original, given, names, force)
         with wrap_write_errors(run.path):
-            start = parallel.on_rank0(partial(find_latest_valid, run, progress.log))
-        training = read_training_state(start.folder) if start else None
-        state = start.state(training) if start and training else TrainState()
-        finished = state.finished(recipe)
+            start = parallel.broadcast_object(partial(find_latest_valid, run, display.log))
+        folder, state = start or (None, TrainState())
         summary = run.summary()
-        if finished and epochs is None and state.matches_summary(summary):
+        if epochs is None and state.finished(recipe) and state.matches_summary(summary):
             return TrainingResult(run.path, summary, already_finished=True)
-        check_writable(run)
-        parallel.on_rank0(lambda: remove_partial_files(run))
+        run.check_writable()
         if changes:
-            progress.log(changes)
+            display.log(changes)
         if epochs is not None:
-            now = state.epoch if finished else recipe.epochs
-            recipe = replace(recipe, epochs=_parse_epochs(epochs, now), limit_steps=None)
-            if state.early_stopped(recipe):  # otherwise there would be nothing to train
-                progress.log(
-                    f"The run had stopped early, after {recipe.early_stop} epochs without improvement; early stopping "
-                    "is off from here on."
-                )
-                recipe = replace(recipe, early_stop=0)
-        if start and (warning := _compare_environment(run)):
-            progress.log(warning)
+            recipe = _extend(recipe, state, str(epochs), display)
+        if folder and (warning := _compare_environment(run)):
+            display.log(warning)
         split = read_split(run.split_csv) if run.split_csv.is_file() else None
-        saved = load_checkpoint(start.folder) if start else None
-        setup = prepare_training(recipe, progress, split, saved, parallel)
+        saved = load_checkpoint(folder) if folder else None
+        setup = prepare_training(recipe, display, split, saved, parallel)
         if saved:
             _check_same_data(run, setup, saved.classes, state, force)
-            model = saved.model
-        else:
-            model = _new_model(setup)
-            parallel.on_rank0(lambda: _write_metadata(run, setup))
         if recipe != original:
-            parallel.on_rank0(lambda: write_text(run.recipe_json, setup.recipe.to_json() + "\n"))
-        progress = _add_tensorboard(progress, setup.recipe, run)
-        trainer = Trainer(setup, run, model, progress)
-        if training:
-            trainer.restore(state, training)
-            progress.log(f"Resuming after step {state.step:,}, in epoch {state.epoch + 1}.")
-        else:
-            progress.log("The run has no checkpoint yet; training from the start.")
-        if epochs is not None:
-            progress.log(_describe_extension(setup, state, recipe.epochs))
-        return TrainingResult(run.path, trainer.fit())
-    except Exception as error:
-        parallel.raise_peer_error(error)
-        raise
-    finally:
-        progress.close()
-        lock.release()
-        parallel.close()
+            parallel.broadcast_object(lambda: write_text(run.recipe_json, setup.recipe.to_json() + "\n"))
+        model = saved.model if saved else _new_model(setup)
+        extended = recipe.epochs if epochs is not None else None
+        return _fit(stack, setup, run, model, display, folder=folder, state=state, extended=extended)
+
+
+@contextmanager
+def _session(
+    mode: str, recipe: Recipe, progress: Progress | None
+) -> Iterator[tuple[SingleProcess, Progress, ExitStack]]:
+    """Connect the processes and show progress; what is entered into the stack is left first."""
+    with (
+        closing(progress or default_progress()) as display,
+        connect(mode, recipe.device, recipe.dist_timeout) as parallel,
+        ExitStack() as stack,
+    ):
+        yield parallel, display, stack
+
+
+def _fit(
+    stack: ExitStack,
+    setup: TrainSetup,
+    run: Run,
+    model: Network,
+    progress: Progress,
+    *,
+    budget: TimeBudget | None = None,
+    folder: Path | None = None,
+    state: TrainState | None = None,
+    extended: int | None = None,
+) -> TrainingResult:
+    """Train, from the `state` and the rest of the checkpoint `folder` if there is one, in the locked `run`."""
+
+    def clean() -> None:
+        run.remove_partial_files()
+        if folder is None:
+            _write_metadata(run, setup)
+
+    with wrap_write_errors(run.path):
+        setup.parallel.broadcast_object(clean)
+    if setup.recipe.tensorboard and rank() == 0:
+        progress = stack.enter_context(closing(WithTensorBoard(progress, run.path / "tensorboard")))
+    trainer = Trainer(setup, run, model, progress, budget)
+    if folder and state:
+        trainer.restore(state, read_training_state(folder))
+        progress.log(f"Resuming after step {state.step:,}, in epoch {state.epoch + 1}.")
+    elif state:
+        progress.log("The run has no checkpoint yet; training from the start.")
+    if extended is not None:
+        progress.log(_describe_extension(setup, trainer.state, extended))
+    return TrainingResult(run.path, trainer.fit())
 
 
 def _new_model(setup: TrainSetup) -> Network:
@@ -256,11 +248,6 @@ def _fit_time_budget(
     else:
         progress.log(f"Not even one epoch fits {recipe.time_budget}; training one anyway.")
     return replace(setup, recipe=replace(recipe, epochs=max(epochs, 1))), budget
-
-
-def _add_tensorboard(progress: Progress, recipe: Recipe, run: Run) -> Progress:
-    """Return `progress`, which on rank 0 also writes TensorBoard files if the recipe enables it."""
-    return WithTensorBoard(progress, run.path / "tensorboard") if recipe.tensorboard and rank() == 0 else progress
 
 
 def _write_metadata(run: Run, setup: TrainSetup) -> None:
@@ -321,6 +308,19 @@ def _describe_extension(setup: TrainSetup, state: TrainState, epochs: int) -> st
         f"Extended to {epochs} epochs: the learning rate follows the {setup.recipe.schedule} schedule of a run of "
         f"{epochs} epochs, from {rates[0]:.3g} now to {rates[1]:.3g} at the end."
     )
+
+
+def _extend(recipe: Recipe, state: TrainState, epochs: str, progress: Progress) -> Recipe:
+    """Return the recipe of a run extended by `--epochs`."""
+    now = state.epoch if state.finished(recipe) else recipe.epochs
+    recipe = replace(recipe, epochs=_parse_epochs(epochs, now), limit_steps=None)
+    if state.early_stopped(recipe):  # otherwise there would be nothing to train
+        progress.log(
+            f"The run had stopped early, after {recipe.early_stop} epochs without improvement; early stopping "
+            "is off from here on."
+        )
+        recipe = replace(recipe, early_stop=0)
+    return recipe
 
 
 def _parse_epochs(text: str, now: int) -> int:

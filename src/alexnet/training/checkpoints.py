@@ -1,9 +1,13 @@
-"""Checkpoints during training: what they hold besides the weights (`TrainState`), and writing them in the background.
+"""Checkpoints during training: the position they hold, writing them in the background, and finding them again.
 
 The training thread only waits for a copy in memory. A separate thread writes the files and
 checksums and renames them into place, one checkpoint at a time; one more copy may be queued. Its
 errors are raised in the training thread at the next step. Weights that are not finite are never
 written: the loss only describes the weights before the step.
+
+A process can be killed at any step and a disk can damage any file, so everything is verified when a
+run resumes: checkpoints by their checksums, and the names in `last` and `best` by what the
+checkpoints contain.
 """
 
 from __future__ import annotations
@@ -11,12 +15,11 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,13 @@ from typing import Any
 import pyarrow.parquet  # noqa: F401
 import torch
 
+from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.errors import TrainingFailed, UserError
-from alexnet.models.model import Network
 from alexnet.run_dir import Run
 from alexnet.training.config_parsing import parse_interval
-from alexnet.training.distributed.base import mean_buffers
 from alexnet.training.recipe import Recipe
 from alexnet.training.setup import TrainSetup
+from alexnet.training.step import TrainStep
 
 
 @dataclass
@@ -48,12 +51,9 @@ class TrainState:
     waited: float = 0.0  # part of it spent waiting for batches
     processes: int = 1  # processes that share each batch
     images: int = 0  # training images
-    samples: str = ""  # `hash_samples` of them; empty in checkpoints of earlier versions
+    samples: str = ""  # `hash_samples` of them
     best: dict[str, Any] | None = None  # row of the best epoch
     history: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
     @classmethod
     def from_training(cls, training: dict[str, Any]) -> TrainState:
@@ -82,8 +82,11 @@ class TrainState:
         counts = (summary.get("steps"), summary.get("epochs"))
         return bool(summary.get("complete")) and counts == (self.step, len(self.history))
 
-    def start_epoch(self) -> None:
-        """Reset the sums of the epoch that has just ended."""
+    def end_epoch(self, row: dict[str, Any], *, is_best: bool) -> None:
+        """Add the epoch's line of metrics.jsonl and reset its sums."""
+        self.epoch += 1
+        self.history.append(row)
+        self.best = row if is_best else self.best
         self.batch = self.seen = 0
         self.loss_sum = self.hits = self.seconds = self.waited = 0.0
 
@@ -99,13 +102,17 @@ def hash_samples(names: Iterable[str], targets: torch.Tensor) -> str:
     return sha256.hexdigest()[:16]
 
 
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 class Checkpoints:
     """The checkpoints of one run. All processes call `save`; rank 0 writes."""
 
     def __init__(self, run: Run, setup: TrainSetup) -> None:
         self.run, self.setup, self.parallel = run, setup, setup.parallel
         self._every_steps, self._every_seconds = parse_interval(setup.recipe.checkpoint_every)
-        self._threads: list[threading.Thread] = []  # the writing one, and one that waits for it
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: list[Future[None]] = []  # the one being written, and one in the queue
         self._error: BaseException | None = None
         self._saved: tuple[int, int] | None = None  # step and epoch of the newest checkpoint
         self._saved_at = time.monotonic()
@@ -121,21 +128,14 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Whether to save within the epoch, after `step`; never while another checkpoint is being written."""
-        if any(thread.is_alive() for thread in self._threads):
+        if not all(future.done() for future in self._writing):
             return False
         if self._every_steps is not None:
             return step // self._every_steps > (self._saved[0] if self._saved else 0) // self._every_steps
         return self._every_seconds is not None and time.monotonic() - self._saved_at >= self._every_seconds
 
     def save(
-        self,
-        model: Network,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        state: TrainState,
-        *,
-        best: bool,
-        then: Callable[[], object] | None = None,
+        self, trained: TrainStep, state: TrainState, *, best: bool, then: Callable[[], object] | None = None
     ) -> None:
         """Copy everything to the CPU and write it in the background, after the checkpoint before it.
 
@@ -145,40 +145,28 @@ class Checkpoints:
         key = (state.step, state.epoch)
         if key == self._saved:
             return
-        full_model = self.parallel.gather_model(model)
-        buffers = self.parallel.buffers_state(model)
-        training: dict[str, Any] = {
-            "position": state.to_dict(),
-            "optimizer": self.parallel.gather_optimizer(optimizer, model),
-            "scaler": scaler.state_dict(),
-        }
-        if buffers:
-            training["statistics"] = buffers
+        full = self.parallel.state_dict(trained.model, trained.optimizer)
+        full |= {"position": dataclasses.asdict(state), "scaler": trained.scaler.state_dict()}
 
         def start() -> None:
-            for thread in self._threads[:-1]:
-                thread.join()  # two copies are enough
-            previous = self._threads[-1:]
+            for future in self._writing[:-1]:
+                future.result()  # two copies are enough
             self.check()
-            weights = _copy_to_cpu({**full_model.state_dict(), **mean_buffers(buffers)})
-            write = partial(
-                self.run.save_checkpoint,
-                model=full_model,
-                classes=self.setup.classes,
-                preprocess=self.setup.preprocess,
-                step=state.step,
-                epoch=state.epoch,
-                training=_copy_to_cpu(training),
-                best=best,
-                weights=weights,
-                keep=self.setup.recipe.keep_checkpoints,
-            )
-            tasks = (partial(self._check_finite, weights, state.step), write, then or (lambda: None))
-            thread = threading.Thread(target=self._write, args=(previous, state.step, *tasks), name="checkpoint")
-            self._threads = [*previous, thread]
-            thread.start()
+            training = _copy_to_cpu(full)
+            weights = training.pop("model")
 
-        self.parallel.on_rank0(start)
+            def write() -> None:
+                self._check_finite(weights, key[0])
+                self.run.save_checkpoint(
+                    model=trained.model, classes=self.setup.classes, preprocess=self.setup.preprocess, step=key[0],
+                    epoch=key[1], training=training, weights=weights, best=best, keep=self.setup.recipe.keep_checkpoints,
+                )  # fmt: skip
+                if then is not None:
+                    then()
+
+            self._writing = [*self._writing[-1:], self._writer.submit(self._keep_error, key[0], write)]
+
+        self.parallel.broadcast_object(start)
         self._saved, self._saved_at = key, time.monotonic()
 
     def check(self) -> None:
@@ -192,14 +180,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until every started checkpoint is on disk. Raises the writing thread's error."""
-        self.close()
+        for future in self._writing:
+            future.result()
         self.check()
 
     def close(self) -> None:
         """Wait until every started checkpoint is written or has failed."""
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
+        self._writer.shutdown()
 
     def _check_finite(self, weights: dict[str, torch.Tensor], step: int) -> None:
         for name, tensor in weights.items():
@@ -209,14 +196,12 @@ class Checkpoints:
                     "The previous checkpoint is kept."
                 )
 
-    def _write(self, previous: list[threading.Thread], step: int, *tasks: Callable[[], object]) -> None:
-        for thread in previous:
-            thread.join()
+    def _keep_error(self, step: int, write: Callable[[], None]) -> None:
+        """Call `write` in the writing thread, unless an earlier checkpoint has failed; `check` raises its error."""
         if self.failed:
             return
         try:
-            for task in tasks:
-                task()
+            write()
         except OSError as error:
             self._error = TrainingFailed(
                 f"The checkpoint after step {step:,} could not be written to {self.run.path}: "
@@ -257,3 +242,60 @@ def wrap_write_errors(run: Path) -> Iterator[None]:
                 f"'alexnet resume {run}' continues from the last checkpoint."
             ) from error
         raise
+
+
+# ── finding them again ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def find_latest_valid(run: Run, log: Callable[[str], object]) -> tuple[Path, TrainState] | None:
+    """Return the newest undamaged checkpoint of `run` and its training state; None if it has no checkpoint yet.
+
+    Damaged checkpoints are quarantined and logged, and `last` and `best` are corrected. If the weights of the best
+    epoch are lost, the last epoch replaces it until a better one comes, or nothing does if the checkpoint lies within
+    an epoch. Raises `UserError` if all checkpoints are damaged.
+    """
+    checkpoints = run.checkpoints()
+    if not checkpoints:
+        run.named_checkpoint("last")  # raises if there was one
+        return None
+    newest = state = best = None
+    damaged: dict[Path, str] = {}
+    for folder in checkpoints:
+        try:
+            found = state or TrainState.from_training(read_training_state(folder))
+            saved = load_checkpoint(folder)
+        except OSError as error:  # may be temporary, and is no proof of damage
+            raise UserError(
+                f"{folder} cannot be read ({error.strerror or error}); it may still be intact: "
+                "try again once it can be read."
+            ) from error
+        except UserError as error:
+            damaged[folder] = str(error).removesuffix(".") + "."
+            continue
+        newest, state = newest or folder, found
+        if state.best is not None and (saved.step, saved.epoch) == (state.best["step"], state.best["epoch"]):
+            best = best or folder
+    if newest is None or state is None:
+        raise UserError(
+            f"{damaged[checkpoints[0]]} All {len(checkpoints)} checkpoints of {run.path} are damaged; delete "
+            f"{run.path / 'checkpoints'} and {run.path / 'last'} to train again from the start."
+        )
+    instead, named = "", run.checkpoint_name("best")
+    if state.best is not None and best is None and state.history and not state.batch:
+        state.best, best = state.history[-1], newest
+        instead = f"epoch {state.best['epoch']}, the last one, replaces it until a better one comes"
+    elif best is None:
+        state.best, instead = None, "the next epoch replaces it"
+    names = {"last": newest.name, "best": best.name if best else None}
+    if damaged or any(run.checkpoint_name(which) != name for which, name in names.items()):
+        run.check_writable()
+    for folder, why in damaged.items():
+        if folder.name > newest.name:
+            why += f" Resuming from {newest.name} instead."
+        elif instead and folder.name == named:
+            why += f" It was the best one; {instead}."
+        log(why)
+        run.quarantine(folder)
+    for which, name in names.items():
+        run.name_checkpoint(which, name)
+    return newest, state

@@ -83,7 +83,7 @@ def prepare_training(
     parallel = parallel or SingleProcess()
     recipe = replace(recipe, lr_batch=recipe.lr_batch or recipe.batch_size)
     device = pick_device(recipe.device)
-    precision = parallel.on_rank0(lambda: pick_precision(recipe.precision, device))
+    precision = parallel.broadcast_object(lambda: pick_precision(recipe.precision, device))
     pretrained = load_model(recipe.weights) if recipe.weights and saved is None else None
     if pretrained is not None and recipe.arch not in ("auto", pretrained.model.spec.name):
         raise UserError(
@@ -144,7 +144,7 @@ def prepare_training(
         recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
 
     if any(isinstance(part, ImageFiles) for part in dataset.splits.values()):
-        in_memory = parallel.on_rank0(lambda: fits_in_memory(dataset, geometry.resize_side, recipe.in_memory))
+        in_memory = parallel.broadcast_object(lambda: fits_in_memory(dataset, geometry.resize_side, recipe.in_memory))
         if recipe.in_memory and not in_memory:
             progress.log("The images no longer fit in memory and are decoded on the fly; last digits may differ.")
         recipe = replace(recipe, in_memory=in_memory)
@@ -156,7 +156,7 @@ def prepare_training(
     if note and any(isinstance(part, ImageFiles) for part in dataset.splits.values()):
         progress.log(note)
     part = dataset.splits["train"]
-    recipe, preprocess, pca_basis = parallel.on_rank0(
+    recipe, preprocess, pca_basis = parallel.broadcast_object(
         lambda: _measure_statistics(recipe, part, geometry, mean_image, workers, progress)
     )
 

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -39,8 +40,9 @@ class TrainStep:
         self.frozen_modules = freeze(self.model, self.recipe.freeze)
         wrapped = self.parallel.wrap(self.model)
         self.network = torch.compile(wrapped) if self.recipe.compile else wrapped  # runs the forward pass
+        self.no_sync = getattr(wrapped, "no_sync", nullcontext)  # DistributedDataParallel's: exchange no gradients
         self.optimizer = make_optimizer(self.model, self.recipe)
-        self.scaler = self.parallel.scaler(self.device, enabled=self.precision.name == "fp16")
+        self.scaler = self.parallel.grad_scaler(self.device.type, enabled=self.precision.name == "fp16")
         self.class_weights = setup.class_weights.to(self.device) if setup.class_weights is not None else None
 
     def train(self) -> None:
@@ -69,10 +71,9 @@ class TrainStep:
         for i, (micro_x, micro_y) in enumerate(micro_batches, 1):
             counted = len(micro_x) if batch_rows.size else 0  # an empty shard computes on an image that is not its own
             rows = slice(rows.stop, rows.stop + counted)
-            mask_rows = rows if counted else slice(0, 1)
-            with self.parallel.no_sync(unless=i == len(micro_batches)):
-                seeds = partial(seed_of, "dropout", number)
-                dropout = counter_based_dropout(self.model, batch_rows.total, mask_rows, seeds)
+            mask_rows, mask_seed = rows if counted else slice(0, 1), partial(seed_of, "dropout", number)
+            with nullcontext() if i == len(micro_batches) else self.no_sync():
+                dropout = counter_based_dropout(self.model, batch_rows.total, mask_rows, mask_seed)
                 with dropout, self.precision.autocast(self.device):
                     logits = self.network(micro_x.contiguous(memory_format=self.memory_format))
                 loss = self._loss(logits.float(), micro_y) * (counted / batch_rows.total)
@@ -82,7 +83,7 @@ class TrainStep:
             hits += (logits.argmax(dim=1) == labels).sum() * (counted > 0)
         self.scaler.unscale_(self.optimizer)
         if recipe.clip_norm is not None:
-            self.parallel.clip(self.model, recipe.clip_norm)
+            self.parallel.clip_grad_norm(self.model, recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,21 +1,22 @@
-"""The interface between the trainer and the processes that train together, and its implementation for one process.
+"""What the trainer asks of the processes that train together, and the answers of a single process.
 
-`SingleProcess` needs no communication; `DataParallel` and `TowerParallel` override what differs with
-several processes. The trainer makes the same calls in every process, whatever their number.
+`DataParallel` and `TowerParallel` override what differs with several processes. The trainer makes the same calls in
+every process, whatever their number.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from alexnet.data.loader import ALL, Batch
-from alexnet.inference.evaluate import Outputs
+from alexnet.errors import UserError, WorkerDied
 from alexnet.models.model import Network, Spec
 
 GROUP_TIMEOUT = datetime.timedelta(minutes=10)  # for collectives of the default process group, and for rendezvous
@@ -26,34 +27,32 @@ T = TypeVar("T")
 class SingleProcess:
     """One process: nothing is exchanged."""
 
+    rank = 0
     world_size = 1
     shard = ALL
     """The part of each batch this process trains on."""
     loss_scale = 1.0
     """Factor on the loss before the backward pass that makes the exchanged gradients those of one process."""
+    grad_scaler: Callable[..., torch.amp.GradScaler] = torch.amp.GradScaler
+    """The class of the gradient scaler for fp16; all processes skip the same steps."""
 
     def check(self, spec: Spec) -> None:
         """Raise `UserError` if this network cannot be trained this way."""
 
-    def on_rank0(self, make: Callable[[], T]) -> T:
-        """Call `make` on rank 0 only and broadcast its result; an exception is raised in all processes."""
+    def broadcast_object(self, make: Callable[[], T]) -> T:
+        """Call `make` on rank 0 only and return its result in all processes; they raise its exception, too."""
         return make()
 
-    def all_reduce_max(self, value: int | None) -> int | None:
-        """Return the largest `value` of all processes. None counts as 0; several processes return None for 0."""
-        return value
+    def all_reduce(self, values: Tensor, op: Literal["sum", "max"]) -> Tensor:
+        """Return, on the CPU, the largest `values` of all processes, or the sums over those that train on other images.
 
-    def all_reduce_sum(self, sums: Tensor) -> Tensor:
-        """Return `sums` added over the processes that train on different images, in rank order, on the CPU."""
-        return sums.cpu()
+        Sums are taken in rank order, so that they do not depend on timing.
+        """
+        return values.cpu()
 
-    def sync_data_errors(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield `batches`; an error in reading one is raised in all processes, before the same step."""
-        return batches
-
-    def gather(self, outputs: Outputs | None) -> Outputs | None:
-        """Return the outputs of all ranks in the order of the split, on rank 0; the other ranks may get None."""
-        return outputs
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, in rank order, on rank 0; the others get an empty list."""
+        return [value]
 
     def shard_model(self, model: Network) -> Network:
         """Return the part of `model` this process trains; same images in, same logits out."""
@@ -63,59 +62,67 @@ class SingleProcess:
         """Return the module that runs the forward pass of `model`, the result of `shard_model` on its device."""
         return model
 
-    def gather_model(self, model: Network) -> Network:
-        """Return the full network of which `model` is a part; complete on rank 0 only."""
-        return model
-
-    def load_weights(self, model: Network, weights: Mapping[str, Tensor]) -> None:
-        """Load the state dict of the full network."""
-        model.load_state_dict(weights)
-
-    def gather_optimizer(self, optimizer: torch.optim.Optimizer, model: Network) -> dict[str, Any]:  # noqa: ARG002
-        """Return the state dict of the full network's optimizer; complete on rank 0 only."""
-        return optimizer.state_dict()
-
-    def load_optimizer(self, optimizer: torch.optim.Optimizer, model: Network, state: dict[str, Any]) -> None:  # noqa: ARG002
-        """Load the state dict of the full network's optimizer."""
-        load_optimizer_state(optimizer, state)
-
-    def no_sync(self, *, unless: bool) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Return a context for a forward and backward pass that exchanges gradients only if `unless` holds."""
-        return nullcontext()
-
-    def scaler(self, device: torch.device, enabled: bool) -> torch.amp.GradScaler:
-        """Return the gradient scaler for fp16; all processes skip the same steps."""
-        return torch.amp.GradScaler(device.type, enabled=enabled)
-
-    def clip(self, model: Network, max_norm: float) -> None:
+    def clip_grad_norm(self, model: Network, max_norm: float) -> None:
         """Clip the gradient norm of the full network to `max_norm`."""
         nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
-    def sync_buffers(self, model: Network) -> None:
-        """Average the buffers that depend on a process's images (batch norm's running statistics)."""
+    def state_dict(self, model: Network, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state dicts of the full network and its optimizer as "model" and "optimizer"; complete on rank 0.
 
-    def buffers_state(self, model: Network) -> list[dict[str, Tensor]]:  # noqa: ARG002
-        """Return the buffers that `sync_buffers` averages, a dict per rank; empty if all ranks agree on them."""
-        return []
+        "statistics", if there are any, are buffers that differ between the processes, a state dict for each rank.
+        """
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
-    def load_buffers_state(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
-        """Load this rank's entry of `buffers_state`; no effect if `saved` is from another number of processes."""
+    def load_state_dict(self, model: Network, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Load what `state` holds of the result of `state_dict`, saved by any number of processes."""
+        if "model" in state:
+            model.load_state_dict(state["model"])
+        if "optimizer" in state:
+            load_optimizer_state(optimizer, state["optimizer"])
 
-    def warnings(self, model: Network) -> list[str]:  # noqa: ARG002
-        """Return warnings about training this network this way, to be shown once."""
-        return []
+    def close(self, error: Exception | None = None) -> None:
+        """Leave the process group, after telling the others the `error` that ends this process, if any.
 
-    def raise_peer_error(self, error: Exception) -> None:
-        """Publish an error that ends this process; if another process caused it, raise that process's error."""
-
-    def close(self) -> None:
-        """Leave the process group."""
+        If another process caused it, raise that process's error.
+        """
 
 
-def mean_buffers(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of what `buffers_state` returns; taken in float64, so the mean of equal numbers is exact."""
-    names = states[0] if states else {}
-    return {name: torch.stack([state[name].double() for state in states]).mean(0).float() for name in names}
+def read_together(parallel: SingleProcess, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
+    """Yield `batches`; an error in reading one is raised in all processes, before the same step."""
+    try:
+        while True:
+            batch: Batch | None = None
+            error: UserError | WorkerDied | None = None
+            try:
+                batch = next(batches, None)
+            except (UserError, WorkerDied) as caught:
+                error = caught
+            if parallel.all_reduce(torch.tensor(int(error is not None)), "max"):
+                parallel.broadcast_object(partial(_raise_first, parallel.gather(error)))
+            if batch is None:
+                return
+            yield batch
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()  # ends the worker processes
+
+
+def _raise_first(errors: list[UserError | WorkerDied | None]) -> NoReturn:
+    raise next(error for error in errors if error is not None)
+
+
+def broadcast_result(make: Callable[[], T], rank: int, group: Any = None) -> T:
+    """Return the result of `make`, called on rank 0 of `group`, in all its processes, or raise its exception there."""
+    result: list[Any] = [None, None]  # value, exception
+    if rank == 0:
+        try:
+            result[0] = make()
+        except Exception as error:
+            result[1] = error
+    dist.broadcast_object_list(result, src=0, group=group, device=torch.device("cpu"))
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 torch's `DistributedDataParallel` all-reduces the gradients during the backward pass, through Gloo
 on CPUs and NCCL on GPUs. Random numbers depend on the sample, not on the process, and the loss of a
 shard is weighted by its number of images. So any number of processes takes the same step as one,
-except for the order of sums; batch norm is the exception (see `DataParallel.warnings`).
+except for the order of sums; batch norm is the exception (see `batch_norm_warning`).
 
 All other communication (signals, errors, results) uses a separate Gloo process group on the CPU. A
 process that is silent for `dist_timeout` seconds counts as lost: the others raise `ProcessLost`,
@@ -18,23 +18,22 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from alexnet.data.loader import Batch, Shard
+from alexnet.data.loader import Shard
 from alexnet.device import cpu_count, local_world_size, rank, world_size
-from alexnet.errors import ProcessLost, TrainingFailed, UserError, WorkerDied
-from alexnet.inference.evaluate import Outputs
+from alexnet.errors import ProcessLost, TrainingFailed, UserError
 from alexnet.models.model import Network
-from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, T, mean_buffers
+from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, T, broadcast_result
 
 BUSY, DONE = 0, 1  # status of rank 0, broadcast while the others wait for its result
 ERROR_KEY = "alexnet/error"  # where in the store a failing process leaves its error
@@ -50,7 +49,6 @@ class DataParallel(SingleProcess):
         self.loss_scale = float(self.world_size)  # DDP averages the gradients, but the shards' losses add up
         self.device = device
         self.dist_timeout = dist_timeout
-        self._ddp: DistributedDataParallel | None = None
         gpu = device.type == "cuda"
         if gpu:
             torch.cuda.set_device(device.index or 0)  # no index if it is the only process of its machine
@@ -73,25 +71,19 @@ class DataParallel(SingleProcess):
                 "restart all processes."
             ) from error
 
-    # ── collectives ───────────────────────────────────────────────────────────────────────────────
+    def broadcast_object(self, make: Callable[[], T]) -> T:
+        """Call `make` on rank 0; a heartbeat tells the others to wait, so it may take longer than `dist_timeout`."""
 
-    def on_rank0(self, make: Callable[[], T]) -> T:
-        """Call `make` on rank 0 and broadcast its result; a heartbeat lets it take longer than `dist_timeout`."""
-        result: list[Any] = [None, None]  # value, exception
-        if self.rank == 0:
-            with _Heartbeat(self._broadcast_status, self.dist_timeout / 4):
-                try:
-                    result[0] = make()
-                except Exception as error:
-                    result[1] = error
-            self._broadcast_status(DONE)
-        else:
-            while self._broadcast_status(BUSY) != DONE:
-                pass
-        dist.broadcast_object_list(result, src=0, group=self.cpu_group)
-        if result[1] is not None:
-            raise result[1]
-        return cast(T, result[0])
+        def make_with_heartbeat() -> T:
+            try:
+                with _heartbeat(self._broadcast_status, self.dist_timeout / 4):
+                    return make()
+            finally:
+                self._broadcast_status(DONE)
+
+        while self.rank > 0 and self._broadcast_status(BUSY) != DONE:
+            pass
+        return broadcast_result(make_with_heartbeat, self.rank, self.cpu_group)
 
     def _broadcast_status(self, status: int) -> int:
         """Return the status of rank 0; the other ranks wait for it."""
@@ -99,47 +91,15 @@ class DataParallel(SingleProcess):
         dist.broadcast(tensor, src=0, group=self.cpu_group)
         return int(tensor)
 
-    def all_reduce_max(self, value: int | None) -> int | None:
-        largest = torch.tensor(value or 0)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.cpu_group)
-        return int(largest) or None
+    def all_reduce(self, values: Tensor, op: Literal["sum", "max"]) -> Tensor:
+        parts = [torch.empty_like(values, device="cpu") for _ in range(self.world_size)]
+        dist.all_gather(parts, values.cpu(), group=self.cpu_group)
+        return torch.stack(parts).sum(0) if op == "sum" else torch.stack(parts).amax(0)
 
-    def all_reduce_sum(self, sums: Tensor) -> Tensor:
-        parts = [torch.empty_like(sums, device="cpu") for _ in range(self.world_size)]
-        dist.all_gather(parts, sums.cpu(), group=self.cpu_group)
-        return torch.stack(parts).sum(0)
-
-    def sync_data_errors(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        try:
-            while True:
-                error: UserError | WorkerDied | None = None
-                batch = None
-                try:
-                    batch = next(batches, None)
-                except (UserError, WorkerDied) as caught:
-                    error = caught
-                if self.all_reduce_max(int(error is not None)):
-                    errors: list[UserError | WorkerDied | None] = [None] * self.world_size
-                    dist.all_gather_object(errors, error, group=self.cpu_group)
-                    raise next(e for e in errors if e is not None)
-                if batch is None:
-                    return
-                yield batch
-        finally:
-            if isinstance(batches, Generator):
-                batches.close()
-
-    def gather(self, outputs: Outputs | None) -> Outputs | None:
-        gathered: list[Outputs | None] | None = [None] * self.world_size if self.rank == 0 else None
-        dist.gather_object(outputs, gathered, dst=0, group=self.cpu_group)
-        if gathered is None:
-            return None
-        parts = [part for part in gathered if part is not None]
-        order = np.argsort(np.concatenate([part.ids for part in parts]))
-        columns = ([getattr(part, name) for part in parts] for name in ("ids", "targets", "logits"))
-        return Outputs(*(np.concatenate(column)[order] for column in columns))
-
-    # ── the network ───────────────────────────────────────────────────────────────────────────────
+    def gather(self, value: T) -> list[T]:
+        values: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, values, dst=0, group=self.cpu_group)
+        return values or []
 
     def shard_model(self, model: Network) -> Network:
         if self.device.type == "cuda":  # no effect on a network without batch norm
@@ -147,12 +107,13 @@ class DataParallel(SingleProcess):
         return model
 
     def wrap(self, model: Network) -> nn.Module:
+        """Return `model` in torch's DistributedDataParallel."""
         if not any(p.requires_grad for p in model.parameters()):
             return model
         known = inspect.signature(DistributedDataParallel).parameters
         buffers_flag = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         no_buffers: dict[str, Any] = {buffers_flag: False}
-        self._ddp = DistributedDataParallel(
+        ddp = DistributedDataParallel(
             model, process_group=self.gradient_group, gradient_as_bucket_view=True, **no_buffers
         )
         # DDP rebuilds its gradient buckets after the first step, which may change the order of
@@ -161,52 +122,34 @@ class DataParallel(SingleProcess):
         was_training = model.training
         spec, dtype = model.spec, next(model.parameters()).dtype
         image = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size, dtype=dtype, device=self.device)
-        self._ddp.eval()
-        self._ddp(image).sum().backward()
-        self._ddp.train(was_training)
-        self._ddp.zero_grad(set_to_none=True)
-        return self._ddp
+        ddp.eval()
+        ddp(image).sum().backward()
+        ddp.train(was_training)
+        ddp.zero_grad(set_to_none=True)
+        return ddp
 
-    def no_sync(self, *, unless: bool) -> AbstractContextManager[None]:
-        return nullcontext() if unless or self._ddp is None else self._ddp.no_sync()
+    def state_dict(self, model: Network, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state dicts; the weights have the mean of batch norm's statistics, which differ per process."""
+        state = super().state_dict(model, optimizer)
+        if own := batch_norm_statistics(model):
+            state["statistics"] = self.gather(own)
+            state["model"] |= _mean(state["statistics"])
+        return state
 
-    def sync_buffers(self, model: Network) -> None:
-        """Set batch norm's running statistics to their mean over the processes."""
-        _load_buffers(model, mean_buffers(self.buffers_state(model)))
+    def load_state_dict(self, model: Network, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        super().load_state_dict(model, optimizer, state)
+        if len(statistics := state.get("statistics", [])) == self.world_size:
+            _load_buffers(model, statistics[self.rank])
 
-    def buffers_state(self, model: Network) -> list[dict[str, Tensor]]:
-        own = {
-            f"{name}.{kind}": buffer.cpu()
-            for name, module in model.named_modules()
-            if isinstance(module, _BatchNorm)
-            for kind, buffer in (("running_mean", module.running_mean), ("running_var", module.running_var))
-            if buffer is not None
-        }
-        if not own:
-            return []
-        states: list[Any] = [None] * self.world_size
-        dist.all_gather_object(states, own, group=self.cpu_group)
-        return states
-
-    def load_buffers_state(self, model: Network, saved: list[dict[str, Tensor]]) -> None:
-        if len(saved) == self.world_size:
-            _load_buffers(model, saved[self.rank])
-
-    def warnings(self, model: Network) -> list[str]:
-        if self.device.type == "cuda" or not any(isinstance(m, _BatchNorm) for m in model.modules()):
-            return []
-        return [
-            f"Batch norm on CPUs uses the mean and variance of each process's shard, 1/{self.world_size} of a batch "
-            "(torch has SyncBatchNorm for GPUs only): the learning curve will differ from that of one process."
-        ]
-
-    # ── lost processes ────────────────────────────────────────────────────────────────────────────
-
-    def raise_peer_error(self, error: Exception) -> None:
-        if _is_communication_error(error):
-            raise self._peer_error(error) from error
-        if isinstance(error, (UserError, TrainingFailed)):
-            _run_with_timeout(2.0, lambda: self.store.set(ERROR_KEY, f"{type(error).__name__}:{error}"))
+    def close(self, error: Exception | None = None) -> None:
+        try:
+            if error is not None and _is_communication_error(error):
+                raise self._peer_error(error) from error
+            if isinstance(error, (UserError, TrainingFailed)):
+                _run_with_timeout(2.0, lambda: self.store.set(ERROR_KEY, f"{type(error).__name__}:{error}"))
+        finally:
+            time.sleep(0.1)  # as in TowerParallel.close
+            _run_with_timeout(5.0, dist.destroy_process_group)
 
     def _peer_error(self, error: Exception) -> Exception:
         """Return the error another process has published, else `ProcessLost`."""
@@ -222,9 +165,49 @@ class DataParallel(SingleProcess):
             "checkpoint is complete: run the same command with --resume, in any number of processes."
         )
 
-    def close(self) -> None:
-        time.sleep(0.1)  # as in TowerParallel.close
-        _run_with_timeout(5.0, dist.destroy_process_group)
+
+# ── batch norm ────────────────────────────────────────────────────────────────────────────────────
+
+
+def average_batch_norm(parallel: SingleProcess, model: Network) -> None:
+    """Set batch norm's running statistics to their mean over the processes that train on other images."""
+    if parallel.shard.world_size > 1 and (own := batch_norm_statistics(model)):
+        _load_buffers(model, parallel.broadcast_object(partial(_mean, parallel.gather(own))))
+
+
+def batch_norm_warning(parallel: SingleProcess, device: torch.device, model: Network) -> str:
+    """Return a warning if batch norm makes training in several processes differ from one, else ""."""
+    if parallel.shard.world_size == 1 or device.type == "cuda" or not batch_norm_statistics(model):
+        return ""
+    return (
+        f"Batch norm on CPUs uses the mean and variance of each process's shard, 1/{parallel.world_size} of a batch "
+        "(torch has SyncBatchNorm for GPUs only): the learning curve will differ from that of one process."
+    )
+
+
+def batch_norm_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return the running means and variances of `model`, by name, on the CPU."""
+    return {
+        f"{name}.{kind}": buffer.cpu()
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        for kind, buffer in (("running_mean", module.running_mean), ("running_var", module.running_var))
+        if buffer is not None
+    }
+
+
+def _mean(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of state dicts; taken in float64, so the mean of equal numbers is exact."""
+    names = states[0] if states else {}
+    return {name: torch.stack([state[name].double() for state in states]).mean(0).float() for name in names}
+
+
+def _load_buffers(model: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        model.get_buffer(name).copy_(value)
+
+
+# ── connecting, and losing processes ──────────────────────────────────────────────────────────────
 
 
 def _fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
@@ -252,27 +235,25 @@ def _fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     raise RuntimeError(f"not all processes have connected after {GROUP_TIMEOUT}")
 
 
-class _Heartbeat:
-    """A context manager in which a thread calls `broadcast(BUSY)` every `seconds`."""
+@contextmanager
+def _heartbeat(broadcast: Callable[[int], int], seconds: float) -> Iterator[None]:
+    """Call `broadcast(BUSY)` every `seconds` in a thread."""
+    stop = threading.Event()
 
-    def __init__(self, broadcast: Callable[[int], int], seconds: float) -> None:
-        self._broadcast, self._seconds = broadcast, seconds
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._seconds):
+    def run() -> None:
+        while not stop.wait(seconds):
             try:
-                self._broadcast(BUSY)
+                broadcast(BUSY)
             except RuntimeError:  # the others are lost; the main thread will get the same error
                 return
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def threads_per_process() -> int:
@@ -285,11 +266,6 @@ def threads_per_process() -> int:
     if local_world_size() == 1 or (chosen > 1 and chosen != cpu_count()):
         return chosen
     return max(1, cpu_count() // local_world_size())
-
-
-def _load_buffers(model: nn.Module, values: dict[str, Tensor]) -> None:
-    for name, value in values.items():
-        model.get_buffer(name).copy_(value)
 
 
 def _is_communication_error(error: Exception) -> bool:

@@ -12,8 +12,9 @@ up to those of one process. Checkpoints are gathered into the form that one proc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from alexnet.errors import UserError
 from alexnet.models.layers import Dropout, LocalResponseNorm
 from alexnet.models.model import AlexNet, Network, Spec
 from alexnet.models.spec import AlexNetSpec, Layer, layers
-from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, T, load_optimizer_state
+from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, T, broadcast_result, load_optimizer_state
 
 TOWERS = 2
 
@@ -37,11 +38,14 @@ class TowerParallel(SingleProcess):
     loss_scale = 1 / TOWERS
 
     def __init__(self, device: torch.device) -> None:
-        self.tower = rank()
+        self.rank = rank()
         if device.type == "cuda":
             torch.cuda.set_device(device.index or 0)  # no index if it is the only process of its machine
         # CPU tensors (gathered states, flags) always go through Gloo.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=GROUP_TIMEOUT)
+        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+        self.grad_scaler = partial(ShardedGradScaler, process_group=dist.group.WORLD)
 
     def check(self, spec: Spec) -> None:
         if why := _why_indivisible(spec):
@@ -49,80 +53,62 @@ class TowerParallel(SingleProcess):
                 f"--parallel towers cannot divide '{spec.name}', {why}; use paper, code2012 or cifar-towers."
             )
 
-    def on_rank0(self, make: Callable[[], T]) -> T:
-        result: list[Any] = [None, None]  # value, exception
-        if self.tower == 0:
-            try:
-                result[0] = make()
-            except Exception as error:
-                result[1] = error
-        dist.broadcast_object_list(result, src=0, device=torch.device("cpu"))
-        if result[1] is not None:
-            raise result[1]
-        return cast(T, result[0])
+    def broadcast_object(self, make: Callable[[], T]) -> T:
+        return broadcast_result(make, self.rank)
 
-    def all_reduce_max(self, value: int | None) -> int | None:
-        largest = torch.tensor(value or 0)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-        return int(largest) or None
+    def all_reduce(self, values: Tensor, op: Literal["sum", "max"]) -> Tensor:
+        values = values.cpu().clone()
+        if op == "max":  # both train on the same images, so each has the sums already
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        values: list[Any] | None = [None] * TOWERS if self.rank == 0 else None
+        dist.gather_object(value, values, dst=0)
+        return values or []
 
     def shard_model(self, model: Network) -> Network:
         spec = _towers_spec(model)
-        tower = _make_empty_tower(spec, self.tower)
-        weights = {name: _half_of(spec, name, full, self.tower) for name, full in model.state_dict().items()}
+        tower = _make_empty_tower(spec, self.rank)
+        weights = {name: _half_of(spec, name, full, self.rank) for name, full in model.state_dict().items()}
         tower.load_state_dict({name: part.clone() for name, part in weights.items()}, assign=True)
         return tower.train(model.training)
 
-    def gather_model(self, model: Network) -> Network:
-        spec = _towers_spec(model)
-        with torch.device("meta"):
-            full_model = AlexNet(spec)
-        empty = full_model.state_dict()
-        weights = {
-            name: self._gather_tensor(spec, name, part, empty[name]) for name, part in model.state_dict().items()
-        }
-        if self.tower == 0:
-            full_model.load_state_dict(weights, assign=True)
-        return full_model
-
-    def load_weights(self, model: Network, weights: Mapping[str, Tensor]) -> None:
-        spec = _towers_spec(model)
-        model.load_state_dict({name: _half_of(spec, name, full, self.tower) for name, full in weights.items()})
-
-    def gather_optimizer(self, optimizer: torch.optim.Optimizer, model: Network) -> dict[str, Any]:
-        spec = _towers_spec(model)
-        with torch.device("meta"):
-            empty = dict(AlexNet(spec).named_parameters())
-        own = dict(model.named_parameters())
-
-        def gather(name: str, value: Any) -> Any:
-            divided = isinstance(value, Tensor) and value.shape == own[name].shape
-            return self._gather_tensor(spec, name, value, empty[name]) if divided else value
-
-        return _map_optimizer_state(optimizer, model, optimizer.state_dict(), gather)
-
-    def load_optimizer(self, optimizer: torch.optim.Optimizer, model: Network, state: dict[str, Any]) -> None:
-        spec = _towers_spec(model)
-        with torch.device("meta"):
-            empty = dict(AlexNet(spec).named_parameters())
-
-        def shard(name: str, value: Any) -> Any:
-            divided = isinstance(value, Tensor) and value.shape == empty[name].shape
-            return _half_of(spec, name, value, self.tower) if divided else value
-
-        load_optimizer_state(optimizer, _map_optimizer_state(optimizer, model, state, shard))
-
-    def scaler(self, device: torch.device, enabled: bool) -> torch.amp.GradScaler:
-        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
-
-        return ShardedGradScaler(device.type, enabled=enabled, process_group=dist.group.WORLD)
-
-    def clip(self, model: Network, max_norm: float) -> None:
+    def clip_grad_norm(self, model: Network, max_norm: float) -> None:
         squares = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).square()
         dist.all_reduce(squares)
         nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, squares.sqrt())
 
-    def close(self) -> None:
+    def state_dict(self, model: Network, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        spec = _towers_spec(model)
+        with torch.device("meta"):
+            full = AlexNet(spec).state_dict()
+        own = model.state_dict()
+
+        def gather(name: str, value: Any) -> Any:
+            divided = isinstance(value, Tensor) and value.shape == own[name].shape
+            return self._gather_tensor(spec, name, value, full[name]) if divided else value
+
+        return {
+            "model": {name: gather(name, part) for name, part in own.items()},
+            "optimizer": _map_optimizer_state(optimizer, model, optimizer.state_dict(), gather),
+        }
+
+    def load_state_dict(self, model: Network, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        spec = _towers_spec(model)
+        with torch.device("meta"):
+            full = AlexNet(spec).state_dict()
+
+        def shard(name: str, value: Any) -> Any:
+            divided = isinstance(value, Tensor) and value.shape == full[name].shape
+            return _half_of(spec, name, value, self.rank) if divided else value
+
+        if "model" in state:
+            model.load_state_dict({name: shard(name, value) for name, value in state["model"].items()})
+        if "optimizer" in state:
+            load_optimizer_state(optimizer, _map_optimizer_state(optimizer, model, state["optimizer"], shard))
+
+    def close(self, error: Exception | None = None) -> None:  # noqa: ARG002
         # torch 2.6 joins Gloo's threads while holding the GIL, which a thread releasing its last
         # tensor needs: let it finish first.
         time.sleep(0.1)
@@ -132,7 +118,7 @@ class TowerParallel(SingleProcess):
         """Return tensor `name` in full (with the shape of `full`) on the CPU of rank 0; `part` on the other rank."""
         if full.ndim == 0:
             return part
-        if self.tower > 0:
+        if self.rank > 0:
             dist.send(part.detach().cpu().contiguous(), dst=0)
             return part
         other = torch.empty(_half_of(spec, name, full, 1).shape, dtype=part.dtype)
