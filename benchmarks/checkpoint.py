@@ -46,8 +46,7 @@ def main() -> None:
 
     def step() -> float:
         began = time.monotonic()
-        loop._train_batch(batch, 0)
-        loop.state.step += 1
+        loop.step(batch)
         return time.monotonic() - began
 
     try:
@@ -57,12 +56,12 @@ def main() -> None:
         stops, writes, beside = [], [], []
         for _ in range(args.times):
             began = time.monotonic()
-            checkpoints.save(loop.model, loop.optimizer, loop.scaler, loop.state, best=False)
+            checkpoints.save(loop.train_step, loop.state, best=False)
             stops.append(time.monotonic() - began)
-            thread = checkpoints._threads[-1]
-            while thread.is_alive():
+            writing = checkpoints._writing[-1]
+            while not writing.done():
                 seconds = step()
-                beside += [seconds] if thread.is_alive() else []
+                beside += [seconds] if not writing.done() else []
             checkpoints.wait()
             writes.append(time.monotonic() - began)
         size = sum(path.stat().st_size for path in loop.run.checkpoints()[0].iterdir())

@@ -25,7 +25,8 @@ from alexnet.models.model import build
 from alexnet.progress import Silent
 from alexnet.rng import derive_seed
 from alexnet.run_dir import Run
-from alexnet.training.distributed import make_parallel
+from alexnet.training.distributed import connect
+from alexnet.training.distributed.base import read_together
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
@@ -36,39 +37,38 @@ UNIT = 1e-7  # of the largest differences from one process
 
 def work(args: argparse.Namespace) -> None:
     """Train as one of the processes; rank 0 writes the result to `args.result`."""
-    parallel = make_parallel("auto", "cpu")
     settings = {
         "data": args.data, "arch": args.arch, "image_size": args.size, "width": args.width, "batch_size": args.batch,
         "lr": args.lr, "epochs": args.steps, "schedule": "constant", "augment": "none", "flip": True, "crop": "random",
         "crop_pct": 0.875, "precision": "fp32", "device": "cpu", "dropout": 0.5, "accumulate": args.accumulate,
     }  # fmt: skip
-    prepared = prepare_training(with_settings(named_recipe("folder"), settings), Silent(), parallel=parallel)
-    torch.manual_seed(derive_seed(0, "init"))
-    loop = Trainer(prepared, Run(Path()), build(prepared.spec), Silent())
-    loop.train_step.train()
-    steps, times, epoch = [], [], 0
-    while len(steps) < args.steps:
-        for batch in islice(parallel.sync_data_errors(prepared.train.batches(epoch)), args.steps - len(steps)):
-            began = time.perf_counter()
-            loss, _ = loop._train_batch(batch, epoch)
-            loop.state.step += 1
-            steps.append(loss)
-            times.append((time.perf_counter() - began, batch.row_range.total))
-        epoch += 1
-    losses = parallel.all_reduce_sum(torch.stack(steps)).tolist()
-    outputs = loop._evaluate("val")
-    if parallel.shard.rank == 0:
-        seconds = sum(s for s, _ in times[2:])
-        torch.save(
-            {
-                "losses": losses,
-                "weights": loop.model.state_dict(),
-                "logits": torch.from_numpy(outputs.logits),
-                "images_per_second": sum(n for _, n in times[2:]) / seconds,
-            },
-            args.result,
-        )
-    parallel.close()
+    with connect("auto", "cpu") as parallel:
+        prepared = prepare_training(with_settings(named_recipe("folder"), settings), Silent(), parallel=parallel)
+        torch.manual_seed(derive_seed(0, "init"))
+        loop = Trainer(prepared, Run(Path()), build(prepared.spec), Silent())
+        loop.train_step.train()
+        steps, times, epoch = [], [], 0
+        while len(steps) < args.steps:
+            for batch in islice(read_together(parallel, prepared.train.batches(epoch)), args.steps - len(steps)):
+                began = time.perf_counter()
+                number = len(steps)
+                loss, _ = loop.train_step(batch, epoch, number, loop.hyperparameters(number))
+                steps.append(loss)
+                times.append((time.perf_counter() - began, batch.row_range.total))
+            epoch += 1
+        losses = parallel.all_reduce(torch.stack(steps), "sum").tolist()
+        outputs = loop.evaluate("val")
+        if parallel.shard.rank == 0:
+            seconds = sum(s for s, _ in times[2:])
+            torch.save(
+                {
+                    "losses": losses,
+                    "weights": loop.model.state_dict(),
+                    "logits": torch.from_numpy(outputs.logits),
+                    "images_per_second": sum(n for _, n in times[2:]) / seconds,
+                },
+                args.result,
+            )
 
 
 def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

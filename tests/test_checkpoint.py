@@ -18,11 +18,12 @@ from alexnet.checkpoint import (
     checkpoint_id,
     load_checkpoint,
     read_training_state,
+    save_model,
     update_model_json,
-    write_checkpoint,
 )
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
+from alexnet.files import atomic_folder
 from alexnet.models.model import Network, create_model
 
 CLASSES = ("a", "b", "c")
@@ -35,7 +36,8 @@ def make_model(norm: str | None = None) -> Network:
 
 def write(folder: Path, model: Network | None = None, transform: EvalTransform = TRANSFORM, **settings) -> Path:
     settings = {"step": 1, "epoch": 1, "training": {"x": 1}, **settings}
-    write_checkpoint(folder, model or make_model(), CLASSES, transform, **settings)
+    with atomic_folder(folder) as temporary:
+        save_model(temporary, model or make_model(), CLASSES, transform, **settings)
     return folder
 
 

@@ -84,7 +84,11 @@ def save_model(
     from safetensors.torch import save_file
 
     description = dict(
-        zip(DESCRIPTION_KEYS, (FORMAT, model.spec.to_dict(), list(classes), preprocess.to_dict(), step, epoch), strict=True)
+        zip(
+            DESCRIPTION_KEYS,
+            (FORMAT, model.spec.to_dict(), list(classes), preprocess.to_dict(), step, epoch),
+            strict=True,
+        )
     )
     state = model.state_dict() if weights is None else weights
     try:

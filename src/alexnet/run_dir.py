@@ -142,7 +142,14 @@ class Run:
         return sorted((p for p in found if CHECKPOINT_NAME.fullmatch(p.name) and p.is_dir()), reverse=True)
 
     def save_checkpoint(
-        self, *, step: int, best: bool, keep: int = 2, model: Network, classes: Sequence[str], preprocess: EvalTransform,
+        self,
+        *,
+        step: int,
+        best: bool,
+        keep: int = 2,
+        model: Network,
+        classes: Sequence[str],
+        preprocess: EvalTransform,
         **contents: Any,
     ) -> Path:
         """Write `checkpoints/<step>`, point `last` (and `best`) to it, and return its folder.

@@ -4,7 +4,8 @@ import io
 import json
 import threading
 import time
-from dataclasses import replace
+from concurrent.futures import wait
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -59,15 +60,15 @@ def test_the_training_state_survives_loading_with_weights_only():
         history=[{"epoch": 1, "top1": 0.5}],
     )
     file = io.BytesIO()
-    torch.save({"position": state.to_dict(), **REST}, file)
+    torch.save({"position": asdict(state), **REST}, file)
     file.seek(0)
     assert TrainState.from_training(torch.load(file, weights_only=True)) == state
 
 
 def test_a_new_epoch_resets_its_sums_and_nothing_else():
     state = TrainState(step=7, epoch=2, batch=3, seen=96, loss_sum=1.5, hits=40.0, seconds=2.0)
-    state.start_epoch()
-    assert state == TrainState(step=7, epoch=2)
+    state.end_epoch({"epoch": 3}, is_best=False)
+    assert state == TrainState(step=7, epoch=3, history=[{"epoch": 3}])
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch)
 
     monkeypatch.setattr(Run, "save_checkpoint", slow)
     copied = {}
-    step = Trainer._train_batch
+    step = Trainer.step
 
     def record(self, *arguments):
         if self.state.step == 2:
@@ -138,7 +139,7 @@ def test_training_continues_while_a_checkpoint_is_written(tmp_path, monkeypatch)
             running.append("checked")
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_train_batch", record)
+    monkeypatch.setattr(Trainer, "step", record)
     trainer.fit()
     assert running == [2, "checked"]
 
@@ -166,17 +167,17 @@ def test_a_write_error_is_raised_at_the_next_step(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Run, "save_checkpoint", full)
-    step = Trainer._train_batch
+    step = Trainer.step
 
     def wait_for_disk(self, *arguments):
-        self.checkpoints.close()
+        wait(self.checkpoints._writing)
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_train_batch", wait_for_disk)
+    monkeypatch.setattr(Trainer, "step", wait_for_disk)
     with pytest.raises(TrainingFailed, match="The checkpoint after step 2 could not be written to .*No space left"):
         trainer.fit()
     assert trainer.state.step == 3
-    assert not any(thread.name == "checkpoint" for thread in threading.enumerate())
+    assert not any(thread.name.startswith("checkpoint") for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_errors_of_libraries_about_a_full_disk_become_those_of_the_system(tmp_pa
 def test_weights_that_are_not_finite_are_not_written(tmp_path, monkeypatch):
     """The loss is that of the weights before the step, which makes them infinite while a checkpoint is due."""
     trainer = make_trainer(tmp_path, checkpoint_every="2", epochs=2)
-    step = Trainer._train_batch
+    step = Trainer.step
 
     def set_infinite(self, *arguments):
         result = step(self, *arguments)
@@ -217,7 +218,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path, monkeypatch):
                 self.model.fc8.weight[0, 0] = float("inf")
         return result
 
-    monkeypatch.setattr(Trainer, "_train_batch", set_infinite)
+    monkeypatch.setattr(Trainer, "step", set_infinite)
     with pytest.raises(TrainingFailed, match=r"After step 4 fc8.weight is no longer finite: .*--lr|The loss became"):
         trainer.fit()
     assert [folder.name for folder in trainer.run.checkpoints()] == ["00000002"]
@@ -239,7 +240,7 @@ def test_a_second_checkpoint_is_queued_and_a_third_waits(tmp_path, monkeypatch):
         trainer.state.step = step
         with torch.no_grad():
             trainer.model.fc8.bias.fill_(step)
-        trainer.checkpoints.save(trainer.model, trainer.optimizer, trainer.scaler, trainer.state, best=step == 1)
+        trainer.checkpoints.save(trainer.train_step, trainer.state, best=step == 1)
 
     save_at(1)
     save_at(2)
@@ -268,7 +269,7 @@ def test_after_a_write_error_the_queued_checkpoint_is_not_written(tmp_path, monk
     monkeypatch.setattr(Run, "save_checkpoint", full)
     for step in (1, 2):
         trainer.state.step = step
-        trainer.checkpoints.save(trainer.model, trainer.optimizer, trainer.scaler, trainer.state, best=False)
+        trainer.checkpoints.save(trainer.train_step, trainer.state, best=False)
     disk_free.set()
     with pytest.raises(TrainingFailed, match="The checkpoint after step 1 could not be written"):
         trainer.checkpoints.wait()
@@ -278,7 +279,7 @@ def test_a_step_is_saved_only_once(tmp_path):
     trainer = make_trainer(tmp_path, limit_steps=1)
     checkpoints = Checkpoints(trainer.run, trainer.setup)
     for _ in range(2):
-        checkpoints.save(trainer.model, trainer.optimizer, trainer.scaler, trainer.state, best=False)
+        checkpoints.save(trainer.train_step, trainer.state, best=False)
     checkpoints.wait()
     assert [folder.name for folder in trainer.run.checkpoints()] == ["00000000"]
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,7 @@ from alexnet.errors import UserError
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
-from alexnet.training.checkpoints import TrainState
-from alexnet.training.resume import RunLock, find_latest_valid, remove_partial_files
+from alexnet.training.checkpoints import TrainState, find_latest_valid
 
 SETTINGS = {
     "width": 0.0625,
@@ -59,9 +59,8 @@ def test_previous_checkpoint_is_used_if_the_newest_is_damaged(run, name, how):
     newest, before, *_ = run.checkpoints()
     damage(newest / name, how)
     log = []
-    start = find_latest_valid(run, log.append)
-    assert start is not None
-    assert start.folder == before
+    folder, _ = find_latest_valid(run, log.append)
+    assert folder == before
     assert run.named_checkpoint("last") == before
     assert len(log) == 1 + (run.named_checkpoint("best") is None)
     assert newest.name in log[0]
@@ -91,24 +90,23 @@ def test_a_damaged_best_checkpoint_is_replaced(run):
     run.save_checkpoint(
         model=load_checkpoint(newest).model, classes=load_checkpoint(newest).classes,
         preprocess=load_checkpoint(newest).preprocess,
-        step=state.step + 1, epoch=3, training={**training, "position": state.to_dict()}, best=False,
+        step=state.step + 1, epoch=3, training={**training, "position": asdict(state)}, best=False,
     )  # fmt: skip
     log = []
-    assert find_latest_valid(run, log.append).best_lost is False
+    assert find_latest_valid(run, log.append)[1].best == state.best
     assert log == []
     damage(before / WEIGHTS, "cut")
-    start = find_latest_valid(run, log.append)
-    assert start.best_lost
+    folder, found = find_latest_valid(run, log.append)
     assert "It was the best one; epoch 3, the last one, replaces it" in log[0]
-    assert start.state(training).best["epoch"] == 3
-    assert run.named_checkpoint("best") == start.folder
+    assert found.best["epoch"] == 3
+    assert run.named_checkpoint("best") == folder
 
 
 def test_wrong_names_in_last_and_best_are_corrected(run):
     newest = run.checkpoints()[0]
     for name, text in (("last", "nothing"), ("best", "\0\0\0")):
         (run.path / name).write_text(text)
-    assert find_latest_valid(run, [].append).folder == newest
+    assert find_latest_valid(run, [].append)[0] == newest
     assert run.named_checkpoint("last") == run.named_checkpoint("best") == newest
 
 
@@ -132,7 +130,7 @@ def test_partial_files_are_removed(run):
     (run.path / "evaluation" / ".val.parquet.abc.writing").write_text("half")
     (run.path / ".gitignore").write_text("*")
     before = {p for p in run.path.rglob("*") if "writing" not in str(p)}
-    remove_partial_files(run)
+    run.remove_partial_files()
     assert set(run.path.rglob("*")) == before
 
 
@@ -156,7 +154,7 @@ def test_a_read_error_does_not_quarantine_a_checkpoint(run, monkeypatch):
             ):
                 resume(run.path, epochs="+1", progress=Silent())
         assert run.checkpoints()[0] == newest
-    assert find_latest_valid(run, (log := []).append).folder == newest
+    assert find_latest_valid(run, (log := []).append)[0] == newest
     assert log == []
 
 
@@ -197,13 +195,15 @@ def test_the_lock_works_on_nfs(run, monkeypatch):
         lock(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    one, other = RunLock(run), RunLock(run)
-    one.acquire((log := []).append)
-    with pytest.raises(UserError, match="is being trained by another process"):
-        other.acquire([].append, timeout=0.1)
-    one.release()
-    other.acquire(log.append, timeout=0.1)
-    other.release()
+    log = []
+    with (
+        run.lock(log.append),
+        pytest.raises(UserError, match="is being trained by another process"),
+        run.lock([].append, timeout=0.1),
+    ):
+        pass
+    with run.lock(log.append, timeout=0.1):
+        pass
     assert log == []
     assert not list(run.path.glob(".*"))
 
@@ -215,7 +215,8 @@ def test_a_file_system_without_locks_is_logged(run, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    RunLock(run).acquire((log := []).append)
+    with run.lock((log := []).append):
+        pass
     assert log == [f"{run.path} cannot be locked (No locks available): make sure that no other process is training it."]
 
 
@@ -225,21 +226,37 @@ def test_only_one_process_trains_a_run(run):
     locked = fork.Event()
 
     def hold() -> None:
-        RunLock(run).acquire(print)
-        locked.set()
-        time.sleep(600)
+        with run.lock(print):
+            locked.set()
+            time.sleep(600)
 
     other = fork.Process(target=hold, daemon=True)
     other.start()
     try:
         assert locked.wait(60)
-        with pytest.raises(UserError, match="is being trained by another process"):
-            RunLock(run).acquire((log := []).append, timeout=0.2)
+        with (
+            pytest.raises(UserError, match="is being trained by another process"),
+            run.lock((log := []).append, timeout=0.2),
+        ):
+            pass
         assert log == [f"Another process is training {run.path}; waiting up to 0 s."]
         other.kill()
-        lock = RunLock(run)
-        lock.acquire([].append, timeout=60)
-        lock.release()
+        with run.lock([].append, timeout=60):
+            pass
     finally:
         other.kill()
         other.join()
+
+
+def test_a_fork_does_not_keep_the_lock(run):
+    """Data-loading workers are forks, and may outlive a killed training by seconds."""
+    fork = multiprocessing.get_context("fork")
+    with run.lock(print):
+        worker = fork.Process(target=time.sleep, args=(600,), daemon=True)
+        worker.start()
+    try:
+        with run.lock((log := []).append, timeout=0):
+            assert log == []
+    finally:
+        worker.kill()
+        worker.join()

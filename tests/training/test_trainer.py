@@ -143,7 +143,7 @@ def test_a_step_equals_sgd_written_by_hand(tmp_path):
     recipe, train_set = trainer.recipe, trainer.setup.train
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     batch = next(train_set.batches(0))
-    trainer._train_batch(batch, 0)
+    trainer.step(batch)
     after = dict(trainer.model.named_parameters())
 
     from alexnet.data.augment import augment
@@ -328,7 +328,7 @@ def test_an_image_that_becomes_unreadable_in_mid_epoch_loses_no_step(tmp_path, i
 
 def test_weights_that_become_nan_in_the_last_step_are_not_saved(tmp_path, monkeypatch):
     """All training losses were finite."""
-    update = Trainer._train_batch
+    update = Trainer.step
 
     def set_nan(self, *arguments):
         result = update(self, *arguments)
@@ -336,7 +336,7 @@ def test_weights_that_become_nan_in_the_last_step_are_not_saved(tmp_path, monkey
             self.model.fc8.weight.fill_(float("nan"))
         return result
 
-    monkeypatch.setattr(Trainer, "_train_batch", set_nan)
+    monkeypatch.setattr(Trainer, "step", set_nan)
     with pytest.raises(TrainingFailed, match="The loss became nan"):
         train_tiny(out=tmp_path / "run", limit_steps=1)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
@@ -446,7 +446,7 @@ def test_dropout_masks_depend_on_seed_step_and_layer_only(tmp_path):
     for step in (5, 5, 6):
         torch.rand(step)
         trainer.state.step = step
-        trainer._train_batch(batch, 0)
+        trainer.step(batch)
     assert torch.equal(masks[0], masks[2])
     assert torch.equal(masks[1], masks[3])
     assert not torch.equal(masks[0], masks[1])

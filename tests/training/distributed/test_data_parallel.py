@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training import api, trainer
 from alexnet.training.api import resume, train
-from alexnet.training.distributed import data_parallel, make_parallel
-from alexnet.training.distributed.base import SingleProcess
+from alexnet.training.distributed import connect, data_parallel
+from alexnet.training.distributed.base import SingleProcess, read_together
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
@@ -85,18 +85,17 @@ def max_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 def train_steps(settings: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return loss and hits of each step, the images this process read in the first epoch, and the final weights."""
-    with closing(make_parallel("auto", "cpu")) as parallel:
+    with connect("auto", "cpu") as parallel:
         trainer = make_trainer(parallel, settings)
         length = len(trainer.setup.train)
         found = []
         read: list[int] = []
         for step in range(steps):
-            batch = next(parallel.sync_data_errors(trainer.setup.train.batches(step // length, start=step % length)))
-            loss, hits = trainer._train_batch(batch, step // length)
-            trainer.state.step += 1
+            batch = next(read_together(parallel, trainer.setup.train.batches(step // length, start=step % length)))
+            loss, hits = trainer.train_step(batch, step // length, step, trainer.hyperparameters(step))
             found.append(torch.stack([loss, hits.float()]))
             read += batch.ids[len(batch.ids) - batch.row_range.size :].tolist() if step < length else []
-        losses, hits = parallel.all_reduce_sum(torch.stack(found)).T.tolist()
+        losses, hits = parallel.all_reduce(torch.stack(found), "sum").T.tolist()
         return {"losses": losses, "hits": hits, "read": read, "weights": trainer.model.state_dict()}
 
 
@@ -155,7 +154,7 @@ def test_in_double_precision_weights_equal_those_of_one_process(processes: Ranks
 
 
 def count_reduced_gradients(accumulate: int) -> int:
-    with closing(make_parallel("data", "cpu")) as parallel:
+    with connect("data", "cpu") as parallel:
         trainer = make_trainer(parallel, {**PLAIN, "accumulate": accumulate})
         sizes = []
 
@@ -164,7 +163,7 @@ def count_reduced_gradients(accumulate: int) -> int:
             return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0] / 2)
 
         trainer.train_step.network.register_comm_hook(None, hook)
-        trainer._train_batch(next(trainer.setup.train.batches(0)), 0)
+        trainer.step(next(trainer.setup.train.batches(0)))
         return sum(sizes)
 
 
@@ -178,19 +177,23 @@ def test_gradients_are_reduced_once_a_step_with_accumulation(processes: Ranks) -
 
 
 def train_with_batch_norm() -> dict[str, Any]:
-    with closing(make_parallel("data", "cpu")) as parallel:
+    with connect("data", "cpu") as parallel:
         trainer = make_trainer(parallel, {**PLAIN, "norm": "batch", "batch_size": 64})
         for step, batch in zip(range(3), trainer.setup.train.batches(0), strict=False):
-            trainer.train_step(batch, 0, step, trainer._hyperparameters(step))
+            trainer.train_step(batch, 0, step, trainer.hyperparameters(step))
         own = {k: t.clone() for k, t in trainer.model.state_dict().items() if "running" in k}
-        parallel.sync_buffers(trainer.model)
+        data_parallel.average_batch_norm(parallel, trainer.model)
         synced = {k: t.clone() for k, t in trainer.model.state_dict().items() if "running" in k}
-        return {"warnings": parallel.warnings(trainer.model), "own": own, "synced": synced}
+        return {
+            "warning": data_parallel.batch_norm_warning(parallel, trainer.device, trainer.model),
+            "own": own,
+            "synced": synced,
+        }
 
 
 def test_batch_norm_warns_and_averages_its_statistics_for_evaluation(processes: Ranks) -> None:
     first, second = processes(2, train_with_batch_norm)
-    assert "1/2 of a batch" in first["warnings"][0]
+    assert "1/2 of a batch" in first["warning"]
     assert max_difference(first["own"], second["own"]) > 0
     assert max_difference(first["synced"], second["synced"]) == 0.0
     mean = {k: (first["own"][k] + second["own"][k]) / 2 for k in first["own"]}
@@ -201,8 +204,8 @@ def test_batch_norm_warns_and_averages_its_statistics_for_evaluation(processes: 
 
 
 def evaluate() -> Any:
-    with closing(make_parallel("auto", "cpu")) as parallel:
-        outputs = make_trainer(parallel, PLAIN)._evaluate("val")
+    with connect("auto", "cpu") as parallel:
+        outputs = make_trainer(parallel, PLAIN).evaluate("val")
         return outputs and (outputs.ids, outputs.targets, outputs.logits)
 
 
@@ -457,7 +460,7 @@ def test_an_error_of_one_process_during_setup_is_raised_in_all(processes: Ranks,
 
 
 def read_with_error() -> tuple[int, str]:
-    with closing(make_parallel("data", "cpu")) as parallel:
+    with connect("data", "cpu") as parallel:
         batches = iter(make_trainer(parallel, SHORT).setup.train.batches(0))
 
         def failing() -> Iterator[Any]:
@@ -469,7 +472,7 @@ def read_with_error() -> tuple[int, str]:
 
         done = 0
         try:
-            for _ in parallel.sync_data_errors(failing()):
+            for _ in read_together(parallel, failing()):
                 done += 1
         except UserError as error:
             return done, str(error)
@@ -507,9 +510,9 @@ def test_restarted_processes_do_not_read_entries_of_dead_ones(processes: Ranks, 
 
 
 def run_long_on_rank0() -> float:
-    with closing(make_parallel("data", "cpu", 1.0)) as parallel:
+    with connect("data", "cpu", 1.0) as parallel:
         began = time.monotonic()
-        parallel.on_rank0(lambda: time.sleep(3))
+        parallel.broadcast_object(lambda: time.sleep(3))
         return time.monotonic() - began
 
 
@@ -522,7 +525,7 @@ def test_every_rank_prints_that_a_process_is_lost(capsys: pytest.CaptureFixture[
     def lose(*_: object, **__: object) -> None:
         raise ProcessLost("Process 1 of 2 cannot reach another one.")
 
-    monkeypatch.setattr("alexnet.training.api.train", lose)
+    monkeypatch.setattr("alexnet.api.train", lose)
     monkeypatch.setenv("RANK", "1")
     assert alexnet(["train"]) == 1
     assert capsys.readouterr().err == "alexnet: Process 1 of 2 cannot reach another one.\n"

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from alexnet.models.model import build, create_model
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import train
-from alexnet.training.distributed import base, make_parallel, towers
+from alexnet.training.distributed import base, connect, towers
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
@@ -88,7 +87,7 @@ REAL_EXCHANGE = towers.exchange
 def train_side_by_side(settings: dict[str, Any], steps: int, exchange_maps: bool = True) -> dict[str, Any]:
     """Train two towers, and in each process the full network too; return their differences after each step."""
     towers.exchange = REAL_EXCHANGE if exchange_maps else exchange_units_only
-    with closing(make_parallel("towers", "cpu")) as parallel:
+    with connect("towers", "cpu") as parallel:
         two = make_trainer(parallel, settings)
         one = make_trainer(base.SingleProcess(), settings)
         start = {name: t.clone() for name, t in one.model.state_dict().items()}
@@ -97,16 +96,15 @@ def train_side_by_side(settings: dict[str, Any], steps: int, exchange_maps: bool
         for step in range(steps):
             batch = next(two.setup.train.batches(step // length, start=step % length))
             for trainer in (one, two):
-                loss, _ = trainer._train_batch(batch, step // length)
-                trainer.state.step += 1
+                loss, _ = trainer.train_step(batch, step // length, step, trainer.hyperparameters(step))
             found["losses"].append(float(loss))
-            weights = parallel.gather_model(two.model).state_dict()
-            optimizer = parallel.gather_optimizer(two.optimizer, two.model)
-            if parallel.tower == 0:
+            gathered = parallel.state_dict(two.model, two.optimizer)
+            weights, optimizer = gathered["model"], gathered["optimizer"]
+            if parallel.rank == 0:
                 found["weights"].append(max_difference(weights, one.model.state_dict()))
                 found["momenta"].append(max_difference(momenta(optimizer), momenta(one.optimizer.state_dict())))
                 found["rates"].append(two.optimizer.param_groups[0]["lr"])
-        if parallel.tower == 0:
+        if parallel.rank == 0:
             assert optimizer["param_groups"] == one.optimizer.state_dict()["param_groups"]
             found["moved"] = max_difference(start, weights)
             found["largest"] = max(float(t.abs().max()) for t in momenta(optimizer).values())
@@ -162,7 +160,7 @@ def test_each_tower_has_half_of_the_parameters(name: str) -> None:
 
 
 def compare_logits(name: str, image_size: int, num_classes: int, norm: str | None) -> float:
-    with closing(make_parallel("towers", "cpu")) as parallel:
+    with connect("towers", "cpu") as parallel:
         torch.manual_seed(0)
         # Large enough weights for each tower to affect the logits of the other.
         full = create_model(
@@ -194,8 +192,8 @@ def test_logits_of_the_2012_networks(both: Both, name: str, norm: str | None) ->
 
 def check_gradients() -> list[bool]:
     """Run `gradcheck` on what two processes compute together, as a function of inputs that both have."""
-    with closing(make_parallel("towers", "cpu")) as parallel:
-        tower = parallel.tower
+    with connect("towers", "cpu") as parallel:
+        tower = parallel.rank
 
         def summed(gradient: Tensor) -> Tensor:
             gradient = gradient.clone()
@@ -232,22 +230,21 @@ def test_gradients_through_the_exchange_equal_finite_differences(both: Both) -> 
 
 
 def run_collectives() -> dict[str, Any]:
-    with closing(make_parallel("towers", "cpu")) as parallel:
-        tower = parallel.tower
-        found: dict[str, Any] = {"rank0": parallel.on_rank0(lambda: f"made by {tower}")}
+    with connect("towers", "cpu") as parallel:
+        tower = parallel.rank
+        found: dict[str, Any] = {"rank0": parallel.broadcast_object(lambda: f"made by {tower}")}
         found["signals"] = [
-            parallel.all_reduce_max(None),
-            parallel.all_reduce_max(signal.SIGINT if tower == 1 else None),
-            parallel.all_reduce_max(signal.SIGTERM if tower == 0 else signal.SIGINT),
+            int(parallel.all_reduce(torch.tensor(values[tower]), "max"))
+            for values in ((0, 0), (0, signal.SIGINT), (signal.SIGTERM, signal.SIGINT))
         ]
         try:
-            parallel.on_rank0(lambda: Run.create("x", Path(__file__), "{}"))
+            parallel.broadcast_object(lambda: Run.create("x", Path(__file__), "{}"))
         except UserError as error:
             found["error"] = str(error)
         # An infinite gradient in one process: both skip the step and lower the scale.
         weight = torch.nn.Parameter(torch.ones(2))
         optimizer = torch.optim.SGD([weight], lr=0.1, fused=True)
-        scaler = parallel.scaler(torch.device("cpu"), enabled=True)
+        scaler = parallel.grad_scaler("cpu", enabled=True)
         for overflow in (True, False):
             scaler.scale((weight * (float("inf") if overflow and tower == 1 else 1.0)).sum()).backward()
             scaler.unscale_(optimizer)
@@ -261,7 +258,7 @@ def run_collectives() -> dict[str, Any]:
 def test_collectives_return_the_same_in_both_processes(both: Both) -> None:
     for found in both(run_collectives):
         assert found["rank0"] == "made by 0"
-        assert found["signals"] == [None, signal.SIGINT, signal.SIGTERM]
+        assert found["signals"] == [0, signal.SIGINT, signal.SIGTERM]
         assert "is a file" in found["error"]
         assert found[True] == ([1.0, 1.0], 2.0**15)
         assert found[False][0] == pytest.approx([0.9, 0.9])
