@@ -83,13 +83,14 @@ def save_model(
     import torch
     from safetensors.torch import save_file
 
-    description = dict(
-        zip(
-            DESCRIPTION_KEYS,
-            (FORMAT, model.spec.to_dict(), list(classes), preprocess.to_dict(), step, epoch),
-            strict=True,
-        )
-    )
+    description = {
+        "format": FORMAT,
+        "spec": model.spec.to_dict(),
+        "classes": list(classes),
+        "preprocess": preprocess.to_dict(),
+        "step": step,
+        "epoch": epoch,
+    }
     state = model.state_dict() if weights is None else weights
     try:
         if training is not None:

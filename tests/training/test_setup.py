@@ -102,7 +102,8 @@ def test_the_trainer_adds_pca_noise(tmp_path, recipe):
     seen = []
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     batch = next(iter(setup.train.batches(4)))
-    trainer._train_batch(batch, 4)
+    trainer.state.epoch = 4
+    trainer.step(batch)
 
     assert setup.augment.crop_group == 3
     cut = augment(batch.images, batch.ids, 4, recipe.seed, setup.augment, 32)
@@ -122,7 +123,7 @@ def test_lr_changes_switch_the_noise_off_and_on(tmp_path, recipe):
     batch = next(iter(setup.train.batches(0)))
     for epoch in range(3):
         trainer.state.step = epoch * len(setup.train)
-        trainer._train_batch(batch, 0)  # the same random numbers each time
+        trainer.step(batch)  # the same random numbers each time
     cut = augment(batch.images, batch.ids, 0, recipe.seed, setup.augment, 32)
     images = setup.preprocess.normalize(cut)
     torch.testing.assert_close(seen[1], images)

@@ -158,9 +158,16 @@ class Checkpoints:
             def write() -> None:
                 self._check_finite(weights, key[0])
                 self.run.save_checkpoint(
-                    model=trained.model, classes=self.setup.classes, preprocess=self.setup.preprocess, step=key[0],
-                    epoch=key[1], training=training, weights=weights, best=best, keep=self.setup.recipe.keep_checkpoints,
-                )  # fmt: skip
+                    model=trained.model,
+                    classes=self.setup.classes,
+                    preprocess=self.setup.preprocess,
+                    step=key[0],
+                    epoch=key[1],
+                    training=training,
+                    weights=weights,
+                    best=best,
+                    keep=self.setup.recipe.keep_checkpoints,
+                )
                 if then is not None:
                     then()
 

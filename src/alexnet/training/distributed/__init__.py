@@ -22,8 +22,8 @@ from alexnet.training.distributed.towers import TOWERS, TowerParallel
 def connect(parallel: str, device: str, dist_timeout: float = 120.0) -> Iterator[SingleProcess]:
     """Connect with the other processes, in the way of --parallel, for a `with` statement.
 
-    An error that ends one process ends all. `dist_timeout`: seconds of silence after which `DataParallel` considers a process lost. Raises
-    the same `UserError` in all processes.
+    An error that ends one process ends all. `dist_timeout`: seconds of silence after which `DataParallel` considers a
+    process lost. Raises the same `UserError` in all processes.
     """
     count = world_size()
     if parallel == "none" and count > 1:

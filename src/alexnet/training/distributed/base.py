@@ -43,7 +43,7 @@ class SingleProcess:
         """Call `make` on rank 0 only and return its result in all processes; they raise its exception, too."""
         return make()
 
-    def all_reduce(self, values: Tensor, op: Literal["sum", "max"]) -> Tensor:
+    def all_reduce(self, values: Tensor, op: Literal["sum", "max"]) -> Tensor:  # noqa: ARG002
         """Return, on the CPU, the largest `values` of all processes, or the sums over those that train on other images.
 
         Sums are taken in rank order, so that they do not depend on timing.
