@@ -32,7 +32,7 @@ def resume(
     from alexnet.training import api
     from alexnet.training.config_parsing import parse_settings
 
-    result = api.resume(run, epochs=epochs, parallel=parallel, force=force, **parse_settings(set))
+    result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=parse_settings(set))
     if result.already_finished and is_main_process():
         log(f"{result.run} is finished; --epochs +N extends it.")
     show_result(write_page(result), json)

@@ -120,17 +120,19 @@ def resume(
     parallel: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
-    **settings: Any,
+    settings: dict[str, Any] | None = None,
+    **more_settings: Any,
 ) -> TrainingResult:
     """Resume `run` (a run folder or `last`) from its latest valid checkpoint, or from the start if it has none.
 
     `epochs`, as `+N` or `N`, extends it: the learning rate then follows the schedule of the longer run, and a run that
-    stopped early no longer does. Without `epochs` a finished run is returned as it is. `settings` that do not change
-    the experiment are applied; others need `force`. `parallel` and the number of processes may differ from before;
+    stopped early no longer does. Without `epochs` a finished run is returned as it is. Settings, in a dict or as
+    keywords, that do not change the experiment are applied; others need `force`. `parallel` and the number of processes may differ from before;
     `parallel` defaults to `none` for one process, and for several to `towers` if the run used it, else `data`.
     """
     found = find_run(run)
     original = read_recipe(found.recipe_json)
+    settings = {**(settings or {}), **more_settings}
     given = with_settings(original, settings)
     return _resume(found, original, given, list(settings), parallel or "auto", epochs, force, progress)
 

@@ -182,12 +182,9 @@ class Trainer:
         """Raise `Interrupted` in all processes if any received a signal at least `grace` seconds ago."""
         due = self.stop.received is not None and time.monotonic() - self.stop.since >= grace
         if signum := self._max((self.stop.received or 0) if due else 0):
-            finished = self.state.finished(self.recipe)
-            done = (
-                "Training finished; test evaluation pending."
-                if finished
-                else f"Checkpoint saved at step {self.state.step:,}."
-            )
+            done = f"Checkpoint saved at step {self.state.step:,}."
+            if self.state.finished(self.recipe):
+                done = "Training finished; test evaluation pending."
             raise Interrupted(f"{done} Resume with: alexnet resume {self.run.path}", signum)
 
     @contextmanager
