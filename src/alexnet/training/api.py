@@ -127,8 +127,9 @@ def resume(
 
     `epochs`, as `+N` or `N`, extends it: the learning rate then follows the schedule of the longer run, and a run that
     stopped early no longer does. Without `epochs` a finished run is returned as it is. Settings, in a dict or as
-    keywords, that do not change the experiment are applied; others need `force`. `parallel` and the number of processes may differ from before;
-    `parallel` defaults to `none` for one process, and for several to `towers` if the run used it, else `data`.
+    keywords, that do not change the experiment are applied; others need `force`. `parallel` and the number of processes
+    may differ from before; `parallel` defaults to `none` for one process, and for several to `towers` if the run used
+    it, else `data`.
     """
     found = find_run(run)
     original = read_recipe(found.recipe_json)
