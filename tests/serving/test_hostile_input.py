@@ -42,6 +42,7 @@ def report(event, arguments):
 from alexnet.cli import run
 sys.addaudithook(report)
 run(["serve", *sys.argv[1:], "--port", "0", "--json"])
+EVENTS.clear()  # at exit torch removes a temporary folder of its own
 """
 
 

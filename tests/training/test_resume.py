@@ -1,12 +1,12 @@
 """Resuming after a kill or a crash: damaged checkpoints, wrong names, partial files, and a second process."""
 
 import errno
-import io
 import multiprocessing
 import os
 import shutil
 import time
 from dataclasses import asdict
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
@@ -138,16 +138,15 @@ def test_a_read_error_does_not_quarantine_a_checkpoint(run, monkeypatch):
     """Network drives have temporary read errors: the file may be intact."""
     newest = run.checkpoints()[0]
     for name in (MODEL, TRAINING, WEIGHTS):
-        opened = io.open
 
-        def failing(file, *rest, of=newest / name, opened=opened, **more):
+        def failing(file, *rest, of=newest / name, opened, **more):
             if file == of:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(of))
             return opened(file, *rest, **more)
 
         with monkeypatch.context() as patch:
-            patch.setattr("builtins.open", failing)
-            patch.setattr("io.open", failing)
+            patch.setattr("builtins.open", partial(failing, opened=open))
+            patch.setattr(Path, "open", partialmethod(failing, opened=Path.open))
             with pytest.raises(
                 UserError,
                 match=f"{newest.name}.* cannot be read .Input/output error.; it may still be intact",
