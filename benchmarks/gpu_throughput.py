@@ -18,11 +18,10 @@ from gpu_common import device, finish, parser
 from torch.nn import functional as F
 from torchvision.models import alexnet
 
-from alexnet.bench import suites
-from alexnet.bench.bench import bench
-from alexnet.bench.peaks import Work, matmul_work, measure_rates
-from alexnet.bench.suites import training_operations
+from alexnet.bench import bench
+from alexnet.bench.limits import matmul_work
 from alexnet.bench.synthetic import synthetic_step
+from alexnet.bench.timing import Work, measure_rates
 from alexnet.models.architectures import architecture
 
 
@@ -60,7 +59,7 @@ def compare_loops(batch_size: int, on: str, seconds: float, tiny: bool) -> dict[
     assert product, f"this device has no {precision} product"
     work = {name: Work(step, batch_size) for name, step in steps.items()}
     found = measure_rates({"limit": product, **work}, seconds, where)
-    limit, each = found["limit"].median, training_operations(architecture("torchvision", image_size=size))
+    limit, each = found["limit"].median, bench.training_operations(architecture("torchvision", image_size=size))
     return {
         "limit_gflop_s": limit / 1e9,
         "images_per_second": {name: found[name].to_dict() for name in work},
@@ -73,15 +72,15 @@ def main() -> None:
     on = device(args.tiny)
     batch, seconds = (2, 0.01) if args.tiny else (1024, 10.0)
     if args.tiny:
-        suites.LRN_SHAPES = ((1, 6, 5, 5),)
+        bench.LRN_SHAPES = ((1, 6, 5, 5),)
     log = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     archs = ("cifar-towers",) if args.tiny else ("torchvision", "paper", "code2012")
     results: dict[str, Any] = {"aims": {"lrn": 0.7, "train": 0.45}}
     for precision in ("fp32",) if args.tiny else ("bf16", "fp32"):
-        parts = ("train", "lrn", "layers", "memory") if precision == "bf16" else ("train", "lrn")
-        found = bench(
-            parts, archs=archs, batch_size=batch, seconds=seconds / 4, precision=precision, device=on, log=log
-        )
+        found = bench.bench(
+            ("train", "lrn"), archs=archs, batch_size=batch, seconds=seconds / 4, precision=precision, device=on,
+            log=log,
+        )  # fmt: skip
         results[precision] = {key: value for key, value in found.items() if key != "environment"}
     log("our loop and the plain loop")
     results["loops"] = loops = compare_loops(batch, on, seconds, args.tiny)

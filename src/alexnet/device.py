@@ -12,6 +12,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -166,9 +168,7 @@ def _time_layers(dtype: torch.dtype, give_up: float) -> float:
     features = torch.ones(64, 512, dtype=dtype)
     matrix = torch.ones(512, 512, dtype=dtype).requires_grad_()
     best = float("inf")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine threads wait for each other, which would hide the difference
-    try:
+    with one_thread():  # on a busy machine threads wait for each other, which would hide the difference
         for _ in range(9):
             start = time.perf_counter()
             torch.nn.functional.conv2d(x, kernel, padding=1).sum().backward()
@@ -176,9 +176,20 @@ def _time_layers(dtype: torch.dtype, give_up: float) -> float:
             best = min(best, time.perf_counter() - start)
             if best > give_up:
                 break
+    return best
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Make torch compute on one thread within this context."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
-    return best
 
 
 def cpu_name() -> str:

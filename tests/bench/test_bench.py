@@ -1,22 +1,21 @@
-"""`alexnet bench`: its document, shares of limits, bad input, low memory, and the roofline plot."""
+"""`alexnet bench`: its document, shares of limits, bad input, low memory, and the engines."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from alexnet.bench import engines, memory, peaks, suites
-from alexnet.bench.bench import PARTS, bench
-from alexnet.bench.engines import engine_precision, noise_transform, open_engines, weight_bytes
-from alexnet.bench.peaks import Work, copy_work, make_photo, matmul_work, measure_rates
-from alexnet.bench.roofline import count_operations, draw_roofline, layer_work
-from alexnet.bench.suites import training_operations
+from alexnet.bench import bench as measurements
+from alexnet.bench import limits
+from alexnet.bench.bench import PARTS, Bench, bench, number_format_of, training_operations, weight_bytes
+from alexnet.bench.limits import copy_work, make_photo, matmul_work
+from alexnet.bench.timing import Work, measure_rates
 from alexnet.cli import run
+from alexnet.device import Precision, cache_dir
 from alexnet.models.architectures import architecture
 from alexnet.models.model import build
 from alexnet.models.summary import summarize
@@ -27,9 +26,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def small(monkeypatch):
     """Sizes at which everything takes seconds."""
-    monkeypatch.setattr(suites, "LRN_SHAPES", ((2, 6, 5, 5),))
-    monkeypatch.setattr(peaks, "MATMUL_SECONDS", 0.001)
-    monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setattr(measurements, "LRN_SHAPES", ((2, 6, 5, 5),))
+    monkeypatch.setattr(limits, "MATMUL_SECONDS", 0.001)
+    monkeypatch.setitem(limits.COPY_BYTES, "cpu", 1 << 20)
 
 
 def test_operation_counts_equal_torchs():
@@ -40,9 +39,6 @@ def test_operation_counts_equal_torchs():
     with FlopCounterMode(display=False) as counter:
         model(x).sum().backward()
     assert counter.get_total_flops() == 2 * training_operations(spec)
-    with FlopCounterMode(display=False) as counter:
-        model(x)
-    assert counter.get_total_flops() == 2 * sum(count_operations(r) for r in summarize(spec).rows if r.macs)
 
 
 def test_rates_are_ordered_and_scale():
@@ -52,11 +48,11 @@ def test_rates_are_ordered_and_scale():
 
 
 def test_limits_perform_the_operations_they_count(monkeypatch):
-    monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 1 << 16)
+    monkeypatch.setitem(limits.COPY_BYTES, "cpu", 1 << 16)
     copied = copy_work(CPU)
     assert copied.amount == 2 << 16
     assert (copied.call() == 1).all()
-    monkeypatch.setitem(peaks.LARGEST_MATRIX, "cpu", 256)
+    monkeypatch.setitem(limits.LARGEST_MATRIX, "cpu", 256)
     product = matmul_work("fp32", CPU)
     assert product.amount <= 2 * 256**3
     assert 2 * product.call().shape[0] ** 3 == product.amount
@@ -82,32 +78,28 @@ def test_the_photo_is_reproducible_and_realistic():
 
 @pytest.mark.slow
 def test_json_has_a_row_per_measurement(small, capsys, tmp_path, monkeypatch):
-    kinds = {name: kind for name, kind in engines.KINDS.items() if not kind.file or name == "onnxruntime"}
-    monkeypatch.setattr(engines, "KINDS", kinds)  # test_all_engines_agree converts to the others
-    parts = [part for part in PARTS if part != "memory"]  # it starts processes; tested below
+    kinds = {name: kind for name, kind in measurements.KINDS.items() if not kind.file or name == "onnxruntime"}
+    monkeypatch.setattr(measurements, "KINDS", kinds)  # test_all_engines_agree converts to the others
     arguments = ["--arch", "lenet", "cifar-towers", "--batch-size", "2", "--seconds", "0.01"]
-    assert run(["bench", *parts, *arguments, "--json", "--out", str(tmp_path / "out")]) == 0
+    assert run(["bench", *PARTS, *arguments, "--json", "--out", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert {"copy_gb_s", "matmul_fp32_gflop_s", "matmul_bf16_gflop_s"} <= set(found["limits"])
-    assert set(parts) <= set(found)
+    assert set(PARTS) <= set(found)
     for row in (*found["train"], *found["predict"]):
         assert {"arch", "image_size", "precision", "batch_size", "images_per_second", "share_of_limit"} <= set(row)
         assert row["low"] <= row["images_per_second"] <= row["high"]
     assert {row["batch_size"] for row in found["predict"]} == {1, 2}
     assert all("engine" in row for row in found["predict"])
     assert len(found["lrn"]) == 2
-    for part in ("lrn", "data", "layers"):
+    for part in ("lrn", "data"):
         assert all(row["name"] and ("ms" in row or "images_per_second" in row) for row in found[part])
         assert all(math.isfinite(row["share_of_limit"]) and row["share_of_limit"] > 0 for row in found[part])
     for row in found["train"]:
         speed = row["images_per_second"] * training_operations(architecture(row["arch"])) / 1e9
         assert row["gflop_s"] == pytest.approx(speed)
         assert row["share_of_limit"] == pytest.approx(row["gflop_s"] / row["limit_gflop_s"])
-    for arch in ("lenet", "cifar-towers"):
-        assert sum(row["share_of_time"] for row in found["layers"] if row["arch"] == arch) == pytest.approx(1)
-    written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["bench.json", "roofline.png", "roofline.svg"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bench.json"]
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == found
     assert "training cifar-towers" in err
 
@@ -146,7 +138,7 @@ def test_invalid_arguments_are_refused(capsys, tmp_path, monkeypatch, arguments,
 def test_batches_shrink_when_memory_is_short(small, monkeypatch):
     messages = []
     weights = 4 * summarize(architecture("cifar")).parameters
-    monkeypatch.setattr(peaks, "free_device_memory", lambda device: 6 * weights)
+    monkeypatch.setattr(limits, "free_device_memory", lambda device: 6 * weights)
     found = bench(["train"], archs=["cifar"], batch_size=1 << 20, seconds=0.01, log=messages.append)
     (row,) = found["train"]
     assert 1 <= row["batch_size"] < 1 << 20
@@ -156,28 +148,26 @@ def test_batches_shrink_when_memory_is_short(small, monkeypatch):
         f"training cifar with batch {row['batch_size']} instead of 1048576: {6 * weights / 2**30:.1f} GiB of "
         "memory are free"
     )
-    monkeypatch.setattr(peaks, "free_device_memory", lambda device: 4 * weights)
+    monkeypatch.setattr(limits, "free_device_memory", lambda device: 4 * weights)
     found = bench(["train"], archs=["cifar"], batch_size=1, seconds=0.01)
     assert found["train"] == []
     assert "training cifar skipped" in found["notes"][0]
 
 
-def test_all_engines_agree():
+def test_all_engines_agree_and_leave_no_files():
     pytest.importorskip("openvino")
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    model, notes = build(architecture("lenet")).eval(), []
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8)
-    every = open_engines(
-        model, noise_transform(model.spec), CPU, notes.append, bf16=True, convert=True, calibrate=False
-    )
-    with every as opened:
+    measured = Bench(CPU, Precision("bf16", ""), 3, 0.01, str)
+    with measured.open_engines(architecture("lenet"), convert=True, calibrate=False) as opened:
         assert {"exact", "torch-bf16", "onnxruntime", "openvino", "openvino-int8-fc"} <= set(opened)
         expected = opened["exact"].logits(images)
         for name, engine in opened.items():
-            tolerance = 1e-4 if engine_precision(name) == "fp32" else 0.05
+            tolerance = 1e-4 if number_format_of(name) == "fp32" else 0.05
             np.testing.assert_allclose(engine.logits(images), expected, atol=tolerance)
-    assert any("openvino-int8 skipped" in note for note in notes)
+    assert any("openvino-int8 skipped" in note for note in measured.notes)
+    assert not list((cache_dir() / "engines").glob("bench-*"))
 
 
 def test_weight_bytes_per_engine():
@@ -189,49 +179,3 @@ def test_weight_bytes_per_engine():
     assert weight_bytes("torch-bf16", spec) == 2 * total
     assert weight_bytes("openvino-int8-fc", spec) == 4 * (total - fc) + fc
     assert weight_bytes("onnxruntime-int8", spec) == total
-
-
-def test_layer_work_matches_the_model():
-    torch.manual_seed(0)
-    spec = architecture("cifar-towers", width=0.25)
-    x = torch.randn(2, 3, 32, 32)
-    with torch.inference_mode():
-        measured = layer_work(spec, x)
-        outputs = {name: layer.work.call() for name, layer in measured.items()}
-    rows = {row.name: row for row in summarize(spec).rows}
-    assert set(measured) == {name for name, row in rows.items() if row.type not in ("flatten", "dropout")}
-    assert all(tuple(y.shape[1:]) == rows[name].output for name, y in outputs.items())
-    conv1 = rows["conv1"]
-    moved = 4 * (x.numel() + 2 * math.prod(conv1.output) + conv1.parameters)
-    assert measured["conv1"].operations_per_byte == pytest.approx(2 * 2 * conv1.macs / moved)
-
-
-def test_roofline_without_all_precisions(tmp_path):
-    limits = {"copy_gb_s": 10.0, "matmul_fp32_gflop_s": 100.0, "matmul_bf16_gflop_s": None,
-                   "matmul_fp16_gflop_s": None}  # fmt: skip
-    row = {"name": "conv1", "type": "conv", "arch": "cifar", "batch_size": 2, "precision": "fp32",
-           "operations_per_byte": 50.0, "gflop_s": 60.0}  # fmt: skip
-    files = draw_roofline({"limits": limits, "layers": [row, {**row, "name": "relu1", "type": "relu"}]}, tmp_path)
-    assert [path.name for path in files] == ["roofline.svg", "roofline.png"]
-    assert "conv1" in files[0].read_text() or files[0].stat().st_size > 1000
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not report peak memory")
-def test_training_memory_includes_weights_gradients_and_momentum():
-    weights = 4 * summarize(architecture("cifar")).parameters
-    peak = memory.measure_peak_memory("train", "cifar", 2, "fp32", CPU)
-    assert 3 * weights < peak < 8 * weights
-
-
-@pytest.mark.slow
-def test_prediction_takes_less_memory_than_training():
-    found = bench(["memory"], archs=["cifar"], batch_size=2, seconds=0.01)
-    train, predict = found["memory"]
-    assert (train["name"], predict["name"]) == ("train", "predict")
-    assert 4 * summarize(architecture("cifar")).parameters < predict["bytes"] < train["bytes"]
-
-
-@pytest.mark.slow
-def test_peak_memory_of_a_failing_process_is_none():
-    assert memory.measure_peak_memory("train", "no such network", 1, "fp32", CPU) is None

@@ -6,21 +6,29 @@ more stable than either; so always time the things you compare in one call.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
+MIN_TRY_SECONDS = 0.01  # shorter work is repeated within a try, so that call overhead does not count
+
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds per call: the median, the lowest and the highest of the tries."""
+class Spread:
+    """The median, the lowest and the highest of several tries: seconds per call, or an amount per second."""
 
     median: float
     low: float
     high: float
     tries: int
+
+    def __mul__(self, factor: float) -> Spread:
+        return Spread(self.median * factor, self.low * factor, self.high * factor, self.tries)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -32,8 +40,8 @@ def time_interleaved(
     warmup: int = 1,
     seconds: float | None = None,
     wait: Callable[[], object] = lambda: None,
-) -> dict[str, Timing]:
-    """Time each callable of `work` in `tries` interleaved rounds, after `warmup` uncounted ones.
+) -> dict[str, Spread]:
+    """Return the seconds per call of each callable in `work`, of `tries` interleaved rounds after `warmup` others.
 
     With `seconds`, no round after the third starts later than that. `wait` is called before each clock reading, e.g.
     `torch.cuda.synchronize` for an asynchronous device.
@@ -52,4 +60,48 @@ def time_interleaved(
             wait()
             if round_ >= warmup:
                 taken[name].append(time.perf_counter() - start)
-    return {name: Timing(statistics.median(t), min(t), max(t), len(t)) for name, t in taken.items()}
+    return {name: Spread(statistics.median(t), min(t), max(t), len(t)) for name, t in taken.items()}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A call and its amount: bytes, floating-point operations or images."""
+
+    call: Callable[[], object]
+    amount: float
+
+
+def measure_rates(work: Mapping[str, Work], seconds: float, device: torch.device) -> dict[str, Spread]:
+    """Return the amount per second of each `work`, in turn: of three rounds, and more until `seconds` have passed.
+
+    A share of a limit is the quotient of two rates from one call.
+    """
+    wait = synchronizer(device)
+    repeats = {name: _count_repeats(w.call, wait) for name, w in work.items()}
+
+    def repeat(name: str) -> None:
+        for _ in range(repeats[name]):
+            work[name].call()
+
+    calls = {name: functools.partial(repeat, name) for name in work}
+    # No warm-up: `_count_repeats` has made the first calls.
+    timings = time_interleaved(calls, tries=1000, warmup=0, seconds=seconds, wait=wait)
+    rates = {}
+    for name, t in timings.items():
+        amount = work[name].amount * repeats[name]
+        rates[name] = Spread(amount / t.median, amount / t.high, amount / t.low, t.tries)
+    return rates
+
+
+def _count_repeats(call: Callable[[], object], wait: Callable[[], object]) -> int:
+    """Return how often to repeat `call` within a try, after a warm-up call."""
+    call()
+    seconds = time_interleaved({"call": call}, tries=1, warmup=0, wait=wait)["call"].median
+    return max(1, round(MIN_TRY_SECONDS / max(seconds, 1e-7)))
+
+
+def synchronizer(device: torch.device) -> Callable[[], object]:
+    """Return the function that waits for the asynchronous work of `device`."""
+    if device.type == "cuda":
+        return torch.cuda.synchronize
+    return torch.mps.synchronize if device.type == "mps" else lambda: None

@@ -23,13 +23,13 @@ def bench(
     """Measure this machine's limits, and the share of them that training, prediction and data loading reach.
 
     Args:
-        parts: Any of limits, data, predict, train, lrn, layers, memory; all by default (two minutes on two cores).
+        parts: Any of limits, data, predict, train, lrn; all by default (a minute on two cores).
         arch: The architectures to time.
         batch_size: Images per batch; by default 32 on a CPU and 256 on a GPU, fewer where memory is short.
         seconds: Approximate time per measurement; each is repeated at least three times.
         precision: Number format for training; auto measures whether bf16 is faster.
         device: Where to compute.
-        out: Folder for bench.json and the roofline plot; nothing is written by default.
+        out: Folder for bench.json; nothing is written by default.
         json: Print one JSON document.
     """
     from alexnet.bench.bench import bench as run_bench
@@ -41,46 +41,33 @@ def bench(
     if json:
         print_json(found)
     else:
-        _show_bench(found)
+        _show(found)
 
 
-def _show_bench(found: dict[str, Any]) -> None:
-    """Print the results as tables: median, spread and share of the limit."""
+def _show(found: dict[str, Any]) -> None:
     print(f"{found['precision']['name']}: {found['precision']['reason']}\n")
     print_table(
         ("limit", "median", "low", "high", "tries", ""),
         [(name, *(f"{rate[key]:,.1f}" for key in ("median", "low", "high")), rate["tries"], "")
          for name, rate in found["limits_spread"].items()],
     )  # fmt: skip
-    for part in ("data", "predict", "train", "lrn", "layers"):
-        if rows := [row for row in found.get(part, ()) if row.get("share_of_time", 1) > 0.01]:
+    for part in ("data", "predict", "train", "lrn"):
+        if rows := found.get(part):
+            speed, low, high = ("ms", "low_ms", "high_ms") if part == "lrn" else ("images_per_second", "low", "high")
             print()
-            in_ms = part in ("lrn", "layers")
-            keys = ("ms", "low_ms", "high_ms") if in_ms else ("images_per_second", "low", "high")
-            last = "of time" if part == "layers" else ""
             print_table(
-                (part, "ms" if in_ms else "images/s", "low", "high", "GFLOP/s", "of limit", last),
+                (part, speed.replace("_per_second", "/s"), "low", "high", "GFLOP/s", "of limit", ""),
                 [
-                    (_bench_name(row), *(f"{row[key]:,.1f}" for key in keys),
-                     f"{row['gflop_s']:,.1f}" if "gflop_s" in row else "", f"{row['share_of_limit']:.1%}",
-                     f"{row['share_of_time']:11.1%}" if last else "")
+                    (_row_name(row), *(f"{row[key]:,.1f}" for key in (speed, low, high)),
+                     f"{row['gflop_s']:,.1f}" if "gflop_s" in row else "", f"{row['share_of_limit']:.1%}", "")
                     for row in rows
                 ],
             )  # fmt: skip
-    if "memory" in found:
-        print()
-        print_table(
-            ("memory", "peak", ""),
-            [(_bench_name(row), f"{row['bytes'] / 2**20:,.0f} MiB" if row["bytes"] else "unknown", "")
-             for row in found["memory"]],
-        )  # fmt: skip
     print()
     for text in (*found["notes"], *found.get("files", ())):
         print(text)
 
 
-def _bench_name(row: dict[str, Any]) -> str:
-    """Return the name of a row."""
-    words = [row.get("name"), row.get("engine"), row.get("arch")]
-    size = [f"batch {row['batch_size']}"] if "batch_size" in row else []
-    return " ".join([*filter(None, words), *size, *filter(None, [row.get("precision")])])
+def _row_name(row: dict[str, Any]) -> str:
+    batch = f"batch {row['batch_size']}" if "batch_size" in row else None
+    return " ".join(filter(None, [row.get("name"), row.get("engine"), row.get("arch"), batch, row.get("precision")]))

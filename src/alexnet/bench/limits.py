@@ -1,99 +1,27 @@
-"""The limits of this machine: memory bandwidth, matrix products, JPEG decoding.
-
-What is timed is `Work`: a call and its amount (bytes, floating-point operations, images). Every speed is a `Rate`, and
-a share of a limit is the quotient of two rates from one call of `measure_rates`.
-"""
+"""The limits of this machine, as work to be timed: memory bandwidth, matrix products, JPEG decoding."""
 
 from __future__ import annotations
 
 import functools
 import io
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from alexnet.bench.timing import time_interleaved
+from alexnet.bench.timing import Work, synchronizer, time_interleaved
 from alexnet.data.decode import decode_image
 from alexnet.device import Precision, free_memory
 
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # larger than any cache
 LARGEST_MATRIX = {"cpu": 4096, "cuda": 16384}
 MATMUL_SECONDS = 0.3  # upper bound for one product
-MIN_TRY_SECONDS = 0.01  # shorter work is repeated within a try, so that call overhead does not count
 PHOTO_SIZE = (500, 375)  # the most frequent size in ImageNet
-
-
-@dataclass(frozen=True)
-class Work:
-    """A call and its amount: bytes, floating-point operations or images."""
-
-    call: Callable[[], object]
-    amount: float
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Amount per second: the median, the lowest and the highest of the tries."""
-
-    median: float
-    low: float
-    high: float
-    tries: int
-
-    def __mul__(self, factor: float) -> Rate:
-        return Rate(self.median * factor, self.low * factor, self.high * factor, self.tries)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def measure_rates(work: Mapping[str, Work], seconds: float, device: torch.device) -> dict[str, Rate]:
-    """Measure the rate of each `work`, in turn: three rounds, and more until `seconds` have passed."""
-    wait = synchronizer(device)
-    repeats = {name: _count_repeats(w.call, wait) for name, w in work.items()}
-
-    def repeat(name: str) -> None:
-        for _ in range(repeats[name]):
-            work[name].call()
-
-    calls = {name: functools.partial(repeat, name) for name in work}
-    # No warm-up: `_count_repeats` has made the first calls.
-    timings = time_interleaved(calls, tries=1000, warmup=0, seconds=seconds, wait=wait)
-    rates = {}
-    for name, t in timings.items():
-        amount = work[name].amount * repeats[name]
-        rates[name] = Rate(amount / t.median, amount / t.high, amount / t.low, t.tries)
-    return rates
-
-
-def _count_repeats(call: Callable[[], object], wait: Callable[[], object]) -> int:
-    """Return how often to repeat `call` within a try, after a warm-up call."""
-    call()
-    wait()
-    start = time.perf_counter()
-    call()
-    wait()
-    return max(1, round(MIN_TRY_SECONDS / max(time.perf_counter() - start, 1e-7)))
-
-
-def synchronizer(device: torch.device) -> Callable[[], object]:
-    """Return the function that waits for the asynchronous work of `device`."""
-    if device.type == "cuda":
-        return torch.cuda.synchronize
-    return torch.mps.synchronize if device.type == "mps" else lambda: None
 
 
 def free_device_memory(device: torch.device) -> int:
     """Return the free bytes of the memory that `device` uses."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-
-
-# ── the limits ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def copy_work(device: torch.device) -> Work:

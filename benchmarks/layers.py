@@ -1,27 +1,35 @@
-"""The roofline plot (Williams, Waterman and Patterson 2009): which layers are compute-bound, and which memory-bound.
+"""Each layer's forward pass as a share of its roof, and the roofline plot (Williams, Waterman and Patterson 2009).
+
+    python benchmarks/layers.py [--archs torchvision paper …] [--batch 32]
 
 A layer with many operations per byte is at most as fast as a matrix product, one with few at most as fast as memory.
-Bytes are the least that must move: input, output and weights, once each.
+Bytes are the least that must move: input, output and weights, once each. Takes about a minute on two cores and writes
+results/layers.json, results/roofline.svg and results/roofline.png.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import torch
+from common import RESULTS, save
 
-from alexnet.bench.peaks import Work
-from alexnet.files import atomic_write
+from alexnet.bench.limits import copy_work, matmul_work
+from alexnet.bench.timing import Work, measure_rates
+from alexnet.device import pick_precision, tune_malloc
+from alexnet.models.architectures import architecture
 from alexnet.models.model import build
 from alexnet.models.spec import AlexNetSpec
 from alexnet.models.summary import Row, summarize
 
+CPU = torch.device("cpu")
 STYLES = {  # layer type → legend, color (of Okabe and Ito), marker
     "conv": ("convolution", "#0072B2", "o"),
     "linear": ("fully connected", "#D55E00", "s"),
@@ -31,15 +39,6 @@ STYLES = {  # layer type → legend, color (of Okabe and Ito), marker
 }
 STYLE_OF = {"rnorm": "lrn", "batchnorm": "lrn", "avgpool": "maxpool", "adaptiveavgpool": "maxpool", "pad": "relu",
          "tanh": "relu", "sigmoid": "relu"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LayerWork:
-    """One layer's forward pass on a batch; the amount of `work` is operations."""
-
-    type: str
-    work: Work
-    operations_per_byte: float
 
 
 def count_operations(row: Row) -> int:
@@ -54,8 +53,8 @@ def count_operations(row: Row) -> int:
     return math.prod(row.output) * {"lrn": 14, "batchnorm": 2}.get(row.type, window)
 
 
-def layer_work(spec: AlexNetSpec, x: torch.Tensor) -> dict[str, LayerWork]:
-    """Return the work of each layer of an untrained model of `spec` on the images `x` (float N×C×H×W).
+def layer_work(spec: AlexNetSpec, x: torch.Tensor) -> dict[str, tuple[Work, float]]:
+    """Return the work, in operations, and operations per byte of each layer of `spec` on the images `x` (N×C×H×W).
 
     Tensors are channels_last. Layers that do nothing in inference (dropout, flatten) are omitted.
     """
@@ -67,15 +66,41 @@ def layer_work(spec: AlexNetSpec, x: torch.Tensor) -> dict[str, LayerWork]:
         if row.type not in ("flatten", "dropout"):
             work = Work(partial(module, x), count_operations(row) * len(x))
             weights = sum(w.numel() for w in module.parameters()) * y.element_size()
-            result[name] = LayerWork(row.type, work, work.amount / (x.nbytes + y.nbytes + weights))
+            result[name] = work, work.amount / (x.nbytes + y.nbytes + weights)
         x = y
     return result
 
 
+def measure(archs: Sequence[str], batch: int, precision: str, seconds: float) -> dict[str, Any]:
+    """Return the limits of this machine and a row for each layer."""
+    chosen = pick_precision(precision, CPU)
+    products = {name: work for name in ("fp32", "bf16", "fp16") if (work := matmul_work(name, CPU))}
+    rates = measure_rates({"copy": copy_work(CPU), **products}, seconds * 4, CPU)
+    limits = {"copy_gb_s": rates["copy"].median / 1e9}
+    limits |= {f"matmul_{name}_gflop_s": rates[name].median / 1e9 for name in products}
+    tune_malloc()  # as training does
+    rows = []
+    for spec in map(architecture, archs):
+        images = torch.randn(batch, spec.in_channels, spec.image_size, spec.image_size)
+        with torch.inference_mode(), chosen.autocast(CPU):
+            layers = layer_work(spec, images)
+            work = {"limit": products[chosen.name], "copy": copy_work(CPU)}
+            work |= {name: of_layer for name, (of_layer, _) in layers.items()}
+            rates = measure_rates(work, seconds * len(layers) / 5, CPU)
+        taken = {name: of_layer.amount / rates[name].median for name, (of_layer, _) in layers.items()}
+        types = {row.name: row.type for row in summarize(spec).rows}
+        for name, (_, intensity) in layers.items():
+            roof = min(rates["limit"].median, intensity * rates["copy"].median)
+            rows.append({
+                "name": name, "type": types[name], "arch": spec.name, "batch_size": batch, "precision": chosen.name,
+                "ms": 1000 * taken[name], "operations_per_byte": intensity, "gflop_s": rates[name].median / 1e9,
+                "share_of_limit": rates[name].median / roof, "share_of_time": taken[name] / sum(taken.values()),
+            })  # fmt: skip
+    return {"limits": limits, "layers": rows}
+
+
 def draw_roofline(document: dict[str, Any], folder: Path) -> list[Path]:
     """Plot the roofs and the document's `layers` as roofline.svg and roofline.png in `folder`."""
-    import matplotlib as mpl
-
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -85,7 +110,7 @@ def draw_roofline(document: dict[str, Any], folder: Path) -> list[Path]:
     figure, panels = plt.subplots(1, len(archs), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axes, arch in zip(panels[0], archs, strict=True):
         _draw_panel(axes, document["limits"], [row for row in rows if row["arch"] == arch])
-    tops = [top for name in ("fp32", "bf16", "fp16") if (top := document["limits"][f"matmul_{name}_gflop_s"])]
+    tops = [top for name in ("fp32", "bf16", "fp16") if (top := document["limits"].get(f"matmul_{name}_gflop_s"))]
     lowest = min([*(row["gflop_s"] for row in rows), *tops])
     panels[0][0].set(ylabel="GFLOP/s", ylim=(lowest / 2.5, max(tops) * 2))
     shown = {_style(row) for row in rows}
@@ -96,9 +121,7 @@ def draw_roofline(document: dict[str, Any], folder: Path) -> list[Path]:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     paths = [folder / f"roofline.{ending}" for ending in ("svg", "png")]
     for path in paths:
-        suffix = path.suffix[1:]
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
     return paths
 
@@ -106,7 +129,7 @@ def draw_roofline(document: dict[str, Any], folder: Path) -> list[Path]:
 def _draw_panel(axes: Any, limits: dict[str, float | None], rows: Sequence[dict[str, Any]]) -> None:
     """Plot one model's layers under the roofs of every precision available."""
     copy = limits["copy_gb_s"] or 0.0
-    roofs = {name: top for name in ("fp32", "bf16", "fp16") if (top := limits[f"matmul_{name}_gflop_s"])}
+    roofs = {name: top for name in ("fp32", "bf16", "fp16") if (top := limits.get(f"matmul_{name}_gflop_s"))}
     low = min(row["operations_per_byte"] for row in rows) / 2
     high = max(*(row["operations_per_byte"] for row in rows), *(top / copy for top in roofs.values())) * 2
     precision = rows[0]["precision"]
@@ -152,3 +175,23 @@ def _group_labels(rows: Sequence[dict[str, Any]]) -> list[tuple[str, tuple[float
 
 def _style(row: dict[str, Any]) -> str:
     return STYLE_OF.get(row["type"], row["type"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", nargs="+", default=["torchvision", "paper"])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    found = measure(args.archs, args.batch, args.precision, args.seconds)
+    for row in found["layers"]:
+        print(f"{row['arch']:<12} {row['name']:<8} {row['ms']:8.2f} ms {row['gflop_s']:8.1f} GFLOP/s "
+              f"{row['share_of_limit']:7.1%} of its roof {row['share_of_time']:6.1%} of the time")  # fmt: skip
+    save("layers", found, folder=args.out)
+    draw_roofline(found, args.out)
+
+
+if __name__ == "__main__":
+    main()
