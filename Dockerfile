@@ -1,5 +1,5 @@
 # Serves whatever is mounted at /model: a run folder, or a folder with an exported file (pass its path; TorchScript and
-# pt2 files, which are signed for the machine that exported them, also need --trust). Not built where it was written.
+# pt2 files, which can run code, also need --trust). Not built where it was written.
 # See docs/serving.md.
 #
 #     docker build -t alexnet .

@@ -82,7 +82,7 @@ def exports(
     checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Export]]:
     """`checkpoint` exported to any format that `dev` installs, in files named `net`. Read-only."""
-    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")  # holds the signing key
+    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     with Exporter(checkpoint, images=large_images) as exporter:
         yield LazyExports(exporter, tmp_path_factory.mktemp("exports"))
 
@@ -99,7 +99,7 @@ def calibrated_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 def exported(calibrated_checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `calibrated_checkpoint` in all formats that `dev` installs, in files named `net`, exported without
     the slow check of parity. Read-only."""
-    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")  # holds the signing key
+    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     folder = tmp_path_factory.mktemp("exported")
     with pytest.MonkeyPatch.context() as patch, Exporter(calibrated_checkpoint, images=large_images) as exporter:
         patch.setattr("alexnet.export.parity.compare", lambda *_, **__: Parity(12, 0.0, "", 1.0, None, {}, False))

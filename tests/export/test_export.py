@@ -60,12 +60,12 @@ def test_file_gives_the_predictions_of_the_run(exports, checkpoint, large_images
     assert found.parity.top1 == found.reference.top1
     assert found.parity.without_torch == (kind in ("onnx", "openvino"))
     assert np.ptp(found.reference.probabilities, axis=0).max() > 0.1  # the images are distinguished
-    exported = open_exported(found.file)
+    exported = open_exported(found.file, trust=True)
     assert exported.classes == CLASS_NAMES
     assert not exported.manifest.pixels
     images = sorted(large_images.rglob("*.jpg"))[:3]
     expected = load(checkpoint, device="cpu").predict_many(images, top=3)
-    for ours, theirs in zip(load(found.file).predict_many(images, top=3), expected, strict=True):
+    for ours, theirs in zip(load(found.file, trust=True).predict_many(images, top=3), expected, strict=True):
         assert [label for label, _ in ours.labels] == [label for label, _ in theirs.labels]
         assert [p for _, p in ours.labels] == pytest.approx([p for _, p in theirs.labels], abs=1e-5)
 
@@ -91,9 +91,9 @@ def test_file_without_its_json_uses_the_embedded_manifest(exports, tmp_path, kin
     for path in exports[kind].file.parent.glob("net.*"):
         shutil.copy(path, tmp_path)
     file = target(tmp_path, kind)
-    before = open_exported(file)
+    before = open_exported(file, trust=True)
     Path(f"{file}.json").unlink()
-    after = open_exported(file, trust=FORMATS[kind].runs_code)
+    after = open_exported(file, trust=True)
     assert after.preprocess == before.preprocess
     assert after.classes == before.classes
 
@@ -143,7 +143,7 @@ def test_lrn_and_normalization_become_standard_operators(large_images, tmp_path,
     save_model(tmp_path / "run", make_confident_model("cifar-towers"), CLASS_NAMES, EvalTransform(size=32))
     found = export(tmp_path / "run", large_images, kind, tmp_path, with_preprocessing=True)
     assert found.parity.max_abs_diff < 1e-4
-    assert open_exported(found.file).manifest.pixels
+    assert open_exported(found.file, trust=True).manifest.pixels
     if kind != "openvino":
         program = f"import torch; torch.{'jit' if kind == 'torchscript' else 'export'}.load({str(found.file)!r})"
         subprocess.run(
@@ -328,11 +328,10 @@ def test_worker_without_torch_cannot_import_it(exports, tmp_path):
     """A file that needs torch fails in the worker if it is opened the way of ONNX."""
     job = {
         "file": str(exports["pt2"].file),
-        "trust": False,
         "images": [],
         "without_torch": True,
         "output": str(tmp_path / "a.npy"),
-        "min_seconds": 0,
+        "min_seconds": 0.0,
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "alexnet.export.parity_worker", str(tmp_path / "job.json")]
@@ -357,17 +356,6 @@ def test_full_disk_leaves_nothing(checkpoint, large_images, tmp_path, kind):
     assert "could not be written as" in done.stderr
     assert "nothing was left behind" in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_file_exported_without_a_key_requires_trust(checkpoint, large_images, tmp_path, monkeypatch, capsys):
-    (tmp_path / "cache").write_text("no folder")
-    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
-    file = str(tmp_path / "net.pt2")
-    assert run(["export", str(checkpoint), "pt2", "--out", file, "--images", str(large_images)]) == 0
-    assert "the pt2 file could not be signed" in capsys.readouterr().err
-    assert run(["predict", file, str(large_images / "sky" / "0.jpg")]) == 2
-    assert run(["predict", file, str(large_images / "sky" / "0.jpg"), "--trust"]) == 0
 
 
 @pytest.mark.slow
@@ -421,7 +409,7 @@ def test_executorch_file_gives_the_predictions_of_the_run(checkpoint, large_imag
     exact = "precision" not in settings
     assert found.parity.max_abs_diff < (1e-5 if exact else 0.5)
     images = np.zeros((33, 3, 32, 32), np.uint8)  # more than its planned memory holds
-    assert open_exported(found.file).engine.logits(images).shape == (33, 3)
+    assert open_exported(found.file, trust=True).engine.logits(images).shape == (33, 3)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,10 @@ import torch
 import alexnet
 from alexnet.cli import run
 from alexnet.errors import UserError
-from alexnet.inference.load import is_run_reference, load_model, model_id
+from alexnet.inference.load import is_run_reference, load_model
 from alexnet.inference.predict import load, load_fast
 from alexnet.runtimes.exported import open_exported
-from alexnet.runtimes.manifest import Manifest, check_installed, manifest_path, read_manifest
-from alexnet.runtimes.signature import is_signed, key_path, sign
+from alexnet.runtimes.manifest import Manifest, check_installed, exported_model_id, manifest_path, read_manifest
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml"])
@@ -49,7 +47,7 @@ def test_predict_needs_no_torch(exported, checkpoint, large_images, name):
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.pt2"])
 def test_eval_gives_the_metrics_of_the_run(exported, checkpoint, large_images, capsys, name):
-    assert run(["eval", str(exported / name), "--data", str(large_images), "--json"]) == 0
+    assert run(["eval", str(exported / name), "--data", str(large_images), "--json", "--trust"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert run(["eval", str(checkpoint), "--data", str(large_images), "--json", "--device", "cpu"]) == 0
     expected = json.loads(capsys.readouterr().out)
@@ -74,8 +72,9 @@ def test_damaged_file_is_rejected(export_folder, name, part):
     content = bytearray((export_folder / part).read_bytes())
     content[len(content) // 2] ^= 1
     (export_folder / part).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{part} is damaged or another file: its checksum"):
-        open_exported(export_folder / name)
+    for trust in (name == "net.pt", True):  # trust does not skip the checksum
+        with pytest.raises(UserError, match=rf"{part} is damaged or another file: its checksum"):
+            open_exported(export_folder / name, trust)
 
 
 def test_swapped_file_is_rejected(export_folder):
@@ -88,7 +87,7 @@ def test_swapped_file_is_rejected(export_folder):
     ):
         open_exported(export_folder / "net.pte")
     with pytest.raises(UserError, match="damaged or another file"):
-        open_exported(export_folder / "net.pt")
+        open_exported(export_folder / "net.pt", trust=True)
     (export_folder / "net.bin").unlink()
     with pytest.raises(UserError, match=r"net\.bin, a part of .*, is missing"):
         open_exported(export_folder / "net.xml")
@@ -101,51 +100,17 @@ def test_file_renamed_with_its_manifest_opens(export_folder):
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
-def test_format_that_runs_code_needs_a_manifest_or_trust(export_folder, large_images, capsys, name):
-    (export_folder / f"{name}.json").unlink()
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_format_that_runs_code_needs_trust(export_folder, large_images, capsys, name, with_manifest):
+    if not with_manifest:
+        (export_folder / f"{name}.json").unlink()
     image = str(large_images / "sky" / "1.jpg")
     assert run(["predict", str(export_folder / name), image]) == 2
-    assert "opening torchscript files can run code" in capsys.readouterr().err.replace("pt2 files", "torchscript files")
+    error = capsys.readouterr().err.replace("pt2 files", "torchscript files")
+    assert "opening torchscript files can run code; if you trust where it comes from, add --trust" in error
     assert run(["predict", str(export_folder / name), image, "--trust"]) == 0
     assert run(["eval", str(export_folder / name), "--data", str(large_images)]) == 2
     assert run(["eval", str(export_folder / name), "--data", str(large_images), "--trust"]) == 0
-
-
-@pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
-def test_signature_of_another_user_needs_trust(export_folder, large_images, tmp_path, monkeypatch, capsys, name):
-    arguments = ["predict", str(export_folder / name), str(large_images / "sky" / "1.jpg")]
-    key = key_path().read_bytes()
-    assert key_path().stat().st_mode & 0o777 == 0o600
-    assert run(arguments) == 0
-    (tmp_path / "cache").mkdir()
-    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
-    for content, mode in (
-        (b"", 0o600),
-        (bytes(32), 0o600),
-        (key, 0o644),
-    ):  # damaged, another user's, readable by all
-        key_path().write_bytes(content)
-        key_path().chmod(mode)
-        assert run(arguments) == 2
-        error = capsys.readouterr().err
-        assert f"{name} is not signed as exported by you on this machine" in error
-        assert "can run code; if you know where it comes from, add --trust" in error
-    key_path().unlink()
-    assert run(arguments) == 2
-    assert not key_path().exists()  # reading creates none
-    assert run([*arguments, "--trust"]) == 0
-
-
-def test_concurrent_signing_creates_one_key(tmp_path, monkeypatch):
-    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "new" / "cache"))
-    with ThreadPoolExecutor(8) as threads:
-        signatures = set(threads.map(lambda _: sign("pt2", {"net.pt2": "0"}), range(32)))
-    assert len(signatures) == 1
-    (signature,) = signatures
-    assert [path.name for path in key_path().parent.iterdir()] == ["export.key"]
-    assert is_signed(signature, "pt2", {"net.pt2": "0"})
-    for kind, digits in (("torchscript", "0"), ("pt2", "1")):
-        assert not is_signed(signature, kind, {"net.pt2": digits})
 
 
 def test_unknown_torchscript_is_rejected(tmp_path):
@@ -183,19 +148,24 @@ def test_manifest_survives_json(export_folder):
 
 
 DAMAGED_FIELDS = [
-    ({"classes": []}, "is damaged (classes is not a list of names)"),
-    ({"classes": "abc"}, "is damaged (classes is not a list of names)"),
+    ({"classes": []}, "is damaged (manifest: Expected array of length >= 1 - at $.classes"),
+    ({"classes": "abc"}, "is damaged (manifest: Expected array, got str - at $.classes"),
     ({"classes": ["a", "b"]}, "does not return a number for each of the 2 classes"),
     ({"classes": list("abcd")}, "does not return a number for each of the 4 classes"),
-    ({"pixels": "x"}, "is damaged (pixels is not true or false)"),
+    ({"pixels": "x"}, "is damaged (manifest: Expected bool, got str - at $.pixels)"),
     ({"pixels": True}, "cannot process an image as"),
-    ({"spec": 5}, "is damaged (spec is not an object)"),
-    ({"network": None}, "is damaged (network is not a name)"),
-    ({"calibration": [1]}, "is damaged (calibration is not an object)"),
-    ({"sha256": ["x"]}, "is damaged (sha256 is not an object of checksums)"),
+    ({"spec": 5}, "is damaged (manifest: Expected object, got int - at $.spec)"),
+    ({"network": None}, "is damaged (manifest: Expected str, got null - at $.network)"),
+    ({"calibration": [1]}, "is damaged (manifest: Expected object | null, got array - at $.calibration)"),
+    ({"sha256": ["x"]}, "is damaged (manifest: Expected object, got array - at $.sha256)"),
     ({"sha256": {}}, "has no checksum of net.onnx"),
     ({"sha256": {"net.bin": "0"}}, "net.bin is damaged or another file"),
-    ({"kind": []}, "is damaged (unhashable"),
+    ({"kind": []}, "is damaged (manifest: Expected str, got array - at $.kind)"),
+    ({"kind": "x"}, "is damaged (there is no format x in fp32)"),
+    (
+        {"calibration": {"temperature": -1.0, "threshold": 0.5}},
+        "calibration: temperature -1 and threshold 0.5 are not usable",
+    ),
     ({"preprocess": {"size": "x"}}, "is damaged (Preprocessing field 'size'"),
     ({"preprocess": {"size": 999}}, "cannot process an image as"),
 ]
@@ -213,7 +183,7 @@ def test_damaged_manifest_is_reported(export_folder, large_images, capsys, damag
     assert not list(export_folder.glob("out.csv*"))
 
 
-def test_manifest_without_checksums_needs_trust(export_folder, large_images, capsys):
+def test_manifest_without_checksums_is_rejected(export_folder, large_images, capsys):
     manifest = export_folder / "net.onnx.json"
     content = json.loads(manifest.read_text())
     del content["sha256"]
@@ -225,9 +195,11 @@ def test_manifest_without_checksums_needs_trust(export_folder, large_images, cap
         "--out",
         str(export_folder / "out.csv"),
     ]
-    assert run(arguments) == 2
-    assert "has no checksum of net.onnx" in capsys.readouterr().err
-    assert run([*arguments, "--trust"]) == 0
+    for more in ([], ["--trust"]):
+        assert run([*arguments, *more]) == 2
+        assert "has no checksum of net.onnx" in capsys.readouterr().err
+    manifest.unlink()
+    assert run(arguments) == 0  # the file describes itself
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml", "net.pt2", "net"])
@@ -235,31 +207,22 @@ def test_model_id_depends_on_weights_and_classes(export_folder, tmp_path, name):
     """`predict --out` resumes only with the same network."""
     file, manifest = export_folder / name, manifest_path(export_folder / name)
     content = json.loads(manifest.read_text())
-    names = [model_id(file)]
-    for part, digits in content["sha256"].items():
-        manifest.write_text(
-            json.dumps({**content, "sha256": {**content["sha256"], part: f"{int(digits, 16) ^ 1:064x}"}})
-        )
-        names.append(model_id(file))
-    manifest.write_text(json.dumps({**content, "classes": ["leaf", "apple", "sky"]}))
-    names.append(model_id(file))
-    assert len(set(names)) == len(names)
-    assert model_id(file) == names[-1]
 
-    manifest.write_text(json.dumps(content))
-    names = [model_id(file, trust=True)]
-    for part in content["sha256"]:  # not compared with the checksums now
+    def described_id(**changed):
+        return exported_model_id(file, Manifest.from_dict({**content, **changed}, "there"))
+
+    names = [described_id(), described_id(classes=["leaf", "apple", "sky"])]
+    for part, digits in content["sha256"].items():
+        names.append(described_id(sha256={**content["sha256"], part: f"{int(digits, 16) ^ 1:064x}"}))
+    assert len(set(names)) == len(names)
+    assert described_id() == names[0] == open_exported(file, trust=True).model_id
+
+    names = [exported_model_id(file, None)]
+    for part in content["sha256"]:
         path = file / part if file.is_dir() else export_folder / part
         path.write_bytes(path.read_bytes() + b" ")
-        names.append(model_id(file, trust=True))
+        names.append(exported_model_id(file, None))
     assert len(set(names)) == len(names)
-    if not file.is_dir():
-        manifest.unlink()
-        names = [model_id(file)]
-        for part in content["sha256"]:
-            (export_folder / part).write_bytes((export_folder / part).read_bytes() + b" ")
-            names.append(model_id(file))
-        assert len(set(names)) == len(names)
 
 
 def test_missing_package_is_reported_with_its_install_command(monkeypatch):
@@ -296,7 +259,7 @@ def test_opened_file_is_in_memory(export_folder, large_images, names):
         "from pathlib import Path\n"
         "from alexnet.inference.predict import load_fast\n"
         f"image, names = {str(large_images / 'sky' / '1.jpg')!r}, {[str(export_folder / name) for name in names]!r}\n"
-        "models = [load_fast(name) for name in names]\n"
+        "models = [load_fast(name, trust=True) for name in names]\n"
         "before = [model.predict(image) for model in models]\n"
         f"for path in Path({str(export_folder)!r}).iterdir():\n"
         "    if not path.is_file(): continue\n"

@@ -43,7 +43,7 @@ def evaluate(
         engine: exact (torch in float32, as in training), fast (the fastest installed here that stays close to exact),
             torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16, openvino-int8-fc or openvino-int8.
         calibrate: A folder of images that calibrates the int8 engines; the run's own images by default.
-        trust: Open an exported file even if nothing shows that it was exported here; such a file can run code.
+        trust: Open an exported file in a format that can run code (TorchScript, pt2).
         json: Print one JSON document.
     """
     from alexnet.inference.evaluate import evaluate as evaluate_runs

@@ -46,7 +46,7 @@ def predict(
         engine: exact (torch in float32, as in training), fast (the fastest installed here that stays close to exact),
             torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16, openvino-int8-fc or openvino-int8.
         calibrate: A folder of images that calibrates the int8 engines; the run's own images by default.
-        trust: Open an exported file even if nothing shows that it was exported here; such a file can run code.
+        trust: Open an exported file in a format that can run code (TorchScript, pt2).
         out: Write a table, .csv, .parquet or .jsonl, instead of printing; rerun the command to resume it.
         json: Print one JSON document.
     """
@@ -69,7 +69,8 @@ def predict(
     for image in images:
         inputs += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
     predictions = []
-    for prediction in load_fast(runs, **options).predict_many(inputs, top, views, scales):
+    classifier = load_fast(runs, single=len(inputs) == 1, **options)
+    for prediction in classifier.predict_many(inputs, top, views, scales):
         predictions.append(prediction)
         if not json:
             print(prediction, flush=True)
@@ -94,7 +95,6 @@ def _predict_to_file(
     """Write the labels of many images as a table, resuming a table that an earlier command left unfinished."""
     from alexnet.data.image_folder import find_images
     from alexnet.inference.batch_predict import check_out, write_predictions
-    from alexnet.inference.load import model_id
     from alexnet.inference.predict import load_fast
     from alexnet.progress import default_progress
 
@@ -102,9 +102,9 @@ def _predict_to_file(
     if "-" in images:
         raise UserError("--out writes one row per image file and '-' is not a file; leave one of them out.")
     paths = find_images(images)
-    networks = [model_id(run, options["checkpoint"], options["trust"]) for run in runs]
+    classifier = load_fast(runs, single=len(paths) == 1, **options)
+    networks = [member.model_id for member in classifier.ensemble.members]
     request = {"networks": networks, "engine": options["engine"]}
-    classifier = load_fast(runs, **options)
     with closing(default_progress()) as progress:
         written = write_predictions(
             classifier, paths, out, request, top=top, views=views, scales=scales, progress=progress

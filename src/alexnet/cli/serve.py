@@ -44,7 +44,7 @@ def serve(
         engine: How to compute the runs: exact, fast, or one that 'alexnet predict --help' lists.
         device: Where to compute the runs.
         checkpoint: Which checkpoint of a run.
-        trust: Open an exported file even if nothing shows that it was exported here; such a file can run code.
+        trust: Open exported files in formats that can run code (TorchScript, pt2).
         token_file: File with the bearer token; or set ALEXNET_TOKEN.
         cors: Origins whose pages may send requests, such as https://example.org; none by default.
         max_batch: Maximum images per batch.

@@ -31,7 +31,6 @@ from alexnet.inference.calibration import find_calibration
 from alexnet.inference.evaluate import calibration_images, load_run_dataset
 from alexnet.inference.load import load_model
 from alexnet.runtimes.manifest import FORMATS, PRECISIONS, check_installed, manifest_path
-from alexnet.runtimes.signature import key_path, sign
 
 DEPRECATED = "Warning: TorchScript is deprecated since torch 2.12; use it for existing programs and pt2 for new ones."
 
@@ -119,8 +118,7 @@ class Exporter:
             written = temporary / target.name
             try:
                 manifest = self._write(kind, written)
-                unsigned = FORMATS[kind].runs_code and not manifest.signature
-                result = parity.compare(written, kind, reference, trust=unsigned)
+                result = parity.compare(written, kind, reference)
                 if not result.max_abs_diff <= self._tolerance:  # NaN fails too
                     raise ExportFailed(self._mismatch_message(kind, result))
                 folder = written if written.is_dir() else temporary
@@ -175,11 +173,6 @@ class Exporter:
     def _calibration_images(self) -> np.ndarray:
         return calibration_images(self.loaded, self._images, "--images")
 
-    def _calibration(self) -> dict[str, Any] | None:
-        """Return temperature and threshold of the checkpoint, if it has any."""
-        calibration, _ = find_calibration(self.loaded.checkpoint, self.loaded.run)
-        return calibration.to_dict() if calibration else None
-
     def _target(self, kind: str, out: Path | None) -> Path:
         """Return the path to write. Raises `UserError` if something else would be overwritten."""
         suffix = FORMATS[kind].suffix
@@ -202,9 +195,8 @@ class Exporter:
         return out
 
     def _write(self, kind: str, path: Path) -> writers.Manifest:
-        job = writers.ExportJob(
-            self.loaded, kind, self._pixels, self._precision, self._calibration(), self._calibration_images
-        )
+        calibration, _ = find_calibration(self.loaded.checkpoint, self.loaded.run)
+        job = writers.ExportJob(self.loaded, kind, self._pixels, self._precision, calibration, self._calibration_images)
         if kind == "torchscript":
             self._log(DEPRECATED)
         manifest = writers.write(job, path)
@@ -213,13 +205,6 @@ class Exporter:
         machine = f"{cpu_name()}, {platform.system()} {platform.machine()}"
         about = {**manifest.about, "versions": {p: package_version(p) for p in packages}, "machine": machine}
         manifest = replace(manifest, about=about, sums={p.name: sha256_file(p) for p in parts})
-        if FORMATS[kind].runs_code:
-            manifest = replace(manifest, signature=sign(kind, manifest.sums))
-            if not manifest.signature:
-                self._log(
-                    f"Warning: the {kind} file could not be signed because {key_path()} cannot hold a private key; "
-                    "opening it requires --trust."
-                )
         write_json(manifest_path(path), manifest.to_dict())
         return manifest
 

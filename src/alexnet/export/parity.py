@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, RawImage
 from alexnet.data.decode import BadImage
 from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
-from alexnet.export.parity_worker import measure_latencies
+from alexnet.export.parity_worker import Job, measure_latencies
+from alexnet.files import write_json
 from alexnet.inference.evaluate import match_classes
 from alexnet.inference.predict import BATCH_SIZE, load_eval_array
 from alexnet.runtimes.engines import LoadedModel, softmax
@@ -189,27 +190,21 @@ def compute_reference(loaded: LoadedModel, images: ImageSet) -> Reference:
     return Reference(kept, np.concatenate(probabilities), seconds, unreadable)
 
 
-def compare(path: Path, kind: str, reference: Reference, trust: bool = False) -> Parity:
+def compare(path: Path, kind: str, reference: Reference) -> Parity:
     """Compute the probabilities of the exported file `path` in a separate process, and compare them.
 
-    `trust` is that of `open_exported`. Raises `ExportFailed` if the process fails.
+    Raises `ExportFailed` if the process fails.
     """
     images = reference.images
     with tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder:
-        output, job = Path(folder) / "probabilities.npy", Path(folder) / "job.json"
-        settings = {
-            "file": str(path.absolute()),
-            "trust": trust,
-            "images": [str(p.absolute()) for p in images.files],
-            "without_torch": FORMATS[kind].without_torch,
-            "output": str(output),
-            "min_seconds": LATENCY_SECONDS,
-        }
-        job.write_text(json.dumps(settings), encoding="utf-8")
+        output, job_file = Path(folder) / "probabilities.npy", Path(folder) / "job.json"
+        files = [p.absolute() for p in images.files]
+        job = Job(path.absolute(), files, FORMATS[kind].without_torch, output, LATENCY_SECONDS)
+        write_json(job_file, asdict(job))
         package_root = str(Path(__file__).parents[2])
         search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         worker = subprocess.run(
-            [sys.executable, "-m", "alexnet.export.parity_worker", str(job)],
+            [sys.executable, "-m", "alexnet.export.parity_worker", str(job_file)],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": search_path},

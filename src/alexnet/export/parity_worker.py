@@ -1,8 +1,6 @@
 """Subprocess that runs the exported file on the parity images: `python -m alexnet.export.parity_worker JOB`.
 
-JOB is a JSON file: `file`, `trust` (open it without a valid signature), `images` (paths), `without_torch`, `output`
-(the .npy file for the probabilities), and `min_seconds` of a latency measurement. With `without_torch`, importing torch
-is an error. Prints the latencies as JSON.
+JOB is a JSON file with a `Job`. Prints the latencies as JSON.
 """
 
 from __future__ import annotations
@@ -12,31 +10,49 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from alexnet.files import read_json
+
 MIN_REPEATS = 7  # per latency
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run."""
+
+    file: Path
+    images: list[Path]
+    without_torch: bool
+    """Make importing torch an error."""
+    output: Path
+    """The .npy file for the probabilities."""
+    min_seconds: float
+    """Spent on each latency measurement."""
 
 
 def main(job_file: str) -> None:
     """Run the job. Errors of opening the file, decoding and inference are raised unchanged."""
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    if job["without_torch"]:
+    job = read_json(Path(job_file), Job)
+    if job.without_torch:
         sys.modules["torch"] = None  # type: ignore[assignment]  # importing it now raises ImportError
     from alexnet.inference.predict import BATCH_SIZE, load_eval_array
     from alexnet.runtimes.engines import softmax
     from alexnet.runtimes.exported import open_exported
 
-    exported = open_exported(job["file"], job["trust"])
-    files = [Path(name) for name in job["images"]]
+    exported = open_exported(job.file, trust=True)  # the exporter has just written it
+    engine = exported.engine
+    assert engine is not None
     probabilities = []
-    for start in range(0, len(files), BATCH_SIZE):
-        contents = [path.read_bytes() for path in files[start : start + BATCH_SIZE]]
+    for start in range(0, len(job.images), BATCH_SIZE):
+        contents = [path.read_bytes() for path in job.images[start : start + BATCH_SIZE]]
         pixels = np.stack([load_eval_array(content, exported.preprocess) for content in contents])
-        probabilities.append(softmax(exported.engine.logits(pixels)))
-    np.save(job["output"], np.concatenate(probabilities))
-    print(json.dumps(measure_latencies(exported.engine.logits, pixels, job["min_seconds"])))
+        probabilities.append(softmax(engine.logits(pixels)))
+    np.save(job.output, np.concatenate(probabilities))
+    print(json.dumps(measure_latencies(engine.logits, pixels, job.min_seconds)))
 
 
 def measure_latencies(

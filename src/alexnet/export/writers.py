@@ -22,6 +22,7 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.models.torchvision_models import TorchvisionNetwork
 from alexnet.models.weights import to_torchvision
+from alexnet.runtimes.calibration import Calibration
 from alexnet.runtimes.convert import INPUT, OUTPUT, quiet, to_convert, to_onnx, to_openvino
 from alexnet.runtimes.engines import CHUNK, LoadedModel
 from alexnet.runtimes.manifest import FORMATS, KEY, Manifest
@@ -42,7 +43,7 @@ class ExportJob:
     pixels: bool
     """Whether the file takes uint8 pixels and normalizes them itself."""
     precision: str
-    calibration: dict[str, Any] | None
+    calibration: Calibration | None
     load_images: Callable[[], np.ndarray]
     """Returns images to calibrate int8 activations on: uint8 N×C×size×size."""
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from alexnet.checkpoint import MODEL, read_model_json
 from alexnet.errors import UserError
+from alexnet.files import convert
 from alexnet.inference.metrics import correct_at
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import KEY, Calibration, top_confidence
@@ -120,10 +121,11 @@ def find_calibration(folder: Path | None, run: Run | None) -> tuple[Calibration 
         return None, "Published weights have no confidence threshold."
     if stored := read_model_json(folder).get(KEY):
         try:
-            return Calibration.from_dict(dict(stored)), ""
-        except (TypeError, ValueError) as error:
+            return convert(stored, Calibration, KEY), ""
+        except UserError as error:
             raise UserError(
-                f"{folder / MODEL} is damaged (calibration: {error}); remove '{KEY}' from it or use another checkpoint."
+                f"{folder / MODEL} is damaged ({str(error).rstrip('.')}); remove '{KEY}' from it or use another "
+                "checkpoint."
             ) from error
     best = run.named_checkpoint("best") if run else None
     if run is None or best is None or best.resolve() != folder.resolve():
@@ -143,13 +145,6 @@ def find_calibration(folder: Path | None, run: Run | None) -> tuple[Calibration 
         f"{run.path} has no stored confidence threshold; it was fitted now on its {split} split: "
         f"{fitted.threshold:.1%}, at temperature {fitted.temperature:.3g}."
     )
-
-
-def combine_calibrations(found: Sequence[tuple[Calibration | None, str]]) -> tuple[Calibration | None, str]:
-    """Apply `average_calibrations` to what `find_calibration` returned for each network, and join the notes."""
-    missing = [note for calibration, note in found if calibration is None]
-    notes = missing or [note for _, note in found if note]
-    return average_calibrations([calibration for calibration, _ in found]), " ".join(notes)
 
 
 def describe_calibration(stored: dict[str, Any] | None) -> str:

@@ -19,12 +19,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-
-import torch
-from torch.nn import functional as F
+from typing import TYPE_CHECKING
 
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_SCALE = 4.0  # 1024 pixels for 256: more than any published test used, and still fits in memory
 
@@ -92,6 +93,9 @@ def without_center_crop(preprocess: EvalTransform, scale: float = 1.0) -> EvalTr
 def crop_views(squares: torch.Tensor, views: Views, size: int) -> Iterator[torch.Tensor]:
     """Yield each view of uint8 N×C×S×S images at one scale: uint8 N×C×size×size. For several positions, images without
     a margin (S equal to size) are padded by reflection."""
+    import torch
+    from torch.nn import functional as F
+
     if squares.shape[-1] == size and len(views.positions) > 1:
         pad = max(1, size // 32)
         squares = F.pad(squares.float(), (pad,) * 4, mode="reflect").to(torch.uint8)
@@ -110,5 +114,7 @@ def log_mean(logits: Iterable[torch.Tensor]) -> torch.Tensor:
     first, *others = logits
     if not others:
         return first
+    import torch
+
     total = reduce(torch.logaddexp, (x.log_softmax(dim=1) for x in (first, *others)))
     return total - math.log(1 + len(others))

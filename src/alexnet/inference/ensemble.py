@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.inference.calibration import combine_calibrations, find_calibration
+from alexnet.inference.calibration import average_calibrations
 from alexnet.inference.crops import CENTER_CROP, Views, crop_views, log_mean, without_center_crop
 from alexnet.inference.load import load_network
 from alexnet.runtimes.calibration import Calibration
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel
-from alexnet.runtimes.exported import ExportedModel, check_exported
-from alexnet.runtimes.select import EngineConfig, LazyEngine
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from alexnet.runtimes.select import EngineConfig
 
 RunNames = str | Path | Sequence[str | Path]
 """One run, or several as an ensemble."""
@@ -41,33 +44,33 @@ class InputGroup:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Networks with the same classes, which `load_ensemble` ensures."""
+    """Networks with the same classes. Raises `UserError` if two have different classes."""
 
     names: tuple[str, ...]
-    members: tuple[LoadedModel | ExportedModel, ...]
-    orders: tuple[torch.Tensor, ...]
-    """For each member its outputs in the order of `classes`, int64 (classes,)."""
+    members: tuple[LoadedModel, ...]
+
+    def __post_init__(self) -> None:
+        for name, member in zip(self.names[1:], self.members[1:], strict=True):
+            _check_same_classes(self.names[0], self.classes, name, member.classes)
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.members[0].classes
 
-    def networks(self, config: EngineConfig) -> list[nn.Module | Engine]:
-        """Return what computes each member: its module on the device, channels_last, or another engine; an exported
-        file has its own.
-
-        Raises `UserError` where an exported file is to run in another engine, or elsewhere than on the CPU.
-        """
-        return [_network(member, config) for member in self.members]
+    @cached_property
+    def orders(self) -> tuple[np.ndarray, ...]:
+        """For each member its outputs in the order of `classes`, int64 (classes,)."""
+        return tuple(_match_order(self.classes, member.classes) for member in self.members)
 
     def calibration(self) -> tuple[Calibration | None, str]:
         """Return the combined calibration, and a note on where it comes from, or why there is none."""
-        return combine_calibrations(
-            [
-                m.calibration() if isinstance(m, ExportedModel) else find_calibration(m.checkpoint, m.run)
-                for m in self.members
-            ]
-        )
+        missing = [member.calibration_note for member in self.members if member.calibration is None]
+        notes = missing or [member.calibration_note for member in self.members if member.calibration_note]
+        return average_calibrations([member.calibration for member in self.members]), " ".join(notes)
+
+    def open(self, config: EngineConfig) -> Ensemble:
+        """Return the members ready to compute: modules on the device, channels_last, or in another engine."""
+        return replace(self, members=tuple(_open(member, config) for member in self.members))
 
     def input_groups(self, views: Views) -> list[InputGroup]:
         """Return how images must be read for `views`: once for each scale and each geometry of the members.
@@ -88,16 +91,18 @@ class Ensemble:
     def average(self, logits: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
         """Return the logarithm of the mean probability (n, classes) of each member's logits (n, its classes) at each
         scale."""
-        orders = zip(logits, self.orders, strict=True)
-        return log_mean(log_mean(scales)[:, order.to(scales[0].device)] for scales, order in orders)
+        return log_mean(log_mean(scales)[:, order] for scales, order in zip(logits, self.orders, strict=True))
 
 
-def _network(member: LoadedModel | ExportedModel, config: EngineConfig) -> nn.Module | Engine:
-    if isinstance(member, ExportedModel):
-        check_exported(member.path, config.name, config.device_name)
-        return member.engine
+def _open(member: LoadedModel, config: EngineConfig) -> LoadedModel:
+    import torch
+
+    from alexnet.runtimes.select import LazyEngine
+
+    if member.engine is not None:
+        return member
     member.model.to(config.device).to(memory_format=torch.channels_last)
-    return member.model if config.name == EXACT else LazyEngine(member, config)
+    return member if config.name == EXACT else replace(member, engine=LazyEngine(member, config))
 
 
 def forward(
@@ -109,6 +114,9 @@ def forward(
 
 
 def _forward_view(network: nn.Module | Engine, view: torch.Tensor, preprocess: EvalTransform) -> torch.Tensor:
+    import torch
+    from torch import nn
+
     if isinstance(network, nn.Module):
         logits: torch.Tensor = network(preprocess.normalize(view).contiguous(memory_format=torch.channels_last))
         return logits.float()
@@ -123,12 +131,7 @@ def load_ensemble(runs: RunNames, checkpoint: str = "best", trust: bool = False)
     given = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not given:
         raise UserError("An ensemble needs at least one run; give a run folder.")
-    names = tuple(map(str, given))
-    members = tuple(load_network(run, checkpoint, trust) for run in given)
-    for name, member in zip(names[1:], members[1:], strict=True):
-        _check_same_classes(names[0], members[0].classes, name, member.classes)
-    orders = [torch.from_numpy(_match_order(members[0].classes, member.classes)) for member in members]
-    return Ensemble(names, members, tuple(orders))
+    return Ensemble(tuple(map(str, given)), tuple(load_network(run, checkpoint, trust) for run in given))
 
 
 def _check_same_classes(name: str, classes: tuple[str, ...], other: str, others: tuple[str, ...]) -> None:

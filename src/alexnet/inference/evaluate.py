@@ -42,7 +42,6 @@ from alexnet.inference.metrics import compute_metrics, correct_at
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
-from alexnet.runtimes.exported import ExportedModel
 from alexnet.runtimes.select import EngineConfig
 
 CALIBRATION_IMAGES = 300  # for 8-bit activations: NNCF's default `subset_size`
@@ -163,7 +162,7 @@ def evaluate(
     image at each of `scales`; their probabilities are averaged, and 10 is the paper's ten-crop test (see `crops.py`).
     `engine` names the runtime (see `runtimes/engines.py`); an int8 engine is calibrated on the images in the folder
     `calibrate`, else on training images, and `log` receives a sentence on how much it differs from `exact`. An exported
-    file needs `data` or `labels`; `trust` opens one that is not verified.
+    file needs `data` or `labels`; `trust` opens one whose format can run code.
 
     Returns the metrics of `compute_metrics`, with `runs`, `members` (the top1 of each), `split`, `views` (of one
     network, at all scales), `scales` and `engines`; and those of `confidence_metrics`, with the `calibration` that they
@@ -172,7 +171,7 @@ def evaluate(
     member may have been trained on the images.
     """
     grid = make_views(views, scales)
-    check_engine(engine, device, calibrate)
+    check_engine(engine, device, calibrate, [run] if isinstance(run, (str, Path)) else run)
     ensemble = load_ensemble(run, checkpoint, trust)
     first = ensemble.members[0]
     groups = ensemble.input_groups(grid)
@@ -205,14 +204,14 @@ def evaluate(
         recalibrate=bool(calibrate),
         log=log,
     )
-    networks = ensemble.networks(config)
+    ensemble = ensemble.open(config)
     logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
     for group in groups:
         transform, group_images = group.preprocess, images
         workers, _ = choose_workers(None, EVAL_BATCH_SIZE * transform.channels * transform.size**2)
         if isinstance(images, ImageFiles) and fits_in_memory(source, transform.size):
             group_images = decode_files(images, transform, progress=progress)
-        pairs = [(networks[i], ensemble.members[i].preprocess) for i in group.members]
+        pairs = [(ensemble.members[i].computes, ensemble.members[i].preprocess) for i in group.members]
         found = run_networks(pairs, evaluation_batches(group_images, transform, workers), torch_device, progress, grid)
         for i, member_outputs in zip(group.members, found, strict=True):
             logits[i].append(torch.from_numpy(member_outputs.logits))
@@ -234,7 +233,7 @@ def evaluate(
             "split": name,
             "views": len(grid),
             "scales": list(grid.scales),
-            "engines": [EXACT if isinstance(network, nn.Module) else network.name for network in networks],
+            "engines": [EXACT if member.engine is None else member.engine.name for member in ensemble.members],
             **outputs.measure(ensemble.classes),
             "members": members,
             "calibration": calibration.to_dict() if calibration else None,
@@ -244,7 +243,7 @@ def evaluate(
     )
 
 
-def _is_best(loaded: LoadedModel | ExportedModel) -> bool:
+def _is_best(loaded: LoadedModel) -> bool:
     """Return whether this is the best checkpoint of its run; only its evaluations are stored."""
     best = loaded.run.named_checkpoint("best") if loaded.run else None
     return best is not None and loaded.checkpoint is not None and loaded.checkpoint.resolve() == best.resolve()

@@ -3,15 +3,18 @@ an exported file. Needs no torch until weights are loaded."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from alexnet.checkpoint import MODEL, checkpoint_id, load_checkpoint
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
+from alexnet.inference.calibration import find_calibration
 from alexnet.run_dir import Run, find_run
+from alexnet.runtimes.engine_cache import open_cached
 from alexnet.runtimes.engines import LoadedModel
-from alexnet.runtimes.exported import ExportedModel, open_exported
-from alexnet.runtimes.manifest import exported_model_id, is_exported_model
+from alexnet.runtimes.exported import open_exported
+from alexnet.runtimes.manifest import is_exported_model
 
 # torchvision's AlexNet_Weights.IMAGENET1K_V1.transforms(): ImageClassification(crop_size=224), its defaults
 TORCHVISION_PREPROCESS = EvalTransform(
@@ -31,9 +34,14 @@ def is_run_reference(word: str) -> bool:
     )
 
 
-def load_network(name: str | Path, checkpoint: str = "best", trust: bool = False) -> LoadedModel | ExportedModel:
-    """Load what `load_model` does, or an exported file; `trust` opens one that is not verified. Raises `UserError`."""
-    return open_exported(name, trust) if is_exported_model(name) else load_model(name, checkpoint)
+def load_network(name: str | Path, checkpoint: str = "best", trust: bool = False) -> LoadedModel:
+    """Load what `load_model` does with its calibration, or an exported file; `trust` opens one in a format that can run
+    code. Raises `UserError`."""
+    if is_exported_model(name):
+        return open_exported(name, trust)
+    loaded = load_model(name, checkpoint)
+    calibration, note = find_calibration(loaded.checkpoint, loaded.run)
+    return replace(loaded, calibration=calibration, calibration_note=note)
 
 
 def load_model(name: str | Path, checkpoint: str = "best") -> LoadedModel:
@@ -55,13 +63,25 @@ def load_model(name: str | Path, checkpoint: str = "best") -> LoadedModel:
     return LoadedModel(found.model, found.classes, found.preprocess, run, folder, checkpoint_id(folder))
 
 
-def model_id(name: str | Path, checkpoint: str = "best", trust: bool = False) -> str:
+def find_cached(name: str | Path, checkpoint: str, engine: str, device: str, single: bool) -> LoadedModel | None:
+    """Return the network called `name` in `engine` if its file is in the engine cache; needs no torch.
+
+    Arguments as for `load_network` and `open_cached`. Raises `UserError` as `load_network` does.
+    """
+    found = open_cached(model_id(name, checkpoint), engine, device, single)
+    if found is None:
+        return None
+    published = str(name).startswith("torchvision:")
+    folder, run = (None, None) if published else resolve_checkpoint(name, checkpoint)
+    calibration, note = find_calibration(folder, run)
+    return replace(found, run=run, checkpoint=folder, calibration=calibration, calibration_note=note)
+
+
+def model_id(name: str | Path, checkpoint: str = "best") -> str:
     """Return a file name that identifies a network with its classes and preprocessing; needs no torch.
 
-    Raises `UserError` as `load_network` does, except for damaged weights.
+    Raises `UserError` as `load_model` does, except for damaged weights.
     """
-    if is_exported_model(name):
-        return f"exported-{exported_model_id(Path(name), trust)[:16]}"
     if str(name).startswith("torchvision:"):
         return str(name).replace(":", "-").replace("/", "-")  # torchvision verifies its downloads
     return checkpoint_id(resolve_checkpoint(name, checkpoint)[0])

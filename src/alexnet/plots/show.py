@@ -265,9 +265,7 @@ def _predict(loaded: LoadedModel, paths: Sequence[str], top: int) -> list[predic
 
     Raises `UserError` for an unreadable image.
     """
-    import torch
-
-    ensemble = Ensemble((loaded.model.spec.name,), (loaded,), (torch.arange(len(loaded.classes)),))
+    ensemble = Ensemble((loaded.model.spec.name,), (loaded,))
     images = [decode_image(path) for path in paths]
     found = []
     for path, image, prediction in zip(

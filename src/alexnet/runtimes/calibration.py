@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from alexnet.errors import UserError
+
 KEY = "calibration"  # in model.json
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature and a threshold. A prediction whose calibrated confidence is below the threshold is unsure."""
+    """A temperature and a threshold. A prediction whose calibrated confidence is below the threshold is unsure.
+
+    Raises `UserError` for a temperature that is not positive, or numbers that are not finite."""
 
     temperature: float
     """Logits are divided by it; above 1 where the network is overconfident."""
@@ -35,6 +39,11 @@ class Calibration:
     answered_top1: float | None = None
     """Accuracy of these; None where all are unsure."""
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0 and math.isfinite(self.threshold)):
+            values = f"temperature {self.temperature:g} and threshold {self.threshold:g}"
+            raise UserError(f"calibration: {values} are not usable.")
+
     def confidence(self, logits: np.ndarray) -> np.ndarray:
         """Return the calibrated probability of the top label: (n, classes) → (n,) float64; NaN stays NaN.
 
@@ -48,24 +57,6 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> Calibration:
-        """Return the inverse of `to_dict`, ignoring unknown keys. Raises `ValueError` for damaged values."""
-        known = {key: found[key] for key in cls.__dataclass_fields__ if key in found}
-        calibration = cls(
-            **{**known, "temperature": _number(found, "temperature"), "threshold": _number(found, "threshold")}
-        )
-        if calibration.temperature <= 0:
-            raise ValueError(f"temperature {calibration.temperature:g} is not positive")
-        return calibration
-
-
-def _number(found: dict[str, Any], key: str) -> float:
-    value = found.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{key} is not a number")
-    return float(value)
 
 
 def top_confidence(logits: np.ndarray, temperature: float) -> np.ndarray:

@@ -25,7 +25,7 @@ from alexnet.device import cache_dir, cpu_name
 from alexnet.errors import UserError
 from alexnet.files import sha256_file, write_json
 from alexnet.runtimes import engines
-from alexnet.runtimes.engines import FAST, KINDS, Engine
+from alexnet.runtimes.engines import FAST, KINDS, LoadedModel
 
 FORMAT = 2  # of the files; increased when the conversions change
 FILES = {
@@ -148,17 +148,18 @@ def _machine() -> str:
     return f"{cpu_name()} | {engines.thread_count()} threads"
 
 
-def open_cached(model_id: str, name: str, device: str, single: bool) -> Engine | None:
-    """Return engine `name`, for a single image or many, if it was opened here before and its file is intact."""
+def open_cached(model_id: str, name: str, device: str, single: bool) -> LoadedModel | None:
+    """Return a network in engine `name`, for a single image or many, if its file is cached, measured and intact."""
     cache = EngineCache(model_id)
     measured = cache.load_measurement(choice_key(device, single) if name == FAST else engine_key(name))
     chosen = str((measured or {}).get("engine", name))
     path = cache.find(KINDS[chosen].file) if measured and chosen in KINDS and KINDS[chosen].file else None
-    if measured is None or path is None:
+    description = cache.load_description()
+    if measured is None or path is None or description is None:
         return None
     engine = engines.open_file(chosen, path)
     engine.note = engine_note(chosen, measured)
-    return engine
+    return LoadedModel(None, *description, None, None, model_id, engine)
 
 
 def engine_key(name: str) -> str:

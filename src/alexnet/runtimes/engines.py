@@ -15,7 +15,7 @@ import functools
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,8 @@ import numpy as np
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_count
 from alexnet.errors import UserError, unknown_name
+from alexnet.runtimes.calibration import Calibration
+from alexnet.runtimes.manifest import Manifest, is_exported_model
 
 if TYPE_CHECKING:
     import torch
@@ -40,15 +42,34 @@ CHUNK = 32  # images computed at once: more are no faster on a CPU and take more
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in memory with its class names and preprocessing, and where it came from."""
+    """A network in memory, whether of a run, a checkpoint or an exported file, with what its outputs mean."""
 
-    model: Network
+    network: Network | None
+    """The torch module; None for an exported file."""
     classes: tuple[str, ...]
     preprocess: EvalTransform
     run: Run | None
     checkpoint: Path | None
     model_id: str
-    """The name of its folder in the engine cache, from `inference.load.model_id`."""
+    """Identifies network, classes and preprocessing; the name of its folder in the engine cache."""
+    engine: Engine | None = None
+    """What computes the logits; None where the torch module does."""
+    manifest: Manifest | None = None
+    """Of an exported file."""
+    calibration: Calibration | None = None
+    calibration_note: str = ""
+    """Where the calibration is from if it is not stored, or why there is none."""
+
+    @property
+    def model(self) -> Network:
+        """The torch module, which everything but an exported file has."""
+        assert self.network is not None, "an exported file has no torch module"
+        return self.network
+
+    @property
+    def computes(self) -> nn.Module | Engine:
+        """What computes the logits."""
+        return self.model if self.engine is None else self.engine
 
 
 class Engine(Protocol):
@@ -94,9 +115,12 @@ quantizer of that runtime."""
 ENGINES = (EXACT, FAST, *KINDS)
 
 
-def check_engine(name: str, device: str = "auto", calibrate: str | Path | None = None) -> None:
+def check_engine(
+    name: str, device: str = "auto", calibrate: str | Path | None = None, runs: Iterable[str | Path] = ()
+) -> None:
     """Raise `UserError` unless there is an engine `name`, its packages are installed, it runs on `device`, and
-    `calibrate` is None, or a folder for an engine that is calibrated."""
+    `calibrate` is None, or a folder for an engine that is calibrated; and for an exported file among `runs`, which has
+    its own engine, on the CPU."""
     if name not in ENGINES:
         raise unknown_name("engine", name, ENGINES)
     if name in KINDS and (package := missing(name)):
@@ -109,6 +133,11 @@ def check_engine(name: str, device: str = "auto", calibrate: str | Path | None =
         raise UserError(
             f"--calibrate {calibrate} is not a folder; give a folder of images like those the network will see."
         )
+    for run in filter(is_exported_model, runs):
+        if name != EXACT:
+            raise UserError(f"{run} is an exported file and has its own engine; omit --engine {name}.")
+        if device not in ("auto", "cpu"):
+            raise UserError(f"{run} is an exported file, which runs on the CPU only; omit --device {device}.")
 
 
 def missing(name: str, converting: bool = False) -> str | None:

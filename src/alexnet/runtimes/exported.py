@@ -11,53 +11,30 @@ import io
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.runtimes import engines
-from alexnet.runtimes.calibration import Calibration
-from alexnet.runtimes.manifest import FORMATS, KEY, Manifest, check_installed, format_of, manifest_path, read_manifest
+from alexnet.runtimes.engines import LoadedModel
+from alexnet.runtimes.manifest import (
+    FORMATS,
+    KEY,
+    Manifest,
+    check_installed,
+    exported_model_id,
+    format_of,
+    manifest_path,
+    read_manifest,
+)
 
 if TYPE_CHECKING:
     import torch
 
 Compute = Callable[[np.ndarray], np.ndarray]
 """uint8 or float32 N×C×size×size → float32 (N, classes)."""
-
-
-@dataclass(frozen=True)
-class ExportedModel:
-    """An exported network, ready for use; the counterpart of `LoadedModel`."""
-
-    path: Path
-    manifest: Manifest
-    engine: engines.Engine
-
-    run = None
-    checkpoint = None
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.manifest.classes
-
-    @property
-    def preprocess(self) -> EvalTransform:
-        return self.manifest.preprocess
-
-    def calibration(self) -> tuple[Calibration | None, str]:
-        """Return the calibration in the manifest, or None and the reason, like `find_calibration` for a run."""
-        stored = self.manifest.calibration
-        if stored is None:
-            return None, f"{self.path} has no confidence threshold: it was exported from a network without one."
-        try:
-            return Calibration.from_dict(dict(stored)), ""
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{manifest_path(self.path)} is damaged (calibration: {error}).") from error
 
 
 class ExportedEngine(engines.ChunkedEngine):
@@ -72,11 +49,10 @@ class ExportedEngine(engines.ChunkedEngine):
         super().__init__(f"{manifest.kind} ({path.name})", logits)
 
 
-def open_exported(name: str | Path, trust: bool = False) -> ExportedModel:
-    """Open the exported file or folder `name`; `trust` opens one that is not verified.
+def open_exported(name: str | Path, trust: bool = False) -> LoadedModel:
+    """Open the exported file or folder `name`; `trust` opens one in a format that can run code.
 
-    Raises `UserError` if it is missing, damaged or swapped, needs a package that is not installed, or could run code
-    and was not exported by this user on this machine.
+    Raises `UserError` if it is missing, damaged or swapped, needs a package that is not installed, or could run code.
     """
     path = Path(name)
     manifest = read_manifest(path, trust)
@@ -90,6 +66,7 @@ def open_exported(name: str | Path, trust: bool = False) -> ExportedModel:
         raise UserError(
             f"{path} cannot be opened as {kind} ({_first_line(error)}); export the network again."
         ) from error
+    model_id = exported_model_id(path, manifest)
     if manifest is None:
         if embedded is None:
             raise UserError(
@@ -97,36 +74,32 @@ def open_exported(name: str | Path, trust: bool = False) -> ExportedModel:
                 "beside it; export the network with alexnet."
             )
         manifest = Manifest.from_dict(_parse_json(embedded, path), str(path))
-    exported = ExportedModel(path, manifest, ExportedEngine(path, manifest, compute))
-    _check_output(exported)
-    return exported
+    engine = ExportedEngine(path, manifest, compute)
+    _check_output(engine, path, manifest)
+    calibration = manifest.calibration
+    note = "" if calibration else f"{path} has no confidence threshold: it was exported from a network without one."
+    return LoadedModel(
+        None, manifest.classes, manifest.preprocess, None, None, model_id, engine, manifest, calibration, note
+    )
 
 
-def _check_output(exported: ExportedModel) -> None:
+def _check_output(engine: engines.Engine, path: Path, manifest: Manifest) -> None:
     """Raise `UserError` unless the network takes images as its manifest describes and returns a logit for each
     class."""
-    manifest_file, preprocess = manifest_path(exported.path), exported.preprocess
+    preprocess = manifest.preprocess
     black = np.zeros((1, preprocess.channels, preprocess.size, preprocess.size), np.uint8)
     try:
-        shape = exported.engine.logits(black).shape
+        shape = engine.logits(black).shape
     except Exception as error:  # as above
         raise UserError(
-            f"{exported.path} cannot process an image as described in {manifest_file} ({_first_line(error)}); export "
+            f"{path} cannot process an image as described in {manifest_path(path)} ({_first_line(error)}); export "
             "the network again."
         ) from error
-    if shape != (1, len(exported.classes)):
+    if shape != (1, len(manifest.classes)):
         raise UserError(
-            f"{exported.path} does not return a number for each of the {len(exported.classes)} classes in "
-            f"{manifest_file}; export the network again."
+            f"{path} does not return a number for each of the {len(manifest.classes)} classes in "
+            f"{manifest_path(path)}; export the network again."
         )
-
-
-def check_exported(path: Path, engine: str, device: str) -> None:
-    """Raise `UserError` for an `engine` other than exact or a `device` other than the CPU, for an exported file."""
-    if engine != engines.EXACT:
-        raise UserError(f"{path} is an exported file and has its own engine; omit --engine {engine}.")
-    if device not in ("auto", "cpu"):
-        raise UserError(f"{path} is an exported file, which runs on the CPU only; omit --device {device}.")
 
 
 def _parse_json(text: str | bytes, path: Path) -> Any:

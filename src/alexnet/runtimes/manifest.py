@@ -3,7 +3,7 @@ runtime.
 
 The manifest is `<file>.json` beside the file (`alexnet.json` inside a folder) and, without the checksums, in the file's
 own metadata where the format has any. A file that does not match its checksums is not opened; one in a format that can
-run code is opened only if this user signed it (`signature.py`), or says to trust it.
+run code is opened only where the user says to trust it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import hashlib
 import importlib.util
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import sha256_file
-from alexnet.runtimes.signature import is_signed
+from alexnet.files import convert, sha256_file
+from alexnet.runtimes.calibration import Calibration
 
 FORMAT = "alexnet-export-1"  # of a manifest; others are rejected
 KEY = "alexnet"  # of the manifest in a file's own metadata
@@ -88,6 +90,23 @@ def check_installed(kind: str, writing: bool = False, precision: str = "fp32") -
             raise UserError(f"The format {kind} needs {package}; install it with: pip install 'alexnet[{extra}]'.")
 
 
+class _Fields(TypedDict):
+    """What must be in a manifest; it may hold further facts."""
+
+    kind: str
+    network: str
+    spec: dict[str, Any]
+    classes: Annotated[list[str], Meta(min_length=1)]
+    preprocess: dict[str, Any]
+    pixels: bool
+    precision: str
+    calibration: Calibration | None
+
+
+class _AllFields(_Fields, total=False):
+    sha256: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """All that using an exported file requires."""
@@ -104,58 +123,37 @@ class Manifest:
     pixels: bool = False
     """Whether it takes uint8 pixels and normalizes them itself, instead of normalized float32."""
     precision: str = "fp32"
-    calibration: Mapping[str, Any] | None = None
-    """The checkpoint's `Calibration.to_dict()`, if it has one."""
+    calibration: Calibration | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     """Further facts: names and shapes of input and output, opset, versions, and how parity was measured."""
     sums: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file, by name; empty in the file's own copy."""
-    signature: str = ""
-    """Of kind and checksums, for formats that can run code; empty where no key can be kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON stores it."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("about", "sums", "signature")}
-        values |= {"classes": list(self.classes), "preprocess": self.preprocess.to_dict()}
-        sums = {"sha256": dict(self.sums)} if self.sums else {}
-        signature = {"signature": self.signature} if self.signature else {}
-        return {"format": FORMAT, **values, **self.about, **sums, **signature}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("about", "sums")}
+        values |= {
+            "classes": list(self.classes),
+            "preprocess": self.preprocess.to_dict(),
+            "calibration": self.calibration.to_dict() if self.calibration else None,
+        }
+        return {"format": FORMAT, **values, **self.about, **({"sha256": dict(self.sums)} if self.sums else {})}
 
     @classmethod
     def from_dict(cls, found: Any, where: str) -> Manifest:
         """Return the inverse of `to_dict`. Raises `UserError` if it is damaged or another program's."""
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise UserError(f"{where} was written by other software: its format is not '{FORMAT}'.")
-        own = {f.name for f in fields(cls)} - {"about", "sums", "signature"}
         try:
-            values = {key: found[key] for key in own}
-            for key, (is_valid, expected) in _FIELD_CHECKS.items():
-                if key in found and not is_valid(found[key]):
-                    raise ValueError(f"{key} is not {expected}")
-            if values["kind"] not in FORMATS or values["precision"] not in PRECISIONS:
-                raise ValueError(f"there is no format {values['kind']} in {values['precision']}")
-            values["preprocess"] = EvalTransform.from_dict(found["preprocess"])
-            values["classes"] = tuple(found["classes"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{where} is damaged ({error}); export the network again.") from error
-        about = {key: v for key, v in found.items() if key not in own | {"format", "sha256", "signature"}}
-        return cls(**values, about=about, sums=found.get("sha256", {}), signature=found.get("signature", ""))
-
-
-def _are_strings(values: Any) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-_FIELD_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "network": (lambda x: isinstance(x, str), "a name"),
-    "spec": (lambda x: isinstance(x, dict), "an object"),
-    "classes": (lambda x: isinstance(x, list) and bool(x) and _are_strings(x), "a list of names"),
-    "pixels": (lambda x: isinstance(x, bool), "true or false"),
-    "calibration": (lambda x: x is None or isinstance(x, dict), "an object"),
-    "sha256": (lambda x: isinstance(x, dict) and _are_strings(x.values()), "an object of checksums"),
-    "signature": (lambda x: isinstance(x, str), "text"),
-}
-"""What the values of a manifest must be, where nothing else checks them; and the same in words."""
+            known: dict[str, Any] = dict(convert(found, _AllFields, "manifest"))
+            if known["kind"] not in FORMATS or known["precision"] not in PRECISIONS:
+                raise UserError(f"there is no format {known['kind']} in {known['precision']}.")
+            preprocess = EvalTransform.from_dict(found["preprocess"])
+        except UserError as error:
+            raise UserError(f"{where} is damaged ({str(error).rstrip('.')}); export the network again.") from error
+        about = {key: value for key, value in found.items() if key not in (*_AllFields.__annotations__, "format")}
+        known |= {"classes": tuple(found["classes"]), "preprocess": preprocess, "sums": known.pop("sha256", {})}
+        return cls(**known, about=about)
 
 
 def manifest_path(path: Path) -> Path:
@@ -193,23 +191,22 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def read_manifest(path: Path, trust: bool = False) -> Manifest | None:
-    """Return the manifest of `path` after verifying the file against it; None where there is none and the format is
-    harmless, or with `trust`.
+    """Return the manifest of `path` after verifying the file against it; None where there is none.
 
-    Raises `UserError` for a file that is missing or whose suffix is not of the format in its manifest; and, without
-    `trust`, for one that is damaged or swapped, or that could run code and was not signed by this user.
+    Raises `UserError` for a file that is missing, damaged, swapped, or of another format than its manifest; and,
+    without `trust`, for one in a format that can run code.
     """
     if not path.exists():
         raise UserError(f"There is no file {path}; give an exported file or a run.")
     manifest_file, kind = manifest_path(path), format_of(path)
+    if FORMATS[kind].runs_code and not trust:
+        raise UserError(
+            f"{path} is not opened, because opening {kind} files can run code; if you trust where it comes from, add "
+            "--trust, or else export the network as onnx."
+        )
     try:
         found = json.loads(manifest_file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if FORMATS[kind].runs_code and not trust:
-            raise UserError(
-                f"{path} has no {manifest_file.name} beside it to show that it was exported here, and opening {kind} "
-                "files can run code; if you know where it comes from, add --trust."
-            ) from None
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{manifest_file} is damaged ({error}); export the network again.") from error
@@ -219,13 +216,7 @@ def read_manifest(path: Path, trust: bool = False) -> Manifest | None:
             f"{manifest_file} describes a file in the format {manifest.kind}, but {path} has the suffix of the format "
             f"{kind}; export the network again."
         )
-    if not trust:
-        verify_checksums(path, manifest)
-        if FORMATS[kind].runs_code and not is_signed(manifest.signature, kind, manifest.sums):
-            raise UserError(
-                f"{path} is not signed as exported by you on this machine, and opening {kind} files can run code; if "
-                "you know where it comes from, add --trust, or else export the network again."
-            )
+    verify_checksums(path, manifest)
     return manifest
 
 
@@ -246,15 +237,11 @@ def verify_checksums(path: Path, manifest: Manifest) -> None:
         raise UserError(f"{manifest_path(path)} has no checksum of {path.name}; export the network again.")
 
 
-def exported_model_id(path: Path, trust: bool = False) -> str:
-    """Return hexadecimal digits that identify the files and their manifest.
-
-    The checksums are those in the manifest, or computed where there is none or `trust` leaves them unverified.
-    """
-    manifest = read_manifest(path, trust=True)
-    sums = dict(manifest.sums) if manifest and not trust else {p.name: sha256_file(p) for p in _list_parts(path)}
-    content = replace(manifest, about={}, sums={}, signature="").to_dict() if manifest else {}
-    return hashlib.sha256(json.dumps([content, sums], sort_keys=True).encode()).hexdigest()
+def exported_model_id(path: Path, manifest: Manifest | None) -> str:
+    """Return a name that identifies the files of `path` and their manifest."""
+    sums = dict(manifest.sums) if manifest else {part.name: sha256_file(part) for part in _list_parts(path)}
+    content = replace(manifest, about={}, sums={}).to_dict() if manifest else {}
+    return f"exported-{hashlib.sha256(json.dumps([content, sums], sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def _list_parts(path: Path) -> list[Path]:

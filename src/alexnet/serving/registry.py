@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from alexnet.runtimes.engines import LoadedModel
-    from alexnet.runtimes.exported import ExportedModel
 
 
 @dataclass(frozen=True)
@@ -97,20 +96,16 @@ def open_models(
             trust=trust,
             log=log,
         )
-        member: Any = classifier.ensemble.members[0]
+        member = classifier.ensemble.members[0]
         name = _unique(_model_name(source, member, exported), {model.name for model in served})
-        serve = _serve_exported if exported else _serve_run
-        served.append(serve(name, classifier, member, str(source), engine))
+        served.append(_serve(name, classifier, member, str(source), engine))
     return ModelRegistry(served)
 
 
-def _serve_exported(name: str, classifier: Classifier, exported: ExportedModel, source: str, _: str) -> ServedModel:
-    manifest = exported.manifest
-    return ServedModel(name, classifier, None, None, source, manifest.network, manifest.kind, manifest.precision)
-
-
-def _serve_run(name: str, classifier: Classifier, loaded: LoadedModel, source: str, engine: str) -> ServedModel:
-    shared_copy = dataclasses.replace(loaded, model=_share_weights(loaded.model))
+def _serve(name: str, classifier: Classifier, loaded: LoadedModel, source: str, engine: str) -> ServedModel:
+    if manifest := loaded.manifest:
+        return ServedModel(name, classifier, None, None, source, manifest.network, manifest.kind, manifest.precision)
+    shared_copy = dataclasses.replace(loaded, network=_share_weights(loaded.model))
     precision = "fp32" if engine in (EXACT, "onnxruntime", "openvino") else None
     architecture, thread_safe = loaded.model.spec.name, classifier.trace()
     return ServedModel(name, classifier, shared_copy, loaded.run, source, architecture, engine, precision, thread_safe)
@@ -123,7 +118,7 @@ def _share_weights(model: Any) -> Any:
     return copy.deepcopy(model, tensors)
 
 
-def _model_name(source: str | Path, member: Any, exported: bool) -> str:
+def _model_name(source: str | Path, member: LoadedModel, exported: bool) -> str:
     path = Path(source)
     if str(source).startswith("torchvision:"):
         return str(source).replace(":", "-").replace("/", "-")
