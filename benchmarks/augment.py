@@ -19,7 +19,7 @@ from alexnet import rng
 from alexnet.bench.timing import time_interleaved
 from alexnet.data.augment import Augment, augment
 from alexnet.data.dataset import ImageArrays
-from alexnet.data.loader import InMemory
+from alexnet.data.loader import BatchLoader
 from alexnet.data.transforms import EvalTransform
 
 BATCHES = 20
@@ -27,7 +27,7 @@ PREPROCESS = EvalTransform(32)
 
 
 def ours(arrays: ImageArrays, cfg: Augment, batch_size: int, normalized: bool = False) -> Callable[[], None]:
-    loader = InMemory(arrays, PREPROCESS, cfg, batch_size=batch_size, shuffle=True)
+    loader = BatchLoader(arrays, PREPROCESS, cfg, batch_size=batch_size, shuffle=True)
 
     def run() -> None:
         for batch in loader.batches(0):

@@ -30,7 +30,7 @@ from alexnet.data import decode as decode_module
 from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
 from alexnet.data.dataset import ImageFiles
 from alexnet.data.decode import decode_crop, decode_image
-from alexnet.data.loader import FromFiles
+from alexnet.data.loader import BatchLoader
 from alexnet.data.transforms import EvalTransform
 
 BATCH = 50
@@ -55,7 +55,7 @@ def pil_pipeline(transform: Callable, paths: list[Path]) -> None:
 
 def ours(cfg: Augment, paths: list[Path], turbo: bool = True) -> None:
     files = ImageFiles(Path("/"), [str(p) for p in paths], torch.zeros(len(paths), dtype=torch.int64))
-    loader = FromFiles(files, PREPROCESS, cfg, batch_size=BATCH, shuffle=True)
+    loader = BatchLoader(files, PREPROCESS, cfg, batch_size=BATCH, shuffle=True)
     with reader(turbo):
         for batch in loader.batches(0):
             augment(batch.images, batch.ids, 0, 0, loader.device_augment, PREPROCESS.size)

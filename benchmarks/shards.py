@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from alexnet.bench.timing import time_interleaved
 from alexnet.data.augment import Augment, augment
-from alexnet.data.loader import FromFiles
+from alexnet.data.loader import BatchLoader
 from alexnet.data.shards.manifest import open_packed
 from alexnet.data.shards.pack import pack_dataset
 from alexnet.data.shards.reader import PackedImages
@@ -75,7 +75,7 @@ def image_folder(data: Dataset, count: int, workers: int = 0) -> None:
 
 def ours(packed: PackedImages, count: int, workers: int = 0) -> None:
     part = packed.take(np.random.default_rng(0).permutation(len(packed))[:count])
-    loader = FromFiles(part, PREPROCESS, CFG, batch_size=BATCH, shuffle=True, workers=workers)
+    loader = BatchLoader(part, PREPROCESS, CFG, batch_size=BATCH, shuffle=True, workers=workers)
     for batch in loader.batches(0):
         images = augment(batch.images, batch.ids, 0, 0, loader.device_augment, PREPROCESS.size)
         assert images.shape[1:] == (3, 224, 224)

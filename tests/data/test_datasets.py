@@ -10,15 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision import datasets
 
-from alexnet.data import image_folder
-from alexnet.data.augment import Augment
 from alexnet.data.dataset import ImageArrays, ImageFiles
-from alexnet.data.datasets import decode_files, load_dataset, resize_for_eval
-from alexnet.data.decode import BadImage, decode_image
-from alexnet.data.transforms import EvalTransform
+from alexnet.data.datasets import load_dataset
 from alexnet.errors import UserError
 from helpers import data_folder, make_class_folders, make_solid_image
 
@@ -110,38 +105,6 @@ def test_imagenet_without_val_holds_images_out_with_a_note(tmp_path):
     source = load_dataset("imagenet", make_class_folders(tmp_path, {"a": 5, "b": 5}))
     assert {name: len(part) for name, part in source.splits.items()} == {"train": 8, "val": 2}
     assert source.notes[0].endswith("has no val/ beside train/, as ImageNet has.")
-
-
-# ── into memory ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_decode_files_for_evaluation_and_training(tmp_path):
-    root = make_class_folders(tmp_path, {"a": 2, "b": 2})  # images of 12×10
-    files = image_folder.scan_class_folders(root).splits["train"]
-    preprocess = EvalTransform(6, 8)
-    evaluation = decode_files(files, preprocess)
-    assert evaluation.images.shape == (4, 3, 6, 6)
-    assert evaluation.names == files.names
-    assert evaluation.images[1, :, 0, 0].tolist() == [20, 80, 120]
-    assert decode_files(files, preprocess, Augment(crop="random")).images.shape == (4, 3, 8, 8)
-    assert decode_files(files, preprocess, Augment(crop="resized")).images.shape == (4, 3, 8, 8)
-
-
-def test_equal_squares_keep_their_size_for_resized_crops(tmp_path):
-    for name in ("a", "b"):
-        make_solid_image(tmp_path / name / "x.png", size=(11, 11))
-    files = image_folder.scan_class_folders(tmp_path).splits["train"]
-    preprocess = EvalTransform(8)
-    assert decode_files(files, preprocess, Augment(crop="resized")).images.shape[-1] == 11
-    assert decode_files(files, preprocess, Augment(crop="pad")).images.shape[-1] == 8
-    assert decode_files(files, EvalTransform(4), Augment(crop="resized")).images.shape[-1] == 4  # 11 would be 7 times
-
-
-def test_decode_files_names_an_unreadable_file(tmp_path):
-    root = make_class_folders(tmp_path, {"a": 2, "b": 2})
-    (root / "b" / "001.png").write_bytes(b"junk")
-    with pytest.raises(BadImage, match=r"001\.png"):
-        decode_files(image_folder.scan_class_folders(root).splits["train"], EvalTransform(8))
 
 
 # ── CIFAR-10 ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -306,14 +269,3 @@ def test_real_fashion_mnist():
     train = source.splits["train"]
     assert np.bincount(train.targets).tolist() == [6000] * 10
     assert train.images.double().mean().item() / 255 == pytest.approx(0.2860, abs=5e-5)
-
-
-def test_resize_for_eval_equals_decoding_the_same_image_file(tmp_path):
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 1, 28, 28), dtype=np.uint8))
-    preprocess = EvalTransform(size=32, channels=1, mean=(0.5,), std=(0.5,))
-    found = resize_for_eval(ImageArrays(images, torch.arange(3), ["a", "b", "c"]), preprocess)
-    assert found.eval_ready
-    for i in range(3):
-        Image.fromarray(images[i, 0].numpy()).save(tmp_path / "x.png")
-        assert torch.equal(found.images[i], preprocess.eval_tensor(decode_image(tmp_path / "x.png", 1)))
-    assert resize_for_eval(found, preprocess) is found

@@ -77,12 +77,6 @@ def other_case(root: Path) -> None:
     make_class_folders(root / "val", {"A": 1})
 
 
-def only_unreadable(root: Path) -> None:
-    for name in ("a", "b"):
-        (root / name).mkdir()
-        (root / name / "x.jpg").write_text("<html>")
-
-
 BAD_FOLDERS = {
     "missing": (lambda root: root.rmdir(), "There is no folder"),
     "a file": (lambda root: (root.rmdir(), root.write_text("x")), "is a file, not a folder"),
@@ -101,7 +95,6 @@ BAD_FOLDERS = {
     ),
     "class only in val": (only_in_val, "c is a class that"),
     "class in another case in val": (other_case, "there it is called 'a'"),
-    "no readable image": (only_unreadable, "None of the 2 images"),
     "one image a class": (lambda root: make_class_folders(root, {"a": 1, "b": 1}), "one per class"),
 }
 
@@ -115,7 +108,7 @@ def test_bad_folders_raise_a_clear_error(kind, tmp_path):
     spoil, message = BAD_FOLDERS[kind]
     spoil(root)
     with pytest.raises(UserError, match=message) as caught:
-        load_dataset("folder", root, skip_bad=kind == "no readable image")
+        load_dataset("folder", root)
     assert str(caught.value).endswith(".")
 
 
@@ -163,51 +156,3 @@ def test_other_files_are_rejected(tmp_path):
 def test_classes_are_ordered_numerically_if_all_are_numbers():
     assert class_order(["10", "9", "b"]) == ("10", "9", "b")
     assert class_order(["10", "9", "009"]) == ("009", "9", "10")
-
-
-# ── unreadable files ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def make_folder_with_bad_files(root: Path, bad: int = 2) -> Path:
-    make_class_folders(root, {"a": 8, "b": 8})
-    for i in range(bad):
-        (root / "a" / f"bad{i:02d}.jpg").write_bytes(b"" if i % 2 else b"<html></html>")
-    return root
-
-
-@pytest.mark.parametrize("limit", [image_folder.FULL_CHECK, 3])
-def test_unreadable_files_are_listed_or_skipped(limit, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "FULL_CHECK", limit)
-    root = make_folder_with_bad_files(tmp_path / "d")
-    with pytest.raises(UserError, match=r"2 of 18 images") as caught:
-        load_dataset("folder", root)
-    assert "a/bad00.jpg (it is not an image but a web page or other markup)" in str(caught.value)
-    assert "a/bad01.jpg (the file is empty)" in str(caught.value)
-    assert "--skip-bad" in str(caught.value)
-    source = load_dataset("folder", root, skip_bad=True)
-    assert [name for name, _ in source.bad] == ["a/bad00.jpg", "a/bad01.jpg"]
-    assert sum(map(len, source.splits.values())) == 16
-    for part in source.splits.values():
-        assert not any("bad" in name for name in part.names)
-
-
-def test_only_the_first_ten_unreadable_files_are_listed(tmp_path):
-    with pytest.raises(UserError, match="12 of 28") as caught:
-        load_dataset("folder", make_folder_with_bad_files(tmp_path / "d", bad=12))
-    assert "bad09" in str(caught.value)
-    assert "bad10" not in str(caught.value)
-
-
-def test_a_class_without_readable_images_is_an_error_even_with_skip_bad(tmp_path):
-    root = make_class_folders(tmp_path / "d", {"a": 5, "b": 5})
-    (root / "c").mkdir()
-    (root / "c" / "x.png").write_bytes(b"")
-    with pytest.raises(UserError, match="class 'c'"):
-        load_dataset("folder", root, skip_bad=True)
-
-
-def test_progress_reaches_the_total(tmp_path):
-    calls: list[tuple[int, int, str]] = []
-    make_class_folders(tmp_path / "d", {"a": 70, "b": 5})
-    load_dataset("folder", tmp_path / "d", progress=lambda *call: calls.append(call))
-    assert calls == [(64, 75, "checking images"), (75, 75, "checking images")]

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from alexnet import rng
-from alexnet.data import image_folder, loader
+from alexnet.data import image_folder, in_memory, loader
 from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
-from alexnet.data.datasets import decode_files
 from alexnet.data.decode import BadImage, decode_image
-from alexnet.data.loader import Batch, FromFiles, InMemory, Shard, batch_bounds, choose_workers, fits_in_memory
+from alexnet.data.in_memory import decode_files, fits_in_memory
+from alexnet.data.loader import Batch, BatchLoader, Shard, batch_bounds, choose_workers
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError, WorkerDied
 
@@ -72,7 +72,7 @@ def test_an_empty_batch_size_is_rejected():
 
 def test_in_memory_evaluation_is_in_order():
     data = arrays()
-    loader = InMemory(data, PREPROCESS, batch_size=4)
+    loader = BatchLoader(data, PREPROCESS, batch_size=4)
     batches = list(loader.batches(0))
     assert len(loader) == len(batches) == 3
     assert loader.samples == 10
@@ -83,7 +83,7 @@ def test_in_memory_evaluation_is_in_order():
 
 
 def test_shuffled_batches_can_start_anywhere():
-    loader = InMemory(arrays(), PREPROCESS, Augment(crop="random"), batch_size=3, shuffle=True, seed=4)
+    loader = BatchLoader(arrays(), PREPROCESS, Augment(crop="random"), batch_size=3, shuffle=True, seed=4)
     batches = list(loader.batches(2))
     ids = torch.cat([batch.ids for batch in batches])
     assert ids.tolist() == rng.permutation(4, 2, 10).tolist()
@@ -97,33 +97,33 @@ def test_shuffled_batches_can_start_anywhere():
 
 def test_in_memory_resizes_images_of_another_size():
     small = arrays(side=12)
-    (batch,) = InMemory(small, PREPROCESS, batch_size=10).batches(0)
+    (batch,) = BatchLoader(small, PREPROCESS, batch_size=10).batches(0)
     assert batch.images.shape[-1] == 16
-    (batch,) = InMemory(small, PREPROCESS, Augment(crop="random"), batch_size=10).batches(0)
+    (batch,) = BatchLoader(small, PREPROCESS, Augment(crop="random"), batch_size=10).batches(0)
     assert batch.images.shape[-1] == 20
-    (batch,) = InMemory(small, PREPROCESS, Augment(crop="resized"), batch_size=10).batches(0)
+    (batch,) = BatchLoader(small, PREPROCESS, Augment(crop="resized"), batch_size=10).batches(0)
     assert batch.images.shape[-1] == 12
 
 
 def test_images_cropped_for_evaluation_cannot_be_trained_on(files):
     ready = decode_files(files, PREPROCESS)
     with pytest.raises(UserError, match="read them again"):
-        InMemory(ready, PREPROCESS, Augment(crop="random"), batch_size=2)
+        BatchLoader(ready, PREPROCESS, Augment(crop="random"), batch_size=2)
     with pytest.raises(UserError, match="read them again"):
-        InMemory(ready, EvalTransform(12), batch_size=2)
+        BatchLoader(ready, EvalTransform(12), batch_size=2)
 
 
 def test_in_memory_channels_must_match():
     with pytest.raises(UserError, match="3 channels and the preprocessing 1"):
-        InMemory(arrays(), EvalTransform(16, channels=1, mean=(0.5,), std=(0.5,)), batch_size=2)
+        BatchLoader(arrays(), EvalTransform(16, channels=1, mean=(0.5,), std=(0.5,)), batch_size=2)
 
 
 # ── from files ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_evaluation_from_files_equals_memory_and_the_decoder(files):
-    from_files = list(FromFiles(files, PREPROCESS, batch_size=4).batches(0))
-    assert same(from_files, list(InMemory(decode_files(files, PREPROCESS), PREPROCESS, batch_size=4).batches(0)))
+    from_files = list(BatchLoader(files, PREPROCESS, batch_size=4).batches(0))
+    assert same(from_files, list(BatchLoader(decode_files(files, PREPROCESS), PREPROCESS, batch_size=4).batches(0)))
     assert torch.equal(from_files[1].images[2], PREPROCESS.eval_tensor(decode_image(files.paths[6])))
     assert torch.cat([batch.targets for batch in from_files]).tolist() == [0] * 6 + [1] * 5
 
@@ -132,15 +132,15 @@ def test_evaluation_from_files_equals_memory_and_the_decoder(files):
 def test_training_from_files_equals_memory(crop, files):
     cfg = Augment(crop=crop, flip=True)
     options = {"batch_size": 4, "shuffle": True, "seed": 3}
-    from_files = FromFiles(files, PREPROCESS, cfg, **options)
+    from_files = BatchLoader(files, PREPROCESS, cfg, **options)
     assert from_files.device_augment == cfg
-    in_memory = InMemory(decode_files(files, PREPROCESS, cfg), PREPROCESS, cfg, **options)
+    in_memory = BatchLoader(decode_files(files, PREPROCESS, cfg), PREPROCESS, cfg, **options)
     assert same(list(from_files.batches(1)), list(in_memory.batches(1)))
 
 
 def test_resized_crop_is_taken_from_the_full_image(files):
     cfg = Augment(crop="resized", flip=True)
-    loader = FromFiles(files, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=3)
+    loader = BatchLoader(files, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=3)
     assert loader.device_augment == Augment(crop="none", flip=True)
     for batch in loader.batches(5):
         assert batch.images.shape[1:] == (3, 16, 16)
@@ -157,7 +157,7 @@ def test_resized_crop_is_taken_from_the_full_image(files):
 def test_any_number_of_workers_gives_the_same_batches(crop, files):
     def batches(workers: int, start: int = 0) -> list[Batch]:
         options = {"batch_size": 3, "shuffle": True, "seed": 1, "workers": workers}
-        return list(FromFiles(files, PREPROCESS, Augment(crop=crop), **options).batches(2, start))
+        return list(BatchLoader(files, PREPROCESS, Augment(crop=crop), **options).batches(2, start))
 
     state = torch.get_rng_state()
     alone = batches(0)
@@ -170,7 +170,7 @@ def test_any_number_of_workers_gives_the_same_batches(crop, files):
 
 @pytest.mark.slow
 def test_a_crop_group_of_files_shares_the_box_of_its_first(files):
-    batch, *_ = FromFiles(files, PREPROCESS, Augment(crop="resized", crop_group=3), batch_size=6, seed=5).batches(2)
+    batch, *_ = BatchLoader(files, PREPROCESS, Augment(crop="resized", crop_group=3), batch_size=6, seed=5).batches(2)
     draws = rng.uniform(5, 2, range(6), "crop", BOX_DRAWS)
     for i, image in enumerate(batch.images):
         full = decode_image(files.paths[i])
@@ -180,8 +180,8 @@ def test_a_crop_group_of_files_shares_the_box_of_its_first(files):
 
 @pytest.mark.slow
 def test_spawned_workers_give_the_same_batches(files):
-    loader = FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1, workers=1)
-    alone = list(FromFiles(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1).batches(0))
+    loader = BatchLoader(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1, workers=1)
+    alone = list(BatchLoader(files, PREPROCESS, Augment(crop="resized"), batch_size=3, shuffle=True, seed=1).batches(0))
     before = torch.multiprocessing.get_start_method(allow_none=True)
     torch.multiprocessing.set_start_method("spawn", force=True)
     try:
@@ -208,15 +208,15 @@ def test_a_worker_that_dies_while_sending_raises_reader_died(raised, files, monk
 
     monkeypatch.setattr(loader, "_defer_worker_errors", broken)
     with pytest.raises(WorkerDied):
-        list(FromFiles(files, PREPROCESS, batch_size=4, workers=1).batches(0))
+        list(BatchLoader(files, PREPROCESS, batch_size=4, workers=1).batches(0))
     with pytest.raises(type(raised)):
-        list(FromFiles(files, PREPROCESS, batch_size=4, workers=0).batches(0))
+        list(BatchLoader(files, PREPROCESS, batch_size=4, workers=0).batches(0))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_file_is_named(workers, files):
     files.paths[7].write_bytes(b"<html>")
-    loader = FromFiles(files, PREPROCESS, batch_size=4, workers=workers)
+    loader = BatchLoader(files, PREPROCESS, batch_size=4, workers=workers)
     with pytest.raises(BadImage, match=r"07\.png: it is not an image but a web page") as caught:
         list(loader.batches(0))
     assert "Traceback" not in str(caught.value)
@@ -252,11 +252,11 @@ def test_a_negative_number_of_workers_is_rejected():
 def test_fits_in_memory(monkeypatch):
     names = [f"{i}" for i in range(1000)]
     source = ImageDataset("x", ("a", "b"), {"train": ImageFiles(Path(), names, torch.zeros(1000))}, channels=3)
-    monkeypatch.setattr(loader, "free_memory", lambda: 64 << 30)
+    monkeypatch.setattr(in_memory, "free_memory", lambda: 64 << 30)
     assert fits_in_memory(source, 64)
     assert fits_in_memory(source, 846)  # 2 GiB are 1000 × 3 × 846²
     assert not fits_in_memory(source, 847)
-    monkeypatch.setattr(loader, "free_memory", lambda: 40_000_000)
+    monkeypatch.setattr(in_memory, "free_memory", lambda: 40_000_000)
     assert not fits_in_memory(source, 64)
     assert fits_in_memory(ImageDataset("x", ("a",), {"train": arrays()}, 3), 4096)  # there already
 
@@ -276,9 +276,9 @@ def test_shards_of_a_batch_are_consecutive_and_differ_by_at_most_one_row(n, proc
 @pytest.mark.parametrize("cfg", [Augment(crop="random", crop_group=4), Augment(crop="random", mixup=0.2)])
 def test_processes_together_read_the_batches_of_one_process(cfg):
     """Eleven samples in batches of four: of three processes, one has no part of the last batch but one."""
-    complete = InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4)
+    complete = BatchLoader(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4)
     shares = [Shard(number, 3) for number in range(3)]
-    loaders = [InMemory(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4, shard=s) for s in shares]
+    loaders = [BatchLoader(arrays(11), PREPROCESS, cfg, batch_size=4, shuffle=True, seed=4, shard=s) for s in shares]
     for full_batch, *parts in zip(complete.batches(1), *(part.batches(1) for part in loaders), strict=True):
         own = [slice(len(part.ids) - part.rows.size, None) for part in parts]
         assert torch.equal(torch.cat([p.ids[s] for p, s in zip(parts, own, strict=True)]), full_batch.ids)
@@ -294,9 +294,9 @@ def test_processes_together_read_the_batches_of_one_process(cfg):
 def test_files_are_sharded_like_memory(files):
     cfg = Augment(crop="resized", mixup=0.2)
     share = Shard(1, 2)
-    one = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, shard=share)
-    two = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, workers=2, shard=share)
-    complete = FromFiles(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2)
+    one = BatchLoader(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, shard=share)
+    two = BatchLoader(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2, workers=2, shard=share)
+    complete = BatchLoader(files, PREPROCESS, cfg, batch_size=5, shuffle=True, seed=2)
     assert same(list(one.batches(3)), list(two.batches(3)))
     for part, full_batch in zip(one.batches(3), complete.batches(3), strict=True):
         rows = slice(part.row_range.start - 1, part.row_range.start + part.row_range.size)
@@ -304,10 +304,10 @@ def test_files_are_sharded_like_memory(files):
 
 
 def test_evaluation_is_sharded_by_complete_batches():
-    complete = list(InMemory(arrays(11), PREPROCESS, batch_size=3).batches(0))
+    complete = list(BatchLoader(arrays(11), PREPROCESS, batch_size=3).batches(0))
     found = []
     for number in range(3):
-        loader = InMemory(arrays(11), PREPROCESS, batch_size=3)
+        loader = BatchLoader(arrays(11), PREPROCESS, batch_size=3)
         loader.shard_batches(Shard(number, 3))
         found.append(list(loader.batches(0)))
         assert loader.samples == sum(len(batch.ids) for batch in found[-1])

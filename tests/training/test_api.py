@@ -223,9 +223,9 @@ def test_a_moved_data_folder_can_be_given(tmp_path, image_folder):
 def test_in_memory_is_recorded_and_used_when_resuming(tmp_path, image_folder, monkeypatch):
     run = Run(train(image_folder, out=tmp_path / "run", progress=Silent(), **QUICK).run)
     assert json.loads(run.recipe_json.read_text())["in_memory"] is True
-    monkeypatch.setattr("alexnet.data.loader.MAX_IN_MEMORY", 0)  # a new run would now read from disk
+    monkeypatch.setattr("alexnet.data.in_memory.MAX_IN_MEMORY", 0)  # a new run would now read from disk
     read = []
-    monkeypatch.setattr("alexnet.training.setup.FromFiles", lambda *a, **k: read.append(a))
+    monkeypatch.setattr("alexnet.data.loader.DataLoader", lambda *a, **k: read.append(a))
     resume(run.path, epochs="+1", progress=Silent())
     assert read == []
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet.data.dataset import ImageArrays
-from alexnet.data.datasets import decode_files, load_dataset
+from alexnet.data.dataset import ImageDataset
+from alexnet.data.datasets import load_dataset
+from alexnet.data.in_memory import decode_splits, without_bad_files
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.training.recipe import Recipe
@@ -28,11 +29,11 @@ def hog_svm(recipe: Recipe) -> float:
     """
     from sklearn.svm import LinearSVC
 
+    by_name, bad = _features(recipe.dataset, recipe.data, recipe.labels, recipe.skip_bad, recipe.image_size or 32)
     dataset = load_dataset(
-        recipe.dataset, recipe.data, labels=recipe.labels, seed=recipe.seed, skip_bad=recipe.skip_bad,
+        recipe.dataset, recipe.data, labels=recipe.labels, seed=recipe.seed, bad=bad,
         hold_out=recipe.validate_on == "val",
     )  # fmt: skip
-    by_name = _features(recipe.dataset, recipe.data, recipe.labels, recipe.skip_bad, recipe.image_size or 32)
     features = {name: np.stack([by_name[n] for n in part.names]) for name, part in dataset.splits.items()}
     targets = {name: part.targets.numpy() for name, part in dataset.splits.items()}
     svms = [LinearSVC(C=c, dual=True, random_state=recipe.seed) for c in PENALTIES]
@@ -44,18 +45,24 @@ def hog_svm(recipe: Recipe) -> float:
 
 
 @functools.lru_cache(maxsize=1)  # seeds only change the split
-def _features(name: str, data: Path | None, labels: Path | None, skip_bad: bool, size: int) -> dict[str, np.ndarray]:
-    """Return the features of every image of a dataset, by the image's name."""
-    dataset = load_dataset(name, data, labels=labels, skip_bad=skip_bad, hold_out=False)
-    channels = dataset.channels
-    preprocess = EvalTransform(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+def _features(
+    name: str, data: Path | None, labels: Path | None, skip_bad: bool, size: int
+) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
+    """Return the features of every image of a dataset, by the image's name, and the unreadable files."""
+
+    def load(bad: list[tuple[str, str]]) -> tuple[ImageDataset, EvalTransform]:
+        dataset = load_dataset(name, data, labels=labels, bad=bad, hold_out=False)
+        zeros, ones = (0.0,) * dataset.channels, (1.0,) * dataset.channels
+        preprocess = EvalTransform(size=size, channels=dataset.channels, mean=zeros, std=ones)
+        return decode_splits(dataset, preprocess), preprocess
+
+    dataset, preprocess = without_bad_files(load, skip_bad)
     features: dict[str, np.ndarray] = {}
-    for part in dataset.splits.values():
-        arrays = part if isinstance(part, ImageArrays) else decode_files(part, preprocess)
+    for arrays in dataset.arrays.values():
         images = arrays.images if arrays.eval_ready else preprocess.resize_batch(arrays.images)
         rows = hog_features(images.permute(0, 2, 3, 1).numpy())
         features |= zip(arrays.names, rows, strict=True)
-    return features
+    return features, dataset.bad
 
 
 def hog_features(images: np.ndarray) -> np.ndarray:

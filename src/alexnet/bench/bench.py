@@ -29,7 +29,7 @@ from alexnet.bench.synthetic import synthetic_step
 from alexnet.bench.timing import Spread, Work, measure_rates
 from alexnet.data.augment import Augment, augment
 from alexnet.data.dataset import ImageFiles
-from alexnet.data.loader import FromFiles
+from alexnet.data.loader import BatchLoader
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import DTYPES, Precision, environment, one_thread, pick_device, pick_precision, tune_malloc
 from alexnet.errors import UserError, unknown_name
@@ -292,13 +292,13 @@ class Bench:
             epochs = count()
             preprocess, augmentation = EvalTransform(224, 256), Augment(crop="resized", flip=True)
 
-            def read(loader: FromFiles) -> None:
+            def read(loader: BatchLoader) -> None:
                 for _ in loader.batches(next(epochs)):
                     pass
 
             kinds = {"training crop": augmentation, "evaluation crop": None}
             work = {
-                kind: Work(partial(read, FromFiles(files, preprocess, how, batch_size=len(names))), len(names))
+                kind: Work(partial(read, BatchLoader(files, preprocess, how, batch_size=len(names))), len(names))
                 for kind, how in kinds.items()
             }
             rates = self._rates({"limit": limits.decode_work(), **work}, 3)

@@ -10,7 +10,7 @@ import torch
 
 from alexnet.data.augment import Augment
 from alexnet.data.dataset import ImageArrays, ImageDataset
-from alexnet.data.loader import InMemory
+from alexnet.data.loader import BatchLoader
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device, pick_precision
 from alexnet.models.model import build
@@ -51,7 +51,7 @@ def synthetic_step(
     arrays = ImageArrays(images.to(device), targets.to(device), [str(i) for i in range(n)])
     preprocess = EvalTransform(size, side, channels, (0.5,) * channels, (0.25,) * channels)
     augment = Augment(crop=recipe.crop, flip=recipe.flip)
-    batches = InMemory(arrays, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed)
+    batches = BatchLoader(arrays, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed)
     setup = TrainSetup(
         recipe, spec, preprocess, augment,
         ImageDataset("synthetic", tuple(map(str, range(num_classes))), {"train": arrays}, channels),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from alexnet.data.transforms import EvalTransform
 
 if TYPE_CHECKING:
     import torch
+
+SPLITS = ("train", "val", "test")
 
 RawImage = Path | bytes | np.ndarray
 """An image file, its bytes, or its pixels, uint8 H×W×C."""
@@ -30,6 +33,9 @@ class ImageFiles:
     """Paths below `root`, with / as separator on every system."""
     targets: torch.Tensor
     """Class indices, int64 (N,)."""
+
+    verified: ClassVar[bool] = False
+    """Whether checksums protect the images, which then need no check before training."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,19 +93,39 @@ class ImageDataset:
     name: str
     classes: tuple[str, ...]
     """Class names; targets are indices into it."""
-    splits: dict[str, ImageArrays | ImageFiles]
+    splits: Mapping[str, ImageArrays | ImageFiles]
     """train, val and test, as far as they exist; `all` for evaluation data without splits."""
     channels: int
     """1 for gray datasets, 3 for RGB; files are decoded to it."""
     held_out: tuple[str, ...] = ()
     """The splits that were held out of train rather than predefined."""
     bad: list[tuple[str, str]] = field(default_factory=list)
-    """Unreadable files that were skipped: (name, reason)."""
+    """Unreadable files that were left out: (name, reason)."""
     notes: list[str] = field(default_factory=list)
     """Sentences to show the user."""
+
+    @property
+    def files(self) -> dict[str, ImageFiles]:
+        """The splits that are not in memory."""
+        return {split: part for split, part in self.splits.items() if isinstance(part, ImageFiles)}
+
+    @property
+    def arrays(self) -> dict[str, ImageArrays]:
+        """The splits that are in memory."""
+        return {split: part for split, part in self.splits.items() if isinstance(part, ImageArrays)}
 
     @property
     def split_rows(self) -> SplitRows:
         """The rows of split.csv, to pass to `load_dataset` as `split`; empty if the dataset came with its splits."""
         recorded = ("train", *self.held_out) if self.held_out else ()
         return [(name, split) for split in recorded for name in self.splits[split].names]
+
+
+def list_first(names: Sequence[str]) -> str:
+    """Join the first ten of `names`, with "..." if there are more."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def order_splits(splits: Mapping[str, ImageArrays | ImageFiles]) -> dict[str, ImageArrays | ImageFiles]:
+    """Return the splits in the order train, val, test, all."""
+    return {split: splits[split] for split in (*SPLITS, "all") if split in splits}

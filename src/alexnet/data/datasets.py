@@ -1,4 +1,4 @@
-"""Datasets by name: each becomes an `ImageDataset` of class names and splits, checked before training.
+"""Datasets by name: each becomes an `ImageDataset` of class names and splits.
 
 A split is `ImageArrays` (decoded in memory) or `ImageFiles` (decoded when needed). If a dataset has no validation
 split, one is held out of train, stratified and seeded, and recorded by file name: nothing is chosen on the test split.
@@ -19,25 +19,25 @@ from __future__ import annotations
 import contextlib
 import gzip
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, check_md5, extract_archive
 
 from alexnet.data import image_folder
 from alexnet.data.archives import unpack_if_archive
-from alexnet.data.augment import Augment
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
-from alexnet.data.decode import BadImage, decode_crop, decode_image, image_size
+from alexnet.data.dataset import ImageArrays, ImageDataset, SplitRows, order_splits
 from alexnet.data.download import fetch
+from alexnet.data.image_folder import scan_images
+from alexnet.data.in_memory import decode_splits, leave_out
 from alexnet.data.shards.manifest import is_packed, open_packed
 from alexnet.data.shards.reader import FAILED
-from alexnet.data.split import make_splits, order_splits
+from alexnet.data.split import make_splits
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cache_dir
 from alexnet.errors import UserError, unknown_name
@@ -58,12 +58,12 @@ def load_dataset(
     labels: Path | None = None,
     download: bool = True,
     seed: int = 0,
-    skip_bad: bool = False,
+    bad: Sequence[tuple[str, str]] = (),
     hold_out: bool = True,
     split: SplitRows | None = None,
     progress: Progress | None = None,
 ) -> ImageDataset:
-    """Load the dataset `name` for training.
+    """Load the dataset `name` for training: of image files the names, without opening any.
 
     `data` is its file or folder, unless it is embedded or downloaded. `labels` is a table of labels, whose folder is
     the default for `data`. Without `data`, cifar10 and fashion-mnist are read from the cache, and downloaded into it if
@@ -72,9 +72,10 @@ def load_dataset(
     Held out by class, seeded with `seed`: 15 % of digits for val and for test; 20 % of class folders without splits
     for val; 5 % of train for val with train and test but no val, unless `hold_out` is false (protocols that train on
     all of train and validate on test). `split`, the `split_rows` of an earlier run, reproduces that split instead.
-    Unreadable files raise an error that lists them, or with `skip_bad` are skipped and listed in `ImageDataset.bad`.
+    `bad` lists files to leave out, (name, reason), because they cannot be read.
 
-    Raises `UserError` for an unknown name, for missing or malformed data, and as `image_folder` does.
+    Raises `UserError` for an unknown name, for missing or malformed data, and as `image_folder` and `leave_out` do;
+    `BadFiles` for class folders of CIFAR-10, which are decoded here.
     """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
@@ -87,78 +88,19 @@ def load_dataset(
     elif data is not None and is_packed(data):
         source = _load_packed(name, data, labels, progress)
     elif name == "cifar10":
-        source = _load_cifar10(data, download, skip_bad, progress)
+        source = _load_cifar10(data, download, bad, progress)
     elif name == "fashion-mnist":
         source = _load_fashion_mnist(data, download, progress)
     else:
         if data is None and labels is None:
             raise UserError(f"The dataset '{name}' needs the folder that holds it; give --data DIR.")
-        source = _load_images(name, data, labels, skip_bad=skip_bad, progress=progress)
+        source = leave_out(replace(scan_images(data, labels, progress=progress), name=name), bad)
         if name == "imagenet" and not {"val", "test"} & set(source.splits):
             source.notes.append(f"{data} has no val/ beside train/, as ImageNet has.")
     return make_splits(source, seed, hold_out, split)
 
 
-def decode_files(
-    files: ImageFiles, preprocess: EvalTransform, augment: Augment | None = None, *, progress: Progress | None = None
-) -> ImageArrays:
-    """Decode all images into memory, on all cores.
-
-    Without `augment` they are ready for evaluation, uint8 N×C×size×size. With it, they are squares to crop from,
-    N×C×resize_side×resize_side; for crop resized, images that are all squares of one size keep it, up to 1.5 times
-    `resize_side`. Raises `BadImage` for an unreadable file.
-    """
-    files.check(preprocess)
-    side, channels = preprocess.size, preprocess.channels
-    if augment is not None:
-        side = preprocess.resize_side
-        common = _common_side(files, progress) if augment.crop == "resized" else 0
-        if preprocess.size <= common <= 1.5 * preprocess.resize_side:
-            side = common
-    square = replace(preprocess, size=side, resize=side, mean_image=None)
-    images = np.empty((len(files), channels, side, side), dtype=np.uint8)
-
-    def read(i: int) -> None:
-        try:
-            if augment is None:
-                images[i] = preprocess.eval_array(decode_image(files.raw(i), channels))
-            else:
-                images[i] = square.training_square(decode_crop(files.raw(i), side, channels)).numpy()
-        except BadImage as error:
-            raise BadImage(error.reason, files.describe(i)) from error
-
-    for _ in image_folder.map_in_threads(read, range(len(files)), progress, "reading images"):
-        pass
-    return ImageArrays(torch.from_numpy(images), files.targets, files.names, eval_ready=augment is None)
-
-
-def resize_for_eval(arrays: ImageArrays, preprocess: EvalTransform) -> ImageArrays:
-    """Apply `preprocess.eval_tensor` to each image, N×C×size×size: with Pillow, so that they equal, bit for bit, what
-    prediction reads from image files."""
-    if arrays.eval_ready or (*arrays.images.shape[-2:], preprocess.resize_side) == (preprocess.size,) * 3:
-        return arrays
-    images = np.empty((len(arrays), preprocess.channels, preprocess.size, preprocess.size), dtype=np.uint8)
-
-    def resize(i: int) -> None:
-        pixels = arrays.images[i].permute(1, 2, 0).numpy()
-        image = Image.fromarray(pixels if preprocess.channels == 3 else pixels[..., 0])
-        images[i] = preprocess.eval_array(image)
-
-    for _ in image_folder.map_in_threads(resize, range(len(arrays)), None, "resizing images"):
-        pass
-    return ImageArrays(torch.from_numpy(images), arrays.targets, arrays.names, eval_ready=True)
-
-
-def _common_side(files: ImageFiles, progress: Progress | None) -> int:
-    """Return the side in pixels if all images are squares of one size, else 0."""
-    sizes = set(
-        image_folder.map_in_threads(lambda i: image_size(files.raw(i)), range(len(files)), progress, "measuring images")
-    )
-    width, height = next(iter(sizes)) if len(sizes) == 1 else (0, 1)
-    return width if width == height else 0
-
-
-# ── evaluation data, class folders and packed datasets ───────────────────────────────────────────────────────
+# ── evaluation data, published files and packed datasets ─────────────────────────────────────────────────────
 
 
 def load_for_evaluation(
@@ -166,23 +108,23 @@ def load_for_evaluation(
 ) -> ImageDataset:
     """Load images to evaluate a model on: class folders, a table of labels, a packed dataset, or the original files
     of the dataset `name` that it was trained on. Data without splits is the split `all`. Raises `UserError`."""
-    data = image_folder.resolve_data_folder(data, labels, progress)
-    if is_packed(data):
-        return _load_packed("folder", data, labels, progress, training=False)
+    folder = image_folder.resolve_data_folder(data, labels, progress)
+    if is_packed(folder):
+        return _load_packed("folder", folder, labels, progress, training=False)
     if labels is None and name in ("cifar10", "fashion-mnist"):
         with contextlib.suppress(UserError):  # data in another layout may still be class folders
-            return load_dataset(name, data, hold_out=False, progress=progress)
-    return _load_images("folder", data, labels, training=False, progress=progress)
+            return load_dataset(name, folder, hold_out=False, progress=progress)
+    return scan_images(folder, labels, training=False)
 
 
 def load_known_layout(data: Path, progress: Progress | None = None) -> ImageDataset | None:
     """Load `data` if it is CIFAR-10 or Fashion-MNIST in the files that their authors publish, else return None."""
     if data.name == CIFAR10_ARCHIVE:
-        return _load_cifar10(data, False, False, progress)
+        return _load_cifar10(data, False, (), progress)
     if not data.is_dir():
         return None
     if (data / datasets.CIFAR10.base_folder).is_dir() or any((data / n).is_file() for n in _CIFAR10_FILES):
-        return _load_cifar10(data, False, False, progress)
+        return _load_cifar10(data, False, (), progress)
     if any(_find_idx(data / d / _fashion_files("train")[0]) for d in ("", "raw", "FashionMNIST/raw")):
         return _load_fashion_mnist(data, False, progress)
     return None
@@ -209,25 +151,6 @@ def _load_packed(
     return ImageDataset(name, pack.classes, order_splits({**pack.splits}), channels=pack.format.channels, notes=notes)
 
 
-def _load_images(
-    name: str,
-    data: Path | None,
-    labels: Path | None,
-    *,
-    training: bool = True,
-    skip_bad: bool = False,
-    progress: Progress | None = None,
-) -> ImageDataset:
-    """Load class folders or a table of labels, without unreadable images."""
-    root = image_folder.resolve_data_folder(data, labels, progress)
-    if labels is None:
-        tree = image_folder.scan_class_folders(root, training)
-    else:
-        tree = image_folder.scan_label_table(root, image_folder.resolve_labels_path(labels, root), training)
-    tree, bad = image_folder.drop_unreadable(tree, skip_bad=skip_bad, progress=progress)
-    return ImageDataset(name, tree.classes, order_splits({**tree.splits}), channels=3, bad=bad, notes=tree.notes)
-
-
 # ── datasets with their own files ────────────────────────────────────────────────────────────────────────────
 
 
@@ -247,7 +170,9 @@ def _load_digits(data: Path | None) -> ImageDataset:
     return ImageDataset("digits", tuple(map(str, range(10))), {"train": train}, channels=1)
 
 
-def _load_cifar10(data: Path | None, download: bool, skip_bad: bool, progress: Progress | None) -> ImageDataset:
+def _load_cifar10(
+    data: Path | None, download: bool, bad: Sequence[tuple[str, str]], progress: Progress | None
+) -> ImageDataset:
     archive, layout = CIFAR10_ARCHIVE, datasets.CIFAR10.base_folder
     if data is None:
         cache = cache_dir() / "cifar10"
@@ -270,13 +195,10 @@ def _load_cifar10(data: Path | None, download: bool, skip_bad: bool, progress: P
         elif (data / layout).is_dir() or (data / "data_batch_1").is_file():
             folder = data / layout if (data / layout).is_dir() else data
         elif any(path.is_dir() and path.name.lower() in ("train", "training") for path in data.iterdir()):
-            source = _load_images("cifar10", data, None, skip_bad=skip_bad, progress=progress)
-            splits: dict[str, ImageArrays | ImageFiles] = {}
-            for split, part in source.splits.items():
-                assert isinstance(part, ImageFiles)
-                decoded = decode_files(part, EvalTransform(size=32), progress=progress)
-                splits[split] = replace(decoded, eval_ready=False)  # 32×32 is their original size
-            return replace(source, splits=splits)
+            source = leave_out(replace(scan_images(data, None), name="cifar10"), bad)
+            decoded = decode_splits(source, EvalTransform(size=32), progress=progress)
+            # 32×32 is their original size
+            return replace(decoded, splits={k: replace(v, eval_ready=False) for k, v in decoded.arrays.items()})
         else:
             raise UserError(
                 f"{data} does not hold CIFAR-10; there should be {layout}/, {archive}, or class folders in train/ "
@@ -293,13 +215,17 @@ def _load_cifar10(data: Path | None, download: bool, skip_bad: bool, progress: P
             f"The CIFAR-10 files in {folder} are incomplete or changed (their md5 differs); unpack {archive} there "
             "again."
         ) from error
-    arrays: dict[str, ImageArrays | ImageFiles] = {}
-    for split, reader in readers.items():
-        images = torch.from_numpy(np.ascontiguousarray(reader.data.transpose(0, 3, 1, 2)))
-        arrays[split] = ImageArrays(
-            images, torch.tensor(reader.targets), [f"{split}/{i:05d}" for i in range(len(images))]
-        )
+    arrays = {
+        split: _numbered(split, np.ascontiguousarray(reader.data.transpose(0, 3, 1, 2)), reader.targets)
+        for split, reader in readers.items()
+    }
     return ImageDataset("cifar10", tuple(readers["train"].classes), arrays, channels=3)
+
+
+def _numbered(split: str, images: np.ndarray, targets: Sequence[int] | np.ndarray) -> ImageArrays:
+    """Return images uint8 N×C×H×W that have no file, named by split and number."""
+    names = [f"{split}/{i:05d}" for i in range(len(images))]
+    return ImageArrays(torch.from_numpy(images), torch.as_tensor(targets, dtype=torch.int64), names)
 
 
 def _unpack_cifar10(archive: Path) -> Path:
@@ -327,15 +253,12 @@ def _load_fashion_mnist(data: Path | None, download: bool, progress: Progress | 
         mirrors, resources = datasets.FashionMNIST.mirrors, datasets.FashionMNIST.resources
         needed = [([mirror + name for mirror in mirrors], raw / name, md5) for name, md5 in resources]
         _download(datasets.FashionMNIST, needed, root, "Fashion-MNIST", by_hand, download, progress)
-    arrays: dict[str, ImageArrays | ImageFiles] = {}
+    arrays = {}
     for split, (images, labels) in files.items():
         pixels, targets = _read_idx(raw / images, (28, 28)), _read_idx(raw / labels, ())
         if len(pixels) != len(targets) or targets.max() > 9:
             raise UserError(f"The {split} files of Fashion-MNIST in {raw} do not match; download them again.")
-        names = [f"{split}/{i:05d}" for i in range(len(targets))]
-        arrays[split] = ImageArrays(
-            torch.from_numpy(pixels[:, None]), torch.from_numpy(targets.astype(np.int64)), names
-        )
+        arrays[split] = _numbered(split, pixels[:, None], targets)
     return ImageDataset("fashion-mnist", tuple(datasets.FashionMNIST.classes), arrays, channels=1)
 
 

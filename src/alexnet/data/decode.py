@@ -13,14 +13,21 @@ from __future__ import annotations
 import functools
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from alexnet.device import cpu_count
 from alexnet.errors import UserError
+from alexnet.progress import Progress
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
@@ -33,6 +40,8 @@ MAX_PIXELS = 178_956_970
 """Largest width × height that is decoded: Pillow's own limit (twice its `MAX_IMAGE_PIXELS`)."""
 
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
+
+_CHUNK = 64  # files per task of a thread: large enough for little overhead, small enough to report progress
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
 EXIF_TRANSPOSES = {
@@ -80,20 +89,15 @@ def decode_image(
     """
     if channels not in (1, 3):
         raise UserError(f"Images can be read with 1 channel (gray) or 3 (RGB), not {channels}; choose one of them.")
-    name = _source_name(source)
     mode = "RGB" if channels == 3 else "L"
     if isinstance(source, np.ndarray):
         source = Image.fromarray(source if source.shape[2] == 3 else source[..., 0])
-    try:
-        if isinstance(source, Image.Image):
+    if isinstance(source, Image.Image):
+        with _decoder_errors("the image"):
             return convert_mode(_apply_orientation(source), mode)
-        with _open_file(source, name) as file, open_image(file, name, max_pixels) as image:
-            image.load()
-            return convert_mode(_apply_orientation(image), mode)
-    except (BadImage, MemoryError):
-        raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
-        raise BadImage(describe_error(error), name) from error
+    with open_image(source, max_pixels) as (image, _):
+        image.load()
+        return convert_mode(_apply_orientation(image), mode)
 
 
 def decode_crop(
@@ -109,50 +113,45 @@ def decode_crop(
     half, quarter and eighth scale at which the box is still at least twice `size` pixels wide and high, which saves
     most of the work on a camera's photo; at full scale the pixels equal those of `decode_image`. Raises `BadImage`.
     """
-    name, mode = _source_name(source), "RGB" if channels == 3 else "L"
+    mode = "RGB" if channels == 3 else "L"
     if isinstance(source, np.ndarray):
         if source.shape[2] != channels:
             source = np.array(decode_image(source, channels)).reshape(*source.shape[:2], channels)
         left, top, right, bottom = box(source.shape[1], source.shape[0]) if box else (0, 0, None, None)
         return source[top:bottom, left:right]
-    try:
-        with _open_file(source, name) as file, open_image(file, name) as image:
-            stored, orientation = image.size, exif_orientation(image)
-            width, height = stored[::-1] if orientation >= 5 else stored
-            left, top, right, bottom = box(width, height) if box else (0, 0, width, height)
-            factor = 1
-            if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                while factor < 8 and min(right - left, bottom - top) >= 4 * factor * size:
-                    factor *= 2
-            left, top, right, bottom = (round(edge / factor) for edge in (left, top, right, bottom))
-            if image.format == "JPEG" and image.mode in (mode, "L") and orientation not in EXIF_TRANSPOSES:
-                pixels = _decode_simplejpeg(file, mode, stored, factor)
-                if pixels is not None:
-                    return pixels[top:bottom, left:right]
-            if factor > 1:
-                image.draft(None, (stored[0] // factor, stored[1] // factor))
-            image.load()
-            upright = convert_mode(_apply_orientation(image), mode)
-            if upright.size != (right - left, bottom - top):
-                upright = upright.crop((left, top, right, bottom))
-            return np.array(upright).reshape(upright.height, upright.width, channels)
-    except (BadImage, MemoryError):
-        raise
-    except Exception as error:  # as in `decode_image`
-        raise BadImage(describe_error(error), name) from error
+    with open_image(source) as (image, file):
+        stored, orientation = image.size, exif_orientation(image)
+        width, height = stored[::-1] if orientation >= 5 else stored
+        left, top, right, bottom = box(width, height) if box else (0, 0, width, height)
+        factor = 1
+        if image.format == "JPEG" and image.mode in ("RGB", "L"):
+            while factor < 8 and min(right - left, bottom - top) >= 4 * factor * size:
+                factor *= 2
+        left, top, right, bottom = (round(edge / factor) for edge in (left, top, right, bottom))
+        if image.format == "JPEG" and image.mode in (mode, "L") and orientation not in EXIF_TRANSPOSES:
+            pixels = _decode_simplejpeg(file, mode, stored, factor)
+            if pixels is not None:
+                return pixels[top:bottom, left:right]
+        if factor > 1:
+            image.draft(None, (stored[0] // factor, stored[1] // factor))
+        image.load()
+        upright = convert_mode(_apply_orientation(image), mode)
+        if upright.size != (right - left, bottom - top):
+            upright = upright.crop((left, top, right, bottom))
+        return np.array(upright).reshape(upright.height, upright.width, channels)
 
 
-def check_image(path: str | Path, *, full: bool = True) -> str | None:
-    """Return a short reason why the image at `path` cannot be read, or None if it can.
+def check_image(source: str | Path | bytes | np.ndarray, full: bool = True) -> str | None:
+    """Return a short reason why the image `source` cannot be read, or None if it can.
 
     Without `full` only the header and, for JPEG and PNG, the end marker are read, which detects empty, truncated and
     mislabeled files but not damage in the middle.
     """
     try:
-        if full:
-            decode_image(path)
+        if full or isinstance(source, np.ndarray):
+            decode_image(source)
             return None
-        with _open_file(path, str(path)) as file, open_image(file, str(path)) as image:
+        with open_image(source) as (image, file):
             marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(image.format or "")
             # Cameras append padding and previews, so the marker may be anywhere near the end.
             file.seek(max(0, file.seek(0, io.SEEK_END) - 65536))
@@ -165,8 +164,7 @@ def image_size(source: str | Path | bytes | np.ndarray) -> tuple[int, int]:
     """Return the width and height in pixels of the decoded image, from the header alone. Raises `BadImage`."""
     if isinstance(source, np.ndarray):
         return source.shape[1], source.shape[0]
-    name = _source_name(source)
-    with _open_file(source, name) as file, open_image(file, name) as image:
+    with open_image(source) as (image, _):
         width, height = image.size
         return (height, width) if exif_orientation(image) >= 5 else (width, height)
 
@@ -174,8 +172,25 @@ def image_size(source: str | Path | bytes | np.ndarray) -> tuple[int, int]:
 # ── opening files ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _source_name(source: str | Path | bytes | np.ndarray | Image.Image) -> str:
-    return str(source) if isinstance(source, (str, Path)) else "the image"
+@contextmanager
+def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """Open an image file, or the bytes of one, without decoding pixels, and yield the image and the open file.
+
+    Raises `BadImage`, also for what the decoder raises within the `with`.
+    """
+    name = str(source) if isinstance(source, (str, Path)) else "the image"
+    with _decoder_errors(name), _open_file(source, name) as file, _read_header(file, name, max_pixels) as image:
+        yield image, file
+
+
+@contextmanager
+def _decoder_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
+        raise BadImage(_describe_error(error), name) from error
 
 
 def _open_file(source: str | Path | bytes, name: str) -> BinaryIO:
@@ -195,8 +210,8 @@ def _open_file(source: str | Path | bytes, name: str) -> BinaryIO:
     return file
 
 
-def open_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open an image file of at most `max_pixels` without decoding pixels; `name` is for errors. Raises `BadImage`."""
+def _read_header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    """Open an image file of at most `max_pixels`; `name` is for errors. Raises `BadImage`."""
     limit = min(max_pixels, MAX_PIXELS)
     too_many = f"it has more than {limit:,} pixels, the limit"
     try:
@@ -241,7 +256,7 @@ def _guess_content(data: bytes) -> str:
     return "it is not an image of a known format"
 
 
-def describe_error(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """Return a decoder's error as a short reason."""
     text = str(error).lower()
     if isinstance(error, (EOFError, IndexError, struct.error)) or "truncated" in text or "not enough" in text:
@@ -322,3 +337,23 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         low, high = 0.0, 1.0 if high <= 1 else 255.0
     scaled = (values - low) * (255 / max(high - low, 1e-12))
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+# ── many images ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def map_in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None, what: str
+) -> Iterator[Result]:
+    """Yield work(item) for each item, in order, on one thread per core (decoders run outside the GIL)."""
+    pool = ThreadPoolExecutor(cpu_count())
+    try:
+        starts = range(0, len(items), _CHUNK)
+        for start, results in zip(
+            starts, pool.map(lambda at: [work(item) for item in items[at : at + _CHUNK]], starts), strict=True
+        ):
+            yield from results
+            if progress is not None:
+                progress(min(start + _CHUNK, len(items)), len(items), what)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error or Ctrl-C must not wait for thousands of files

@@ -1,4 +1,4 @@
-"""Images in class folders or listed in a table of labels: finding them, and finding unreadable ones before training.
+"""Images in class folders or listed in a table of labels: finding them, without opening any.
 
 Both of these layouts are read, with any class names and images at any depth below a class:
 
@@ -16,18 +16,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
 
 from alexnet.data.archives import ARCHIVE_SUFFIXES, unpack_if_archive
-from alexnet.data.dataset import ImageFiles
-from alexnet.data.decode import IMAGE_SUFFIXES, check_image
-from alexnet.device import cpu_count
+from alexnet.data.dataset import ImageDataset, ImageFiles, list_first, order_splits
+from alexnet.data.decode import IMAGE_SUFFIXES
 from alexnet.errors import UserError
 from alexnet.progress import Progress
 
@@ -41,23 +36,6 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 """Lowercase name of a split, in a folder or a table → the split."""
-
-FULL_CHECK = 50_000
-"""Up to this many files are decoded to find unreadable ones; of more, only headers and end markers are read."""
-
-_CHUNK = 64  # files per task of a thread: large enough for little overhead, small enough to report progress
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class ImageTree:
-    """Class names in order, images by split, and notes on what was skipped."""
-
-    classes: tuple[str, ...]
-    splits: dict[str, ImageFiles]
-    notes: list[str]
 
 
 # ── finding files ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -103,6 +81,17 @@ def resolve_labels_path(labels: Path, root: Path) -> Path:
     return labels if labels.is_file() or not (root / labels).is_file() else root / labels
 
 
+def scan_images(
+    data: Path | None, labels: Path | None, training: bool = True, progress: Progress | None = None
+) -> ImageDataset:
+    """Find the images in the class folders or archive `data`, or those that the table `labels` lists, without opening
+    them. Raises `UserError` as `scan_class_folders` and `scan_label_table` do."""
+    root = resolve_data_folder(data, labels, progress)
+    if labels is None:
+        return scan_class_folders(root, training)
+    return scan_label_table(root, resolve_labels_path(labels, root), training)
+
+
 def _is_hidden(name: str) -> bool:
     return name.startswith((".", "@")) or name == "__MACOSX"  # @eaDir: thumbnails of network drives
 
@@ -111,15 +100,10 @@ def _is_image(name: str) -> bool:
     return not _is_hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _list_first(names: Sequence[str]) -> str:
-    """Join the first ten of `names`, with "..." if there are more."""
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-
-
-def _make_tree(
+def _to_dataset(
     root: Path, classes: tuple[str, ...], images: dict[str, list[tuple[str, str]]], notes: list[str]
-) -> ImageTree:
-    """Build the tree of `images`, (path below `root`, class name) by split."""
+) -> ImageDataset:
+    """Return the dataset of `images`, (path below `root`, class name) by split."""
     import torch
 
     index = {name: i for i, name in enumerate(classes)}
@@ -127,7 +111,7 @@ def _make_tree(
     for split, rows in images.items():
         targets = torch.tensor([index[label] for _, label in rows], dtype=torch.int64)
         splits[split] = ImageFiles(root, [name for name, _ in rows], targets)
-    return ImageTree(classes, splits, notes)
+    return ImageDataset("folder", classes, order_splits(splits), channels=3, notes=notes)
 
 
 # ── class folders ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -171,7 +155,7 @@ def walk_folder(root: Path) -> FolderContents:
     return found
 
 
-def scan_class_folders(root: Path, training: bool = True) -> ImageTree:
+def scan_class_folders(root: Path, training: bool = True) -> ImageDataset:
     """Find the images in the class folders of `root`, without opening them.
 
     A folder without splits is one split: `train`, or `all` unless `training`. For evaluation train/ may be missing, one
@@ -185,7 +169,7 @@ def scan_class_folders(root: Path, training: bool = True) -> ImageTree:
         raise UserError(f"The folder {root / name} cannot be opened ({reason}); change its permissions or remove it.")
     notes = [f"Ignored in {root}: {', '.join(found.ignored)}."] if found.ignored else []
     if found.links:
-        notes.append(f"Ignored in {root}, since links to folders can form cycles: {_list_first(found.links)}.")
+        notes.append(f"Ignored in {root}, since links to folders can form cycles: {list_first(found.links)}.")
     folders, by_split = found.folders, found.classes
     if training and "all" in by_split:
         folders, by_split = {"train": root}, {"train": by_split["all"]}
@@ -202,7 +186,7 @@ def scan_class_folders(root: Path, training: bool = True) -> ImageTree:
         if not rows:
             raise UserError(f"{folders[split]} holds no images; add some or remove the folder.")
     classes = tuple(by_split["train"] if training else sorted(set().union(*by_split.values())))
-    return _make_tree(root, classes, images, notes)
+    return _to_dataset(root, classes, images, notes)
 
 
 def _list_entries(folder: Path, found: FolderContents) -> list[os.DirEntry[str]]:
@@ -383,15 +367,15 @@ def read_label_table(path: Path) -> LabelTable:
     return table
 
 
-def scan_label_table(root: Path, labels: Path, training: bool = True) -> ImageTree:
+def scan_label_table(root: Path, labels: Path, training: bool = True) -> ImageDataset:
     """Return the images below `root` that the table `labels` lists, like `scan_class_folders`.
 
     Raises `UserError` if `read_label_table` does, for unusable rows, and for training also with fewer than two classes,
-    without train rows, or with a class that train lacks. Missing images are left to `drop_unreadable`.
+    without train rows, or with a class that train lacks. Missing images are found when they are read.
     """
     table = read_label_table(labels)
     if table.bad:
-        shown = _list_first([f"{name} ({reason})" for name, reason in table.bad])
+        shown = list_first([f"{name} ({reason})" for name, reason in table.bad])
         rows = len(table.names) + table.repeated + len(table.bad)
         raise UserError(f"{len(table.bad)} of {rows} rows of {labels} cannot be used: {shown}; fix or remove them.")
     notes = [f"Ignored {table.repeated} repeated rows of {labels}."] if table.repeated else []
@@ -402,7 +386,7 @@ def scan_label_table(root: Path, labels: Path, training: bool = True) -> ImageTr
     if training:
         _check_table_for_training(labels, images)
     classes = class_order(label for _, label in images["train"]) if training else class_order(table.labels)
-    return _make_tree(root, classes, images, notes)
+    return _to_dataset(root, classes, images, notes)
 
 
 def _check_table_for_training(labels: Path, images: dict[str, list[tuple[str, str]]]) -> None:
@@ -456,66 +440,3 @@ def _to_text(value: object) -> str:
     if value is None or value != value:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-# ── checking files ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def drop_unreadable(
-    tree: ImageTree, *, skip_bad: bool, progress: Progress | None = None
-) -> tuple[ImageTree, list[tuple[str, str]]]:
-    """Return the tree without unreadable images, and those as (name, reason).
-
-    All files are decoded if there are at most `FULL_CHECK`, or with `skip_bad`, which needs to know every bad one;
-    otherwise headers and end markers are read. Raises `UserError` with the first ten bad files unless `skip_bad`, and
-    always if a split or a class of train has no image left.
-    """
-    root = next(iter(tree.splits.values())).root
-    total = sum(map(len, tree.splits.values()))
-    full = skip_bad or total <= FULL_CHECK
-    paths = [path for files in tree.splits.values() for path in files.paths]
-    names = [name for files in tree.splits.values() for name in files.names]
-    reasons = list(map_in_threads(lambda path: check_image(path, full=full), paths, progress, "checking images"))
-    bad = [(name, reason) for name, reason in zip(names, reasons, strict=True) if reason is not None]
-    if not bad:
-        return tree, []
-    listed = _list_first([f"{name} ({reason})" for name, reason in bad])
-    if len(bad) == total:
-        raise UserError(f"None of the {total} images in {root} can be read: {listed}; replace them.")
-    if not skip_bad:
-        raise UserError(
-            f"{len(bad)} of {total} images in {root} cannot be read: {listed}; "
-            "replace or remove them, or skip them with --skip-bad."
-        )
-    import torch
-
-    splits, start = {}, 0
-    for split, files in tree.splits.items():
-        good = np.array([reason is None for reason in reasons[start : start + len(files)]])
-        start += len(files)
-        splits[split] = files.take(np.flatnonzero(good))
-        if not good.any():
-            raise UserError(f"No image of {split}/ in {root} can be read ({listed}); replace them.")
-    if "train" in splits:
-        counts = torch.bincount(splits["train"].targets, minlength=len(tree.classes)).tolist()
-        if 0 in counts:
-            empty = tree.classes[counts.index(0)]
-            raise UserError(f"No image of class '{empty}' in {root} can be read ({listed}); replace them.")
-    return ImageTree(tree.classes, splits, tree.notes), bad
-
-
-def map_in_threads(
-    work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None, what: str
-) -> Iterator[Result]:
-    """Yield work(item) for each item, in order, on one thread per core (Pillow decodes outside the GIL)."""
-    pool = ThreadPoolExecutor(cpu_count())
-    try:
-        starts = range(0, len(items), _CHUNK)
-        for start, results in zip(
-            starts, pool.map(lambda at: [work(item) for item in items[at : at + _CHUNK]], starts), strict=True
-        ):
-            yield from results
-            if progress is not None:
-                progress(min(start + _CHUNK, len(items)), len(items), what)
-    finally:
-        pool.shutdown(cancel_futures=True)  # an error or Ctrl-C must not wait for thousands of files

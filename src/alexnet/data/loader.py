@@ -1,6 +1,6 @@
-"""Loaders of uint8 batches, from memory (`InMemory`) or from files (`FromFiles`), behind one protocol.
+"""The loader of uint8 batches, from images in memory or from files.
 
-`batches(epoch, start)` is a pure function of its arguments and the seed: loaders have no position and workers no state.
+`batches(epoch, start)` is a pure function of its arguments and the seed: a loader has no position and workers no state.
 A run that resumes at batch `start` of an epoch reads what the uninterrupted run would have read, with any number of
 workers. Processes that train together each read their `Shard` of every batch: together, the batches of one process.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,16 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from alexnet import rng
 from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, crop_corners, crop_group_ids
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
-from alexnet.data.datasets import resize_for_eval
+from alexnet.data.dataset import ImageArrays, ImageFiles
 from alexnet.data.decode import BadImage, decode_crop, decode_image
+from alexnet.data.in_memory import resize_for_eval
 from alexnet.data.shards.reader import PackedImages
 from alexnet.data.transforms import EvalTransform
-from alexnet.device import cpu_count, free_memory, local_world_size
+from alexnet.device import cpu_count, local_world_size
 from alexnet.errors import UserError, WorkerDied
-
-MAX_IN_MEMORY = 2 << 30
-"""Maximum bytes of decoded images kept in memory."""
 
 EVAL_BATCH_SIZE = 256  # of every evaluation: the last bits of a sum depend on the batches
 
@@ -85,21 +82,6 @@ class Batch(NamedTuple):
         return self.rows or RowRange(0, len(self.ids), len(self.ids))
 
 
-class BatchLoader(Protocol):
-    """The batches of one split, by epoch."""
-
-    samples: int
-    """Samples in the split (an epoch skips some with drop_last)."""
-    device_augment: Augment | None
-    """The part of the augmentation left to `augment`; None: nothing, the images are size×size."""
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch`, from batch `start` on."""
-
-
 def batch_bounds(samples: int, batch_size: int, drop_last: bool = False) -> list[tuple[int, int]]:
     """Return (start, stop) of each batch of an epoch.
 
@@ -125,33 +107,69 @@ class BatchRows(NamedTuple):
     rows: RowRange
 
 
-class _BatchOrder:
-    """Which samples each batch holds: the order, batch bounds and shard of both loaders."""
+class BatchLoader:
+    """The batches of one split, by epoch: of arrays, on their device, or of files, decoded when needed by `workers`
+    processes (0: in this process).
+
+    Without `augment` the images are ready for evaluation, size×size. With it they are squares to crop from: arrays
+    unchanged for crop resized, else resized to `resize_side` (per batch, since Fashion-MNIST at 224 pixels would take
+    3 GB). Of files, a resized crop is taken here, from the full image before it is resized; packed pixels are cropped
+    and flipped here, so that only the crop is copied.
+    """
 
     def __init__(
         self,
-        samples: int,
+        part: ImageArrays | ImageFiles,
+        preprocess: EvalTransform,
+        augment: Augment | None = None,
+        *,
         batch_size: int,
-        augment: Augment | None,
-        shuffle: bool,
-        seed: int,
-        drop_last: bool,
-        shard: Shard,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        workers: int = 0,
+        pin_memory: bool = False,
+        shard: Shard = ALL,
     ) -> None:
-        self.samples = self.total = samples
-        self.shuffle = shuffle
-        self.seed = seed
-        self.bounds = batch_bounds(samples, batch_size, drop_last)
-        self.shard = shard
+        self.part, self.preprocess = part, preprocess
+        self.samples = len(part)
+        """Samples in the split (an epoch skips some with `drop_last`)."""
+        self.device_augment = augment
+        """The part of the augmentation left to `augment`; None: nothing."""
+        self.shuffle, self.seed, self.shard = shuffle, seed, shard
+        self.workers, self.pin_memory = workers, pin_memory
+        self.bounds = batch_bounds(len(part), batch_size, drop_last)
         self.crop_group = augment.crop_group if augment is not None else 1
         self.mixes = augment is not None and max(augment.mixup, augment.cutmix) > 0
+        if isinstance(part, ImageArrays):
+            _check_arrays(part, preprocess, augment)
+            return
+        part.check(preprocess)
+        self.reader = _FileReader(part, preprocess, augment, seed)
+        if augment is not None and augment.crop == "resized":
+            self.device_augment = replace(augment, crop="none")
+        elif augment is not None and self.reader.copies_crops:
+            self.device_augment = replace(augment, crop="none", flip=False)
 
     def __len__(self) -> int:
+        """Batches in an epoch."""
         return len(self.bounds)
 
-    def rows(self, epoch: int, start: int) -> Iterator[BatchRows]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch`, from batch `start` on. Raises `BadImage` for an unreadable file, and `WorkerDied`."""
+        if isinstance(self.part, ImageArrays):
+            return (self._gather(self.part, rows) for rows in self._rows(epoch, start))
+        return self._read(epoch, start)
+
+    def shard_batches(self, shard: Shard) -> None:
+        """Keep every `world_size`-th complete batch: all processes together read each sample once, in the batches of a
+        single process, which the last bits of a sum depend on."""
+        self.bounds = self.bounds[shard.rank :: shard.world_size]
+        self.samples = sum(last - first for first, last in self.bounds)
+
+    def _rows(self, epoch: int, start: int) -> Iterator[BatchRows]:
         """Yield the samples of each batch of `epoch`, from batch `start`."""
-        n = self.total
+        n = len(self.part)
         order = rng.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n)
         for first, last in self.bounds[start:]:
             ids = order[first:last]
@@ -165,100 +183,23 @@ class _BatchOrder:
             chosen = np.arange(rows.start - extra, rows.start + rows.size) % len(ids)
             yield BatchRows(ids[chosen], crop_ids[chosen], rows)
 
-    def shard_batches(self, shard: Shard) -> None:
-        """Keep every `world_size`-th complete batch: all processes together read each sample once, in the batches of a
-        single process, which the last bits of a sum depend on."""
-        self.bounds = self.bounds[shard.rank :: shard.world_size]
-        self.samples = sum(last - first for first, last in self.bounds)
+    def _gather(self, arrays: ImageArrays, rows: BatchRows) -> Batch:
+        """Return a batch of images in memory."""
+        ids = torch.from_numpy(rows.ids)
+        index = ids.to(arrays.images.device)
+        images = arrays.images.index_select(0, index)
+        if self.device_augment is None and not arrays.eval_ready:
+            images = self.preprocess.resize_batch(images)
+        elif self.device_augment is not None and self.device_augment.crop != "resized":
+            images = self.preprocess.resize_batch(images, self.preprocess.resize_side)
+        targets = arrays.targets.index_select(0, index)
+        return Batch(images, targets, ids, torch.from_numpy(rows.crop_ids), rows.rows)
 
-
-class InMemory(_BatchOrder):
-    """Batches of `arrays`, on the device of the arrays.
-
-    Without `augment` they are ready for evaluation. With it they are squares to crop from: the images unchanged for
-    crop resized, else resized to `resize_side`. Resizing per batch avoids keeping Fashion-MNIST at 224 pixels (3 GB) in
-    memory.
-    """
-
-    def __init__(
-        self,
-        arrays: ImageArrays,
-        preprocess: EvalTransform,
-        augment: Augment | None = None,
-        *,
-        batch_size: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        drop_last: bool = False,
-        shard: Shard = ALL,
-    ) -> None:
-        super().__init__(len(arrays), batch_size, augment, shuffle, seed, drop_last, shard)
-        if arrays.images.shape[1] != preprocess.channels:
-            raise UserError(
-                f"The images have {arrays.images.shape[1]} channels and the preprocessing {preprocess.channels}; "
-                "make them equal."
-            )
-        if arrays.eval_ready and (augment is not None or arrays.images.shape[-1] != preprocess.size):
-            raise UserError(
-                f"These images were cropped to {arrays.images.shape[-1]} pixels for evaluation; read them again to "
-                "train on them or to use another size."
-            )
-        self.arrays = arrays
-        self.preprocess = preprocess
-        self.device_augment = augment
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch`, from batch `start`."""
-        for batch in self.rows(epoch, start):
-            ids = torch.from_numpy(batch.ids)
-            index = ids.to(self.arrays.images.device)
-            images = self.arrays.images.index_select(0, index)
-            if self.device_augment is None and not self.arrays.eval_ready:
-                images = self.preprocess.resize_batch(images)
-            elif self.device_augment is not None and self.device_augment.crop != "resized":
-                images = self.preprocess.resize_batch(images, self.preprocess.resize_side)
-            targets = self.arrays.targets.index_select(0, index)
-            yield Batch(images, targets, ids, torch.from_numpy(batch.crop_ids), batch.rows)
-
-
-class FromFiles(_BatchOrder):
-    """Batches decoded when needed, by `workers` processes (0: in this process).
-
-    Without `augment` they are ready for evaluation. With it, crop resized is taken here, from the full image before it
-    is resized; other crops are left to the device, as in `device_augment`. Packed pixels are cropped and flipped here,
-    so that only the crop is copied.
-    """
-
-    def __init__(
-        self,
-        files: ImageFiles,
-        preprocess: EvalTransform,
-        augment: Augment | None = None,
-        *,
-        batch_size: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        drop_last: bool = False,
-        workers: int = 0,
-        pin_memory: bool = False,
-        shard: Shard = ALL,
-    ) -> None:
-        super().__init__(len(files), batch_size, augment, shuffle, seed, drop_last, shard)
-        files.check(preprocess)
-        self.dataset = _BatchDataset(files, preprocess, augment, seed)
-        self.workers = workers
-        self.pin_memory = pin_memory
-        self.device_augment = augment
-        if augment is not None and augment.crop == "resized":
-            self.device_augment = replace(augment, crop="none")
-        elif augment is not None and self.dataset.copies_crops:
-            self.device_augment = replace(augment, crop="none", flip=False)
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch`, from batch `start`. Raises `BadImage` for an unreadable file, and `ReaderDied`."""
-        requests: Any = [(epoch, rows) for rows in self.rows(epoch, start)]  # DataLoader passes these on unchanged
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yield batches of files, read by the worker processes."""
+        requests: Any = [(epoch, rows) for rows in self._rows(epoch, start)]  # DataLoader passes these on unchanged
         loader: Iterable[Batch | UserError] = DataLoader(
-            self.dataset,
+            self.reader,
             batch_sampler=requests,
             num_workers=self.workers,
             collate_fn=identity,
@@ -284,7 +225,21 @@ class FromFiles(_BatchOrder):
             )
 
 
-class _BatchDataset(Dataset):
+def _check_arrays(arrays: ImageArrays, preprocess: EvalTransform, augment: Augment | None) -> None:
+    """Raise `UserError` if `arrays` have other channels, or were cropped for another use."""
+    if arrays.images.shape[1] != preprocess.channels:
+        raise UserError(
+            f"The images have {arrays.images.shape[1]} channels and the preprocessing {preprocess.channels}; "
+            "make them equal."
+        )
+    if arrays.eval_ready and (augment is not None or arrays.images.shape[-1] != preprocess.size):
+        raise UserError(
+            f"These images were cropped to {arrays.images.shape[-1]} pixels for evaluation; read them again to "
+            "train on them or to use another size."
+        )
+
+
+class _FileReader(Dataset):
     """The work of a worker process: (epoch, rows) → batch. Stateless, and picklable for spawn."""
 
     def __init__(self, files: ImageFiles, preprocess: EvalTransform, augment: Augment | None, seed: int) -> None:
@@ -366,13 +321,9 @@ def evaluation_batches(
     part: ImageArrays | ImageFiles, preprocess: EvalTransform, workers: int = 0, shard: Shard = ALL
 ) -> BatchLoader:
     """Return a loader of a split in order, ready for evaluation; with a `shard`, of that process's complete batches."""
-    batches: FromFiles | InMemory
-    if isinstance(part, ImageFiles):
-        batches = FromFiles(part, preprocess, batch_size=EVAL_BATCH_SIZE, workers=workers)
-    else:
-        if len(part) * preprocess.channels * preprocess.size**2 <= MAX_IN_MEMORY:
-            part = resize_for_eval(part, preprocess)
-        batches = InMemory(part, preprocess, batch_size=EVAL_BATCH_SIZE)
+    if isinstance(part, ImageArrays):
+        part = resize_for_eval(part, preprocess)
+    batches = BatchLoader(part, preprocess, batch_size=EVAL_BATCH_SIZE, workers=workers)
     batches.shard_batches(shard)
     return batches
 
@@ -402,18 +353,3 @@ def choose_workers(requested: int | None, batch_bytes: int, shm: Path = Path("/d
         f"Loading with {fit} worker processes instead of {count}, because {shm} has only {free >> 20} MiB free for "
         "their batches (with Docker, start the container with --shm-size=2g)."
     )
-
-
-def fits_in_memory(dataset: ImageDataset, size: int, requested: bool | None = None) -> bool:
-    """Whether to keep `dataset` decoded in memory, as squares of `size` pixels.
-
-    True if nothing has to be read, or if it needs at most `MAX_IN_MEMORY` and a quarter of the free memory; with
-    `requested` (an earlier part of the run had it in memory), if it fits at all. Processes on this machine share its
-    memory.
-    """
-    if requested is False:
-        return False
-    to_read = sum(len(part) for part in dataset.splits.values() if isinstance(part, ImageFiles))
-    needed = to_read * dataset.channels * size * size
-    free = free_memory() // local_world_size()
-    return needed <= (free if requested else min(MAX_IN_MEMORY, free // 4))

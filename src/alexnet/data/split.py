@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,12 +18,10 @@ import numpy as np
 import torch
 
 from alexnet import rng
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
-from alexnet.data.quality.duplicates import exact_groups
+from alexnet.data.dataset import SPLITS, ImageArrays, ImageDataset, ImageFiles, SplitRows, order_splits
+from alexnet.data.in_memory import check_files
 from alexnet.data.shards.reader import PackedImages
 from alexnet.errors import UserError
-
-SPLITS = ("train", "val", "test")
 
 
 def stratified_split(targets: torch.Tensor | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +66,17 @@ def read_split(path: Path) -> list[tuple[str, str]]:
     return [(name, split) for name, split in rows]
 
 
+def read_bad_files(path: Path) -> list[tuple[str, str]]:
+    """Return the (printable name, reason) rows of a run's bad_files.csv; none if there is no such file."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); restore it, or start a new run.") from error
+
+
 # ── splitting a dataset ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -91,6 +101,7 @@ def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows
     for split, fraction in fractions.items():
         kept, held_out = _hold_out(train, fraction, rng.derive_seed(seed, split))
         if len(held_out) == 0:
+            check_files(source)  # none is readable: a better explanation
             raise UserError(
                 f"The {total} images of '{source.name}' are one per class, which leaves none to validate on; add more."
             )
@@ -121,24 +132,34 @@ def _first_copy_indices(part: ImageArrays | ImageFiles) -> np.ndarray:
 
     Files of a unique size are not read; packed images have digests from packing. Arrays are not compared.
     """
-    first = np.arange(len(part))
     labels = part.targets.tolist()
     if isinstance(part, PackedImages):
         digests = [digest + str(label).encode() for digest, label in zip(part.digests(), labels, strict=True)]
     elif isinstance(part, ImageFiles):
-        keys = list(zip([path.stat().st_size for path in part.paths], labels, strict=True))
+        paths = [os.path.join(part.root, name) for name in part.names]
+        keys = list(zip(map(_file_size, paths), labels, strict=True))
         counts = Counter(keys)
-        digests = [
-            hashlib.blake2b(path.read_bytes() + str(key[1]).encode(), digest_size=16).digest()
-            if counts[key] > 1
-            else b""
-            for path, key in zip(part.paths, keys, strict=True)
-        ]
+        digests = [_file_digest(p, key[1]) if counts[key] > 1 else b"" for p, key in zip(paths, keys, strict=True)]
     else:
-        return first
-    for group in exact_groups(digests):
-        first[group] = group[0]
-    return first
+        return np.arange(len(part))
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(digest, i) if digest else i for i, digest in enumerate(digests)])
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # reported when the images are read
+        return -1
+
+
+def _file_digest(path: str, label: int) -> bytes:
+    """Return a digest of the file's content and `label`, empty if it cannot be opened."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return hashlib.blake2b(file.read() + str(label).encode(), digest_size=16).digest()
+    except OSError:
+        return b""
 
 
 def _restore_splits(source: ImageDataset, rows: SplitRows) -> ImageDataset:
@@ -162,8 +183,3 @@ def _restore_splits(source: ImageDataset, rows: SplitRows) -> ImageDataset:
         notes.append(f"{new} images are not in the recorded split and were skipped.")
     held_out = tuple(split for split in indices if split != "train")
     return replace(source, splits=order_splits(splits), held_out=held_out, notes=notes)
-
-
-def order_splits(splits: dict[str, ImageArrays | ImageFiles]) -> dict[str, ImageArrays | ImageFiles]:
-    """Return the splits in the order train, val, test, all."""
-    return {split: splits[split] for split in (*SPLITS, "all") if split in splits}

@@ -7,6 +7,8 @@ depend on batches or workers.
 
 from __future__ import annotations
 
+import contextlib
+import statistics
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +19,9 @@ import torch
 from alexnet import rng
 from alexnet.data.augment import Augment, ColorPCA
 from alexnet.data.dataset import ImageArrays, ImageFiles
-from alexnet.data.datasets import decode_files
-from alexnet.data.loader import BatchLoader, FromFiles, InMemory
+from alexnet.data.decode import BadImage, image_size
+from alexnet.data.in_memory import decode_files
+from alexnet.data.loader import BatchLoader
 from alexnet.data.shards.reader import PackedImages
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
@@ -48,11 +51,7 @@ def compute_statistics(
     if isinstance(part, PackedImages) and (known := _packed_statistics(part, geometry)) is not None:
         return known
     square = replace(geometry, size=geometry.resize_side)
-    batches: BatchLoader
-    if isinstance(part, ImageFiles):
-        batches = FromFiles(part, square, batch_size=BATCH_SIZE, workers=workers)
-    else:
-        batches = InMemory(part, square, batch_size=BATCH_SIZE)
+    batches = BatchLoader(part, square, batch_size=BATCH_SIZE, workers=workers)
     channels, side, done = square.channels, square.size, 0
     total = torch.zeros(channels, side, side, dtype=torch.float64)
     products = torch.zeros(channels, channels, dtype=torch.float64)
@@ -112,12 +111,24 @@ def mean_and_std(
         part = decode_files(part.take(np.sort(chosen)), geometry, Augment())
     channels = part.images.shape[1]
     # histograms are exact and need no float copy of the data
-    counts = np.stack([np.bincount(part.images[:, c].flatten().numpy(), minlength=256) for c in range(channels)])
+    counts = torch.stack([torch.bincount(part.images[:, c].flatten(), minlength=256) for c in range(channels)]).numpy()
     levels = np.arange(256) / 255
     mean = counts @ levels / counts.sum(axis=1)
     variance = counts @ levels**2 / counts.sum(axis=1) - mean**2
     std = np.sqrt(np.maximum(variance, 1e-6))  # zero for images of a single color
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
+
+
+def median_short_side(part: ImageArrays | ImageFiles, samples: int = SAMPLE_SIZE) -> float | None:
+    """Return the median short side in pixels of `samples` images, evenly spaced, from their headers; None if none of
+    these can be read."""
+    if isinstance(part, ImageArrays):
+        return min(part.images.shape[-2:])
+    sides = []
+    for i in np.unique(np.linspace(0, len(part) - 1, min(samples, len(part))).astype(int)).tolist():
+        with contextlib.suppress(BadImage):
+            sides.append(min(image_size(part.raw(i))))
+    return statistics.median(sides) if sides else None
 
 
 def read_mean_image(path: str | Path, geometry: EvalTransform) -> torch.Tensor:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -21,17 +21,12 @@ import torch
 from torch import nn
 
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
-from alexnet.data.datasets import decode_files, load_dataset, load_for_evaluation
+from alexnet.data.datasets import load_dataset, load_for_evaluation
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
-from alexnet.data.loader import (
-    EVAL_BATCH_SIZE,
-    BatchLoader,
-    choose_workers,
-    evaluation_batches,
-    fits_in_memory,
-)
-from alexnet.data.split import read_split
+from alexnet.data.in_memory import decode_splits, fits_in_memory
+from alexnet.data.loader import EVAL_BATCH_SIZE, BatchLoader, choose_workers, evaluation_batches
+from alexnet.data.split import read_bad_files, read_split
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
@@ -207,12 +202,14 @@ def evaluate(
     ensemble = ensemble.open(config)
     logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
     for group in groups:
-        transform, group_images = group.preprocess, images
+        transform = group.preprocess
+        measured = replace(source, splits={name: images}, channels=transform.channels)
         workers, _ = choose_workers(None, EVAL_BATCH_SIZE * transform.channels * transform.size**2)
-        if isinstance(images, ImageFiles) and fits_in_memory(source, transform.size):
-            group_images = decode_files(images, transform, progress=progress)
+        if fits_in_memory(measured, transform.size):
+            measured = decode_splits(measured, transform, progress=progress)
         pairs = [(ensemble.members[i].computes, ensemble.members[i].preprocess) for i in group.members]
-        found = run_networks(pairs, evaluation_batches(group_images, transform, workers), torch_device, progress, grid)
+        batches = evaluation_batches(measured.splits[name], transform, workers)
+        found = run_networks(pairs, batches, torch_device, progress, grid)
         for i, member_outputs in zip(group.members, found, strict=True):
             logits[i].append(torch.from_numpy(member_outputs.logits))
     targets = class_indices[found[0].targets]
@@ -250,7 +247,8 @@ def _is_best(loaded: LoadedModel) -> bool:
 
 
 def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
-    """Load the data that a run was trained on, with the same splits."""
+    """Load the data that a run was trained on, with the same splits, which were checked before training: images that
+    have become unreadable since are found when they are decoded."""
     recipe = _recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None
     return load_dataset(
@@ -258,7 +256,7 @@ def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
         Path(recipe["data"]) if recipe["data"] else None,
         labels=Path(recipe["labels"]) if recipe["labels"] else None,
         seed=recipe["seed"],
-        skip_bad=recipe["skip_bad"],
+        bad=read_bad_files(run.path / "bad_files.csv"),
         hold_out=recipe["validate_on"] == "val",
         split=rows,
         progress=progress,
@@ -291,7 +289,7 @@ def _recipe(run: Run) -> dict[str, Any]:
     """Return the fields of the run's recipe.json that describe its data."""
     try:
         found = json.loads(run.recipe_json.read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("dataset", "data", "labels", "seed", "skip_bad", "validate_on")}
+        return {key: found[key] for key in ("dataset", "data", "labels", "seed", "validate_on")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run.recipe_json} is damaged ({error!r}); give the images with --data.") from error
 

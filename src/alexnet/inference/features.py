@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alexnet.data.decode import BadImage, decode_image
-from alexnet.data.image_folder import SPLIT_NAMES, find_images, map_in_threads
+from alexnet.data.decode import BadImage, decode_image, map_in_threads
+from alexnet.data.image_folder import SPLIT_NAMES, find_images
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import atomic_write, printable

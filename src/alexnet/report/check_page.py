@@ -18,9 +18,8 @@ from PIL import Image
 
 from alexnet.data.augment import Augment, augment
 from alexnet.data.dataset import ImageFiles
-from alexnet.data.datasets import decode_files
-from alexnet.data.decode import decode_image
-from alexnet.data.image_folder import map_in_threads
+from alexnet.data.decode import decode_image, map_in_threads
+from alexnet.data.in_memory import decode_files
 from alexnet.data.quality.findings import Findings, min_median_max
 from alexnet.data.transforms import EvalTransform
 from alexnet.files import write_text

@@ -21,7 +21,7 @@ import torch
 
 from alexnet import rng
 from alexnet.checkpoint import load_checkpoint, read_training_state
-from alexnet.data.split import read_split, write_split
+from alexnet.data.split import read_bad_files, read_split, write_split
 from alexnet.device import cpu_name, environment, package_version, rank, world_size
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, printable, write_json, write_text
@@ -169,7 +169,8 @@ def _resume(
             display.log(warning)
         split = read_split(run.split_csv) if run.split_csv.is_file() else None
         saved = load_checkpoint(folder) if folder else None
-        setup = prepare_training(recipe, display, split, saved, parallel)
+        bad = read_bad_files(run.path / "bad_files.csv")
+        setup = prepare_training(recipe, display, split, saved, parallel, bad)
         if saved:
             _check_same_data(run, setup, saved.classes, state, force)
         if recipe != original:

@@ -6,28 +6,19 @@ workers) are put into the recipe, so that `recipe.json` reproduces the run elsew
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from alexnet.checkpoint import Checkpoint
 from alexnet.data.augment import IMAGENET_PCA, Augment, ColorPCA
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
-from alexnet.data.datasets import decode_files, load_dataset
-from alexnet.data.decode import image_size
-from alexnet.data.loader import (
-    EVAL_BATCH_SIZE,
-    BatchLoader,
-    FromFiles,
-    InMemory,
-    choose_workers,
-    evaluation_batches,
-    fits_in_memory,
-)
-from alexnet.data.statistics import SAMPLE_SIZE, color_pca, compute_statistics, mean_and_std, read_mean_image
+from alexnet.data.datasets import load_dataset
+from alexnet.data.in_memory import BadFiles, check_files, decode_splits, fits_in_memory, without_bad_files
+from alexnet.data.loader import EVAL_BATCH_SIZE, BatchLoader, choose_workers, evaluation_batches
+from alexnet.data.statistics import color_pca, compute_statistics, mean_and_std, median_short_side, read_mean_image
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import Precision, pick_device, pick_precision
 from alexnet.errors import UserError
@@ -74,13 +65,35 @@ def prepare_training(
     split: SplitRows | None = None,
     saved: Checkpoint | None = None,
     parallel: SingleProcess | None = None,
+    bad: Sequence[tuple[str, str]] | None = None,
 ) -> TrainSetup:
     """Load the data of `recipe` and choose what the recipe leaves open. Raises `UserError`.
 
-    `split` and the checkpoint `saved` are those of the run to resume. What depends on
-    measurements of this machine is chosen on rank 0 of `parallel` for all ranks.
+    `split`, the checkpoint `saved` and the unreadable files `bad` are those of the run to resume, whose files are not
+    checked again. What depends on measurements of this machine is chosen on rank 0 of `parallel` for all ranks.
     """
-    parallel = parallel or SingleProcess()
+
+    def prepare(bad_files: Sequence[tuple[str, str]]) -> TrainSetup:
+        return _prepare(recipe, progress, split, saved, parallel or SingleProcess(), bad_files, check=bad is None)
+
+    try:
+        return without_bad_files(prepare, recipe.skip_bad and bad is None, bad or ())
+    except BadFiles as error:
+        if bad is None:
+            raise
+        raise UserError(f"{error.summary}; restore them, or start a new run.") from error
+
+
+def _prepare(
+    recipe: Recipe,
+    progress: Progress,
+    split: SplitRows | None,
+    saved: Checkpoint | None,
+    parallel: SingleProcess,
+    bad: Sequence[tuple[str, str]],
+    check: bool,
+) -> TrainSetup:
+    """Do the work of `prepare_training` without the files `bad`. Raises `BadFiles` for others."""
     recipe = replace(recipe, lr_batch=recipe.lr_batch or recipe.batch_size)
     device = pick_device(recipe.device)
     precision = parallel.broadcast_object(lambda: pick_precision(recipe.precision, device))
@@ -91,7 +104,7 @@ def prepare_training(
         )
     if recipe.arch != "auto" and pretrained is None and saved is None:  # report a typo before reading the data
         parallel.check(build_spec(recipe, num_classes=2, channels=None))
-    dataset = _load_data(recipe, split, progress)
+    dataset = _load_data(recipe, split, bad, progress)
 
     recipe, reasons = choose_settings(recipe, len(dataset.splits["train"]), len(dataset.classes))
     if reasons:
@@ -143,35 +156,37 @@ def prepare_training(
         mean_image = read_mean_image(recipe.mean_image, geometry)
         recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
 
-    if any(isinstance(part, ImageFiles) for part in dataset.splits.values()):
+    if dataset.files:
         in_memory = parallel.broadcast_object(lambda: fits_in_memory(dataset, geometry.resize_side, recipe.in_memory))
         if recipe.in_memory and not in_memory:
             progress.log("The images no longer fit in memory and are decoded on the fly; last digits may differ.")
         recipe = replace(recipe, in_memory=in_memory)
         if in_memory:
-            dataset = replace(dataset, splits=_decode_splits(dataset, geometry, augment, progress))
+            dataset = decode_splits(dataset, geometry, augment, progress)
+        elif check:
+            check_files(dataset, full=recipe.skip_bad, progress=progress)
+    for note in dataset.notes:
+        progress.log(note)
+    for name, reason in dataset.bad[:10]:
+        progress.log(f"Skipped {name}: {reason}.")
     workers, note = choose_workers(
         recipe.workers, max(batch_size, EVAL_BATCH_SIZE) * dataset.channels * geometry.resize_side**2
     )
-    if note and any(isinstance(part, ImageFiles) for part in dataset.splits.values()):
+    if note and dataset.files:
         progress.log(note)
     part = dataset.splits["train"]
     recipe, preprocess, pca_basis = parallel.broadcast_object(
         lambda: _measure_statistics(recipe, part, geometry, mean_image, workers, progress)
     )
 
-    train: BatchLoader
     if isinstance(part, ImageFiles):
         recipe = replace(recipe, workers=workers)
-        train = FromFiles(
-            part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed,
-            workers=workers, pin_memory=device.type == "cuda", shard=parallel.shard,
-        )  # fmt: skip
     else:
         part = _move_to_gpu(part, device)
-        train = InMemory(
-            part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed, shard=parallel.shard
-        )
+    train = BatchLoader(
+        part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed,
+        workers=workers, pin_memory=device.type == "cuda", shard=parallel.shard,
+    )  # fmt: skip
     evaluation = {
         name: evaluation_batches(images, preprocess, workers, parallel.shard)
         for name, images in dataset.splits.items()
@@ -192,14 +207,16 @@ def prepare_training(
     )  # fmt: skip
 
 
-def _load_data(recipe: Recipe, split: SplitRows | None, progress: Progress) -> ImageDataset:
-    """Load the recipe's dataset, check its classes and splits, and report its notes and unreadable files."""
+def _load_data(
+    recipe: Recipe, split: SplitRows | None, bad: Sequence[tuple[str, str]], progress: Progress
+) -> ImageDataset:
+    """Load the recipe's dataset without the files `bad`, and check its classes and splits."""
     dataset = load_dataset(
         recipe.dataset,
         recipe.data,
         labels=recipe.labels,
         seed=recipe.seed,
-        skip_bad=recipe.skip_bad,
+        bad=bad,
         hold_out=recipe.validate_on == "val",
         split=split,
         progress=progress,
@@ -211,10 +228,6 @@ def _load_data(recipe: Recipe, split: SplitRows | None, progress: Progress) -> I
         )
     if recipe.validate_on not in dataset.splits:
         raise UserError(f"The recipe validates on the {recipe.validate_on} split, which {recipe.data} does not have.")
-    for note in dataset.notes:
-        progress.log(note)
-    for name, reason in dataset.bad[:10]:
-        progress.log(f"Skipped {name}: {reason}.")
     return dataset
 
 
@@ -268,25 +281,8 @@ def _choose_architecture(recipe: Recipe, dataset: ImageDataset, device: torch.de
 
 def _choose_image_size(dataset: ImageDataset) -> int:
     """Return 32, 64 or 224 pixels, by the median short side of the images."""
-    part = dataset.splits["train"]
-    if isinstance(part, ImageArrays):
-        side = min(part.images.shape[-2:])
-    else:
-        sample = part.take(np.linspace(0, len(part) - 1, min(SAMPLE_SIZE, len(part))).astype(int))
-        side = int(statistics.median(min(image_size(sample.raw(i))) for i in range(len(sample))))
+    side = int(median_short_side(dataset.splits["train"]) or 224)
     return 32 if side <= 48 else 64 if side <= 100 else 224
-
-
-def _decode_splits(
-    dataset: ImageDataset, geometry: EvalTransform, augment: Augment, progress: Progress
-) -> dict[str, ImageArrays | ImageFiles]:
-    """Decode all splits into memory: train at the size that random crops need, the others as they are evaluated."""
-    return {
-        name: decode_files(part, geometry, augment if name == "train" else None, progress=progress)
-        if isinstance(part, ImageFiles)
-        else part
-        for name, part in dataset.splits.items()
-    }
 
 
 def _move_to_gpu(part: ImageArrays, device: torch.device) -> ImageArrays:

@@ -142,8 +142,8 @@ def test_an_archive_is_checked_like_its_folder(kind, damaged, tmp_path):
     assert_all_found(found, done)
     assert str(archive) in found.command
     assert list(tmp_path.iterdir()) == [archive]
-    source = load_dataset("folder", archive, skip_bad=True)
-    plain = load_dataset("folder", root, skip_bad=True)
+    source = load_dataset("folder", archive)
+    plain = load_dataset("folder", root)
     assert {s: p.names for s, p in source.splits.items()} == {s: p.names for s, p in plain.splits.items()}
 
 
@@ -165,8 +165,8 @@ def test_a_label_table_is_checked_like_class_folders(ending, damaged, tmp_path):
     root, done = damaged
     labels = table(root, tmp_path / f"labels.{ending}")
     assert_all_found(check_dataset(root, labels), done)
-    source = load_dataset("folder", root, labels=labels, skip_bad=True)
-    plain = load_dataset("folder", root, skip_bad=True)
+    source = load_dataset("folder", root, labels=labels)
+    plain = load_dataset("folder", root)
     assert source.classes == plain.classes
     for split, part in plain.splits.items():
         assert sorted(source.splits[split].names) == sorted(part.names)

@@ -532,7 +532,7 @@ def test_training_on_packed_pixels_equals_training_on_the_folder(split_folder, t
     }  # fmt: skip
     in_memory = train("folder", data=split_folder, out=tmp_path / "a", **settings)
     from_memory = train("folder", data=tmp_path / "packed", out=tmp_path / "b", **settings)
-    monkeypatch.setattr("alexnet.data.loader.MAX_IN_MEMORY", 0)
+    monkeypatch.setattr("alexnet.data.in_memory.MAX_IN_MEMORY", 0)
     mapped = train("folder", data=tmp_path / "packed", out=tmp_path / "c", **settings)
     losses = [
         json.loads(Path(r.run, "metrics.jsonl").read_text().splitlines()[0]) for r in (in_memory, from_memory, mapped)

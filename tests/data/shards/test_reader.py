@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.data import image_folder, loader
+from alexnet.data import image_folder
 from alexnet.data.augment import Augment, augment
 from alexnet.data.dataset import ImageArrays, ImageFiles
-from alexnet.data.datasets import decode_files, load_dataset
+from alexnet.data.datasets import load_dataset
 from alexnet.data.decode import BadImage, decode_image
-from alexnet.data.loader import FromFiles, InMemory
+from alexnet.data.in_memory import decode_files, fits_in_memory
+from alexnet.data.loader import BatchLoader
 from alexnet.data.shards import manifest, reader
 from alexnet.data.shards.manifest import open_packed
 from alexnet.data.shards.pack import pack_dataset
@@ -81,8 +82,8 @@ def test_pixels_equal_those_for_evaluation(images, pixels):
     packed = open_packed(pixels).splits["val"]
     assert packed.names == files.names
     assert torch.equal(packed.targets, files.targets)
-    theirs = list(FromFiles(files, PREPROCESS, batch_size=4).batches(0))
-    ours = list(FromFiles(packed, PREPROCESS, batch_size=4).batches(0))
+    theirs = list(BatchLoader(files, PREPROCESS, batch_size=4).batches(0))
+    ours = list(BatchLoader(packed, PREPROCESS, batch_size=4).batches(0))
     assert sum(len(batch.ids) for batch in ours) == 10
     assert all(
         torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) for a, b in zip(ours, theirs, strict=True)
@@ -104,7 +105,7 @@ def test_mapped_crops_equal_those_of_images_in_memory(pixels, cfg):
     arrays = decode_files(packed, PREPROCESS, cfg)
     kinds = {"batch_size": 7, "shuffle": True, "seed": 3}
     for epoch in (0, 5):
-        mapped, in_memory = FromFiles(packed, PREPROCESS, cfg, **kinds), InMemory(arrays, PREPROCESS, cfg, **kinds)
+        mapped, in_memory = BatchLoader(packed, PREPROCESS, cfg, **kinds), BatchLoader(arrays, PREPROCESS, cfg, **kinds)
         pairs = list(zip(mapped.batches(epoch), in_memory.batches(epoch), strict=True))
         assert len(pairs) == 5
         for ours, theirs in pairs:
@@ -116,7 +117,7 @@ def test_mapped_crops_equal_those_of_images_in_memory(pixels, cfg):
 
 
 def test_the_loader_yields_only_crops(pixels):
-    loader = FromFiles(train_of(pixels), PREPROCESS, Augment(crop="random", flip=True), batch_size=8)
+    loader = BatchLoader(train_of(pixels), PREPROCESS, Augment(crop="random", flip=True), batch_size=8)
     batch = next(loader.batches(0))
     assert batch.images.shape == (8, 3, 24, 24)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -134,8 +135,8 @@ def equal_batches(a, b):
 def test_every_image_once_with_any_workers_from_any_start(request, kind, workers):
     packed = train_of(request.getfixturevalue(kind))
     cfg = Augment(crop="random", flip=True)
-    loader = FromFiles(packed, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=1, workers=workers)
-    alone = FromFiles(packed, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=1)
+    loader = BatchLoader(packed, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=1, workers=workers)
+    alone = BatchLoader(packed, PREPROCESS, cfg, batch_size=4, shuffle=True, seed=1)
     first, again = list(loader.batches(2)), list(alone.batches(2))
     assert sorted(torch.cat([batch.ids for batch in first]).tolist()) == list(range(30))
     assert all(map(equal_batches, first, again))
@@ -146,12 +147,12 @@ def test_every_image_once_with_any_workers_from_any_start(request, kind, workers
 
 def test_other_sizes_are_resized(pixels):
     packed = train_of(pixels)
-    batch = next(FromFiles(packed, EvalTransform(16, 20), Augment(crop="random"), batch_size=5).batches(0))
+    batch = next(BatchLoader(packed, EvalTransform(16, 20), Augment(crop="random"), batch_size=5).batches(0))
     assert batch.images.shape == (5, 3, 20, 20)
-    resized = next(FromFiles(packed, PREPROCESS, Augment(crop="resized"), batch_size=5).batches(0))
+    resized = next(BatchLoader(packed, PREPROCESS, Augment(crop="resized"), batch_size=5).batches(0))
     assert resized.images.shape == (5, 3, 24, 24)
     gray = EvalTransform(24, 32, channels=1, mean=(0.5,), std=(0.5,))
-    batch = next(FromFiles(packed, gray, batch_size=5).batches(0))
+    batch = next(BatchLoader(packed, gray, batch_size=5).batches(0))
     luma = np.asarray(decode_image(packed.raw(0)).convert("L"))[4:28, 4:28]
     assert np.array_equal(batch.images[0, 0], luma)
 
@@ -178,7 +179,7 @@ def test_the_number_of_mapped_shards_is_limited(pixels, monkeypatch):
     monkeypatch.setattr(reader, "_MAX_MAPPED", 2)
     packed = train_of(pixels)
     cfg = Augment(crop="random", flip=True)
-    list(FromFiles(packed, PREPROCESS, cfg, batch_size=30, shuffle=True).batches(0))
+    list(BatchLoader(packed, PREPROCESS, cfg, batch_size=30, shuffle=True).batches(0))
     assert len(packed.shards.files) == 10
     assert packed.shards.shard.cache_info().currsize == 2
 
@@ -242,7 +243,7 @@ def test_damage_found_while_reading_is_reported_from_workers(pixels, jpegs, tmp_
     shard = target / "train" / "chunk-0-3.bin"
     shard.write_bytes(b"\xff" * 8 + shard.read_bytes()[8:])
     source = load_dataset("folder", target)
-    loader = FromFiles(source.splits["train"], PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers)
+    loader = BatchLoader(source.splits["train"], PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers)
     with pytest.raises(UserError, match=r"^\S*chunk-0-3\.bin is damaged \(its header"):
         list(loader.batches(0))
 
@@ -255,7 +256,7 @@ def test_damage_found_while_reading_is_reported_from_workers(pixels, jpegs, tmp_
     update_checksum(target, shard)
     files = load_dataset("folder", target).splits["train"]
     with pytest.raises(BadImage, match=r"\.png in .*chunk-0-3\.bin: it is not an image"):
-        list(FromFiles(files, PREPROCESS, batch_size=4, workers=workers).batches(0))
+        list(BatchLoader(files, PREPROCESS, batch_size=4, workers=workers).batches(0))
     with pytest.raises(BadImage, match=r"\.png in .*chunk-0-3\.bin"):
         decode_files(files, PREPROCESS)
 
@@ -272,7 +273,7 @@ def test_a_flipped_bit_in_a_large_dataset_is_detected_when_read(request, kind, t
     shard.write_bytes(data)
     files = load_dataset("folder", target).splits["train"]
     with pytest.raises(UserError, match=r"^\S*chunk-0-3\.bin is damaged \(its checksum differs\).*alexnet pack"):
-        list(FromFiles(files, PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers).batches(0))
+        list(BatchLoader(files, PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers).batches(0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -280,12 +281,12 @@ def test_an_intact_shard_is_verified_once(pixels, tmp_path, monkeypatch, workers
     """Regardless of how often, and in how many processes, it is mapped."""
     monkeypatch.setattr(manifest, "MAX_VERIFIED_AT_OPEN", 0)
     files = train_of(pixels)
-    loader = FromFiles(files, PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers)
+    loader = BatchLoader(files, PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers)
     list(loader.batches(0))
     monkeypatch.setattr(reader, "sha256_file", lambda path: pytest.fail(f"{path} is verified again"))
     list(loader.batches(1))
     files.shards._open_cache()
-    list(FromFiles(files, PREPROCESS, batch_size=4, workers=workers).batches(0))
+    list(BatchLoader(files, PREPROCESS, batch_size=4, workers=workers).batches(0))
 
 
 class Evil:
@@ -369,10 +370,10 @@ def test_an_item_with_a_wrong_length_is_refused(jpegs, tmp_path, monkeypatch):
 def test_square_crops_are_not_accepted_for_squashing(pixels, jpegs):
     squashed = EvalTransform(24, 32, squash=True)
     with pytest.raises(UserError, match="--format jpeg"):
-        FromFiles(train_of(pixels), squashed, batch_size=4)
+        BatchLoader(train_of(pixels), squashed, batch_size=4)
     with pytest.raises(UserError, match="--format jpeg"):
         decode_files(train_of(pixels), squashed)
-    assert len(FromFiles(train_of(jpegs), squashed, batch_size=4)) == 8
+    assert len(BatchLoader(train_of(jpegs), squashed, batch_size=4)) == 8
 
 
 def test_workers_allocate_batches_in_shared_memory(monkeypatch):
@@ -386,7 +387,7 @@ def test_workers_allocate_batches_in_shared_memory(monkeypatch):
 
 def test_small_packed_datasets_are_loaded_into_memory(pixels):
     source = load_dataset("folder", pixels)
-    assert loader.fits_in_memory(source, 32)
+    assert fits_in_memory(source, 32)
     held = decode_files(source.splits["train"], PREPROCESS, Augment(crop="random"))
     assert isinstance(held, ImageArrays)
     assert not isinstance(source.splits["train"], ImageArrays)

@@ -9,7 +9,6 @@ This module does not import torch, so the worker processes of `check` start quic
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import stat
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from alexnet.data.decode import EXIF_TRANSPOSES, BadImage, convert_mode, describe_error, exif_orientation, open_image
+from alexnet.data.decode import EXIF_TRANSPOSES, BadImage, convert_mode, exif_orientation, open_image
 
 THUMBNAIL_SIDE = 16
 """Side in pixels of the gray thumbnail that confirms near duplicates."""
@@ -90,7 +89,7 @@ def _inspect_file(path: str) -> ImageInfo:
         return ImageInfo(reason="the file is empty")
     size, digest = len(data), hashlib.blake2b(data, digest_size=16).digest()
     try:
-        with open_image(io.BytesIO(data), path) as image:
+        with open_image(data) as (image, _):
             orientation = exif_orientation(image)
             width, height = image.size[::-1] if orientation >= 5 else image.size
             anomalies = _find_anomalies(image, path)
@@ -101,8 +100,8 @@ def _inspect_file(path: str) -> ImageInfo:
             gray = convert_mode(image, "L")
     except BadImage as error:
         return ImageInfo(size, digest, error.reason)
-    except Exception as error:  # decoders raise arbitrary errors, as in `decode_image`
-        return ImageInfo(size, digest, describe_error(error))
+    except MemoryError:
+        return ImageInfo(size, digest, "it needs more memory than is available")
     if orientation in EXIF_TRANSPOSES:
         gray = gray.transpose(EXIF_TRANSPOSES[orientation])
     flat, phash, thumbnail = _phash_and_thumbnail(gray)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from alexnet.data.dataset import ImageArrays, ImageFiles
-from alexnet.data.image_folder import map_in_threads
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
+from alexnet.data.decode import map_in_threads
 from alexnet.data.shards.reader import (
     FAILED,
     INDEX,
@@ -141,16 +141,7 @@ def _open_split(folder: Path, format: ShardFormat, classes: Sequence[str], count
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Contents:
-    """The images to pack."""
-
-    classes: tuple[str, ...]
-    splits: dict[str, ImageArrays | ImageFiles]
-    channels: int
-
-
-def write_manifest(target: Path, key: str, contents: Contents, format: ShardFormat, tasks: list[ShardTask]) -> None:
+def write_manifest(target: Path, key: str, contents: ImageDataset, format: ShardFormat, tasks: list[ShardTask]) -> None:
     """Write the tables beside the finished shards, and pack.json last: without it the dataset is unfinished."""
     checksums: dict[str, str] = {}
     images: dict[str, int] = {}

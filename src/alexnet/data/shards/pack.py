@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,13 +28,13 @@ from typing import Any
 import numpy as np
 
 from alexnet.data import image_folder
-from alexnet.data.dataset import ImageArrays, ImageFiles
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.datasets import CIFAR10_ARCHIVE, load_known_layout
-from alexnet.data.decode import BadImage, image_size
-from alexnet.data.shards.manifest import FORMAT, Contents, find_mismatches, is_packed, open_packed, write_manifest
+from alexnet.data.image_folder import scan_images
+from alexnet.data.shards.manifest import FORMAT, find_mismatches, is_packed, open_packed, write_manifest
 from alexnet.data.shards.reader import PACK, WORK, ShardFormat
 from alexnet.data.shards.writer import ShardTask, read_record, write_shard
-from alexnet.data.split import order_splits
+from alexnet.data.statistics import median_short_side
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.files import write_text
@@ -118,29 +117,20 @@ def pack_dataset(
 # ── planning ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def list_contents(data: Path, labels: Path | None, progress: Progress | None) -> Contents:
+def list_contents(data: Path, labels: Path | None, progress: Progress | None) -> ImageDataset:
     """List the images of `data` as training finds them, not opened or split. Raises the errors of `image_folder`."""
     if is_packed(data):
         raise UserError(f"{data} is already packed; give the images it was packed from.")
     root = data if data.name == CIFAR10_ARCHIVE else image_folder.resolve_data_folder(data, labels, progress)
     if labels is None and (layout := load_known_layout(root, progress)) is not None:
-        return Contents(layout.classes, layout.splits, layout.channels)
-    table = image_folder.resolve_labels_path(labels, root) if labels is not None else None
-
-    def scan(training: bool) -> image_folder.ImageTree:
-        return (
-            image_folder.scan_class_folders(root, training)
-            if table is None
-            else image_folder.scan_label_table(root, table, training)
-        )
-
-    tree = scan(training=False)
-    if {"train", "all"} & set(tree.splits):  # otherwise the images are for evaluation only
-        tree = scan(training=True)
-    return Contents(tree.classes, order_splits({**tree.splits}), channels=3)
+        return layout
+    found = scan_images(data, labels, training=False)
+    if {"train", "all"} & set(found.splits):  # otherwise the images are for evaluation only
+        found = scan_images(data, labels)
+    return found
 
 
-def choose_format(contents: Contents, kind: str, size: int | str | None, quality: int) -> ShardFormat:
+def choose_format(contents: ImageDataset, kind: str, size: int | str | None, quality: int) -> ShardFormat:
     """Return the requested format; `size` is a number, 'original', or None for the images' own size up to `SIDE`.
     Raises `UserError`."""
     side: int | None
@@ -149,7 +139,7 @@ def choose_format(contents: Contents, kind: str, size: int | str | None, quality
             raise UserError("Pixels are packed as squares of one size; give --size N, or --format jpeg.")
         side = None
     elif size is None:
-        side = _median_side(next(iter(contents.splits.values())))
+        side = min(SIDE, round(median_short_side(next(iter(contents.splits.values())), _SAMPLED) or SIDE))
     else:
         side = int(size) if str(size).isdecimal() else 0
         if side < 1:
@@ -157,20 +147,7 @@ def choose_format(contents: Contents, kind: str, size: int | str | None, quality
     return ShardFormat(kind, side, contents.channels, quality if kind == "jpeg" else None)
 
 
-def _median_side(part: ImageArrays | ImageFiles) -> int:
-    """Return the median short side of the images, at most SIDE."""
-    if isinstance(part, ImageArrays):
-        return min(SIDE, *part.images.shape[2:])
-    sides = []
-    for i in np.unique(np.linspace(0, len(part) - 1, _SAMPLED).astype(int)).tolist():
-        try:
-            sides.append(min(image_size(part.raw(i))))
-        except BadImage:
-            continue
-    return min(SIDE, round(statistics.median(sides))) if sides else SIDE
-
-
-def plan_shards(contents: Contents, format: ShardFormat, target: Path) -> Iterator[ShardTask]:
+def plan_shards(contents: ImageDataset, format: ShardFormat, target: Path) -> Iterator[ShardTask]:
     """Yield the shards, which are the same on every machine."""
     limit = _images_per_shard(contents, format)
     for split, part in contents.splits.items():
@@ -184,7 +161,7 @@ def plan_shards(contents: Contents, format: ShardFormat, target: Path) -> Iterat
             yield ShardTask(target, split, number, root, images, targets[start:stop], format)
 
 
-def _images_per_shard(contents: Contents, format: ShardFormat) -> int:
+def _images_per_shard(contents: ImageDataset, format: ShardFormat) -> int:
     total = sum(map(len, contents.splits.values()))
     limit = _JPEGS_PER_SHARD if format.kind == "jpeg" else max(1, _SHARD_BYTES // int(np.prod(format.shape)))
     return max(1, min(limit, -(-total // _MIN_SHARDS)))
@@ -211,7 +188,7 @@ def _file_size(path: Path) -> int:
         return 0
 
 
-def pack_key(contents: Contents, format: ShardFormat, tasks: list[ShardTask]) -> str:
+def pack_key(contents: ImageDataset, format: ShardFormat, tasks: list[ShardTask]) -> str:
     """Return a hash of images, format and shards; packing resumes only if it is unchanged. Shard sizes are included
     only if limits on bytes decided them, since otherwise they follow from the rest."""
     splits = {split: [part.names, part.targets.tolist()] for split, part in contents.splits.items()}

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -178,6 +178,8 @@ class Shards:
 @dataclass(frozen=True)
 class PackedImages(ImageFiles):
     """Images in shards."""
+
+    verified: ClassVar[bool] = True
 
     shards: Shards
     items: np.ndarray
