@@ -165,10 +165,8 @@ def _prepare(
             dataset = decode_splits(dataset, geometry, augment, progress)
         elif check:
             check_files(dataset, full=recipe.skip_bad, progress=progress)
-    for note in dataset.notes:
-        progress.log(note)
-    for name, reason in dataset.bad[:10]:
-        progress.log(f"Skipped {name}: {reason}.")
+    for text in [*dataset.notes, *(f"Skipped {name}: {reason}." for name, reason in dataset.bad[:10])]:
+        progress.log(text)
     workers, note = choose_workers(
         recipe.workers, max(batch_size, EVAL_BATCH_SIZE) * dataset.channels * geometry.resize_side**2
     )
