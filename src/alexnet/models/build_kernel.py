@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from alexnet.device import cache_dir, cpu_name
+from alexnet.files import atomic_write
 
 FLAGS = ("-O2", "-ftree-vectorize", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 
@@ -60,9 +61,8 @@ def _build(compiler: str, source: Path, path: Path) -> ctypes.CDLL:
             opened = _open(linked)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f"{path.name}.{Path(folder).name}")
-                shutil.copyfile(linked, partial)
-                partial.replace(path)
+                with atomic_write(path) as partial:
+                    shutil.copyfile(linked, partial)
             except OSError:
                 pass  # read-only cache folder: each process builds its own
             return opened

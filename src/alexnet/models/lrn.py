@@ -43,7 +43,7 @@ class Constants(NamedTuple):
 
 def local_response_norm(x: Tensor, c: Constants) -> Tensor:
     """Return b = a / (k + alpha/size · Σ a²)^beta; shapes, dtypes and layouts as in `layers.LocalResponseNorm`."""
-    if torch.jit.is_tracing() or _is_exporting():
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return composed_lrn(x, c)
     return torch.ops.alexnet.lrn(x, *c)
 
@@ -59,13 +59,6 @@ def composed_lrn(x: Tensor, c: Constants) -> Tensor:
 
 def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _is_exporting() -> bool:
-    is_exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
-    if is_exporting:
-        return is_exporting()
-    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 # ── operator ──────────────────────────────────────────────────────────────────────────────────────

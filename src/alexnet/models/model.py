@@ -103,8 +103,6 @@ def build(spec: Spec) -> Network:
     torchvision's own."""
     if isinstance(spec, TorchvisionSpec):
         return TorchvisionNetwork(spec)
-    if spec.init not in INITS:
-        raise unknown_name("init", spec.init, INITS)
     model = AlexNet(spec)
     # Modules already have torch's default weights; drawing them again would differ from torchvision's network.
     return model if spec.init == "torch" else initialize(model, spec.init)
