@@ -7,6 +7,7 @@ import contextlib
 import gc
 import http.client
 import json
+import logging
 import os
 import select
 import shutil
@@ -482,3 +483,12 @@ def test_token_is_read_from_file_or_environment(tmp_path: Path, monkeypatch: pyt
     file.write_text("\n")
     with pytest.raises(UserError, match="is empty"):
         _token(file)
+
+
+def test_server_leaves_the_log_handlers_of_other_libraries_open(models: ModelRegistry) -> None:
+    handler = logging.FileHandler(os.devnull)
+    closed = threading.Event()
+    handler.close = closed.set  # type: ignore[method-assign]
+    with running_uvicorn(models):
+        pass
+    assert not closed.is_set()

@@ -186,6 +186,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app, http=Protocol, lifespan="on", ws="none", access_log=False, server_header=False,
+                log_config=None,  # uvicorn's would close the handlers of other libraries, and with them their streams
                 log_level="error",  # uvicorn warns of every request that is not HTTP: scanners would fill the disk
                 backlog=4096, timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(2 * settings.timeout) + SHUTDOWN_MARGIN_S,
