@@ -32,7 +32,7 @@ def enlarged(data: bytes, times: int) -> bytes:
 def accuracy(run: str) -> None:
     opened = load_model(run)
     recipe = read_recipe(opened.run.path / "recipe.json")
-    files = load_dataset(recipe.dataset, recipe.data, seed=recipe.seed).splits["val"]
+    files = load_dataset(recipe.data.dataset, recipe.data.path, seed=recipe.run.seed).splits["val"]
     size, results = opened.preprocess.size, {}
     for times in (1, 8):
         right, differ, levels = {"Pillow": 0, "ours": 0}, 0, 0.0

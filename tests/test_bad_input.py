@@ -163,7 +163,7 @@ TRAINING = [
     (nothing, ["--epochs", "0"], "--epochs must be greater than 0, not 0."),
     (nothing, ["--warmup", "1"], "--schedule one-cycle includes a warmup; leave out --warmup, or use --schedule"),
     (nothing, ["--schedule", "stairs"], "Invalid choice 'stairs' for argument '--schedule'. Expected one of"),
-    (nothing, ["--lr", "-1"], "--lr must not be negative, but is -1.0."),
+    (nothing, ["--lr", "-1"], "--lr must be at least 0, not -1.0."),
     (nothing, ["--lr", "nan"], "--lr must be a finite number, not nan."),
     (nothing, ["--width", "0"], "--width must be greater than 0, not 0.0."),
     (nothing, ["--precision", "fp8"], "Invalid choice 'fp8' for argument '--precision'."),
@@ -177,7 +177,7 @@ TRAINING = [
     (nothing, ["cifar10-fast", "--data", "x", "--early-stop", "3"],
      "--early-stop would select by the test images, which this recipe validates on; leave it out."),
     (nothing, ["--set", "padding"], "--set padding has no value; write NAME=VALUE"),
-    (nothing, ["--set", "padding=much"], "The setting padding in --set cannot be 'much'; it must be an integer."),
+    (nothing, ["--set", "padding=much"], "padding in --set: Expected int, got str."),
     (nothing, ["digits", "stray"], "Unrecognized options: stray; run 'alexnet train digits --help' for its arguments."),
     (existing_run, [], "out already holds a run; choose another --out, or add --resume to resume it."),
     (foreign_folder, [], "--out out is not empty; choose a folder that is empty or does not exist yet."),
@@ -185,7 +185,7 @@ TRAINING = [
     (recipe_json("{"), ["recipe.json"], "The recipe recipe.json is not JSON: "),
     (recipe_json('{"epochz": 1}'), ["recipe.json"], "There is no setting 'epochz' in recipe.json; did you"),
     (recipe_json('{"schedule": "constant", "lr_changes": [{"epoch": 2, "lr": "low"}]}'), ["recipe.json"],
-     "The setting lr_changes[0].lr in recipe.json cannot be 'low'; it must be a number or null."),
+     "lr_changes in recipe.json: Expected float | null, got str - at $[0].lr."),
     (recipe_json('{"arch": "cifar", "schedule": "constant", "lr_changes": '
                  '[{"epoch": 2, "layers": ["cnv1"], "lr": 0}]}'),
      ["recipe.json"],
@@ -311,7 +311,7 @@ PROCESSES = [
     (
         2,
         ["--set", "dist_timeout=1e15"],
-        "The setting dist_timeout must be at most 86400 seconds (a day), not 10000",
+        "The setting dist_timeout (--set dist_timeout=…) must be greater than 0 and at most 86400, not 10000",
     ),
     (
         1,

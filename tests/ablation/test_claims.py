@@ -21,7 +21,8 @@ BASES = {"digits": base_recipe(), "folder": base_recipe(data=Path("images"))}
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
 def test_both_arms_can_be_built_and_differ(claim, base):
     recipes = [arm_recipe(arm, base) for arm in (claim.part, claim.without)]
-    for r in recipes:
+    for recipe in recipes:
+        r = recipe.model
         spec = architecture(
             r.arch, num_classes=10, in_channels=3, image_size=r.image_size, width=r.width, dropout=r.dropout,
             norm=None if r.norm == "auto" else r.norm, activation=None if r.activation == "auto" else r.activation,
@@ -30,7 +31,7 @@ def test_both_arms_can_be_built_and_differ(claim, base):
         assert layers(apply_modifications(spec, r.spec_edits))
     arms = (claim.part, claim.without)
     assert recipes[0] != recipes[1] or arms[0].kind != arms[1].kind or arms[1].other_seeds
-    assert recipes[0].epochs == recipes[1].epochs == base.epochs
+    assert recipes[0].schedule.epochs == recipes[1].schedule.epochs == base.schedule.epochs
     assert claim.statement.endswith(".")
     assert claim.source
     assert claim.published
@@ -61,8 +62,8 @@ def test_a_base_with_towers_is_kept(name):
     for arm in (claim.part, claim.without):
         recipe = arm_recipe(arm, base)
         named = {key for key, value in arm.settings.items() if not callable(value)}
-        assert {key for key, value in vars(recipe).items() if value != getattr(base, key)} <= named
-        assert recipe.arch == "code2012"
+        assert {key for key, value in recipe.as_dict().items() if value != base.as_dict()[key]} <= named
+        assert recipe.model.arch == "code2012"
 
 
 def test_a_misspelled_claim_gets_a_suggestion():

@@ -218,7 +218,7 @@ def test_002_mean_of_stds_is_always_too_small() -> None:
     between = images.mean((1, 2)).std(0)
     np.testing.assert_allclose(overall**2, images.var((1, 2)).mean(0) + between**2)
     assert (within < overall).all()
-    assert cifar10_seed().std == TUTORIAL_STD
+    assert cifar10_seed().data.std == TUTORIAL_STD
     # Pixels normalized by it have stds of 1.22 to 1.30 instead of 1.
     assert [round(a / b, 2) for a, b in zip(CIFAR10_STD, TUTORIAL_STD, strict=True)] == [
         1.22,

@@ -75,9 +75,10 @@ def test_column_matches_the_architecture(name: str) -> None:
 
 def test_torchvision_column_matches_the_recipe() -> None:
     recipe = imagenet_torchvision()
-    assert cell("batch size; length", "torchvision") == f"{recipe.batch_size}; {recipe.epochs} epochs"
-    assert cell("learning rate", "torchvision") == f".01, ÷ 10 every {recipe.lr_step_size} epochs"
-    assert (recipe.lr, recipe.lr_gamma, recipe.weight_decay, recipe.decay_biases) == (
+    optimization, schedule = recipe.optimization, recipe.schedule
+    assert cell("batch size; length", "torchvision") == f"{optimization.batch_size}; {schedule.epochs} epochs"
+    assert cell("learning rate", "torchvision") == f".01, ÷ 10 every {schedule.lr_step_size} epochs"
+    assert (optimization.lr, schedule.lr_gamma, optimization.weight_decay, optimization.decay_biases) == (
         0.01,
         0.1,
         1e-4,

@@ -22,7 +22,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -156,18 +155,18 @@ def golden_batches() -> Golden:
             "device": "cpu",
             "workers": 0,
         }
-        own = {"digits": None, "cifar10": "cifar", "fashion-mnist": "fashion"}.get(recipe.dataset, "photos")
-        shape = {"image_size": recipe.image_size or 128} if recipe.dataset == "folder" else {}
-        recipe = replace(recipe, **small, **shape, data=folder / own if own else None)
-        variants = {"memory": replace(recipe, in_memory=True)}
-        files = replace(recipe, in_memory=False, dataset="folder", data=folder / "photos")
-        if recipe.dataset in ("digits", "fashion-mnist"):
-            files = replace(files, mean=None, std=None)  # those of the recipe have one channel
+        own = {"digits": None, "cifar10": "cifar", "fashion-mnist": "fashion"}.get(recipe.data.dataset, "photos")
+        shape = {"image_size": recipe.model.image_size or 128} if recipe.data.dataset == "folder" else {}
+        recipe = recipe.replace(**small, **shape, data=folder / own if own else None)
+        variants = {"memory": recipe.replace(in_memory=True)}
+        files = recipe.replace(in_memory=False, dataset="folder", data=folder / "photos")
+        if recipe.data.dataset in ("digits", "fashion-mnist"):
+            files = files.replace(mean=None, std=None)  # those of the recipe have one channel
         variants["files"] = files
         for how, variant in variants.items():
             for seed, epoch, step in PLACES[how]:
-                prepared = _prepared(replace(variant, seed=seed))
-                exact = own == "cifar" and how == "memory" and variant.image_size in (None, 32)
+                prepared = _prepared(variant.replace(seed=seed))
+                exact = own == "cifar" and how == "memory" and variant.model.image_size in (None, 32)
                 found[f"{name} {how} {seed}-{epoch}-{step}"] = _batch(prepared, epoch, step, exact)
     return found
 
@@ -194,7 +193,7 @@ def _batch(prepared: TrainSetup, epoch: int, step: int, exact: bool) -> Golden:
             images,
             batch.ids,
             epoch,
-            recipe.seed,
+            recipe.run.seed,
             train.device_augment,
             preprocess.size,
             batch.crop_ids,
@@ -204,8 +203,8 @@ def _batch(prepared: TrainSetup, epoch: int, step: int, exact: bool) -> Golden:
     if prepared.pca_basis is not None:
         noise = schedule_at(recipe, epoch * len(train) + step, len(train)).pca_noise
         x = pca_noise(
-            x, batch.ids, epoch, recipe.seed, prepared.pca_basis, noise,
-            std=preprocess.std, divide=recipe.pca_divide,
+            x, batch.ids, epoch, recipe.run.seed, prepared.pca_basis, noise,
+            std=preprocess.std, divide=recipe.augmentation.pca_divide,
         )  # fmt: skip
     torch.manual_seed(step)
     x, targets = mix(x, batch.targets, len(prepared.classes), prepared.augment)

@@ -10,7 +10,7 @@ from alexnet.messages.translator import Translator, load_texts
 from alexnet.report import recommendations
 from alexnet.report.recommendations import class_counts, recommend
 from alexnet.report.run_data import read_run_data
-from alexnet.training.recipe import FLAG_NAMES
+from alexnet.training.recipe import SETTINGS
 from fake_run import make_fake_run
 
 FLAT = [0.5, 0.6, 0.7, 0.7, 0.701, 0.7, 0.701, 0.7]
@@ -28,7 +28,7 @@ def recommendations_for(path, **options):
         for lang in ("en", "zh"):
             assert Translator(lang)("advice_" + recommendation.key, **recommendation.values)
         flags = [word[2:].replace("-", "_") for word in shlex.split(recommendation.command) if word.startswith("--")]
-        assert set(flags) <= {*FLAG_NAMES, "ten_crop"}
+        assert set(flags) <= {*(name for name in SETTINGS if SETTINGS[name].flag), "ten_crop"}
     return {recommendation.key: recommendation for recommendation in found}
 
 

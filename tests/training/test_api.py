@@ -244,14 +244,14 @@ def test_a_limited_run_can_be_resumed_to_its_full_length(tmp_path):
 
 def test_another_architecture_brings_its_own_settings():
     recipe = with_settings(named_recipe("cifar10"), {"arch": "paper"})
-    assert (recipe.width, recipe.norm, recipe.dropout, recipe.image_size) == (
+    assert (recipe.model.width, recipe.model.norm, recipe.model.dropout, recipe.model.image_size) == (
         1.0,
         "auto",
         None,
         None,
     )
-    assert with_settings(named_recipe("cifar10"), {"arch": "paper", "width": 0.5}).width == 0.5
-    assert with_settings(named_recipe("cifar10"), {"arch": "cifar"}).width == named_recipe("cifar10").width
+    assert with_settings(named_recipe("cifar10"), {"arch": "paper", "width": 0.5}).model.width == 0.5
+    assert with_settings(named_recipe("cifar10"), {"arch": "cifar"}).model.width == named_recipe("cifar10").model.width
 
 
 @pytest.mark.skipif(os.name != "posix", reason="such names exist only on POSIX")

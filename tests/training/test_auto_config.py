@@ -1,7 +1,6 @@
 """Settings chosen by the data scale with it and never override given ones."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -23,18 +22,19 @@ def chosen(images, classes=10):
 
 def test_settings_for_fifty_images_and_for_half_a_million():
     few, many = chosen(50), chosen(500_000)
-    assert few.epochs > many.epochs
-    assert few.batch_size < many.batch_size == 128
-    assert few.lr < many.lr == 0.1
-    assert few.dropout > many.dropout
+    assert few.schedule.epochs > many.schedule.epochs
+    assert few.optimization.batch_size < many.optimization.batch_size == 128
+    assert few.optimization.lr < many.optimization.lr == 0.1
+    assert few.model.dropout > many.model.dropout
     assert few.auto_fields == ()
 
 
 def test_given_settings_are_kept():
     recipe, sentence = choose_settings(with_settings(named_recipe("folder"), {"epochs": 3, "batch_size": 7}), 50, 5)
-    assert (recipe.epochs, recipe.batch_size) == (3, 7)
-    assert recipe.lr < named_recipe("folder").lr  # it follows the batch size even if that is given
-    assert choose_settings(with_settings(named_recipe("folder"), {"lr": 0.3}), 50, 5)[0].lr == 0.3
+    assert (recipe.schedule.epochs, recipe.optimization.batch_size) == (3, 7)
+    # it follows the batch size even if that is given
+    assert recipe.optimization.lr < named_recipe("folder").optimization.lr
+    assert choose_settings(with_settings(named_recipe("folder"), {"lr": 0.3}), 50, 5)[0].optimization.lr == 0.3
     assert "epochs" not in sentence
     assert "dropout 0.5" in sentence
 
@@ -46,9 +46,9 @@ def test_other_recipes_are_not_changed():
 
 @pytest.mark.parametrize("side", [32, 224])
 def test_augmentation_levels_set_the_recipe(side):
-    recipe = replace(named_recipe("folder"), jitter=(0.3, 0.3, 0.3))
+    recipe = named_recipe("folder").replace(jitter=(0.3, 0.3, 0.3))
     assert apply_augmentation_level(recipe, side) == recipe
-    none = apply_augmentation_level(replace(recipe, augment="none", cutmix=1.0, rotate=5.0), side)
+    none = apply_augmentation_level(recipe.replace(augment="none", cutmix=1.0, rotate=5.0), side).augmentation
     assert (none.crop, none.flip, none.jitter, none.rotate, none.cutmix) == (
         "none",
         False,
@@ -56,8 +56,8 @@ def test_augmentation_levels_set_the_recipe(side):
         0,
         0,
     )
-    light, strong = (apply_augmentation_level(replace(recipe, augment=level), side) for level in ("light", "strong"))
-    assert light.jitter < strong.jitter
+    light, strong = (apply_augmentation_level(recipe.replace(augment=level), side) for level in ("light", "strong"))
+    assert light.augmentation.jitter < strong.augmentation.jitter
     assert apply_augmentation_level(light, side) == light
 
 
@@ -79,7 +79,7 @@ def test_every_augmentation_level_is_valid(level):
 def test_learning_rates_scale_with_the_batch_size(rule, factor, name):
     """Those of weights, of biases and in lr_changes, also after further settings are changed."""
     own = named_recipe(name)
-    recipe = with_settings(own, {"batch_size": 4 * own.batch_size, "scale_lr": rule})
+    recipe = with_settings(own, {"batch_size": 4 * own.optimization.batch_size, "scale_lr": rule})
     recipe = with_settings(recipe, {"seed": 3})
     for step in (0, 5000, 60_000):
         scaled, plain = schedule_at(recipe, step, 1000), schedule_at(own, step, 1000)
@@ -93,13 +93,13 @@ def test_lr_scaling_is_described():
     assert describe_lr_scaling(recipe).startswith(
         "The learning rate is 0.01 for batches of 256 and, by the linear rule, 0.04 for batches of 1024, from the first"
     )
-    assert "after a warmup from 0 over 5 epochs" in describe_lr_scaling(replace(recipe, warmup=5.0))
-    assert describe_lr_scaling(replace(recipe, batch_size=256)) == ""
+    assert "after a warmup from 0 over 5 epochs" in describe_lr_scaling(recipe.replace(warmup=5.0))
+    assert describe_lr_scaling(recipe.replace(batch_size=256)) == ""
     assert describe_lr_scaling(named_recipe("cifar10")) == ""
     seed = with_settings(named_recipe("cifar10-seed"), {"batch_size": 64, "scale_lr": "sqrt"})
     with pytest.raises(UserError, match="lr_batch=128"):
         describe_lr_scaling(seed)
-    assert replace(seed, lr_batch=256).lr_factor == 0.5
+    assert seed.replace(lr_batch=256).lr_factor == 0.5
 
 
 def test_a_chosen_learning_rate_is_not_scaled_again():
@@ -107,4 +107,4 @@ def test_a_chosen_learning_rate_is_not_scaled_again():
         with_settings(named_recipe("folder"), {"batch_size": 32, "scale_lr": "linear"}), 5000, 10
     )
     assert recipe.lr_factor == 1.0
-    assert recipe.lr == 0.05
+    assert recipe.optimization.lr == 0.05

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from concurrent.futures import wait
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,7 @@ class EventRecorder(Silent):
 
 
 def make_trainer(tmp_path: Path, progress: Silent | None = None, **settings) -> Trainer:
-    recipe = replace(named_recipe("digits"), **{**TINY, **settings})
+    recipe = named_recipe("digits").replace(**{**TINY, **settings})
     setup = prepare_training(recipe, Silent())
     torch.manual_seed(0)
     run = Run.create("x", tmp_path / "run", recipe.to_json())

@@ -4,7 +4,7 @@ import pytest
 
 from alexnet.cli import run
 from alexnet.errors import UserError
-from alexnet.training.config_parsing import parse_duration, parse_interval, parse_settings
+from alexnet.training.recipe import parse_duration, parse_interval, parse_settings
 
 
 def test_values_are_json_or_strings():

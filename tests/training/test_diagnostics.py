@@ -11,7 +11,7 @@ from alexnet.models.model import create_model
 from alexnet.training.diagnostics import dead_relus, find_alarms, save_image_grid
 from alexnet.training.recipe import Recipe
 
-RECIPE = Recipe(lr=0.1, norm="batch")
+RECIPE = Recipe().replace(lr=0.1, norm="batch")
 HEALTHY = ([2.0, 1.5, 1.2, 1.0, 0.9], [1.9, 1.5, 1.3, 1.2, 1.19])
 
 
@@ -73,7 +73,7 @@ def test_a_slow_first_epoch_is_not_stuck_if_validation_is_better():
 
 def test_stuck_advice_fits_the_network():
     rows = make_rows([math.log(10)], [math.log(10)])
-    assert "--norm batch" in find_alarms(rows, Recipe(lr=0.1), 10)[0][1]
+    assert "--norm batch" in find_alarms(rows, Recipe().replace(lr=0.1), 10)[0][1]
     assert "--norm batch" not in find_alarms(rows, RECIPE, 10)[0][1]
 
 

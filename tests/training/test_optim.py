@@ -2,7 +2,6 @@
 
 import math
 from collections import OrderedDict
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from torch import nn
 
 from alexnet.models.layers import Dropout
 from alexnet.models.model import create_model
-from alexnet.training.manual_schedule import SCHEDULE_145, ScheduleChange
 from alexnet.training.optim import (
     SGD2012,
     dropout_keep_prob_by_layer,
@@ -22,28 +20,30 @@ from alexnet.training.optim import (
     schedule_at,
 )
 from alexnet.training.recipe import Recipe
+from alexnet.training.recipes import SCHEDULE_145
+from alexnet.training.settings import ScheduleChange
 
-BASE = Recipe(lr=0.1, epochs=4)
+BASE = Recipe().replace(lr=0.1, epochs=4)
 
 
 def rates(recipe: Recipe, steps_per_epoch: int = 10) -> list[float]:
-    return [learning_rate(recipe, step, steps_per_epoch) for step in range(recipe.epochs * steps_per_epoch)]
+    return [learning_rate(recipe, step, steps_per_epoch) for step in range(recipe.schedule.epochs * steps_per_epoch)]
 
 
 def test_constant_schedule_with_warmup():
-    assert set(rates(replace(BASE, schedule="constant"))) == {0.1}
-    warm = rates(replace(BASE, schedule="constant", warmup=0.5))
+    assert set(rates(BASE.replace(schedule="constant"))) == {0.1}
+    warm = rates(BASE.replace(schedule="constant", warmup=0.5))
     assert warm[:6] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
 
 
 def test_step_schedule_drops_at_epoch_boundaries():
-    found = rates(replace(BASE, schedule="step", lr_step_size=2, lr_gamma=0.1))
+    found = rates(BASE.replace(schedule="step", lr_step_size=2, lr_gamma=0.1))
     assert found[:20] == pytest.approx([0.1] * 20)
     assert found[20:] == pytest.approx([0.01] * 20)
 
 
 def test_cosine_schedule_falls_to_the_final_ratio():
-    found = rates(replace(BASE, schedule="cosine", final_lr_ratio=0.1))
+    found = rates(BASE.replace(schedule="cosine", final_lr_ratio=0.1))
     assert found[0] == pytest.approx(0.1)
     assert found[20] == pytest.approx(0.01 + 0.09 / 2)
     assert found[-1] == pytest.approx(0.01 + 0.09 * 0.5 * (1 + math.cos(math.pi * 39 / 40)))
@@ -51,7 +51,7 @@ def test_cosine_schedule_falls_to_the_final_ratio():
 
 
 def test_one_cycle_schedule_rises_to_the_peak_and_falls_to_zero():
-    found = rates(replace(BASE, schedule="one-cycle", pct_start=0.25))
+    found = rates(BASE.replace(schedule="one-cycle", pct_start=0.25))
     top = found.index(max(found))
     assert top == 10
     assert max(found) == pytest.approx(0.1)
@@ -66,14 +66,14 @@ def test_plateau_schedule_waits_for_patience():
     assert plateau_drops([1.0, 0.9, 0.9, 0.9], 1) == 1
     assert plateau_drops([1.0, 0.9, 0.95, 0.8, 0.85], 1) == 0
     assert plateau_drops([1.0] * 5, 1) == 2  # the count restarts after each drop
-    recipe = replace(BASE, schedule="plateau", patience=0, lr_gamma=0.5)
+    recipe = BASE.replace(schedule="plateau", patience=0, lr_gamma=0.5)
     assert learning_rate(recipe, 20, 10, [1.0, 2.0, 2.0]) == pytest.approx(0.025)
 
 
 @pytest.mark.parametrize("decay_biases", [True, False])
 def test_biases_decay_only_with_decay_biases(decay_biases):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    optimizer = make_optimizer(model, replace(BASE, weight_decay=0.5, decay_biases=decay_biases))
+    optimizer = make_optimizer(model, BASE.replace(weight_decay=0.5, decay_biases=decay_biases))
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert len(decay) == len(list(model.parameters()))
     for parameter in model.parameters():
@@ -85,7 +85,7 @@ def test_plain_sgd_equals_torch_sgd():
     model = nn.Linear(3, 2)
     reference = nn.Linear(3, 2)
     reference.load_state_dict(model.state_dict())
-    ours = make_optimizer(model, replace(BASE, weight_decay=0.01))
+    ours = make_optimizer(model, BASE.replace(weight_decay=0.01))
     torchs = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for _ in range(3):
         x = torch.randn(5, 3)
@@ -208,12 +208,12 @@ def test_sgd2012_resumes_exactly_from_its_state():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-HAND = replace(BASE, schedule="constant", lr=0.01, bias_lr_mult=2.0, pca_noise=0.1)
+HAND = BASE.replace(schedule="constant", lr=0.01, bias_lr_mult=2.0, pca_noise=0.1)
 
 
 def test_the_schedule_of_the_2012_run_at_every_change():
     """Rates of conv1 and of the other layers as (weights, biases), and the PCA noise, from each epoch on."""
-    recipe = replace(HAND, epochs=90, lr_changes=SCHEDULE_145)
+    recipe = HAND.replace(epochs=90, lr_changes=SCHEDULE_145)
     early, late, frozen = (0.01, 0.02), (1e-3, 0.02), (0.0, 0.0)
     table = {
         1: (early, early, 0.1),
@@ -240,7 +240,7 @@ def test_a_change_sets_only_the_rates_it_names():
         ScheduleChange(2, ("fc8",), bias_lr=0.5), ScheduleChange(3, lr=0.3),
         ScheduleChange(3, ("conv1", "fc8"), lr=0.4), ScheduleChange(4, bias_lr=0.6)
     )  # fmt: skip
-    recipe = replace(HAND, lr_changes=changes)
+    recipe = HAND.replace(lr_changes=changes)
     found = [schedule_at(recipe, 10 * epoch, 10) for epoch in range(4)]
     assert [p.rate("fc8", "weights") for p in found] == [0.01, 0.01, 0.4, 0.4]
     assert [p.rate("fc8", "biases") for p in found] == [0.02, 0.5, 0.5, 0.6]
@@ -251,7 +251,7 @@ def test_a_change_sets_only_the_rates_it_names():
 
 def test_biases_follow_every_schedule_at_their_multiple():
     for schedule in ("constant", "step", "cosine", "one-cycle"):
-        recipe = replace(BASE, schedule=schedule, lr_step_size=1, bias_lr_mult=2.0)
+        recipe = BASE.replace(schedule=schedule, lr_step_size=1, bias_lr_mult=2.0)
         for step in (0, 13, 39):
             now = schedule_at(recipe, step, 10)
             assert now.lr == learning_rate(recipe, step, 10)
@@ -261,11 +261,11 @@ def test_biases_follow_every_schedule_at_their_multiple():
 def test_plateau_uses_loss_or_error():
     """The loss improves in every epoch, the accuracy only in the first."""
     history = [{"val_loss": 1 / n, "top1": 0.5} for n in range(1, 6)]
-    recipe = replace(BASE, schedule="plateau", patience=1, lr_gamma=0.1)
+    recipe = BASE.replace(schedule="plateau", patience=1, lr_gamma=0.1)
     assert schedule_at(recipe, 50, 10, history).lr == pytest.approx(0.1)
-    assert schedule_at(replace(recipe, plateau_on="error"), 50, 10, history).lr == pytest.approx(0.001)
+    assert schedule_at(recipe.replace(plateau_on="error"), 50, 10, history).lr == pytest.approx(0.001)
     better = [{"val_loss": 1.0, "top1": n / 10} for n in range(5)]
-    assert schedule_at(replace(recipe, plateau_on="error"), 50, 10, better).lr == pytest.approx(0.1)
+    assert schedule_at(recipe.replace(plateau_on="error"), 50, 10, better).lr == pytest.approx(0.1)
 
 
 def small_network() -> nn.Sequential:
@@ -280,10 +280,9 @@ def test_parameter_groups_and_their_rates():
     network = small_network()
     plain = make_optimizer(network, BASE)
     assert [(g["kind"], g["weight_decay"], g["fused"]) for g in plain.param_groups] == [
-        ("weights", BASE.weight_decay, True), ("biases", BASE.weight_decay, True)
+        ("weights", BASE.optimization.weight_decay, True), ("biases", BASE.optimization.weight_decay, True)
     ]  # fmt: skip
-    recipe = replace(
-        HAND,
+    recipe = HAND.replace(
         decay_biases=False,
         optimizer="sgd2012",
         lr_changes=(ScheduleChange(2, ("conv1",), lr=0.0),),
@@ -295,8 +294,8 @@ def test_parameter_groups_and_their_rates():
     assert order[0] == order[1]
     schedule_at(recipe, 10, 10).set_rates(ours)
     assert [(g["layer"], g["kind"], g["lr"], g["weight_decay"]) for g in ours.param_groups] == [
-        ("conv1", "weights", 0.0, BASE.weight_decay),
-        ("fc8", "weights", 0.01, BASE.weight_decay),
+        ("conv1", "weights", 0.0, BASE.optimization.weight_decay),
+        ("fc8", "weights", 0.01, BASE.optimization.weight_decay),
         ("conv1", "biases", 0.02, 0.0),
         ("norm1", "biases", 0.02, 0.0),
         ("fc8", "biases", 0.02, 0.0),
@@ -305,7 +304,7 @@ def test_parameter_groups_and_their_rates():
 
 def test_2012_dropout_trains_the_same_network_with_half_the_weights():
     """Against the 2012 form: training does not scale kept units, testing multiplies all units by .5."""
-    recipe = Recipe(
+    recipe = Recipe().replace(
         optimizer="sgd2012", dropout_2012=True, lr=0.05, schedule="constant", weight_decay=0.01, bias_lr_mult=2.0,
         decay_biases=False, lr_changes=(ScheduleChange(3, lr=0.005),),
     )  # fmt: skip

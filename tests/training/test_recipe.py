@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from alexnet.errors import UserError
-from alexnet.training.manual_schedule import SCHEDULE_145, ScheduleChange
-from alexnet.training.recipe import FLAG_NAMES, Recipe, flags_of, read_recipe, with_settings
-from alexnet.training.recipes import RECIPES, describe, find_recipe, named_recipe
+from alexnet.training.recipe import SETTINGS, Recipe, read_recipe, with_settings
+from alexnet.training.recipes import RECIPES, SCHEDULE_145, describe, find_recipe, named_recipe
+from alexnet.training.settings import ScheduleChange
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -21,13 +21,13 @@ def test_every_recipe_round_trips_through_json(name, tmp_path):
 
 
 def test_a_recipe_with_a_path_round_trips_through_json(tmp_path):
-    recipe = dataclasses.replace(named_recipe("folder"), data=Path("/some/where"), limit_steps=3, mean=(0.1, 0.2, 0.3))
+    recipe = named_recipe("folder").replace(data=Path("/some/where"), limit_steps=3, mean=(0.1, 0.2, 0.3))
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     assert read_recipe(tmp_path / "recipe.json") == recipe
 
 
 def test_lr_changes_round_trip_through_json(tmp_path):
-    recipe = Recipe(
+    recipe = Recipe().replace(
         schedule="constant", optimizer="sgd2012", plateau_on="error", bias_lr_mult=2.0, pca_noise=0.1,
         lr_changes=SCHEDULE_145,
     )  # fmt: skip
@@ -35,40 +35,47 @@ def test_lr_changes_round_trip_through_json(tmp_path):
     assert read_recipe(tmp_path / "recipe.json") == recipe
     short = [{"epoch": 2, "layers": ["conv1"], "lr": 1}, ScheduleChange(3, bias_lr=0.5)]
     changed = with_settings(Recipe(), {"schedule": "constant", "lr_changes": short})
-    assert changed.lr_changes == (
+    assert changed.schedule.lr_changes == (
         ScheduleChange(2, ("conv1",), lr=1.0),
         ScheduleChange(3, bias_lr=0.5),
     )
 
 
-def test_flags_are_part_of_the_recipe():
-    flags = flags_of(named_recipe("cifar10"))
-    assert set(FLAG_NAMES) == {f.name for f in dataclasses.fields(flags)}
-    assert flags.epochs == named_recipe("cifar10").epochs
+def test_flat_names_lead_to_every_field():
+    fields = sum(len(dataclasses.fields(group)) for group in vars(Recipe()).values() if dataclasses.is_dataclass(group))
+    assert len(SETTINGS) == fields + 2  # name and auto_fields
+    changed = Recipe().replace(data=Path("x"), schedule="step", augment="light", lr=0.5, name="mine")
+    assert (changed.data.path, changed.schedule.kind, changed.augmentation.level) == (Path("x"), "step", "light")
+    assert (changed.optimization.lr, changed.name) == (0.5, "mine")
+    assert changed.as_dict() == Recipe().as_dict() | {
+        "data": Path("x"), "schedule": "step", "augment": "light", "lr": 0.5, "name": "mine",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="no setting 'epoch'; did you mean 'epochs'"):
+        Recipe().replace(epoch=3)
 
 
 def test_settings_are_converted_to_their_types():
     base = Recipe()
-    assert with_settings(base, {"lr": 1}).lr == 1.0
-    assert with_settings(base, {"data": "x"}).data == Path("x")
-    assert with_settings(base, {"scale": [0.5, 1]}).scale == (0.5, 1.0)
-    assert with_settings(base, {"mean": None, "clip_norm": 2}).clip_norm == 2.0
+    assert with_settings(base, {"lr": 1}).optimization.lr == 1.0
+    assert with_settings(base, {"data": "x"}).data.path == Path("x")
+    assert with_settings(base, {"scale": [0.5, 1]}).augmentation.scale == (0.5, 1.0)
+    assert with_settings(base, {"mean": None, "clip_norm": 2}).optimization.clip_norm == 2.0
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"epochz": 3}, "no setting 'epochz'; did you mean 'epochs'"),
-        ({"epochs": "three"}, "epochs cannot be 'three'; it must be an integer"),
-        ({"epochs": 2.5}, "it must be an integer"),
-        ({"epochs": True}, "it must be an integer"),
-        ({"compile": 1}, "it must be true or false"),
+        ({"epochs": "three"}, "epochs: Expected int, got str"),
+        ({"epochs": 2.5}, "epochs: Expected int, got float"),
+        ({"epochs": True}, "epochs: Expected int, got bool"),
+        ({"compile": 1}, "compile: Expected bool, got int"),
         ({"schedule": "stair"}, "one of constant, step"),
-        ({"scale": [0.5]}, "a list of numbers"),
-        ({"mean": "grey"}, "a list of numbers or null"),
+        ({"scale": [0.5]}, "scale: Expected array of length 2, got 1"),
+        ({"mean": "grey"}, r"mean: Expected array \| null, got str"),
         ({"epochs": 0}, "--epochs must be greater than 0"),
         ({"batch_size": -1}, "--batch-size must be greater than 0"),
-        ({"lr": -0.1}, "--lr must not be negative"),
+        ({"lr": -0.1}, "--lr must be at least 0, not -0.1"),
         ({"lr": float("nan")}, "--lr must be a finite number"),
         ({"momentum": 1.0}, "--momentum must be at least 0 and less than 1"),
         ({"accumulate": 300}, "--accumulate 300 cannot be larger than --batch-size"),
@@ -79,16 +86,16 @@ def test_settings_are_converted_to_their_types():
             {"crop_group": 0},
             r"The setting crop_group \(--set crop_group=…\) must be greater than 0",
         ),
-        ({"pca_noise": -0.1}, r"The setting pca_noise \(--set pca_noise=…\) must not be negative"),
+        ({"pca_noise": -0.1}, r"The setting pca_noise \(--set pca_noise=…\) must be at least 0, not -0.1"),
         ({"pca_basis": "gray"}, "one of imagenet, own"),
-        ({"crop_pct": 1.5}, "crop_pct must be a share"),
+        ({"crop_pct": 1.5}, r"crop_pct \(--set crop_pct=…\) must be greater than 0 and at most 1, not 1.5"),
         ({"schedule": "one-cycle", "warmup": 1}, "one-cycle includes a warmup"),
         (
             {"schedule": "plateau", "validate_on": "test"},
             "would tune the learning rate on the test images",
         ),
-        ({"mean": [0.1, "x"]}, r"mean\[1\] cannot be 'x'; it must be a number"),
-        ({"bias_lr_mult": -1}, "The setting bias_lr_mult .* must not be negative"),
+        ({"mean": [0.1, "x"]}, r"mean: Expected float, got str - at \$\[1\]"),
+        ({"bias_lr_mult": -1}, "The setting bias_lr_mult .* must be at least 0, not -1"),
         ({"pca_noise": float("inf")}, "The setting pca_noise .* must be a finite number"),
         ({"optimizer": "sgd2012", "nesterov": True}, "sgd2012 has no Nesterov form"),
         ({"optimizer": "adam"}, "optimizer cannot be 'adam'; it must be one of sgd, sgd2012"),
@@ -96,25 +103,28 @@ def test_settings_are_converted_to_their_types():
             {"lr_changes": [{"epoch": 2, "lr": 0.1}], "schedule": "cosine"},
             "but --schedule cosine sets it too",
         ),
-        ({"lr_changes": {"epoch": 2}}, "it must be a list of changes"),
-        ({"lr_changes": [3]}, r"lr_changes\[0\] cannot be 3; it must be an object with an epoch"),
-        ({"lr_changes": [{"lr": 0.1}]}, "it must be an object with an epoch"),
-        ({"lr_changes": [{"epoch": 2, "rate": 1}]}, r"There is no setting 'lr_changes\[0\]\.rate'"),
+        ({"lr_changes": {"epoch": 2}}, "lr_changes: Expected array, got object"),
+        ({"lr_changes": [3]}, r"lr_changes: Expected object, got int - at \$\[0\]"),
+        ({"lr_changes": [{"lr": 0.1}]}, r"lr_changes: Object missing required field epoch - at \$\[0\]"),
+        (
+            {"lr_changes": [{"epoch": 2, "rate": 1}]},
+            "There is no key 'rate' in lr_changes; choose one of epoch, layers",
+        ),
         (
             {"lr_changes": [{"epoch": 2.5, "lr": 1}]},
-            r"lr_changes\[0\]\.epoch cannot be 2.5; it must be an integer",
+            r"lr_changes: Expected int, got float - at \$\[0\]\.epoch",
         ),
         (
             {"lr_changes": [{"epoch": 2, "lr": "low"}]},
-            r"lr_changes\[0\]\.lr cannot be 'low'; it must be a number or null",
+            r"lr_changes: Expected float \| null, got str - at \$\[0\]\.lr",
         ),
         (
             {"lr_changes": [{"epoch": 2, "layers": "conv1"}]},
-            "layers cannot be 'conv1'; it must be a list of strings",
+            r"lr_changes: Expected array, got str - at \$\[0\]\.layers",
         ),
         (
             {"lr_changes": [{"epoch": 2, "layers": [1]}]},
-            r"layers\[0\] cannot be 1; it must be a string",
+            r"lr_changes: Expected str, got int - at \$\[0\]\.layers\[0\]",
         ),
     ],
 )
@@ -145,7 +155,7 @@ def test_invalid_settings_are_refused(settings, message):
 )
 def test_invalid_lr_changes_are_refused(changes, message):
     with pytest.raises(UserError, match=message) as error:
-        with_settings(Recipe(schedule="constant"), {"lr_changes": changes})
+        with_settings(Recipe().replace(schedule="constant"), {"lr_changes": changes})
     assert "\n" not in str(error.value)
 
 
@@ -166,7 +176,7 @@ def test_files_that_are_not_recipes_are_refused(tmp_path):
 
 def test_find_recipe_takes_names_and_folders(tmp_path):
     assert find_recipe("cifar10") == named_recipe("cifar10")
-    assert find_recipe(str(tmp_path)).data == tmp_path
+    assert find_recipe(str(tmp_path)).data.path == tmp_path
     with pytest.raises(UserError, match="did you mean 'cifar10'"):
         find_recipe("cifar01")
     with pytest.raises(UserError, match="no folder of images pets/cats"):
@@ -174,31 +184,18 @@ def test_find_recipe_takes_names_and_folders(tmp_path):
 
 
 def test_tutorial_recipes_match_their_sources():
-    seed = named_recipe("cifar10-seed")
-    assert (seed.epochs, seed.lr, seed.momentum, seed.weight_decay) == (100, 0.01, 0.9, 5e-4)
-    assert (seed.schedule, seed.lr_step_size, seed.lr_gamma) == ("step", 30, 0.1)
-    assert (seed.crop, seed.padding, seed.flip, seed.init, seed.batch_size) == (
-        "pad",
-        4,
-        True,
-        "kaiming",
-        None,
-    )
-    assert seed.mean == (0.4914, 0.4822, 0.4465)
-    assert seed.std == (0.2023, 0.1994, 0.2010)
-    d2l = named_recipe("fashion-mnist-d2l")
-    assert (d2l.arch, d2l.lr, d2l.momentum, d2l.weight_decay) == ("d2l", 0.01, 0.0, 0.0)
-    assert (d2l.epochs, d2l.batch_size, d2l.init, d2l.schedule) == (10, 128, "xavier", "constant")
-    vision = named_recipe("imagenet-torchvision")
-    assert (vision.epochs, vision.batch_size, vision.lr, vision.weight_decay) == (
-        90,
-        256,
-        0.01,
-        1e-4,
-    )
-    assert (vision.crop, vision.crop_pct, vision.image_size, vision.flip) == (
-        "resized",
-        224 / 256,
-        224,
-        True,
-    )
+    def values(recipe, names):
+        settings = named_recipe(recipe).as_dict()
+        return tuple(settings[name] for name in names.split())
+
+    seed = "cifar10-seed"
+    assert values(seed, "epochs lr momentum weight_decay") == (100, 0.01, 0.9, 5e-4)
+    assert values(seed, "schedule lr_step_size lr_gamma") == ("step", 30, 0.1)
+    assert values(seed, "crop padding flip init batch_size") == ("pad", 4, True, "kaiming", None)
+    assert values(seed, "mean std") == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    d2l = "fashion-mnist-d2l"
+    assert values(d2l, "arch lr momentum weight_decay") == ("d2l", 0.01, 0.0, 0.0)
+    assert values(d2l, "epochs batch_size init schedule") == (10, 128, "xavier", "constant")
+    vision = "imagenet-torchvision"
+    assert values(vision, "epochs batch_size lr weight_decay") == (90, 256, 0.01, 1e-4)
+    assert values(vision, "crop crop_pct image_size flip") == ("resized", 224 / 256, 224, True)

@@ -31,5 +31,5 @@ def test_a_resumed_run_keeps_its_number_of_epochs(tmp_path):
     shared = {"width": 0.125, "precision": "fp32", "device": "cpu", "progress": Silent()}
     result = train("digits", time_budget="6s", out=tmp_path / "run", **shared)
     recipe = read_recipe(result.run / "recipe.json")
-    assert result.summary["epochs"] == recipe.epochs >= 1
+    assert result.summary["epochs"] == recipe.schedule.epochs >= 1
     assert resume(result.run, progress=Silent()).already_finished

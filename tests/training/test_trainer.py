@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,9 @@ from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.checkpoints import TrainState
-from alexnet.training.manual_schedule import ScheduleChange
 from alexnet.training.recipe import read_recipe, with_settings
 from alexnet.training.recipes import named_recipe
+from alexnet.training.settings import ScheduleChange
 from alexnet.training.setup import prepare_training
 from alexnet.training.signals import Interrupted
 from alexnet.training.trainer import Trainer
@@ -55,7 +54,7 @@ def equal_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> boo
 
 
 def make_trainer(tmp_path: Path, **settings) -> Trainer:
-    recipe = replace(named_recipe("digits"), **{**TINY, **settings})
+    recipe = named_recipe("digits").replace(**{**TINY, **settings})
     setup = prepare_training(recipe, Silent())
     torch.manual_seed(0)
     return Trainer(setup, Run.create("x", tmp_path / "run", "{}"), build(setup.spec), Silent())
@@ -150,15 +149,15 @@ def test_a_step_equals_sgd_written_by_hand(tmp_path):
 
     reference = build(trainer.setup.spec)
     reference.load_state_dict(before)
-    x = augment(batch.images, batch.ids, 0, recipe.seed, train_set.device_augment, 32)
+    x = augment(batch.images, batch.ids, 0, recipe.run.seed, train_set.device_augment, 32)
     loss = F.cross_entropy(reference(trainer.setup.preprocess.normalize(x)), batch.targets, label_smoothing=0.1)
     loss.backward()
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in reference.parameters()]))
     assert norm > 0.05
     for name, p in reference.named_parameters():
-        gradient = p.grad * 0.05 / norm + (recipe.weight_decay if p.ndim > 1 else 0.0) * before[name]
-        step = gradient * (1 + recipe.momentum)  # the first step of Nesterov's form
-        torch.testing.assert_close(after[name], before[name] - recipe.lr * step, rtol=1e-4, atol=1e-7)
+        gradient = p.grad * 0.05 / norm + (recipe.optimization.weight_decay if p.ndim > 1 else 0.0) * before[name]
+        step = gradient * (1 + recipe.optimization.momentum)  # the first step of Nesterov's form
+        torch.testing.assert_close(after[name], before[name] - recipe.optimization.lr * step, rtol=1e-4, atol=1e-7)
 
 
 def test_limit_steps_ends_the_run_like_an_epoch(tmp_path):
@@ -215,8 +214,7 @@ def test_lr_changes_added_to_a_finished_run_apply_when_resumed(tmp_path):
     """Momentum is restored by parameter although the groups differ; the rates come from recipe.json."""
     run = Run(train_tiny(out=tmp_path / "run", epochs=1, schedule="constant", norm="none", lr=0.02).run)
     before = read_weights(run.path)
-    recipe = replace(
-        read_recipe(run.recipe_json),
+    recipe = read_recipe(run.recipe_json).replace(
         epochs=2,
         lr_changes=(ScheduleChange(2, ("conv1",), lr=0.0, bias_lr=0.0),),
     )
@@ -356,7 +354,7 @@ def test_a_finished_run_can_be_extended(small_run, tmp_path):
 def test_a_run_that_validates_on_test_is_not_calibrated(tmp_path):
     for split in ("train", "test"):
         make_image_folder(tmp_path / "data" / split, count=2)
-    recipe = replace(named_recipe("folder"), data=tmp_path / "data", validate_on="test")
+    recipe = named_recipe("folder").replace(data=tmp_path / "data", validate_on="test")
     result = train(recipe, out=tmp_path / "run", progress=Silent(), **{**TINY, "limit_steps": 1})
     assert result.summary["calibration"] is None
     assert "no confidence threshold: its recipe validates on the test split" in str(result)
@@ -463,7 +461,7 @@ def test_early_stopping_and_extending_such_a_run(tmp_path):
     progress = Silent()
     progress.log = (messages := []).append
     assert resume(run.path, epochs="+1", progress=progress).summary["epochs"] == 4
-    assert read_recipe(run.recipe_json).early_stop == 0
+    assert read_recipe(run.recipe_json).schedule.early_stop == 0
     message = "The run had stopped early, after 2 epochs without improvement; early stopping is off from here on."
     assert message in messages
 

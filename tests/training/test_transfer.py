@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,8 +71,8 @@ def test_frozen_features_are_unchanged_and_the_new_head_is_trained(trained, othe
     for name in before:
         assert name.startswith("fc8") or torch.equal(before[name], after[name]), name  # also the averages of batch norm
     recipe = read_recipe(result.run / "recipe.json")
-    assert (recipe.freeze, recipe.arch, recipe.width) == ("features", "cifar", 0.125)
-    assert recipe.weights == str(trained.absolute())
+    assert (recipe.model.freeze, recipe.model.arch, recipe.model.width) == ("features", "cifar", 0.125)
+    assert recipe.model.weights == str(trained.absolute())
     assert any(
         "images per class are enough only for a linear classifier" in line and "--freeze" in line
         for line in recorder.lines
@@ -84,7 +83,7 @@ def test_frozen_features_are_unchanged_and_the_new_head_is_trained(trained, othe
 
 
 def test_the_head_is_kept_for_the_same_classes(trained, tmp_path):
-    data = read_recipe(trained / "recipe.json").data
+    data = read_recipe(trained / "recipe.json").data.path
     shared = {
         "data": data,
         "weights": str(trained),
@@ -94,7 +93,8 @@ def test_the_head_is_kept_for_the_same_classes(trained, tmp_path):
     }
     run = train("folder", out=tmp_path / "run", epochs=1, **shared).run
     assert torch.allclose(best(trained)["fc8.weight"], best(run)["fc8.weight"], atol=1e-6)
-    assert read_recipe(run / "recipe.json").backbone_lr_mult == 1.0  # without a new layer all have the same rate
+    # without a new layer all have the same rate
+    assert read_recipe(run / "recipe.json").optimization.backbone_lr_mult == 1.0
 
 
 def test_resuming_does_not_need_the_pretrained_run(trained, others, tmp_path):
@@ -113,7 +113,7 @@ def test_resuming_does_not_need_the_pretrained_run(trained, others, tmp_path):
 
 def test_pretrained_layers_have_a_tenth_of_the_rate():
     model = create_model("cifar", num_classes=3, width=0.125)
-    recipe = Recipe(weights="run", backbone_lr_mult=0.1, lr=0.5, weight_decay=0.01, schedule="constant")
+    recipe = Recipe().replace(weights="run", backbone_lr_mult=0.1, lr=0.5, weight_decay=0.01, schedule="constant")
     optimizer = make_optimizer(model, recipe)
     schedule_at(recipe, 0, 10).set_rates(optimizer)
     rates = {group["layer"]: group["lr"] for group in optimizer.param_groups}
@@ -214,4 +214,4 @@ def test_training_from_torchvision_weights(others, tmp_path, monkeypatch):
 
 def test_weights_with_spec_edits_are_refused():
     with pytest.raises(UserError, match="--weights brings its own network; leave it out"):
-        replace(Recipe(weights="run"), spec_edits=("average-pool",))
+        Recipe().replace(weights="run", spec_edits=("average-pool",))

@@ -182,7 +182,7 @@ def base_recipe(recipe: str | None = None, data: Path | None = None, **settings:
     elif data is not None:
         base = named_recipe("ablation")
     else:
-        base = replace(named_recipe("digits"), width=0.25, dropout=0.0)
+        base = named_recipe("digits").replace(width=0.25, dropout=0.0)
     given = {"data": data, **settings}
     return with_settings(base, {key: value for key, value in given.items() if value is not None})
 
@@ -233,7 +233,7 @@ def ablate(
         for i, (arm, recipe) in enumerate(zip(arms, recipes, strict=True)):
             value, run = _measure_arm(found, arm, recipe, seed, out)
             reached[i] &= value is not None
-            values[i].append(recipe.epochs if value is None else value)
+            values[i].append(recipe.schedule.epochs if value is None else value)
             runs[i].append(str(run))
         elapsed = time.monotonic() - pair_started
         pair_seconds = max(pair_seconds, elapsed)
@@ -269,19 +269,19 @@ def _changed_settings(recipe: Recipe, base: Recipe) -> dict[str, Any]:
 
 def _measure_arm(claim: Claim, arm: Arm, recipe: Recipe, seed: int, out: Path) -> tuple[float | None, Path]:
     """Train or reuse the run of an arm with one seed; return its value and its folder."""
-    recipe = replace(recipe, seed=seed + OTHER_SEEDS_OFFSET * arm.other_seeds)
-    folder = out / "arms" / _recipe_key(recipe) / f"seed-{recipe.seed}"
+    recipe = recipe.replace(seed=seed + OTHER_SEEDS_OFFSET * arm.other_seeds)
+    folder = out / "arms" / _recipe_key(recipe) / f"seed-{recipe.run.seed}"
     if arm.kind == "hog":
         from alexnet.ablation.hog import hog_svm
 
-        return _cached(folder.parent / f"hog-{recipe.seed}.json", lambda: hog_svm(recipe)), folder.parent
+        return _cached(folder.parent / f"hog-{recipe.run.seed}.json", lambda: hog_svm(recipe)), folder.parent
     run = Run(folder)
     if not (run.recipe_json.is_file() and run.summary().get("complete")):
         train(recipe, out=folder, resume=True, progress=Silent())
     if claim.measure == "epochs":
         return epochs_to_error(run.metrics()), folder
     if arm.kind == "ten-crop":
-        return _cached(folder.parent / f"ten-crop-{recipe.seed}.json", lambda: _top1(run, views=10)), folder
+        return _cached(folder.parent / f"ten-crop-{recipe.run.seed}.json", lambda: _top1(run, views=10)), folder
     return _top1(run, views=1), folder
 
 
@@ -311,7 +311,7 @@ def _recipe_key(recipe: Recipe) -> str:
     """
     settings = {**_changed_settings(recipe, Recipe()), "seed": None}
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=5).hexdigest()
-    return f"{recipe.arch}-{recipe.norm}-{digest}"
+    return f"{recipe.model.arch}-{recipe.model.norm}-{digest}"
 
 
 def _estimate_seconds(arm: Arm, recipe: Recipe) -> float:
@@ -325,8 +325,8 @@ def _estimate_seconds(arm: Arm, recipe: Recipe) -> float:
         seconds = time.monotonic() - started
         row = Run(result.run).metrics()[0]
     training = progress.images / row["images_per_second"]
-    validation = row["seconds"] - steps * (recipe.batch_size or 32) / row["images_per_second"]
-    return seconds - row["seconds"] + recipe.epochs * (training + max(0.0, validation))
+    validation = row["seconds"] - steps * (recipe.optimization.batch_size or 32) / row["images_per_second"]
+    return seconds - row["seconds"] + recipe.schedule.epochs * (training + max(0.0, validation))
 
 
 # ── output ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -47,8 +47,8 @@ class Claim:
     """`epochs` counts the epochs until the training error falls to 25 %, as in figure 1 of the paper."""
 
 
-def _times(setting: str, factor: float) -> Callable[[Recipe], float]:
-    return lambda recipe: getattr(recipe, setting) * factor
+def _times(setting: str, factor: float) -> Callable[[Recipe], Any]:
+    return lambda recipe: recipe.as_dict()[setting] * factor
 
 
 def _towers(**settings: Any) -> dict[str, Any]:
@@ -59,16 +59,16 @@ def _towers(**settings: Any) -> dict[str, Any]:
     """
     small = {
         "arch": "cifar-towers", "norm": "lrn", "init": "xavier", "clip_norm": 5.0, "dropout": 0.0,
-        "width": lambda r: r.width, "image_size": lambda r: r.image_size, "lr": _times("lr", 0.5),
+        "width": lambda r: r.model.width, "image_size": lambda r: r.model.image_size, "lr": _times("lr", 0.5),
     }  # fmt: skip
     return {**{key: _unless_towers(key, value) for key, value in small.items()}, **settings}
 
 
 def _unless_towers(setting: str, value: Any) -> Callable[[Recipe], Any]:
     def choose(recipe: Recipe) -> Any:
-        spec = ARCHITECTURES.get(recipe.arch)
+        spec = ARCHITECTURES.get(recipe.model.arch)
         if spec is not None and any(conv.groups > 1 for conv in spec.convs):
-            return getattr(recipe, setting)
+            return recipe.as_dict()[setting]
         return value(recipe) if callable(value) else value
 
     return choose
@@ -128,7 +128,7 @@ CLAIMS: dict[str, Claim] = {
             "lenet", "AlexNet's layers are better than LeNet-5's on the same data.",
             "tutorials 003 and 004", "no figure",
             Arm("AlexNet"), Arm("LeNet-5", {
-                "arch": "lenet", "norm": "none", "width": 1.0, "image_size": lambda r: r.image_size, "lr": 0.5,
+                "arch": "lenet", "norm": "none", "width": 1.0, "image_size": lambda r: r.model.image_size, "lr": 0.5,
             }),
         ),
         Claim(

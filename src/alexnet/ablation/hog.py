@@ -29,18 +29,19 @@ def hog_svm(recipe: Recipe) -> float:
     """
     from sklearn.svm import LinearSVC
 
-    by_name, bad = _features(recipe.dataset, recipe.data, recipe.labels, recipe.skip_bad, recipe.image_size or 32)
+    data = recipe.data
+    by_name, bad = _features(data.dataset, data.path, data.labels, data.skip_bad, recipe.model.image_size or 32)
     dataset = load_dataset(
-        recipe.dataset, recipe.data, labels=recipe.labels, seed=recipe.seed, bad=bad,
-        hold_out=recipe.validate_on == "val",
+        data.dataset, data.path, labels=data.labels, seed=recipe.run.seed, bad=bad,
+        hold_out=data.validate_on == "val",
     )  # fmt: skip
     features = {name: np.stack([by_name[n] for n in part.names]) for name, part in dataset.splits.items()}
     targets = {name: part.targets.numpy() for name, part in dataset.splits.items()}
-    svms = [LinearSVC(C=c, dual=True, random_state=recipe.seed) for c in PENALTIES]
+    svms = [LinearSVC(C=c, dual=True, random_state=recipe.run.seed) for c in PENALTIES]
     for svm in svms:
         svm.fit(features["train"], targets["train"])
-    best = max(svms, key=lambda svm: svm.score(features[recipe.validate_on], targets[recipe.validate_on]))
-    reported = "test" if "test" in features else recipe.validate_on
+    best = max(svms, key=lambda svm: svm.score(features[recipe.data.validate_on], targets[recipe.data.validate_on]))
+    reported = "test" if "test" in features else recipe.data.validate_on
     return float(best.score(features[reported], targets[reported]))
 
 

@@ -39,25 +39,25 @@ def synthetic_step(
     the work is done. Raises `UserError` as `train` does.
     """
     values = {"arch": arch, "image_size": image_size, "batch_size": batch_size, "precision": precision}
-    recipe = with_settings(Recipe(crop="random", flip=True), {**values, **(settings or {})})
-    device = pick_device(recipe.device)
+    recipe = with_settings(Recipe().replace(crop="random", flip=True), {**values, **(settings or {})})
+    device = pick_device(recipe.run.device)
     spec = build_spec(recipe, num_classes, channels=None)
     channels, size = spec.in_channels, spec.image_size
     side = size + size // 7
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.run.seed)
     n = BATCHES * batch_size
     images = torch.randint(256, (n, channels, side, side), dtype=torch.uint8, generator=generator)
     targets = torch.randint(num_classes, (n,), generator=generator)
     arrays = ImageArrays(images.to(device), targets.to(device), [str(i) for i in range(n)])
     preprocess = EvalTransform(size, side, channels, (0.5,) * channels, (0.25,) * channels)
-    augment = Augment(crop=recipe.crop, flip=recipe.flip)
-    batches = BatchLoader(arrays, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed)
+    augment = Augment(crop=recipe.augmentation.crop, flip=recipe.augmentation.flip)
+    batches = BatchLoader(arrays, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.run.seed)
     setup = TrainSetup(
         recipe, spec, preprocess, augment,
         ImageDataset("synthetic", tuple(map(str, range(num_classes))), {"train": arrays}, channels),
-        batches, {}, device, pick_precision(recipe.precision, device), SingleProcess(),
+        batches, {}, device, pick_precision(recipe.run.precision, device), SingleProcess(),
     )  # fmt: skip
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.run.seed)
     train_step = TrainStep(setup, build(spec).train())
     numbered = enumerate(batch for epoch in count() for batch in batches.batches(epoch))
 

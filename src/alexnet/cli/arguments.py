@@ -31,14 +31,17 @@ def command(function: Callable[..., int | None], name: str | None = None) -> Cal
     return call
 
 
-def parse(target: Any, arguments: list[str], program: str, description: str | None, **options: Any) -> Any:
-    """Return what tyro makes of `arguments`. Raise `UserError` with one sentence where it refuses them."""
+def parse(target: Any, arguments: list[str], program: str, description: str | None, usage: str = "") -> Any:
+    """Return what tyro makes of `arguments`. Raise `UserError` with one sentence where it refuses them.
+
+    `usage` is the program as in the usage line, where it differs from `program`, as in errors.
+    """
     import tyro
 
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(target, args=arguments, prog=program, description=description, **options)
+            return tyro.cli(target, args=arguments, prog=usage or program, description=description)
     except SystemExit as stop:
         if stop.code == 2 and stderr.getvalue():
             raise UserError(_sentence(stderr.getvalue(), program)) from None

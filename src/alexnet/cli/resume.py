@@ -30,7 +30,7 @@ def resume(
     """
     from alexnet.api import write_page
     from alexnet.training import api
-    from alexnet.training.config_parsing import parse_settings
+    from alexnet.training.recipe import parse_settings
 
     result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=parse_settings(set))
     if result.already_finished and is_main_process():

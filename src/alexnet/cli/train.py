@@ -6,49 +6,77 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 from alexnet.cli.arguments import parse
 from alexnet.cli.output import is_main_process, print_json
 
 if TYPE_CHECKING:
     from alexnet.training.api import TrainingResult
+    from alexnet.training.recipe import Recipe
+
+EXAMPLES = """Examples:
+  alexnet train                                        the embedded digits, in a minute
+  alexnet train cifar10 --data cifar.zip --epochs 20   a recipe, with other settings
+  alexnet train photos/ --time-budget 15m              your own images, one folder per class"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is not a setting of the recipe."""
+
+    out: Path | None = None
+    """Run folder; runs/<recipe>-<time> by default."""
+    resume: bool = False
+    """Resume if --out already holds this run."""
+    force: bool = False
+    """With --resume: accept settings that change the experiment."""
+    set: tuple[str, ...] = ()
+    """Other settings of recipe.json, such as padding_mode=reflect clip_norm=1."""
+    json: bool = False
+    """Print the summary as one JSON document."""
 
 
 def train(arguments: list[str]) -> None:
     """Train a recipe, a recipe.json or a folder of images; without a name, the embedded digits."""
-    from alexnet.training.config_parsing import parse_settings
-    from alexnet.training.recipe import FLAG_NAMES, Flags, flags_of, with_settings
+    from alexnet.training.recipe import SETTINGS, parse_settings, with_settings
     from alexnet.training.recipes import RECIPES, describe, find_recipe
-
-    @dataclass(frozen=True, kw_only=True)
-    class TrainFlags(Flags):
-        out: Path | None = None
-        """Run folder; runs/<recipe>-<time> by default."""
-        resume: bool = False
-        """Resume if --out already holds this run."""
-        force: bool = False
-        """With --resume: accept settings that change the experiment."""
-        set: tuple[str, ...] = ()
-        """Other settings of recipe.json, such as padding_mode=reflect clip_norm=1."""
-        json: bool = False
-        """Print the summary as one JSON document."""
 
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else "digits"
     recipe = find_recipe(name)
-    description = describe(name) if name in RECIPES else f"Train {name}."
+    description = f"{EXAMPLES}\n\nThe defaults below are those of 'alexnet train {name}'."
+    if name in RECIPES:
+        description += f" {describe(name)}"
     if not named:
         description += f"\n\nOther recipes: {', '.join(RECIPES)}; run 'alexnet train NAME --help' for their settings."
-    defaults = TrainFlags(**dataclasses.asdict(flags_of(recipe)))
-    flags = parse(TrainFlags, arguments[named:], f"alexnet train {name}", description, default=defaults)
+    options = parse(
+        _options(recipe), arguments[named:], f"alexnet train {name}", description, usage="alexnet train RECIPE|FOLDER"
+    )
     given = {re.sub(r"^--(no-)?", "", word.split("=")[0]).replace("-", "_") for word in arguments if word[:2] == "--"}
-    settings = {name: getattr(flags, name) for name in FLAG_NAMES if name in given}
-    recipe = with_settings(recipe, {**settings, **parse_settings(flags.set)}, where=" in --set" if flags.set else "")
+    flags = [setting for name, setting in SETTINGS.items() if setting.flag and name in given]
+    settings = {flag.name: getattr(getattr(options, flag.group), flag.name) for flag in flags}
+    recipe = with_settings(recipe, {**settings, **parse_settings(options.set)}, " in --set" if options.set else "")
 
     from alexnet.api import train as train_recipe
 
-    show_result(train_recipe(recipe, out=flags.out, resume=flags.resume, force=flags.force), flags.json)
+    show_result(train_recipe(recipe, out=options.out, resume=options.resume, force=options.force), options.json)
+
+
+def _options(recipe: Recipe) -> type[Options]:
+    """Return `Options` with a group of flags for each group of settings, whose defaults are those of `recipe`."""
+    from tyro.conf import OmitArgPrefixes, arg
+
+    from alexnet.training.recipe import SETTINGS
+
+    defaults = recipe.as_dict()
+    groups: list[Any] = []
+    for group, settings in vars(recipe).items():
+        if flags := [s for s in SETTINGS.values() if s.flag and s.group == group]:
+            fields: list[Any] = [(s.name, Annotated[s.kind, arg(help=s.help)], defaults[s.name]) for s in flags]
+            kind = dataclasses.make_dataclass(group, fields, namespace={"__doc__": settings.__doc__})
+            groups.append((group, Annotated[kind, OmitArgPrefixes], dataclasses.field(default_factory=kind)))
+    return dataclasses.make_dataclass("TrainOptions", groups, bases=(Options,), frozen=True, kw_only=True)
 
 
 def show_result(result: TrainingResult, json: bool) -> None:

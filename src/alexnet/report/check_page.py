@@ -197,9 +197,10 @@ def _augmented(found: Findings) -> list[tuple[str, list[str]]]:
     if not train:
         return []
     chosen = _evenly_spaced(train, AUGMENTED_IMAGES)
+    settings = recipe.augmentation
     config = Augment(
-        crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
-        flip=recipe.flip, rotate=recipe.rotate, jitter=recipe.jitter,
+        crop=settings.crop, padding=settings.padding, padding_mode=settings.padding_mode, scale=settings.scale,
+        flip=settings.flip, rotate=settings.rotate, jitter=settings.jitter,
     )  # fmt: skip
     if found.pixels is None:
         size = 112
@@ -209,7 +210,7 @@ def _augmented(found: Findings) -> list[tuple[str, list[str]]]:
     else:
         originals = found.pixels[chosen]
         channels = originals.shape[1]
-        size = recipe.image_size or originals.shape[-1]
+        size = recipe.model.image_size or originals.shape[-1]
         transform = EvalTransform(size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
         originals = transform.resize_batch(originals)
     rows = np.arange(len(chosen))

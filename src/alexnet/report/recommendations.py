@@ -16,7 +16,7 @@ import numpy as np
 
 from alexnet.inference.calibration import ece
 from alexnet.report.run_data import RunData
-from alexnet.training.recipe import FLAG_NAMES
+from alexnet.training.recipe import SETTINGS
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _rerun(data: RunData, **settings: Any) -> str:
 
 def _train_command(source: str | Path, settings: dict[str, Any]) -> str:
     """Return the command that trains with `settings`; empty if none of them is a flag of this version."""
-    known = {name: value for name, value in settings.items() if name in FLAG_NAMES}
+    known = {name: value for name, value in settings.items() if name in SETTINGS and SETTINGS[name].flag}
     if not known:
         return ""
     words = ["alexnet", "train", str(source)]

@@ -30,11 +30,10 @@ from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.run_dir import Run, find_run
 from alexnet.training.checkpoints import TrainState, find_latest_valid, hash_samples, wrap_write_errors
-from alexnet.training.config_parsing import parse_duration
 from alexnet.training.distributed import connect
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.optim import scale_for_2012_dropout, schedule_at
-from alexnet.training.recipe import Recipe, read_recipe, with_settings
+from alexnet.training.recipe import Recipe, parse_duration, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
 from alexnet.training.resume import apply_overrides, explicit_fields
 from alexnet.training.setup import TrainSetup, prepare_training
@@ -94,17 +93,17 @@ def train(
         raise UserError("--resume needs --out, the folder of the run to resume; or use 'alexnet resume RUN'.")
     if resume and folder is not None and (folder / "recipe.json").is_file():
         original = read_recipe(folder / "recipe.json")
-        if (recipe.name, recipe.dataset) != (original.name, original.dataset):
+        if (recipe.name, recipe.data.dataset) != (original.name, original.data.dataset):
             raise UserError(f"{folder} holds a run of '{original.name}', not of '{recipe.name}'; choose another --out.")
         names = [name for name in explicit_fields(original, recipe) if name != "parallel"]
-        return _resume(Run(folder), original, recipe, names, recipe.parallel, None, force, progress)
+        return _resume(Run(folder), original, recipe, names, recipe.run.parallel, None, force, progress)
     Run.check_free(folder)
     started = time.monotonic()
-    if recipe.tensorboard:
+    if recipe.run.tensorboard:
         check_tensorboard()
-    if recipe.time_budget and (recipe.parallel == "towers" or world_size() > 1):
-        raise UserError(f"--time-budget needs a single process, not --parallel {recipe.parallel}; give --epochs.")
-    with _session(recipe.parallel, recipe, progress) as (parallel, display, stack):
+    if recipe.schedule.time_budget and (recipe.run.parallel == "towers" or world_size() > 1):
+        raise UserError(f"--time-budget needs a single process, not --parallel {recipe.run.parallel}; give --epochs.")
+    with _session(recipe.run.parallel, recipe, progress) as (parallel, display, stack):
         setup = prepare_training(recipe, display, parallel=parallel)
         model = _new_model(setup)
         setup, budget = _fit_time_budget(setup, model, started, display)
@@ -149,7 +148,7 @@ def _resume(
     progress: Progress | None,
 ) -> TrainingResult:
     """Resume `run`, started with the recipe `original`, with the settings `names` of `given`; the rest as `resume`."""
-    if mode == "auto" and original.parallel == "towers" and world_size() > 1:
+    if mode == "auto" and original.run.parallel == "towers" and world_size() > 1:
         mode = "towers"
     with _session(mode, given, progress) as (parallel, display, stack):
         parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
@@ -176,7 +175,7 @@ def _resume(
         if recipe != original:
             parallel.broadcast_object(lambda: write_text(run.recipe_json, setup.recipe.to_json() + "\n"))
         model = saved.model if saved else _new_model(setup)
-        extended = recipe.epochs if epochs is not None else None
+        extended = recipe.schedule.epochs if epochs is not None else None
         return _fit(stack, setup, run, model, display, folder=folder, state=state, extended=extended)
 
 
@@ -187,7 +186,7 @@ def _session(
     """Connect the processes and show progress; what is entered into the stack is left first."""
     with (
         closing(progress or default_progress()) as display,
-        connect(mode, recipe.device, recipe.dist_timeout) as parallel,
+        connect(mode, recipe.run.device, recipe.run.dist_timeout) as parallel,
         ExitStack() as stack,
     ):
         yield parallel, display, stack
@@ -214,7 +213,7 @@ def _fit(
 
     with wrap_write_errors(run.path):
         setup.parallel.broadcast_object(clean)
-    if setup.recipe.tensorboard and rank() == 0:
+    if setup.recipe.run.tensorboard and rank() == 0:
         progress = stack.enter_context(closing(WithTensorBoard(progress, run.path / "tensorboard")))
     trainer = Trainer(setup, run, model, progress, budget)
     if folder and state:
@@ -229,13 +228,13 @@ def _fit(
 
 def _new_model(setup: TrainSetup) -> Network:
     """Return the network with the initial weights of the recipe's seed, or those that --weights names."""
-    torch.manual_seed(rng.derive_seed(setup.recipe.seed, "init"))
+    torch.manual_seed(rng.derive_seed(setup.recipe.run.seed, "init"))
     model = build(setup.spec)
-    if setup.recipe.dropout_2012:
+    if setup.recipe.optimization.dropout_2012:
         scale_for_2012_dropout(model)
     if setup.pretrained is not None:
         load_backbone(model, setup.pretrained, setup.classes)
-    frozen_layers(model, setup.recipe.freeze)  # raises for unknown layers before the run folder is created
+    frozen_layers(model, setup.recipe.model.freeze)  # raises for unknown layers before the run folder is created
     return model
 
 
@@ -244,19 +243,21 @@ def _fit_time_budget(
 ) -> tuple[TrainSetup, TimeBudget | None]:
     """With --time-budget: set the number of epochs that fit, and return the budget that the trainer then keeps."""
     recipe = setup.recipe
-    if recipe.time_budget is None:
+    if recipe.schedule.time_budget is None:
         return setup, None
-    epochs, budget = estimate_epochs(setup, model, TimeBudget(parse_duration(recipe.time_budget), started))
+    epochs, budget = estimate_epochs(setup, model, TimeBudget(parse_duration(recipe.schedule.time_budget), started))
     if epochs >= 1:
-        progress.log(f"About {epochs} epochs fit {recipe.time_budget}; the first epoch will correct this number.")
+        progress.log(
+            f"About {epochs} epochs fit {recipe.schedule.time_budget}; the first epoch will correct this number."
+        )
     else:
-        progress.log(f"Not even one epoch fits {recipe.time_budget}; training one anyway.")
-    return replace(setup, recipe=replace(recipe, epochs=max(epochs, 1))), budget
+        progress.log(f"Not even one epoch fits {recipe.schedule.time_budget}; training one anyway.")
+    return replace(setup, recipe=recipe.replace(epochs=max(epochs, 1))), budget
 
 
 def _write_metadata(run: Run, setup: TrainSetup) -> None:
     """Write what is known before training: the environment, the split and the unreadable files."""
-    write_json(run.path / "env.json", environment(setup.device, setup.recipe.seed))
+    write_json(run.path / "env.json", environment(setup.device, setup.recipe.run.seed))
     if setup.dataset.split_rows:
         with atomic_write(run.split_csv) as partial_file:
             write_split(partial_file, setup.dataset.split_rows)
@@ -309,21 +310,21 @@ def _describe_extension(setup: TrainSetup, state: TrainState, epochs: int) -> st
         for step in (state.step, epochs * len(setup.train) - 1)
     ]
     return (
-        f"Extended to {epochs} epochs: the learning rate follows the {setup.recipe.schedule} schedule of a run of "
+        f"Extended to {epochs} epochs: the learning rate follows the {setup.recipe.schedule.kind} schedule of a run of "
         f"{epochs} epochs, from {rates[0]:.3g} now to {rates[1]:.3g} at the end."
     )
 
 
 def _extend(recipe: Recipe, state: TrainState, epochs: str, progress: Progress) -> Recipe:
     """Return the recipe of a run extended by `--epochs`."""
-    now = state.epoch if state.finished(recipe) else recipe.epochs
-    recipe = replace(recipe, epochs=_parse_epochs(epochs, now), limit_steps=None)
+    now = state.epoch if state.finished(recipe) else recipe.schedule.epochs
+    recipe = recipe.replace(epochs=_parse_epochs(epochs, now), limit_steps=None)
     if state.early_stopped(recipe):  # otherwise there would be nothing to train
         progress.log(
-            f"The run had stopped early, after {recipe.early_stop} epochs without improvement; early stopping "
+            f"The run had stopped early, after {recipe.schedule.early_stop} epochs without improvement; early stopping "
             "is off from here on."
         )
-        recipe = replace(recipe, early_stop=0)
+        recipe = recipe.replace(early_stop=0)
     return recipe
 
 

@@ -7,7 +7,6 @@ never changed. The choices are recorded in `recipe.json` and logged with their r
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from alexnet.errors import UserError
@@ -33,15 +32,16 @@ def choose_settings(recipe: Recipe, images: int, classes: int) -> tuple[Recipe, 
         chosen["batch_size"] = min(max(power, BATCH_SIZES[0]), BATCH_SIZES[1])
         log.append(f"batch size {chosen['batch_size']}")
     if "lr" in recipe.auto_fields:
-        batch_size = chosen.get("batch_size", recipe.batch_size) or BATCH_SIZES[1]
-        chosen["lr"] = round(recipe.lr * math.sqrt(batch_size / BATCH_SIZES[1]), 4)  # small batches: noisier gradients
+        batch_size = chosen.get("batch_size", recipe.optimization.batch_size) or BATCH_SIZES[1]
+        scale = math.sqrt(batch_size / BATCH_SIZES[1])  # small batches: noisier gradients
+        chosen["lr"] = round(recipe.optimization.lr * scale, 4)
         chosen["lr_batch"] = batch_size
         log.append(f"learning rate {chosen['lr']:g}")
     per_class = images / classes
     if "augment" in recipe.auto_fields:
         chosen["augment"] = "medium" if per_class < 3000 else "light"
         log.append(f"{chosen['augment']} augmentation")
-    if "dropout" in recipe.auto_fields and not recipe.arch.startswith(TORCHVISION):
+    if "dropout" in recipe.auto_fields and not recipe.model.arch.startswith(TORCHVISION):
         chosen["dropout"] = 0.5 if per_class < 200 else 0.2 if per_class < 2000 else 0.0
         log.append(f"dropout {chosen['dropout']:g}")
     if not chosen:
@@ -49,7 +49,7 @@ def choose_settings(recipe: Recipe, images: int, classes: int) -> tuple[Recipe, 
     sentence = (
         f"Chosen for {images:,} training images, {per_class:,.0f} per class: {', '.join(log)}; flags override them."
     )
-    return replace(recipe, auto_fields=(), **chosen), sentence
+    return recipe.replace(auto_fields=(), **chosen), sentence
 
 
 def augmentation_settings(level: str, side: int) -> dict[str, Any]:
@@ -71,7 +71,8 @@ def augmentation_settings(level: str, side: int) -> dict[str, Any]:
 
 def apply_augmentation_level(recipe: Recipe, side: int) -> Recipe:
     """Return `recipe` with the settings that its `augment` stands for; `augment` itself is kept for the report."""
-    return recipe if recipe.augment == "auto" else replace(recipe, **augmentation_settings(recipe.augment, side))
+    level = recipe.augmentation.level
+    return recipe if level == "auto" else recipe.replace(**augmentation_settings(level, side))
 
 
 def describe_lr_scaling(recipe: Recipe) -> str:
@@ -79,20 +80,21 @@ def describe_lr_scaling(recipe: Recipe) -> str:
 
     Raises `UserError` if the recipe has no batch size to scale from.
     """
-    if recipe.scale_lr != "none" and recipe.lr_batch is None:
+    o = recipe.optimization
+    if o.scale_lr != "none" and o.lr_batch is None:
         raise UserError(
-            f"The setting scale_lr={recipe.scale_lr} needs the batch size that the learning rate is meant for, which "
+            f"The setting scale_lr={o.scale_lr} needs the batch size that the learning rate is meant for, which "
             "this recipe does not have; add --set lr_batch=128."
         )
     if recipe.lr_factor == 1:
         return ""
-    if recipe.warmup:
-        when = f"after a warmup from 0 over {recipe.warmup:g} epochs (--warmup)"
-    elif recipe.schedule == "one-cycle":
+    if recipe.schedule.warmup:
+        when = f"after a warmup from 0 over {recipe.schedule.warmup:g} epochs (--warmup)"
+    elif recipe.schedule.kind == "one-cycle":
         when = "at the peak of the cycle"
     else:
         when = "from the first step (a scaled rate usually gets a warmup of five epochs: --warmup 5)"
     return (
-        f"The learning rate is {recipe.lr:g} for batches of {recipe.lr_batch} and, by the {recipe.scale_lr} rule, "
-        f"{recipe.lr * recipe.lr_factor:g} for batches of {recipe.batch_size}, {when}."
+        f"The learning rate is {o.lr:g} for batches of {o.lr_batch} and, by the {o.scale_lr} rule, "
+        f"{o.lr * recipe.lr_factor:g} for batches of {o.batch_size}, {when}."
     )

@@ -31,8 +31,7 @@ import torch
 from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.run_dir import Run
-from alexnet.training.config_parsing import parse_interval
-from alexnet.training.recipe import Recipe
+from alexnet.training.recipe import Recipe, parse_interval
 from alexnet.training.setup import TrainSetup
 from alexnet.training.step import TrainStep
 
@@ -68,14 +67,14 @@ class TrainState:
         """Whether a run by `recipe` has no epoch left to train or to validate."""
         if self.batch:
             return False
-        limit = recipe.limit_steps
-        return self.epoch >= recipe.epochs or (limit is not None and self.step >= limit) or self.early_stopped(recipe)
+        epochs, limit = recipe.schedule.epochs, recipe.schedule.limit_steps
+        return self.epoch >= epochs or (limit is not None and self.step >= limit) or self.early_stopped(recipe)
 
     def early_stopped(self, recipe: Recipe) -> bool:
         """Whether none of the last `early_stop` epochs was better than the best before them."""
-        if not recipe.early_stop or self.best is None:
+        if not recipe.schedule.early_stop or self.best is None:
             return False
-        return bool(self.epoch - self.best["epoch"] >= recipe.early_stop)
+        return bool(self.epoch - self.best["epoch"] >= recipe.schedule.early_stop)
 
     def matches_summary(self, summary: dict[str, Any]) -> bool:
         """Whether `summary.json` describes a run complete at this state; a killed extension leaves the old summary."""
@@ -110,7 +109,7 @@ class Checkpoints:
 
     def __init__(self, run: Run, setup: TrainSetup) -> None:
         self.run, self.setup, self.parallel = run, setup, setup.parallel
-        self._every_steps, self._every_seconds = parse_interval(setup.recipe.checkpoint_every)
+        self._every_steps, self._every_seconds = parse_interval(setup.recipe.run.checkpoint_every)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: list[Future[None]] = []  # the one being written, and one in the queue
         self._error: BaseException | None = None
@@ -166,7 +165,7 @@ class Checkpoints:
                     training=training,
                     weights=weights,
                     best=best,
-                    keep=self.setup.recipe.keep_checkpoints,
+                    keep=self.setup.recipe.run.keep_checkpoints,
                 )
                 if then is not None:
                     then()
@@ -233,7 +232,8 @@ def _copy_to_cpu(value: Any) -> Any:
 
 def divergence_advice(recipe: Recipe) -> str:
     """Return why a loss or weight stops being finite, and what helps."""
-    return f"the learning rate is too high for this network; try --lr {recipe.lr / 3:.2g} or --set clip_norm=1"
+    lr = recipe.optimization.lr / 3
+    return f"the learning rate is too high for this network; try --lr {lr:.2g} or --set clip_norm=1"
 
 
 @contextmanager

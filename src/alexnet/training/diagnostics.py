@@ -32,27 +32,27 @@ GRID_MAX_SIZE = (1200, 1200)  # pixels of the whole grid
 
 def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) -> list[tuple[str, str]]:
     """Return the alarms that the last of `rows` raises, as (kind, sentence); show each kind once a run."""
-    row, chance = rows[-1], math.log(classes)
+    row, chance, lr = rows[-1], math.log(classes), recipe.optimization.lr
     found = []
     if row["step"] >= 100 and min(row["train_loss"], row["val_loss"]) > STUCK * chance:
-        advice = "--norm batch, --init kaiming, or " if recipe.norm != "batch" else ""
+        advice = "--norm batch, --init kaiming, or " if recipe.model.norm != "batch" else ""
         found.append((
             "stuck",
             f"The loss is {row['train_loss']:.3f}, and random guessing among {classes} classes gives {chance:.3f}: "
-            f"nothing is being learned yet; if the next epochs stay there, try {advice}--lr {recipe.lr / 3:.2g} or "
-            f"{recipe.lr * 3:.2g}.",
+            f"nothing is being learned yet; if the next epochs stay there, try {advice}--lr {lr / 3:.2g} or "
+            f"{lr * 3:.2g}.",
         ))  # fmt: skip
     if len(rows) > 1 and row["train_loss"] > 1.2 * min(r["train_loss"] for r in rows):
         found.append((
             "rate",
             f"The training loss rose from {min(r['train_loss'] for r in rows):.3f} to {row['train_loss']:.3f}: the "
-            f"learning rate is probably too high; try --lr {recipe.lr / 3:.2g}.",
+            f"learning rate is probably too high; try --lr {lr / 3:.2g}.",
         ))  # fmt: skip
     best = min(range(len(rows)), key=lambda i: rows[i]["val_loss"])
     since = rows[best:]
     overfits = len(since) > WORSE_EPOCHS and row["train_loss"] < rows[best]["train_loss"]
     if overfits and all(r["val_loss"] > 1.02 * rows[best]["val_loss"] for r in since[-WORSE_EPOCHS:]):
-        more = {"auto": "medium", "none": "light", "light": "medium", "medium": "strong"}.get(recipe.augment)
+        more = {"auto": "medium", "none": "light", "light": "medium", "medium": "strong"}.get(recipe.augmentation.level)
         advice = f"--augment {more}, more images, or" if more else "more images, or"
         found.append((
             "overfitting",
@@ -66,13 +66,13 @@ def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) ->
         found.append((
             "dead",
             f"{dead[name]:.0%} of the channels of {name} are zero on every image checked and no longer learn: the "
-            f"learning rate was too high for a while; try --lr {recipe.lr / 3:.2g}.",
+            f"learning rate was too high for a while; try --lr {lr / 3:.2g}.",
         ))  # fmt: skip
     if len(rows) > 1 and row.get("waiting", 0.0) > WAITING:
         found.append((
             "waiting",
             f"The network waits for images {row['waiting']:.0%} of the time; raise --workers (now "
-            f"{recipe.workers or 0}), or store smaller images.",
+            f"{recipe.data.workers or 0}), or store smaller images.",
         ))  # fmt: skip
     return found
 

@@ -75,26 +75,27 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     "weights" are matrices and kernels, "biases" all vectors, those of normalization included; these
     decay only with `decay_biases`. With `lr_changes`, `dropout_2012` or pretrained weights there are
     two groups for each layer (`layer` is its name, otherwise empty), and a `scale` of the rate: see
-    `dropout_keep_prob_by_layer` and `Recipe.backbone_lr_mult`. The order of the parameters is always
+    `dropout_keep_prob_by_layer` and `backbone_lr_mult` in `training/settings.py`. The order of the parameters is always
     the same, weights first, so checkpoints of either grouping fit. torch's SGD is fused: one pass over
     weight, gradient and momentum instead of several, ten times as fast for 23 million weights.
     """
-    keep_probs = dropout_keep_prob_by_layer(model) if recipe.dropout_2012 else {}
-    backbone_scale = recipe.backbone_lr_mult if recipe.weights else 1.0
-    by_layer = bool(recipe.lr_changes or keep_probs or backbone_scale != 1)
+    settings = recipe.optimization
+    keep_probs = dropout_keep_prob_by_layer(model) if settings.dropout_2012 else {}
+    backbone_scale = settings.backbone_lr_mult if recipe.model.weights else 1.0
+    by_layer = bool(recipe.schedule.lr_changes or keep_probs or backbone_scale != 1)
     head = list(model.named_parameters())[-1][0].rpartition(".")[0]
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for name, p in sorted(model.named_parameters(), key=lambda named: named[1].ndim <= 1):
         layer, kind = name.rpartition(".")[0] if by_layer else "", "weights" if p.ndim > 1 else "biases"
-        decay = recipe.weight_decay if kind == "weights" or recipe.decay_biases else 0.0
+        decay = settings.weight_decay if kind == "weights" or settings.decay_biases else 0.0
         dropout_scale = keep_probs.get(layer, 1.0) ** 2 if kind == "weights" else 1.0
         scale = dropout_scale if layer == head else dropout_scale * backbone_scale
         group = {"params": [], "layer": layer, "kind": kind, "scale": scale, "weight_decay": decay / dropout_scale}
         groups.setdefault((layer, kind), group)["params"].append(p)
-    if recipe.optimizer == "sgd2012":
-        return SGD2012(groups.values(), lr=recipe.lr, momentum=recipe.momentum)
+    if settings.optimizer == "sgd2012":
+        return SGD2012(groups.values(), lr=settings.lr, momentum=settings.momentum)
     return torch.optim.SGD(
-        groups.values(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
+        groups.values(), lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True
     )
 
 
@@ -154,12 +155,12 @@ def schedule_at(
 
     A rate in `lr_changes` holds as written, even during warmup; `scale_lr` multiplies all rates.
     """
-    metrics = [row["val_loss"] if recipe.plateau_on == "loss" else 1 - row["top1"] for row in history]
+    metrics = [row["val_loss"] if recipe.schedule.plateau_on == "loss" else 1 - row["top1"] for row in history]
     lr = learning_rate(recipe, step, steps_per_epoch, metrics)
-    common = {"weights": lr, "biases": lr * recipe.bias_lr_mult}
+    common = {"weights": lr, "biases": lr * recipe.optimization.bias_lr_mult}
     layer_rates: dict[tuple[str, str], float] = {}
-    noise = recipe.pca_noise
-    for change in recipe.lr_changes:
+    noise = recipe.augmentation.pca_noise
+    for change in recipe.schedule.lr_changes:
         if change.epoch > step // steps_per_epoch + 1:
             break
         for kind, rate in change.rates.items():
@@ -184,26 +185,27 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, metrics: Sequ
     `metrics` are the losses or errors of the finished epochs, used by `plateau` only.
     `limit_steps` does not compress the schedule: a limited run is the beginning of the full one.
     """
-    total = recipe.epochs * steps_per_epoch
-    warmup = recipe.warmup * steps_per_epoch
+    schedule, lr = recipe.schedule, recipe.optimization.lr
+    total = schedule.epochs * steps_per_epoch
+    warmup = schedule.warmup * steps_per_epoch
     if step < warmup:
-        return recipe.lr * (step + 1) / warmup if warmup >= 1 else recipe.lr
-    if recipe.schedule == "constant":
-        return recipe.lr
-    if recipe.schedule == "step":
-        return recipe.lr * recipe.lr_gamma ** (step // steps_per_epoch // recipe.lr_step_size)
-    if recipe.schedule == "plateau":
-        return recipe.lr * recipe.lr_gamma ** plateau_drops(metrics, recipe.patience)
-    if recipe.schedule == "cosine":
+        return lr * (step + 1) / warmup if warmup >= 1 else lr
+    if schedule.kind == "constant":
+        return lr
+    if schedule.kind == "step":
+        return lr * schedule.lr_gamma ** (step // steps_per_epoch // schedule.lr_step_size)
+    if schedule.kind == "plateau":
+        return lr * schedule.lr_gamma ** plateau_drops(metrics, schedule.patience)
+    if schedule.kind == "cosine":
         done = min((step - warmup) / max(total - warmup, 1), 1)
-        ratio = recipe.final_lr_ratio
-        return recipe.lr * (ratio + (1 - ratio) * 0.5 * (1 + math.cos(math.pi * done)))
+        ratio = schedule.final_lr_ratio
+        return lr * (ratio + (1 - ratio) * 0.5 * (1 + math.cos(math.pi * done)))
     # one-cycle: linear rise to the peak, linear fall to the end
-    peak = max(recipe.pct_start * total, 1)
+    peak = max(schedule.pct_start * total, 1)
     if step < peak:
-        return recipe.lr * (step + 1) / (peak + 1)
+        return lr * (step + 1) / (peak + 1)
     done = min((step - peak) / max(total - peak, 1), 1)
-    return recipe.lr * (1 - (1 - recipe.final_lr_ratio) * done)
+    return lr * (1 - (1 - schedule.final_lr_ratio) * done)
 
 
 def plateau_drops(metrics: Sequence[float], patience: int) -> int:

@@ -1,214 +1,47 @@
-"""All settings of a training run, as one frozen dataclass that is written to `recipe.json` and read back.
+"""All settings of a training run: a frozen `Recipe` that is written to `recipe.json` and read back.
 
-`Flags` are the settings that are flags of `alexnet train`; the text under each field is its help. `Recipe`
-adds those that a recipe fixes (augmentation, preprocessing, details of the schedule), which `--set
-NAME=VALUE` or an edited `recipe.json` changes. Needs no torch, so that `alexnet train --help` is fast.
+`settings.py` defines the settings; here they are put together, checked against each other, changed by flat name,
+and read from what a user gives: JSON, NAME=VALUE, durations. Needs no torch, so that `alexnet train --help` is fast.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-from alexnet.errors import UserError
-from alexnet.training.config_parsing import convert_fields, parse_duration, parse_interval
-from alexnet.training.manual_schedule import ScheduleChange, check_changes
-
-Schedule = Literal["constant", "step", "plateau", "cosine", "one-cycle"]
-DAY = 86_400
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flags:
-    """The settings that are flags of `alexnet train`."""
-
-    data: Path | None = None
-    """Folder of images, or a zip or tar archive of one. The embedded digits need none."""
-    labels: Path | None = None
-    """CSV or Parquet file with columns path and label (and optionally split) that
-    replaces class folders; paths are relative to --data, or to the file's own folder."""
-    arch: str = "auto"
-    """Architecture, as listed by 'alexnet arch'; auto chooses by the size of the images.
-    torchvision/NAME is any torchvision classifier, such as torchvision/resnet18, with random weights."""
-    image_size: int | None = None
-    """Side of the square network input, in pixels. Default: the architecture's own, and
-    for torchvision/NAME 32, 64 or 224 by the size of the images."""
-    num_classes: int | None = None
-    """Expected number of classes; data with any other number is rejected."""
-    norm: Literal["auto", "lrn", "batch", "none"] = "auto"
-    """Normalization layers; auto is the architecture's own."""
-    init: str = "auto"
-    """Initialization: paper, code2012, caffe, caffenet, kaiming, xavier or torch; auto is the architecture's own."""
-    width: float = 1.0
-    """Factor for the number of channels and hidden units of every layer."""
-    weights: str | None = None
-    """Pretrained model to start from: a run folder, a checkpoint folder, or torchvision:IMAGENET1K_V1.
-    Its architecture and preprocessing are used; the last layer is new if the classes differ."""
-    freeze: str = "auto"
-    """Layers that are not trained: none, features (all but the last), convolutions, or names such as conv1-conv5 or
-    conv1,conv2. auto, with --weights: features for up to 50 images per class, convolutions for up to 500, else none."""
-    epochs: int = 10
-    """Passes over the training images."""
-    time_budget: str | None = None
-    """Total time of the run, such as 90s, 10m or 1.5h; sets the number of epochs."""
-    early_stop: int = 0
-    """Stop after this many epochs without a better validation result; 0 disables it."""
-    limit_steps: int | None = None
-    """Stop after this many optimizer steps in total, then evaluate as at the end of an epoch."""
-    checkpoint_every: str | None = "10m"
-    """Also save a checkpoint within an epoch, every so many steps (500) or at this
-    interval (90s, 10m, 1.5h); None saves only at the end of each epoch."""
-    batch_size: int | None = 128
-    """Images per optimizer step, over all processes and accumulated parts; None is 32 on a CPU and 128 on a GPU."""
-    accumulate: int = 1
-    """Split each batch into this many forward and backward passes, to save memory."""
-    lr: float = 0.01
-    """Peak learning rate."""
-    schedule: Schedule = "cosine"
-    """Learning rate schedule."""
-    warmup: float = 0.0
-    """Epochs of linear warmup from 0."""
-    momentum: float = 0.9
-    """Momentum of SGD, from 0 to below 1."""
-    weight_decay: float = 5e-4
-    """L2 penalty."""
-    balance: bool = False
-    """Weight the loss of each class inversely to its number of images."""
-    augment: Literal["auto", "none", "light", "medium", "strong"] = "auto"
-    """Strength of data augmentation; auto is the recipe's own. augmented.png in the run folder shows its effect."""
-    mixup: float = 0.0
-    """MixUp alpha; 0 disables it."""
-    cutmix: float = 0.0
-    """CutMix alpha; 0 disables it."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of convolutions and matrix products; auto measures which is fastest."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device to train on."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
-    parallel: Literal["auto", "none", "data", "towers"] = "auto"
-    """How processes started by torchrun share the work. data: each takes a part of every
-    batch; towers: two processes, each with one tower of the network; auto is data."""
-    workers: int | None = None
-    """Data-loading processes. Default: chosen by the machine."""
-    seed: int = 0
-    """Seed of the split, the initialization, the order of the images and the augmentation."""
-    skip_bad: bool = False
-    """Skip unreadable images and list them in bad_files.csv."""
-    tensorboard: bool = False
-    """Also write TensorBoard files to the run folder; needs the package tensorboard."""
+from alexnet.errors import UserError, unknown_name
+from alexnet.files import convert
+from alexnet.training.settings import (
+    AugmentationSettings,
+    DataSettings,
+    ModelSettings,
+    OptimizationSettings,
+    RunSettings,
+    ScheduleChange,
+    ScheduleSettings,
+    Setting,
+    all_settings,
+    setting,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Flags):
-    """All settings of a run: the flags, and those that a recipe fixes."""
+class Recipe:
+    """All settings of a run, in groups. Raises `UserError` if they contradict each other."""
 
-    name: str = "digits"
-    """Name of the recipe, used in the name of the run folder."""
-    dataset: str = "digits"
-    """Dataset: digits, cifar10, fashion-mnist, imagenet or folder."""
-    validate_on: Literal["val", "test"] = "val"
-    """Split evaluated after each epoch. `val` also selects the best checkpoint. `test` is for benchmarks
-    that follow a published protocol: it selects nothing, and the last checkpoint is the result."""
-    dropout: float | None = None
-    """Dropout probability of fc6 and fc7, from 0 to below 1; None is the architecture's own."""
-
-    auto_fields: tuple[str, ...] = ()
-    """Settings that are chosen by the data (see auto_config.py) unless the user gives them."""
-    activation: Literal["auto", "relu", "tanh", "sigmoid"] = "auto"
-    """Activation function; auto is the architecture's own."""
-    backbone_lr_mult: float = 0.1
-    """With `weights`: learning rate of the pretrained layers as a multiple of that of a new last layer."""
-    spec_edits: tuple[str, ...] = ()
-    """Named changes to the network, from models/modifications.py: "average-pool", "without-conv4", …"""
-
-    optimizer: Literal["sgd", "sgd2012"] = "sgd"
-    """`sgd2012` keeps the learning rate inside the velocity, so a drop of the rate does not shrink the velocity."""
-    scale_lr: Literal["none", "linear", "sqrt"] = "none"
-    """Scale the learning rates by batch_size / lr_batch, or by its square root."""
-    lr_batch: int | None = None
-    """Batch size that `lr` is meant for; None is the recipe's own batch size."""
-    dist_timeout: float = 120.0
-    """Seconds after which a process that does not respond to the others is considered lost."""
-    label_smoothing: float = 0.0
-    """Share of each target that is spread evenly over all classes."""
-    clip_norm: float | None = None
-    """Maximum norm of the gradient over all parameters; None does not clip."""
-    channels_last: bool = True
-    """Store images and weights in the channels-last memory format, in which convolutions are fastest."""
-    nesterov: bool = False
-    """Use Nesterov momentum."""
-    dropout_2012: bool = False
-    """Start and update the layers after dropout as the 2012 code does, which did not scale kept units in training."""
-    bias_lr_mult: float = 1.0
-    """Learning rate of the biases as a multiple of that of the weights: 2 in Caffe (its lr_mult) and in 2012."""
-    decay_biases: bool = True
-    """Also apply weight decay to biases and normalization weights, as plain SGD over all parameters does."""
-    lr_step_size: int = 30
-    """`step`: epochs between drops."""
-    lr_gamma: float = 0.1
-    """`step` and `plateau`: factor of each drop."""
-    patience: int = 5
-    """`plateau`: epochs without improvement before a drop."""
-    plateau_on: Literal["loss", "error"] = "loss"
-    """`plateau`: validation metric that must improve. The paper uses the error (section 5), here of top-1."""
-    lr_changes: tuple[ScheduleChange, ...] = ()
-    """`constant`: learning rates and PCA noise set by hand at the start of given epochs, sorted by epoch."""
-    final_lr_ratio: float = 0.0
-    """`cosine` and `one-cycle`: last learning rate as a share of the peak."""
-    pct_start: float = 0.25
-    """`one-cycle`: share of all steps before the peak."""
-
-    crop_pct: float = 1.0
-    """Evaluation: side of the center crop as a share of the resized image's short side; .875 is 224 of 256."""
-    mean: tuple[float, ...] | None = None
-    """Mean of each channel to subtract, from 0 to 1; None measures it on the training images."""
-    std: tuple[float, ...] | None = None
-    """Standard deviation of each channel to divide by, from 0 to 1; None measures it on the training images."""
-    mean_image: str = "none"
-    """Subtract a mean image instead of a mean of each channel: none; own, measured on the training images; or the
-    path of a .npy file of 3×S×S or S×S×3 RGB values from 0 to 255, where S is the side that images are resized to."""
-    squash: bool = False
-    """Resize width and height independently, ignoring the aspect ratio, as Caffe's warp to 256×256 does."""
-    crop: Literal["none", "pad", "random", "resized"] = "none"
-    """Training crop: `pad` adds `padding` and crops at random; `random` crops the
-    resized square; `resized` is a random resized crop."""
-    padding: int = 4
-    """`pad`: pixels added on each side."""
-    padding_mode: Literal["zeros", "reflect"] = "zeros"
-    """`pad`: their values."""
-    crop_group: int = 1
-    """Consecutive images that share one random crop and flip; 32 in the 2012 code."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """`resized`: range of the crop's area as a share of the image's."""
-    flip: bool = False
-    """Flip half of the training images horizontally."""
-    rotate: float = 0.0
-    """Maximum rotation in degrees, in either direction."""
-    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Maximum relative change of brightness, contrast and saturation."""
-    pca_noise: float = 0.0
-    """Standard deviation of the noise along the principal components of RGB: .1 in the
-    paper (section 4.1); 0 disables it."""
-    pca_basis: Literal["imagenet", "own"] = "own"
-    """Principal components of the noise: ImageNet's, or those of the training images."""
-    pca_std: tuple[float, ...] | None = None
-    """Standard deviations along the three components, in levels from 0 to 255; None takes them from `pca_basis`."""
-    pca_vectors: tuple[float, ...] | None = None
-    """The three components, RGB, one after the other; None takes them from `pca_basis`."""
-    pca_divide: bool = False
-    """Divide the training images by 1 + `pca_noise` after the noise, as the 2012 code does."""
-
-    keep_checkpoints: int = 2
-    """Number of newest checkpoints to keep, in addition to the best."""
-    in_memory: bool | None = None
-    """Keep the decoded images in memory. None does so if they fit and records the
-    choice, because random crops taken from files differ in the last digits."""
-    deterministic: bool = False
-    """On a GPU, use only deterministic algorithms; on a CPU training is always deterministic."""
+    name: str = setting("digits", "Name of the recipe, used in the name of the run folder.", on_resume="fixed")
+    auto_fields: tuple[str, ...] = setting((), "Settings that are chosen by the data unless the user gives them.")
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    optimization: OptimizationSettings = OptimizationSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    run: RunSettings = RunSettings()
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -216,27 +49,75 @@ class Recipe(Flags):
     @property
     def uses_pca_noise(self) -> bool:
         """Whether any epoch uses PCA noise."""
-        return any((self.pca_noise, *(change.pca_noise for change in self.lr_changes)))
+        return any((self.augmentation.pca_noise, *(change.pca_noise for change in self.schedule.lr_changes)))
 
     @property
     def lr_factor(self) -> float:
         """The factor of all learning rates that `scale_lr` stands for."""
-        if self.scale_lr == "none" or self.lr_batch is None or self.batch_size is None:
+        o = self.optimization
+        if o.scale_lr == "none" or o.lr_batch is None or o.batch_size is None:
             return 1.0
-        ratio = self.batch_size / self.lr_batch
-        return ratio if self.scale_lr == "linear" else ratio**0.5
+        ratio = o.batch_size / o.lr_batch
+        return ratio if o.scale_lr == "linear" else ratio**0.5
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all settings by flat name."""
+        groups = {"": self, **vars(self)}
+        return {name: getattr(groups[known.group], known.field) for name, known in SETTINGS.items()}
 
     def to_json(self) -> str:
-        """Return the content of `recipe.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2, default=str)
+        """Return the content of `recipe.json`: a flat object of all settings."""
+        return json.dumps(self.as_dict(), indent=2, default=lambda v: str(v) if isinstance(v, Path) else vars(v))
+
+    def replace(self, **changes: Any) -> Recipe:
+        """Return the recipe with the settings in `changes`, by flat name, whose types are not checked."""
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in changes.items():
+            known = find_setting(name)
+            groups.setdefault(known.group, {})[known.field] = value
+        own = groups.pop("", {})
+        return dataclasses.replace(
+            self, **own, **{name: dataclasses.replace(getattr(self, name), **new) for name, new in groups.items()}
+        )
 
 
-FLAG_NAMES = tuple(f.name for f in dataclasses.fields(Flags))
+SETTINGS = all_settings(Recipe)
+"""All settings by the flat names that users see."""
 
 
-def flags_of(recipe: Recipe) -> Flags:
-    """Return the part of `recipe` that has flags."""
-    return Flags(**{name: getattr(recipe, name) for name in FLAG_NAMES})
+def find_setting(name: str, where: str = "") -> Setting:
+    """Return the setting with the flat `name`. Raises `UserError` with the nearest names if there is none."""
+    if name not in SETTINGS:
+        raise unknown_name("setting", name, SETTINGS, where)
+    return SETTINGS[name]
+
+
+def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Recipe:
+    """Return `recipe` with the given settings, each converted to its declared type. Raises `UserError`.
+
+    A setting that is given is removed from `auto_fields`. A different architecture comes with its own image
+    size, width, norm, activation, initialization and dropout unless they are given too: `cifar10 --arch paper`
+    is the paper's network, not a narrower one. `where` follows a setting's name in errors, such as " in --set".
+    """
+    if type(values.get("checkpoint_every")) is int:  # from --set checkpoint_every=500
+        values = {**values, "checkpoint_every": str(values["checkpoint_every"])}
+    if values.get("arch", recipe.model.arch) != recipe.model.arch:
+        of_arch = ("image_size", "width", "norm", "activation", "init", "dropout")
+        recipe = recipe.replace(**{name: SETTINGS[name].default for name in of_arch})
+    changed = recipe.replace(**{name: _convert(name, value, where) for name, value in values.items()})
+    if "auto_fields" in values:  # a complete recipe.json
+        return changed
+    auto_fields = tuple(name for name in changed.auto_fields if name not in values)
+    lr_batch = changed.optimization.lr_batch or recipe.optimization.batch_size
+    return changed.replace(auto_fields=auto_fields, lr_batch=lr_batch)
+
+
+def _convert(name: str, value: Any, where: str) -> Any:
+    kind = find_setting(name, where).kind
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        options = ", ".join(get_args(kind))
+        raise UserError(f"The setting {name}{where} cannot be {value!r}; it must be one of {options}.")
+    return convert(value, kind, f"{name}{where}")
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -252,77 +133,106 @@ def read_recipe(path: str | Path) -> Recipe:
     return with_settings(Recipe(), values, where=f" in {path}")
 
 
-def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Recipe:
-    """Return `recipe` with the given settings, each checked against its declared type. Raises `UserError`.
+def parse_settings(given: Iterable[str]) -> dict[str, Any]:
+    """Parse texts such as `padding_mode=reflect` or `mean=[0.5,0.5,0.5]`; values are JSON or plain words.
 
-    A setting that is given is removed from `auto_fields`. A different architecture comes with its own image
-    size, width, norm, activation, initialization and dropout unless they are given too: `cifar10 --arch paper`
-    is the paper's network, not a narrower one. `where` follows a setting's name in errors, such as " in --set".
+    Raises `UserError`.
     """
-    if type(values.get("checkpoint_every")) is int:  # from --set checkpoint_every=500
-        values = {**values, "checkpoint_every": str(values["checkpoint_every"])}
-    if values.get("arch", recipe.arch) != recipe.arch:
-        defaults = Recipe()
-        of_arch = ("image_size", "width", "norm", "activation", "init", "dropout")
-        recipe = dataclasses.replace(recipe, **{name: getattr(defaults, name) for name in of_arch})
-    changed = dataclasses.replace(recipe, **convert_fields(Recipe, values, "", where))
-    if "auto_fields" in values:  # a complete recipe.json
-        return changed
-    auto_fields = tuple(name for name in changed.auto_fields if name not in values)
-    return dataclasses.replace(changed, auto_fields=auto_fields, lr_batch=changed.lr_batch or recipe.batch_size)
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text} has no value; write NAME=VALUE, such as --set padding_mode=reflect.")
+        try:
+            found[name.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            found[name.strip().replace("-", "_")] = value
+    return found
+
+
+def parse_duration(text: str, complaint: str = "--time-budget must be a time") -> float:
+    """Return the seconds in a time such as 90s, 10m or 1.5h. Raises `UserError` that starts with `complaint`."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    try:
+        seconds = float(text[:-1]) * units[text[-1:]]
+    except (KeyError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"{complaint} such as 90s, 10m or 1.5h, not '{text}'.")
+    return seconds
+
+
+def parse_interval(text: str | None) -> tuple[int | None, float | None]:
+    """Parse `--checkpoint-every` as (steps, seconds), of which at most one is not None. Raises `UserError`."""
+    if text is None:
+        return None, None
+    if text.isascii() and text.isdecimal() and int(text):
+        return int(text), None
+    return None, parse_duration(text, "--checkpoint-every must be a number of steps such as 500, or a time")
 
 
 def _validate(r: Recipe) -> None:
     """Raise `UserError` for values out of range and for combinations that contradict each other."""
-    positive = {"epochs", "limit_steps", "batch_size", "accumulate", "image_size", "width", "clip_norm", "lr_step_size"}
-    positive |= {"crop_group", "keep_checkpoints", "lr_batch", "dist_timeout"}
-    at_least_0 = {"lr", "warmup", "weight_decay", "mixup", "cutmix", "padding", "rotate", "patience", "workers"}
-    at_least_0 |= {"bias_lr_mult", "pca_noise", "early_stop", "backbone_lr_mult"}
-    below_1 = {"momentum", "label_smoothing", "dropout", "pct_start", "final_lr_ratio"}
-    for name in sorted(positive | at_least_0 | below_1):
-        value = getattr(r, name)
-        if value is None:
-            continue
-        label = "--" + name.replace("_", "-") if name in FLAG_NAMES else f"The setting {name} (--set {name}=…)"
-        if value != value or abs(value) == float("inf"):
-            raise UserError(f"{label} must be a finite number, not {value}.")
-        if name in positive and value <= 0:
-            raise UserError(f"{label} must be greater than 0, not {value}.")
-        if name in at_least_0 and value < 0:
-            raise UserError(f"{label} must not be negative, but is {value}.")
-        if name in below_1 and not 0 <= value < 1:
-            raise UserError(f"{label} must be at least 0 and less than 1, not {value}.")
-    if r.dist_timeout > DAY:
-        raise UserError(f"The setting dist_timeout must be at most {DAY} seconds (a day), not {r.dist_timeout}.")
-    if r.batch_size is not None and r.accumulate > r.batch_size:
-        raise UserError(f"--accumulate {r.accumulate} cannot be larger than --batch-size {r.batch_size}.")
-    if r.time_budget is not None:
-        parse_duration(r.time_budget)
-    parse_interval(r.checkpoint_every)
-    if r.early_stop and r.validate_on == "test":
+    for name, value in r.as_dict().items():
+        SETTINGS[name].check(value)
+    o, s = r.optimization, r.schedule
+    if o.batch_size is not None and o.accumulate > o.batch_size:
+        raise UserError(f"--accumulate {o.accumulate} cannot be larger than --batch-size {o.batch_size}.")
+    if s.time_budget is not None:
+        parse_duration(s.time_budget)
+    parse_interval(r.run.checkpoint_every)
+    if s.early_stop and r.data.validate_on == "test":
         raise UserError("--early-stop would select by the test images, which this recipe validates on; leave it out.")
-    if r.weights and (r.spec_edits or r.dropout_2012):
+    if r.model.weights and (r.model.spec_edits or o.dropout_2012):
         raise UserError("--weights brings its own network; leave it out, or unset spec_edits and dropout_2012.")
-    if r.num_classes is not None and r.num_classes < 2:
-        raise UserError(f"--num-classes must be at least 2, not {r.num_classes}.")
-    if r.nesterov and r.momentum == 0:
+    if o.nesterov and o.momentum == 0:
         raise UserError("Nesterov momentum needs --momentum greater than 0; give --set nesterov=false otherwise.")
-    if r.nesterov and r.optimizer == "sgd2012":
+    if o.nesterov and o.optimizer == "sgd2012":
         raise UserError("The optimizer sgd2012 has no Nesterov form; set nesterov to false, or optimizer to sgd.")
-    if r.lr_changes and r.schedule != "constant":
+    if s.lr_changes and s.kind != "constant":
         raise UserError(
-            f"The recipe's lr_changes set the learning rate by hand, but --schedule {r.schedule} sets it too; choose "
+            f"The recipe's lr_changes set the learning rate by hand, but --schedule {s.kind} sets it too; choose "
             "--schedule constant, or a recipe without lr_changes."
         )
-    check_changes(r.lr_changes)
-    if not 0 < r.crop_pct <= 1:
-        raise UserError(f"The setting crop_pct must be a share of the image's side, up to 1, not {r.crop_pct}.")
-    if r.schedule == "one-cycle" and r.warmup:
+    _check_changes(s.lr_changes)
+    if s.kind == "one-cycle" and s.warmup:
         raise UserError("--schedule one-cycle includes a warmup; leave out --warmup, or use --schedule cosine.")
-    if r.schedule == "plateau" and r.validate_on == "test":
+    if s.kind == "plateau" and r.data.validate_on == "test":
         raise UserError(
             "--schedule plateau would tune the learning rate on the test images, which this recipe validates on; "
             "choose another schedule."
         )
-    if not (r.scale and 0 < r.scale[0] <= r.scale[1]):
-        raise UserError(f"The setting scale must be two shares of the image's area, the smaller first, not {r.scale}.")
+    scale = r.augmentation.scale
+    if not 0 < scale[0] <= scale[1]:
+        raise UserError(f"The setting scale must be two shares of the image's area, the smaller first, not {scale}.")
+
+
+def _check_changes(changes: Sequence[ScheduleChange]) -> None:
+    """Raise `UserError` for changes that are out of order, empty or out of range."""
+    before = 1
+    for change in changes:
+        name = f"The entry of lr_changes for epoch {change.epoch}"
+        if change.epoch < 1:
+            raise UserError(f"{name} comes before the first epoch; count epochs from 1.")
+        if change.epoch < before:
+            raise UserError(f"{name} follows one for epoch {before}; sort the list by epoch.")
+        before = change.epoch
+        values = {"lr": change.lr, "bias_lr": change.bias_lr, "pca_noise": change.pca_noise}
+        given = {key: value for key, value in values.items() if value is not None}
+        if not given:
+            raise UserError(f"{name} changes nothing; give it lr, bias_lr or pca_noise.")
+        for key, value in given.items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name} sets {key} to {value}; it must be finite and not negative.")
+
+
+def check_layers(changes: Sequence[ScheduleChange], network: str, layers: Iterable[str]) -> None:
+    """Raise `UserError` for a change of a layer that is not in `layers`, those of `network` that have weights."""
+    known = list(layers)
+    for change in changes:
+        for layer in change.layers:
+            if layer not in known:
+                raise UserError(
+                    f"The entry of lr_changes for epoch {change.epoch} names the layer '{layer}', which '{network}' "
+                    f"does not have; choose from {', '.join(known)}."
+                )

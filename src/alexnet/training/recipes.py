@@ -5,19 +5,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.training.manual_schedule import SCHEDULE_145
 from alexnet.training.recipe import Recipe, read_recipe
+from alexnet.training.settings import (
+    AugmentationSettings,
+    DataSettings,
+    ModelSettings,
+    OptimizationSettings,
+    ScheduleChange,
+    ScheduleSettings,
+)
 
 # Per channel, over all pixels of the training sets, from 0 to 1.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 FASHION_MEAN, FASHION_STD = (0.2860,), (0.3530,)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# The run of the paper's single network, from the comments in the released code's layers/layer-params-145.cfg: weights
+# start at .01, PCA noise at .1, and training ends at epoch 91. Biases stay at .02; at the end those of conv1 are frozen
+# together with its weights.
+SCHEDULE_145 = (
+    ScheduleChange(25, lr=1e-3),
+    ScheduleChange(51, lr=1e-4),
+    ScheduleChange(67, ("conv1",), lr=1e-5, pca_noise=0.0),
+    ScheduleChange(72, ("conv1",), lr=0.0, bias_lr=0.0),
+    ScheduleChange(79, lr=1e-5),
+    ScheduleChange(79, ("conv1",), lr=0.0, bias_lr=0.0),
+)
 
 
 def digits() -> Recipe:
@@ -28,10 +46,15 @@ def digits() -> Recipe:
     top-1 99.55 % (5 seeds, deviation 0.48 %, 269 images), validation 99.85 %.
     """
     return Recipe(
-        name="digits", dataset="digits", arch="cifar", norm="batch", width=0.5, image_size=32,
-        epochs=20, batch_size=64, lr=0.05, schedule="one-cycle", nesterov=True, decay_biases=False,
-        label_smoothing=0.1, dropout=0.2, crop="pad", padding=3, rotate=10.0,
-    )  # fmt: skip
+        name="digits",
+        model=ModelSettings(arch="cifar", norm="batch", width=0.5, image_size=32, dropout=0.2),
+        data=DataSettings(dataset="digits"),
+        augmentation=AugmentationSettings(crop="pad", padding=3, rotate=10.0),
+        optimization=OptimizationSettings(
+            batch_size=64, lr=0.05, nesterov=True, decay_biases=False, label_smoothing=0.1
+        ),
+        schedule=ScheduleSettings(epochs=20, kind="one-cycle"),
+    )
 
 
 def cifar10() -> Recipe:
@@ -42,11 +65,15 @@ def cifar10() -> Recipe:
     re-encoded as JPEG, one seed) and gives test top-1 79.82 %, validation 79.52 %.
     """
     return Recipe(
-        name="cifar10", dataset="cifar10", arch="cifar", norm="batch",
-        width=0.5, epochs=10, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
-        label_smoothing=0.1, dropout=0.0, crop="pad", padding=2, padding_mode="reflect", flip=True,
-        mean=CIFAR10_MEAN, std=CIFAR10_STD,
-    )  # fmt: skip
+        name="cifar10",
+        model=ModelSettings(arch="cifar", norm="batch", width=0.5, dropout=0.0),
+        data=DataSettings(dataset="cifar10", mean=CIFAR10_MEAN, std=CIFAR10_STD),
+        augmentation=AugmentationSettings(crop="pad", padding=2, padding_mode="reflect", flip=True),
+        optimization=OptimizationSettings(
+            batch_size=128, lr=0.1, nesterov=True, decay_biases=False, label_smoothing=0.1
+        ),
+        schedule=ScheduleSettings(epochs=10, kind="one-cycle"),
+    )
 
 
 def cifar10_fast() -> Recipe:
@@ -57,9 +84,7 @@ def cifar10_fast() -> Recipe:
     --data DIR` takes 178 s (170 to 184) on two cores without bfloat16, including validation but not reading
     the data (CIFAR-10 re-encoded as JPEG, three seeds), and gives test top-1 78.63 % (78.57 to 78.71).
     """
-    return dataclasses.replace(
-        cifar10(), name="cifar10-fast", validate_on="test", width=0.25, epochs=14, batch_size=256, lr=0.2
-    )
+    return cifar10().replace(name="cifar10-fast", validate_on="test", width=0.25, epochs=14, batch_size=256, lr=0.2)
 
 
 def cifar10_best() -> Recipe:
@@ -68,8 +93,8 @@ def cifar10_best() -> Recipe:
     100 epochs. Images are enlarged to 64×64, which doubles the resolution of every layer, and mixed
     by CutMix. `alexnet train cifar10-best --data DIR` needs a GPU and has not been measured yet.
     """
-    return dataclasses.replace(
-        cifar10(), name="cifar10-best", width=1.0, image_size=64, padding=4, epochs=100, cutmix=1.0, dropout=0.2
+    return cifar10().replace(
+        name="cifar10-best", width=1.0, image_size=64, padding=4, epochs=100, cutmix=1.0, dropout=0.2
     )
 
 
@@ -79,8 +104,8 @@ def ablation() -> Recipe:
     Ten trainings take half an hour on two cores. Measured there without bfloat16 on CIFAR-10
     re-encoded as JPEG: test top-1 75.79 % (5 seeds, deviation .29 %), 2 min 15 s (one seed).
     """
-    return dataclasses.replace(
-        cifar10(), name="ablation", dataset="folder", width=0.25, epochs=8, image_size=32, mean=None, std=None
+    return cifar10().replace(
+        name="ablation", dataset="folder", width=0.25, epochs=8, image_size=32, mean=None, std=None
     )
 
 
@@ -93,11 +118,15 @@ def cifar10_seed() -> Recipe:
     validates on the test images, so nothing is selected by them here, and the last network is the result.
     """
     return Recipe(
-        name="cifar10-seed", dataset="cifar10", arch="cifar", init="kaiming", validate_on="test",
-        epochs=100, batch_size=None, lr=0.01, schedule="step", lr_step_size=30, lr_gamma=0.1, momentum=0.9,
-        weight_decay=5e-4, crop="pad", padding=4, flip=True,
-        mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),
-    )  # fmt: skip
+        name="cifar10-seed",
+        model=ModelSettings(arch="cifar", init="kaiming"),
+        data=DataSettings(
+            dataset="cifar10", validate_on="test", mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)
+        ),
+        augmentation=AugmentationSettings(crop="pad", padding=4, flip=True),
+        optimization=OptimizationSettings(batch_size=None, lr=0.01, momentum=0.9, weight_decay=5e-4),
+        schedule=ScheduleSettings(epochs=100, kind="step", lr_step_size=30, lr_gamma=0.1),
+    )
 
 
 def fashion_mnist() -> Recipe:
@@ -108,11 +137,15 @@ def fashion_mnist() -> Recipe:
     With `--epochs 7` it takes 7 minutes (91.75 %, measured with dropout .2 and flips only).
     """
     return Recipe(
-        name="fashion-mnist", dataset="fashion-mnist", arch="cifar", norm="batch", image_size=32, width=0.5,
-        epochs=28, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
-        label_smoothing=0.1, dropout=0.0, crop="pad", padding=2, flip=True,
-        mean=FASHION_MEAN, std=FASHION_STD,
-    )  # fmt: skip
+        name="fashion-mnist",
+        model=ModelSettings(arch="cifar", norm="batch", image_size=32, width=0.5, dropout=0.0),
+        data=DataSettings(dataset="fashion-mnist", mean=FASHION_MEAN, std=FASHION_STD),
+        augmentation=AugmentationSettings(crop="pad", padding=2, flip=True),
+        optimization=OptimizationSettings(
+            batch_size=128, lr=0.1, nesterov=True, decay_biases=False, label_smoothing=0.1
+        ),
+        schedule=ScheduleSettings(epochs=28, kind="one-cycle"),
+    )
 
 
 def fashion_mnist_d2l() -> Recipe:
@@ -122,10 +155,12 @@ def fashion_mnist_d2l() -> Recipe:
     10 epochs, no augmentation, pixels from 0 to 1. It validates on the test images, where the book reports 88.3 %.
     """
     return Recipe(
-        name="fashion-mnist-d2l", dataset="fashion-mnist", arch="d2l", init="xavier", validate_on="test",
-        epochs=10, batch_size=128, lr=0.01, schedule="constant", momentum=0.0, weight_decay=0.0,
-        mean=(0.0,), std=(1.0,),
-    )  # fmt: skip
+        name="fashion-mnist-d2l",
+        model=ModelSettings(arch="d2l", init="xavier"),
+        data=DataSettings(dataset="fashion-mnist", validate_on="test", mean=(0.0,), std=(1.0,)),
+        optimization=OptimizationSettings(batch_size=128, lr=0.01, momentum=0.0, weight_decay=0.0),
+        schedule=ScheduleSettings(epochs=10, kind="constant"),
+    )
 
 
 def imagenet_torchvision() -> Recipe:
@@ -136,10 +171,13 @@ def imagenet_torchvision() -> Recipe:
     here for 5 steps on 50 classes of Tiny-ImageNet; 90 epochs would take 41 days on two cores (32.5 images/s).
     """
     return Recipe(
-        name="imagenet-torchvision", dataset="imagenet", arch="torchvision", image_size=224, crop_pct=0.875,
-        epochs=90, batch_size=256, lr=0.01, schedule="step", lr_step_size=30, lr_gamma=0.1, momentum=0.9,
-        weight_decay=1e-4, crop="resized", flip=True, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-    )  # fmt: skip
+        name="imagenet-torchvision",
+        model=ModelSettings(arch="torchvision", image_size=224),
+        data=DataSettings(dataset="imagenet", crop_pct=0.875, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        augmentation=AugmentationSettings(crop="resized", flip=True),
+        optimization=OptimizationSettings(batch_size=256, lr=0.01, momentum=0.9, weight_decay=1e-4),
+        schedule=ScheduleSettings(epochs=90, kind="step", lr_step_size=30, lr_gamma=0.1),
+    )
 
 
 def imagenet_2012() -> Recipe:
@@ -153,12 +191,24 @@ def imagenet_2012() -> Recipe:
     91. Tried here for 20 steps on 200 photographs; 90 epochs would take 97 days on two cores (13.8 images/s).
     """
     return Recipe(
-        name="imagenet-2012", dataset="imagenet", arch="code2012", image_size=224, crop_pct=224 / 256,
-        epochs=90, batch_size=128, lr=0.01, schedule="constant", lr_changes=SCHEDULE_145, optimizer="sgd2012",
-        momentum=0.9, weight_decay=5e-4, bias_lr_mult=2.0, decay_biases=False, dropout_2012=True,
-        crop="random", flip=True, mean_image="own", std=(1 / 255,) * 3,
-        pca_noise=0.1, pca_basis="imagenet", pca_divide=True,
-    )  # fmt: skip
+        name="imagenet-2012",
+        model=ModelSettings(arch="code2012", image_size=224),
+        data=DataSettings(dataset="imagenet", crop_pct=224 / 256, mean_image="own", std=(1 / 255,) * 3),
+        augmentation=AugmentationSettings(
+            crop="random", flip=True, pca_noise=0.1, pca_basis="imagenet", pca_divide=True
+        ),
+        optimization=OptimizationSettings(
+            batch_size=128,
+            lr=0.01,
+            optimizer="sgd2012",
+            momentum=0.9,
+            weight_decay=5e-4,
+            bias_lr_mult=2.0,
+            decay_biases=False,
+            dropout_2012=True,
+        ),
+        schedule=ScheduleSettings(epochs=90, kind="constant", lr_changes=SCHEDULE_145),
+    )
 
 
 def imagenet_paper() -> Recipe:
@@ -171,11 +221,15 @@ def imagenet_paper() -> Recipe:
     images/s).
     """
     return Recipe(
-        name="imagenet-paper", dataset="imagenet", arch="paper", image_size=224, crop_pct=224 / 256,
-        epochs=90, batch_size=128, lr=0.01, schedule="plateau", plateau_on="error", patience=5, lr_gamma=0.1,
-        optimizer="sgd2012", momentum=0.9, weight_decay=5e-4, dropout_2012=True, crop="random", flip=True,
-        mean_image="own", std=(1 / 255,) * 3, pca_noise=0.1, pca_basis="own",
-    )  # fmt: skip
+        name="imagenet-paper",
+        model=ModelSettings(arch="paper", image_size=224),
+        data=DataSettings(dataset="imagenet", crop_pct=224 / 256, mean_image="own", std=(1 / 255,) * 3),
+        augmentation=AugmentationSettings(crop="random", flip=True, pca_noise=0.1, pca_basis="own"),
+        optimization=OptimizationSettings(
+            batch_size=128, lr=0.01, optimizer="sgd2012", momentum=0.9, weight_decay=5e-4, dropout_2012=True
+        ),
+        schedule=ScheduleSettings(epochs=90, kind="plateau", plateau_on="error", patience=5, lr_gamma=0.1),
+    )
 
 
 def imagenet_caffe() -> Recipe:
@@ -188,11 +242,21 @@ def imagenet_caffe() -> Recipe:
     here for 20 steps on 200 photographs; 90 epochs would take 86 days on two cores (15.6 images/s).
     """
     return Recipe(
-        name="imagenet-caffe", dataset="imagenet", arch="caffe", image_size=227, crop_pct=227 / 256, squash=True,
-        epochs=90, batch_size=256, lr=0.01, schedule="step", lr_step_size=20, lr_gamma=0.1, optimizer="sgd2012",
-        momentum=0.9, weight_decay=5e-4, bias_lr_mult=2.0, decay_biases=False, crop="random", flip=True,
-        mean_image="own", std=(1 / 255,) * 3,
-    )  # fmt: skip
+        name="imagenet-caffe",
+        model=ModelSettings(arch="caffe", image_size=227),
+        data=DataSettings(dataset="imagenet", crop_pct=227 / 256, squash=True, mean_image="own", std=(1 / 255,) * 3),
+        augmentation=AugmentationSettings(crop="random", flip=True),
+        optimization=OptimizationSettings(
+            batch_size=256,
+            lr=0.01,
+            optimizer="sgd2012",
+            momentum=0.9,
+            weight_decay=5e-4,
+            bias_lr_mult=2.0,
+            decay_biases=False,
+        ),
+        schedule=ScheduleSettings(epochs=90, kind="step", lr_step_size=20, lr_gamma=0.1),
+    )
 
 
 def folder() -> Recipe:
@@ -204,11 +268,16 @@ def folder() -> Recipe:
     With a few dozen images per class, start from a trained network instead: --weights RUN.
     """
     return Recipe(
-        name="folder", dataset="folder", norm="batch",
-        epochs=20, batch_size=128, lr=0.1, schedule="one-cycle", nesterov=True, decay_biases=False,
-        label_smoothing=0.1, crop="resized", scale=(0.35, 1.0), flip=True,
+        name="folder",
         auto_fields=("epochs", "batch_size", "lr", "augment", "dropout"),
-    )  # fmt: skip
+        model=ModelSettings(norm="batch"),
+        data=DataSettings(dataset="folder"),
+        augmentation=AugmentationSettings(crop="resized", scale=(0.35, 1.0), flip=True),
+        optimization=OptimizationSettings(
+            batch_size=128, lr=0.1, nesterov=True, decay_biases=False, label_smoothing=0.1
+        ),
+        schedule=ScheduleSettings(epochs=20, kind="one-cycle"),
+    )
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -235,7 +304,7 @@ def find_recipe(given: str) -> Recipe:
     if path.suffix == ".json":
         return read_recipe(path)
     if path.exists():
-        return dataclasses.replace(named_recipe("folder"), data=path)
+        return named_recipe("folder").replace(data=path)
     if "/" in given or "\\" in given:
         raise UserError(f"There is no folder of images {given}; give the path of one, or the name of a recipe.")
     raise unknown_name("recipe or folder", given, RECIPES)

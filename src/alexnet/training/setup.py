@@ -31,8 +31,7 @@ from alexnet.progress import Progress
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.auto_config import apply_augmentation_level, choose_settings, describe_lr_scaling
 from alexnet.training.distributed.base import SingleProcess
-from alexnet.training.manual_schedule import check_layers
-from alexnet.training.recipe import Recipe
+from alexnet.training.recipe import Recipe, check_layers
 from alexnet.training.transfer import init_from_pretrained
 
 
@@ -77,7 +76,7 @@ def prepare_training(
         return _prepare(recipe, progress, split, saved, parallel or SingleProcess(), bad_files, check=bad is None)
 
     try:
-        return without_bad_files(prepare, recipe.skip_bad and bad is None, bad or ())
+        return without_bad_files(prepare, recipe.data.skip_bad and bad is None, bad or ())
     except BadFiles as error:
         if bad is None:
             raise
@@ -94,81 +93,87 @@ def _prepare(
     check: bool,
 ) -> TrainSetup:
     """Do the work of `prepare_training` without the files `bad`. Raises `BadFiles` for others."""
-    recipe = replace(recipe, lr_batch=recipe.lr_batch or recipe.batch_size)
-    device = pick_device(recipe.device)
-    precision = parallel.broadcast_object(lambda: pick_precision(recipe.precision, device))
-    pretrained = load_model(recipe.weights) if recipe.weights and saved is None else None
-    if pretrained is not None and recipe.arch not in ("auto", pretrained.model.spec.name):
+    recipe = recipe.replace(lr_batch=recipe.optimization.lr_batch or recipe.optimization.batch_size)
+    device = pick_device(recipe.run.device)
+    precision = parallel.broadcast_object(lambda: pick_precision(recipe.run.precision, device))
+    pretrained = load_model(recipe.model.weights) if recipe.model.weights and saved is None else None
+    arch = recipe.model.arch
+    if pretrained is not None and arch not in ("auto", pretrained.model.spec.name):
         raise UserError(
-            f"--weights {recipe.weights} is a '{pretrained.model.spec.name}', not '{recipe.arch}'; leave --arch out."
+            f"--weights {recipe.model.weights} is a '{pretrained.model.spec.name}', not '{arch}'; leave --arch out."
         )
-    if recipe.arch != "auto" and pretrained is None and saved is None:  # report a typo before reading the data
+    if arch != "auto" and pretrained is None and saved is None:  # report a typo before reading the data
         parallel.check(build_spec(recipe, num_classes=2, channels=None))
     dataset = _load_data(recipe, split, bad, progress)
 
     recipe, reasons = choose_settings(recipe, len(dataset.splits["train"]), len(dataset.classes))
     if reasons:
         progress.log(reasons)
-    batch_size = recipe.batch_size or (32 if device.type == "cpu" else 128)
+    batch_size = recipe.optimization.batch_size or (32 if device.type == "cpu" else 128)
     if batch_size < parallel.shard.world_size:
         raise UserError(
             f"--batch-size {batch_size} is the total of all {parallel.shard.world_size} processes and leaves some "
             f"without an image; give {parallel.shard.world_size} or more."
         )
-    chosen = {"precision": precision.name, "batch_size": batch_size}
-    recipe = replace(recipe, data=recipe.data.absolute() if recipe.data else None, **chosen)  # type: ignore[arg-type]
-    if recipe.labels and recipe.labels.is_file():  # otherwise it lies within the data
-        recipe = replace(recipe, labels=recipe.labels.absolute())
+    recipe = recipe.replace(
+        precision=precision.name, batch_size=batch_size, data=recipe.data.path.absolute() if recipe.data.path else None
+    )
+    if recipe.data.labels and recipe.data.labels.is_file():  # otherwise it lies within the data
+        recipe = recipe.replace(labels=recipe.data.labels.absolute())
 
     known = (saved.model.spec, saved.preprocess) if saved else None
     if pretrained is not None:
         recipe, known = init_from_pretrained(pretrained, recipe, dataset, progress)
-    elif recipe.arch == "auto":
+    elif recipe.model.arch == "auto":
         recipe = _choose_architecture(recipe, dataset, device)
-        width = f", width {recipe.width:g}" if recipe.width != 1 else ""
+        model = recipe.model
+        width = f", width {model.width:g}" if model.width != 1 else ""
         progress.log(
-            f"Architecture '{recipe.arch}' at {recipe.image_size}×{recipe.image_size}{width}, chosen by the size of "
+            f"Architecture '{model.arch}' at {model.image_size}×{model.image_size}{width}, chosen by the size of "
             "the images; --arch and --image-size override it."
         )
-    elif recipe.arch.startswith(TORCHVISION) and recipe.image_size is None:
-        recipe = replace(recipe, image_size=_choose_image_size(dataset))
+    elif recipe.model.arch.startswith(TORCHVISION) and recipe.model.image_size is None:
+        recipe = recipe.replace(image_size=_choose_image_size(dataset))
     spec = known[0] if known else build_spec(recipe, len(dataset.classes), dataset.channels)
     parallel.check(spec)
 
     recipe = apply_augmentation_level(recipe, spec.image_size)
+    settings = recipe.augmentation
     augment = Augment(
-        crop=recipe.crop, padding=recipe.padding, padding_mode=recipe.padding_mode, scale=recipe.scale,
-        flip=recipe.flip, crop_group=recipe.crop_group, rotate=recipe.rotate, jitter=recipe.jitter,
-        mixup=recipe.mixup, cutmix=recipe.cutmix,
+        crop=settings.crop, padding=settings.padding, padding_mode=settings.padding_mode, scale=settings.scale,
+        flip=settings.flip, crop_group=settings.crop_group, rotate=settings.rotate, jitter=settings.jitter,
+        mixup=settings.mixup, cutmix=settings.cutmix,
     )  # fmt: skip
     zeros, ones = (0.0,) * dataset.channels, (1.0,) * dataset.channels  # replaced by _measure_statistics
     if known is not None:
         geometry = replace(known[1], mean=zeros, std=ones, mean_image=None)
     else:
         geometry = EvalTransform(
-            size=spec.image_size, resize=round(spec.image_size / recipe.crop_pct), channels=dataset.channels,
-            mean=zeros, std=ones, squash=recipe.squash,
+            size=spec.image_size, resize=round(spec.image_size / recipe.data.crop_pct), channels=dataset.channels,
+            mean=zeros, std=ones, squash=recipe.data.squash,
         )  # fmt: skip
     mean_image = known[1].mean_image if known else None
     if recipe.uses_pca_noise and dataset.channels == 1:
         raise UserError("PCA noise needs color images, and these are grayscale; give --set pca_noise=0.")
-    if mean_image is None and recipe.mean_image not in ("none", "own"):
-        mean_image = read_mean_image(recipe.mean_image, geometry)
-        recipe = replace(recipe, mean_image=str(Path(recipe.mean_image).absolute()))
+    if mean_image is None and recipe.data.mean_image not in ("none", "own"):
+        mean_image = read_mean_image(recipe.data.mean_image, geometry)
+        recipe = recipe.replace(mean_image=str(Path(recipe.data.mean_image).absolute()))
 
     if dataset.files:
-        in_memory = parallel.broadcast_object(lambda: fits_in_memory(dataset, geometry.resize_side, recipe.in_memory))
-        if recipe.in_memory and not in_memory:
+        in_memory = parallel.broadcast_object(
+            lambda: fits_in_memory(dataset, geometry.resize_side, recipe.data.in_memory)
+        )
+        if recipe.data.in_memory and not in_memory:
             progress.log("The images no longer fit in memory and are decoded on the fly; last digits may differ.")
-        recipe = replace(recipe, in_memory=in_memory)
+        recipe = recipe.replace(in_memory=in_memory)
         if in_memory:
             dataset = decode_splits(dataset, geometry, augment, progress)
         elif check:
-            check_files(dataset, full=recipe.skip_bad, progress=progress)
+            check_files(dataset, full=recipe.data.skip_bad, progress=progress)
     for text in [*dataset.notes, *(f"Skipped {name}: {reason}." for name, reason in dataset.bad[:10])]:
         progress.log(text)
     workers, note = choose_workers(
-        recipe.workers, max(batch_size, EVAL_BATCH_SIZE) * dataset.channels * geometry.resize_side**2
+        recipe.data.workers, max(batch_size, EVAL_BATCH_SIZE) * dataset.channels * geometry.resize_side**2
     )
     if note and dataset.files:
         progress.log(note)
@@ -178,11 +183,11 @@ def _prepare(
     )
 
     if isinstance(part, ImageFiles):
-        recipe = replace(recipe, workers=workers)
+        recipe = recipe.replace(workers=workers)
     else:
         part = _move_to_gpu(part, device)
     train = BatchLoader(
-        part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.seed,
+        part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.run.seed,
         workers=workers, pin_memory=device.type == "cuda", shard=parallel.shard,
     )  # fmt: skip
     evaluation = {
@@ -201,7 +206,7 @@ def _prepare(
         progress.log(note)
     return TrainSetup(
         recipe, spec, preprocess, augment, dataset, train, evaluation, device, precision, parallel, pca_basis,
-        class_weights(part.targets, len(dataset.classes)) if recipe.balance else None, pretrained,
+        class_weights(part.targets, len(dataset.classes)) if recipe.optimization.balance else None, pretrained,
     )  # fmt: skip
 
 
@@ -209,23 +214,24 @@ def _load_data(
     recipe: Recipe, split: SplitRows | None, bad: Sequence[tuple[str, str]], progress: Progress
 ) -> ImageDataset:
     """Load the recipe's dataset without the files `bad`, and check its classes and splits."""
+    data = recipe.data
     dataset = load_dataset(
-        recipe.dataset,
-        recipe.data,
-        labels=recipe.labels,
-        seed=recipe.seed,
+        data.dataset,
+        data.path,
+        labels=data.labels,
+        seed=recipe.run.seed,
         bad=bad,
-        hold_out=recipe.validate_on == "val",
+        hold_out=data.validate_on == "val",
         split=split,
         progress=progress,
     )
-    if recipe.num_classes not in (None, len(dataset.classes)):
+    if data.num_classes not in (None, len(dataset.classes)):
         raise UserError(
-            f"--num-classes {recipe.num_classes} does not match the data, which has {len(dataset.classes)} classes: "
+            f"--num-classes {data.num_classes} does not match the data, which has {len(dataset.classes)} classes: "
             f"{', '.join(dataset.classes[:9])}{' …' if len(dataset.classes) > 9 else ''}."
         )
-    if recipe.validate_on not in dataset.splits:
-        raise UserError(f"The recipe validates on the {recipe.validate_on} split, which {recipe.data} does not have.")
+    if data.validate_on not in dataset.splits:
+        raise UserError(f"The recipe validates on the {data.validate_on} split, which {data.path} does not have.")
     return dataset
 
 
@@ -237,29 +243,30 @@ def class_weights(targets: torch.Tensor, classes: int) -> torch.Tensor:
 
 def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
     """Return the network that `recipe` names; `channels` defaults to the architecture's own. Raises `UserError`."""
+    model = recipe.model
     base = specify(
-        recipe.arch,
+        model.arch,
         num_classes=num_classes,
         in_channels=channels,
-        image_size=None if recipe.spec_edits else recipe.image_size,
-        norm=None if recipe.norm == "auto" else recipe.norm,
-        activation=None if recipe.activation == "auto" else recipe.activation,
-        init=None if recipe.init == "auto" else recipe.init,
-        dropout=recipe.dropout,
-        width=recipe.width,
+        image_size=None if model.spec_edits else model.image_size,
+        norm=None if model.norm == "auto" else model.norm,
+        activation=None if model.activation == "auto" else model.activation,
+        init=None if model.init == "auto" else model.init,
+        dropout=model.dropout,
+        width=model.width,
     )
     if not isinstance(base, AlexNetSpec):
-        if recipe.spec_edits or any(change.layers for change in recipe.lr_changes):
+        if model.spec_edits or any(change.layers for change in recipe.schedule.lr_changes):
             raise UserError(
                 f"'{base.name}' is built by torchvision: spec_edits and lr_changes of single layers work for AlexNets "
                 "only; leave them out."
             )
         return base
-    if recipe.spec_edits and recipe.image_size is not None:  # a modified network may accept smaller images
-        base = replace(base, image_size=recipe.image_size)
-    spec = apply_modifications(base, recipe.spec_edits)
-    if recipe.lr_changes:
-        check_layers(recipe.lr_changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
+    if model.spec_edits and model.image_size is not None:  # a modified network may accept smaller images
+        base = replace(base, image_size=model.image_size)
+    spec = apply_modifications(base, model.spec_edits)
+    if recipe.schedule.lr_changes:
+        check_layers(recipe.schedule.lr_changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
     return spec
 
 
@@ -270,11 +277,11 @@ def _choose_architecture(recipe: Recipe, dataset: ImageDataset, device: torch.de
     would leave nothing. On a CPU it has half the width, which trains almost four times as fast (CIFAR-10 on
     two cores: 1,210 images/s instead of 312), or a quarter at 64 pixels, which cost four times as much as 32.
     """
-    side = recipe.image_size or _choose_image_size(dataset)
-    width = recipe.width
+    side = recipe.model.image_size or _choose_image_size(dataset)
+    width = recipe.model.width
     if device.type == "cpu" and width == 1:
         width = 0.25 if 48 < side <= 128 else 0.5
-    return replace(recipe, arch="cifar" if side <= 128 else "torchvision", image_size=side, width=width)
+    return recipe.replace(arch="cifar" if side <= 128 else "torchvision", image_size=side, width=width)
 
 
 def _choose_image_size(dataset: ImageDataset) -> int:
@@ -302,22 +309,22 @@ def _measure_statistics(
 
     The results are put into the recipe (the mean image is saved with the weights); what is there is not measured again.
     """
-    basis = None
-    if recipe.uses_pca_noise and (recipe.pca_std is not None or recipe.pca_vectors is not None):
-        basis = ColorPCA(recipe.pca_std or (), recipe.pca_vectors or ())
-    elif recipe.uses_pca_noise and recipe.pca_basis == "imagenet":
+    basis, given = None, recipe.augmentation
+    if recipe.uses_pca_noise and (given.pca_std is not None or given.pca_vectors is not None):
+        basis = ColorPCA(given.pca_std or (), given.pca_vectors or ())
+    elif recipe.uses_pca_noise and given.pca_basis == "imagenet":
         basis = IMAGENET_PCA
-    own_image = recipe.mean_image == "own" and mean_image is None
+    own_image = recipe.data.mean_image == "own" and mean_image is None
     if own_image or (recipe.uses_pca_noise and basis is None):
         found = compute_statistics(part, geometry, workers=workers, progress=progress)
         mean_image = found.mean_image if own_image else mean_image
         basis = basis or (color_pca(found.covariance) if recipe.uses_pca_noise else None)
     if basis is not None:
-        recipe = replace(recipe, pca_std=basis.std, pca_vectors=basis.vectors)
-    mean, std = recipe.mean, recipe.std
+        recipe = recipe.replace(pca_std=basis.std, pca_vectors=basis.vectors)
+    mean, std = recipe.data.mean, recipe.data.std
     if mean is None and mean_image is not None:
         mean = tuple(round(float(m), 4) for m in mean_image.mean(dim=(1, 2)))
     if mean is None or std is None:
-        found_mean, found_std = mean_and_std(part, geometry, recipe.seed)
+        found_mean, found_std = mean_and_std(part, geometry, recipe.run.seed)
         mean, std = mean or found_mean, std or found_std
-    return replace(recipe, mean=mean, std=std), replace(geometry, mean=mean, std=std, mean_image=mean_image), basis
+    return recipe.replace(mean=mean, std=std), replace(geometry, mean=mean, std=std, mean_image=mean_image), basis

@@ -30,16 +30,16 @@ class TrainStep:
 
     def __init__(self, setup: TrainSetup, model: Network) -> None:
         tune_malloc()
-        if setup.recipe.deterministic:
+        if setup.recipe.run.deterministic:
             use_deterministic_algorithms()
         self.setup, self.recipe, self.parallel = setup, setup.recipe, setup.parallel
         self.device, self.precision = setup.device, setup.precision
-        memory_format = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        memory_format = torch.channels_last if self.recipe.run.channels_last else torch.contiguous_format
         self.memory_format: torch.memory_format = memory_format
         self.model = self.parallel.shard_model(model).to(self.device).to(memory_format=memory_format)
-        self.frozen_modules = freeze(self.model, self.recipe.freeze)
+        self.frozen_modules = freeze(self.model, self.recipe.model.freeze)
         wrapped = self.parallel.wrap(self.model)
-        self.network = torch.compile(wrapped) if self.recipe.compile else wrapped  # runs the forward pass
+        self.network = torch.compile(wrapped) if self.recipe.run.compile else wrapped  # runs the forward pass
         self.no_sync = getattr(wrapped, "no_sync", nullcontext)  # DistributedDataParallel's: exchange no gradients
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = self.parallel.grad_scaler(self.device.type, enabled=self.precision.name == "fp16")
@@ -58,7 +58,7 @@ class TrainStep:
         processes, this process's contribution to them. Each micro-batch is weighted by its number
         of images, so the step is that of the whole batch even if the batch does not divide evenly.
         """
-        recipe, batch_rows, seed_of = self.recipe, batch.row_range, partial(rng.derive_seed, self.recipe.seed)
+        recipe, batch_rows, seed_of = self.recipe, batch.row_range, partial(rng.derive_seed, self.recipe.run.seed)
         torch.manual_seed(seed_of("step", number))  # for MixUp, and for dropout that is not counter-based
         values.set_rates(self.optimizer)
         x, y = self._inputs(batch, epoch, values)
@@ -67,7 +67,8 @@ class TrainStep:
         total_loss = torch.zeros((), device=self.device)
         hits = torch.zeros((), device=self.device)
         rows = slice(batch_rows.start, batch_rows.start)
-        micro_batches = list(zip(x.chunk(recipe.accumulate), y.chunk(recipe.accumulate), strict=True))
+        parts = recipe.optimization.accumulate
+        micro_batches = list(zip(x.chunk(parts), y.chunk(parts), strict=True))
         for i, (micro_x, micro_y) in enumerate(micro_batches, 1):
             counted = len(micro_x) if batch_rows.size else 0  # an empty shard computes on an image that is not its own
             rows = slice(rows.stop, rows.stop + counted)
@@ -82,8 +83,8 @@ class TrainStep:
             labels = micro_y if micro_y.ndim == 1 else micro_y.argmax(dim=1)  # of mixed images, the larger fraction
             hits += (logits.argmax(dim=1) == labels).sum() * (counted > 0)
         self.scaler.unscale_(self.optimizer)
-        if recipe.clip_norm is not None:
-            self.parallel.clip_grad_norm(self.model, recipe.clip_norm)
+        if recipe.optimization.clip_norm is not None:
+            self.parallel.clip_grad_norm(self.model, recipe.optimization.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -95,7 +96,7 @@ class TrainStep:
         With class weights the sum is divided by the number of images, not (as torch does) by their
         total weight, so that micro-batches add up.
         """
-        smoothing = self.recipe.label_smoothing
+        smoothing = self.recipe.optimization.label_smoothing
         if self.class_weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
         total = F.cross_entropy(logits, targets, self.class_weights, label_smoothing=smoothing, reduction="sum")
@@ -103,7 +104,7 @@ class TrainStep:
 
     def denormalized_inputs(self, batch: Batch, epoch: int, values: Hyperparameters) -> Tensor:
         """Return the network's inputs for a batch as images again: uint8 N×C×size×size, on the CPU."""
-        torch.manual_seed(rng.derive_seed(self.recipe.seed, "step", 0))
+        torch.manual_seed(rng.derive_seed(self.recipe.run.seed, "step", 0))
         x, _ = self._inputs(batch, epoch, values)
         scale, shift = (c.to(x.device) for c in self.setup.preprocess.scale_and_shift(x.shape[-1]))
         return ((x - shift) / scale).round_().clamp_(0, 255).to(torch.uint8).cpu()
@@ -114,12 +115,12 @@ class TrainStep:
         non_blocking = self.device.type == "cuda"
         images = batch.images.to(self.device, non_blocking=non_blocking)
         if (device_augment := self.setup.train.device_augment) is not None:
-            images = augment(images, batch.ids, epoch, recipe.seed, device_augment, preprocess.size, batch.crop_ids)
+            images = augment(images, batch.ids, epoch, recipe.run.seed, device_augment, preprocess.size, batch.crop_ids)
         targets = batch.targets.to(self.device, non_blocking=non_blocking)
         x = preprocess.normalize(images)
         if (basis := self.setup.pca_basis) is not None:
-            std, divide = preprocess.std, recipe.pca_divide
-            x = pca_noise(x, batch.ids, epoch, recipe.seed, basis, values.pca_noise, std=std, divide=divide)
+            std, divide = preprocess.std, recipe.augmentation.pca_divide
+            x = pca_noise(x, batch.ids, epoch, recipe.run.seed, basis, values.pca_noise, std=std, divide=divide)
         x, y = mix(x, targets, len(self.setup.classes), self.setup.augment)
         extra = len(x) - batch.row_range.size if batch.row_range.size else 0  # only there to be mixed with the next
         return x[extra:], y[extra:]

@@ -68,9 +68,10 @@ def estimate_epochs(setup: TrainSetup, model: Network, budget: TimeBudget) -> tu
             break
     timed = sorted(times[WARMUP_STEPS:] or times)
     median = timed[len(timed) // 2]
-    forward = median / 3 / (setup.recipe.batch_size or 1)  # of one image; the backward pass costs about twice that
-    validation = forward * setup.evaluation[setup.recipe.validate_on].samples
-    has_test = setup.recipe.validate_on != "test" and "test" in setup.evaluation
+    batch_size = setup.recipe.optimization.batch_size or 1
+    forward = median / 3 / batch_size  # of one image; the backward pass costs about twice that
+    validation = forward * setup.evaluation[setup.recipe.data.validate_on].samples
+    has_test = setup.recipe.data.validate_on != "test" and "test" in setup.evaluation
     test = forward * setup.evaluation["test"].samples if has_test else 0.0
     budget = replace(budget, reserve=test + FINAL_S)
     return int(budget.remaining / (median * len(setup.train) + validation)), budget

@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from enum import IntEnum
 from functools import cached_property, partial
 from pathlib import Path
@@ -158,7 +157,7 @@ class Trainer:
         return schedule_at(self.recipe, step, len(self.setup.train), self.state.history)
 
     def _epoch_done(self) -> bool:
-        limit = self.recipe.limit_steps
+        limit = self.recipe.schedule.limit_steps
         return self.state.batch == len(self.setup.train) or (limit is not None and self.state.step >= limit)
 
     def _next_action(self) -> Action:
@@ -221,7 +220,7 @@ class Trainer:
         state, recipe = self.state, self.recipe
         loss, top1 = state.loss_sum / state.seen, state.hits / state.seen
         self._check_finite(loss)
-        self.progress.step(state.epoch + 1, recipe.epochs, state.seen, self.setup.train.samples, loss, top1)
+        self.progress.step(state.epoch + 1, recipe.schedule.epochs, state.seen, self.setup.train.samples, loss, top1)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -233,7 +232,7 @@ class Trainer:
 
     def end_epoch(self) -> None:
         """Validate, compare with the best epoch and save; metrics are written and shown once the checkpoint is."""
-        state, recipe, validate_on = self.state, self.recipe, self.recipe.validate_on
+        state, recipe, validate_on = self.state, self.recipe, self.recipe.data.validate_on
         row, outputs = self._validate()
         state.end_epoch(row, is_best=validate_on == "test" or state.best is None or _is_better(row, state.best))
         is_best, summary, alarms = state.best is row, self._summary(), self._new_alarms(state.history)
@@ -244,7 +243,7 @@ class Trainer:
             if is_best:
                 self._write_evaluation(validate_on, outputs)
             write_json(self.run.path / "summary.json", summary)
-            self.progress.epoch(shown, recipe.epochs, validate_on)
+            self.progress.epoch(shown, recipe.schedule.epochs, validate_on)
             for alarm in alarms:
                 self.progress.log(alarm["text"])
             if alarms:
@@ -256,7 +255,7 @@ class Trainer:
 
     def _validate(self) -> tuple[dict[str, Any], Outputs | None]:
         """Return the epoch's line of `metrics.jsonl`, and the outputs on the validation split (on rank 0)."""
-        state, split, began = self.state, self.recipe.validate_on, time.monotonic()
+        state, split, began = self.state, self.recipe.data.validate_on, time.monotonic()
         outputs = self.evaluate(split)
         metrics = self._measure(outputs)
         self._check_finite(metrics["loss"])
@@ -284,9 +283,9 @@ class Trainer:
 
     def _adjust_epochs(self, budget: TimeBudget) -> None:
         """Change the number of epochs to what fits the time: fewer, or more after the first epoch."""
-        epochs = budget.fit_epochs(self.state.history, self.recipe.epochs)
-        if epochs != self.recipe.epochs:
-            self.recipe = replace(self.recipe, epochs=epochs)
+        epochs = budget.fit_epochs(self.state.history, self.recipe.schedule.epochs)
+        if epochs != self.recipe.schedule.epochs:
+            self.recipe = self.recipe.replace(epochs=epochs)
             # First save the finished epoch, which was trained by the old number and must not be repeated by the new.
             self.parallel.broadcast_object(self.checkpoints.wait)
             self.parallel.broadcast_object(lambda: write_text(self.run.recipe_json, self.recipe.to_json() + "\n"))
@@ -303,7 +302,7 @@ class Trainer:
     @cached_property
     def _dead_relu_inputs(self) -> torch.Tensor | None:
         """The first validation images, preprocessed; None if this process has no validation images."""
-        batch = next(iter(self.setup.evaluation[self.recipe.validate_on].batches(0)), None)
+        batch = next(iter(self.setup.evaluation[self.recipe.data.validate_on].batches(0)), None)
         if batch is None:
             return None
         return self.setup.preprocess.normalize(batch.images[:DEAD_RELU_IMAGES].to(self.device))
@@ -347,7 +346,7 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the best checkpoint on the test split and complete the summary; safe to repeat after a crash."""
-        on_rank0, selection_split = self.parallel.broadcast_object, self.recipe.validate_on
+        on_rank0, selection_split = self.parallel.broadcast_object, self.recipe.data.validate_on
         on_rank0(self.checkpoints.wait)
         best = self.run.named_checkpoint("best")
         assert best is not None, "a run has at least one epoch"
@@ -372,10 +371,10 @@ class Trainer:
 
     def _calibrate(self, best: Path) -> dict[str, Any]:
         """Fit the confidence calibration on the split that selected the checkpoint; store it in its `model.json`."""
-        stored = self.run.read_evaluation(self.recipe.validate_on)
+        stored = self.run.read_evaluation(self.recipe.data.validate_on)
         assert stored is not None, "written when the checkpoint was selected"
         _, targets, logits = stored
-        fitted = calibration.fit_calibration(logits, targets, self.recipe.validate_on).to_dict()
+        fitted = calibration.fit_calibration(logits, targets, self.recipe.data.validate_on).to_dict()
         update_model_json(best, KEY, fitted)
         return fitted
 
@@ -391,7 +390,7 @@ class Trainer:
         return {
             "best": {k: best[k] for k in keys},
             "final": {k: rows[-1][k] for k in keys},
-            "split": self.recipe.validate_on,
+            "split": self.recipe.data.validate_on,
             "epochs": len(rows),
             "steps": self.state.step,
             "seconds": sum(r["seconds"] for r in rows),

@@ -32,23 +32,23 @@ def init_from_pretrained(
     Raises `UserError` if the images have another number of channels.
     """
     spec = replace(pretrained.model.spec, num_classes=len(dataset.classes))
-    if recipe.dropout is not None and isinstance(spec, AlexNetSpec):
-        spec = replace(spec, dropout=recipe.dropout)
+    if recipe.model.dropout is not None and isinstance(spec, AlexNetSpec):
+        spec = replace(spec, dropout=recipe.model.dropout)
     preprocess = pretrained.preprocess
     if preprocess.channels != dataset.channels:
         raise UserError(
-            f"--weights {recipe.weights} takes {_color_mode(preprocess.channels)} images, and these are "
+            f"--weights {recipe.model.weights} takes {_color_mode(preprocess.channels)} images, and these are "
             f"{_color_mode(dataset.channels)}; convert the images, or leave out --weights."
         )
-    frozen, reason = choose_frozen_layers(recipe.freeze, len(dataset.splits["train"]), len(dataset.classes))
+    frozen, reason = choose_frozen_layers(recipe.model.freeze, len(dataset.splits["train"]), len(dataset.classes))
     new_head = pretrained.classes != dataset.classes
     progress.log(
-        f"Starting from {recipe.weights}: '{spec.name}' at {spec.image_size}×{spec.image_size}"
+        f"Starting from {recipe.model.weights}: '{spec.name}' at {spec.image_size}×{spec.image_size}"
         + (f", with a new last layer for {len(dataset.classes)} classes" if new_head else "")
         + (f"; frozen: {frozen}" if frozen != "none" else "; all layers are trained")
         + (f" ({reason}; --freeze overrides this)." if reason else ".")
     )
-    path = recipe.weights
+    path = recipe.model.weights
     if pretrained.checkpoint is not None:
         path = str((pretrained.run.path if pretrained.run else pretrained.checkpoint).absolute())
     settings: dict[str, Any] = {
@@ -61,8 +61,8 @@ def init_from_pretrained(
         settings["mean_image"] = "own"
     if isinstance(spec, AlexNetSpec):
         settings |= {"width": spec.width, "dropout": spec.dropout}
-    lr_mult = recipe.backbone_lr_mult if new_head else 1.0
-    return replace(recipe, weights=path, freeze=frozen, backbone_lr_mult=lr_mult, **settings), (spec, preprocess)
+    lr_mult = recipe.optimization.backbone_lr_mult if new_head else 1.0
+    return recipe.replace(weights=path, freeze=frozen, backbone_lr_mult=lr_mult, **settings), (spec, preprocess)
 
 
 def _color_mode(channels: int) -> str:
@@ -96,7 +96,7 @@ def choose_frozen_layers(freeze: str, images: int, classes: int) -> tuple[str, s
 
 
 def freeze(model: nn.Module, which: str) -> list[nn.Module]:
-    """Freeze the layers that `which` names (see `Flags.freeze`) and return the modules to keep in eval mode.
+    """Freeze the layers that `which` names (see `freeze` in `settings.py`) and return the modules to keep in eval mode.
 
     These are all modules up to the last frozen layer, so batch norm uses its running averages and
     dropout is off. Raises `UserError` for an unknown layer, and if no layer is left to train.

@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_trainer(parallel: SingleProcess, settings: dict[str, Any]) -> Trainer:
     recipe = named_recipe("folder" if "data" in settings else "digits")
-    setup = prepare_training(replace(recipe, **settings), Silent(), parallel=parallel)
+    setup = prepare_training(recipe.replace(**settings), Silent(), parallel=parallel)
     torch.manual_seed(0)
     trainer = Trainer(setup, Run(Path()), build(setup.spec), Silent())
     trainer.train_step.train()
@@ -372,7 +371,7 @@ def test_resuming_with_another_number_of_processes_warns(processes: Ranks, tmp_p
 def test_torchrun_without_any_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One JSON document on stdout, one line an epoch, one writer."""
     monkeypatch.chdir(tmp_path)
-    Path("recipe.json").write_text(replace(named_recipe("digits"), **SHORT).to_json())
+    Path("recipe.json").write_text(named_recipe("digits").replace(**SHORT).to_json())
     two = torchrun(2, "train", "recipe.json", "--out", "two", "--json")
     assert two.returncode == 0, two.stderr
     assert two.stderr.count("epoch 1/1") == 1

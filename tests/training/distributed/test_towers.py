@@ -52,7 +52,7 @@ def both(processes: Ranks) -> Both:
 
 
 def make_trainer(parallel: base.SingleProcess, settings: dict[str, Any]) -> Trainer:
-    setup = prepare_training(replace(named_recipe("digits"), **{**RECIPE, **settings}), Silent(), parallel=parallel)
+    setup = prepare_training(named_recipe("digits").replace(**{**RECIPE, **settings}), Silent(), parallel=parallel)
     torch.manual_seed(0)
     return Trainer(setup, Run(Path()), build(setup.spec), Silent())
 
@@ -337,7 +337,7 @@ def test_a_run_can_be_resumed_with_another_number_of_processes(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     recipe = {k: v for k, v in RECIPE.items() if k not in ("batch_size", "jitter")}
-    start = replace(named_recipe("digits"), **recipe, batch_size=420)  # three steps an epoch
+    start = named_recipe("digits").replace(**recipe, batch_size=420)  # three steps an epoch
     Path("recipe.json").write_text(start.to_json())
     two = torchrun(
         2,
