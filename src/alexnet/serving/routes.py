@@ -208,8 +208,13 @@ class DirectRoute(APIRoute):
     They take longer than a small network takes for a small image.
     """
 
-    def get_route_handler(self) -> Any:
-        return self.endpoint
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.app = self._respond
+
+    async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
+        response = await self.endpoint(Request(scope, receive))
+        await response(scope, receive, send)
 
 
 def _add_prediction_routes(app: FastAPI) -> None:
@@ -323,28 +328,42 @@ async def cancel_on_disconnect(request: Request, work: asyncio.Future[T]) -> T:
     """
     timeout = request.app.state.settings.timeout
     delay = min(WATCH_AFTER_S, timeout / 2)
-    watched: set[asyncio.Future[Any]] = {work}
+    watcher: asyncio.Future[bool] | None = None
+
+    def watch() -> None:
+        nonlocal watcher
+        watcher = asyncio.ensure_future(_disconnects(request, timeout - delay))
+        watcher.add_done_callback(lambda _: work.cancel())  # does nothing if the work is done
+
+    timer = asyncio.get_running_loop().call_later(delay, watch)
     try:
-        await asyncio.wait(watched, timeout=delay)
-        if not work.done():
-            disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
-            watched.add(disconnect)
-            await asyncio.wait(watched, timeout=timeout - delay, return_when=asyncio.FIRST_COMPLETED)
-            if disconnect.done():
-                raise ClientDisconnect
-        if work.done():
-            return work.result()
+        return await work
+    except asyncio.CancelledError:
+        if watcher is None or not watcher.done() or watcher.cancelled():
+            raise
+        if watcher.result():
+            raise ClientDisconnect from None
         seconds = request.app.state.batcher.retry_after()
         message = f"The request timed out after {timeout:g} s in the queue; retry in {seconds} s."
-        raise HTTPException(503, message, {"Retry-After": str(seconds)})
+        raise HTTPException(503, message, {"Retry-After": str(seconds)}) from None
     finally:
-        for future in watched:
-            future.cancel()  # does nothing if it is done
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _disconnects(request: Request, seconds: float) -> bool:
+    """Return whether the client disconnects within `seconds`."""
+
+    async def wait() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    try:
+        await asyncio.wait_for(wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True
 
 
 # ── explanations ──────────────────────────────────────────────────────────────────────────────────
