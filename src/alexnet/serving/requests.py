@@ -6,8 +6,9 @@ Nothing is written to disk. A client's file name is only a label in the response
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -79,23 +80,44 @@ async def read_body(request: Request) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > settings.max_bytes:
         raise _body_too_large(settings)
-    try:
-        return await asyncio.wait_for(_read_chunks(request, settings), settings.timeout)
-    except asyncio.TimeoutError:
-        message = f"The body did not arrive within {settings.timeout:g} s; send fewer or smaller images."
-        raise HTTPException(408, message, {"Connection": "close"}) from None
-
-
-async def _read_chunks(request: Request, settings: Settings) -> bytes:
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > settings.max_bytes:
-            raise _body_too_large(settings)
-        request.app.state.body_budget.add(request.scope, len(chunk))
-        chunks.append(chunk)
+    with _time_limit(settings.timeout):
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > settings.max_bytes:
+                raise _body_too_large(settings)
+            request.app.state.body_budget.add(request.scope, len(chunk))
+            chunks.append(chunk)
     return b"".join(chunks)
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise `HTTPException` (408) in this task after `seconds`.
+
+    Python 3.10 lacks `asyncio.timeout`; `wait_for` needs another task, which waits for the GIL twice.
+    """
+    task, expired = asyncio.current_task(), False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        assert task is not None
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, expire)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not expired:
+            raise
+        if uncancel := getattr(task, "uncancel", None):  # Python 3.11 and later
+            uncancel()
+        message = f"The body did not arrive within {seconds:g} s; send fewer or smaller images."
+        raise HTTPException(408, message, {"Connection": "close"}) from None
+    finally:
+        timer.cancel()
 
 
 def _body_too_large(settings: Settings) -> HTTPException:
