@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet.serving.app import create_app
-from alexnet.serving.registry import ModelRegistry
+from alexnet.serving.registry import Models
 from alexnet.serving.settings import Settings
 
 
@@ -62,7 +62,7 @@ class Client:
 
 
 @contextmanager
-def running_server(models: ModelRegistry, **settings: Any) -> Iterator[Client]:
+def running_server(models: Models, **settings: Any) -> Iterator[Client]:
     """Yield a client of a new server."""
     client = Client(create_app(models, Settings(**settings)))
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,14 @@ pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 
 from alexnet.serving import batching
-from alexnet.serving.registry import ModelRegistry, open_models
+from alexnet.serving.registry import Models, open_models
 from server_client import DecodeGate
 
 
 @pytest.fixture(scope="session")
-def models(checkpoint: Path) -> ModelRegistry:
+def models(checkpoint: Path) -> Models:
     """One small model named `fruit`."""
-    served = next(iter(open_models([checkpoint]).values()))
-    return ModelRegistry([dataclasses.replace(served, name="fruit")])
+    return {"fruit": next(iter(open_models([checkpoint]).values()))}
 
 
 @pytest.fixture

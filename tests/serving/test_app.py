@@ -26,7 +26,7 @@ import pytest
 from alexnet.cli import run
 from alexnet.errors import UserError
 from alexnet.serving.app import create_app
-from alexnet.serving.registry import ModelRegistry, open_models
+from alexnet.serving.registry import Models, open_models
 from alexnet.serving.server import Server, bind
 from alexnet.serving.settings import Settings
 from server_client import DecodeGate, encode_jpeg, http_scope
@@ -37,7 +37,7 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 
 @contextlib.contextmanager
-def running_uvicorn(models: ModelRegistry, **options: Any) -> Iterator[tuple[int, Server]]:
+def running_uvicorn(models: Models, **options: Any) -> Iterator[tuple[int, Server]]:
     """Yield the port of a server in a thread of this process, and the server."""
     settings = Settings(port=0, **{"drain": 0, **options})
     ready = threading.Event()
@@ -132,7 +132,7 @@ def test_sigterm_drops_no_accepted_request(checkpoint: Path) -> None:
 
 
 @POSIX
-def test_request_in_flight_at_sigterm_is_answered(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+def test_request_in_flight_at_sigterm_is_answered(models: Models, decode_gate: DecodeGate) -> None:
     statuses: list[int] = []
     with running_uvicorn(models) as (port, server):
         client = threading.Thread(target=lambda: statuses.append(request(port)[0]))
@@ -155,9 +155,7 @@ def test_request_in_flight_at_sigterm_is_answered(models: ModelRegistry, decode_
     [(b"", b""), (b"", b"POST /v1/predict HTT"), (GET + b"\r\n", b"POST /v1/predict HTT")],
     ids=["silent", "first request", "second request"],
 )
-def test_connection_without_complete_request_head_is_closed(
-    models: ModelRegistry, complete: bytes, partial: bytes
-) -> None:
+def test_connection_without_complete_request_head_is_closed(models: Models, complete: bytes, partial: bytes) -> None:
     with (
         running_uvicorn(models, timeout=0.3) as (port, _),
         socket.create_connection(("127.0.0.1", port), 60) as client,
@@ -172,7 +170,7 @@ def test_connection_without_complete_request_head_is_closed(
         assert request(port)[0] == 200
 
 
-def test_slow_body_is_408_and_closes_connection(models: ModelRegistry) -> None:
+def test_slow_body_is_408_and_closes_connection(models: Models) -> None:
     with (
         running_uvicorn(models, timeout=0.3) as (port, _),
         socket.create_connection(("127.0.0.1", port), 60) as client,
@@ -223,7 +221,7 @@ CHUNKED = (
     ],
     ids=["many headers", "one header", "URL", "trailers", "one trailer", "second request"],
 )
-def test_endless_request_head_is_431(models: ModelRegistry, pieces: list[bytes]) -> None:
+def test_endless_request_head_is_431(models: Models, pieces: list[bytes]) -> None:
     with running_uvicorn(models) as (port, server):
         received = exchange(port, *pieces)
         last = received[received.rindex(b"HTTP/1.1 ") :]
@@ -246,7 +244,7 @@ def test_endless_request_head_is_431(models: ModelRegistry, pieces: list[bytes])
     ],
 )
 def test_refusal_reaches_a_client_that_is_still_sending(
-    models: ModelRegistry, head: bytes, settings: dict[str, Any], status: int
+    models: Models, head: bytes, settings: dict[str, Any], status: int
 ) -> None:
     head = POST + head + b"\r\n"
     piece = b"x" * 50_000
@@ -269,7 +267,7 @@ def test_refusal_reaches_a_client_that_is_still_sending(
         assert server._app.state.body_budget.bytes == 0
 
 
-def test_busy_server_refuses_a_client_that_is_still_sending(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+def test_busy_server_refuses_a_client_that_is_still_sending(models: Models, decode_gate: DecodeGate) -> None:
     with running_uvicorn(models, queue=10, max_images=1) as (port, server):
         waiting = [threading.Thread(target=request, args=(port,)) for _ in range(10)]
         for client in waiting:
@@ -284,7 +282,7 @@ def test_busy_server_refuses_a_client_that_is_still_sending(models: ModelRegistr
 
 
 def test_refused_client_that_never_stops_sending_is_disconnected(
-    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+    models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alexnet.serving.server.DISCARD_S", 0.3)
     with running_uvicorn(models, timeout=0.3) as (port, server):
@@ -301,14 +299,14 @@ def test_refused_client_that_never_stops_sending_is_disconnected(
 
 
 @pytest.mark.parametrize("line", [b"GET /healthz HTTP/1.0\r\n", b"GET /healthz HTTP/1.1\r\nConnection: close\r\n"])
-def test_request_without_host_is_answered(models: ModelRegistry, line: bytes) -> None:
+def test_request_without_host_is_answered(models: Models, line: bytes) -> None:
     with running_uvicorn(models) as (port, _):
         received = exchange(port, line + b"\r\n")
     assert received.startswith(b"HTTP/1.1 200 ")
     assert received.endswith(b'{"status":"alive"}')
 
 
-def test_slightly_too_large_request_head_is_431(models: ModelRegistry) -> None:
+def test_slightly_too_large_request_head_is_431(models: Models) -> None:
     with running_uvicorn(models) as (port, _):
         header = b"A: " + b"b" * 1000 + b"\r\n"
         assert exchange(port, GET, *[header] * 70).startswith(b"HTTP/1.1 431 ")
@@ -317,7 +315,7 @@ def test_slightly_too_large_request_head_is_431(models: ModelRegistry) -> None:
 
 @pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02" * 100])
 def test_invalid_http_is_400_with_json_error_and_no_log_line(
-    models: ModelRegistry, data: bytes, capfd: pytest.CaptureFixture[str]
+    models: Models, data: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with running_uvicorn(models) as (port, _):
         head, _, body = exchange(port, data).partition(b"\r\n\r\n")
@@ -326,7 +324,7 @@ def test_invalid_http_is_400_with_json_error_and_no_log_line(
     assert "Invalid" not in capfd.readouterr().err
 
 
-def test_connection_of_client_that_never_reads_is_closed(models: ModelRegistry) -> None:
+def test_connection_of_client_that_never_reads_is_closed(models: Models) -> None:
     with running_uvicorn(models, timeout=0.3) as (port, server):
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -340,7 +338,7 @@ def test_connection_of_client_that_never_reads_is_closed(models: ModelRegistry) 
         assert request(port)[0] == 200
 
 
-def test_body_is_released_before_response_is_sent(models: ModelRegistry) -> None:
+def test_body_is_released_before_response_is_sent(models: Models) -> None:
     async def predict() -> None:
         body, app = encode_jpeg(), create_app(models)
         async with app.router.lifespan_context(app):
@@ -359,7 +357,7 @@ def test_body_is_released_before_response_is_sent(models: ModelRegistry) -> None
     asyncio.run(predict())
 
 
-def test_connection_stays_open_for_next_request(models: ModelRegistry) -> None:
+def test_connection_stays_open_for_next_request(models: Models) -> None:
     with running_uvicorn(models) as (port, _):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         with contextlib.closing(connection):
@@ -372,7 +370,7 @@ def test_connection_stays_open_for_next_request(models: ModelRegistry) -> None:
             assert first is not None
 
 
-def test_each_of_many_concurrent_requests_gets_200_or_503(models: ModelRegistry) -> None:
+def test_each_of_many_concurrent_requests_gets_200_or_503(models: Models) -> None:
     statuses: list[int] = []
     with running_uvicorn(models, queue=10, max_images=1) as (port, _):
         clients = [threading.Thread(target=lambda: statuses.append(request(port)[0])) for _ in range(60)]
@@ -389,7 +387,7 @@ def test_damaged_checkpoint_does_not_affect_running_server(checkpoint: Path, tmp
     folder = tmp_path / "copy"
     shutil.copytree(checkpoint, folder)
     models = open_models([folder])
-    classifier = models["copy"].classifier
+    classifier = models["copy"]
     expected = classifier.predict(encode_jpeg())
     for path in folder.iterdir():
         size = path.stat().st_size
@@ -401,7 +399,7 @@ def test_damaged_checkpoint_does_not_affect_running_server(checkpoint: Path, tmp
         open_models([folder])
 
 
-def test_server_writes_no_file(models: ModelRegistry, checkpoint: Path) -> None:
+def test_server_writes_no_file(models: Models, checkpoint: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in checkpoint.rglob("*")}
     here = set(Path.cwd().iterdir())
     with running_uvicorn(models) as (port, _):
@@ -432,9 +430,7 @@ def test_failed_bind_leaves_no_socket_open(recwarn: pytest.WarningsRecorder) -> 
 
 
 @POSIX
-def test_unanswered_request_is_exit_code_1(
-    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
-) -> None:
+def test_unanswered_request_is_exit_code_1(models: Models, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
     from alexnet.serving import server
 
     monkeypatch.setattr(server, "serve", lambda *_: server.ServerResult(2, 1, False))

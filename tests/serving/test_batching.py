@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import sys
 import threading
 import time
@@ -14,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from alexnet.inference.predict import Classifier
 from alexnet.serving.batching import Batcher, DecodeFailure, ServerBusy
 from alexnet.serving.metrics import Metrics
-from alexnet.serving.registry import ModelRegistry
+from alexnet.serving.registry import Models
 from alexnet.serving.settings import Settings
 from server_client import DecodeGate, encode_jpeg
 
@@ -37,7 +37,7 @@ class Recorder(Metrics):
 
 
 @contextmanager
-def running_batcher(models: ModelRegistry, workers: int = 2, **settings: Any) -> Iterator[tuple[Batcher, Recorder]]:
+def running_batcher(models: Models, workers: int = 2, **settings: Any) -> Iterator[tuple[Batcher, Recorder]]:
     recorder = Recorder()
     batcher = Batcher(models, Settings(**settings), recorder, workers)
     try:
@@ -46,30 +46,28 @@ def running_batcher(models: ModelRegistry, workers: int = 2, **settings: Any) ->
         batcher.close()
 
 
-def test_probabilities_equal_those_of_predict(models: ModelRegistry) -> None:
+def test_probabilities_equal_those_of_predict(models: Models) -> None:
     images = [encode_jpeg(i % 3, i) for i in range(7)]
-    served = models["fruit"]
+    model = models["fruit"]
 
     async def predict(batcher: Batcher) -> Any:
-        return [await batcher.predict(served, images, views) for views in (1, 10)]
+        return [await batcher.predict("fruit", images, views) for views in (1, 10)]
 
     with running_batcher(models) as (batcher, _):
         for views, outcomes in zip((1, 10), asyncio.run(predict(batcher)), strict=True):
-            expected = list(served.classifier.predict_many(images, 3, views))
+            expected = list(model.predict_many(images, 3, views))
             for outcome, prediction in zip(outcomes, expected, strict=True):
-                ours = served.classifier.to_prediction("-", outcome, 3)
+                ours = model.to_prediction("-", outcome, 3)
                 assert [label for label, _ in ours.labels] == [label for label, _ in prediction.labels]
                 assert [p for _, p in ours.labels] == pytest.approx([p for _, p in prediction.labels], abs=1e-5)
 
 
-def test_images_of_different_requests_share_batches_up_to_the_limit(
-    models: ModelRegistry, decode_gate: DecodeGate
-) -> None:
+def test_images_of_different_requests_share_batches_up_to_the_limit(models: Models, decode_gate: DecodeGate) -> None:
     images = [encode_jpeg(0, i) for i in range(20)]
     decode_gate.only = images[0]
 
     async def predict(batcher: Batcher) -> None:
-        futures = [batcher.predict(models["fruit"], [data]) for data in images]
+        futures = [batcher.predict("fruit", [data]) for data in images]
         decode_gate.open()
         await asyncio.gather(*futures)
 
@@ -82,10 +80,10 @@ def test_images_of_different_requests_share_batches_up_to_the_limit(
     assert recorder.results == ["answered"] * 20
 
 
-def test_lone_image_does_not_wait(models: ModelRegistry) -> None:
+def test_lone_image_does_not_wait(models: Models) -> None:
     async def predict(batcher: Batcher) -> float:
         start = time.perf_counter()
-        await batcher.predict(models["fruit"], [encode_jpeg()])
+        await batcher.predict("fruit", [encode_jpeg()])
         return time.perf_counter() - start
 
     with running_batcher(models, max_delay_ms=60_000) as (batcher, recorder):
@@ -93,14 +91,14 @@ def test_lone_image_does_not_wait(models: ModelRegistry) -> None:
     assert recorder.sizes == [1]
 
 
-def test_image_waits_at_most_the_delay_for_one_being_decoded(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+def test_image_waits_at_most_the_delay_for_one_being_decoded(models: Models, decode_gate: DecodeGate) -> None:
     quick, late = encode_jpeg(0, 1), encode_jpeg(1, 2)
     decode_gate.only = late
 
     async def predict(batcher: Batcher) -> float:
-        last = asyncio.ensure_future(batcher.predict(models["fruit"], [late]))
+        last = asyncio.ensure_future(batcher.predict("fruit", [late]))
         start = time.perf_counter()
-        await batcher.predict(models["fruit"], [quick])
+        await batcher.predict("fruit", [quick])
         waited = time.perf_counter() - start
         assert not last.done()
         decode_gate.open()
@@ -112,19 +110,19 @@ def test_image_waits_at_most_the_delay_for_one_being_decoded(models: ModelRegist
     assert recorder.sizes == [1, 1]
 
 
-def test_full_queue_rejects_until_images_are_done(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+def test_full_queue_rejects_until_images_are_done(models: Models, decode_gate: DecodeGate) -> None:
     late = encode_jpeg(1, 2)
     decode_gate.only = late
 
     async def predict(batcher: Batcher) -> None:
-        accepted = batcher.predict(models["fruit"], [late] * 19)
+        accepted = batcher.predict("fruit", [late] * 19)
         batcher.check_capacity()
         with pytest.raises(ServerBusy) as error:
-            batcher.predict(models["fruit"], [encode_jpeg()] * 2)
+            batcher.predict("fruit", [encode_jpeg()] * 2)
         assert 1 <= error.value.seconds <= 30
         with pytest.raises(ServerBusy):
-            batcher.predict(models["fruit"], [encode_jpeg()], views=10)
-        last = batcher.predict(models["fruit"], [encode_jpeg()])
+            batcher.predict("fruit", [encode_jpeg()], views=10)
+        last = batcher.predict("fruit", [encode_jpeg()])
         with pytest.raises(ServerBusy):
             batcher.check_capacity()
         decode_gate.open()
@@ -135,17 +133,17 @@ def test_full_queue_rejects_until_images_are_done(models: ModelRegistry, decode_
         asyncio.run(predict(batcher))
 
 
-def test_images_of_canceled_request_are_dropped(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+def test_images_of_canceled_request_are_dropped(models: Models, decode_gate: DecodeGate) -> None:
     late = encode_jpeg(1, 2)
     decode_gate.only = late
 
     async def predict(batcher: Batcher) -> None:
-        canceled = batcher.predict(models["fruit"], [late, *(encode_jpeg(0, i) for i in range(5))])
+        canceled = batcher.predict("fruit", [late, *(encode_jpeg(0, i) for i in range(5))])
         assert await asyncio.to_thread(decode_gate.reached.wait, 60)
         canceled.cancel()
         await asyncio.sleep(0)
         decode_gate.open()
-        await batcher.predict(models["fruit"], [encode_jpeg(2, 9)])
+        await batcher.predict("fruit", [encode_jpeg(2, 9)])
 
     with running_batcher(models, workers=1, max_delay_ms=0) as (batcher, recorder):
         asyncio.run(predict(batcher))
@@ -154,9 +152,9 @@ def test_images_of_canceled_request_are_dropped(models: ModelRegistry, decode_ga
     assert sorted(recorder.results) == ["answered"] + ["dropped"] * 6
 
 
-def test_bad_images_get_reasons_and_the_others_predictions(models: ModelRegistry) -> None:
+def test_bad_images_get_reasons_and_the_others_predictions(models: Models) -> None:
     async def predict(batcher: Batcher) -> Any:
-        return await batcher.predict(models["fruit"], [b"", encode_jpeg(), b"text", encode_jpeg(size=(200, 200))])
+        return await batcher.predict("fruit", [b"", encode_jpeg(), b"text", encode_jpeg(size=(200, 200))])
 
     with running_batcher(models, max_pixels=10_000) as (batcher, _):
         empty, good, text, large = asyncio.run(predict(batcher))
@@ -166,35 +164,35 @@ def test_bad_images_get_reasons_and_the_others_predictions(models: ModelRegistry
     assert large == DecodeFailure("too large", "it has more than 10,000 pixels, the limit")
 
 
-def test_failing_model_fails_its_batch_and_not_the_next(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_model_fails_its_batch_and_not_the_next(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     async def predict(batcher: Batcher) -> Any:
-        return (await batcher.predict(models["fruit"], [encode_jpeg()]))[0]
+        return (await batcher.predict("fruit", [encode_jpeg()]))[0]
 
     with running_batcher(models) as (batcher, recorder):
         with monkeypatch.context() as broken:
-            broken.setattr(models["fruit"].classifier, "probabilities", lambda *_: 1 / 0)
+            broken.setattr(models["fruit"], "probabilities", lambda *_: 1 / 0)
             assert asyncio.run(predict(batcher)) == DecodeFailure("failed", "the model failed")
         assert not isinstance(asyncio.run(predict(batcher)), DecodeFailure)
     assert recorder.results == ["failed", "answered"]
 
 
-def test_close_finishes_images_in_flight(models: ModelRegistry) -> None:
+def test_close_finishes_images_in_flight(models: Models) -> None:
     async def predict() -> int:
         batcher = Batcher(models, Settings(), Metrics())
-        futures = [batcher.predict(models["fruit"], [encode_jpeg(0, i)]) for i in range(30)]
+        futures = [batcher.predict("fruit", [encode_jpeg(0, i)]) for i in range(30)]
         await asyncio.to_thread(batcher.close)
         return len(await asyncio.wait_for(asyncio.gather(*futures), 60))
 
     assert asyncio.run(predict()) == 30
 
 
-def test_canceled_request_releases_its_files(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+def test_canceled_request_releases_its_files(models: Models, decode_gate: DecodeGate) -> None:
     first, second = encode_jpeg(0), encode_jpeg(1)
 
     async def cancel(batcher: Batcher) -> None:
         before = sys.getrefcount(second)
-        waiting = batcher.predict(models["fruit"], [first])
-        canceled = batcher.predict(models["fruit"], [second])
+        waiting = batcher.predict("fruit", [first])
+        canceled = batcher.predict("fruit", [second])
         canceled.cancel()
         await asyncio.sleep(0)
         assert sys.getrefcount(second) == before
@@ -206,11 +204,9 @@ def test_canceled_request_releases_its_files(models: ModelRegistry, decode_gate:
         asyncio.run(cancel(batcher))
 
 
-def test_second_batch_runs_concurrently_if_at_least_half_full(
-    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_batch_runs_concurrently_if_at_least_half_full(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, begun, proceed = (
-        models["fruit"].classifier,
+        models["fruit"],
         threading.Semaphore(0),
         threading.Event(),
     )
@@ -225,15 +221,14 @@ def test_second_batch_runs_concurrently_if_at_least_half_full(
     monkeypatch.setattr(classifier, "probabilities", compute)
 
     async def predict(batcher: Batcher) -> None:
-        served = models["fruit"]
-        assert served.thread_safe
-        futures = [batcher.predict(served, [encode_jpeg()])]
+        assert models["fruit"].thread_safe
+        futures = [batcher.predict("fruit", [encode_jpeg()])]
         await asyncio.to_thread(begun.acquire)
-        futures.append(batcher.predict(served, [encode_jpeg(1, i) for i in range(3)]))  # less than half of 8
+        futures.append(batcher.predict("fruit", [encode_jpeg(1, i) for i in range(3)]))  # less than half of 8
         assert not await asyncio.to_thread(begun.acquire, timeout=0.2)
-        futures.append(batcher.predict(served, [encode_jpeg(2)]))
+        futures.append(batcher.predict("fruit", [encode_jpeg(2)]))
         assert await asyncio.to_thread(begun.acquire, timeout=60)
-        futures.append(batcher.predict(served, [encode_jpeg(2, i) for i in range(9)]))
+        futures.append(batcher.predict("fruit", [encode_jpeg(2, i) for i in range(9)]))
         assert not await asyncio.to_thread(begun.acquire, timeout=0.2)  # more than two would each be too small
         proceed.set()
         await asyncio.gather(*futures)
@@ -244,10 +239,10 @@ def test_second_batch_runs_concurrently_if_at_least_half_full(
     assert threads[:2] == [4, 2]
 
 
-def test_one_batch_at_a_time_if_not_thread_safe(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    unsafe = ModelRegistry([dataclasses.replace(models["fruit"], thread_safe=False)])
+def test_one_batch_at_a_time_if_not_thread_safe(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classifier, "thread_safe", False)
     running, peak = 0, 0
-    real = unsafe["fruit"].classifier.probabilities
+    real = models["fruit"].probabilities
 
     def compute(*given: Any) -> Any:
         nonlocal running, peak
@@ -257,13 +252,11 @@ def test_one_batch_at_a_time_if_not_thread_safe(models: ModelRegistry, monkeypat
         running -= 1
         return real(*given)
 
-    monkeypatch.setattr(unsafe["fruit"].classifier, "probabilities", compute)
+    monkeypatch.setattr(models["fruit"], "probabilities", compute)
 
     async def predict(batcher: Batcher) -> None:
-        await asyncio.gather(
-            *(batcher.predict(unsafe["fruit"], [encode_jpeg(0, i)] * 2, 10 if i % 2 else 1) for i in range(4))
-        )
+        await asyncio.gather(*(batcher.predict("fruit", [encode_jpeg(0, i)] * 2, 10 if i % 2 else 1) for i in range(4)))
 
-    with running_batcher(unsafe, max_batch=2) as (batcher, _):
+    with running_batcher(models, max_batch=2) as (batcher, _):
         asyncio.run(predict(batcher))
     assert peak == 1

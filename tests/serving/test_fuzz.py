@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.serving.app import create_app
-from alexnet.serving.registry import ModelRegistry
+from alexnet.serving.registry import Models
 from alexnet.serving.settings import Settings
 from server_client import Client, encode, encode_jpeg, running_server
 
@@ -52,7 +52,7 @@ def fuzz(check: Any, examples: int, **strategies: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(models: ModelRegistry) -> Iterator[Client]:
+def server(models: Models) -> Iterator[Client]:
     with running_server(models, max_bytes=100_000, max_pixels=100_000, max_images=3) as client:
         yield client
 
@@ -63,7 +63,7 @@ def expected(server: Client) -> Any:
 
 
 @pytest.fixture(scope="module")
-def schema(models: ModelRegistry) -> Any:
+def schema(models: Models) -> Any:
     """The OpenAPI schema of an application that schemathesis starts and calls itself."""
     # schemathesis chooses a host name, which only a server for other machines accepts
     app = create_app(models, Settings(host="0.0.0.0", max_bytes=100_000, max_pixels=100_000, max_images=3))

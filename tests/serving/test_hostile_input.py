@@ -22,7 +22,7 @@ import pytest
 from test_app import running_uvicorn, wait_until
 
 import alexnet
-from alexnet.serving.registry import ModelRegistry
+from alexnet.serving.registry import Models
 from server_client import encode_jpeg
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -102,7 +102,7 @@ def test_memory_is_bounded_under_ten_thousand_requests(checkpoint: Path) -> None
 
 @pytest.mark.parametrize("sent", [0.01, 0.5, 1.0], ids=["in the head", "in the body", "before the response"])
 def test_disconnected_clients_leave_nothing_behind(
-    models: ModelRegistry, sent: float, caplog: pytest.LogCaptureFixture
+    models: Models, sent: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = post(encode_jpeg(size=(400, 300)))
     with running_uvicorn(models) as (port, server):

@@ -11,23 +11,26 @@ import torch
 
 from alexnet.errors import UserError
 from alexnet.export.export import Export
-from alexnet.serving.registry import ModelRegistry, open_models, warm_up
+from alexnet.serving.explain import Explainer
+from alexnet.serving.registry import open_models, warm_up
 from server_client import running_server
 
 
 def test_models_are_named_after_their_folder_and_duplicates_numbered(small_run: Path, checkpoint: Path) -> None:
     models = open_models([small_run, checkpoint, small_run])
     assert list(models) == ["small", checkpoint.name, "small-2"]
-    assert models.default == "small"
-    assert models["small"].architecture == "cifar"
-    assert models["small"].run is not None
-    assert models[checkpoint.name].run is None
+    with running_server(models) as server:
+        document = server.get("/v1/models").json()
+    assert document["default"] == "small"
+    assert document["models"][0]["architecture"] == "cifar"
+    assert ["samples" in model["looks"] for model in document["models"]] == [True, False, True]
 
 
 def test_shared_copy_has_the_weights_and_its_own_hooks(checkpoint: Path) -> None:
-    served = open_models([checkpoint])[checkpoint.name]
-    assert served.shared_copy is not None
-    model, shared_copy = served.classifier.model, served.shared_copy.model
+    classifier = open_models([checkpoint])[checkpoint.name]
+    copied = Explainer("net", classifier).loaded
+    model, shared_copy = classifier.model, copied.model
+    assert model is not None
     pairs = list(zip(model.parameters(), shared_copy.parameters(), strict=True))
     assert pairs
     assert all(a is b for a, b in pairs)
@@ -35,15 +38,15 @@ def test_shared_copy_has_the_weights_and_its_own_hooks(checkpoint: Path) -> None
     for module in shared_copy.modules():
         module.register_forward_hook(lambda *_: calls.append("hooked"))
     pixels = torch.from_numpy(np.zeros((1, 3, 32, 32), np.uint8))
-    served.classifier.probabilities(pixels)
+    classifier.probabilities(pixels)
     assert not calls
-    shared_copy(served.shared_copy.preprocess.normalize(pixels))
+    shared_copy(copied.preprocess.normalize(pixels))
     assert calls
 
 
-def test_registry_without_models_is_rejected() -> None:
+def test_server_without_models_is_rejected() -> None:
     with pytest.raises(UserError, match="at least one model"):
-        ModelRegistry([])
+        open_models([])
 
 
 def test_exported_file_gives_the_predictions_of_its_run(

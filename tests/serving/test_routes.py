@@ -21,7 +21,7 @@ from starlette.requests import Request
 from alexnet.errors import UserError
 from alexnet.serving import requests, routes
 from alexnet.serving.batching import ServerBusy
-from alexnet.serving.registry import ModelRegistry, open_models
+from alexnet.serving.registry import Models, open_models
 from alexnet.serving.routes import cancel_on_disconnect
 from alexnet.serving.settings import Settings
 from damaged_images import decompression_bomb
@@ -29,7 +29,7 @@ from server_client import Client, DecodeGate, encode, encode_jpeg, http_scope, r
 
 
 @pytest.fixture(scope="module")
-def server(models: ModelRegistry) -> Iterator[Client]:
+def server(models: Models) -> Iterator[Client]:
     with running_server(models, max_bytes=300_000, max_pixels=1_000_000, max_images=4) as client:
         yield client
 
@@ -67,9 +67,9 @@ async def until_done(tasks: list[asyncio.Future[Any]], count: int) -> None:
 # ── accepted requests ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_all_body_types_give_the_same_prediction(server: Client, models: ModelRegistry) -> None:
+def test_all_body_types_give_the_same_prediction(server: Client, models: Models) -> None:
     data = encode_jpeg(1, 5)
-    expected = models["fruit"].classifier.predict(data)
+    expected = models["fruit"].predict(data)
     text = json.dumps({"images": [base64.b64encode(data).decode()]}).encode()
     responses = [
         server.post("/v1/predict", data),
@@ -85,19 +85,19 @@ def test_all_body_types_give_the_same_prediction(server: Client, models: ModelRe
         assert prediction["error"] is prediction["unsure"] is prediction["confidence"] is None
 
 
-def test_several_images_keep_order_and_names(server: Client, models: ModelRegistry) -> None:
+def test_several_images_keep_order_and_names(server: Client, models: Models) -> None:
     images = [(f"{i}.jpg", encode_jpeg(i, i)) for i in range(3)]
-    expected = [models["fruit"].classifier.predict(data, top=1).labels[0][0] for _, data in images]
+    expected = [models["fruit"].predict(data, top=1).labels[0][0] for _, data in images]
     found = predictions(server.predict(*images, top_k=1))
     assert [x["path"] for x in found] == ["0.jpg", "1.jpg", "2.jpg"]
     assert [x["labels"][0]["label"] for x in found] == expected
     assert all(len(x["labels"]) == 1 for x in found)
 
 
-def test_ten_crop_equals_that_of_predict(server: Client, models: ModelRegistry) -> None:
+def test_ten_crop_equals_that_of_predict(server: Client, models: Models) -> None:
     data = encode_jpeg(2, 7, (64, 48))
     (ten_crop,) = predictions(server.predict(data, ten_crop="true"))
-    expected = models["fruit"].classifier.predict(data, views=10)
+    expected = models["fruit"].predict(data, views=10)
     assert [x["p"] for x in ten_crop["labels"]] == pytest.approx([p for _, p in expected.labels], abs=1e-5)
     (plain,) = predictions(server.predict(data, ten_crop="false"))
     assert plain["labels"] != ten_crop["labels"]
@@ -226,7 +226,7 @@ def test_invalid_json_is_422(server: Client, body: bytes) -> None:
     error_message(server.post("/v1/predict", body, "application/json"), 422)
 
 
-def test_large_json_is_parsed_in_a_thread(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_json_is_parsed_in_a_thread(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
     parse = requests._parse_json
 
@@ -321,7 +321,7 @@ def test_unknown_path_and_method_get_an_error(server: Client) -> None:
 # ── access and limits ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_token_is_required_if_set(models: ModelRegistry) -> None:
+def test_token_is_required_if_set(models: Models) -> None:
     with running_server(models, token="s3cret") as client:
         for header in (
             {},
@@ -343,7 +343,7 @@ def test_token_is_required_if_set(models: ModelRegistry) -> None:
         assert "s3cret" not in repr(client.app.state.settings)
 
 
-def test_cors_headers_only_for_configured_origins(models: ModelRegistry, server: Client) -> None:
+def test_cors_headers_only_for_configured_origins(models: Models, server: Client) -> None:
     site = {"origin": "https://example.org"}
     assert "access-control-allow-origin" not in server.get("/v1/models", headers=site).headers
     with running_server(models, cors=("https://example.org",), token="t") as client:
@@ -374,7 +374,7 @@ def test_local_server_rejects_other_host_names(server: Client, host: str, local:
 
 
 @pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"token": "t"}], ids=["network", "token"])
-def test_other_servers_accept_any_host_name(models: ModelRegistry, settings: dict[str, Any]) -> None:
+def test_other_servers_accept_any_host_name(models: Models, settings: dict[str, Any]) -> None:
     with running_server(models, **settings) as client:
         assert client.get("/healthz", headers={"host": "labels.example"}).status_code == 200
 
@@ -394,14 +394,14 @@ def test_other_servers_accept_any_host_name(models: ModelRegistry, settings: dic
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/saliency"])
-def test_cross_site_post_is_403(models: ModelRegistry, path: str, headers: dict[str, str], allowed: bool) -> None:
+def test_cross_site_post_is_403(models: Models, path: str, headers: dict[str, str], allowed: bool) -> None:
     with running_server(models, cors=("https://a.example",)) as client:
         response = client.post(path, encode_jpeg(), **headers)
         assert response.status_code == 200 if allowed else "Cross-site" in error_message(response, 403)
         assert client.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_full_queue_is_503_with_retry_after(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+def test_full_queue_is_503_with_retry_after(models: Models, decode_gate: DecodeGate) -> None:
     with running_server(models, queue=10, max_images=1) as client:
 
         async def send_all() -> list[Any]:
@@ -425,7 +425,7 @@ def test_full_queue_is_503_with_retry_after(models: ModelRegistry, decode_gate: 
         assert client.metric('alexnet_requests_total{route="/v1/predict",status="503"}') == 30
 
 
-def test_bodies_beyond_the_memory_budget_are_503(models: ModelRegistry) -> None:
+def test_bodies_beyond_the_memory_budget_are_503(models: Models) -> None:
     with running_server(models, max_bytes=1000) as client:
         budget = client.app.state.body_budget
         budget.bytes = budget.limit - 500
@@ -433,7 +433,7 @@ def test_bodies_beyond_the_memory_budget_are_503(models: ModelRegistry) -> None:
         assert budget.bytes == budget.limit - 500
 
 
-def test_body_that_stalls_is_408(models: ModelRegistry) -> None:
+def test_body_that_stalls_is_408(models: Models) -> None:
     with running_server(models, timeout=0.2) as client:
 
         async def slow() -> Any:
@@ -447,7 +447,7 @@ def test_body_that_stalls_is_408(models: ModelRegistry) -> None:
         assert client.app.state.body_budget.bytes == 0
 
 
-def test_disconnected_client_gets_no_prediction(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+def test_disconnected_client_gets_no_prediction(models: Models, decode_gate: DecodeGate) -> None:
     with running_server(models) as client:
         sent: list[Any] = []
 
@@ -496,7 +496,7 @@ def test_head_requests_are_answered(server: Client, path: str) -> None:
 
 
 @pytest.mark.parametrize("dead", ["_computers", "_decoders"])
-def test_health_is_503_after_a_thread_died(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
+def test_health_is_503_after_a_thread_died(models: Models, monkeypatch: pytest.MonkeyPatch, dead: str) -> None:
     dead_thread = threading.Thread()
     with running_server(models) as client:
         batcher = client.app.state.batcher
@@ -508,7 +508,7 @@ def test_health_is_503_after_a_thread_died(models: ModelRegistry, monkeypatch: p
         assert client.get("/healthz").status_code == 200
 
 
-def test_timed_out_request_is_503_and_gets_no_prediction(models: ModelRegistry, decode_gate: DecodeGate) -> None:
+def test_timed_out_request_is_503_and_gets_no_prediction(models: Models, decode_gate: DecodeGate) -> None:
     with running_server(models, timeout=0.3) as client:
         response = client.predict(encode_jpeg())
         assert "timed out after 0.3 s" in error_message(response, 503)
@@ -530,7 +530,7 @@ async def time_out(server: Client, work: Any) -> Any:
     return caught.value
 
 
-def test_metrics_count_requests_images_and_batches(models: ModelRegistry) -> None:
+def test_metrics_count_requests_images_and_batches(models: Models) -> None:
     with running_server(models) as client:
         client.predict(encode_jpeg(), encode_jpeg(1), b"bad")
         client.get("/nothing/12345")
@@ -546,10 +546,10 @@ def test_metrics_count_requests_images_and_batches(models: ModelRegistry) -> Non
 
 
 def test_unexpected_exception_is_500_without_details(
-    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running_server(models) as client:
-        monkeypatch.setattr(models["fruit"].classifier, "to_prediction", lambda *_: 1 / 0)
+        monkeypatch.setattr(models["fruit"], "to_prediction", lambda *_: 1 / 0)
         assert "ZeroDivision" not in error_message(client.predict(encode_jpeg()), 500)
         assert client.metric("alexnet_errors_total") == 1
     assert "ZeroDivisionError" in caplog.text
@@ -605,7 +605,7 @@ def test_invalid_settings_are_rejected(invalid: dict[str, Any]) -> None:
         Settings(**invalid)
 
 
-def test_large_form_stays_in_memory(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_form_stays_in_memory(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starlette's own parser would write a file of more than 1 MB to disk."""
     spooled: list[object] = []
     monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda self: spooled.append(self))

@@ -31,7 +31,7 @@ from alexnet.run_dir import Run
 from alexnet.serving import explain, routes
 from alexnet.serving.app import create_app
 from alexnet.serving.explain import Explainer, NotAvailable, spread_over_classes
-from alexnet.serving.registry import ModelRegistry, ServedModel, open_models
+from alexnet.serving.registry import Models, open_models
 from alexnet.serving.routes import FILES, WEB
 from alexnet.serving.settings import Settings
 from fake_run import make_fake_run
@@ -47,12 +47,12 @@ def run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(run: Path) -> ModelRegistry:
+def models(run: Path) -> Models:
     return open_models([run])
 
 
 @pytest.fixture(scope="module")
-def client(models: ModelRegistry) -> Any:
+def client(models: Models) -> Any:
     with TestClient(create_app(models), headers={"content-type": "image/png"}, base_url=LOCALHOST) as client:
         yield client
 
@@ -158,7 +158,7 @@ def test_samples_are_validation_images_with_the_stored_predictions(models, clien
     _, targets, logits = Run(run).read_evaluation("val")
     files = [client.get("/" + sample["url"]) for sample in listed]
     assert {file.headers["content-type"] for file in files} == {"image/png"}
-    predictions = models["digits"].classifier.predict_many([file.content for file in files], top=10)
+    predictions = models["digits"].predict_many([file.content for file in files], top=10)
     for i, sample, prediction in zip(spread_over_classes(targets, 12), listed, predictions, strict=True):
         assert sample["label"] == str(targets[i])
         p = np.exp(logits[i] - logits[i].max())
@@ -171,8 +171,11 @@ def test_sample_files_are_sent_unchanged(tmp_path):
     file = tmp_path / "run" / "data" / "val" / "class 0" / "0.jpg"
     file.parent.mkdir(parents=True)
     Image.new("RGB", (9, 7), "red").save(file, quality=95)
-    classifier: Any = SimpleNamespace(classes=("class 0", "class 1", "class 2"))
-    explainer = Explainer(ServedModel("run", classifier, None, run, str(run.path), "cifar", "exact", "fp32"))
+    exported = SimpleNamespace(run=run, network=None)
+    classifier: Any = SimpleNamespace(
+        classes=("class 0", "class 1", "class 2"), ensemble=SimpleNamespace(members=[exported])
+    )
+    explainer = Explainer("run", classifier)
     assert [label for _, label in explainer.samples] == ["class 0", "class 1", "class 2"] * 2
     assert explainer.sample(0) == (file.read_bytes(), "image/jpeg")
     with pytest.raises(NotAvailable, match="have changed since"):
@@ -229,7 +232,7 @@ def test_limits_and_token_apply_to_explanations(models, digit):
 
 
 def test_concurrent_explanations_do_not_affect_each_other(models, client):
-    explainer = Explainer(models["digits"])
+    explainer = Explainer("digits", models["digits"])
     images = [decode_image(client.get(f"/v1/samples/{number}").content, 1) for number in range(12)]
     alone = [explainer.saliency(image) for image in images]
     # one core each, as above: other numbers of threads differ in the last digits

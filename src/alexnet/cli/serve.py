@@ -81,7 +81,7 @@ def serve(
         if json:
             print(jsonlib.dumps({"url": url, "pid": os.getpid(), "models": list(models)}), flush=True)
         else:
-            names = ", ".join(f"{one.name} ({len(one.classifier.classes)} classes)" for one in models.values())
+            names = ", ".join(f"{name} ({len(model.classes)} classes)" for name, model in models.items())
             log(f"Serving {names} at {url}/ (API reference: {url}/docs)")
 
     ended = serve_models(models, settings, up)

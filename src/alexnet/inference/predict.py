@@ -126,17 +126,18 @@ class Classifier:
         """Where torch computes."""
         return pick_device(self._device_name)
 
-    def trace(self) -> bool:
-        """Trace each network if torch computes them all on a CPU (see `trace_model`), which changes no number.
+    @property
+    def thread_safe(self) -> bool:
+        """Whether several threads may compute probabilities at the same time: once its networks are traced."""
+        return bool(self._traced)
 
-        Return whether it did: then several threads may compute probabilities at the same time.
-        """
+    def trace(self) -> None:
+        """Trace each network if torch computes them all on a CPU (see `trace_model`), which changes no number."""
         members = self.ensemble.members
         if self.device.type != "cpu" or any(member.engine is not None for member in members):
-            return False
+            return
         shapes = [(m.preprocess.channels, m.preprocess.size, m.preprocess.size) for m in members]
         self._traced = [trace_model(m.model, shape) for m, shape in zip(members, shapes, strict=True)]
-        return True
 
     def predict(self, image: ImageInput, top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)) -> Prediction:
         """Return the `top` most likely labels of one image: a path, the bytes of a file, or a PIL image.

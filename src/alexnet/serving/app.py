@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from alexnet.serving.batching import Batcher, ServerBusy
 from alexnet.serving.metrics import Metrics
 from alexnet.serving.middleware import LoopbackHostMiddleware, RequestMiddleware, is_loopback
-from alexnet.serving.registry import ModelRegistry
+from alexnet.serving.registry import Models
 from alexnet.serving.requests import BodyBudget, TextResponse
 from alexnet.serving.routes import add_error_handlers, add_routes
 from alexnet.serving.settings import Settings
@@ -24,7 +24,7 @@ from alexnet.serving.settings import Settings
 EXPLAIN_QUEUE = 8  # explanation requests in flight; they are computed one at a time
 
 
-def create_app(models: ModelRegistry, settings: Settings | None = None) -> FastAPI:
+def create_app(models: Models, settings: Settings | None = None) -> FastAPI:
     """Return the application, for any ASGI server. Its threads live from ASGI startup to shutdown."""
     settings = settings or Settings()
     app = FastAPI(

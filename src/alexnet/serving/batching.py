@@ -33,9 +33,9 @@ import torch
 from alexnet.data.decode import BadImage, TooManyPixels
 from alexnet.device import cpu_count
 from alexnet.inference.crops import make_views
-from alexnet.inference.predict import Scores, load_crops
+from alexnet.inference.predict import Classifier, Scores, load_crops
 from alexnet.serving.metrics import ANSWERED, DROPPED, FAILED, TOO_LARGE, UNREADABLE, Metrics
-from alexnet.serving.registry import ModelRegistry, ServedModel
+from alexnet.serving.registry import Models
 from alexnet.serving.settings import Settings
 
 VIEW_COUNTS = (1, 10)  # views per image that a request can choose
@@ -102,26 +102,28 @@ class _Image:
 class _BatchQueue:
     """Decoded images waiting for one model with one number of views."""
 
-    def __init__(self, served: ServedModel, view_count: int) -> None:
-        self.served, self.view_count = served, view_count
+    def __init__(self, name: str, classifier: Classifier, view_count: int) -> None:
+        self.name, self.classifier, self.view_count = name, classifier, view_count
         self.views = make_views(view_count)
-        self.transforms = [group.preprocess for group in served.classifier.ensemble.input_groups(self.views)]
+        self.transforms = [group.preprocess for group in classifier.ensemble.input_groups(self.views)]
         self.waiting: deque[_Image] = deque()
         self.decoding = 0  # accepted images that are not decoded yet
 
     def compute(self, images: Sequence[_Image]) -> list[Scores]:
         batches = [np.stack(crops) for crops in zip(*(image.crops for image in images), strict=True)]
-        p = self.served.classifier.probabilities([torch.from_numpy(batch) for batch in batches], self.views)
-        return list(self.served.classifier.score_rows(p.numpy()))
+        p = self.classifier.probabilities([torch.from_numpy(batch) for batch in batches], self.views)
+        return list(self.classifier.score_rows(p.numpy()))
 
 
 class Batcher:
     """Predicts for many requests concurrently: called on an event loop, working in its own threads."""
 
-    def __init__(self, models: ModelRegistry, settings: Settings, metrics: Metrics, workers: int | None = None) -> None:
+    def __init__(self, models: Models, settings: Settings, metrics: Metrics, workers: int | None = None) -> None:
         self._settings, self._metrics = settings, metrics
         self._queues = {
-            (name, views): _BatchQueue(served, views) for name, served in models.items() for views in VIEW_COUNTS
+            (name, views): _BatchQueue(name, classifier, views)
+            for name, classifier in models.items()
+            for views in VIEW_COUNTS
         }
         self._to_decode: queue.SimpleQueue[_Image | None] = queue.SimpleQueue()
         self._condition = threading.Condition()  # guards everything below, the queues and the requests' counts
@@ -159,12 +161,12 @@ class Batcher:
         if self._in_flight + views > self._settings.queue:
             raise ServerBusy(self.retry_after())
 
-    def predict(self, served: ServedModel, images: Sequence[bytes], views: int = 1) -> asyncio.Future[list[Outcome]]:
-        """Return a future of one outcome per image (the bytes of a file). Raises `ServerBusy`.
+    def predict(self, name: str, images: Sequence[bytes], views: int = 1) -> asyncio.Future[list[Outcome]]:
+        """Return a future of one outcome of the model `name` per image (the bytes of a file). Raises `ServerBusy`.
 
         Canceling the future drops the images.
         """
-        target = self._queues[served.name, views]
+        target = self._queues[name, views]
         with self._condition:
             self.check_capacity(views * len(images))
             self._in_flight += views * len(images)
@@ -232,13 +234,13 @@ class Batcher:
                     ready, timeout = self._next_queue()
                 count = min(len(ready.waiting), self._settings.max_batch)
                 images = [ready.waiting.popleft() for _ in range(count)]
-                self._running[ready.served.name] += 1
+                self._running[ready.name] += 1
                 threads = max(1, self._cores // self._running.total())
             try:
                 self._run_batch(ready, images, threads)
             finally:
                 with self._condition:
-                    self._running[ready.served.name] -= 1
+                    self._running[ready.name] -= 1
                     self._condition.notify()  # a batch that had to wait for this one
 
     @property
@@ -247,8 +249,8 @@ class Batcher:
         return -(-self._settings.max_batch // 2)
 
     def _can_run(self, candidate: _BatchQueue) -> bool:
-        running = self._running[candidate.served.name]
-        return not running or (candidate.served.thread_safe and len(candidate.waiting) >= self._half_batch)
+        running = self._running[candidate.name]
+        return not running or (candidate.classifier.thread_safe and len(candidate.waiting) >= self._half_batch)
 
     def _next_queue(self) -> tuple[_BatchQueue | None, float | None]:
         """Return the queue whose batch starts now; else None and the seconds until one starts.
@@ -283,10 +285,10 @@ class Batcher:
         try:
             scores = source.compute(images)
         except Exception:
-            log.exception("The model %s failed.", source.served.name)
+            log.exception("The model %s failed.", source.name)
             return [DecodeFailure(FAILED, "the model failed")] * len(images)
         seconds = time.perf_counter() - start
-        self._metrics.count_batch(source.served.name, len(images), seconds)
+        self._metrics.count_batch(source.name, len(images), seconds)
         self._seconds_per_view += 0.1 * (seconds / len(images) / source.view_count - self._seconds_per_view)
         return scores
 
@@ -300,7 +302,7 @@ class Batcher:
                 self._in_flight -= image.queue.view_count
                 request.outcomes[image.index] = outcome
                 request.remaining -= 1
-                results[image.queue.served.name, _result(outcome)] += 1
+                results[image.queue.name, _result(outcome)] += 1
                 if not request.remaining and not request.done:
                     complete.setdefault(request.loop, []).append(request)
         for (name, result), count in results.items():

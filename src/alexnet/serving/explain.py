@@ -1,11 +1,14 @@
 """Explanations of a served model for the web page: saliency, feature maps, similar training images, sample images.
 
-They put hooks into the network's shared-weight copy (see `registry.py`), so a model computes one at a time.
+They put hooks into a copy of the network that shares its weights, so that concurrent predictions are not affected; a
+model computes one at a time.
 """
 
 from __future__ import annotations
 
 import base64
+import copy
+import dataclasses
 import functools
 import io
 import threading
@@ -22,10 +25,10 @@ from alexnet.inference.explain import Saliency
 from alexnet.inference.explain import Stage as StageValues
 from alexnet.inference.features import Features, extract_features, load_image
 from alexnet.inference.neighbors import INFO, Index, find_image_file, load_index, load_run_images
+from alexnet.inference.predict import Classifier
 from alexnet.models.model import AlexNet
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import LoadedModel
-from alexnet.serving.registry import ServedModel
 
 NUM_SAMPLES, NUM_NEIGHBORS = 12, 6
 INDEX_FILES = f"index/*/{INFO}"  # in a run folder
@@ -95,36 +98,47 @@ class Explainer:
     The methods raise `NotAvailable` if the model lacks what they need.
     """
 
-    served: ServedModel
+    name: str
+    classifier: Classifier
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _index: Index | None = None
     _sample_pngs: list[bytes] = field(default_factory=list)
+
+    @functools.cached_property
+    def loaded(self) -> LoadedModel:
+        """The model with a copy of its network that shares its weights."""
+        loaded = self.classifier.ensemble.members[0]
+        if loaded.network is None:
+            raise NotAvailable(
+                f"{self.name} is an exported file, which gives predictions only; serve the run that it was exported "
+                "from."
+            )
+        tensors = {id(x): x for x in (*loaded.network.parameters(), *loaded.network.buffers())}
+        return dataclasses.replace(loaded, network=copy.deepcopy(loaded.network, tensors))
 
     # ── explanations of an image ──────────────────────────────────────────────────────────────────
 
     def saliency(self, image: Image.Image, method: str = "grad-cam", label: str | None = None) -> SaliencyMap:
         """Return the saliency map for `label`, by default the most likely one. Raises `UserError` if it is unknown."""
-        loaded = self._loaded()
         with self._lock:
-            found = explain.saliency(loaded, image, method, label)
+            found = explain.saliency(self.loaded, image, method, label)
         pixels = data_uri(render_input(found.image))
         return SaliencyMap(found.label, found.probability, found.method, pixels, data_uri(overlay(found)))
 
     def activations(self, image: Image.Image) -> Activations:
         """Return the activations of each stage."""
-        loaded = self._loaded()
         with self._lock:
-            stages = explain.activations(loaded, image)
+            stages = explain.activations(self.loaded, image)
         return Activations(
             [Stage(one.name, list(one.values.shape), one.active, data_uri(render_stage(one))) for one in stages]
         )
 
     def similar(self, image: Image.Image) -> Similar:
         """Return the training images nearest in activation space."""
-        loaded, index = self._loaded(), self.index()
+        loaded, index = self.loaded, self.index()
         if index is None or loaded.run is None:
             raise NotAvailable(
-                f"{self.served.name} has no index of its training images; run 'alexnet show similar RUN IMAGE' once on "
+                f"{self.name} has no index of its training images; run 'alexnet show similar RUN IMAGE' once on "
                 "the server to build it."
             )
         device = next(loaded.model.parameters()).device
@@ -145,8 +159,8 @@ class Explainer:
 
         It may be built while the server runs.
         """
-        loaded = self.served.shared_copy
-        if self._index is None and loaded and loaded.run and isinstance(loaded.model, AlexNet):
+        loaded = self.loaded
+        if self._index is None and loaded.run and isinstance(loaded.model, AlexNet):
             default = Features(loaded.model).layer
             with self._reading_run():
                 indexed = [path.parent.name for path in loaded.run.path.glob(INDEX_FILES)]
@@ -154,37 +168,33 @@ class Explainer:
                 self._index = next(filter(None, (load_index(loaded, layer) for layer in layers)), None)
         return self._index
 
-    def _loaded(self) -> LoadedModel:
-        if self.served.shared_copy is None:
-            raise NotAvailable(
-                f"{self.served.name} is an exported file, which gives predictions only; serve the run that it was "
-                "exported from."
-            )
-        return self.served.shared_copy
-
     # ── sample images ─────────────────────────────────────────────────────────────────────────────
 
     @functools.cached_property
     def samples(self) -> list[tuple[str, str]]:
         """(name, label) of some images that the run was not trained on, from as many classes as possible."""
-        run = self.served.run
+        run = self._run
         with self._reading_run():
             for split in ("val", "test") if run else ():
                 if run and (evaluation := run.read_evaluation_targets(split)):
                     names, targets = evaluation
-                    classes = self.served.classifier.classes
+                    classes = self.classifier.classes
                     return [(names[i], classes[targets[i]]) for i in spread_over_classes(targets, NUM_SAMPLES)]
         return []
 
+    @property
+    def _run(self) -> Run | None:
+        return self.classifier.ensemble.members[0].run
+
     def sample(self, number: int) -> tuple[bytes, str]:
         """Return the file and media type of one of `samples`."""
-        if self.served.run is None or not 0 <= number < len(self.samples):
-            raise NotAvailable(f"{self.served.name} has {len(self.samples)} samples, but no number {number}.")
+        if self._run is None or not 0 <= number < len(self.samples):
+            raise NotAvailable(f"{self.name} has {len(self.samples)} samples, but no number {number}.")
         with self._reading_run():
-            file = find_image_file(self.served.run, self.samples[number][0])
+            file = find_image_file(self._run, self.samples[number][0])
             if file and file.suffix.lower() in BROWSER_TYPES:
                 return file.read_bytes(), BROWSER_TYPES[file.suffix.lower()]
-            return self._render_samples(self.served.run)[number], "image/png"
+            return self._render_samples(self._run)[number], "image/png"
 
     def _render_samples(self, run: Run) -> list[bytes]:
         """Return all samples as PNG files. A dataset without image files is loaded for them once."""
@@ -201,7 +211,7 @@ class Explainer:
             yield
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise NotAvailable(
-                f"The run of {self.served.name} or its images have changed since the server started; restart the "
+                f"The run of {self.name} or its images have changed since the server started; restart the "
                 "server with their current location."
             ) from error
 

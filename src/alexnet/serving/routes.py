@@ -25,12 +25,13 @@ from starlette.responses import HTMLResponse, Response
 
 from alexnet.data.decode import BadImage, TooManyPixels, decode_image
 from alexnet.errors import UserError, unknown_name
-from alexnet.inference.predict import Prediction
+from alexnet.inference.predict import Classifier, Prediction
+from alexnet.runtimes.engines import EXACT
 from alexnet.serving import docs_page
 from alexnet.serving.batching import Batcher, DecodeFailure, Outcome, ServerBusy
 from alexnet.serving.explain import BROWSER_TYPES, Activations, Explainer, NotAvailable, SaliencyMap, Similar
 from alexnet.serving.metrics import FAILED, TOO_LARGE
-from alexnet.serving.registry import ModelRegistry, ServedModel, explanations
+from alexnet.serving.registry import Models, explanations
 from alexnet.serving.requests import (
     FIELD,
     JSON,
@@ -177,11 +178,11 @@ def _is_same_site(request: Request, origins: tuple[str, ...]) -> bool:
     return same or origin in origins or "*" in origins
 
 
-def get_model(models: ModelRegistry, name: str | None) -> ServedModel:
+def model_name(models: Models, name: str | None) -> str:
     """Return the model `name`, by default the first. Raises `HTTPException` (404)."""
     if name is not None and name not in models:
         raise HTTPException(404, str(unknown_name("model", name[:100], list(models))))
-    return models[name or models.default]
+    return name or next(iter(models))
 
 
 def add_routes(app: FastAPI) -> None:
@@ -218,7 +219,7 @@ class DirectRoute(APIRoute):
 
 
 def _add_prediction_routes(app: FastAPI) -> None:
-    models: ModelRegistry = app.state.models
+    models: Models = app.state.models
     settings: Settings = app.state.settings
     body = {
         MULTIPART: {"schema": _images_schema("binary", settings.max_images)},
@@ -226,7 +227,7 @@ def _add_prediction_routes(app: FastAPI) -> None:
         "image/*": BINARY,
         RAW: BINARY,
     }
-    top_k = {"type": "integer", "minimum": 1, "maximum": max(len(m.classifier.classes) for m in models.values())}
+    top_k = {"type": "integer", "minimum": 1, "maximum": max(len(model.classes) for model in models.values())}
     parameters = [
         _query_parameter("model", {"type": "string", "enum": [*models]}, "Default: the first model."),
         _query_parameter("top_k", top_k, "Number of labels; default 5."),
@@ -242,7 +243,8 @@ def _add_prediction_routes(app: FastAPI) -> None:
     async def list_models() -> dict[str, Any]:
         """List the models and the request limits."""
         limits = {"bytes": settings.max_bytes, "pixels": settings.max_pixels, "images": settings.max_images}
-        return {"default": models.default, "models": [_describe_model(served, limits) for served in models.values()]}
+        described = [{"name": name, **_describe_model(model), "limits": limits} for name, model in models.items()]
+        return {"default": next(iter(models)), "models": described}
 
 
 def _images_schema(form: str, max_images: int) -> dict[str, Any]:
@@ -256,12 +258,18 @@ def _query_parameter(name: str, schema: dict[str, Any], description: str) -> dic
     return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
 
 
-def _describe_model(served: ServedModel, limits: dict[str, int]) -> dict[str, Any]:
-    preprocess = served.classifier.preprocess
+def _describe_model(model: Classifier) -> dict[str, Any]:
+    loaded, preprocess = model.ensemble.members[0], model.preprocess
+    if manifest := loaded.manifest:
+        precision: str | None = manifest.precision
+        architecture, engine = manifest.network, manifest.kind
+    else:
+        architecture, engine = loaded.model.spec.name, loaded.engine.name if loaded.engine else EXACT
+        precision = "fp32" if engine in (EXACT, "onnxruntime", "openvino") else None
     return {
-        "name": served.name, "architecture": served.architecture, "classes": list(served.classifier.classes),
-        "image_size": preprocess.size, "channels": preprocess.channels, "engine": served.engine,
-        "precision": served.precision, "views": [1, 10], "looks": explanations(served), "limits": limits,
+        "architecture": architecture, "classes": list(model.classes), "image_size": preprocess.size,
+        "channels": preprocess.channels, "engine": engine, "precision": precision, "views": [1, 10],
+        "looks": explanations(model),
     }  # fmt: skip
 
 
@@ -271,34 +279,38 @@ async def predict(request: Request) -> Response:
     An unreadable image gets an `error` and the others their labels; if no image is readable, the status is 422.
     """
     await authorize(request)
-    served, top, views = _parse_query(request, request.app.state.models)
+    models: Models = request.app.state.models
+    name, top, views = _parse_query(request, models)
     batcher: Batcher = request.app.state.batcher
     batcher.check_capacity()  # before the body is read
     images = await read_images(request)
-    outcomes = await cancel_on_disconnect(request, batcher.predict(served, [data for _, data in images], views))
+    outcomes = await cancel_on_disconnect(request, batcher.predict(name, [data for _, data in images], views))
     _raise_failures(images, outcomes)
     predictions = [
-        _to_prediction(served, name, outcome, top) for (name, _), outcome in zip(images, outcomes, strict=True)
+        Prediction(path, error=outcome.reason)
+        if isinstance(outcome, DecodeFailure)
+        else models[name].to_prediction(path, outcome, top)
+        for (path, _), outcome in zip(images, outcomes, strict=True)
     ]
-    return TextResponse({"model": served.name, "predictions": [p.to_dict() for p in predictions]})
+    return TextResponse({"model": name, "predictions": [p.to_dict() for p in predictions]})
 
 
-def _parse_query(request: Request, models: ModelRegistry) -> tuple[ServedModel, int, int]:
+def _parse_query(request: Request, models: Models) -> tuple[str, int, int]:
     """Return the model, the number of labels and the number of views. Raises `HTTPException`."""
     query = request.query_params
     if unknown := query.keys() - {"model", "top_k", "ten_crop"}:
         raise unknown_name("parameter", min(unknown)[:100], ("model", "top_k", "ten_crop"))
-    served = get_model(models, query.get("model"))
-    classes = len(served.classifier.classes)
+    name = model_name(models, query.get("model"))
+    classes = len(models[name].classes)
     top_k = query.get("top_k", str(min(5, classes)))
     if not (top_k.isascii() and top_k.isdecimal() and len(top_k) < 10 and 1 <= int(top_k) <= classes):
         raise HTTPException(
-            422, f"The parameter top_k must be an integer from 1 to {classes}, the number of classes of {served.name}."
+            422, f"The parameter top_k must be an integer from 1 to {classes}, the number of classes of {name}."
         )
     ten_crop = query.get("ten_crop", "false").lower()
     if ten_crop not in ("true", "false", "1", "0"):
         raise HTTPException(422, "The parameter ten_crop must be true or false.")
-    return served, int(top_k), 10 if ten_crop in ("true", "1") else 1
+    return name, int(top_k), 10 if ten_crop in ("true", "1") else 1
 
 
 def _raise_failures(images: list[NamedImage], outcomes: list[Outcome]) -> None:
@@ -312,12 +324,6 @@ def _raise_failures(images: list[NamedImage], outcomes: list[Outcome]) -> None:
     if any(failure.result == TOO_LARGE for failure in failures):
         raise HTTPException(413, f"The image is too large ({reasons}); send a smaller one.")
     raise HTTPException(422, f"No image could be read ({reasons}); send JPEG, PNG or another common format.")
-
-
-def _to_prediction(served: ServedModel, name: str, outcome: Outcome, top: int) -> Prediction:
-    if isinstance(outcome, DecodeFailure):
-        return Prediction(name, error=outcome.reason)
-    return served.classifier.to_prediction(name, outcome, top)
 
 
 async def cancel_on_disconnect(request: Request, work: asyncio.Future[T]) -> T:
@@ -370,14 +376,14 @@ async def _disconnects(request: Request, seconds: float) -> bool:
 
 
 def _add_explanation_routes(app: FastAPI) -> None:
-    models: ModelRegistry = app.state.models
-    explainers = {name: Explainer(served) for name, served in models.items()}
+    models: Models = app.state.models
+    explainers = {name: Explainer(name, model) for name, model in models.items()}
     model_query = Query(None, json_schema_extra={"enum": [*models]})
     token = [Depends(authorize)]
     post: Any = {"dependencies": token, "responses": POST_ERRORS, "openapi_extra": IMAGE_BODY}
 
     def get_explainer(name: str | None) -> Explainer:
-        return explainers[get_model(models, name).name]
+        return explainers[model_name(models, name)]
 
     @app.post("/v1/saliency", **post)
     async def saliency(
@@ -407,7 +413,7 @@ def _add_explanation_routes(app: FastAPI) -> None:
         """List some images that the run was not trained on."""
         explainer = get_explainer(model)
         listed = await run_in_threadpool(lambda: explainer.samples)
-        name = quote(explainer.served.name, safe="")
+        name = quote(explainer.name, safe="")
         return Samples([Sample(label, f"v1/samples/{i}?model={name}") for i, (_, label) in enumerate(listed)])
 
     @app.get(
@@ -425,7 +431,7 @@ async def _explain(request: Request, explainer: Explainer, function: Callable[[I
     if media_type(request) in (MULTIPART, JSON):
         raise HTTPException(415, "This route takes one image; send it as the body itself, for example as image/jpeg.")
     body = await read_body(request)
-    channels = explainer.served.classifier.preprocess.channels
+    channels = explainer.classifier.preprocess.channels
     max_pixels = request.app.state.settings.max_pixels
     work: Awaitable[T] = request.app.state.run_explanation(
         lambda: function(decode_image(body, channels, max_pixels=max_pixels))

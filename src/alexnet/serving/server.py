@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from alexnet.errors import UserError
 from alexnet.serving.app import create_app
-from alexnet.serving.registry import ModelRegistry, warm_up
+from alexnet.serving.registry import Models, warm_up
 from alexnet.serving.settings import Settings
 
 GIL_SWITCH_S = 0.0005  # Python's default of 5 ms adds up where a prediction takes 20 ms
@@ -238,7 +238,7 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    models: ModelRegistry, settings: Settings | None = None, on_ready: Callable[[str], object] = lambda _: None
+    models: Models, settings: Settings | None = None, on_ready: Callable[[str], object] = lambda _: None
 ) -> ServerResult:
     """Serve `models` until SIGTERM or Ctrl-C. Calls `on_ready` with the URL when the server accepts requests.
 
@@ -247,8 +247,8 @@ def serve(
     settings = settings or Settings()
     sys.setswitchinterval(GIL_SWITCH_S)
     with contextlib.closing(bind(settings.host, settings.port)) as listener:
-        for served in models.values():
-            warm_up(served, settings.max_batch)
+        for classifier in models.values():
+            warm_up(classifier, settings.max_batch)
         _raise_file_limit()
         app = create_app(models, settings)
         host, port = listener.getsockname()[:2]
