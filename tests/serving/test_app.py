@@ -481,7 +481,7 @@ def test_token_is_read_from_file_or_environment(tmp_path: Path, monkeypatch: pyt
         _token(file)
 
 
-def test_server_leaves_the_log_handlers_of_other_libraries_open(models: ModelRegistry) -> None:
+def test_server_leaves_the_log_handlers_of_other_libraries_open(models: Models) -> None:
     handler = logging.FileHandler(os.devnull)
     closed = threading.Event()
     handler.close = closed.set  # type: ignore[method-assign]
