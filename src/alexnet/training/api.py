@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -24,7 +23,7 @@ from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.data.split import read_bad_files, read_split, write_split
 from alexnet.device import cpu_name, environment, package_version, rank, world_size
 from alexnet.errors import UserError
-from alexnet.files import atomic_write, printable, write_json, write_text
+from alexnet.files import atomic_write, printable, read_json, write_json, write_text
 from alexnet.inference.calibration import describe_calibration
 from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
@@ -175,8 +174,11 @@ def _resume(
         if recipe != original:
             parallel.broadcast_object(lambda: write_text(run.recipe_json, setup.recipe.to_json() + "\n"))
         model = saved.model if saved else _new_model(setup)
-        extended = recipe.schedule.epochs if epochs is not None else None
-        return _fit(stack, setup, run, model, display, folder=folder, state=state, extended=extended)
+        if start is None:
+            display.log("The run has no checkpoint yet; training from the start.")
+        if epochs is not None:
+            display.log(_describe_extension(setup, state, recipe.schedule.epochs))
+        return _fit(stack, setup, run, model, display, start=start)
 
 
 @contextmanager
@@ -200,29 +202,24 @@ def _fit(
     progress: Progress,
     *,
     budget: TimeBudget | None = None,
-    folder: Path | None = None,
-    state: TrainState | None = None,
-    extended: int | None = None,
+    start: tuple[Path, TrainState] | None = None,
 ) -> TrainingResult:
-    """Train, from the `state` and the rest of the checkpoint `folder` if there is one, in the locked `run`."""
+    """Train in the locked `run`, from the beginning or from `start`: a checkpoint folder and the state in it."""
 
-    def clean() -> None:
+    def prepare_folder() -> None:
         run.remove_partial_files()
-        if folder is None:
+        if start is None:
             _write_metadata(run, setup)
 
     with wrap_write_errors(run.path):
-        setup.parallel.broadcast_object(clean)
+        setup.parallel.broadcast_object(prepare_folder)
     if setup.recipe.run.tensorboard and rank() == 0:
         progress = stack.enter_context(closing(WithTensorBoard(progress, run.path / "tensorboard")))
     trainer = Trainer(setup, run, model, progress, budget)
-    if folder and state:
+    if start is not None:
+        folder, state = start
         trainer.restore(state, read_training_state(folder))
         progress.log(f"Resuming after step {state.step:,}, in epoch {state.epoch + 1}.")
-    elif state:
-        progress.log("The run has no checkpoint yet; training from the start.")
-    if extended is not None:
-        progress.log(_describe_extension(setup, trainer.state, extended))
     return TrainingResult(run.path, trainer.fit())
 
 
@@ -267,18 +264,24 @@ def _write_metadata(run: Run, setup: TrainSetup) -> None:
         write_text(run.path / "bad_files.csv", text.getvalue())
 
 
+class _Environment(TypedDict):
+    """What env.json holds, among others."""
+
+    versions: dict[str, str | None]
+    cpu: str | None
+    threads: int
+
+
 def _compare_environment(run: Run) -> str:
     """Return a warning about changes since the start of the run that alter last digits; "" if there are none."""
     try:
-        env = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
-        versions = dict(env["versions"])
-    except (OSError, ValueError, TypeError, KeyError):
+        env = read_json(run.path / "env.json", _Environment)
+    except (OSError, UserError):
         return ""
-    now: dict[str, Any] = {p: package_version(p) for p in ("torch", "torchvision", "numpy", "pillow")}
-    before = {package: versions.get(package) for package in now}
-    now |= {"cpu": cpu_name(), "threads": torch.get_num_threads()}
-    before |= {"cpu": env.get("cpu"), "threads": env.get("threads")}
-    changes = [f"{key} {before[key]}, now {now[key]}" for key in now if before[key] not in (None, now[key])]
+    versions = {p: package_version(p) for p in ("torch", "torchvision", "numpy", "pillow")}
+    now: dict[str, Any] = {**versions, "cpu": cpu_name(), "threads": torch.get_num_threads()}
+    before = {**env["versions"], "cpu": env["cpu"], "threads": env["threads"]}
+    changes = [f"{key} {before[key]}, now {now[key]}" for key in now if before.get(key) not in (None, now[key])]
     return f"Environment changed ({'; '.join(changes)}); results may differ in the last digits." if changes else ""
 
 

@@ -1,7 +1,7 @@
 """What the trainer asks of the processes that train together, and the answers of a single process.
 
-`DataParallel` and `TowerParallel` override what differs with several processes. The trainer makes the same calls in
-every process, whatever their number.
+The trainer makes the same calls in every process, whatever their number. `DataParallel` and `TowerParallel` override
+what differs with several.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -87,6 +87,34 @@ class SingleProcess:
         """
 
 
+class ProcessGroup(SingleProcess):
+    """Several processes; `cpu_group` is their torch.distributed group for tensors on the CPU, None for the default."""
+
+    cpu_group: Any = None
+
+    def broadcast_object(self, make: Callable[[], T]) -> T:
+        result: list[Any] = [None, None]  # value, exception
+        if self.rank == 0:
+            try:
+                result[0] = make()
+            except Exception as error:
+                result[1] = error
+        dist.broadcast_object_list(result, src=0, group=self.cpu_group, device=torch.device("cpu"))
+        if result[1] is not None:
+            raise result[1]
+        return cast(T, result[0])
+
+    def all_reduce(self, values: Tensor, op: Literal["sum", "max"]) -> Tensor:
+        parts = [torch.empty_like(values, device="cpu") for _ in range(self.world_size)]
+        dist.all_gather(parts, values.cpu(), group=self.cpu_group)
+        return torch.stack(parts).sum(0) if op == "sum" else torch.stack(parts).amax(0)
+
+    def gather(self, value: T) -> list[T]:
+        values: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, values, dst=0, group=self.cpu_group)
+        return values or []
+
+
 def read_together(parallel: SingleProcess, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
     """Yield `batches`; an error in reading one is raised in all processes, before the same step."""
     try:
@@ -109,20 +137,6 @@ def read_together(parallel: SingleProcess, batches: Iterator[Batch]) -> Generato
 
 def _raise_first(errors: list[UserError | WorkerDied | None]) -> NoReturn:
     raise next(error for error in errors if error is not None)
-
-
-def broadcast_result(make: Callable[[], T], rank: int, group: Any = None) -> T:
-    """Return the result of `make`, called on rank 0 of `group`, in all its processes, or raise its exception there."""
-    result: list[Any] = [None, None]  # value, exception
-    if rank == 0:
-        try:
-            result[0] = make()
-        except Exception as error:
-            result[1] = error
-    dist.broadcast_object_list(result, src=0, group=group, device=torch.device("cpu"))
-    if result[1] is not None:
-        raise result[1]
-    return result[0]
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

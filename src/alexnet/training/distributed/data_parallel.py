@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -33,13 +33,13 @@ from alexnet.data.loader import Shard
 from alexnet.device import cpu_count, local_world_size, rank, world_size
 from alexnet.errors import ProcessLost, TrainingFailed, UserError
 from alexnet.models.model import Network
-from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, T, broadcast_result
+from alexnet.training.distributed.base import GROUP_TIMEOUT, ProcessGroup, SingleProcess, T
 
 BUSY, DONE = 0, 1  # status of rank 0, broadcast while the others wait for its result
 ERROR_KEY = "alexnet/error"  # where in the store a failing process leaves its error
 
 
-class DataParallel(SingleProcess):
+class DataParallel(ProcessGroup):
     """Any number of processes, each with the full network and a shard of every batch."""
 
     def __init__(self, device: torch.device, dist_timeout: float) -> None:
@@ -64,7 +64,7 @@ class DataParallel(SingleProcess):
                 store=self.store, rank=self.rank, world_size=self.world_size, timeout=GROUP_TIMEOUT,
             )  # fmt: skip
             self.gradient_group: Any = dist.new_group(backend="nccl" if gpu else "gloo", timeout=timeout)
-            self.cpu_group: Any = dist.new_group(backend="gloo", timeout=timeout)
+            self.cpu_group = dist.new_group(backend="gloo", timeout=timeout)
         except RuntimeError as error:
             raise ProcessLost(
                 f"Process {self.rank} of {self.world_size} could not connect to the others ({_summarize(error)}); "
@@ -83,23 +83,13 @@ class DataParallel(SingleProcess):
 
         while self.rank > 0 and self._broadcast_status(BUSY) != DONE:
             pass
-        return broadcast_result(make_with_heartbeat, self.rank, self.cpu_group)
+        return super().broadcast_object(make_with_heartbeat)
 
     def _broadcast_status(self, status: int) -> int:
         """Return the status of rank 0; the other ranks wait for it."""
         tensor = torch.tensor(status)
         dist.broadcast(tensor, src=0, group=self.cpu_group)
         return int(tensor)
-
-    def all_reduce(self, values: Tensor, op: Literal["sum", "max"]) -> Tensor:
-        parts = [torch.empty_like(values, device="cpu") for _ in range(self.world_size)]
-        dist.all_gather(parts, values.cpu(), group=self.cpu_group)
-        return torch.stack(parts).sum(0) if op == "sum" else torch.stack(parts).amax(0)
-
-    def gather(self, value: T) -> list[T]:
-        values: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
-        dist.gather_object(value, values, dst=0, group=self.cpu_group)
-        return values or []
 
     def shard_model(self, model: Network) -> Network:
         if self.device.type == "cuda":  # no effect on a network without batch norm

@@ -26,12 +26,12 @@ from alexnet.errors import UserError
 from alexnet.models.layers import Dropout, LocalResponseNorm
 from alexnet.models.model import AlexNet, Network, Spec
 from alexnet.models.spec import AlexNetSpec, Layer, layers
-from alexnet.training.distributed.base import GROUP_TIMEOUT, SingleProcess, T, broadcast_result, load_optimizer_state
+from alexnet.training.distributed.base import GROUP_TIMEOUT, ProcessGroup, load_optimizer_state
 
 TOWERS = 2
 
 
-class TowerParallel(SingleProcess):
+class TowerParallel(ProcessGroup):
     """Two processes with a tower each; rank 0 has the first halves of all channels and units."""
 
     world_size = TOWERS
@@ -53,19 +53,9 @@ class TowerParallel(SingleProcess):
                 f"--parallel towers cannot divide '{spec.name}', {why}; use paper, code2012 or cifar-towers."
             )
 
-    def broadcast_object(self, make: Callable[[], T]) -> T:
-        return broadcast_result(make, self.rank)
-
     def all_reduce(self, values: Tensor, op: Literal["sum", "max"]) -> Tensor:
-        values = values.cpu().clone()
-        if op == "max":  # both train on the same images, so each has the sums already
-            dist.all_reduce(values, dist.ReduceOp.MAX)
-        return values
-
-    def gather(self, value: T) -> list[T]:
-        values: list[Any] | None = [None] * TOWERS if self.rank == 0 else None
-        dist.gather_object(value, values, dst=0)
-        return values or []
+        # Both train on the same images, so each has the sums already.
+        return super().all_reduce(values, op) if op == "max" else values.cpu()
 
     def shard_model(self, model: Network) -> Network:
         spec = _towers_spec(model)
