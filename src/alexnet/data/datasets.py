@@ -136,19 +136,22 @@ def _load_packed(
     if labels is not None:
         raise UserError(f"{data} is packed with its labels; omit --labels.")
     pack = open_packed(data, progress)
+    classes = pack.manifest.classes
     if training:
         if "train" not in pack.splits:
             raise UserError(f"{data} was packed from images without a train/ to learn from; pack a folder with one.")
-        counts = torch.bincount(pack.splits["train"].targets, minlength=len(pack.classes)).tolist()
+        counts = torch.bincount(pack.splits["train"].targets, minlength=len(classes)).tolist()
         if 0 in counts:
             raise UserError(
-                f"{data} has no image of class '{pack.classes[counts.index(0)]}' to learn from; {data / FAILED} "
+                f"{data} has no image of class '{classes[counts.index(0)]}' to learn from; {data / FAILED} "
                 "lists what could not be read."
             )
     notes = []
-    if pack.failed:
-        notes.append(f"{pack.failed} images could not be read when {data} was packed; {data / FAILED} lists them.")
-    return ImageDataset(name, pack.classes, order_splits({**pack.splits}), channels=pack.format.channels, notes=notes)
+    if pack.manifest.failed:
+        notes.append(
+            f"{pack.manifest.failed} images could not be read when {data} was packed; {data / FAILED} lists them."
+        )
+    return ImageDataset(name, classes, order_splits({**pack.splits}), channels=pack.manifest.form.channels, notes=notes)
 
 
 # ── datasets with their own files ────────────────────────────────────────────────────────────────────────────

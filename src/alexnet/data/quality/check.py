@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ class PackedFindings:
     @property
     def verdict(self) -> str:
         """Whether the files are intact, in one sentence."""
-        files = len(self.pack.checksums)
+        files = len(self.pack.manifest.sha256)
         if self.damaged:
             return f"{len(self.damaged)} of {files} files are damaged; rerun 'alexnet pack' to repair them."
         return f"All {files} files are intact."
@@ -209,9 +209,9 @@ class PackedFindings:
         return {
             "data": str(self.pack.path),
             "images": sum(map(len, self.pack.splits.values())),
-            "classes": {name: classes[name] for name in self.pack.classes},
+            "classes": {name: classes[name] for name in self.pack.manifest.classes},
             "splits": self.by_split,
-            "form": self.pack.metadata["form"],
+            "form": asdict(self.pack.manifest.form),
             "damaged": self.damaged,
             "bad": [{"path": name, "reason": reason} for name, reason in self.failed],
             "duplicates": [list(pair) for pair in self.duplicates],
@@ -224,13 +224,13 @@ class PackedFindings:
 def check_packed(data: Path, progress: Progress | None = None) -> PackedFindings:
     """Verify all checksums and count the images. Raises `UserError` if the packed dataset cannot be opened."""
     pack = open_packed(data, verify=False)
-    damaged = find_mismatches(data, pack.checksums, progress)
+    damaged = find_mismatches(data, pack.manifest.sha256, progress)
     by_split = {}
     names: list[tuple[str, str]] = []
     digests: list[bytes] = []
     for split, part in pack.splits.items():
         counts = Counter(part.targets.tolist())
-        by_split[split] = {name: counts[i] for i, name in enumerate(pack.classes) if counts[i]}
+        by_split[split] = {name: counts[i] for i, name in enumerate(pack.manifest.classes) if counts[i]}
         names += [(split, name) for name in part.names]
         digests += part.digests()
     pairs = [pair for group in exact_groups(digests) for pair in itertools.pairwise(group)]

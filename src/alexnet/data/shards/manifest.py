@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,24 +17,26 @@ from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.decode import map_in_threads
 from alexnet.data.shards.reader import (
     FAILED,
+    FORMAT,
     INDEX,
     MEAN_IMAGE,
     PACK,
     SAMPLES,
     WORK,
+    Manifest,
     PackedImages,
+    PackStatistics,
     ShardFormat,
     Shards,
     damaged,
     read_index,
+    read_manifest,
     read_samples,
 )
 from alexnet.data.shards.writer import ShardResult, ShardTask, read_result
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, sha256_file
 from alexnet.progress import Progress
-
-FORMAT = "alexnet-pack-1"  # of pack.json; readers refuse other formats
 
 MAX_VERIFIED_AT_OPEN = 2 << 30
 """Total bytes of shards up to which all are verified on opening; in larger datasets each is verified on first use."""
@@ -49,18 +50,8 @@ class PackedDataset:
     """An opened packed dataset."""
 
     path: Path
-    format: ShardFormat
-    classes: tuple[str, ...]
+    manifest: Manifest
     splits: dict[str, PackedImages]
-    failed: int
-    """Number of images that could not be read during packing."""
-    metadata: Mapping[str, Any]
-    """The contents of pack.json."""
-
-    @property
-    def checksums(self) -> dict[str, str]:
-        """SHA-256 of each file, by its path relative to the folder."""
-        return dict(self.metadata["sha256"])
 
 
 def is_packed(data: Path) -> bool:
@@ -76,19 +67,8 @@ def open_packed(data: Path, progress: Progress | None = None, verify: bool = Tru
     """
     if not (data / PACK).is_file():
         raise UserError(f"Packing of {data} is not finished; rerun 'alexnet pack' with the same arguments to resume.")
-    try:
-        stored = json.loads((data / PACK).read_text(encoding="utf-8"))
-        if stored["format"] != FORMAT:
-            raise UserError(f"{data / PACK} has the format '{stored['format']}', not {FORMAT}; update alexnet.")
-        format = ShardFormat(**stored["form"])
-        classes = tuple(map(str, stored["classes"]))
-        counts = {str(split): int(count) for split, count in stored["images"].items()}
-        failed = int(stored["failed"])
-        checksums = {str(name): str(checksum) for name, checksum in stored["sha256"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{data / PACK} is damaged ({error!r}); pack the dataset again.") from error
+    manifest = read_manifest(data)
+    counts, checksums = manifest.images, manifest.sha256
     if not counts or not set(counts) <= {"train", "val", "test", "all"}:
         raise UserError(
             f"{data / PACK} is damaged (its splits are {', '.join(counts) or 'none'}); pack the dataset again."
@@ -96,14 +76,16 @@ def open_packed(data: Path, progress: Progress | None = None, verify: bool = Tru
     tables = {name: checksum for name, checksum in checksums.items() if not name.endswith(".bin")}
     if bad := find_mismatches(data, tables) if verify else []:
         raise damaged(data / bad[0], "its checksum differs")
-    splits = {split: _open_split(data / split, format, classes, count) for split, count in counts.items()}
+    splits = {
+        split: _open_split(data / split, manifest.form, manifest.classes, count) for split, count in counts.items()
+    }
     if verify and sum(size for part in splits.values() for *_, size in part.shards.files) <= MAX_VERIFIED_AT_OPEN:
         if bad := find_mismatches(data, checksums, progress):
             raise damaged(data / bad[0], "its checksum differs")
     elif verify:
         for split, part in splits.items():
             part.shards.verify_when_mapped([checksums.get(f"{split}/{name}", "") for name, *_ in part.shards.files])
-    return PackedDataset(data, format, classes, splits, failed, stored)
+    return PackedDataset(data, manifest, splits)
 
 
 def find_mismatches(data: Path, checksums: Mapping[str, str], progress: Progress | None = None) -> list[str]:
@@ -146,7 +128,7 @@ def write_manifest(target: Path, key: str, contents: ImageDataset, format: Shard
     checksums: dict[str, str] = {}
     images: dict[str, int] = {}
     failed: list[tuple[str, str, str]] = []
-    statistics = None
+    statistics: PackStatistics | None = None
 
     def write(name: str, data: bytes) -> None:
         with atomic_write(target / name) as partial:
@@ -175,19 +157,10 @@ def write_manifest(target: Path, key: str, contents: ImageDataset, format: Shard
         shown = ", ".join(f"{name} ({reason})" for name, _, reason in failed[:3])
         raise UserError(f"None of the {len(failed)} images can be read: {shown}; replace them.")
     write(FAILED, _encode_csv([("name", "split", "reason"), *failed]))
-    manifest = {
-        "format": FORMAT,
-        "key": key,
-        "form": asdict(format),
-        "classes": list(contents.classes),
-        "images": images,
-        "failed": len(failed),
-        "statistics": statistics,
-        "made_with": {name: metadata.version(name) for name in ("litdata", "pillow", "numpy")},
-        "sha256": checksums,
-    }
+    versions = {name: metadata.version(name) for name in ("litdata", "pillow", "numpy")}
+    manifest = Manifest(FORMAT, key, format, contents.classes, images, len(failed), statistics, versions, checksums)
     with atomic_write(target / PACK) as partial:
-        partial.write_bytes(json.dumps(manifest, indent=1).encode())
+        partial.write_bytes(json.dumps(asdict(manifest), indent=1).encode())
 
 
 def _read_results(tasks: list[ShardTask]) -> tuple[list[ShardResult], np.ndarray]:
@@ -228,7 +201,7 @@ def _encode_index(results: list[ShardResult]) -> bytes:
     return json.dumps({"chunks": chunks, "config": config}, sort_keys=True).encode()
 
 
-def _compute_statistics(pixel_sum: np.ndarray, products: np.ndarray, count: int) -> tuple[dict[str, Any], bytes]:
+def _compute_statistics(pixel_sum: np.ndarray, products: np.ndarray, count: int) -> tuple[PackStatistics, bytes]:
     """Return channel means and covariance in levels of 0…255, and the mean image as a .npy file, of `count` images,
     from their exact sums: of pixels, int64 side×side×C, and of channel products."""
     pixels = count * pixel_sum.shape[0] * pixel_sum.shape[1]

@@ -31,9 +31,9 @@ from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.datasets import CIFAR10_ARCHIVE, load_known_layout
 from alexnet.data.image_folder import scan_images
-from alexnet.data.shards.manifest import FORMAT, find_mismatches, is_packed, open_packed, write_manifest
-from alexnet.data.shards.reader import PACK, WORK, ShardFormat
-from alexnet.data.shards.writer import ShardTask, read_record, write_shard
+from alexnet.data.shards.manifest import find_mismatches, is_packed, open_packed, write_manifest
+from alexnet.data.shards.reader import FORMAT, PACK, WORK, ShardFormat
+from alexnet.data.shards.writer import ShardTask, read_result, write_shard
 from alexnet.data.statistics import median_short_side
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
@@ -105,7 +105,7 @@ def pack_dataset(
     seconds = time.monotonic() - start
     return {
         "data": str(target),
-        **{key: value for key, value in packed.metadata.items() if key != "sha256"},
+        **{key: value for key, value in asdict(packed.manifest).items() if key != "sha256"},
         "bytes": sum(size for *_, size in shards),
         "shards": len(shards),
         "resumed": len(pending) < len(tasks),
@@ -243,11 +243,11 @@ def _prepare_target(
 
 
 def _is_finished(task: ShardTask) -> bool:
-    record = read_record(task.result_path)
-    if record is None or not record.name:
-        return record is not None
-    path = task.target / task.split / record.name
-    return path.is_file() and path.stat().st_size == record.bytes
+    result = read_result(task.result_path)
+    if result is None or not result.record.name:
+        return result is not None
+    path = task.target / task.split / result.record.name
+    return path.is_file() and path.stat().st_size == result.record.bytes
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -33,9 +33,10 @@ from torch.utils.data import get_worker_info
 from alexnet.data.dataset import ImageFiles, RawImage
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import sha256_file
+from alexnet.files import convert, read_json, sha256_file
 
 PACK, INDEX, SAMPLES, MEAN_IMAGE, FAILED = "pack.json", "index.json", "samples.parquet", "mean_image.npy", "failed.csv"
+FORMAT = "alexnet-pack-1"  # of pack.json; readers refuse other formats
 WORK = ".packing"
 """The folder in DST that holds the results of finished shards until all are finished."""
 ITEM_TYPES = ["bytes", "int"]
@@ -69,6 +70,46 @@ class ShardFormat:
     def shape(self) -> tuple[int, int, int]:
         """Shape of the pixels of an image, H×W×C."""
         return self.side or 0, self.side or 0, self.channels
+
+
+class PackStatistics(TypedDict):
+    """Of the packed training images, in levels of 0…255."""
+
+    images: int
+    mean: list[float]
+    covariance: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of pack.json."""
+
+    format: str
+    key: str
+    """Hash of images, format and shards (see `pack_key`)."""
+    form: ShardFormat
+    classes: tuple[str, ...]
+    images: dict[str, int]
+    """Number of images by split."""
+    failed: int
+    """Number of images that could not be read during packing."""
+    statistics: PackStatistics | None
+    made_with: dict[str, str]
+    """Versions of the packages that wrote it."""
+    sha256: dict[str, str]
+    """Checksum of each file, by its path relative to the folder."""
+
+
+def read_manifest(data: Path) -> Manifest:
+    """Read the pack.json of the packed dataset `data`. Raises `UserError`."""
+    path = data / PACK
+    try:
+        stored: dict[str, Any] = read_json(path, dict)
+        if (format := stored.get("format")) == FORMAT:
+            return convert(stored, Manifest, PACK)
+    except (OSError, UserError) as error:
+        raise UserError(f"{path} is damaged ({str(error).rstrip('.')}); pack the dataset again.") from error
+    raise UserError(f"{path} has the format '{format}', not {FORMAT}; update alexnet.")
 
 
 class Shard(NamedTuple):
@@ -203,12 +244,12 @@ class PackedImages(ImageFiles):
         """Return the mean image, C×side×side in levels of 0…255, and the color covariance, C×C, computed during
         packing; None if these are not all the training images, or if images have their original sizes."""
         pack = self.root.parent
+        stored = read_manifest(pack).statistics
+        if stored is None or self.root.name != "train":
+            return None
+        if not len(self) == self.shards.first_items[-1] == stored["images"]:
+            return None
         try:
-            stored = json.loads((pack / PACK).read_text(encoding="utf-8"))["statistics"]
-            if stored is None or self.root.name != "train":
-                return None
-            if not len(self) == self.shards.first_items[-1] == stored["images"]:
-                return None
             mean_image = np.load(pack / MEAN_IMAGE, allow_pickle=False)
             covariance = np.array(stored["covariance"], dtype=np.float64)
             height, width, channels = self.shards.format.shape
@@ -216,7 +257,7 @@ class PackedImages(ImageFiles):
             if shapes != [(channels, height, width), (channels, channels)] or mean_image.dtype != np.float64:
                 raise ValueError(f"mean image and covariance have shapes {shapes}")
             return mean_image, covariance
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise damaged(pack / MEAN_IMAGE, repr(error)) from error
 
     def check(self, preprocess: EvalTransform) -> None:

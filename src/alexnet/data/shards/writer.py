@@ -24,7 +24,7 @@ from alexnet.data.decode import BadImage, decode_crop
 from alexnet.data.shards.reader import INDEX, ITEM_TYPES, WORK, ShardFormat, Shards, read_index
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import atomic_write, sha256_file
+from alexnet.files import atomic_write, convert, sha256_file
 
 DIGEST = 16
 """Bytes of the digest that identifies copies of an image."""
@@ -133,24 +133,10 @@ def read_result(path: Path) -> ShardResult | None:
     """Read the result of a shard; None if it is unfinished or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = [stored[name] for name in ("kept", "digests", "total", "products")]
-            return ShardResult(_decode_record(stored["about"]), *arrays)
+            record = convert(json.loads(stored["about"].tobytes()), ShardRecord, str(path))
+            return ShardResult(record, *(stored[name] for name in ("kept", "digests", "total", "products")))
     except Exception:  # a missing or truncated file can fail in any way
         return None
-
-
-def read_record(path: Path) -> ShardRecord | None:
-    """Read only the record in a shard's result; None if it is unfinished or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return _decode_record(stored["about"])
-    except Exception:  # as above
-        return None
-
-
-def _decode_record(array: np.ndarray) -> ShardRecord:
-    record = json.loads(array.tobytes())
-    return ShardRecord(**{**record, "failed": [(int(i), str(reason)) for i, reason in record["failed"]]})
 
 
 def _encode_image(source: Path | np.ndarray, format: ShardFormat) -> tuple[bytes, bytes, np.ndarray]:
