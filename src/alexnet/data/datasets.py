@@ -136,7 +136,7 @@ def _load_packed(
     if labels is not None:
         raise UserError(f"{data} is packed with its labels; omit --labels.")
     pack = open_packed(data, progress)
-    classes = pack.manifest.classes
+    classes = tuple(pack.manifest.classes)
     if training:
         if "train" not in pack.splits:
             raise UserError(f"{data} was packed from images without a train/ to learn from; pack a folder with one.")
@@ -147,10 +147,8 @@ def _load_packed(
                 "lists what could not be read."
             )
     notes = []
-    if pack.manifest.failed:
-        notes.append(
-            f"{pack.manifest.failed} images could not be read when {data} was packed; {data / FAILED} lists them."
-        )
+    if failed := pack.manifest.failed:
+        notes.append(f"{failed} images could not be read when {data} was packed; {data / FAILED} lists them.")
     return ImageDataset(name, classes, order_splits({**pack.splits}), channels=pack.manifest.form.channels, notes=notes)
 
 

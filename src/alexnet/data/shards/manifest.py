@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -76,9 +76,7 @@ def open_packed(data: Path, progress: Progress | None = None, verify: bool = Tru
     tables = {name: checksum for name, checksum in checksums.items() if not name.endswith(".bin")}
     if bad := find_mismatches(data, tables) if verify else []:
         raise damaged(data / bad[0], "its checksum differs")
-    splits = {
-        split: _open_split(data / split, manifest.form, manifest.classes, count) for split, count in counts.items()
-    }
+    splits = {split: _open_split(data / split, manifest, count) for split, count in counts.items()}
     if verify and sum(size for part in splits.values() for *_, size in part.shards.files) <= MAX_VERIFIED_AT_OPEN:
         if bad := find_mismatches(data, checksums, progress):
             raise damaged(data / bad[0], "its checksum differs")
@@ -102,8 +100,8 @@ def find_mismatches(data: Path, checksums: Mapping[str, str], progress: Progress
     return [name for name, is_different in zip(names, results, strict=True) if is_different]
 
 
-def _open_split(folder: Path, format: ShardFormat, classes: Sequence[str], count: int) -> PackedImages:
-    shards = Shards(folder, format, read_index(folder / INDEX))
+def _open_split(folder: Path, manifest: Manifest, count: int) -> PackedImages:
+    shards = Shards(folder, manifest.form, read_index(folder / INDEX))
     for name, _, size in shards.files:
         try:
             actual = (folder / name).stat().st_size
@@ -114,7 +112,7 @@ def _open_split(folder: Path, format: ShardFormat, classes: Sequence[str], count
     table = read_samples(folder / SAMPLES, ["name", "label"])
     names = [name.decode("utf-8", "surrogateescape") for name in table["name"].to_pylist()]
     targets = table["label"].to_numpy().astype(np.int64)
-    in_range = ((targets >= 0) & (targets < len(classes))).all()
+    in_range = ((targets >= 0) & (targets < len(manifest.classes))).all()
     if not len(names) == count == shards.first_items[-1] or not in_range:
         raise damaged(folder / SAMPLES, "it does not match the shards")
     return PackedImages(folder, names, torch.from_numpy(targets), shards, np.arange(count))
@@ -158,7 +156,9 @@ def write_manifest(target: Path, key: str, contents: ImageDataset, format: Shard
         raise UserError(f"None of the {len(failed)} images can be read: {shown}; replace them.")
     write(FAILED, _encode_csv([("name", "split", "reason"), *failed]))
     versions = {name: metadata.version(name) for name in ("litdata", "pillow", "numpy")}
-    manifest = Manifest(FORMAT, key, format, contents.classes, images, len(failed), statistics, versions, checksums)
+    manifest = Manifest(
+        FORMAT, key, format, list(contents.classes), images, len(failed), statistics, versions, checksums
+    )
     with atomic_write(target / PACK) as partial:
         partial.write_bytes(json.dumps(asdict(manifest), indent=1).encode())
 

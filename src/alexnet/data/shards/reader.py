@@ -88,7 +88,7 @@ class Manifest:
     key: str
     """Hash of images, format and shards (see `pack_key`)."""
     form: ShardFormat
-    classes: tuple[str, ...]
+    classes: list[str]
     images: dict[str, int]
     """Number of images by split."""
     failed: int
