@@ -105,7 +105,7 @@ def read_manifest(data: Path) -> Manifest:
     path = data / PACK
     try:
         stored: dict[str, Any] = read_json(path, dict)
-        if (format := stored.get("format")) == FORMAT:
+        if (format := stored.get("format", FORMAT)) == FORMAT:
             return convert(stored, Manifest, PACK)
     except (OSError, UserError) as error:
         raise UserError(f"{path} is damaged ({str(error).rstrip('.')}); pack the dataset again.") from error
