@@ -32,10 +32,9 @@ from alexnet.inference.evaluate import calibration_images
 from alexnet.inference.load import TORCHVISION_PREPROCESS
 from alexnet.models.model import create_model
 from alexnet.runtimes import engines
-from alexnet.runtimes.convert import to_onnx
-from alexnet.runtimes.engine_cache import EngineCache
+from alexnet.runtimes.convert import describe, to_onnx
 from alexnet.runtimes.engines import LoadedModel
-from alexnet.runtimes.select import EngineConfig, get_or_build, open_engine
+from alexnet.runtimes.select import EngineConfig, open_engine, open_or_build
 
 OURS = ("exact", "fast", "onnxruntime", "openvino", "openvino-int8-fc", "openvino-int8", "onnxruntime-int8")
 CPU = torch.device("cpu")
@@ -54,18 +53,15 @@ def float_onnx(opened: LoadedModel) -> Path:
     path = cache_dir() / "benchmark.onnx"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        to_onnx(opened.model, path)
+        to_onnx(opened, describe(opened, "onnx", pixels=False), path)
     return path
 
 
 def make_files(opened: LoadedModel) -> None:
     """Create the engines' files that are missing."""
-    for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
-        get_or_build(engines.KINDS[name].file, opened, name)
     images = partial(calibration_images, folder=data("imagenet-photos-200"))
-    for name in engines.CALIBRATED:
-        if EngineCache(opened.model_id).find(engines.KINDS[name].file) is None:
-            get_or_build(engines.KINDS[name].file, opened, name, images)
+    for name in ("onnxruntime", "openvino", "openvino-int8-fc", *engines.CALIBRATED):
+        open_or_build(name, opened, images)
 
 
 def prepare(opened: LoadedModel) -> None:
@@ -216,8 +212,7 @@ STORED = (
     """
 import sys
 from alexnet.runtimes.engine_cache import EngineCache
-from alexnet.runtimes.engines import KINDS, open_file
-logits = open_file(sys.argv[1], EngineCache("benchmark-torchvision").find(KINDS[sys.argv[1]].file)).logits
+logits = EngineCache("benchmark-torchvision").open(sys.argv[1]).engine.logits
 """
     + PEAKS
 )

@@ -27,6 +27,7 @@ from alexnet.files import sha256_file
 from alexnet.inference.evaluate import evaluate
 from alexnet.inference.predict import load
 from alexnet.progress import Silent
+from alexnet.runtimes import convert
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import FORMATS, is_exported_model
 from alexnet.training.api import train
@@ -271,13 +272,11 @@ def swap_channels(monkeypatch, tmp_path):
 
 
 def wrong_mean(monkeypatch, tmp_path):
-    original = writers.ExportJob.manifest
-
-    def manifest(job, **about):
-        found = original(job, **about)
+    def describe(*settings):
+        found = convert.describe(*settings)
         return replace(found, preprocess=replace(found.preprocess, mean=(0.485, 0.456, 0.406)))
 
-    monkeypatch.setattr(writers.ExportJob, "manifest", manifest)
+    monkeypatch.setattr("alexnet.export.export.describe", describe)
 
 
 def no_antialiasing(monkeypatch, tmp_path):

@@ -25,7 +25,7 @@ from alexnet.inference.load import load_model
 from alexnet.inference.predict import load, load_fast
 from alexnet.models.model import create_model
 from alexnet.run_dir import Run
-from alexnet.runtimes import engines, select
+from alexnet.runtimes import engines, manifest, select
 from alexnet.runtimes.engine_cache import EngineCache
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.runtimes.select import TOLERANCE, EngineConfig, make_probes, open_engine
@@ -51,7 +51,7 @@ def built_engines(small_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALEXNET_CACHE", str(folder))
         for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
-            select.get_or_build(engines.KINDS[name].file, loaded, name)
+            select.open_or_build(name, loaded)
     return folder
 
 
@@ -157,14 +157,14 @@ def _truncate(path: Path) -> None:
 def test_damaged_engine_file_is_rebuilt(small_run, cache, image, damage):
     load_fast(small_run, engine="onnxruntime").predict(image)
     stored = EngineCache(load_model(small_run).model_id)
-    file = stored.find("onnx")
+    file = stored.file(select.ONNX)
     damage(file)
-    assert stored.find("onnx") is None
+    assert stored.open("onnxruntime") is None
     classifier = load_fast(small_run, engine="onnxruntime")
     assert classifier.model is not None
     expected = load(small_run, engine="onnxruntime").predict(image).labels
     assert dict(classifier.predict(image).labels) == pytest.approx(dict(expected), abs=1e-6)
-    assert stored.find("onnx") == file
+    assert stored.open("onnxruntime") is not None
     (stored.path / "measured.json").write_text("{")
     load_fast(small_run, engine="onnxruntime").predict(image)
 
@@ -266,7 +266,7 @@ def test_missing_package_is_reported(small_run, image):
 
 
 def test_fast_is_exact_where_no_engine_is_installed(small_run, cache, image, monkeypatch, capsys):
-    monkeypatch.setattr(engines, "_is_installed", lambda package: package not in ("openvino", "onnxruntime"))
+    monkeypatch.setattr(manifest, "_is_installed", lambda package: package not in ("openvino", "onnxruntime"))
     assert run(["predict", str(small_run), str(image), "--engine", "fast"]) == 0
     assert capsys.readouterr().err.startswith("engine exact: no engine installed here is faster")
 

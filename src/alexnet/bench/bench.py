@@ -40,8 +40,8 @@ from alexnet.models.model import build
 from alexnet.models.spec import AlexNetSpec
 from alexnet.models.summary import summarize
 from alexnet.runtimes.engine_cache import EngineCache
-from alexnet.runtimes.engines import CALIBRATED, EXACT, KINDS, Engine, LoadedModel, open_file, openvino_supports
-from alexnet.runtimes.select import get_or_build, torch_engine
+from alexnet.runtimes.engines import CALIBRATED, EXACT, KINDS, Engine, LoadedModel
+from alexnet.runtimes.select import open_or_build, torch_engine
 
 PARTS = ("limits", "data", "predict", "train", "lrn")
 ARCHS = ("torchvision", "paper")
@@ -230,16 +230,14 @@ class Bench:
         engines: dict[str, Engine] = {name: torch_engine(loaded, self.device, name) for name in torch_engines}
         try:
             for name, kind in KINDS.items():
-                if not kind.file or not convert or self.device.type != "cpu":
+                if not kind.format or not convert or self.device.type != "cpu":
                     continue
-                if kind.precision == "bf16" and not openvino_supports("bf16"):
-                    self._note(f"engine {name} skipped: OpenVINO finds no bfloat16 support in this CPU")
-                elif name in CALIBRATED and not calibrate:
+                if name in CALIBRATED and not calibrate:
                     self._note(f"engine {name} skipped: building it takes a while; 'alexnet bench predict' includes it")
                 else:
                     try:
-                        engines[name] = open_file(name, get_or_build(kind.file, loaded, name, lambda _: noise))
-                    except UserError as error:  # a missing package, or a network that it cannot convert
+                        engines[name] = open_or_build(name, loaded, lambda _: noise)
+                    except UserError as error:  # a missing package, a processor or network that it does not suit
                         self._note(f"engine {name} skipped: {error}")
             yield engines
         finally:

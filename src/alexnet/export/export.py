@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,15 +21,14 @@ from typing import Any
 import numpy as np
 
 from alexnet.data.dataset import ImageDataset
-from alexnet.device import cpu_name, package_version
 from alexnet.errors import UserError, unknown_name
 from alexnet.export import parity, writers
 from alexnet.export.parity import TOLERANCE, ExportFailed, Parity, Reference
-from alexnet.files import sha256_file, write_json
-from alexnet.inference.calibration import find_calibration
+from alexnet.files import write_json
 from alexnet.inference.evaluate import calibration_images, load_run_dataset
 from alexnet.inference.load import load_model
-from alexnet.runtimes.manifest import FORMATS, PRECISIONS, check_installed, manifest_path
+from alexnet.runtimes.convert import describe
+from alexnet.runtimes.manifest import FORMATS, PRECISIONS, Manifest, check_installed, manifest_path
 
 DEPRECATED = "Warning: TorchScript is deprecated since torch 2.12; use it for existing programs and pt2 for new ones."
 
@@ -194,19 +192,11 @@ class Exporter:
             raise UserError(f"{weights}, where the weights of {out} would go, is another file; choose another --out.")
         return out
 
-    def _write(self, kind: str, path: Path) -> writers.Manifest:
-        calibration, _ = find_calibration(self.loaded.checkpoint, self.loaded.run)
-        job = writers.ExportJob(self.loaded, kind, self._pixels, self._precision, calibration, self._calibration_images)
+    def _write(self, kind: str, path: Path) -> Manifest:
         if kind == "torchscript":
             self._log(DEPRECATED)
-        manifest = writers.write(job, path)
-        parts = sorted(p for p in (path.rglob("*") if path.is_dir() else path.parent.iterdir()) if p.is_file())
-        packages = ("alexnet", "torch", *FORMATS[kind].reads)
-        machine = f"{cpu_name()}, {platform.system()} {platform.machine()}"
-        about = {**manifest.about, "versions": {p: package_version(p) for p in packages}, "machine": machine}
-        manifest = replace(manifest, about=about, sums={p.name: sha256_file(p) for p in parts})
-        write_json(manifest_path(path), manifest.to_dict())
-        return manifest
+        manifest = describe(self.loaded, kind, self._pixels, self._precision)
+        return writers.write(self.loaded, manifest, path, self._calibration_images)
 
     def _mismatch_message(self, kind: str, result: Parity) -> str:
         closer = self._precision == "int8" and "int8-fc" in FORMATS[kind].precisions

@@ -35,17 +35,13 @@ def is_run_reference(word: str) -> bool:
 
 
 def load_network(name: str | Path, checkpoint: str = "best", trust: bool = False) -> LoadedModel:
-    """Load what `load_model` does with its calibration, or an exported file; `trust` opens one in a format that can run
-    code. Raises `UserError`."""
-    if is_exported_model(name):
-        return open_exported(name, trust)
-    loaded = load_model(name, checkpoint)
-    calibration, note = find_calibration(loaded.checkpoint, loaded.run)
-    return replace(loaded, calibration=calibration, calibration_note=note)
+    """Load what `load_model` does, or an exported file; `trust` opens one in a format that can run code. Raises
+    `UserError`."""
+    return open_exported(name, trust) if is_exported_model(name) else load_model(name, checkpoint)
 
 
 def load_model(name: str | Path, checkpoint: str = "best") -> LoadedModel:
-    """Load the network called `name`, on the CPU and in evaluation mode.
+    """Load the network called `name`, on the CPU and in evaluation mode, with its calibration.
 
     `name`: a run folder (its `checkpoint`, `best` or `last`), `last` for the newest run, a checkpoint folder, or
     `torchvision:IMAGENET1K_V1`, which torchvision downloads. Raises `UserError` for everything else.
@@ -57,10 +53,17 @@ def load_model(name: str | Path, checkpoint: str = "best") -> LoadedModel:
         weights, categories = torchvision_weights(str(name).split(":", 1)[1])
         model = create_model("torchvision", num_classes=len(categories))
         load_weights(model, weights)
-        return LoadedModel(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None, model_id(name))
-    folder, run = resolve_checkpoint(name, checkpoint)
-    found = load_checkpoint(folder)
-    return LoadedModel(found.model, found.classes, found.preprocess, run, folder, checkpoint_id(folder))
+        loaded = LoadedModel(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None, model_id(name))
+    else:
+        folder, run = resolve_checkpoint(name, checkpoint)
+        found = load_checkpoint(folder)
+        loaded = LoadedModel(found.model, found.classes, found.preprocess, run, folder, checkpoint_id(folder))
+    return _with_calibration(loaded)
+
+
+def _with_calibration(loaded: LoadedModel) -> LoadedModel:
+    calibration, note = find_calibration(loaded.checkpoint, loaded.run)
+    return replace(loaded, calibration=calibration, calibration_note=note)
 
 
 def find_cached(name: str | Path, checkpoint: str, engine: str, device: str, single: bool) -> LoadedModel | None:
@@ -73,8 +76,7 @@ def find_cached(name: str | Path, checkpoint: str, engine: str, device: str, sin
         return None
     published = str(name).startswith("torchvision:")
     folder, run = (None, None) if published else resolve_checkpoint(name, checkpoint)
-    calibration, note = find_calibration(folder, run)
-    return replace(found, run=run, checkpoint=folder, calibration=calibration, calibration_note=note)
+    return _with_calibration(replace(found, run=run, checkpoint=folder))
 
 
 def model_id(name: str | Path, checkpoint: str = "best") -> str:

@@ -1,7 +1,6 @@
-"""The cache of converted engine files, `cache_dir()/engines/<model id>/`; read without torch.
+"""The cache of engines, `cache_dir()/engines/<model id>/`: exported files, and what was measured; read without torch.
 
-    model.json                  classes and preprocessing
-    <kind of file>-<version>/   model.onnx, or model.xml and model.bin; sums.json with their checksums
+    <kind of file>-<version>/   model.onnx, or model.xml and model.bin; their manifest
     measured.json               how much each engine differs from `exact` on this machine, and which one `fast` chose
 
 A folder of files is written under a temporary name and renamed. Damaged files are built again. If the cache cannot be
@@ -10,7 +9,6 @@ written, files go to a temporary folder that is deleted when the process ends. T
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -20,24 +18,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from alexnet.data.transforms import EvalTransform
 from alexnet.device import cache_dir, cpu_name
 from alexnet.errors import UserError
-from alexnet.files import sha256_file, write_json
+from alexnet.files import read_json, write_json
 from alexnet.runtimes import engines
-from alexnet.runtimes.engines import FAST, KINDS, LoadedModel
+from alexnet.runtimes.engines import FAST, KINDS, Kind, LoadedModel
+from alexnet.runtimes.exported import open_exported
+from alexnet.runtimes.manifest import FORMATS
 
-FORMAT = 2  # of the files; increased when the conversions change
-FILES = {
-    "onnx": "model.onnx",
-    "onnx-int8": "model.onnx",
-    "openvino": "model.xml",
-    "openvino-int8": "model.xml",
-    "openvino-int8-fc": "model.xml",
-}
-"""Kind of file → file name."""
+FORMAT = 3  # of the files; increased when the conversions change
 
-_temporary_dirs: dict[tuple[Path, str], tempfile.TemporaryDirectory[str]] = {}  # removed when the process ends
+_temporary_dirs: dict[Path, tempfile.TemporaryDirectory[str]] = {}  # removed when the process ends
 
 
 @dataclass(frozen=True)
@@ -45,56 +36,47 @@ class EngineCache:
     """The cached files and measurements of one network; its folder need not exist yet."""
 
     model_id: str
-    """From `inference.load.model_id`."""
 
     @property
     def path(self) -> Path:
         return cache_dir() / "engines" / self.model_id
 
-    def load_description(self) -> tuple[tuple[str, ...], EvalTransform] | None:
-        """Return classes and geometry (a mean image is in the engine files), or None if nothing is cached."""
+    def open(self, name: str) -> LoadedModel | None:
+        """Open engine `name`, or return None if its file is missing or damaged."""
+        kind = KINDS[name]
         try:
-            found = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
-            return tuple(found["classes"]), EvalTransform.from_dict(found["preprocess"])
-        except (OSError, ValueError, KeyError, TypeError):
+            found = open_exported(self.file(kind), arithmetic=kind.arithmetic)
+        except UserError:
             return None
+        assert found.engine is not None
+        found.engine.name = name
+        return replace(found, model_id=self.model_id)
 
-    def save_description(self, classes: tuple[str, ...], preprocess: EvalTransform) -> None:
-        if not (self.path / "model.json").is_file():
-            geometry = replace(preprocess, mean_image=None).to_dict()
-            self._write("model.json", {"classes": list(classes), "preprocess": geometry})
+    def file(self, kind: Kind) -> Path:
+        """Return the path of a kind of file, which need not exist."""
+        version = f"-{metadata.version('openvino')}" if kind.format == "openvino" else ""
+        folder = self.path / f"{kind.format}-{kind.precision}-{FORMAT}{version}"
+        if temporary := _temporary_dirs.get(folder):
+            folder = Path(temporary.name)
+        return folder / f"model{FORMATS[kind.format].suffix}"
 
-    # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def build(self, kind: Kind, write: Callable[[Path], object]) -> None:
+        """Call `write(path)` to write the file of `kind` and its manifest.
 
-    def find(self, kind: str) -> Path | None:
-        """Return the file of `kind` if it exists and its checksums match."""
-        if temporary := _temporary_dirs.get((self.path, kind)):
-            return Path(temporary.name) / FILES[kind]
-        folder = self._kind_dir(kind)
-        try:
-            sums = json.loads((folder / "sums.json").read_text())
-            intact = FILES[kind] in sums and all(sha256_file(folder / name) == sha for name, sha in sums.items())
-        except (OSError, ValueError, TypeError, AttributeError):
-            return None
-        return folder / FILES[kind] if intact else None
-
-    def build(self, kind: str, write: Callable[[Path], None]) -> Path:
-        """Call `write(path)` to build the file of `kind`, and return its path in the cache.
-
-        If the cache cannot be written, the file is in a temporary folder. Raises `UserError` if the disk is full.
+        If the cache cannot be written, they are in a temporary folder. Raises `UserError` if the disk is full.
         """
-        folder = self._kind_dir(kind)
+        target = self.file(kind)
+        folder = target.parent
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         except OSError:
             temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
-            write(Path(temporary.name) / FILES[kind])
-            _temporary_dirs[self.path, kind] = temporary
-            return Path(temporary.name) / FILES[kind]
+            write(Path(temporary.name) / target.name)
+            _temporary_dirs[folder] = temporary
+            return
         try:
-            write(partial / FILES[kind])
-            write_json(partial / "sums.json", {path.name: sha256_file(path) for path in partial.iterdir()})
+            write(partial / target.name)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
             self._drop_measurements(kind)
@@ -105,41 +87,32 @@ class EngineCache:
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return folder / FILES[kind]
-
-    def _kind_dir(self, kind: str) -> Path:
-        version = "" if kind.startswith("onnx") else f"-{metadata.version('openvino')}"
-        return self.path / f"{kind}-{FORMAT}{version}"
 
     # ── measurements ──────────────────────────────────────────────────────────────────────────────────────────
 
     def load_measurement(self, key: str) -> dict[str, Any] | None:
         """Return the value saved under `key` on this CPU with this number of threads, or None."""
-        found = self._measurements().get(f"{_machine()} | {key}")
-        return found if isinstance(found, dict) else None
+        return self._measurements().get(f"{_machine()} | {key}")
 
     def save_measurement(self, key: str, value: dict[str, Any]) -> None:
-        self._write("measured.json", {**self._measurements(), f"{_machine()} | {key}": value})
+        self._save_measurements({**self._measurements(), f"{_machine()} | {key}": value})
 
-    def _drop_measurements(self, kind: str) -> None:
+    def _drop_measurements(self, kind: Kind) -> None:
         """Delete the measurements of the engines that read `kind`, whose file was rebuilt."""
-        stale = {
-            f"{_machine()} | {engine_key(name)}"
-            for name in KINDS
-            if KINDS[name].file == kind and not engines.missing(name)
-        }
-        self._write("measured.json", {key: v for key, v in self._measurements().items() if key not in stale})
+        same = [name for name, other in KINDS.items() if replace(other, arithmetic=kind.arithmetic) == kind]
+        stale = {f"{_machine()} | {engine_key(name)}" for name in same if not engines.missing(name)}
+        self._save_measurements({key: value for key, value in self._measurements().items() if key not in stale})
 
-    def _measurements(self) -> dict[str, Any]:
+    def _measurements(self) -> dict[str, dict[str, Any]]:
         try:
-            return dict(json.loads((self.path / "measured.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return read_json(self.path / "measured.json", dict[str, dict[str, Any]])
+        except (OSError, UserError):
             return {}
 
-    def _write(self, name: str, value: Any) -> None:
+    def _save_measurements(self, values: dict[str, dict[str, Any]]) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / name, value)
+            write_json(self.path / "measured.json", values)
         except OSError:
             pass  # nothing is cached, so the next process is slower
 
@@ -153,13 +126,12 @@ def open_cached(model_id: str, name: str, device: str, single: bool) -> LoadedMo
     cache = EngineCache(model_id)
     measured = cache.load_measurement(choice_key(device, single) if name == FAST else engine_key(name))
     chosen = str((measured or {}).get("engine", name))
-    path = cache.find(KINDS[chosen].file) if measured and chosen in KINDS and KINDS[chosen].file else None
-    description = cache.load_description()
-    if measured is None or path is None or description is None:
+    if measured is None or chosen not in KINDS or not KINDS[chosen].format:
         return None
-    engine = engines.open_file(chosen, path)
-    engine.note = engine_note(chosen, measured)
-    return LoadedModel(None, *description, None, None, model_id, engine)
+    found = cache.open(chosen)
+    if found is not None and found.engine is not None:
+        found.engine.note = engine_note(chosen, measured)
+    return found
 
 
 def engine_key(name: str) -> str:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +26,7 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_count
 from alexnet.errors import UserError, unknown_name
 from alexnet.runtimes.calibration import Calibration
-from alexnet.runtimes.manifest import Manifest, is_exported_model
+from alexnet.runtimes.manifest import Manifest, first_missing, is_exported_model
 
 if TYPE_CHECKING:
     import torch
@@ -85,27 +84,23 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """What an engine needs."""
+    """What an engine reads, and how it computes."""
 
-    file: str = ""
-    """The kind of file that it reads, a key of `engine_cache.FILES`; empty where torch computes."""
-    packages: tuple[str, ...] = ()
-    """The packages that run it."""
-    converters: tuple[str, ...] = ()
-    """The packages that converting a network to its file needs as well."""
-    precision: str = "f32"
+    format: str = ""
+    """A key of `FORMATS`; empty where torch computes."""
+    precision: str = "fp32"
+    arithmetic: str = "f32"
     """OpenVINO's name for the dtype that it accumulates in."""
 
 
-_ONNX, _OPENVINO = ("onnx", "onnxscript"), ("openvino",)
 KINDS = {
     "torch-bf16": Kind(),
-    "onnxruntime": Kind("onnx", ("onnxruntime",), _ONNX),
-    "openvino": Kind("openvino", _OPENVINO, _ONNX),
-    "openvino-bf16": Kind("openvino", _OPENVINO, _ONNX, "bf16"),
-    "openvino-int8-fc": Kind("openvino-int8-fc", _OPENVINO, _ONNX),
-    "openvino-int8": Kind("openvino-int8", _OPENVINO, (*_ONNX, "nncf")),
-    "onnxruntime-int8": Kind("onnx-int8", ("onnxruntime",), _ONNX),
+    "onnxruntime": Kind("onnx"),
+    "openvino": Kind("openvino"),
+    "openvino-bf16": Kind("openvino", arithmetic="bf16"),
+    "openvino-int8-fc": Kind("openvino", "int8-fc"),
+    "openvino-int8": Kind("openvino", "int8"),
+    "onnxruntime-int8": Kind("onnx", "int8"),
 }
 CALIBRATED = ("openvino-int8", "onnxruntime-int8")
 """torch-bf16: torch in bfloat16, on any device. openvino-int8-fc: 8-bit weights in the fully connected layers, float32
@@ -125,7 +120,7 @@ def check_engine(
         raise unknown_name("engine", name, ENGINES)
     if name in KINDS and (package := missing(name)):
         raise not_installed(name, package)
-    if name in KINDS and KINDS[name].file and device not in ("auto", "cpu"):
+    if name in KINDS and KINDS[name].format and device not in ("auto", "cpu"):
         raise UserError(f"--engine {name} runs on the CPU only; omit --device {device}, or use --engine exact.")
     if calibrate and name not in CALIBRATED:
         raise UserError(f"--calibrate applies to --engine {' and '.join(CALIBRATED)}, not to {name}; omit it.")
@@ -141,17 +136,9 @@ def check_engine(
 
 
 def missing(name: str, converting: bool = False) -> str | None:
-    """Return the first package that engine `name` lacks to run or, if `converting`, to build its file."""
+    """Return the first package that engine `name` lacks to run or, if `converting`, to write its file."""
     kind = KINDS[name]
-    packages = (*kind.packages, *(kind.converters if converting else ()))
-    return next((package for package in packages if not _is_installed(package)), None)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ImportError:  # an import hook of this process blocks it
-        return False
+    return first_missing(kind.format, converting, kind.precision) if kind.format else None
 
 
 def not_installed(name: str, package: str) -> UserError:
@@ -163,58 +150,7 @@ def not_installed(name: str, package: str) -> UserError:
 
 def version(name: str) -> str:
     """Return the version of the package that runs engine `name`."""
-    return metadata.version((*KINDS[name].packages, "torch")[0]) if name in KINDS else ""
-
-
-def open_file(name: str, path: Path) -> Engine:
-    """Open engine `name` on a file of its kind.
-
-    Raises `UserError` where this processor cannot run it, and whatever the runtime raises for an unreadable file.
-    """
-    if KINDS[name].packages == ("onnxruntime",):
-        return OnnxRuntimeEngine(name, path)
-    return OpenVinoEngine(name, path, KINDS[name].precision)
-
-
-class ChunkedEngine:
-    """An engine that computes at most `CHUNK` images at once."""
-
-    def __init__(self, name: str, run: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.name, self.note, self._run = name, "", run
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        chunks = [self._run(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
-        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
-
-
-class OnnxRuntimeEngine(ChunkedEngine):
-    """onnxruntime, float32, on the CPU."""
-
-    def __init__(self, name: str, path: Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = thread_count()
-        options.log_severity_level = 3  # errors only
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        super().__init__(name, lambda images: session.run(["output"], {"input": images})[0])
-        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
-
-
-class OpenVinoEngine(ChunkedEngine):
-    """OpenVINO on the CPU, accumulating in float32 or bfloat16."""
-
-    def __init__(self, name: str, path: Path, precision: str) -> None:
-        if not openvino_supports(precision):
-            raise UserError(f"--engine {name} needs a processor that supports {precision}; use --engine openvino.")
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",  # all cores on one batch, since we wait for each
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": thread_count(),
-        }
-        core = openvino_core()
-        request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
-        super().__init__(name, lambda images: request.infer({"input": images})["output"])
+    return metadata.version({"onnx": "onnxruntime", "openvino": "openvino"}.get(KINDS[name].format, "torch"))
 
 
 def openvino_supports(precision: str) -> bool:

@@ -1,7 +1,7 @@
 """Exported models, each opened by the runtime of its format: ONNX and OpenVINO without torch, the others with it.
 
-The result is an engine like those of `engines.py`: it takes uint8 images as `EvalTransform.eval_array` returns them and
-returns logits. Images are normalized here if the file does not do so itself.
+Its engine takes uint8 images as `EvalTransform.eval_array` returns them and returns logits. Images are normalized here
+if the file does not do so itself. The files of `--engine` are exported files in a cache, and open in the same way.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alexnet.errors import UserError
-from alexnet.runtimes import engines
-from alexnet.runtimes.engines import LoadedModel
+from alexnet.runtimes.engines import CHUNK, Engine, LoadedModel, openvino_core, thread_count
 from alexnet.runtimes.manifest import (
     FORMATS,
     KEY,
@@ -37,20 +36,27 @@ Compute = Callable[[np.ndarray], np.ndarray]
 """uint8 or float32 N×C×size×size → float32 (N, classes)."""
 
 
-class ExportedEngine(engines.ChunkedEngine):
-    """The computation of an exported file, from uint8 images to logits."""
+class ExportedEngine:
+    """The computation of an exported file, from uint8 images to logits, at most `CHUNK` images at once."""
 
-    def __init__(self, path: Path, manifest: Manifest, compute: Compute) -> None:
-        scale, shift = manifest.preprocess.channel_scale_and_shift()
+    def __init__(self, name: str, manifest: Manifest, compute: Compute) -> None:
+        self.name, self.note = name, ""
+        self._manifest, self._compute = manifest, compute
+        self._scale, self._shift = manifest.preprocess.channel_scale_and_shift()
 
-        def logits(images: np.ndarray) -> np.ndarray:
-            return np.asarray(compute(images if manifest.pixels else images * scale + shift), np.float32)
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        chunks = [self._logits(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
-        super().__init__(f"{manifest.kind} ({path.name})", logits)
+    def _logits(self, images: np.ndarray) -> np.ndarray:
+        inputs = images if self._manifest.pixels else images * self._scale + self._shift
+        return np.asarray(self._compute(inputs), np.float32)
 
 
-def open_exported(name: str | Path, trust: bool = False) -> LoadedModel:
+def open_exported(name: str | Path, trust: bool = False, arithmetic: str = "f32") -> LoadedModel:
     """Open the exported file or folder `name`; `trust` opens one in a format that can run code.
+
+    `arithmetic` is OpenVINO's: f32 or bf16.
 
     Raises `UserError` if it is missing, damaged or swapped, needs a package that is not installed, or could run code.
     """
@@ -59,7 +65,7 @@ def open_exported(name: str | Path, trust: bool = False) -> LoadedModel:
     kind = format_of(path)
     check_installed(kind)
     try:
-        compute, embedded = _OPENERS[kind](path, manifest)
+        compute, embedded = _OPENERS[kind](path, manifest, arithmetic)
     except UserError:
         raise
     except Exception as error:  # each runtime raises its own exceptions
@@ -74,7 +80,7 @@ def open_exported(name: str | Path, trust: bool = False) -> LoadedModel:
                 "beside it; export the network with alexnet."
             )
         manifest = Manifest.from_dict(_parse_json(embedded, path), str(path))
-    engine = ExportedEngine(path, manifest, compute)
+    engine = ExportedEngine(f"{kind} ({path.name})", manifest, compute)
     _check_output(engine, path, manifest)
     calibration = manifest.calibration
     note = "" if calibration else f"{path} has no confidence threshold: it was exported from a network without one."
@@ -83,7 +89,7 @@ def open_exported(name: str | Path, trust: bool = False) -> LoadedModel:
     )
 
 
-def _check_output(engine: engines.Engine, path: Path, manifest: Manifest) -> None:
+def _check_output(engine: Engine, path: Path, manifest: Manifest) -> None:
     """Raise `UserError` unless the network takes images as its manifest describes and returns a logit for each
     class."""
     preprocess = manifest.preprocess
@@ -116,21 +122,33 @@ def _first_line(error: Exception) -> str:
 
 # ── one opener per format, which returns the computation and the manifest embedded in the file ────────────────
 
-Opener = Callable[[Path, "Manifest | None"], tuple[Compute, "str | bytes | None"]]
+Opener = Callable[[Path, "Manifest | None", str], tuple[Compute, "str | bytes | None"]]
 
 
-def _open_onnx(path: Path, _: Manifest | None) -> tuple[Compute, str | None]:
-    engine = engines.OnnxRuntimeEngine("onnx", path)
-    return engine.logits, engine.metadata.get(KEY)
+def _open_onnx(path: Path, _: Manifest | None, __: str) -> tuple[Compute, str | None]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = thread_count()
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    embedded = session.get_modelmeta().custom_metadata_map.get(KEY)
+    return lambda images: session.run(["output"], {"input": images})[0], embedded
 
 
-def _open_openvino(path: Path, _: Manifest | None) -> tuple[Compute, str | None]:
-    model = engines.openvino_core().read_model(path)
+def _open_openvino(path: Path, _: Manifest | None, arithmetic: str) -> tuple[Compute, str | None]:
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",  # all cores on one batch, since we wait for each
+        "INFERENCE_PRECISION_HINT": arithmetic,
+        "INFERENCE_NUM_THREADS": thread_count(),
+    }
+    model = openvino_core().read_model(path)
     embedded = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
-    return engines.OpenVinoEngine("openvino", path, "f32").logits, embedded
+    request = openvino_core().compile_model(model, "CPU", settings).create_infer_request()
+    return lambda images: request.infer({"input": images})["output"], embedded
 
 
-def _open_torchscript(path: Path, _: Manifest | None) -> tuple[Compute, str | bytes | None]:
+def _open_torchscript(path: Path, _: Manifest | None, __: str) -> tuple[Compute, str | bytes | None]:
     import torch
 
     extra_files = {f"{KEY}.json": ""}
@@ -140,7 +158,7 @@ def _open_torchscript(path: Path, _: Manifest | None) -> tuple[Compute, str | by
     return _torch_compute(module), extra_files[f"{KEY}.json"] or None
 
 
-def _open_pt2(path: Path, _: Manifest | None) -> tuple[Compute, str | bytes | None]:
+def _open_pt2(path: Path, _: Manifest | None, __: str) -> tuple[Compute, str | bytes | None]:
     import torch
 
     extra_files = {f"{KEY}.json": ""}
@@ -148,7 +166,7 @@ def _open_pt2(path: Path, _: Manifest | None) -> tuple[Compute, str | bytes | No
     return _torch_compute(program.module()), extra_files[f"{KEY}.json"] or None
 
 
-def _open_executorch(path: Path, _: Manifest | None) -> tuple[Compute, None]:
+def _open_executorch(path: Path, _: Manifest | None, __: str) -> tuple[Compute, None]:
     import torch
     from executorch.runtime import Runtime
 
@@ -161,7 +179,7 @@ def _open_executorch(path: Path, _: Manifest | None) -> tuple[Compute, None]:
     return compute, None
 
 
-def _open_torchvision_weights(path: Path, manifest: Manifest | None) -> tuple[Compute, None]:
+def _open_torchvision_weights(path: Path, manifest: Manifest | None, _: str) -> tuple[Compute, None]:
     import torch
 
     if manifest is None:
@@ -181,7 +199,7 @@ def _open_torchvision_weights(path: Path, manifest: Manifest | None) -> tuple[Co
     return _torch_compute(network.eval()), None
 
 
-def _open_huggingface(path: Path, manifest: Manifest | None) -> tuple[Compute, str | None]:
+def _open_huggingface(path: Path, manifest: Manifest | None, _: str) -> tuple[Compute, str | None]:
     from alexnet.runtimes.hub import HubModel
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that it loads a local folder

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import platform
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -20,8 +21,9 @@ from typing import Annotated, Any, TypedDict
 from msgspec import Meta
 
 from alexnet.data.transforms import EvalTransform
+from alexnet.device import cpu_name, package_version
 from alexnet.errors import UserError
-from alexnet.files import convert, sha256_file
+from alexnet.files import convert, sha256_file, write_json
 from alexnet.runtimes.calibration import Calibration
 
 FORMAT = "alexnet-export-1"  # of a manifest; others are rejected
@@ -81,13 +83,24 @@ FORMATS = {
 def check_installed(kind: str, writing: bool = False, precision: str = "fp32") -> None:
     """Raise `UserError`, with the command that installs it, if a package is missing that reading the format needs or,
     if `writing`, writing it in this precision."""
+    if package := first_missing(kind, writing, precision):
+        extra = "int8" if package == "nncf" else FORMATS[kind].extra
+        raise UserError(f"The format {kind} needs {package}; install it with: pip install 'alexnet[{extra}]'.")
+
+
+def first_missing(kind: str, writing: bool = False, precision: str = "fp32") -> str | None:
+    """Return the first package that is not installed and that `check_installed` needs."""
     form = FORMATS[kind]
-    extras = dict.fromkeys((*form.reads, *(form.writes if writing else ())), form.extra)
-    if writing and (kind, precision) == ("openvino", "int8"):
-        extras["nncf"] = "int8"
-    for package, extra in extras.items():
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"The format {kind} needs {package}; install it with: pip install 'alexnet[{extra}]'.")
+    quantizer = ("nncf",) if (kind, precision) == ("openvino", "int8") else ()
+    packages = (*form.reads, *((*form.writes, *quantizer) if writing else ()))
+    return next((package for package in packages if not _is_installed(package)), None)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # an import hook of this process blocks it
+        return False
 
 
 class _Fields(TypedDict):
@@ -154,6 +167,20 @@ class Manifest:
         about = {key: value for key, value in found.items() if key not in (*_AllFields.__annotations__, "format")}
         known |= {"classes": tuple(found["classes"]), "preprocess": preprocess, "sums": known.pop("sha256", {})}
         return cls(**known, about=about)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of the file or folder `path`, which is complete: with checksums, versions and machine.
+
+    The folder of a file must hold nothing else.
+    """
+    parts = sorted(p for p in (path.rglob("*") if path.is_dir() else path.parent.iterdir()) if p.is_file())
+    versions = {name: package_version(name) for name in ("alexnet", "torch", *FORMATS[manifest.kind].reads)}
+    machine = f"{cpu_name()}, {platform.system()} {platform.machine()}"
+    about = {**manifest.about, "versions": versions, "machine": machine}
+    manifest = replace(manifest, about=about, sums={part.name: sha256_file(part) for part in parts})
+    write_json(manifest_path(path), manifest.to_dict())
+    return manifest
 
 
 def manifest_path(path: Path) -> Path:

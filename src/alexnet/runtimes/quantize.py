@@ -11,21 +11,18 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from alexnet.runtimes.engines import openvino_core
 
-
-def quantize_fc_int8(source: Path, path: Path, metadata: str | None = None) -> None:
-    """Write the OpenVINO network `source` to `path` with 8-bit weights in its fully connected layers (symmetric, one
-    scale per output), and `metadata` in the file."""
-    import openvino
+def openvino_fc_int8(model: Any) -> None:
+    """Change an `openvino.Model` to 8-bit weights in its fully connected layers: symmetric, one scale per output."""
     from openvino import opset13 as ops
 
-    model = openvino_core().read_model(source)
     for node in model.get_ordered_ops():
         weights = node.input_value(1).get_node() if node.get_type_name() == "MatMul" else None
         if weights is None or weights.get_type_name() != "Constant":
@@ -35,17 +32,12 @@ def quantize_fc_int8(source: Path, path: Path, metadata: str | None = None) -> N
         # OpenVINO recognizes a product with a constant 8-bit factor as weights to decompress while it multiplies
         product = ops.multiply(ops.convert(ops.constant(integers), "f32"), ops.constant(scale.astype(np.float32)))
         node.input(1).replace_source_output(product.output(0))
-    if metadata is not None:
-        model.set_rt_info(metadata, ["alexnet"])
-    openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def quantize_onnx_fc_int8(source: Path, path: Path) -> None:
-    """Do the same for the ONNX file `source`, in operators that every ONNX runtime has."""
-    import onnx
+def onnx_fc_int8(model: Any) -> None:
+    """Do the same to an `onnx.ModelProto`, in operators that every ONNX runtime has."""
     from onnx import helper, numpy_helper
 
-    model = onnx.load(source)
     constants = {x.name: x for x in model.graph.initializer}
     for node in [n for n in model.graph.node if n.op_type in ("Gemm", "MatMul") and n.input[1] in constants]:
         name = node.input[1]
@@ -56,7 +48,6 @@ def quantize_onnx_fc_int8(source: Path, path: Path) -> None:
         model.graph.initializer.remove(constants.pop(name))
         model.graph.initializer.extend(numpy_helper.from_array(x, key) for key, x in tensors.items())
         model.graph.node.insert(0, helper.make_node("DequantizeLinear", list(tensors), [name], axis=1 - axis))
-    onnx.save(model, path)
 
 
 def _round_weights(weights: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,23 +56,20 @@ def _round_weights(weights: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarr
     return np.rint(weights / scale).astype(np.int8), scale
 
 
-def quantize_openvino_int8(source: Path, path: Path, images: np.ndarray, metadata: str | None = None) -> None:
-    """Write the OpenVINO network `source` to `path` with 8-bit weights and activations, their ranges measured on
-    `images` (N×C×size×size, as the network takes them), and `metadata` in the file.
+def openvino_int8(model: Any, images: np.ndarray) -> Any:
+    """Return an `openvino.Model` with 8-bit weights and activations, their ranges measured on `images` (N×C×size×size,
+    as the network takes them).
 
     Ranges span all images. NNCF's default, the mean of the ranges of single images, clips the largest activations: the
     probabilities of a CIFAR-10 network then differed by up to .53, and differ by .07 this way (1,000 images).
     """
-    import openvino
-
-    with _quiet():
+    with quiet():
         import nncf
         from nncf.quantization import range_estimator as ranges
 
         lowest = ranges.StatisticsCollectorParameters(ranges.StatisticsType.MIN, ranges.AggregatorType.MIN)
         highest = ranges.StatisticsCollectorParameters(ranges.StatisticsType.MAX, ranges.AggregatorType.MAX)
-        model = openvino_core().read_model(source)
-        model = nncf.quantize(
+        return nncf.quantize(
             model,
             nncf.Dataset([image[None] for image in images]),
             subset_size=len(images),
@@ -90,13 +78,11 @@ def quantize_openvino_int8(source: Path, path: Path, images: np.ndarray, metadat
                 activations_range_estimator_params=ranges.RangeEstimatorParameters(lowest, highest)
             ),
         )
-    if metadata is not None:
-        model.set_rt_info(metadata, ["alexnet"])
-    openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def quantize_onnx_int8(source: Path, path: Path, images: np.ndarray) -> None:
-    """Do the same for the ONNX file `source` with onnxruntime: one range per tensor, its extremes on `images`.
+def onnx_int8(source: Path, path: Path, images: np.ndarray) -> None:
+    """Do the same from the ONNX file `source` to `path` with onnxruntime: one range per tensor, its extremes on
+    `images`.
 
     Weights get 7 of the 8 bits: processors without VNNI add pairs of products in 16 bits, which would overflow (with 8
     bits, a CIFAR-10 network fell from 79.8 % to 71.7 %).
@@ -111,19 +97,20 @@ def quantize_onnx_int8(source: Path, path: Path, images: np.ndarray) -> None:
             return None if image is None else {"input": image[None]}
 
     operators = ["Conv", "Gemm", "MatMul", "Relu", "MaxPool"]
-    with _quiet():
+    with quiet():
         quantization.quantize_static(
             source, path, Reader(), op_types_to_quantize=operators, per_channel=True, reduce_range=True
         )
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the quantizers, which report progress and advice on stdout and in the log."""
+def quiet() -> Iterator[None]:
+    """Silence exporters and quantizers, which report progress, advice and their own deprecations."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)

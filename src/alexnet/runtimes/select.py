@@ -19,11 +19,12 @@ import torch
 from alexnet.device import pick_precision
 from alexnet.errors import UserError
 from alexnet.runtimes import engines
-from alexnet.runtimes.convert import to_onnx, to_openvino
+from alexnet.runtimes.convert import describe, write_onnx, write_openvino
 from alexnet.runtimes.engine_cache import EngineCache, choice_key, engine_key, engine_note
 from alexnet.runtimes.engines import EXACT, FAST, KINDS, Engine, LoadedModel, TorchEngine, softmax
-from alexnet.runtimes.quantize import quantize_fc_int8, quantize_onnx_int8, quantize_openvino_int8
+from alexnet.runtimes.manifest import read_manifest, write_manifest
 
+ONNX = KINDS["onnxruntime"]
 TOLERANCE = 0.02  # largest difference in probability that `fast` accepts: 50 % may become 48 or 52
 MIN_PROBES = 8  # images on which probabilities are compared
 TIMED_BATCH = engines.CHUNK  # images per timing, unless a single image is timed
@@ -90,43 +91,62 @@ def open_engine(loaded: LoadedModel, config: EngineConfig, images: np.ndarray) -
 
 
 def _open(name: str, loaded: LoadedModel, config: EngineConfig) -> Engine:
-    kind = KINDS[name].file
-    if not kind:
+    if not KINDS[name].format:
         return torch_engine(loaded, config.device, name)
-    return engines.open_file(name, get_or_build(kind, loaded, name, config.calibration_images, config.recalibrate))
+    return open_or_build(name, loaded, config.calibration_images, config.recalibrate)
 
 
-def get_or_build(
-    kind: str,
+def open_or_build(
+    name: str,
     loaded: LoadedModel,
-    engine: str,
     calibration_images: Callable[[LoadedModel], np.ndarray] | None = None,
     rebuild: bool = False,
-) -> Path:
-    """Return the file of `kind` for `engine`; builds it with `rebuild`, or unless it is cached and intact.
+) -> Engine:
+    """Open engine `name`, whose file is written with `rebuild`, or unless it is cached and intact.
 
-    Raises `UserError` if a package is missing, the network cannot be converted, or `calibration_images` raises it.
+    Raises `UserError` if a package is missing, this processor cannot run it, the network cannot be converted, or
+    `calibration_images` raises it.
     """
-    cache = EngineCache(loaded.model_id)
-    cache.save_description(loaded.classes, loaded.preprocess)
-    if not rebuild and (cached := cache.find(kind)):
-        return cached
-    if package := engines.missing(engine, converting=True):
-        raise engines.not_installed(engine, package)
-    if kind == "onnx":
-        return cache.build(kind, lambda path: to_onnx(loaded.model.cpu(), path, loaded.preprocess))
-    if kind == "openvino":
-        source = get_or_build("onnx", loaded, engine)
-        return cache.build(kind, lambda path: to_openvino(source, path))
-    if kind == "openvino-int8-fc":
-        source = get_or_build("openvino", loaded, engine)
-        return cache.build(kind, lambda path: quantize_fc_int8(source, path))
+    kind, cache = KINDS[name], EngineCache(loaded.model_id)
+    if package := engines.missing(name):
+        raise engines.not_installed(name, package)
+    if not engines.openvino_supports(kind.arithmetic):
+        raise UserError(f"--engine {name} needs a processor that supports {kind.arithmetic}; use --engine openvino.")
+    found = None if rebuild else cache.open(name)
+    if found is None:
+        if package := engines.missing(name, converting=True):
+            raise engines.not_installed(name, package)
+        images = _load_images(name, loaded, calibration_images)
+        source = None if kind == ONNX else _build_onnx(loaded, cache)
+        write = write_onnx if kind.format == "onnx" else write_openvino
+        manifest = describe(loaded, kind.format, precision=kind.precision)
+        cache.build(kind, lambda path: write_manifest(path, write(loaded, manifest, path, lambda: images, source)))
+        found = cache.open(name)
+    if found is None or found.engine is None:
+        raise UserError(f"--engine {name} cannot open the file that it wrote in {cache.path}; use --engine exact.")
+    return found.engine
+
+
+def _load_images(
+    name: str, loaded: LoadedModel, calibration_images: Callable[[LoadedModel], np.ndarray] | None
+) -> np.ndarray:
+    if name not in engines.CALIBRATED:
+        return np.empty(0)
     if calibration_images is None:
-        raise ValueError(f"engine {engine} needs calibration images")
-    images = calibration_images(loaded)
-    source = get_or_build("onnx" if kind == "onnx-int8" else "openvino", loaded, engine)
-    quantize = quantize_onnx_int8 if kind == "onnx-int8" else quantize_openvino_int8
-    return cache.build(kind, lambda path: quantize(source, path, images))
+        raise ValueError(f"engine {name} needs calibration images")
+    return calibration_images(loaded)
+
+
+def _build_onnx(loaded: LoadedModel, cache: EngineCache) -> Path:
+    """Return the cached ONNX file, which all others are converted from; writes it unless it is intact."""
+    try:
+        if read_manifest(cache.file(ONNX)):
+            return cache.file(ONNX)
+    except UserError:
+        pass
+    manifest = describe(loaded, "onnx")
+    cache.build(ONNX, lambda path: write_manifest(path, write_onnx(loaded, manifest, path, lambda: np.empty(0))))
+    return cache.file(ONNX)
 
 
 # ── comparing and choosing ────────────────────────────────────────────────────────────────────────────────────
