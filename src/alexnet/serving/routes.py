@@ -10,7 +10,6 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
@@ -27,7 +26,7 @@ from alexnet.data.decode import BadImage, TooManyPixels, decode_image
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.predict import Classifier, Prediction
 from alexnet.runtimes.engines import EXACT
-from alexnet.serving import docs_page
+from alexnet.serving import pages
 from alexnet.serving.batching import Batcher, DecodeFailure, Outcome, ServerBusy
 from alexnet.serving.explain import BROWSER_TYPES, Activations, Explainer, NotAvailable, SaliencyMap, Similar
 from alexnet.serving.metrics import FAILED, TOO_LARGE
@@ -49,16 +48,6 @@ from alexnet.serving.settings import Settings
 WATCH_AFTER_S = 0.5  # watching for a disconnect costs as much as a response, so fast requests are not watched
 CLIENT_CLOSED = 499  # nginx's status of a disconnected client; only seen in the metrics
 METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
-
-WEB = resources.files("alexnet.serving") / "web"
-FILES = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/server.js": ("server.js", "text/javascript"),
-    "/words.js": ("words.js", "text/javascript"),
-}
-"""Files of the page and their media types, by URL path. They are sent unchanged."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -190,8 +179,8 @@ def add_routes(app: FastAPI) -> None:
     _add_prediction_routes(app)
     _add_explanation_routes(app)
     _add_operations_routes(app)
-    for path, (name, kind) in FILES.items():
-        _add_file(app, path, (WEB / name).read_bytes(), kind)
+    for path, (content, kind) in pages.page_files().items():
+        _add_file(app, path, content, kind)
 
 
 def _add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:
@@ -468,7 +457,7 @@ def _add_operations_routes(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(docs_page.render(app.openapi()), headers={"Content-Security-Policy": docs_page.POLICY})
+        return HTMLResponse(pages.render_docs(app.openapi()), headers={"Content-Security-Policy": pages.DOCS_POLICY})
 
 
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,7 @@
 // The page of `alexnet serve`: images are dropped, pasted, chosen, photographed or picked from samples; each gets a card
 // with the server's results. File names and labels are untrusted: they only ever become textContent.
 import { fitLimits, send } from "./server.js";
-import { language, percent, switchLanguage, text, translate } from "./words.js";
+import { language, otherLanguage, percent, switchLanguage, text, translate } from "./texts.js";
 
 const $ = (id) => document.getElementById(id);
 const EXPLANATIONS = { saliency: showSaliency, activations: showActivations, similar: showSimilar };
@@ -292,7 +292,7 @@ $("language").addEventListener("click", () => {
 
 function showLanguage() {
   document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
-  $("language").textContent = text("other");
+  $("language").textContent = text("language", {}, otherLanguage());
   $("language").lang = language === "zh" ? "en" : "zh-Hans";
   translate(document);
   if (models.length) showModel();

@@ -1,6 +1,6 @@
 // Requests to the server: a few at a time, retried while it is busy, with its token if it requires one; and shrinking of
 // images that exceed its limits.
-import { text } from "./words.js";
+import { text } from "./texts.js";
 
 const MAX_REQUESTS = 4, MAX_TRIES = 20, MAX_WAIT_S = 30;
 let free = MAX_REQUESTS;

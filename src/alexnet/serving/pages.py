@@ -1,0 +1,90 @@
+"""The web page at / and the API reference at /docs: templates filled with the texts of `messages`.
+
+The page's own files in web/ are sent unchanged. /docs is generated from the server's OpenAPI document, without scripts
+or other files.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from alexnet.messages.templates import load_template
+from alexnet.messages.translator import LANGUAGES, Translator, load_texts
+
+WEB = resources.files("alexnet.serving") / "web"
+FILES = {"page.css": "text/css", "page.js": "text/javascript", "server.js": "text/javascript",
+         "texts.js": "text/javascript"}  # fmt: skip
+"""Files of the page and their media types."""
+
+DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # for Content-Security-Policy
+COMMAND = "curl --data-binary @photo.jpg -H 'content-type: image/jpeg' …/v1/predict"
+
+
+def page_files() -> dict[str, tuple[bytes, str]]:
+    """Return content and media type of the page and its files, by URL path."""
+    files = {f"/{name}": ((WEB / name).read_bytes(), kind) for name, kind in FILES.items()}
+    return {"/": (_render_index().encode(), "text/html"), **files}
+
+
+def _render_index() -> str:
+    """Return the page, with its texts in every language as JSON, without the prefix of their keys."""
+    texts = {
+        lang: {key.removeprefix("web_"): text for key, text in load_texts(lang).items() if key.startswith("web_")}
+        for lang in LANGUAGES
+    }
+    return load_template("alexnet.serving", "index.html").render(texts=texts, command=COMMAND)
+
+
+def render_docs(openapi: dict[str, Any]) -> str:
+    """Return the HTML page of all routes in an OpenAPI document."""
+    routes = [
+        {"path": path, "method": method.upper(), "description": operation.get("description", ""),
+         "tables": _tables(operation, openapi)}
+        for path, methods in openapi["paths"].items()
+        for method, operation in methods.items()
+    ]  # fmt: skip
+    info = {"description": "", **openapi["info"]}
+    return load_template("alexnet.serving", "docs.html").render(info=info, routes=routes)
+
+
+def _tables(operation: dict[str, Any], openapi: dict[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Return parameters, request body and responses of a route: keys of the headings, and rows."""
+    parameters = [
+        (p["name"], p["in"], p.get("description", ""), _shape(p.get("schema", {}), openapi))
+        for p in operation.get("parameters", ())
+    ]
+    body = _contents(operation.get("requestBody", {}), openapi)
+    responses = [
+        (status, response.get("description", ""), "; ".join(" ".join(c).strip() for c in _contents(response, openapi)))
+        for status, response in operation.get("responses", {}).items()
+    ]
+    return [
+        (("docs_parameter", "docs_in", "docs_description", "docs_values"), parameters),
+        (("docs_body", "docs_content"), body),
+        (("docs_status", "docs_description", "docs_content"), responses),
+    ]
+
+
+def _contents(message: dict[str, Any], openapi: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the media types of a request or response, each with the shape of its content."""
+    return [(kind, _shape(content.get("schema", {}), openapi)) for kind, content in message.get("content", {}).items()]
+
+
+def _shape(schema: dict[str, Any], openapi: dict[str, Any]) -> str:
+    """Return a JSON schema written like a value that matches it."""
+    if "$ref" in schema:
+        return _shape(openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]], openapi)
+    if "anyOf" in schema:
+        return " | ".join(_shape(option, openapi) for option in schema["anyOf"])
+    if schema.get("type") == "array":
+        return f"[{_shape(schema.get('items', {}), openapi)}, …]"
+    if properties := schema.get("properties"):
+        return "{" + ", ".join(f'"{name}": {_shape(inner, openapi)}' for name, inner in properties.items()) + "}"
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "minimum" in schema and "maximum" in schema:
+        return f"{schema['minimum']} … {schema['maximum']}"
+    if schema.get("format") in ("binary", "byte"):
+        return Translator()(f"docs_{schema['format']}")
+    return str(schema.get("type", ""))
