@@ -26,6 +26,7 @@ def test_texts_have_the_same_placeholders_in_both_languages(key):
     assert placeholders(ENGLISH[key]) == placeholders(CHINESE[key])
     assert not re.search("[\u4e00-\u9fff]", ENGLISH[key])
     untranslated = {"f1", "top5", "correct_prediction", "on_device", "web_done_one", "web_failed_one"}
+    untranslated |= {f"operation_{kind}" for kind in ("relu", "tanh", "sigmoid", "lrn", "dropout")}
     assert re.search("[\u4e00-\u9fff]", CHINESE[key]) or key in untranslated
 
 
@@ -34,9 +35,9 @@ def test_every_text_is_used():
     package = Path(alexnet.__file__).parent
     folders = [package / name for name in ("messages", "plots", "report", "serving")]
     files = [path for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".html", ".js")]
-    used = set(re.findall(r"""["']([a-z0-9_]+)["']""", "".join(path.read_text() for path in files)))
-    used |= {f"advice_{name}" for name in used} | {f"{name}_note" for name in used}  # composed from these
-    used |= {f"split_{name}" for name in used} | {f"docs_{name}" for name in used}
+    used = set(re.findall(r"""["']([a-z0-9_-]+)["']""", "".join(path.read_text() for path in files)))
+    prefixes = ("advice", "split", "docs", "operation", "saliency", "saliency_unit")
+    used |= {f"{prefix}_{name}" for prefix in prefixes for name in used} | {f"{name}_note" for name in used}  # composed
     assert not {key for key in ENGLISH if not key.startswith("web_")} - used
 
 

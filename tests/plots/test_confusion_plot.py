@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -36,6 +37,6 @@ def test_pairs_are_counted():
 @pytest.mark.parametrize("n", [2, 20, 70])
 def test_figure_has_labels_up_to_60_classes(n):
     confusion = two_groups(n)
-    svg = render(lambda theme: confusion_figure(confusion, theme, Translator("zh")), THEMES["dark"]).decode()
+    svg = render(partial(confusion_figure, confusion), THEMES["dark"], translate=Translator("zh")).decode()
     assert "真实类别" in svg
     assert ("c1" in svg) == (n <= 60)

@@ -3,6 +3,7 @@
 import base64
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,6 +18,7 @@ from sklearn.datasets import load_digits
 from alexnet.checkpoint import save_model
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
+from alexnet.messages.translator import Translator
 from alexnet.models.architectures import ARCHITECTURES, architecture
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
@@ -29,6 +31,7 @@ from alexnet.plots.style import THEMES, rc_params, render, save_figure, shorten
 from alexnet.run_dir import Run
 
 LIGHT, DARK = THEMES["light"], THEMES["dark"]
+ENGLISH = Translator()
 
 
 @pytest.fixture
@@ -105,7 +108,7 @@ def test_html_is_self_contained_with_both_themes(run):
 def test_texts_of_diagrams_do_not_overlap(name):
     """Only the diagrams place their texts themselves; matplotlib lays out all others."""
     with mpl.rc_context(rc_params(LIGHT)):
-        figure = architecture_figure(architecture(name), LIGHT)
+        figure = architecture_figure(architecture(name), LIGHT, ENGLISH)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         boxes = [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in figure.axes[0].texts]
@@ -123,7 +126,7 @@ def test_texts_of_diagrams_do_not_overlap(name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_diagram_names_every_layer_and_size(name):
     spec = ARCHITECTURES[name]
-    svg = render(lambda theme: architecture_figure(spec, theme), LIGHT).decode()
+    svg = render(partial(architecture_figure, spec), LIGHT).decode()
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
     stack = [layer for layer in layers(spec) if layer.kind in ("conv", "linear")]
     has_towers = any(layer.groups == 2 for layer in stack)
@@ -138,7 +141,7 @@ def test_diagram_names_every_layer_and_size(name):
 def test_towers_are_connected_as_in_the_paper():
     """Two orange lines cross before conv3, fc6 and fc7 each; a network without towers has none."""
     for name, crossings in (("paper", 6), ("code2012", 6), ("cifar-towers", 6), ("one-tower", 0)):
-        figure = architecture_figure(ARCHITECTURES[name], LIGHT)
+        figure = architecture_figure(ARCHITECTURES[name], LIGHT, ENGLISH)
         assert sum(line.get_color() == LIGHT.orange for line in figure.axes[0].lines) == crossings
 
 
@@ -154,7 +157,7 @@ def test_filters_of_conv1_are_shown_in_their_colors(tmp_path):
     for i, color in enumerate(expected):
         for channel, value in enumerate(color):
             model.conv1.weight[i, channel] = {0: -1.0, 128: 0.0, 255: 1.0}[value]
-    colors = colors_of(save_figure(lambda theme: filters_figure(model, "conv1", theme), tmp_path / "f.png"))
+    colors = colors_of(save_figure(partial(filters_figure, model, "conv1", "a"), tmp_path / "f.png"))
     saturated = {c for c in colors if max(c) - min(c) > 100}
     for color in expected:
         assert any(max(abs(a - b) for a, b in zip(color, c, strict=True)) <= 1 for c in saturated), color
@@ -171,12 +174,12 @@ def test_deeper_filters_are_shown_by_their_strongest_channel():
 
 
 def test_filters_of_two_towers_are_separate():
-    figure = filters_figure(create_model("cifar-towers", width=0.25), "conv1", LIGHT)
+    figure = filters_figure(create_model("cifar-towers", width=0.25), "conv1", "a", LIGHT, ENGLISH)
     assert [axes.get_title().split(":")[0] for axes in figure.axes] == ["conv1, tower 1", "conv1, tower 2"]
-    assert len(filters_figure(create_model("cifar", width=0.125), None, LIGHT).axes) == 5
+    assert len(filters_figure(create_model("cifar", width=0.125), None, "a", LIGHT, ENGLISH).axes) == 5
     squeezenet = create_model("torchvision/squeezenet1_1", num_classes=2, image_size=64)
     assert list(conv_weights(squeezenet))[:2] == ["features.0", "features.3.squeeze"]
-    filters_figure(squeezenet, None, DARK)
+    filters_figure(squeezenet, None, "a", DARK, ENGLISH)
 
 
 # ── receptive fields ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -226,7 +229,7 @@ def test_true_label_is_the_folder_name(run):
 
 def test_curves_of_several_runs_have_a_legend(run):
     rows = Run(run).metrics()
-    figure = curves_figure({"a": rows, "b": rows[:2]}, LIGHT)
+    figure = curves_figure({"a": rows, "b": rows[:2]}, LIGHT, ENGLISH)
     assert [t.get_text().split(":")[0] for t in figure.axes[1].get_legend().get_texts()] == ["a", "b"]
     again = shutil.copytree(run, "again")
     assert show("curves", ["run", str(again)]) == Path("curves.png")
@@ -237,7 +240,7 @@ def test_names_in_any_script_or_math_markup_are_kept(tmp_path):
     assert shorten("x" * 50 + "end.jpg", 20).endswith("nd.jpg")
     assert len(shorten("x" * 50, 20)) == 20
     rows = [{"epoch": 1, "split": "val", "train_loss": 1, "val_loss": 1, "train_top1": 0.5, "top1": 0.5}]
-    svg = render(lambda theme: curves_figure({"$x$": rows, "猫": rows}, theme), LIGHT).decode()
+    svg = render(partial(curves_figure, {"$x$": rows, "猫": rows}), LIGHT).decode()
     assert "$x$: 50.0%" in svg
     assert "猫: 50.0%" in svg
 
@@ -250,7 +253,5 @@ def test_a_checkpoint_without_run_draws_into_the_current_folder(run):
 
 
 def test_figures_are_reproducible():
-    def draw(theme):
-        return architecture_figure(ARCHITECTURES["lenet"], theme)
-
+    draw = partial(architecture_figure, ARCHITECTURES["lenet"])
     assert render(draw, DARK) == render(draw, DARK)

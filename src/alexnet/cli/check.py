@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from alexnet.cli.output import MAX_LISTED, escape, print_json, print_list, print_table
 from alexnet.errors import UserError
@@ -20,6 +20,7 @@ def check(
     *,
     labels: Path | None = None,
     html: Path | None = None,
+    lang: Literal["en", "zh"] = "en",
     fix: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -30,6 +31,7 @@ def check(
             folder with the files of CIFAR-10 or Fashion-MNIST, or one that 'alexnet pack' wrote (verifies checksums).
         labels: A CSV or Parquet file with the columns path and label (and split), instead of class folders.
         html: Also write a page: classes, sizes, samples, duplicates, and augmented samples.
+        lang: Language of the page, English or Chinese.
         fix: Also write a cleaned copy into this new folder, as links; the original is not changed.
         json: Print one JSON document.
     """
@@ -56,7 +58,7 @@ def check(
     if html is not None:
         from alexnet.report.check_page import write_page
 
-        write_page(found, html)
+        write_page(found, html, lang)
     if json:
         more = {"files": [str(html)]} if html else {}
         print_json({**found.to_dict(), **more, **({"fixed": notes} if fix else {})})

@@ -23,6 +23,7 @@ def show(
     checkpoint: Literal["best", "last"] = "best",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     theme: Literal["light", "dark"] = "light",
+    lang: Literal["en", "zh"] = "en",
     out: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -43,6 +44,7 @@ def show(
         checkpoint: Which checkpoint of the run.
         device: Where to compute the index for similar.
         theme: For .png and .svg; .html holds both and follows the reader's system.
+        lang: Language of the figure, English or Chinese.
         out: The file, .png, .svg or .html; by default in the run folder's show/, or here if there is no run.
         json: Print one JSON document.
     """
@@ -54,7 +56,7 @@ def show(
         raise UserError(f"Name what to show: {', '.join(KINDS)}; run 'alexnet show --help' for details.")
     with closing(default_progress()) as progress:
         file = draw(
-            kind, what, out, theme, layer=layer, method=method, label=label, top=top, split=split,
+            kind, what, out, theme, lang, layer=layer, method=method, label=label, top=top, split=split,
             checkpoint=checkpoint, device=device, progress=progress,
         )  # fmt: skip
     if json:

@@ -17,13 +17,25 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
+from alexnet.messages.translator import Translator
 from alexnet.models.spec import AlexNetSpec, Layer, layers
 from alexnet.plots.style import Theme, new_figure
 
 LINE_HEIGHT = 0.27  # of text, in inches
 SLANT = 0.34  # offset of the back face to the right and up, as a share of the height
-OPERATION_NAMES = {"relu": "ReLU", "tanh": "tanh", "sigmoid": "sigmoid", "lrn": "LRN", "rnorm": "spatial norm",
-                   "batchnorm": "batch norm"}  # fmt: skip
+OPERATIONS = (
+    "relu",
+    "tanh",
+    "sigmoid",
+    "lrn",
+    "rnorm",
+    "batchnorm",
+    "maxpool",
+    "avgpool",
+    "adaptiveavgpool",
+    "dropout",
+)
+"""Kinds of layers that are listed below the layer with weights before them."""
 
 
 @dataclass(frozen=True)
@@ -55,26 +67,20 @@ class _Box:
         return self.x + self.width + self.depth / 2, self.y + self.depth / 2
 
 
-def architecture_figure(spec: AlexNetSpec, theme: Theme, title: str = "") -> Figure:
+def architecture_figure(spec: AlexNetSpec, theme: Theme, translate: Translator) -> Figure:
     """Draw the network of `spec`: height and depth of a box are the sides of the maps, its width the channels."""
     stack = layers(spec)
     towers = 2 if any(layer.groups == 2 for layer in stack) else 1
-    operations = _operations_after(stack)
+    operations = _operations_after(stack, translate)
     columns, width = _place_boxes(spec, [layer for layer in stack if layer.kind in ("conv", "linear")], towers)
     boxes = [box for column in columns for box in column]
     high = max(box.y + box.height / 2 + box.depth for box in boxes)
     low = min(box.y - box.height / 2 for box in boxes)
-    text_height = (2 + max(map(len, operations.values()))) * LINE_HEIGHT + 0.2
+    text_height = (1 + max(map(len, operations.values()))) * LINE_HEIGHT + 0.2
     top, bottom = high + (text_height if towers == 2 else 0.1), low - text_height
-    caption = (
-        "Height and depth of a box are the sides of the maps, its width the channels (roots of the true lengths). "
-        "The operations after a layer are listed in order."
-    )
-    if towers == 2:
-        caption += " Dashed orange: connections between the towers."
-    parameters = sum(layer.parameters for layer in stack)
-    title = title or f"{spec.name}: {parameters:,} parameters"
-    figure = new_figure(width + 0.5, top - bottom + 1.0, title, caption)
+    title = translate("figure_architecture", name=spec.name, n=sum(layer.parameters for layer in stack))
+    notes = ["figure_architecture_note", *(["figure_towers_note"] if towers == 2 else [])]
+    figure = new_figure(width + 0.5, top - bottom + 1.0, title, translate.join(map(translate, notes)))
     axes = figure.subplots()
     axes.set(xlim=(-0.25, width + 0.25), ylim=(bottom, top), aspect="equal")
     axes.axis("off")
@@ -83,7 +89,7 @@ def architecture_figure(spec: AlexNetSpec, theme: Theme, title: str = "") -> Fig
     for column in columns:
         for tower, box in enumerate(column):
             _draw_box(axes, box, _box_color(box, tower, len(column), theme), theme)
-    _label_image(axes, columns[0][0], spec)
+    _label_image(axes, columns[0][0], spec, translate("figure_image"))
     for column in columns[1:]:
         for tower, box in enumerate(column):
             assert box.layer is not None
@@ -94,21 +100,19 @@ def architecture_figure(spec: AlexNetSpec, theme: Theme, title: str = "") -> Fig
     return figure
 
 
-def _operations_after(stack: Sequence[Layer]) -> dict[str, list[str]]:
-    """Return the operations between each layer with weights and the next one, by layer name."""
+def _operations_after(stack: Sequence[Layer], translate: Translator) -> dict[str, list[str]]:
+    """Return the lines below each layer with weights: its kernel, and the operations before the next one."""
     operations: dict[str, list[str]] = {}
     current: list[str] = []
     for layer in stack:
         if layer.kind in ("conv", "linear"):
             current = operations[layer.name] = []
-        elif layer.kind in OPERATION_NAMES:
-            current.append(OPERATION_NAMES[layer.kind])
-        elif layer.kind in ("maxpool", "avgpool"):
-            current.append(f"{layer.kind[:3]} pool {layer.kernel}/{layer.stride}")
-        elif layer.kind == "adaptiveavgpool":
-            current.append(f"mean to {layer.output[1]}×{layer.output[2]}")
-        elif layer.kind == "dropout":
-            current.append(f"dropout {layer.p:g}")
+            if layer.kind == "conv" and layer.stride > 1:
+                current.append(translate("figure_kernel_stride", layer=layer))
+            elif layer.kind == "conv":
+                current.append(f"{layer.kernel}×{layer.kernel}")
+        elif layer.kind in OPERATIONS:
+            current.append(translate(f"operation_{layer.kind}", layer=layer))
     return operations
 
 
@@ -184,21 +188,19 @@ def _draw_box(axes: Axes, box: _Box, color: str, theme: Theme) -> None:
         axes.add_patch(Polygon(corners, facecolor=mixed, edgecolor=theme.foreground, lw=0.9, zorder=5))
 
 
-def _label_image(axes: Axes, box: _Box, spec: AlexNetSpec) -> None:
+def _label_image(axes: Axes, box: _Box, spec: AlexNetSpec, name: str) -> None:
     top = box.y - box.height / 2 - 0.12
     size = f"{spec.image_size}×{spec.image_size}×{spec.in_channels}"
-    axes.text(box.x, top, "image", weight="bold", size=13, va="top")
+    axes.text(box.x, top, name, weight="bold", size=13, va="top")
     axes.text(box.x, top - LINE_HEIGHT, size, size=12, va="top")
 
 
 def _label_layer(axes: Axes, box: _Box, operations: Sequence[str], towers: int, top: float) -> None:
-    """Write name, output size, kernel and following operations below `top`."""
+    """Write name, output size, and the lines of `operations` below `top`."""
     layer = box.layer
     assert layer is not None
     size = "×".join(map(str, (*layer.output[1:], layer.output[0] // towers)))
     axes.text(box.x, top, layer.name, weight="bold", size=13, va="top")
     axes.text(box.x, top - LINE_HEIGHT, size, size=12, va="top")
-    stride = f", stride {layer.stride}" if layer.stride > 1 else ""
-    kernel = [f"{layer.kernel}×{layer.kernel}{stride}"] if layer.kind == "conv" else []
-    for i, line in enumerate([*kernel, *operations]):
+    for i, line in enumerate(operations):
         axes.text(box.x, top - (2 + i) * LINE_HEIGHT, line, size=11, va="top")

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from alexnet.inference.calibration import coverage, reliability
 from alexnet.messages.translator import Translator
-from alexnet.plots.style import Theme, new_panel
+from alexnet.plots.style import Theme, new_panel, use_percent
 from alexnet.runtimes.calibration import Calibration
 
 BINS = 10  # of the reliability diagram; with more, few images make a jagged line
@@ -53,11 +52,8 @@ def reliability_figure(confidence: Confidence, theme: Theme, translate: Translat
         axes.plot(bins.confidence[shown], bins.accuracy[shown], style, color=color, label=label)
         areas = 8 + 250 * bins.n[shown] / bins.n.sum()
         axes.scatter(bins.confidence[shown], bins.accuracy[shown], areas, color=color)
-    axes.set(xlim=(-0.02, 1.03), ylim=(-0.02, 1.03))
-    axes.set_xlabel(translate("confidence"))
-    axes.set_ylabel(translate("accuracy"))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0))
+    axes.set(xlim=(-0.02, 1.03), ylim=(-0.02, 1.03), xlabel=translate("confidence"), ylabel=translate("accuracy"))
+    use_percent(axes.xaxis, axes.yaxis)
     axes.grid(visible=True)
     axes.legend(loc="best")
     return figure
@@ -76,9 +72,7 @@ def coverage_figure(confidence: Confidence, theme: Theme, translate: Translator)
         axes.legend(loc="best")
     low = float(min(curve.accuracy[curve.coverage > 0.05].min(initial=1.0), confidence.correct.mean()))
     axes.set(xlim=(-0.02, 1.03), ylim=(max(0.0, low - 0.05 * (1.02 - low)), 1 + 0.04 * (1 - low)))
-    axes.set_xlabel(translate("accepted_share"))
-    axes.set_ylabel(translate("accepted_accuracy"))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0))
+    axes.set(xlabel=translate("accepted_share"), ylabel=translate("accepted_accuracy"))
+    use_percent(axes.xaxis, axes.yaxis)
     axes.grid(visible=True)
     return figure

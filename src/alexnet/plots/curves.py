@@ -9,32 +9,29 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from alexnet.messages.translator import Translator
-from alexnet.plots.style import Theme, new_figure, new_panel, shorten
+from alexnet.plots.style import Theme, new_figure, new_panel, shorten, use_percent
 
 Histories = Mapping[str, Sequence[Mapping[str, Any]]]
 """The lines of metrics.jsonl by name of the run."""
 
 
-def curves_figure(runs: Histories, theme: Theme, title: str = "") -> Figure:
+def curves_figure(runs: Histories, theme: Theme, translate: Translator) -> Figure:
     """Plot loss and top-1 accuracy by epoch side by side."""
-    splits = sorted({Translator().split(str(history[0]["split"])) for history in runs.values()})
-    caption = (
-        f"Solid: {' or '.join(splits)}, on images as they are. Dashed: training, on augmented images, with label "
-        "smoothing if enabled, and while the weights are still changing. The dot marks the best epoch."
-    )
-    figure = new_figure(11, 5.2 + 0.3 * (len(runs) > 4), title or "Learning curves", caption)
+    splits = sorted({translate.split(str(history[0]["split"])) for history in runs.values()})
+    title = translate("figure_curves", name=next(iter(runs))) if len(runs) == 1 else translate("curves")
+    caption = translate("curves_note", split=" / ".join(splits))
+    figure = new_figure(11, 5.2 + 0.3 * (len(runs) > 4), title, caption)
     left, right = figure.subplots(1, 2)
     _draw_curves(left, runs, "train_loss", "val_loss", theme)
     _draw_curves(right, runs, "train_top1", "top1", theme, mark_best=True)
     best = {name: max(epoch["top1"] for epoch in history) for name, history in runs.items()}
-    for axes, heading in ((left, "loss"), (right, f"top-1 accuracy, best {max(best.values()):.1%}")):
-        axes.set_title(heading)
-        axes.set_xlabel("epoch")
+    left.set(title=translate("loss"), xlabel=translate("epoch"))
+    right.set(title=translate("figure_best_top1", best=max(best.values())), xlabel=translate("epoch"))
     if len(runs) == 1:
-        lines = _split_lines(splits[0], "training", theme)
+        lines = _split_lines(splits[0], translate.split("train"), theme)
     else:
         lines = _run_lines([f"{shorten(name, 30)}: {top1:.1%}" for name, top1 in best.items()], theme, 40)
     right.legend(handles=lines, loc="best")
@@ -42,14 +39,13 @@ def curves_figure(runs: Histories, theme: Theme, title: str = "") -> Figure:
 
 
 def metric_figure(
-    runs: Histories, train: str | None, val: str, theme: Theme, translate: Translator, title: str,
+    runs: Histories, title_key: str, train: str | None, val: str, theme: Theme, translate: Translator,
     minutes: bool = False,
 ) -> Figure:  # fmt: skip
-    """Plot one metric: `val` solid and `train` dashed, over epochs or `minutes` of training."""
+    """Plot one metric: `val` solid and `train` dashed, over epochs or `minutes` of training, below a text as title."""
     figure, axes = new_panel()
     _draw_curves(axes, runs, train, val, theme, mark_best=val == "top1", minutes=minutes)
-    axes.set_title(title)
-    axes.set_xlabel(translate("minutes_axis" if minutes else "epoch"))
+    axes.set(title=translate(title_key), xlabel=translate("minutes_axis" if minutes else "epoch"))
     lines: list[Line2D] = []
     if len(runs) > 1:
         lines = _run_lines(list(runs), theme, 24)
@@ -86,7 +82,7 @@ def _draw_curves(
             axes.set_xlim(0, 2)  # otherwise the ticks are thousandths of an epoch
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if val.startswith("top"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        use_percent(axes.yaxis)
     axes.grid(visible=True)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.explain import Saliency, Stage
+from alexnet.messages.translator import Translator
 from alexnet.models.model import AlexNet, Network
 from alexnet.models.spec import AlexNetSpec, Layer, layers
 from alexnet.plots.style import Theme, hide_frame, new_figure, shorten, show_image, tile_images
@@ -54,7 +55,7 @@ def filter_tiles(weights: np.ndarray, theme: Theme) -> np.ndarray:
     return theme.diverging(0.5 + unit[..., 0] / 2)[..., :3]
 
 
-def filters_figure(model: Network, layer: str | None, theme: Theme, title: str = "") -> Figure:
+def filters_figure(model: Network, layer: str | None, name: str, theme: Theme, translate: Translator) -> Figure:
     """Draw the filters of `layer`, or of every convolution, as in figure 3 of the paper, with towers separated.
 
     Raises `UserError` if `layer` is not a convolution, or there are none.
@@ -66,7 +67,7 @@ def filters_figure(model: Network, layer: str | None, theme: Theme, title: str =
         raise UserError(f"'{model.spec.name}' has no convolutions, and so no filters to show.")
     names = [layer] if layer else list(weights)[:MAX_LAYERS]
     two_towers = isinstance(model, AlexNet) and max(conv.groups for conv in model.spec.convs) == 2
-    blocks = [(name, b) for name in names for b in (np.split(weights[name], 2) if two_towers else [weights[name]])]
+    blocks = [(conv, b) for conv in names for b in (np.split(weights[conv], 2) if two_towers else [weights[conv]])]
     shapes = []  # rows and columns of each block
     for _, block in blocks:
         columns = (16 if _reads_image(block) else 24) if len(names) == 1 else (24 if block.shape[2] > 8 else 32)
@@ -74,24 +75,22 @@ def filters_figure(model: Network, layer: str | None, theme: Theme, title: str =
     width = 11.0
     heights = [0.4 + width * rows / columns for rows, columns in shapes]
     first_reads_image = _reads_image(weights[names[0]])
-    caption = "Each tile is one filter; gray is zero." if first_reads_image else ""
+    notes = ["figure_filters_image_note"] if first_reads_image else []
     if len(names) > 1 or not first_reads_image:
-        caption += (
-            " Filters on feature maps are shown by the input channel with the largest weights: orange is positive, "
-            "blue negative."
-        )
-    figure = new_figure(width, sum(heights) + 1.1, title or f"Filters of {model.spec.name}", caption.strip())
+        notes.append("figure_filters_maps_note")
+    title = translate("figure_filters", name=name)
+    figure = new_figure(width, sum(heights) + 1.1, title, translate.join(map(translate, notes)))
     grid = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
     background, muted = np.array(to_rgb(theme.background)), np.array(to_rgb(theme.muted))
-    for i, (axes, (name, block), (_, columns)) in enumerate(zip(grid, blocks, shapes, strict=True)):
+    for i, (axes, (conv, block), (_, columns)) in enumerate(zip(grid, blocks, shapes, strict=True)):
         gap = background if _reads_image(block) else 0.4 * muted + 0.6 * background
         tiles = tile_images(filter_tiles(block, theme), columns, gap, theme.background)
         show_image(axes, tiles, interpolation="nearest")
         axes.set_anchor("NW")
-        tower = f", tower {i % 2 + 1}" if two_towers else ""
-        k, channels = block.shape[2], block.shape[1]
-        inputs = {1: "gray", 3: "RGB"}.get(channels, f"{channels} maps")
-        axes.set_title(f"{name}{tower}: {len(block)} filters of {k}×{k}, input {inputs}")
+        heading = translate("figure_tower", name=conv, number=i % 2 + 1) if two_towers else conv
+        n, channels, k, _ = block.shape
+        inputs = translate({1: "figure_gray", 3: "figure_rgb"}.get(channels, "figure_maps"), n=channels)
+        axes.set_title(translate("figure_filters_layer", name=heading, n=n, k=k, input=inputs))
     return figure
 
 
@@ -103,19 +102,18 @@ def _reads_image(weights: np.ndarray) -> bool:
 
 
 def activations_figure(
-    stages: Sequence[Stage], image: np.ndarray, labels: Sequence[tuple[str, float]], theme: Theme, title: str = ""
-) -> Figure:
+    stages: Sequence[Stage], image: np.ndarray, labels: Sequence[tuple[str, float]], name: str, image_name: str,
+    theme: Theme, translate: Translator,
+) -> Figure:  # fmt: skip
     """Draw the output of each stage for an image, in two columns next to it; `labels` have probabilities."""
     rows = -(-len(stages) // 2)
-    caption = (
-        f"The {SHOWN_MAPS} maps of each stage with the largest mean, from dark (zero) to bright (maximum of the "
-        "stage); all units of fully connected layers, row by row. “Active” is the share of values above zero."
-    )
-    figure = new_figure(12.5, 1.3 + rows * 1.1, title or "Activations", caption)
+    title = translate("figure_activations", name=name, image=image_name)
+    caption = translate("figure_activations_note", n=SHOWN_MAPS)
+    figure = new_figure(12.5, 1.3 + rows * 1.1, title, caption)
     grid = figure.add_gridspec(rows, 3, width_ratios=(0.72, 1, 1))
     left = figure.add_subplot(grid[: max(1, rows - 2), 0])
     show_image(left, image)
-    left.set_title(f"input: {image.shape[0]}×{image.shape[1]}")
+    left.set_title(translate("figure_input", height=image.shape[0], width=image.shape[1]))
     left.set_anchor("NW")
     draw_label_bars(figure.add_subplot(grid[max(1, rows - 2) :, 0]), labels[:3], None, theme)
     for i, stage in enumerate(stages):
@@ -128,7 +126,7 @@ def activations_figure(
         if flat:
             axes.set_box_aspect(1 / SHOWN_MAPS)
         shape = "×".join(map(str, stage.values.shape))
-        axes.set_title(f"{stage.name}: {shape}, {stage.active:.0%} active")
+        axes.set_title(translate("figure_stage", name=stage.name, shape=shape, active=stage.active))
     return figure
 
 
@@ -167,27 +165,15 @@ def draw_label_bars(
 
 # ── saliency ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-CAPTIONS = {
-    "grad-cam": "Where the maps of the last convolution support the label (Grad-CAM); its resolution is that of those "
-    "maps.",
-    "occlusion": "How far the label's logit falls when a gray square covers the place (occlusion): orange supports the "
-    "label, blue contradicts it.",
-    "integrated-gradients": "Contribution of each pixel to the label's logit, integrated from an empty image "
-    "(integrated gradients): orange supports the label, blue contradicts it.",
-}
 
-UNITS = {"grad-cam": "weighted sum of the maps", "occlusion": "drop of the logit",
-         "integrated-gradients": "contribution to the logit"}  # fmt: skip
-
-
-def saliency_figure(saliency: Saliency, theme: Theme, title: str = "") -> Figure:
+def saliency_figure(saliency: Saliency, theme: Theme, translate: Translator) -> Figure:
     """Draw the image, and next to it a heat map of what supports or contradicts the label."""
-    title = title or f"Evidence for “{shorten(saliency.label, 40)}” ({saliency.probability:.1%})"
-    figure = new_figure(10.5, 6.0, title, CAPTIONS[saliency.method])
+    title = translate("figure_saliency", label=shorten(saliency.label, 40), p=saliency.probability)
+    figure = new_figure(10.5, 6.0, title, translate(f"saliency_{saliency.method}"))
     left, right = figure.subplots(1, 2)
     show_image(left, saliency.image)
     side = saliency.image.shape[0]
-    left.set_title(f"network input: {side}×{side} pixels")
+    left.set_title(translate("figure_network_input", side=side))
     limit = float(np.quantile(np.abs(saliency.heat), 0.995)) or 1.0
     share = np.clip(saliency.heat / limit, -1, 1)
     gray = np.asarray(saliency.image, dtype=float).mean(2, keepdims=True).repeat(3, axis=2) / 255
@@ -201,7 +187,7 @@ def saliency_figure(saliency: Saliency, theme: Theme, title: str = "") -> Figure
     positive = LinearSegmentedColormap.from_list("positive", [theme.background, theme.orange])
     scale.set_cmap(theme.diverging if signed else positive)
     bar = figure.colorbar(scale, ax=right, shrink=0.8, pad=0.02)
-    bar.set_label(UNITS[saliency.method])
+    bar.set_label(translate(f"saliency_unit_{saliency.method}"))
     bar.outline.set_visible(False)
     return figure
 
@@ -228,7 +214,7 @@ def receptive_field(stack: Sequence[Layer], name: str, unit: int) -> tuple[int, 
     return first, last
 
 
-def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, title: str = "") -> Figure:
+def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, translate: Translator) -> Figure:
     """Draw the receptive field of the middle unit of each convolution and pool, with the rest of the image dimmed."""
     stack = layers(spec)
     shown = [layer for layer in stack if layer.kind in ("conv", "maxpool", "avgpool")]
@@ -236,13 +222,8 @@ def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, 
     pixels = np.asarray(EvalTransform(side).eval_tensor(image).permute(1, 2, 0), dtype=float) / 255
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    caption = (
-        "The bright area is the receptive field of one unit in the middle of the layer. Outside the image are zeros of "
-        "padding; a dashed frame extends beyond the drawing. Below: the number of units, and the distance between the "
-        "fields of neighbors."
-    )
-    title = title or f"Receptive fields of {spec.name}"
-    figure = new_figure(11, 1.4 + rows * 3.05, title, caption)
+    title = translate("figure_fields", name=spec.name)
+    figure = new_figure(11, 1.4 + rows * 3.05, title, translate("figure_fields_note"))
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
@@ -263,10 +244,10 @@ def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, 
                       ls="--" if truncated else "-")
         )  # fmt: skip
         axes.set(xlim=(-margin, side - 1 + margin), ylim=(side - 1 + margin, -margin))
-        axes.set_title(f"{layer.name}: {last - first + 1}×{last - first + 1} pixels")
-        spacing = ""
+        axes.set_title(translate("figure_field", name=layer.name, n=last - first + 1))
         if units > 1:
             step = receptive_field(stack, layer.name, 1)[0] - receptive_field(stack, layer.name, 0)[0]
-            spacing = f", {step} pixels apart"
-        axes.set_xlabel(f"{units}×{units} units{spacing}")
+            axes.set_xlabel(translate("figure_units_apart", n=units, step=step))
+        else:
+            axes.set_xlabel(translate("figure_units", n=units))
     return figure

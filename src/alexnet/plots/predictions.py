@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from alexnet.inference.neighbors import Neighbor
+from alexnet.messages.translator import Translator
 from alexnet.plots.model import draw_label_bars
 from alexnet.plots.style import Theme, new_figure, shorten, show_image
 
@@ -27,17 +28,17 @@ class ImagePrediction:
     true: str | None = None
 
 
-def top5_figure(predictions: Sequence[ImagePrediction], theme: Theme, title: str = "") -> Figure:
+def top5_figure(predictions: Sequence[ImagePrediction], name: str, theme: Theme, translate: Translator) -> Figure:
     """Draw each image above bars for its labels, the true label in orange, as in figure 4 (left) of the paper."""
     columns = min(4, len(predictions))
     rows = -(-len(predictions) // columns)
-    caption = "Bars are probabilities."
+    title, notes = translate("figure_top", name=name), [translate("figure_top_note")]
     if known := [p for p in predictions if p.true is not None]:
         top1 = sum(p.labels[0][0] == p.true for p in known)
         top_k = sum(p.true in [label for label, _ in p.labels] for p in known)
         k = len(known[0].labels)
-        caption += f" Orange: true label (folder name), first for {top1} of {len(known)}, in the top {k} for {top_k}."
-    figure = new_figure(max(6.5, 3.1 * columns), 1.2 + rows * 4.2, title or "Top predictions", caption)
+        notes.append(translate("figure_top_known", top1=top1, n=len(known), k=k, top_k=top_k))
+    figure = new_figure(max(6.5, 3.1 * columns), 1.2 + rows * 4.2, title, translate.join(notes))
     grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.3, 1.35] * rows)
     for i in range(rows * columns):
         upper, lower = grid[i // columns * 2, i % columns], grid[i // columns * 2 + 1, i % columns]
@@ -66,15 +67,12 @@ def center_square(image: Image.Image, side: int = 320) -> np.ndarray:
 
 def similar_figure(
     queries: Sequence[ImagePrediction], neighbors: Sequence[Sequence[tuple[Neighbor, Image.Image]]], layer: str,
-    theme: Theme, title: str = "",
+    name: str, theme: Theme, translate: Translator,
 ) -> Figure:  # fmt: skip
     """Draw a row per query: the image, then its nearest training images, as in figure 4 (right) of the paper."""
     columns = 1 + max(map(len, neighbors))
-    caption = (
-        f"Left: the query and its top prediction. Then the training images with the nearest activations at {layer}, "
-        "and their Euclidean distances."
-    )
-    figure = new_figure(max(7.0, 1.95 * columns), 1.1 + 2.45 * len(queries), title or "Similar images", caption)
+    title, caption = translate("figure_similar", name=name), translate("figure_similar_note", layer=layer)
+    figure = new_figure(max(7.0, 1.95 * columns), 1.1 + 2.45 * len(queries), title, caption)
     grid = figure.subplots(len(queries), columns, squeeze=False)
     for row, query, nearest in zip(grid, queries, neighbors, strict=True):
         show_image(row[0], center_square(query.image))
@@ -126,18 +124,21 @@ def find_examples(
 
 def mistakes_figure(
     mistakes: Sequence[tuple[Example, Image.Image]], least_confident_correct: Sequence[tuple[Example, Image.Image]],
-    theme: Theme, title: str = "",
+    name: str, split: str, n: int, accuracy: float, theme: Theme, translate: Translator,
 ) -> Figure:  # fmt: skip
-    """Draw two rows of images with file name, prediction and true class."""
+    """Draw two rows of images with file name, prediction and true class.
+
+    The title says that the network `name` has this `accuracy` on the `n` images of `split`.
+    """
+    title = translate("figure_mistakes", name=name, accuracy=accuracy, n=n, split=translate.split(split))
     columns = max(len(mistakes), len(least_confident_correct), 3)
-    caption = "Above each image its file; below it the predicted class, the confidence, and the true class."
-    figure = new_figure(2.1 * columns, 6.9, title or "Mistakes", caption)
+    figure = new_figure(2.1 * columns, 6.9, title, translate("figure_mistakes_note"))
     upper, lower = figure.subfigures(2, 1, squeeze=False)[:, 0]
     for part, examples, heading, heading_if_empty in (
-        (upper, mistakes, "Most confident mistakes", "No mistakes: every image was classified correctly."),
-        (lower, least_confident_correct, "Least confident correct predictions", "No correct predictions."),
+        (upper, mistakes, "mistakes", "figure_no_mistakes"),
+        (lower, least_confident_correct, "least_confident_correct", "figure_none_correct"),
     ):
-        heading = heading if examples else heading_if_empty
+        heading = translate(heading if examples else heading_if_empty)
         part.suptitle(heading, x=0.012, ha="left", size=13, weight="normal", color=theme.orange)
         row = part.subplots(1, columns, squeeze=False)[0]
         for axes in row[len(examples) :]:
@@ -145,7 +146,8 @@ def mistakes_figure(
         for axes, (example, image) in zip(row, examples, strict=False):
             show_image(axes, center_square(image))
             wrong = example.predicted != example.true
-            verdict = f"true: {shorten(example.true, 14)}" if wrong else "correct"
+            true = translate("figure_true", label=shorten(example.true, 14))
+            verdict = true if wrong else translate("figure_correct")
             axes.set_xlabel(f"{shorten(example.predicted, 13)} {example.confidence:.0%}\n{verdict}")
             file = "/".join(PurePosixPath(example.name).parts[-2:])
             axes.set_title(shorten(file, 26), loc="center", size=9, color=theme.muted)

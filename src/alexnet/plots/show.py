@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,18 @@ class FigureFile:
 class Kind:
     """A kind of figure."""
 
+    make: Callable[[Sequence[str], Options], FigureFile]
     usage: str
     """Its arguments, for the usage line."""
     min_args: int
     max_args: int
-    options: tuple[str, ...]
+    options: tuple[str, ...] = ()
     """The options that it accepts, of those that not every kind does."""
-    make: Callable[[Sequence[str], Options], FigureFile]
-    description: str
 
 
-def show(kind: str, args: Sequence[str], out: Path | None = None, theme: str = "light", **options: Any) -> Path:
+def show(
+    kind: str, args: Sequence[str], out: Path | None = None, theme: str = "light", lang: str = "en", **options: Any
+) -> Path:
     """Draw a figure of `kind` and return its file, `out` (.png, .svg or .html) or a default.
 
     `args` are those of `KINDS[kind].usage`, `options` the fields of `Options`. The default file is in the folder
@@ -89,7 +91,7 @@ def show(kind: str, args: Sequence[str], out: Path | None = None, theme: str = "
     if len(args) > chosen.max_args:
         raise UserError(f"Unexpected argument '{args[chosen.max_args]}'; usage: {usage}.")
     figure = chosen.make(args, Options(**options))
-    return save_figure(figure.draw, out or figure.path, theme)
+    return save_figure(figure.draw, out or figure.path, theme, lang)
 
 
 # ── kinds ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -97,13 +99,10 @@ def show(kind: str, args: Sequence[str], out: Path | None = None, theme: str = "
 
 def _filters(args: Sequence[str], options: Options) -> FigureFile:
     loaded = load_model(args[0], options.checkpoint)
-    weights = model.conv_weights(loaded.model)
-    if options.layer is not None and options.layer not in weights:
-        raise unknown_name("convolution", options.layer, weights, f" in '{loaded.model.spec.name}'")
-    title = f"Filters of {_model_name(args[0], loaded)}"
-    name = f"filters-{options.layer}.png" if options.layer else "filters.png"
+    name = _model_name(args[0], loaded)
     return FigureFile(
-        lambda theme: model.filters_figure(loaded.model, options.layer, theme, title), _folder(loaded) / name
+        partial(model.filters_figure, loaded.model, options.layer, name),
+        _folder(loaded) / (f"filters-{options.layer}.png" if options.layer else "filters.png"),
     )
 
 
@@ -112,9 +111,9 @@ def _activations(args: Sequence[str], options: Options) -> FigureFile:
     stages = explain.activations(loaded, args[1])
     image, _ = explain.network_input(loaded, args[1])
     (prediction,) = _predict(loaded, args[1:], 3)
-    title = f"Activations of {_model_name(args[0], loaded)} on {Path(args[1]).name}"
+    names = _model_name(args[0], loaded), Path(args[1]).name
     return FigureFile(
-        lambda theme: model.activations_figure(stages, image, prediction.labels, theme, title),
+        partial(model.activations_figure, stages, image, prediction.labels, *names),
         _folder(loaded) / f"activations-{_file_stem(args[1])}.png",
     )
 
@@ -123,7 +122,7 @@ def _saliency(args: Sequence[str], options: Options) -> FigureFile:
     loaded = load_model(args[0], options.checkpoint)
     saliency = explain.saliency(loaded, args[1], options.method or "grad-cam", options.label)
     return FigureFile(
-        lambda theme: model.saliency_figure(saliency, theme),
+        partial(model.saliency_figure, saliency),
         _folder(loaded) / f"saliency-{_file_stem(args[1])}-{saliency.method}.png",
     )
 
@@ -138,9 +137,9 @@ def _similar(args: Sequence[str], options: Options) -> FigureFile:
     images = iter(neighbors.load_run_images(loaded.run, [neighbor.name for row in found for neighbor in row]))
     rows = [[(neighbor, next(images)) for neighbor in row] for row in found]
     layer = options.layer or neighbors.Features(loaded.model).layer
-    title = f"Similar training images according to {_model_name(args[0], loaded)}"
+    name = _model_name(args[0], loaded)
     return FigureFile(
-        lambda theme: predictions.similar_figure(queries, rows, layer, theme, title),
+        partial(predictions.similar_figure, queries, rows, layer, name),
         _folder(loaded) / f"similar-{_file_stem(paths[0])}.png",
     )
 
@@ -149,9 +148,9 @@ def _top5(args: Sequence[str], options: Options) -> FigureFile:
     loaded = load_model(args[0], options.checkpoint)
     paths = _find_images(args[1:])
     found = _predict(loaded, paths, 5)
-    title = f"Top predictions of {_model_name(args[0], loaded)}"
+    name = _model_name(args[0], loaded)
     return FigureFile(
-        lambda theme: predictions.top5_figure(found, theme, title),
+        partial(predictions.top5_figure, found, name),
         _folder(loaded) / f"top5-{_file_stem(paths[0])}.png",
     )
 
@@ -171,12 +170,11 @@ def _mistakes(args: Sequence[str], options: Options) -> FigureFile:
     _, targets, logits = evaluation
     examples = predictions.find_examples(*evaluation, loaded.classes, count)
     images = iter(neighbors.load_run_images(run, [example.name for group in examples for example in group]))
-    mistakes, least_confident_correct = ([(example, next(images)) for example in group] for group in examples)
+    mistakes, correct = ([(example, next(images)) for example in group] for group in examples)
     accuracy = float((logits.argmax(1) == targets).mean())
-    title = f"{run.path.name}: {accuracy:.1%} of {len(targets):,} {split} images correct"
+    values = (run.path.name, split, len(targets), accuracy)
     return FigureFile(
-        lambda theme: predictions.mistakes_figure(mistakes, least_confident_correct, theme, title),
-        _folder(loaded) / "mistakes.png",
+        partial(predictions.mistakes_figure, mistakes, correct, *values), _folder(loaded) / "mistakes.png"
     )
 
 
@@ -189,13 +187,15 @@ def _curves(args: Sequence[str], _options: Options) -> FigureFile:
             raise UserError(f"The run {run.path} has not finished an epoch yet, so there is no curve to draw.")
         histories[run.path.name if run.path.name not in histories else str(run.path)] = history
     folder = find_run(args[0]).path / "show" if len(args) == 1 else Path()
-    title = "Learning curves" + (f" of {next(iter(histories))}" if len(histories) == 1 else "")
-    return FigureFile(lambda theme: curves.curves_figure(histories, theme, title), folder / "curves.png")
+    return FigureFile(partial(curves.curves_figure, histories), folder / "curves.png")
 
 
 def _architecture(args: Sequence[str], options: Options) -> FigureFile:
     spec, name = _find_spec(args[0], options)
-    return FigureFile(lambda theme: architecture.architecture_figure(spec, theme), Path(f"architecture-{name}.svg"))
+    return FigureFile(
+        partial(architecture.architecture_figure, spec),
+        Path(f"architecture-{name}.svg"),
+    )
 
 
 def _receptive_field(args: Sequence[str], options: Options) -> FigureFile:
@@ -207,21 +207,22 @@ def _receptive_field(args: Sequence[str], options: Options) -> FigureFile:
 
         image = Image.fromarray(load_sample_image("china.jpg"))
     return FigureFile(
-        lambda theme: model.receptive_field_figure(spec, image, theme), Path(f"receptive-field-{name}.png")
+        partial(model.receptive_field_figure, spec, image),
+        Path(f"receptive-field-{name}.png"),
     )
 
 
 KINDS: dict[str, Kind] = {
-    "filters": Kind("RUN", 1, 1, ("layer",), _filters, "filters of each convolution: figure 3 of the paper"),
-    "activations": Kind("RUN IMAGE", 2, 2, (), _activations, "output of each stage for an image, with sizes"),
-    "saliency": Kind("RUN IMAGE", 2, 2, ("method", "label"), _saliency, "pixels that the prediction depends on"),
-    "similar": Kind("RUN IMAGE…", 2, 99, ("top", "layer"), _similar, "nearest training images: figure 4, right"),
-    "top5": Kind("RUN IMAGE…", 2, 99, (), _top5, "most probable labels as bars: figure 4, left"),
-    "mistakes": Kind("RUN", 1, 1, ("split", "top"), _mistakes, "most confident mistakes, least confident correct"),
-    "curves": Kind("RUN…", 1, 20, (), _curves, "loss and top-1 by epoch, several runs in one figure"),
-    "architecture": Kind("NAME", 1, 1, (), _architecture, "boxes in perspective, one row per tower: figure 2"),
-    "receptive-field": Kind("NAME [IMAGE]", 1, 2, (), _receptive_field, "receptive field of one unit of each layer"),
-}  # fmt: skip
+    "filters": Kind(_filters, "RUN", 1, 1, ("layer",)),
+    "activations": Kind(_activations, "RUN IMAGE", 2, 2),
+    "saliency": Kind(_saliency, "RUN IMAGE", 2, 2, ("method", "label")),
+    "similar": Kind(_similar, "RUN IMAGE…", 2, 99, ("top", "layer")),
+    "top5": Kind(_top5, "RUN IMAGE…", 2, 99),
+    "mistakes": Kind(_mistakes, "RUN", 1, 1, ("split", "top")),
+    "curves": Kind(_curves, "RUN…", 1, 20),
+    "architecture": Kind(_architecture, "NAME", 1, 1),
+    "receptive-field": Kind(_receptive_field, "NAME [IMAGE]", 1, 2),
+}
 
 # ── arguments ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

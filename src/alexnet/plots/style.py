@@ -10,10 +10,10 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,16 @@ import numpy as np
 from cycler import cycler
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import PercentFormatter
 
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import atomic_write, printable
+from alexnet.messages.templates import load_template
+from alexnet.messages.translator import Translator
 
 SUFFIXES = (".png", ".svg", ".html")
 DPI = 150
@@ -70,7 +74,7 @@ THEMES = {
     "dark": Theme("dark", "#161a1d", "#eeeeee", "#9a9a9a", ("#56b4e9", "#e69f00", "#2fcf9f", "#e39ac6", "#f0e442")),
 }
 
-Draw = Callable[[Theme], Figure]
+Draw = Callable[[Theme, Translator], Figure]
 
 
 def get_theme(name: str) -> Theme:
@@ -88,58 +92,61 @@ def check_path(out: Path) -> None:
         raise UserError(f"{out} is a folder; give the name of a file in it.")
 
 
-def save_figure(draw: Draw, out: Path, theme: str = "light", dpi: int = DPI) -> Path:
+def save_figure(draw: Draw, out: Path, theme: str = "light", lang: str = "en") -> Path:
     """Write a figure to `out` atomically: .png and .svg in `theme`, .html in both. Text in SVG stays text.
 
-    Raises `UserError` as `check_path` and `get_theme` do.
+    Raises `UserError` as `check_path` and `get_theme` do, and for an unknown language.
     """
     check_path(out)
     chosen, form = get_theme(theme), out.suffix.lower()[1:]
-    content = _render_html(draw).encode() if form == "html" else render(draw, chosen, form, dpi)
+    translate = Translator(lang)
+    content = _render_html(draw, translate).encode() if form == "html" else render(draw, chosen, form, translate)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as temporary:
         temporary.write_bytes(content)
     return out
 
 
-def render(draw: Draw, theme: Theme, form: str = "svg", dpi: int = DPI) -> bytes:
+def render(draw: Draw, theme: Theme, form: str = "svg", translate: Translator | None = None) -> bytes:
     """Return the bytes of a png or svg file; the same figure always gives the same bytes."""
-    return render_formats(draw, theme, (form,), dpi)[0]
+    return render_formats(draw, theme, (form,), translate or Translator())[form]
 
 
-def render_formats(draw: Draw, theme: Theme, forms: Sequence[str], dpi: int = DPI) -> list[bytes]:
-    """Render one figure in several formats; its layout, which takes most of the time, is computed once."""
-    contents = []
+def render_formats(draw: Draw, theme: Theme, forms: Sequence[str], translate: Translator) -> dict[str, bytes]:
+    """Render one figure in several formats; its layout, which takes most of the time, is computed once.
+
+    A PNG is in English where no font has Chinese: a browser substitutes a font in an SVG, but not in a PNG.
+    """
+    if "png" in forms and translate.lang != "en" and not _has_chinese_font():
+        rest = [form for form in forms if form != "png"]
+        return {"png": render(draw, theme, "png"), **(render_formats(draw, theme, rest, translate) if rest else {})}
+    contents = {}
     with mpl.rc_context(rc_params(theme)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # no installed font has it: the figure shows boxes
-        figure = draw(theme)
+        figure = draw(theme, translate)
         for form in forms:
             file = io.BytesIO()
-            figure.savefig(file, format=form, dpi=dpi, metadata={"Date": None} if form == "svg" else None)
+            figure.savefig(file, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else None)
             figure.set_layout_engine("none")
-            contents.append(file.getvalue())
+            contents[form] = file.getvalue()
     return contents
 
 
-def _render_html(draw: Draw) -> str:
+def _has_chinese_font() -> bool:
+    return bool(set(FALLBACK_FONTS[:8]) & set(font_manager.get_font_names()))
+
+
+def _render_html(draw: Draw, translate: Translator) -> str:
     with mpl.rc_context(rc_params(THEMES["light"])):
-        title = draw(THEMES["light"]).get_suptitle()
+        title = draw(THEMES["light"], translate).get_suptitle()
     light, dark = (
-        "data:image/svg+xml;base64," + base64.b64encode(render(draw, THEMES[name])).decode() for name in THEMES
+        "data:image/svg+xml;base64," + base64.b64encode(render(draw, THEMES[name], "svg", translate)).decode()
+        for name in THEMES
     )
-    style = (
-        ":root { color-scheme: light dark; } body { margin: 0; padding: 1rem; } "
-        f"@media (prefers-color-scheme: dark) {{ body {{ background: {THEMES['dark'].background}; }} }} "
-        "img { display: block; width: 100%; min-width: 40rem; max-width: 90rem; margin: 0 auto; }"
-    )
-    name = escape(title.splitlines()[0] if title else "alexnet show", quote=True)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{name}</title>'
-        f"<style>{style}</style></head><body><picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}"><img alt="{name}" src="{light}">'
-        "</picture></body></html>\n"
-    )
+    return load_template("alexnet.plots", "figure.html", translate.lang).render(
+        title=title.splitlines()[0] if title else "alexnet show", light=light, dark=dark,
+        dark_background=THEMES["dark"].background,
+    )  # fmt: skip
 
 
 def rc_params(theme: Theme) -> Any:
@@ -167,7 +174,8 @@ def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     """Return a figure of `width` × `height` inches without axes, with a title above and a caption below."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
     figure.suptitle(shorten(title, int(width * 8)), x=0.012, ha="left")
-    letters_per_line = int(width * 12.2)  # at 11 points
+    wide = sum(unicodedata.east_asian_width(letter) == "W" for letter in caption)
+    letters_per_line = int(width * (6.6 if 2 * wide > len(caption) else 12.2))  # at 11 points
     figure.supxlabel(textwrap.fill(caption, letters_per_line), x=0.012, ha="left")
     return figure
 
@@ -184,6 +192,12 @@ def shorten(text: str, length: int) -> str:
     if len(text) <= length:
         return text
     return text[: length - 1 - length // 3] + "…" + text[len(text) - length // 3 :]
+
+
+def use_percent(*axes: Axis) -> None:
+    """Label the ticks of axes that run from 0 to 1 in percent."""
+    for axis in axes:
+        axis.set_major_formatter(PercentFormatter(1.0))
 
 
 def show_image(axes: Axes, image: np.ndarray, **options: Any) -> None:

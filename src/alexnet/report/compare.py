@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from alexnet.errors import UserError
 from alexnet.messages.translator import Translator
 from alexnet.plots.curves import metric_figure
-from alexnet.plots.style import Theme, new_panel, shorten
+from alexnet.plots.style import Theme, new_panel, shorten, use_percent
 from alexnet.report.page import Column, Page, Values
 from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run
@@ -91,7 +92,7 @@ def _result(page: Page, runs: RunsByName) -> Values:
     if not compared:
         rows, columns = [row[:-3] for row in rows], columns[:-3]
     return {
-        "figure": page.plot("accuracy", lambda theme, translate: _intervals_figure(runs, theme, translate)),
+        "figure": page.plot("accuracy", partial(_intervals_figure, runs)),
         "accuracies": page.table("accuracies", columns, rows, sortable=True),
         "best": best_name,
         "compared_images": len(best.predictions.names) if compared and best.predictions else 0,
@@ -113,7 +114,7 @@ def _intervals_figure(runs: RunsByName, theme: Theme, translate: Translator) -> 
     axes.set_yticks(range(len(runs)), [shorten(name, 22) for name in runs])
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    use_percent(axes.xaxis)
     axes.set_xlabel(translate("top1"))
     axes.grid(axis="x")
     return figure
@@ -129,7 +130,7 @@ def _curves(page: Page, runs: RunsByName) -> Values:
     def plot(name: str, train: str, val: str, minutes: bool = False) -> Markup:
         return page.plot(
             f"{name}-by-minutes" if minutes else name,
-            lambda theme, translate: metric_figure(histories, train, val, theme, translate, translate(name), minutes),
+            partial(metric_figure, histories, name, train, val, minutes=minutes),
         )
 
     accuracy = ("top1", "train_top1", "top1")

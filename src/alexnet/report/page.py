@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib import font_manager
-from matplotlib.figure import Figure
 
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, write_text
 from alexnet.messages.templates import load_template
 from alexnet.messages.translator import Translator
-from alexnet.plots.style import FALLBACK_FONTS, THEMES, Theme, render, render_formats
+from alexnet.plots.style import THEMES, Draw, Theme, render_formats
 
 LIGHT = THEMES["light"]
 
@@ -96,14 +94,12 @@ class Page:
         write_text(self.path, load_template("alexnet.report", "page.html", self.lang).render(values))
         return [self.path, *self.files]
 
-    def plot(self, name: str, draw: Callable[[Theme, Translator], Figure]) -> Markup:
+    def plot(self, name: str, draw: Draw) -> Markup:
         """Write `name`.svg and `name`.png, and return the figure as an SVG element."""
-        svg, png = render_formats(lambda theme: draw(theme, self.translate), LIGHT, ("svg", "png"))
-        if self.lang != "en" and not _has_chinese_font():  # a browser substitutes a font, a PNG cannot
-            png = render(lambda theme: draw(theme, Translator("en")), LIGHT, "png")
-        self._write_file(f"{name}.svg", svg)
-        self._write_file(f"{name}.png", png)
-        return _inline_svg(svg.decode(), name)
+        files = render_formats(draw, LIGHT, ("svg", "png"), self.translate)
+        for form, content in files.items():
+            self._write_file(f"{name}.{form}", content)
+        return _inline_svg(files["svg"].decode(), name)
 
     def table(
         self, name: str, columns: Sequence[Column], rows: Sequence[Sequence[Any]], sortable: bool = False
@@ -135,10 +131,6 @@ def _css_variables(theme: Theme) -> str:
         for name, color in (("good", theme.blue), ("bad", theme.orange))
     }
     return " ".join(f"--{name}: {value};" for name, value in (_theme_colors(theme) | channels).items())
-
-
-def _has_chinese_font() -> bool:
-    return bool(set(FALLBACK_FONTS[:8]) & set(font_manager.get_font_names()))
 
 
 def _inline_svg(svg: str, name: str) -> Markup:

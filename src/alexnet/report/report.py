@@ -7,19 +7,19 @@ read from the dataset, once, and cached in the run folder.
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from alexnet.checkpoint import load_checkpoint
 from alexnet.inference.calibration import ece
+from alexnet.messages.translator import Translator
 from alexnet.plots.calibration import Confidence, coverage_figure, reliability_figure
 from alexnet.plots.confusion import Confusion, confusion_figure
 from alexnet.plots.curves import metric_figure
@@ -63,7 +63,7 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
     page.add("confusion", lambda: _confusion(page, data.confusion))
     page.add("classes", lambda: _classes(page, data))
     for which in ("mistakes", "least_confident_correct"):
-        page.add(which, functools.partial(_examples, page, data, which), macro="examples")
+        page.add(which, partial(_examples, page, data, which), macro="examples")
     page.add("calibration", lambda: _calibration(page, data, data.confidence))
     page.add("filters", lambda: _filters(page, data))
     page.add("augmented", lambda: _augmented(data))
@@ -108,15 +108,12 @@ def _warnings(page: Page, data: RunData) -> Values | None:
 
 def _curves(page: Page, data: RunData) -> Values:
     runs = {data.name: data.history}
-
-    def plot(name: str, train: str | None, val: str) -> Markup:
-        return page.plot(
-            name, lambda theme, translate: metric_figure(runs, train, val, theme, translate, translate(name))
-        )
-
     figures = [
-        plot("loss", "train_loss", "val_loss"), plot("top1", "train_top1", "top1"), plot("rate", None, "lr"),
-        plot("speed", None, "images_per_second"),
+        page.plot(name, partial(metric_figure, runs, name, train, val))
+        for name, train, val in (
+            ("loss", "train_loss", "val_loss"), ("top1", "train_top1", "top1"), ("rate", None, "lr"),
+            ("speed", None, "images_per_second"),
+        )
     ]  # fmt: skip
     columns = [Column(heading, form) for heading, _, form in EPOCH_COLUMNS]
     rows = [[epoch.get(key) for _, key, _ in EPOCH_COLUMNS] for epoch in data.history]
@@ -133,7 +130,7 @@ def _confusion(page: Page, confusion: Confusion | None) -> Values | None:
     """
     if confusion is None:
         return None
-    page.plot("confusion", lambda theme, translate: confusion_figure(confusion, theme, translate))
+    page.plot("confusion", partial(confusion_figure, confusion))
     columns = (Column("true", "text"), Column("predicted", "text"), Column("count", ",d"), Column("share", ".1%"))
     pairs = confusion.most_frequent(MAX_PAIRS)
     counts, n = confusion.counts, len(confusion.labels)
@@ -222,8 +219,8 @@ def _calibration(page: Page, data: RunData, confidence: Confidence | None) -> Va
         if confidence.note:
             sentences.append(translate("fitted_now", split=fitted_on))
     figures = [
-        page.plot("calibration", lambda theme, translate: reliability_figure(confidence, theme, translate)),
-        page.plot("coverage", lambda theme, translate: coverage_figure(confidence, theme, translate)),
+        page.plot("calibration", partial(reliability_figure, confidence)),
+        page.plot("coverage", partial(coverage_figure, confidence)),
     ]
     return {"sentences": sentences, "figures": figures, "thresholds": _thresholds(page, confidence)}
 
@@ -252,11 +249,11 @@ def _filters(page: Page, data: RunData) -> Values | None:
     if name is None:
         return {"name": None, "weights": None, "figure": None}
     weights = by_layer[name]
-    figure = page.plot("filters", lambda theme, _: _filters_figure(weights, theme))
+    figure = page.plot("filters", partial(_filters_figure, weights))
     return {"name": name, "weights": weights.shape, "figure": figure}
 
 
-def _filters_figure(weights: np.ndarray, theme: Theme) -> Figure:
+def _filters_figure(weights: np.ndarray, theme: Theme, _: Translator) -> Figure:
     columns = 12 if len(weights) % 12 == 0 else 16 if len(weights) > 32 else 8
     filters = filter_tiles(weights, theme)
     grid = tile_images(filters, columns, np.zeros(3), theme.background)

@@ -6,6 +6,7 @@ or other files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -48,7 +49,9 @@ def render_docs(openapi: dict[str, Any]) -> str:
     return load_template("alexnet.serving", "docs.html").render(info=info, routes=routes)
 
 
-def _tables(operation: dict[str, Any], openapi: dict[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+def _tables(
+    operation: dict[str, Any], openapi: dict[str, Any]
+) -> Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]:
     """Return parameters, request body and responses of a route: keys of the headings, and rows."""
     parameters = [
         (p["name"], p["in"], p.get("description", ""), _shape(p.get("schema", {}), openapi))
