@@ -68,7 +68,10 @@ def make_fake_run(
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = path / "checkpoints" / "00000080"
     folder.mkdir(parents=True)
-    model = {"format": "alexnet-1", "classes": names, "preprocess": {"channels": 3, "size": 32}}
+    model = {
+        "format": "alexnet-1", "spec": {}, "classes": names, "preprocess": {"channels": 3, "size": 32}, "step": 80,
+        "epoch": len(rows), "sha256": {},
+    }  # fmt: skip
     (folder / "model.json").write_text(json.dumps(model))
     (path / "best").write_text(folder.name + "\n")
     paths = [f"test/{names[t]}/{i}.jpg" for i, t in enumerate(targets)]
