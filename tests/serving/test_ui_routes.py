@@ -106,7 +106,7 @@ def test_stage_is_rendered_as_its_strongest_maps():
     assert found.shape[1] > 1.8 * found.shape[0]  # two rows of four
     units = np.asarray(explain.render_stage(Stage("fc6", np.arange(101, dtype=np.float32))))
     assert units[0, 0].tolist() == explain.COLOR_RAMP[0].tolist()
-    assert units[-1, -1].tolist() == explain.GAP_COLOR.tolist()  # the last row is not full
+    assert units[-1, -1].tolist() == 3 * [explain.GAP_GRAY]  # the last row is not full
     assert (
         np.asarray(explain.render_stage(Stage("fc8", np.full(10, -1, np.float32)))).std() > 0
     )  # dark blue, no failure

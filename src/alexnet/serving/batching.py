@@ -25,7 +25,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -87,16 +87,16 @@ class _Request:
             self.future.set_result([outcome for outcome in self.outcomes if outcome is not None])
 
 
+@dataclass(eq=False, slots=True)
 class _Image:
     """One image of a request."""
 
-    __slots__ = ("crops", "data", "decoded_at", "index", "queue", "request")
-
-    def __init__(self, request: _Request, index: int, queue: _BatchQueue, data: bytes) -> None:
-        self.request, self.index, self.queue = request, index, queue
-        self.data = data
-        self.crops: list[np.ndarray] = []
-        self.decoded_at = 0.0
+    request: _Request
+    index: int
+    queue: _BatchQueue
+    data: bytes
+    crops: list[np.ndarray] = field(default_factory=list)
+    decoded_at: float = 0.0
 
 
 class _BatchQueue:

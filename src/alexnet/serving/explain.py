@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torchvision.utils import make_grid
 
 from alexnet.errors import UserError
 from alexnet.inference import explain
@@ -27,7 +29,6 @@ from alexnet.inference.features import Features, extract_features, load_image
 from alexnet.inference.neighbors import INFO, Index, find_image_file, load_index, load_run_images
 from alexnet.inference.predict import Classifier
 from alexnet.models.model import AlexNet
-from alexnet.run_dir import Run
 from alexnet.runtimes.engines import LoadedModel
 
 NUM_SAMPLES, NUM_NEIGHBORS = 12, 6
@@ -102,7 +103,9 @@ class Explainer:
     classifier: Classifier
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _index: Index | None = None
-    _sample_pngs: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._run = self.classifier.ensemble.members[0].run
 
     @functools.cached_property
     def loaded(self) -> LoadedModel:
@@ -173,18 +176,13 @@ class Explainer:
     @functools.cached_property
     def samples(self) -> list[tuple[str, str]]:
         """(name, label) of some images that the run was not trained on, from as many classes as possible."""
-        run = self._run
         with self._reading_run():
-            for split in ("val", "test") if run else ():
-                if run and (evaluation := run.read_evaluation_targets(split)):
+            for split in ("val", "test"):
+                if self._run and (evaluation := self._run.read_evaluation_targets(split)):
                     names, targets = evaluation
-                    classes = self.classifier.classes
-                    return [(names[i], classes[targets[i]]) for i in spread_over_classes(targets, NUM_SAMPLES)]
+                    rows = spread_over_classes(targets, NUM_SAMPLES)
+                    return [(names[i], self.classifier.classes[targets[i]]) for i in rows]
         return []
-
-    @property
-    def _run(self) -> Run | None:
-        return self.classifier.ensemble.members[0].run
 
     def sample(self, number: int) -> tuple[bytes, str]:
         """Return the file and media type of one of `samples`."""
@@ -194,15 +192,14 @@ class Explainer:
             file = find_image_file(self._run, self.samples[number][0])
             if file and file.suffix.lower() in BROWSER_TYPES:
                 return file.read_bytes(), BROWSER_TYPES[file.suffix.lower()]
-            return self._render_samples(self._run)[number], "image/png"
+            return self._sample_pngs[number], "image/png"
 
-    def _render_samples(self, run: Run) -> list[bytes]:
-        """Return all samples as PNG files. A dataset without image files is loaded for them once."""
+    @functools.cached_property
+    def _sample_pngs(self) -> list[bytes]:
+        """All samples as PNG files. A dataset without image files is loaded for them once."""
+        assert self._run is not None
         with self._lock:
-            if not self._sample_pngs:
-                images = load_run_images(run, [name for name, _ in self.samples])
-                self._sample_pngs = [encode_png(image) for image in images]
-        return self._sample_pngs
+            return [encode(image) for image in load_run_images(self._run, [name for name, _ in self.samples])]
 
     @contextmanager
     def _reading_run(self) -> Iterator[None]:
@@ -236,22 +233,19 @@ INPUT_SIZE = 256  # pixels: smaller network inputs are enlarged to at most this,
 THUMBNAIL_SIZE = 160
 SUPPORTS, OPPOSES = (230, 126, 0), (0, 114, 178)  # orange, blue
 COLOR_RAMP = np.array([[0, 24, 56], [0, 114, 178], [240, 228, 66]])  # zero, half, the stage's maximum
-GAP_COLOR = np.array([128, 128, 128], np.uint8)
-GAP = 3  # pixels between maps
+GAP, GAP_GRAY = 3, 128  # pixels between maps, and their gray
+
+
+def encode(image: Image.Image, format: str = "PNG") -> bytes:
+    """Return `image` as the bytes of a file."""
+    file = io.BytesIO()
+    image.save(file, format, quality=85)
+    return file.getvalue()
 
 
 def data_uri(image: Image.Image, format: str = "PNG") -> str:
     """Return `image` as a data URI."""
-    file = io.BytesIO()
-    image.save(file, format, quality=85)
-    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """Return `image` as the bytes of a PNG file."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    return f"data:image/{format.lower()};base64,{base64.b64encode(encode(image, format)).decode()}"
 
 
 def thumbnail(image: Image.Image) -> str:
@@ -293,13 +287,8 @@ def render_stage(stage: StageValues) -> Image.Image:
     columns = 1 if flat else COLUMNS
     factor = max(1, INPUT_SIZE // columns // maps.shape[2])  # an integer, so that a value stays a square
     tiles = _colorize(maps / maximum).repeat(factor, axis=1).repeat(factor, axis=2)
-    count, height, width = tiles.shape[:3]
-    rows = -(-count // columns)
-    canvas = np.tile(GAP_COLOR, (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 1))
-    for i, tile in enumerate(tiles):
-        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        canvas[top : top + height, left : left + width] = tile
-    return Image.fromarray(canvas)
+    grid = make_grid(torch.from_numpy(tiles).permute(0, 3, 1, 2), columns, GAP, pad_value=GAP_GRAY)
+    return Image.fromarray(grid.permute(1, 2, 0).numpy()[GAP:-GAP, GAP:-GAP])  # without its border
 
 
 def _wrap_rows(values: np.ndarray) -> np.ndarray:
@@ -315,4 +304,4 @@ def _colorize(values: np.ndarray) -> np.ndarray:
     """Map values (…) from 0 to 1 to colors, uint8 (…, 3); values below 0 count as 0, and NaN is gray."""
     positions = np.linspace(0, 1, len(COLOR_RAMP))
     colors = np.stack([np.interp(np.nan_to_num(values), positions, COLOR_RAMP[:, c]) for c in range(3)], axis=-1)
-    return np.where(np.isnan(values)[..., None], GAP_COLOR, np.rint(colors).astype(np.uint8))
+    return np.where(np.isnan(values)[..., None], GAP_GRAY, np.rint(colors)).astype(np.uint8)
