@@ -47,16 +47,14 @@ def arch(
         )  # fmt: skip
         print("Run 'alexnet arch NAME' to see one layer by layer.")
         return
+    settings: dict[str, Any] = {
+        "image_size": image_size, "num_classes": num_classes, "in_channels": in_channels,
+        "norm": None if norm == "auto" else norm, "width": width,
+    }  # fmt: skip
     if name.startswith(TORCHVISION):
-        _show_torchvision(
-            name, json, image_size=image_size, num_classes=num_classes, in_channels=in_channels,
-            norm=None if norm == "auto" else norm, width=width,
-        )  # fmt: skip
+        _show_torchvision(name, json, settings)
         return
-    spec = architecture(
-        name, image_size=image_size, num_classes=num_classes, in_channels=in_channels,
-        norm=None if norm == "auto" else norm, width=width,
-    )  # fmt: skip
+    spec = architecture(name, **settings)
     summary = summarize(spec)
     if json:
         print_json(summary.to_dict())
@@ -79,7 +77,7 @@ def arch(
         print(f"- {text}")
 
 
-def _show_torchvision(name: str, json: bool, **settings: Any) -> None:
+def _show_torchvision(name: str, json: bool, settings: dict[str, Any]) -> None:
     """Show a classifier of torchvision module by module."""
     from alexnet.models.torchvision_models import summarize_torchvision, torchvision_spec
 
