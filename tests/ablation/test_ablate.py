@@ -158,7 +158,7 @@ def test_a_budget_ends_the_comparison(tmp_path: Path, monkeypatch: pytest.Monkey
     clock = itertools.count(step=100)  # every reading is 100 s later
     monkeypatch.setattr("alexnet.ablation.ablate.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr("alexnet.ablation.ablate._estimate_seconds", lambda arm, recipe: 100.0)
-    monkeypatch.setattr("alexnet.ablation.ablate._measure_arm", lambda *_: (0.5, tmp_path / "none"))
+    monkeypatch.setattr("alexnet.ablation.ablate._measure_arm", lambda *_: (0.5, "none", True))
     monkeypatch.setattr("alexnet.ablation.ablate._draw_curves", lambda *_: None)  # there are no runs
     messages: list[str] = []
     found = ablate("ten-crop", base=quick_recipe(), seeds=5, budget=10, out=tmp_path, log=messages.append)

@@ -16,18 +16,24 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexnet.ablation.claims import Arm, Claim, find_claim
 from alexnet.errors import UserError
-from alexnet.files import atomic_write, read_json, write_json
+from alexnet.files import read_json, write_json
 from alexnet.inference.evaluate import evaluate
+from alexnet.plots.style import Theme, new_figure, save_figure
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import train
 from alexnet.training.recipe import Recipe, with_settings
 from alexnet.training.recipes import named_recipe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PILOT_PAIRS = 3  # pairs trained before estimating how many are needed
 MIN_PAIRS = 5  # unless --seeds is given
@@ -47,7 +53,7 @@ class ArmResult:
     runs: list[str]
     settings: dict[str, Any]
     reached: bool = True
-    """For epochs: whether every run reached the target error; a run that did not counts with all its epochs."""
+    """For epochs: whether every run reached the target error; if not, all its epochs count."""
 
     def to_dict(self) -> dict[str, Any]:
         spread = statistics.stdev(self.values) if len(self.values) > 1 else None
@@ -209,51 +215,49 @@ def ablate(
         raise UserError(f"--budget must be a number of minutes above 0, not {budget}.")
     arms = (found.part, found.without)
     recipes = [arm_recipe(arm, base) for arm in arms]
-    started, pair_seconds = time.monotonic(), 0.0
-    if budget is not None:
-        pair_seconds = sum(_estimate_seconds(arm, recipe) for arm, recipe in zip(arms, recipes, strict=True))
-        pairs = min(seeds or PILOT_PAIRS, PILOT_PAIRS)
-        if pair_seconds * pairs > 60 * budget:
-            raise UserError(
-                f"--budget {budget:g} minutes is too small: a pair of trainings takes about "
-                f"{pair_seconds / 60:.1f} minutes here and the interval needs {pairs}; give --budget "
-                f"{math.ceil(pair_seconds * pairs / 60)}, fewer --epochs or a smaller --width."
-            )
+    started = time.monotonic()
+    pair_seconds = 0.0 if budget is None else _estimate_pair(arms, recipes, budget, seeds)
     target = seeds or MIN_PAIRS
-    values: tuple[list[float], list[float]] = ([], [])
-    runs: tuple[list[str], list[str]] = ([], [])
-    reached = [True, True]
+    pairs: list[list[tuple[float, str, bool]]] = []  # of each arm: value, run, and whether it reached the target
     differences: list[float] = []
-    while len(differences) < target:
-        seed = len(differences)
+    while len(pairs) < target:
+        seed = len(pairs)
         if budget is not None and time.monotonic() - started + pair_seconds > 60 * budget:
             log(f"The budget of {budget:g} minutes ends after {seed} of {target} pairs.")
             break
         pair_started = time.monotonic()
-        for i, (arm, recipe) in enumerate(zip(arms, recipes, strict=True)):
-            value, run = _measure_arm(found, arm, recipe, seed, out)
-            reached[i] &= value is not None
-            values[i].append(recipe.schedule.epochs if value is None else value)
-            runs[i].append(str(run))
+        pair = [_measure_arm(found, arm, recipe, seed, out) for arm, recipe in zip(arms, recipes, strict=True)]
         elapsed = time.monotonic() - pair_started
         pair_seconds = max(pair_seconds, elapsed)
-        sign = 1 if found.measure == "top1" else -1
-        differences.append(sign * (values[0][-1] - values[1][-1]))
-        log(
-            f"{found.name}, seed {seed}: {arms[0].name} {_format(values[0][-1], found.measure)}, "
-            f"{arms[1].name} {_format(values[1][-1], found.measure)} ({elapsed:.0f} s)"
-        )
-        if seeds is None and len(differences) == PILOT_PAIRS:
+        pairs.append(pair)
+        values = [value for value, _, _ in pair]
+        differences.append(values[0] - values[1] if found.measure == "top1" else values[1] - values[0])
+        shown = (f"{arm.name} {_format(value, found.measure)}" for arm, value in zip(arms, values, strict=True))
+        log(f"{found.name}, seed {seed}: {', '.join(shown)} ({elapsed:.0f} s)")
+        if seeds is None and len(pairs) == PILOT_PAIRS:
             target = pairs_needed(differences, target_half_width(differences, found.measure))
             log(f"After {PILOT_PAIRS} pairs, their spread requires {target}.")
-    results = [
-        ArmResult(arm.name, values[i], runs[i], _changed_settings(recipes[i], base), reached[i])
-        for i, arm in enumerate(arms)
-    ]
-    result = Ablation(
-        found, results[0], results[1], list(range(len(differences))), differences, json.loads(base.to_json())
-    )
-    return _write(result, out)
+    results = []
+    for arm, recipe, outcomes in zip(arms, recipes, zip(*pairs, strict=True), strict=True):
+        of_seeds, runs, reached = zip(*outcomes, strict=True)
+        changed = _changed_settings(recipe, base)
+        results.append(ArmResult(arm.name, list(of_seeds), list(runs), changed, all(reached)))
+    part, without = results
+    settings = json.loads(base.to_json())
+    return _write(Ablation(found, part, without, list(range(len(pairs))), differences, settings), out)
+
+
+def _estimate_pair(arms: Sequence[Arm], recipes: Sequence[Recipe], budget: float, seeds: int | None) -> float:
+    """Estimate the seconds of a pair of trainings. Raises `UserError` if the budget is too small for the pilot."""
+    seconds = sum(_estimate_seconds(arm, recipe) for arm, recipe in zip(arms, recipes, strict=True))
+    pairs = min(seeds or PILOT_PAIRS, PILOT_PAIRS)
+    if seconds * pairs > 60 * budget:
+        raise UserError(
+            f"--budget {budget:g} minutes is too small: a pair of trainings takes about {seconds / 60:.1f} minutes "
+            f"here and the interval needs {pairs}; give --budget {math.ceil(seconds * pairs / 60)}, fewer --epochs or "
+            "a smaller --width."
+        )
+    return seconds
 
 
 def arm_recipe(arm: Arm, base: Recipe) -> Recipe:
@@ -267,22 +271,26 @@ def _changed_settings(recipe: Recipe, base: Recipe) -> dict[str, Any]:
     return {key: value for key, value in new.items() if value != old[key]}
 
 
-def _measure_arm(claim: Claim, arm: Arm, recipe: Recipe, seed: int, out: Path) -> tuple[float | None, Path]:
-    """Train or reuse the run of an arm with one seed; return its value and its folder."""
+def _measure_arm(claim: Claim, arm: Arm, recipe: Recipe, seed: int, out: Path) -> tuple[float, str, bool]:
+    """Train or reuse the run of an arm; return its value, its folder and whether it reached the target error."""
     recipe = recipe.replace(seed=seed + OTHER_SEEDS_OFFSET * arm.other_seeds)
     folder = out / "arms" / _recipe_key(recipe) / f"seed-{recipe.run.seed}"
     if arm.kind == "hog":
         from alexnet.ablation.hog import hog_svm
 
-        return _cached(folder.parent / f"hog-{recipe.run.seed}.json", lambda: hog_svm(recipe)), folder.parent
+        value = _cached(folder.parent / f"hog-{recipe.run.seed}.json", lambda: hog_svm(recipe))
+        return value, str(folder.parent), True
     run = Run(folder)
     if not (run.recipe_json.is_file() and run.summary().get("complete")):
         train(recipe, out=folder, resume=True, progress=Silent())
     if claim.measure == "epochs":
-        return epochs_to_error(run.metrics()), folder
+        epochs = epochs_to_error(run.metrics())
+        return recipe.schedule.epochs if epochs is None else epochs, str(folder), epochs is not None
     if arm.kind == "ten-crop":
-        return _cached(folder.parent / f"ten-crop-{recipe.run.seed}.json", lambda: _top1(run, views=10)), folder
-    return _top1(run, views=1), folder
+        value = _cached(folder.parent / f"ten-crop-{recipe.run.seed}.json", lambda: _top1(run, views=10))
+    else:
+        value = _top1(run, views=1)
+    return value, str(folder), True
 
 
 def _top1(run: Run, views: int) -> float:
@@ -333,54 +341,41 @@ def _estimate_seconds(arm: Arm, recipe: Recipe) -> float:
 
 
 def _write(result: Ablation, out: Path) -> Ablation:
-    out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{result.claim.name}.{suffix}" for suffix in ("json", "svg", "png")]
     result = replace(result, files=[str(p) for p in paths])
     for path in paths[1:]:
-        with atomic_write(path) as temporary:
-            _draw(result, temporary, path.suffix[1:])
+        save_figure(partial(comparison_figure, result), path)
     write_json(paths[0], result.to_dict())
     return result
 
 
-def _draw(result: Ablation, path: Path, suffix: str) -> None:
+def comparison_figure(result: Ablation, theme: Theme) -> Figure:
     """Plot the pairs, their differences with the interval, and both arms' accuracy by epoch."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    blue, orange, gray = "#0072b2", "#d55e00", "#777777"
     factor, unit = (100, "top-1, %") if result.claim.measure == "top1" else (1, "epochs to 25 % training error")
-    part = [factor * v for v in result.part.values]
-    without = [factor * v for v in result.without.values]
-    figure, (pairs, gap, curves) = plt.subplots(
-        1, 3, figsize=(11, 3.6), layout="constrained", width_ratios=(1.1, 0.7, 1.6)
+    part, without, differences = (
+        [factor * v for v in values] for values in (result.part.values, result.without.values, result.differences)
     )
-    figure.suptitle(f"{result.claim.name}: {result.verdict}", fontsize=12)
+    figure = new_figure(11, 4.6, f"{result.claim.name}: {result.verdict}", result.claim.statement)
+    pairs, gap, curves = figure.subplots(1, 3, width_ratios=(1.1, 0.7, 1.6))
     for a, b in zip(without, part, strict=True):
-        pairs.plot((0, 1), (a, b), color=gray, linewidth=0.8, zorder=1)
-    pairs.scatter([0] * len(without), without, color=orange, zorder=2)
-    pairs.scatter([1] * len(part), part, color=blue, zorder=2)
+        pairs.plot((0, 1), (a, b), color=theme.muted, linewidth=0.8, zorder=1)
+    pairs.scatter([0] * len(without), without, color=theme.orange, zorder=2)
+    pairs.scatter([1] * len(part), part, color=theme.blue, zorder=2)
     pairs.set_xticks((0, 1), (_wrap_name(result.without.name), _wrap_name(result.part.name)))
-    pairs.set_xlim(-0.4, 1.4)
-    pairs.set_ylabel(unit)
-    differences = [factor * d for d in result.differences]
-    gap.axhline(0, color=gray, linewidth=0.8)
-    gap.scatter([0] * len(differences), differences, color=gray, s=14, zorder=1)
+    pairs.set(xlim=(-0.4, 1.4), ylabel=unit)
+    gap.axhline(0, color=theme.muted, linewidth=0.8)
+    gap.scatter([0] * len(differences), differences, color=theme.muted, s=14, zorder=1)
     mean = factor * result.difference
     if result.interval:
         low, high = (factor * v for v in result.interval)
-        gap.errorbar(0.3, mean, yerr=[[mean - low], [high - mean]], fmt="o", color="black", capsize=5)
+        gap.errorbar(0.3, mean, yerr=[[mean - low], [high - mean]], fmt="o", color=theme.foreground, capsize=5)
     gap.set_xticks((0, 0.3), ("pairs", "mean, 95 %"))
-    gap.set_xlim(-0.2, 0.55)
-    gap.set_ylabel("difference" + (", points" if factor == 100 else ", epochs saved"))
-    _draw_curves(curves, result, (orange, blue))
-    figure.savefig(path, format=suffix, dpi=110, metadata={"Date": None} if suffix == "svg" else None)
-    plt.close(figure)
+    gap.set(xlim=(-0.2, 0.55), ylabel="difference" + (", points" if factor == 100 else ", epochs saved"))
+    _draw_curves(curves, result, (theme.orange, theme.blue))
+    return figure
 
 
-def _draw_curves(axes: Any, result: Ablation, colors: tuple[str, str]) -> None:
+def _draw_curves(axes: Axes, result: Ablation, colors: tuple[str, str]) -> None:
     """Plot mean and range over the seeds of the accuracy by epoch, for arms that train."""
     key, name = (
         ("top1", "validation top-1, %") if result.claim.measure == "top1" else ("train_top1", "training top-1, %")
@@ -394,10 +389,9 @@ def _draw_curves(axes: Any, result: Ablation, colors: tuple[str, str]) -> None:
         at = list(range(1, epochs + 1))
         axes.fill_between(at, [min(h) for h in heights], [max(h) for h in heights], color=color, alpha=0.2, linewidth=0)
         axes.plot(at, [statistics.fmean(h) for h in heights], style, color=color, label=arm.name)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(name)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9)
+    axes.set(xlabel="epoch", ylabel=name)
+    axes.grid()
+    axes.legend(loc="lower right")
 
 
 def _wrap_name(name: str) -> str:
