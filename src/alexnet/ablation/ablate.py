@@ -368,9 +368,9 @@ def comparison_figure(result: Ablation, theme: Theme) -> Figure:
     mean = factor * result.difference
     if result.interval:
         low, high = (factor * v for v in result.interval)
-        gap.errorbar(0.3, mean, yerr=[[mean - low], [high - mean]], fmt="o", color=theme.foreground, capsize=5)
-    gap.set_xticks((0, 0.3), ("pairs", "mean, 95 %"))
-    gap.set(xlim=(-0.2, 0.55), ylabel="difference" + (", points" if factor == 100 else ", epochs saved"))
+        gap.errorbar(0.5, mean, yerr=[[mean - low], [high - mean]], fmt="o", color=theme.foreground, capsize=5)
+    gap.set_xticks((0, 0.5), ("pairs", "mean, 95 %"))
+    gap.set(xlim=(-0.3, 0.8), ylabel="difference" + (", points" if factor == 100 else ", epochs saved"))
     _draw_curves(curves, result, (theme.orange, theme.blue))
     return figure
 
