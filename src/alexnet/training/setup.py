@@ -7,7 +7,7 @@ workers) are put into the recipe, so that `recipe.json` reproduces the run elsew
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -93,88 +93,23 @@ def _prepare(
     check: bool,
 ) -> TrainSetup:
     """Do the work of `prepare_training` without the files `bad`. Raises `BadFiles` for others."""
-    recipe = recipe.replace(lr_batch=recipe.optimization.lr_batch or recipe.optimization.batch_size)
     device = pick_device(recipe.run.device)
     precision = parallel.broadcast_object(lambda: pick_precision(recipe.run.precision, device))
-    pretrained = load_model(recipe.model.weights) if recipe.model.weights and saved is None else None
-    arch = recipe.model.arch
-    if pretrained is not None and arch not in ("auto", pretrained.model.spec.name):
-        raise UserError(
-            f"--weights {recipe.model.weights} is a '{pretrained.model.spec.name}', not '{arch}'; leave --arch out."
-        )
-    if arch != "auto" and pretrained is None and saved is None:  # report a typo before reading the data
-        parallel.check(build_spec(recipe, num_classes=2, channels=None))
+    pretrained = None if saved else _load_pretrained(recipe, parallel)
+
     dataset = _load_data(recipe, split, bad, progress)
-
-    recipe, reasons = choose_settings(recipe, len(dataset.splits["train"]), len(dataset.classes))
-    if reasons:
-        progress.log(reasons)
-    batch_size = recipe.optimization.batch_size or (32 if device.type == "cpu" else 128)
-    if batch_size < parallel.shard.world_size:
-        raise UserError(
-            f"--batch-size {batch_size} is the total of all {parallel.shard.world_size} processes and leaves some "
-            f"without an image; give {parallel.shard.world_size} or more."
-        )
-    recipe = recipe.replace(
-        precision=precision.name, batch_size=batch_size, data=recipe.data.path.absolute() if recipe.data.path else None
-    )
-    if recipe.data.labels and recipe.data.labels.is_file():  # otherwise it lies within the data
-        recipe = recipe.replace(labels=recipe.data.labels.absolute())
-
-    known = (saved.model.spec, saved.preprocess) if saved else None
-    if pretrained is not None:
-        recipe, known = init_from_pretrained(pretrained, recipe, dataset, progress)
-    elif recipe.model.arch == "auto":
-        recipe = _choose_architecture(recipe, dataset, device)
-        model = recipe.model
-        width = f", width {model.width:g}" if model.width != 1 else ""
-        progress.log(
-            f"Architecture '{model.arch}' at {model.image_size}×{model.image_size}{width}, chosen by the size of "
-            "the images; --arch and --image-size override it."
-        )
-    elif recipe.model.arch.startswith(TORCHVISION) and recipe.model.image_size is None:
-        recipe = recipe.replace(image_size=_choose_image_size(dataset))
-    spec = known[0] if known else build_spec(recipe, len(dataset.classes), dataset.channels)
+    recipe = _complete_settings(recipe, dataset, device, precision, parallel, progress)
+    recipe, spec, stored = _choose_network(recipe, dataset, device, saved, pretrained, progress)
     parallel.check(spec)
-
     recipe = apply_augmentation_level(recipe, spec.image_size)
-    settings = recipe.augmentation
-    augment = Augment(
-        crop=settings.crop, padding=settings.padding, padding_mode=settings.padding_mode, scale=settings.scale,
-        flip=settings.flip, crop_group=settings.crop_group, rotate=settings.rotate, jitter=settings.jitter,
-        mixup=settings.mixup, cutmix=settings.cutmix,
-    )  # fmt: skip
-    zeros, ones = (0.0,) * dataset.channels, (1.0,) * dataset.channels  # replaced by _measure_statistics
-    if known is not None:
-        geometry = replace(known[1], mean=zeros, std=ones, mean_image=None)
-    else:
-        geometry = EvalTransform(
-            size=spec.image_size, resize=round(spec.image_size / recipe.data.crop_pct), channels=dataset.channels,
-            mean=zeros, std=ones, squash=recipe.data.squash,
-        )  # fmt: skip
-    mean_image = known[1].mean_image if known else None
-    if recipe.uses_pca_noise and dataset.channels == 1:
-        raise UserError("PCA noise needs color images, and these are grayscale; give --set pca_noise=0.")
-    if mean_image is None and recipe.data.mean_image not in ("none", "own"):
-        mean_image = read_mean_image(recipe.data.mean_image, geometry)
-        recipe = recipe.replace(mean_image=str(Path(recipe.data.mean_image).absolute()))
+    chosen = vars(recipe.augmentation)
+    augment = Augment(**{field.name: chosen[field.name] for field in fields(Augment) if field.name in chosen})
+    recipe, geometry, mean_image = _choose_geometry(recipe, spec, dataset, stored)
 
-    if dataset.files:
-        in_memory = parallel.broadcast_object(
-            lambda: fits_in_memory(dataset, geometry.resize_side, recipe.data.in_memory)
-        )
-        if recipe.data.in_memory and not in_memory:
-            progress.log("The images no longer fit in memory and are decoded on the fly; last digits may differ.")
-        recipe = recipe.replace(in_memory=in_memory)
-        if in_memory:
-            dataset = decode_splits(dataset, geometry, augment, progress)
-        elif check:
-            check_files(dataset, full=recipe.data.skip_bad, progress=progress)
-    for text in [*dataset.notes, *(f"Skipped {name}: {reason}." for name, reason in dataset.bad[:10])]:
-        progress.log(text)
-    workers, note = choose_workers(
-        recipe.data.workers, max(batch_size, EVAL_BATCH_SIZE) * dataset.channels * geometry.resize_side**2
-    )
+    recipe, dataset = _read_images(recipe, dataset, geometry, augment, parallel, check, progress)
+    batch_size = recipe.optimization.batch_size or 1  # chosen by now
+    largest = max(batch_size, EVAL_BATCH_SIZE) * dataset.channels * geometry.resize_side**2
+    workers, note = choose_workers(recipe.data.workers, largest)
     if note and dataset.files:
         progress.log(note)
     part = dataset.splits["train"]
@@ -195,6 +130,7 @@ def _prepare(
         for name, images in dataset.splits.items()
         if name != "train"
     }
+    weights = class_weights(part.targets, len(dataset.classes)) if recipe.optimization.balance else None
     progress.log(
         f"{dataset.name}: {len(part):,} training images"
         + "".join(f", {len(dataset.splits[name]):,} {name}" for name in evaluation)
@@ -205,9 +141,22 @@ def _prepare(
     if note := describe_lr_scaling(recipe):
         progress.log(note)
     return TrainSetup(
-        recipe, spec, preprocess, augment, dataset, train, evaluation, device, precision, parallel, pca_basis,
-        class_weights(part.targets, len(dataset.classes)) if recipe.optimization.balance else None, pretrained,
+        recipe, spec, preprocess, augment, dataset, train, evaluation, device, precision, parallel, pca_basis, weights,
+        pretrained,
     )  # fmt: skip
+
+
+def _load_pretrained(recipe: Recipe, parallel: SingleProcess) -> LoadedModel | None:
+    """Return the network that --weights names; without one, check --arch before any data is read."""
+    arch, weights = recipe.model.arch, recipe.model.weights
+    if not weights:
+        if arch != "auto":
+            parallel.check(build_spec(recipe, num_classes=2, channels=None))
+        return None
+    pretrained = load_model(weights)
+    if arch not in ("auto", pretrained.model.spec.name):
+        raise UserError(f"--weights {weights} is a '{pretrained.model.spec.name}', not '{arch}'; leave --arch out.")
+    return pretrained
 
 
 def _load_data(
@@ -233,6 +182,107 @@ def _load_data(
     if data.validate_on not in dataset.splits:
         raise UserError(f"The recipe validates on the {data.validate_on} split, which {data.path} does not have.")
     return dataset
+
+
+def _complete_settings(
+    recipe: Recipe,
+    dataset: ImageDataset,
+    device: torch.device,
+    precision: Precision,
+    parallel: SingleProcess,
+    progress: Progress,
+) -> Recipe:
+    """Choose the settings that follow from the number of images and the device, and make paths absolute."""
+    recipe = recipe.replace(lr_batch=recipe.optimization.lr_batch or recipe.optimization.batch_size)
+    recipe, reasons = choose_settings(recipe, len(dataset.splits["train"]), len(dataset.classes))
+    if reasons:
+        progress.log(reasons)
+    batch_size = recipe.optimization.batch_size or (32 if device.type == "cpu" else 128)
+    if batch_size < parallel.shard.world_size:
+        raise UserError(
+            f"--batch-size {batch_size} is the total of all {parallel.shard.world_size} processes and leaves some "
+            f"without an image; give {parallel.shard.world_size} or more."
+        )
+    data, labels = recipe.data.path, recipe.data.labels
+    if labels and labels.is_file():  # otherwise it lies within the data
+        labels = labels.absolute()
+    return recipe.replace(
+        precision=precision.name, batch_size=batch_size, data=data.absolute() if data else None, labels=labels
+    )
+
+
+def _choose_network(
+    recipe: Recipe,
+    dataset: ImageDataset,
+    device: torch.device,
+    saved: Checkpoint | None,
+    pretrained: LoadedModel | None,
+    progress: Progress,
+) -> tuple[Recipe, Spec, EvalTransform | None]:
+    """Return the recipe with an architecture, its specification, and the preprocessing of `saved` or `pretrained`."""
+    if saved is not None:
+        return recipe, saved.model.spec, saved.preprocess
+    if pretrained is not None:
+        recipe, (spec, preprocess) = init_from_pretrained(pretrained, recipe, dataset, progress)
+        return recipe, spec, preprocess
+    if recipe.model.arch == "auto":
+        recipe = _choose_architecture(recipe, dataset, device)
+        model = recipe.model
+        width = f", width {model.width:g}" if model.width != 1 else ""
+        progress.log(
+            f"Architecture '{model.arch}' at {model.image_size}×{model.image_size}{width}, chosen by the size of "
+            "the images; --arch and --image-size override it."
+        )
+    elif recipe.model.arch.startswith(TORCHVISION) and recipe.model.image_size is None:
+        recipe = recipe.replace(image_size=_choose_image_size(dataset))
+    return recipe, build_spec(recipe, len(dataset.classes), dataset.channels), None
+
+
+def _choose_geometry(
+    recipe: Recipe, spec: Spec, dataset: ImageDataset, stored: EvalTransform | None
+) -> tuple[Recipe, EvalTransform, torch.Tensor | None]:
+    """Return the recipe, the preprocessing without normalization, as `stored` if given, and the mean image if known."""
+    channels, path = dataset.channels, recipe.data.mean_image
+    if recipe.uses_pca_noise and channels == 1:
+        raise UserError("PCA noise needs color images, and these are grayscale; give --set pca_noise=0.")
+    zeros, ones = (0.0,) * channels, (1.0,) * channels  # replaced by _measure_statistics
+    if stored is not None:
+        geometry, mean_image = replace(stored, mean=zeros, std=ones, mean_image=None), stored.mean_image
+    else:
+        resize = round(spec.image_size / recipe.data.crop_pct)
+        geometry, mean_image = (
+            EvalTransform(spec.image_size, resize, channels, zeros, ones, squash=recipe.data.squash),
+            None,
+        )
+    if mean_image is None and path not in ("none", "own"):
+        mean_image = read_mean_image(path, geometry)
+        recipe = recipe.replace(mean_image=str(Path(path).absolute()))
+    return recipe, geometry, mean_image
+
+
+def _read_images(
+    recipe: Recipe,
+    dataset: ImageDataset,
+    geometry: EvalTransform,
+    augment: Augment,
+    parallel: SingleProcess,
+    check: bool,
+    progress: Progress,
+) -> tuple[Recipe, ImageDataset]:
+    """Decode the images into memory if they fit, else check them if `check`. Raises `BadFiles`."""
+    if dataset.files:
+        known = recipe.data.in_memory
+        in_memory = parallel.broadcast_object(lambda: fits_in_memory(dataset, geometry.resize_side, known))
+        if known and not in_memory:
+            progress.log("The images no longer fit in memory and are decoded on the fly; last digits may differ.")
+        recipe = recipe.replace(in_memory=in_memory)
+        if in_memory:
+            dataset = decode_splits(dataset, geometry, augment, progress)
+        elif check:
+            check_files(dataset, full=recipe.data.skip_bad, progress=progress)
+    for text in [*dataset.notes, *(f"Skipped {name}: {reason}." for name, reason in dataset.bad[:10])]:
+        progress.log(text)
+    return recipe, dataset
 
 
 def class_weights(targets: torch.Tensor, classes: int) -> torch.Tensor:
