@@ -30,6 +30,15 @@ GRID_MIN_SIDE = 112  # pixels: smaller images are enlarged to about this size
 GRID_MAX_SIZE = (1200, 1200)  # pixels of the whole grid
 
 
+def all_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) -> list[dict[str, Any]]:
+    """Return the content of `alarms.json`: the first alarm of each kind, by epoch, as {epoch, kind, text}."""
+    first: dict[str, dict[str, Any]] = {}
+    for done, row in enumerate(rows, 1):
+        for kind, text in find_alarms(rows[:done], recipe, classes):
+            first.setdefault(kind, {"epoch": row["epoch"], "kind": kind, "text": text})
+    return list(first.values())
+
+
 def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) -> list[tuple[str, str]]:
     """Return the alarms that the last of `rows` raises, as (kind, sentence); show each kind once a run."""
     row, chance, lr = rows[-1], math.log(classes), recipe.optimization.lr

@@ -34,7 +34,7 @@ from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import KEY
 from alexnet.training.checkpoints import Checkpoints, TrainState, divergence_advice, hash_samples, wrap_write_errors
-from alexnet.training.diagnostics import dead_relus, find_alarms, save_image_grid
+from alexnet.training.diagnostics import all_alarms, dead_relus, save_image_grid
 from alexnet.training.distributed.base import read_together
 from alexnet.training.distributed.data_parallel import average_batch_norm, batch_norm_warning
 from alexnet.training.optim import Hyperparameters, schedule_at
@@ -74,7 +74,6 @@ class Trainer:
         self.state.processes = self.parallel.shard.world_size
         self.resumed = False
         self.pending: list[torch.Tensor] = []  # (loss, hits) of steps, still on the device
-        self.alarms: list[dict[str, Any]] = []
         self.checkpoints = Checkpoints(run, setup)
         self.stop = StopSignal()
 
@@ -235,8 +234,8 @@ class Trainer:
         state, recipe, validate_on = self.state, self.recipe, self.recipe.data.validate_on
         row, outputs = self._validate()
         state.end_epoch(row, is_best=validate_on == "test" or state.best is None or _is_better(row, state.best))
-        is_best, summary, alarms = state.best is row, self._summary(), self._new_alarms(state.history)
-        shown = {**row, "best": state.best}
+        is_best, summary, shown = state.best is row, self._summary(), {**row, "best": state.best}
+        alarms = all_alarms(state.history, recipe, len(self.setup.classes))
 
         def after_save() -> None:
             self.run.append_metrics(row)
@@ -244,10 +243,10 @@ class Trainer:
                 self._write_evaluation(validate_on, outputs)
             write_json(self.run.path / "summary.json", summary)
             self.progress.epoch(shown, recipe.schedule.epochs, validate_on)
-            for alarm in alarms:
-                self.progress.log(alarm["text"])
-            if alarms:
-                write_json(self.run.path / "alarms.json", self.alarms)
+            if new := [alarm["text"] for alarm in alarms if alarm["epoch"] == row["epoch"]]:
+                for text in new:
+                    self.progress.log(text)
+                write_json(self.run.path / "alarms.json", alarms)
 
         self.save(best=is_best, then=after_save)
         if self.budget is not None and not state.finished(recipe):
@@ -291,14 +290,6 @@ class Trainer:
             self.parallel.broadcast_object(lambda: write_text(self.run.recipe_json, self.recipe.to_json() + "\n"))
             self.progress.log(f"{epochs} epochs fit the time budget.")
 
-    def _new_alarms(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Add the alarms raised by the last of `rows` to `alarms` and return them; each kind is raised once a run."""
-        known = {alarm["kind"] for alarm in self.alarms}
-        found = find_alarms(rows, self.recipe, len(self.setup.classes))
-        new = [{"epoch": rows[-1]["epoch"], "kind": kind, "text": text} for kind, text in found if kind not in known]
-        self.alarms += new
-        return new
-
     @cached_property
     def _dead_relu_inputs(self) -> torch.Tensor | None:
         """The first validation images, preprocessed; None if this process has no validation images."""
@@ -326,13 +317,12 @@ class Trainer:
         self.train_step.scaler.load_state_dict(training["scaler"])
         self.checkpoints.resume_from(state)
         self.resumed = True
-        for done in range(1, len(state.history) + 1):  # alarms already raised
-            self._new_alarms(state.history[:done])
+        alarms = all_alarms(state.history, self.recipe, len(self.setup.classes))
 
         def repair() -> None:  # a crash may have left a line too many, a line too few, or half a line
             write_text(self.run.metrics_jsonl, "".join(json.dumps(row) + "\n" for row in state.history))
-            if self.alarms:
-                write_json(self.run.path / "alarms.json", self.alarms)
+            if alarms:
+                write_json(self.run.path / "alarms.json", alarms)
 
         self.parallel.broadcast_object(repair)
 
