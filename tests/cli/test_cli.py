@@ -51,6 +51,15 @@ def test_every_recipe_explains_itself(capsys, recipe):
     assert f"alexnet train {recipe}" in capsys.readouterr().out
 
 
+def test_the_help_of_train_shows_examples_and_groups(capsys):
+    assert run(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    parts = ["usage: alexnet train RECIPE|FOLDER", "Examples:\n  alexnet train ", "─ options ─"]
+    parts += [f"─ {group} options ─" for group in ("model", "data", "augmentation", "optimization", "schedule", "run")]
+    places = [out.index(part) for part in parts]
+    assert places == sorted(places)
+
+
 def test_the_flags_of_train(capsys):
     """The list is a promise to users: change it knowingly, and keep it under forty."""
     assert run(["train", "--help"]) == 0

@@ -198,17 +198,11 @@ def imagenet_2012() -> Recipe:
             crop="random", flip=True, pca_noise=0.1, pca_basis="imagenet", pca_divide=True
         ),
         optimization=OptimizationSettings(
-            batch_size=128,
-            lr=0.01,
-            optimizer="sgd2012",
-            momentum=0.9,
-            weight_decay=5e-4,
-            bias_lr_mult=2.0,
-            decay_biases=False,
-            dropout_2012=True,
+            batch_size=128, lr=0.01, optimizer="sgd2012", momentum=0.9, weight_decay=5e-4,
+            bias_lr_mult=2.0, decay_biases=False, dropout_2012=True,
         ),
         schedule=ScheduleSettings(epochs=90, kind="constant", lr_changes=SCHEDULE_145),
-    )
+    )  # fmt: skip
 
 
 def imagenet_paper() -> Recipe:
@@ -247,16 +241,11 @@ def imagenet_caffe() -> Recipe:
         data=DataSettings(dataset="imagenet", crop_pct=227 / 256, squash=True, mean_image="own", std=(1 / 255,) * 3),
         augmentation=AugmentationSettings(crop="random", flip=True),
         optimization=OptimizationSettings(
-            batch_size=256,
-            lr=0.01,
-            optimizer="sgd2012",
-            momentum=0.9,
-            weight_decay=5e-4,
-            bias_lr_mult=2.0,
-            decay_biases=False,
+            batch_size=256, lr=0.01, optimizer="sgd2012", momentum=0.9, weight_decay=5e-4,
+            bias_lr_mult=2.0, decay_biases=False,
         ),
         schedule=ScheduleSettings(epochs=90, kind="step", lr_step_size=20, lr_gamma=0.1),
-    )
+    )  # fmt: skip
 
 
 def folder() -> Recipe:

@@ -86,26 +86,17 @@ class ModelSettings:
     """The network and its initial weights."""
 
     arch: str = setting(
-        "auto",
-        "Architecture, as listed by 'alexnet arch'; auto chooses by the size of the images. "
-        "torchvision/NAME is any torchvision classifier, such as torchvision/resnet18, with random weights.",
-        flag=True,
-        on_resume="fixed",
-    )
+        "auto", flag=True, on_resume="fixed",
+        help="Architecture, as listed by 'alexnet arch'; auto chooses by the size of the images. torchvision/NAME "
+        "is any torchvision classifier, such as torchvision/resnet18, with random weights.",
+    )  # fmt: skip
     image_size: int | None = setting(
-        None,
-        "Side of the square network input, in pixels. Default: the architecture's own, and for torchvision/NAME 32, 64 "
-        "or 224 by the size of the images.",
-        flag=True,
-        above=0,
-        on_resume="fixed",
-    )
+        None, flag=True, above=0, on_resume="fixed",
+        help="Side of the square network input, in pixels. Default: the architecture's own, and for "
+        "torchvision/NAME 32, 64 or 224 by the size of the images.",
+    )  # fmt: skip
     width: float = setting(
-        1.0,
-        "Factor for the number of channels and hidden units of every layer.",
-        flag=True,
-        above=0,
-        on_resume="fixed",
+        1.0, "Factor for the number of channels and hidden units of every layer.", flag=True, above=0, on_resume="fixed"
     )
     norm: Literal["auto", "lrn", "batch", "none"] = setting(
         "auto", "Normalization layers; auto is the architecture's own.", flag=True, on_resume="fixed"
@@ -114,38 +105,29 @@ class ModelSettings:
         "auto", "Activation function; auto is the architecture's own.", on_resume="fixed"
     )
     dropout: float | None = setting(
-        None,
-        "Dropout probability of fc6 and fc7, from 0 to below 1; null is the architecture's own.",
-        minimum=0,
-        below=1,
-        on_resume="fixed",
-    )
+        None, minimum=0, below=1, on_resume="fixed",
+        help="Dropout probability of fc6 and fc7, from 0 to below 1; null is the architecture's own.",
+    )  # fmt: skip
     spec_edits: tuple[str, ...] = setting(
-        (),
-        "Named changes to the network, from models/modifications.py: average-pool, without-conv4, …",
-        on_resume="fixed",
-    )
+        (), on_resume="fixed",
+        help="Named changes to the network, from models/modifications.py: average-pool, without-conv4, …",
+    )  # fmt: skip
     init: str = setting(
-        "auto",
-        "Initialization: paper, code2012, caffe, caffenet, kaiming, xavier or torch; auto is the architecture's own.",
-        flag=True,
-        on_resume="fixed",
-    )
+        "auto", flag=True, on_resume="fixed",
+        help="Initialization: paper, code2012, caffe, caffenet, kaiming, xavier or torch; auto is the "
+        "architecture's own.",
+    )  # fmt: skip
     weights: str | None = setting(
-        None,
-        "Pretrained model to start from: a run folder, a checkpoint folder, or torchvision:IMAGENET1K_V1. Its "
+        None, flag=True, on_resume="fixed",
+        help="Pretrained model to start from: a run folder, a checkpoint folder, or torchvision:IMAGENET1K_V1. Its "
         "architecture and preprocessing are used; the last layer is new if the classes differ.",
-        flag=True,
-        on_resume="fixed",
-    )
+    )  # fmt: skip
     freeze: str = setting(
-        "auto",
-        "Layers that are not trained: none, features (all but the last), convolutions, or names such as conv1-conv5 or "
-        "conv1,conv2. auto, with --weights: features for up to 50 images per class, convolutions for up to 500, else "
-        "none.",
-        flag=True,
-        on_resume="fixed",
-    )
+        "auto", flag=True, on_resume="fixed",
+        help="Layers that are not trained: none, features (all but the last), convolutions, or names such as "
+        "conv1-conv5 or conv1,conv2. auto, with --weights: features for up to 50 images per class, "
+        "convolutions for up to 500, else none.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,71 +136,56 @@ class DataSettings:
 
     dataset: str = setting("digits", "Dataset: digits, cifar10, fashion-mnist, imagenet or folder.", on_resume="fixed")
     path: Path | None = setting(
-        None,
-        "Folder of images, or a zip or tar archive of one. The embedded digits need none.",
-        name="data",
-        flag=True,
-        on_resume="free",
-    )
+        None, name="data", flag=True, on_resume="free",
+        help="Folder of images, or a zip or tar archive of one. The embedded digits need none.",
+    )  # fmt: skip
     labels: Path | None = setting(
-        None,
-        "CSV or Parquet file with columns path and label (and optionally split) that replaces class folders; paths are "
-        "relative to --data, or to the file's own folder.",
-        flag=True,
-        on_resume="free",
-    )
+        None, flag=True, on_resume="free",
+        help="CSV or Parquet file with columns path and label (and optionally split) that replaces class folders; "
+        "paths are relative to --data, or to the file's own folder.",
+    )  # fmt: skip
     num_classes: int | None = setting(
-        None,
-        "Expected number of classes; data with any other number is rejected.",
-        flag=True,
-        minimum=2,
-        on_resume="free",
-    )
+        None, flag=True, minimum=2, on_resume="free",
+        help="Expected number of classes; data with any other number is rejected.",
+    )  # fmt: skip
     validate_on: Literal["val", "test"] = setting(
-        "val",
-        "Split evaluated after each epoch. val also selects the best checkpoint. test is for benchmarks that follow a "
-        "published protocol: it selects nothing, and the last checkpoint is the result.",
-        on_resume="fixed",
-    )
+        "val", on_resume="fixed",
+        help="Split evaluated after each epoch. val also selects the best checkpoint. test is for benchmarks that "
+        "follow a published protocol: it selects nothing, and the last checkpoint is the result.",
+    )  # fmt: skip
     skip_bad: bool = setting(False, "Skip unreadable images and list them in bad_files.csv.", flag=True)
     crop_pct: float = setting(
-        1.0,
-        "Evaluation: side of the center crop as a share of the resized image's short side; .875 is 224 of 256.",
-        above=0,
-        maximum=1,
-        on_resume="fixed",
-    )
+        1.0, above=0, maximum=1, on_resume="fixed",
+        help="Evaluation: side of the center crop as a share of the resized image's short side; .875 is 224 of "
+        "256.",
+    )  # fmt: skip
     squash: bool = setting(
-        False,
-        "Resize width and height independently, ignoring the aspect ratio, as Caffe's warp to 256×256 does.",
-        on_resume="fixed",
-    )
+        False, on_resume="fixed",
+        help="Resize width and height independently, ignoring the aspect ratio, as Caffe's warp to 256×256 does.",
+    )  # fmt: skip
     mean: tuple[float, ...] | None = setting(
-        None,
-        "Mean of each channel to subtract, from 0 to 1; null measures it on the training images.",
-        on_resume="fixed",
-    )
+        None, on_resume="fixed",
+        help="Mean of each channel to subtract, from 0 to 1; null measures it on the training images.",
+    )  # fmt: skip
     std: tuple[float, ...] | None = setting(
-        None,
-        "Standard deviation of each channel to divide by, from 0 to 1; null measures it on the training images.",
-        on_resume="fixed",
-    )
+        None, on_resume="fixed",
+        help="Standard deviation of each channel to divide by, from 0 to 1; null measures it on the training "
+        "images.",
+    )  # fmt: skip
     mean_image: str = setting(
-        "none",
-        "Subtract a mean image instead of a mean of each channel: none; own, measured on the training images; or the "
-        "path of a .npy file of 3×S×S or S×S×3 RGB values from 0 to 255, where S is the side that images are resized "
-        "to.",
-        on_resume="fixed",
-    )
+        "none", on_resume="fixed",
+        help="Subtract a mean image instead of a mean of each channel: none; own, measured on the training images; "
+        "or the path of a .npy file of 3×S×S or S×S×3 RGB values from 0 to 255, where S is the side that "
+        "images are resized to.",
+    )  # fmt: skip
     workers: int | None = setting(
         None, "Data-loading processes. Default: chosen by the machine.", flag=True, minimum=0, on_resume="free"
     )
     in_memory: bool | None = setting(
-        None,
-        "Keep the decoded images in memory. null does so if they fit and records the choice, because random crops "
-        "taken from files differ in the last digits.",
-        on_resume="free",
-    )
+        None, on_resume="free",
+        help="Keep the decoded images in memory. null does so if they fit and records the choice, because random "
+        "crops taken from files differ in the last digits.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,18 +193,17 @@ class AugmentationSettings:
     """Random changes of the training images."""
 
     level: Literal["auto", "none", "light", "medium", "strong"] = setting(
-        "auto",
-        "Strength of data augmentation; auto is the recipe's own. augmented.png in the run folder shows its effect.",
-        name="augment",
-        flag=True,
-    )
+        "auto", name="augment", flag=True,
+        help="Strength of data augmentation; auto is the recipe's own. augmented.png in the run folder shows its "
+        "effect.",
+    )  # fmt: skip
     mixup: float = setting(0.0, "MixUp alpha; 0 disables it.", flag=True, minimum=0)
     cutmix: float = setting(0.0, "CutMix alpha; 0 disables it.", flag=True, minimum=0)
     crop: Literal["none", "pad", "random", "resized"] = setting(
         "none",
-        "Training crop: pad adds padding and crops at random; random crops the resized square; resized is a random "
-        "resized crop.",
-    )
+        help="Training crop: pad adds padding and crops at random; random crops the resized square; resized is a "
+        "random resized crop.",
+    )  # fmt: skip
     padding: int = setting(4, "crop pad: pixels added on each side.", minimum=0)
     padding_mode: Literal["zeros", "reflect"] = setting("zeros", "crop pad: their values.")
     scale: tuple[float, float] = setting(
@@ -252,11 +218,10 @@ class AugmentationSettings:
         (0.0, 0.0, 0.0), "Maximum relative change of brightness, contrast and saturation."
     )
     pca_noise: float = setting(
-        0.0,
-        "Standard deviation of the noise along the principal components of RGB: .1 in the paper (section 4.1); 0 "
-        "disables it.",
-        minimum=0,
-    )
+        0.0, minimum=0,
+        help="Standard deviation of the noise along the principal components of RGB: .1 in the paper (section "
+        "4.1); 0 disables it.",
+    )  # fmt: skip
     pca_basis: Literal["imagenet", "own"] = setting(
         "own", "Principal components of the noise: ImageNet's, or those of the training images."
     )
@@ -276,21 +241,19 @@ class OptimizationSettings:
     """Batches, loss and optimizer."""
 
     batch_size: int | None = setting(
-        128,
-        "Images per optimizer step, over all processes and accumulated parts; null is 32 on a CPU and 128 on a GPU.",
-        flag=True,
-        above=0,
-        on_resume="fixed",
-    )
+        128, flag=True, above=0, on_resume="fixed",
+        help="Images per optimizer step, over all processes and accumulated parts; null is 32 on a CPU and 128 on "
+        "a GPU.",
+    )  # fmt: skip
     accumulate: int = setting(
         1, "Split each batch into this many forward and backward passes, to save memory.", flag=True, above=0
     )
     lr: float = setting(0.01, "Peak learning rate.", flag=True, minimum=0)
     optimizer: Literal["sgd", "sgd2012"] = setting(
-        "sgd",
-        "sgd2012 keeps the learning rate inside the velocity, so a drop of the rate does not shrink the velocity.",
-        on_resume="fixed",
-    )
+        "sgd", on_resume="fixed",
+        help="sgd2012 keeps the learning rate inside the velocity, so a drop of the rate does not shrink the "
+        "velocity.",
+    )  # fmt: skip
     momentum: float = setting(0.9, "Momentum of SGD, from 0 to below 1.", flag=True, minimum=0, below=1)
     nesterov: bool = setting(False, "Use Nesterov momentum.")
     weight_decay: float = setting(5e-4, "L2 penalty.", flag=True, minimum=0)
@@ -298,16 +261,14 @@ class OptimizationSettings:
         True, "Also apply weight decay to biases and normalization weights, as plain SGD over all parameters does."
     )
     bias_lr_mult: float = setting(
-        1.0,
-        "Learning rate of the biases as a multiple of that of the weights: 2 in Caffe (its lr_mult) and in 2012.",
-        minimum=0,
-    )
+        1.0, minimum=0,
+        help="Learning rate of the biases as a multiple of that of the weights: 2 in Caffe (its lr_mult) and in "
+        "2012.",
+    )  # fmt: skip
     backbone_lr_mult: float = setting(
-        0.1,
-        "With weights: learning rate of the pretrained layers as a multiple of that of a new last layer.",
-        minimum=0,
-        on_resume="fixed",
-    )
+        0.1, minimum=0, on_resume="fixed",
+        help="With weights: learning rate of the pretrained layers as a multiple of that of a new last layer.",
+    )  # fmt: skip
     scale_lr: Literal["none", "linear", "sqrt"] = setting(
         "none", "Scale the learning rates by batch_size / lr_batch, or by its square root."
     )
@@ -322,10 +283,10 @@ class OptimizationSettings:
         None, "Maximum norm of the gradient over all parameters; null does not clip.", above=0
     )
     dropout_2012: bool = setting(
-        False,
-        "Start and update the layers after dropout as the 2012 code does, which did not scale kept units in training.",
-        on_resume="fixed",
-    )
+        False, on_resume="fixed",
+        help="Start and update the layers after dropout as the 2012 code does, which did not scale kept units in "
+        "training.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -359,20 +320,16 @@ class ScheduleSettings:
 
     epochs: int = setting(10, "Passes over the training images.", flag=True, above=0)
     time_budget: str | None = setting(
-        None,
-        "Total time of the run, such as 90s, 10m or 1.5h; sets the number of epochs.",
-        flag=True,
-        on_resume="fixed",
-    )
+        None, flag=True, on_resume="fixed",
+        help="Total time of the run, such as 90s, 10m or 1.5h; sets the number of epochs.",
+    )  # fmt: skip
     early_stop: int = setting(
         0, "Stop after this many epochs without a better validation result; 0 disables it.", flag=True, minimum=0
     )
     limit_steps: int | None = setting(
-        None,
-        "Stop after this many optimizer steps in total, then evaluate as at the end of an epoch.",
-        flag=True,
-        above=0,
-    )
+        None, flag=True, above=0,
+        help="Stop after this many optimizer steps in total, then evaluate as at the end of an epoch.",
+    )  # fmt: skip
     kind: Literal["constant", "step", "plateau", "cosine", "one-cycle"] = setting(
         "cosine", "Learning rate schedule.", name="schedule", flag=True
     )
@@ -382,11 +339,11 @@ class ScheduleSettings:
     patience: int = setting(5, "schedule plateau: epochs without improvement before a drop.", minimum=0)
     plateau_on: Literal["loss", "error"] = setting(
         "loss",
-        "schedule plateau: validation metric that must improve. The paper uses the error (section 5), here of top-1.",
-    )
+        help="schedule plateau: validation metric that must improve. The paper uses the error (section 5), here of "
+        "top-1.",
+    )  # fmt: skip
     lr_changes: tuple[ScheduleChange, ...] = setting(
-        (),
-        "schedule constant: learning rates and PCA noise set by hand at the start of given epochs, sorted by epoch.",
+        (), "schedule constant: learning rates and PCA noise set by hand at the start of given epochs, sorted by epoch."
     )
     final_lr_ratio: float = setting(
         0.0, "schedule cosine and one-cycle: last learning rate as a share of the peak.", minimum=0, below=1
@@ -399,54 +356,42 @@ class RunSettings:
     """The machine, checkpoints and logs."""
 
     seed: int = setting(
-        0,
-        "Seed of the split, the initialization, the order of the images and the augmentation.",
-        flag=True,
-        on_resume="fixed",
-    )
+        0, flag=True, on_resume="fixed",
+        help="Seed of the split, the initialization, the order of the images and the augmentation.",
+    )  # fmt: skip
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Device to train on.", flag=True, on_resume="free")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "Number format of convolutions and matrix products; auto measures which is fastest.", flag=True
     )
     compile: bool = setting(False, "Compile the model with torch.compile.", flag=True, on_resume="free")
     parallel: Literal["auto", "none", "data", "towers"] = setting(
-        "auto",
-        "How processes started by torchrun share the work. data: each takes a part of every batch; towers: two "
-        "processes, each with one tower of the network; auto is data.",
-        flag=True,
-        on_resume="free",
-    )
+        "auto", flag=True, on_resume="free",
+        help="How processes started by torchrun share the work. data: each takes a part of every batch; towers: "
+        "two processes, each with one tower of the network; auto is data.",
+    )  # fmt: skip
     dist_timeout: float = setting(
-        120.0,
-        "Seconds, up to a day, after which a process that does not respond to the others is considered lost.",
-        above=0,
-        maximum=86_400,
-        on_resume="free",
-    )
+        120.0, above=0, maximum=86_400, on_resume="free",
+        help="Seconds, up to a day, after which a process that does not respond to the others is considered lost.",
+    )  # fmt: skip
     channels_last: bool = setting(
         True, "Store images and weights in the channels-last memory format, in which convolutions are fastest."
     )
     deterministic: bool = setting(
-        False,
-        "On a GPU, use only deterministic algorithms; on a CPU training is always deterministic.",
-        on_resume="free",
-    )
+        False, on_resume="free",
+        help="On a GPU, use only deterministic algorithms; on a CPU training is always deterministic.",
+    )  # fmt: skip
     checkpoint_every: str | None = setting(
-        "10m",
-        "Also save a checkpoint within an epoch, every so many steps (500) or at this interval (90s, 10m, 1.5h); None "
-        "saves only at the end of each epoch.",
-        flag=True,
-        on_resume="free",
-    )
+        "10m", flag=True, on_resume="free",
+        help="Also save a checkpoint within an epoch, every so many steps (500) or at this interval (90s, 10m, "
+        "1.5h); None saves only at the end of each epoch.",
+    )  # fmt: skip
     keep_checkpoints: int = setting(
         2, "Number of newest checkpoints to keep, in addition to the best.", above=0, on_resume="free"
     )
     tensorboard: bool = setting(
-        False,
-        "Also write TensorBoard files to the run folder; needs the package tensorboard.",
-        flag=True,
-        on_resume="free",
-    )
+        False, flag=True, on_resume="free",
+        help="Also write TensorBoard files to the run folder; needs the package tensorboard.",
+    )  # fmt: skip
 
 
 def all_settings(recipe: type) -> dict[str, Setting]:
