@@ -225,11 +225,6 @@ def test_ablate_rejects_bad_input(capsys, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_doctor(capsys):
-    assert run(["doctor", "--json"]) == 0
-    assert document(capsys)["healthy"] is True
-
-
 def test_debug_shows_where(capsys):
     with pytest.raises(ValueError, match="no architecture"):
         run(["arch", "nothing", "--debug"])

@@ -2,18 +2,20 @@ import json
 
 import torch
 
+from alexnet.cli import run
 from alexnet.cli.doctor import examine, try_convolution
 
 
-def test_the_processor_computes():
-    found = examine()
-    assert found.healthy
-    fp32 = next(t for t in found.trials if (t.device, t.precision) == ("cpu", "fp32"))
-    assert fp32.ok
-    assert fp32.milliseconds is not None
-    document = json.loads(json.dumps(found.to_dict()))
-    assert {"healthy", "environment", "trials", "advice"} <= set(document)
-    assert "works  cpu   fp32" in str(found)
+def test_the_processor_computes(capsys):
+    assert run(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["healthy"]
+    assert {"environment", "trials", "advice"} <= set(found)
+    fp32 = next(t for t in found["trials"] if (t["device"], t["precision"]) == ("cpu", "fp32"))
+    assert fp32["ok"]
+    assert fp32["milliseconds"] is not None
+    assert run(["doctor"]) == 0
+    assert "works  cpu   fp32" in capsys.readouterr().out
 
 
 def test_a_device_that_computes_nonsense_is_caught(monkeypatch):
@@ -35,4 +37,4 @@ def test_a_device_that_is_not_there_is_reported():
 
 def test_a_missing_kernel_is_reported(monkeypatch):
     monkeypatch.setenv("ALEXNET_COMPILER", "none")
-    assert any("several times slower than it could be" in line for line in examine().advice)
+    assert any("several times slower than it could be" in line for line in examine()["advice"])

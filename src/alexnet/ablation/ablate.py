@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -344,7 +343,7 @@ def _write(result: Ablation, out: Path) -> Ablation:
     paths = [out / f"{result.claim.name}.{suffix}" for suffix in ("json", "svg", "png")]
     result = replace(result, files=[str(p) for p in paths])
     for path in paths[1:]:
-        save_figure(partial(comparison_figure, result), path)
+        save_figure(lambda theme, _: comparison_figure(result, theme), path)  # in English
     write_json(paths[0], result.to_dict())
     return result
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,8 @@ from alexnet.cli.output import print_json
 if TYPE_CHECKING:
     import torch
 
-TOLERANCE = {
-    "fp32": 1e-3,
-    "bf16": 5e-2,
-    "fp16": 2e-2,
-}  # relative to the largest value; bf16 has 8 significant bits, fp16 11
+# By precision, relative to the largest value; bf16 has 8 significant bits, fp16 11.
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -36,45 +33,23 @@ class Trial:
     detail: str
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """All trials; `healthy` means that every device present computes correctly in float32."""
+def examine() -> dict[str, Any]:
+    """Try every device and precision of this machine; return the document of `alexnet doctor --json`.
 
-    environment: dict[str, Any]
-    trials: list[Trial]
-    advice: list[str] = field(default_factory=list)
-
-    @property
-    def healthy(self) -> bool:
-        return all(t.ok for t in self.trials if t.precision == "fp32")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"healthy": self.healthy, **asdict(self)}
-
-    def __str__(self) -> str:
-        from alexnet.device import free_memory
-
-        env = self.environment
-        lines = [
-            ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version),
-            f"{env['cpu']}, {env['cores']} cores, {free_memory() / 2**30:.1f} GiB free, {env['platform']}",
-            "",
-        ]
-        for t in self.trials:
-            speed = f"{t.milliseconds:9.2f} ms" if t.milliseconds is not None else " " * 12
-            lines.append(f"  {'works' if t.ok else 'FAILS'}  {t.device:<5} {t.precision:<5} {speed}  {t.detail}")
-        return "\n".join([*lines, "", *self.advice])
-
-
-def examine() -> Diagnosis:
-    """Try every device and precision of this machine."""
+    `healthy` means that every device present computes correctly in float32.
+    """
     import torch
 
     from alexnet.device import available_devices, environment
 
     devices = [torch.device(name) for name in available_devices()]
-    trials = [try_convolution(d, p) for d in devices for p in ("fp32", "bf16", "fp16")]
-    return Diagnosis(environment(devices[0], 0), trials, _advice(trials))
+    trials = [try_convolution(device, precision) for device in devices for precision in TOLERANCE]
+    return {
+        "healthy": all(t.ok for t in trials if t.precision == "fp32"),
+        "environment": environment(devices[0], 0),
+        "trials": [asdict(t) for t in trials],
+        "advice": _advice(trials),
+    }
 
 
 def try_convolution(device: torch.device, precision: str) -> Trial:
@@ -151,9 +126,17 @@ def doctor(*, json: bool = False) -> int:
     Args:
         json: Print one JSON document.
     """
+    from alexnet.device import free_memory
+
     found = examine()
     if json:
-        print_json(found.to_dict())
-    else:
-        print(found)
-    return 0 if found.healthy else 1
+        print_json(found)
+        return 0 if found["healthy"] else 1
+    env = found["environment"]
+    print(", ".join(f"{name} {version}" for name, version in env["versions"].items() if version))
+    print(f"{env['cpu']}, {env['cores']} cores, {free_memory() / 2**30:.1f} GiB free, {env['platform']}\n")
+    for t in found["trials"]:
+        speed = f"{t['milliseconds']:9.2f} ms" if t["milliseconds"] is not None else " " * 12
+        print(f"  {'works' if t['ok'] else 'FAILS'}  {t['device']:<5} {t['precision']:<5} {speed}  {t['detail']}")
+    print("", *found["advice"], sep="\n")
+    return 0 if found["healthy"] else 1
