@@ -41,7 +41,8 @@ def parse(target: Any, arguments: list[str], program: str, description: str | No
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(target, args=arguments, prog=usage or program, description=description)
+            config = (tyro.conf.OmitArgPrefixes,)  # flags of a group are named like all others
+            return tyro.cli(target, args=arguments, prog=usage or program, description=description, config=config)
     except SystemExit as stop:
         if stop.code == 2 and stderr.getvalue():
             raise UserError(_sentence(stderr.getvalue(), program)) from None

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
 
-from alexnet.cli.eval import number_of_views
-from alexnet.cli.output import log, print_json
+from alexnet.cli.classifier_options import ClassifierOptions
+from alexnet.cli.output import print_json
 from alexnet.errors import UserError
 
 
@@ -20,14 +19,7 @@ def predict(
     /,
     *,
     top: int = 5,
-    checkpoint: Literal["best", "last"] = "best",
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    ten_crop: bool = False,
-    crops: int | None = None,
-    scales: tuple[float, ...] = (1.0,),
-    engine: str = "exact",
-    calibrate: Path | None = None,
-    trust: bool = False,
+    options: ClassifierOptions = ClassifierOptions(),  # noqa: B008  # frozen
     out: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -38,15 +30,6 @@ def predict(
         images: Image files, folders of them, or '-'. Runs named before them (a folder with recipe.json, a checkpoint
             folder, 'last', torchvision:…) form an ensemble, whose probabilities are averaged.
         top: Labels per image.
-        checkpoint: Which checkpoint of the run.
-        device: Where to compute.
-        ten_crop: Average the four corners, the center and their mirror images, as the paper's test does.
-        crops: Average this many views instead: 2, 8, 18, 32, 50 … form grids.
-        scales: Average over the image resized by each of these factors, such as 1 1.15 1.3.
-        engine: exact (torch in float32, as in training), fast (the fastest installed here that stays close to exact),
-            torch-bf16, onnxruntime, onnxruntime-int8, openvino, openvino-bf16, openvino-int8-fc or openvino-int8.
-        calibrate: A folder of images that calibrates the int8 engines; the run's own images by default.
-        trust: Open an exported file in a format that can run code (TorchScript, pt2).
         out: Write a table, .csv, .parquet or .jsonl, instead of printing; rerun the command to resume it.
         json: Print one JSON document.
     """
@@ -58,19 +41,14 @@ def predict(
     images = images[len(runs) - 1 :]
     if not images:
         raise UserError("Name at least one image after the run: a file, a folder, or '-' for standard input.")
-    views = number_of_views(ten_crop, crops)
-    options: dict[str, Any] = {
-        "checkpoint": checkpoint, "device": device, "engine": engine, "calibrate": calibrate, "trust": trust,
-        "log": log,
-    }  # fmt: skip
     if out is not None:
-        return _predict_to_file(out, runs, images, top=top, views=views, scales=scales, json=json, **options)
+        return _predict_to_file(out, runs, images, top, options, json)
     inputs: list[str | Path | bytes] = []
     for image in images:
         inputs += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
     predictions = []
-    classifier = load_fast(runs, single=len(inputs) == 1, **options)
-    for prediction in classifier.predict_many(inputs, top, views, scales):
+    classifier = load_fast(runs, single=len(inputs) == 1, **options.to_load())
+    for prediction in classifier.predict_many(inputs, top, options.views, options.scales):
         predictions.append(prediction)
         if not json:
             print(prediction, flush=True)
@@ -82,15 +60,7 @@ def predict(
 
 
 def _predict_to_file(
-    out: Path,
-    runs: Sequence[str],
-    images: Sequence[str],
-    *,
-    top: int,
-    views: int,
-    scales: tuple[float, ...],
-    json: bool,
-    **options: Any,
+    out: Path, runs: Sequence[str], images: Sequence[str], top: int, options: ClassifierOptions, json: bool
 ) -> int:
     """Write the labels of many images as a table, resuming a table that an earlier command left unfinished."""
     from alexnet.data.image_folder import find_images
@@ -102,13 +72,13 @@ def _predict_to_file(
     if "-" in images:
         raise UserError("--out writes one row per image file and '-' is not a file; leave one of them out.")
     paths = find_images(images)
-    classifier = load_fast(runs, single=len(paths) == 1, **options)
+    classifier = load_fast(runs, single=len(paths) == 1, **options.to_load())
     networks = [member.model_id for member in classifier.ensemble.members]
-    request = {"networks": networks, "engine": options["engine"]}
+    request = {"networks": networks, "engine": options.engine}
     with closing(default_progress()) as progress:
         written = write_predictions(
-            classifier, paths, out, request, top=top, views=views, scales=scales, progress=progress
-        )  # fmt: skip
+            classifier, paths, out, request, top=top, views=options.views, scales=options.scales, progress=progress
+        )
     if json:
         print_json(written.to_dict())
     else:

@@ -12,12 +12,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, TypeVar
 
 from alexnet.errors import UserError
-from alexnet.files import atomic_write, printable
+from alexnet.files import atomic_write, convert, printable
 from alexnet.inference.predict import Prediction
 from alexnet.progress import Progress
+
+T = TypeVar("T")
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 PROGRESS_EVERY = 64  # images
@@ -104,7 +106,7 @@ def _predict_remaining(
     out: Path,
     part: Path,
     header: dict[str, Any],
-    done: list[dict[str, Any]],
+    done: list[Row],
     progress: Progress | None,
 ) -> PredictionFile:
     """Predict what is not in `done` yet, and write the file."""
@@ -129,35 +131,39 @@ def _predict_remaining(
     return PredictionFile(out, len(images), errors, len(done))
 
 
-def _read_partial(part: Path, header: dict[str, Any], paths: list[str]) -> list[dict[str, Any]]:
+def _read_partial(part: Path, header: dict[str, Any], paths: list[str]) -> list[Row]:
     """Return the rows of an interrupted command with the same settings, and truncate its incomplete last line."""
     if not part.exists():
         return []
-    lines = part.read_bytes().split(b"\n")[:-1]
-    rows = []
-    size = 0
-    for number, line in enumerate(lines):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            found = None
-        if number > 0 and not (isinstance(found, dict) and found.keys() >= _ROW_KEYS):
-            break
-        if number == 0 and found != header:
-            raise UserError(
-                f"{part} holds the predictions of another network or with other settings; delete it, or finish that "
-                "command."
-            )
-        if number > 0 and (number > len(paths) or found["path"] != paths[number - 1]):
-            raise UserError(f"{part} holds predictions for other images; delete it, or give the same images again.")
-        rows.append(found)
-        size += len(line) + 1
+    found, *lines = part.read_bytes().split(b"\n")[:-1] or [b""]
+    if found and _parse(found, dict[str, Any]) != header:
+        raise UserError(
+            f"{part} holds the predictions of another network or with other settings; delete it, or finish that command."
+        )
+    rows = list(itertools.takewhile(lambda row: row is not None, (_parse(line, Row) for line in lines)))
+    if [row["path"] for row in rows if row] != paths[: len(rows)]:
+        raise UserError(f"{part} holds predictions for other images; delete it, or give the same images again.")
     with part.open("r+b") as file:
-        file.truncate(size)
-    return rows[1:]
+        file.truncate(sum(len(line) + 1 for line in (found, *lines[: len(rows)])) if found else 0)
+    return [row for row in rows if row]
 
 
-_ROW_KEYS = Prediction("").to_dict().keys()
+class Row(TypedDict):
+    """A `Prediction.to_dict`."""
+
+    path: str
+    labels: list[dict[str, Any]]
+    unsure: bool | None
+    confidence: float | None
+    error: str | None
+
+
+def _parse(line: bytes, kind: type[T]) -> T | None:
+    """Return a line of JSON as the type `kind`, or None if it is incomplete."""
+    try:
+        return convert(json.loads(line), kind, "line")
+    except (ValueError, UserError):
+        return None
 
 
 def _read_rows(part: Path) -> Iterator[dict[str, Any]]:

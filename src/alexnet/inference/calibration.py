@@ -14,7 +14,6 @@ All is fitted on held-out images and never on the test split. `reliability` and 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 
 from alexnet.checkpoint import MODEL, read_model_json
 from alexnet.errors import UserError
-from alexnet.files import convert
+from alexnet.files import convert, read_json
 from alexnet.inference.metrics import correct_at
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import KEY, Calibration, top_confidence
@@ -131,8 +130,8 @@ def find_calibration(folder: Path | None, run: Run | None) -> tuple[Calibration 
     if run is None or best is None or best.resolve() != folder.resolve():
         return None, f"{folder} has no confidence threshold: only the best checkpoint of a run has one."
     try:
-        split = json.loads(run.recipe_json.read_text(encoding="utf-8"))["validate_on"]
-    except (OSError, ValueError, KeyError, TypeError):
+        split = read_json(run.recipe_json, dict[str, Any])["validate_on"]
+    except (OSError, UserError, KeyError):
         return None, f"{run.path} has no confidence threshold: its recipe.json is damaged."
     if split == "test":
         return None, f"{run.path} has no confidence threshold: {NOT_FITTED}."

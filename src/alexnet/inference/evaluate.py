@@ -7,14 +7,13 @@ exactly the metrics that training reported.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from alexnet.data.split import read_bad_files, read_split
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
+from alexnet.files import read_json
 from alexnet.inference.calibration import confidence_metrics
 from alexnet.inference.crops import CENTER_CROP, Views, log_mean, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
@@ -40,6 +40,17 @@ from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
 from alexnet.runtimes.select import EngineConfig
 
 CALIBRATION_IMAGES = 300  # for 8-bit activations: NNCF's default `subset_size`
+
+
+class DataRecipe(TypedDict):
+    """The settings of a run that describe its data."""
+
+    dataset: str
+    data: str | None
+    labels: str | None
+    seed: int
+    skip_bad: bool
+    validate_on: str
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,7 @@ def evaluate(
             raise UserError(f"{ensemble.names[0]} has no data of its own; give --data with a folder of class folders.")
         source = load_run_dataset(first.run, progress)
     else:
-        trained_on = str(_recipe(first.run).get("dataset", "folder")) if first.run else "folder"
+        trained_on = read_recipe(first.run)["dataset"] if first.run else "folder"
         source = load_for_evaluation(
             trained_on, Path(data) if data else None, progress, labels=Path(labels) if labels else None
         )
@@ -249,7 +260,7 @@ def _is_best(loaded: LoadedModel) -> bool:
 def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
     """Load the data that a run was trained on, with the same splits, which were checked before training: images that
     have become unreadable since are found when they are decoded."""
-    recipe = _recipe(run)
+    recipe = read_recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None
     return load_dataset(
         recipe["dataset"],
@@ -271,9 +282,9 @@ def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
     first = ensemble.members[0].run
     assert first is not None, "only a run has data"
     measured = set(source.splits[split].names)
-    ours = _recipe(first)
+    ours = read_recipe(first)
     for other in (member.run for member in ensemble.members[1:] if member.run is not None):
-        theirs = _recipe(other)
+        theirs = read_recipe(other)
         if theirs["dataset"] != ours["dataset"] or (ours["dataset"] == "folder" and theirs["data"] != ours["data"]):
             continue  # trained on other images
         rows = read_split(other.split_csv) if other.split_csv.is_file() else []
@@ -285,13 +296,13 @@ def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
             )
 
 
-def _recipe(run: Run) -> dict[str, Any]:
-    """Return the fields of the run's recipe.json that describe its data."""
+def read_recipe(run: Run) -> DataRecipe:
+    """Return the fields of the run's recipe.json that describe its data. Raises `UserError`."""
     try:
-        found = json.loads(run.recipe_json.read_text(encoding="utf-8"))
-        return {key: found[key] for key in ("dataset", "data", "labels", "seed", "validate_on")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run.recipe_json} is damaged ({error!r}); give the images with --data.") from error
+        return read_json(run.recipe_json, DataRecipe)
+    except (OSError, UserError) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(f"{run.recipe_json} is damaged ({reason}); give the images with --data.") from error
 
 
 def _choose_split(name: str, source: ImageDataset) -> str:

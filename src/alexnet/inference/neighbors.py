@@ -8,11 +8,9 @@ read, block by block, and the candidates for the nearest are measured again in f
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ from alexnet.data.decode import decode_image
 from alexnet.data.loader import choose_workers, evaluation_batches
 from alexnet.device import pick_device
 from alexnet.errors import UserError
-from alexnet.files import printable, write_json
-from alexnet.inference.evaluate import load_run_dataset
+from alexnet.files import atomic_folder, printable, read_json, write_json
+from alexnet.inference.evaluate import load_run_dataset, read_recipe
 from alexnet.inference.features import Features, extract_features, load_image
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
@@ -120,15 +118,15 @@ def open_index(
     if loaded.run is None or loaded.checkpoint is None:
         raise UserError("Finding similar training images needs the run folder, and this network has none; give a run.")
     features = Features(loaded.model, layer)
-    folder, built_from = _index_dir(loaded.run, loaded.checkpoint, features)
-    index = _read_index(folder, built_from)
+    folder, checkpoint, module = _index_dir(loaded.run, loaded.checkpoint, features)
+    index = _read_index(folder, checkpoint, module)
     if index is None:
         source = load_run_dataset(loaded.run, progress)
         if progress:
             images = len(source.splits["train"])
             progress.log(f"Computing {features.layer} of {images:,} training images, once; kept in {folder}.")
-        _build_index(folder, loaded, features, source, built_from, device, progress)
-        index = _read_index(folder, built_from)
+        _build_index(folder, checkpoint, loaded, features, source, device, progress)
+        index = _read_index(folder, checkpoint, module)
         assert index is not None
     return index
 
@@ -140,35 +138,44 @@ def load_index(loaded: LoadedModel, layer: str | None = None) -> Index | None:
     return _read_index(*_index_dir(loaded.run, loaded.checkpoint, Features(loaded.model, layer)))
 
 
-def _index_dir(run: Run, checkpoint: Path, features: Features) -> tuple[Path, dict[str, str]]:
-    """Return the folder of an index, and what it must have been built from."""
-    return run.path / "index" / features.layer, {"checkpoint": _digest(checkpoint / MODEL), "module": features.module}
+def _index_dir(run: Run, checkpoint: Path, features: Features) -> tuple[Path, str, str]:
+    """Return the folder of an index, and what it must have been built from: a checkpoint, as the checksum of its
+    model.json, which holds that of the weights, and the preprocessing; and a module."""
+    digest = hashlib.sha256((checkpoint / MODEL).read_bytes()).hexdigest()
+    return run.path / "index" / features.layer, digest, features.module
 
 
-def _digest(path: Path) -> str:
-    """Return the checksum of a model.json, which holds that of the weights, and the preprocessing."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+@dataclass(frozen=True)
+class IndexInfo:
+    """The content of index.json."""
+
+    checkpoint: str
+    module: str
+    layer: str
+    classes: list[str]
+    names: list[str]
+    targets: list[int]
 
 
-def _read_index(folder: Path, built_from: dict[str, str]) -> Index | None:
+def _read_index(folder: Path, checkpoint: str, module: str) -> Index | None:
     """Return the index in `folder`, or None if it is missing, damaged, or of another checkpoint."""
     try:
-        about = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        if any(about[key] != value for key, value in built_from.items()):
+        about = read_json(folder / INFO, IndexInfo)
+        if about.checkpoint != checkpoint or about.module != module:
             return None
         stored = np.load(folder / VECTORS, mmap_mode="c")  # like "r", but torch takes it without a warning
         norms = np.load(folder / NORMS)
-        if not len(stored) == len(norms) == len(about["names"]) == len(about["targets"]):
+        if not len(stored) == len(norms) == len(about.names) == len(about.targets):
             return None
-        labels = [about["classes"][target] for target in about["targets"]]
-        return Index(stored, norms, about["names"], labels, folder.name)
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        labels = [about.classes[target] for target in about.targets]
+        return Index(stored, norms, about.names, labels, folder.name)
+    except (OSError, ValueError, IndexError, UserError):
         return None
 
 
 def _build_index(
-    folder: Path, loaded: LoadedModel, features: Features, source: ImageDataset, built_from: dict[str, str],
-    device: str, progress: Progress | None,
+    folder: Path, checkpoint: str, loaded: LoadedModel, features: Features, source: ImageDataset, device: str,
+    progress: Progress | None,
 ) -> None:  # fmt: skip
     part = source.splits["train"]
     torch_device = pick_device(device)
@@ -177,9 +184,7 @@ def _build_index(
     transform = loaded.preprocess
     workers, _ = choose_workers(None, 256 * transform.channels * transform.size**2)
     folder.parent.mkdir(exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
-        partial.chmod(0o755)
+    with atomic_folder(folder) as partial:
         shape = (len(part), int(np.prod(features.shape)))
         stored = np.lib.format.open_memmap(partial / VECTORS, mode="w+", dtype=np.float16, shape=shape)
         norms = np.empty(len(part))
@@ -195,24 +200,18 @@ def _build_index(
         stored.flush()
         del stored  # Windows cannot rename a mapped file
         np.save(partial / NORMS, norms)
-        write_json(
-            partial / INFO,
-            {
-                **built_from, "layer": features.layer, "classes": list(source.classes),
-                "names": [printable(name) for name in part.names], "targets": part.targets.tolist(),
-            },
-        )  # fmt: skip
+        names = [printable(name) for name in part.names]
+        info = IndexInfo(
+            checkpoint, features.module, features.layer, list(source.classes), names, part.targets.tolist()
+        )
+        write_json(partial / INFO, asdict(info))
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def find_image_file(run: Run, name: str) -> Path | None:
     """Return the file of the image `name` in a run's dataset, or None where it has no such file."""
-    recipe = json.loads(run.recipe_json.read_text(encoding="utf-8"))
-    path = Path(recipe["data"]) / name if recipe.get("data") else None
+    data = read_recipe(run)["data"]
+    path = Path(data) / name if data else None
     return path if path and path.is_file() else None
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from alexnet.device import cache_dir, cpu_name
 from alexnet.errors import UserError
-from alexnet.files import read_json, write_json
+from alexnet.files import atomic_folder, read_json, write_json
 from alexnet.runtimes import engines
 from alexnet.runtimes.engines import FAST, KINDS, Kind, LoadedModel
 from alexnet.runtimes.exported import open_exported
@@ -67,26 +67,21 @@ class EngineCache:
         """
         target = self.file(kind)
         folder = target.parent
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-        except OSError:
+        if not _is_writable(folder.parent):
             temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
             write(Path(temporary.name) / target.name)
             _temporary_dirs[folder] = temporary
             return
         try:
-            write(partial / target.name)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+            with atomic_folder(folder) as partial:
+                write(partial / target.name)
+                shutil.rmtree(folder, ignore_errors=True)
             self._drop_measurements(kind)
         except OSError as error:
             raise UserError(
                 f"The engine file cannot be cached in {folder.parent}: {error.strerror or error}; free some space, or "
                 "set ALEXNET_CACHE to another folder."
             ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
     # ── measurements ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,6 +110,15 @@ class EngineCache:
             write_json(self.path / "measured.json", values)
         except OSError:
             pass  # nothing is cached, so the next process is slower
+
+
+def _is_writable(folder: Path) -> bool:
+    """Create `folder` if necessary, and return whether files can be created in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _machine() -> str:
