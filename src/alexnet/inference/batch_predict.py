@@ -138,7 +138,8 @@ def _read_partial(part: Path, header: dict[str, Any], paths: list[str]) -> list[
     found, *lines = part.read_bytes().split(b"\n")[:-1] or [b""]
     if found and _parse(found, dict[str, Any]) != header:
         raise UserError(
-            f"{part} holds the predictions of another network or with other settings; delete it, or finish that command."
+            f"{part} holds the predictions of another network or with other settings; delete it, or finish that "
+            "command."
         )
     rows = list(itertools.takewhile(lambda row: row is not None, (_parse(line, Row) for line in lines)))
     if [row["path"] for row in rows if row] != paths[: len(rows)]:
