@@ -58,6 +58,25 @@ def metric_figure(
     return figure
 
 
+def accuracy_figure(
+    top1: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], theme: Theme, translate: Translator
+) -> Figure:
+    """Plot the accuracy of each run as a dot, and its confidence interval, where there is one, as a line."""
+    figure, axes = new_panel(5.2, 1.2 + 0.42 * len(top1))
+    for i, (name, accuracy) in enumerate(top1.items()):
+        color = theme.series[i % len(theme.series)]
+        if name in intervals:
+            axes.plot(intervals[name], (i, i), color=color, lw=3, solid_capstyle="butt")
+        axes.plot(accuracy, i, "o", color=color, ms=9)
+    axes.set_yticks(range(len(top1)), [shorten(name, 22) for name in top1])
+    axes.set_ylim(len(top1) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    use_percent(axes.xaxis)
+    axes.set_xlabel(translate("top1"))
+    axes.grid(axis="x")
+    return figure
+
+
 def _draw_curves(
     axes: Axes, runs: Histories, train: str | None, val: str, theme: Theme, mark_best: bool = False,
     minutes: bool = False,

@@ -94,6 +94,18 @@ def filters_figure(model: Network, layer: str | None, name: str, theme: Theme, t
     return figure
 
 
+def filter_sheet(weights: np.ndarray, theme: Theme, _: Translator) -> Figure:
+    """Draw the filters of one convolution without any text; the gaps are transparent."""
+    columns = 12 if len(weights) % 12 == 0 else 16 if len(weights) > 32 else 8
+    filters = filter_tiles(weights, theme)
+    grid = tile_images(filters, columns, np.zeros(3), theme.background)
+    alpha = tile_images(np.ones_like(filters), columns, np.zeros(3), "black")[..., :1]
+    grid = np.concatenate([grid, alpha], axis=2)
+    figure = Figure(figsize=(6, 6 * grid.shape[0] / grid.shape[1]))
+    show_image(figure.add_axes((0, 0, 1, 1)), grid, interpolation="none", aspect="auto")
+    return figure
+
+
 def _reads_image(weights: np.ndarray) -> bool:
     return weights.shape[1] in (1, 3)
 

@@ -10,13 +10,10 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from alexnet.errors import UserError
 from alexnet.messages.translator import Translator
-from alexnet.plots.curves import metric_figure
-from alexnet.plots.style import Theme, new_panel, shorten, use_percent
+from alexnet.plots.curves import accuracy_figure, metric_figure
 from alexnet.report.page import Column, Page, Values
 from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run
@@ -71,11 +68,13 @@ def accuracy_difference(best: RunData, other: RunData) -> tuple[float, float, fl
 
 def _result(page: Page, runs: RunsByName) -> Values:
     """Return the accuracy of each run, and by how much it is below that of the best one."""
-    best_name = max(runs, key=lambda name: _top1(runs[name]))
+    top1 = {name: data.metrics["top1"] if data.metrics else data.summary["best"]["top1"] for name, data in runs.items()}
+    best_name = max(runs, key=top1.__getitem__)
     best = runs[best_name]
     rows: list[tuple[Any, ...]] = []
     compared = 0
-    for name, data in sorted(runs.items(), key=lambda item: -_top1(item[1])):
+    for name in sorted(runs, key=top1.__getitem__, reverse=True):
+        data = runs[name]
         metrics, val = data.metrics, data.summary["best"]
         split = page.translate.split(data.split if metrics else data.summary["split"])
         low, high = metrics["interval"] if metrics else (None, None)
@@ -83,41 +82,22 @@ def _result(page: Page, runs: RunsByName) -> Values:
         difference = None if data is best else accuracy_difference(best, data)
         compared += difference is not None
         points = tuple(100 * x for x in difference) if difference else (None, None, None)
-        rows.append((name, split, _top1(data), low, high, top5, loss, *points))
+        rows.append((name, split, top1[name], low, high, top5, loss, *points))
     columns = [
         Column("run", "long"), Column("split_name", "text"), Column("top1", ".2%"), Column("low", ".2%"),
         Column("high", ".2%"), Column("top5", ".2%"), Column("loss", ".4f"), Column("behind", ".2f"),
         Column("behind_low", ".2f"), Column("behind_high", ".2f"),
     ]  # fmt: skip
+    intervals = {name: data.metrics["interval"] for name, data in runs.items() if data.metrics}
     if not compared:
         rows, columns = [row[:-3] for row in rows], columns[:-3]
     return {
-        "figure": page.plot("accuracy", partial(_intervals_figure, runs)),
+        "figure": page.plot("accuracy", partial(accuracy_figure, top1, intervals)),
         "accuracies": page.table("accuracies", columns, rows, sortable=True),
         "best": best_name,
         "compared_images": len(best.predictions.names) if compared and best.predictions else 0,
         "all_compared": compared == len(runs) - 1,
     }
-
-
-def _top1(data: RunData) -> float:
-    return float(data.metrics["top1"] if data.metrics else data.summary["best"]["top1"])
-
-
-def _intervals_figure(runs: RunsByName, theme: Theme, translate: Translator) -> Figure:
-    figure, axes = new_panel(5.2, 1.2 + 0.42 * len(runs))
-    for i, data in enumerate(runs.values()):
-        color = theme.series[i % len(theme.series)]
-        if data.metrics:
-            axes.plot(data.metrics["interval"], (i, i), color=color, lw=3, solid_capstyle="butt")
-        axes.plot(_top1(data), i, "o", color=color, ms=9)
-    axes.set_yticks(range(len(runs)), [shorten(name, 22) for name in runs])
-    axes.set_ylim(len(runs) - 0.5, -0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    use_percent(axes.xaxis)
-    axes.set_xlabel(translate("top1"))
-    axes.grid(axis="x")
-    return figure
 
 
 # ── curves, cost and settings ─────────────────────────────────────────────────────────────────────────────────────

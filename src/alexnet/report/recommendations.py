@@ -58,14 +58,6 @@ def _train_command(source: str | Path, settings: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _majority_accuracy(data: RunData) -> float:
-    """Return the accuracy of always predicting the most common class."""
-    if data.predictions is None:
-        return 1 / max(1, data.summary.get("classes", 1))
-    counts = np.bincount(data.predictions.targets)
-    return float(counts.max() / counts.sum())
-
-
 # ── failed training ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -76,7 +68,7 @@ def _check_failed(data: RunData) -> Iterator[Recommendation]:
     if bad is not None:
         yield Recommendation("diverged", {"epoch": bad["epoch"], "lr": lr}, _rerun(data, lr=f"{lr / 10:.3g}"))
         return
-    guess = _majority_accuracy(data)
+    guess = data.majority
     top1 = data.metrics["interval"][0] if data.metrics else max(epoch["top1"] for epoch in history)
     if len(history) >= 2 and top1 <= 1.1 * guess < 0.95:
         yield Recommendation("stuck", {"guess": guess}, _rerun(data, lr=f"{lr / 10:.3g}"))

@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from alexnet.checkpoint import load_checkpoint
 from alexnet.inference.calibration import ece
-from alexnet.messages.translator import Translator
 from alexnet.plots.calibration import Confidence, coverage_figure, reliability_figure
 from alexnet.plots.confusion import Confusion, confusion_figure
 from alexnet.plots.curves import metric_figure
-from alexnet.plots.model import conv_weights, filter_tiles
+from alexnet.plots.model import conv_weights, filter_sheet
 from alexnet.plots.predictions import find_examples
-from alexnet.plots.style import Theme, shorten, show_image, tile_images
+from alexnet.plots.style import shorten
 from alexnet.report.images import image_url, load_thumbnails
 from alexnet.report.page import Column, Page, Table, Values
 from alexnet.report.recommendations import recommend
@@ -77,9 +75,8 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
 
 def _result(data: RunData) -> Values:
     """Return the accuracy with its confidence interval and baselines."""
-    majority = max(c["n"] for c in data.metrics["per_class"]) / data.metrics["n"] if data.metrics else None
     return {
-        "summary": data.summary, "split": data.split, "metrics": data.metrics, "majority": majority,
+        "summary": data.summary, "split": data.split, "metrics": data.metrics, "majority": data.majority,
         "machine": data.machine, "run": data.run.path, "quoted_run": shlex.quote(str(data.run.path)),
     }  # fmt: skip
 
@@ -249,19 +246,8 @@ def _filters(page: Page, data: RunData) -> Values | None:
     if name is None:
         return {"name": None, "weights": None, "figure": None}
     weights = by_layer[name]
-    figure = page.plot("filters", partial(_filters_figure, weights))
+    figure = page.plot("filters", partial(filter_sheet, weights))
     return {"name": name, "weights": weights.shape, "figure": figure}
-
-
-def _filters_figure(weights: np.ndarray, theme: Theme, _: Translator) -> Figure:
-    columns = 12 if len(weights) % 12 == 0 else 16 if len(weights) > 32 else 8
-    filters = filter_tiles(weights, theme)
-    grid = tile_images(filters, columns, np.zeros(3), theme.background)
-    alpha = tile_images(np.ones_like(filters), columns, np.zeros(3), "black")[..., :1]  # gaps show the page's color
-    grid = np.concatenate([grid, alpha], axis=2)
-    figure = Figure(figsize=(6, 6 * grid.shape[0] / grid.shape[1]))
-    show_image(figure.add_axes((0, 0, 1, 1)), grid, interpolation="none", aspect="auto")
-    return figure
 
 
 # ── where the result comes from ───────────────────────────────────────────────────────────────────────────────────

@@ -87,6 +87,13 @@ class RunData:
             return None
         return compute_metrics(self.predictions.logits, self.predictions.targets, self.classes)
 
+    @property
+    def majority(self) -> float:
+        """Accuracy of always predicting the most common class; of guessing, if the run was not evaluated."""
+        if self.metrics is None:
+            return 1 / max(1, self.summary.get("classes", 1))
+        return float(max(c["n"] for c in self.metrics["per_class"]) / self.metrics["n"])
+
     @cached_property
     def confusion(self) -> Confusion | None:
         """The confusion matrix of `predictions`; None without predictions."""
