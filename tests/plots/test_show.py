@@ -104,11 +104,21 @@ def test_html_is_self_contained_with_both_themes(run):
     assert not re.search(r'(src|href|srcset)="(?!data:)', page)
 
 
+def test_html_escapes_names(tmp_path):
+    rows = [{"epoch": 1, "split": "val", "train_loss": 1, "val_loss": 1, "train_top1": 0.5, "top1": 0.5}]
+    draw = partial(curves_figure, {'"><script>': rows})
+    page = save_figure(draw, tmp_path / "a.html").read_text()
+    assert "<script" not in page
+    assert "<title>Learning curves of &#34;&gt;&lt;script&gt;</title>" in page
+    assert b"<script" not in render(draw, LIGHT)
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_texts_of_diagrams_do_not_overlap(name):
+def test_texts_of_diagrams_do_not_overlap(name, lang):
     """Only the diagrams place their texts themselves; matplotlib lays out all others."""
     with mpl.rc_context(rc_params(LIGHT)):
-        figure = architecture_figure(architecture(name), LIGHT, ENGLISH)
+        figure = architecture_figure(architecture(name), LIGHT, Translator(lang))
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         boxes = [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in figure.axes[0].texts]

@@ -32,7 +32,7 @@ from alexnet.run_dir import Run
 from alexnet.serving import explain, routes
 from alexnet.serving.app import create_app
 from alexnet.serving.explain import Explainer, NotAvailable, spread_over_classes
-from alexnet.serving.pages import FILES, WEB, page_files
+from alexnet.serving.pages import FILES, WEB, page_files, render_docs
 from alexnet.serving.registry import Models, open_models
 from alexnet.serving.settings import Settings
 from fake_run import make_fake_run
@@ -325,6 +325,16 @@ def test_untrusted_text_never_becomes_markup():
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(",
             (WEB / name).read_text(),
         )
+
+
+def test_documentation_page_escapes_names():
+    hostile = """"'><script>alert(1)</script>"""
+    query = {"name": hostile, "in": "query", "description": hostile, "schema": {"enum": [hostile]}}
+    route = {"description": hostile, "parameters": [query], "responses": {"200": {"description": hostile}}}
+    info = {"title": hostile, "version": "1", "description": hostile}
+    page = render_docs({"info": info, "paths": {f"/{hostile}": {"get": route}}})
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 9
 
 
 def test_page_has_every_text_in_both_languages(client):

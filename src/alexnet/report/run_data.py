@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from alexnet.inference.metrics import compute_metrics, correct_at
 from alexnet.plots.calibration import Confidence
 from alexnet.plots.confusion import Confusion
 from alexnet.run_dir import Run
+
+T = TypeVar("T")
 
 Document = dict[str, Any]
 """A JSON document of a run folder."""
@@ -144,12 +146,12 @@ class RunData:
     @property
     def training_warnings(self) -> list[Document]:
         """What training wrote to alarms.json: epoch, kind and text of each warning."""
-        return _read_list(self.run.path / "alarms.json")
+        return _read(self.run.path / "alarms.json", list[Document])
 
     @property
     def data_warnings(self) -> list[str]:
         """The warnings of `alexnet check`, if the run folder has its check.json."""
-        return list(_read_document(self.run.path / "check.json").get("warnings", ()))
+        return list(_read(self.run.path / "check.json", Document).get("warnings", ()))
 
 
 def read_run_data(run: Run) -> RunData:
@@ -161,10 +163,10 @@ def read_run_data(run: Run) -> RunData:
         best = run.named_checkpoint("best")
     except UserError:
         best = None
-    model = _read_document(best / MODEL) if best else {}
+    model = _read(best / MODEL, Document) if best else {}
     split = "test" if "test" in summary else str(summary["split"])
     return RunData(
-        run, history, summary, _read_document(run.recipe_json), _read_document(run.path / "env.json"), model, split,
+        run, history, summary, _read(run.recipe_json, Document), _read(run.path / "env.json", Document), model, split,
         _read_predictions(run, split, len(model.get("classes", ()))),
     )  # fmt: skip
 
@@ -179,16 +181,9 @@ def _read_predictions(run: Run, split: str, classes: int) -> Predictions | None:
     return Predictions(*stored)
 
 
-def _read_document(path: Path) -> Document:
-    """Return a JSON object; an empty one if the file is missing or damaged."""
+def _read(path: Path, kind: type[T]) -> T:
+    """Return a JSON file as the type `kind`; an empty one if the file is missing or damaged."""
     try:
-        return read_json(path, Document)
+        return read_json(path, kind)
     except (OSError, UserError):
-        return {}
-
-
-def _read_list(path: Path) -> list[Document]:
-    try:
-        return read_json(path, list[Document])
-    except (OSError, UserError):
-        return []
+        return kind()
