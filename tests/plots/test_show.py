@@ -113,6 +113,7 @@ def test_html_escapes_names(tmp_path):
     assert b"<script" not in render(draw, LIGHT)
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # no Chinese font may be installed
 @pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_texts_of_diagrams_do_not_overlap(name, lang):
