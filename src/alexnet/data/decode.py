@@ -12,10 +12,15 @@ from __future__ import annotations
 
 import functools
 import io
+import multiprocessing
+import os
+import signal
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -357,3 +362,27 @@ def map_in_threads(
                 progress(min(start + _CHUNK, len(items)), len(items), what)
     finally:
         pool.shutdown(cancel_futures=True)  # an error or Ctrl-C must not wait for thousands of files
+
+
+@contextmanager
+def process_pool(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of `count` processes that leave Ctrl-C to this one, and exit if it is killed."""
+    # Spawned, not forked: this process may hold torch's threads.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_init_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _init_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()

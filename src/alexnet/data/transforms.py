@@ -21,6 +21,7 @@ from PIL import Image
 
 from alexnet.data.decode import MAX_PIXELS, BadImage
 from alexnet.errors import UserError, unknown_name
+from alexnet.files import convert
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,18 @@ _FILTERS = {
     "bicubic": (Image.Resampling.BICUBIC, "bicubic"),
 }
 """Interpolation → Pillow's filter and torch's mode."""
+
+_STORED_TYPES: dict[str, Any] = {
+    "size": int,
+    "resize": int | None,
+    "channels": int,
+    "mean": tuple[float, ...],
+    "std": tuple[float, ...],
+    "interpolation": str,
+    "squash": bool,
+    "mean_image": bool,
+}
+"""Field of `to_dict` → its type."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +118,10 @@ class EvalTransform:
         and wrong types."""
         if not isinstance(values, Mapping) or "size" not in values:
             raise UserError("Preprocessing must be an object with at least 'size'; take it from a model.json.")
-        known = [f.name for f in fields(cls)]
-        checks = {
-            "size": _is_int,
-            "resize": lambda v: v is None or _is_int(v),
-            "channels": _is_int,
-            "mean": _are_numbers,
-            "std": _are_numbers,
-            "interpolation": lambda v: isinstance(v, str),
-            "squash": lambda v: isinstance(v, bool),
-            "mean_image": lambda v: isinstance(v, bool),
-        }
         for key, value in values.items():
-            if key not in known:
-                raise unknown_name("preprocessing field", str(key), known)
-            if not checks[key](value):
-                raise UserError(f"Preprocessing field '{key}' cannot be {value!r}; take it from a model.json.")
+            if key not in _STORED_TYPES:
+                raise unknown_name("preprocessing field", str(key), _STORED_TYPES)
+            convert(value, _STORED_TYPES[key], f"Preprocessing field '{key}'")
         if values.get("mean_image", False) != (mean_image is not None):
             raise UserError("Preprocessing and its mean image do not match; take both from one checkpoint.")
         return cls(**{**values, "mean_image": mean_image})
@@ -249,11 +250,3 @@ def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:
 def _to_channels_last(x: torch.Tensor) -> torch.Tensor:
     """Return C×H×W with channels last in memory."""
     return x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _are_numbers(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)

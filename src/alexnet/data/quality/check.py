@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import csv
 import itertools
-import multiprocessing
 import shlex
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +24,7 @@ import torch
 from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays
 from alexnet.data.datasets import load_known_layout
+from alexnet.data.decode import process_pool
 from alexnet.data.image_folder import class_order, read_label_table
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
 from alexnet.data.quality.findings import Findings, collect_warnings, find_blocking_error, pluralize
@@ -145,17 +143,8 @@ def _inspect_all(
 
 
 def _map_in_processes(inspect: Callable[[Any], list[ImageInfo]], chunks: list[Any]) -> Iterator[list[ImageInfo]]:
-    count = min(cpu_count(), len(chunks))
-    # Spawned, not forked: this process may hold torch's threads.
-    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_sigint)
-    try:
+    with process_pool(min(cpu_count(), len(chunks))) as pool:
         yield from pool.map(inspect, chunks)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _ignore_sigint() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
 
 def _find_duplicates(infos: Sequence[ImageInfo]) -> tuple[list[list[int]], list[tuple[int, int]]]:

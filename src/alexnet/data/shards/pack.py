@@ -10,18 +10,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from importlib.util import find_spec
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +25,7 @@ import numpy as np
 from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.datasets import CIFAR10_ARCHIVE, load_known_layout
+from alexnet.data.decode import process_pool
 from alexnet.data.image_folder import scan_images
 from alexnet.data.shards.manifest import find_mismatches, is_packed, open_packed, write_manifest
 from alexnet.data.shards.reader import FORMAT, PACK, WORK, ShardFormat
@@ -279,32 +275,15 @@ def _write_shards(pending: list[ShardTask], workers: int, advance: Callable[[int
         for task in pending:
             advance(write_shard(task))
         return
-    # Spawned, not forked: this process may hold torch's threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:
-        for future in as_completed([pool.submit(write_shard, task) for task in pending]):
-            advance(future.result())
+        with process_pool(workers) as pool:
+            for future in as_completed([pool.submit(write_shard, task) for task in pending]):
+                advance(future.result())
     except BrokenProcessPool as error:
         raise UserError(
             "A packing process was killed, probably for lack of memory; rerun the same command to resume, with fewer "
             "--workers."
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _init_worker() -> None:
-    """Leave Ctrl-C to the parent, and exit if the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            wait([parent.sentinel])
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def _track_progress(total: int, remaining: int, progress: Progress | None) -> Callable[[int], None]:
