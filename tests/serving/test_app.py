@@ -162,7 +162,10 @@ def test_connection_without_complete_request_head_is_closed(models: Models, comp
     ):
         if complete:
             client.sendall(complete)
-            assert b" 200 " in client.recv(1000)
+            received = b""
+            while not received.endswith(b"}"):  # head and body may arrive apart
+                received += client.recv(1000)
+            assert b" 200 " in received
         client.sendall(partial)
         start = time.perf_counter()
         assert client.recv(1000) == b""
