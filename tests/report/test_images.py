@@ -1,16 +1,16 @@
 import base64
 import io
-import json
 import shutil
 
 from PIL import Image
 
 from alexnet.report.images import SIDE, load_thumbnails
 from alexnet.run_dir import Run
+from alexnet.training.recipe import Recipe
 
 
 def make_run(data, tmp_path) -> Run:
-    return Run.create("folder", tmp_path / "run", json.dumps({"dataset": "folder", "data": str(data), "seed": 0}))
+    return Run.create("folder", tmp_path / "run", Recipe().replace(dataset="folder", data=data).to_json())
 
 
 def test_thumbnails_outlive_the_data_set(image_folder, tmp_path):

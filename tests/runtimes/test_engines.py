@@ -47,7 +47,9 @@ def test_traced_classifier_predicts_the_same_in_several_threads(checkpoint, tmp_
     for i, path in enumerate(images):
         make_image(path, i % 3, i)
     plain, traced = load(checkpoint), load(checkpoint)
-    assert traced.trace()
+    traced.trace()
+    assert traced.thread_safe
+    assert not plain.thread_safe
     expected = [(p.labels, p.confidence) for p in plain.predict_many(images)]
     results: list[list] = []
 
@@ -70,4 +72,5 @@ def test_traced_classifier_predicts_the_same_in_several_threads(checkpoint, tmp_
 def test_other_engines_are_not_traced(checkpoint):
     pytest.importorskip("onnxruntime")
     classifier = load(checkpoint, engine="onnxruntime")
-    assert not classifier.trace()
+    classifier.trace()
+    assert not classifier.thread_safe
