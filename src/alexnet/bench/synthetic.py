@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from alexnet.data.augment import Augment
 from alexnet.data.dataset import ImageArrays, ImageDataset
 from alexnet.data.loader import BatchLoader
 from alexnet.data.transforms import EvalTransform
@@ -17,7 +16,7 @@ from alexnet.models.model import build
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.optim import schedule_at
 from alexnet.training.recipe import Recipe, with_settings
-from alexnet.training.setup import TrainSetup, build_spec
+from alexnet.training.setup import TrainSetup, build_augment, build_spec
 from alexnet.training.step import TrainStep
 
 BATCHES = 4  # in memory, used in turn
@@ -50,7 +49,7 @@ def synthetic_step(
     targets = torch.randint(num_classes, (n,), generator=generator)
     arrays = ImageArrays(images.to(device), targets.to(device), [str(i) for i in range(n)])
     preprocess = EvalTransform(size, side, channels, (0.5,) * channels, (0.25,) * channels)
-    augment = Augment(crop=recipe.augmentation.crop, flip=recipe.augmentation.flip)
+    augment = build_augment(recipe.augmentation)
     batches = BatchLoader(arrays, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.run.seed)
     setup = TrainSetup(
         recipe, spec, preprocess, augment,

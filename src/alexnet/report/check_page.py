@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alexnet.data.augment import Augment, augment
+from alexnet.data.augment import augment
 from alexnet.data.dataset import ImageFiles
 from alexnet.data.decode import decode_image, map_in_threads
 from alexnet.data.in_memory import decode_files
@@ -27,6 +28,7 @@ from alexnet.messages.templates import load_template
 from alexnet.messages.translator import Translator
 from alexnet.report.images import fit_square, image_url
 from alexnet.training.recipes import named_recipe
+from alexnet.training.setup import build_augment
 
 SIDE = 72  # of a thumbnail, in pixels
 MAX_SAMPLES = 480  # thumbnails of all classes together
@@ -197,11 +199,7 @@ def _augmented(found: Findings) -> list[tuple[str, list[str]]]:
     if not train:
         return []
     chosen = _evenly_spaced(train, AUGMENTED_IMAGES)
-    settings = recipe.augmentation
-    config = Augment(
-        crop=settings.crop, padding=settings.padding, padding_mode=settings.padding_mode, scale=settings.scale,
-        flip=settings.flip, rotate=settings.rotate, jitter=settings.jitter,
-    )  # fmt: skip
+    config = replace(build_augment(recipe.augmentation), crop_group=1)  # different crops show more
     if found.pixels is None:
         size = 112
         names = [found.names[i] for i in chosen]

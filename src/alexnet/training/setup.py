@@ -32,6 +32,7 @@ from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.auto_config import apply_augmentation_level, choose_settings, describe_lr_scaling
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.recipe import Recipe, check_layers
+from alexnet.training.settings import AugmentationSettings
 from alexnet.training.transfer import init_from_pretrained
 
 
@@ -102,8 +103,7 @@ def _prepare(
     recipe, spec, stored = _choose_network(recipe, dataset, device, saved, pretrained, progress)
     parallel.check(spec)
     recipe = apply_augmentation_level(recipe, spec.image_size)
-    chosen = vars(recipe.augmentation)
-    augment = Augment(**{field.name: chosen[field.name] for field in fields(Augment) if field.name in chosen})
+    augment = build_augment(recipe.augmentation)
     recipe, geometry, mean_image = _choose_geometry(recipe, spec, dataset, stored)
 
     recipe, dataset = _read_images(recipe, dataset, geometry, augment, parallel, check, progress)
@@ -289,6 +289,12 @@ def class_weights(targets: torch.Tensor, classes: int) -> torch.Tensor:
     """Return float32 (classes,): loss weights inverse to the number of images of each class, with mean 1 over them."""
     counts = torch.bincount(targets.cpu(), minlength=classes)
     return (len(targets) / (counts > 0).sum() / counts.clamp(min=1)).float()
+
+
+def build_augment(settings: AugmentationSettings) -> Augment:
+    """Return the augmentation of a recipe's `settings`."""
+    values = vars(settings)
+    return Augment(**{field.name: values[field.name] for field in fields(Augment) if field.name in values})
 
 
 def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
