@@ -43,17 +43,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success, flush its files to disk and rename it to `path`."""
+def atomic_folder(path: Path, flush: bool = True) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success, flush its files to disk and rename it to `path`.
+
+    Without `flush`, for a folder that can be made again, it may be incomplete after a power failure.
+    """
     temporary = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}-", dir=path.parent))
     try:
         temporary.chmod(0o755)
         yield temporary
-        for file in temporary.iterdir():
-            fsync_file(file)
-        fsync_dir(temporary)
+        if flush:
+            for file in temporary.iterdir():
+                fsync_file(file)
+            fsync_dir(temporary)
         temporary.rename(path)
-        fsync_dir(path.parent)
+        if flush:
+            fsync_dir(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import IO, NamedTuple
 from alexnet.data.decode import IMAGE_SUFFIXES
 from alexnet.device import cache_dir
 from alexnet.errors import UserError
+from alexnet.files import atomic_folder
 from alexnet.progress import Progress
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -60,11 +60,9 @@ def unpack_if_archive(data: Path, progress: Progress | None = None) -> Path:
     target = cache_dir() / "archives" / f"{data.name.split('.')[0][:80]}-{digest}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            _unpack(data, temporary, progress)
-            temporary.chmod(0o755)
-            temporary.rename(target)
+            with atomic_folder(target, flush=False) as temporary:
+                _unpack(data, temporary, progress)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError) as error:
             raise UserError(
                 f"The archive {data} is damaged or of an unknown kind ({error}); create it again."
@@ -72,8 +70,6 @@ def unpack_if_archive(data: Path, progress: Progress | None = None) -> Path:
         except OSError as error:
             if not target.is_dir():  # otherwise another process was faster
                 raise UserError(f"The archive {data} cannot be unpacked into {target.parent} ({error}).") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return _skip_single_folders(target)
 
 

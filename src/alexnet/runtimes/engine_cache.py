@@ -146,7 +146,7 @@ def engine_key(name: str) -> str:
 def choice_key(device: str, single: bool) -> str:
     """Return the key of the engine that `fast` chose, for a single image or many, among those installed."""
     installed = [engine_key(name) for name in KINDS if engines.missing(name) is None]
-    return f"fast on {device} for {'one picture' if single else 'many'} among {', '.join(installed)}"
+    return f"fast on {device} for {'one image' if single else 'many'} among {', '.join(installed)}"
 
 
 def engine_note(name: str, measured: dict[str, Any]) -> str:

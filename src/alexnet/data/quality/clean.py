@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from PIL import Image
 
 from alexnet.data.quality.findings import Findings, pluralize, similar_labels
 from alexnet.errors import UserError
+from alexnet.files import atomic_folder
 
 _SPLIT_PRIORITY = {"test": 0, "val": 1, "train": 2, "all": 2}
 
@@ -44,30 +44,24 @@ def write_cleaned(found: Findings, out: Path) -> list[str]:
     actions += [f"Merged the labels {', '.join(map(repr, sorted(g)))} into {_to_folder_name(g[0])!r}." for g in similar]
     if not kept:
         raise UserError(f"The cleaned copy of {found.data} would be empty; add readable images.")
+    methods: Counter[str] = Counter()
+    used: Counter[Path] = Counter()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        with atomic_folder(out, flush=False) as partial:
+            for i in kept:
+                folder = partial / ("" if found.splits[i] == "all" else found.splits[i]) / _to_folder_name(labels[i])
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / PurePosixPath(found.names[i]).name
+                used[path] += 1
+                if used[path] > 1:  # several folders were merged
+                    path = path.with_name(f"{path.stem}~{used[path]}{path.suffix}")
+                methods[_write_image(found, i, path)] += 1
+            if out.exists():
+                out.rmdir()
     except OSError as error:
-        raise UserError(f"--fix {out} cannot be written ({error.strerror}); choose another folder.") from error
-    try:
-        methods: Counter[str] = Counter()
-        used: Counter[Path] = Counter()
-        for i in kept:
-            folder = partial / ("" if found.splits[i] == "all" else found.splits[i]) / _to_folder_name(labels[i])
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / PurePosixPath(found.names[i]).name
-            used[path] += 1
-            if used[path] > 1:  # several folders were merged
-                path = path.with_name(f"{path.stem}~{used[path]}{path.suffix}")
-            methods[_write_image(found, i, path)] += 1
-        partial.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(f"--fix {out} cannot be written ({error}); choose another folder.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        reason = error.strerror or error
+        raise UserError(f"--fix {out} cannot be written ({reason}); choose another folder.") from error
     counts = ", ".join(f"{count} as {method}" for method, count in methods.items())
     return [*actions, f"Wrote {len(kept)} of {len(found.names)} images to {out}, {counts}; {found.data} is unchanged."]
 

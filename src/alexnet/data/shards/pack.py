@@ -33,7 +33,7 @@ from alexnet.data.shards.writer import ShardTask, read_result, write_shard
 from alexnet.data.statistics import median_short_side
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
-from alexnet.files import write_text
+from alexnet.files import read_json, write_json
 from alexnet.progress import Progress
 
 SIDE = 256
@@ -230,7 +230,7 @@ def _prepare_target(
                 f"The unfinished packing in {target} has other images or another format; delete it or choose another "
                 "folder."
             )
-        write_text(plan, json.dumps({"key": key}))
+        write_json(plan, {"key": key})
         for leftover in (target / WORK).glob("shard-*"):  # of a killed process
             shutil.rmtree(leftover, ignore_errors=True)
     except OSError as error:
@@ -249,10 +249,9 @@ def _is_finished(task: ShardTask) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty if it is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        value = None
-    return value if isinstance(value, dict) else {}
+        return read_json(path, dict[str, Any])
+    except (OSError, UserError):
+        return {}
 
 
 def _check_disk_space(pending: list[ShardTask], format: ShardFormat, target: Path) -> None:

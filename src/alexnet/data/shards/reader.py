@@ -17,7 +17,6 @@ raw bytes and integers are accepted: others include litdata's pickle type, which
 
 from __future__ import annotations
 
-import json
 import mmap
 import zipfile
 from collections.abc import Sequence
@@ -308,22 +307,45 @@ def damaged(path: Path, reason: str) -> UserError:
 # ── tables of a split ─────────────────────────────────────────────────────────────────────────────
 
 
+class _Encoding(TypedDict, total=False):
+    compression: Any
+    ipc_compression: Any
+    encryption: Any
+
+
+class _Config(_Encoding):
+    data_format: list[str]
+    item_loader: str
+
+
+class _Chunk(TypedDict):
+    filename: str
+    chunk_size: int
+    chunk_bytes: int
+
+
+class _Index(TypedDict):
+    """A litdata index."""
+
+    config: _Config
+    chunks: list[_Chunk]
+
+
 def read_index(path: Path) -> list[tuple[str, int, int]]:
     """Return name, number of items and bytes of each shard in a litdata index. Raises `UserError` if its items are
     anything but uncompressed raw bytes and integers."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        config, chunks = index["config"], index["chunks"]
-        types, loader = config["data_format"], config["item_loader"]
-        encoding = [config.get(key) for key in ("compression", "ipc_compression", "encryption")]
-        files = [(str(c["filename"]), int(c["chunk_size"]), int(c["chunk_bytes"])) for c in chunks]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(path, repr(error)) from error
-    if types != ITEM_TYPES or loader != "PyTreeLoader" or any(encoding):
+        index = read_json(path, _Index, "the index")
+    except (OSError, UserError) as error:
+        raise damaged(path, str(error).rstrip(".")) from error
+    config = index["config"]
+    encoding = [config.get(key) for key in _Encoding.__annotations__]
+    if config["data_format"] != ITEM_TYPES or config["item_loader"] != "PyTreeLoader" or any(encoding):
         raise UserError(
-            f"{path} lists items of the types {types}, but only {ITEM_TYPES}, uncompressed, are accepted, since others "
+            f"{path} lists items of the types {config['data_format']}, but only {ITEM_TYPES}, uncompressed, are accepted, since others "
             "can run code; pack the dataset with 'alexnet pack'."
         )
+    files = [(chunk["filename"], chunk["chunk_size"], chunk["chunk_bytes"]) for chunk in index["chunks"]]
     for name, count, size in files:
         if Path(name).name != name or not name.endswith(".bin") or count < 1 or size < 1:
             raise damaged(path, f"it lists a shard '{name}' of {count} items and {size} bytes")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from alexnet.data.decode import BadImage, decode_crop
 from alexnet.data.shards.reader import INDEX, ITEM_TYPES, WORK, ShardFormat, Shards, read_index
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.files import atomic_write, convert, sha256_file
+from alexnet.files import atomic_write, convert, fsync_file, read_json, sha256_file
 
 DIGEST = 16
 """Bytes of the digest that identifies copies of an image."""
@@ -202,9 +201,8 @@ def _write_items(task: ShardTask, items: list[tuple[bytes, int]], failed: list[t
             Shards(folder, task.format, read_index(index)).shard(0)
         except UserError as error:
             raise RuntimeError(f"this version of litdata writes an unknown shard format: {error}") from error
-        with written.open("rb") as file:
-            os.fsync(file.fileno())
-        name, config = written.name, json.loads(index.read_text(encoding="utf-8"))["config"]
+        fsync_file(written)
+        name, config = written.name, read_json(index, dict[str, Any])["config"]
         record = ShardRecord(name, written.stat().st_size, sha256_file(written), config, failed)
         written.replace(task.target / task.split / name)
         return record
