@@ -339,10 +339,10 @@ def read_index(path: Path) -> list[tuple[str, int, int]]:
     except (OSError, UserError) as error:
         raise damaged(path, str(error).rstrip(".")) from error
     config = index["config"]
-    encoding = [config.get(key) for key in _Encoding.__annotations__]
-    if config["data_format"] != ITEM_TYPES or config["item_loader"] != "PyTreeLoader" or any(encoding):
+    types, encoding = config["data_format"], [config.get(key) for key in _Encoding.__annotations__]
+    if types != ITEM_TYPES or config["item_loader"] != "PyTreeLoader" or any(encoding):
         raise UserError(
-            f"{path} lists items of the types {config['data_format']}, but only {ITEM_TYPES}, uncompressed, are accepted, since others "
+            f"{path} lists items of the types {types}, but only {ITEM_TYPES}, uncompressed, are accepted, since others "
             "can run code; pack the dataset with 'alexnet pack'."
         )
     files = [(chunk["filename"], chunk["chunk_size"], chunk["chunk_bytes"]) for chunk in index["chunks"]]
