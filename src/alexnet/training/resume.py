@@ -9,6 +9,7 @@ from typing import Any
 from alexnet.errors import UserError
 from alexnet.training.auto_config import augmentation_settings
 from alexnet.training.recipe import SETTINGS, Recipe
+from alexnet.training.transfer import CHOSEN_BY_WEIGHTS
 
 
 def apply_overrides(run: Path, stored: Recipe, given: Recipe, names: Iterable[str], force: bool) -> tuple[Recipe, str]:
@@ -48,7 +49,7 @@ def explicit_fields(stored: Recipe, given: Recipe) -> list[str]:
     if given.model.arch == "auto":
         chosen.add("width")
     if stored.model.weights is not None:
-        chosen |= {"arch", "image_size", "width", "dropout", "mean", "std", "mean_image", "backbone_lr_mult"}
+        chosen |= set(CHOSEN_BY_WEIGHTS)
     if stored.augmentation.level != "auto":
         chosen |= set(augmentation_settings(stored.augmentation.level, stored.model.image_size or 0))
     values = given.as_dict()

@@ -22,6 +22,8 @@ from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.recipe import Recipe
 
 HEAD_ONLY_MAX, FROZEN_CONVS_MAX = 50, 500  # images per class up to which --freeze auto does so
+CHOSEN_BY_WEIGHTS = ("arch", "image_size", "width", "dropout", "mean", "std", "mean_image", "backbone_lr_mult")
+"""The settings that `init_from_pretrained` takes from the trained network."""
 
 
 def init_from_pretrained(
