@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -34,6 +33,7 @@ from alexnet.inference.calibration import confidence_metrics
 from alexnet.inference.crops import CENTER_CROP, Views, log_mean, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
 from alexnet.inference.metrics import compute_metrics, correct_at
+from alexnet.inference.predict import render_table
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
@@ -136,13 +136,11 @@ class Evaluation(dict[str, Any]):
         ).rstrip()
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(c['label'])}</td><td>{c['n']}</td><td>{c['precision']:.1%}</td>"
-            f"<td>{c['recall']:.1%}</td><td>{c['f1']:.3f}</td></tr>"
+        rows = [
+            (c["label"], c["n"], f"{c['precision']:.1%}", f"{c['recall']:.1%}", f"{c['f1']:.3f}")
             for c in self["per_class"]
-        )
-        head = "<tr><th>class</th><th>images</th><th>precision</th><th>recall</th><th>F1</th></tr>"
-        return f"<p>{escape(repr(self))}</p><table>{head}{rows}</table>"
+        ]
+        return render_table(repr(self), rows, ("class", "images", "precision", "recall", "F1"))
 
 
 def evaluate(

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,14 +66,16 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         if self.error:
-            return f"<p>{escape(str(self))}</p>"
-        bars = "".join(
-            f"<tr><td>{escape(label)}</td><td>{p:.1%}</td><td style='width:12em'>"
-            f"<div style='background:#0072b2;height:.8em;width:{p:.1%}'></div></td></tr>"
-            for label, p in self.labels
-        )
+            return render_table(str(self), [])
         title = f"{self.path}: {self._unsure_text()}" if self.unsure else self.path
-        return f"<p>{escape(title)}</p><table>{bars}</table>"
+        return render_table(title, [(label, f"{p:.1%}") for label, p in self.labels], bars=True)
+
+
+def render_table(title: str, rows: Sequence[Sequence[object]], head: Sequence[str] = (), bars: bool = False) -> str:
+    """Return the HTML that a notebook shows: a title and a table; `bars` draws each row's last cell, a percentage."""
+    from alexnet.messages.templates import load_template
+
+    return load_template("alexnet.inference", "notebook.html").render(title=title, rows=rows, head=head, bars=bars)
 
 
 class Scores(NamedTuple):

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,6 +24,7 @@ from alexnet.device import cpu_name, environment, package_version, rank, world_s
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, printable, read_json, write_json, write_text
 from alexnet.inference.calibration import describe_calibration
+from alexnet.inference.predict import render_table
 from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.run_dir import Run, find_run
@@ -59,13 +59,12 @@ class TrainingResult:
         return f"{text}\n{describe_calibration(self.summary['calibration'])}\nrun {self.run}"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{r['epoch']}</td><td>{r['train_loss']:.4f}</td><td>{r['val_loss']:.4f}</td>"
-            f"<td>{r['top1']:.2%}</td><td>{r['images_per_second']:,.0f}</td></tr>"
+        rows = [
+            (r["epoch"], f"{r['train_loss']:.4f}", f"{r['val_loss']:.4f}", f"{r['top1']:.2%}",
+             f"{r['images_per_second']:,.0f}")
             for r in Run(self.run).metrics()
-        )
-        head = "<tr><th>epoch</th><th>train loss</th><th>loss</th><th>top-1</th><th>images/s</th></tr>"
-        return f"<p>{escape(str(self)).replace(chr(10), '<br>')}</p><table>{head}{rows}</table>"
+        ]  # fmt: skip
+        return render_table(str(self), rows, ("epoch", "train loss", "loss", "top-1", "images/s"))
 
 
 def train(
