@@ -33,7 +33,6 @@ from alexnet.inference.calibration import confidence_metrics
 from alexnet.inference.crops import CENTER_CROP, Views, log_mean, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
 from alexnet.inference.metrics import compute_metrics, correct_at
-from alexnet.inference.predict import render_table
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
@@ -141,6 +140,13 @@ class Evaluation(dict[str, Any]):
             for c in self["per_class"]
         ]
         return render_table(repr(self), rows, ("class", "images", "precision", "recall", "F1"))
+
+
+def render_table(title: str, rows: Sequence[Sequence[object]], head: Sequence[str] = (), bars: bool = False) -> str:
+    """Return the HTML that a notebook shows: a title and a table; `bars` draws each row's last cell, a percentage."""
+    from alexnet.messages.templates import load_template
+
+    return load_template("alexnet.inference", "notebook.html").render(title=title, rows=rows, head=head, bars=bars)
 
 
 def evaluate(

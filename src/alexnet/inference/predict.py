@@ -65,17 +65,12 @@ class Prediction:
         return f"unsure (confidence {self.confidence:.1%})"
 
     def _repr_html_(self) -> str:
+        from alexnet.inference.evaluate import render_table  # which needs torchvision
+
         if self.error:
             return render_table(str(self), [])
         title = f"{self.path}: {self._unsure_text()}" if self.unsure else self.path
         return render_table(title, [(label, f"{p:.1%}") for label, p in self.labels], bars=True)
-
-
-def render_table(title: str, rows: Sequence[Sequence[object]], head: Sequence[str] = (), bars: bool = False) -> str:
-    """Return the HTML that a notebook shows: a title and a table; `bars` draws each row's last cell, a percentage."""
-    from alexnet.messages.templates import load_template
-
-    return load_template("alexnet.inference", "notebook.html").render(title=title, rows=rows, head=head, bars=bars)
 
 
 class Scores(NamedTuple):

@@ -24,7 +24,7 @@ from alexnet.device import cpu_name, environment, package_version, rank, world_s
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, printable, read_json, write_json, write_text
 from alexnet.inference.calibration import describe_calibration
-from alexnet.inference.predict import render_table
+from alexnet.inference.evaluate import render_table
 from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.run_dir import Run, find_run
