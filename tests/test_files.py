@@ -55,14 +55,17 @@ def test_values_are_converted_to_the_declared_types():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([], "recipe: Expected object, got array."),
-        ({}, "recipe: Object missing required field inner."),
-        ({"inner": {"rate": True}}, "recipe: Expected float, got bool - at $.inner.rate."),
-        ({"inner": {"rate": "1"}}, "recipe: Expected float, got str - at $.inner.rate."),
-        ({"inner": {"rate": 1}, "size": 1.5}, "recipe: Expected int, got float - at $.size."),
-        ({"inner": {"rate": 1}, "size": True}, "recipe: Expected int, got bool - at $.size."),
-        ({"inner": {"rate": 1}, "mode": "c"}, "recipe: Invalid enum value 'c' - at $.mode."),
-        ({"inner": {"rate": 1}, "path": 3}, "recipe: Expected Path, got int - at $.path."),
+        ([], "recipe cannot be []: expected an object."),
+        ({}, "recipe lacks the field inner."),
+        ({"inner": {"rate": True}}, "recipe cannot be true at inner.rate: expected a number."),
+        ({"inner": {"rate": "1"}}, "recipe cannot be '1' at inner.rate: expected a number."),
+        ({"inner": {"rate": 1}, "size": 1.5}, "recipe cannot be 1.5 at size: expected an integer."),
+        ({"inner": {"rate": 1}, "size": True}, "recipe cannot be true at size: expected an integer."),
+        ({"inner": {"rate": 1}, "mode": "c"}, "recipe cannot be 'c' at mode: invalid enum value 'c'."),
+        ({"inner": {"rate": 1}, "path": 3}, "recipe cannot be 3 at path: expected a path."),
+        ({"inner": {"rate": 1, "names": "x" * 99}}, "xxx... at inner.names: expected a list."),
+        ({"inner": {"rate": 1}, "several": [{}]}, "recipe lacks the field rate at several[0]."),
+        ({"inner": {"rate": 1}, "several": [{"rate": 1}, 7]}, "recipe cannot be 7 at several[1]: expected an object."),
         ({"inner": {"rate": 1}, "size": 0}, "The size must be positive."),
         ({"inner": {"rate": 1}, "siez": 2}, "There is no key 'siez' in recipe; did you mean 'size'?"),
         ({"inner": {"rate": 1, "rat": 2}}, "There is no key 'rat' in recipe; did you mean 'rate'?"),
@@ -72,6 +75,11 @@ def test_values_are_converted_to_the_declared_types():
 def test_other_types_and_unknown_keys_are_rejected(value, message):
     with pytest.raises(UserError, match=re.escape(message)):
         convert(value, Outer, "recipe")
+
+
+def test_a_wrong_value_of_any_key_is_rejected():
+    with pytest.raises(UserError, match=r"^x has a wrong value at \[\.\.\.\]: expected a number, got a text\.$"):
+        convert({"a": 1, "b": "c"}, dict[str, float], "x")
 
 
 def test_a_file_that_is_not_json_is_rejected(tmp_path):

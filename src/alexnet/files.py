@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -96,9 +97,45 @@ def convert(value: object, kind: type[T], where: str) -> T:
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, UserError):  # from a dataclass's own checks
             raise error.__cause__ from None
-        raise UserError(f"{where}: {str(error).replace('`', '')}.") from error
-    _check_keys(value, converted, where)
+        raise UserError(_describe(str(error), value, where)) from error
+    _check_keys(value, converted, re.sub("^The ", "the ", where))
     return converted
+
+
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "Path": "a path",
+}
+"""msgspec's name of a type → what a user calls it."""
+
+
+def _describe(reason: str, value: object, where: str) -> str:
+    """Return msgspec's `reason` for rejecting `value` as one sentence: which value, where in it, and what is expected.
+
+    `reason` is such as "Expected `int | null`, got `str` - at `$.rates[0]`".
+    """
+    reason, _, path = reason.replace("`", "").partition(" - at ")
+    at = f" at {path.removeprefix('$').removeprefix('.')}" if path not in ("", "$") else ""
+    if missing := re.fullmatch("Object missing required field (.+)", reason):
+        return f"{where} lacks the field {missing[1]}{at}."
+    kinds = re.sub(r"\b(int|float|str|bool|array|object|Path)\b", lambda name: _KINDS[name[0]], reason)
+    kinds = kinds.replace(" | ", " or ").replace(">= ", "at least ")
+    for key, index in re.findall(r"\.([^.\[]+)|\[([^]]+)\]", path):
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+        elif isinstance(value, Sequence) and index.isdecimal():
+            value = value[int(index)]
+        else:  # `[...]` is any value of an object
+            return f"{where} has a wrong value{at}: {kinds[:1].lower()}{kinds[1:]}."
+    shown = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    expected = kinds.split(", got ")[0] if kinds.startswith("Expected ") else kinds  # such as "Invalid enum value 'c'"
+    return f"{where} cannot be {shown}{at}: {expected[:1].lower()}{expected[1:]}."
 
 
 def _convert_path(kind: type, value: object) -> object:

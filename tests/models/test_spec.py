@@ -24,18 +24,18 @@ def test_every_spec_round_trips_through_json(name: str) -> None:
     [
         ({"color": 1}, "color"),
         ({"num_classses": 1}, "did you mean 'num_classes'"),
-        ({"num_classes": "ten"}, r"specification: Expected int, got str - at \$\.num_classes"),
-        ({"num_classes": True}, r"Expected int, got bool - at \$\.num_classes"),
-        ({"num_classes": 2.5}, r"Expected int, got float - at \$\.num_classes"),
+        ({"num_classes": "ten"}, "specification cannot be 'ten' at num_classes: expected an integer"),
+        ({"num_classes": True}, "cannot be true at num_classes: expected an integer"),
+        ({"num_classes": 2.5}, "cannot be 2.5 at num_classes: expected an integer"),
         ({"num_classes": 0}, "num_classes is 0"),
-        ({"hidden": 4096}, r"Expected array, got int - at \$\.hidden"),
-        ({"hidden": [4096, None]}, r"at \$\.hidden\[1\]"),
-        ({"convs": [3]}, r"at \$\.convs\[0\]"),
+        ({"hidden": 4096}, "cannot be 4096 at hidden: expected a list"),
+        ({"hidden": [4096, None]}, r"at hidden\[1\]"),
+        ({"convs": [3]}, r"at convs\[0\]"),
         ({"convs": []}, "no convolutions"),
-        ({"convs": [{"out_channels": 8}]}, r"missing required field kernel - at \$\.convs"),
+        ({"convs": [{"out_channels": 8}]}, r"lacks the field kernel at convs\[0\]"),
         ({"convs": [{"out_channels": 8, "kernel": 3, "stages": ["act", "act"]}]}, "duplicate"),
         ({"convs": [{"out_channels": 8, "kernel": 3, "stages": ["pol"]}]}, "did you mean 'pool'"),
-        ({"lrn": None}, r"Expected object, got null - at \$\.lrn"),
+        ({"lrn": None}, "cannot be null at lrn: expected an object"),
         ({"lrn": {"size": 0}}, "size is 0"),
         ({"dropout": 1}, "below 1"),
         ({"width": float("nan")}, "width is nan"),
@@ -50,7 +50,7 @@ def test_invalid_values_are_refused(change: dict[str, object], message: str) -> 
 
 @pytest.mark.parametrize("junk", [None, [], "paper", 3])
 def test_non_objects_are_refused(junk: object) -> None:
-    with pytest.raises(UserError, match="specification: Expected object, got"):
+    with pytest.raises(UserError, match="specification cannot be .*: expected an object"):
         AlexNetSpec.from_dict(junk)  # type: ignore[arg-type]
 
 
@@ -59,7 +59,7 @@ def test_missing_keys_take_defaults_or_are_refused() -> None:
     del d["repair"]  # has a default
     assert AlexNetSpec.from_dict(d) == ARCHITECTURES["paper"]
     del d["convs"]
-    with pytest.raises(UserError, match="missing required field convs"):
+    with pytest.raises(UserError, match="lacks the field convs"):
         AlexNetSpec.from_dict(d)
 
 

@@ -117,7 +117,7 @@ def _convert(name: str, value: Any, where: str) -> Any:
     if get_origin(kind) is Literal and value not in get_args(kind):
         options = ", ".join(get_args(kind))
         raise UserError(f"The setting {name}{where} cannot be {value!r}; it must be one of {options}.")
-    return convert(value, kind, f"{name}{where}")
+    return convert(value, kind, f"The setting {name}{where}")
 
 
 def read_recipe(path: str | Path) -> Recipe:
