@@ -60,6 +60,16 @@ def test_the_help_of_train_shows_examples_and_groups(capsys):
     assert places == sorted(places)
 
 
+@pytest.mark.parametrize("recipe", [(), ("cifar10",)])
+def test_the_help_of_train_is_wrapped_and_ends_its_description_with_the_recipes(capsys, monkeypatch, recipe):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["train", *recipe, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    listed = out.split("All recipes:\n")[1].split(";")[0]
+    assert [name.strip() for name in listed.split(",")] == list(RECIPES)
+
+
 def test_the_flags_of_train(capsys):
     """The list is a promise to users: change it knowingly, and keep it under forty."""
     assert run(["train", "--help"]) == 0

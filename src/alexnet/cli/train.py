@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from alexnet.training.recipe import Recipe
 
 EXAMPLES = """Examples:
-  alexnet train                                        the embedded digits, in a minute
-  alexnet train cifar10 --data cifar.zip --epochs 20   a recipe, with other settings
-  alexnet train photos/ --time-budget 15m              your own images, one folder per class"""
+  alexnet train                                       the digits, in a minute
+  alexnet train cifar10 --data cifar.zip --epochs 20  a recipe, other settings
+  alexnet train photos/ --time-budget 15m             your own images"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,9 @@ def train(arguments: list[str]) -> None:
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else "digits"
     recipe = find_recipe(name)
-    description = f"{EXAMPLES}\n\nThe defaults below are those of 'alexnet train {name}'."
-    if name in RECIPES:
-        description += f" {describe(name)}"
-    if not named:
-        description += f"\n\nOther recipes: {', '.join(RECIPES)}; run 'alexnet train NAME --help' for their settings."
+    about = f"{describe(name) if name in RECIPES else ''}\n\nThe defaults below are those of 'alexnet train {name}'."
+    others = f"{', '.join(RECIPES)}; run 'alexnet train NAME --help' for their settings."
+    description = f"{EXAMPLES}\n\nRecipe {name}:\n{_wrap(about)}\n\nAll recipes:\n{_wrap(others)}"
     options = parse(
         _options(recipe), arguments[named:], f"alexnet train {name}", description, usage="alexnet train RECIPE|FOLDER"
     )
@@ -61,6 +60,13 @@ def train(arguments: list[str]) -> None:
     from alexnet.api import train as train_recipe
 
     show_result(train_recipe(recipe, out=options.out, resume=options.resume, force=options.force), options.json)
+
+
+def _wrap(text: str) -> str:
+    """Wrap the paragraphs of `text` to 80 columns, indented: tyro would join lines that start with a letter."""
+    paragraphs = text.strip().split("\n\n")
+    wrapper = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(map(wrapper.fill, paragraphs))
 
 
 def _options(recipe: Recipe) -> type[Options]:
