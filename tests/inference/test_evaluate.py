@@ -18,7 +18,7 @@ from alexnet.inference.metrics import compute_metrics
 from alexnet.models.model import create_model
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
-from alexnet.training.api import train
+from alexnet.training.api import resume, train
 from helpers import make_image_folder
 
 
@@ -114,6 +114,28 @@ def test_damaged_recipe_is_reported(small_run, tmp_path):
     (copy / "recipe.json").write_text("{}")
     with pytest.raises(UserError, match="recipe.json is damaged"):
         evaluate(copy)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_damaged_after_training_are_named(image_folder, tmp_path, monkeypatch, in_memory):
+    """Neither evaluating nor resuming checks all files again, and neither has --skip-bad."""
+    settings = {"arch": "cifar", "width": 0.1, "image_size": 32, "epochs": 1, "progress": Silent(), "workers": 0}
+    run = train(str(image_folder), out=tmp_path / "run", in_memory=in_memory, **settings).run
+    rows = [line.split(",") for line in (run / "split.csv").read_text().splitlines()]
+    for split in ("train", "val"):
+        name = next(name for name, row_split in rows if row_split == split)
+        (image_folder / name).write_bytes(b"damaged")
+    if not in_memory:
+        monkeypatch.setattr("alexnet.data.in_memory.MAX_IN_MEMORY", 0)
+    before = (run / "metrics.jsonl").read_bytes()
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=r"cannot be read: |Cannot read ") as error:
+            evaluate(run, split=split)
+        assert "--skip-bad" not in str(error.value)
+    with pytest.raises(UserError, match=r"cannot be read: |Cannot read ") as error:
+        resume(run, epochs="+1", progress=Silent())
+    assert "--skip-bad" not in str(error.value)
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_match_classes():

@@ -41,6 +41,10 @@ class BadFiles(UserError):
     def __str__(self) -> str:
         return f"{self.summary}; replace or remove them, or skip them with --skip-bad."
 
+    def without_skipping(self, fix: str) -> UserError:
+        """Return the error for a caller that cannot skip files, who is told to do `fix`."""
+        return UserError(f"{self.summary}; {fix}.")
+
 
 def fits_in_memory(dataset: ImageDataset, size: int, requested: bool | None = None) -> bool:
     """Whether to keep `dataset` decoded in memory, as squares of `size` pixels.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.datasets import load_dataset, load_for_evaluation
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
-from alexnet.data.in_memory import decode_splits, fits_in_memory
+from alexnet.data.in_memory import BadFiles, decode_splits, fits_in_memory
 from alexnet.data.loader import EVAL_BATCH_SIZE, BatchLoader, choose_workers, evaluation_batches
 from alexnet.data.split import read_bad_files, read_split
 from alexnet.data.transforms import EvalTransform
@@ -48,7 +48,6 @@ class DataRecipe(TypedDict):
     data: str | None
     labels: str | None
     seed: int
-    skip_bad: bool
     validate_on: str
 
 
@@ -221,7 +220,8 @@ def evaluate(
         measured = replace(source, splits={name: images}, channels=transform.channels)
         workers, _ = choose_workers(None, EVAL_BATCH_SIZE * transform.channels * transform.size**2)
         if fits_in_memory(measured, transform.size):
-            measured = decode_splits(measured, transform, progress=progress)
+            with _explain_bad_files(own_data):
+                measured = decode_splits(measured, transform, progress=progress)
         pairs = [(ensemble.members[i].computes, ensemble.members[i].preprocess) for i in group.members]
         batches = evaluation_batches(measured.splits[name], transform, workers)
         found = run_networks(pairs, batches, torch_device, progress, grid)
@@ -266,16 +266,27 @@ def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
     have become unreadable since are found when they are decoded."""
     recipe = read_recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None
-    return load_dataset(
-        recipe["dataset"],
-        Path(recipe["data"]) if recipe["data"] else None,
-        labels=Path(recipe["labels"]) if recipe["labels"] else None,
-        seed=recipe["seed"],
-        bad=read_bad_files(run.path / "bad_files.csv"),
-        hold_out=recipe["validate_on"] == "val",
-        split=rows,
-        progress=progress,
-    )
+    with _explain_bad_files(own_data=True):
+        return load_dataset(
+            recipe["dataset"],
+            Path(recipe["data"]) if recipe["data"] else None,
+            labels=Path(recipe["labels"]) if recipe["labels"] else None,
+            seed=recipe["seed"],
+            bad=read_bad_files(run.path / "bad_files.csv"),
+            hold_out=recipe["validate_on"] == "val",
+            split=rows,
+            progress=progress,
+        )
+
+
+@contextlib.contextmanager
+def _explain_bad_files(own_data: bool) -> Iterator[None]:
+    """Turn `BadFiles` into an error without --skip-bad, which evaluation does not have."""
+    try:
+        yield
+    except BadFiles as error:
+        fix = "restore them, or give other images with --data" if own_data else "replace or remove them"
+        raise error.without_skipping(fix) from error
 
 
 def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:

@@ -81,7 +81,7 @@ def prepare_training(
     except BadFiles as error:
         if bad is None:
             raise
-        raise UserError(f"{error.summary}; restore them, or start a new run.") from error
+        raise error.without_skipping("restore them, or start a new run") from error
 
 
 def _prepare(
