@@ -30,7 +30,11 @@ def apply_overrides(run: Path, stored: Recipe, given: Recipe, names: Iterable[st
             f"{texts(after, fixed)}, or choose another --out."
         )
     if (other := [n for n in changed if SETTINGS[n].on_resume == "force"]) and not force:
-        longer = f" (to train longer: alexnet resume {run} --epochs {after['epochs']})" if "epochs" in other else ""
+        longer = (
+            f" (to train longer: alexnet resume {run} --epochs {after['epochs']})"
+            if "epochs" in other and after["epochs"] > before["epochs"]
+            else ""
+        )
         raise UserError(
             f"{run} was started with {texts(before, other)}; {texts(after, other)} would change "
             f"the experiment: leave it out{longer}, or add --force."
