@@ -577,6 +577,26 @@ def test_docs_page_lists_each_route_and_loads_nothing(server: Client) -> None:
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
 
 
+@pytest.mark.parametrize(
+    ("accepted", "tag", "heading"),
+    [
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh-CN", "请求体"), ("fr, ZH", "zh-CN", "请求体"),
+        ("en-US,zh;q=0.5", "en", "request body"),
+        ("*", "en", "request body"), (",;", "en", "request body"),
+    ],
+)  # fmt: skip
+def test_docs_page_is_in_the_language_of_the_browser(server: Client, accepted: str, tag: str, heading: str) -> None:
+    page = server.get("/docs", headers={"accept-language": accepted})
+    assert f'<html lang="{tag}">' in page.text
+    assert f"<th>{heading}</th>" in page.text
+    assert page.headers["vary"] == "Accept-Language"
+
+
+def test_invalid_form_is_not_logged(server: Client, caplog: pytest.LogCaptureFixture) -> None:
+    error_message(server.post("/v1/predict", b"x", "multipart/form-data; boundary=a"), 422)
+    assert not caplog.records
+
+
 def test_explanations_have_their_own_queue_limit(server: Client) -> None:
     event = threading.Event()
 

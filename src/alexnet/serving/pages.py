@@ -37,29 +37,40 @@ def _render_index() -> str:
     return load_template("alexnet.serving", "index.html").render(texts=texts, command=COMMAND)
 
 
-def render_docs(openapi: dict[str, Any]) -> str:
-    """Return the HTML page of all routes in an OpenAPI document."""
+def preferred_language(accepted: str) -> str:
+    """Return the first of our languages in an Accept-Language header, which browsers sort by preference, else en."""
+    tags = (tag.strip()[:2].lower() for tag in accepted.split(","))
+    return next((tag for tag in tags if tag in LANGUAGES), "en")
+
+
+def render_docs(openapi: dict[str, Any], lang: str = "en") -> str:
+    """Return the HTML page of all routes in an OpenAPI document, whose own texts are English in every language."""
+    text = Translator(lang)
     routes = [
         {"path": path, "method": method.upper(), "description": operation.get("description", ""),
-         "tables": _tables(operation, openapi)}
+         "tables": _tables(operation, openapi, text)}
         for path, methods in openapi["paths"].items()
         for method, operation in methods.items()
     ]  # fmt: skip
     info = {"description": "", **openapi["info"]}
-    return load_template("alexnet.serving", "docs.html").render(info=info, routes=routes)
+    return load_template("alexnet.serving", "docs.html", lang).render(info=info, routes=routes)
 
 
 def _tables(
-    operation: dict[str, Any], openapi: dict[str, Any]
+    operation: dict[str, Any], openapi: dict[str, Any], text: Translator
 ) -> Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]:
     """Return parameters, request body and responses of a route: keys of the headings, and rows."""
     parameters = [
-        (p["name"], p["in"], p.get("description", ""), _shape(p.get("schema", {}), openapi))
+        (p["name"], p["in"], p.get("description", ""), _shape(p.get("schema", {}), openapi, text))
         for p in operation.get("parameters", ())
     ]
-    body = _contents(operation.get("requestBody", {}), openapi)
+    body = _contents(operation.get("requestBody", {}), openapi, text)
     responses = [
-        (status, response.get("description", ""), "; ".join(" ".join(c).strip() for c in _contents(response, openapi)))
+        (
+            status,
+            response.get("description", ""),
+            "; ".join(" ".join(c).strip() for c in _contents(response, openapi, text)),
+        )
         for status, response in operation.get("responses", {}).items()
     ]
     return [
@@ -69,25 +80,27 @@ def _tables(
     ]
 
 
-def _contents(message: dict[str, Any], openapi: dict[str, Any]) -> list[tuple[str, str]]:
+def _contents(message: dict[str, Any], openapi: dict[str, Any], text: Translator) -> list[tuple[str, str]]:
     """Return the media types of a request or response, each with the shape of its content."""
-    return [(kind, _shape(content.get("schema", {}), openapi)) for kind, content in message.get("content", {}).items()]
+    return [
+        (kind, _shape(content.get("schema", {}), openapi, text)) for kind, content in message.get("content", {}).items()
+    ]
 
 
-def _shape(schema: dict[str, Any], openapi: dict[str, Any]) -> str:
+def _shape(schema: dict[str, Any], openapi: dict[str, Any], text: Translator) -> str:
     """Return a JSON schema written like a value that matches it."""
     if "$ref" in schema:
-        return _shape(openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]], openapi)
+        return _shape(openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]], openapi, text)
     if "anyOf" in schema:
-        return " | ".join(_shape(option, openapi) for option in schema["anyOf"])
+        return " | ".join(_shape(option, openapi, text) for option in schema["anyOf"])
     if schema.get("type") == "array":
-        return f"[{_shape(schema.get('items', {}), openapi)}, …]"
+        return f"[{_shape(schema.get('items', {}), openapi, text)}, …]"
     if properties := schema.get("properties"):
-        return "{" + ", ".join(f'"{name}": {_shape(inner, openapi)}' for name, inner in properties.items()) + "}"
+        return "{" + ", ".join(f'"{name}": {_shape(inner, openapi, text)}' for name, inner in properties.items()) + "}"
     if "enum" in schema:
         return " | ".join(map(str, schema["enum"]))
     if "minimum" in schema and "maximum" in schema:
         return f"{schema['minimum']} … {schema['maximum']}"
     if schema.get("format") in ("binary", "byte"):
-        return Translator()(f"docs_{schema['format']}")
+        return text(f"docs_{schema['format']}")
     return str(schema.get("type", ""))

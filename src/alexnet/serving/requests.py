@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -27,6 +28,8 @@ MULTIPART, JSON, RAW = "multipart/form-data", "application/json", "application/o
 FIELD = "images"  # field name in forms and in JSON
 MAX_NAME_LENGTH = 255
 LARGE_JSON = 256 << 10  # bytes; a larger body is parsed in a thread, so that it does not block the event loop
+
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of every invalid form: they fill the disk
 
 NamedImage = tuple[str, bytes]
 """An image: its name in the response, and the bytes of the file."""

@@ -456,8 +456,10 @@ def _add_operations_routes(app: FastAPI) -> None:
         return Response(state.metrics.render(), media_type=METRICS_TYPE)
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return HTMLResponse(pages.render_docs(app.openapi()), headers={"Content-Security-Policy": pages.DOCS_POLICY})
+    async def docs(request: Request) -> Response:
+        lang = pages.preferred_language(request.headers.get("accept-language", ""))
+        headers = {"Content-Security-Policy": pages.DOCS_POLICY, "Vary": "Accept-Language"}
+        return HTMLResponse(pages.render_docs(app.openapi(), lang), headers=headers)
 
 
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────
