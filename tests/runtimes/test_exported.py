@@ -55,6 +55,14 @@ def test_eval_gives_the_metrics_of_the_run(exported, checkpoint, large_images, c
     assert [found[key] for key in ("top1", "n", "split")] == [expected[key] for key in ("top1", "n", "split")]
 
 
+def test_image_beside_a_json_file_is_an_image(checkpoint, large_images, tmp_path, capsys):
+    photo = shutil.copy(large_images / "sky" / "0.jpg", tmp_path / "photo.jpg")
+    (tmp_path / "photo.jpg.json").write_text('{"title": "photo.jpg"}')  # as Google Takeout writes it
+    assert not is_run_reference(str(photo))
+    assert run(["predict", str(checkpoint), str(photo), "--json"]) == 0
+    assert [p["error"] for p in json.loads(capsys.readouterr().out)["predictions"]] == [None]
+
+
 def test_ten_crop_and_ensembles_accept_exported_files(exported, checkpoint, large_images):
     image = large_images / "sky" / "0.jpg"
     ten = load(exported / "net.onnx").predict(image, views=10)

@@ -28,6 +28,7 @@ from alexnet.run_dir import Run
 from alexnet.runtimes import engines, manifest, select
 from alexnet.runtimes.engine_cache import EngineCache
 from alexnet.runtimes.engines import LoadedModel
+from alexnet.runtimes.manifest import manifest_path
 from alexnet.runtimes.select import TOLERANCE, EngineConfig, make_probes, open_engine
 from helpers import make_image
 
@@ -153,7 +154,11 @@ def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
-@pytest.mark.parametrize("damage", [_truncate, pytest.param(Path.unlink, marks=pytest.mark.slow)])
+def _lose_manifest(path: Path) -> None:
+    manifest_path(path).unlink()
+
+
+@pytest.mark.parametrize("damage", [_truncate, _lose_manifest, pytest.param(Path.unlink, marks=pytest.mark.slow)])
 def test_damaged_engine_file_is_rebuilt(small_run, cache, image, damage):
     load_fast(small_run, engine="onnxruntime").predict(image)
     stored = EngineCache(load_model(small_run).model_id)
@@ -249,6 +254,16 @@ def test_cached_engine_needs_no_torch(small_run, cache, image, capsys, name):
         {label["label"]: label["p"] for label in first["predictions"][0]["labels"]}, abs=1e-6
     )
     assert found.stderr.startswith(f"engine {name}: ")
+
+
+def test_onnxruntime_writes_nothing_into_the_home_folder(small_run, cache, image, tmp_path, monkeypatch):
+    arguments = ["predict", str(small_run), str(image), "--engine", "onnxruntime"]
+    assert run(arguments) == 0
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    assert run_without("torch", *arguments).returncode == 0
+    assert not list((tmp_path / "home").rglob("*onnxruntime*"))
 
 
 @pytest.mark.slow  # imports torch in a subprocess

@@ -49,6 +49,9 @@ class EngineCache:
         except UserError:
             return None
         assert found.engine is not None
+        assert found.manifest is not None
+        if not found.manifest.sums:  # its manifest is missing, so nothing verified the file
+            return None
         found.engine.name = name
         return replace(found, model_id=self.model_id)
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from alexnet.models.model import Network
     from alexnet.run_dir import Run
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime writes an id to the home folder when imported
+
 EXACT, FAST = "exact", "fast"
 CHUNK = 32  # images computed at once: more are no faster on a CPU and take more memory
 

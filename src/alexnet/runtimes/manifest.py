@@ -189,14 +189,14 @@ def manifest_path(path: Path) -> Path:
 
 
 def is_exported_model(name: str | Path) -> bool:
-    """Whether `name` is an exported file or folder, recognized by its manifest, suffix or content."""
+    """Whether `name` is an exported file or folder, recognized by its suffix, manifest or content."""
     path = Path(name)
     if path.is_dir():
         return (path / FOLDER_MANIFEST).is_file() or _is_hub_folder(path)
-    distinct = {form.suffix for form in FORMATS.values()} - {"", ".pt", ".pth"}  # these hold other things, too
-    return path.is_file() and (
-        path.suffix.lower() in distinct or manifest_path(path).is_file() or _is_torchscript(path)
-    )
+    suffix = path.suffix.lower()
+    if suffix in (".pt", ".pth"):  # these hold other things, too
+        return path.is_file() and (manifest_path(path).is_file() or _is_torchscript(path))
+    return suffix in {form.suffix for form in FORMATS.values() if form.suffix} and path.is_file()
 
 
 def _is_hub_folder(folder: Path) -> bool:
