@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def open_exported(name: str | Path, trust: bool = False, arithmetic: str = "f32"
                 f"{path} does not describe its classes and preprocessing, and {manifest_path(path).name} is not "
                 "beside it; export the network with alexnet."
             )
-        manifest = Manifest.from_dict(_parse_json(embedded, path), str(path))
+        manifest = Manifest.from_json(embedded, f"The metadata in {path}")
     engine = ExportedEngine(f"{kind} ({path.name})", manifest, compute)
     _check_output(engine, path, manifest)
     calibration = manifest.calibration
@@ -106,13 +106,6 @@ def _check_output(engine: Engine, path: Path, manifest: Manifest) -> None:
             f"{path} does not return a number for each of the {len(manifest.classes)} classes in "
             f"{manifest_path(path)}; export the network again."
         )
-
-
-def _parse_json(text: str | bytes, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"The metadata in {path} is damaged ({error}); export the network again.") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -153,6 +153,15 @@ class Manifest:
         return {"format": FORMAT, **values, **self.about, **({"sha256": dict(self.sums)} if self.sums else {})}
 
     @classmethod
+    def from_json(cls, text: str | bytes, where: str) -> Manifest:
+        """Parse the JSON of `to_dict`. Raises `UserError` if it is damaged or another program's."""
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{where} is damaged ({error}); export the network again.") from error
+        return cls.from_dict(found, where)
+
+    @classmethod
     def from_dict(cls, found: Any, where: str) -> Manifest:
         """Return the inverse of `to_dict`. Raises `UserError` if it is damaged or another program's."""
         if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -232,12 +241,12 @@ def read_manifest(path: Path, trust: bool = False) -> Manifest | None:
             "--trust, or else export the network as onnx."
         )
     try:
-        found = json.loads(manifest_file.read_text(encoding="utf-8"))
+        content = manifest_file.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{manifest_file} is damaged ({error}); export the network again.") from error
-    manifest = Manifest.from_dict(found, str(manifest_file))
+    except OSError as error:
+        raise UserError(f"{manifest_file} cannot be read ({error}); export the network again.") from error
+    manifest = Manifest.from_json(content, str(manifest_file))
     if manifest.kind != kind:  # or the sender of the file could choose what opens it
         raise UserError(
             f"{manifest_file} describes a file in the format {manifest.kind}, but {path} has the suffix of the format "
