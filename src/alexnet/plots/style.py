@@ -29,7 +29,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.files import atomic_write, printable
+from alexnet.files import printable, write_bytes
 from alexnet.messages.templates import load_template
 from alexnet.messages.translator import Translator
 
@@ -102,8 +102,7 @@ def save_figure(draw: Draw, out: Path, theme: str = "light", lang: str = "en") -
     translate = Translator(lang)
     content = _render_html(draw, translate).encode() if form == "html" else render(draw, chosen, form, translate)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(out, content)
     return out
 
 

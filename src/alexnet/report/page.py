@@ -17,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from alexnet.errors import UserError
-from alexnet.files import atomic_write, write_text
+from alexnet.files import write_bytes, write_text
 from alexnet.messages.templates import load_template
 from alexnet.messages.translator import Translator
 from alexnet.plots.style import THEMES, Draw, Theme, render_formats
@@ -113,10 +113,8 @@ class Page:
         return Table([(heading, c.format) for heading, c in zip(headings, columns, strict=True)], rows, sortable)
 
     def _write_file(self, name: str, content: bytes) -> None:
-        path = self.folder / name
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(content)
-        self.files.append(path)
+        write_bytes(self.folder / name, content)
+        self.files.append(self.folder / name)
 
 
 def _theme_colors(theme: Theme) -> dict[str, str]:

@@ -295,11 +295,11 @@ def test_an_interrupted_packing_resumes_to_the_same_files(split_folder, tmp_path
     with pytest.raises(KeyboardInterrupt):
         pack_dataset(split_folder, target, kind="uint8")
     monkeypatch.setattr(writer, "atomic_write", atomic_write)
-    calls["atomic_write"] = 0  # while the tables are written
-    monkeypatch.setattr(manifest, "atomic_write", interrupt("atomic_write", atomic_write, 3))
+    calls["write_bytes"], write_bytes = 0, manifest.write_bytes  # while the tables are written
+    monkeypatch.setattr(manifest, "write_bytes", interrupt("write_bytes", write_bytes, 3))
     with pytest.raises(KeyboardInterrupt):
         pack_dataset(split_folder, target, kind="uint8")
-    monkeypatch.setattr(manifest, "atomic_write", atomic_write)
+    monkeypatch.setattr(manifest, "write_bytes", write_bytes)
     made = []
     monkeypatch.setattr(pack_module, "write_shard", lambda task: made.append(task) or write(task))
     done = pack_dataset(split_folder, target, kind="uint8")

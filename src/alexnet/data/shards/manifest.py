@@ -35,7 +35,7 @@ from alexnet.data.shards.reader import (
 )
 from alexnet.data.shards.writer import ShardResult, ShardTask, read_result
 from alexnet.errors import UserError
-from alexnet.files import atomic_write, sha256_file
+from alexnet.files import sha256_file, write_bytes, write_json
 from alexnet.progress import Progress
 
 MAX_VERIFIED_AT_OPEN = 2 << 30
@@ -129,8 +129,7 @@ def write_manifest(target: Path, key: str, contents: ImageDataset, format: Shard
     statistics: PackStatistics | None = None
 
     def write(name: str, data: bytes) -> None:
-        with atomic_write(target / name) as partial:
-            partial.write_bytes(data)
+        write_bytes(target / name, data)
         checksums[name] = sha256_file(target / name)
 
     for split, part in contents.splits.items():
@@ -159,8 +158,7 @@ def write_manifest(target: Path, key: str, contents: ImageDataset, format: Shard
     manifest = Manifest(
         FORMAT, key, format, list(contents.classes), images, len(failed), statistics, versions, checksums
     )
-    with atomic_write(target / PACK) as partial:
-        partial.write_bytes(json.dumps(asdict(manifest), indent=1).encode())
+    write_json(target / PACK, asdict(manifest))
 
 
 def _read_results(tasks: list[ShardTask]) -> tuple[list[ShardResult], np.ndarray]:
