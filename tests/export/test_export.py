@@ -418,6 +418,7 @@ def test_hub_folder_loads_and_saves_through_the_mixin(exports, tmp_path):
     from alexnet.runtimes.hub import HubModel
 
     model = HubModel.from_pretrained(exports["huggingface"].file)
+    assert all(path.stat().st_mode & 0o004 for path in exports["huggingface"].file.iterdir())  # others may read it
     assert isinstance(model, ModelHubMixin)
     assert model.classes == CLASS_NAMES
     model.save_pretrained(tmp_path / "again")  # what push_to_hub uploads

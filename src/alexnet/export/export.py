@@ -233,6 +233,8 @@ def _move_into_place(temporary: Path, target: Path) -> None:
 
     An existing folder is moved away first, as nothing can be renamed over it, and restored if the new one cannot move.
     """
+    for path in temporary.rglob("*"):  # some writers leave files that only this user can read
+        path.chmod(path.stat().st_mode | 0o444)
     if (temporary / target.name).is_dir() and target.exists():
         previous = temporary / f"{target.name}-before"
         os.replace(target, previous)
