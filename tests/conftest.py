@@ -51,7 +51,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder without a run. Read-only."""
     folder = tmp_path_factory.mktemp("checkpoint")
     save_model(
-        folder, make_confident_model(), CLASS_NAMES, EvalTransform(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
+        folder,
+        make_confident_model(),
+        CLASS_NAMES,
+        EvalTransform(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)),
     )
     return folder
 
@@ -101,8 +104,14 @@ def exported(calibrated_checkpoint: Path, large_images: Path, tmp_path_factory: 
     the slow check of parity. Read-only."""
     os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     folder = tmp_path_factory.mktemp("exported")
-    with pytest.MonkeyPatch.context() as patch, Exporter(calibrated_checkpoint, images=large_images) as exporter:
-        patch.setattr("alexnet.export.parity.compare", lambda *_, **__: Parity(12, 0.0, "", 1.0, None, {}, False))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Exporter(calibrated_checkpoint, images=large_images) as exporter,
+    ):
+        patch.setattr(
+            "alexnet.export.parity.compare",
+            lambda *_, **__: Parity(12, 0.0, "", 1.0, None, {}, False),
+        )
         patch.setattr("alexnet.export.parity.LATENCY_SECONDS", 0)
         for kind in ("onnx", "openvino", "torchscript", "pt2", "huggingface"):
             exporter.export(kind, folder / f"net{FORMATS[kind].suffix}")

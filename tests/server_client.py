@@ -52,7 +52,11 @@ class Client:
         """Post a form with `images`, each with its file name if given."""
         named = [image if isinstance(image, tuple) else (f"{i}.jpg", image) for i, image in enumerate(images)]
         return self.run(
-            self.client.post("/v1/predict", params=query, files=[("images", (name, data)) for name, data in named])
+            self.client.post(
+                "/v1/predict",
+                params=query,
+                files=[("images", (name, data)) for name, data in named],
+            )
         )
 
     def metric(self, name: str) -> float:

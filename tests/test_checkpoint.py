@@ -61,7 +61,12 @@ def test_round_trip(tmp_path):
     torch.manual_seed(5)
     model = make_model(norm="batch")
     loaded = load_checkpoint(write(tmp_path / "checkpoint", model, step=5, epoch=2, training=None))
-    assert (loaded.classes, loaded.preprocess, loaded.step, loaded.epoch) == (CLASSES, TRANSFORM, 5, 2)
+    assert (loaded.classes, loaded.preprocess, loaded.step, loaded.epoch) == (
+        CLASSES,
+        TRANSFORM,
+        5,
+        2,
+    )
     assert loaded.model.spec == model.spec
     for (name, saved), tensor in zip(model.state_dict().items(), loaded.model.state_dict().values(), strict=True):
         assert torch.equal(saved, tensor), name
@@ -82,7 +87,10 @@ def test_update_model_json_sets_one_key(folder):
     before = json.loads((folder / MODEL).read_text())
     identity = checkpoint_id(folder)
     update_model_json(folder, "calibration", {"temperature": 1.5})
-    assert json.loads((folder / MODEL).read_text()) == {**before, "calibration": {"temperature": 1.5}}
+    assert json.loads((folder / MODEL).read_text()) == {
+        **before,
+        "calibration": {"temperature": 1.5},
+    }
     assert checkpoint_id(folder) == identity
     assert load_checkpoint(folder).classes == CLASSES
 
@@ -180,7 +188,10 @@ def test_a_changed_model_json_is_detected_before_training_resumes(folder):
     values = json.loads((folder / MODEL).read_text())
     values["preprocess"]["mean"][0] = 0.15
     (folder / MODEL).write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"model\.json is damaged: it differs from the one that training\.pt was saved"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.json is damaged: it differs from the one that training\.pt was saved",
+    ):
         read_training_state(folder)
 
 
@@ -222,7 +233,10 @@ class Payload:
 
 def test_a_pickle_in_training_pt_is_refused_and_not_run(folder, tmp_path):
     payload = Payload(tmp_path / "executed")
-    for dump in (lambda p: torch.save({"optimizer": payload}, p), lambda p: p.write_bytes(pickle.dumps(payload))):
+    for dump in (
+        lambda p: torch.save({"optimizer": payload}, p),
+        lambda p: p.write_bytes(pickle.dumps(payload)),
+    ):
         dump(folder / TRAINING)
         update_checksum(folder)
         with pytest.raises(UserError, match="pickle that could run code"):

@@ -60,16 +60,31 @@ def test_values_are_converted_to_the_declared_types():
         ({"inner": {"rate": True}}, "recipe cannot be true at inner.rate: expected a number."),
         ({"inner": {"rate": "1"}}, "recipe cannot be '1' at inner.rate: expected a number."),
         ({"inner": {"rate": 1}, "size": 1.5}, "recipe cannot be 1.5 at size: expected an integer."),
-        ({"inner": {"rate": 1}, "size": True}, "recipe cannot be true at size: expected an integer."),
-        ({"inner": {"rate": 1}, "mode": "c"}, "recipe cannot be 'c' at mode: invalid enum value 'c'."),
+        (
+            {"inner": {"rate": 1}, "size": True},
+            "recipe cannot be true at size: expected an integer.",
+        ),
+        (
+            {"inner": {"rate": 1}, "mode": "c"},
+            "recipe cannot be 'c' at mode: invalid enum value 'c'.",
+        ),
         ({"inner": {"rate": 1}, "path": 3}, "recipe cannot be 3 at path: expected a path."),
         ({"inner": {"rate": 1, "names": "x" * 99}}, "xxx... at inner.names: expected a list."),
         ({"inner": {"rate": 1}, "several": [{}]}, "recipe lacks the field rate at several[0]."),
-        ({"inner": {"rate": 1}, "several": [{"rate": 1}, 7]}, "recipe cannot be 7 at several[1]: expected an object."),
+        (
+            {"inner": {"rate": 1}, "several": [{"rate": 1}, 7]},
+            "recipe cannot be 7 at several[1]: expected an object.",
+        ),
         ({"inner": {"rate": 1}, "size": 0}, "The size must be positive."),
-        ({"inner": {"rate": 1}, "siez": 2}, "There is no key 'siez' in recipe; did you mean 'size'?"),
+        (
+            {"inner": {"rate": 1}, "siez": 2},
+            "There is no key 'siez' in recipe; did you mean 'size'?",
+        ),
         ({"inner": {"rate": 1, "rat": 2}}, "There is no key 'rat' in recipe; did you mean 'rate'?"),
-        ({"inner": {"rate": 1}, "several": [{"rate": 1, "x": 2}]}, "There is no key 'x' in recipe; choose one of"),
+        (
+            {"inner": {"rate": 1}, "several": [{"rate": 1, "x": 2}]},
+            "There is no key 'x' in recipe; choose one of",
+        ),
     ],
 )
 def test_other_types_and_unknown_keys_are_rejected(value, message):

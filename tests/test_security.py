@@ -365,7 +365,17 @@ def test_a_file_with_a_similar_name_is_not_opened(export_folder, large_images, m
         pytest.skip("the file system is case-insensitive")
     shutil.copy(export_folder / "net.pt.json", export_folder / "net.PT.json")
     for trust in ([], ["--trust"]):
-        assert exit_code(["predict", str(export_folder / "net.PT"), str(large_images / "sky" / "0.jpg"), *trust]) == 2
+        assert (
+            exit_code(
+                [
+                    "predict",
+                    str(export_folder / "net.PT"),
+                    str(large_images / "sky" / "0.jpg"),
+                    *trust,
+                ]
+            )
+            == 2
+        )
         assert not marker.exists()
 
 

@@ -135,7 +135,18 @@ def test_train_eval_predict_report(capsys, tmp_path):
     assert run(["eval", "run", "--split", "val", "--json"]) == 0
     found = document(capsys)
     assert found["top1"] == summary["best"]["top1"]
-    assert set(found) >= {"split", "top1", "top5", "loss", "n", "interval", "per_class", "views", "ece", "coverage"}
+    assert set(found) >= {
+        "split",
+        "top1",
+        "top5",
+        "loss",
+        "n",
+        "interval",
+        "per_class",
+        "views",
+        "ece",
+        "coverage",
+    }
     assert found["calibration"]["n"] == found["n"]
     assert summary["calibration"] == found["calibration"]
     assert run(["eval", "run"]) == 0
@@ -206,7 +217,19 @@ def test_ablate_lists_the_claims_and_tests_one(capsys, tmp_path):
     claims = document(capsys)
     assert {"lrn", "dropout", "ten-crop", "tower-talk"} < {c["claim"] for c in claims}
     assert all(c["says"] and c["source"] and c["figure"] for c in claims)
-    arguments = ["ablate", "ten-crop", "--epochs", "1", "--lr", "0.01", "--seeds", "1", "--out", "a", "--json"]
+    arguments = [
+        "ablate",
+        "ten-crop",
+        "--epochs",
+        "1",
+        "--lr",
+        "0.01",
+        "--seeds",
+        "1",
+        "--out",
+        "a",
+        "--json",
+    ]
     assert run(arguments) == 0
     found = document(capsys)
     assert found["claim"] == "ten-crop"

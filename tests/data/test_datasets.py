@@ -28,7 +28,11 @@ def empty_cache(tmp_path, monkeypatch):
 
 def test_digits():
     source = load_dataset("digits")
-    assert {split: len(part) for split, part in source.splits.items()} == {"train": 1259, "val": 269, "test": 269}
+    assert {split: len(part) for split, part in source.splits.items()} == {
+        "train": 1259,
+        "val": 269,
+        "test": 269,
+    }
     train = source.splits["train"]
     assert isinstance(train, ImageArrays)
     assert (train.images.dtype, train.images.shape[1:]) == (torch.uint8, (1, 32, 32))
@@ -124,11 +128,15 @@ def cifar(tmp_path, monkeypatch):
         (folder / part).write_bytes(pickle.dumps(content))
         md5[part] = hashlib.md5((folder / part).read_bytes()).hexdigest()
     monkeypatch.setattr(
-        datasets.CIFAR10, "train_list", [[f"data_batch_{i}", md5[f"data_batch_{i}"]] for i in range(1, 6)]
+        datasets.CIFAR10,
+        "train_list",
+        [[f"data_batch_{i}", md5[f"data_batch_{i}"]] for i in range(1, 6)],
     )
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
     monkeypatch.setattr(
-        datasets.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
+        datasets.CIFAR10,
+        "meta",
+        {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]},
     )
     monkeypatch.setattr(datasets.CIFAR10, "url", (tmp_path / "no-network.tar.gz").as_uri())
     return folder
@@ -144,7 +152,11 @@ def cifar_archive(folder: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_cifar10_in_torchvisions_layout(cifar):
     source = load_dataset("cifar10", cifar.parent)
-    assert {split: len(part) for split, part in source.splits.items()} == {"train": 90, "val": 10, "test": 20}
+    assert {split: len(part) for split, part in source.splits.items()} == {
+        "train": 90,
+        "val": 10,
+        "test": 20,
+    }
     assert source.classes == tuple("abcdefghij")
     first = pickle.loads((cifar / "test_batch").read_bytes())["data"][3].reshape(3, 32, 32)
     assert np.array_equal(source.splits["test"].images[3], first)
@@ -214,7 +226,10 @@ def fashion(folder: Path, compress: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for stem, n in (("train", 40), ("t10k", 20)):
         pixels = np.random.default_rng(n).integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        for kind, values in (("images-idx3", pixels), ("labels-idx1", np.arange(n, dtype=np.uint8) % 10)):
+        for kind, values in (
+            ("images-idx3", pixels),
+            ("labels-idx1", np.arange(n, dtype=np.uint8) % 10),
+        ):
             path = folder / f"{stem}-{kind}-ubyte{'.gz' if compress else ''}"
             path.write_bytes(gzip.compress(idx(values)) if compress else idx(values))
     return folder
@@ -225,7 +240,11 @@ def fashion(folder: Path, compress: bool = False) -> Path:
 def test_fashion_mnist_layouts(inside, compress, tmp_path):
     fashion(tmp_path / "f" / inside, compress)
     source = load_dataset("fashion-mnist", tmp_path / "f")
-    assert {split: len(part) for split, part in source.splits.items()} == {"train": 30, "val": 10, "test": 20}
+    assert {split: len(part) for split, part in source.splits.items()} == {
+        "train": 30,
+        "val": 10,
+        "test": 20,
+    }
     assert source.classes[9] == "Ankle boot"
     assert source.channels == 1
     expected = np.random.default_rng(20).integers(0, 256, (20, 28, 28), dtype=np.uint8)
@@ -245,9 +264,17 @@ def test_fashion_mnist_equals_torchvisions_reader(tmp_path):
     ("name", "spoil", "message"),
     [
         ("t10k-labels-idx1-ubyte", lambda path: path.unlink(), "is missing"),
-        ("train-images-idx3-ubyte", lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut short"),
+        (
+            "train-images-idx3-ubyte",
+            lambda path: path.write_bytes(path.read_bytes()[:-1]),
+            "cut short",
+        ),
         ("train-images-idx3-ubyte", lambda path: path.write_bytes(b"\0\0"), "cut short"),
-        ("train-labels-idx1-ubyte", lambda path: path.write_bytes(idx(np.zeros(3, np.uint8))), "do not match"),
+        (
+            "train-labels-idx1-ubyte",
+            lambda path: path.write_bytes(idx(np.zeros(3, np.uint8))),
+            "do not match",
+        ),
         ("train-images-idx3-ubyte", lambda path: path.unlink(), "does not hold Fashion-MNIST"),
     ],
 )

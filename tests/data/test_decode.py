@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from alexnet.data import decode as decode_module
-from alexnet.data.decode import IMAGE_SUFFIXES, BadImage, check_image, decode_crop, decode_image, image_size
+from alexnet.data.decode import (
+    IMAGE_SUFFIXES,
+    BadImage,
+    check_image,
+    decode_crop,
+    decode_image,
+    image_size,
+)
 from alexnet.errors import UserError
 
 RED, BLUE = (220, 30, 20), (10, 40, 200)
@@ -127,7 +134,11 @@ def test_floating_point_tiff(scale, expected):
 
 def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
-    assert near(decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])), (4, 4), RED)
+    assert near(
+        decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])),
+        (4, 4),
+        RED,
+    )
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -146,7 +157,10 @@ BROKEN = {
     "cut PNG": (encoded(NOISE, "PNG")[:-5000], "cut short"),
     "HEIC": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "pillow-heif"),
     "bomb": (png_header(20_000, 20_000), "178,956,970 pixels"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
+    "PostScript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+        "not an image",
+    ),
 }
 
 
@@ -249,7 +263,12 @@ def test_a_crop_of_other_formats(format):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(16, 400), st.integers(16, 300), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 6]))
+@given(
+    st.integers(16, 400),
+    st.integers(16, 300),
+    st.sampled_from([1, 2, 4, 8]),
+    st.sampled_from([1, 6]),
+)
 def test_a_crop_is_decoded_at_the_smallest_scale_equally_by_both_readers(width, height, factor, orientation):
     pytest.importorskip("simplejpeg")
     exif = Image.Exif()

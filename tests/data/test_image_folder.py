@@ -16,13 +16,18 @@ from helpers import make_class_folders, make_solid_image
 
 
 @pytest.mark.parametrize(
-    "names", [("train", "val", "test"), ("training", "validation", "testing"), ("Train", "VALID", "Test")]
+    "names",
+    [("train", "val", "test"), ("training", "validation", "testing"), ("Train", "VALID", "Test")],
 )
 def test_split_names(names, tmp_path):
     for name, count in zip(names, (4, 3, 2), strict=True):
         make_class_folders(tmp_path / "d" / name, {"b": count, "a": count})
     source = load_dataset("folder", tmp_path / "d")
-    assert {split: len(part) for split, part in source.splits.items()} == {"train": 8, "val": 6, "test": 4}
+    assert {split: len(part) for split, part in source.splits.items()} == {
+        "train": 8,
+        "val": 6,
+        "test": 4,
+    }
     assert source.split_rows == []
     assert source.splits["val"].names[0] == f"{names[1]}/a/000.png"
 
@@ -43,7 +48,13 @@ def test_nested_files_are_found_and_hidden_or_other_files_skipped(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("no image")
     tree = image_folder.scan_class_folders(tmp_path)
     assert tree.classes == ("a", "b")
-    assert tree.splits["train"].names == ["a/000.png", "a/001.png", "a/deep/er/x.JPEG", "b/000.png", "b/001.png"]
+    assert tree.splits["train"].names == [
+        "a/000.png",
+        "a/001.png",
+        "a/deep/er/x.JPEG",
+        "b/000.png",
+        "b/001.png",
+    ]
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -81,8 +92,14 @@ BAD_FOLDERS = {
     "missing": (lambda root: root.rmdir(), "There is no folder"),
     "a file": (lambda root: (root.rmdir(), root.write_text("x")), "is a file, not a folder"),
     "nothing": (lambda _: None, "holds no images"),
-    "no class folders": (lambda root: make_solid_image(root / "x.png"), "images but no class folders"),
-    "folders without images": (lambda root: ((root / "a").mkdir(), (root / "b").mkdir()), "holds no images"),
+    "no class folders": (
+        lambda root: make_solid_image(root / "x.png"),
+        "images but no class folders",
+    ),
+    "folders without images": (
+        lambda root: ((root / "a").mkdir(), (root / "b").mkdir()),
+        "holds no images",
+    ),
     "empty class": (empty_class, "empty holds no images"),
     "one class": (lambda root: make_class_folders(root, {"cat": 3}), "one class only, 'cat'"),
     "case": (lambda root: make_class_folders(root, {"Cat": 1, "cat": 1}), "'Cat' and 'cat'"),
@@ -128,16 +145,28 @@ def test_csv_with_different_separators_and_column_names(text, tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text(text, encoding="utf-8")
     found = read_label_table(path)
-    assert (found.names, found.labels, found.splits) == (["a.jpg", "b.jpg"], ["1", "2"], ["train", "val"])
+    assert (found.names, found.labels, found.splits) == (
+        ["a.jpg", "b.jpg"],
+        ["1", "2"],
+        ["train", "val"],
+    )
     assert (found.bad, found.repeated) == ([], 0)
 
 
 def test_parquet_with_numbers_and_missing_values(tmp_path):
     path = tmp_path / "labels.parquet"
-    columns = {"path": ["a.jpg", "b.jpg", None, "d.jpg"], "label": [1.0, 2.0, 3.0, float("nan")], "bytes": [b""] * 4}
+    columns = {
+        "path": ["a.jpg", "b.jpg", None, "d.jpg"],
+        "label": [1.0, 2.0, 3.0, float("nan")],
+        "bytes": [b""] * 4,
+    }
     pa.parquet.write_table(pa.table(columns), path)
     found = read_label_table(path)
-    assert (found.names, found.labels, found.splits) == (["a.jpg", "b.jpg"], ["1", "2"], ["all", "all"])
+    assert (found.names, found.labels, found.splits) == (
+        ["a.jpg", "b.jpg"],
+        ["1", "2"],
+        ["all", "all"],
+    )
     assert found.bad == [
         ("row 3", "labels.parquet gives no path there"),
         ("d.jpg", "labels.parquet gives it no label"),

@@ -123,7 +123,10 @@ def test_in_memory_channels_must_match():
 
 def test_evaluation_from_files_equals_memory_and_the_decoder(files):
     from_files = list(BatchLoader(files, PREPROCESS, batch_size=4).batches(0))
-    assert same(from_files, list(BatchLoader(decode_files(files, PREPROCESS), PREPROCESS, batch_size=4).batches(0)))
+    assert same(
+        from_files,
+        list(BatchLoader(decode_files(files, PREPROCESS), PREPROCESS, batch_size=4).batches(0)),
+    )
     assert torch.equal(from_files[1].images[2], PREPROCESS.eval_tensor(decode_image(files.paths[6])))
     assert torch.cat([batch.targets for batch in from_files]).tolist() == [0] * 6 + [1] * 5
 

@@ -78,7 +78,12 @@ def test_torchvision_column_matches_the_recipe() -> None:
     optimization, schedule = recipe.optimization, recipe.schedule
     assert cell("batch size; length", "torchvision") == f"{optimization.batch_size}; {schedule.epochs} epochs"
     assert cell("learning rate", "torchvision") == f".01, ÷ 10 every {schedule.lr_step_size} epochs"
-    assert (optimization.lr, schedule.lr_gamma, optimization.weight_decay, optimization.decay_biases) == (
+    assert (
+        optimization.lr,
+        schedule.lr_gamma,
+        optimization.weight_decay,
+        optimization.decay_biases,
+    ) == (
         0.01,
         0.1,
         1e-4,

@@ -140,7 +140,12 @@ def test_members_of_one_size_share_input_images(small_run, other_run):
     ensemble = load_ensemble([small_run, other_run, small_run])
     assert [r.members for r in ensemble.input_groups(CENTER_CROP)] == [(0, 2), (1,)]
     groups = ensemble.input_groups(make_views(10, (1.0, 1.5)))
-    assert [(r.preprocess.size, r.members) for r in groups] == [(32, (0, 2)), (40, (1,)), (48, (0, 2)), (60, (1,))]
+    assert [(r.preprocess.size, r.members) for r in groups] == [
+        (32, (0, 2)),
+        (40, (1,)),
+        (48, (0, 2)),
+        (60, (1,)),
+    ]
 
 
 def test_scales_are_averaged(small_run, digit):
@@ -171,7 +176,21 @@ def test_leading_arguments_that_are_runs_form_the_ensemble(small_run, other_run,
     assert not any(map(is_run_reference, ["-", "digit.png", str(tmp_path), "nowhere"]))
     shutil.copy(digit, "last")
     assert not is_run_reference("last")  # here it is an image
-    assert run(["predict", str(small_run), str(checkpoint), "digit.png", "last", "--json", "--top", "10"]) == 0
+    assert (
+        run(
+            [
+                "predict",
+                str(small_run),
+                str(checkpoint),
+                "digit.png",
+                "last",
+                "--json",
+                "--top",
+                "10",
+            ]
+        )
+        == 0
+    )
     first, second = json.loads(capsys.readouterr().out)["predictions"]
     assert (first["path"], second["path"]) == ("digit.png", "last")
     expected = load([small_run, other_run], device="cpu").predict(digit, top=10)
@@ -181,9 +200,34 @@ def test_leading_arguments_that_are_runs_form_the_ensemble(small_run, other_run,
 
 
 def test_eval_takes_several_runs(small_run, other_run, capsys):
-    assert run(["eval", str(small_run), str(other_run), "--ten-crop", "--scales", "1", "1.15", "--json"]) == 0
+    assert (
+        run(
+            [
+                "eval",
+                str(small_run),
+                str(other_run),
+                "--ten-crop",
+                "--scales",
+                "1",
+                "1.15",
+                "--json",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
-    assert set(found) >= {"runs", "members", "split", "top1", "top5", "loss", "n", "interval", "per_class", "views"}
+    assert set(found) >= {
+        "runs",
+        "members",
+        "split",
+        "top1",
+        "top5",
+        "loss",
+        "n",
+        "interval",
+        "per_class",
+        "views",
+    }
     assert found["views"] == 2 * len(TEN_CROP)
     assert run(["eval", str(small_run), str(other_run)]) == 0
     assert f"individually: {small_run} " in capsys.readouterr().out

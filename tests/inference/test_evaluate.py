@@ -119,7 +119,14 @@ def test_damaged_recipe_is_reported(small_run, tmp_path):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_images_damaged_after_training_are_named(image_folder, tmp_path, monkeypatch, in_memory):
     """Neither evaluating nor resuming checks all files again, and neither has --skip-bad."""
-    settings = {"arch": "cifar", "width": 0.1, "image_size": 32, "epochs": 1, "progress": Silent(), "workers": 0}
+    settings = {
+        "arch": "cifar",
+        "width": 0.1,
+        "image_size": 32,
+        "epochs": 1,
+        "progress": Silent(),
+        "workers": 0,
+    }
     run = train(str(image_folder), out=tmp_path / "run", in_memory=in_memory, **settings).run
     rows = [line.split(",") for line in (run / "split.csv").read_text().splitlines()]
     for split in ("train", "val"):

@@ -9,7 +9,14 @@ from PIL import Image
 from alexnet.data.datasets import load_dataset
 from alexnet.errors import UserError
 from alexnet.inference.load import load_model
-from alexnet.inference.neighbors import INFO, VECTORS, find_similar, load_run_images, open_index, search
+from alexnet.inference.neighbors import (
+    INFO,
+    VECTORS,
+    find_similar,
+    load_run_images,
+    open_index,
+    search,
+)
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train

@@ -24,7 +24,10 @@ def test_every_spec_round_trips_through_json(name: str) -> None:
     [
         ({"color": 1}, "color"),
         ({"num_classses": 1}, "did you mean 'num_classes'"),
-        ({"num_classes": "ten"}, "specification cannot be 'ten' at num_classes: expected an integer"),
+        (
+            {"num_classes": "ten"},
+            "specification cannot be 'ten' at num_classes: expected an integer",
+        ),
         ({"num_classes": True}, "cannot be true at num_classes: expected an integer"),
         ({"num_classes": 2.5}, "cannot be 2.5 at num_classes: expected an integer"),
         ({"num_classes": 0}, "num_classes is 0"),
@@ -99,9 +102,15 @@ def test_too_small_images_name_layer_size_and_alternative() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lrn": replace(ARCHITECTURES["paper"].lrn, towers=5)}, "The input of lrn1 has 96 channels"),
+        (
+            {"lrn": replace(ARCHITECTURES["paper"].lrn, towers=5)},
+            "The input of lrn1 has 96 channels",
+        ),
         ({"convs": (ConvSpec(96, 11, groups=2),)}, "The input of conv1 has 3 channels"),
-        ({"convs": (ConvSpec(8, 11), ConvSpec(9, 3, groups=2))}, "The output of conv2 has 9 channels"),
+        (
+            {"convs": (ConvSpec(8, 11), ConvSpec(9, 3, groups=2))},
+            "The output of conv2 has 9 channels",
+        ),
     ],
 )
 def test_channels_must_be_divisible(change: dict[str, object], message: str) -> None:
@@ -115,4 +124,7 @@ def test_width_rounds_to_multiples_of_eight_per_group() -> None:
     assert spec.hidden_widths() == (1232, 1232)
     tiny = architecture("paper", width=1e-6)
     assert [tiny.conv_channels(c) for c in tiny.convs] == [8, 16, 8, 16, 16]
-    assert [ARCHITECTURES["lenet"].conv_channels(c) for c in ARCHITECTURES["lenet"].convs] == [6, 16]
+    assert [ARCHITECTURES["lenet"].conv_channels(c) for c in ARCHITECTURES["lenet"].convs] == [
+        6,
+        16,
+    ]

@@ -69,7 +69,10 @@ def test_gray_images_are_repeated_to_three_channels():
 
 def test_the_input_is_checked():
     model = small("mobilenet_v3_small")
-    with pytest.raises(UserError, match="'torchvision/mobilenet_v3_small' expects images of shape N×3×32×32 and got"):
+    with pytest.raises(
+        UserError,
+        match="'torchvision/mobilenet_v3_small' expects images of shape N×3×32×32 and got",
+    ):
         model(torch.zeros(1, 3, 40, 40))
     with pytest.raises(UserError, match="floating-point"):
         model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
@@ -79,7 +82,10 @@ def test_the_image_size_reaches_networks_that_need_it():
     assert summarize_torchvision(torchvision_spec("torchvision/vit_b_16", image_size=32)).parts[0].output == (768, 2, 2)
     with pytest.raises(UserError, match=r"vit_b_16' cannot read images of 40×40 \(Input shape indivisible"):
         torchvision_spec("torchvision/vit_b_16", image_size=40)
-    with pytest.raises(UserError, match=r"inception_v3' cannot read images of 32×32 \(.*; choose another image size"):
+    with pytest.raises(
+        UserError,
+        match=r"inception_v3' cannot read images of 32×32 \(.*; choose another image size",
+    ):
         torchvision_spec("torchvision/inception_v3", image_size=32)
 
 
@@ -97,11 +103,19 @@ def test_specification_json_round_trip():
     ("name", "settings", "message"),
     [
         ("resnt18", {}, "no torchvision classifier 'resnt18'; did you mean 'resnet18'"),
-        ("fasterrcnn_resnet50_fpn", {}, "is in torchvision.models.detection and not an image classifier"),
+        (
+            "fasterrcnn_resnet50_fpn",
+            {},
+            "is in torchvision.models.detection and not an image classifier",
+        ),
         ("fcn_resnet50", {}, "is in torchvision.models.segmentation"),
         ("resnet18", {"norm": "batch", "width": 0.5}, "where norm, width cannot be set"),
         ("resnet18", {"dropout": 0.1}, "where dropout cannot be set"),
-        ("resnet18", {"init": "paper", "activation": "tanh"}, "where activation, init cannot be set"),
+        (
+            "resnet18",
+            {"init": "paper", "activation": "tanh"},
+            "where activation, init cannot be set",
+        ),
         ("resnet18", {"in_channels": 4}, "takes 3 channels, or 1 that is repeated, not 4"),
         ("resnet18", {"num_classes": 0}, "num_classes is 0"),
     ],
@@ -120,7 +134,10 @@ def test_torchvision_weights_are_loaded_by_name(tmp_path):
         assert torch.equal(model(x), theirs.eval()(x))
     again = alexnet.load_weights(build(model.spec), model.state_dict()).eval()
     assert torch.equal(again(x), model(x))
-    with pytest.raises(UserError, match="cannot load the weights: 'classifier.0.bias' is only in 'torchvision/mobile"):
+    with pytest.raises(
+        UserError,
+        match="cannot load the weights: 'classifier.0.bias' is only in 'torchvision/mobile",
+    ):
         alexnet.load_weights(model, {"weight": torch.zeros(1)})
     other = dataclasses.replace(model.spec, num_classes=5)
     with pytest.raises(UserError, match="classifier.3.weight' has shape"):
@@ -130,7 +147,11 @@ def test_torchvision_weights_are_loaded_by_name(tmp_path):
 def test_arch_command(capsys):
     assert run(["arch", "torchvision/resnet18", "--image-size", "32", "--num-classes", "10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["name"], found["parameters"], found["macs"]) == ("torchvision/resnet18", 11_181_642, 37_016_576)
+    assert (found["name"], found["parameters"], found["macs"]) == (
+        "torchvision/resnet18",
+        11_181_642,
+        37_016_576,
+    )
     assert {"name", "type", "output", "parameters", "macs", "receptive_field"} <= set(found["layers"][0])
     assert {"image_size", "in_channels", "source"} <= set(found)
     assert run(["arch", "torchvision/resnet18"]) == 0

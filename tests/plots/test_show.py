@@ -69,7 +69,10 @@ FAST_KINDS = ("top5", "curves", "architecture")
 @pytest.mark.parametrize("kind", [k if k in FAST_KINDS else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def test_every_kind_is_drawn_to_its_default_file(run, kind):
     file = show(kind, ARGS[kind], theme="dark")
-    default = {"architecture": Path("architecture-paper.svg"), "receptive-field": Path("receptive-field-run.png")}
+    default = {
+        "architecture": Path("architecture-paper.svg"),
+        "receptive-field": Path("receptive-field-run.png"),
+    }
     assert file == default.get(kind, file)
     assert file.parent in (Path(), Path("run/show"))
     if kind == "architecture":
@@ -89,7 +92,8 @@ def check_dark_svg(file):
 
 
 @pytest.mark.parametrize(
-    "kind", [kind if kind == "top5" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+    "kind",
+    [kind if kind == "top5" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
 )
 def test_every_kind_is_drawn_as_dark_svg(run, kind):
     check_dark_svg(show(kind, ARGS[kind], Path("dark.svg"), "dark"))
@@ -186,7 +190,10 @@ def test_deeper_filters_are_shown_by_their_strongest_channel():
 
 def test_filters_of_two_towers_are_separate():
     figure = filters_figure(create_model("cifar-towers", width=0.25), "conv1", "a", LIGHT, ENGLISH)
-    assert [axes.get_title().split(":")[0] for axes in figure.axes] == ["conv1, tower 1", "conv1, tower 2"]
+    assert [axes.get_title().split(":")[0] for axes in figure.axes] == [
+        "conv1, tower 1",
+        "conv1, tower 2",
+    ]
     assert len(filters_figure(create_model("cifar", width=0.125), None, "a", LIGHT, ENGLISH).axes) == 5
     squeezenet = create_model("torchvision/squeezenet1_1", num_classes=2, image_size=64)
     assert list(conv_weights(squeezenet))[:2] == ["features.0", "features.3.squeeze"]
@@ -197,7 +204,8 @@ def test_filters_of_two_towers_are_separate():
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"), [("cifar", "pool2"), ("code2012", "conv3"), ("lenet", "pool2"), ("d2l", "conv2")]
+    ("name", "layer"),
+    [("cifar", "pool2"), ("code2012", "conv3"), ("lenet", "pool2"), ("d2l", "conv2")],
 )
 def test_receptive_field_is_where_the_gradient_is(name, layer):
     spec = architecture(name, width=0.125, image_size=64 if name == "cifar" else None)
@@ -216,7 +224,10 @@ def test_receptive_field_is_where_the_gradient_is(name, layer):
             touched |= x.grad[0].abs().sum((0, 1)) > 0
         first, last = receptive_field(stack, layer, unit)
         pixels = touched.nonzero().flatten()
-        assert (int(pixels.min()), int(pixels.max())) == (max(0, first), min(spec.image_size - 1, last))
+        assert (int(pixels.min()), int(pixels.max())) == (
+            max(0, first),
+            min(spec.image_size - 1, last),
+        )
 
 
 # ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -227,7 +238,10 @@ def test_examples_are_the_most_confident_mistakes_and_least_confident_correct():
     targets = np.array([1, 1, 1, 1, 0])
     mistakes, correct = find_examples(list("abcde"), targets, logits, ("cat", "dog"), 2)
     assert [c.name for c in mistakes] == ["a", "b"]
-    assert [(c.name, c.true, c.predicted) for c in correct] == [("c", "dog", "dog"), ("e", "cat", "cat")]
+    assert [(c.name, c.true, c.predicted) for c in correct] == [
+        ("c", "dog", "dog"),
+        ("e", "cat", "cat"),
+    ]
     assert correct[0].confidence == pytest.approx(1 / (1 + np.exp(-1)))
 
 
@@ -241,7 +255,10 @@ def test_true_label_is_the_folder_name(run):
 def test_curves_of_several_runs_have_a_legend(run):
     rows = Run(run).metrics()
     figure = curves_figure({"a": rows, "b": rows[:2]}, LIGHT, ENGLISH)
-    assert [t.get_text().split(":")[0] for t in figure.axes[1].get_legend().get_texts()] == ["a", "b"]
+    assert [t.get_text().split(":")[0] for t in figure.axes[1].get_legend().get_texts()] == [
+        "a",
+        "b",
+    ]
     again = shutil.copytree(run, "again")
     assert show("curves", ["run", str(again)]) == Path("curves.png")
 
@@ -257,7 +274,12 @@ def test_names_in_any_script_or_math_markup_are_kept(tmp_path):
 
 
 def test_a_checkpoint_without_run_draws_into_the_current_folder(run):
-    save_model(Path(), create_model("lenet"), tuple("0123456789"), EvalTransform(28, None, 1, (0.5,), (0.5,)))
+    save_model(
+        Path(),
+        create_model("lenet"),
+        tuple("0123456789"),
+        EvalTransform(28, None, 1, (0.5,), (0.5,)),
+    )
     assert show("filters", ["."]) == Path("filters.png")
     with pytest.raises(UserError, match=r"\. comes without a run"):
         show("mistakes", ["."])

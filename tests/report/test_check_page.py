@@ -62,7 +62,10 @@ def test_page_of_700_classes_is_small(tmp_path):
 def test_images_that_are_not_files(tmp_path, recipe, channels, side):
     images = torch.randint(0, 256, (40, channels, side, side), dtype=torch.uint8)
     page = read_page(
-        write_page(array_findings(tmp_path, recipe, images, ["a", "b"] * 20, ("a", "b")), tmp_path / "page.html")
+        write_page(
+            array_findings(tmp_path, recipe, images, ["a", "b"] * 20, ("a", "b")),
+            tmp_path / "page.html",
+        )
     )
     assert f"All images are {side}×{side} pixels." in page
     assert len(re.findall(r'<div class="row">', page)) == 2 + 12

@@ -25,7 +25,15 @@ def test_report_of_a_trained_run(small_run, tmp_path):
     assert "a &lt;run&gt;" in page
     top1 = run.summary()["test"]["top1"]
     assert f"{top1:.1%}" in re.search(r'class="headline">([^<]*)<', page).group(1)
-    expected = ["result", "next", "curves", "confusion", "classes", "mistakes", "least_confident_correct"]
+    expected = [
+        "result",
+        "next",
+        "curves",
+        "confusion",
+        "classes",
+        "mistakes",
+        "least_confident_correct",
+    ]
     expected += ["calibration", "filters", "split", "made", "files"]
     optional = {"alarms", "warnings", "augmented"}  # depend on what training wrote
     assert [name for name in section_ids(page) if name not in optional] == expected

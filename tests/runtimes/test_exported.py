@@ -17,7 +17,13 @@ from alexnet.errors import UserError
 from alexnet.inference.load import is_run_reference, load_model
 from alexnet.inference.predict import load, load_fast
 from alexnet.runtimes.exported import open_exported
-from alexnet.runtimes.manifest import Manifest, check_installed, exported_model_id, manifest_path, read_manifest
+from alexnet.runtimes.manifest import (
+    Manifest,
+    check_installed,
+    exported_model_id,
+    manifest_path,
+    read_manifest,
+)
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml"])
@@ -156,7 +162,10 @@ def test_manifest_survives_json(export_folder):
 
 
 DAMAGED_FIELDS = [
-    ({"classes": []}, "is damaged (manifest cannot be [] at classes: expected a list of length at least 1"),
+    (
+        {"classes": []},
+        "is damaged (manifest cannot be [] at classes: expected a list of length at least 1",
+    ),
     ({"classes": "abc"}, "is damaged (manifest cannot be 'abc' at classes: expected a list"),
     ({"classes": ["a", "b"]}, "does not return a number for each of the 2 classes"),
     ({"classes": list("abcd")}, "does not return a number for each of the 4 classes"),
@@ -164,7 +173,10 @@ DAMAGED_FIELDS = [
     ({"pixels": True}, "cannot process an image as"),
     ({"spec": 5}, "is damaged (manifest cannot be 5 at spec: expected an object)"),
     ({"network": None}, "is damaged (manifest cannot be null at network: expected a text)"),
-    ({"calibration": [1]}, "is damaged (manifest cannot be [1] at calibration: expected an object or null)"),
+    (
+        {"calibration": [1]},
+        "is damaged (manifest cannot be [1] at calibration: expected an object or null)",
+    ),
     ({"sha256": ["x"]}, 'is damaged (manifest cannot be ["x"] at sha256: expected an object)'),
     ({"sha256": {}}, "has no checksum of net.onnx"),
     ({"sha256": {"net.bin": "0"}}, "net.bin is damaged or another file"),

@@ -330,7 +330,11 @@ def test_untrusted_text_never_becomes_markup():
 def test_documentation_page_escapes_names():
     hostile = """"'><script>alert(1)</script>"""
     query = {"name": hostile, "in": "query", "description": hostile, "schema": {"enum": [hostile]}}
-    route = {"description": hostile, "parameters": [query], "responses": {"200": {"description": hostile}}}
+    route = {
+        "description": hostile,
+        "parameters": [query],
+        "responses": {"200": {"description": hostile}},
+    }
     info = {"title": hostile, "version": "1", "description": hostile}
     page = render_docs({"info": info, "paths": {f"/{hostile}": {"get": route}}})
     assert "<script" not in page
@@ -341,7 +345,10 @@ def test_page_has_every_text_in_both_languages(client):
     page = client.get("/").text
     texts = json.loads(re.search(r'id="texts">(.*?)</script>', page)[1])
     assert texts["en"].keys() == texts["zh"].keys()
-    assert (texts["en"]["drop"], texts["zh"]["drop"]) == ("Drop or paste images here", "拖放或粘贴图片到此处")
+    assert (texts["en"]["drop"], texts["zh"]["drop"]) == (
+        "Drop or paste images here",
+        "拖放或粘贴图片到此处",
+    )
     script = (WEB / "page.js").read_text() + (WEB / "server.js").read_text()
     used = set(re.findall(r'data-text="(\w+)"', page)) | set(re.findall(r'\btext\("([\w-]+)"', script))
     used |= set(re.findall(r'\? "(\w+)" : "(\w+)"', script)[0]) | {

@@ -244,7 +244,12 @@ def test_a_limited_run_can_be_resumed_to_its_full_length(tmp_path):
 
 def test_another_architecture_brings_its_own_settings():
     recipe = with_settings(named_recipe("cifar10"), {"arch": "paper"})
-    assert (recipe.model.width, recipe.model.norm, recipe.model.dropout, recipe.model.image_size) == (
+    assert (
+        recipe.model.width,
+        recipe.model.norm,
+        recipe.model.dropout,
+        recipe.model.image_size,
+    ) == (
         1.0,
         "auto",
         None,

@@ -56,7 +56,11 @@ def test_flat_names_lead_to_every_field():
     fields = sum(len(dataclasses.fields(group)) for group in vars(Recipe()).values() if dataclasses.is_dataclass(group))
     assert len(SETTINGS) == fields + 2  # name and auto_fields
     changed = Recipe().replace(data=Path("x"), schedule="step", augment="light", lr=0.5, name="mine")
-    assert (changed.data.path, changed.schedule.kind, changed.augmentation.level) == (Path("x"), "step", "light")
+    assert (changed.data.path, changed.schedule.kind, changed.augmentation.level) == (
+        Path("x"),
+        "step",
+        "light",
+    )
     assert (changed.optimization.lr, changed.name) == (0.5, "mine")
     assert changed.as_dict() == Recipe().as_dict() | {
         "data": Path("x"), "schedule": "step", "augment": "light", "lr": 0.5, "name": "mine",
@@ -97,9 +101,15 @@ def test_settings_are_converted_to_their_types():
             {"crop_group": 0},
             r"The setting crop_group \(--set crop_group=…\) must be greater than 0",
         ),
-        ({"pca_noise": -0.1}, r"The setting pca_noise \(--set pca_noise=…\) must be at least 0, not -0.1"),
+        (
+            {"pca_noise": -0.1},
+            r"The setting pca_noise \(--set pca_noise=…\) must be at least 0, not -0.1",
+        ),
         ({"pca_basis": "gray"}, "one of imagenet, own"),
-        ({"crop_pct": 1.5}, r"crop_pct \(--set crop_pct=…\) must be greater than 0 and at most 1, not 1.5"),
+        (
+            {"crop_pct": 1.5},
+            r"crop_pct \(--set crop_pct=…\) must be greater than 0 and at most 1, not 1.5",
+        ),
         ({"schedule": "one-cycle", "warmup": 1}, "one-cycle includes a warmup"),
         (
             {"schedule": "plateau", "validate_on": "test"},

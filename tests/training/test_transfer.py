@@ -71,7 +71,11 @@ def test_frozen_features_are_unchanged_and_the_new_head_is_trained(trained, othe
     for name in before:
         assert name.startswith("fc8") or torch.equal(before[name], after[name]), name  # also the averages of batch norm
     recipe = read_recipe(result.run / "recipe.json")
-    assert (recipe.model.freeze, recipe.model.arch, recipe.model.width) == ("features", "cifar", 0.125)
+    assert (recipe.model.freeze, recipe.model.arch, recipe.model.width) == (
+        "features",
+        "cifar",
+        0.125,
+    )
     assert recipe.model.weights == str(trained.absolute())
     assert any(
         "images per class are enough only for a linear classifier" in line and "--freeze" in line

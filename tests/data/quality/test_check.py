@@ -85,7 +85,10 @@ def test_good_images_give_no_warning(photos, tmp_path):
     document = found.to_dict()
     assert document["bad"] == document["suspicious"] == document["duplicates"] == []
     assert [w for w in document["warnings"] if "fewer than" not in w] == []  # sixteen per class are few
-    assert document["splits"] == {"train": dict.fromkeys(CLASSES, 16), "val": dict.fromkeys(CLASSES, 4)}
+    assert document["splits"] == {
+        "train": dict.fromkeys(CLASSES, 16),
+        "val": dict.fromkeys(CLASSES, 4),
+    }
     assert (document["width"], document["height"]) == ([200, 200, 200], [150, 150, 150])
     assert document["formats"] == {"JPEG": 60}
 
@@ -213,7 +216,10 @@ def test_the_fashion_mnist_layout(tmp_path):
         images[0] = 255 * np.eye(28)  # the same image in both
         header = np.array([count, 28, 28], ">u4").tobytes()
         (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + header + images.tobytes())
-        header, labels = np.array([count], ">u4").tobytes(), (np.arange(count) % 10).astype(np.uint8)
+        header, labels = (
+            np.array([count], ">u4").tobytes(),
+            (np.arange(count) % 10).astype(np.uint8),
+        )
         (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + header + labels.tobytes())
     found = check_dataset(tmp_path)
     assert found.to_dict()["duplicates"] == [["train/00000", "test/00000"]]
@@ -234,7 +240,10 @@ def test_unusual_names(tmp_path):
             (root / "猫" / name).write_bytes(b"no image")
     found = check_dataset(root)
     assert found.classes == {"a b": 5, "c\nd": 4, "猫": 9}
-    assert (os.fsdecode("猫/".encode() + b"b\xff.jpg"), "it is not an image of a known format") in found.bad
+    assert (
+        os.fsdecode("猫/".encode() + b"b\xff.jpg"),
+        "it is not an image of a known format",
+    ) in found.bad
     assert found.command == f"alexnet train folder --data '{root}' --skip-bad"
     write_cleaned(found, tmp_path / "fixed")
     assert set(check_dataset(tmp_path / "fixed").classes) == {"a b", "c%0Ad", "猫"}
@@ -365,7 +374,11 @@ def test_untrusted_labels_cannot_escape_the_copy(tmp_path):
     write_cleaned(check_dataset(None, labels), tmp_path / "deep" / "fixed")
     new = [p for p in sorted(tmp_path.rglob("*")) if p not in before]
     assert all(p.is_relative_to(tmp_path / "deep") for p in new)
-    assert {p.name for p in (tmp_path / "deep" / "fixed").iterdir()} == {"%2E.%2F..%2Fout", "%2Fetc", "%2E."}
+    assert {p.name for p in (tmp_path / "deep" / "fixed").iterdir()} == {
+        "%2E.%2F..%2Fout",
+        "%2Fetc",
+        "%2E.",
+    }
     assert len(check_dataset(tmp_path / "deep" / "fixed").names) == 6
 
 

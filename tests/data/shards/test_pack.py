@@ -448,7 +448,11 @@ def test_another_litdata_format_is_detected(split_folder, tmp_path, monkeypatch)
     from litdata.streaming.writer import BinaryWriter
 
     written = BinaryWriter.write_chunk_to_file
-    monkeypatch.setattr(BinaryWriter, "write_chunk_to_file", lambda self, data, *a, **k: written(self, b"x" + data, *a))
+    monkeypatch.setattr(
+        BinaryWriter,
+        "write_chunk_to_file",
+        lambda self, data, *a, **k: written(self, b"x" + data, *a),
+    )
     with pytest.raises(RuntimeError, match="unknown shard format"):
         pack_dataset(split_folder, tmp_path / "packed")
 

@@ -105,7 +105,10 @@ def test_mapped_crops_equal_those_of_images_in_memory(pixels, cfg):
     arrays = decode_files(packed, PREPROCESS, cfg)
     kinds = {"batch_size": 7, "shuffle": True, "seed": 3}
     for epoch in (0, 5):
-        mapped, in_memory = BatchLoader(packed, PREPROCESS, cfg, **kinds), BatchLoader(arrays, PREPROCESS, cfg, **kinds)
+        mapped, in_memory = (
+            BatchLoader(packed, PREPROCESS, cfg, **kinds),
+            BatchLoader(arrays, PREPROCESS, cfg, **kinds),
+        )
         pairs = list(zip(mapped.batches(epoch), in_memory.batches(epoch), strict=True))
         assert len(pairs) == 5
         for ours, theirs in pairs:
