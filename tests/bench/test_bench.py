@@ -85,7 +85,7 @@ def test_the_photo_is_reproducible_and_realistic():
 
 @pytest.mark.slow
 def test_json_has_a_row_per_measurement(small, capsys, tmp_path, monkeypatch):
-    kinds = {name: kind for name, kind in measurements.KINDS.items() if not kind.file or name == "onnxruntime"}
+    kinds = {name: kind for name, kind in measurements.KINDS.items() if not kind.format or name == "onnxruntime"}
     monkeypatch.setattr(measurements, "KINDS", kinds)  # test_all_engines_agree converts to the others
     arguments = ["--arch", "lenet", "cifar-towers", "--batch-size", "2", "--seconds", "0.01"]
     assert run(["bench", *PARTS, *arguments, "--json", "--out", str(tmp_path / "out")]) == 0
