@@ -235,12 +235,19 @@ def test_missing_calibration_has_a_reason(small_run, tmp_path):
     assert "recipe.json is damaged" in find_calibration(best, run)[1]
 
 
-@pytest.mark.parametrize("damage", [7, {"temperature": -1, "threshold": 0.5}, {"temperature": 1}])
-def test_damaged_calibration_is_reported(small_run, tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (7, "calibration cannot be 7: expected an object"),
+        ({"temperature": -1, "threshold": 0.5}, "calibration: temperature -1 and threshold 0.5 are not usable"),
+        ({"temperature": 1}, "calibration lacks the field threshold"),
+    ],
+)
+def test_damaged_calibration_is_reported(small_run, tmp_path, damage, reason):
     run = copy_without_calibration(small_run, tmp_path / "old")
     best = run.named_checkpoint("best")
     described = best / MODEL
     described.write_text(json.dumps({**json.loads(described.read_text()), KEY: damage}))
-    with pytest.raises(UserError, match=r"model\.json is damaged \(calibration: .*remove 'calibration' from it"):
+    with pytest.raises(UserError, match=rf"model\.json is damaged \(.*{reason}.*\); remove 'calibration' from it"):
         find_calibration(best, run)
     assert (best / WEIGHTS).is_file()
