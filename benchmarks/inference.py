@@ -211,7 +211,7 @@ print(json.dumps(peaks))
 STORED = (
     """
 import sys
-from alexnet.runtimes.engine_cache import EngineCache
+from alexnet.runtimes.select import EngineCache
 logits = EngineCache("benchmark-torchvision").open(sys.argv[1]).engine.logits
 """
     + PEAKS
@@ -220,9 +220,9 @@ BY_TORCH = (
     """
 import sys
 sys.path.insert(0, sys.argv[2])
-from alexnet.runtimes.select import torch_engine
+from alexnet.runtimes.engines import TorchEngine
 from inference import CPU, eager, network
-logits = eager(network()) if sys.argv[1] == "eager" else torch_engine(network(), CPU).logits
+logits = eager(network()) if sys.argv[1] == "eager" else TorchEngine(network(), CPU).logits
 """
     + PEAKS
 )

@@ -30,8 +30,7 @@ from alexnet.device import peak_memory
 from alexnet.models.architectures import architecture
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.model import build, create_model
-from alexnet.runtimes.engines import LoadedModel
-from alexnet.runtimes.select import torch_engine
+from alexnet.runtimes.engines import LoadedModel, TorchEngine
 
 ARMS = ("ours", "ours, NCHW", "plain, with our LRN", "plain")
 
@@ -85,7 +84,7 @@ def measure_peak(task: str, arch: str, batch: int) -> int:
         preprocess = EvalTransform(spec.image_size, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
         loaded = LoadedModel(model, (), preprocess, None, None, "")
         images = torch.randint(256, (batch, 3, spec.image_size, spec.image_size), dtype=torch.uint8).numpy()
-        call = partial(torch_engine(loaded, torch.device("cpu")).logits, images)
+        call = partial(TorchEngine(loaded, torch.device("cpu")).logits, images)
     for _ in range(2):
         call()
     return peak() - before

@@ -20,7 +20,7 @@ from alexnet.cli import run
 from alexnet.data.datasets import load_dataset
 from alexnet.data.shards.pack import pack_dataset
 from alexnet.data.transforms import EvalTransform
-from alexnet.export import parity, writers
+from alexnet.export import parity
 from alexnet.export.export import Exporter
 from alexnet.export.parity import ExportFailed, compute_reference, dataset_images
 from alexnet.files import sha256_file
@@ -262,13 +262,13 @@ class BGR(nn.Module):
 
 
 def swap_channels(monkeypatch, tmp_path):
-    original = writers.to_convert
+    original = convert.to_convert
 
     def to_convert(*settings):
         converted, *others = original(*settings)
         return BGR(converted), *others
 
-    monkeypatch.setattr(writers, "to_convert", to_convert)
+    monkeypatch.setattr("alexnet.export.export.to_convert", to_convert)
 
 
 def wrong_mean(monkeypatch, tmp_path):
@@ -333,8 +333,8 @@ def test_worker_without_torch_cannot_import_it(exports, tmp_path):
         "min_seconds": 0.0,
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "alexnet.export.parity_worker", str(tmp_path / "job.json")]
-    source = str(Path(writers.__file__).parents[2])
+    command = [sys.executable, "-m", "alexnet.export.parity", str(tmp_path / "job.json")]
+    source = str(Path(parity.__file__).parents[2])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source})
     assert done.returncode == 1
     assert "import of torch halted" in done.stderr
@@ -348,7 +348,7 @@ def test_full_disk_leaves_nothing(checkpoint, large_images, tmp_path, kind):
     done = subprocess.run(
         [sys.executable, "-m", "alexnet", "export", str(checkpoint), kind, "--images", str(large_images), "--out", out],
         capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(writers.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(parity.__file__).parents[2])},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )  # fmt: skip
     assert done.returncode == 1, done.stderr

@@ -26,10 +26,9 @@ from alexnet.inference.predict import load, load_fast
 from alexnet.models.model import create_model
 from alexnet.run_dir import Run
 from alexnet.runtimes import engines, manifest, select
-from alexnet.runtimes.engine_cache import EngineCache
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.runtimes.manifest import manifest_path
-from alexnet.runtimes.select import TOLERANCE, EngineConfig, make_probes, open_engine
+from alexnet.runtimes.select import TOLERANCE, EngineCache, EngineConfig, make_probes, open_engine
 from helpers import make_image
 
 CPU = torch.device("cpu")
@@ -52,7 +51,7 @@ def built_engines(small_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALEXNET_CACHE", str(folder))
         for name in ("onnxruntime", "openvino", "openvino-int8-fc"):
-            select.open_or_build(name, loaded)
+            select.open_or_build(loaded, EngineConfig(name, CPU))
     return folder
 
 

@@ -39,9 +39,8 @@ from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.model import build
 from alexnet.models.spec import AlexNetSpec
 from alexnet.models.summary import summarize
-from alexnet.runtimes.engine_cache import EngineCache
-from alexnet.runtimes.engines import CALIBRATED, EXACT, KINDS, Engine, LoadedModel
-from alexnet.runtimes.select import open_or_build, torch_engine
+from alexnet.runtimes.engines import CALIBRATED, EXACT, KINDS, Engine, LoadedModel, TorchEngine
+from alexnet.runtimes.select import EngineCache, EngineConfig, open_or_build
 
 PARTS = ("limits", "data", "predict", "train", "lrn")
 ARCHS = ("torchvision", "paper")
@@ -227,7 +226,7 @@ class Bench:
         loaded = LoadedModel(build(spec).eval(), classes, preprocess, None, None, f"bench-{os.getpid()}")
         noise = _random_images(CALIBRATION_IMAGES, channels, size).numpy()
         torch_engines = [EXACT, "torch-bf16"] if self.precision.name == "bf16" else [EXACT]
-        engines: dict[str, Engine] = {name: torch_engine(loaded, self.device, name) for name in torch_engines}
+        engines: dict[str, Engine] = {name: TorchEngine(loaded, self.device, name) for name in torch_engines}
         try:
             for name, kind in KINDS.items():
                 if not kind.format or not convert or self.device.type != "cpu":
@@ -236,7 +235,9 @@ class Bench:
                     self._note(f"engine {name} skipped: building it takes a while; 'alexnet bench predict' includes it")
                 else:
                     try:
-                        engines[name] = open_or_build(name, loaded, lambda _: noise)
+                        engines[name] = open_or_build(
+                            loaded, EngineConfig(name, self.device, calibration_images=lambda _: noise)
+                        )
                     except UserError as error:  # a missing package, a processor or network that it does not suit
                         self._note(f"engine {name} skipped: {error}")
             yield engines

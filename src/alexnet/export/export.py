@@ -2,15 +2,18 @@
 
 The file and its manifest are written to a temporary folder next to the target, opened there by their own runtime in a
 separate process, and compared with the run on real images (`parity.py`). Only then are they moved to the target; if
-the difference exceeds the tolerance, or anything fails, nothing is left behind.
+the difference exceeds the tolerance, or anything fails, nothing is left behind. ONNX and OpenVINO are written by
+`runtimes.convert`, which engines need too, the other formats by the functions at the end of this file.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,16 +22,28 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 
 from alexnet.data.dataset import ImageDataset
 from alexnet.errors import UserError, unknown_name
-from alexnet.export import parity, writers
+from alexnet.export import parity
 from alexnet.export.parity import TOLERANCE, ExportFailed, Parity, Reference
 from alexnet.files import write_json
 from alexnet.inference.evaluate import calibration_images, load_run_dataset
 from alexnet.inference.load import load_model
-from alexnet.runtimes.convert import describe
-from alexnet.runtimes.manifest import FORMATS, PRECISIONS, Manifest, check_installed, manifest_path
+from alexnet.models.torchvision_models import TorchvisionNetwork
+from alexnet.models.weights import to_torchvision
+from alexnet.runtimes.convert import (
+    LoadImages,
+    calibration_input,
+    describe,
+    quiet,
+    to_convert,
+    write_onnx,
+    write_openvino,
+)
+from alexnet.runtimes.engines import CHUNK, LoadedModel
+from alexnet.runtimes.manifest import FORMATS, KEY, PRECISIONS, Manifest, check_installed, manifest_path, write_manifest
 
 DEPRECATED = "Warning: TorchScript is deprecated since torch 2.12; use it for existing programs and pt2 for new ones."
 
@@ -100,8 +115,24 @@ class Exporter:
     def check(self, kind: str) -> None:
         """Raise `UserError` unless the run can be exported to `kind` on this machine."""
         check_format(kind)
-        writers.check_supported(self.loaded, kind, self._pixels, self._precision)
-        check_installed(kind, True, self._precision)
+        file_format, model, precision = FORMATS[kind], self.loaded.model, self._precision
+        if precision not in file_format.precisions:
+            supporting = ", ".join(name for name, other in FORMATS.items() if precision in other.precisions)
+            raise UserError(f"The format {kind} does not support {precision}; omit it, or export to {supporting}.")
+        if self._pixels and not file_format.graph and kind != "huggingface":
+            raise UserError(f"The format {kind} holds only weights and cannot normalize; omit --with-preprocessing.")
+        if self.loaded.preprocess.mean_image is not None and not self._pixels:
+            fix = "only the file can hold; add --with-preprocessing"
+            if kind == "torchvision-weights":
+                fix = f"the format {kind} cannot hold; use another"
+            raise UserError(f"This model subtracts a mean image, which {fix}.")
+        if kind == "torchvision-weights":
+            if not isinstance(model, TorchvisionNetwork):
+                to_torchvision(model)
+            elif model.spec.in_channels != 3:
+                channels = model.spec.in_channels
+                raise UserError(f"'{model.spec.name}' with {channels} channel has no counterpart in torchvision.")
+        check_installed(kind, True, precision)
 
     def export(self, kind: str, out: Path | None = None) -> Export:
         """Write the run as `kind` to `out`, by default a file in the run's folder `export/`.
@@ -115,7 +146,12 @@ class Exporter:
             reference = self.reference  # computed first: without images nothing is written
             written = temporary / target.name
             try:
-                manifest = self._write(kind, written)
+                if kind == "torchscript":
+                    self._log(DEPRECATED)
+                manifest = describe(self.loaded, kind, self._pixels, self._precision)
+                with quiet():
+                    manifest = _WRITERS[kind](self.loaded, manifest, written, self._calibration_images)
+                    manifest = write_manifest(written, manifest)
                 result = parity.compare(written, kind, reference)
                 if not result.max_abs_diff <= self._tolerance:  # NaN fails too
                     raise ExportFailed(self._mismatch_message(kind, result))
@@ -192,12 +228,6 @@ class Exporter:
             raise UserError(f"{weights}, where the weights of {out} would go, is another file; choose another --out.")
         return out
 
-    def _write(self, kind: str, path: Path) -> Manifest:
-        if kind == "torchscript":
-            self._log(DEPRECATED)
-        manifest = describe(self.loaded, kind, self._pixels, self._precision)
-        return writers.write(self.loaded, manifest, path, self._calibration_images)
-
     def _mismatch_message(self, kind: str, result: Parity) -> str:
         closer = self._precision == "int8" and "int8-fc" in FORMATS[kind].precisions
         advice = "--quantize int8-fc is far closer, and " if closer else ""
@@ -247,3 +277,95 @@ def _move_into_place(temporary: Path, target: Path) -> None:
     manifest = manifest_path(target).name
     for path in sorted(temporary.iterdir(), key=lambda path: path.name == manifest):
         os.replace(path, target.parent / path.name)
+
+
+# ── one writer per format ─────────────────────────────────────────────────────────────────────────────────────
+
+Writer = Callable[[LoadedModel, Manifest, Path, LoadImages], Manifest]
+"""Writes a network as its manifest says, and returns the manifest with what the format adds to it."""
+
+
+def _save(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Save through memory: on a full disk, torch's own writer aborts the process."""
+    file = io.BytesIO()
+    save(file)
+    path.write_bytes(file.getbuffer())
+
+
+def _torchscript(loaded: LoadedModel, manifest: Manifest, path: Path, _: LoadImages) -> Manifest:
+    model, example, _dynamic = to_convert(loaded, manifest)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the command line warns that TorchScript is deprecated
+        traced = torch.jit.trace(model, example)
+    extra_files = {f"{KEY}.json": manifest.to_json()}
+    _save(path, lambda file: torch.jit.save(traced, file, _extra_files=extra_files))
+    return manifest
+
+
+def _pt2(loaded: LoadedModel, manifest: Manifest, path: Path, _: LoadImages) -> Manifest:
+    model, example, dynamic = to_convert(loaded, manifest)
+    program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,), strict=False)
+    extra_files = {f"{KEY}.json": manifest.to_json()}
+    _save(path, lambda file: torch.export.save(program, file, extra_files=extra_files))
+    return manifest
+
+
+def _executorch(loaded: LoadedModel, manifest: Manifest, path: Path, load_images: LoadImages) -> Manifest:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    model, example, _ = to_convert(loaded, manifest)
+    example = example.new_zeros(CHUNK, *example.shape[1:])  # memory is planned for the batch size of the example
+    dynamic = {0: torch.export.Dim("batch", min=1, max=CHUNK)}
+    program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,), strict=False)
+    if manifest.precision == "int8":
+        images = torch.from_numpy(calibration_input(loaded, manifest, load_images))
+        model = _quantize_pt2e(program.module(), images)
+        program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,), strict=False)
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    path.write_bytes(lowered.to_executorch().buffer)
+    return replace(manifest, about={**manifest.about, "most_at_once": CHUNK})
+
+
+def _quantize_pt2e(graph: torch.fx.GraphModule, images: torch.Tensor) -> torch.nn.Module:
+    """Return `graph` with int8 weights and activations, the activation ranges calibrated on `images`."""
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    observed = prepare_pt2e(graph, xnnpack.XNNPACKQuantizer().set_global(config))
+    with torch.no_grad():
+        for chunk in images.split(CHUNK):
+            observed(chunk)
+    quantized: torch.nn.Module = convert_pt2e(observed)
+    return quantized
+
+
+def _torchvision_weights(loaded: LoadedModel, manifest: Manifest, path: Path, _: LoadImages) -> Manifest:
+    model, half = loaded.model, manifest.precision == "half"
+    state = model.network.state_dict() if isinstance(model, TorchvisionNetwork) else to_torchvision(model)
+    state = {name: x.half() if half and x.is_floating_point() else x for name, x in state.items()}
+    _save(path, lambda file: torch.save(state, file))
+    return manifest
+
+
+def _huggingface(loaded: LoadedModel, manifest: Manifest, path: Path, _: LoadImages) -> Manifest:
+    from alexnet.runtimes.hub import HubModel
+
+    preprocess = loaded.preprocess.to_dict()
+    model = HubModel(loaded.model.spec.to_dict(), list(loaded.classes), preprocess, manifest.pixels)
+    converted, _example, _dynamic = to_convert(loaded, replace(manifest, precision="fp32"))
+    model.network.load_state_dict(converted.state_dict())
+    (model.half() if manifest.precision == "half" else model).save_pretrained(path)
+    return manifest
+
+
+_WRITERS: dict[str, Writer] = {
+    "onnx": write_onnx,
+    "openvino": write_openvino,
+    "torchscript": _torchscript,
+    "pt2": _pt2,
+    "executorch": _executorch,
+    "torchvision-weights": _torchvision_weights,
+    "huggingface": _huggingface,
+}

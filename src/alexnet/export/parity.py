@@ -1,40 +1,43 @@
 """Comparison of an exported file with the trainer, from the bytes of real images to probabilities.
 
-The trainer's side is the checkpoint in torch, float32, as `alexnet eval` computes it. The file's side is
-`parity_worker.py`, a process that has only the file and its manifest.
+The trainer's side is the checkpoint in torch, float32, as `alexnet eval` computes it. The file's side is a process that
+has only the file and its manifest: `python -m alexnet.export.parity JOB` with a JSON file that holds a `Job`. It must
+not import torch where the file needs none, so this module imports torch only where it computes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, RawImage
 from alexnet.data.decode import BadImage
-from alexnet.data.image_folder import find_images
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.export.parity_worker import Job, measure_latencies
-from alexnet.files import write_json
-from alexnet.inference.evaluate import match_classes
+from alexnet.files import read_json, write_json
 from alexnet.inference.predict import BATCH_SIZE, load_eval_array
-from alexnet.runtimes.engines import LoadedModel, softmax
+from alexnet.runtimes.engines import Engine, LoadedModel, TorchEngine, softmax
+from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import FORMATS
-from alexnet.runtimes.select import torch_engine
+
+if TYPE_CHECKING:
+    from alexnet.data.dataset import ImageDataset, RawImage
 
 ENOUGH_IMAGES = 200  # with fewer, the comparison carries a note
 MAX_IMAGES = 1000
 LATENCY_SECONDS = 0.5  # spent on each latency measurement
+MIN_REPEATS = 7  # per latency
 TOLERANCE = {"fp32": 1e-3, "half": 1e-2, "int8": 1e-2, "int8-fc": 1e-2}
 """Maximum difference of a probability, by precision."""
 
@@ -120,6 +123,8 @@ def folder_images(folder: Path, classes: tuple[str, ...]) -> ImageSet:
 
     Raises `UserError` if there are none.
     """
+    from alexnet.data.image_folder import find_images
+
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder; pass a folder of typical images.")
     files = _evenly_spaced(find_images([folder]))
@@ -133,8 +138,11 @@ def dataset_images(dataset: ImageDataset, classes: tuple[str, ...], temporary: P
 
     Images that are not files are written to `temporary`: packed JPEGs unchanged, pixel arrays as PNG.
     """
+    from alexnet.data.dataset import ImageFiles
+    from alexnet.inference.evaluate import match_classes
+
     split = next(name for name in ("val", "test", "train") if name in dataset.splits)
-    complete: ImageArrays | ImageFiles = dataset.splits[split]
+    complete = dataset.splits[split]
     part = complete.take(np.array(_evenly_spaced(list(range(len(complete))))))
     if isinstance(part, ImageFiles):
         raw: Iterable[RawImage] = map(part.raw, range(len(part)))
@@ -164,30 +172,76 @@ def _evenly_spaced(items: list[Any]) -> list[Any]:
 # ── the two sides ─────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True)
+class Job:
+    """What the process of the exported file runs."""
+
+    file: Path
+    images: list[Path]
+    without_torch: bool
+    """Make importing torch an error."""
+    output: Path
+    """The .npy file for the probabilities."""
+    min_seconds: float
+    """Spent on each latency measurement."""
+
+
+def run_job(job_file: Path) -> None:
+    """Run a `Job`, and print the latencies as JSON. Raises what opening the file and inference raise."""
+    job = read_json(job_file, Job)
+    if job.without_torch:
+        assert "torch" not in sys.modules
+        sys.modules["torch"] = None  # type: ignore[assignment]  # importing it now raises ImportError
+    exported = open_exported(job.file, trust=True)  # the exporter has just written it
+    assert exported.engine is not None
+    _, probabilities, seconds = _measure(exported.engine, exported.preprocess, job.images, job.min_seconds)
+    np.save(job.output, probabilities)
+    print(json.dumps(seconds))
+
+
 def compute_reference(loaded: LoadedModel, images: ImageSet) -> Reference:
     """Return the trainer's predictions. Raises `UserError` if no image can be read."""
-    engine = torch_engine(loaded, torch.device("cpu"))
-    readable: list[int] = []
-    probabilities, pixels = [], []
-    for i, path in enumerate(images.files):
-        try:
-            pixels.append(load_eval_array(path, loaded.preprocess))
-            readable.append(i)
-        except BadImage:
-            continue
-        if len(pixels) == BATCH_SIZE:
-            probabilities.append(softmax(engine.logits(np.stack(pixels))))
-            last, pixels = pixels, []
-    if pixels:
-        probabilities.append(softmax(engine.logits(np.stack(pixels))))
-        last = pixels
-    if not probabilities:
-        raise UserError("None of the images to compare on can be read; pass others with --images.")
+    import torch
+
+    engine = TorchEngine(loaded, torch.device("cpu"))
+    readable, probabilities, seconds = _measure(engine, loaded.preprocess, images.files, LATENCY_SECONDS)
     files, names = [images.files[i] for i in readable], [images.names[i] for i in readable]
     kept = replace(images, files=files, names=names, targets=images.targets[readable])
-    unreadable = len(images.files) - len(readable)
-    seconds = measure_latencies(engine.logits, np.stack(last), LATENCY_SECONDS)
-    return Reference(kept, np.concatenate(probabilities), seconds, unreadable)
+    return Reference(kept, probabilities, seconds, unreadable=len(images.files) - len(readable))
+
+
+def _measure(
+    engine: Engine, preprocess: EvalTransform, files: Sequence[Path], min_seconds: float
+) -> tuple[list[int], np.ndarray, dict[str, float]]:
+    """Return which of `files` can be read, their probabilities, float32 (n, classes), and the median seconds for 1
+    image and for 32. Raises `UserError` if no image can be read."""
+    readable: list[int] = []
+    probabilities = []
+    for start in range(0, len(files), BATCH_SIZE):
+        batch = []
+        for i, path in enumerate(files[start : start + BATCH_SIZE], start):
+            try:
+                batch.append(load_eval_array(path, preprocess))
+                readable.append(i)
+            except BadImage:
+                continue
+        if batch:
+            pixels = np.stack(batch)
+            probabilities.append(softmax(engine.logits(pixels)))
+    if not probabilities:
+        raise UserError("None of the images to compare on can be read; pass others with --images.")
+    seconds = {}
+    for count in (1, 32):
+        x = np.resize(pixels, (count, *pixels.shape[1:]))
+        engine.logits(x)  # warm-up, may compile
+        times: list[float] = []
+        began = time.perf_counter()
+        while len(times) < MIN_REPEATS or time.perf_counter() - began < min_seconds:
+            start_time = time.perf_counter()
+            engine.logits(x)
+            times.append(time.perf_counter() - start_time)
+        seconds[str(count)] = statistics.median(times)
+    return readable, np.concatenate(probabilities), seconds
 
 
 def compare(path: Path, kind: str, reference: Reference) -> Parity:
@@ -204,7 +258,7 @@ def compare(path: Path, kind: str, reference: Reference) -> Parity:
         package_root = str(Path(__file__).parents[2])
         search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         worker = subprocess.run(
-            [sys.executable, "-m", "alexnet.export.parity_worker", str(job_file)],
+            [sys.executable, "-m", "alexnet.export.parity", str(job_file)],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": search_path},
@@ -232,3 +286,7 @@ def top1(probabilities: np.ndarray, targets: np.ndarray) -> float | None:
     if not labeled.any():
         return None
     return float((probabilities.argmax(axis=1) == targets)[labeled].mean())
+
+
+if __name__ == "__main__":
+    run_job(Path(sys.argv[1]))

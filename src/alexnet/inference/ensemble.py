@@ -22,12 +22,11 @@ from alexnet.inference.crops import CENTER_CROP, Views, crop_views, log_mean, wi
 from alexnet.inference.load import load_network
 from alexnet.runtimes.calibration import Calibration
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel
+from alexnet.runtimes.select import EngineConfig, LazyEngine
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from alexnet.runtimes.select import EngineConfig
 
 RunNames = str | Path | Sequence[str | Path]
 """One run, or several as an ensemble."""
@@ -96,8 +95,6 @@ class Ensemble:
 
 def _open(member: LoadedModel, config: EngineConfig) -> LoadedModel:
     import torch
-
-    from alexnet.runtimes.select import LazyEngine
 
     if member.engine is not None:
         return member

@@ -11,10 +11,10 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.inference.calibration import find_calibration
 from alexnet.run_dir import Run, find_run
-from alexnet.runtimes.engine_cache import open_cached
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import is_exported_model
+from alexnet.runtimes.select import open_cached
 
 # torchvision's AlexNet_Weights.IMAGENET1K_V1.transforms(): ImageClassification(crop_size=224), its defaults
 TORCHVISION_PREPROCESS = EvalTransform(

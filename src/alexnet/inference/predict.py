@@ -26,6 +26,7 @@ from alexnet.inference.crops import CENTER_CROP, Views, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
 from alexnet.inference.load import find_cached
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine, softmax, trace_model
+from alexnet.runtimes.select import EngineConfig
 
 if TYPE_CHECKING:
     import torch
@@ -109,8 +110,6 @@ class Classifier:
         self._device_name = device
         self._traced: Sequence[nn.Module | Engine] = ()
         if any(member.engine is None for member in ensemble.members):
-            from alexnet.runtimes.select import EngineConfig
-
             folder = Path(calibrate) if calibrate else None
             images = partial(_calibration_images, folder=folder)
             config = EngineConfig(engine, self.device, device, images, recalibrate=folder is not None, log=log)

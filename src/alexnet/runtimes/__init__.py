@@ -3,5 +3,5 @@
 Public: `LoadedModel`, `check_engine`, `EngineConfig`, `open_engine`, `EngineCache`, `open_exported`, `FORMATS`,
 `Manifest`, `Calibration`, `HubModel`. Nothing here reads a run's data: the caller passes networks and uint8 images.
 
-Reading order: manifest, engines, exported, hub; then convert, quantize, engine_cache, select.
+Reading order: manifest, engines, exported, hub; then convert, select.
 """

@@ -1,7 +1,7 @@
 """Engines, which compute the logits of a trained network: torch as in training (`exact`), or a runtime for inference.
 
 Every engine takes uint8 images as `EvalTransform.eval_array` returns them and normalizes them itself. The files that
-onnxruntime and OpenVINO read are converted once and cached (`select.py`, `engine_cache.py`); opening one needs no
+onnxruntime and OpenVINO read are converted once and cached (`select.py`); opening one needs no
 torch, which takes longer to import than the network takes to run.
 
 Other engines differ from `exact` in the last digits, and in the third digit where they compute in bfloat16 or 8 bits;
@@ -16,7 +16,6 @@ import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -150,11 +149,6 @@ def not_installed(name: str, package: str) -> UserError:
     )
 
 
-def version(name: str) -> str:
-    """Return the version of the package that runs engine `name`."""
-    return metadata.version({"onnx": "onnxruntime", "openvino": "openvino"}.get(KINDS[name].format, "torch"))
-
-
 def openvino_supports(precision: str) -> bool:
     """Whether this processor has f32 or bf16 in hardware, according to OpenVINO."""
     return precision == "f32" or precision.upper() in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -175,20 +169,20 @@ def openvino_core() -> Any:
 
 
 class TorchEngine:
-    """Torch on any device, channels_last; float32, as in training, is `exact`."""
+    """Torch on any device, channels_last: `exact` in float32, as in training, any other in bfloat16."""
 
-    def __init__(
-        self, name: str, model: nn.Module, preprocess: EvalTransform, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, device: torch.device, name: str = EXACT) -> None:
+        import torch
+
         self.name, self.note = name, ""
-        self._model, self._preprocess, self._device, self._dtype = model, preprocess, device, dtype
+        self._model = loaded.model.to(device).to(memory_format=torch.channels_last).eval()
+        self._preprocess, self._device = loaded.preprocess, device
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         import torch
 
         x = self._preprocess.normalize(torch.from_numpy(images).to(self._device))
-        enabled = self._dtype != torch.float32
-        with torch.no_grad(), torch.autocast(self._device.type, dtype=self._dtype, enabled=enabled):
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self.name != EXACT):
             logits = self._model(x.contiguous(memory_format=torch.channels_last))
         return np.asarray(logits.float().cpu().numpy())
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -197,7 +196,7 @@ def _open_huggingface(path: Path, manifest: Manifest | None, _: str) -> tuple[Co
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that it loads a local folder
         model = HubModel.from_pretrained(path)
-    return _torch_compute(model), None if manifest else json.dumps(model.describe().to_dict())
+    return _torch_compute(model), None if manifest else model.describe().to_json()
 
 
 def _torch_compute(module: torch.nn.Module) -> Compute:

@@ -152,18 +152,17 @@ class Manifest:
         }
         return {"format": FORMAT, **values, **self.about, **({"sha256": dict(self.sums)} if self.sums else {})}
 
+    def to_json(self) -> str:
+        """Return the text that is stored in the file itself."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)
+
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> Manifest:
-        """Parse the JSON of `to_dict`. Raises `UserError` if it is damaged or another program's."""
+        """Return the inverse of `to_json`. Raises `UserError` if it is damaged or another program's."""
         try:
             found = json.loads(text)
         except ValueError as error:
             raise UserError(f"{where} is damaged ({error}); export the network again.") from error
-        return cls.from_dict(found, where)
-
-    @classmethod
-    def from_dict(cls, found: Any, where: str) -> Manifest:
-        """Return the inverse of `to_dict`. Raises `UserError` if it is damaged or another program's."""
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise UserError(f"{where} was written by other software: its format is not '{FORMAT}'.")
         try:

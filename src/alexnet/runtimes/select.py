@@ -1,34 +1,51 @@
-"""Opening an engine for a network, and choosing the fastest one on this machine.
+"""Opening an engine for a network, from the cache where it is there, and choosing the fastest one on this machine.
 
 An engine is compared with `exact` once, on its first images (few images are also mirrored and rotated),
 and its note reports the largest difference in probability. `fast` times the engines that run here, for a single image
-or many, and takes the fastest whose probabilities stay within `TOLERANCE`; the choice is cached (`engine_cache.py`).
+or many, and takes the fastest whose probabilities stay within `TOLERANCE`. Both are cached with the files of the
+engines in `cache_dir()/engines/<model id>/`:
+
+    <kind of file>-<version>/   model.onnx, or model.xml and model.bin; their manifest
+    measured.json               how much each engine differs from `exact` on this machine, and which one `fast` chose
+
+A folder of files is written under a temporary name and renamed. Damaged files are built again. If the cache cannot be
+written, files go to a temporary folder that is deleted when the process ends. The cache may be deleted at any time.
+Opening a cached engine needs no torch.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from alexnet.device import pick_precision
+from alexnet.device import cache_dir, cpu_name, pick_precision
 from alexnet.errors import UserError
+from alexnet.files import atomic_folder, read_json, write_json
 from alexnet.runtimes import engines
-from alexnet.runtimes.convert import describe, write_onnx, write_openvino
-from alexnet.runtimes.engine_cache import EngineCache, choice_key, engine_key, engine_note
-from alexnet.runtimes.engines import EXACT, FAST, KINDS, Engine, LoadedModel, TorchEngine, softmax
-from alexnet.runtimes.manifest import read_manifest, write_manifest
+from alexnet.runtimes.engines import EXACT, FAST, KINDS, Engine, Kind, LoadedModel, TorchEngine, softmax
+from alexnet.runtimes.exported import open_exported
+from alexnet.runtimes.manifest import FORMATS, read_manifest, write_manifest
 
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 3  # of the files; increased when the conversions change
 ONNX = KINDS["onnxruntime"]
 TOLERANCE = 0.02  # largest difference in probability that `fast` accepts: 50 % may become 48 or 52
 MIN_PROBES = 8  # images on which probabilities are compared
 TIMED_BATCH = engines.CHUNK  # images per timing, unless a single image is timed
 TIMING_SECONDS = 3.0  # approximate limit for all timings
+
+_temporary_dirs: dict[Path, tempfile.TemporaryDirectory[str]] = {}  # removed when the process ends
 
 
 @dataclass(frozen=True)
@@ -64,89 +81,107 @@ class LazyEngine:
         return self._engine.logits(images)
 
 
-def torch_engine(loaded: LoadedModel, device: torch.device, name: str = EXACT) -> TorchEngine:
-    """Return the engine `name` of torch: `exact` computes in float32, any other in bfloat16."""
-    model = loaded.model.to(device).to(memory_format=torch.channels_last)
-    return TorchEngine(
-        name, model.eval(), loaded.preprocess, device, torch.float32 if name == EXACT else torch.bfloat16
-    )
+# ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def open_engine(loaded: LoadedModel, config: EngineConfig, images: np.ndarray) -> Engine:
     """Open an engine, building its file if necessary, and compare it on `images`, uint8 N×C×size×size."""
-    if config.name == EXACT:
-        return torch_engine(loaded, config.device)
     if config.name == FAST:
         return _open_fastest(loaded, config, images)
-    engine = _open(config.name, loaded, config)
-    cache, key = EngineCache(loaded.model_id), engine_key(config.name)
+    engine = open_or_build(loaded, config)
+    if config.name == EXACT:
+        return engine
+    cache, key = EngineCache(loaded.model_id), _engine_key(config.name)
     measured = None if config.recalibrate else cache.load_measurement(key)
     if measured is None:
         probes = make_probes(images)
-        difference = _max_difference(engine, torch_engine(loaded, config.device), probes)
+        difference = _max_difference(engine, TorchEngine(loaded, config.device), probes)
         measured = {"difference": difference, "images": len(probes)}
         cache.save_measurement(key, measured)
-    engine.note = engine_note(config.name, measured)
+    engine.note = _engine_note(config.name, measured)
     return engine
 
 
-def _open(name: str, loaded: LoadedModel, config: EngineConfig) -> Engine:
-    if not KINDS[name].format:
-        return torch_engine(loaded, config.device, name)
-    return open_or_build(name, loaded, config.calibration_images, config.recalibrate)
-
-
-def open_or_build(
-    name: str,
-    loaded: LoadedModel,
-    calibration_images: Callable[[LoadedModel], np.ndarray] | None = None,
-    rebuild: bool = False,
-) -> Engine:
-    """Open engine `name`, whose file is written with `rebuild`, or unless it is cached and intact.
+def open_or_build(loaded: LoadedModel, config: EngineConfig) -> Engine:
+    """Open any engine but `fast`; its file, if it has one, is written unless it is cached and intact.
 
     Raises `UserError` if a package is missing, this processor cannot run it, the network cannot be converted, or
     `calibration_images` raises it.
     """
+    name = config.name
+    if name == EXACT or not KINDS[name].format:
+        return TorchEngine(loaded, config.device, name)
     kind, cache = KINDS[name], EngineCache(loaded.model_id)
     if package := engines.missing(name):
         raise engines.not_installed(name, package)
     if not engines.openvino_supports(kind.arithmetic):
         raise UserError(f"--engine {name} needs a processor that supports {kind.arithmetic}; use --engine openvino.")
-    found = None if rebuild else cache.open(name)
+    found = None if config.recalibrate else cache.open(name)
     if found is None:
         if package := engines.missing(name, converting=True):
             raise engines.not_installed(name, package)
-        images = _load_images(name, loaded, calibration_images)
-        source = None if kind == ONNX else _build_onnx(loaded, cache)
-        write = write_onnx if kind.format == "onnx" else write_openvino
-        manifest = describe(loaded, kind.format, precision=kind.precision)
-        cache.build(kind, lambda path: write_manifest(path, write(loaded, manifest, path, lambda: images, source)))
+        _write_file(loaded, kind, config)
         found = cache.open(name)
     if found is None or found.engine is None:
         raise UserError(f"--engine {name} cannot open the file that it wrote in {cache.path}; use --engine exact.")
     return found.engine
 
 
-def _load_images(
-    name: str, loaded: LoadedModel, calibration_images: Callable[[LoadedModel], np.ndarray] | None
-) -> np.ndarray:
-    if name not in engines.CALIBRATED:
-        return np.empty(0)
-    if calibration_images is None:
-        raise ValueError(f"engine {name} needs calibration images")
-    return calibration_images(loaded)
+def _write_file(loaded: LoadedModel, kind: Kind, config: EngineConfig) -> None:
+    """Write the file of `kind`, converted from the cached ONNX file in float32, which is also written unless it is
+    intact."""
+    from alexnet.runtimes.convert import describe, write_onnx, write_openvino
+
+    def load_images() -> np.ndarray:
+        assert config.calibration_images is not None, f"engine {config.name} needs calibration images"
+        return config.calibration_images(loaded)
+
+    cache, source = EngineCache(loaded.model_id), None
+    if kind != ONNX:
+        source = cache.file(ONNX)
+        try:
+            intact = read_manifest(source) is not None
+        except UserError:
+            intact = False
+        if not intact:
+            _write_file(loaded, ONNX, config)
+            source = cache.file(ONNX)  # in another folder if the cache cannot be written
+    write = write_onnx if kind.format == "onnx" else write_openvino
+    manifest = describe(loaded, kind.format, precision=kind.precision)
+    cache.build(kind, lambda path: write_manifest(path, write(loaded, manifest, path, load_images, source)))
 
 
-def _build_onnx(loaded: LoadedModel, cache: EngineCache) -> Path:
-    """Return the cached ONNX file, which all others are converted from; writes it unless it is intact."""
-    try:
-        if read_manifest(cache.file(ONNX)):
-            return cache.file(ONNX)
-    except UserError:
-        pass
-    manifest = describe(loaded, "onnx")
-    cache.build(ONNX, lambda path: write_manifest(path, write_onnx(loaded, manifest, path, lambda: np.empty(0))))
-    return cache.file(ONNX)
+def open_cached(model_id: str, name: str, device: str, single: bool) -> LoadedModel | None:
+    """Return a network in engine `name`, for a single image or many, if its file is cached, measured and intact."""
+    cache = EngineCache(model_id)
+    measured = cache.load_measurement(_choice_key(device, single) if name == FAST else _engine_key(name))
+    chosen = str((measured or {}).get("engine", name))
+    if measured is None or chosen not in KINDS or not KINDS[chosen].format:
+        return None
+    found = cache.open(chosen)
+    if found is not None and found.engine is not None:
+        found.engine.note = _engine_note(chosen, measured)
+    return found
+
+
+def _engine_key(name: str) -> str:
+    """Return the key of the measured difference between engine `name` and `exact`."""
+    package = {"onnx": "onnxruntime", "openvino": "openvino"}.get(KINDS[name].format, "torch")
+    return f"{name} {metadata.version(package)} {FORMAT}"
+
+
+def _choice_key(device: str, single: bool) -> str:
+    """Return the key of the engine that `fast` chose, for a single image or many, among those installed."""
+    installed = [_engine_key(name) for name in KINDS if engines.missing(name) is None]
+    return f"fast on {device} for {'one image' if single else 'many'} among {', '.join(installed)}"
+
+
+def _engine_note(name: str, measured: dict[str, Any]) -> str:
+    """Return a sentence on the measurements made when engine `name` was first opened."""
+    images = measured["images"]
+    difference = f"probabilities differ from exact by at most {measured['difference']:.2g} on {images} images"
+    speedup = f", at {measured['gain']:.1f} times its speed" if "gain" in measured else ""
+    return f"engine {name}: {difference}{speedup}."
 
 
 # ── comparing and choosing ────────────────────────────────────────────────────────────────────────────────────
@@ -170,26 +205,26 @@ def _max_difference(engine: Engine, reference: Engine, images: np.ndarray) -> fl
 
 def _open_fastest(loaded: LoadedModel, config: EngineConfig, images: np.ndarray) -> Engine:
     single = len(images) == 1
-    cache, key = EngineCache(loaded.model_id), choice_key(config.device_name, single)
+    cache, key = EngineCache(loaded.model_id), _choice_key(config.device_name, single)
     choice = cache.load_measurement(key)
     if choice is None:
         choice = _choose_fastest(loaded, config, images, single)
         cache.save_measurement(key, choice)
     name = choice["engine"]
-    engine = torch_engine(loaded, config.device) if name == EXACT else _open(name, loaded, config)
-    engine.note = engine_note(name, choice) if name != EXACT else f"engine exact: {choice['reason']}."
+    engine = open_or_build(loaded, replace(config, name=name))
+    engine.note = _engine_note(name, choice) if name != EXACT else f"engine exact: {choice['reason']}."
     return engine
 
 
 def _choose_fastest(loaded: LoadedModel, config: EngineConfig, images: np.ndarray, single: bool) -> dict[str, Any]:
     """Open, compare and time the engines that run here; return what to cache about the fastest within `TOLERANCE`."""
-    reference = torch_engine(loaded, config.device)
+    reference = TorchEngine(loaded, config.device)
     probes = make_probes(images)
     candidates: dict[str, Engine] = {EXACT: reference}
     differences, rejected = {EXACT: 0.0}, []
     for name in _list_candidates(config.device):
         try:
-            engine = _open(name, loaded, config)
+            engine = open_or_build(loaded, replace(config, name=name))
         except UserError as error:  # it does not suit this network or this machine
             rejected.append(str(error).rstrip("."))
             continue
@@ -210,6 +245,8 @@ def _choose_fastest(loaded: LoadedModel, config: EngineConfig, images: np.ndarra
 
 def _list_candidates(device: torch.device) -> list[str]:
     """Return the engines that `fast` tries: none that needs calibration, and bfloat16 only if the device favors it."""
+    import torch
+
     with torch.enable_grad():  # the precision is picked by a small training step
         names = ["torch-bf16"] if pick_precision("auto", device).name == "bf16" else []
     if device.type != "cpu":
@@ -233,3 +270,94 @@ def _time_engines(candidates: dict[str, Engine], images: np.ndarray) -> dict[str
             engine.logits(images)
             best[name] = min(best[name], time.perf_counter() - start)
     return best
+
+
+# ── the cache ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class EngineCache:
+    """The cached files and measurements of one network; its folder need not exist yet."""
+
+    model_id: str
+
+    @property
+    def path(self) -> Path:
+        return cache_dir() / "engines" / self.model_id
+
+    def open(self, name: str) -> LoadedModel | None:
+        """Open engine `name`, or return None if its file is missing or damaged."""
+        kind = KINDS[name]
+        try:
+            found = open_exported(self.file(kind), arithmetic=kind.arithmetic)
+        except UserError:
+            return None
+        assert found.engine is not None
+        assert found.manifest is not None
+        if not found.manifest.sums:  # its manifest is missing, so nothing verified the file
+            return None
+        found.engine.name = name
+        return replace(found, model_id=self.model_id)
+
+    def file(self, kind: Kind) -> Path:
+        """Return the path of a kind of file, which need not exist."""
+        version = f"-{metadata.version('openvino')}" if kind.format == "openvino" else ""
+        folder = self.path / f"{kind.format}-{kind.precision}-{FORMAT}{version}"
+        if temporary := _temporary_dirs.get(folder):
+            folder = Path(temporary.name)
+        return folder / f"model{FORMATS[kind.format].suffix}"
+
+    def build(self, kind: Kind, write: Callable[[Path], object]) -> None:
+        """Call `write(path)` to write the file of `kind` and its manifest.
+
+        If the cache cannot be written, they are in a temporary folder. Raises `UserError` if the disk is full.
+        """
+        target = self.file(kind)
+        folder = target.parent
+        if not _is_writable(folder.parent):
+            temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
+            write(Path(temporary.name) / target.name)
+            _temporary_dirs[folder] = temporary
+            return
+        try:
+            with atomic_folder(folder) as partial:
+                write(partial / target.name)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            raise UserError(
+                f"The engine file cannot be cached in {folder.parent}: {error.strerror or error}; free some space, or "
+                "set ALEXNET_CACHE to another folder."
+            ) from error
+
+    def load_measurement(self, key: str) -> dict[str, Any] | None:
+        """Return the value saved under `key` on this CPU with this number of threads, or None."""
+        return self._measurements().get(f"{_machine()} | {key}")
+
+    def save_measurement(self, key: str, value: dict[str, Any]) -> None:
+        self._save_measurements({**self._measurements(), f"{_machine()} | {key}": value})
+
+    def _measurements(self) -> dict[str, dict[str, Any]]:
+        try:
+            return read_json(self.path / "measured.json", dict[str, dict[str, Any]])
+        except (OSError, UserError):
+            return {}
+
+    def _save_measurements(self, values: dict[str, dict[str, Any]]) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "measured.json", values)
+        except OSError:
+            pass  # nothing is cached, so the next process is slower
+
+
+def _is_writable(folder: Path) -> bool:
+    """Create `folder` if necessary, and return whether files can be created in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _machine() -> str:
+    return f"{cpu_name()} | {engines.thread_count()} threads"
