@@ -1,136 +1,28 @@
-"""Shared fixtures: small class folders, a checkpoint, its exported files, and one small trained run."""
+"""The order of the test files, and shared_fixtures.py where tests run."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
-import torch
 
-from alexnet.checkpoint import save_model, update_model_json
-from alexnet.data.transforms import EvalTransform
-from alexnet.export.export import Export, Exporter
-from alexnet.export.parity import Parity
-from alexnet.progress import Silent
-from alexnet.runtimes.calibration import KEY, Calibration
-from alexnet.runtimes.manifest import FORMATS
-from alexnet.training.api import train
-from browser import CHROMIUM
-from helpers import CLASS_NAMES, make_confident_model, make_image, make_image_folder
-
-torch.set_num_threads(1)  # small tensors gain nothing from more threads, and lose much on a busy machine
+SLOWEST_FIRST = (
+    "training/distributed/test_towers.py", "training/distributed/test_data_parallel.py",
+    "training/test_faults.py", "training/test_trainer.py", "runtimes/test_select.py", "cli/test_cli.py",
+    "serving/test_app.py", "export/test_export.py", "plots/test_show.py", "test_security.py", "golden/test_golden.py",
+    "test_bad_input.py", "ablation/test_ablate.py", "data/shards/test_pack.py", "models/test_model.py",
+    "serving/test_hostile_input.py", "training/test_api.py", "serving/test_routes.py", "report/test_hostile_names.py",
+    "report/test_report.py", "bench/test_bench.py", "models/test_lrn.py", "runtimes/test_exported.py",
+    "report/test_report_browser.py", "serving/test_registry.py", "models/test_weights.py", "serving/test_ui_routes.py",
+    "data/quality/test_check.py", "inference/test_ensemble.py", "models/test_torchvision_models.py",
+)  # fmt: skip
+"""Files that take more than a few seconds. A worker that got one of them last would work while the others are done."""
 
 
-@pytest.fixture(autouse=True)
-def _test_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the tests one cache, apart from the user's."""
-    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the fixtures where tests run: in a worker of xdist, or here with -n 0. Importing torch takes seconds."""
+    if config.option.dist == "no":
+        config.pluginmanager.import_plugin("shared_fixtures")
 
 
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    """Class folders without a split: three classes of eight small JPEGs."""
-    return make_image_folder(tmp_path / "images")
-
-
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of four short epochs on digits. Read-only: copy it before changing it."""
-    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    out = tmp_path_factory.mktemp("runs") / "small"
-    train("digits", out=out, epochs=4, width=0.25, batch_size=64, lr=0.05, progress=Silent())
-    return out
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder without a run. Read-only."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    save_model(
-        folder,
-        make_confident_model(),
-        CLASS_NAMES,
-        EvalTransform(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)),
-    )
-    return folder
-
-
-@pytest.fixture(scope="session")
-def large_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve images of 150×110 in class folders, larger than the input of `checkpoint`."""
-    root = tmp_path_factory.mktemp("images")
-    for i, name in enumerate(CLASS_NAMES):
-        for n in range(4):
-            make_image(root / name / f"{n}.jpg", i, 10 * i + n, size=(150, 110))
-    return root
-
-
-class LazyExports(dict[str, Export]):
-    """Exports by format, each written when it is first used."""
-
-    def __init__(self, exporter: Exporter, folder: Path) -> None:
-        self._exporter, self._folder = exporter, folder
-
-    def __missing__(self, kind: str) -> Export:
-        self[kind] = self._exporter.export(kind, self._folder / f"net{FORMATS[kind].suffix}")
-        return self[kind]
-
-
-@pytest.fixture(scope="session")
-def exports(
-    checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Export]]:
-    """`checkpoint` exported to any format that `dev` installs, in files named `net`. Read-only."""
-    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    with Exporter(checkpoint, images=large_images) as exporter:
-        yield LazyExports(exporter, tmp_path_factory.mktemp("exports"))
-
-
-@pytest.fixture(scope="session")
-def calibrated_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of `checkpoint` with a temperature and a confidence threshold. Read-only."""
-    folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("calibrated") / "checkpoint"))
-    update_model_json(folder, KEY, Calibration(temperature=1.5, threshold=0.48).to_dict())
-    return folder
-
-
-@pytest.fixture(scope="session")
-def exported(calibrated_checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `calibrated_checkpoint` in all formats that `dev` installs, in files named `net`, exported without
-    the slow check of parity. Read-only."""
-    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    folder = tmp_path_factory.mktemp("exported")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        Exporter(calibrated_checkpoint, images=large_images) as exporter,
-    ):
-        patch.setattr(
-            "alexnet.export.parity.compare",
-            lambda *_, **__: Parity(12, 0.0, "", 1.0, None, {}, False),
-        )
-        patch.setattr("alexnet.export.parity.LATENCY_SECONDS", 0)
-        for kind in ("onnx", "openvino", "torchscript", "pt2", "huggingface"):
-            exporter.export(kind, folder / f"net{FORMATS[kind].suffix}")
-    return folder
-
-
-@pytest.fixture
-def export_folder(exported: Path, tmp_path: Path) -> Path:
-    """A writable copy of the folder `exported`."""
-    return Path(shutil.copytree(exported, tmp_path / "files"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """The system's Chromium, driven by playwright; without it the test is skipped."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; it is in the extra dev")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed; install it to run the browser tests")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"tests/{name}": place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.nodeid.split("::")[0], len(order)))
