@@ -74,6 +74,21 @@ def test_skip_bad_lists_the_skipped_files(tmp_path, image_folder):
     assert line.startswith('"sky/broken, really.jpg",')
 
 
+def test_a_run_killed_before_bad_files_are_listed_resumes(tmp_path, image_folder, monkeypatch):
+    (image_folder / "sky" / "broken.jpg").write_bytes(b"<html>")
+
+    def kill(_: Run) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "remove_partial_files", kill)  # the first call once recipe.json exists
+        train(image_folder, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK)
+    assert (tmp_path / "run" / "recipe.json").is_file()
+    assert not (tmp_path / "run" / "bad_files.csv").exists()
+    assert resume(tmp_path / "run", progress=Silent()).summary["epochs"] == 1
+    assert "sky/broken.jpg" in (tmp_path / "run" / "bad_files.csv").read_text()
+
+
 def test_training_from_disk_equals_training_from_memory(tmp_path, image_folder, monkeypatch):
     """Small data is decoded once, large data by workers in each epoch."""
     settings = {**QUICK, "progress": Silent(), "norm": "none"}

@@ -250,3 +250,19 @@ def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:
 def _to_channels_last(x: torch.Tensor) -> torch.Tensor:
     """Return C×H×W with channels last in memory."""
     return x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+def tile_images(
+    images: np.ndarray, columns: int, gap: Any = np.nan, empty: Any = np.nan, border: int = 1
+) -> np.ndarray:
+    """Arrange images (n, H, W, C) in rows of `columns`, with `border` pixels of color `gap` between them.
+
+    The rest of the last row has the color `empty`.
+    """
+    n, height, width, channels = images.shape
+    rows = -(-n // columns)
+    tiles = np.empty((rows * columns, height + border, width + border, channels), images.dtype)
+    tiles[:n], tiles[n:] = gap, empty
+    tiles[:n, border:, border:] = images
+    grid = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
+    return grid.reshape(rows * (height + border), columns * (width + border), channels)[border:, border:]

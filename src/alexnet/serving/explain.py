@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torchvision.utils import make_grid
 
+from alexnet.data.transforms import tile_images
 from alexnet.errors import UserError
 from alexnet.inference import explain
 from alexnet.inference.explain import Saliency
@@ -287,8 +286,7 @@ def render_stage(stage: StageValues) -> Image.Image:
     columns = 1 if flat else COLUMNS
     factor = max(1, INPUT_SIZE // columns // maps.shape[2])  # an integer, so that a value stays a square
     tiles = _colorize(maps / maximum).repeat(factor, axis=1).repeat(factor, axis=2)
-    grid = make_grid(torch.from_numpy(tiles).permute(0, 3, 1, 2), columns, GAP, pad_value=GAP_GRAY)
-    return Image.fromarray(grid.permute(1, 2, 0).numpy()[GAP:-GAP, GAP:-GAP])  # without its border
+    return Image.fromarray(tile_images(tiles, min(columns, len(tiles)), GAP_GRAY, GAP_GRAY, GAP))
 
 
 def _wrap_rows(values: np.ndarray) -> np.ndarray:

@@ -13,28 +13,35 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 
 from alexnet import rng
 from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.data.split import read_bad_files, read_split, write_split
-from alexnet.device import cpu_name, environment, package_version, rank, world_size
+from alexnet.device import environment, rank, world_size
 from alexnet.errors import UserError
-from alexnet.files import atomic_write, printable, read_json, write_json, write_text
+from alexnet.files import atomic_write, printable, write_json, write_text
 from alexnet.inference.calibration import describe_calibration
 from alexnet.inference.evaluate import render_table
 from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.run_dir import Run, find_run
-from alexnet.training.checkpoints import TrainState, find_latest_valid, hash_samples, wrap_write_errors
+from alexnet.training.checkpoints import TrainState, find_latest_valid, wrap_write_errors
 from alexnet.training.distributed import connect
 from alexnet.training.distributed.base import SingleProcess
-from alexnet.training.optim import scale_for_2012_dropout, schedule_at
+from alexnet.training.optim import scale_for_2012_dropout
 from alexnet.training.recipe import Recipe, parse_duration, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
-from alexnet.training.resume import apply_overrides, explicit_fields
+from alexnet.training.resume import (
+    apply_overrides,
+    check_same_data,
+    compare_environment,
+    describe_extension,
+    explicit_fields,
+    extend,
+)
 from alexnet.training.setup import TrainSetup, prepare_training
 from alexnet.training.time_budget import TimeBudget, estimate_epochs
 from alexnet.training.trainer import Trainer
@@ -161,22 +168,24 @@ def _resume(
         if changes:
             display.log(changes)
         if epochs is not None:
-            recipe = _extend(recipe, state, str(epochs), display)
-        if folder and (warning := _compare_environment(run)):
-            display.log(warning)
-        split = read_split(run.split_csv) if run.split_csv.is_file() else None
-        saved = load_checkpoint(folder) if folder else None
-        bad = read_bad_files(run.path / "bad_files.csv")
-        setup = prepare_training(recipe, display, split, saved, parallel, bad)
-        if saved:
-            _check_same_data(run, setup, saved.classes, state, force)
+            recipe = extend(recipe, state, str(epochs), display)
+        if folder is None:
+            # What is written before training may be incomplete: the data is read and checked as for a new run.
+            setup, saved = prepare_training(recipe, display, parallel=parallel), None
+        else:
+            if warning := compare_environment(run):
+                display.log(warning)
+            split = read_split(run.split_csv) if run.split_csv.is_file() else None
+            bad, saved = read_bad_files(run.path / "bad_files.csv"), load_checkpoint(folder)
+            setup = prepare_training(recipe, display, split, saved, parallel, bad)
+            check_same_data(run, setup, saved.classes, state, force)
         if recipe != original:
             parallel.broadcast_object(lambda: write_text(run.recipe_json, setup.recipe.to_json() + "\n"))
         model = saved.model if saved else _new_model(setup)
         if start is None:
             display.log("The run has no checkpoint yet; training from the start.")
         if epochs is not None:
-            display.log(_describe_extension(setup, state, recipe.schedule.epochs))
+            display.log(describe_extension(setup, state, recipe.schedule.epochs))
         return _fit(stack, setup, run, model, display, start=start)
 
 
@@ -261,81 +270,3 @@ def _write_metadata(run: Run, setup: TrainSetup) -> None:
         text = io.StringIO()
         csv.writer(text).writerows([("path", "reason"), *((printable(p), r) for p, r in setup.dataset.bad)])
         write_text(run.path / "bad_files.csv", text.getvalue())
-
-
-class _Environment(TypedDict):
-    """What env.json holds, among others."""
-
-    versions: dict[str, str | None]
-    cpu: str | None
-    threads: int
-
-
-def _compare_environment(run: Run) -> str:
-    """Return a warning about changes since the start of the run that alter last digits; "" if there are none."""
-    try:
-        env = read_json(run.path / "env.json", _Environment)
-    except (OSError, UserError):
-        return ""
-    versions = {p: package_version(p) for p in ("torch", "torchvision", "numpy", "pillow")}
-    now: dict[str, Any] = {**versions, "cpu": cpu_name(), "threads": torch.get_num_threads()}
-    before = {**env["versions"], "cpu": env["cpu"], "threads": env["threads"]}
-    changes = [f"{key} {before[key]}, now {now[key]}" for key in now if before.get(key) not in (None, now[key])]
-    return f"Environment changed ({'; '.join(changes)}); results may differ in the last digits." if changes else ""
-
-
-def _check_same_data(run: Run, setup: TrainSetup, classes: tuple[str, ...], state: TrainState, force: bool) -> None:
-    """Raise `UserError` if the classes or, without `force`, the training images differ from those of the run."""
-    if classes != setup.classes:
-        raise UserError(
-            f"The data now has {len(setup.classes)} classes ({', '.join(setup.classes[:9])}), but {run.path} was "
-            f"trained on {len(classes)}: {', '.join(classes[:9])}; restore the class folders."
-        )
-    train = setup.dataset.splits["train"]
-    now = len(train)
-    if state.images not in (0, now) and not force:
-        raise UserError(
-            f"The data now has {now:,} training images, but {run.path} was started with {state.images:,}, so their "
-            "order would change the experiment; restore them, or add --force."
-        )
-    if state.samples not in ("", hash_samples(train.names, train.targets)) and not force:
-        raise UserError(
-            f"The training images have other names or labels than when {run.path} was started, which would change the "
-            "experiment; restore them, or add --force."
-        )
-
-
-def _describe_extension(setup: TrainSetup, state: TrainState, epochs: int) -> str:
-    """Return a sentence on the learning rates of an extended run."""
-    rates = [
-        schedule_at(setup.recipe, step, len(setup.train), state.history).lr
-        for step in (state.step, epochs * len(setup.train) - 1)
-    ]
-    return (
-        f"Extended to {epochs} epochs: the learning rate follows the {setup.recipe.schedule.kind} schedule of a run of "
-        f"{epochs} epochs, from {rates[0]:.3g} now to {rates[1]:.3g} at the end."
-    )
-
-
-def _extend(recipe: Recipe, state: TrainState, epochs: str, progress: Progress) -> Recipe:
-    """Return the recipe of a run extended by `--epochs`."""
-    now = state.epoch if state.finished(recipe) else recipe.schedule.epochs
-    recipe = recipe.replace(epochs=_parse_epochs(epochs, now), limit_steps=None)
-    if state.early_stopped(recipe):  # otherwise there would be nothing to train
-        progress.log(
-            f"The run had stopped early, after {recipe.schedule.early_stop} epochs without improvement; early stopping "
-            "is off from here on."
-        )
-        recipe = recipe.replace(early_stop=0)
-    return recipe
-
-
-def _parse_epochs(text: str, now: int) -> int:
-    """Return the number of epochs that `--epochs +N` or `--epochs N` means for a run of `now` epochs."""
-    digits = text.removeprefix("+")
-    if not digits.isdecimal() or len(digits) > 9 or int(digits) == 0:  # int() rejects 5,000 digits
-        raise UserError(f"--epochs must be a number such as {now + 10}, or +10 for ten more, not '{text}'.")
-    epochs = now + int(digits) if text.startswith("+") else int(digits)
-    if epochs <= now:
-        raise UserError(f"The run already has {now} epochs; --epochs must be larger, or +N for N more.")
-    return epochs

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
+from alexnet.data.transforms import tile_images
 from alexnet.files import atomic_write
 from alexnet.models.model import AlexNet, Network
 from alexnet.training.recipe import Recipe
@@ -25,7 +25,7 @@ STUCK = 0.985  # fraction of the loss of random guessing above which nothing is 
 DEAD = 0.5  # fraction of a layer's channels that are zero on every image checked
 WAITING = 0.3  # fraction of the time the network waits for images
 WORSE_EPOCHS = 5  # consecutive epochs with a validation loss above the best: high rates cause jumps of two or three
-GRID_COLUMNS = 8
+GRID_COLUMNS, GRID_GAP = 8, 4  # images in a row, pixels between them
 GRID_MIN_SIDE = 112  # pixels: smaller images are enlarged to about this size
 GRID_MAX_SIZE = (1200, 1200)  # pixels of the whole grid
 
@@ -110,8 +110,10 @@ def dead_relus(model: Network, images: Tensor) -> dict[str, float]:
 def save_image_grid(path: Path, images: Tensor) -> None:
     """Write uint8 images N×C×S×S (C 1 or 3) as one PNG, eight in a row; enlarge small ones by nearest neighbor."""
     factor = max(1, round(GRID_MIN_SIDE / images.shape[-1]))
-    enlarged = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    grid = to_pil_image(make_grid(enlarged, GRID_COLUMNS, padding=4, pad_value=255))
+    enlarged = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3).permute(0, 2, 3, 1)
+    columns = min(GRID_COLUMNS, len(images))
+    tiles = tile_images(enlarged.expand(-1, -1, -1, 3).numpy(), columns, gap=255, empty=255, border=GRID_GAP)
+    grid = ImageOps.expand(Image.fromarray(tiles), GRID_GAP, "white")
     grid.thumbnail(GRID_MAX_SIZE)
     with atomic_write(path) as temporary:
         grid.save(temporary, format="PNG")

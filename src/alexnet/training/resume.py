@@ -1,14 +1,23 @@
-"""The settings that may differ when a run is resumed."""
+"""What may differ when a run is resumed: settings, the number of epochs, the environment; not the data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import torch
+
+from alexnet.device import cpu_name, package_version
 from alexnet.errors import UserError
+from alexnet.files import read_json
+from alexnet.progress import Progress
+from alexnet.run_dir import Run
 from alexnet.training.auto_config import augmentation_settings
+from alexnet.training.checkpoints import TrainState, hash_samples
+from alexnet.training.optim import schedule_at
 from alexnet.training.recipe import SETTINGS, Recipe
+from alexnet.training.setup import TrainSetup
 from alexnet.training.transfer import CHOSEN_BY_WEIGHTS
 
 
@@ -64,3 +73,81 @@ def _comparable(name: str, value: Any) -> Any:
     """Return a setting's value, a path as an absolute one."""
     is_path = isinstance(value, Path) or (name == "mean_image" and value not in ("none", "own"))
     return Path(value).absolute() if is_path else value
+
+
+class _Environment(TypedDict):
+    """What env.json holds, among others."""
+
+    versions: dict[str, str | None]
+    cpu: str | None
+    threads: int
+
+
+def compare_environment(run: Run) -> str:
+    """Return a warning about changes since the start of the run that alter last digits; "" if there are none."""
+    try:
+        env = read_json(run.path / "env.json", _Environment)
+    except (OSError, UserError):
+        return ""
+    versions = {p: package_version(p) for p in ("torch", "torchvision", "numpy", "pillow")}
+    now: dict[str, Any] = {**versions, "cpu": cpu_name(), "threads": torch.get_num_threads()}
+    before = {**env["versions"], "cpu": env["cpu"], "threads": env["threads"]}
+    changes = [f"{key} {before[key]}, now {now[key]}" for key in now if before.get(key) not in (None, now[key])]
+    return f"Environment changed ({'; '.join(changes)}); results may differ in the last digits." if changes else ""
+
+
+def check_same_data(run: Run, setup: TrainSetup, classes: tuple[str, ...], state: TrainState, force: bool) -> None:
+    """Raise `UserError` if the classes or, without `force`, the training images differ from those of the run."""
+    if classes != setup.classes:
+        raise UserError(
+            f"The data now has {len(setup.classes)} classes ({', '.join(setup.classes[:9])}), but {run.path} was "
+            f"trained on {len(classes)}: {', '.join(classes[:9])}; restore the class folders."
+        )
+    train = setup.dataset.splits["train"]
+    now = len(train)
+    if state.images not in (0, now) and not force:
+        raise UserError(
+            f"The data now has {now:,} training images, but {run.path} was started with {state.images:,}, so their "
+            "order would change the experiment; restore them, or add --force."
+        )
+    if state.samples not in ("", hash_samples(train.names, train.targets)) and not force:
+        raise UserError(
+            f"The training images have other names or labels than when {run.path} was started, which would change the "
+            "experiment; restore them, or add --force."
+        )
+
+
+def describe_extension(setup: TrainSetup, state: TrainState, epochs: int) -> str:
+    """Return a sentence on the learning rates of an extended run."""
+    rates = [
+        schedule_at(setup.recipe, step, len(setup.train), state.history).lr
+        for step in (state.step, epochs * len(setup.train) - 1)
+    ]
+    return (
+        f"Extended to {epochs} epochs: the learning rate follows the {setup.recipe.schedule.kind} schedule of a run of "
+        f"{epochs} epochs, from {rates[0]:.3g} now to {rates[1]:.3g} at the end."
+    )
+
+
+def extend(recipe: Recipe, state: TrainState, epochs: str, progress: Progress) -> Recipe:
+    """Return the recipe of a run extended by `--epochs`."""
+    now = state.epoch if state.finished(recipe) else recipe.schedule.epochs
+    recipe = recipe.replace(epochs=_parse_epochs(epochs, now), limit_steps=None)
+    if state.early_stopped(recipe):  # otherwise there would be nothing to train
+        progress.log(
+            f"The run had stopped early, after {recipe.schedule.early_stop} epochs without improvement; early stopping "
+            "is off from here on."
+        )
+        recipe = recipe.replace(early_stop=0)
+    return recipe
+
+
+def _parse_epochs(text: str, now: int) -> int:
+    """Return the number of epochs that `--epochs +N` or `--epochs N` means for a run of `now` epochs."""
+    digits = text.removeprefix("+")
+    if not digits.isdecimal() or len(digits) > 9 or int(digits) == 0:  # int() rejects 5,000 digits
+        raise UserError(f"--epochs must be a number such as {now + 10}, or +10 for ten more, not '{text}'.")
+    epochs = now + int(digits) if text.startswith("+") else int(digits)
+    if epochs <= now:
+        raise UserError(f"The run already has {now} epochs; --epochs must be larger, or +N for N more.")
+    return epochs
