@@ -5,5 +5,5 @@ Public: `api.train`, `api.resume`, `recipe.Recipe`, `optim.SGD2012`.
 Read in this order: `settings` (every setting) and `recipe` (all of them together), `recipes` (those that ship),
 `auto_config` (settings chosen by the data), `setup` (data and choices), `transfer` (pretrained weights), `optim` (SGD
 and schedules), `step` and `trainer` (the loop), `checkpoints`, `resume`, `api`; then `distributed/`, and
-`diagnostics`, `progress`, `signals` and `time_budget`.
+`diagnostics`, `signals` and `time_budget`.
 """
