@@ -80,9 +80,10 @@ def test_a_run_killed_before_bad_files_are_listed_resumes(tmp_path, image_folder
     def kill(_: Run) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Run, "remove_partial_files", kill)  # the first call once recipe.json exists
-        train(image_folder, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK)
+        with pytest.raises(KeyboardInterrupt):
+            train(image_folder, out=tmp_path / "run", progress=Silent(), skip_bad=True, **QUICK)
     assert (tmp_path / "run" / "recipe.json").is_file()
     assert not (tmp_path / "run" / "bad_files.csv").exists()
     assert resume(tmp_path / "run", progress=Silent()).summary["epochs"] == 1
