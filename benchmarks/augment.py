@@ -16,7 +16,7 @@ import torch
 from torchvision.transforms import v2
 
 from alexnet import rng
-from alexnet.bench.timing import time_interleaved
+from alexnet.bench.limits import time_interleaved
 from alexnet.data.augment import Augment, augment
 from alexnet.data.dataset import ImageArrays
 from alexnet.data.loader import BatchLoader

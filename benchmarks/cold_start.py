@@ -21,7 +21,7 @@ import torch
 from common import save
 from PIL import Image
 
-from alexnet.bench.timing import time_interleaved
+from alexnet.bench.limits import time_interleaved
 from alexnet.checkpoint import save_model
 from alexnet.inference.load import TORCHVISION_PREPROCESS
 from alexnet.models.model import create_model

@@ -25,7 +25,7 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 
 from alexnet import rng
-from alexnet.bench.timing import time_interleaved
+from alexnet.bench.limits import time_interleaved
 from alexnet.data import decode as decode_module
 from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
 from alexnet.data.dataset import ImageFiles

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from common import data, save
 
-from alexnet.bench.timing import time_interleaved
+from alexnet.bench.limits import time_interleaved
 
 HERE = Path(__file__).parents[1] / "src"
 

@@ -19,9 +19,8 @@ from torch.nn import functional as F
 from torchvision.models import alexnet
 
 from alexnet.bench import bench
-from alexnet.bench.limits import matmul_work
-from alexnet.bench.synthetic import synthetic_step
-from alexnet.bench.timing import Work, measure_rates
+from alexnet.bench.bench import synthetic_step
+from alexnet.bench.limits import Work, matmul_work, measure_rates
 from alexnet.models.architectures import architecture
 
 

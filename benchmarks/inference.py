@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from common import data, save
 
-from alexnet.bench.timing import time_interleaved
+from alexnet.bench.limits import time_interleaved
 from alexnet.device import cache_dir
 from alexnet.inference.evaluate import calibration_images
 from alexnet.inference.load import TORCHVISION_PREPROCESS

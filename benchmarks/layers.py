@@ -21,8 +21,7 @@ import matplotlib as mpl
 import torch
 from common import RESULTS, save
 
-from alexnet.bench.limits import copy_work, matmul_work
-from alexnet.bench.timing import Work, measure_rates
+from alexnet.bench.limits import Work, copy_work, matmul_work, measure_rates
 from alexnet.device import pick_precision, tune_malloc
 from alexnet.models.architectures import architecture
 from alexnet.models.model import build

@@ -23,7 +23,7 @@ from common import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet.bench.timing import time_interleaved
+from alexnet.bench.limits import time_interleaved
 from alexnet.device import tune_malloc
 from alexnet.models import layers, lrn
 from alexnet.models.layers import LocalResponseNorm

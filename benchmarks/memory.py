@@ -24,7 +24,7 @@ from common import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet.bench.synthetic import synthetic_step
+from alexnet.bench.bench import synthetic_step
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import peak_memory
 from alexnet.models.architectures import architecture

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from alexnet.bench.timing import time_interleaved
+from alexnet.bench.limits import time_interleaved
 from alexnet.data.augment import Augment, augment
 from alexnet.data.loader import BatchLoader
 from alexnet.data.shards.manifest import open_packed

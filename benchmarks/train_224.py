@@ -3,7 +3,7 @@
     python benchmarks/train_224.py [--batch 32] [--tries 5] [--archs torchvision paper …] [--threads N] [--profile]
 
 The plain loop: float32, channels first, default `torch.optim.SGD`, `zero_grad`, `loss.item()` at each step, torch's own
-`nn.LocalResponseNorm` and dropout, on float images in memory. Ours: `alexnet.bench.synthetic`, from uint8, with random
+`nn.LocalResponseNorm` and dropout, on float images in memory. Ours: `alexnet.bench.bench`, from uint8, with random
 crops and flips. Each loop has its own process, since allocator settings are per process; they run interleaved.
 Memory is the process's peak, and the bytes that the forward pass keeps for the backward pass.
 """
@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import profile
 
-from alexnet.bench.synthetic import synthetic_step
-from alexnet.bench.timing import time_interleaved
+from alexnet.bench.bench import synthetic_step
+from alexnet.bench.limits import time_interleaved
 from alexnet.device import peak_memory
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.model import create_model, specify

@@ -11,8 +11,7 @@ from alexnet.ablation.ablate import arm_recipe, base_recipe
 from alexnet.ablation.claims import CLAIMS, find_claim
 from alexnet.errors import UserError
 from alexnet.models.architectures import architecture
-from alexnet.models.modifications import apply_modifications
-from alexnet.models.spec import layers
+from alexnet.models.spec import apply_modifications, layers
 
 BASES = {"digits": base_recipe(), "folder": base_recipe(data=Path("images"))}
 

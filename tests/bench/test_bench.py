@@ -1,4 +1,4 @@
-"""`alexnet bench`: its document, shares of limits, bad input, low memory, and the engines."""
+"""`alexnet bench`: timings, its document, shares of limits, bad input, low memory, and the engines."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ import torch
 from alexnet.bench import bench as measurements
 from alexnet.bench import limits
 from alexnet.bench.bench import (
+    BATCHES,
     PARTS,
     Bench,
     bench,
     number_format_of,
+    synthetic_step,
     training_operations,
     weight_bytes,
 )
-from alexnet.bench.limits import copy_work, make_photo, matmul_work
-from alexnet.bench.timing import Work, measure_rates
+from alexnet.bench.limits import Work, copy_work, make_photo, matmul_work, measure_rates, time_interleaved
 from alexnet.cli import run
 from alexnet.device import Precision, cache_dir
+from alexnet.errors import UserError
 from alexnet.models.architectures import architecture
 from alexnet.models.model import build
 from alexnet.models.summary import summarize
+from alexnet.training.step import TrainStep
 
 CPU = torch.device("cpu")
 
@@ -193,3 +196,57 @@ def test_weight_bytes_per_engine():
     assert weight_bytes("torch-bf16", spec) == 2 * total
     assert weight_bytes("openvino-int8-fc", spec) == 4 * (total - fc) + fc
     assert weight_bytes("onnxruntime-int8", spec) == total
+
+
+# ── the synthetic step is the trainer's: it updates all weights, and refuses what `train` refuses ─────────────────
+
+
+@pytest.mark.parametrize(
+    ("arch", "settings"), [("cifar", {"norm": "batch", "width": 0.125}), ("lenet", {}), ("torchvision/resnet18", {})]
+)
+def test_every_call_takes_one_step(arch, settings, monkeypatch):
+    steps = []
+    call = TrainStep.__call__
+
+    def record(self, batch, epoch, number, hyperparameters):
+        before = [p.detach().clone() for p in self.model.parameters()]
+        result = call(self, batch, epoch, number, hyperparameters)
+        changed = [not torch.equal(a, b) for a, b in zip(before, self.model.parameters(), strict=True)]
+        steps.append((number, epoch, tuple(batch.images.shape[:2]), all(changed)))
+        return result
+
+    monkeypatch.setattr(TrainStep, "__call__", record)
+    step = synthetic_step(arch, image_size=32, batch_size=4, precision="fp32", num_classes=3, settings=settings)
+    for _ in range(BATCHES + 2):
+        step()
+    assert [s[0] for s in steps] == list(range(BATCHES + 2))
+    assert {s[1] for s in steps} == {0, 1}
+    assert all(s[2] == (4, 1 if arch == "lenet" else 3) and s[3] for s in steps)
+
+
+def test_invalid_sizes_are_refused():
+    with pytest.raises(UserError, match="too small"):
+        synthetic_step("torchvision", image_size=32, batch_size=2)
+    with pytest.raises(UserError, match="--batch-size must be greater than 0"):
+        synthetic_step("cifar", batch_size=0)
+
+
+# ── timings ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_calls_are_interleaved_and_the_warmup_not_counted():
+    calls: list[str] = []
+    timings = time_interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, tries=3, warmup=2)
+    assert calls == ["a", "b"] * 5
+    assert {name: t.tries for name, t in timings.items()} == {"a": 3, "b": 3}
+    assert all(0 <= t.low <= t.median <= t.high for t in timings.values())
+
+
+def test_a_time_limit_leaves_at_least_three_tries():
+    assert time_interleaved({"a": lambda: None}, tries=1000, seconds=0.0)["a"].tries == 3
+
+
+def test_waits_before_reading_the_clock():
+    log: list[str] = []
+    time_interleaved({"a": lambda: log.append("work")}, tries=1, warmup=0, wait=lambda: log.append("wait"))
+    assert log == ["wait", "work", "wait"]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -269,3 +271,64 @@ def test_gpu_kernels_equal_the_formula(dtype: torch.dtype) -> None:
     for layout in ("contiguous", "channels last"):
         x, dy = (with_layout(torch.randn(3, 48, 13, 11).to("cuda", dtype), layout) for _ in range(2))
         assert_equals_reference(x, dy, Constants(5, 0.5, 0.75, 2.0, 2))
+
+
+# ── building C: cached atomically, shared by several builders, and unavailable with a reason ──────
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ALEXNET_COMPILER", raising=False)
+    try:
+        lrn._find_compiler()
+    except lrn.KernelUnavailable as error:
+        pytest.skip(str(error))
+    path = tmp_path / "answer.c"
+    path.write_text("int answer(void) { return 42; }\n")
+    return path
+
+
+def test_a_library_is_built_once_and_cached(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert [lib.answer() for lib in pool.map(lrn.load_library, [source] * 4)] == [42] * 4
+    (cached,) = (source.parent / "cache" / "native").iterdir()  # a single file, no partial ones
+    assert cached.name.startswith("answer-")
+    monkeypatch.setattr("alexnet.models.lrn.subprocess.run", lambda *a, **k: pytest.fail("built again"))
+    assert lrn.load_library(source).answer() == 42
+
+
+def test_another_source_builds_another_library(source: Path) -> None:
+    assert lrn.load_library(source).answer() == 42
+    source.write_text("int answer(void) { return 7; }\n")
+    assert lrn.load_library(source).answer() == 7
+
+
+def test_a_damaged_library_is_rebuilt(source: Path) -> None:
+    folder = source.parent / "cache" / "native"
+    folder.mkdir(parents=True)
+    name = lrn._library_path(source).name
+    (folder / name).write_text("not a library")
+    assert lrn.load_library(source).answer() == 42
+
+
+def test_a_cache_that_cannot_be_written(source: Path) -> None:
+    (source.parent / "cache").write_text("a file where the folder should be")
+    assert lrn.load_library(source).answer() == 42
+
+
+def test_reasons_why_a_kernel_is_unavailable(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source.write_text("int answer(void) { return }\n")
+    with pytest.raises(lrn.KernelUnavailable, match=r"failed: .*answer\.c"):
+        lrn.load_library(source)
+    source.write_text("int missing(void); int answer(void) { return missing(); }\n")
+    with pytest.raises(lrn.KernelUnavailable, match="cannot be used: .*missing"):
+        lrn.load_library(source)
+    monkeypatch.setenv("ALEXNET_COMPILER", "no-such-compiler")
+    with pytest.raises(lrn.KernelUnavailable, match="there is no no-such-compiler") as raised:
+        lrn.load_library(source)
+    assert not raised.value.expected
+    monkeypatch.setenv("ALEXNET_COMPILER", "none")
+    with pytest.raises(lrn.KernelUnavailable, match="ALEXNET_COMPILER is none") as raised:
+        lrn.load_library(source)
+    assert raised.value.expected

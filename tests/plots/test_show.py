@@ -23,7 +23,7 @@ from alexnet.models.architectures import ARCHITECTURES, architecture
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
 from alexnet.plots.architecture import architecture_figure
-from alexnet.plots.curves import curves_figure
+from alexnet.plots.metrics import curves_figure
 from alexnet.plots.model import conv_weights, filter_tiles, filters_figure, receptive_field
 from alexnet.plots.predictions import find_examples
 from alexnet.plots.show import KINDS, show

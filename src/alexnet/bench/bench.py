@@ -25,10 +25,9 @@ import numpy as np
 import torch
 
 from alexnet.bench import limits
-from alexnet.bench.synthetic import synthetic_step
-from alexnet.bench.timing import Spread, Work, measure_rates
+from alexnet.bench.limits import Spread, Work, measure_rates
 from alexnet.data.augment import Augment, augment
-from alexnet.data.dataset import ImageFiles
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.loader import BatchLoader
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import DTYPES, Precision, environment, one_thread, pick_device, pick_precision, tune_malloc
@@ -41,11 +40,17 @@ from alexnet.models.spec import AlexNetSpec
 from alexnet.models.summary import summarize
 from alexnet.runtimes.engines import CALIBRATED, EXACT, KINDS, Engine, LoadedModel, TorchEngine
 from alexnet.runtimes.select import EngineCache, EngineConfig, open_or_build
+from alexnet.training.distributed.base import SingleProcess
+from alexnet.training.optim import schedule_at
+from alexnet.training.recipe import Recipe, with_settings
+from alexnet.training.setup import TrainSetup, build_augment, build_spec
+from alexnet.training.step import TrainStep
 
 PARTS = ("limits", "data", "predict", "train", "lrn")
 ARCHS = ("torchvision", "paper")
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
 LRN_SHAPES = ((64, 96, 55, 55), (64, 256, 27, 27))  # after conv1 and after conv2, batch 64
+BATCHES = 4  # of the synthetic training step, in memory and used in turn
 CALIBRATION_IMAGES = 8  # of noise: the 8-bit ranges are meaningless, the work is the same
 
 
@@ -373,3 +378,50 @@ def _speed(rate: Spread) -> dict[str, Any]:
 def _random_images(n: int, channels: int, side: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(256, (n, channels, side, side), dtype=torch.uint8, generator=generator)
+
+
+# ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def synthetic_step(
+    arch: str,
+    *,
+    image_size: int | None = None,
+    batch_size: int,
+    precision: str = "auto",
+    num_classes: int = 1000,
+    settings: Mapping[str, Any] | None = None,
+) -> Callable[[], None]:
+    """Return a function that takes one optimizer step of `arch` on `batch_size` random uint8 images in memory, as the
+    trainer does, but without a dataset or a run.
+
+    The step is that of a run: gather, random crop from 1/7 larger images (256 for 224), flip, normalize, forward,
+    backward, update. `settings` are recipe fields (`norm`, `compile`, `device` …). On a GPU the function returns before
+    the work is done. Raises `UserError` as `train` does.
+    """
+    values = {"arch": arch, "image_size": image_size, "batch_size": batch_size, "precision": precision}
+    recipe = with_settings(Recipe().replace(crop="random", flip=True), {**values, **(settings or {})})
+    device = pick_device(recipe.run.device)
+    spec = build_spec(recipe, num_classes, channels=None)
+    channels, size = spec.in_channels, spec.image_size
+    side, n = size + size // 7, BATCHES * batch_size
+    images = _random_images(n, channels, side)
+    torch.manual_seed(recipe.run.seed)
+    targets = torch.randint(num_classes, (n,))
+    arrays = ImageArrays(images.to(device), targets.to(device), [str(i) for i in range(n)])
+    preprocess = EvalTransform(size, side, channels, (0.5,) * channels, (0.25,) * channels)
+    augment = build_augment(recipe.augmentation)
+    batches = BatchLoader(arrays, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.run.seed)
+    setup = TrainSetup(
+        recipe, spec, preprocess, augment,
+        ImageDataset("synthetic", tuple(map(str, range(num_classes))), {"train": arrays}, channels),
+        batches, {}, device, pick_precision(recipe.run.precision, device), SingleProcess(),
+    )  # fmt: skip
+    train_step = TrainStep(setup, build(spec).train())
+    numbered = enumerate(batch for epoch in count() for batch in batches.batches(epoch))
+
+    def step() -> None:
+        number, batch = next(numbered)
+        train_step(batch, number // BATCHES, number, schedule_at(recipe, number, BATCHES))
+
+    return step

@@ -90,8 +90,7 @@ def _advice(trials: list[Trial]) -> list[str]:
     import torch
 
     from alexnet.device import pick_device, pick_precision
-    from alexnet.models.build_kernel import KernelUnavailable
-    from alexnet.models.lrn import load_c_kernel
+    from alexnet.models.lrn import KernelUnavailable, load_c_kernel
 
     found = []
     device = pick_device()

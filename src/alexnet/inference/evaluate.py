@@ -143,7 +143,7 @@ class Evaluation(dict[str, Any]):
 
 def render_table(title: str, rows: Sequence[Sequence[object]], head: Sequence[str] = (), bars: bool = False) -> str:
     """Return the HTML that a notebook shows: a title and a table; `bars` draws each row's last cell, a percentage."""
-    from alexnet.messages.templates import load_template
+    from alexnet.messages.translator import load_template
 
     return load_template("alexnet.inference", "notebook.html").render(title=title, rows=rows, head=head, bars=bars)
 

@@ -1,5 +1,5 @@
 """The texts of pages and figures, in English and Chinese.
 
 `en.json` and `zh.json` map the same keys to texts with the same placeholders; keys are grouped by section of the page.
-`translator.Translator` loads one of them and formats its texts; `templates.load_template` gives them to a page.
+In `translator`, `Translator` formats the texts of a language and `load_template` gives them to a page.
 """

@@ -1,4 +1,4 @@
-"""Lookup of the texts in `en.json` and `zh.json`."""
+"""The texts of `en.json` and `zh.json`, and the Jinja2 templates that show them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
 from alexnet.errors import unknown_name
+from alexnet.files import printable
 
 LANGUAGES = {"en": "en", "zh": "zh-CN"}
 """Language tags of HTML by language."""
@@ -50,3 +53,32 @@ class Translator:
         if minutes < 60:
             return self("duration_minutes", m=minutes, s=rest)
         return self("duration_hours", h=minutes // 60, m=minutes % 60)
+
+
+# ── templates ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_template(package: str, name: str, lang: str = "en") -> Template:
+    """Return `name` of the folder templates/ of `package`. Raises `UserError` for an unknown language.
+
+    In a template `text` is the `Translator`, `value|number(".1%")` formats a number, and `value|tojson` is JSON that
+    cannot end its script element. Every value is escaped, and a name that has no value is an error.
+    """
+    return _environment(package, lang).get_template(name)
+
+
+@cache
+def _environment(package: str, lang: str) -> Environment:
+    environment = Environment(
+        loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=_make_printable,
+    )  # fmt: skip
+    environment.globals["text"] = Translator(lang)
+    environment.filters["number"] = format
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    return environment
+
+
+def _make_printable(value: Any) -> Any:
+    """Make file names printable that are not UTF-8, which no page could contain. Markup stays markup."""
+    return printable(value) if type(value) is str else value

@@ -4,7 +4,7 @@
    channels last: a block is a tower of one pixel, and `inner` is 1. So no window leaves its tower. Sums are float32 and
    recomputed for each window (a sliding sum would lose small squares and spread an infinity).
 
-   Built by build_kernel.py and called through ctypes: standard C headers only, no state, no errors. The caller ensures
+   Built by lrn.py and called through ctypes: standard C headers only, no state, no errors. The caller ensures
    size <= MAX_SIZE, and channels <= MAX_CHANNELS if inner is 1. */
 
 #include <math.h>

@@ -3,7 +3,7 @@
 Composed of torch operations, the formula would save six tensors and access memory about thirty times. The operator
 saves only its input and recomputes the scale in the backward pass. The backend depends on the tensor:
 
-- CPU: lrn.c, built at first use (`build_kernel`), for beta 0.75 and float32, bfloat16, or float16 via float32;
+- CPU: lrn.c, built at first use, for beta 0.75 and float32, bfloat16, or float16 via float32;
 - CPU without a compiler, other betas, and float64: torch operations on chunks that fit the processor's cache;
 - CUDA with Triton: lrn_triton.py; any other device: torch operations on the full tensor.
 
@@ -17,6 +17,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +32,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from alexnet.models import build_kernel
+from alexnet.device import cache_dir, cpu_name
+from alexnet.files import atomic_write
 
 CHUNK = 1 << 19  # elements: with temporaries about 10 MB of float32, which fits a last-level cache
 
@@ -204,7 +211,7 @@ class _Shape(ctypes.Structure):
 
 def load_c_kernel() -> Any:
     """Return the function of lrn.c. Raises `KernelUnavailable`."""
-    function = build_kernel.load_library(Path(__file__).with_name("lrn.c")).lrn
+    function = load_library(Path(__file__).with_name("lrn.c")).lrn
     function.argtypes, function.restype = [*[ctypes.c_void_p] * 3, _Shape], None
     return function
 
@@ -214,7 +221,7 @@ def c_kernel() -> Any:
     """Return the function of lrn.c or None, with one warning if that is unexpected."""
     try:
         return load_c_kernel()
-    except build_kernel.KernelUnavailable as error:
+    except KernelUnavailable as error:
         if not error.expected:
             warnings.warn(f"LocalResponseNorm runs without its C kernel, several times slower: {error}.", stacklevel=2)
         return None
@@ -224,6 +231,96 @@ def _compute_in_c(x: Tensor, dy: Tensor | None, out: Tensor, c: Constants) -> No
     threads = torch.get_num_threads() if x.numel() > 1 << 15 else 1
     shape = _Shape(*x.shape, c.size, x.dtype == torch.bfloat16, threads, c.alpha / c.size, c.k)
     c_kernel()(x.data_ptr(), None if dy is None else dy.data_ptr(), out.data_ptr(), shape)
+
+
+# ── building C ────────────────────────────────────────────────────────────────────────────────────
+
+# A plain C file needs no torch headers: `ctypes` passes it the addresses of tensors.
+
+FLAGS = ("-O2", "-ftree-vectorize", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+
+
+class KernelUnavailable(Exception):
+    """No kernel can be built; the message is the reason. `expected`: whether this needs no warning."""
+
+    def __init__(self, reason: str, expected: bool = False) -> None:
+        super().__init__(reason)
+        self.expected = expected
+
+
+def load_library(source: Path) -> ctypes.CDLL:
+    """Return the library of the C file `source`, building it, in under a second, if needed.
+
+    It is cached in `device.cache_dir()` under a hash of source, compiler and processor, and written atomically, so
+    several processes may build it at the same time. Linux only. `$ALEXNET_COMPILER` names the compiler; `none` disables
+    building. Raises `KernelUnavailable`.
+    """
+    path = _library_path(source)
+    try:
+        if path.stat().st_uid in (0, os.getuid()):  # never run code that another user put there
+            return _open(path)
+    except OSError:
+        pass  # missing or damaged
+    return _build(_find_compiler(), source, path)
+
+
+def _library_path(source: Path) -> Path:
+    """Return the cached library's path, which depends on source, compiler, flags and processor."""
+    parts = [source.read_text(), _find_compiler(), *FLAGS, _describe_processor()]
+    key = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+    return cache_dir() / "native" / f"{source.stem}-{key}.so"
+
+
+def _build(compiler: str, source: Path, path: Path) -> ctypes.CDLL:
+    """Build `source` in a temporary folder, load it, and copy it to `path` if that is writable."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            compiled, linked = Path(folder) / "a.o", Path(folder) / path.name
+            # Linked without OpenMP, so it uses the OpenMP runtime, and the threads, that torch has loaded.
+            commands = [*FLAGS, "-c", str(source), "-o", str(compiled)], ["-shared", str(compiled), "-o", str(linked)]
+            for command in commands:
+                subprocess.run([compiler, *command], check=True, capture_output=True, timeout=60)
+            opened = _open(linked)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as partial:
+                    shutil.copyfile(linked, partial)
+            except OSError:
+                pass  # read-only cache folder: each process builds its own
+            return opened
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        raise KernelUnavailable(
+            f"{compiler} failed: {lines[0] if lines else f'exit code {error.returncode}'}"
+        ) from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelUnavailable(f"the library built by {compiler} cannot be used: {error}") from error
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path), mode=os.RTLD_NOW)  # now: missing symbols must fail here, not at the first call
+
+
+def _find_compiler() -> str:
+    """Return the path of the C compiler. Raises `KernelUnavailable`."""
+    if sys.platform != "linux":
+        raise KernelUnavailable("C kernels are built on Linux only", expected=True)
+    chosen = os.environ.get("ALEXNET_COMPILER")
+    if chosen == "none":
+        raise KernelUnavailable("ALEXNET_COMPILER is none", expected=True)
+    for name in [chosen] if chosen else ["gcc", "cc"]:
+        if path := shutil.which(name):
+            return os.path.realpath(path)
+    raise KernelUnavailable(f"there is no {chosen}" if chosen else "there is no C compiler; install gcc")
+
+
+def _describe_processor() -> str:
+    """Return what `-march=native` depends on; the name alone does not show instructions masked by a virtual machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return cpu_name()
+    return cpu_name() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 # ── CUDA ──────────────────────────────────────────────────────────────────────────────────────────

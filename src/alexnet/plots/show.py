@@ -24,7 +24,7 @@ from alexnet.inference.predict import Classifier
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.architectures import architecture as find_architecture
 from alexnet.models.spec import AlexNetSpec
-from alexnet.plots import architecture, curves, model, predictions
+from alexnet.plots import architecture, metrics, model, predictions
 from alexnet.plots.style import Draw, check_path, get_theme, save_figure
 from alexnet.progress import Progress
 from alexnet.run_dir import find_run
@@ -187,7 +187,7 @@ def _curves(args: Sequence[str], _options: Options) -> FigureFile:
             raise UserError(f"The run {run.path} has not finished an epoch yet, so there is no curve to draw.")
         histories[run.path.name if run.path.name not in histories else str(run.path)] = history
     folder = find_run(args[0]).path / "show" if len(args) == 1 else Path()
-    return FigureFile(partial(curves.curves_figure, histories), folder / "curves.png")
+    return FigureFile(partial(metrics.curves_figure, histories), folder / "curves.png")
 
 
 def _architecture(args: Sequence[str], options: Options) -> FigureFile:

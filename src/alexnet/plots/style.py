@@ -30,8 +30,7 @@ from matplotlib.ticker import PercentFormatter
 
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import printable, write_bytes
-from alexnet.messages.templates import load_template
-from alexnet.messages.translator import Translator
+from alexnet.messages.translator import Translator, load_template
 
 SUFFIXES = (".png", ".svg", ".html")
 DPI = 150

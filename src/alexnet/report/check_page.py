@@ -24,9 +24,8 @@ from alexnet.data.in_memory import decode_files
 from alexnet.data.quality.findings import Findings, min_median_max
 from alexnet.data.transforms import EvalTransform
 from alexnet.files import write_text
-from alexnet.messages.templates import load_template
-from alexnet.messages.translator import Translator
-from alexnet.report.images import fit_square, image_url
+from alexnet.messages.translator import Translator, load_template
+from alexnet.report.page import fit_square, image_url
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import build_augment
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from alexnet.errors import UserError
 from alexnet.messages.translator import Translator
-from alexnet.plots.curves import accuracy_figure, metric_figure
+from alexnet.plots.metrics import accuracy_figure, metric_figure
 from alexnet.report.page import Column, Page, Values
 from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run

@@ -6,7 +6,9 @@ others are still shown. A plot is drawn once for both themes: its colors become 
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -15,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from PIL import Image, ImageOps
 
 from alexnet.errors import UserError
-from alexnet.files import write_bytes, write_text
-from alexnet.messages.templates import load_template
-from alexnet.messages.translator import Translator
+from alexnet.files import atomic_write, read_json, write_bytes, write_text
+from alexnet.inference.neighbors import load_run_images
+from alexnet.messages.translator import Translator, load_template
 from alexnet.plots.style import THEMES, Draw, Theme, render_formats
+from alexnet.run_dir import Run
 
 LIGHT = THEMES["light"]
+THUMBNAIL_SIDE = 224  # pixels of the longer side: shown at 112 in the page, sharp on high-density screens
 
 Values = dict[str, Any]
 """Arguments of a section's macro."""
@@ -141,3 +146,67 @@ def _inline_svg(svg: str, name: str) -> Markup:
     for variable, color in _theme_colors(LIGHT).items():
         svg = svg.replace(f": {color}", f": var(--{variable})")
     return Markup(svg)
+
+
+# ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def data_url(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def image_url(image: Image.Image, form: str = "JPEG", **options: Any) -> str:
+    """Return an image as a data URL of a JPEG or PNG file; `options` are those of Pillow's `save`."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return data_url(f"image/{form.lower()}", file.getvalue())
+
+
+def fit_square(image: Image.Image, side: int) -> Image.Image:
+    """Fit an image into a square of `side` pixels; small images are enlarged by an integer factor to stay sharp."""
+    longest = max(image.size)
+    if longest > side:
+        return ImageOps.contain(image, (side, side))
+    factor = side // longest
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def load_thumbnails(run: Run, names: Sequence[str], folder: Path) -> tuple[dict[str, str], str]:
+    """Return data URLs of the images that evaluations call `names`, and why others are missing.
+
+    Images come from `folder` or, if they are not cached there yet, from the dataset.
+    """
+    paths = {
+        name: folder / f"{hashlib.sha1(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.jpg" for name in names
+    }
+    error = ""
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    if missing:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, image in zip(missing, load_run_images(run, missing), strict=True):
+                _save_thumbnail(image, paths[name])
+        except Exception as failure:  # missing, moved or damaged data raises exceptions of many libraries
+            error = str(failure).rstrip(".")
+            _save_readable_files(run, {name: paths[name] for name in missing})
+    urls = {name: data_url("image/jpeg", path.read_bytes()) for name, path in paths.items() if path.is_file()}
+    return urls, error
+
+
+def _save_readable_files(run: Run, paths: dict[str, Path]) -> None:
+    """Save thumbnails of those image files that still exist, one by one."""
+    try:
+        root = Path(read_json(run.recipe_json, dict[str, Any])["data"])
+    except (OSError, UserError, KeyError, TypeError):
+        return
+    for name, path in paths.items():
+        try:
+            if (root / name).is_file():
+                _save_thumbnail(load_run_images(run, [name])[0], path)
+        except Exception:
+            continue
+
+
+def _save_thumbnail(image: Image.Image, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        fit_square(image.convert("RGB"), THUMBNAIL_SIDE).save(temporary, "JPEG", quality=75)

@@ -18,14 +18,18 @@ from PIL import Image, ImageOps
 
 from alexnet.checkpoint import load_checkpoint
 from alexnet.inference.calibration import ece
-from alexnet.plots.calibration import Confidence, coverage_figure, reliability_figure
-from alexnet.plots.confusion import Confusion, confusion_figure
-from alexnet.plots.curves import metric_figure
+from alexnet.plots.metrics import (
+    Confidence,
+    Confusion,
+    confusion_figure,
+    coverage_figure,
+    metric_figure,
+    reliability_figure,
+)
 from alexnet.plots.model import conv_weights, filter_sheet
 from alexnet.plots.predictions import find_examples
 from alexnet.plots.style import shorten
-from alexnet.report.images import image_url, load_thumbnails
-from alexnet.report.page import Column, Page, Table, Values
+from alexnet.report.page import Column, Page, Table, Values, image_url, load_thumbnails
 from alexnet.report.recommendations import recommend
 from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run

@@ -21,8 +21,7 @@ from alexnet.errors import UserError
 from alexnet.files import read_json
 from alexnet.inference.calibration import find_calibration
 from alexnet.inference.metrics import compute_metrics, correct_at
-from alexnet.plots.calibration import Confidence
-from alexnet.plots.confusion import Confusion
+from alexnet.plots.metrics import Confidence, Confusion
 from alexnet.run_dir import Run
 
 T = TypeVar("T")

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from alexnet.messages.templates import load_template
-from alexnet.messages.translator import LANGUAGES, Translator, load_texts
+from alexnet.messages.translator import LANGUAGES, Translator, load_template, load_texts
 
 WEB = resources.files("alexnet.serving") / "web"
 FILES = {"page.css": "text/css", "page.js": "text/javascript", "server.js": "text/javascript",

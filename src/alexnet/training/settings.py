@@ -110,7 +110,7 @@ class ModelSettings:
     )  # fmt: skip
     spec_edits: tuple[str, ...] = setting(
         (), on_resume="fixed",
-        help="Named changes to the network, from models/modifications.py: average-pool, without-conv4, …",
+        help="Named changes to the network, from models/spec.py: average-pool, without-conv4, …",
     )  # fmt: skip
     init: str = setting(
         "auto", flag=True, on_resume="fixed",

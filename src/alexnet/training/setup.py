@@ -25,8 +25,7 @@ from alexnet.errors import UserError
 from alexnet.inference.load import load_model
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.model import Spec, specify
-from alexnet.models.modifications import apply_modifications
-from alexnet.models.spec import AlexNetSpec, layers
+from alexnet.models.spec import AlexNetSpec, apply_modifications, layers
 from alexnet.progress import Progress
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.auto_config import apply_augmentation_level, choose_settings, describe_lr_scaling

@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 
 from alexnet.messages.translator import Translator
-from alexnet.plots.confusion import Confusion, cluster_classes, confusion_figure
+from alexnet.plots.metrics import Confusion, cluster_classes, confusion_figure
 from alexnet.plots.style import THEMES, render
-from confusions import two_groups
+
+
+def two_groups(n: int = 8) -> Confusion:
+    """Of `n` classes, even classes are confused with even ones and odd classes with odd ones."""
+    targets = np.repeat(np.arange(n), 20)
+    predicted = targets.copy()
+    predicted[::4] = (predicted[::4] + 2) % n
+    return Confusion.from_predictions(targets, predicted, [f"c{i}" for i in range(n)])
 
 
 def test_confused_classes_are_adjacent():
