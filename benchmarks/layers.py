@@ -25,8 +25,8 @@ from alexnet.bench.limits import Work, copy_work, matmul_work, measure_rates
 from alexnet.device import pick_precision, tune_malloc
 from alexnet.models.architectures import architecture
 from alexnet.models.model import build
-from alexnet.models.spec import AlexNetSpec
-from alexnet.models.summary import Row, summarize
+from alexnet.models.spec import AlexNetSpec, Layer
+from alexnet.models.summary import summarize
 
 CPU = torch.device("cpu")
 STYLES = {  # layer type → legend, color (of Okabe and Ito), marker
@@ -40,7 +40,7 @@ STYLE_OF = {"rnorm": "lrn", "batchnorm": "lrn", "avgpool": "maxpool", "adaptivea
          "tanh": "relu", "sigmoid": "relu"}  # fmt: skip
 
 
-def count_operations(row: Row) -> int:
+def count_operations(row: Layer) -> int:
     """Return the operations of a layer's forward pass on one image.
 
     2 per multiply-accumulate. Layers without any: per output value, the comparisons or sums of a window; about 14 for
@@ -48,8 +48,8 @@ def count_operations(row: Row) -> int:
     """
     if row.macs:
         return 2 * row.macs
-    window = row.kernel**2 if row.type in ("maxpool", "avgpool", "rnorm") else 1
-    return math.prod(row.output) * {"lrn": 14, "batchnorm": 2}.get(row.type, window)
+    window = row.kernel**2 if row.kind in ("maxpool", "avgpool", "rnorm") else 1
+    return math.prod(row.output) * {"lrn": 14, "batchnorm": 2}.get(row.kind, window)
 
 
 def layer_work(spec: AlexNetSpec, x: torch.Tensor) -> dict[str, tuple[Work, float]]:
@@ -62,7 +62,7 @@ def layer_work(spec: AlexNetSpec, x: torch.Tensor) -> dict[str, tuple[Work, floa
     result = {}
     for row, (name, module) in zip(summarize(spec).rows, model.named_children(), strict=True):
         y = module(x.clone())  # ReLUs are in place
-        if row.type not in ("flatten", "dropout"):
+        if row.kind not in ("flatten", "dropout"):
             work = Work(partial(module, x), count_operations(row) * len(x))
             weights = sum(w.numel() for w in module.parameters()) * y.element_size()
             result[name] = work, work.amount / (x.nbytes + y.nbytes + weights)
@@ -87,7 +87,7 @@ def measure(archs: Sequence[str], batch: int, precision: str, seconds: float) ->
             work |= {name: of_layer for name, (of_layer, _) in layers.items()}
             rates = measure_rates(work, seconds * len(layers) / 5, CPU)
         taken = {name: of_layer.amount / rates[name].median for name, (of_layer, _) in layers.items()}
-        types = {row.name: row.type for row in summarize(spec).rows}
+        types = {row.name: row.kind for row in summarize(spec).rows}
         for name, (_, intensity) in layers.items():
             roof = min(rates["limit"].median, intensity * rates["copy"].median)
             rows.append({

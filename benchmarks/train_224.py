@@ -134,7 +134,7 @@ def compare(arch: str, args: argparse.Namespace) -> dict[str, Any]:
         "ours": ours,
         "matmul": matmul_step,
     }
-    if any(row.type == "lrn" for row in summarize(specify(arch)).rows):
+    if any(row.kind == "lrn" for row in summarize(specify(arch)).rows):
         makers["ours without LRN"] = partial(ours, settings={"norm": "none"})
     workers = {name: Worker(make, args.threads) for name, make in makers.items()}
     taken = time_interleaved({name: partial(p.request, "step") for name, p in workers.items()}, args.tries)

@@ -31,8 +31,8 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.inference.crops import TEN_CROP, crop_views
 from alexnet.models.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN
 from alexnet.models.layers import LocalResponseNorm
-from alexnet.models.spec import layers
-from alexnet.models.summary import Row, summarize
+from alexnet.models.spec import Layer, layers
+from alexnet.models.summary import summarize
 from alexnet.training.optim import schedule_at
 from alexnet.training.recipes import named_recipe
 
@@ -64,7 +64,7 @@ def _rates_of_run_145() -> dict[str, dict[int, float]]:
 RATES = _rates_of_run_145()
 
 
-def weighted_rows() -> list[Row]:
+def weighted_rows() -> list[Layer]:
     """Return the summaries of the eight layers with weights in `paper`."""
     return [row for row in summarize(ARCHITECTURES["paper"]).rows if row.parameters]
 

@@ -190,7 +190,7 @@ def test_all_engines_agree_and_leave_no_files():
 def test_weight_bytes_per_engine():
     spec = architecture("lenet")
     rows = summarize(spec).rows
-    fc = sum(row.parameters for row in rows if row.type == "linear")
+    fc = sum(row.parameters for row in rows if row.kind == "linear")
     total = summarize(spec).parameters
     assert weight_bytes("exact", spec) == weight_bytes("openvino", spec) == 4 * total
     assert weight_bytes("torch-bf16", spec) == 2 * total

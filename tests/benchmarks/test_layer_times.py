@@ -35,7 +35,7 @@ def test_layer_work_matches_the_model():
         measured = layer_work(spec, x)
         outputs = {name: work.call() for name, (work, _) in measured.items()}
     rows = {row.name: row for row in summarize(spec).rows}
-    assert set(measured) == {name for name, row in rows.items() if row.type not in ("flatten", "dropout")}
+    assert set(measured) == {name for name, row in rows.items() if row.kind not in ("flatten", "dropout")}
     assert all(tuple(y.shape[1:]) == rows[name].output for name, y in outputs.items())
     conv1 = rows["conv1"]
     moved = 4 * (x.numel() + 2 * math.prod(conv1.output) + conv1.parameters)

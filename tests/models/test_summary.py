@@ -13,7 +13,7 @@ from alexnet.errors import UserError
 from alexnet.models.architectures import ARCHITECTURES, architecture
 from alexnet.models.model import build
 from alexnet.models.spec import AlexNetSpec
-from alexnet.models.summary import summarize, table
+from alexnet.models.summary import describe_layer, summarize, table
 
 SPECS = [
     *ARCHITECTURES.values(),
@@ -37,8 +37,9 @@ def test_counts_agree_with_torch(spec: AlexNetSpec) -> None:
         assert row.output == tuple(x.shape[1:])
         assert row.parameters == sum(p.numel() for p in module.parameters())
     assert summary.parameters == sum(row.parameters for row in summary.rows)
-    assert sum(row.parameters_share for row in summary.rows) == pytest.approx(1)
-    assert sum(row.macs_share for row in summary.rows) == pytest.approx(1)
+    rows = summary.to_dict()["layers"]
+    assert sum(row["parameters_share"] for row in rows) == pytest.approx(1)
+    assert sum(row["macs_share"] for row in rows) == pytest.approx(1)
 
 
 def test_receptive_fields_by_probing() -> None:
@@ -66,17 +67,19 @@ def test_receptive_fields_of_the_paper() -> None:
 
 
 def test_rows_equal_hand_computed_counts() -> None:
-    rows = {row.name: row for row in summarize(ARCHITECTURES["paper"]).rows}
+    summary = summarize(ARCHITECTURES["paper"])
+    rows = {row.name: row for row in summary.rows}
     assert rows["conv1"].parameters == 96 * 3 * 11 * 11 + 96
     assert rows["conv1"].macs == 55 * 55 * 96 * 3 * 11 * 11
     assert rows["conv1"].activation_bytes == 4 * 55 * 55 * 96
     assert rows["conv2"].macs == 27 * 27 * 256 * 48 * 5 * 5  # 48: its own tower
     assert rows["flatten"].activation_bytes == 0
-    assert rows["conv2"].detail == "5×5, padding 2, groups 2"
-    assert rows["pad1"].detail == "3 zeros at the right and bottom"
-    assert rows["lrn1"].detail == "size 5, alpha 0.0005, beta 0.75, k 2, 2 towers"
-    assert rows["drop6"].detail == "p 0.5"
-    assert rows["fc6"].parameters_share == pytest.approx(37_752_832 / 60_965_224)
+    assert describe_layer(rows["conv2"]) == "5×5, padding 2, groups 2"
+    assert describe_layer(rows["pad1"]) == "3 zeros at the right and bottom"
+    assert describe_layer(rows["lrn1"]) == "size 5, alpha 0.0005, beta 0.75, k 2, 2 towers"
+    assert describe_layer(rows["drop6"]) == "p 0.5"
+    shares = {row["name"]: row["parameters_share"] for row in summary.to_dict()["layers"]}
+    assert shares["fc6"] == pytest.approx(37_752_832 / 60_965_224)
 
 
 def test_summary_and_table_are_json() -> None:

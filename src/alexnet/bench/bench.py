@@ -364,7 +364,7 @@ def weight_bytes(engine: str, spec: AlexNetSpec) -> int:
     of_conv, of_fc = {"int8": (1, 1), "int8 weights of fc": (4, 1), "bf16": (2, 2)}.get(
         number_format_of(engine), (4, 4)
     )
-    return sum(row.parameters * (of_fc if row.type == "linear" else of_conv) for row in summarize(spec).rows)
+    return sum(row.parameters * (of_fc if row.kind == "linear" else of_conv) for row in summarize(spec).rows)
 
 
 def _describe(spec: AlexNetSpec, batch: int, precision: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def arch(
         json: Print one JSON document.
     """
     from alexnet.models.architectures import TORCHVISION, architecture
-    from alexnet.models.summary import summarize, table
+    from alexnet.models.summary import describe_layer, summarize, table
 
     if name is None:
         rows = table()
@@ -63,9 +63,9 @@ def arch(
     print_table(
         ("layer", "output", "parameters", "MACs", "memory", "receptive field", "type"),
         [
-            (r.name, "×".join(map(str, r.output)), _count(r.parameters, r.parameters_share),
-             _count(r.macs, r.macs_share), f"{r.activation_bytes / 1024:,.0f} KiB",
-             f"{r.receptive_field}", f"{r.type} {r.detail}")
+            (r.name, "×".join(map(str, r.output)), _count(r.parameters, r.parameters / summary.parameters),
+             _count(r.macs, r.macs / summary.macs), f"{r.activation_bytes / 1024:,.0f} KiB",
+             f"{r.receptive_field}", f"{r.kind} {describe_layer(r)}")
             for r in summary.rows
         ],
     )  # fmt: skip

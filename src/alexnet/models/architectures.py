@@ -14,8 +14,6 @@ from typing import Any
 
 from alexnet.errors import unknown_name
 from alexnet.models.spec import (
-    ACTIVATIONS,
-    NORMS,
     AlexNetSpec,
     ConvSpec,
     ImageTooSmall,
@@ -357,19 +355,8 @@ TORCHVISION = "torchvision/"
 # ── selection ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def architecture(
-    name: str,
-    *,
-    num_classes: int | None = None,
-    in_channels: int | None = None,
-    image_size: int | None = None,
-    norm: str | None = None,
-    activation: str | None = None,
-    init: str | None = None,
-    dropout: float | None = None,
-    width: float | None = None,
-) -> AlexNetSpec:
-    """Return the architecture called `name`, with the given settings in place of its own.
+def architecture(name: str, **settings: Any) -> AlexNetSpec:
+    """Return the architecture called `name`, with the given fields of `AlexNetSpec` in place of its own, unless None.
 
     `image_size` is the side in pixels, `dropout` a probability in [0, 1), `width` scales channels and hidden units.
     `norm` is "lrn" (its own, or the paper's on conv1 and conv2 if it has none), "batch" (batch norm after each
@@ -378,31 +365,22 @@ def architecture(
     """
     if name not in ARCHITECTURES:
         raise unknown_name("architecture", name, ARCHITECTURES)
-    for kind, value, known in (("norm", norm, NORMS), ("activation", activation, ACTIVATIONS), ("init", init, INITS)):
-        if value is not None and value not in known:
-            raise unknown_name(kind, value, known)
+    given = {key: value for key, value in settings.items() if value is not None}
+    if given.get("init", "torch") not in INITS:
+        raise unknown_name("init", given["init"], INITS)
     spec = ARCHITECTURES[name]
-    if norm == "lrn" and spec.norm != "lrn":
-        spec = _with_lrn(spec)
-    given: dict[str, Any] = {
-        "num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "norm": norm,
-        "activation": activation, "init": init, "dropout": dropout, "width": width,
-    }  # fmt: skip
-    spec = replace(spec, **{key: value for key, value in given.items() if value is not None})
-    if image_size is not None:
+    if given.get("norm") == "lrn" and spec.norm != "lrn":  # the paper's, within its towers if it has any
+        convs = tuple(replace(c, stages=_ACT_LRN_POOL) if n < 2 else c for n, c in enumerate(spec.convs))
+        spec = replace(spec, convs=convs, lrn=replace(PAPER_LRN, towers=max(c.groups for c in convs)))
+    spec = replace(spec, **given)
+    if "image_size" in given:
         try:
             layers(spec)
         except ImageTooSmall as error:
-            other = nearest_that_fits(image_size)
+            other = nearest_that_fits(spec.image_size)
             advice = f" or an architecture made for such sizes, such as '{other}'." if other else "."
             raise ImageTooSmall(str(error).removesuffix(".") + advice, error.minimal) from None
     return spec
-
-
-def _with_lrn(spec: AlexNetSpec) -> AlexNetSpec:
-    """Return `spec` with the paper's LRN before the pooling of conv1 and conv2, within its towers if it has any."""
-    convs = tuple(replace(c, stages=_ACT_LRN_POOL) if n < 2 else c for n, c in enumerate(spec.convs))
-    return replace(spec, convs=convs, norm="lrn", lrn=replace(PAPER_LRN, towers=max(c.groups for c in convs)))
 
 
 def nearest_that_fits(image_size: int) -> str | None:

@@ -70,19 +70,11 @@ def create_model(
 
     `torchvision/NAME` is any classifier of torchvision and accepts only the first three settings.
     """
-    return build(
-        specify(
-            name,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            image_size=image_size,
-            norm=norm,
-            activation=activation,
-            init=init,
-            dropout=dropout,
-            width=width,
-        )
-    )
+    settings: dict[str, Any] = {
+        "num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "norm": norm,
+        "activation": activation, "init": init, "dropout": dropout, "width": width,
+    }  # fmt: skip
+    return build(specify(name, **settings))
 
 
 def specify(name: str, **settings: Any) -> Spec:
@@ -139,14 +131,9 @@ def _build_module(layer: Layer, previous: str) -> nn.Module:
     match layer.kind:
         case "conv":
             return nn.Conv2d(
-                layer.input[0],
-                layer.output[0],
-                layer.kernel,
-                stride=layer.stride,
-                padding=layer.padding,
-                groups=layer.groups,
-                bias=layer.bias,
-            )
+                layer.input[0], layer.output[0], layer.kernel, stride=layer.stride, padding=layer.padding,
+                groups=layer.groups, bias=layer.bias,
+            )  # fmt: skip
         case "linear":
             return nn.Linear(layer.input[0], layer.output[0], bias=layer.bias)
         case "relu":

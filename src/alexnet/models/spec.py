@@ -176,6 +176,9 @@ class Layer:
     bias: bool = False
     norm: LRNSpec | None = None
     p: float = 0.0
+    receptive_field: int = 0
+    """Side, in pixels, of the image region (including zero padding) that an output value depends on; the full image for
+    vectors. LRN windows run over channels and do not enlarge it."""
 
     @property
     def parameters(self) -> int:
@@ -193,6 +196,11 @@ class Layer:
         if self.kind == "conv":
             return math.prod(self.output) * self.input[0] // self.groups * self.kernel**2
         return self.input[0] * self.output[0] if self.kind == "linear" else 0
+
+    @property
+    def activation_bytes(self) -> int:
+        """Size of the output of one image in float32; 0 for flatten, which does not copy."""
+        return 0 if self.kind == "flatten" else 4 * math.prod(self.output)
 
 
 class ImageTooSmall(UserError):
@@ -241,11 +249,20 @@ class _LayerTooSmall(Exception):
 def _expand(spec: AlexNetSpec, side: int) -> list[Layer]:
     stack: list[Layer] = []
     shape: tuple[int, ...] = (spec.in_channels, side, side)
+    field, step = 1, 1  # receptive field, and image pixels between neighboring values
 
     def add(name: str, kind: str, output: tuple[int, ...] | None = None, **settings: Any) -> None:
-        nonlocal shape
-        stack.append(Layer(name, kind, shape, output or shape, **settings))
-        shape = stack[-1].output
+        nonlocal shape, field, step
+        layer = Layer(name, kind, shape, output or shape, **settings)
+        shape = layer.output
+        if len(shape) == 1 or kind == "adaptiveavgpool":
+            field = side
+        elif kind == "rnorm":
+            field += (SPATIAL_NORM.size - 1) * step
+        elif layer.kernel:
+            field += (layer.kernel - 1) * step
+            step *= layer.stride
+        stack.append(replace(layer, receptive_field=field))
 
     for n, conv in enumerate(spec.convs, 1):
         channels, size = spec.conv_channels(conv), shape[1]
@@ -259,15 +276,9 @@ def _expand(spec: AlexNetSpec, side: int) -> list[Layer]:
             span += zeros
         out = span // conv.stride + 1
         add(
-            f"conv{n}",
-            "conv",
-            (channels, out, out),
-            kernel=conv.kernel,
-            stride=conv.stride,
-            padding=conv.padding,
-            groups=conv.groups,
-            bias=spec.norm != "batch",  # batch norm would subtract it, and has its own
-        )
+            f"conv{n}", "conv", (channels, out, out), kernel=conv.kernel, stride=conv.stride, padding=conv.padding,
+            groups=conv.groups, bias=spec.norm != "batch",  # batch norm would subtract it, and has its own
+        )  # fmt: skip
         if spec.norm == "batch":
             add(f"norm{n}", "batchnorm")
         for stage in conv.stages:

@@ -24,17 +24,8 @@ from alexnet.plots.style import Theme, new_figure
 LINE_HEIGHT = 0.27  # of text, in inches
 SLANT = 0.34  # offset of the back face to the right and up, as a share of the height
 OPERATIONS = (
-    "relu",
-    "tanh",
-    "sigmoid",
-    "lrn",
-    "rnorm",
-    "batchnorm",
-    "maxpool",
-    "avgpool",
-    "adaptiveavgpool",
-    "dropout",
-)
+    "relu", "tanh", "sigmoid", "lrn", "rnorm", "batchnorm", "maxpool", "avgpool", "adaptiveavgpool", "dropout",
+)  # fmt: skip
 """Kinds of layers that are listed below the layer with weights before them."""
 
 
@@ -88,15 +79,18 @@ def architecture_figure(spec: AlexNetSpec, theme: Theme, translate: Translator) 
         _draw_connections(axes, before, after, theme)
     for column in columns:
         for tower, box in enumerate(column):
-            _draw_box(axes, box, _box_color(box, tower, len(column), theme), theme)
-    _label_image(axes, columns[0][0], spec, translate("figure_image"))
+            gray = box.layer is None or (len(column) == 1 and box.layer.kind == "linear")
+            _draw_box(axes, box, theme.muted if gray else theme.series[(0, 2)[tower]], theme)
+    image, size = columns[0][0], f"{spec.image_size}×{spec.image_size}×{spec.in_channels}"
+    _label_box(axes, image, translate("figure_image"), [size], image.y - image.height / 2 - 0.12)
     for column in columns[1:]:
         for tower, box in enumerate(column):
             assert box.layer is not None
             text_top = top if len(column) == 2 and tower == 0 else low - 0.15
             if towers == 2 and len(column) == 1:  # the last layer, between the towers
                 text_top = box.y - box.height / 2 - 0.12
-            _label_layer(axes, box, operations[box.layer.name], len(column), text_top)
+            size = "×".join(map(str, (*box.layer.output[1:], box.layer.output[0] // len(column))))
+            _label_box(axes, box, box.layer.name, [size, *operations[box.layer.name]], text_top)
     return figure
 
 
@@ -168,12 +162,6 @@ def _window(box: _Box, layer: Layer) -> list[tuple[float, float]]:
     ]  # fmt: skip
 
 
-def _box_color(box: _Box, tower: int, towers: int, theme: Theme) -> str:
-    if box.layer is None or (towers == 1 and box.layer.kind == "linear"):
-        return theme.muted
-    return theme.series[(0, 2)[tower]]
-
-
 def _draw_box(axes: Axes, box: _Box, color: str, theme: Theme) -> None:
     left, right, low, high = box.x, box.x + box.width, box.y - box.height / 2, box.y + box.height / 2
     d = box.depth
@@ -188,19 +176,8 @@ def _draw_box(axes: Axes, box: _Box, color: str, theme: Theme) -> None:
         axes.add_patch(Polygon(corners, facecolor=mixed, edgecolor=theme.foreground, lw=0.9, zorder=5))
 
 
-def _label_image(axes: Axes, box: _Box, spec: AlexNetSpec, name: str) -> None:
-    top = box.y - box.height / 2 - 0.12
-    size = f"{spec.image_size}×{spec.image_size}×{spec.in_channels}"
+def _label_box(axes: Axes, box: _Box, name: str, lines: Sequence[str], top: float) -> None:
+    """Write the name of a box, its size, and other lines below `top`."""
     axes.text(box.x, top, name, weight="bold", size=13, va="top")
-    axes.text(box.x, top - LINE_HEIGHT, size, size=12, va="top")
-
-
-def _label_layer(axes: Axes, box: _Box, operations: Sequence[str], towers: int, top: float) -> None:
-    """Write name, output size, and the lines of `operations` below `top`."""
-    layer = box.layer
-    assert layer is not None
-    size = "×".join(map(str, (*layer.output[1:], layer.output[0] // towers)))
-    axes.text(box.x, top, layer.name, weight="bold", size=13, va="top")
-    axes.text(box.x, top - LINE_HEIGHT, size, size=12, va="top")
-    for i, line in enumerate(operations):
-        axes.text(box.x, top - (2 + i) * LINE_HEIGHT, line, size=11, va="top")
+    for i, line in enumerate(lines, 1):
+        axes.text(box.x, top - i * LINE_HEIGHT, line, size=12 if i == 1 else 11, va="top")

@@ -84,7 +84,7 @@ def filters_figure(model: Network, layer: str | None, name: str, theme: Theme, t
     background, muted = np.array(to_rgb(theme.background)), np.array(to_rgb(theme.muted))
     for i, (axes, (conv, block), (_, columns)) in enumerate(zip(grid, blocks, shapes, strict=True)):
         gap = background if _reads_image(block) else 0.4 * muted + 0.6 * background
-        tiles = tile_images(filter_tiles(block, theme), columns, gap, theme.background)
+        tiles = tile_images(filter_tiles(block, theme), columns, gap, background)
         show_image(axes, tiles, interpolation="nearest")
         axes.set_anchor("NW")
         heading = translate("figure_tower", name=conv, number=i % 2 + 1) if two_towers else conv
@@ -97,10 +97,9 @@ def filters_figure(model: Network, layer: str | None, name: str, theme: Theme, t
 def filter_sheet(weights: np.ndarray, theme: Theme, _: Translator) -> Figure:
     """Draw the filters of one convolution without any text; the gaps are transparent."""
     columns = 12 if len(weights) % 12 == 0 else 16 if len(weights) > 32 else 8
-    filters = filter_tiles(weights, theme)
-    grid = tile_images(filters, columns, np.zeros(3), theme.background)
-    alpha = tile_images(np.ones_like(filters), columns, np.zeros(3), "black")[..., :1]
-    grid = np.concatenate([grid, alpha], axis=2)
+    tiles = filter_tiles(weights, theme)
+    opaque = np.concatenate([tiles, np.ones_like(tiles[..., :1])], axis=3)
+    grid = tile_images(opaque, columns, gap=0.0, empty=0.0)
     figure = Figure(figsize=(6, 6 * grid.shape[0] / grid.shape[1]))
     show_image(figure.add_axes((0, 0, 1, 1)), grid, interpolation="none", aspect="auto")
     return figure
@@ -146,17 +145,9 @@ def _tile_maps(values: np.ndarray) -> np.ndarray:
     """Arrange the maps with the largest mean side by side, or a vector in rows; gaps are NaN."""
     if values.ndim == 1:
         rows = max(1, min(16, len(values) // 64))
-        columns = -(-len(values) // rows)
-        tiles = np.full(rows * columns, np.nan, np.float32)
-        tiles[: len(values)] = values
-        return tiles.reshape(rows, columns)
+        return tile_images(values[:, None, None, None], -(-len(values) // rows), border=0)
     largest = np.argsort(-values.mean((1, 2)), kind="stable")[:SHOWN_MAPS]
-    side = values.shape[1]
-    step = side + max(1, round(side / 16))
-    tiles = np.full((side, SHOWN_MAPS * step - (step - side)), np.nan, np.float32)
-    for i, channel in enumerate(largest):
-        tiles[:, i * step : i * step + side] = values[channel]
-    return tiles
+    return tile_images(values[largest][..., None], SHOWN_MAPS, border=max(1, round(values.shape[1] / 16)))
 
 
 def draw_label_bars(

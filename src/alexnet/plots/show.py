@@ -47,12 +47,8 @@ class Options:
     progress: Progress | None = None
 
 
-@dataclass(frozen=True)
-class FigureFile:
-    """A figure to be drawn, and its default file."""
-
-    draw: Draw
-    path: Path
+FigureFile = tuple[Draw, Path]
+"""A figure to be drawn, and its default file."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,8 @@ def show(
         raise UserError(f"An argument is missing after 'show {kind}'; usage: {usage}.")
     if len(args) > chosen.max_args:
         raise UserError(f"Unexpected argument '{args[chosen.max_args]}'; usage: {usage}.")
-    figure = chosen.make(args, Options(**options))
-    return save_figure(figure.draw, out or figure.path, theme, lang)
+    draw, default = chosen.make(args, Options(**options))
+    return save_figure(draw, out or default, theme, lang)
 
 
 # ── kinds ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -99,11 +95,8 @@ def show(
 
 def _filters(args: Sequence[str], options: Options) -> FigureFile:
     loaded = load_model(args[0], options.checkpoint)
-    name = _model_name(args[0], loaded)
-    return FigureFile(
-        partial(model.filters_figure, loaded.model, options.layer, name),
-        _folder(loaded) / (f"filters-{options.layer}.png" if options.layer else "filters.png"),
-    )
+    figure = partial(model.filters_figure, loaded.model, options.layer, _model_name(args[0], loaded))
+    return figure, _folder(loaded) / (f"filters-{options.layer}.png" if options.layer else "filters.png")
 
 
 def _activations(args: Sequence[str], options: Options) -> FigureFile:
@@ -112,19 +105,15 @@ def _activations(args: Sequence[str], options: Options) -> FigureFile:
     image, _ = explain.network_input(loaded, args[1])
     (prediction,) = _predict(loaded, args[1:], 3)
     names = _model_name(args[0], loaded), Path(args[1]).name
-    return FigureFile(
-        partial(model.activations_figure, stages, image, prediction.labels, *names),
-        _folder(loaded) / f"activations-{_file_stem(args[1])}.png",
-    )
+    figure = partial(model.activations_figure, stages, image, prediction.labels, *names)
+    return figure, _folder(loaded) / f"activations-{_file_stem(args[1])}.png"
 
 
 def _saliency(args: Sequence[str], options: Options) -> FigureFile:
     loaded = load_model(args[0], options.checkpoint)
     saliency = explain.saliency(loaded, args[1], options.method or "grad-cam", options.label)
-    return FigureFile(
-        partial(model.saliency_figure, saliency),
-        _folder(loaded) / f"saliency-{_file_stem(args[1])}-{saliency.method}.png",
-    )
+    path = _folder(loaded) / f"saliency-{_file_stem(args[1])}-{saliency.method}.png"
+    return partial(model.saliency_figure, saliency), path
 
 
 def _similar(args: Sequence[str], options: Options) -> FigureFile:
@@ -137,22 +126,15 @@ def _similar(args: Sequence[str], options: Options) -> FigureFile:
     images = iter(neighbors.load_run_images(loaded.run, [neighbor.name for row in found for neighbor in row]))
     rows = [[(neighbor, next(images)) for neighbor in row] for row in found]
     layer = options.layer or neighbors.Features(loaded.model).layer
-    name = _model_name(args[0], loaded)
-    return FigureFile(
-        partial(predictions.similar_figure, queries, rows, layer, name),
-        _folder(loaded) / f"similar-{_file_stem(paths[0])}.png",
-    )
+    figure = partial(predictions.similar_figure, queries, rows, layer, _model_name(args[0], loaded))
+    return figure, _folder(loaded) / f"similar-{_file_stem(paths[0])}.png"
 
 
 def _top5(args: Sequence[str], options: Options) -> FigureFile:
     loaded = load_model(args[0], options.checkpoint)
     paths = _find_images(args[1:])
-    found = _predict(loaded, paths, 5)
-    name = _model_name(args[0], loaded)
-    return FigureFile(
-        partial(predictions.top5_figure, found, name),
-        _folder(loaded) / f"top5-{_file_stem(paths[0])}.png",
-    )
+    figure = partial(predictions.top5_figure, _predict(loaded, paths, 5), _model_name(args[0], loaded))
+    return figure, _folder(loaded) / f"top5-{_file_stem(paths[0])}.png"
 
 
 def _mistakes(args: Sequence[str], options: Options) -> FigureFile:
@@ -173,9 +155,7 @@ def _mistakes(args: Sequence[str], options: Options) -> FigureFile:
     mistakes, correct = ([(example, next(images)) for example in group] for group in examples)
     accuracy = float((logits.argmax(1) == targets).mean())
     values = (run.path.name, split, len(targets), accuracy)
-    return FigureFile(
-        partial(predictions.mistakes_figure, mistakes, correct, *values), _folder(loaded) / "mistakes.png"
-    )
+    return partial(predictions.mistakes_figure, mistakes, correct, *values), _folder(loaded) / "mistakes.png"
 
 
 def _curves(args: Sequence[str], _options: Options) -> FigureFile:
@@ -187,15 +167,12 @@ def _curves(args: Sequence[str], _options: Options) -> FigureFile:
             raise UserError(f"The run {run.path} has not finished an epoch yet, so there is no curve to draw.")
         histories[run.path.name if run.path.name not in histories else str(run.path)] = history
     folder = find_run(args[0]).path / "show" if len(args) == 1 else Path()
-    return FigureFile(partial(metrics.curves_figure, histories), folder / "curves.png")
+    return partial(metrics.curves_figure, histories), folder / "curves.png"
 
 
 def _architecture(args: Sequence[str], options: Options) -> FigureFile:
     spec, name = _find_spec(args[0], options)
-    return FigureFile(
-        partial(architecture.architecture_figure, spec),
-        Path(f"architecture-{name}.svg"),
-    )
+    return partial(architecture.architecture_figure, spec), Path(f"architecture-{name}.svg")
 
 
 def _receptive_field(args: Sequence[str], options: Options) -> FigureFile:
@@ -206,10 +183,7 @@ def _receptive_field(args: Sequence[str], options: Options) -> FigureFile:
         from sklearn.datasets import load_sample_image
 
         image = Image.fromarray(load_sample_image("china.jpg"))
-    return FigureFile(
-        partial(model.receptive_field_figure, spec, image),
-        Path(f"receptive-field-{name}.png"),
-    )
+    return partial(model.receptive_field_figure, spec, image), Path(f"receptive-field-{name}.png")
 
 
 KINDS: dict[str, Kind] = {
@@ -268,10 +242,9 @@ def _predict(loaded: LoadedModel, paths: Sequence[str], top: int) -> list[predic
     """
     ensemble = Ensemble((loaded.model.spec.name,), (loaded,))
     images = [decode_image(path) for path in paths]
+    predicted = Classifier(ensemble, "cpu").predict_many(paths, top)
     found = []
-    for path, image, prediction in zip(
-        paths, images, Classifier(ensemble, "cpu").predict_many(paths, top), strict=True
-    ):
+    for path, image, prediction in zip(paths, images, predicted, strict=True):
         folders = [part for part in Path(path).absolute().parent.parts if part.lower() not in SPLIT_NAMES]
         true = folders[-1] if folders and folders[-1] in loaded.classes else None
         found.append(predictions.ImagePrediction(image, Path(path).name, prediction.labels, true))

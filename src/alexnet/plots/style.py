@@ -23,7 +23,7 @@ from cycler import cycler
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
@@ -214,14 +214,17 @@ def hide_frame(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def tile_images(images: np.ndarray, columns: int, gap: np.ndarray, background: str) -> np.ndarray:
-    """Arrange images (n, k, k, 3) of 0…1 in rows of `columns`, each framed by one pixel of color `gap`: (H, W, 3)."""
-    n, height, width, _ = images.shape
+def tile_images(
+    images: np.ndarray, columns: int, gap: Any = np.nan, empty: Any = np.nan, border: int = 1
+) -> np.ndarray:
+    """Arrange images (n, H, W, C) in rows of `columns`, with `border` pixels of color `gap` between them.
+
+    The rest of the last row has the color `empty`.
+    """
+    n, height, width, channels = images.shape
     rows = -(-n // columns)
-    grid = np.empty((rows * (height + 1) + 1, columns * (width + 1) + 1, 3))
-    grid[:] = to_rgb(background)
-    for i, image in enumerate(images):
-        top, left = i // columns * (height + 1), i % columns * (width + 1)
-        grid[top : top + height + 2, left : left + width + 2] = gap
-        grid[top + 1 : top + height + 1, left + 1 : left + width + 1] = image
-    return grid
+    tiles = np.empty((rows * columns, height + border, width + border, channels))
+    tiles[:n], tiles[n:] = gap, empty
+    tiles[:n, border:, border:] = images
+    grid = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
+    return grid.reshape(rows * (height + border), columns * (width + border), channels)[border:, border:]
