@@ -25,7 +25,7 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def network(hosts: int) -> Any:
     """Return a network; skip the test if the kernel refuses."""
-    module = importlib.import_module("hosts")
+    module = importlib.import_module("elastic")
     try:
         return module.Network(hosts)
     except module.NoNamespaces as error:
