@@ -34,7 +34,6 @@ class Initialization:
     fully connected layer except the last. A bias of None is torch's default.
     """
 
-    title: str
     conv: str = "normal"
     linear: str = "normal"
     std: float = 0.01
@@ -52,19 +51,13 @@ _LATE_CONV_STDS = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
 _HIDDEN_STD = {"hidden": 0.005}
 
 INITS: dict[str, Initialization] = {
-    "paper": Initialization("paper, section 5: N(0, 0.01), biases 1 or 0", biases=_positive_biases(1.0)),
-    "code2012": Initialization(
-        "layers-145.cfg: as paper, conv3-5 with std 0.03", stds=_LATE_CONV_STDS, biases=_positive_biases(1.0)
-    ),
-    "caffe": Initialization(
-        "bvlc_alexnet: fc6-7 with std 0.005, biases 0.1 or 0", stds=_HIDDEN_STD, biases=_positive_biases(0.1)
-    ),
-    "caffenet": Initialization(
-        "CaffeNet: fc6-7 with std 0.005, biases 1 or 0", stds=_HIDDEN_STD, biases=_positive_biases(1.0)
-    ),
-    "kaiming": Initialization("tutorial 002: Kaiming convolutions, N(0, 0.01) linear layers, biases 0", conv="kaiming"),
-    "xavier": Initialization("d2l: Xavier uniform weights, torch's biases", "xavier", "xavier", bias=None),
-    "torch": Initialization("torch's defaults", "torch", "torch", bias=None),
+    "paper": Initialization(biases=_positive_biases(1.0)),  # section 5: N(0, 0.01), biases 1 or 0
+    "code2012": Initialization(stds=_LATE_CONV_STDS, biases=_positive_biases(1.0)),  # layers-145.cfg
+    "caffe": Initialization(stds=_HIDDEN_STD, biases=_positive_biases(0.1)),  # bvlc_alexnet
+    "caffenet": Initialization(stds=_HIDDEN_STD, biases=_positive_biases(1.0)),
+    "kaiming": Initialization("kaiming"),  # tutorial 002: Kaiming convolutions, N(0, 0.01) linear layers, biases 0
+    "xavier": Initialization("xavier", "xavier", bias=None),  # d2l
+    "torch": Initialization("torch", "torch", bias=None),
 }
 
 # ── networks ──────────────────────────────────────────────────────────────────────────────────────

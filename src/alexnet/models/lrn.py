@@ -74,37 +74,22 @@ def at_least_float32(x: Tensor) -> Tensor:
 _LIBRARY = torch.library.Library("alexnet", "DEF")
 
 
-def _lrn(x: Tensor, *constants: Any) -> Tensor:
-    return _compute(x, None, Constants(*constants))
-
-
-def _lrn_backward(x: Tensor, dy: Tensor, *constants: Any) -> Tensor:
-    return _compute(x, dy, Constants(*constants))
-
-
-def _fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    *tensors, ctx.size, ctx.alpha, ctx.beta, ctx.k, ctx.towers = inputs
+    *tensors, size, alpha, beta, k, towers = inputs
+    ctx.constants = Constants(size, alpha, beta, k, towers)
     ctx.save_for_backward(*tensors)
-
-
-def _constants(ctx: Any) -> Constants:
-    return Constants(ctx.size, ctx.alpha, ctx.beta, ctx.k, ctx.towers)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     (x,) = ctx.saved_tensors
-    return torch.ops.alexnet.lrn_backward(x, dy, *_constants(ctx)), None, None, None, None, None
+    return torch.ops.alexnet.lrn_backward(x, dy, *ctx.constants), None, None, None, None, None
 
 
 def _double_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the backward pass, for gradient penalties; as slow as `composed_lrn`."""
     x, dy = (t.detach().requires_grad_() for t in ctx.saved_tensors)
     with torch.enable_grad():
-        (dx,) = torch.autograd.grad(composed_lrn(x, _constants(ctx)), x, dy, create_graph=True)
+        (dx,) = torch.autograd.grad(composed_lrn(x, ctx.constants), x, dy, create_graph=True)
         return *torch.autograd.grad(dx, (x, dy), ddx), None, None, None, None, None
 
 
@@ -112,16 +97,16 @@ def _register(name: str, tensors: str, compute: Callable[..., Tensor], backward:
     schema = f"{name}({tensors}, int size, float alpha, float beta, float k, int towers) -> Tensor"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"alexnet::{name}", _fake, lib=_LIBRARY)
+    torch.library.register_fake(f"alexnet::{name}", lambda x, *_: torch.empty_like(x), lib=_LIBRARY)
     torch.library.register_autograd(f"alexnet::{name}", backward, setup_context=_save_inputs, lib=_LIBRARY)
 
 
-_register("lrn", "Tensor x", _lrn, _backward)
-_register("lrn_backward", "Tensor x, Tensor dy", _lrn_backward, _double_backward)
+_register("lrn", "Tensor x", lambda x, *c: _compute(x, None, Constants(*c)), _backward)
+_register("lrn_backward", "Tensor x, Tensor dy", lambda x, dy, *c: _compute(x, dy, Constants(*c)), _double_backward)
 
 
 def _compute(x: Tensor, dy: Tensor | None, c: Constants) -> Tensor:
-    """Return the output for `x`, or its gradient if `dy` is given; strides as in `torch.empty_like(x)`, see `_fake`."""
+    """Return the output for `x`, or its gradient if `dy` is given; strides as in `torch.empty_like(x)`, the fake."""
     if x.numel() == 0:
         return torch.empty_like(x)
     if x.device.type == "cpu" and x.dtype == torch.float16:

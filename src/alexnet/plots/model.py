@@ -23,8 +23,6 @@ from alexnet.plots.style import Theme, hide_frame, new_figure, shorten, show_ima
 MAX_LAYERS = 8  # in one figure of filters; torchvision's networks have hundreds of convolutions
 SHOWN_MAPS = 6  # of each stage in the figure of activations
 
-# ── filters ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
 
 def conv_weights(model: Network) -> dict[str, np.ndarray]:
     """Return the weights of every convolution, float32 (filters, input channels of each, k, k), by layer."""
@@ -109,9 +107,6 @@ def _reads_image(weights: np.ndarray) -> bool:
     return weights.shape[1] in (1, 3)
 
 
-# ── activations ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def activations_figure(
     stages: Sequence[Stage], image: np.ndarray, labels: Sequence[tuple[str, float]], name: str, image_name: str,
     theme: Theme, translate: Translator,
@@ -166,9 +161,6 @@ def draw_label_bars(
     hide_frame(axes)
 
 
-# ── saliency ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def saliency_figure(saliency: Saliency, theme: Theme, translate: Translator) -> Figure:
     """Draw the image, and next to it a heat map of what supports or contradicts the label."""
     title = translate("figure_saliency", label=shorten(saliency.label, 40), p=saliency.probability)
@@ -193,9 +185,6 @@ def saliency_figure(saliency: Saliency, theme: Theme, translate: Translator) -> 
     bar.set_label(translate(f"saliency_unit_{saliency.method}"))
     bar.outline.set_visible(False)
     return figure
-
-
-# ── receptive fields ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def receptive_field(stack: Sequence[Layer], name: str, unit: int) -> tuple[int, int]:

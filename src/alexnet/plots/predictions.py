@@ -15,8 +15,6 @@ from alexnet.messages.translator import Translator
 from alexnet.plots.model import draw_label_bars
 from alexnet.plots.style import Theme, new_figure, shorten, show_image
 
-# ── labels ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
 
 @dataclass(frozen=True)
 class ImagePrediction:
@@ -62,9 +60,6 @@ def center_square(image: Image.Image, side: int = 320) -> np.ndarray:
     return np.asarray(square.resize((side, side)) if shorter > side else square)
 
 
-# ── similar images ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def similar_figure(
     queries: Sequence[ImagePrediction], neighbors: Sequence[Sequence[tuple[Neighbor, Image.Image]]], layer: str,
     name: str, theme: Theme, translate: Translator,
@@ -90,9 +85,6 @@ def similar_figure(
     return figure
 
 
-# ── mistakes ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass(frozen=True)
 class Example:
     """An evaluated image and its prediction."""
@@ -107,9 +99,8 @@ def find_examples(
     names: Sequence[str], targets: np.ndarray, logits: np.ndarray, classes: Sequence[str], count: int
 ) -> tuple[list[Example], list[Example]]:
     """Return the `count` most confident mistakes and the `count` least confident correct predictions."""
-    shifted = logits - logits.max(1, keepdims=True)
-    probabilities = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
-    predicted, confidence = logits.argmax(1), probabilities.max(1)
+    predicted = logits.argmax(1)
+    confidence = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
     wrong = np.flatnonzero(predicted != targets)
     correct = np.flatnonzero(predicted == targets)
 

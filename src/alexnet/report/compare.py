@@ -42,9 +42,6 @@ def write_comparison(runs: Sequence[Run], lang: str = "en", out: Path | None = N
     return page.write()
 
 
-# ── accuracy ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def accuracy_difference(best: RunData, other: RunData) -> tuple[float, float, float] | None:
     """Return by how much `best` is more accurate on the same images, with the 95% confidence interval (low, high).
 
@@ -98,9 +95,6 @@ def _result(page: Page, runs: RunsByName) -> Values:
         "compared_images": len(best.predictions.names) if compared and best.predictions else 0,
         "all_compared": compared == len(runs) - 1,
     }
-
-
-# ── curves, cost and settings ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _curves(page: Page, runs: RunsByName) -> Values:

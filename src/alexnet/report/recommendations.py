@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet.data.split import read_split
 from alexnet.inference.calibration import ece
 from alexnet.report.run_data import RunData
 from alexnet.training.recipe import SETTINGS
@@ -42,23 +43,15 @@ def recommend(data: RunData) -> list[Recommendation]:
     return found
 
 
-def _rerun(data: RunData, **settings: Any) -> str:
-    """Return the command that trains again with other settings."""
-    return _train_command(data.run.recipe_json, settings)
-
-
-def _train_command(source: str | Path, settings: dict[str, Any]) -> str:
-    """Return the command that trains with `settings`; empty if none of them is a flag of this version."""
+def _rerun(data: RunData, source: str | Path = "", **settings: Any) -> str:
+    """Return the command that trains again, or on `source`; empty if no setting is a flag of this version."""
     known = {name: value for name, value in settings.items() if name in SETTINGS and SETTINGS[name].flag}
     if not known:
         return ""
-    words = ["alexnet", "train", str(source)]
+    words = ["alexnet", "train", str(source or data.run.recipe_json)]
     for name, value in known.items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(words)
-
-
-# ── failed training ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _check_failed(data: RunData) -> Iterator[Recommendation]:
@@ -72,9 +65,6 @@ def _check_failed(data: RunData) -> Iterator[Recommendation]:
     top1 = data.metrics["interval"][0] if data.metrics else max(epoch["top1"] for epoch in history)
     if len(history) >= 2 and top1 <= 1.1 * guess < 0.95:
         yield Recommendation("stuck", {"guess": guess}, _rerun(data, lr=f"{lr / 10:.3g}"))
-
-
-# ── curves ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _check_curves(data: RunData) -> Iterator[Recommendation]:
@@ -109,9 +99,6 @@ def _check_curves(data: RunData) -> Iterator[Recommendation]:
         yield Recommendation("jumps", values, _rerun(data, lr=f"{lr / 2:.3g}"))
 
 
-# ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _check_data(data: RunData) -> Iterator[Recommendation]:
     source = data.recipe.get("data")
     if data.bad_files:
@@ -122,15 +109,13 @@ def _check_data(data: RunData) -> Iterator[Recommendation]:
         from_scratch = data.recipe.get("dataset") == "folder" and not data.recipe.get("weights")
         command = ""
         if from_scratch and source:  # the folder, not recipe.json: the weights come with their own architecture
-            command = _train_command(source, {"weights": "torchvision:IMAGENET1K_V1"})
+            command = _rerun(data, source, weights="torchvision:IMAGENET1K_V1")
         yield Recommendation("few", {"each": images / classes}, command, warns=False)
 
 
 def class_counts(data: RunData) -> dict[str, int]:
     """Return the training images of each class if split.csv lists them by folder, else the evaluated images."""
     if data.split_counts and data.recipe.get("dataset") in ("folder", "imagenet") and not data.recipe.get("labels"):
-        from alexnet.data.split import read_split
-
         counts = dict.fromkeys(data.classes, 0)
         for name, split in read_split(data.run.split_csv):
             folder = PurePosixPath(name).parent.name
@@ -139,9 +124,6 @@ def class_counts(data: RunData) -> dict[str, int]:
         if all(counts.values()):
             return counts
     return {c["label"]: c["n"] for c in data.metrics["per_class"] if c["n"]} if data.metrics else {}
-
-
-# ── classes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _check_classes(data: RunData) -> Iterator[Recommendation]:
@@ -173,9 +155,6 @@ def _check_classes(data: RunData) -> Iterator[Recommendation]:
     confident = int((wrong & (data.predictions.confidence > 0.95)).sum())
     if confident >= 5 and confident >= 0.1 * wrong.sum():
         yield Recommendation("confident_mistakes", {"wrong": int(wrong.sum()), "n": confident}, warns=False)
-
-
-# ── confidence ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _check_confidence(data: RunData) -> Iterator[Recommendation]:

@@ -74,9 +74,6 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
     return page.write()
 
 
-# ── result and curves ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _result(data: RunData) -> Values:
     """Return the accuracy with its confidence interval and baselines."""
     return {
@@ -119,9 +116,6 @@ def _curves(page: Page, data: RunData) -> Values:
     columns = [Column(heading, form) for heading, _, form in EPOCH_COLUMNS]
     rows = [[epoch.get(key) for _, key, _ in EPOCH_COLUMNS] for epoch in data.history]
     return {"figures": figures, "epochs": page.table("epochs", columns, rows), "split": data.history[0]["split"]}
-
-
-# ── classes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _confusion(page: Page, confusion: Confusion | None) -> Values | None:
@@ -192,9 +186,6 @@ def _examples(page: Page, data: RunData, which: str) -> Values | None:
     }  # fmt: skip
 
 
-# ── confidence ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _calibration(page: Page, data: RunData, confidence: Confidence | None) -> Values | None:
     """Return the calibration errors in sentences, two plots, and the table of thresholds."""
     if confidence is None:
@@ -237,9 +228,6 @@ def _thresholds(page: Page, confidence: Confidence) -> Table:
     return page.table("thresholds", columns, rows)
 
 
-# ── filters ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def _filters(page: Page, data: RunData) -> Values | None:
     """Return the filters of the first convolution on the image, as in figure 3 of the paper."""
     best = data.run.named_checkpoint("best")
@@ -252,9 +240,6 @@ def _filters(page: Page, data: RunData) -> Values | None:
     weights = by_layer[name]
     figure = page.plot("filters", partial(filter_sheet, weights))
     return {"name": name, "weights": weights.shape, "figure": figure}
-
-
-# ── where the result comes from ───────────────────────────────────────────────────────────────────────────────────
 
 
 def _augmented(data: RunData) -> Values | None:
