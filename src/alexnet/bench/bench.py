@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +198,8 @@ class Bench:
         macs = summarize(spec).macs
         for name in engines:
             rate, number_format = rates[name], number_format_of(name)
-            product = rates["matmul bf16" if number_format == "bf16" else "matmul fp32"]  # torch multiplies no int8
-            compute_time = 2 * macs / product.median
+            limit = rates["matmul bf16" if number_format == "bf16" else "matmul fp32"]  # torch multiplies no int8
+            compute_time = 2 * macs / limit.median
             read_time = weight_bytes(name, spec) / batch / rates["copy"].median
             yield {
                 "engine": name, **_describe(spec, batch, number_format), **_speed(rate),
@@ -252,17 +252,14 @@ class Bench:
     def lrn(self) -> Iterator[dict[str, Any]]:
         """LRN forward and backward, against 2.5 copies, the least traffic (x in, y out; x, dy in, dx out)."""
         tune_malloc()  # as training does
-        for shape in LRN_SHAPES:
-            for layout in (torch.contiguous_format, torch.channels_last):
-                yield self._lrn(shape, layout)
+        for (n, *rest), layout in product(LRN_SHAPES, ("NCHW", "channels_last")):
+            yield self._lrn(n if self.device.type == "cpu" else 16 * n, rest, layout)  # exceed a GPU's cache
 
-    def _lrn(self, shape: tuple[int, int, int, int], layout: torch.memory_format) -> dict[str, Any]:
-        n, *rest = shape
-        if self.device.type != "cpu":
-            n *= 16  # exceed a GPU's cache
+    def _lrn(self, n: int, rest: Sequence[int], layout: str) -> dict[str, Any]:
         while n > 1 and 8 * 4 * n * int(np.prod(rest)) > limits.free_device_memory(self.device):
             n //= 2
-        x = torch.randn(n, *rest, device=self.device).to(self.precision.dtype).contiguous(memory_format=layout)
+        memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        x = torch.randn(n, *rest, device=self.device).to(self.precision.dtype).contiguous(memory_format=memory_format)
         gradient, target = torch.randn_like(x), torch.empty_like(x)
         norm = LocalResponseNorm()
         x.requires_grad_()
@@ -270,7 +267,7 @@ class Bench:
         def forward_backward() -> None:
             torch.autograd.grad(norm(x), x, gradient)
 
-        name = f"{'×'.join(map(str, (n, *rest)))} {'channels_last' if layout is torch.channels_last else 'NCHW'}"
+        name = f"{'×'.join(map(str, (n, *rest)))} {layout}"
         self.log(f"LRN {name}")
         copied = Work(lambda: target.copy_(x.detach()), 2 * x.nbytes)
         rates = self._rates({"copy": copied, "lrn": Work(forward_backward, 5 * x.nbytes)})
@@ -351,7 +348,6 @@ class Bench:
 
 
 def number_format_of(engine: str) -> str:
-    """Return the number format of an engine, as shown in a row."""
     if engine in CALIBRATED:
         return "int8"
     if engine == "openvino-int8-fc":

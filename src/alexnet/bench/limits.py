@@ -82,7 +82,7 @@ def measure_rates(work: Mapping[str, Work], seconds: float, device: torch.device
 
     A share of a limit is the quotient of two rates from one call.
     """
-    wait = synchronizer(device)
+    wait = getattr(torch, device.type).synchronize
     repeats = {name: _count_repeats(w.call, wait) for name, w in work.items()}
 
     def repeat(name: str) -> None:
@@ -106,13 +106,6 @@ def _count_repeats(call: Callable[[], object], wait: Callable[[], object]) -> in
     return max(1, round(MIN_TRY_SECONDS / max(seconds, 1e-7)))
 
 
-def synchronizer(device: torch.device) -> Callable[[], object]:
-    """Return the function that waits for the asynchronous work of `device`."""
-    if device.type == "cuda":
-        return torch.cuda.synchronize
-    return torch.mps.synchronize if device.type == "mps" else lambda: None
-
-
 # ── limits ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # larger than any cache
@@ -122,7 +115,6 @@ PHOTO_SIZE = (500, 375)  # the most frequent size in ImageNet
 
 
 def free_device_memory(device: torch.device) -> int:
-    """Return the free bytes of the memory that `device` uses."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
@@ -144,7 +136,7 @@ def matmul_work(precision: str, device: torch.device) -> Work | None:
     if the device does not support the product.
     """
     largest, dtype = LARGEST_MATRIX.get(device.type, LARGEST_MATRIX["cpu"]), Precision(precision, "").dtype
-    side, wait = 128, synchronizer(device)
+    side, wait = 128, getattr(torch, device.type).synchronize
     while True:
         try:
             a = torch.randn(side, side, device=device).to(dtype)

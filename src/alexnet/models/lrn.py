@@ -287,7 +287,6 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _find_compiler() -> str:
-    """Return the path of the C compiler. Raises `KernelUnavailable`."""
     if sys.platform != "linux":
         raise KernelUnavailable("C kernels are built on Linux only", expected=True)
     chosen = os.environ.get("ALEXNET_COMPILER")

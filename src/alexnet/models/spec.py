@@ -182,7 +182,6 @@ class Layer:
 
     @property
     def parameters(self) -> int:
-        """Number of learned parameters."""
         if self.kind == "batchnorm":
             return 2 * self.output[0]
         if self.kind not in ("conv", "linear"):

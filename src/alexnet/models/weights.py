@@ -192,7 +192,6 @@ def _layer_position(name: str) -> tuple[int, int, int] | None:
 
 
 def _match_by_order(own: dict[str, Tensor], given: dict[str, Tensor], arch: str, where: str) -> dict[str, Tensor]:
-    """Return `given` under the names of `own`, matched by order and shape."""
     for (name, target), (other, value) in zip(own.items(), given.items(), strict=False):
         if _squeeze_leading(value) != _squeeze_leading(target):
             raise _shape_error(arch, where, name, target, other, value)

@@ -29,7 +29,6 @@ Histories = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def curves_figure(runs: Histories, theme: Theme, translate: Translator) -> Figure:
-    """Plot loss and top-1 accuracy by epoch side by side."""
     splits = sorted({translate.split(str(history[0]["split"])) for history in runs.values()})
     title = translate("figure_curves", name=next(iter(runs))) if len(runs) == 1 else translate("curves")
     caption = translate("curves_note", split=" / ".join(splits))
@@ -121,13 +120,11 @@ def _marker(i: int, runs: int, theme: Theme) -> str:
 
 
 def _split_lines(val: str, train: str, theme: Theme) -> list[Line2D]:
-    """Return the legend of a single run."""
     return [Line2D([], [], color=theme.blue, label=val, lw=2.2),
             Line2D([], [], color=theme.orange, ls="--", label=train)]  # fmt: skip
 
 
 def _run_lines(names: Sequence[str], theme: Theme, length: int) -> list[Line2D]:
-    """Return the legend of several runs."""
     return [
         Line2D([], [], color=theme.series[i % len(theme.series)], marker=_marker(i, len(names), theme),
                label=shorten(name, length))
@@ -168,12 +165,10 @@ class Confusion:
 
     @property
     def diagonal(self) -> np.ndarray:
-        """True for correct predictions, bool (classes, classes)."""
         return np.eye(len(self.counts), dtype=bool)
 
     @property
     def mistakes(self) -> np.ndarray:
-        """`counts` with a diagonal of zeros."""
         return np.where(self.diagonal, 0, self.counts)
 
     def most_frequent(self, count: int) -> list[tuple[str, str, int, float]]:

@@ -77,7 +77,6 @@ Draw = Callable[[Theme, Translator], Figure]
 
 
 def get_theme(name: str) -> Theme:
-    """Return the theme called `name`. Raises `UserError`."""
     if name not in THEMES:
         raise unknown_name("theme", name, THEMES)
     return THEMES[name]
@@ -148,7 +147,6 @@ def _render_html(draw: Draw, translate: Translator) -> str:
 
 
 def rc_params(theme: Theme) -> Any:
-    """Return the matplotlib settings of a theme."""
     installed = set(font_manager.get_font_names())
     return {
         "font.family": ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)],
@@ -193,7 +191,6 @@ def shorten(text: str, length: int) -> str:
 
 
 def use_percent(*axes: Axis) -> None:
-    """Label the ticks of axes that run from 0 to 1 in percent."""
     for axis in axes:
         axis.set_major_formatter(PercentFormatter(1.0))
 

@@ -64,7 +64,6 @@ def accuracy_difference(best: RunData, other: RunData) -> tuple[float, float, fl
 
 
 def _result(page: Page, runs: RunsByName) -> Values:
-    """Return the accuracy of each run, and by how much it is below that of the best one."""
     top1 = {name: data.metrics["top1"] if data.metrics else data.summary["best"]["top1"] for name, data in runs.items()}
     best_name = max(runs, key=top1.__getitem__)
     best = runs[best_name]
@@ -128,7 +127,6 @@ def _cost(page: Page, runs: RunsByName) -> Values:
 
 
 def _differ(page: Page, runs: RunsByName) -> Values:
-    """Return the settings of recipe.json that are not the same in all runs."""
     recipes = [data.recipe for data in runs.values()]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
     rows = [

@@ -75,7 +75,6 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
 
 
 def _result(data: RunData) -> Values:
-    """Return the accuracy with its confidence interval and baselines."""
     return {
         "summary": data.summary, "split": data.split, "metrics": data.metrics, "majority": data.majority,
         "machine": data.machine, "run": data.run.path, "quoted_run": shlex.quote(str(data.run.path)),
@@ -154,7 +153,6 @@ def _draw_cells(confusion: Confusion) -> Image.Image:
 
 
 def _classes(page: Page, data: RunData) -> Values | None:
-    """Return a table of the classes, the lowest F1 first."""
     if data.metrics is None or data.confusion is None:
         return None
     mistaken_for = data.confusion.mistaken_for()
@@ -218,7 +216,6 @@ def _calibration(page: Page, data: RunData, confidence: Confidence | None) -> Va
 
 
 def _thresholds(page: Page, confidence: Confidence) -> Table:
-    """Return coverage and accuracy at several thresholds, including that of the calibration."""
     thresholds = {*THRESHOLDS, *([confidence.calibration.threshold] if confidence.calibration else [])}
     rows = []
     for threshold in sorted(thresholds):
@@ -254,7 +251,6 @@ def _augmented(data: RunData) -> Values | None:
 
 
 def _split(page: Page, data: RunData) -> Values:
-    """Return where the data is, how it was split, and the number of images in each split."""
     counts = ({data.split: data.metrics["n"]} if data.metrics else {}) | data.split_counts
     rows = [(page.translate.split(name), counts[name]) for name in ("train", "val", "test") if name in counts]
     columns = (Column("split_name", "text"), Column("images", ",d"))
@@ -267,7 +263,6 @@ def _split(page: Page, data: RunData) -> Values:
 
 
 def _made(page: Page, data: RunData) -> Values:
-    """Return network, time, machine, versions, settings, and the command that repeats the run."""
     translate, summary, env = page.translate, data.summary, data.env
     preprocess: dict[str, Any] = data.model.get("preprocess", {})
     memory = [epoch["memory"] for epoch in data.history if epoch.get("memory")]

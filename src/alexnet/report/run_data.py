@@ -78,12 +78,10 @@ class RunData:
 
     @property
     def machine(self) -> str:
-        """The GPU or CPU that the run trained on."""
         return str(self.env.get("gpu") or self.env.get("cpu") or self.summary.get("device", "?"))
 
     @cached_property
     def metrics(self) -> Document | None:
-        """The metrics of `predictions`, as `compute_metrics` returns them; None without predictions."""
         if self.predictions is None:
             return None
         return compute_metrics(self.predictions.logits, self.predictions.targets, self.classes)
@@ -97,7 +95,6 @@ class RunData:
 
     @cached_property
     def confusion(self) -> Confusion | None:
-        """The confusion matrix of `predictions`; None without predictions."""
         if self.predictions is None:
             return None
         return Confusion.from_predictions(self.predictions.targets, self.predictions.predicted, self.classes)
