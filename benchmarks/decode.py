@@ -12,9 +12,11 @@ import io
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import common
 import numpy as np
@@ -56,23 +58,9 @@ def pil_pipeline(transform: Callable, paths: list[Path]) -> None:
 def ours(cfg: Augment, paths: list[Path], turbo: bool = True) -> None:
     files = ImageFiles(Path("/"), [str(p) for p in paths], torch.zeros(len(paths), dtype=torch.int64))
     loader = BatchLoader(files, PREPROCESS, cfg, batch_size=BATCH, shuffle=True)
-    with reader(turbo):
+    with nullcontext() if turbo else patch.object(decode_module, "_import_simplejpeg", lambda: None):
         for batch in loader.batches(0):
             augment(batch.images, batch.ids, 0, 0, loader.device_augment, PREPROCESS.size)
-
-
-class reader:  # noqa: N801
-    """Within this context, read JPEG files with simplejpeg or, without `turbo`, with Pillow."""
-
-    def __init__(self, turbo: bool) -> None:
-        self.turbo, self.kept = turbo, decode_module._import_simplejpeg
-
-    def __enter__(self) -> None:
-        if not self.turbo:
-            decode_module._import_simplejpeg = lambda: None
-
-    def __exit__(self, *_: object) -> None:
-        decode_module._import_simplejpeg = self.kept
 
 
 def exact(paths: list[Path]) -> None:
