@@ -156,6 +156,8 @@ class ForkServer:
 
 def run_fork_server() -> None:
     """Run the fork server: one request per line on stdin, one response per line on stdout."""
+    import sklearn.metrics  # noqa: F401  # as the first validation does
+
     import alexnet.cli
     import alexnet.training.api
     from alexnet.report import report

@@ -13,6 +13,8 @@ from PIL import Image
 from alexnet.models.model import Network, create_model
 
 CLASS_NAMES = ("apple", "leaf", "sky")
+EVAL_KEYS = {"split", "top1", "top5", "loss", "n", "interval", "per_class", "views"}
+"""Of the JSON document of `alexnet eval`, for one run and for several."""
 
 
 def make_image(path: Path, hue: int, seed: int, size: tuple[int, int] = (40, 36)) -> None:

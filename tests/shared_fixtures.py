@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+from markupsafe import Markup
 
 from alexnet.checkpoint import save_model, update_model_json
 from alexnet.data.transforms import EvalTransform
 from alexnet.export.export import Export, Exporter
 from alexnet.export.parity import Parity
 from alexnet.progress import Silent
+from alexnet.report.page import Page
 from alexnet.runtimes.calibration import KEY, Calibration
 from alexnet.runtimes.manifest import FORMATS
 from alexnet.training.api import train
@@ -37,13 +42,50 @@ def image_folder(tmp_path: Path) -> Path:
     return make_image_folder(tmp_path / "images")
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a copy, for this worker, of the folder that the first worker to need it makes with `make`."""
+    base = factory.getbasetemp()
+    os.environ["ALEXNET_CACHE"] = str(base / "cache")
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once" / name
+    shared.parent.mkdir(exist_ok=True)
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            unfinished = shared.with_name(f"{name}-unfinished")
+            make(unfinished)
+            unfinished.rename(shared)
+    return Path(shutil.copytree(shared, factory.mktemp("made") / name))
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of four short epochs on digits. Read-only: copy it before changing it."""
-    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    out = tmp_path_factory.mktemp("runs") / "small"
-    train("digits", out=out, epochs=4, width=0.25, batch_size=64, lr=0.05, progress=Silent())
-    return out
+    settings: dict[str, Any] = {"epochs": 4, "width": 0.25, "batch_size": 64, "lr": 0.05, "progress": Silent()}
+    return made_once(tmp_path_factory, "small", lambda out: train("digits", out=out, **settings))
+
+
+@pytest.fixture(scope="session")
+def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that `converts_once` keeps."""
+    return tmp_path_factory.mktemp("onnx")
+
+
+@pytest.fixture(scope="module")
+def converts_once(onnx_files: Path) -> Iterator[None]:
+    """Convert each network to ONNX only once: it takes seconds, and the same network gives the same file."""
+    convert = torch.onnx.export
+
+    def convert_once(module: torch.nn.Module, example: tuple[torch.Tensor], path: Path, **options: Any) -> None:
+        weights = io.BytesIO()
+        torch.save(module.state_dict(), weights)
+        description = f"{module} {example[0].shape} {example[0].dtype} {options}".encode()
+        file = onnx_files / sha256(description + weights.getvalue()).hexdigest()
+        if not file.exists():
+            convert(module, example, file, **options)
+        shutil.copyfile(file, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", convert_once)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +109,12 @@ def large_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(4):
             make_image(root / name / f"{n}.jpg", i, 10 * i + n, size=(150, 110))
     return root
+
+
+@pytest.fixture
+def skip_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave plots out of pages, to save time."""
+    monkeypatch.setattr(Page, "plot", lambda self, name, draw: Markup("<svg></svg>"))
 
 
 class LazyExports(dict[str, Export]):
@@ -102,20 +150,16 @@ def calibrated_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 def exported(calibrated_checkpoint: Path, large_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `calibrated_checkpoint` in all formats that `dev` installs, in files named `net`, exported without
     the slow check of parity. Read-only."""
-    os.environ["ALEXNET_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    folder = tmp_path_factory.mktemp("exported")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        Exporter(calibrated_checkpoint, images=large_images) as exporter,
-    ):
-        patch.setattr(
-            "alexnet.export.parity.compare",
-            lambda *_, **__: Parity(12, 0.0, "", 1.0, None, {}, False),
-        )
-        patch.setattr("alexnet.export.parity.LATENCY_SECONDS", 0)
-        for kind in ("onnx", "openvino", "torchscript", "pt2", "huggingface"):
-            exporter.export(kind, folder / f"net{FORMATS[kind].suffix}")
-    return folder
+
+    def export_all(folder: Path) -> None:
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch, Exporter(calibrated_checkpoint, images=large_images) as exporter:
+            patch.setattr("alexnet.export.parity.compare", lambda *_, **__: Parity(12, 0.0, "", 1.0, None, {}, False))
+            patch.setattr("alexnet.export.parity.LATENCY_SECONDS", 0)
+            for kind in ("onnx", "openvino", "torchscript", "pt2", "huggingface"):
+                exporter.export(kind, folder / f"net{FORMATS[kind].suffix}")
+
+    return made_once(tmp_path_factory, "exported", export_all)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def test_all_public_names_can_be_imported():
         _ = alexnet.nothing
 
 
-def test_train_and_resume_write_the_report(tmp_path, monkeypatch):
+def test_train_and_resume_write_the_report(tmp_path, monkeypatch, skip_plots):
     result = alexnet.train("digits", out=tmp_path / "run", **QUICK)
     assert (result.run / "report.html").is_file()
     written = []

@@ -82,7 +82,7 @@ def test_the_verdict_follows_from_the_interval(differences, verdict):
 
 def test_results_are_written_and_runs_reused(tmp_path: Path):
     messages: list[str] = []
-    found = ablate("overlapping-pool", base=quick_recipe(), seeds=2, out=tmp_path, log=messages.append)
+    found = ablate("overlapping-pool", base=quick_recipe(width=0.125), seeds=2, out=tmp_path, log=messages.append)
     document = json.loads((tmp_path / "overlapping-pool.json").read_text())
     assert document == found.to_dict()
     assert {"claim", "difference", "interval", "verdict", "arms"} <= set(document)
@@ -96,17 +96,17 @@ def test_results_are_written_and_runs_reused(tmp_path: Path):
     assert len(messages) == 2
     trained = {p: p.stat().st_mtime_ns for p in tmp_path.glob("arms/*/*/summary.json")}
     assert len(trained) == 4
-    again = ablate("max-vs-average-pool", base=quick_recipe(), seeds=1, out=tmp_path)
-    assert ablate("overlapping-pool", base=quick_recipe(), seeds=2, out=tmp_path).to_dict() == document
+    again = ablate("max-vs-average-pool", base=quick_recipe(width=0.125), seeds=1, out=tmp_path)
+    assert ablate("overlapping-pool", base=quick_recipe(width=0.125), seeds=2, out=tmp_path).to_dict() == document
     assert {p: p.stat().st_mtime_ns for p in trained} == trained
     assert again.part.runs[0] == found.part.runs[0]  # claims share runs
 
 
 def test_an_interrupted_comparison_resumes(tmp_path: Path):
-    complete = ablate("ten-crop", base=quick_recipe(), seeds=1, out=tmp_path)
+    complete = ablate("ten-crop", base=quick_recipe(width=0.125), seeds=1, out=tmp_path)
     (summary,) = tmp_path.glob("arms/*/*/summary.json")
     summary.write_text(json.dumps({**json.loads(summary.read_text()), "complete": False}))  # a kill before the end
-    assert ablate("ten-crop", base=quick_recipe(), seeds=1, out=tmp_path).differences == complete.differences
+    assert ablate("ten-crop", base=quick_recipe(width=0.125), seeds=1, out=tmp_path).differences == complete.differences
     assert json.loads(summary.read_text())["complete"] is True
 
 

@@ -1,5 +1,6 @@
 """The command line as its users meet it: exit codes, one JSON document on stdout, one sentence on stderr."""
 
+import io
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from PIL import Image
 from alexnet.cli import COMMANDS, run
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.training.recipes import RECIPES
+from helpers import EVAL_KEYS
 
 QUICK = ["--epochs", "1", "--width", "0.125", "--limit-steps", "2"]
 
@@ -135,18 +137,7 @@ def test_train_eval_predict_report(capsys, tmp_path):
     assert run(["eval", "run", "--split", "val", "--json"]) == 0
     found = document(capsys)
     assert found["top1"] == summary["best"]["top1"]
-    assert set(found) >= {
-        "split",
-        "top1",
-        "top5",
-        "loss",
-        "n",
-        "interval",
-        "per_class",
-        "views",
-        "ece",
-        "coverage",
-    }
+    assert set(found) >= EVAL_KEYS | {"ece", "coverage"}
     assert found["calibration"]["n"] == found["n"]
     assert summary["calibration"] == found["calibration"]
     assert run(["eval", "run"]) == 0
@@ -179,25 +170,22 @@ def test_a_page_that_cannot_be_written_does_not_fail_the_run(capsys, tmp_path, m
     assert "Next:" in out
 
 
-def test_after_training_the_next_commands_are_shown(capsys):
-    assert run(["train", *QUICK, "--out", "run"]) == 0
-    out = capsys.readouterr().out
-    assert "alexnet eval run" in out
-    assert "alexnet predict run" in out
-
-
-def test_last_is_the_newest_run(capsys):
+def test_after_training_the_next_commands_are_shown_and_last_is_its_run(capsys, skip_plots):
     assert run(["train", *QUICK]) == 0
-    capsys.readouterr()
+    out = capsys.readouterr().out
+    (folder,) = Path("runs").iterdir()
+    assert f"alexnet eval {Path('runs', folder.name)}" in out
+    assert f"alexnet predict {Path('runs', folder.name)}" in out
     assert run(["eval", "last", "--json"]) == 0
     assert document(capsys)["split"] == "test"
 
 
-def test_a_picture_on_stdin(small_run, tmp_path):
-    Image.fromarray(np.zeros((20, 20), dtype=np.uint8)).save("a.png")
-    command = [sys.executable, "-m", "alexnet", "predict", str(small_run), "-", "--json"]
-    found = subprocess.run(command, input=Path("a.png").read_bytes(), capture_output=True, check=True)
-    (prediction,) = json.loads(found.stdout)["predictions"]
+def test_a_picture_on_stdin(small_run, capsys, monkeypatch):
+    picture = io.BytesIO()
+    Image.fromarray(np.zeros((20, 20), dtype=np.uint8)).save(picture, "PNG")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(picture.getvalue())))
+    assert run(["predict", str(small_run), "-", "--json"]) == 0
+    (prediction,) = document(capsys)["predictions"]
     assert prediction["path"] == "-"
     assert prediction["labels"]
 
@@ -217,20 +205,7 @@ def test_ablate_lists_the_claims_and_tests_one(capsys, tmp_path):
     claims = document(capsys)
     assert {"lrn", "dropout", "ten-crop", "tower-talk"} < {c["claim"] for c in claims}
     assert all(c["says"] and c["source"] and c["figure"] for c in claims)
-    arguments = [
-        "ablate",
-        "ten-crop",
-        "--epochs",
-        "1",
-        "--lr",
-        "0.01",
-        "--seeds",
-        "1",
-        "--out",
-        "a",
-        "--json",
-    ]
-    assert run(arguments) == 0
+    assert run(["ablate", "ten-crop", "--epochs", "1", "--lr", "0.01", "--seeds", "1", "--out", "a", "--json"]) == 0
     found = document(capsys)
     assert found["claim"] == "ten-crop"
     assert found["verdict"] == "cannot tell"  # a single pair

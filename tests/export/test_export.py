@@ -33,6 +33,8 @@ from alexnet.runtimes.manifest import FORMATS, is_exported_model
 from alexnet.training.api import train
 from helpers import CLASS_NAMES, make_confident_model, make_image_folder
 
+pytestmark = pytest.mark.usefixtures("converts_once")
+
 KINDS = [
     "onnx",
     *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("openvino", "torchscript", "pt2", "huggingface")),
@@ -240,6 +242,10 @@ def test_note_mentions_few_unreadable_and_training_images(small_run, checkpoint,
 
     with Exporter(small_run) as exporter:
         assert exporter.reference.note is None
+        assert (len(exporter.reference.images.files), exporter.reference.images.description) == (
+            269,
+            "of the val split",
+        )
         dataset = exporter._dataset
         train_only = replace(dataset, splits={"train": dataset.splits["train"].take(np.arange(250))})
         images = dataset_images(train_only, train_only.classes, tmp_path)
@@ -532,12 +538,13 @@ def test_all_formats_without_images_fail_with_one_message(checkpoint, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_table_of_a_single_format(small_run, tmp_path, capsys):
-    assert run(["export", str(small_run), "onnx", "--out", str(tmp_path / "x.onnx")]) == 0
+def test_table_of_a_single_format(checkpoint, large_images, tmp_path, capsys):
+    arguments = ["--out", str(tmp_path / "x.onnx"), "--images", str(large_images)]
+    assert run(["export", str(checkpoint), "onnx", *arguments]) == 0
     out, err = capsys.readouterr()
     assert "same label" in out
     assert "100.00%" in out
     assert f"alexnet predict {tmp_path / 'x.onnx'} IMAGE…" in out
-    assert "Comparing on 269 images of the val split." in err
+    assert f"Comparing on 12 images in {large_images}." in err
     manifest = json.loads((tmp_path / "x.onnx.json").read_text())
-    assert manifest["parity"]["images"] == 269
+    assert manifest["parity"]["images"] == 12

@@ -67,7 +67,7 @@ def hostile_run(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("lang", ["en", pytest.param("zh", marks=pytest.mark.slow)])
 def test_report(hostile_run, lang):
     path, *_ = write_report(hostile_run, lang)
     page = check_that_names_are_text(path, [name for name in NAMES if name.isprintable()])

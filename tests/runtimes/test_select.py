@@ -31,6 +31,8 @@ from alexnet.runtimes.manifest import manifest_path
 from alexnet.runtimes.select import TOLERANCE, EngineCache, EngineConfig, make_probes, open_engine
 from helpers import make_image
 
+pytestmark = pytest.mark.usefixtures("converts_once")
+
 CPU = torch.device("cpu")
 TRAINING_IMAGES = partial(calibration_images, folder=None)
 MAX_DIFFERENCE = {
