@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+FORKS = (
+    "tests/training/distributed/test_towers.py", "tests/training/distributed/test_data_parallel.py",
+    "tests/training/test_faults.py", "tests/serving/test_app.py", "tests/serving/test_hostile_input.py",
+    "tests/data/shards/test_pack.py",
+)  # fmt: skip
+"""Files that start processes with forks.py. One worker gets them all, so that only it imports torch to fork from."""
+
 SLOWEST_FIRST = (
-    "training/distributed/test_towers.py", "training/distributed/test_data_parallel.py",
-    "training/test_faults.py", "training/test_trainer.py", "runtimes/test_select.py", "cli/test_cli.py",
-    "serving/test_app.py", "export/test_export.py", "plots/test_show.py", "test_security.py", "golden/test_golden.py",
-    "test_bad_input.py", "ablation/test_ablate.py", "data/shards/test_pack.py", "models/test_model.py",
-    "serving/test_hostile_input.py", "training/test_api.py", "serving/test_routes.py", "report/test_hostile_names.py",
-    "report/test_report.py", "bench/test_bench.py", "models/test_lrn.py", "runtimes/test_exported.py",
-    "report/test_report_browser.py", "serving/test_registry.py", "models/test_weights.py", "serving/test_ui_routes.py",
-    "data/quality/test_check.py", "inference/test_ensemble.py", "models/test_torchvision_models.py",
+    *FORKS,
+    "tests/training/test_trainer.py", "tests/runtimes/test_select.py", "tests/cli/test_cli.py",
+    "tests/export/test_export.py", "tests/plots/test_show.py", "tests/test_security.py", "tests/golden/test_golden.py",
+    "tests/test_bad_input.py", "tests/ablation/test_ablate.py", "tests/models/test_model.py",
+    "tests/training/test_api.py", "tests/serving/test_routes.py", "tests/report/test_report.py",
+    "tests/bench/test_bench.py", "tests/models/test_lrn.py", "tests/runtimes/test_exported.py",
+    "tests/report/test_report_browser.py", "tests/serving/test_registry.py", "tests/models/test_weights.py",
+    "tests/report/test_hostile_names.py", "tests/serving/test_ui_routes.py", "tests/data/quality/test_check.py",
+    "tests/inference/test_ensemble.py", "tests/models/test_torchvision_models.py",
 )  # fmt: skip
 """Files that take more than a few seconds. A worker that got one of them last would work while the others are done."""
 
@@ -24,5 +34,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"tests/{name}": place for place, name in enumerate(SLOWEST_FIRST)}
+    order = {name: place for place, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: order.get(item.nodeid.split("::")[0], len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a worker whole files, and the files in `FORKS` to the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return FORKS[0] if file in FORKS else file
+
+    return Scheduling(config, log) if config.option.dist == "loadfile" else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import queue
 import socket
@@ -15,6 +14,8 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+
+from forks import fork_context
 
 
 def free_port() -> int:
@@ -40,10 +41,7 @@ class Ranks:
     """Up to `most` processes, each started when first needed, from one that has torch imported."""
 
     def __init__(self, most: int) -> None:
-        fork = "forkserver" in multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if fork else "spawn")
-        if fork:
-            context.set_forkserver_preload(["alexnet.cli", "alexnet.training.api"])
+        context = fork_context()
         self.queues = [(context.Queue(), context.Queue()) for _ in range(most)]
         self.processes = [context.Process(target=_serve, args=(r, *self.queues[r]), daemon=True) for r in range(most)]
 

@@ -13,8 +13,6 @@ import select
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +27,7 @@ from alexnet.serving.app import create_app
 from alexnet.serving.registry import Models, open_models
 from alexnet.serving.server import Server, bind
 from alexnet.serving.settings import Settings
+from forks import server_process
 from server_client import DecodeGate, encode_jpeg, http_scope
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"  # a head without its empty line
@@ -64,34 +63,14 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 def request(port: int, method: str = "POST", path: str = "/v1/predict") -> tuple[int, dict[str, Any], Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection):
-        connection.request(
-            method,
-            path,
-            encode_jpeg() if method == "POST" else None,
-            {"Content-Type": "image/jpeg"},
-        )
+        connection.request(method, path, encode_jpeg() if method == "POST" else None, {"Content-Type": "image/jpeg"})
         response = connection.getresponse()
         return response.status, dict(response.getheaders()), json.loads(response.read())
 
 
 @POSIX
 def test_sigterm_drops_no_accepted_request(checkpoint: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "alexnet",
-        "serve",
-        str(checkpoint),
-        "--port",
-        "0",
-        "--json",
-        "--drain",
-        "1.5",
-    ]
-    command += ["--max-batch", "4"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        first = json.loads(process.stdout.readline())
+    with server_process(str(checkpoint), "--drain", "1.5", "--max-batch", "4") as (first, process, output):
         port = int(first["url"].rsplit(":", 1)[1])
         assert first["models"] == [checkpoint.name]
         responses: list[tuple[int, str]] = []
@@ -114,14 +93,14 @@ def test_sigterm_drops_no_accepted_request(checkpoint: Path) -> None:
         for client in clients:
             client.start()
         wait_until(lambda: len(responses) >= 12)
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         ready = [request(port, "GET", "/readyz")[0]]
         while ready[-1] == 200:
             ready.append(request(port, "GET", "/readyz")[0])
         for client in clients:
             client.join(60)
-        last = json.loads(process.stdout.readlines()[-1])
-    assert process.returncode == 0
+        last = json.loads(output.readlines()[-1])
+    assert process.exitcode == 0
     assert not broken
     assert ready[-1] == 503
     assert {status for status, _ in responses} == {200}

@@ -10,55 +10,23 @@ import os
 import site
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from test_app import running_uvicorn, wait_until
 
 import alexnet
 from alexnet.serving.registry import Models
+from forks import serve_audited, server_process
 from server_client import encode_jpeg
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-
-AUDITED = """
-import json, os, sys
-
-EVENTS = {"open", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
-        "os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect",
-        "shutil.rmtree", "tempfile.mkstemp", "tempfile.mkdtemp", "ctypes.dlopen"}
-
-def report(event, arguments):
-    if event in EVENTS:
-        os.write(1, (json.dumps([event, *map(str, arguments[:3])]) + "\\n").encode())
-
-from alexnet.cli import run
-sys.addaudithook(report)
-run(["serve", *sys.argv[1:], "--port", "0", "--json"])
-EVENTS.clear()  # at exit torch removes a temporary folder of its own
-"""
-
-
-@contextlib.contextmanager
-def server_process(command: list[str]) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """Yield the port of a server in a separate process, and the process; its later output is left to read."""
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if isinstance(event := json.loads(line), dict):
-                    yield int(event["url"].rsplit(":", 1)[1]), process
-                    return
-            raise AssertionError("the server did not start")
-        finally:
-            process.terminate()
 
 
 def post(data: bytes, path: str = "/v1/predict", kind: str = "image/jpeg") -> bytes:
@@ -85,13 +53,11 @@ def test_memory_is_bounded_under_ten_thousand_requests(checkpoint: Path) -> None
     async def run_clients(port: int) -> None:
         await asyncio.gather(*(client(port) for _ in range(500)))
 
-    def resident_mb(process: subprocess.Popen[str]) -> float:
+    def resident_mb(process: Any) -> float:
         return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    with server_process(["-m", "alexnet", "serve", str(checkpoint), "--port", "0", "--json", "--queue", "320"]) as (
-        port,
-        process,
-    ):
+    with server_process(str(checkpoint), "--queue", "320") as (document, process, _):
+        port = urlsplit(document["url"]).port
         before = resident_mb(process)
         asyncio.run(run_clients(port))
         assert sum(statuses.values()) == 10_000
@@ -152,25 +118,10 @@ def hostile_requests(all_pairs: bool) -> Iterator[bytes]:
         yield f"GET /{name} HTTP/1.1\r\nHost: localhost\r\n\r\n".replace("|touch x", "%7Ctouch").encode()
         yield f"GET /v1/samples/{name.replace(' ', '+')} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     for data in bodies:
-        for path in (
-            "/v1/predict",
-            "/v1/predict?ten_crop=1",
-            "/v1/saliency",
-            "/v1/activations",
-            "/v1/similar",
-        ):
+        for path in ("/v1/predict", "/v1/predict?ten_crop=1", "/v1/saliency", "/v1/activations", "/v1/similar"):
             yield post(data, path)
         yield post(json.dumps({"images": [data.decode("latin-1")]}).encode(), kind="application/json")
-    for path in (
-        "/",
-        "/page.js",
-        "/docs",
-        "/openapi.json",
-        "/metrics",
-        "/v1/models",
-        "/v1/samples",
-        "/nothing",
-    ):
+    for path in ("/", "/page.js", "/docs", "/openapi.json", "/metrics", "/v1/models", "/v1/samples", "/nothing"):
         yield f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
@@ -184,9 +135,9 @@ def test_no_request_touches_a_file(checkpoint: Path, all_pairs: bool) -> None:
         Path("/proc/self"),
     ]
     statuses: Counter[int] = Counter()
-    with server_process(["-c", AUDITED, str(checkpoint)]) as (port, process):
+    with server_process(str(checkpoint), function=serve_audited) as (document, process, output):
         for request in hostile_requests(all_pairs):
-            with socket.create_connection(("127.0.0.1", port), 60) as client:
+            with socket.create_connection(("127.0.0.1", urlsplit(document["url"]).port), 60) as client:
                 client.sendall(request)
                 response = http.client.HTTPResponse(client)
                 with contextlib.suppress(http.client.HTTPException):
@@ -194,11 +145,10 @@ def test_no_request_touches_a_file(checkpoint: Path, all_pairs: bool) -> None:
                     response.read()
                     statuses[response.status] += 1
         process.terminate()
-        assert process.stdout is not None
-        output = [json.loads(line) for line in process.stdout]
+        printed = [json.loads(line) for line in output]
     assert {200, 400, 404, 422} <= statuses.keys()
     assert not {status for status in statuses if status >= 500}
-    events: list[Any] = [event for event in output if isinstance(event, list)]
+    events: list[Any] = [event for event in printed if isinstance(event, list)]
     # only our own code is opened: modules that are imported lazily
     assert {event for event, *_ in events} <= {"open", "ctypes.dlopen"}
     for event, path, *how in events:

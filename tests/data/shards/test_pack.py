@@ -31,6 +31,7 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.progress import Silent
 from alexnet.training.api import train
+from forks import fork_context
 from helpers import make_image, make_image_folder
 
 
@@ -463,6 +464,8 @@ def test_another_litdata_format_is_detected(split_folder, tmp_path, monkeypatch)
 def test_processes_write_the_same_files(split_folder, tmp_path, monkeypatch):
     pack_dataset(split_folder, tmp_path / "alone")
     monkeypatch.setattr(pack_module, "_MIN_FOR_PROCESSES", 1)
+    context = fork_context()  # quicker than to spawn them
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
     pack_dataset(split_folder, tmp_path / "two", workers=2)
     assert read_files(tmp_path / "two") == read_files(tmp_path / "alone")
 
