@@ -93,13 +93,7 @@ def folder_recipe(**settings):
 
     def given(here):
         make_image_folder(here / "data", ("a", "b"), 3)
-        values = {
-            "dataset": "folder",
-            "data": "data",
-            "arch": "cifar",
-            "width": 0.125,
-            "image_size": 32,
-        }
+        values = {"dataset": "folder", "data": "data", "arch": "cifar", "width": 0.125, "image_size": 32}
         (here / "recipe.json").write_text(json.dumps({**values, **settings}))
 
     return given
@@ -345,12 +339,7 @@ PROCESSES = [
 def test_bad_input_to_several_processes(tmp_path, monkeypatch, capsys, count, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     for rank in range(count):
-        for name, number in (
-            ("WORLD_SIZE", count),
-            ("LOCAL_WORLD_SIZE", count),
-            ("RANK", rank),
-            ("LOCAL_RANK", rank),
-        ):
+        for name, number in (("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count), ("RANK", rank), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, str(number))
         assert run(["train", *arguments, "--out", "out"]) == 2
         if rank == 0:

@@ -61,12 +61,7 @@ def test_round_trip(tmp_path):
     torch.manual_seed(5)
     model = make_model(norm="batch")
     loaded = load_checkpoint(write(tmp_path / "checkpoint", model, step=5, epoch=2, training=None))
-    assert (loaded.classes, loaded.preprocess, loaded.step, loaded.epoch) == (
-        CLASSES,
-        TRANSFORM,
-        5,
-        2,
-    )
+    assert (loaded.classes, loaded.preprocess, loaded.step, loaded.epoch) == (CLASSES, TRANSFORM, 5, 2)
     assert loaded.model.spec == model.spec
     for (name, saved), tensor in zip(model.state_dict().items(), loaded.model.state_dict().values(), strict=True):
         assert torch.equal(saved, tensor), name

@@ -65,13 +65,7 @@ def as_npz(marker: Path) -> bytes:
     return file.getvalue()
 
 
-PAYLOADS = {
-    "pickle": as_pickle,
-    "torch": as_torch,
-    "legacy torch": as_legacy_torch,
-    "npy": as_npy,
-    "npz": as_npz,
-}
+PAYLOADS = {"pickle": as_pickle, "torch": as_torch, "legacy torch": as_legacy_torch, "npy": as_npy, "npz": as_npz}
 
 
 @pytest.fixture

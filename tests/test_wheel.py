@@ -64,12 +64,7 @@ def test_the_wheel_alone_trains_reports_and_serves(wheel, tmp_path):
 
     def run(*arguments: str) -> str:
         return subprocess.run(
-            [*alexnet, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
+            [*alexnet, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         ).stdout
 
     where = [python, "-c", "import alexnet; print(alexnet.__file__)"]

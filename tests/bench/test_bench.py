@@ -97,14 +97,7 @@ def test_json_has_a_row_per_measurement(small, capsys, tmp_path, monkeypatch):
     assert {"copy_gb_s", "matmul_fp32_gflop_s", "matmul_bf16_gflop_s"} <= set(found["limits"])
     assert set(PARTS) <= set(found)
     for row in (*found["train"], *found["predict"]):
-        assert {
-            "arch",
-            "image_size",
-            "precision",
-            "batch_size",
-            "images_per_second",
-            "share_of_limit",
-        } <= set(row)
+        assert {"arch", "image_size", "precision", "batch_size", "images_per_second", "share_of_limit"} <= set(row)
         assert row["low"] <= row["images_per_second"] <= row["high"]
     assert {row["batch_size"] for row in found["predict"]} == {1, 2}
     assert all("engine" in row for row in found["predict"])

@@ -28,11 +28,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 def test_digits():
     source = load_dataset("digits")
-    assert {split: len(part) for split, part in source.splits.items()} == {
-        "train": 1259,
-        "val": 269,
-        "test": 269,
-    }
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 1259, "val": 269, "test": 269}
     train = source.splits["train"]
     assert isinstance(train, ImageArrays)
     assert (train.images.dtype, train.images.shape[1:]) == (torch.uint8, (1, 32, 32))
@@ -152,11 +148,7 @@ def cifar_archive(folder: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_cifar10_in_torchvisions_layout(cifar):
     source = load_dataset("cifar10", cifar.parent)
-    assert {split: len(part) for split, part in source.splits.items()} == {
-        "train": 90,
-        "val": 10,
-        "test": 20,
-    }
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 90, "val": 10, "test": 20}
     assert source.classes == tuple("abcdefghij")
     first = pickle.loads((cifar / "test_batch").read_bytes())["data"][3].reshape(3, 32, 32)
     assert np.array_equal(source.splits["test"].images[3], first)
@@ -240,11 +232,7 @@ def fashion(folder: Path, compress: bool = False) -> Path:
 def test_fashion_mnist_layouts(inside, compress, tmp_path):
     fashion(tmp_path / "f" / inside, compress)
     source = load_dataset("fashion-mnist", tmp_path / "f")
-    assert {split: len(part) for split, part in source.splits.items()} == {
-        "train": 30,
-        "val": 10,
-        "test": 20,
-    }
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 30, "val": 10, "test": 20}
     assert source.classes[9] == "Ankle boot"
     assert source.channels == 1
     expected = np.random.default_rng(20).integers(0, 256, (20, 28, 28), dtype=np.uint8)

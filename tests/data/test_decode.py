@@ -263,12 +263,7 @@ def test_a_crop_of_other_formats(format):
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.integers(16, 400),
-    st.integers(16, 300),
-    st.sampled_from([1, 2, 4, 8]),
-    st.sampled_from([1, 6]),
-)
+@given(st.integers(16, 400), st.integers(16, 300), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 6]))
 def test_a_crop_is_decoded_at_the_smallest_scale_equally_by_both_readers(width, height, factor, orientation):
     pytest.importorskip("simplejpeg")
     exif = Image.Exif()

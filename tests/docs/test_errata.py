@@ -92,12 +92,7 @@ def test_001_lrn_follows_the_relu() -> None:
 def test_dropout_follows_fc6_and_fc7() -> None:
     for name in ("paper", "code2012", "caffe", "d2l"):
         assert kinds(name, 6) == kinds(name, 7) == ["linear", "relu", "dropout"]
-    for name in (
-        "torchvision",
-        "torchvision-lrn",
-        "seed-merged",
-        "cifar",
-    ):  # as in tutorials 000, 001 and 002
+    for name in ("torchvision", "torchvision-lrn", "seed-merged", "cifar"):  # as in tutorials 000, 001 and 002
         assert kinds(name, 6) == kinds(name, 7) == ["dropout", "linear", "relu"]
 
 
@@ -118,12 +113,7 @@ def test_001_three_ways_to_55() -> None:
     assert torch.equal(conv(two), conv(two[..., :227, :227]))
     for pads in ((1, 2), (2, 1), (0, 3)):
         assert conv(nn.functional.pad(x, (*pads, *pads))).shape[-1] == 55
-    assert [named(name)["conv1"].output[1] for name in ("paper", "one-tower", "caffe", "d2l")] == [
-        55,
-        55,
-        55,
-        54,
-    ]
+    assert [named(name)["conv1"].output[1] for name in ("paper", "one-tower", "caffe", "d2l")] == [55, 55, 55, 54]
     assert named("code2012")["pad1"].padding == 3
 
 
@@ -132,11 +122,7 @@ def test_001_merging_adds_a_million_parameters() -> None:
     assert widths("paper") == widths("one-tower")
     assert (summarize(paper).parameters, summarize(merged).parameters) == (60_965_224, 62_378_344)
     more = {name: named("paper")[name].parameters - layer.parameters for name, layer in named("one-tower").items()}
-    assert {name: -n for name, n in more.items() if n} == {
-        "conv2": 307_200,
-        "conv4": 663_552,
-        "conv5": 442_368,
-    }
+    assert {name: -n for name, n in more.items() if n} == {"conv2": 307_200, "conv4": 663_552, "conv5": 442_368}
 
 
 def test_001_overlap_is_independent_of_averaging() -> None:
@@ -152,13 +138,7 @@ def test_002_parameters() -> None:
     paper, merged = (summarize(ARCHITECTURES[name]).parameters for name in ("paper", "one-tower"))
     assert (round(paper / 1e6), round(merged / 1e6)) == (61, 62)
     # The layers as the tutorial prints them, with its fc6.
-    tutorial = [
-        3 * 64 * 121 + 64,
-        64 * 192 * 25 + 192,
-        192 * 384 * 9 + 384,
-        384 * 256 * 9 + 256,
-        256 * 256 * 9 + 256,
-    ]
+    tutorial = [3 * 64 * 121 + 64, 64 * 192 * 25 + 192, 192 * 384 * 9 + 384, 384 * 256 * 9 + 256, 256 * 256 * 9 + 256]
     tutorial += [256 * 2 * 2 * 4096 + 4096, 4096 * 4096 + 4096, 4096 * 10 + 10]
     assert sum(tutorial) == 23_490_378
 
@@ -220,11 +200,7 @@ def test_002_mean_of_stds_is_always_too_small() -> None:
     assert (within < overall).all()
     assert cifar10_seed().data.std == TUTORIAL_STD
     # Pixels normalized by it have stds of 1.22 to 1.30 instead of 1.
-    assert [round(a / b, 2) for a, b in zip(CIFAR10_STD, TUTORIAL_STD, strict=True)] == [
-        1.22,
-        1.22,
-        1.3,
-    ]
+    assert [round(a / b, 2) for a, b in zip(CIFAR10_STD, TUTORIAL_STD, strict=True)] == [1.22, 1.22, 1.3]
 
 
 def test_002_evaluation_does_not_move_the_batch() -> None:

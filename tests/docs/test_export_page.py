@@ -38,9 +38,5 @@ def test_every_format_and_flag_is_there(capsys):
     assert all(f"| `{kind}` |" in PAGE for kind in FORMATS)
     run(["export", "--help"])
     flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
-    known = {flag for flag in flags if not flag.startswith("--no-")} - {
-        "--help",
-        "--checkpoint",
-        "--json",
-    }
+    known = {flag for flag in flags if not flag.startswith("--no-")} - {"--help", "--checkpoint", "--json"}
     assert known - {"--json"} <= set(re.findall(r"--[a-z][a-z-]+", PAGE))

@@ -95,11 +95,7 @@ def test_parameters_and_macs(page: str) -> None:
             f"{100 * row.macs / summary.macs:.1f} %",
         )
         totals += number(weights), number(biases)
-    assert [number(table[last][i]) for i in (0, 1, 2, 4)] == [
-        *totals,
-        summary.parameters,
-        summary.macs,
-    ]
+    assert [number(table[last][i]) for i in (0, 1, 2, 4)] == [*totals, summary.parameters, summary.macs]
     dense = [PAPER[name] for name in ("fc6", "fc7", "fc8")]
     assert f"{sum(row.parameters / summary.parameters for row in dense):.1%}".replace("%", " %") in text(page)
     assert f"{sum(row.macs / summary.macs for row in dense):.1%}".replace("%", " %") in text(page)

@@ -109,11 +109,7 @@ def test_tables_agree_with_the_results():
 
 def test_numbers_and_entries_are_parsed():
     """Test the helpers of `test_tables_agree_with_the_results`."""
-    assert parse_numbers("images/s", "33.1 (31.0 to 1,034.6)") == [
-        ("33.1", 1.0),
-        ("31.0", 1.0),
-        ("1034.6", 1.0),
-    ]
+    assert parse_numbers("images/s", "33.1 (31.0 to 1,034.6)") == [("33.1", 1.0), ("31.0", 1.0), ("1034.6", 1.0)]
     assert parse_numbers("share of the limit, %", "81") == [("81", 100.0)]
     place = [
         {"arch": "paper", "batch_size": 32, "speed": 1.0},

@@ -63,12 +63,7 @@ def test_column_matches_the_architecture(name: str) -> None:
         assert "PyTorch default" in cell("initial biases of conv2, conv4, conv5, fc6, fc7", name)
     else:
         bias = float(cell("initial biases of conv2, conv4, conv5, fc6, fc7", name))
-        assert set(init.biases.items()) == {
-            ("conv2", bias),
-            ("conv4", bias),
-            ("conv5", bias),
-            ("hidden", bias),
-        }
+        assert set(init.biases.items()) == {("conv2", bias), ("conv4", bias), ("conv5", bias), ("hidden", bias)}
         stds = cell("standard deviation of initial weights", name)
         assert all(f"{std:g}".lstrip("0") in stds for std in (init.std, *init.stds.values()))
 
@@ -78,12 +73,7 @@ def test_torchvision_column_matches_the_recipe() -> None:
     optimization, schedule = recipe.optimization, recipe.schedule
     assert cell("batch size; length", "torchvision") == f"{optimization.batch_size}; {schedule.epochs} epochs"
     assert cell("learning rate", "torchvision") == f".01, ÷ 10 every {schedule.lr_step_size} epochs"
-    assert (
-        optimization.lr,
-        schedule.lr_gamma,
-        optimization.weight_decay,
-        optimization.decay_biases,
-    ) == (
+    assert (optimization.lr, schedule.lr_gamma, optimization.weight_decay, optimization.decay_biases) == (
         0.01,
         0.1,
         1e-4,

@@ -148,13 +148,7 @@ def golden_batches() -> Golden:
     found: Golden = {}
     for name, make in RECIPES.items():
         recipe = make()
-        small = {
-            "width": 0.125,
-            "batch_size": 8,
-            "precision": "fp32",
-            "device": "cpu",
-            "workers": 0,
-        }
+        small = {"width": 0.125, "batch_size": 8, "precision": "fp32", "device": "cpu", "workers": 0}
         own = {"digits": None, "cifar10": "cifar", "fashion-mnist": "fashion"}.get(recipe.data.dataset, "photos")
         shape = {"image_size": recipe.model.image_size or 128} if recipe.data.dataset == "folder" else {}
         recipe = recipe.replace(**small, **shape, data=folder / own if own else None)
@@ -190,13 +184,7 @@ def _batch(prepared: TrainSetup, epoch: int, step: int, exact: bool) -> Golden:
     images = batch.images
     if train.device_augment is not None:
         images = augment(
-            images,
-            batch.ids,
-            epoch,
-            recipe.run.seed,
-            train.device_augment,
-            preprocess.size,
-            batch.crop_ids,
+            images, batch.ids, epoch, recipe.run.seed, train.device_augment, preprocess.size, batch.crop_ids
         )
     row["augmented"] = {key: digest(images), **summarize(images)}
     x = preprocess.normalize(images)
@@ -401,19 +389,8 @@ def _write_messy_folder(folder: Path) -> None:
                     rgb(50 + 10 * i + n + 3 * (split == "val")),
                 )
     shutil.copyfile(folder / "divided" / "train" / "cat" / "0.png", folder / "divided" / "val" / "cat" / "0.png")
-    rows = [
-        "path,label,split",
-        "cat/0.png,cat,train",
-        "cat/1.png,cat,val",
-        "dog/0.png,dog,train",
-        "dog/1.png,dog,val",
-    ]
-    rows += [
-        "dog/1.png,dog,val",
-        "cat/nowhere.png,cat,train",
-        "cat/empty.jpg,cat,train",
-        "dog/2.png,dog,tarin",
-    ]
+    rows = ["path,label,split", "cat/0.png,cat,train", "cat/1.png,cat,val", "dog/0.png,dog,train", "dog/1.png,dog,val"]
+    rows += ["dog/1.png,dog,val", "cat/nowhere.png,cat,train", "cat/empty.jpg,cat,train", "dog/2.png,dog,tarin"]
     (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 

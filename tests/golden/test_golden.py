@@ -53,14 +53,7 @@ def test_a_difference_is_found():
     elsewhere = {"exact_sha256": "c", "codec_sha256": "d", "exact": {"loss": 0.3}}
     assert differences({**kept, **elsewhere}, kept, **anywhere) == []
     assert len(differences({**kept, **elsewhere}, kept, **here)) == 3
-    for change in (
-        {"n": 4},
-        {"x": [1.0, 2.1]},
-        {"x": [1.0]},
-        {"label": "dog"},
-        {"yes": 1},
-        {"more": 1},
-    ):
+    for change in ({"n": 4}, {"x": [1.0, 2.1]}, {"x": [1.0]}, {"label": "dog"}, {"yes": 1}, {"more": 1}):
         assert len(differences({**kept, **change}, kept, **anywhere)) == 1
     for change in ({"exact_sha256": "c"}, {"codec_sha256": "d"}, {"x": [1.0, 2.001]}):
         assert len(differences({**kept, **change}, kept, **here)) == 1

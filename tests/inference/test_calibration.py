@@ -134,12 +134,7 @@ def test_ece_and_reliability_counted_by_hand():
     assert found.accuracy[[4, 8, 9]].tolist() == [1, 0.5, 1]
     assert np.isnan(found.accuracy[0])
     assert ece(p, right, bins=10) == pytest.approx((0.55 + 2 * 0.35 + 0.05) / 4)
-    assert reliability(np.array([0.0, 1.0, np.nan]), np.zeros(3, bool), bins=4).n.tolist() == [
-        2,
-        0,
-        0,
-        1,
-    ]
+    assert reliability(np.array([0.0, 1.0, np.nan]), np.zeros(3, bool), bins=4).n.tolist() == [2, 0, 0, 1]
     assert ece(np.zeros(0), np.zeros(0, bool)) == 0
 
 
@@ -164,12 +159,7 @@ def test_calibration_survives_json():
     found = fit_calibration(*make_calibrated_logits(300))
     again = json.loads(json.dumps(found.to_dict()))
     assert convert(again, Calibration, "there") == found
-    for wrong in (
-        {"temperature": 0},
-        {"temperature": None},
-        {"threshold": "high"},
-        {"threshold": float("nan")},
-    ):
+    for wrong in ({"temperature": 0}, {"temperature": None}, {"threshold": "high"}, {"threshold": float("nan")}):
         with pytest.raises(UserError, match="temperature|threshold"):
             convert({**again, **wrong}, Calibration, "there")
 

@@ -140,12 +140,7 @@ def test_members_of_one_size_share_input_images(small_run, other_run):
     ensemble = load_ensemble([small_run, other_run, small_run])
     assert [r.members for r in ensemble.input_groups(CENTER_CROP)] == [(0, 2), (1,)]
     groups = ensemble.input_groups(make_views(10, (1.0, 1.5)))
-    assert [(r.preprocess.size, r.members) for r in groups] == [
-        (32, (0, 2)),
-        (40, (1,)),
-        (48, (0, 2)),
-        (60, (1,)),
-    ]
+    assert [(r.preprocess.size, r.members) for r in groups] == [(32, (0, 2)), (40, (1,)), (48, (0, 2)), (60, (1,))]
 
 
 def test_scales_are_averaged(small_run, digit):

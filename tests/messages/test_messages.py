@@ -25,14 +25,7 @@ def test_texts_have_the_same_placeholders_in_both_languages(key):
     assert ENGLISH[key]
     assert placeholders(ENGLISH[key]) == placeholders(CHINESE[key])
     assert not re.search("[\u4e00-\u9fff]", ENGLISH[key])
-    untranslated = {
-        "f1",
-        "top5",
-        "correct_prediction",
-        "on_device",
-        "web_done_one",
-        "web_failed_one",
-    }
+    untranslated = {"f1", "top5", "correct_prediction", "on_device", "web_done_one", "web_failed_one"}
     untranslated |= {f"operation_{kind}" for kind in ("relu", "tanh", "sigmoid", "lrn", "dropout")}
     assert re.search("[\u4e00-\u9fff]", CHINESE[key]) or key in untranslated
 

@@ -147,11 +147,7 @@ def test_torchvision_weights_are_loaded_by_name(tmp_path):
 def test_arch_command(capsys):
     assert run(["arch", "torchvision/resnet18", "--image-size", "32", "--num-classes", "10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["name"], found["parameters"], found["macs"]) == (
-        "torchvision/resnet18",
-        11_181_642,
-        37_016_576,
-    )
+    assert (found["name"], found["parameters"], found["macs"]) == ("torchvision/resnet18", 11_181_642, 37_016_576)
     assert {"name", "type", "output", "parameters", "macs", "receptive_field"} <= set(found["layers"][0])
     assert {"image_size", "in_channels", "source"} <= set(found)
     assert run(["arch", "torchvision/resnet18"]) == 0

@@ -37,11 +37,7 @@ def test_pairs_are_counted():
     targets, predicted = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 2, 1, 0, 2])
     confusion = Confusion.from_predictions(targets, predicted, ["a", "b", "c"])
     assert confusion.most_frequent(9)[0] == ("a", "b", 2, 0.5)
-    assert {pair[:3] for pair in confusion.most_frequent(9)} == {
-        ("a", "b", 2),
-        ("a", "c", 1),
-        ("b", "a", 1),
-    }
+    assert {pair[:3] for pair in confusion.most_frequent(9)} == {("a", "b", 2), ("a", "c", 1), ("b", "a", 1)}
     assert confusion.mistaken_for() == {"a": ("b", 2), "b": ("a", 1)}
 
 

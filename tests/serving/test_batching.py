@@ -205,11 +205,7 @@ def test_canceled_request_releases_its_files(models: Models, decode_gate: Decode
 
 
 def test_second_batch_runs_concurrently_if_at_least_half_full(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    classifier, begun, proceed = (
-        models["fruit"],
-        threading.Semaphore(0),
-        threading.Event(),
-    )
+    classifier, begun, proceed = (models["fruit"], threading.Semaphore(0), threading.Event())
     real, threads = classifier.probabilities, []
 
     def compute(*given: Any) -> Any:

@@ -133,11 +133,7 @@ def test_any_content_type_is_handled(server: Client, examples: int) -> None:
     def check(kind: str, parameters: list[tuple[str, str]], language: str) -> None:
         options = "".join(f"; {name}={value}" for name, value in parameters)
         headers = {"accept-language": language, "x-" + kind[:5]: options}
-        assert server.post("/v1/predict", body, kind + options, **headers).status_code in (
-            200,
-            415,
-            422,
-        )
+        assert server.post("/v1/predict", body, kind + options, **headers).status_code in (200, 415, 422)
 
     fuzz(
         check,

@@ -59,12 +59,7 @@ def test_exported_file_gives_the_predictions_of_its_run(
     data = (large_images / "leaf" / "1.jpg").read_bytes()
     with running_server(models) as server:
         model = server.get("/v1/models").json()["models"][0]
-        assert (model["name"], model["engine"], model["precision"], model["looks"]) == (
-            "net",
-            "onnx",
-            "fp32",
-            [],
-        )
+        assert (model["name"], model["engine"], model["precision"], model["looks"]) == ("net", "onnx", "fp32", [])
         for query in ({}, {"ten_crop": "true"}):
             ours, theirs = (
                 server.predict(data, model=name, **query).json()["predictions"][0]["labels"]

@@ -113,14 +113,7 @@ def test_calibrated_model_returns_confidence_and_unsure(small_run: Path) -> None
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "../../etc/passwd",
-        "..\\..\\boot.ini",
-        "/etc/passwd",
-        "C:\\x\\passwd",
-        "a/b/../passwd",
-        "passwd",
-    ],
+    ["../../etc/passwd", "..\\..\\boot.ini", "/etc/passwd", "C:\\x\\passwd", "a/b/../passwd", "passwd"],
 )
 def test_file_name_is_reduced_to_last_path_component(server: Client, name: str) -> None:
     (prediction,) = predictions(server.predict((name, encode_jpeg())))
@@ -478,12 +471,7 @@ def test_models_lists_classes_and_limits(server: Client) -> None:
     assert document["default"] == "fruit"
     (model,) = document["models"]
     assert model["classes"] == ["apple", "leaf", "sky"]
-    assert (model["image_size"], model["channels"], model["engine"], model["precision"]) == (
-        32,
-        3,
-        "exact",
-        "fp32",
-    )
+    assert (model["image_size"], model["channels"], model["engine"], model["precision"]) == (32, 3, "exact", "fp32")
     assert model["views"] == [1, 10]
     assert model["limits"] == {"bytes": 300_000, "pixels": 1_000_000, "images": 4}
     assert "activations" in model["looks"]
@@ -558,11 +546,7 @@ def test_unexpected_exception_is_500_without_details(
 def test_openapi_lists_parameters_bodies_and_statuses(server: Client) -> None:
     document = server.get("/openapi.json").json()
     predict = document["paths"]["/v1/predict"]["post"]
-    assert [parameter["name"] for parameter in predict["parameters"]] == [
-        "model",
-        "top_k",
-        "ten_crop",
-    ]
+    assert [parameter["name"] for parameter in predict["parameters"]] == ["model", "top_k", "ten_crop"]
     assert set(predict["requestBody"]["content"]) == {
         "multipart/form-data", "application/json", "image/*", "application/octet-stream",
     }  # fmt: skip

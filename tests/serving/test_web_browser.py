@@ -192,11 +192,7 @@ def test_each_of_several_chosen_files_gets_a_result(open_page, site, run, photog
     page.locator("#files").set_input_files([{"name": n, "mimeType": "image/jpeg", "buffer": b} for n, b in files])
     wait_for_card(page, 3)
     cards = page.locator(".card").all()
-    assert [card.locator(".name").inner_text() for card in cards] == [
-        "china.jpg",
-        "broken.jpg",
-        "leaf.jpg",
-    ]
+    assert [card.locator(".name").inner_text() for card in cards] == ["china.jpg", "broken.jpg", "leaf.jpg"]
     assert [card.locator(".error").is_visible() for card in cards] == [False, True, False]
     assert "cut short" in cards[1].locator(".error").inner_text()
     assert labels_of(cards[2])[0][0] == load(run).predict(leaf).labels[0][0]
@@ -267,11 +263,7 @@ def test_model_and_ten_crops_can_be_changed(open_page, site, checkpoint, large_i
     assert "3 classes" in page.locator("#about").inner_text()
     assert page.locator("#samples").is_hidden(), "it has no run"
     assert not page.locator("[data-look=similar]").is_visible()
-    assert [("ten_crop=true" in url, "top_k=3" in url) for url in requests] == [
-        (0, 0),
-        (0, 1),
-        (1, 1),
-    ]
+    assert [("ten_crop=true" in url, "top_k=3" in url) for url in requests] == [(0, 0), (0, 1), (1, 1)]
 
 
 def test_language_follows_the_browser_and_can_be_changed(open_page, site, photograph):

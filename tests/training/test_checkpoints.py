@@ -50,15 +50,7 @@ REST = {"optimizer": {"state": {}}, "scaler": {}}
 
 
 def test_the_training_state_survives_loading_with_weights_only():
-    state = TrainState(
-        step=7,
-        epoch=2,
-        batch=3,
-        seen=96,
-        loss_sum=1.5,
-        hits=40.0,
-        history=[{"epoch": 1, "top1": 0.5}],
-    )
+    state = TrainState(step=7, epoch=2, batch=3, seen=96, loss_sum=1.5, hits=40.0, history=[{"epoch": 1, "top1": 0.5}])
     file = io.BytesIO()
     torch.save({"position": asdict(state), **REST}, file)
     file.seek(0)

@@ -17,14 +17,7 @@ HEALTHY = ([2.0, 1.5, 1.2, 1.0, 0.9], [1.9, 1.5, 1.3, 1.2, 1.19])
 
 def make_rows(train_losses, val_losses, **last):
     rows = [
-        {
-            "epoch": i + 1,
-            "step": 100 * (i + 1),
-            "train_loss": t,
-            "val_loss": v,
-            "waiting": 0.0,
-            "dead": {},
-        }
+        {"epoch": i + 1, "step": 100 * (i + 1), "train_loss": t, "val_loss": v, "waiting": 0.0, "dead": {}}
         for i, (t, v) in enumerate(zip(train_losses, val_losses, strict=True))
     ]
     rows[-1].update(last)

@@ -19,14 +19,7 @@ from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.checkpoints import TrainState, find_latest_valid
 
-SETTINGS = {
-    "width": 0.0625,
-    "batch_size": 256,
-    "epochs": 3,
-    "precision": "fp32",
-    "device": "cpu",
-    "lr": 0.05,
-}
+SETTINGS = {"width": 0.0625, "batch_size": 256, "epochs": 3, "precision": "fp32", "device": "cpu", "lr": 0.05}
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,7 @@ from alexnet.training.recipe import Recipe, read_recipe
 from alexnet.training.transfer import choose_frozen_layers, freeze, frozen_layers, weighted_layers
 from helpers import make_image_folder
 
-SMALL = {
-    "arch": "cifar",
-    "image_size": 32,
-    "width": 0.125,
-    "precision": "fp32",
-    "device": "cpu",
-    "workers": 0,
-}
+SMALL = {"arch": "cifar", "image_size": 32, "width": 0.125, "precision": "fp32", "device": "cpu", "workers": 0}
 
 
 class LogRecorder(Silent):
@@ -58,24 +51,13 @@ def others(tmp_path) -> Path:
 
 def test_frozen_features_are_unchanged_and_the_new_head_is_trained(trained, others, tmp_path):
     recorder = LogRecorder()
-    result = train(
-        "folder",
-        data=others,
-        weights=str(trained),
-        out=tmp_path / "run",
-        epochs=2,
-        progress=recorder,
-    )
+    result = train("folder", data=others, weights=str(trained), out=tmp_path / "run", epochs=2, progress=recorder)
     before, after = best(trained), best(result.run)
     assert after["fc8.weight"].shape[0] == 2
     for name in before:
         assert name.startswith("fc8") or torch.equal(before[name], after[name]), name  # also the averages of batch norm
     recipe = read_recipe(result.run / "recipe.json")
-    assert (recipe.model.freeze, recipe.model.arch, recipe.model.width) == (
-        "features",
-        "cifar",
-        0.125,
-    )
+    assert (recipe.model.freeze, recipe.model.arch, recipe.model.width) == ("features", "cifar", 0.125)
     assert recipe.model.weights == str(trained.absolute())
     assert any(
         "images per class are enough only for a linear classifier" in line and "--freeze" in line
@@ -88,13 +70,7 @@ def test_frozen_features_are_unchanged_and_the_new_head_is_trained(trained, othe
 
 def test_the_head_is_kept_for_the_same_classes(trained, tmp_path):
     data = read_recipe(trained / "recipe.json").data.path
-    shared = {
-        "data": data,
-        "weights": str(trained),
-        "freeze": "none",
-        "lr": 1e-9,
-        "progress": Silent(),
-    }
+    shared = {"data": data, "weights": str(trained), "freeze": "none", "lr": 1e-9, "progress": Silent()}
     run = train("folder", out=tmp_path / "run", epochs=1, **shared).run
     assert torch.allclose(best(trained)["fc8.weight"], best(run)["fc8.weight"], atol=1e-6)
     # without a new layer all have the same rate
@@ -172,14 +148,7 @@ def test_frozen_layers_are_chosen_by_the_number_of_images(images, frozen):
 
 def test_weights_for_another_architecture_or_color_mode_are_refused(trained, others, small_run, tmp_path):
     with pytest.raises(UserError, match="leave --arch out"):
-        train(
-            "folder",
-            data=others,
-            weights=str(trained),
-            arch="torchvision",
-            out=tmp_path / "a",
-            progress=Silent(),
-        )
+        train("folder", data=others, weights=str(trained), arch="torchvision", out=tmp_path / "a", progress=Silent())
     with pytest.raises(UserError, match="takes grayscale images, and these are color"):
         train("folder", data=others, weights=str(small_run), out=tmp_path / "b", progress=Silent())
     assert not (tmp_path / "a").exists()
@@ -195,13 +164,7 @@ def test_training_from_torchvision_weights(others, tmp_path, monkeypatch):
 
     state = torchvision_alexnet(weights=None).state_dict()
     monkeypatch.setattr(weights, "torchvision_weights", lambda name: (state, [f"class {i}" for i in range(1000)]))
-    shared = {
-        "workers": 0,
-        "precision": "fp32",
-        "device": "cpu",
-        "progress": Silent(),
-        "batch_size": 8,
-    }
+    shared = {"workers": 0, "precision": "fp32", "device": "cpu", "progress": Silent(), "batch_size": 8}
     run = train("folder", data=others, weights="torchvision:IMAGENET1K_V1", limit_steps=1, out=tmp_path / "run",
                 **shared).run  # fmt: skip
     after = best(run)
@@ -209,11 +172,7 @@ def test_training_from_torchvision_weights(others, tmp_path, monkeypatch):
     assert torch.equal(after["fc7.weight"], state["classifier.4.weight"])
     assert after["fc8.weight"].shape == (2, 4096)
     preprocess = load_checkpoint(Run(run).named_checkpoint("best")).preprocess
-    assert (preprocess.size, preprocess.resize, preprocess.mean) == (
-        224,
-        256,
-        (0.485, 0.456, 0.406),
-    )
+    assert (preprocess.size, preprocess.resize, preprocess.mean) == (224, 256, (0.485, 0.456, 0.406))
 
 
 def test_weights_with_spec_edits_are_refused():

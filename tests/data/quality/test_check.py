@@ -374,11 +374,7 @@ def test_untrusted_labels_cannot_escape_the_copy(tmp_path):
     write_cleaned(check_dataset(None, labels), tmp_path / "deep" / "fixed")
     new = [p for p in sorted(tmp_path.rglob("*")) if p not in before]
     assert all(p.is_relative_to(tmp_path / "deep") for p in new)
-    assert {p.name for p in (tmp_path / "deep" / "fixed").iterdir()} == {
-        "%2E.%2F..%2Fout",
-        "%2Fetc",
-        "%2E.",
-    }
+    assert {p.name for p in (tmp_path / "deep" / "fixed").iterdir()} == {"%2E.%2F..%2Fout", "%2Fetc", "%2E."}
     assert len(check_dataset(tmp_path / "deep" / "fixed").names) == 6
 
 
