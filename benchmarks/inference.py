@@ -28,8 +28,7 @@ from common import data, save
 
 from alexnet.bench.limits import time_interleaved
 from alexnet.device import cache_dir
-from alexnet.inference.evaluate import calibration_images
-from alexnet.inference.load import TORCHVISION_PREPROCESS
+from alexnet.inference.load import TORCHVISION_PREPROCESS, calibration_images
 from alexnet.models.model import create_model
 from alexnet.runtimes import engines
 from alexnet.runtimes.convert import describe, to_onnx

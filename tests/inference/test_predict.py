@@ -15,10 +15,10 @@ from alexnet.checkpoint import MODEL
 from alexnet.data.datasets import load_dataset
 from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
-from alexnet.inference.calibration import find_calibration
 from alexnet.inference.load import TORCHVISION_PREPROCESS, load_model
 from alexnet.inference.predict import Prediction, load
 from alexnet.run_dir import Run
+from alexnet.runtimes.calibration import find_calibration
 from alexnet.runtimes.engines import softmax
 
 

@@ -15,7 +15,7 @@ import alexnet
 from alexnet.cli import run
 from alexnet.errors import UserError
 from alexnet.inference.load import is_run_reference, load_model
-from alexnet.inference.predict import load, load_fast
+from alexnet.inference.predict import load
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import (
     Manifest,
@@ -257,7 +257,7 @@ def test_missing_package_is_reported_with_its_install_command(monkeypatch):
 
 def test_exported_file_is_unsure_where_the_checkpoint_is(exported, calibrated_checkpoint, large_images):
     images = sorted(large_images.rglob("*.jpg"))
-    found = list(load_fast(exported / "net.onnx").predict_many(images))
+    found = list(load(exported / "net.onnx").predict_many(images))
     expected = list(load(calibrated_checkpoint, device="cpu").predict_many(images))
     assert [p.unsure for p in found] == [p.unsure for p in expected]
     assert {p.unsure for p in found} == {True, False}
@@ -277,9 +277,9 @@ def test_opened_file_is_in_memory(export_folder, large_images, names):
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from alexnet.inference.predict import load_fast\n"
+        "from alexnet.inference.predict import load\n"
         f"image, names = {str(large_images / 'sky' / '1.jpg')!r}, {[str(export_folder / name) for name in names]!r}\n"
-        "models = [load_fast(name, trust=True) for name in names]\n"
+        "models = [load(name, trust=True) for name in names]\n"
         "before = [model.predict(image) for model in models]\n"
         f"for path in Path({str(export_folder)!r}).iterdir():\n"
         "    if not path.is_file(): continue\n"

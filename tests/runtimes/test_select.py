@@ -20,9 +20,9 @@ from alexnet.data.datasets import load_dataset
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.inference.ensemble import forward
-from alexnet.inference.evaluate import calibration_images, evaluate
-from alexnet.inference.load import load_model
-from alexnet.inference.predict import load, load_fast
+from alexnet.inference.evaluate import evaluate
+from alexnet.inference.load import calibration_images, load_model
+from alexnet.inference.predict import load
 from alexnet.models.model import create_model
 from alexnet.run_dir import Run
 from alexnet.runtimes import engines, manifest, select
@@ -161,32 +161,32 @@ def _lose_manifest(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_truncate, _lose_manifest, pytest.param(Path.unlink, marks=pytest.mark.slow)])
 def test_damaged_engine_file_is_rebuilt(small_run, cache, image, damage):
-    load_fast(small_run, engine="onnxruntime").predict(image)
+    load(small_run, engine="onnxruntime", cached_for="many").predict(image)
     stored = EngineCache(load_model(small_run).model_id)
     file = stored.file(select.ONNX)
     damage(file)
     assert stored.open("onnxruntime") is None
-    classifier = load_fast(small_run, engine="onnxruntime")
+    classifier = load(small_run, engine="onnxruntime", cached_for="many")
     assert classifier.model is not None
     expected = load(small_run, engine="onnxruntime").predict(image).labels
     assert dict(classifier.predict(image).labels) == pytest.approx(dict(expected), abs=1e-6)
     assert stored.open("onnxruntime") is not None
     (stored.path / "measured.json").write_text("{")
-    load_fast(small_run, engine="onnxruntime").predict(image)
+    load(small_run, engine="onnxruntime", cached_for="many").predict(image)
 
 
 def test_cache_that_cannot_be_written(small_run, tmp_path, monkeypatch, image):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "file" / "cache"))
     exact = load(small_run).predict(image)
-    found = load_fast(small_run, engine="openvino-int8-fc").predict(image)
+    found = load(small_run, engine="openvino-int8-fc", cached_for="many").predict(image)
     assert [p for _, p in found.labels] == pytest.approx([p for _, p in exact.labels], abs=0.02)
 
 
 def test_cached_engine_predicts_the_same(small_run, cache, image, tmp_path):
-    first = load_fast(small_run, engine="openvino")
+    first = load(small_run, engine="openvino", cached_for="many")
     labels = first.predict(image).labels
-    cached = load_fast(small_run, engine="openvino")
+    cached = load(small_run, engine="openvino", cached_for="many")
     assert cached.model is None
     assert dict(cached.predict(image).labels) == pytest.approx(dict(labels), abs=1e-6)
     views = cached.predict(image, views=10).labels

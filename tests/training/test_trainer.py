@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from alexnet import checkpoint, files, run_dir
 from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.errors import TrainingFailed, UserError
-from alexnet.inference.calibration import find_calibration
 from alexnet.models.model import build
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
+from alexnet.runtimes.calibration import find_calibration
 from alexnet.training.api import resume, train
 from alexnet.training.checkpoints import TrainState
 from alexnet.training.recipe import read_recipe, with_settings

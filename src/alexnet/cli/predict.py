@@ -35,7 +35,7 @@ def predict(
     """
     from alexnet.data.image_folder import find_images
     from alexnet.inference.load import is_run_reference
-    from alexnet.inference.predict import load_fast
+    from alexnet.inference.predict import load
 
     runs = [run, *itertools.takewhile(is_run_reference, images)]
     images = images[len(runs) - 1 :]
@@ -47,7 +47,7 @@ def predict(
     for image in images:
         inputs += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
     predictions = []
-    classifier = load_fast(runs, single=len(inputs) == 1, **options.to_load())
+    classifier = load(runs, cached_for="one" if len(inputs) == 1 else "many", **options.to_load())
     for prediction in classifier.predict_many(inputs, top, options.views, options.scales):
         predictions.append(prediction)
         if not json:
@@ -65,14 +65,14 @@ def _predict_to_file(
     """Write the labels of many images as a table, resuming a table that an earlier command left unfinished."""
     from alexnet.data.image_folder import find_images
     from alexnet.inference.batch_predict import check_out, write_predictions
-    from alexnet.inference.predict import load_fast
+    from alexnet.inference.predict import load
     from alexnet.progress import default_progress
 
     check_out(out)
     if "-" in images:
         raise UserError("--out writes one row per image file and '-' is not a file; leave one of them out.")
     paths = find_images(images)
-    classifier = load_fast(runs, single=len(paths) == 1, **options.to_load())
+    classifier = load(runs, cached_for="one" if len(paths) == 1 else "many", **options.to_load())
     networks = [member.model_id for member in classifier.ensemble.members]
     request = {"networks": networks, "engine": options.engine}
     with closing(default_progress()) as progress:

@@ -29,8 +29,7 @@ from alexnet.errors import UserError, unknown_name
 from alexnet.export import parity
 from alexnet.export.parity import TOLERANCE, ExportFailed, Parity, Reference
 from alexnet.files import write_json
-from alexnet.inference.evaluate import calibration_images, load_run_dataset
-from alexnet.inference.load import load_model
+from alexnet.inference.load import calibration_images, load_model, load_run_dataset
 from alexnet.models.torchvision_models import TorchvisionNetwork
 from alexnet.models.weights import to_torchvision
 from alexnet.runtimes.convert import (

@@ -17,12 +17,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from alexnet.data.dataset import ImageDataset, ImageFiles, RawImage
 from alexnet.data.decode import BadImage
+from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.files import read_json, write_json
@@ -30,9 +32,6 @@ from alexnet.inference.predict import BATCH_SIZE, load_eval_array
 from alexnet.runtimes.engines import Engine, LoadedModel, TorchEngine, softmax
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import FORMATS
-
-if TYPE_CHECKING:
-    from alexnet.data.dataset import ImageDataset, RawImage
 
 ENOUGH_IMAGES = 200  # with fewer, the comparison carries a note
 MAX_IMAGES = 1000
@@ -123,8 +122,6 @@ def folder_images(folder: Path, classes: tuple[str, ...]) -> ImageSet:
 
     Raises `UserError` if there are none.
     """
-    from alexnet.data.image_folder import find_images
-
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder; pass a folder of typical images.")
     files = _evenly_spaced(find_images([folder]))
@@ -138,7 +135,6 @@ def dataset_images(dataset: ImageDataset, classes: tuple[str, ...], temporary: P
 
     Images that are not files are written to `temporary`: packed JPEGs unchanged, pixel arrays as PNG.
     """
-    from alexnet.data.dataset import ImageFiles
     from alexnet.inference.evaluate import match_classes
 
     split = next(name for name in ("val", "test", "train") if name in dataset.splits)

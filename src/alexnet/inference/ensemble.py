@@ -7,20 +7,20 @@ which are matched by name. One network alone is an ensemble of one, and its logi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alexnet.data.transforms import EvalTransform
+from alexnet.device import pick_device
 from alexnet.errors import UserError
-from alexnet.inference.calibration import average_calibrations
 from alexnet.inference.crops import CENTER_CROP, Views, crop_views, log_mean, without_center_crop
-from alexnet.inference.load import load_network
-from alexnet.runtimes.calibration import Calibration
+from alexnet.inference.load import calibration_images, load_network
+from alexnet.runtimes.calibration import Calibration, average_calibrations
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel
 from alexnet.runtimes.select import EngineConfig, LazyEngine
 
@@ -67,8 +67,13 @@ class Ensemble:
         notes = missing or [member.calibration_note for member in self.members if member.calibration_note]
         return average_calibrations([member.calibration for member in self.members]), " ".join(notes)
 
-    def open(self, config: EngineConfig) -> Ensemble:
-        """Return the members ready to compute: modules on the device, channels_last, or in another engine."""
+    def open(self, engine: str, device: str, calibrate: str | Path | None, log: Callable[[str], object]) -> Ensemble:
+        """Return the members ready to compute: modules on the device, channels_last, or in another engine. Arguments
+        as for `load`."""
+        if all(member.engine is not None for member in self.members):
+            return self
+        images = partial(calibration_images, folder=Path(calibrate) if calibrate else None)
+        config = EngineConfig(engine, pick_device(device), device, images, recalibrate=bool(calibrate), log=log)
         return replace(self, members=tuple(_open(member, config) for member in self.members))
 
     def input_groups(self, views: Views) -> list[InputGroup]:

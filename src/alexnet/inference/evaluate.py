@@ -6,49 +6,30 @@ exactly the metrics that training reported.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
-from alexnet.data.datasets import load_dataset, load_for_evaluation
-from alexnet.data.decode import BadImage, decode_image
-from alexnet.data.image_folder import find_images
-from alexnet.data.in_memory import BadFiles, decode_splits, fits_in_memory
+from alexnet.data.dataset import ImageArrays, ImageDataset
+from alexnet.data.datasets import load_for_evaluation
+from alexnet.data.in_memory import decode_splits, fits_in_memory
 from alexnet.data.loader import EVAL_BATCH_SIZE, BatchLoader, choose_workers, evaluation_batches
-from alexnet.data.split import read_bad_files, read_split
+from alexnet.data.split import read_split
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
-from alexnet.files import read_json
-from alexnet.inference.calibration import confidence_metrics
 from alexnet.inference.crops import CENTER_CROP, Views, log_mean, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
-from alexnet.inference.metrics import compute_metrics, correct_at
+from alexnet.inference.load import explain_bad_files, load_run_dataset, read_recipe
 from alexnet.progress import Progress
-from alexnet.run_dir import Run
+from alexnet.runtimes.calibration import confidence_metrics, correct_at
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
-from alexnet.runtimes.select import EngineConfig
-
-CALIBRATION_IMAGES = 300  # for 8-bit activations: NNCF's default `subset_size`
-
-
-class DataRecipe(TypedDict):
-    """The settings of a run that describe its data."""
-
-    dataset: str
-    data: str | None
-    labels: str | None
-    seed: int
-    validate_on: str
 
 
 @dataclass(frozen=True)
@@ -205,22 +186,14 @@ def evaluate(
                 f"The data has {source.channels} channels, but the network reads {member.preprocess.channels}."
             )
     class_indices = match_classes(ensemble.classes, source.classes)
-    config = EngineConfig(
-        engine,
-        torch_device,
-        device,
-        partial(calibration_images, folder=Path(calibrate) if calibrate else None),
-        recalibrate=bool(calibrate),
-        log=log,
-    )
-    ensemble = ensemble.open(config)
+    ensemble = ensemble.open(engine, device, calibrate, log)
     logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
     for group in groups:
         transform = group.preprocess
         measured = replace(source, splits={name: images}, channels=transform.channels)
         workers, _ = choose_workers(None, EVAL_BATCH_SIZE * transform.channels * transform.size**2)
         if fits_in_memory(measured, transform.size):
-            with _explain_bad_files(own_data):
+            with explain_bad_files(own_data):
                 measured = decode_splits(measured, transform, progress=progress)
         pairs = [(ensemble.members[i].computes, ensemble.members[i].preprocess) for i in group.members]
         batches = evaluation_batches(measured.splits[name], transform, workers)
@@ -261,34 +234,6 @@ def _is_best(loaded: LoadedModel) -> bool:
     return best is not None and loaded.checkpoint is not None and loaded.checkpoint.resolve() == best.resolve()
 
 
-def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
-    """Load the data that a run was trained on, with the same splits, which were checked before training: images that
-    have become unreadable since are found when they are decoded."""
-    recipe = read_recipe(run)
-    rows = read_split(run.split_csv) if run.split_csv.is_file() else None
-    with _explain_bad_files(own_data=True):
-        return load_dataset(
-            recipe["dataset"],
-            Path(recipe["data"]) if recipe["data"] else None,
-            labels=Path(recipe["labels"]) if recipe["labels"] else None,
-            seed=recipe["seed"],
-            bad=read_bad_files(run.path / "bad_files.csv"),
-            hold_out=recipe["validate_on"] == "val",
-            split=rows,
-            progress=progress,
-        )
-
-
-@contextlib.contextmanager
-def _explain_bad_files(own_data: bool) -> Iterator[None]:
-    """Turn `BadFiles` into an error without --skip-bad, which evaluation does not have."""
-    try:
-        yield
-    except BadFiles as error:
-        fix = "restore them, or give other images with --data" if own_data else "replace or remove them"
-        raise error.without_skipping(fix) from error
-
-
 def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
     """Raise `UserError` if `split` was held out of the first member's data and another member, trained on the same
     data, did not hold out the same images: it may have trained on some of them."""
@@ -309,15 +254,6 @@ def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
                 f"{other.path}, which may have been trained on them; give --data with other images, or "
                 "split the data into train/ and val/ before training."
             )
-
-
-def read_recipe(run: Run) -> DataRecipe:
-    """Return the fields of the run's recipe.json that describe its data. Raises `UserError`."""
-    try:
-        return read_json(run.recipe_json, DataRecipe)
-    except (OSError, UserError) as error:
-        reason = str(error).rstrip(".")
-        raise UserError(f"{run.recipe_json} is damaged ({reason}); give the images with --data.") from error
 
 
 def _choose_split(name: str, source: ImageDataset) -> str:
@@ -348,27 +284,49 @@ def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarra
     return np.array([index[name] for name in found], dtype=np.int64)
 
 
-def calibration_images(loaded: LoadedModel, folder: Path | None, flag: str = "--calibrate") -> np.ndarray:
-    """Return up to 300 images to calibrate 8-bit activations on, evenly from `folder`, else from the training images:
-    uint8 N×C×size×size. Raises `UserError` where there are none."""
-    if folder is not None:
-        images = []
-        for path in _take_evenly(find_images([folder])):
-            with contextlib.suppress(BadImage):
-                images.append(loaded.preprocess.eval_array(decode_image(path, loaded.preprocess.channels)))
-        if not images:
-            raise UserError(f"None of the images in {folder} can be read; give another folder with {flag}.")
-        return np.stack(images)
-    if loaded.run is None:
-        raise UserError(
-            "8-bit activations must be calibrated on images, and this network has no data of its own; give "
-            f"{flag} with a folder of images like those it will classify."
-        )
-    part: ImageArrays | ImageFiles = load_run_dataset(loaded.run, None).splits["train"]
-    part = part.take(np.array(_take_evenly(list(range(len(part))))))
-    return np.concatenate([b.images.cpu().numpy() for b in evaluation_batches(part, loaded.preprocess).batches(0)])
+# ── metrics ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _take_evenly(items: list[Any]) -> list[Any]:
-    count = min(CALIBRATION_IMAGES, len(items))
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's confidence interval of the proportion `hits`/`n`, valid also for small n and near 0 and 1."""
+    from scipy.stats import binomtest
+
+    if n == 0:
+        return 0.0, 1.0
+    ci = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    return float(ci.low), float(ci.high)
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Return the mean negative log-probability of the targets, in nats, computed in float64."""
+    z = logits.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(z).sum(axis=1))
+    return float(np.mean(log_sum - z[np.arange(len(z)), targets]))
+
+
+def compute_metrics(logits: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Return all metrics of an evaluation; accuracies are fractions of 1.
+
+    `logits` (n, classes) float, `targets` (n,) int → `top1`, `top5`, `loss`, `n`, `interval` (95 % of top1),
+    `per_class`: label, n, precision, recall, f1 in class order (0 where nothing was predicted or present).
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    n = len(targets)
+    top1 = correct_at(logits, targets, 1)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        targets, logits.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0
+    )
+    return {
+        "top1": float(top1.mean()),
+        "top5": float(correct_at(logits, targets, min(5, len(classes))).mean()),
+        "loss": cross_entropy(logits, targets),
+        "n": n,
+        "interval": list(wilson_interval(int(top1.sum()), n)),
+        "per_class": [
+            {"label": label, "n": int(support[i]), "precision": float(precision[i]),
+             "recall": float(recall[i]), "f1": float(f1[i])}
+            for i, label in enumerate(classes)
+        ],
+    }  # fmt: skip

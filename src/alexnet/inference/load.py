@@ -1,25 +1,38 @@
 """Loading of whatever RUN may be on the command line: a run, a checkpoint folder, torchvision's published weights, or
-an exported file. Needs no torch until weights are loaded."""
+an exported file; and of a run's data. Needs no torch until weights or data are loaded."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
 
 from alexnet.checkpoint import MODEL, checkpoint_id, load_checkpoint
+from alexnet.data.decode import BadImage, decode_image
+from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.inference.calibration import find_calibration
+from alexnet.files import read_json
+from alexnet.progress import Progress
 from alexnet.run_dir import Run, find_run
+from alexnet.runtimes.calibration import find_calibration
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import is_exported_model
 from alexnet.runtimes.select import open_cached
 
+if TYPE_CHECKING:
+    from alexnet.data.dataset import ImageDataset
+
 # torchvision's AlexNet_Weights.IMAGENET1K_V1.transforms(): ImageClassification(crop_size=224), its defaults
 TORCHVISION_PREPROCESS = EvalTransform(
     size=224, resize=256, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
 )
+CALIBRATION_IMAGES = 300  # for 8-bit activations: NNCF's default `subset_size`
 WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".caffemodel", ".h5", ".onnx"}
 
 
@@ -114,3 +127,86 @@ def resolve_checkpoint(name: str | Path, checkpoint: str = "best") -> tuple[Path
     if folder is None:
         raise UserError(f"The run {run.path} has no checkpoint yet; 'alexnet resume {run.path}' restarts it.")
     return folder, run
+
+
+# ── the data of a run ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class DataRecipe(TypedDict):
+    """The settings of a run that describe its data."""
+
+    dataset: str
+    data: str | None
+    labels: str | None
+    seed: int
+    validate_on: str
+
+
+def read_recipe(run: Run) -> DataRecipe:
+    """Return the fields of the run's recipe.json that describe its data. Raises `UserError`."""
+    try:
+        return read_json(run.recipe_json, DataRecipe)
+    except (OSError, UserError) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(f"{run.recipe_json} is damaged ({reason}); give the images with --data.") from error
+
+
+def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
+    """Load the data that a run was trained on, with the same splits, which were checked before training: images that
+    have become unreadable since are found when they are decoded."""
+    from alexnet.data.datasets import load_dataset
+    from alexnet.data.split import read_bad_files, read_split
+
+    recipe = read_recipe(run)
+    rows = read_split(run.split_csv) if run.split_csv.is_file() else None
+    with explain_bad_files(own_data=True):
+        return load_dataset(
+            recipe["dataset"],
+            Path(recipe["data"]) if recipe["data"] else None,
+            labels=Path(recipe["labels"]) if recipe["labels"] else None,
+            seed=recipe["seed"],
+            bad=read_bad_files(run.path / "bad_files.csv"),
+            hold_out=recipe["validate_on"] == "val",
+            split=rows,
+            progress=progress,
+        )
+
+
+@contextlib.contextmanager
+def explain_bad_files(own_data: bool) -> Iterator[None]:
+    """Turn `BadFiles` into an error without --skip-bad, which evaluation does not have."""
+    from alexnet.data.in_memory import BadFiles
+
+    try:
+        yield
+    except BadFiles as error:
+        fix = "restore them, or give other images with --data" if own_data else "replace or remove them"
+        raise error.without_skipping(fix) from error
+
+
+def calibration_images(loaded: LoadedModel, folder: Path | None, flag: str = "--calibrate") -> np.ndarray:
+    """Return up to 300 images to calibrate 8-bit activations on, evenly from `folder`, else from the training images:
+    uint8 N×C×size×size. Raises `UserError` where there are none."""
+    if folder is not None:
+        images = []
+        for path in _take_evenly(find_images([folder])):
+            with contextlib.suppress(BadImage):
+                images.append(loaded.preprocess.eval_array(decode_image(path, loaded.preprocess.channels)))
+        if not images:
+            raise UserError(f"None of the images in {folder} can be read; give another folder with {flag}.")
+        return np.stack(images)
+    if loaded.run is None:
+        raise UserError(
+            "8-bit activations must be calibrated on images, and this network has no data of its own; give "
+            f"{flag} with a folder of images like those it will classify."
+        )
+    from alexnet.data.loader import evaluation_batches
+
+    part = load_run_dataset(loaded.run, None).splits["train"]
+    part = part.take(np.array(_take_evenly(list(range(len(part))))))
+    return np.concatenate([b.images.cpu().numpy() for b in evaluation_batches(part, loaded.preprocess).batches(0)])
+
+
+def _take_evenly(items: list[Any]) -> list[Any]:
+    count = min(CALIBRATION_IMAGES, len(items))
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]

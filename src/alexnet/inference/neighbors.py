@@ -25,8 +25,8 @@ from alexnet.data.loader import choose_workers, evaluation_batches
 from alexnet.device import pick_device
 from alexnet.errors import UserError
 from alexnet.files import atomic_folder, printable, read_json, write_json
-from alexnet.inference.evaluate import load_run_dataset, read_recipe
 from alexnet.inference.features import Features, extract_features, load_image
+from alexnet.inference.load import load_run_dataset, read_recipe
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import LoadedModel

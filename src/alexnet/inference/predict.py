@@ -3,7 +3,7 @@
 The probabilities are the network's own. Where it has a calibration, a prediction also has a confidence, which decides
 whether it is unsure (see `calibration.py`).
 
-Importing torch takes longer than classifying an image, so it is imported only where it computes: `load_fast` uses a
+Importing torch takes longer than classifying an image, so it is imported only where it computes: `load` can use a
 cached engine, or an exported file, without it.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,8 +25,7 @@ from alexnet.errors import UserError
 from alexnet.inference.crops import CENTER_CROP, Views, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
 from alexnet.inference.load import find_cached
-from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine, softmax, trace_model
-from alexnet.runtimes.select import EngineConfig
+from alexnet.runtimes.engines import EXACT, Engine, check_engine, softmax, trace_model
 
 if TYPE_CHECKING:
     import torch
@@ -109,12 +108,7 @@ class Classifier:
             log(note)
         self._device_name = device
         self._traced: Sequence[nn.Module | Engine] = ()
-        if any(member.engine is None for member in ensemble.members):
-            folder = Path(calibrate) if calibrate else None
-            images = partial(_calibration_images, folder=folder)
-            config = EngineConfig(engine, self.device, device, images, recalibrate=folder is not None, log=log)
-            ensemble = ensemble.open(config)
-        self.ensemble = ensemble
+        self.ensemble = ensemble.open(engine, device, calibrate, log)
 
     @cached_property
     def device(self) -> torch.device:
@@ -223,12 +217,6 @@ class Classifier:
         return Prediction(name, labels, unsure=row.unsure, confidence=row.confidence)
 
 
-def _calibration_images(loaded: LoadedModel, folder: Path | None) -> np.ndarray:
-    from alexnet.inference.evaluate import calibration_images  # which needs torchvision
-
-    return calibration_images(loaded, folder)
-
-
 def load(
     run: RunNames,
     *,
@@ -238,36 +226,25 @@ def load(
     calibrate: str | Path | None = None,
     trust: bool = False,
     log: Callable[[str], object] = lambda _: None,
+    cached_for: str | None = None,
 ) -> Classifier:
     """Load a run folder, a checkpoint folder, `last`, `torchvision:IMAGENET1K_V1` or an exported file for prediction,
     or several of them as an ensemble.
 
     `engine` is what computes (see `runtimes/engines.py`); an int8 engine is calibrated on the images in the folder
     `calibrate`, else on training images. `log` receives a sentence on each engine and how much it differs from `exact`.
-    `trust` opens an exported file whose format can run code.
+    `trust` opens an exported file whose format can run code. With `cached_for`, "one" image or "many" (for which `fast`
+    may be another engine), a single network whose engine is cached is opened without torch, and has no `model`.
     """
     runs = [run] if isinstance(run, (str, Path)) else list(run)
     check_engine(engine, device, calibrate, runs)
-    return Classifier(load_ensemble(runs, checkpoint, trust), device, engine, calibrate, log)
-
-
-def load_fast(run: RunNames, *, single: bool = False, **options: Any) -> Classifier:
-    """Do the same as `load` with its `options`, without importing torch if the engine of a single network is cached.
-
-    `single`: whether it is for one image, for which `fast` may be another engine than for many. A classifier of a
-    cached engine has no `model`.
-    """
-    runs = [run] if isinstance(run, (str, Path)) else list(run)
-    engine, device = options.get("engine", EXACT), options.get("device", "auto")
-    check_engine(engine, device, options.get("calibrate"), runs)
-    if engine != EXACT and len(runs) == 1 and not options.get("calibrate") and device in ("auto", "cpu"):
-        found = find_cached(runs[0], options.get("checkpoint", "best"), engine, device, single)
+    if cached_for and engine != EXACT and len(runs) == 1 and not calibrate and device in ("auto", "cpu"):
+        found = find_cached(runs[0], checkpoint, engine, device, cached_for == "one")
         if found is not None and found.engine is not None:
-            log = options.get("log", lambda _: None)
             classifier = Classifier(Ensemble((str(runs[0]),), (found,)), log=log)
             log(found.engine.note)
             return classifier
-    return load(runs, **options)
+    return Classifier(load_ensemble(runs, checkpoint, trust), device, engine, calibrate, log)
 
 
 def load_crops(

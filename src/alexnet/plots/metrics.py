@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from alexnet.inference.calibration import coverage, reliability
 from alexnet.messages.translator import Translator
 from alexnet.plots.style import Theme, new_figure, new_panel, shorten, use_percent
-from alexnet.runtimes.calibration import Calibration
+from alexnet.runtimes.calibration import Calibration, coverage, reliability
 
 MAX_OPTIMAL_ORDER = 400  # classes up to which leaves are ordered optimally, which takes n³ steps
 BINS = 10  # of the reliability diagram; with more, few images make a jagged line

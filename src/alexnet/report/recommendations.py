@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from alexnet.data.split import read_split
-from alexnet.inference.calibration import ece
 from alexnet.report.run_data import RunData
+from alexnet.runtimes.calibration import ece
 from alexnet.training.recipe import SETTINGS
 
 

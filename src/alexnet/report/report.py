@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from alexnet.checkpoint import load_checkpoint
-from alexnet.inference.calibration import ece
 from alexnet.plots.metrics import (
     Confidence,
     Confusion,
@@ -33,6 +32,7 @@ from alexnet.report.page import Column, Page, Table, Values, image_url, load_thu
 from alexnet.report.recommendations import recommend
 from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run
+from alexnet.runtimes.calibration import ece
 
 MAX_EXAMPLES = 12  # of mistakes, and of correct predictions
 MAX_BAD_FILES = 200

@@ -19,10 +19,10 @@ from alexnet.checkpoint import MODEL
 from alexnet.data.split import read_split
 from alexnet.errors import UserError
 from alexnet.files import read_json
-from alexnet.inference.calibration import find_calibration
-from alexnet.inference.metrics import compute_metrics, correct_at
+from alexnet.inference.evaluate import compute_metrics
 from alexnet.plots.metrics import Confidence, Confusion
 from alexnet.run_dir import Run
+from alexnet.runtimes.calibration import correct_at, find_calibration
 
 T = TypeVar("T")
 

@@ -68,7 +68,7 @@ def warm_up(classifier: Classifier, batch: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     if loaded.network is not None and loaded.engine is not None:
         with contextlib.suppress(UserError):
-            from alexnet.inference.evaluate import calibration_images
+            from alexnet.inference.load import calibration_images
 
             images = np.resize(calibration_images(loaded, None), shape)
     if "saliency" in explanations(classifier):  # captum imports matplotlib, which searches fonts and creates its cache

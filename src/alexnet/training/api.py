@@ -23,11 +23,11 @@ from alexnet.data.split import read_bad_files, read_split, write_split
 from alexnet.device import environment, rank, world_size
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, printable, write_json, write_text
-from alexnet.inference.calibration import describe_calibration
 from alexnet.inference.evaluate import render_table
 from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.run_dir import Run, find_run
+from alexnet.runtimes.calibration import describe_calibration
 from alexnet.training.checkpoints import TrainState, find_latest_valid, wrap_write_errors
 from alexnet.training.distributed import connect
 from alexnet.training.distributed.base import SingleProcess

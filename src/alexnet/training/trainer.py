@@ -27,12 +27,11 @@ from alexnet.data.loader import Batch
 from alexnet.device import peak_memory
 from alexnet.errors import TrainingFailed, UserError, WorkerDied
 from alexnet.files import write_json, write_text
-from alexnet.inference import calibration
 from alexnet.inference.evaluate import Outputs, run_network
 from alexnet.models.model import Network
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
-from alexnet.runtimes.calibration import KEY
+from alexnet.runtimes import calibration
 from alexnet.training.checkpoints import Checkpoints, TrainState, divergence_advice, hash_samples, wrap_write_errors
 from alexnet.training.diagnostics import all_alarms, dead_relus, save_image_grid
 from alexnet.training.distributed.base import read_together
@@ -365,7 +364,7 @@ class Trainer:
         assert stored is not None, "written when the checkpoint was selected"
         _, targets, logits = stored
         fitted = calibration.fit_calibration(logits, targets, self.recipe.data.validate_on).to_dict()
-        update_model_json(best, KEY, fitted)
+        update_model_json(best, calibration.KEY, fitted)
         return fitted
 
     def _write_evaluation(self, split: str, outputs: Outputs | None) -> None:

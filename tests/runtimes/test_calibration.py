@@ -9,7 +9,11 @@ import pytest
 from alexnet.checkpoint import MODEL, WEIGHTS
 from alexnet.errors import UserError
 from alexnet.files import convert
-from alexnet.inference.calibration import (
+from alexnet.inference.ensemble import load_ensemble
+from alexnet.run_dir import Run
+from alexnet.runtimes.calibration import (
+    KEY,
+    Calibration,
     average_calibrations,
     confidence_metrics,
     coverage,
@@ -19,9 +23,6 @@ from alexnet.inference.calibration import (
     fit_calibration,
     reliability,
 )
-from alexnet.inference.ensemble import load_ensemble
-from alexnet.run_dir import Run
-from alexnet.runtimes.calibration import KEY, Calibration
 from alexnet.runtimes.engines import softmax
 
 
