@@ -17,15 +17,14 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 
-from alexnet.inference.load import load_model
-from alexnet.inference.predict import load_eval_array
+from alexnet.inference.load import load_image, load_model
 
 opened = load_model(sys.argv[1])
 app = FastAPI()
 
 
 def label(data: bytes) -> list[dict[str, object]]:
-    pixels = torch.from_numpy(load_eval_array(data, opened.preprocess))[None]
+    pixels = torch.from_numpy(load_image(data, opened.preprocess))[None]
     with torch.no_grad():
         p = opened.model(opened.preprocess.normalize(pixels)).softmax(1)[0]
     best = p.topk(min(5, len(p)))

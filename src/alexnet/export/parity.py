@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,7 +27,8 @@ from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.files import read_json, write_json
-from alexnet.inference.predict import BATCH_SIZE, load_eval_array
+from alexnet.inference.load import evenly_spaced, load_image
+from alexnet.inference.predict import BATCH_SIZE
 from alexnet.runtimes.engines import Engine, LoadedModel, TorchEngine, softmax
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import FORMATS
@@ -124,7 +124,7 @@ def folder_images(folder: Path, classes: tuple[str, ...]) -> ImageSet:
     """
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder; pass a folder of typical images.")
-    files = _evenly_spaced(find_images([folder]))
+    files = evenly_spaced(find_images([folder]), MAX_IMAGES)
     numbers = {name: i for i, name in enumerate(classes)}
     targets = np.array([numbers.get(path.parent.name, UNKNOWN) for path in files], dtype=np.int64)
     return ImageSet(files, list(map(str, files)), targets, f"in {folder}")
@@ -139,7 +139,7 @@ def dataset_images(dataset: ImageDataset, classes: tuple[str, ...], temporary: P
 
     split = next(name for name in ("val", "test", "train") if name in dataset.splits)
     complete = dataset.splits[split]
-    part = complete.take(np.array(_evenly_spaced(list(range(len(complete))))))
+    part = complete.take(np.array(evenly_spaced(range(len(complete)), MAX_IMAGES)))
     if isinstance(part, ImageFiles):
         raw: Iterable[RawImage] = map(part.raw, range(len(part)))
     else:
@@ -159,10 +159,6 @@ def _as_file(image: RawImage, stem: Path) -> Path:
     else:
         Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(path)
     return path
-
-
-def _evenly_spaced(items: list[Any]) -> list[Any]:
-    return [items[i] for i in np.linspace(0, len(items) - 1, min(MAX_IMAGES, len(items))).round().astype(int)]
 
 
 # ── the two sides ─────────────────────────────────────────────────────────────────────────────────
@@ -217,7 +213,7 @@ def _measure(
         batch = []
         for i, path in enumerate(files[start : start + BATCH_SIZE], start):
             try:
-                batch.append(load_eval_array(path, preprocess))
+                batch.append(load_image(path, preprocess))
                 readable.append(i)
             except BadImage:
                 continue

@@ -12,26 +12,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, convert, printable
-from alexnet.inference.predict import Prediction
+from alexnet.inference.predict import Classifier
 from alexnet.progress import Progress
 
 T = TypeVar("T")
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 PROGRESS_EVERY = 64  # images
-
-
-class BatchPredictor(Protocol):
-    """A classifier."""
-
-    def predict_many(
-        self, images: Sequence[Path], top: int, views: int, scales: Sequence[float]
-    ) -> Iterator[Prediction]:
-        """Yield a prediction for each image."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ def check_out(out: Path) -> None:
 
 
 def write_predictions(
-    classifier: BatchPredictor,
+    classifier: Classifier,
     images: Sequence[Path],
     out: Path,
     settings: dict[str, Any],
@@ -101,7 +92,7 @@ def write_predictions(
 
 
 def _predict_remaining(
-    classifier: BatchPredictor,
+    classifier: Classifier,
     images: Sequence[Path],
     out: Path,
     part: Path,

@@ -56,22 +56,16 @@ def make_views(count: int = 1, scales: Sequence[float] = (1.0,)) -> Views:
     if not scales or not all(0 < scale <= MAX_SCALE for scale in scales):
         given = " ".join(f"{scale:g}" for scale in scales) or "nothing"
         raise UserError(f"--scales takes numbers above 0 and up to {MAX_SCALE:g}, such as 1 1.15, not {given}.")
-    return replace(_grid(count), scales=tuple(map(float, scales)))
-
-
-def _grid(count: int) -> Views:
-    """Return `count` views at scale 1. Raises `UserError` for a count that forms no grid."""
-    if count == 1:
-        return CENTER_CROP
-    if count == 10:
-        return TEN_CROP
+    scales = tuple(map(float, scales))
+    if count in (1, 10):
+        return replace(CENTER_CROP if count == 1 else TEN_CROP, scales=scales)
     possible = sorted({1, 10} | {2 * k * k for k in range(1, 17)})
     if count not in possible:
         near = sorted(sorted(possible, key=lambda n: abs(n - count))[:2])
         raise UserError(f"{count} views do not form a grid; use {near[0]} or {near[1]}, or --ten-crop.")
     k = round((count / 2) ** 0.5)
     steps = [i / (k - 1) for i in range(k)] if k > 1 else [0.5]
-    return Views(tuple((top, left) for top in steps for left in steps), flips=True)
+    return Views(tuple((top, left) for top in steps for left in steps), flips=True, scales=scales)
 
 
 def without_center_crop(preprocess: EvalTransform, scale: float = 1.0) -> EvalTransform:

@@ -74,7 +74,15 @@ class Ensemble:
             return self
         images = partial(calibration_images, folder=Path(calibrate) if calibrate else None)
         config = EngineConfig(engine, pick_device(device), device, images, recalibrate=bool(calibrate), log=log)
-        return replace(self, members=tuple(_open(member, config) for member in self.members))
+        import torch
+
+        for member in self.members:
+            if member.engine is None:
+                member.model.to(config.device).to(memory_format=torch.channels_last)
+        if engine == EXACT:
+            return self
+        opened = (m if m.engine else replace(m, engine=LazyEngine(m, config)) for m in self.members)
+        return replace(self, members=tuple(opened))
 
     def input_groups(self, views: Views) -> list[InputGroup]:
         """Return how images must be read for `views`: once for each scale and each geometry of the members.
@@ -96,15 +104,6 @@ class Ensemble:
         """Return the logarithm of the mean probability (n, classes) of each member's logits (n, its classes) at each
         scale."""
         return log_mean(log_mean(scales)[:, order] for scales, order in zip(logits, self.orders, strict=True))
-
-
-def _open(member: LoadedModel, config: EngineConfig) -> LoadedModel:
-    import torch
-
-    if member.engine is not None:
-        return member
-    member.model.to(config.device).to(memory_format=torch.channels_last)
-    return member if config.name == EXACT else replace(member, engine=LazyEngine(member, config))
 
 
 def forward(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.inference.features import load_image, output_of
+from alexnet.inference.features import output_of
+from alexnet.inference.load import load_image
 from alexnet.models.model import AlexNet
 from alexnet.models.spec import layers
 from alexnet.runtimes.engines import LoadedModel
@@ -64,7 +65,7 @@ def network_input(loaded: LoadedModel, image: Any) -> tuple[np.ndarray, Tensor]:
 
     `image` is a path, the bytes of a file or a PIL image. Raises `BadImage`.
     """
-    pixels = load_image(loaded, image)
+    pixels = torch.from_numpy(load_image(image, loaded.preprocess))
     device = next(loaded.model.parameters()).device
     return pixels.permute(1, 2, 0).numpy(), loaded.preprocess.normalize(pixels[None].to(device))
 
@@ -101,7 +102,10 @@ def saliency(loaded: LoadedModel, image: Any, method: str = "grad-cam", label: s
     """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    captum = _import_captum()
+    try:
+        from captum import attr as captum
+    except ModuleNotFoundError:
+        raise UserError("Saliency needs captum; install it with: pip install 'alexnet[show]'.") from None
     target = None if label is None else _class_index(loaded.classes, label)
     model = loaded.model
     pixels, x = network_input(loaded, image)
@@ -131,14 +135,6 @@ def saliency(loaded: LoadedModel, image: Any, method: str = "grad-cam", label: s
     return Saliency(
         method, loaded.classes[target], float(logits.softmax(0)[target]), pixels, heat[0, 0].float().cpu().numpy()
     )
-
-
-def _import_captum() -> Any:
-    try:
-        from captum import attr
-    except ModuleNotFoundError:
-        raise UserError("Saliency needs captum; install it with: pip install 'alexnet[show]'.") from None
-    return attr
 
 
 def _class_index(classes: Sequence[str], label: str) -> int:

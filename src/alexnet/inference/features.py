@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alexnet.data.decode import BadImage, decode_image, map_in_threads
+from alexnet.data.decode import BadImage, map_in_threads
 from alexnet.data.image_folder import SPLIT_NAMES, find_images
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import atomic_write, printable
-from alexnet.inference.load import load_model
+from alexnet.inference.load import load_image, load_model
 from alexnet.models.model import AlexNet, Network
 from alexnet.models.spec import ACTIVATIONS, Layer, layers
 from alexnet.models.torchvision_models import TorchvisionNetwork, summarize_torchvision
@@ -104,14 +104,6 @@ def _last_hidden_layer(stack: Sequence[Layer]) -> str:
     return names[-2]
 
 
-def load_image(loaded: LoadedModel, image: Any) -> Tensor:
-    """Return what the network reads of an image (a path, the bytes of a file or a PIL image): uint8 C×size×size.
-
-    Raises `BadImage`.
-    """
-    return loaded.preprocess.eval_tensor(decode_image(image, loaded.preprocess.channels))
-
-
 @torch.no_grad()
 def extract_features(features: Features, loaded: LoadedModel, images: Tensor) -> np.ndarray:
     """Return the flattened activations, float32 (n, d), of uint8 images (n, C, size, size) on the network's device."""
@@ -174,7 +166,7 @@ def write_features(
 
     def read(i: int) -> Tensor | BadImage:
         try:
-            return load_image(loaded, paths[i])
+            return torch.from_numpy(load_image(paths[i], loaded.preprocess))
         except BadImage as error:
             return error
 

@@ -4,12 +4,13 @@ an exported file; and of a run's data. Needs no torch until weights or data are 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from alexnet.checkpoint import MODEL, checkpoint_id, load_checkpoint
 from alexnet.data.decode import BadImage, decode_image
@@ -27,6 +28,10 @@ from alexnet.runtimes.select import open_cached
 
 if TYPE_CHECKING:
     from alexnet.data.dataset import ImageDataset
+
+T = TypeVar("T")
+
+ImageInput = str | Path | bytes | Image.Image
 
 # torchvision's AlexNet_Weights.IMAGENET1K_V1.transforms(): ImageClassification(crop_size=224), its defaults
 TORCHVISION_PREPROCESS = EvalTransform(
@@ -189,9 +194,9 @@ def calibration_images(loaded: LoadedModel, folder: Path | None, flag: str = "--
     uint8 N×C×size×size. Raises `UserError` where there are none."""
     if folder is not None:
         images = []
-        for path in _take_evenly(find_images([folder])):
+        for path in evenly_spaced(find_images([folder]), CALIBRATION_IMAGES):
             with contextlib.suppress(BadImage):
-                images.append(loaded.preprocess.eval_array(decode_image(path, loaded.preprocess.channels)))
+                images.append(load_image(path, loaded.preprocess))
         if not images:
             raise UserError(f"None of the images in {folder} can be read; give another folder with {flag}.")
         return np.stack(images)
@@ -203,10 +208,15 @@ def calibration_images(loaded: LoadedModel, folder: Path | None, flag: str = "--
     from alexnet.data.loader import evaluation_batches
 
     part = load_run_dataset(loaded.run, None).splits["train"]
-    part = part.take(np.array(_take_evenly(list(range(len(part))))))
+    part = part.take(np.array(evenly_spaced(range(len(part)), CALIBRATION_IMAGES)))
     return np.concatenate([b.images.cpu().numpy() for b in evaluation_batches(part, loaded.preprocess).batches(0)])
 
 
-def _take_evenly(items: list[Any]) -> list[Any]:
-    count = min(CALIBRATION_IMAGES, len(items))
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` of `items`, or all if there are fewer."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
+
+
+def load_image(image: ImageInput, preprocess: EvalTransform) -> np.ndarray:
+    """Return what the network reads of an image: uint8 C×size×size. Raises `BadImage`."""
+    return preprocess.eval_array(decode_image(image, preprocess.channels))

@@ -25,8 +25,8 @@ from alexnet.data.loader import choose_workers, evaluation_batches
 from alexnet.device import pick_device
 from alexnet.errors import UserError
 from alexnet.files import atomic_folder, printable, read_json, write_json
-from alexnet.inference.features import Features, extract_features, load_image
-from alexnet.inference.load import load_run_dataset, read_recipe
+from alexnet.inference.features import Features, extract_features
+from alexnet.inference.load import load_image, load_run_dataset, read_recipe
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import LoadedModel
@@ -104,7 +104,7 @@ def find_similar(
     """
     if top < 1:
         raise UserError(f"--top must be at least 1, not {top}.")
-    pixels = torch.stack([load_image(loaded, image) for image in images])
+    pixels = torch.from_numpy(np.stack([load_image(image, loaded.preprocess) for image in images]))
     index = open_index(loaded, layer, device, progress)
     features, torch_device = Features(loaded.model, layer), next(loaded.model.parameters()).device
     return index.nearest(extract_features(features, loaded, pixels.to(torch_device)), top)

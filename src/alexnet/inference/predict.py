@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from alexnet.data.decode import MAX_PIXELS, BadImage, decode_image
 from alexnet.data.transforms import EvalTransform
@@ -24,7 +23,7 @@ from alexnet.device import pick_device
 from alexnet.errors import UserError
 from alexnet.inference.crops import CENTER_CROP, Views, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
-from alexnet.inference.load import find_cached
+from alexnet.inference.load import ImageInput, find_cached
 from alexnet.runtimes.engines import EXACT, Engine, check_engine, softmax, trace_model
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 BATCH_SIZE = 64
-
-ImageInput = str | Path | bytes | Image.Image
 
 
 @dataclass(frozen=True)
@@ -254,8 +251,3 @@ def load_crops(
     channels = {transform.channels for transform in transforms}
     decoded = {n: decode_image(image, n, max_pixels=max_pixels) for n in channels}
     return [transform.eval_array(decoded[transform.channels]) for transform in transforms]
-
-
-def load_eval_array(image: ImageInput, preprocess: EvalTransform) -> np.ndarray:
-    """Return what the network reads of an image: uint8 C×size×size. Raises `BadImage`."""
-    return preprocess.eval_array(decode_image(image, preprocess.channels))

@@ -25,7 +25,7 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_count
 from alexnet.errors import UserError, unknown_name
 from alexnet.runtimes.calibration import Calibration
-from alexnet.runtimes.manifest import Manifest, first_missing, is_exported_model
+from alexnet.runtimes.manifest import Manifest, check_installed, first_missing, is_exported_model
 
 if TYPE_CHECKING:
     import torch
@@ -119,10 +119,10 @@ def check_engine(
     its own engine, on the CPU."""
     if name not in ENGINES:
         raise unknown_name("engine", name, ENGINES)
-    if name in KINDS and (package := missing(name)):
-        raise not_installed(name, package)
-    if name in KINDS and KINDS[name].format and device not in ("auto", "cpu"):
-        raise UserError(f"--engine {name} runs on the CPU only; omit --device {device}, or use --engine exact.")
+    if kind := KINDS.get(name, Kind()).format:
+        check_installed(kind, engine=name)
+        if device not in ("auto", "cpu"):
+            raise UserError(f"--engine {name} runs on the CPU only; omit --device {device}, or use --engine exact.")
     if calibrate and name not in CALIBRATED:
         raise UserError(f"--calibrate applies to --engine {' and '.join(CALIBRATED)}, not to {name}; omit it.")
     if calibrate and not Path(calibrate).is_dir():
@@ -140,13 +140,6 @@ def missing(name: str, converting: bool = False) -> str | None:
     """Return the first package that engine `name` lacks to run or, if `converting`, to write its file."""
     kind = KINDS[name]
     return first_missing(kind.format, converting, kind.precision) if kind.format else None
-
-
-def not_installed(name: str, package: str) -> UserError:
-    extra = "int8" if package == "nncf" else "fast"
-    return UserError(
-        f"--engine {name} needs {package}, which is not installed; install it with: pip install 'alexnet[{extra}]'."
-    )
 
 
 def openvino_supports(precision: str) -> bool:

@@ -80,12 +80,17 @@ FORMATS = {
 }  # fmt: skip
 
 
-def check_installed(kind: str, writing: bool = False, precision: str = "fp32") -> None:
-    """Raise `UserError`, with the command that installs it, if a package is missing that reading the format needs or,
-    if `writing`, writing it in this precision."""
+def check_installed(kind: str, writing: bool = False, precision: str = "fp32", engine: str | None = None) -> None:
+    """Raise `UserError`, with the command that installs it, if a package is missing that reading the format (for
+    `engine`) needs or, if `writing`, writing it in this precision."""
     if package := first_missing(kind, writing, precision):
         extra = "int8" if package == "nncf" else FORMATS[kind].extra
-        raise UserError(f"The format {kind} needs {package}; install it with: pip install 'alexnet[{extra}]'.")
+        needs = (
+            f"--engine {engine} needs {package}, which is not installed"
+            if engine
+            else f"The format {kind} needs {package}"
+        )
+        raise UserError(f"{needs}; install it with: pip install 'alexnet[{extra}]'.")
 
 
 def first_missing(kind: str, writing: bool = False, precision: str = "fp32") -> str | None:

@@ -33,7 +33,7 @@ from alexnet.files import atomic_folder, read_json, write_json
 from alexnet.runtimes import engines
 from alexnet.runtimes.engines import EXACT, FAST, KINDS, Engine, Kind, LoadedModel, TorchEngine, softmax
 from alexnet.runtimes.exported import open_exported
-from alexnet.runtimes.manifest import FORMATS, read_manifest, write_manifest
+from alexnet.runtimes.manifest import FORMATS, check_installed, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -112,14 +112,12 @@ def open_or_build(loaded: LoadedModel, config: EngineConfig) -> Engine:
     if name == EXACT or not KINDS[name].format:
         return TorchEngine(loaded, config.device, name)
     kind, cache = KINDS[name], EngineCache(loaded.model_id)
-    if package := engines.missing(name):
-        raise engines.not_installed(name, package)
+    check_installed(kind.format, engine=name)
     if not engines.openvino_supports(kind.arithmetic):
         raise UserError(f"--engine {name} needs a processor that supports {kind.arithmetic}; use --engine openvino.")
     found = None if config.recalibrate else cache.open(name)
     if found is None:
-        if package := engines.missing(name, converting=True):
-            raise engines.not_installed(name, package)
+        check_installed(kind.format, True, kind.precision, name)
         _write_file(loaded, kind, config)
         found = cache.open(name)
     if found is None or found.engine is None:

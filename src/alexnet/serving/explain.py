@@ -24,7 +24,8 @@ from alexnet.errors import UserError
 from alexnet.inference import explain
 from alexnet.inference.explain import Saliency
 from alexnet.inference.explain import Stage as StageValues
-from alexnet.inference.features import Features, extract_features, load_image
+from alexnet.inference.features import Features, extract_features
+from alexnet.inference.load import load_image
 from alexnet.inference.neighbors import INFO, Index, find_image_file, load_index, load_run_images
 from alexnet.inference.predict import Classifier
 from alexnet.models.model import AlexNet
@@ -146,7 +147,9 @@ class Explainer:
         device = next(loaded.model.parameters()).device
         with self._lock:
             features = Features(loaded.model, index.layer)
-            query = extract_features(features, loaded, load_image(loaded, image)[None].to(device))
+            query = extract_features(
+                features, loaded, torch.from_numpy(load_image(image, loaded.preprocess))[None].to(device)
+            )
         nearest = index.nearest(query, NUM_NEIGHBORS)[0]
         with self._reading_run():
             images = load_run_images(loaded.run, [neighbor.name for neighbor in nearest])
