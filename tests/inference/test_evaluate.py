@@ -18,7 +18,7 @@ from alexnet.inference.evaluate import (
     cross_entropy,
     evaluate,
     match_classes,
-    run_network,
+    run_networks,
     wilson_interval,
 )
 from alexnet.models.model import create_model
@@ -191,7 +191,7 @@ def test_model_keeps_its_training_mode():
     model = create_model("cifar", width=0.1).train()
     arrays = ImageArrays(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.arange(3), ["a", "b", "c"])
     preprocess = EvalTransform(size=32)
-    outputs = run_network(model, evaluation_batches(arrays, preprocess), preprocess, torch.device("cpu"))
+    (outputs,) = run_networks([(model, preprocess)], evaluation_batches(arrays, preprocess), torch.device("cpu"))
     assert model.training
     assert outputs.logits.shape == (3, 10)
     np.testing.assert_array_equal(outputs.ids, [0, 1, 2])

@@ -83,42 +83,28 @@ def write_predictions(
             "choose another --out."
         ) from error
     try:
-        return _predict_remaining(classifier, images, out, part, header, done, progress)
+        predictions = classifier.predict_many(images[len(done) :], top, views, scales)
+        first = list(itertools.islice(predictions, 1))  # raises for invalid settings before there is a file
+        with part.open("a", encoding="utf-8") as file:
+            if not done and part.stat().st_size == 0:
+                file.write(json.dumps(header) + "\n")
+            errors = sum(row["error"] is not None for row in done)
+            for i, prediction in enumerate(itertools.chain(first, predictions), len(done) + 1):
+                row = prediction.to_dict()
+                file.write(json.dumps({**row, "path": printable(row["path"])}) + "\n")
+                errors += prediction.error is not None
+                if i % PROGRESS_EVERY == 0 or i == len(images):
+                    file.flush()
+                    if progress:
+                        progress(i, len(images), "predicting")
+        with atomic_write(out) as temporary:
+            _WRITERS[out.suffix.lower()](_read_rows(part), temporary, top)
+        part.unlink()
     except OSError as error:
         raise WriteFailed(
             f"{out} cannot be written: {error.strerror or error}; finished predictions are in {part.name}; the same "
             "command resumes from there."
         ) from error
-
-
-def _predict_remaining(
-    classifier: Classifier,
-    images: Sequence[Path],
-    out: Path,
-    part: Path,
-    header: dict[str, Any],
-    done: list[Row],
-    progress: Progress | None,
-) -> PredictionFile:
-    """Predict what is not in `done` yet, and write the file."""
-    top, views, scales = header["top"], header["views"], header["scales"]
-    predictions = classifier.predict_many(images[len(done) :], top, views, scales)
-    first = list(itertools.islice(predictions, 1))  # raises for invalid settings before there is a file
-    with part.open("a", encoding="utf-8") as file:
-        if not done and part.stat().st_size == 0:
-            file.write(json.dumps(header) + "\n")
-        errors = sum(row["error"] is not None for row in done)
-        for i, prediction in enumerate(itertools.chain(first, predictions), len(done) + 1):
-            row = prediction.to_dict()
-            file.write(json.dumps({**row, "path": printable(row["path"])}) + "\n")
-            errors += prediction.error is not None
-            if i % PROGRESS_EVERY == 0 or i == len(images):
-                file.flush()
-                if progress:
-                    progress(i, len(images), "predicting")
-    with atomic_write(out) as temporary:
-        _WRITERS[out.suffix.lower()](_read_rows(part), temporary, top)
-    part.unlink()
     return PredictionFile(out, len(images), errors, len(done))
 
 

@@ -45,21 +45,6 @@ class Outputs:
         return compute_metrics(self.logits, self.targets, classes)
 
 
-def run_network(
-    model: nn.Module,
-    batches: BatchLoader,
-    preprocess: EvalTransform,
-    device: torch.device,
-    progress: Callable[[int, int, str], None] | None = None,
-    views: Views = CENTER_CROP,
-) -> Outputs:
-    """Return the logits of every image of `batches`, in float32; the model's training mode is restored afterwards.
-
-    With several `views`, `batches` must be uncropped, and the logits are the logarithm of the mean probability.
-    """
-    return run_networks([(model, preprocess)], batches, device, progress, views)[0]
-
-
 @torch.no_grad()
 def run_networks(
     networks: Sequence[tuple[nn.Module | Engine, EvalTransform]],
@@ -68,7 +53,11 @@ def run_networks(
     progress: Callable[[int, int, str], None] | None = None,
     views: Views = CENTER_CROP,
 ) -> list[Outputs]:
-    """Run several networks, like `run_network`, on the same images, which are read once."""
+    """Return the logits of each network for every image of `batches`, in float32; the images are read once, and the
+    training mode of the networks is restored afterwards.
+
+    With several `views`, `batches` must be uncropped, and the logits are the logarithm of the mean probability.
+    """
     were_training = [(model, model.training) for model, _ in networks if isinstance(model, nn.Module)]
     ids, targets = [], []
     logits: list[list[torch.Tensor]] = [[] for _ in networks]

@@ -71,11 +71,11 @@ def load_model(name: str | Path, checkpoint: str = "best") -> LoadedModel:
         weights, categories = torchvision_weights(str(name).split(":", 1)[1])
         model = create_model("torchvision", num_classes=len(categories))
         load_weights(model, weights)
-        loaded = LoadedModel(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None, model_id(name))
+        loaded = LoadedModel(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None, _model_id(name, None))
     else:
         folder, run = resolve_checkpoint(name, checkpoint)
         found = load_checkpoint(folder)
-        loaded = LoadedModel(found.model, found.classes, found.preprocess, run, folder, checkpoint_id(folder))
+        loaded = LoadedModel(found.model, found.classes, found.preprocess, run, folder, _model_id(name, folder))
     return _with_calibration(loaded)
 
 
@@ -89,22 +89,16 @@ def find_cached(name: str | Path, checkpoint: str, engine: str, device: str, sin
 
     Arguments as for `load_network` and `open_cached`. Raises `UserError` as `load_network` does.
     """
-    found = open_cached(model_id(name, checkpoint), engine, device, single)
-    if found is None:
-        return None
     published = str(name).startswith("torchvision:")
     folder, run = (None, None) if published else resolve_checkpoint(name, checkpoint)
-    return _with_calibration(replace(found, run=run, checkpoint=folder))
+    found = open_cached(_model_id(name, folder), engine, device, single)
+    return None if found is None else _with_calibration(replace(found, run=run, checkpoint=folder))
 
 
-def model_id(name: str | Path, checkpoint: str = "best") -> str:
-    """Return a file name that identifies a network with its classes and preprocessing; needs no torch.
-
-    Raises `UserError` as `load_model` does, except for damaged weights.
-    """
-    if str(name).startswith("torchvision:"):
-        return str(name).replace(":", "-").replace("/", "-")  # torchvision verifies its downloads
-    return checkpoint_id(resolve_checkpoint(name, checkpoint)[0])
+def _model_id(name: str | Path, folder: Path | None) -> str:
+    """Return a file name that identifies the network `name`, or that of a checkpoint `folder`, with its classes and
+    preprocessing."""
+    return checkpoint_id(folder) if folder else str(name).replace(":", "-").replace("/", "-")
 
 
 def resolve_checkpoint(name: str | Path, checkpoint: str = "best") -> tuple[Path, Run | None]:

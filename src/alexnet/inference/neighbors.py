@@ -117,32 +117,18 @@ def open_index(
     has one. Raises `UserError`, also for a network without a run."""
     if loaded.run is None or loaded.checkpoint is None:
         raise UserError("Finding similar training images needs the run folder, and this network has none; give a run.")
-    features = Features(loaded.model, layer)
-    folder, checkpoint, module = _index_dir(loaded.run, loaded.checkpoint, features)
-    index = _read_index(folder, checkpoint, module)
+    index = load_index(loaded, layer)
     if index is None:
+        features = Features(loaded.model, layer)
+        folder = loaded.run.path / "index" / features.layer
         source = load_run_dataset(loaded.run, progress)
         if progress:
             images = len(source.splits["train"])
             progress.log(f"Computing {features.layer} of {images:,} training images, once; kept in {folder}.")
-        _build_index(folder, checkpoint, loaded, features, source, device, progress)
-        index = _read_index(folder, checkpoint, module)
+        _build_index(folder, _digest(loaded.checkpoint), loaded, features, source, device, progress)
+        index = load_index(loaded, layer)
         assert index is not None
     return index
-
-
-def load_index(loaded: LoadedModel, layer: str | None = None) -> Index | None:
-    """Return the index that `open_index` built for this checkpoint, or None."""
-    if loaded.run is None or loaded.checkpoint is None or not (loaded.run.path / "index").is_dir():
-        return None
-    return _read_index(*_index_dir(loaded.run, loaded.checkpoint, Features(loaded.model, layer)))
-
-
-def _index_dir(run: Run, checkpoint: Path, features: Features) -> tuple[Path, str, str]:
-    """Return the folder of an index, and what it must have been built from: a checkpoint, as the checksum of its
-    model.json, which holds that of the weights, and the preprocessing; and a module."""
-    digest = hashlib.sha256((checkpoint / MODEL).read_bytes()).hexdigest()
-    return run.path / "index" / features.layer, digest, features.module
 
 
 @dataclass(frozen=True)
@@ -157,11 +143,15 @@ class IndexInfo:
     targets: list[int]
 
 
-def _read_index(folder: Path, checkpoint: str, module: str) -> Index | None:
-    """Return the index in `folder`, or None if it is missing, damaged, or of another checkpoint."""
+def load_index(loaded: LoadedModel, layer: str | None = None) -> Index | None:
+    """Return the index that `open_index` built, or None if it is missing, damaged, or of another checkpoint."""
+    if loaded.run is None or loaded.checkpoint is None or not (loaded.run.path / "index").is_dir():
+        return None
+    features = Features(loaded.model, layer)
+    folder = loaded.run.path / "index" / features.layer
     try:
         about = read_json(folder / INFO, IndexInfo)
-        if about.checkpoint != checkpoint or about.module != module:
+        if (about.checkpoint, about.module) != (_digest(loaded.checkpoint), features.module):
             return None
         stored = np.load(folder / VECTORS, mmap_mode="c")  # like "r", but torch takes it without a warning
         norms = np.load(folder / NORMS)
@@ -171,6 +161,11 @@ def _read_index(folder: Path, checkpoint: str, module: str) -> Index | None:
         return Index(stored, norms, about.names, labels, folder.name)
     except (OSError, ValueError, IndexError, UserError):
         return None
+
+
+def _digest(checkpoint: Path) -> str:
+    """Return the checksum of a checkpoint's model.json, which holds that of the weights, and the preprocessing."""
+    return hashlib.sha256((checkpoint / MODEL).read_bytes()).hexdigest()
 
 
 def _build_index(

@@ -27,7 +27,7 @@ from alexnet.data.loader import Batch
 from alexnet.device import peak_memory
 from alexnet.errors import TrainingFailed, UserError, WorkerDied
 from alexnet.files import write_json, write_text
-from alexnet.inference.evaluate import Outputs, run_network
+from alexnet.inference.evaluate import Outputs, run_networks
 from alexnet.models.model import Network
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
@@ -138,7 +138,8 @@ class Trainer:
                 self._check_stop(EVAL_GRACE_S)
 
         if len(batches):
-            outputs = run_network(self.model, batches, self.setup.preprocess, self.device, update)
+            networks = [(self.model, self.setup.preprocess)]
+            (outputs,) = run_networks(networks, batches, self.device, update)
         for _ in checks:  # other ranks have more batches
             self._check_stop(EVAL_GRACE_S)
         return _merge_outputs(self.parallel.gather(outputs))
