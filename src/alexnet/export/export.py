@@ -8,7 +8,6 @@ the difference exceeds the tolerance, or anything fails, nothing is left behind.
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import shutil
@@ -17,14 +16,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 
-from alexnet.data.dataset import ImageDataset
 from alexnet.errors import UserError, unknown_name
 from alexnet.export import parity
 from alexnet.export.parity import TOLERANCE, ExportFailed, Parity, Reference
@@ -148,8 +146,9 @@ class Exporter:
                 if kind == "torchscript":
                     self._log(DEPRECATED)
                 manifest = describe(self.loaded, kind, self._pixels, self._precision)
+                load_images = partial(calibration_images, self.loaded, self._images, "--images")
                 with quiet():
-                    manifest = _WRITERS[kind](self.loaded, manifest, written, self._calibration_images)
+                    manifest = _WRITERS[kind](self.loaded, manifest, written, load_images)
                     manifest = write_manifest(written, manifest)
                 result = parity.compare(written, kind, reference)
                 if not result.max_abs_diff <= self._tolerance:  # NaN fails too
@@ -176,7 +175,7 @@ class Exporter:
                 ) from error
         return Export(target, kind, self._precision, size, result, self._tolerance, reference)
 
-    @functools.cached_property
+    @cached_property
     def reference(self) -> Reference:
         """The run's own predictions on the images to compare on."""
         loaded = self.loaded
@@ -188,23 +187,16 @@ class Exporter:
                 "with --images."
             )
         else:
-            images = parity.dataset_images(self._dataset, loaded.classes, Path(self._temporary.name))
+            try:
+                dataset = load_run_dataset(loaded.run, None)
+            except UserError as error:
+                raise UserError(f"{str(error).rstrip('.')}; or compare on other images with --images DIR.") from error
+            images = parity.dataset_images(dataset, loaded.classes, Path(self._temporary.name))
         reference = parity.compute_reference(loaded, images)
         self._log(f"Comparing on {len(reference.images.files):,} images {images.description}.")
         if reference.note:
             self._log(f"Note: {reference.note}.")
         return reference
-
-    @functools.cached_property
-    def _dataset(self) -> ImageDataset:
-        assert self.loaded.run is not None
-        try:
-            return load_run_dataset(self.loaded.run, None)
-        except UserError as error:
-            raise UserError(f"{str(error).rstrip('.')}; or compare on other images with --images DIR.") from error
-
-    def _calibration_images(self) -> np.ndarray:
-        return calibration_images(self.loaded, self._images, "--images")
 
     def _target(self, kind: str, out: Path | None) -> Path:
         """Return the path to write. Raises `UserError` if something else would be overwritten."""

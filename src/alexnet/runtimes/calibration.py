@@ -285,8 +285,8 @@ def confidence_metrics(logits: np.ndarray, targets: np.ndarray, calibration: Cal
         "ece_calibrated": ece(confidence, correct) if calibration else None,
         **selective,
         "curve": [
-            {"coverage": coverage, "confidence": lowest, "top1": top1}
-            for coverage, lowest, top1 in zip(*(values[tenths].tolist() for values in curve), strict=True)
+            {"coverage": share, "confidence": lowest, "top1": top1}
+            for lowest, share, top1 in zip(*(values[tenths].tolist() for values in curve), strict=True)
         ],
     }
 

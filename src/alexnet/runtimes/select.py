@@ -38,7 +38,7 @@ from alexnet.runtimes.manifest import FORMATS, check_installed, read_manifest, w
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 3  # of the files; increased when the conversions change
+FORMAT = 4  # of files and measurements; increased when the conversions change
 ONNX = KINDS["onnxruntime"]
 TOLERANCE = 0.02  # largest difference in probability that `fast` accepts: 50 % may become 48 or 52
 MIN_PROBES = 8  # images on which probabilities are compared
@@ -86,19 +86,23 @@ class LazyEngine:
 
 def open_engine(loaded: LoadedModel, config: EngineConfig, images: np.ndarray) -> Engine:
     """Open an engine, building its file if necessary, and compare it on `images`, uint8 N×C×size×size."""
-    if config.name == FAST:
-        return _open_fastest(loaded, config, images)
-    engine = open_or_build(loaded, config)
     if config.name == EXACT:
-        return engine
-    cache, key = EngineCache(loaded.model_id), _engine_key(config.name)
+        return TorchEngine(loaded, config.device)
+    cache, single = EngineCache(loaded.model_id), len(images) == 1
+    key = _choice_key(config.device_name, single) if config.name == FAST else _engine_key(config.name)
+    engine = None if config.name == FAST else open_or_build(loaded, config)
     measured = None if config.recalibrate else cache.load_measurement(key)
     if measured is None:
-        probes = make_probes(images)
-        difference = _max_difference(engine, TorchEngine(loaded, config.device), probes)
-        measured = {"difference": difference, "images": len(probes)}
+        if engine is None:
+            measured = _choose_fastest(loaded, config, images, single)
+        else:
+            probes = make_probes(images)
+            difference = _max_difference(engine, TorchEngine(loaded, config.device), probes)
+            measured = {"engine": engine.name, "difference": difference, "images": len(probes)}
         cache.save_measurement(key, measured)
-    engine.note = _engine_note(config.name, measured)
+    if engine is None:
+        engine = open_or_build(loaded, replace(config, name=measured["engine"]))
+    engine.note = _engine_note(measured)
     return engine
 
 
@@ -153,12 +157,12 @@ def open_cached(model_id: str, name: str, device: str, single: bool) -> LoadedMo
     """Return a network in engine `name`, for a single image or many, if its file is cached, measured and intact."""
     cache = EngineCache(model_id)
     measured = cache.load_measurement(_choice_key(device, single) if name == FAST else _engine_key(name))
-    chosen = str((measured or {}).get("engine", name))
+    chosen = str(measured["engine"]) if measured else EXACT
     if measured is None or chosen not in KINDS or not KINDS[chosen].format:
         return None
     found = cache.open(chosen)
     if found is not None and found.engine is not None:
-        found.engine.note = _engine_note(chosen, measured)
+        found.engine.note = _engine_note(measured)
     return found
 
 
@@ -174,12 +178,13 @@ def _choice_key(device: str, single: bool) -> str:
     return f"fast on {device} for {'one image' if single else 'many'} among {', '.join(installed)}"
 
 
-def _engine_note(name: str, measured: dict[str, Any]) -> str:
-    """Return a sentence on the measurements made when engine `name` was first opened."""
-    images = measured["images"]
-    difference = f"probabilities differ from exact by at most {measured['difference']:.2g} on {images} images"
+def _engine_note(measured: dict[str, Any]) -> str:
+    """Return a sentence on the measurements made when an engine was first opened, or chosen."""
+    if measured["engine"] == EXACT:
+        return f"engine exact: {measured['reason']}."
+    compared = f"differ from exact by at most {measured['difference']:.2g} on {measured['images']} images"
     speedup = f", at {measured['gain']:.1f} times its speed" if "gain" in measured else ""
-    return f"engine {name}: {difference}{speedup}."
+    return f"engine {measured['engine']}: probabilities {compared}{speedup}."
 
 
 # ── comparing and choosing ────────────────────────────────────────────────────────────────────────────────────
@@ -199,19 +204,6 @@ def make_probes(images: np.ndarray) -> np.ndarray:
 def _max_difference(engine: Engine, reference: Engine, images: np.ndarray) -> float:
     """Return the largest difference in probability between two engines on `images`."""
     return float(np.abs(softmax(engine.logits(images)) - softmax(reference.logits(images))).max())
-
-
-def _open_fastest(loaded: LoadedModel, config: EngineConfig, images: np.ndarray) -> Engine:
-    single = len(images) == 1
-    cache, key = EngineCache(loaded.model_id), _choice_key(config.device_name, single)
-    choice = cache.load_measurement(key)
-    if choice is None:
-        choice = _choose_fastest(loaded, config, images, single)
-        cache.save_measurement(key, choice)
-    name = choice["engine"]
-    engine = open_or_build(loaded, replace(config, name=name))
-    engine.note = _engine_note(name, choice) if name != EXACT else f"engine exact: {choice['reason']}."
-    return engine
 
 
 def _choose_fastest(loaded: LoadedModel, config: EngineConfig, images: np.ndarray, single: bool) -> dict[str, Any]:
