@@ -105,9 +105,10 @@ def _last_hidden_layer(stack: Sequence[Layer]) -> str:
 
 
 @torch.no_grad()
-def extract_features(features: Features, loaded: LoadedModel, images: Tensor) -> np.ndarray:
-    """Return the flattened activations, float32 (n, d), of uint8 images (n, C, size, size) on the network's device."""
-    x = loaded.preprocess.normalize(images).contiguous(memory_format=torch.channels_last)
+def extract_features(features: Features, loaded: LoadedModel, images: np.ndarray | Tensor) -> np.ndarray:
+    """Return the flattened activations, float32 (n, d), of uint8 images (n, C, size, size)."""
+    pixels = torch.as_tensor(images).to(next(loaded.model.parameters()).device)
+    x = loaded.preprocess.normalize(pixels).contiguous(memory_format=torch.channels_last)
     return features(x).flatten(1).float().cpu().numpy()
 
 
@@ -154,8 +155,7 @@ def write_features(
         raise UserError(f"Features are written as {' or '.join(SUFFIXES)}, not as {out}; change its suffix.")
     loaded = load_model(run, checkpoint)
     features = Features(loaded.model, layer)
-    torch_device = pick_device(device)
-    features.to(torch_device)
+    features.to(pick_device(device))
     paths = find_images([data])
     labels = [_label(path, data) for path in paths]
     about = {
@@ -164,9 +164,9 @@ def write_features(
     }  # fmt: skip
     errors: list[tuple[str, str]] = []
 
-    def read(i: int) -> Tensor | BadImage:
+    def read(i: int) -> np.ndarray | BadImage:
         try:
-            return torch.from_numpy(load_image(paths[i], loaded.preprocess))
+            return load_image(paths[i], loaded.preprocess)
         except BadImage as error:
             return error
 
@@ -178,9 +178,9 @@ def write_features(
                 batch = range(start, min(start + BATCH_SIZE, len(paths)))
                 found = dict(zip(batch, map_in_threads(read, batch, None, ""), strict=True))
                 errors += [(printable(str(paths[i])), e.reason) for i, e in found.items() if isinstance(e, BadImage)]
-                readable = {i: image for i, image in found.items() if isinstance(image, Tensor)}
+                readable = {i: image for i, image in found.items() if isinstance(image, np.ndarray)}
                 if readable:
-                    images = torch.stack(list(readable.values())).to(torch_device)
+                    images = np.stack(list(readable.values()))
                     names = [printable(str(paths[i])) for i in readable]
                     write(names, [labels[i] for i in readable], extract_features(features, loaded, images))
                 rows += len(readable)

@@ -104,10 +104,9 @@ def find_similar(
     """
     if top < 1:
         raise UserError(f"--top must be at least 1, not {top}.")
-    pixels = torch.from_numpy(np.stack([load_image(image, loaded.preprocess) for image in images]))
+    pixels = np.stack([load_image(image, loaded.preprocess) for image in images])
     index = open_index(loaded, layer, device, progress)
-    features, torch_device = Features(loaded.model, layer), next(loaded.model.parameters()).device
-    return index.nearest(extract_features(features, loaded, pixels.to(torch_device)), top)
+    return index.nearest(extract_features(Features(loaded.model, layer), loaded, pixels), top)
 
 
 def open_index(
@@ -173,9 +172,8 @@ def _build_index(
     progress: Progress | None,
 ) -> None:  # fmt: skip
     part = source.splits["train"]
-    torch_device = pick_device(device)
-    features.to(torch_device).to(memory_format=torch.channels_last)
-    loaded.model.to(torch_device)
+    loaded.model.to(pick_device(device))
+    features.to(memory_format=torch.channels_last)
     transform = loaded.preprocess
     workers, _ = choose_workers(None, 256 * transform.channels * transform.size**2)
     folder.parent.mkdir(exist_ok=True)
@@ -185,7 +183,7 @@ def _build_index(
         norms = np.empty(len(part))
         done = 0
         for batch in evaluation_batches(part, transform, workers).batches(0):
-            values = extract_features(features, loaded, batch.images.to(torch_device))
+            values = extract_features(features, loaded, batch.images)
             half = np.clip(values, -65504, 65504).astype(np.float16)  # the largest float16
             stored[done : done + len(half)] = half
             norms[done : done + len(half)] = np.square(half.astype(np.float64)).sum(1)
@@ -225,8 +223,7 @@ def load_run_images(run: Run, names: Sequence[str]) -> list[Image.Image]:
         for name in set(names) & set(indices):
             i = indices[name]
             if isinstance(part, ImageArrays):
-                pixels = part.images[i].permute(1, 2, 0).numpy()
-                found[name] = decode_image(Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]))
+                found[name] = decode_image(part.images[i].permute(1, 2, 0).numpy())
             else:
                 found[name] = decode_image(part.raw(i))
     if missing := [name for name in names if name not in found]:

@@ -144,12 +144,9 @@ class Explainer:
                 f"{self.name} has no index of its training images; run 'alexnet show similar RUN IMAGE' once on "
                 "the server to build it."
             )
-        device = next(loaded.model.parameters()).device
         with self._lock:
             features = Features(loaded.model, index.layer)
-            query = extract_features(
-                features, loaded, torch.from_numpy(load_image(image, loaded.preprocess))[None].to(device)
-            )
+            query = extract_features(features, loaded, load_image(image, loaded.preprocess)[None])
         nearest = index.nearest(query, NUM_NEIGHBORS)[0]
         with self._reading_run():
             images = load_run_images(loaded.run, [neighbor.name for neighbor in nearest])
