@@ -25,6 +25,7 @@ from alexnet.export.export import Exporter
 from alexnet.export.parity import ExportFailed, compute_reference, dataset_images
 from alexnet.files import sha256_file
 from alexnet.inference.evaluate import evaluate
+from alexnet.inference.load import load_run_dataset
 from alexnet.inference.predict import load
 from alexnet.progress import Silent
 from alexnet.runtimes import convert
@@ -246,7 +247,7 @@ def test_note_mentions_few_unreadable_and_training_images(small_run, checkpoint,
             269,
             "of the val split",
         )
-        dataset = exporter._dataset
+        dataset = load_run_dataset(exporter.loaded.run, None)
         train_only = replace(dataset, splits={"train": dataset.splits["train"].take(np.arange(250))})
         images = dataset_images(train_only, train_only.classes, tmp_path)
         note = compute_reference(exporter.loaded, images).note
