@@ -78,6 +78,10 @@ class ImageArrays:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def raw(self, i: int) -> np.ndarray:
+        """Return the pixels of one image, uint8 H×W×C."""
+        return self.images[i].permute(1, 2, 0).numpy()
+
     def take(self, indices: np.ndarray) -> ImageArrays:
         """Return the images at `indices`, in that order."""
         import torch

@@ -14,15 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from alexnet.data.dataset import ImageDataset, ImageFiles, RawImage
-from alexnet.data.decode import BadImage
+from alexnet.data.dataset import ImageDataset, RawImage
+from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
@@ -140,11 +139,7 @@ def dataset_images(dataset: ImageDataset, classes: tuple[str, ...], temporary: P
     split = next(name for name in ("val", "test", "train") if name in dataset.splits)
     complete = dataset.splits[split]
     part = complete.take(np.array(evenly_spaced(range(len(complete)), MAX_IMAGES)))
-    if isinstance(part, ImageFiles):
-        raw: Iterable[RawImage] = map(part.raw, range(len(part)))
-    else:
-        raw = part.images.permute(0, 2, 3, 1).numpy()
-    files = [_as_file(image, temporary / str(i)) for i, image in enumerate(raw)]
+    files = [_as_file(part.raw(i), temporary / str(i)) for i in range(len(part))]
     targets = match_classes(classes, dataset.classes)[part.targets.numpy()]
     return ImageSet(files, part.names, targets, f"of the {split} split", trained_on=split == "train")
 
@@ -157,7 +152,7 @@ def _as_file(image: RawImage, stem: Path) -> Path:
     if isinstance(image, bytes):
         path.write_bytes(image)
     else:
-        Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(path)
+        decode_image(image, image.shape[-1]).save(path)
     return path
 
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from alexnet.checkpoint import MODEL
-from alexnet.data.dataset import ImageArrays, ImageDataset
+from alexnet.data.dataset import ImageDataset
 from alexnet.data.decode import decode_image
 from alexnet.data.loader import choose_workers, evaluation_batches
 from alexnet.device import pick_device
@@ -221,11 +221,7 @@ def load_run_images(run: Run, names: Sequence[str]) -> list[Image.Image]:
     for part in parts:
         indices = {printable(name): i for i, name in enumerate(part.names)}
         for name in set(names) & set(indices):
-            i = indices[name]
-            if isinstance(part, ImageArrays):
-                found[name] = decode_image(part.images[i].permute(1, 2, 0).numpy())
-            else:
-                found[name] = decode_image(part.raw(i))
+            found[name] = decode_image(part.raw(indices[name]))
     if missing := [name for name in names if name not in found]:
         raise UserError(f"The image '{missing[0]}' is no longer in the data that {run.path} was trained on.")
     return [found[name] for name in names]
