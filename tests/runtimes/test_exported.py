@@ -250,7 +250,8 @@ def test_missing_package_is_reported_with_its_install_command(monkeypatch):
     packages = {"onnx": "onnxruntime", "executorch": "executorch", "huggingface": "huggingface_hub"}
     extras = {"onnx": "fast", "executorch": "executorch", "huggingface": "hub"}
     for kind, package in packages.items():
-        message = f"The format {kind} needs {package}; install it with: pip install 'alexnet[{extras[kind]}]'."
+        install = f"install it with: pip install 'alexnet[{extras[kind]}]'."
+        message = f"The format {kind} needs {package}, which is not installed; {install}"
         with pytest.raises(UserError, match=re.escape(message)):
             check_installed(kind, writing=True)
 

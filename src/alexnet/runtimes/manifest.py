@@ -85,12 +85,9 @@ def check_installed(kind: str, writing: bool = False, precision: str = "fp32", e
     `engine`) needs or, if `writing`, writing it in this precision."""
     if package := first_missing(kind, writing, precision):
         extra = "int8" if package == "nncf" else FORMATS[kind].extra
-        needs = (
-            f"--engine {engine} needs {package}, which is not installed"
-            if engine
-            else f"The format {kind} needs {package}"
-        )
-        raise UserError(f"{needs}; install it with: pip install 'alexnet[{extra}]'.")
+        user = f"--engine {engine}" if engine else f"The format {kind}"
+        fix = f"install it with: pip install 'alexnet[{extra}]'"
+        raise UserError(f"{user} needs {package}, which is not installed; {fix}.")
 
 
 def first_missing(kind: str, writing: bool = False, precision: str = "fp32") -> str | None:
