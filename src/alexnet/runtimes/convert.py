@@ -97,8 +97,8 @@ def calibration_input(loaded: LoadedModel, manifest: Manifest, load_images: Load
     return load_images() if manifest.pixels else load_images() * scale + shift
 
 
-def to_onnx(loaded: LoadedModel, manifest: Manifest, path: Path) -> None:
-    """Write the network as one ONNX file in float32, or in float16 if it is to be half.
+def to_onnx(loaded: LoadedModel, manifest: Manifest, path: Path) -> Path:
+    """Write the network to `path` as one ONNX file, in float32, or in float16 if it is to be half; return `path`.
 
     Raises `UserError` where torch's exporter cannot express the network.
     """
@@ -121,6 +121,7 @@ def to_onnx(loaded: LoadedModel, manifest: Manifest, path: Path) -> None:
         raise UserError(
             f"'{manifest.network}' cannot be converted to ONNX ({reason}); use --engine exact, or the format pt2."
         ) from error
+    return path
 
 
 def write_onnx(
@@ -132,9 +133,7 @@ def write_onnx(
     """
     import onnx
 
-    plain = source or path.with_name("plain.onnx")
-    if source is None:
-        to_onnx(loaded, manifest, plain)
+    plain = source or to_onnx(loaded, manifest, path.with_name("plain.onnx"))
     if manifest.precision == "int8":
         _onnx_int8(plain, path, calibration_input(loaded, manifest, load_images))
     model = onnx.load(path if manifest.precision == "int8" else plain)
@@ -155,9 +154,7 @@ def write_openvino(
     """Do the same for OpenVINO's `path` (.xml) and the .bin beside it; half: float16 weights."""
     import openvino
 
-    plain = source or path.with_name("plain.onnx")
-    if source is None:
-        to_onnx(loaded, replace(manifest, precision="fp32"), plain)
+    plain = source or to_onnx(loaded, replace(manifest, precision="fp32"), path.with_name("plain.onnx"))
     model = openvino_core().read_model(plain)
     if manifest.precision == "int8":
         model = _openvino_int8(model, calibration_input(loaded, manifest, load_images))
