@@ -25,7 +25,7 @@ from alexnet.models.spec import layers
 from alexnet.plots.architecture import architecture_figure
 from alexnet.plots.metrics import curves_figure
 from alexnet.plots.model import conv_weights, filter_tiles, filters_figure, receptive_field
-from alexnet.plots.predictions import find_examples
+from alexnet.plots.predictions import Predictions, find_examples
 from alexnet.plots.show import KINDS, show
 from alexnet.plots.style import THEMES, rc_params, render, save_figure, shorten
 from alexnet.run_dir import Run
@@ -236,7 +236,7 @@ def test_receptive_field_is_where_the_gradient_is(name, layer):
 def test_examples_are_the_most_confident_mistakes_and_least_confident_correct():
     logits = np.array([[5.0, 0], [3, 0], [0, 1], [0, 4], [2, 0]], np.float32)
     targets = np.array([1, 1, 1, 1, 0])
-    mistakes, correct = find_examples(list("abcde"), targets, logits, ("cat", "dog"), 2)
+    mistakes, correct = find_examples(Predictions(list("abcde"), targets, logits), ("cat", "dog"), 2)
     assert [c.name for c in mistakes] == ["a", "b"]
     assert [(c.name, c.true, c.predicted) for c in correct] == [
         ("c", "dog", "dog"),

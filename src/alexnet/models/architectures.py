@@ -18,6 +18,7 @@ from alexnet.models.spec import (
     ConvSpec,
     ImageTooSmall,
     LRNSpec,
+    half,
     layers,
     minimal_image_size,
 )
@@ -119,15 +120,10 @@ _CODE2012 = replace(
 )
 
 _HALF = replace(
-    _CODE2012,
+    half(_CODE2012),
     name="half",
     title="A single tower, the paper's comparison for two GPUs",
     source="computerhistory/AlexNet-Source-Code, layers/layers-145-half.cfg; paper, section 3.2",
-    convs=tuple(
-        replace(conv, out_channels=channels, groups=1)
-        for conv, channels in zip(_CODE2012.convs, (48, 128, 192, 192, 256), strict=True)
-    ),
-    lrn=replace(CODE_LRN, towers=1),
     departures=(
         "One tower; conv5 keeps 256 channels and the fully connected layers keep 4096 units, so the parameter count is "
         "close to that of two towers.",

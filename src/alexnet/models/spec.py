@@ -19,9 +19,6 @@ from alexnet.files import convert
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
 NORMS = ("lrn", "batch", "none")
-STAGES = ("act", "lrn", "rnorm", "pool")
-POOLS = ("max", "avg")
-DROPOUT_POSITIONS = ("after", "before")
 
 
 def check_at_least(least: int, name: str, value: object) -> None:
@@ -81,10 +78,10 @@ class ConvSpec:
             check_at_least(1, name, getattr(self, name))
         check_at_least(0, "padding", self.padding)
         for stage in self.stages:
-            _check_choice("stage", stage, STAGES)
+            _check_choice("stage", stage, ("act", "lrn", "rnorm", "pool"))
         if len(set(self.stages)) != len(self.stages):
             raise UserError(f"The stages {self.stages} of a convolution contain a duplicate; list each once.")
-        _check_choice("kind of pooling", self.pool, POOLS)
+        _check_choice("kind of pooling", self.pool, ("max", "avg"))
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class AlexNetSpec:
             raise UserError(f"width is {self.width!r} and must be a number above 0.")
         _check_choice("activation", self.activation, ACTIVATIONS)
         _check_choice("norm", self.norm, NORMS)
-        _check_choice("dropout position", self.dropout_position, DROPOUT_POSITIONS)
+        _check_choice("dropout position", self.dropout_position, ("after", "before"))
 
     def conv_channels(self, conv: ConvSpec) -> int:
         """Return the output channels of `conv` at this width: the nearest multiple of 8·groups, exact at width 1."""

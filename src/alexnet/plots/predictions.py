@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -86,6 +87,27 @@ def similar_figure(
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """The logits of every image of a split."""
+
+    names: Sequence[str]
+    targets: np.ndarray
+    """int64 (n,)."""
+    logits: np.ndarray
+    """float32 (n, classes)."""
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Index of the most probable class, int64 (n,)."""
+        return np.asarray(self.logits.argmax(1))
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """Probability of the predicted class, float64 (n,)."""
+        return np.asarray(1 / np.exp(self.logits - self.logits.max(1, keepdims=True)).sum(1, dtype=np.float64))
+
+
+@dataclass(frozen=True)
 class Example:
     """An evaluated image and its prediction."""
 
@@ -95,17 +117,14 @@ class Example:
     confidence: float
 
 
-def find_examples(
-    names: Sequence[str], targets: np.ndarray, logits: np.ndarray, classes: Sequence[str], count: int
-) -> tuple[list[Example], list[Example]]:
+def find_examples(found: Predictions, classes: Sequence[str], count: int) -> tuple[list[Example], list[Example]]:
     """Return the `count` most confident mistakes and the `count` least confident correct predictions."""
-    predicted = logits.argmax(1)
-    confidence = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
+    targets, predicted, confidence = found.targets, found.predicted, found.confidence
     wrong = np.flatnonzero(predicted != targets)
     correct = np.flatnonzero(predicted == targets)
 
     def examples(rows: np.ndarray) -> list[Example]:
-        return [Example(names[i], classes[targets[i]], classes[predicted[i]], float(confidence[i])) for i in rows]
+        return [Example(found.names[i], classes[targets[i]], classes[predicted[i]], float(confidence[i])) for i in rows]
 
     return (
         examples(wrong[np.argsort(-confidence[wrong], kind="stable")][:count]),

@@ -149,12 +149,12 @@ def _mistakes(args: Sequence[str], options: Options) -> FigureFile:
     count = 6 if options.top is None else options.top
     if not 1 <= count <= MAX_IMAGES:
         raise UserError(f"--top must be from 1 to {MAX_IMAGES}, not {count}.")
-    _, targets, logits = evaluation
-    examples = predictions.find_examples(*evaluation, loaded.classes, count)
+    found = predictions.Predictions(*evaluation)
+    examples = predictions.find_examples(found, loaded.classes, count)
     images = iter(neighbors.load_run_images(run, [example.name for group in examples for example in group]))
     mistakes, correct = ([(example, next(images)) for example in group] for group in examples)
-    accuracy = float((logits.argmax(1) == targets).mean())
-    values = (run.path.name, split, len(targets), accuracy)
+    accuracy = float((found.predicted == found.targets).mean())
+    values = (run.path.name, split, len(found.targets), accuracy)
     return partial(predictions.mistakes_figure, mistakes, correct, *values), _folder(loaded) / "mistakes.png"
 
 

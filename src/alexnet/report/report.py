@@ -172,7 +172,7 @@ def _examples(page: Page, data: RunData, which: str) -> Values | None:
     found = data.predictions
     if found is None:
         return None
-    mistakes, correct = find_examples(found.names, found.targets, found.logits, data.classes, MAX_EXAMPLES)
+    mistakes, correct = find_examples(found, data.classes, MAX_EXAMPLES)
     examples = mistakes if which == "mistakes" else correct
     if not examples:
         return {"note": "no_mistakes", "examples": [], "images_missing": ""} if which == "mistakes" else None

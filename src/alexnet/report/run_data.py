@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from alexnet.checkpoint import MODEL
 from alexnet.data.split import read_split
@@ -21,6 +18,7 @@ from alexnet.errors import UserError
 from alexnet.files import read_json
 from alexnet.inference.evaluate import compute_metrics
 from alexnet.plots.metrics import Confidence, Confusion
+from alexnet.plots.predictions import Predictions
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import correct_at, find_calibration
 
@@ -28,27 +26,6 @@ T = TypeVar("T")
 
 Document = dict[str, Any]
 """A JSON document of a run folder."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The logits of every image of a split."""
-
-    names: Sequence[str]
-    targets: np.ndarray
-    """int64 (n,)."""
-    logits: np.ndarray
-    """float32 (n, classes)."""
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Index of the most probable class, int64 (n,)."""
-        return np.asarray(self.logits.argmax(1))
-
-    @cached_property
-    def confidence(self) -> np.ndarray:
-        """Probability of the predicted class, float64 (n,)."""
-        return np.asarray(1 / np.exp(self.logits - self.logits.max(1, keepdims=True)).sum(1, dtype=np.float64))
 
 
 @dataclass(frozen=True)
