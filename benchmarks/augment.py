@@ -74,7 +74,7 @@ def main() -> None:
             rows = results.setdefault(f"{threads} threads", {}).setdefault(f"batch {batch_size}", {})
             for name, timing in timings.items():
                 n = len(few) if name in each else count
-                rows[name] = {"median": n / timing.median, "low": n / timing.high, "high": n / timing.low}
+                rows[name] = common.rates(timing, n)
                 print(
                     f"{threads} threads, batch {batch_size}: {name:38} {n / timing.median:10,.0f} images/s",
                     file=sys.stderr,

@@ -162,7 +162,7 @@ def speed() -> None:
         if group == "stages":
             results["milliseconds"][name] = {k: 1e3 / count * getattr(timing, k) for k in ("median", "low", "high")}
             continue
-        row = {"median": count / timing.median, "low": count / timing.high, "high": count / timing.low}
+        row = common.rates(timing, count)
         theirs = timings[group, "torchvision"].median
         results["images_per_second"].setdefault(group, {})[name] = {**row, "over_torchvision": theirs / timing.median}
     results["difference_in_levels"] = {f"at {size}": differences(paths, size) for size in (224, 64)}

@@ -20,15 +20,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import save
-from torch import Tensor, nn
+from common import kept_for_backward, save, use_torch_lrn
+from torch import nn
 from torch.nn import functional as F
 
 from alexnet.bench.bench import synthetic_step
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import peak_memory
 from alexnet.models.architectures import architecture
-from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.model import build, create_model
 from alexnet.runtimes.engines import LoadedModel, TorchEngine
 
@@ -41,8 +40,8 @@ def network(arm: str) -> nn.Module:
     for name, module in list(model.named_children()):
         if arm.startswith("plain") and isinstance(module, nn.ReLU):
             setattr(model, name, nn.ReLU())
-        if arm == "plain" and isinstance(module, LocalResponseNorm):
-            setattr(model, name, nn.LocalResponseNorm(module.size, module.alpha, module.beta, module.k))
+    if arm == "plain":
+        use_torch_lrn(model)
     return model
 
 
@@ -55,22 +54,12 @@ def measure(arm: str, batch: int) -> dict[str, Any]:
         model = model.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    held: dict[int, int] = {}
-
-    def note(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage.nbytes()
-        return t
-
     before = peak()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with kept_for_backward() as kept:
         loss = F.cross_entropy(model(x), targets)
-    activations = sum(held.values())
     loss.backward()
     optimizer.step()
-    return {"activations": activations, "peak": peak() - before}
+    return {"activations": sum(kept.values()), "peak": peak() - before}
 
 
 def measure_peak(task: str, arch: str, batch: int) -> int:

@@ -142,9 +142,7 @@ def main() -> None:
     for name, timing in timings.items():
         theirs_each = timings["ImageFolder"].median / READ["ImageFolder"]
         results["images_per_second"][name] = row = {
-            "median": READ[name] / timing.median,
-            "low": READ[name] / timing.high,
-            "high": READ[name] / timing.low,
+            **common.rates(timing, READ[name]),
             "over_ImageFolder": theirs_each / (timing.median / READ[name]),
         }
         print(f"{name:32} {row['median']:9.1f} images/s  {row['over_ImageFolder']:.2f}x", file=sys.stderr)

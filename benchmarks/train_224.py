@@ -19,15 +19,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from common import save
-from torch import nn
+from common import kept_for_backward, save, use_torch_lrn
 from torch.nn import functional as F
 from torch.profiler import profile
 
 from alexnet.bench.bench import synthetic_step
 from alexnet.bench.limits import time_interleaved
 from alexnet.device import peak_memory
-from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.model import create_model, specify
 from alexnet.models.summary import summarize
 
@@ -38,9 +36,7 @@ AIMS = {"torchvision": 2.6, "paper": 4.0, "torchvision-lrn": 4.0}  # for machine
 def plain_step(arch: str, batch_size: int) -> Callable[[], None]:
     """Return one step of a tutorial's loop."""
     model = create_model(arch)
-    for name, module in list(model.named_children()):
-        if isinstance(module, LocalResponseNorm):
-            setattr(model, name, nn.LocalResponseNorm(module.size, module.alpha, module.beta, module.k))
+    use_torch_lrn(model)
     side = model.spec.image_size
     batches = [(torch.randn(batch_size, 3, side, side), torch.randint(1000, (batch_size,))) for _ in range(4)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
@@ -71,21 +67,6 @@ def matmul_step() -> Callable[[], None]:
     return step
 
 
-def kept_for_backward(step: Callable[[], None]) -> int:
-    """Return the bytes that the forward pass of one step keeps, without weights."""
-    kept = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        owner = tensor if tensor._base is None else tensor._base
-        if not (owner.is_leaf and owner.requires_grad):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(kept.values())
-
-
 def work(connection: Connection, make: Callable[[], Callable[[], None]], threads: int | None) -> None:
     """Run a worker process: execute requests until "end"."""
     if threads:
@@ -97,7 +78,9 @@ def work(connection: Connection, make: Callable[[], Callable[[], None]], threads
         if request == "step":
             connection.send(step())
         elif request == "kept":
-            connection.send(kept_for_backward(step))
+            with kept_for_backward() as kept:
+                step()
+            connection.send(sum(kept.values()))
         elif request == "peak":
             connection.send(peak_memory())
         elif request == "profile":
