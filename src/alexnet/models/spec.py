@@ -216,10 +216,11 @@ def layers(spec: AlexNetSpec) -> list[Layer]:
     try:
         return _expand(spec, spec.image_size)
     except _LayerTooSmall as small:
+        layer, size, need = small.args
         side, minimal = spec.image_size, minimal_image_size(spec)
         raise ImageTooSmall(
-            f"Images of {side}×{side} are too small for '{spec.name}': {small.layer} would get "
-            f"{small.size}×{small.size} and needs {small.need}×{small.need}; use at least {minimal}×{minimal}.",
+            f"Images of {side}×{side} are too small for '{spec.name}': {layer} would get "
+            f"{size}×{size} and needs {need}×{need}; use at least {minimal}×{minimal}.",
             minimal,
         ) from None
 
@@ -237,9 +238,7 @@ def minimal_image_size(spec: AlexNetSpec) -> int:
 
 
 class _LayerTooSmall(Exception):
-    def __init__(self, layer: str, size: int, need: int) -> None:
-        super().__init__(layer)
-        self.layer, self.size, self.need = layer, size, need
+    """Arguments: the layer, the size it would get, and the size it needs."""
 
 
 def _expand(spec: AlexNetSpec, side: int) -> list[Layer]:

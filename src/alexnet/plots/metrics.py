@@ -227,8 +227,7 @@ def confusion_figure(confusion: Confusion, theme: Theme, translate: Translator) 
     if n <= 20:
         for i, j in np.argwhere(confusion.counts):
             axes.text(j, i, f"{confusion.counts[i, j]}", ha="center", va="center", size=9 if n <= 12 else 7)
-    for spine in axes.spines.values():
-        spine.set_color(theme.muted)
+    axes.spines[:].set_color(theme.muted)
     axes.set_xlabel(translate("predicted"))
     axes.set_ylabel(translate("true"))
     return figure

@@ -18,7 +18,7 @@ from alexnet.inference.explain import Saliency, Stage
 from alexnet.messages.translator import Translator
 from alexnet.models.model import AlexNet, Network
 from alexnet.models.spec import AlexNetSpec, Layer, layers
-from alexnet.plots.style import Theme, hide_frame, new_figure, shorten, show_image, tile_images
+from alexnet.plots.style import Theme, new_figure, shorten, show_image, tile_images
 
 MAX_LAYERS = 8  # in one figure of filters; torchvision's networks have hundreds of convolutions
 SHOWN_MAPS = 6  # of each stage in the figure of activations
@@ -158,7 +158,7 @@ def draw_label_bars(
         axes.text(0.015, i, shorten(label, length), va="center", weight=weight)
         axes.text(1.0, i, f"{p:.1%}" if p < 0.9995 else "100%", va="center", ha="right", weight=weight)
     axes.set(xlim=(0, 1), ylim=(max(len(labels), 3) - 0.5, -0.5), xticks=[], yticks=[])
-    hide_frame(axes)
+    axes.spines[:].set_visible(False)
 
 
 def saliency_figure(saliency: Saliency, theme: Theme, translate: Translator) -> Figure:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 
 from alexnet.inference.neighbors import Neighbor
 from alexnet.messages.translator import Translator
@@ -55,10 +55,8 @@ def top5_figure(predictions: Sequence[ImagePrediction], name: str, theme: Theme,
 
 def center_square(image: Image.Image, side: int = 320) -> np.ndarray:
     """Return the central square of an image, uint8 RGB, reduced to at most `side` pixels."""
-    shorter = min(image.size)
-    left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
-    square = image.convert("RGB").crop((left, top, left + shorter, top + shorter))
-    return np.asarray(square.resize((side, side)) if shorter > side else square)
+    side = min(side, *image.size)
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (side, side)))
 
 
 def similar_figure(
@@ -75,8 +73,7 @@ def similar_figure(
         label, p = query.labels[0]
         row[0].set_title(shorten(query.name, 17), loc="center")
         row[0].set_xlabel(f"{shorten(label, 13)} {p:.0%}")
-        for spine in row[0].spines.values():
-            spine.set(visible=True, color=theme.orange, linewidth=3)
+        row[0].spines[:].set(visible=True, color=theme.orange, linewidth=3)
         for axes, (neighbor, image) in zip(row[1:], nearest, strict=False):
             show_image(axes, center_square(image))
             axes.set_title(shorten(neighbor.label, 17), loc="center")

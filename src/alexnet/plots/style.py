@@ -203,12 +203,7 @@ def show_image(axes: Axes, image: np.ndarray, **options: Any) -> None:
         options |= {"cmap": "gray", "vmin": 0, "vmax": 255}
     axes.imshow(image, **({"interpolation": "nearest" if max(image.shape[:2]) <= 128 else "antialiased"} | options))
     axes.set(xticks=[], yticks=[])
-    hide_frame(axes)
-
-
-def hide_frame(axes: Axes) -> None:
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def tile_images(
