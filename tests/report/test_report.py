@@ -1,12 +1,17 @@
+import csv
+import json
 import re
 import shutil
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from alexnet.errors import UserError
 from alexnet.files import write_json
 from alexnet.report.report import write_report
+from alexnet.report.run_data import read_run_data
 from alexnet.run_dir import Run
 from fake_run import make_fake_run
 from parsed_html import page_links
@@ -104,3 +109,92 @@ def test_report_of_200_classes_is_small(tmp_path):
     page = write_report(make_fake_run(tmp_path / "run", classes=200, per_class=5))[0].read_text()
     assert len(page) < 1_500_000
     assert page.count("cannot be shown") == 1  # the filters: a fake run has no weights
+
+
+def section(page: str, key: str) -> str:
+    """Return the HTML of one section of a page."""
+    return re.search(rf'<section id="{key}">(.*?)</section>', page, re.DOTALL)[1]
+
+
+# ── calibration ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def overconfident_run(tmp_path, **recipe):
+    """A run whose logits are three times too large."""
+    run = make_fake_run(tmp_path / "run", per_class=400, accuracy=0.7, recipe=recipe)
+    for split in ("val", "test"):
+        paths, targets, logits = run.read_evaluation(split)
+        run.write_evaluation(split, paths, targets, 3 * logits)
+    return read_run_data(run)
+
+
+def test_temperature_brings_confidence_to_accuracy(tmp_path):
+    data = overconfident_run(tmp_path)
+    confidence = data.confidence
+    assert confidence.correct.mean() == np.mean(data.predictions.predicted == data.predictions.targets)
+    assert confidence.uncalibrated.mean() > 0.95
+    assert abs(confidence.calibrated.mean() - 0.7) < 0.1
+    page, *files = write_report(data.run)
+    html = section(page.read_text(), "calibration")
+    assert f"{confidence.calibration.temperature:.3g}" in html
+    assert f"{confidence.calibration.threshold:.1%}" in html
+    assert html.count("<svg") == 2
+    assert {"calibration.svg", "coverage.png"} <= {path.name for path in files}
+    with (data.run.path / "report" / "thresholds.csv").open(encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["share of images accepted"]) == 1.0
+    assert float(rows[0]["accuracy on accepted images"]) == confidence.correct.mean()
+
+
+def test_a_run_validated_on_test_is_not_calibrated(tmp_path):
+    data = overconfident_run(tmp_path, validate_on="test")
+    assert data.confidence.calibration is None
+    html = section(write_report(data.run)[0].read_text(), "calibration")
+    assert "No temperature or threshold was fitted" in html
+    assert "validates on the test split" in html
+    assert "with temperature" not in html
+
+
+# ── confusion matrix ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("n", "cells"), [(4, 16), (40, 0)])
+def test_cells_are_elements_or_pixels(tmp_path, skip_plots, n, cells):
+    run = make_fake_run(tmp_path / "run", classes=n, per_class=5)
+    html = section(write_report(run)[0].read_text(), "confusion")
+    assert len(re.findall("<b", html)) == cells
+    assert html.count("data:image/png") == (cells == 0)
+    data = json.loads(re.search(r'id="confusion-data">(.*?)</script>', html).group(1))
+    confusion = read_run_data(run).confusion
+    assert data["names"] == list(confusion.labels)
+    assert [row.get(str(i), 0) for i, row in enumerate(data["cells"])] == confusion.counts.diagonal().tolist()
+
+
+# ── data of a run ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_run_data_reads_predictions_and_splits(tmp_path):
+    data = read_run_data(make_fake_run(tmp_path / "run", classes=4, per_class=10, accuracy=0.8))
+    assert data.split == "test"
+    assert data.classes == ("class 0", "class 1", "class 2", "class 3")
+    assert data.metrics["top1"] == pytest.approx(0.8)
+    softmax = torch.tensor(data.predictions.logits).softmax(1)
+    assert data.predictions.confidence == pytest.approx(softmax.amax(1).numpy())
+    assert data.training_images == 640  # ten steps of 64
+    data.run.split_csv.write_text("name,split\na.jpg,train\nb.jpg,val\nc.jpg,train\n")
+    data = read_run_data(data.run)
+    assert data.split_counts == {"train": 2, "val": 1}
+    assert data.training_images == 2
+
+
+def test_missing_or_damaged_files_are_none(tmp_path):
+    run = make_fake_run(tmp_path / "run")
+    (run.path / "evaluation" / "test.parquet").write_bytes(b"PAR1 not really")
+    (run.path / "env.json").write_text("{")
+    (run.path / "best").write_text("00000099\n")
+    data = read_run_data(run)
+    assert (data.predictions, data.metrics, data.env, data.classes) == (None, None, {}, ())
+    assert (data.training_warnings, data.data_warnings) == ([], [])
+    (run.path / "alarms.json").write_text("[1]")
+    (run.path / "check.json").write_text("[")
+    assert (data.training_warnings, data.data_warnings) == ([], [])
