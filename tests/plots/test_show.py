@@ -22,10 +22,9 @@ from alexnet.messages.translator import Translator
 from alexnet.models.architectures import ARCHITECTURES, architecture
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
-from alexnet.plots.architecture import architecture_figure
+from alexnet.plots.architecture import architecture_figure, receptive_field
 from alexnet.plots.metrics import curves_figure
-from alexnet.plots.model import conv_weights, filter_tiles, filters_figure, receptive_field
-from alexnet.plots.predictions import Predictions, find_examples
+from alexnet.plots.model import Predictions, conv_weights, filter_tiles, filters_figure, find_examples
 from alexnet.plots.show import KINDS, show
 from alexnet.plots.style import THEMES, rc_params, render, save_figure, shorten
 from alexnet.run_dir import Run

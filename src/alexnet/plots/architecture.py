@@ -1,8 +1,9 @@
-"""The architecture diagram of figure 2 of the paper, for any specification: boxes in perspective, one row per tower.
+"""Figures of a specification: the architecture diagram, and receptive fields.
 
-Sizes, the operations after each layer, and connections between the towers (layers without groups in a network that has
-groups) come from `spec.layers`. Lengths are roots of the true ones, so that 224 and 13 pixels, or 3 and 384 channels,
-fit into one figure.
+The diagram is that of figure 2 of the paper, for any network: boxes in perspective, one row per tower. Sizes, the
+operations after each layer, and connections between the towers (layers without groups in a network that has groups)
+come from `spec.layers`. Lengths are roots of the true ones, so that 224 and 13 pixels, or 3 and 384 channels, fit into
+one figure.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
+from matplotlib.patches import Polygon, Rectangle
+from PIL import Image
 
+from alexnet.data.transforms import EvalTransform
 from alexnet.messages.translator import Translator
 from alexnet.models.spec import AlexNetSpec, Layer, layers
-from alexnet.plots.style import Theme, new_figure
+from alexnet.plots.style import Theme, new_figure, show_image
 
 LINE_HEIGHT = 0.27  # of text, in inches
 SLANT = 0.34  # offset of the back face to the right and up, as a share of the height
@@ -181,3 +185,64 @@ def _label_box(axes: Axes, box: _Box, name: str, lines: Sequence[str], top: floa
     axes.text(box.x, top, name, weight="bold", size=13, va="top")
     for i, line in enumerate(lines, 1):
         axes.text(box.x, top - i * LINE_HEIGHT, line, size=12 if i == 1 else 11, va="top")
+
+
+# ── receptive fields ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def receptive_field(stack: Sequence[Layer], name: str, unit: int) -> tuple[int, int]:
+    """Return the first and last pixel, along one side, that output `unit` of the layer `name` depends on.
+
+    Values below 0 or beyond the image are in the padding. `name` must be a layer with maps.
+    """
+    index = [layer.name for layer in stack].index(name)
+    first = last = unit
+    for layer in reversed(stack[: index + 1]):
+        if layer.kind == "adaptiveavgpool":  # torch's bins: start ⌊i·in/out⌋, end ⌈(i+1)·in/out⌉
+            inputs, outputs = layer.input[1], layer.output[1]
+            first, last = first * inputs // outputs, -(-(last + 1) * inputs // outputs) - 1
+        elif layer.kind == "rnorm" and layer.norm is not None:
+            first, last = first - layer.norm.size // 2, last + (layer.norm.size - 1) // 2
+        elif layer.kernel:
+            first = first * layer.stride - layer.padding
+            last = last * layer.stride - layer.padding + layer.kernel - 1
+    return first, last
+
+
+def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, translate: Translator) -> Figure:
+    """Draw the receptive field of the middle unit of each convolution and pool, with the rest of the image dimmed."""
+    stack = layers(spec)
+    shown = [layer for layer in stack if layer.kind in ("conv", "maxpool", "avgpool")]
+    side = spec.image_size
+    pixels = np.asarray(EvalTransform(side).eval_tensor(image).permute(1, 2, 0), dtype=float) / 255
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    title = translate("figure_fields", name=spec.name)
+    figure = new_figure(11, 1.4 + rows * 3.05, title, translate("figure_fields_note"))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(shown) :]:
+        axes.set_visible(False)
+    dimmed = 0.3 * pixels + 0.7 * np.array(to_rgb(theme.background))
+    fields = [receptive_field(stack, layer.name, layer.output[1] // 2) for layer in shown]
+    outside = max(0, *(-first for first, _ in fields), *(last + 1 - side for _, last in fields))
+    margin = min(side / 4, outside) + side / 100
+    for axes, layer, (first, last) in zip(grid, shown, fields, strict=False):
+        units = layer.output[1]
+        inside = slice(max(0, first), min(side, last + 1))
+        highlighted = dimmed.copy()
+        highlighted[inside, inside] = pixels[inside, inside]
+        show_image(axes, highlighted)
+        left, right = max(first - 0.5, -0.9 * margin), min(last + 0.5, side - 1 + 0.9 * margin)
+        truncated = (left, right) != (first - 0.5, last + 0.5)
+        axes.add_patch(
+            Rectangle((left, left), right - left, right - left, fill=False, edgecolor=theme.orange, lw=2,
+                      ls="--" if truncated else "-")
+        )  # fmt: skip
+        axes.set(xlim=(-margin, side - 1 + margin), ylim=(side - 1 + margin, -margin))
+        axes.set_title(translate("figure_field", name=layer.name, n=last - first + 1))
+        if units > 1:
+            step = receptive_field(stack, layer.name, 1)[0] - receptive_field(stack, layer.name, 0)[0]
+            axes.set_xlabel(translate("figure_units_apart", n=units, step=step))
+        else:
+            axes.set_xlabel(translate("figure_units", n=units))
+    return figure

@@ -24,7 +24,7 @@ from alexnet.inference.predict import Classifier
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.architectures import architecture as find_architecture
 from alexnet.models.spec import AlexNetSpec
-from alexnet.plots import architecture, metrics, model, predictions
+from alexnet.plots import architecture, metrics, model
 from alexnet.plots.style import Draw, check_path, get_theme, save_figure
 from alexnet.progress import Progress
 from alexnet.run_dir import find_run
@@ -126,14 +126,14 @@ def _similar(args: Sequence[str], options: Options) -> FigureFile:
     images = iter(neighbors.load_run_images(loaded.run, [neighbor.name for row in found for neighbor in row]))
     rows = [[(neighbor, next(images)) for neighbor in row] for row in found]
     layer = options.layer or neighbors.Features(loaded.model).layer
-    figure = partial(predictions.similar_figure, queries, rows, layer, _model_name(args[0], loaded))
+    figure = partial(model.similar_figure, queries, rows, layer, _model_name(args[0], loaded))
     return figure, _folder(loaded) / f"similar-{_file_stem(paths[0])}.png"
 
 
 def _top5(args: Sequence[str], options: Options) -> FigureFile:
     loaded = load_model(args[0], options.checkpoint)
     paths = _find_images(args[1:])
-    figure = partial(predictions.top5_figure, _predict(loaded, paths, 5), _model_name(args[0], loaded))
+    figure = partial(model.top5_figure, _predict(loaded, paths, 5), _model_name(args[0], loaded))
     return figure, _folder(loaded) / f"top5-{_file_stem(paths[0])}.png"
 
 
@@ -149,13 +149,13 @@ def _mistakes(args: Sequence[str], options: Options) -> FigureFile:
     count = 6 if options.top is None else options.top
     if not 1 <= count <= MAX_IMAGES:
         raise UserError(f"--top must be from 1 to {MAX_IMAGES}, not {count}.")
-    found = predictions.Predictions(*evaluation)
-    examples = predictions.find_examples(found, loaded.classes, count)
+    found = model.Predictions(*evaluation)
+    examples = model.find_examples(found, loaded.classes, count)
     images = iter(neighbors.load_run_images(run, [example.name for group in examples for example in group]))
     mistakes, correct = ([(example, next(images)) for example in group] for group in examples)
     accuracy = float((found.predicted == found.targets).mean())
     values = (run.path.name, split, len(found.targets), accuracy)
-    return partial(predictions.mistakes_figure, mistakes, correct, *values), _folder(loaded) / "mistakes.png"
+    return partial(model.mistakes_figure, mistakes, correct, *values), _folder(loaded) / "mistakes.png"
 
 
 def _curves(args: Sequence[str], _options: Options) -> FigureFile:
@@ -183,7 +183,7 @@ def _receptive_field(args: Sequence[str], options: Options) -> FigureFile:
         from sklearn.datasets import load_sample_image
 
         image = Image.fromarray(load_sample_image("china.jpg"))
-    return partial(model.receptive_field_figure, spec, image), Path(f"receptive-field-{name}.png")
+    return partial(architecture.receptive_field_figure, spec, image), Path(f"receptive-field-{name}.png")
 
 
 KINDS: dict[str, Kind] = {
@@ -235,7 +235,7 @@ def _find_images(args: Sequence[str]) -> list[str]:
     return paths
 
 
-def _predict(loaded: LoadedModel, paths: Sequence[str], top: int) -> list[predictions.ImagePrediction]:
+def _predict(loaded: LoadedModel, paths: Sequence[str], top: int) -> list[model.ImagePrediction]:
     """Predict the `top` labels of images; their true label is the folder name if that is a class.
 
     Raises `UserError` for an unreadable image.
@@ -247,5 +247,5 @@ def _predict(loaded: LoadedModel, paths: Sequence[str], top: int) -> list[predic
     for path, image, prediction in zip(paths, images, predicted, strict=True):
         folders = [part for part in Path(path).absolute().parent.parts if part.lower() not in SPLIT_NAMES]
         true = folders[-1] if folders and folders[-1] in loaded.classes else None
-        found.append(predictions.ImagePrediction(image, Path(path).name, prediction.labels, true))
+        found.append(model.ImagePrediction(image, Path(path).name, prediction.labels, true))
     return found

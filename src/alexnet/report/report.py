@@ -25,8 +25,7 @@ from alexnet.plots.metrics import (
     metric_figure,
     reliability_figure,
 )
-from alexnet.plots.model import conv_weights, filter_sheet
-from alexnet.plots.predictions import find_examples
+from alexnet.plots.model import conv_weights, filter_sheet, find_examples
 from alexnet.plots.style import shorten
 from alexnet.report.page import Column, Page, Table, Values, image_url, load_thumbnails
 from alexnet.report.recommendations import recommend

@@ -18,7 +18,7 @@ from alexnet.errors import UserError
 from alexnet.files import read_json
 from alexnet.inference.evaluate import compute_metrics
 from alexnet.plots.metrics import Confidence, Confusion
-from alexnet.plots.predictions import Predictions
+from alexnet.plots.model import Predictions
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import correct_at, find_calibration
 
