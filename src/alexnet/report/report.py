@@ -58,7 +58,7 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
     page = Page(out or run.path / "report.html", data.name, "report.html", lang)
     page.add("result", lambda: _result(data))
     page.add("next", lambda: _next(page, data))
-    page.add("alarms", lambda: _alarms(data))
+    page.add("alarms", lambda: {"alarms": data.training_warnings} if data.training_warnings else None)
     page.add("warnings", lambda: _warnings(page, data))
     page.add("curves", lambda: _curves(page, data))
     page.add("confusion", lambda: _confusion(page, data.confusion))
@@ -86,11 +86,6 @@ def _next(page: Page, data: RunData) -> Values:
         if "split" in one.values:
             one.values["split"] = page.translate.split(one.values["split"])
     return {"recommendations": found}
-
-
-def _alarms(data: RunData) -> Values | None:
-    alarms = data.training_warnings
-    return {"alarms": alarms} if alarms else None
 
 
 def _warnings(page: Page, data: RunData) -> Values | None:
