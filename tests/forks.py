@@ -87,6 +87,7 @@ def _run_command(arguments: list[str], log: Path) -> None:
     from alexnet.report import report
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the workers that read images, as in a process of its own
     report.write_report = lambda *_: None
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for handle in (1, 2):

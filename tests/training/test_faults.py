@@ -1,6 +1,6 @@
 """Faults injected into real processes: after each, `alexnet resume` leaves what an uninterrupted run leaves.
 
-Trainings take a second; they are forked from a process that has torch imported (benchmarks/kills.py).
+Trainings take a second; they are forked from a process that has torch imported (forks.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +20,16 @@ from alexnet.data.shards.pack import pack_dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import kills
-from kills import MOMENTS, SETTINGS, ForkServer, Training, differences, read_results
+from kills import MOMENTS, SETTINGS, Training, differences, read_results
+
+from forks import ForkServer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture(scope="module")
-def fork_server() -> Iterator[ForkServer]:
-    started = ForkServer()
-    yield started
-    started.close()
+def fork_server() -> ForkServer:
+    return ForkServer()
 
 
 @pytest.fixture(scope="module")
