@@ -13,10 +13,9 @@ from alexnet.errors import UserError
 from alexnet.files import read_json
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
-from alexnet.training.auto_config import augmentation_settings
 from alexnet.training.checkpoints import TrainState, hash_samples
 from alexnet.training.optim import schedule_at
-from alexnet.training.recipe import SETTINGS, Recipe
+from alexnet.training.recipe import SETTINGS, Recipe, augmentation_settings
 from alexnet.training.setup import TrainSetup
 from alexnet.training.transfer import CHOSEN_BY_WEIGHTS
 

@@ -28,9 +28,14 @@ from alexnet.models.model import Spec, specify
 from alexnet.models.spec import AlexNetSpec, apply_modifications, layers
 from alexnet.progress import Progress
 from alexnet.runtimes.engines import LoadedModel
-from alexnet.training.auto_config import apply_augmentation_level, choose_settings, describe_lr_scaling
 from alexnet.training.distributed.base import SingleProcess
-from alexnet.training.recipe import Recipe, check_layers
+from alexnet.training.recipe import (
+    Recipe,
+    apply_augmentation_level,
+    check_layers,
+    choose_settings,
+    describe_lr_scaling,
+)
 from alexnet.training.settings import AugmentationSettings
 from alexnet.training.transfer import init_from_pretrained
 

@@ -28,9 +28,8 @@ from alexnet.training.distributed import connect, data_parallel
 from alexnet.training.distributed.base import SingleProcess, read_together
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
-from alexnet.training.signals import Interrupted
 from alexnet.training.step import TrainStep
-from alexnet.training.trainer import Trainer
+from alexnet.training.trainer import Interrupted, Trainer
 from helpers import make_image_folder
 from ranks import Ranks, torchrun
 

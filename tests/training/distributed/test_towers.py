@@ -28,8 +28,7 @@ from alexnet.training.api import train
 from alexnet.training.distributed import base, connect, towers
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
-from alexnet.training.signals import Interrupted
-from alexnet.training.trainer import Trainer
+from alexnet.training.trainer import Interrupted, Trainer
 from ranks import Ranks, torchrun
 
 # Ten steps an epoch, all but the last of 126 images; the rate falls tenfold after each epoch. Many
