@@ -152,6 +152,14 @@ def test_train_with_resume_returns_a_finished_run(tmp_path):
     assert again._repr_html_().count("<tr>") == 2
 
 
+def test_train_with_resume_keeps_what_the_data_chose(tmp_path, image_folder):
+    settings = {"out": tmp_path / "run", "progress": Silent(), "width": 0.125, "limit_steps": 1}
+    train(image_folder, **settings)
+    assert train(image_folder, resume=True, **settings).already_finished
+    with pytest.raises(UserError, match="--lr 0.3 would change the experiment"):
+        train(image_folder, resume=True, lr=0.3, **settings)
+
+
 def test_settings_that_change_the_experiment_need_force(tmp_path):
     """Other settings are applied and logged; those of the network cannot change at all."""
     out = tmp_path / "a"

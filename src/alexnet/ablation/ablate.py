@@ -392,7 +392,7 @@ def _features(
 
 
 def hog_features(images: np.ndarray) -> np.ndarray:
-    """Return HOG features, float32 N×F, of uint8 images N×H×W×C: 9 orientations, HOG_CELLS² cells, blocks of 2×2 cells."""
+    """Return HOG features, float32 N×F, of uint8 images N×H×W×C: 9 orientations, blocks of 2×2 cells."""
     try:
         from skimage.feature import hog
     except ModuleNotFoundError:

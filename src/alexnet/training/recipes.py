@@ -258,7 +258,7 @@ def folder() -> Recipe:
     """
     return Recipe(
         name="folder",
-        auto_fields=("epochs", "batch_size", "lr", "augment", "dropout"),
+        auto_fields=("epochs", "batch_size", "lr", "lr_batch", "augment", "dropout"),
         model=ModelSettings(norm="batch"),
         data=DataSettings(dataset="folder"),
         augmentation=AugmentationSettings(crop="resized", scale=(0.35, 1.0), flip=True),
