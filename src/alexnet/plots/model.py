@@ -14,12 +14,13 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from alexnet.data.transforms import EvalTransform, tile_images
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.explain import Saliency, Stage
 from alexnet.inference.neighbors import Neighbor
 from alexnet.messages.translator import Translator
 from alexnet.models.model import AlexNet, Network
-from alexnet.plots.style import Theme, new_figure, shorten, show_image, tile_images
+from alexnet.plots.style import Theme, new_figure, shorten, show_image
 
 MAX_LAYERS = 8  # in one figure of filters; torchvision's networks have hundreds of convolutions
 SHOWN_MAPS = 6  # of each stage in the figure of activations

@@ -204,19 +204,3 @@ def show_image(axes: Axes, image: np.ndarray, **options: Any) -> None:
     axes.imshow(image, **({"interpolation": "nearest" if max(image.shape[:2]) <= 128 else "antialiased"} | options))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-
-
-def tile_images(
-    images: np.ndarray, columns: int, gap: Any = np.nan, empty: Any = np.nan, border: int = 1
-) -> np.ndarray:
-    """Arrange images (n, H, W, C) in rows of `columns`, with `border` pixels of color `gap` between them.
-
-    The rest of the last row has the color `empty`.
-    """
-    n, height, width, channels = images.shape
-    rows = -(-n // columns)
-    tiles = np.empty((rows * columns, height + border, width + border, channels))
-    tiles[:n], tiles[n:] = gap, empty
-    tiles[:n, border:, border:] = images
-    grid = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
-    return grid.reshape(rows * (height + border), columns * (width + border), channels)[border:, border:]

@@ -10,7 +10,7 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from alexnet.training.checkpoints import TrainState, find_latest_valid, wrap_wri
 from alexnet.training.distributed import connect
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.optim import scale_for_2012_dropout
-from alexnet.training.recipe import Recipe, parse_duration, read_recipe, with_settings
+from alexnet.training.recipe import Recipe, read_recipe, with_settings
 from alexnet.training.recipes import find_recipe
 from alexnet.training.resume import (
     apply_overrides,
@@ -43,7 +43,7 @@ from alexnet.training.resume import (
     extend,
 )
 from alexnet.training.setup import TrainSetup, prepare_training
-from alexnet.training.time_budget import TimeBudget, estimate_epochs
+from alexnet.training.time_budget import TimeBudget, fit_time_budget
 from alexnet.training.trainer import Trainer
 from alexnet.training.transfer import frozen_layers, load_backbone
 
@@ -111,7 +111,7 @@ def train(
     with _session(recipe.run.parallel, recipe, progress) as (parallel, display, stack):
         setup = prepare_training(recipe, display, parallel=parallel)
         model = _new_model(setup)
-        setup, budget = _fit_time_budget(setup, model, started, display)
+        setup, budget = fit_time_budget(setup, model, started, display)
         run = parallel.broadcast_object(lambda: Run.create(setup.recipe.name, folder, setup.recipe.to_json()))
         parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
         return _fit(stack, setup, run, model, display, budget=budget)
@@ -241,23 +241,6 @@ def _new_model(setup: TrainSetup) -> Network:
         load_backbone(model, setup.pretrained, setup.classes)
     frozen_layers(model, setup.recipe.model.freeze)  # raises for unknown layers before the run folder is created
     return model
-
-
-def _fit_time_budget(
-    setup: TrainSetup, model: Network, started: float, progress: Progress
-) -> tuple[TrainSetup, TimeBudget | None]:
-    """With --time-budget: set the number of epochs that fit, and return the budget that the trainer then keeps."""
-    recipe = setup.recipe
-    if recipe.schedule.time_budget is None:
-        return setup, None
-    epochs, budget = estimate_epochs(setup, model, TimeBudget(parse_duration(recipe.schedule.time_budget), started))
-    if epochs >= 1:
-        progress.log(
-            f"About {epochs} epochs fit {recipe.schedule.time_budget}; the first epoch will correct this number."
-        )
-    else:
-        progress.log(f"Not even one epoch fits {recipe.schedule.time_budget}; training one anyway.")
-    return replace(setup, recipe=recipe.replace(epochs=max(epochs, 1))), budget
 
 
 def _write_metadata(run: Run, setup: TrainSetup) -> None:

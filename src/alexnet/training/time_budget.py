@@ -13,7 +13,9 @@ from itertools import islice
 from typing import Any
 
 from alexnet.models.model import Network
+from alexnet.progress import Progress
 from alexnet.training.optim import schedule_at
+from alexnet.training.recipe import parse_duration
 from alexnet.training.setup import TrainSetup
 from alexnet.training.step import TrainStep
 
@@ -49,29 +51,41 @@ class TimeBudget:
         return max(min(planned, fit), done)
 
 
-def estimate_epochs(setup: TrainSetup, model: Network, budget: TimeBudget) -> tuple[int, TimeBudget]:
-    """Time a few steps of a copy of `model`.
+def fit_time_budget(
+    setup: TrainSetup, model: Network, began: float, progress: Progress
+) -> tuple[TrainSetup, TimeBudget | None]:
+    """With --time-budget: set the number of epochs that fit, by timing a few steps of a copy of `model`.
 
-    Return the number of epochs that fit (0 if not even one does), and `budget` with the test's time
-    reserved.
+    Return the budget, which the trainer then keeps, with the time of the test reserved. The run `began` by
+    `time.monotonic`.
     """
+    recipe = setup.recipe
+    if recipe.schedule.time_budget is None:
+        return setup, None
+    budget = TimeBudget(parse_duration(recipe.schedule.time_budget), began)
     step = TrainStep(setup, copy.deepcopy(model))
     step.train()
     limit = min(TRIAL_S, budget.seconds / 40)
     times: list[float] = []
-    began = last = time.monotonic()
+    trial_began = last = time.monotonic()
     for number, batch in enumerate(islice(setup.train.batches(0), 50)):
-        step(batch, 0, number, schedule_at(setup.recipe, number, len(setup.train)))[0].item()
+        step(batch, 0, number, schedule_at(recipe, number, len(setup.train)))[0].item()
         times.append(time.monotonic() - last)
         last = time.monotonic()
-        if number >= WARMUP_STEPS and last - began > limit:
+        if number >= WARMUP_STEPS and last - trial_began > limit:
             break
     timed = sorted(times[WARMUP_STEPS:] or times)
     median = timed[len(timed) // 2]
-    batch_size = setup.recipe.optimization.batch_size or 1
-    forward = median / 3 / batch_size  # of one image; the backward pass costs about twice that
-    validation = forward * setup.evaluation[setup.recipe.data.validate_on].samples
-    has_test = setup.recipe.data.validate_on != "test" and "test" in setup.evaluation
+    forward = median / 3 / (recipe.optimization.batch_size or 1)  # of one image; the backward pass costs twice that
+    validation = forward * setup.evaluation[recipe.data.validate_on].samples
+    has_test = recipe.data.validate_on != "test" and "test" in setup.evaluation
     test = forward * setup.evaluation["test"].samples if has_test else 0.0
     budget = replace(budget, reserve=test + FINAL_S)
-    return int(budget.remaining / (median * len(setup.train) + validation)), budget
+    epochs = int(budget.remaining / (median * len(setup.train) + validation))
+    if epochs >= 1:
+        progress.log(
+            f"About {epochs} epochs fit {recipe.schedule.time_budget}; the first epoch will correct this number."
+        )
+    else:
+        progress.log(f"Not even one epoch fits {recipe.schedule.time_budget}; training one anyway.")
+    return replace(setup, recipe=recipe.replace(epochs=max(epochs, 1))), budget
