@@ -70,14 +70,18 @@ class TowerParallel(ProcessGroup):
         nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, squares.sqrt())
 
     def state_dict(self, model: Network, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        spec = _towers_spec(model)
-        with torch.device("meta"):
-            full = AlexNet(spec).state_dict()
-        own = model.state_dict()
+        spec, full, own = _towers_spec(model), _full_state(model), model.state_dict()
 
         def gather(name: str, value: Any) -> Any:
-            divided = isinstance(value, Tensor) and value.shape == own[name].shape
-            return self._gather_tensor(spec, name, value, full[name]) if divided else value
+            """Return the full tensor on the CPU of rank 0, and `value` itself on the other rank or if not divided."""
+            if not isinstance(value, Tensor) or value.shape != own[name].shape or full[name].ndim == 0:
+                return value
+            if self.rank > 0:
+                dist.send(value.detach().cpu().contiguous(), dst=0)
+                return value
+            other = torch.empty(_half_of(spec, name, full[name], 1).shape, dtype=value.dtype)
+            dist.recv(other, src=1)
+            return torch.cat([value.detach().cpu(), other], _split_dim(spec, name))
 
         return {
             "model": {name: gather(name, part) for name, part in own.items()},
@@ -85,9 +89,7 @@ class TowerParallel(ProcessGroup):
         }
 
     def load_state_dict(self, model: Network, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        spec = _towers_spec(model)
-        with torch.device("meta"):
-            full = AlexNet(spec).state_dict()
+        spec, full = _towers_spec(model), _full_state(model)
 
         def shard(name: str, value: Any) -> Any:
             divided = isinstance(value, Tensor) and value.shape == full[name].shape
@@ -103,17 +105,6 @@ class TowerParallel(ProcessGroup):
         # tensor needs: let it finish first.
         time.sleep(0.1)
         dist.destroy_process_group()
-
-    def _gather_tensor(self, spec: AlexNetSpec, name: str, part: Tensor, full: Tensor) -> Tensor:
-        """Return tensor `name` in full (with the shape of `full`) on the CPU of rank 0; `part` on the other rank."""
-        if full.ndim == 0:
-            return part
-        if self.rank > 0:
-            dist.send(part.detach().cpu().contiguous(), dst=0)
-            return part
-        other = torch.empty(_half_of(spec, name, full, 1).shape, dtype=part.dtype)
-        dist.recv(other, src=1)
-        return torch.cat([part.detach().cpu(), other], _split_dim(spec, name))
 
 
 # ── one tower ─────────────────────────────────────────────────────────────────────────────────────
@@ -203,6 +194,12 @@ def _towers_spec(model: Network) -> AlexNetSpec:
     """Return the spec of a network that `check` has accepted."""
     assert isinstance(model.spec, AlexNetSpec)
     return model.spec
+
+
+def _full_state(model: Network) -> dict[str, Tensor]:
+    """Return the state dict of the full network, on the meta device."""
+    with torch.device("meta"):
+        return AlexNet(_towers_spec(model)).state_dict()
 
 
 def _why_indivisible(spec: Spec) -> str:
