@@ -138,11 +138,14 @@ class Hyperparameters:
     pca_noise: float
     """Strength of the PCA noise."""
 
+    def rate(self, layer: str, kind: str) -> float:
+        """Return the learning rate of the parameters of this `kind` in `layer`."""
+        return self.layer_rates.get((layer, kind), self.lr if kind == "weights" else self.bias_lr)
+
     def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the learning rate of every group of an optimizer from `make_optimizer`."""
         for group in optimizer.param_groups:
-            common = self.lr if group["kind"] == "weights" else self.bias_lr
-            group["lr"] = self.layer_rates.get((group["layer"], group["kind"]), common) * group["scale"]
+            group["lr"] = self.rate(group["layer"], group["kind"]) * group["scale"]
 
 
 def schedule_at(
