@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from alexnet.data.transforms import EvalTransform, tile_images
+from alexnet.data.transforms import tile_images
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.explain import Saliency, Stage
 from alexnet.inference.neighbors import Neighbor
