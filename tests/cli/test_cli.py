@@ -95,6 +95,11 @@ def test_nothing_heavy_is_imported_for_help():
         assert loaded.isdisjoint({"torch", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"}), arguments
 
 
+def test_torchvision_is_not_imported_before_it_is_needed():
+    code = "import sys, alexnet.training.api, alexnet.data.datasets; assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_python_m_alexnet():
     found = subprocess.run([sys.executable, "-m", "alexnet", "arch", "nothing"], capture_output=True, text=True)
     assert found.returncode == 2

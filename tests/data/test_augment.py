@@ -18,7 +18,6 @@ from alexnet.data.augment import (
     augment,
     color_jitter,
     crop_box,
-    crop_boxes,
     mix,
     pca_noise,
 )
@@ -150,21 +149,17 @@ def test_resized_crop_equals_pillows_resize_of_the_same_box():
     ids = np.arange(30)
     for size in (24, 64, 90):  # shrinking, mixed, enlarging
         got = augment(smooth, ids, 2, 5, Augment(crop="resized"), size)
-        boxes = crop_boxes(np.full(30, 64), np.full(30, 64), rng.uniform(5, 2, ids, "crop", BOX_DRAWS))
+        draws = rng.uniform(5, 2, ids, "crop", BOX_DRAWS)
+        boxes = [crop_box(64, 64, row, (0.08, 1.0), (3 / 4, 4 / 3)) for row in draws]
         for i in range(30):
-            image = tv.to_pil_image(smooth[i]).resize((size, size), Image.Resampling.BILINEAR, box=tuple(boxes[i]))
+            image = tv.to_pil_image(smooth[i]).resize((size, size), Image.Resampling.BILINEAR, box=boxes[i])
             assert (got[i].int() - tv.pil_to_tensor(image).int()).abs().max() <= 1
 
 
 def test_crop_boxes_have_torchvisions_distribution():
     n, scale, ratio = 3000, (0.3, 0.9), (0.75, 4 / 3)
-    boxes = crop_boxes(
-        np.full(n, 120),
-        np.full(n, 90),
-        rng.uniform(0, 0, range(n), "crop", BOX_DRAWS),
-        scale,
-        ratio,
-    )
+    draws = rng.uniform(0, 0, range(n), "crop", BOX_DRAWS)
+    boxes = np.array([crop_box(120, 90, row, scale, ratio) for row in draws])
     torch.manual_seed(0)
     theirs = np.array([RandomResizedCrop.get_params(torch.empty(3, 90, 120), scale, ratio) for _ in range(n)])
     left, top, right, bottom = boxes.T
@@ -174,21 +169,6 @@ def test_crop_boxes_have_torchvisions_distribution():
     for ours, other in zip((top, left, bottom - top, right - left), theirs.T, strict=True):
         assert abs(ours.mean() - other.mean()) < 4 * other.std() * np.sqrt(2 / n)
         assert ours.std() == pytest.approx(other.std(), rel=0.08)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 600),
-    st.integers(1, 600),
-    st.floats(0.05, 0.9),
-    st.floats(0.2, 1.5),
-    st.integers(0, 2**40),
-)
-def test_crop_box_equals_a_row_of_crop_boxes(width, height, scale, ratio, seed):
-    uniform = rng.uniform(seed, 0, range(8), "crop", BOX_DRAWS)
-    scales, ratios = (scale, 1.0), (ratio, 2 * ratio)
-    many = crop_boxes(np.full(8, width), np.full(8, height), uniform, scales, ratios)
-    assert [crop_box(width, height, row, scales, ratios) for row in uniform] == [tuple(box) for box in many.tolist()]
 
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (11, 1001), (100, 90)])

@@ -129,6 +129,13 @@ def test_bad_folders_raise_a_clear_error(kind, tmp_path):
     assert str(caught.value).endswith(".")
 
 
+def test_a_table_given_as_a_folder_is_told_the_flag(tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n")
+    with pytest.raises(UserError, match="give a table of labels as --labels"):
+        load_dataset("folder", table)
+
+
 # ── tables of labels ──────────────────────────────────────────────────────────────────────────────────────────
 
 

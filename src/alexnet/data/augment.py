@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.transforms import v2
 
 from alexnet import rng
 from alexnet.data.transforms import center_crop
@@ -100,8 +99,9 @@ def augment(
 
     input_storage = images.untyped_storage().data_ptr()
     if cfg.crop == "resized":
-        sides = np.full(len(images), images.shape[-1])
-        images = _resize_boxes(images, crop_boxes(sides, sides, uniform("crop", BOX_DRAWS), cfg.scale, cfg.ratio), size)
+        side = images.shape[-1]
+        boxes = [crop_box(side, side, row, cfg.scale, cfg.ratio) for row in uniform("crop", BOX_DRAWS)]
+        images = _resize_boxes(images, np.array(boxes, dtype=np.int64).reshape(-1, 4), size)
     elif cfg.crop == "none":
         images = center_crop(images, size)
     else:
@@ -200,46 +200,14 @@ def _is_channels_last(images: torch.Tensor) -> bool:
 # ── random resized crop ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def crop_boxes(
-    widths: np.ndarray,
-    heights: np.ndarray,
-    uniform: np.ndarray,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> np.ndarray:
-    """Return the boxes of `RandomResizedCrop`, int64 N×4 (left, top, right, bottom) in pixels, for N images.
-
-    `uniform` is N×BOX_DRAWS in [0, 1). torchvision's rule: up to ten tries of an area uniform in `scale` and an aspect
-    ratio log-uniform in `ratio`; the first that fits is placed at random. If none fits, the largest central box with an
-    aspect ratio within `ratio`.
-    """
-    width, height = np.asarray(widths)[:, None], np.asarray(heights)[:, None]
-    area = width * height * (scale[0] + uniform[:, :BOX_TRIES] * (scale[1] - scale[0]))
-    low, high = np.log(ratio)
-    shape = np.exp(low + uniform[:, BOX_TRIES:-2] * (high - low))
-    w, h = np.rint(np.sqrt(area * shape)), np.rint(np.sqrt(area / shape))  # N×tries
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = fits.argmax(1)[:, None]
-    width, height = width[:, 0], height[:, 0]
-    w, h = np.take_along_axis(w, first, 1)[:, 0], np.take_along_axis(h, first, 1)[:, 0]
-    left = np.floor(uniform[:, -2] * (width - w + 1))
-    top = np.floor(uniform[:, -1] * (height - h + 1))
-
-    none_fits = ~fits.any(1)
-    w = np.where(none_fits, np.minimum(width, np.rint(height * ratio[1])), w)
-    h = np.where(none_fits, np.minimum(height, np.rint(width / ratio[0])), h)
-    left = np.where(none_fits, (width - w) // 2, left)
-    top = np.where(none_fits, (height - h) // 2, top)
-    return np.stack([left, top, left + w, top + h], axis=1).astype(np.int64)
-
-
 def crop_box(
     width: int, height: int, uniform: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Return the box of `crop_boxes` for one image; `uniform` has shape (BOX_DRAWS,).
+    """Return the box of `RandomResizedCrop`, (left, top, right, bottom) in pixels; `uniform` BOX_DRAWS in [0, 1).
 
-    Repeats the rule in plain Python: a file's size is known only when it is read, and forty NumPy calls for one image
-    would take a tenth of its decoding time.
+    torchvision's rule: up to ten tries of an area uniform in `scale` and an aspect ratio log-uniform in `ratio`; the
+    first that fits is placed at random. If none fits, the largest central box with an aspect ratio within `ratio`.
+    Plain Python, since NumPy calls for one image would take a tenth of its decoding time.
     """
     numbers = uniform.tolist()
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -335,9 +303,11 @@ def mix(
     float N×C×H×W and int64 (N,) → the same shape and float32 N×num_classes, rows summing to 1; with both off, the
     arguments unchanged. Uses torch's global generator, which the caller seeds for the step.
     """
-    on = [kind for kind, alpha in ((v2.MixUp, cfg.mixup), (v2.CutMix, cfg.cutmix)) if alpha > 0]
-    if not on:
+    if max(cfg.mixup, cfg.cutmix) == 0:
         return images, targets
+    from torchvision.transforms import v2  # its import takes a second, and most runs mix nothing
+
+    on = [kind for kind, alpha in ((v2.MixUp, cfg.mixup), (v2.CutMix, cfg.cutmix)) if alpha > 0]
     kind = on[int(torch.randint(len(on), ()))]
     alpha = cfg.mixup if kind is v2.MixUp else cfg.cutmix
     mixed, soft = kind(alpha=alpha, num_classes=num_classes)(images, targets)

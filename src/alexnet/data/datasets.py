@@ -12,13 +12,18 @@ split, one is held out of train, stratified and seeded, and recorded by file nam
 | folder | any class folders, with or without splits, or a table of labels | see image_folder.py |
 
 A folder may also be an archive, zip or tar (archives.py), or the output of `alexnet pack` (shards/).
+
+torchvision is imported only where its datasets are read: its import takes a second.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import http.client
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +31,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision import datasets
-from torchvision.datasets.utils import check_integrity, check_md5, extract_archive
 
 from alexnet.data import image_folder
 from alexnet.data.archives import unpack_if_archive
 from alexnet.data.dataset import ImageArrays, ImageDataset, SplitRows, order_splits
-from alexnet.data.download import fetch
 from alexnet.data.image_folder import scan_images
 from alexnet.data.in_memory import decode_splits, leave_out
 from alexnet.data.shards.manifest import is_packed, open_packed
@@ -45,10 +47,14 @@ from alexnet.progress import Progress
 
 DATASETS = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
 
-CIFAR10_ARCHIVE = datasets.CIFAR10.filename
+CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 """File name of CIFAR-10's archive. Its pickles are read only after its checksum matched."""
+CIFAR10_FOLDER = "cifar-10-batches-py"
+"""The folder in it."""
 
-_CIFAR10_FILES = (CIFAR10_ARCHIVE, "data_batch_1")
+DOWNLOAD_TIMEOUT = 30  # seconds without a byte before a connection is considered broken
+DOWNLOAD_TRIES = 3  # per URL and call
+_BLOCK = 1 << 18
 
 
 def load_dataset(
@@ -123,7 +129,7 @@ def load_known_layout(data: Path, progress: Progress | None = None) -> ImageData
         return _load_cifar10(data, False, (), progress)
     if not data.is_dir():
         return None
-    if (data / datasets.CIFAR10.base_folder).is_dir() or any((data / n).is_file() for n in _CIFAR10_FILES):
+    if (data / CIFAR10_FOLDER).is_dir() or any((data / n).is_file() for n in (CIFAR10_ARCHIVE, "data_batch_1")):
         return _load_cifar10(data, False, (), progress)
     if any(_find_idx(data / d / _fashion_files("train")[0]) for d in ("", "raw", "FashionMNIST/raw")):
         return _load_fashion_mnist(data, False, progress)
@@ -174,19 +180,22 @@ def _load_digits(data: Path | None) -> ImageDataset:
 def _load_cifar10(
     data: Path | None, download: bool, bad: Sequence[tuple[str, str]], progress: Progress | None
 ) -> ImageDataset:
-    archive, layout = CIFAR10_ARCHIVE, datasets.CIFAR10.base_folder
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    archive, layout = CIFAR10_ARCHIVE, CIFAR10_FOLDER
     if data is None:
         cache = cache_dir() / "cifar10"
         folder = cache / layout
-        parts = datasets.CIFAR10.train_list + datasets.CIFAR10.test_list
+        parts = CIFAR10.train_list + CIFAR10.test_list
         if not all(check_integrity(folder / part, md5) for part, md5 in parts):
-            md5 = datasets.CIFAR10.tgz_md5
+            md5 = CIFAR10.tgz_md5
             by_hand = f"put {archive} (md5 {md5}) into {cache}, or give --data a folder that has it"
             if (cache / archive).is_file() and not download:
                 _unpack_cifar10(cache / archive)
             else:
-                files = [([datasets.CIFAR10.url], cache / archive, md5)]
-                _download(datasets.CIFAR10, files, cache, "CIFAR-10", by_hand, download, progress)
+                files = [([CIFAR10.url], cache / archive, md5)]
+                _download(CIFAR10, files, cache, "CIFAR-10", by_hand, download, progress)
     elif data.name.endswith(".tar.gz") and data.is_file():
         folder = _unpack_cifar10(data)
     else:
@@ -206,7 +215,7 @@ def _load_cifar10(
                 "and test/."
             )
 
-    class Unpacked(datasets.CIFAR10):
+    class Unpacked(CIFAR10):
         base_folder = ""  # the folder may have any name
 
     try:
@@ -231,14 +240,19 @@ def _numbered(split: str, images: np.ndarray, targets: Sequence[int] | np.ndarra
 
 def _unpack_cifar10(archive: Path) -> Path:
     """Unpack the archive into the cache and return the folder; its md5 is checked first, since it contains pickles."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_md5, extract_archive
+
     cache = cache_dir() / "cifar10"
-    if not check_md5(archive, datasets.CIFAR10.tgz_md5):
+    if not check_md5(archive, CIFAR10.tgz_md5):
         raise UserError(f"{archive} is not CIFAR-10's archive or is damaged (its md5 differs); download it again.")
     extract_archive(archive, cache)
-    return cache / datasets.CIFAR10.base_folder
+    return cache / CIFAR10_FOLDER
 
 
 def _load_fashion_mnist(data: Path | None, download: bool, progress: Progress | None) -> ImageDataset:
+    from torchvision.datasets import FashionMNIST
+
     files = {split: _fashion_files(split) for split in ("train", "test")}
     root = cache_dir() / "fashion-mnist" if data is None else image_folder.require_folder(data)
     folders = (root / "FashionMNIST" / "raw", root / "raw", root)
@@ -251,16 +265,16 @@ def _load_fashion_mnist(data: Path | None, download: bool, progress: Progress | 
             )
         by_hand = f"put the four IDX files (.gz or not) into {root}, or give --data a folder that has them"
         raw = folders[0]
-        mirrors, resources = datasets.FashionMNIST.mirrors, datasets.FashionMNIST.resources
+        mirrors, resources = FashionMNIST.mirrors, FashionMNIST.resources
         needed = [([mirror + name for mirror in mirrors], raw / name, md5) for name, md5 in resources]
-        _download(datasets.FashionMNIST, needed, root, "Fashion-MNIST", by_hand, download, progress)
+        _download(FashionMNIST, needed, root, "Fashion-MNIST", by_hand, download, progress)
     arrays = {}
     for split, (images, labels) in files.items():
         pixels, targets = _read_idx(raw / images, (28, 28)), _read_idx(raw / labels, ())
         if len(pixels) != len(targets) or targets.max() > 9:
             raise UserError(f"The {split} files of Fashion-MNIST in {raw} do not match; download them again.")
         arrays[split] = _numbered(split, pixels[:, None], targets)
-    return ImageDataset("fashion-mnist", tuple(datasets.FashionMNIST.classes), arrays, channels=1)
+    return ImageDataset("fashion-mnist", tuple(FashionMNIST.classes), arrays, channels=1)
 
 
 def _fashion_files(split: str) -> tuple[str, str]:
@@ -317,3 +331,56 @@ def _download(
             dataset(cache, download=True)
     except (OSError, RuntimeError, EOFError) as error:
         raise UserError(f"{title} could not be downloaded ({error}); {by_hand}.") from error
+
+
+def fetch(urls: Sequence[str], target: Path, md5: str, progress: Progress | None = None) -> Path:
+    """Download `target` from the first of `urls` that provides it, unless it already exists; return `target`.
+
+    `md5` is the hexadecimal checksum of the file. `progress(done, total, what)` counts bytes; total is 0 if the host
+    does not give it. Raises `OSError` with the last reason for each URL. The partial file, `<name>.part`, stays, and
+    the next attempt, in this process or a later one, requests only the rest: hosts throttle and drop connections.
+    """
+    from torchvision.datasets.utils import check_md5
+
+    if target.is_file() and check_md5(target, md5):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    reasons = []
+    for url in urls:
+        reason = ""
+        for _ in range(DOWNLOAD_TRIES):
+            try:
+                _download_rest(url, part, progress)
+            except (OSError, http.client.HTTPException) as error:
+                reason = str(getattr(error, "reason", error)) or type(error).__name__
+                if isinstance(error, urllib.error.HTTPError) and error.code != 416:
+                    break  # a definite answer, which a retry will not change
+                if not isinstance(error, urllib.error.HTTPError):
+                    continue
+            if part.is_file() and check_md5(part, md5):
+                part.replace(target)
+                return target
+            part.unlink(missing_ok=True)  # complete but wrong: resuming would not help
+            reason = "the downloaded file has another checksum"
+        reasons.append(f"{url}: {reason}")
+    raise OSError("; ".join(reasons))
+
+
+def _download_rest(url: str, part: Path, progress: Progress | None) -> None:
+    """Append the missing bytes to `part`. Raises `OSError` if the connection breaks."""
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response:
+        if response.status != 206:  # the host does not support ranges: start over
+            have = 0
+        length = int(response.headers.get("Content-Length") or 0)
+        total = have + length if length else 0
+        with part.open("ab" if have else "wb") as file:
+            while block := response.read(_BLOCK):
+                file.write(block)
+                have += len(block)
+                if progress is not None:
+                    progress(have, total, f"downloading {part.stem}")
+    if total and have < total:
+        raise ConnectionError(f"the connection broke after {have:,} of {total:,} bytes")

@@ -60,6 +60,8 @@ def require_folder(data: Path) -> Path:
     if not data.exists():
         raise UserError(f"There is no folder {data}; check the path given as data.")
     if not data.is_dir():
+        if data.suffix.lower() in (".csv", ".parquet", ".pq"):
+            raise UserError(f"{data} is a file, not a folder of images; give a table of labels as --labels {data}.")
         kinds = ", ".join(ARCHIVE_SUFFIXES[:3])
         raise UserError(f"{data} is a file, not a folder or an archive ({kinds}, ...); check the path given as data.")
     return data
