@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from alexnet.data.dataset import read_split, stratified_split, write_split
 from alexnet.data.datasets import load_dataset
-from alexnet.data.split import read_split, stratified_split, write_split
 from alexnet.errors import UserError
 from helpers import make_image_folder
 

@@ -2,6 +2,6 @@
 
 `datasets.load_dataset` returns an `ImageDataset`, `in_memory.decode_splits` decodes it, `loader.BatchLoader` yields its
 batches, `transforms.EvalTransform` and `augment.augment` prepare them. Read decode, transforms and augment (one image);
-dataset, archives, image_folder, datasets and split (a dataset); in_memory, loader and statistics (batches).
+dataset, archives, image_folder and datasets (a dataset); in_memory, loader and statistics (batches).
 `quality/` is `alexnet check`, and `shards/` is `alexnet pack`.
 """

@@ -1,15 +1,26 @@
-"""Dataset types: images on disk, images in memory, and a dataset with its splits."""
+"""Dataset types (images on disk, images in memory, a dataset with its splits), and how images are held out.
+
+Splits are stratified by class, seeded, and recorded in split.csv. Samples are held out by the rank of a hash of (seed,
+index) rather than by a generator, so a split does not depend on a library's shuffling. It is still recorded by file
+name, since files may change between a run and its resumption.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from alexnet import rng
 from alexnet.data.transforms import EvalTransform
+from alexnet.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +65,14 @@ class ImageFiles:
 
     def check(self, preprocess: EvalTransform) -> None:
         """Raise `UserError` if these images cannot be read with `preprocess`; files always can."""
+
+    def digests(self) -> list[bytes]:
+        """Return digests of the files, equal for copies within a class; empty for files of a unique size, which are not
+        read, and for missing ones."""
+        paths = [os.path.join(self.root, name) for name in self.names]
+        keys = list(zip(map(_file_size, paths), self.targets.tolist(), strict=True))
+        counts = Counter(keys)
+        return [_file_digest(path) if counts[key] > 1 else b"" for path, key in zip(paths, keys, strict=True)]
 
     def take(self, indices: np.ndarray) -> ImageFiles:
         """Return the images at `indices`, in that order."""
@@ -133,3 +152,125 @@ def list_first(names: Sequence[str]) -> str:
 def order_splits(splits: Mapping[str, ImageArrays | ImageFiles]) -> dict[str, ImageArrays | ImageFiles]:
     """Return the splits in the order train, val, test, all."""
     return {split: splits[split] for split in (*SPLITS, "all") if split in splits}
+
+
+# ── splits ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def stratified_split(targets: torch.Tensor | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices (kept, held out), int64 ascending, with about `fraction` of each class held out.
+
+    Of the n samples of a class, round(n·fraction) are held out, at least one but never all, so a class with a single
+    sample keeps it. `targets` are integers (n,). Raises `UserError` for a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"The fraction to hold out must be between 0 and 1, not {fraction}; 0.05 is usual.")
+    labels = np.asarray(targets)
+    rank = rng.uniform(seed, 0, np.arange(len(labels)), "split", 1)[:, 0]
+    held = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(len(members) * fraction)), len(members) - 1)
+        held[members[np.argsort(rank[members], kind="stable")[:count]]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def write_split(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+    """Write rows of (file name, split) as CSV with the header `name,split`."""
+    # surrogateescape: a file name need not be valid UTF-8, and must survive the round trip
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(("name", "split"))
+        writer.writerows(rows)
+
+
+def read_split(path: Path) -> list[tuple[str, str]]:
+    """Return the rows that `write_split` wrote. Raises `UserError` if the file is missing or invalid."""
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"The split in {path} cannot be read ({error}); delete it to create a new one.") from error
+    if header != ["name", "split"] or any(len(row) != 2 or row[1] not in SPLITS for row in rows):
+        raise UserError(
+            f"{path} is not a split: it needs the header 'name,split' and rows such as 'cat/1.jpg,train', "
+            f"with splits {', '.join(SPLITS)}."
+        )
+    return [(name, split) for name, split in rows]
+
+
+def read_bad_files(path: Path) -> list[tuple[str, str]]:
+    """Return the (printable name, reason) rows of a run's bad_files.csv; none if there is no such file."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); restore it, or start a new run.") from error
+
+
+def hold_out_samples(part: ImageArrays | ImageFiles, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Apply `stratified_split` with copies of a file on the same side.
+
+    If that leaves nothing to hold out, since each class consists of copies of one image, copies are split like others.
+    """
+    first = _first_copy_indices(part)
+    unique = np.unique(first)
+    if len(unique) < len(part):
+        _, chosen = stratified_split(np.asarray(part.targets)[unique], fraction, seed)
+        if len(chosen):
+            held_out = np.isin(first, unique[chosen])
+            return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return stratified_split(part.targets, fraction, seed)
+
+
+def _first_copy_indices(part: ImageArrays | ImageFiles) -> np.ndarray:
+    """Return, for each sample, the index of the first byte-identical file of its class, int64 (N,): usually its own.
+
+    Arrays are not compared.
+    """
+    if isinstance(part, ImageArrays):
+        return np.arange(len(part))
+    seen: dict[tuple[bytes, int], int] = {}
+    keys = zip(part.digests(), part.targets.tolist(), strict=True)
+    return np.array([seen.setdefault(key, i) if key[0] else i for i, key in enumerate(keys)])
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # reported when the images are read
+        return -1
+
+
+def _file_digest(path: str) -> bytes:
+    """Return a digest of the file's content, empty if it cannot be opened."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return hashlib.blake2b(file.read(), digest_size=16).digest()
+    except OSError:
+        return b""
+
+
+def restore_splits(source: ImageDataset, rows: SplitRows) -> ImageDataset:
+    """Split `source` as recorded in `rows`. Raises `UserError` if images are missing or the record is incomplete."""
+    pool = source.splits["train"]
+    index = {name: i for i, name in enumerate(pool.names)}
+    missing = [name for name, _ in rows if name not in index]
+    if missing:
+        raise UserError(
+            f"The recorded split names {len(missing)} images that are missing or cannot be read, such as "
+            f"{missing[0]}; restore them, or start a new run."
+        )
+    indices: dict[str, list[int]] = {}
+    for name, split in rows:
+        indices.setdefault(split, []).append(index[name])
+    if "train" not in indices or "val" not in indices:
+        raise UserError("The recorded split has no train or no val images; delete it to create a new one.")
+    splits = {**source.splits, **{split: pool.take(np.array(chosen)) for split, chosen in indices.items()}}
+    notes = list(source.notes)
+    if new := len(pool) - len({name for name, _ in rows}):
+        notes.append(f"{new} images are not in the recorded split and were skipped.")
+    held_out = tuple(split for split in indices if split != "train")
+    return replace(source, splits=order_splits(splits), held_out=held_out, notes=notes)

@@ -32,14 +32,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from alexnet import rng
 from alexnet.data import image_folder
 from alexnet.data.archives import unpack_if_archive
-from alexnet.data.dataset import ImageArrays, ImageDataset, SplitRows, order_splits
+from alexnet.data.dataset import ImageArrays, ImageDataset, SplitRows, hold_out_samples, order_splits, restore_splits
 from alexnet.data.image_folder import scan_images
-from alexnet.data.in_memory import decode_splits, leave_out
+from alexnet.data.in_memory import check_files, decode_splits, leave_out
 from alexnet.data.shards.manifest import is_packed, open_packed
 from alexnet.data.shards.reader import FAILED
-from alexnet.data.split import make_splits
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cache_dir
 from alexnet.errors import UserError, unknown_name
@@ -104,6 +104,38 @@ def load_dataset(
         if name == "imagenet" and not {"val", "test"} & set(source.splits):
             source.notes.append(f"{data} has no val/ beside train/, as ImageNet has.")
     return make_splits(source, seed, hold_out, split)
+
+
+def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows | None) -> ImageDataset:
+    """Hold out the missing validation and test splits of `source`, or reproduce the recorded split `rows`.
+
+    Predefined splits stay unchanged; see `load_dataset` for the fractions. Copies of a file within a
+    class stay in one split, so that no model is tested on an image it was trained on.
+    """
+    if "val" in source.splits or not hold_out:
+        return source
+    if rows:
+        return restore_splits(source, rows)
+    if "test" in source.splits:
+        fractions = {"val": 0.05}
+    elif source.name == "digits":
+        fractions = {"test": 0.15, "val": 0.15 / 0.85}
+    else:
+        fractions = {"val": 0.20}
+    train, splits = source.splits["train"], dict(source.splits)
+    total = len(train)
+    for split, fraction in fractions.items():
+        kept, held_out = hold_out_samples(train, fraction, rng.derive_seed(seed, split))
+        if len(held_out) == 0:
+            check_files(source)  # none is readable: a better explanation
+            raise UserError(
+                f"The {total} images of '{source.name}' are one per class, which leaves none to validate on; add more."
+            )
+        splits[split], train = train.take(held_out), train.take(kept)
+    splits["train"] = train
+    counts = " and ".join(f"{len(splits[split])} for {split}" for split in fractions)
+    note = f"Held out {counts} of {total} images, by class, with seed {seed}."
+    return replace(source, splits=order_splits(splits), held_out=tuple(fractions), notes=[*source.notes, note])
 
 
 # ── evaluation data, published files and packed datasets ─────────────────────────────────────────────────────

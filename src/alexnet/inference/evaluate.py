@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from alexnet.data.dataset import ImageArrays, ImageDataset
+from alexnet.data.dataset import ImageArrays, ImageDataset, read_split
 from alexnet.data.datasets import load_for_evaluation
 from alexnet.data.in_memory import decode_splits, fits_in_memory
 from alexnet.data.loader import EVAL_BATCH_SIZE, BatchLoader, choose_workers, evaluation_batches
-from alexnet.data.split import read_split
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name

@@ -153,8 +153,8 @@ def read_recipe(run: Run) -> DataRecipe:
 def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
     """Load the data that a run was trained on, with the same splits, which were checked before training: images that
     have become unreadable since are found when they are decoded."""
+    from alexnet.data.dataset import read_bad_files, read_split
     from alexnet.data.datasets import load_dataset
-    from alexnet.data.split import read_bad_files, read_split
 
     recipe = read_recipe(run)
     rows = read_split(run.split_csv) if run.split_csv.is_file() else None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet.data.split import read_split
+from alexnet.data.dataset import read_split
 from alexnet.report.run_data import RunData
 from alexnet.runtimes.calibration import ece
 from alexnet.training.recipe import SETTINGS

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from alexnet.checkpoint import MODEL
-from alexnet.data.split import read_split
+from alexnet.data.dataset import read_split
 from alexnet.errors import UserError
 from alexnet.files import read_json
 from alexnet.inference.evaluate import compute_metrics
