@@ -57,12 +57,15 @@ def test_plain_prints_to_stderr_only(capsys):
     assert "test top-1 75.00%" in err
 
 
-def test_plain_prints_tenths_of_long_tasks(capsys):
-    plain = Plain()
-    for done in range(0, 5001, 250):
-        plain(done, 5000, "reading")
-        plain(min(done, 4999), 4999, "evaluating")
-    assert capsys.readouterr().err.splitlines() == [f"reading: {500 * i:,} of 5,000" for i in range(1, 11)]
+def test_plain_prints_a_line_every_ten_seconds_of_a_task(capsys):
+    seconds = iter(range(0, 300, 3))
+    plain = Plain(clock=lambda: next(seconds))
+    for done in range(1, 11):
+        plain(done, 10, "reading")
+    for done in (1, 2):  # a task that is done again starts anew
+        plain(done, 2, "reading")
+    plain(1, 3, "evaluating")
+    assert capsys.readouterr().err.splitlines() == ["reading: 5 of 10", "reading: 9 of 10"]
 
 
 def test_silent_prints_nothing(capsys):

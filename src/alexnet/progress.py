@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from alexnet.device import rank
 from alexnet.errors import UserError
+
+PLAIN_INTERVAL_S = 10.0
 
 
 class Progress(Protocol):
@@ -48,16 +51,19 @@ def epoch_line(row: dict[str, Any], epochs: int, split: str) -> str:
 
 
 class Plain:
-    """For logs and pipes: one line per epoch, and per tenth of any other task of at least 5,000 items."""
+    """For logs and pipes: one line per epoch, and every ten seconds of any other task."""
 
-    def __init__(self) -> None:
-        self._tenths: dict[str, int] = {}  # by task, the last one printed
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._shown: dict[str, float] = {}  # by task: when it began, or its last line
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        tenth = 10 * done // total if total >= 5000 else 0
-        if tenth > self._tenths.get(what, 0):
-            self._tenths[what] = tenth
+        now = self._clock()
+        if now - self._shown.setdefault(what, now) >= PLAIN_INTERVAL_S:
+            self._shown[what] = now
             self.log(f"{what}: {done:,} of {total:,}")
+        if done == total:  # the task may be done again, as an evaluation is
+            del self._shown[what]
 
     def log(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

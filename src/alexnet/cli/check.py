@@ -127,7 +127,9 @@ def _show(found: Findings) -> None:
     print_list("Warnings", found.warnings, len(found.warnings))
     for note in found.notes:
         print(escape(note))
-    print(f"\n{escape(found.verdict)}\n  {escape(found.command)}")
+    print(f"\n{escape(found.verdict)}")
+    if found.blocking_error is None:
+        print(f"  {escape(found.command)}")
 
 
 def _pair(found: Findings, a: int, b: int) -> str:
