@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,12 @@ def exit_code(arguments: list[str]) -> int:
     """Run a command without its output, which may hold bytes of the payload, and return its exit code."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         return run(arguments)
+
+
+@pytest.fixture
+def predict_exit_code(large_images: Path) -> Callable[..., int]:
+    """`predict_exit_code(file, *trust)` runs `alexnet predict` on one image."""
+    return lambda file, *trust: exit_code(["predict", str(file), str(large_images / "sky" / "0.jpg"), *trust])
 
 
 def test_payloads_run_where_pickles_are_allowed(marker):
@@ -298,38 +305,36 @@ def plant_pt2(path: Path, marker: Path) -> None:
     ("name", "plant"),
     [pytest.param("net.pt2", plant_pt2, marks=pytest.mark.slow), ("net.pt", plant_torchscript)],
 )
-def test_a_valid_checksum_does_not_make_code_trusted(name, plant, export_folder, large_images, marker):
-    file, image = export_folder / name, str(large_images / "sky" / "0.jpg")
+def test_a_valid_checksum_does_not_make_code_trusted(
+    name, plant, export_folder, large_images, predict_exit_code, marker
+):
+    file = export_folder / name
     plant(file, marker)
     fix_manifest_checksum(export_folder / f"{name}.json", file)
-    for arguments in (
-        ["predict", str(file), image],
-        ["eval", str(file), "--data", str(large_images)],
-    ):
-        assert exit_code(arguments) == 2
-        assert not marker.exists()
-    exit_code(["predict", str(file), image, "--trust"])
+    assert predict_exit_code(file) == 2
+    assert not marker.exists()
+    assert exit_code(["eval", str(file), "--data", str(large_images)]) == 2
+    assert not marker.exists()
+    predict_exit_code(file, "--trust")
     assert marker.exists()  # otherwise this test could not fail
 
 
 @pytest.mark.parametrize("trust", [[], ["--trust"]])
-def test_torchscript_with_another_suffix_is_not_opened(trust, export_folder, large_images, marker):
+def test_torchscript_with_another_suffix_is_not_opened(trust, export_folder, predict_exit_code, marker):
     plant_torchscript(export_folder / "net.onnx", marker)
     fix_manifest_checksum(export_folder / "net.onnx.json", export_folder / "net.onnx", kind="torchscript")
-    image = str(large_images / "sky" / "0.jpg")
-    assert exit_code(["predict", str(export_folder / "net.onnx"), image, *trust]) == 2
+    assert predict_exit_code(export_folder / "net.onnx", *trust) == 2
     assert not marker.exists()
 
 
-def test_a_file_with_a_similar_name_is_not_opened(export_folder, large_images, marker):
+def test_a_file_with_a_similar_name_is_not_opened(export_folder, predict_exit_code, marker):
     """A foreign net.PT next to our net.pt and its manifest."""
     plant_torchscript(export_folder / "net.PT", marker)
     if os.path.samefile(export_folder / "net.PT", export_folder / "net.pt"):
         pytest.skip("the file system is case-insensitive")
     shutil.copy(export_folder / "net.pt.json", export_folder / "net.PT.json")
     for trust in ([], ["--trust"]):
-        image = str(large_images / "sky" / "0.jpg")
-        assert exit_code(["predict", str(export_folder / "net.PT"), image, *trust]) == 2
+        assert predict_exit_code(export_folder / "net.PT", *trust) == 2
         assert not marker.exists()
 
 
