@@ -276,6 +276,14 @@ def test_a_step_is_saved_only_once(tmp_path):
     assert [folder.name for folder in trainer.run.checkpoints()] == ["00000000"]
 
 
+def test_the_writing_thread_ends(tmp_path):
+    """A living one would keep OpenMP threads, which slow down training."""
+    trainer = make_trainer(tmp_path, limit_steps=1)
+    trainer.checkpoints.save(trainer.train_step, trainer.state, best=False)
+    trainer.checkpoints.wait()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
+
+
 def test_an_error_about_a_vanished_run_folder_names_it(tmp_path):
     run = Run.create("x", tmp_path / "run", "{}")
     with (
