@@ -80,6 +80,7 @@ def test_the_verdict_follows_from_the_interval(differences, verdict):
     assert verdict in str(found)
 
 
+@pytest.mark.slow
 def test_results_are_written_and_runs_reused(tmp_path: Path):
     messages: list[str] = []
     found = ablate("overlapping-pool", base=quick_recipe(width=0.125), seeds=2, out=tmp_path, log=messages.append)
@@ -118,6 +119,7 @@ def test_the_base_against_itself_with_other_seeds_cannot_tell(tmp_path: Path):
     assert found.verdict == "cannot tell"
 
 
+@pytest.mark.slow
 def test_ten_crop_evaluates_the_same_run_twice(tmp_path: Path):
     found = ablate("ten-crop", base=quick_recipe(), seeds=1, out=tmp_path)
     assert found.part.runs == found.without.runs

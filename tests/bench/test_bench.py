@@ -145,6 +145,7 @@ def test_invalid_arguments_are_refused(capsys, tmp_path, monkeypatch, arguments,
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_batches_shrink_when_memory_is_short(small, monkeypatch):
     messages = []
     weights = 4 * summarize(architecture("cifar")).parameters
@@ -164,6 +165,7 @@ def test_batches_shrink_when_memory_is_short(small, monkeypatch):
     assert "training cifar skipped" in found["notes"][0]
 
 
+@pytest.mark.slow
 def test_all_engines_agree_and_leave_no_files():
     pytest.importorskip("openvino")
     pytest.importorskip("onnxruntime")
@@ -195,7 +197,12 @@ def test_weight_bytes_per_engine():
 
 
 @pytest.mark.parametrize(
-    ("arch", "settings"), [("cifar", {"norm": "batch", "width": 0.125}), ("lenet", {}), ("torchvision/resnet18", {})]
+    ("arch", "settings"),
+    [
+        ("cifar", {"norm": "batch", "width": 0.125}),
+        ("lenet", {}),
+        pytest.param("torchvision/resnet18", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_every_call_takes_one_step(arch, settings, monkeypatch):
     steps = []

@@ -75,6 +75,7 @@ def test_throughput_on_a_gpu(tmp_path):
     assert json.loads(path.read_text())["results"]["ran_on_a_gpu"] is True
 
 
+@pytest.mark.slow
 def test_an_unknown_part_prints_the_usage(tmp_path):
     done = run_script(tmp_path, "everything")
     assert done.returncode == 2

@@ -205,6 +205,7 @@ def test_resume_from_the_command_line(capsys, small_run, tmp_path):
     assert document(capsys)["epochs"] == 5
 
 
+@pytest.mark.slow
 def test_ablate_lists_the_claims_and_tests_one(capsys, tmp_path):
     assert run(["ablate", "--list", "--json"]) == 0
     claims = document(capsys)

@@ -218,6 +218,7 @@ def test_packed_jpegs_are_compared_unchanged(tmp_path):
     assert [path.read_bytes() for path in images.files] == [part.raw(i) for i in range(len(part))]
 
 
+@pytest.mark.slow
 def test_note_mentions_few_unreadable_and_training_images(small_run, checkpoint, large_images, tmp_path, capsys):
     some = Path(shutil.copytree(large_images, tmp_path / "some"))
     (some / "sky" / "3.jpg").write_bytes(b"no image")

@@ -98,6 +98,7 @@ def test_exact_is_the_module_itself(small_run, digits):
     np.testing.assert_array_equal(exact.logits(digits[:9]), expected.numpy())
 
 
+@pytest.mark.slow
 def test_mean_image_is_in_the_file():
     mean = torch.rand(3, 36, 36, generator=torch.Generator().manual_seed(0))
     preprocess = EvalTransform(size=32, resize=36, mean_image=mean)

@@ -404,8 +404,9 @@ def test_a_full_disk_ends_training_with_a_message_and_keeps_the_finished_epoch(t
 
 
 @pytest.mark.parametrize("settings", [
-    {"mixup": 0.2, "cutmix": 1.0}, {"precision": "bf16"}, {"precision": "fp16"}, {"channels_last": False},
-    {"optimizer": "sgd2012", "nesterov": False, "precision": "fp16"},
+    {"mixup": 0.2, "cutmix": 1.0}, {"precision": "bf16"}, {"channels_last": False},
+    pytest.param({"precision": "fp16"}, marks=pytest.mark.slow),  # slow on a CPU
+    pytest.param({"optimizer": "sgd2012", "nesterov": False, "precision": "fp16"}, marks=pytest.mark.slow),
     {"schedule": "plateau"}, {"schedule": "step"}, {"schedule": "cosine", "warmup": 0.5}, {"activation": "tanh"},
 ], ids=str)  # fmt: skip
 def test_every_option_trains(tmp_path, settings):

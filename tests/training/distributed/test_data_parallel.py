@@ -341,6 +341,7 @@ def train_until_validation(folder: Path, data: Path, stop: bool) -> tuple[int, i
     return 0, len(evaluated)
 
 
+@pytest.mark.slow
 def test_a_stop_during_validation_saves_and_resumes(processes: Ranks, tmp_path: Path) -> None:
     """600 images are three batches, two of them for rank 0."""
     make_image_folder(tmp_path / "data" / "val", ("apple", "leaf"), count=300)
