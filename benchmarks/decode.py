@@ -81,7 +81,7 @@ def exact_image(path: Path | bytes, i: int, size: int = 224) -> tuple[torch.Tens
     return v2.functional.pil_to_tensor(resized), box
 
 
-# ── time per step ─────────────────────────────────────────────────────────────────────────────────────────
+# ── time per step ─────────────────────────────────────────────────────────────────────────────────
 
 
 def stages(paths: list[Path]) -> dict[str, Callable[[], object]]:

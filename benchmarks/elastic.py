@@ -43,7 +43,7 @@ RECIPE = (
 NOISE = re.compile(r"[\[WE]|\s|Traceback|Next:|=|-|torch|alexnet FAILED|Fail|Root")
 """Prefixes of log lines of torchrun, or that suggest commands."""
 
-# ── hosts ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── hosts ─────────────────────────────────────────────────────────────────────────────────────────
 
 # Hosts share the machine's files and cores, but not its network: each has one interface, a veth pair whose other end is
 # on a bridge in the switch's namespace. Needs util-linux and iproute2, and root or a kernel that permits unprivileged
@@ -198,7 +198,7 @@ def _checked(command: Sequence[str]) -> None:
         raise NoNamespaces(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
-# ── scenarios ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── scenarios ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class Scenario:

@@ -37,7 +37,7 @@ AIM = 0.78  # of cifar10
 BUDGET = 6 * 60.0
 BOOK_TOP1 = 0.883  # of fashion-mnist
 
-# ── throughput ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── throughput ────────────────────────────────────────────────────────────────────────────────────
 
 
 def plain_step(batch_size: int, size: int, on: str, bf16: bool) -> Any:
@@ -114,7 +114,7 @@ def throughput(args: argparse.Namespace, on: str) -> None:
     finish("gpu-throughput", results, on, args.tiny)
 
 
-# ── CIFAR-10 ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── CIFAR-10 ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def noise_folders(folder: Path) -> Path:
@@ -174,7 +174,7 @@ def cifar10(args: argparse.Namespace, on: str) -> None:
     finish("gpu-cifar10", results, on, args.tiny)
 
 
-# ── Fashion-MNIST ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Fashion-MNIST ─────────────────────────────────────────────────────────────────────────────────
 
 
 def noise_idx(folder: Path) -> Path:
@@ -206,7 +206,7 @@ def fashion_mnist(args: argparse.Namespace, on: str) -> None:
     finish("gpu-fashion-mnist", results, on, args.tiny)
 
 
-# ── data and results ──────────────────────────────────────────────────────────────────────────────────────────
+# ── data and results ──────────────────────────────────────────────────────────────────────────────
 
 
 def unpacked(given: Path | None, name: str) -> Path:

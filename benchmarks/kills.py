@@ -60,7 +60,7 @@ def make_images(root: Path, count: int = 40) -> Path:
     return root
 
 
-# ── a training in its own process ─────────────────────────────────────────────────────────────────────────────
+# ── a training in its own process ─────────────────────────────────────────────────────────────────
 
 
 class Training:
@@ -183,7 +183,7 @@ def run_fork_server() -> None:
         print(pid, flush=True)
 
 
-# ── moments ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── moments ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def wait_for_moment(moment: str, training: Training, run: Path, rng: random.Random) -> bool:
@@ -234,7 +234,7 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-# ── results of a run ─────────────────────────────────────────────────────────────────────────────────────────
+# ── results of a run ──────────────────────────────────────────────────────────────────────────────
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
     return [] if ours == theirs else [where]
 
 
-# ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the table ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def kill_and_resume(

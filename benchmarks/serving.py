@@ -151,7 +151,7 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# ── what is measured ──────────────────────────────────────────────────────────────────────────────────────────
+# ── what is measured ──────────────────────────────────────────────────────────────────────────────
 
 
 def predicting(run: str, files: list[str], seconds: float) -> float:

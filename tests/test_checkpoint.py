@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "checkpoint")
 
 
-# ── model ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── model ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_round_trip(tmp_path):
@@ -126,7 +126,7 @@ def test_damage_is_detected_and_named(folder, damage, message):
     assert "\n" not in str(error.value)
 
 
-# ── mean image ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── mean image ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_mean_image_round_trip(tmp_path, folder):
@@ -172,7 +172,7 @@ def test_damage_to_the_mean_image_is_detected_and_named(tmp_path, damage, messag
     assert "\n" not in str(error.value)
 
 
-# ── training state ────────────────────────────────────────────────────────────────────────────────────────────
+# ── training state ────────────────────────────────────────────────────────────────────────────────
 
 
 def test_training_state_round_trip(folder):

@@ -101,7 +101,7 @@ def test_payloads_run_where_pickles_are_allowed(marker):
         marker.unlink()
 
 
-# ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a run ─────────────────────────────────────────────────────────────────────────────────────────
 
 READ_BY = {
     "recipe.json": ["eval RUN", "resume RUN --epochs +1"],
@@ -168,7 +168,7 @@ def test_a_pickle_in_a_run_is_not_run(name, small_run, tmp_path, marker):
         shutil.rmtree(copy)
 
 
-# ── data and weights ──────────────────────────────────────────────────────────────────────────────────────────
+# ── data and weights ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("ending", [".pt", ".pth", ".bin", ".safetensors", ".npy"])
@@ -267,7 +267,7 @@ def test_postscript_is_not_opened_as_an_image(tmp_path, small_run, capsys):
     assert "not an image" in capsys.readouterr().out
 
 
-# ── exported files ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── exported files ────────────────────────────────────────────────────────────────────────────────
 
 
 def fix_manifest_checksum(described: Path, file: Path, **changed: str) -> None:
@@ -338,7 +338,7 @@ def test_a_file_with_a_similar_name_is_not_opened(export_folder, predict_exit_co
         assert not marker.exists()
 
 
-# ── source code ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── source code ───────────────────────────────────────────────────────────────────────────────────
 
 
 def find_calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:

@@ -39,7 +39,7 @@ def cache_dir() -> Path:
     return platformdirs.user_cache_path("alexnet", appauthor=False)
 
 
-# ── device and precision ──────────────────────────────────────────────────────────────────────────────────────
+# ── device and precision ──────────────────────────────────────────────────────────────────────────
 
 
 def available_devices() -> list[str]:
@@ -283,7 +283,7 @@ def _read_words(path: Path) -> list[str]:
         return []
 
 
-# ── ranks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── ranks ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def world_size() -> int:
@@ -306,7 +306,7 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-# ── environment ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── environment ───────────────────────────────────────────────────────────────────────────────────
 
 
 def environment(device: torch.device, seed: int) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def test_weight_bytes_per_engine():
     assert weight_bytes("onnxruntime-int8", spec) == total
 
 
-# ── the synthetic step is the trainer's: it updates all weights, and refuses what `train` refuses ─────────────────
+# ── the synthetic step is the trainer's: it updates all weights, and refuses what `train` refuses ─
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_invalid_sizes_are_refused():
         synthetic_step("cifar", batch_size=0)
 
 
-# ── timings ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── timings ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_calls_are_interleaved_and_the_warmup_not_counted():

@@ -20,7 +20,7 @@ from endurance import find_problem
 from layers import count_operations, draw_roofline, layer_work
 from memory import in_fresh_process
 
-# ── curve.py: accuracies of runs and of tutorial loops ────────────────────────────────────────────────────────────
+# ── curve.py: accuracies of runs and of tutorial loops ────────────────────────────────────────────
 
 
 def test_runs_and_tutorials_become_one_plot(tmp_path, small_run, monkeypatch):
@@ -48,7 +48,7 @@ def test_invalid_arguments_are_refused(tmp_path, monkeypatch, argument):
     assert not Path("out").exists()
 
 
-# ── endurance.py: fails on growing memory or files, but not on expected growth ────────────────────────────────────
+# ── endurance.py: fails on growing memory or files, but not on expected growth ────────────────────
 
 
 def samples(epochs: int, memory: float, files: float) -> list[dict[str, float]]:
@@ -82,7 +82,7 @@ def test_growth_is_reported(epochs, memory, files, message):
     assert (problem or "").startswith(message or "")
 
 
-# ── layers.py: counts what each layer does, and draws the roofline ────────────────────────────────────────────────
+# ── layers.py: counts what each layer does, and draws the roofline ────────────────────────────────
 
 
 def test_operation_counts_equal_torchs():
@@ -119,7 +119,7 @@ def test_roofline_without_all_precisions(tmp_path):
     assert "conv1" in files[0].read_text() or files[0].stat().st_size > 1000
 
 
-# ── memory.py: peaks of fresh processes include what training and prediction keep ─────────────────────────────────
+# ── memory.py: peaks of fresh processes include what training and prediction keep ─────────────────
 
 
 @pytest.mark.slow

@@ -302,7 +302,7 @@ def test_jitter_differs_within_a_crop_group():
     assert len({image.numpy().tobytes() for image in got}) == 4
 
 
-# ── PCA color noise ───────────────────────────────────────────────────────────────────────────────────────────
+# ── PCA color noise ───────────────────────────────────────────────────────────────────────────────
 
 STD = (0.25, 0.2, 0.3)
 

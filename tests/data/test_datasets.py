@@ -23,7 +23,7 @@ def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
 
 
-# ── digits ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── digits ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_digits():
@@ -56,7 +56,7 @@ def test_unknown_name():
         load_dataset("cifar-10")
 
 
-# ── folders ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── folders ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_fifth_of_a_folder_without_splits_is_held_out(tmp_path):
@@ -107,7 +107,7 @@ def test_imagenet_without_val_holds_images_out_with_a_note(tmp_path):
     assert source.notes[0].endswith("has no val/ beside train/, as ImageNet has.")
 
 
-# ── CIFAR-10 ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── CIFAR-10 ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_cifar10_as_class_folders(tmp_path):
     assert source.split_rows[0][0].startswith("train/cat/")
 
 
-# ── Fashion-MNIST ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Fashion-MNIST ─────────────────────────────────────────────────────────────────────────────────
 
 
 def idx(values: np.ndarray) -> bytes:

@@ -204,7 +204,7 @@ def test_good_files_pass_both_checks(tmp_path):
     assert check_image(path, full=False) is None
 
 
-# ── for training ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── for training ──────────────────────────────────────────────────────────────────────────────────
 
 
 def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:

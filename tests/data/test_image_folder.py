@@ -12,7 +12,7 @@ from alexnet.data.image_folder import class_order, read_label_table
 from alexnet.errors import UserError
 from helpers import make_class_folders, make_solid_image
 
-# ── class folders ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── class folders ─────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_table_given_as_a_folder_is_told_the_flag(tmp_path):
         load_dataset("folder", table)
 
 
-# ── tables of labels ──────────────────────────────────────────────────────────────────────────────────────────
+# ── tables of labels ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(

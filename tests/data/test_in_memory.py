@@ -26,7 +26,7 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from helpers import make_class_folders, make_solid_image
 
-# ── into memory ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── into memory ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_decode_files_for_evaluation_and_training(tmp_path):
@@ -98,7 +98,7 @@ def test_resize_for_eval_equals_decoding_the_same_image_file(tmp_path):
     assert resize_for_eval(found, preprocess) is found
 
 
-# ── unreadable files ──────────────────────────────────────────────────────────────────────────────────────────
+# ── unreadable files ──────────────────────────────────────────────────────────────────────────────
 
 
 def make_folder_with_bad_files(root: Path, bad: int = 2) -> Path:

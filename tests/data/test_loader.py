@@ -67,7 +67,7 @@ def test_an_empty_batch_size_is_rejected():
         batch_bounds(5, 0)
 
 
-# ── in memory ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── in memory ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_in_memory_evaluation_is_in_order():
@@ -118,7 +118,7 @@ def test_in_memory_channels_must_match():
         BatchLoader(arrays(), EvalTransform(16, channels=1, mean=(0.5,), std=(0.5,)), batch_size=2)
 
 
-# ── from files ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── from files ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_evaluation_from_files_equals_memory_and_the_decoder(files):
@@ -225,7 +225,7 @@ def test_an_unreadable_file_is_named(workers, files):
     assert "Traceback" not in str(caught.value)
 
 
-# ── this machine ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── this machine ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_default_number_of_workers_follows_the_cores(monkeypatch, tmp_path):
@@ -264,7 +264,7 @@ def test_fits_in_memory(monkeypatch):
     assert fits_in_memory(ImageDataset("x", ("a",), {"train": arrays()}, 3), 4096)  # there already
 
 
-# ── several processes ─────────────────────────────────────────────────────────────────────────────────────────
+# ── several processes ─────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("n", [1, 3, 10, 12])

@@ -107,7 +107,7 @@ def test_mean_and_std_cover_all_pixels_in_memory_and_from_files(tmp_path):
         np.testing.assert_allclose(std, images.std(axis=(0, 2, 3)) / 255, atol=6e-5)
 
 
-# ── a mean image from elsewhere ───────────────────────────────────────────────────────────────────────────────
+# ── a mean image from elsewhere ───────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])

@@ -45,7 +45,7 @@ def widths(name: str) -> list[int]:
     return [conv.out_channels for conv in ARCHITECTURES[name].convs]
 
 
-# ── the network ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the network ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_000_widths_are_those_of_2014() -> None:
@@ -163,7 +163,7 @@ def test_004_megabytes_of_fc6_and_fc7() -> None:
         assert 4 * sum(named(name)[layer].parameters for layer in ("fc6", "fc7")) == size
 
 
-# ── training and evaluation ───────────────────────────────────────────────────────────────────────────────────────
+# ── training and evaluation ───────────────────────────────────────────────────────────────────────
 
 
 def test_000_ten_crops_are_fixed() -> None:
@@ -257,7 +257,7 @@ def test_002_accumulation_leaks_into_the_next_epoch() -> None:
     assert applied == [[1.0, 1.0], [1.5, 1.0]]
 
 
-# ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the page ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def read(file: str) -> str:

@@ -50,7 +50,7 @@ from alexnet.training.setup import TrainSetup, prepare_training
 
 Golden = dict[str, Any]
 
-# ── helpers ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── helpers ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @functools.cache
@@ -91,7 +91,7 @@ def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in names}
 
 
-# ── decoder ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── decoder ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def golden_decode() -> Golden:
@@ -134,7 +134,7 @@ def _reader(name: str) -> Iterator[None]:
         yield
 
 
-# ── batches ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── batches ───────────────────────────────────────────────────────────────────────────────────────
 
 PLACES = {"memory": ((0, 0, 0), (7, 2, 1)), "files": ((7, 2, 1),)}
 """(seed, epoch, step) of the recorded batches."""
@@ -235,7 +235,7 @@ def _idx(values: np.ndarray) -> bytes:
     return head + values.tobytes()
 
 
-# ── networks ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── networks ──────────────────────────────────────────────────────────────────────────────────────
 
 
 PERIOD = 1_048_583
@@ -292,7 +292,7 @@ def _formula(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return values.sub_(0.5).mul_(2 * reach)
 
 
-# ── documents ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── documents ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def golden_arch() -> Golden:
@@ -406,7 +406,7 @@ def _save(path: Path, image: Image.Image, **options: Any) -> None:
     image.save(path, **options)
 
 
-# ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── runs ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def trained_run(name: str, **settings: Any) -> Path:
@@ -532,7 +532,7 @@ def _kind(out: str, err: str) -> str:
     return "sentence" if not out else "sentence, and something on stdout"
 
 
-# ── all golden files ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── all golden files ──────────────────────────────────────────────────────────────────────────────
 
 GOLDENS: dict[str, Callable[[], Golden]] = {
     "decode": golden_decode,

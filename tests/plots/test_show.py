@@ -134,7 +134,7 @@ def test_texts_of_diagrams_do_not_overlap(name, lang):
             assert not box.overlaps(another), (text, other)
 
 
-# ── architecture ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── architecture ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -159,7 +159,7 @@ def test_towers_are_connected_as_in_the_paper():
         assert sum(line.get_color() == LIGHT.orange for line in figure.axes[0].lines) == crossings
 
 
-# ── filters ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── filters ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ def test_filters_of_two_towers_are_separate():
     filters_figure(squeezenet, None, "a", DARK, ENGLISH)
 
 
-# ── receptive fields ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── receptive fields ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_receptive_field_is_where_the_gradient_is(name, layer):
         )
 
 
-# ── predictions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── predictions ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_examples_are_the_most_confident_mistakes_and_least_confident_correct():

@@ -116,7 +116,7 @@ def section(page: str, key: str) -> str:
     return re.search(rf'<section id="{key}">(.*?)</section>', page, re.DOTALL)[1]
 
 
-# ── calibration ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── calibration ───────────────────────────────────────────────────────────────────────────────────
 
 
 def overconfident_run(tmp_path, **recipe):
@@ -155,7 +155,7 @@ def test_a_run_validated_on_test_is_not_calibrated(tmp_path):
     assert "with temperature" not in html
 
 
-# ── confusion matrix ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── confusion matrix ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("n", "cells"), [(4, 16), (40, 0)])
@@ -170,7 +170,7 @@ def test_cells_are_elements_or_pixels(tmp_path, skip_plots, n, cells):
     assert [row.get(str(i), 0) for i, row in enumerate(data["cells"])] == confusion.counts.diagonal().tolist()
 
 
-# ── data of a run ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── data of a run ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_run_data_reads_predictions_and_splits(tmp_path):

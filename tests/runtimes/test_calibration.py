@@ -173,7 +173,7 @@ def test_average_of_several_calibrations():
     assert average_calibrations([one, None]) is None
 
 
-# ── in a run ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── in a run ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_training_stores_the_fit_of_its_validation_split(small_run):

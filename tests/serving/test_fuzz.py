@@ -96,7 +96,7 @@ def test_generated_requests_get_declared_responses(
         pytest.skip("nothing can be invalid")
 
     def check(case: Any) -> None:
-        response = case.call()
+        response = case.call(timeout=60)
         # schemathesis does not take 413 as the rejection of an invalid request; of 50 invalid images it is
         case.validate_response(response, checks=CHECKS[:-1] if response.status_code == 413 else CHECKS)
 

@@ -280,7 +280,7 @@ def test_language_follows_the_browser_and_can_be_changed(open_page, site, photog
     assert "Drop or paste images" in page.locator("#drop").inner_text()
 
 
-# ── errors, limits, token ──────────────────────────────────────────────────────────────────────────────
+# ── errors, limits, token ─────────────────────────────────────────────────────────────────────────
 
 
 def test_busy_server_is_retried_after_retry_after(open_page, site, photograph):

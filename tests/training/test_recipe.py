@@ -270,7 +270,7 @@ def test_invalid_intervals_are_refused(text):
         parse_interval(text)
 
 
-# ── settings that follow from the data ────────────────────────────────────────────────────────────────────────
+# ── settings that follow from the data ────────────────────────────────────────────────────────────
 
 
 def chosen(images, classes=10):

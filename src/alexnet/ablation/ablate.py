@@ -128,7 +128,7 @@ def _format(value: float, measure: str, sign: bool = False) -> str:
     return f"{100 * value:{plus}.2f} %" if measure == "top1" else f"{value:{plus}.2f} epochs"
 
 
-# ── statistics ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── statistics ────────────────────────────────────────────────────────────────────────────────────
 
 
 def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
@@ -174,7 +174,7 @@ def epochs_to_error(rows: Sequence[dict[str, Any]], error: float = TARGET_ERROR)
     return None
 
 
-# ── running ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── running ───────────────────────────────────────────────────────────────────────────────────────
 
 
 class _CountImages(Silent):
@@ -343,7 +343,7 @@ def _estimate_seconds(arm: Arm, recipe: Recipe) -> float:
     return seconds - row["seconds"] + recipe.schedule.epochs * (training + max(0.0, validation))
 
 
-# ── the baseline without a network: scikit-image's HOG of Dalal and Triggs, scikit-learn's linear SVM ──────────
+# ── the baseline without a network: scikit-image's HOG of Dalal and Triggs, scikit-learn's linear SVM ──
 
 
 def hog_svm(recipe: Recipe) -> float:
@@ -404,7 +404,7 @@ def hog_features(images: np.ndarray) -> np.ndarray:
     ])  # fmt: skip
 
 
-# ── output ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── output ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _write(result: Ablation, out: Path) -> Ablation:

@@ -376,7 +376,7 @@ def _random_images(n: int, channels: int, side: int) -> torch.Tensor:
     return torch.randint(256, (n, channels, side, side), dtype=torch.uint8, generator=generator)
 
 
-# ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── training ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def synthetic_step(

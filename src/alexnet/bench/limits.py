@@ -106,7 +106,7 @@ def _count_repeats(call: Callable[[], object], wait: Callable[[], object]) -> in
     return max(1, round(MIN_TRY_SECONDS / max(seconds, 1e-7)))
 
 
-# ── limits ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── limits ────────────────────────────────────────────────────────────────────────────────────────
 
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # larger than any cache
 LARGEST_MATRIX = {"cpu": 4096, "cuda": 16384}

@@ -125,7 +125,7 @@ def crop_group_ids(ids: np.ndarray, group: int) -> np.ndarray:
     return ids[np.arange(len(ids)) // group * group]
 
 
-# ── random crop, flip ─────────────────────────────────────────────────────────────────────────────────────────
+# ── random crop, flip ─────────────────────────────────────────────────────────────────────────────
 
 
 def _pad(images: torch.Tensor, padding: int, mode: str) -> torch.Tensor:
@@ -197,7 +197,7 @@ def _is_channels_last(images: torch.Tensor) -> bool:
     return images.shape[1] > 1 and images.stride(1) == 1
 
 
-# ── random resized crop ───────────────────────────────────────────────────────────────────────────────────────
+# ── random resized crop ───────────────────────────────────────────────────────────────────────────
 
 
 def crop_box(
@@ -249,7 +249,7 @@ def _resize_weights(start: torch.Tensor, stop: torch.Tensor, side: int, size: in
     return weights / weights.sum(-1, keepdim=True)
 
 
-# ── rotation and color ────────────────────────────────────────────────────────────────────────────────────────
+# ── rotation and color ────────────────────────────────────────────────────────────────────────────
 
 
 def _rotate(images: torch.Tensor, degrees: np.ndarray) -> torch.Tensor:
@@ -292,7 +292,7 @@ def _to_uint8(x: torch.Tensor) -> torch.Tensor:
     return x.round_().clamp_(0, 255).to(torch.uint8)
 
 
-# ── combining samples ─────────────────────────────────────────────────────────────────────────────────────────
+# ── combining samples ─────────────────────────────────────────────────────────────────────────────
 
 
 def mix(
@@ -314,7 +314,7 @@ def mix(
     return mixed, soft
 
 
-# ── PCA color augmentation ────────────────────────────────────────────────────────────────────────────────────
+# ── PCA color augmentation ────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)

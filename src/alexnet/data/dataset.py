@@ -154,7 +154,7 @@ def order_splits(splits: Mapping[str, ImageArrays | ImageFiles]) -> dict[str, Im
     return {split: splits[split] for split in (*SPLITS, "all") if split in splits}
 
 
-# ── splits ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── splits ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def stratified_split(targets: torch.Tensor | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

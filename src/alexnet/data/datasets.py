@@ -138,7 +138,7 @@ def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows
     return replace(source, splits=order_splits(splits), held_out=tuple(fractions), notes=[*source.notes, note])
 
 
-# ── evaluation data, published files and packed datasets ─────────────────────────────────────────────────────
+# ── evaluation data, published files and packed datasets ──────────────────────────────────────────
 
 
 def load_for_evaluation(
@@ -190,7 +190,7 @@ def _load_packed(
     return ImageDataset(name, classes, order_splits({**pack.splits}), channels=pack.manifest.form.channels, notes=notes)
 
 
-# ── datasets with their own files ────────────────────────────────────────────────────────────────────────────
+# ── datasets with their own files ─────────────────────────────────────────────────────────────────
 
 
 def _load_digits(data: Path | None) -> ImageDataset:

@@ -174,7 +174,7 @@ def image_size(source: str | Path | bytes | np.ndarray) -> tuple[int, int]:
         return (height, width) if exif_orientation(image) >= 5 else (width, height)
 
 
-# ── opening files ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── opening files ─────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
@@ -298,7 +298,7 @@ def _import_simplejpeg() -> Any:
     return simplejpeg
 
 
-# ── orientation, mode and bit depth ───────────────────────────────────────────────────────────────────────────
+# ── orientation, mode and bit depth ───────────────────────────────────────────────────────────────
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -344,7 +344,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
-# ── many images ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── many images ───────────────────────────────────────────────────────────────────────────────────
 
 
 def map_in_threads(

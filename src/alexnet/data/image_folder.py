@@ -38,7 +38,7 @@ SPLIT_NAMES = {
 """Lowercase name of a split, in a folder or a table → the split."""
 
 
-# ── finding files ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── finding files ─────────────────────────────────────────────────────────────────────────────────
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -116,7 +116,7 @@ def _to_dataset(
     return ImageDataset("folder", classes, order_splits(splits), channels=3, notes=notes)
 
 
-# ── class folders ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── class folders ─────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -296,7 +296,7 @@ def _check_folders_for_training(
                 )
 
 
-# ── tables of labels ──────────────────────────────────────────────────────────────────────────────────────────
+# ── tables of labels ──────────────────────────────────────────────────────────────────────────────
 
 COLUMN_NAMES = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "image_name"),

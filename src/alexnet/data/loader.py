@@ -328,7 +328,7 @@ def evaluation_batches(
     return batches
 
 
-# ── resources of this machine ─────────────────────────────────────────────────────────────────────────────────
+# ── resources of this machine ─────────────────────────────────────────────────────────────────────
 
 
 def choose_workers(requested: int | None, batch_bytes: int, shm: Path = Path("/dev/shm")) -> tuple[int, str | None]:

@@ -104,7 +104,7 @@ class EvalTransform:
         """Short side in pixels after resizing: what center crops and random crops are taken from."""
         return self.resize or self.size
 
-    # ── serialization ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── serialization ─────────────────────────────────────────────────────────────────────────────
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON: tuples as lists, a mean image only as `true`."""
@@ -126,7 +126,7 @@ class EvalTransform:
             raise UserError("Preprocessing and its mean image do not match; take both from one checkpoint.")
         return cls(**{**values, "mean_image": mean_image})
 
-    # ── geometry ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── geometry ──────────────────────────────────────────────────────────────────────────────────
 
     def eval_tensor(self, image: Image.Image) -> torch.Tensor:
         """Resize and center crop a PIL image of any mode to uint8 C×size×size; the right size passes unchanged."""
@@ -202,7 +202,7 @@ class EvalTransform:
             raise BadImage(f"it is {width}×{height}, and resized it would be {new_width}×{new_height} pixels, too many")
         return new_width, new_height
 
-    # ── normalization ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── normalization ─────────────────────────────────────────────────────────────────────────────
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Return (x/255 − mean) / std: uint8 N×C×H×W → float32 of the same shape, memory format and device.

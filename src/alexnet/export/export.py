@@ -270,7 +270,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
         os.replace(path, target.parent / path.name)
 
 
-# ── one writer per format ─────────────────────────────────────────────────────────────────────────────────────
+# ── one writer per format ─────────────────────────────────────────────────────────────────────────
 
 Writer = Callable[[LoadedModel, Manifest, Path, LoadImages], Manifest]
 """Writes a network as its manifest says, and returns the manifest with what the format adds to it."""

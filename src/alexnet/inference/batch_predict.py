@@ -151,7 +151,7 @@ def _read_rows(part: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-# ── one writer per format ─────────────────────────────────────────────────────────────────────────────────────
+# ── one writer per format ─────────────────────────────────────────────────────────────────────────
 
 
 def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:

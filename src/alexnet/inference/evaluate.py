@@ -272,7 +272,7 @@ def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarra
     return np.array([index[name] for name in found], dtype=np.int64)
 
 
-# ── metrics ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── metrics ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

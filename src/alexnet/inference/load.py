@@ -128,7 +128,7 @@ def resolve_checkpoint(name: str | Path, checkpoint: str = "best") -> tuple[Path
     return folder, run
 
 
-# ── the data of a run ─────────────────────────────────────────────────────────────────────────────────────────
+# ── the data of a run ─────────────────────────────────────────────────────────────────────────────
 
 
 class DataRecipe(TypedDict):

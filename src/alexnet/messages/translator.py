@@ -55,7 +55,7 @@ class Translator:
         return self("duration_hours", h=minutes // 60, m=minutes % 60)
 
 
-# ── templates ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── templates ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def load_template(package: str, name: str, lang: str = "en") -> Template:

@@ -187,7 +187,7 @@ def _label_box(axes: Axes, box: _Box, name: str, lines: Sequence[str], top: floa
         axes.text(box.x, top - i * LINE_HEIGHT, line, size=12 if i == 1 else 11, va="top")
 
 
-# ── receptive fields ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── receptive fields ──────────────────────────────────────────────────────────────────────────────
 
 
 def receptive_field(stack: Sequence[Layer], name: str, unit: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from alexnet.runtimes.calibration import Calibration, coverage, reliability
 MAX_OPTIMAL_ORDER = 400  # classes up to which leaves are ordered optimally, which takes n³ steps
 BINS = 10  # of the reliability diagram; with more, few images make a jagged line
 
-# ── curves ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── curves ────────────────────────────────────────────────────────────────────────────────────────
 
 Histories = Mapping[str, Sequence[Mapping[str, Any]]]
 """The lines of metrics.jsonl by name of the run."""
@@ -131,7 +131,7 @@ def _run_lines(names: Sequence[str], theme: Theme, length: int) -> list[Line2D]:
     ]  # fmt: skip
 
 
-# ── confusion matrix ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── confusion matrix ──────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def confusion_figure(confusion: Confusion, theme: Theme, translate: Translator) 
     return figure
 
 
-# ── calibration ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── calibration ───────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def saliency_figure(saliency: Saliency, theme: Theme, translate: Translator) -> 
     return figure
 
 
-# ── predictions ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── predictions ───────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)

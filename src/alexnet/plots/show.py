@@ -90,7 +90,7 @@ def show(
     return save_figure(draw, out or default, theme, lang)
 
 
-# ── kinds ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── kinds ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _filters(args: Sequence[str], options: Options) -> FigureFile:
@@ -198,7 +198,7 @@ KINDS: dict[str, Kind] = {
     "receptive-field": Kind(_receptive_field, "NAME [IMAGE]", 1, 2),
 }
 
-# ── arguments ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── arguments ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _find_spec(name: str, options: Options) -> tuple[AlexNetSpec, str]:

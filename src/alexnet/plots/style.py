@@ -163,7 +163,7 @@ def rc_params(theme: Theme) -> Any:
     }  # fmt: skip
 
 
-# ── parts of figures ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── parts of figures ──────────────────────────────────────────────────────────────────────────────
 
 
 def new_figure(width: float, height: float, title: str, caption: str) -> Figure:

@@ -70,7 +70,7 @@ def _first_rows(rows: Sequence[Sequence[str]]) -> Values:
     return {"rows": rows[:MAX_ROWS], "omitted": max(0, len(rows) - MAX_ROWS)}
 
 
-# ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── numbers ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def _totals(found: Findings) -> dict[str, int]:
@@ -133,7 +133,7 @@ def _formats(found: Findings, no_file: str) -> list[tuple[str, str, str]]:
     return [(form, mode, f"{n:,}") for (form, mode), n in counts.most_common()]
 
 
-# ── images ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── images ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _thumbnails(found: Findings, indices: Sequence[int]) -> list[Values]:

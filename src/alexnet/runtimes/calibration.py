@@ -86,7 +86,7 @@ def top_confidence(logits: np.ndarray, temperature: float) -> np.ndarray:
         return np.asarray(1 / np.exp(z - z.max(axis=1, keepdims=True)).sum(axis=1))
 
 
-# ── fitting ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── fitting ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def fit_calibration(logits: np.ndarray, targets: np.ndarray, split: str = "val") -> Calibration:
@@ -157,7 +157,7 @@ def average_calibrations(calibrations: Sequence[Calibration | None]) -> Calibrat
     return Calibration(mean, max(c.threshold for c in known), known[0].split)
 
 
-# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def find_calibration(folder: Path | None, run: Run | None) -> tuple[Calibration | None, str]:
@@ -205,7 +205,7 @@ def describe_calibration(stored: dict[str, Any] | None) -> str:
     return f"unsure below {stored['threshold']:.1%}: {stored['coverage']:.2%} of {stored['split']} above it{correct}"
 
 
-# ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── measuring ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def correct_at(logits: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:

@@ -112,7 +112,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": .")
 
 
-# ── one opener per format, which returns the computation and the manifest embedded in the file ────────────────
+# ── one opener per format, which returns the computation and the manifest embedded in the file ────
 
 Opener = Callable[[Path, "Manifest | None", str], tuple[Compute, "str | bytes | None"]]
 

@@ -81,7 +81,7 @@ class LazyEngine:
         return self._engine.logits(images)
 
 
-# ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── opening ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def open_engine(loaded: LoadedModel, config: EngineConfig, images: np.ndarray) -> Engine:
@@ -187,7 +187,7 @@ def _engine_note(measured: dict[str, Any]) -> str:
     return f"engine {measured['engine']}: probabilities {compared}{speedup}."
 
 
-# ── comparing and choosing ────────────────────────────────────────────────────────────────────────────────────
+# ── comparing and choosing ────────────────────────────────────────────────────────────────────────
 
 
 def make_probes(images: np.ndarray) -> np.ndarray:
@@ -262,7 +262,7 @@ def _time_engines(candidates: dict[str, Engine], images: np.ndarray) -> dict[str
     return best
 
 
-# ── the cache ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the cache ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def hash_samples(names: Iterable[str], targets: torch.Tensor) -> str:
     return sha256.hexdigest()[:16]
 
 
-# ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────
 
 
 class Checkpoints:
@@ -257,7 +257,7 @@ def wrap_write_errors(run: Path) -> Iterator[None]:
         raise
 
 
-# ── finding them again ────────────────────────────────────────────────────────────────────────────────────────
+# ── finding them again ────────────────────────────────────────────────────────────────────────────
 
 
 def find_latest_valid(run: Run, log: Callable[[str], object]) -> tuple[Path, TrainState] | None:

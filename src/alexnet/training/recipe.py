@@ -247,7 +247,7 @@ def check_layers(changes: Sequence[ScheduleChange], network: str, layers: Iterab
                 )
 
 
-# ── settings that follow from the data ────────────────────────────────────────────────────────────────────────
+# ── settings that follow from the data ────────────────────────────────────────────────────────────
 
 
 def choose_settings(recipe: Recipe, images: int, classes: int) -> tuple[Recipe, str]:

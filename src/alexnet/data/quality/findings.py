@@ -149,7 +149,7 @@ def min_median_max(values: Sequence[float]) -> list[float] | None:
     return [round(v, 3) for v in (min(values), statistics.median(values), max(values))] if values else None
 
 
-# ── errors and warnings ─────────────────────────────────────────────────────────────────────────────────────
+# ── errors and warnings ───────────────────────────────────────────────────────────────────────────
 
 
 def find_blocking_error(found: Findings) -> str | None:
