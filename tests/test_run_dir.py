@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -150,4 +152,23 @@ def test_default_folders_do_not_collide(tmp_path, monkeypatch):
     a, b = Run.create("digits", None, "{}"), Run.create("digits", None, "{}")
     assert a.path != b.path
     assert a.path.parent == Path("runs")
+
+
+def test_runs_begun_in_the_same_second_get_their_own_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        barrier = threading.Barrier(8)
+
+        def create(out: Path | None) -> Path | None:
+            barrier.wait()
+            try:
+                return Run.create("digits", out, "{}").path
+            except UserError:
+                return None
+
+        assert len(set(pool.map(create, [None] * 8))) == 8
+        Path("mine").mkdir()
+        for out in ("new", "mine"):
+            created = [path for path in pool.map(create, [Path(out)] * 8) if path]
+            assert created == [Path(out)]
     shutil.rmtree(tmp_path / "runs")

@@ -10,6 +10,7 @@ runs/<recipe>-<time>/
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -58,22 +59,24 @@ class Run:
 
     @classmethod
     def create(cls, name: str, out: Path | None, recipe_json: str) -> Run:
-        """Create the run folder `out`, or `runs/<name>-<time>`. Raises `UserError` if that fails."""
-        if out is None:
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            out = Path("runs") / f"{name}-{stamp}"
-            extra = 1
-            while out.exists():
-                extra += 1
-                out = Path("runs") / f"{name}-{stamp}-{extra}"
-        cls.check_free(out)
+        """Create the run folder `out`, or `runs/<name>-<time>`. Raises `UserError` if that fails.
+
+        Of several processes that create the same folder, one does; the others raise, or take another name.
+        """
+        if out is not None:
+            cls.check_free(out)
         try:
+            if out is None:
+                out = _make_new_folder(Path("runs"), f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
             out.mkdir(parents=True, exist_ok=True)
+            try:
+                (out / "checkpoints").mkdir()  # atomic
+            except FileExistsError:
+                raise UserError(f"{out} was just taken by another process; choose another --out.") from None
             write_text(out / "recipe.json", recipe_json + "\n")
-            (out / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"The run folder {out} cannot be written: {error.strerror}; choose another --out."
+                f"The run folder {out or 'runs'} cannot be written: {error.strerror}; choose another --out."
             ) from error
         return cls(out)
 
@@ -275,6 +278,17 @@ class Run:
 
         path = self.path / "evaluation" / f"{split}.parquet"
         return parquet.read_table(path, columns=columns) if path.exists() else None
+
+
+def _make_new_folder(parent: Path, name: str) -> Path:
+    """Create and return `parent/name`, or `name-2`, `name-3`, … if others have that already."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()  # atomic: another run may begin in the same second
+            return folder
+    raise AssertionError("unreachable")
 
 
 def find_run(name: str | Path, root: Path = Path("runs")) -> Run:

@@ -24,13 +24,14 @@ import http.client
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 
 from alexnet import rng
 from alexnet.data import image_folder
@@ -213,21 +214,20 @@ def _load_cifar10(
     data: Path | None, download: bool, bad: Sequence[tuple[str, str]], progress: Progress | None
 ) -> ImageDataset:
     from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
 
     archive, layout = CIFAR10_ARCHIVE, CIFAR10_FOLDER
     if data is None:
         cache = cache_dir() / "cifar10"
         folder = cache / layout
-        parts = CIFAR10.train_list + CIFAR10.test_list
-        if not all(check_integrity(folder / part, md5) for part, md5 in parts):
+        if not _is_cifar10(folder):
             md5 = CIFAR10.tgz_md5
             by_hand = f"put {archive} (md5 {md5}) into {cache}, or give --data a folder that has it"
             if (cache / archive).is_file() and not download:
                 _unpack_cifar10(cache / archive)
             else:
                 files = [([CIFAR10.url], cache / archive, md5)]
-                _download(CIFAR10, files, cache, "CIFAR-10", by_hand, download, progress)
+                with _lock(cache):
+                    _download(CIFAR10, files, cache, "CIFAR-10", by_hand, download, progress)
     elif data.name.endswith(".tar.gz") and data.is_file():
         folder = _unpack_cifar10(data)
     else:
@@ -278,8 +278,31 @@ def _unpack_cifar10(archive: Path) -> Path:
     cache = cache_dir() / "cifar10"
     if not check_md5(archive, CIFAR10.tgz_md5):
         raise UserError(f"{archive} is not CIFAR-10's archive or is damaged (its md5 differs); download it again.")
-    extract_archive(archive, cache)
+    with _lock(cache):
+        if not _is_cifar10(cache / CIFAR10_FOLDER):
+            extract_archive(archive, cache)
     return cache / CIFAR10_FOLDER
+
+
+def _is_cifar10(folder: Path) -> bool:
+    """Whether `folder` has the files of CIFAR-10, complete and unchanged."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    return all(check_integrity(folder / part, md5) for part, md5 in CIFAR10.train_list + CIFAR10.test_list)
+
+
+@contextlib.contextmanager
+def _lock(cache: Path) -> Iterator[None]:
+    """Let one process at a time fill the folder `cache`; the others wait, and find it filled."""
+    lock = FileLock(cache / ".lock")
+    with contextlib.suppress(OSError):  # where nothing can be written, nothing will be
+        cache.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _load_fashion_mnist(data: Path | None, download: bool, progress: Progress | None) -> ImageDataset:
@@ -287,19 +310,20 @@ def _load_fashion_mnist(data: Path | None, download: bool, progress: Progress | 
 
     files = {split: _fashion_files(split) for split in ("train", "test")}
     root = cache_dir() / "fashion-mnist" if data is None else image_folder.require_folder(data)
-    folders = (root / "FashionMNIST" / "raw", root / "raw", root)
-    raw = next((folder for folder in folders if _find_idx(folder / files["train"][0])), None)
-    if raw is None:
-        if data is not None:
-            raise UserError(
-                f"{data} does not hold Fashion-MNIST; there should be FashionMNIST/raw/, as torchvision has it, or "
-                f"the IDX files themselves ({files['train'][0]}, ...)."
-            )
-        by_hand = f"put the four IDX files (.gz or not) into {root}, or give --data a folder that has them"
-        raw = folders[0]
-        mirrors, resources = FashionMNIST.mirrors, FashionMNIST.resources
-        needed = [([mirror + name for mirror in mirrors], raw / name, md5) for name, md5 in resources]
-        _download(FashionMNIST, needed, root, "Fashion-MNIST", by_hand, download, progress)
+    with _lock(root) if data is None else contextlib.nullcontext():
+        folders = (root / "FashionMNIST" / "raw", root / "raw", root)
+        raw = next((folder for folder in folders if _find_idx(folder / files["train"][0])), None)
+        if raw is None:
+            if data is not None:
+                raise UserError(
+                    f"{data} does not hold Fashion-MNIST; there should be FashionMNIST/raw/, as torchvision has it, or "
+                    f"the IDX files themselves ({files['train'][0]}, ...)."
+                )
+            by_hand = f"put the four IDX files (.gz or not) into {root}, or give --data a folder that has them"
+            raw = folders[0]
+            mirrors, resources = FashionMNIST.mirrors, FashionMNIST.resources
+            needed = [([mirror + name for mirror in mirrors], raw / name, md5) for name, md5 in resources]
+            _download(FashionMNIST, needed, root, "Fashion-MNIST", by_hand, download, progress)
     arrays = {}
     for split, (images, labels) in files.items():
         pixels, targets = _read_idx(raw / images, (28, 28)), _read_idx(raw / labels, ())

@@ -141,16 +141,20 @@ def _write_file(loaded: LoadedModel, kind: Kind, config: EngineConfig) -> None:
     cache, source = EngineCache(loaded.model_id), None
     if kind != ONNX:
         source = cache.file(ONNX)
-        try:
-            intact = read_manifest(source) is not None
-        except UserError:
-            intact = False
-        if not intact:
+        if not _is_intact(source):
             _write_file(loaded, ONNX, config)
             source = cache.file(ONNX)  # in another folder if the cache cannot be written
     write = write_onnx if kind.format == "onnx" else write_openvino
     manifest = describe(loaded, kind.format, precision=kind.precision)
     cache.build(kind, lambda path: write_manifest(path, write(loaded, manifest, path, load_images, source)))
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether the engine's file `path` is there and as its manifest describes it."""
+    try:
+        return read_manifest(path) is not None
+    except UserError:
+        return False
 
 
 def open_cached(model_id: str, name: str, device: str, single: bool) -> LoadedModel | None:
@@ -312,8 +316,11 @@ class EngineCache:
         try:
             with atomic_folder(folder) as partial:
                 write(partial / target.name)
-                shutil.rmtree(folder, ignore_errors=True)
+                if not _is_intact(target):
+                    shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:
+            if _is_intact(target):  # another process was faster, and may be reading it
+                return
             raise UserError(
                 f"The engine file cannot be cached in {folder.parent}: {error.strerror or error}; free some space, or "
                 "set ALEXNET_CACHE to another folder."
