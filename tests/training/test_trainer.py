@@ -25,7 +25,7 @@ from alexnet.training.recipe import read_recipe, with_settings
 from alexnet.training.recipes import named_recipe
 from alexnet.training.settings import ScheduleChange
 from alexnet.training.setup import prepare_training
-from alexnet.training.trainer import Interrupted, StopSignal, Trainer
+from alexnet.training.trainer import Interrupted, Trainer
 from helpers import make_image_folder
 
 TINY = {
@@ -475,38 +475,3 @@ def test_augmented_images_are_saved_and_resources_recorded(tmp_path):
     assert 0 <= row["waiting"] < 1
     assert row["memory"] > 1 << 27
     assert set(row["dead"]) == {"relu1", "relu2", "relu3", "relu4", "relu5", "relu6", "relu7"}
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_recorded_and_the_old_handler_restored(signum, code):
-    before = signal.getsignal(signum)
-    with StopSignal() as stop:
-        assert stop.received is None
-        os.kill(os.getpid(), signum)
-        assert stop.received == signum
-    assert signal.getsignal(signum) is before
-    assert Interrupted("saved", signum).exit_code == code
-
-
-def test_a_second_ctrl_c_stops_immediately():
-    def twice() -> None:
-        with StopSignal():
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        twice()
-
-
-def test_other_threads_leave_handlers_alone():
-    before = signal.getsignal(signal.SIGINT)
-    seen = []
-
-    def run() -> None:
-        with StopSignal() as stop:
-            seen.append((stop.received, signal.getsignal(signal.SIGINT)))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [(None, before)]

@@ -3,7 +3,7 @@
 Read `arguments` (flags and help from a signature; the only user of tyro), `output` (tables, JSON),
 then any command. Each command is a typed function that imports everything heavy inside, so that `alexnet --help` takes
 a fraction of a second. `run` turns errors into one sentence and an exit code: 0 done, 2 bad input, 1 a failure while
-running, 130 interrupted, 143 stopped by SIGTERM after a checkpoint.
+running, 128 + the number of a signal that stopped it (130 Ctrl-C, 143 SIGTERM), after a checkpoint where it trains.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from alexnet.cli.serve import serve
 from alexnet.cli.show import show
 from alexnet.cli.train import train
 from alexnet.errors import ProcessLost, TrainingFailed, UserError, unknown_name
+from alexnet.signals import Stopped, raise_on_signals
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
@@ -92,6 +93,10 @@ def run(arguments: list[str]) -> int:
             raise
         print("Interrupted.", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        if is_main_process():
+            print(f"alexnet: {stop}", file=sys.stderr)
+        return stop.exit_code
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_left():
             return 0
@@ -141,4 +146,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # escape what the terminal cannot encode, such as a file name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    raise_on_signals()
     sys.exit(run(sys.argv[1:]))

@@ -30,6 +30,7 @@ from PIL import Image
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.progress import Progress
+from alexnet.signals import ignore_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -366,7 +367,7 @@ def map_in_threads(
 
 @contextmanager
 def process_pool(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of `count` processes that leave Ctrl-C to this one, and exit if it is killed."""
+    """Yield a pool of `count` processes that leave signals to this one, and exit if it is killed."""
     # Spawned, not forked: this process may hold torch's threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_init_worker)
@@ -377,7 +378,8 @@ def process_pool(count: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _init_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_signals()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the pool ends its processes
     parent = multiprocessing.parent_process()
     if parent is not None:
 

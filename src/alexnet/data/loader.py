@@ -29,6 +29,7 @@ from alexnet.data.shards.reader import PackedImages
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_count, local_world_size
 from alexnet.errors import UserError, WorkerDied
+from alexnet.signals import ignore_signals
 
 EVAL_BATCH_SIZE = 256  # of every evaluation: the last bits of a sum depend on the batches
 
@@ -203,7 +204,7 @@ class BatchLoader:
             batch_sampler=requests,
             num_workers=self.workers,
             collate_fn=identity,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=ignore_signals,
             pin_memory=self.pin_memory,
             prefetch_factor=_PREFETCH if self.workers else None,
             generator=torch.Generator(),  # otherwise it advances the global one, which dropout uses
@@ -304,12 +305,6 @@ def _defer_worker_errors(loader: Iterable[Any]) -> Iterator[Any]:
         return iter(loader)
     finally:
         signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
-
-
-def _ignore_signals(_: int) -> None:
-    """Ignore Ctrl-C and a scheduler's SIGTERM, which reach workers too; the main process decides what happens."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def identity(batch: Any) -> Any:

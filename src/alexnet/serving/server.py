@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 import time
@@ -28,6 +29,7 @@ from alexnet.errors import UserError
 from alexnet.serving.app import create_app
 from alexnet.serving.registry import Models, warm_up
 from alexnet.serving.settings import Settings
+from alexnet.signals import STOP_SIGNALS, handle_signals
 
 GIL_SWITCH_S = 0.0005  # Python's default of 5 ms adds up where a prediction takes 20 ms
 KEEP_ALIVE_S = 75  # longer than load balancers keep idle connections, so that they close them, not the server
@@ -196,7 +198,7 @@ class Server(uvicorn.Server):
         self._app, self._settings, self._on_ready = app, settings, on_ready
 
     def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002
-        """Start the shutdown, or end it at the second call. uvicorn's handler of SIGTERM and SIGINT; tests call it."""
+        """Start the shutdown, or end it at the second call. The handler of all signals; tests call it."""
         self.force_exit = self.should_exit
         self.should_exit = self._app.state.stopping = True
 
@@ -254,7 +256,12 @@ def serve(
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         server = Server(app, settings, lambda: on_ready(url))
-        server.run(sockets=[listener])
+        before = handle_signals(server.handle_exit, STOP_SIGNALS[2:])  # uvicorn handles Ctrl-C and SIGTERM
+        try:
+            server.run(sockets=[listener])
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
     return ServerResult(app.state.metrics.accepted, app.state.metrics.answered, server.force_exit)
 
 

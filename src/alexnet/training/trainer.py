@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from enum import IntEnum
 from functools import cached_property, partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +32,7 @@ from alexnet.models.model import Network
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes import calibration
+from alexnet.signals import StopSignal
 from alexnet.training.checkpoints import Checkpoints, TrainState, divergence_advice, hash_samples, wrap_write_errors
 from alexnet.training.diagnostics import all_alarms, dead_relus, save_image_grid
 from alexnet.training.distributed.base import read_together
@@ -410,39 +408,9 @@ def _is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:
     return (row["top1"], -row["val_loss"]) > (best["top1"], -best["val_loss"])
 
 
-# ── signals ───────────────────────────────────────────────────────────────────────────────────────
-
-
 class Interrupted(Exception):
-    """Training was stopped by a signal and saved; `exit_code` is 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """Training was stopped by a signal and saved; `exit_code` is 128 + its number: 130 (Ctrl-C), 143 (SIGTERM), …"""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
-
-
-class StopSignal:
-    """A context manager in which SIGINT and SIGTERM set `received`; a second Ctrl-C ends the process immediately.
-
-    Python delivers signals to the main thread only: in any other (a notebook's worker) this does nothing.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.since = 0.0  # when, by time.monotonic()
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-
-    def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received, self.since = signum, time.monotonic()
