@@ -475,7 +475,7 @@ USING = [
     (nothing, ["eval", "RUN", "--split", "test", "--data", "nowhere"], "There is no folder nowhere"),
     (nothing, ["eval"], "Missing "),
     (not_a_run, ["eval", "other"], "other is neither a run (it has no recipe.json) nor a checkpoint (it has"),
-    (weights_only_file, ["eval", "model.pth"], "model.pth is a file of weights, not a run; give a run folder, or load"),
+    (weights_only_file, ["eval", "model.pth"], "The shapes in 'model.pth', from 1 to 1, are those of no architecture"),
     (truncated_weights, ["eval", "RUN"], "RUN/CHECKPOINT/model.safetensors is truncated or damaged: its checksum"),
     (no_mean_image, ["eval", "RUN"], "The checkpoint RUN/CHECKPOINT has no preprocess.safetensors; use another"),
     (truncated_json, ["predict", "RUN", "a.png"], "RUN/CHECKPOINT/model.json is damaged or not JSON ("),

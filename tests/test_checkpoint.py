@@ -129,6 +129,32 @@ def test_damage_is_detected_and_named(folder, damage, message):
 # ── mean image ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden": [300_000, 4096]},
+        {"hidden": [1] * 200_000},
+        {"width": 1e300},
+        {"image_size": 10**12, "adaptive_pool": 10**9},
+        {"image_size": 10**30},
+        {"convs": [{"out_channels": 8, "kernel": 10**15}]},
+        {"kind": "torchvision", "name": "torchvision/regnet_y_128gf"},
+        {"kind": "torchvision", "name": "torchvision/vit_b_16", "image_size": 16 * 10**5},
+        {"kind": "torchvision", "name": "torchvision/vit_b_16", "image_size": 10**18},
+        {"kind": "torchvision", "name": "torchvision/maxvit_t", "image_size": 10**7},
+    ],
+)
+def test_a_network_that_is_larger_than_its_weights_is_not_built(folder, changes, monkeypatch):
+    values = json.loads((folder / "model.json").read_text())
+    spec = values["spec"] if "kind" not in changes else {"num_classes": values["spec"]["num_classes"]}
+    convs = [{**spec["convs"][0], **conv} for conv in changes.get("convs", [])]
+    values["spec"] = {**spec, **changes, **({"convs": convs} if convs else {})}
+    (folder / "model.json").write_text(json.dumps(values))
+    monkeypatch.setattr("alexnet.models.model.build", lambda spec: pytest.fail("was built"))
+    with pytest.raises(UserError, match=r"does not hold the network|use at least|is damaged"):
+        load_checkpoint(folder)
+
+
 def test_mean_image_round_trip(tmp_path, folder):
     mean_image = torch.rand(3, 32, 32)
     loaded = load_checkpoint(write(tmp_path / "mean", transform=replace(TRANSFORM, mean_image=mean_image))).preprocess

@@ -135,6 +135,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     from alexnet.models.model import build, spec_from_dict
+    from alexnet.models.recognize import check_size, safetensors_shapes
 
     path = folder / MODEL
     values = read_model_json(folder)
@@ -154,8 +155,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if len(classes) != spec.num_classes:
         raise UserError(f"{path} names {len(classes)} classes for a network with {spec.num_classes}.")
     weights = _verify(folder, WEIGHTS, values)
-    model = build(spec)
     try:
+        check_size(spec, safetensors_shapes(weights), str(weights))
+        model = build(spec)
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from alexnet.errors import UserError
 from alexnet.models.architectures import architecture
 from alexnet.models.model import AlexNet, build, create_model
+from alexnet.models.state_dicts import find_state_dict
 from alexnet.models.weights import load_weights, read_weights, to_torchvision, torchvision_weights
 
 FEATURES = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
@@ -119,6 +121,106 @@ def test_weights_of_tutorial_networks_give_the_same_logits(name: str, channels: 
     ours = load_weights(create_model(name, num_classes=10), flat.state_dict()).eval()
     x = torch.randn(1, channels, 224, 224)
     torch.testing.assert_close(ours(x), flat(x), rtol=0, atol=1e-6)
+
+
+# ── checkpoints ───────────────────────────────────────────────────────────────────────────────────
+
+
+def checkpoint_of(style: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    """Return what a program saves of a network with this state dict."""
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3, 3)}}, "param_groups": [{"lr": 0.1}]}
+    averages = {key: value + 1 for key, value in state.items()}
+    prefixed = {f"model.{key}": value for key, value in state.items()}
+    return {
+        "net": {"net": state, "acc": 93.1, "epoch": 7},
+        "model_state": {"epoch": 7, "model_state": state, "optimizer_state": optimizer},
+        "any name": {"alexnet_v2": state, "optimizer": optimizer, "best": torch.tensor(0.9)},
+        "nested": {"ema": {"model": state, "decay": 0.99}, "optimizer": optimizer},
+        "any prefix": {f"my.backbone.{key}": value for key, value in state.items()},
+        "inner wrapper": {key.replace("features.", "features.module."): value for key, value in state.items()},
+        "compiled part": {key.replace("classifier.", "classifier._orig_mod."): v for key, v in state.items()},
+        "lightning": {
+            "epoch": 7, "global_step": 70, "pytorch-lightning_version": "2.5.0", "loops": {}, "lr_schedulers": [],
+            "state_dict": {**prefixed, "criterion.weight": torch.ones(6), "train_acc.total": torch.tensor(3)},
+            "callbacks": {"EarlyStopping{'monitor': 'loss'}": {"best_score": torch.tensor(0.1)}},
+            "optimizer_states": [optimizer], "hyper_parameters": {"lr": 0.1},
+        },
+        "loss beside layers": {**state, "criterion.weight": torch.ones(6), "loss_fn.pos_weight": torch.ones(6)},
+        "loss in wrapper": {f"module.{k}": v for k, v in {**prefixed, "criterion.weight": torch.ones(6)}.items()},
+        "averages only": {"model_ema": {f"module.{k}": v for k, v in state.items()} | {"n_averaged": torch.tensor(9)}},
+        "averages beside": {"state_dict_ema": averages, "state_dict": state, "arch": "alexnet"},
+    }[style]  # fmt: skip
+
+
+CHECKPOINTS = [
+    "net", "model_state", "any name", "nested", "any prefix", "inner wrapper", "compiled part", "lightning",
+    "loss beside layers", "loss in wrapper", "averages only", "averages beside",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("style", CHECKPOINTS)
+def test_checkpoints_of_other_programs_are_loaded(style: str, tmp_path: Path) -> None:
+    state = small(1).state_dict()
+    torch.save(checkpoint_of(style, renamed(state, "torchvision")), tmp_path / "w.ckpt")  # type: ignore[arg-type]
+    assert_same(load_weights(small(2), tmp_path / "w.ckpt"), state)
+
+
+def test_choices_are_noted() -> None:
+    state = small(1).state_dict()
+    (note,) = find_state_dict(checkpoint_of("averages beside", state), "w.pth").notes
+    assert note == "Of w.pth the weights in 'state_dict' are taken, and not those in 'state_dict_ema'."
+    (note,) = find_state_dict(checkpoint_of("loss beside layers", state), "w.pth").notes
+    assert "'criterion.weight', 'loss_fn.pos_weight' belongs to the training" in note
+
+
+def test_several_networks_in_one_file_are_refused() -> None:
+    state = small(1).state_dict()
+    twice = {"netG": state, "netD": dict(state)}
+    assert_refused(small(2), twice, "several networks in the weights: 'netG', 'netD'; save")
+
+
+def test_batch_norm_is_matched_without_its_counters_and_in_any_order(tmp_path: Path) -> None:
+    source = small(1, "cifar", norm="batch", image_size=32).train()
+    source(torch.randn(4, 3, 32, 32))
+    state = source.state_dict()
+    old = {key: value for key, value in state.items() if "num_batches" not in key}
+    loaded = load_weights(small(2, "cifar", norm="batch", image_size=32), old).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in old.items())
+    blocks = {}  # a tutorial's nn.Sequential(Conv2d, BatchNorm2d, …) per layer, sorted as safetensors does
+    for key, value in old.items():
+        layer, tensor = key.split(".")
+        number = layer[-1]
+        module = {"conv": f"layer{number}.0", "norm": f"layer{number}.1", "fc": f"fc{number}.1"}[layer[:-1]]
+        blocks[f"{module}.{tensor}"] = value
+    save_file(blocks, tmp_path / "w.safetensors")
+    loaded = load_weights(small(2, "cifar", norm="batch", image_size=32), tmp_path / "w.safetensors").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in old.items())
+
+
+def test_a_bias_is_not_taken_for_a_weight() -> None:
+    """In a batch norm all tensors have one shape."""
+    state = small(1, "cifar", norm="batch", image_size=32).state_dict()
+    names = {"norm1.weight": "a1.bias", "norm1.bias": "a1.weight"}
+    swapped = {names.get(key, f"b.{key}"): value for key, value in state.items() if "num_batches" not in key}
+    assert_refused(small(2, "cifar", norm="batch", image_size=32), swapped, r"'norm1.weight' .* their 'a1.bias'")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
+    state = small(1).state_dict()
+    state["fc8.bias"][2] = value
+    assert_refused(small(2), state, "'fc8.bias' holds values that are not finite")
+
+
+def test_sparse_tensors_are_refused() -> None:
+    state = small(1).state_dict()
+    assert_refused(small(2), {**state, "fc8.weight": state["fc8.weight"].to_sparse()}, "'fc8.weight' is sparse")
+
+
+def test_a_traced_network_is_refused(tmp_path: Path) -> None:
+    model = small(2).eval()
+    torch.jit.trace(model, torch.zeros(1, 3, 64, 64)).save(tmp_path / "traced.pt")
+    assert_refused(model, tmp_path / "traced.pt", "is a TorchScript archive, which holds code")
 
 
 # ── mismatches ────────────────────────────────────────────────────────────────────────────────────

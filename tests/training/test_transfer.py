@@ -163,7 +163,7 @@ def test_training_from_torchvision_weights(others, tmp_path, monkeypatch):
     from alexnet.models import weights
 
     state = torchvision_alexnet(weights=None).state_dict()
-    monkeypatch.setattr(weights, "torchvision_weights", lambda name: (state, [f"class {i}" for i in range(1000)]))
+    monkeypatch.setattr(weights, "torchvision_weights", lambda *_: (state, [f"class {i}" for i in range(1000)]))
     shared = {"workers": 0, "precision": "fp32", "device": "cpu", "progress": Silent(), "batch_size": 8}
     run = train("folder", data=others, weights="torchvision:IMAGENET1K_V1", limit_steps=1, out=tmp_path / "run",
                 **shared).run  # fmt: skip

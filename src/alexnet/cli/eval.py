@@ -7,6 +7,7 @@ from typing import Literal
 
 from alexnet.cli.classifier_options import ClassifierOptions
 from alexnet.cli.output import print_json, print_table
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
 
 def evaluate(
@@ -18,12 +19,14 @@ def evaluate(
     labels: Path | None = None,
     split: Literal["auto", "train", "val", "test"] = "auto",
     options: ClassifierOptions = ClassifierOptions(),  # noqa: B008  # frozen
+    file: FileOptions = NO_OPTIONS,
     json: bool = False,
 ) -> None:
     """Evaluate a network: top-1 with its confidence interval, top-5, loss, and precision and recall per class.
 
     Args:
-        run: A run folder, 'last', a checkpoint folder, torchvision:IMAGENET1K_V1, or an exported file.
+        run: A run folder, 'last', a checkpoint folder, torchvision:IMAGENET1K_V1, a file of weights, or an
+            exported file.
         more: Further runs with the same classes: an ensemble, whose probabilities are averaged.
         data: Other images than the run's own: a folder of class folders, or an archive of one.
         labels: A CSV or Parquet file with the columns path and label, instead of class folders.
@@ -39,6 +42,7 @@ def evaluate(
         split=split,
         views=options.views,
         scales=options.scales,
+        file=file,
         **options.to_load(),
     )
     if json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from alexnet.cli.output import log, print_json, print_table
 from alexnet.errors import UserError
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
 if TYPE_CHECKING:
     from alexnet.export.export import Export
@@ -25,6 +26,7 @@ def export(
     images: Path | None = None,
     tolerance: float | None = None,
     checkpoint: Literal["best", "last"] = "best",
+    file: FileOptions = NO_OPTIONS,
     json: bool = False,
 ) -> int:
     """Write a network for other programs, after checking that the file agrees with the run on real images.
@@ -32,7 +34,7 @@ def export(
     Formats: onnx, openvino, torchscript (deprecated), pt2, executorch, torchvision-weights, huggingface; or all.
 
     Args:
-        run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
+        run: A run folder, 'last', a checkpoint folder, torchvision:IMAGENET1K_V1, or a file of weights.
         format: One of the formats above.
         out: Where to write it; in the run's export/ by default. FILE.json is written beside it.
         with_preprocessing: Let the file take uint8 pixels and normalize them itself.
@@ -61,7 +63,7 @@ def export(
     done, supported, left_out, failed = [], [], [], []
     with Exporter(
         run, images=images, checkpoint=checkpoint, with_preprocessing=with_preprocessing,
-        precision=quantize or ("half" if half else "fp32"), tolerance=tolerance, log=log,
+        precision=quantize or ("half" if half else "fp32"), tolerance=tolerance, file=file, log=log,
     ) as exporter:  # fmt: skip
         for kind in kinds:
             try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from alexnet.cli.output import log, print_json
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
 
 def features(
@@ -18,12 +19,13 @@ def features(
     layer: str | None = None,
     checkpoint: Literal["best", "last"] = "best",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    file: FileOptions = NO_OPTIONS,
     json: bool = False,
 ) -> None:
     """Write the activations of a layer as a table: path, label and a list of numbers (f0, f1 … in CSV).
 
     Args:
-        run: A run folder, 'last', a checkpoint folder, or torchvision:IMAGENET1K_V1.
+        run: A run folder, 'last', a checkpoint folder, torchvision:IMAGENET1K_V1, or a file of weights.
         data: An image or a folder of images; the name of the folder that holds an image is its label.
         out: The file, .parquet or .csv.
         layer: Any layer that 'alexnet arch' lists; fc7 by default. conv1 … fc7 mean the output of their ReLU.
@@ -36,7 +38,7 @@ def features(
 
     with closing(default_progress()) as progress:
         written = write_features(
-            run, data, out, layer=layer, checkpoint=checkpoint, device=device, progress=progress
+            run, data, out, layer=layer, checkpoint=checkpoint, device=device, file=file, progress=progress
         )  # fmt: skip
     if json:
         print_json(written.to_dict())

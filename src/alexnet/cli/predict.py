@@ -11,6 +11,7 @@ from pathlib import Path
 from alexnet.cli.classifier_options import ClassifierOptions
 from alexnet.cli.output import print_json
 from alexnet.errors import UserError
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
 
 def predict(
@@ -20,15 +21,17 @@ def predict(
     *,
     top: int = 5,
     options: ClassifierOptions = ClassifierOptions(),  # noqa: B008  # frozen
+    file: FileOptions = NO_OPTIONS,
     out: Path | None = None,
     json: bool = False,
 ) -> int:
     """Label images: files, folders, or '-' for one image on standard input.
 
     Args:
-        run: A run folder, 'last', a checkpoint folder, torchvision:IMAGENET1K_V1, or an exported file.
+        run: A run folder, 'last', a checkpoint folder, torchvision:IMAGENET1K_V1, a file of weights, or an
+            exported file.
         images: Image files, folders of them, or '-'. Runs named before them (a folder with recipe.json, a checkpoint
-            folder, 'last', torchvision:…) form an ensemble, whose probabilities are averaged.
+            folder, 'last', torchvision:…, a file of weights) form an ensemble, whose probabilities are averaged.
         top: Labels per image.
         out: Write a table, .csv, .parquet or .jsonl, instead of printing; rerun the command to resume it.
         json: Print one JSON document.
@@ -42,12 +45,12 @@ def predict(
     if not images:
         raise UserError("Name at least one image after the run: a file, a folder, or '-' for standard input.")
     if out is not None:
-        return _predict_to_file(out, runs, images, top, options, json)
+        return _predict_to_file(out, runs, images, top, options, file, json)
     inputs: list[str | Path | bytes] = []
     for image in images:
         inputs += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
     predictions = []
-    classifier = load(runs, cached_for="one" if len(inputs) == 1 else "many", **options.to_load())
+    classifier = load(runs, cached_for="one" if len(inputs) == 1 else "many", file=file, **options.to_load())
     for prediction in classifier.predict_many(inputs, top, options.views, options.scales):
         predictions.append(prediction)
         if not json:
@@ -60,7 +63,13 @@ def predict(
 
 
 def _predict_to_file(
-    out: Path, runs: Sequence[str], images: Sequence[str], top: int, options: ClassifierOptions, json: bool
+    out: Path,
+    runs: Sequence[str],
+    images: Sequence[str],
+    top: int,
+    options: ClassifierOptions,
+    file: FileOptions,
+    json: bool,
 ) -> int:
     """Write the labels of many images as a table, resuming a table that an earlier command left unfinished."""
     from alexnet.data.image_folder import find_images
@@ -72,7 +81,7 @@ def _predict_to_file(
     if "-" in images:
         raise UserError("--out writes one row per image file and '-' is not a file; leave one of them out.")
     paths = find_images(images)
-    classifier = load(runs, cached_for="one" if len(paths) == 1 else "many", **options.to_load())
+    classifier = load(runs, cached_for="one" if len(paths) == 1 else "many", file=file, **options.to_load())
     networks = [member.model_id for member in classifier.ensemble.members]
     request = {"networks": networks, "engine": options.engine}
     with closing(default_progress()) as progress:

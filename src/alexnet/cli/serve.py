@@ -11,6 +11,7 @@ from typing import Literal
 
 from alexnet.cli.output import log
 from alexnet.errors import UserError
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
 
 def serve(
@@ -23,6 +24,7 @@ def serve(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     checkpoint: Literal["best", "last"] = "best",
     trust: bool = False,
+    file: FileOptions = NO_OPTIONS,
     token_file: Path | None = None,
     cors: tuple[str, ...] = (),
     max_batch: int = 32,
@@ -38,7 +40,8 @@ def serve(
     """Serve models over HTTP until SIGTERM or Ctrl-C. API reference at /docs, web page at /.
 
     Args:
-        runs: Run folders, 'last', checkpoint folders, torchvision:IMAGENET1K_V1, or exported files.
+        runs: Run folders, 'last', checkpoint folders, torchvision:IMAGENET1K_V1, files of weights, or exported
+            files.
         host: Address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 any network interface.
         port: Port to listen on; 0 picks a free one.
         engine: How to compute the runs: exact, fast, or one that 'alexnet predict --help' lists.
@@ -71,7 +74,7 @@ def serve(
     from alexnet.serving.registry import open_models
     from alexnet.serving.server import serve as serve_models
 
-    models = open_models(runs, checkpoint, trust, engine, device, log)
+    models = open_models(runs, checkpoint, trust, engine, device, file, log)
     if settings.token is None and host not in ("127.0.0.1", "::1", "localhost"):
         log(
             f"Warning: no token set; anyone who can reach {host} can send requests (set --token-file or ALEXNET_TOKEN)."

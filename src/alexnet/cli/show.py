@@ -8,6 +8,7 @@ from typing import Literal
 
 from alexnet.cli.output import print_json
 from alexnet.errors import UserError
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
 
 def show(
@@ -22,6 +23,7 @@ def show(
     split: Literal["train", "val", "test"] | None = None,
     checkpoint: Literal["best", "last"] = "best",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    file: FileOptions = NO_OPTIONS,
     theme: Literal["light", "dark"] = "light",
     lang: Literal["en", "zh"] = "en",
     out: Path | None = None,
@@ -34,8 +36,8 @@ def show(
 
     Args:
         kind: filters, activations, saliency, similar, top5, mistakes, curves, architecture or receptive-field.
-        what: What to draw: a RUN (run folder, 'last', checkpoint folder, torchvision:IMAGENET1K_V1) and IMAGEs, or
-            the NAME of an architecture, or a RUN for its architecture.
+        what: What to draw: a RUN (run folder, 'last', checkpoint folder, torchvision:IMAGENET1K_V1, file of weights)
+            and IMAGEs, or the NAME of an architecture, or a RUN for its architecture.
         layer: filters: one convolution instead of all; similar: the layer to compare, fc7 by default.
         method: saliency: grad-cam by default. Needs the extra 'show' (captum).
         label: saliency: the label to explain; the most probable one by default.
@@ -55,11 +57,11 @@ def show(
     if kind is None:
         raise UserError(f"Name what to show: {', '.join(KINDS)}; run 'alexnet show --help' for details.")
     with closing(default_progress()) as progress:
-        file = draw(
+        drawn = draw(
             kind, what, out, theme, lang, layer=layer, method=method, label=label, top=top, split=split,
-            checkpoint=checkpoint, device=device, progress=progress,
+            checkpoint=checkpoint, device=device, file=file, progress=progress,
         )  # fmt: skip
     if json:
-        print_json({"files": [str(file)]})
+        print_json({"files": [str(drawn)]})
     else:
-        print(file)
+        print(drawn)

@@ -28,6 +28,7 @@ from alexnet.export import parity
 from alexnet.export.parity import TOLERANCE, ExportFailed, Parity, Reference
 from alexnet.files import write_json
 from alexnet.inference.load import calibration_images, load_model, load_run_dataset
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.models.torchvision_models import TorchvisionNetwork
 from alexnet.models.weights import to_torchvision
 from alexnet.runtimes.convert import (
@@ -92,13 +93,16 @@ class Exporter:
         with_preprocessing: bool = False,
         precision: str = "fp32",
         tolerance: float | None = None,
+        file: FileOptions = NO_OPTIONS,
         log: Callable[[str], object] = lambda _: None,
     ) -> None:
         if precision not in PRECISIONS:
             raise unknown_name("precision", precision, PRECISIONS)
         if tolerance is not None and not 0 < tolerance <= 1:
             raise UserError(f"--tolerance must be a difference of probabilities between 0 and 1, not {tolerance:g}.")
-        self.loaded = load_model(run, checkpoint)
+        self.loaded = load_model(run, checkpoint, file)
+        for note in self.loaded.notes:
+            log(note)
         self._images, self._pixels, self._precision, self._log = images, with_preprocessing, precision, log
         self._tolerance = TOLERANCE[precision] if tolerance is None else tolerance
         self._temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)

@@ -3,5 +3,5 @@
 Public: `predict.load`, `evaluate.evaluate`, `batch_predict.write_predictions`, `features.write_features`,
 `neighbors.find_similar`, `explain.saliency` and `explain.activations`. Importing `predict` imports no torch.
 
-Reading order: load, crops, ensemble, predict, batch_predict, evaluate, features, neighbors, explain.
+Reading order: load, weights_file, crops, ensemble, predict, batch_predict, evaluate, features, neighbors, explain.
 """

@@ -20,6 +20,7 @@ from alexnet.device import pick_device
 from alexnet.errors import UserError
 from alexnet.inference.crops import CENTER_CROP, Views, crop_views, log_mean, without_center_crop
 from alexnet.inference.load import calibration_images, load_network
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file, refuse_options
 from alexnet.runtimes.calibration import Calibration, average_calibrations
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel
 from alexnet.runtimes.select import EngineConfig, LazyEngine
@@ -124,15 +125,28 @@ def _forward_view(network: nn.Module | Engine, view: torch.Tensor, preprocess: E
     return torch.from_numpy(network.logits(view.cpu().numpy())).to(view.device)
 
 
-def load_ensemble(runs: RunNames, checkpoint: str = "best", trust: bool = False) -> Ensemble:
-    """Load the network or networks called `runs` with `load_network`.
+def load_ensemble(
+    runs: RunNames,
+    checkpoint: str = "best",
+    trust: bool = False,
+    file: FileOptions = NO_OPTIONS,
+    log: Callable[[str], object] = lambda _: None,
+) -> Ensemble:
+    """Load the network or networks called `runs` with `load_network`; `file` describes all files of weights among them,
+    and `log` receives what was assumed about them.
 
     Raises `UserError` where that does, and if two have different classes.
     """
     given = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not given:
         raise UserError("An ensemble needs at least one run; give a run folder.")
-    return Ensemble(tuple(map(str, given)), tuple(load_network(run, checkpoint, trust) for run in given))
+    files = [run for run in given if is_weights_file(run)]
+    if not files:
+        refuse_options(given[0], file)
+    members = [load_network(run, checkpoint, trust, file if run in files else NO_OPTIONS) for run in given]
+    for note in (note for member in members for note in member.notes):
+        log(note)
+    return Ensemble(tuple(map(str, given)), tuple(members))
 
 
 def _check_same_classes(name: str, classes: tuple[str, ...], other: str, others: tuple[str, ...]) -> None:

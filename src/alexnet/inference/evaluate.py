@@ -26,6 +26,7 @@ from alexnet.errors import UserError, unknown_name
 from alexnet.inference.crops import CENTER_CROP, Views, log_mean, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
 from alexnet.inference.load import explain_bad_files, load_run_dataset, read_recipe
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.progress import Progress
 from alexnet.runtimes.calibration import confidence_metrics, correct_at
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
@@ -130,6 +131,7 @@ def evaluate(
     engine: str = EXACT,
     calibrate: str | Path | None = None,
     trust: bool = False,
+    file: FileOptions = NO_OPTIONS,
     progress: Progress | None = None,
     log: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
@@ -140,7 +142,8 @@ def evaluate(
     image at each of `scales`; their probabilities are averaged, and 10 is the paper's ten-crop test (see `crops.py`).
     `engine` names the runtime (see `runtimes/engines.py`); an int8 engine is calibrated on the images in the folder
     `calibrate`, else on training images, and `log` receives a sentence on how much it differs from `exact`. An exported
-    file needs `data` or `labels`; `trust` opens one whose format can run code.
+    file needs `data` or `labels`; `trust` opens one whose format can run code. A file of weights, which
+    `file` describes, needs them too.
 
     Returns the metrics of `compute_metrics`, with `runs`, `members` (the top1 of each), `split`, `views` (of one
     network, at all scales), `scales` and `engines`; and those of `confidence_metrics`, with the `calibration` that they
@@ -150,7 +153,7 @@ def evaluate(
     """
     grid = make_views(views, scales)
     check_engine(engine, device, calibrate, [run] if isinstance(run, (str, Path)) else run)
-    ensemble = load_ensemble(run, checkpoint, trust)
+    ensemble = load_ensemble(run, checkpoint, trust, file, log)
     first = ensemble.members[0]
     groups = ensemble.input_groups(grid)
     torch_device = pick_device(device)

@@ -26,6 +26,7 @@ from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import atomic_write, printable
 from alexnet.inference.load import load_image, load_model
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.models.model import AlexNet, Network
 from alexnet.models.spec import ACTIVATIONS, Layer, layers
 from alexnet.models.torchvision_models import TorchvisionNetwork, summarize_torchvision
@@ -140,6 +141,7 @@ def write_features(
     layer: str | None = None,
     checkpoint: str = "best",
     device: str = "auto",
+    file: FileOptions = NO_OPTIONS,
     progress: Progress | None = None,
 ) -> FeatureFile:
     """Write the activations of `layer` for an image, or every image below a folder, to a .parquet or .csv file.
@@ -153,7 +155,9 @@ def write_features(
     out, data = Path(out), Path(data)
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"Features are written as {' or '.join(SUFFIXES)}, not as {out}; change its suffix.")
-    loaded = load_model(run, checkpoint)
+    loaded = load_model(run, checkpoint, file)
+    if progress and loaded.notes:
+        progress.log("\n".join(loaded.notes))
     features = Features(loaded.model, layer)
     features.to(pick_device(device))
     paths = find_images([data])

@@ -4,6 +4,7 @@ an exported file; and of a run's data. Needs no torch until weights or data are 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 import numpy as np
 from PIL import Image
 
-from alexnet.checkpoint import MODEL, checkpoint_id, load_checkpoint
+from alexnet.checkpoint import MODEL, WEIGHTS, checkpoint_id, load_checkpoint
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.files import read_json
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file, load_weights_file, refuse_options
 from alexnet.progress import Progress
 from alexnet.run_dir import Run, find_run
 from alexnet.runtimes.calibration import find_calibration
@@ -38,45 +40,83 @@ TORCHVISION_PREPROCESS = EvalTransform(
     size=224, resize=256, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
 )
 CALIBRATION_IMAGES = 300  # for 8-bit activations: NNCF's default `subset_size`
-WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".caffemodel", ".h5", ".onnx"}
+OTHER_WEIGHTS = {".caffemodel", ".h5", ".keras", ".pkl", ".npz"}
+INCEPTIONS = ("torchvision/googlenet", "torchvision/inception_v3")
+"""With their published weights torchvision's modules normalize images again (`transform_input`): after ImageNet's mean
+and deviation, to (x - .5) / .5 of the pixels."""
+_PUBLISHED = re.compile(r"(torchvision(?:/[^:]*)?):(.*)")
 
 
 def is_run_reference(word: str) -> bool:
     """Whether `word` names what `load_network` loads, and not an image or a folder of images."""
     path = Path(word)
     return (
-        word.startswith("torchvision:")
+        published_name(word) is not None
+        or is_weights_file(path)
         or is_exported_model(path)
         or (word == "last" and not path.exists())
         or any((path / name).is_file() for name in ("recipe.json", MODEL))
     )
 
 
-def load_network(name: str | Path, checkpoint: str = "best", trust: bool = False) -> LoadedModel:
+def published_name(name: str | Path) -> tuple[str, str] | None:
+    """Return network and weights of a name such as `torchvision/resnet18:DEFAULT`, None for another name."""
+    found = _PUBLISHED.fullmatch(str(name))
+    return (found[1], found[2]) if found else None
+
+
+def load_network(
+    name: str | Path, checkpoint: str = "best", trust: bool = False, file: FileOptions = NO_OPTIONS
+) -> LoadedModel:
     """Load what `load_model` does, or an exported file; `trust` opens one in a format that can run code. Raises
     `UserError`."""
-    return open_exported(name, trust) if is_exported_model(name) else load_model(name, checkpoint)
+    if not is_exported_model(name):
+        return load_model(name, checkpoint, file)
+    refuse_options(name, file)
+    return open_exported(name, trust)
 
 
-def load_model(name: str | Path, checkpoint: str = "best") -> LoadedModel:
+def load_model(name: str | Path, checkpoint: str = "best", file: FileOptions = NO_OPTIONS) -> LoadedModel:
     """Load the network called `name`, on the CPU and in evaluation mode, with its calibration.
 
-    `name`: a run folder (its `checkpoint`, `best` or `last`), `last` for the newest run, a checkpoint folder, or
-    `torchvision:IMAGENET1K_V1`, which torchvision downloads. Raises `UserError` for everything else.
+    `name`: a run folder (its `checkpoint`, `best` or `last`), `last` for the newest run, a checkpoint folder, weights
+    that torchvision downloads, `torchvision:IMAGENET1K_V1` or `torchvision/resnet18:DEFAULT`, or a file of weights that
+    `file` describes. Raises `UserError` for everything else.
     """
-    if str(name).startswith("torchvision:"):
-        from alexnet.models.model import create_model
-        from alexnet.models.weights import load_weights, torchvision_weights
-
-        weights, categories = torchvision_weights(str(name).split(":", 1)[1])
-        model = create_model("torchvision", num_classes=len(categories))
-        load_weights(model, weights)
-        loaded = LoadedModel(model.eval(), tuple(categories), TORCHVISION_PREPROCESS, None, None, _model_id(name, None))
-    else:
-        folder, run = resolve_checkpoint(name, checkpoint)
-        found = load_checkpoint(folder)
-        loaded = LoadedModel(found.model, found.classes, found.preprocess, run, folder, _model_id(name, folder))
+    path = Path(name)
+    if is_weights_file(path) and not is_exported_model(path):
+        if path.name != WEIGHTS or not path.with_name(MODEL).is_file():
+            return load_weights_file(path, file)
+        name = path.parent  # of a checkpoint
+    refuse_options(name, file)
+    if published := published_name(name):
+        return _with_calibration(_load_published(*published))
+    folder, run = resolve_checkpoint(name, checkpoint)
+    found = load_checkpoint(folder)
+    loaded = LoadedModel(found.model, found.classes, found.preprocess, run, folder, _model_id(name, folder))
     return _with_calibration(loaded)
+
+
+def _load_published(arch: str, weights: str) -> LoadedModel:
+    """Load weights that torchvision publishes for `arch`, with their preprocessing. Raises `UserError`."""
+    from alexnet.models.model import create_model
+    from alexnet.models.weights import find_published, load_weights, torchvision_weights
+
+    published = find_published(arch, weights)
+    transforms = published.transforms()
+    preprocess = replace(
+        TORCHVISION_PREPROCESS,
+        size=transforms.crop_size[0],
+        resize=transforms.resize_size[0],
+        mean=(0.5,) * 3 if arch in INCEPTIONS else transforms.mean,
+        std=(0.5,) * 3 if arch in INCEPTIONS else transforms.std,
+        interpolation=transforms.interpolation.value,
+    )
+    state, categories = torchvision_weights(weights, arch)
+    size = None if arch == "torchvision" else preprocess.size
+    model = load_weights(create_model(arch, num_classes=len(categories), image_size=size), state)
+    model_id = f"{arch}-{published.name}".replace("/", "-")
+    return LoadedModel(model.eval(), tuple(categories), preprocess, None, None, model_id)
 
 
 def _with_calibration(loaded: LoadedModel) -> LoadedModel:
@@ -89,7 +129,9 @@ def find_cached(name: str | Path, checkpoint: str, engine: str, device: str, sin
 
     Arguments as for `load_network` and `open_cached`. Raises `UserError` as `load_network` does.
     """
-    published = str(name).startswith("torchvision:")
+    published = published_name(name)
+    if published is None and is_weights_file(name):  # to know its network it must be read
+        return None
     folder, run = (None, None) if published else resolve_checkpoint(name, checkpoint)
     found = open_cached(_model_id(name, folder), engine, device, single)
     return None if found is None else _with_calibration(replace(found, run=run, checkpoint=folder))
@@ -110,10 +152,10 @@ def resolve_checkpoint(name: str | Path, checkpoint: str = "best") -> tuple[Path
     if is_exported_model(path):
         raise UserError(f"{path} is an exported file, which only predict and eval take; give the run instead.")
     if path.is_file():
-        if path.suffix.lower() in WEIGHT_SUFFIXES:
+        if path.suffix.lower() in OTHER_WEIGHTS:
             raise UserError(
-                f"{path} is a file of weights, not a run; give a run folder, or load it in Python with "
-                "alexnet.load_weights(alexnet.create_model(…), path)."
+                f"{path} is a file of weights of other software; save them in Python as a state dict for "
+                "alexnet.load_weights(alexnet.create_model(…), state_dict), or torch.save it as .pth."
             )
         raise UserError(f"{path} is a file; give a run folder or a checkpoint folder.")
     if (path / MODEL).is_file():

@@ -24,6 +24,7 @@ from alexnet.errors import UserError
 from alexnet.inference.crops import CENTER_CROP, Views, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
 from alexnet.inference.load import ImageInput, find_cached
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.runtimes.engines import EXACT, Engine, check_engine, softmax, trace_model
 
 if TYPE_CHECKING:
@@ -222,26 +223,35 @@ def load(
     engine: str = EXACT,
     calibrate: str | Path | None = None,
     trust: bool = False,
+    file: FileOptions = NO_OPTIONS,
     log: Callable[[str], object] = lambda _: None,
     cached_for: str | None = None,
 ) -> Classifier:
-    """Load a run folder, a checkpoint folder, `last`, `torchvision:IMAGENET1K_V1` or an exported file for prediction,
-    or several of them as an ensemble.
+    """Load a run folder, a checkpoint folder, `last`, `torchvision:IMAGENET1K_V1`, a file of weights or an exported
+    file for prediction, or several of them as an ensemble.
 
     `engine` is what computes (see `runtimes/engines.py`); an int8 engine is calibrated on the images in the folder
     `calibrate`, else on training images. `log` receives a sentence on each engine and how much it differs from `exact`.
-    `trust` opens an exported file whose format can run code. With `cached_for`, "one" image or "many" (for which `fast`
-    may be another engine), a single network whose engine is cached is opened without torch, and has no `model`.
+    `trust` opens an exported file whose format can run code; `file` describes a file of weights (.pth).
+    With `cached_for`, "one" image or "many" (for which `fast` may be another engine), a single network whose engine is
+    cached is opened without torch, and has no `model`.
     """
     runs = [run] if isinstance(run, (str, Path)) else list(run)
     check_engine(engine, device, calibrate, runs)
-    if cached_for and engine != EXACT and len(runs) == 1 and not calibrate and device in ("auto", "cpu"):
+    if (
+        cached_for
+        and engine != EXACT
+        and len(runs) == 1
+        and not calibrate
+        and device in ("auto", "cpu")
+        and not file.given()
+    ):
         found = find_cached(runs[0], checkpoint, engine, device, cached_for == "one")
         if found is not None and found.engine is not None:
             classifier = Classifier(Ensemble((str(runs[0]),), (found,)), log=log)
             log(found.engine.note)
             return classifier
-    return Classifier(load_ensemble(runs, checkpoint, trust), device, engine, calibrate, log)
+    return Classifier(load_ensemble(runs, checkpoint, trust, file, log), device, engine, calibrate, log)
 
 
 def load_crops(

@@ -2,6 +2,6 @@
 
 Public: `create_model` (`model`), `ARCHITECTURES` and `architecture` (`architectures`), `load_weights` (`weights`),
 `LocalResponseNorm` (`layers`), `summarize` (`summary`). Read `spec`, `architectures`, `layers`, `model`, `lrn` (with
-`lrn.c` and `lrn_triton`), `weights`, `summary` and `torchvision_models`, in this order.
+`lrn.c` and `lrn_triton`), `state_dicts`, `weights`, `summary`, `torchvision_models` and `recognize`, in this order.
 `spec`, `architectures` and `summary` need no torch. Nothing here knows about data, devices or logging.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from alexnet.errors import UserError, unknown_name
 from alexnet.files import convert
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
+MAX_SIDE = 1 << 40  # pixels; no memory holds an image of this side
 NORMS = ("lrn", "batch", "none")
 
 
@@ -227,14 +229,18 @@ def layers(spec: AlexNetSpec) -> list[Layer]:
 
 def minimal_image_size(spec: AlexNetSpec) -> int:
     """Return the smallest image side, in pixels, that all layers of `spec` accept."""
-    side = 1
-    while True:
-        try:
-            _expand(spec, side)
-        except _LayerTooSmall:
-            side += 1
-        else:
-            return side
+    limit = 1
+    while limit < MAX_SIDE and not _accepts(spec, limit):
+        limit *= 2
+    return bisect_left(range(limit), True, lo=1, key=lambda side: _accepts(spec, side))
+
+
+def _accepts(spec: AlexNetSpec, side: int) -> bool:
+    try:
+        _expand(spec, side)
+    except _LayerTooSmall:
+        return False
+    return True
 
 
 class _LayerTooSmall(Exception):

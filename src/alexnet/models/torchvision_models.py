@@ -10,6 +10,7 @@ seconds to import, so it is imported only where needed; an AlexNet does not need
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import convert
@@ -42,7 +44,7 @@ class TorchvisionSpec:
     image_size: int = 224
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        check_torchvision_name(self.name)
         check_at_least(1, "num_classes", self.num_classes)
         check_at_least(1, "image_size", self.image_size)
         if self.in_channels not in (1, 3):
@@ -110,7 +112,8 @@ def torchvision_spec(
     return spec
 
 
-def _check_name(name: str) -> None:
+def check_torchvision_name(name: str) -> None:
+    """Raise `UserError` unless torchvision has an image classifier of this name, such as torchvision/resnet18."""
     from torchvision import models
 
     builder = name.removeprefix(TORCHVISION)
@@ -139,6 +142,15 @@ def _build_torchvision(spec: TorchvisionSpec) -> nn.Module:
         settings = {"input_size": (spec.image_size, spec.image_size)}
     network: nn.Module = models.get_model(spec.builder, weights=None, num_classes=spec.num_classes, **settings)
     return network
+
+
+def to_current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a torchvision network under the names of its module, without auxiliary classifiers.
+
+    The published files of densenets have names of before torch 0.4, `norm.1` instead of `norm1`.
+    """
+    renamed = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): t for name, t in state.items()}
+    return {name: t for name, t in renamed.items() if not name.startswith(("aux1.", "aux2.", "AuxLogits."))}
 
 
 # ── counting ──────────────────────────────────────────────────────────────────────────────────────
@@ -185,7 +197,7 @@ def summarize_torchvision(spec: TorchvisionSpec) -> TorchvisionSummary:
 
     shapes: dict[str, tuple[int, ...]] = {}
     try:
-        network = _build_on_meta(spec)
+        network = build_on_meta(spec)
         parts = _list_parts(network)
         for name, part in parts.items():
             part.register_forward_hook(lambda _m, _i, out, name=name: shapes.update({name: tuple(out.shape[1:])}))
@@ -207,12 +219,20 @@ def summarize_torchvision(spec: TorchvisionSpec) -> TorchvisionSummary:
     return TorchvisionSummary(spec, tuple(rows), _count_parameters(network), counter.get_total_flops() // 2)
 
 
-def _build_on_meta(spec: TorchvisionSpec) -> nn.Module:
+class _EmptyOnMeta(TorchFunctionMode):
+    """Allocate parameters on the meta device, but compute with other tensors as usual."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+
+
+def build_on_meta(spec: TorchvisionSpec) -> nn.Module:
+    """Build torchvision's module without memory for its weights, and without drawing random numbers."""
     try:
         with torch.device("meta"):
             return _build_torchvision(spec).eval()
     except NotImplementedError:  # regnets compute their widths with tensors
-        with torch.random.fork_rng(devices=[]):  # counting must not consume random numbers
+        with _EmptyOnMeta():
             return _build_torchvision(spec).eval().to("meta")
 
 

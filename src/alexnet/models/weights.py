@@ -13,22 +13,23 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.models.architectures import architecture
+from alexnet.models.architectures import TORCHVISION, architecture
 from alexnet.models.model import AlexNet, Network
 from alexnet.models.spec import Layer, layers
-from alexnet.models.torchvision_models import TorchvisionNetwork
+from alexnet.models.state_dicts import find_state_dict, is_counter
+from alexnet.models.torchvision_models import TorchvisionNetwork, check_torchvision_name, to_current_names
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
 _TENSORS = {"weight": 0, "w": 0, "0": 0, "bias": 1, "b": 1, "1": 1, "running_mean": 2, "running_var": 3}
-
+_KINDS = ("weight", "bias", "running_mean", "running_var")  # in a batch norm all have the same shape
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 
@@ -37,9 +38,9 @@ def load_weights(model: AnyNetwork, weights: Mapping[str, Any] | str | Path) -> 
     """Copy `weights`, a state dict or the path of one (.safetensors, .pt, .pth), into `model` and return the model.
 
     Accepts our names, or any others in layer order: torchvision's, a tutorial's `nn.Sequential`, or Caffe's (whose
-    networks expect BGR pixels of 0-255 minus their mean; the weights are not converted), with or without the prefixes
-    of DataParallel and torch.compile, or nested under "state_dict" or "model". Values are tensors or arrays and are
-    cast to the model's dtype and device. For a network `torchvision/NAME` the names must be torchvision's.
+    networks expect BGR pixels of 0-255 minus their mean; the weights are not converted), under any prefix and nested
+    in a checkpoint (see `find_state_dict`). Values are tensors or arrays and are cast to the model's dtype and device.
+    For a network `torchvision/NAME` the names must be torchvision's.
 
     Raises `UserError` naming the first mismatch, with both names and shapes, and leaves the model unchanged. Shapes do
     not reveal differences in LRN, layer order or activations; the caller must choose the right architecture.
@@ -48,10 +49,19 @@ def load_weights(model: AnyNetwork, weights: Mapping[str, Any] | str | Path) -> 
     if isinstance(weights, (str, Path)):
         where = f"'{weights}'"
         weights = read_weights(weights)
-    state = _unwrap(weights, where)
-    own = model.state_dict()
+    copy_tensors(model, find_state_dict(weights, where).tensors, where)
+    return model
+
+
+def copy_tensors(model: Network, state: dict[str, Tensor], where: str = "the weights") -> None:
+    """Do the work of `load_weights` with the tensors of `find_state_dict`."""
+    complete = model.state_dict()
+    own = {name: value for name, value in complete.items() if not is_counter(name)}
+    counters = {name: value for name, value in state.items() if is_counter(name)}
+    state = {name: value for name, value in state.items() if name not in counters}
     if isinstance(model, TorchvisionNetwork):  # layers in parallel branches have no order, so match by name
-        state = {key if key in own else f"network.{key}": value for key, value in state.items()}
+        state = {f"network.{name}": value for name, value in to_current_names(state).items()}
+        counters = {f"network.{name}": value for name, value in counters.items()}
         if unmatched := sorted(set(state) ^ set(own)):
             holder = where if unmatched[0] in state else f"'{model.spec.name}'"
             raise UserError(
@@ -59,15 +69,18 @@ def load_weights(model: AnyNetwork, weights: Mapping[str, Any] | str | Path) -> 
                 f"{holder}; choose the network the weights were trained with."
             )
     elif set(state) != set(own):
-        state = _match_by_order(own, _sort_by_layer(state), model.spec.name, where)
+        state = _match_by_order(own, sort_by_layer(state), model.spec.name, where)
     for name, target in own.items():
         value = state[name]
-        if _squeeze_leading(value) != _squeeze_leading(target):
+        if squeeze_leading(value) != squeeze_leading(target):
             raise _shape_error(model.spec.name, where, name, target, name, value)
-        if value.is_floating_point() != target.is_floating_point():
+        if not value.is_floating_point():
             raise UserError(f"In {where}, '{name}' holds {value.dtype}; convert it to floating point first.")
-    model.load_state_dict({name: state[name].reshape(target.shape) for name, target in own.items()})
-    return model
+        if not value.float().isfinite().all():
+            raise UserError(f"In {where}, '{name}' holds values that are not finite; use an earlier checkpoint.")
+    known = {name: value for name, value in counters.items() if name in complete and value.shape == ()}
+    matched = {name: state[name].reshape(target.shape) for name, target in own.items()}
+    model.load_state_dict({**complete, **known, **matched})
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
@@ -104,6 +117,11 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             ) from error
         raise damaged from error
     except Exception as error:  # bytes that look like a pickle can fail in any way
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"'{path}' is a TorchScript archive, which holds code, and not a state dict; if you trust it, save "
+                "only its tensors: torch.save(torch.jit.load(path).state_dict(), 'weights.pt')."
+            ) from error
         raise damaged from error
     if not isinstance(state, dict):
         raise UserError(f"'{path}' contains a {type(state).__name__}, not a state dict; save model.state_dict().")
@@ -130,17 +148,25 @@ def to_torchvision(model: AlexNet) -> dict[str, Tensor]:
     return {f"{names[layer]}.{tensor}": model.state_dict()[f"{layer}.{tensor}"] for layer, tensor in split}
 
 
-def torchvision_weights(name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Return torchvision's published weights called `name` ("IMAGENET1K_V1") and their 1000 class names.
+def find_published(arch: str, name: str) -> WeightsEnum:
+    """Return torchvision's published weights called `name` ("IMAGENET1K_V1", or "DEFAULT" for the best) of the network
+    `arch`, "torchvision" (its AlexNet) or "torchvision/NAME". Raises `UserError` if there are none."""
+    from torchvision.models import get_model_weights
 
-    Torchvision downloads them on first use (233 MB) into torch's cache (`TORCH_HOME`). Raises `UserError` if the name
-    is unknown or the download fails.
+    check_torchvision_name(f"{TORCHVISION}alexnet" if arch == "torchvision" else arch)
+    published = get_model_weights("alexnet" if arch == "torchvision" else arch.removeprefix(TORCHVISION))
+    if name not in published.__members__:
+        raise unknown_name(f"set of weights of '{arch}'", name, published.__members__)
+    return published[name]
+
+
+def torchvision_weights(name: str, arch: str = "torchvision") -> tuple[dict[str, Tensor], list[str]]:
+    """Return torchvision's published weights called `name`, as for `find_published`, and their class names.
+
+    Torchvision downloads them on first use (AlexNet's are 233 MB) into torch's cache (`TORCH_HOME`). Raises `UserError`
+    if the name is unknown or the download fails.
     """
-    from torchvision.models import AlexNet_Weights
-
-    if name not in AlexNet_Weights.__members__:
-        raise unknown_name("set of torchvision weights", name, AlexNet_Weights.__members__)
-    published = AlexNet_Weights[name]
+    published = find_published(arch, name)
     try:
         state = published.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, a refused download, a wrong checksum
@@ -151,36 +177,22 @@ def torchvision_weights(name: str) -> tuple[dict[str, Tensor], list[str]]:
     return dict(state), list(published.meta["categories"])
 
 
-def _unwrap(weights: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """Return the entries of a possibly nested state dict as tensors, without prefixes."""
-    if not isinstance(weights, Mapping):
-        raise UserError(f"Weights are a state dict or a path, not a {type(weights).__name__}; give model.state_dict().")
-    for wrapper in _WRAPPERS:
-        if isinstance(weights.get(wrapper), Mapping):
-            return _unwrap(weights[wrapper], where)
-    state = {}
-    for key, value in weights.items():
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value)
-        if not isinstance(value, Tensor):
-            raise UserError(
-                f"In {where}, '{key}' is of type {type(value).__name__}, not a tensor; give model.state_dict()."
-            )
-        name = str(key)
-        while name.startswith(_PREFIXES):
-            name = name.split(".", 1)[1]
-        state[name] = value
-    if not state:
-        raise UserError(f"There are no tensors in {where}; save model.state_dict() again.")
-    return state
-
-
-def _sort_by_layer(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` in layer order if its names are known, since files may have sorted them."""
+def sort_by_layer(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` in layer order if its names are known, or are sorted as safetensors does; else as it is, since
+    state dicts list their tensors in the order of the layers."""
     positions = {name: _layer_position(name) for name in state}
     if None in positions.values():
-        return state
+        if list(state) != sorted(state):
+            return state
+        positions = {name: _natural_position(name) for name in state}
     return dict(sorted(state.items(), key=lambda entry: positions[entry[0]] or ()))
+
+
+def _natural_position(name: str) -> tuple[Any, ...]:
+    """Return a key that sorts numbers in names by value, classifiers last, and tensors as torch registers them."""
+    *module, tensor = name.split(".")
+    parts = [(re.sub(r"\d+", "", part), int("0" + re.sub(r"\D", "", part)[:9])) for part in module]
+    return name.startswith(("classifier", "fc", "linear", "head", "dense")), parts, _TENSORS.get(tensor, 4), tensor
 
 
 def _layer_position(name: str) -> tuple[int, int, int] | None:
@@ -193,7 +205,8 @@ def _layer_position(name: str) -> tuple[int, int, int] | None:
 
 def _match_by_order(own: dict[str, Tensor], given: dict[str, Tensor], arch: str, where: str) -> dict[str, Tensor]:
     for (name, target), (other, value) in zip(own.items(), given.items(), strict=False):
-        if _squeeze_leading(value) != _squeeze_leading(target):
+        kinds = {tensor for tensor in (n.rpartition(".")[2] for n in (name, other)) if tensor in _KINDS}
+        if squeeze_leading(value) != squeeze_leading(target) or len(kinds) > 1:
             raise _shape_error(arch, where, name, target, other, value)
     if len(own) != len(given):
         longer, holder = (own, f"'{arch}'") if len(own) > len(given) else (given, where)
@@ -205,7 +218,7 @@ def _match_by_order(own: dict[str, Tensor], given: dict[str, Tensor], arch: str,
     return dict(zip(own, given.values(), strict=True))
 
 
-def _squeeze_leading(value: Tensor) -> tuple[int, ...]:
+def squeeze_leading(value: Tensor) -> tuple[int, ...]:
     """Return the shape without the leading ones of old Caffe files: (1, 1, 4096, 9216) becomes (4096, 9216)."""
     shape = tuple(value.shape)
     while len(shape) > 1 and shape[0] == 1:

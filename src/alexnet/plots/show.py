@@ -21,6 +21,7 @@ from alexnet.inference import explain, neighbors
 from alexnet.inference.ensemble import Ensemble
 from alexnet.inference.load import is_run_reference, load_model
 from alexnet.inference.predict import Classifier
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.architectures import architecture as find_architecture
 from alexnet.models.spec import AlexNetSpec
@@ -44,6 +45,7 @@ class Options:
     split: str | None = None
     checkpoint: str = "best"
     device: str = "auto"
+    file: FileOptions = NO_OPTIONS
     progress: Progress | None = None
 
 
@@ -94,13 +96,13 @@ def show(
 
 
 def _filters(args: Sequence[str], options: Options) -> FigureFile:
-    loaded = load_model(args[0], options.checkpoint)
+    loaded = _load(args[0], options)
     figure = partial(model.filters_figure, loaded.model, options.layer, _model_name(args[0], loaded))
     return figure, _folder(loaded) / (f"filters-{options.layer}.png" if options.layer else "filters.png")
 
 
 def _activations(args: Sequence[str], options: Options) -> FigureFile:
-    loaded = load_model(args[0], options.checkpoint)
+    loaded = _load(args[0], options)
     stages = explain.activations(loaded, args[1])
     image, _ = explain.network_input(loaded, args[1])
     (prediction,) = _predict(loaded, args[1:], 3)
@@ -110,14 +112,14 @@ def _activations(args: Sequence[str], options: Options) -> FigureFile:
 
 
 def _saliency(args: Sequence[str], options: Options) -> FigureFile:
-    loaded = load_model(args[0], options.checkpoint)
+    loaded = _load(args[0], options)
     saliency = explain.saliency(loaded, args[1], options.method or "grad-cam", options.label)
     path = _folder(loaded) / f"saliency-{_file_stem(args[1])}-{saliency.method}.png"
     return partial(model.saliency_figure, saliency), path
 
 
 def _similar(args: Sequence[str], options: Options) -> FigureFile:
-    loaded = load_model(args[0], options.checkpoint)
+    loaded = _load(args[0], options)
     paths = _find_images(args[1:])
     queries = _predict(loaded, paths, 1)
     top = 6 if options.top is None else options.top
@@ -131,14 +133,14 @@ def _similar(args: Sequence[str], options: Options) -> FigureFile:
 
 
 def _top5(args: Sequence[str], options: Options) -> FigureFile:
-    loaded = load_model(args[0], options.checkpoint)
+    loaded = _load(args[0], options)
     paths = _find_images(args[1:])
     figure = partial(model.top5_figure, _predict(loaded, paths, 5), _model_name(args[0], loaded))
     return figure, _folder(loaded) / f"top5-{_file_stem(paths[0])}.png"
 
 
 def _mistakes(args: Sequence[str], options: Options) -> FigureFile:
-    loaded = load_model(args[0], options.checkpoint)
+    loaded = _load(args[0], options)
     run = loaded.run
     if run is None:
         raise UserError(f"{args[0]} comes without a run and its evaluations; name a run folder.")
@@ -201,10 +203,17 @@ KINDS: dict[str, Kind] = {
 # ── arguments ─────────────────────────────────────────────────────────────────────────────────────
 
 
+def _load(name: str, options: Options) -> LoadedModel:
+    loaded = load_model(name, options.checkpoint, options.file)
+    if options.progress and loaded.notes:
+        options.progress.log("\n".join(loaded.notes))
+    return loaded
+
+
 def _find_spec(name: str, options: Options) -> tuple[AlexNetSpec, str]:
     """Return the specification of an architecture or of a run's network, and a name for the file."""
     if is_run_reference(name):
-        loaded = load_model(name, options.checkpoint)
+        loaded = _load(name, options)
         spec = loaded.model.spec
         file_name = loaded.run.path.name if loaded.run else spec.name.replace("/", "-")
     elif name.startswith(TORCHVISION):

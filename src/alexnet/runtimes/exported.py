@@ -11,11 +11,12 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alexnet.errors import UserError
+from alexnet.files import read_json
 from alexnet.runtimes.engines import CHUNK, Engine, LoadedModel, openvino_core, thread_count
 from alexnet.runtimes.manifest import (
     FORMATS,
@@ -182,18 +183,25 @@ def _open_torchvision_weights(path: Path, manifest: Manifest | None, _: str) -> 
     from torchvision.models import alexnet
 
     from alexnet.models.model import build, spec_from_dict
+    from alexnet.models.recognize import check_size
     from alexnet.models.torchvision_models import TorchvisionNetwork
 
     spec = spec_from_dict(manifest.spec)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    check_size(spec, {name: tuple(tensor.shape) for name, tensor in state.items()}, str(path))
     model = build(spec)
     network = model.network if isinstance(model, TorchvisionNetwork) else alexnet(num_classes=spec.num_classes)
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.load_state_dict(state)
     return _torch_compute(network.eval()), None
 
 
 def _open_huggingface(path: Path, manifest: Manifest | None, _: str) -> tuple[Compute, str | None]:
+    from alexnet.models.model import spec_from_dict
+    from alexnet.models.recognize import check_size, safetensors_shapes
     from alexnet.runtimes.hub import HubModel
 
+    config, weights = path / "config.json", path / "model.safetensors"
+    check_size(spec_from_dict(read_json(config, dict[str, Any])["spec"]), safetensors_shapes(weights), str(weights))
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that it loads a local folder
         model = HubModel.from_pretrained(path)
     return _torch_compute(model), None if manifest else model.describe().to_json()

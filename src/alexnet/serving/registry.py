@@ -10,13 +10,16 @@ import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from alexnet.errors import UserError
 from alexnet.files import printable
+from alexnet.inference.load import published_name
 from alexnet.inference.predict import Classifier, load
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file, refuse_options
 from alexnet.runtimes.engines import EXACT, LoadedModel
 from alexnet.runtimes.manifest import is_exported_model
 
@@ -29,18 +32,23 @@ def open_models(
     trust: bool = False,
     engine: str = EXACT,
     device: str = "auto",
+    file: FileOptions = NO_OPTIONS,
     log: Callable[[str], object] = lambda _: None,
 ) -> Models:
     """Load each of `sources` with `predict.load`, named after its run folder or file; duplicates get a suffix -2, -3 …
 
-    `engine` and `device` apply to runs; an exported file has its own engine. `log` receives a sentence per engine.
+    `engine` and `device` apply to runs; an exported file has its own engine. `file` describes files of weights.
+    `log` receives a sentence per engine.
     Raises `UserError` if one cannot be loaded, or there are none.
     """
     if not sources:
         raise UserError("A server needs at least one model; give a run folder or an exported file.")
+    if not any(map(is_weights_file, sources)):
+        refuse_options(sources[0], file)
     models: Models = {}
     for source in sources:
-        options = {} if is_exported_model(source) else {"engine": engine, "device": device}
+        options: dict[str, Any] = {} if is_exported_model(source) else {"engine": engine, "device": device}
+        options |= {"file": file} if is_weights_file(source) else {}
         classifier = load(source, checkpoint=checkpoint, trust=trust, log=log, **options)
         classifier.trace()
         name = _model_name(source, classifier.ensemble.members[0])
@@ -51,9 +59,9 @@ def open_models(
 
 def _model_name(source: str | Path, loaded: LoadedModel) -> str:
     path = Path(source)
-    if str(source).startswith("torchvision:"):
+    if published_name(source):
         return str(source).replace(":", "-").replace("/", "-")
-    if loaded.manifest is not None and not path.is_dir():
+    if path.is_file():
         return printable(path.stem)
     return printable((loaded.run.path if loaded.run else path).resolve().name)
 

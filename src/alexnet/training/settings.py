@@ -88,7 +88,7 @@ class ModelSettings:
     arch: str = setting(
         "auto", flag=True, on_resume="fixed",
         help="Architecture, as listed by 'alexnet arch'; auto chooses by the size of the images. torchvision/NAME "
-        "is any torchvision classifier, such as torchvision/resnet18, with random weights.",
+        "is any torchvision classifier, such as torchvision/resnet18; its weights are random without --weights.",
     )  # fmt: skip
     image_size: int | None = setting(
         None, flag=True, above=0, on_resume="fixed",
@@ -119,8 +119,9 @@ class ModelSettings:
     )  # fmt: skip
     weights: str | None = setting(
         None, flag=True, on_resume="fixed",
-        help="Pretrained model to start from: a run folder, a checkpoint folder, or torchvision:IMAGENET1K_V1. Its "
-        "architecture and preprocessing are used; the last layer is new if the classes differ.",
+        help="Pretrained model to start from: a run folder, a checkpoint folder, a file of weights (.pth, whose "
+        "architecture --arch names), or DEFAULT for the best weights that torchvision publishes for --arch "
+        "torchvision/NAME. Its architecture and preprocessing are used; the last layer is new if the classes differ.",
     )  # fmt: skip
     freeze: str = setting(
         "auto", flag=True, on_resume="fixed",

@@ -6,6 +6,7 @@ workers) are put into the recipe, so that `recipe.json` reproduces the run elsew
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.device import Precision, pick_device, pick_precision
 from alexnet.errors import UserError
 from alexnet.inference.load import load_model
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.model import Spec, specify
 from alexnet.models.spec import AlexNetSpec, apply_modifications, layers
@@ -100,7 +102,7 @@ def _prepare(
     """Do the work of `prepare_training` without the files `bad`. Raises `BadFiles` for others."""
     device = pick_device(recipe.run.device)
     precision = parallel.broadcast_object(lambda: pick_precision(recipe.run.precision, device))
-    pretrained = None if saved else _load_pretrained(recipe, parallel)
+    pretrained = None if saved else _load_pretrained(recipe, parallel, progress)
 
     dataset = _load_data(recipe, split, bad, progress)
     recipe = _complete_settings(recipe, dataset, device, precision, parallel, progress)
@@ -150,14 +152,26 @@ def _prepare(
     )  # fmt: skip
 
 
-def _load_pretrained(recipe: Recipe, parallel: SingleProcess) -> LoadedModel | None:
+def _load_pretrained(recipe: Recipe, parallel: SingleProcess, progress: Progress) -> LoadedModel | None:
     """Return the network that --weights names; without one, check --arch before any data is read."""
     arch, weights = recipe.model.arch, recipe.model.weights
     if not weights:
         if arch != "auto":
             parallel.check(build_spec(recipe, num_classes=2, channels=None))
         return None
-    pretrained = load_model(weights)
+    name, known = weights, None if arch == "auto" else arch
+    if re.fullmatch(r"DEFAULT|IMAGENET\w+", weights) and not Path(weights).exists():
+        if known is None or not known.startswith("torchvision"):
+            raise UserError(
+                f"--weights {weights} is the name of weights in torchvision; name their network, too, such as --arch "
+                "torchvision/mobilenet_v3_small."
+            )
+        name = f"{known}:{weights}"
+    data = recipe.data
+    file = FileOptions(known, None, recipe.model.image_size, data.crop_pct, data.mean, data.std)
+    pretrained = load_model(name, file=file if is_weights_file(name) else NO_OPTIONS)
+    for note in pretrained.notes:
+        progress.log(note)
     if arch not in ("auto", pretrained.model.spec.name):
         raise UserError(f"--weights {weights} is a '{pretrained.model.spec.name}', not '{arch}'; leave --arch out.")
     return pretrained

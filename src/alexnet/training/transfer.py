@@ -7,6 +7,7 @@ only a linear classifier on its features is trained. With more images the other 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,9 +51,11 @@ def init_from_pretrained(
         + (f"; frozen: {frozen}" if frozen != "none" else "; all layers are trained")
         + (f" ({reason}; --freeze overrides this)." if reason else ".")
     )
-    path = recipe.model.weights
+    path = str(recipe.model.weights)
     if pretrained.checkpoint is not None:
         path = str((pretrained.run.path if pretrained.run else pretrained.checkpoint).absolute())
+    elif Path(path).is_file():
+        path = str(Path(path).absolute())
     settings: dict[str, Any] = {
         "arch": spec.name,
         "image_size": spec.image_size,

@@ -1,0 +1,149 @@
+"""A file of weights that another program saved, as a network: what the file does not say is in `FileOptions`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alexnet.errors import UserError
+
+if TYPE_CHECKING:
+    from alexnet.data.transforms import EvalTransform
+    from alexnet.models.model import Spec
+    from alexnet.runtimes.engines import LoadedModel
+
+SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar"}
+"""Of files of weights; pytorch/examples saves `.pth.tar`."""
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What a file of weights (.pth, .pt, .ckpt, .safetensors) does not say; other RUNs say it themselves."""
+
+    arch: str | None = None
+    """Architecture of a file of weights, such as torchvision or torchvision/resnet18; by default the only one that has
+    its shapes."""
+    classes: Path | None = None
+    """Class names of a file of weights in the order of its outputs: a line each, or JSON, a list or {"0": "cat"};
+    by default they are numbers."""
+    image_size: int | None = None
+    """Side of the input of a file of weights, in pixels; the architecture's own by default."""
+    crop_pct: float | None = None
+    """Side of the center crop as a share of the resized image's short side, for a file of weights; .875 by default, 1
+    up to 128 pixels."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted from each channel before a file of weights, as fractions of 1; ImageNet's by default, for gray
+    images 0."""
+    std: tuple[float, ...] | None = None
+    """Divides each channel after that; ImageNet's by default, for gray images 1."""
+
+    def given(self) -> list[str]:
+        """Return the flags that are set."""
+        return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
+
+
+NO_OPTIONS = FileOptions()
+
+
+def refuse_options(name: str | Path, options: FileOptions) -> None:
+    """Raise `UserError` if `options` are given for something else than a file of weights."""
+    if given := options.given():
+        raise UserError(f"{given[0]} describes a file of weights, and {name} is none; omit it.")
+
+
+def is_weights_file(name: str | Path) -> bool:
+    """Whether `name` is a file of weights, by its suffix; an exported file may have it, too."""
+    path = Path(name)
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def load_weights_file(path: Path, options: FileOptions) -> LoadedModel:
+    """Load a file of weights, on the CPU and in evaluation mode, with notes on all that was assumed.
+
+    Raises `UserError` if it cannot be read safely, no architecture or not the given one fits it, or the number of
+    class names is another.
+    """
+    from alexnet.files import sha256_file
+    from alexnet.models.model import build
+    from alexnet.models.recognize import recognize
+    from alexnet.models.state_dicts import find_state_dict
+    from alexnet.models.weights import copy_tensors, read_weights
+    from alexnet.runtimes.engines import LoadedModel
+
+    where = f"'{path}'"
+    found = find_state_dict(read_weights(path), where)
+    spec, note = recognize(found.tensors, options.arch, options.image_size, where)
+    preprocess = _preprocess(spec, options)
+    model = build(spec)
+    copy_tensors(model, found.tensors, where)
+    classes = tuple(map(str, range(spec.num_classes)))
+    if options.classes is not None:
+        classes = read_classes(options.classes)
+        if len(classes) != spec.num_classes:
+            raise UserError(
+                f"{options.classes} has {len(classes)} class names and {where} {spec.num_classes} outputs; give a name "
+                "for each output."
+            )
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    prepared = (
+        f"{where} does not say how its images were prepared: assuming a resized short side of {preprocess.resize_side} "
+        f"and a crop of {preprocess.size} pixels, mean {mean}, std {std}; --image-size, --crop-pct, --mean and --std "
+        "change this."
+    )
+    identity = json.dumps([spec.to_dict(), classes, preprocess.to_dict(), sha256_file(path)], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    return LoadedModel(
+        model.eval(), classes, preprocess, None, None, f"file-{digest[:16]}",
+        calibration_note=f"{path} has no confidence threshold: only runs have one.",
+        notes=tuple(text for text in (*found.notes, note, prepared) if text),
+    )  # fmt: skip
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Return the class names in `path`: one per line, or JSON: a list, {"0": "cat"}, {"0": ["n02123045", "cat"]} as
+    Keras has for ImageNet, or {"cat": 0} as torchvision's `class_to_idx`. Raises `UserError`."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"The class names {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The class names {path} are not UTF-8 text; save the file as UTF-8.") from error
+    try:
+        names = _names_in(json.loads(text)) if path.suffix.lower() == ".json" else text.rstrip().splitlines()
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(
+            f'{path} must be JSON, a list of names or {{"0": "cat", "1": "dog"}}, for --classes.'
+        ) from error
+    stripped = tuple(name.strip() for name in names)
+    if not stripped or not all(stripped):
+        raise UserError(f"{path} has an empty class name; write one name per line.")
+    return stripped
+
+
+def _names_in(value: object) -> list[str]:
+    """Return the names in a JSON value, in the order of their numbers. Raises `ValueError` if a number is missing."""
+    if isinstance(value, dict):
+        numbered = {int(key): name for key, name in value.items()} if "0" in value else {}
+        numbered = numbered or {number: name for name, number in value.items()}
+        value = [numbered.get(number) for number in range(len(value))]
+    names = [name[-1] if isinstance(name, list) else name for name in value]  # type: ignore[attr-defined]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("a name is missing")
+    return names
+
+
+def _preprocess(spec: Spec, options: FileOptions) -> EvalTransform:
+    """Return the usual preprocessing for the input of `spec`, with what `options` changes."""
+    from alexnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
+
+    channels, size = spec.in_channels, spec.image_size
+    crop_pct = options.crop_pct if options.crop_pct is not None else 0.875 if size > 128 else 1.0
+    if not 0 < crop_pct <= 1:
+        raise UserError(f"--crop-pct is {crop_pct:g} and must be above 0 and at most 1.")
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+    mean, std = options.mean or mean, options.std or std
+    mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
+    return EvalTransform(size, round(size / crop_pct), channels, mean, std)
