@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from alexnet.data import decode as decode_module
 from alexnet.data.decode import (
@@ -22,6 +22,7 @@ from alexnet.data.decode import (
     decode_image,
     image_size,
 )
+from alexnet.data.quality.inspect import inspect_arrays, inspect_files
 from alexnet.errors import UserError
 
 RED, BLUE = (220, 30, 20), (10, 40, 200)
@@ -72,6 +73,48 @@ def test_exif_orientation_is_applied_once(tag, tmp_path):
     assert image_size(path) == upright.size
     again = decode_image(encoded(image, "PNG", exif=image.info.get("exif", b"")))
     np.testing.assert_array_equal(np.asarray(again), np.asarray(upright))
+
+
+@pytest.mark.parametrize(
+    ("format", "tag"),
+    [(format, tag) for format in ("TIFF", "LZW", "PNG", "WEBP", "JPEG") for tag in (0, *STORED, 9)
+     if format != "LZW" or tag in STORED],  # libtiff does not write invalid tags
+)  # fmt: skip
+def test_every_reader_agrees_on_the_orientation(format, tag, tmp_path):
+    upright = two_halves()
+    upright.paste((0, 200, 0), (0, 0, 16, 8))
+    stored = upright if STORED.get(tag) is None else upright.transpose(STORED[tag])
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    options = {
+        "LZW": {"compression": "tiff_lzw"},
+        "WEBP": {"lossless": True},
+        "JPEG": {"quality": 100, "subsampling": 0},
+    }.get(format, {})
+    path = tmp_path / "photo"
+    stored.save(path, "TIFF" if format == "LZW" else format, exif=exif, **options)
+    pixels = np.asarray(decode_image(path))
+    np.testing.assert_allclose(pixels.astype(int), np.asarray(upright), atol=9 if format == "JPEG" else 0)
+    np.testing.assert_array_equal(decode_crop(path, 24), pixels)
+    right = decode_crop(path, 24, box=lambda width, height: (width - 10, 0, width, height))
+    np.testing.assert_array_equal(right, pixels[:, -10:])
+    assert image_size(path) == upright.size
+    with Image.open(path) as image:  # not loaded yet
+        np.testing.assert_array_equal(np.asarray(decode_image(image)), pixels)
+    (info,), (plain,) = inspect_files([str(path)]), inspect_arrays(pixels[None])
+    assert (info.width, info.height, info.turned) == (*upright.size, 2 <= tag <= 8)
+    if format != "JPEG":  # which is inspected at a smaller scale
+        assert (info.hash, info.thumbnail) == (plain.hash, plain.thumbnail)
+
+
+def test_a_png_may_have_megabytes_of_metadata():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("history", "abc" * 2_000_000, zip=True)
+    info.add_itxt("XML:com.adobe.xmp", "<x/>" * 1_000_000, zip=True)
+    data = encoded(two_halves(), "PNG", pnginfo=info)
+    assert check_image(data) is None
+    assert image_size(data) == (40, 24)
+    np.testing.assert_array_equal(decode_crop(data, 24), np.asarray(two_halves()))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

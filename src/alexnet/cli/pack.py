@@ -19,6 +19,7 @@ def pack(
     format: Literal["jpeg", "uint8"] = "jpeg",
     size: str | None = None,
     quality: int = 90,
+    value_range: str | None = None,
     workers: int | None = None,
     json: bool = False,
 ) -> None:
@@ -33,16 +34,20 @@ def pack(
             than ten times as fast.
         size: Short side in pixels, or 'original' for JPEGs as they are; by default 256, or the images' own if smaller.
         quality: JPEG quality, 1 to 100.
+        value_range: LO,HI: the values that become black and white in images of more than 8 bits, such as 0,4095 for 12
+            bits or --value-range=-1000,3000; by default measured on the training images.
         workers: Number of processes; by default one per core.
         json: Print one JSON document.
     """
     from alexnet.data.shards.pack import pack_dataset
+    from alexnet.data.value_range import parse_value_range
     from alexnet.progress import default_progress
 
     with closing(default_progress()) as progress:
         found = pack_dataset(
-            data, target, labels=labels, kind=format, size=size, quality=quality, workers=workers, progress=progress
-        )
+            data, target, labels=labels, kind=format, size=size, quality=quality, workers=workers, progress=progress,
+            value_range=None if value_range is None else parse_value_range(value_range),
+        )  # fmt: skip
     if json:
         print_json(found)
     else:

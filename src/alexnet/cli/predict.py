@@ -37,6 +37,7 @@ def predict(
         json: Print one JSON document.
     """
     from alexnet.data.image_folder import find_images
+    from alexnet.data.value_range import describe_clipped
     from alexnet.inference.load import is_run_reference
     from alexnet.inference.predict import load
 
@@ -57,6 +58,8 @@ def predict(
             print(prediction, flush=True)
     if json:
         print_json({"predictions": [p.to_dict() for p in predictions]})
+    if clipped := sum(p.clipped for p in predictions):
+        print(describe_clipped(clipped, classifier.preprocess.value_range), file=sys.stderr)
     if all(p.error for p in predictions):
         raise UserError("None of the images could be read: " + "; ".join(str(p) for p in predictions[:3]) + ".")
     return 0
@@ -73,6 +76,7 @@ def _predict_to_file(
 ) -> int:
     """Write the labels of many images as a table, resuming a table that an earlier command left unfinished."""
     from alexnet.data.image_folder import find_images
+    from alexnet.data.value_range import describe_clipped
     from alexnet.inference.batch_predict import check_out, write_predictions
     from alexnet.inference.predict import load
     from alexnet.progress import default_progress
@@ -94,6 +98,8 @@ def _predict_to_file(
         resumed = f", {written.resumed:,} of them from an earlier command" if written.resumed else ""
         unreadable = f"; {written.errors:,} unreadable, with the reason in their row" if written.errors else ""
         print(f"{written.file}: {written.images:,} images{resumed}{unreadable}")
+    if written.clipped:
+        print(describe_clipped(written.clipped, classifier.preprocess.value_range), file=sys.stderr)
     if written.errors == written.images:
         raise UserError(f"None of the images could be read; {out} gives the reason for each.")
     return 0

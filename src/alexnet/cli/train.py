@@ -40,6 +40,7 @@ class Options:
 
 def train(arguments: list[str]) -> None:
     """Train a recipe, a recipe.json or a folder of images; without a name, the embedded digits."""
+    from alexnet.data.value_range import parse_value_range
     from alexnet.training.recipe import SETTINGS, parse_settings, with_settings
     from alexnet.training.recipes import RECIPES, describe, find_recipe
 
@@ -55,6 +56,8 @@ def train(arguments: list[str]) -> None:
     given = {re.sub(r"^--(no-)?", "", word.split("=")[0]).replace("-", "_") for word in arguments if word[:2] == "--"}
     flags = [setting for name, setting in SETTINGS.items() if setting.flag and name in given]
     settings = {flag.name: getattr(getattr(options, flag.group), flag.name) for flag in flags}
+    if settings.get("value_range") is not None:
+        settings["value_range"] = parse_value_range(settings["value_range"])
     recipe = with_settings(recipe, {**settings, **parse_settings(options.set)}, " in --set" if options.set else "")
 
     from alexnet.api import train as train_recipe
@@ -79,7 +82,12 @@ def _options(recipe: Recipe) -> type[Options]:
     groups: list[Any] = []
     for group, settings in vars(recipe).items():
         if flags := [s for s in SETTINGS.values() if s.flag and s.group == group]:
-            fields: list[Any] = [(s.name, Annotated[s.kind, arg(help=s.help)], defaults[s.name]) for s in flags]
+            fields: list[Any] = [
+                (s.name, Annotated[str | None, arg(help=s.help, metavar="LO,HI")], None)
+                if s.name == "value_range"
+                else (s.name, Annotated[s.kind, arg(help=s.help)], defaults[s.name])
+                for s in flags
+            ]
             kind = dataclasses.make_dataclass(group, fields, namespace={"__doc__": settings.__doc__})
             groups.append((group, Annotated[kind, OmitArgPrefixes], dataclasses.field(default_factory=kind)))
     return dataclasses.make_dataclass("TrainOptions", groups, bases=(Options,), frozen=True, kw_only=True)

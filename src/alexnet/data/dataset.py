@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from alexnet import rng
+from alexnet.data.deep import ValueRange
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 
@@ -126,6 +127,8 @@ class ImageDataset:
     """Unreadable files that were left out: (name, reason)."""
     notes: list[str] = field(default_factory=list)
     """Sentences to show the user."""
+    value_range: ValueRange | None = None
+    """Of packed images: the values that became 0 and 255 in images of more than 8 bits, if there were any."""
 
     @property
     def files(self) -> dict[str, ImageFiles]:

@@ -188,7 +188,10 @@ def _load_packed(
     notes = []
     if failed := pack.manifest.failed:
         notes.append(f"{failed} images could not be read when {data} was packed; {data / FAILED} lists them.")
-    return ImageDataset(name, classes, order_splits({**pack.splits}), channels=pack.manifest.form.channels, notes=notes)
+    return ImageDataset(
+        name, classes, order_splits({**pack.splits}), channels=pack.manifest.form.channels, notes=notes,
+        value_range=pack.manifest.value_range,
+    )  # fmt: skip
 
 
 # ── datasets with their own files ─────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import multiprocessing
 import os
 import signal
@@ -25,8 +26,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
+from alexnet.data.deep import (
+    CLIPPED,
+    UNMEASURED,
+    RangeUnknown,
+    UnsupportedLayout,
+    ValueRange,
+    has_8_bit_reader,
+    is_deep,
+    load_values,
+    scale_to_8_bits,
+)
+from alexnet.data.unreadable import describe_unreadable
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.progress import Progress
@@ -82,13 +95,17 @@ class TooManyPixels(BadImage):
 
 
 def decode_image(
-    source: str | Path | bytes | np.ndarray | Image.Image, channels: int = 3, *, max_pixels: int = MAX_PIXELS
+    source: str | Path | bytes | np.ndarray | Image.Image,
+    channels: int = 3,
+    *,
+    value_range: ValueRange | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Decode `source` to an image of mode RGB (`channels` 3) or L (1).
 
     `source` is a path, the bytes of a file, a PIL image, or pixels, uint8 H×W×C. Applies EXIF orientation and drops the
-    metadata. Transparent pixels are composited over white, an animation yields its first frame, and deeper values are
-    scaled to 0…255 (see `_to_8_bits`). Gray is Pillow's ITU-R 601 luma.
+    metadata. Transparent pixels are composited over white, an animation yields its first frame, and values of more than
+    8 bits are scaled from `value_range` to 0…255 (see `scale_to_8_bits`). Gray is Pillow's ITU-R 601 luma.
 
     Raises `BadImage` if `source` is not a complete image of a raster format, and its subclass `TooManyPixels`, before
     decoding, for a file of more than `max_pixels`.
@@ -100,10 +117,9 @@ def decode_image(
         source = Image.fromarray(source if source.shape[2] == 3 else source[..., 0])
     if isinstance(source, Image.Image):
         with _decoder_errors("the image"):
-            return convert_mode(_apply_orientation(source), mode)
+            return load_upright(source, mode, value_range)
     with open_image(source, max_pixels) as (image, _):
-        image.load()
-        return convert_mode(_apply_orientation(image), mode)
+        return load_upright(image, mode, value_range)
 
 
 def decode_crop(
@@ -112,6 +128,7 @@ def decode_crop(
     channels: int = 3,
     *,
     box: Callable[[int, int], Box] | None = None,
+    value_range: ValueRange | None = None,
 ) -> np.ndarray:
     """Decode `source`, or a box of it, for resizing to `size` in training: uint8 H×W×`channels`.
 
@@ -126,38 +143,47 @@ def decode_crop(
         left, top, right, bottom = box(source.shape[1], source.shape[0]) if box else (0, 0, None, None)
         return source[top:bottom, left:right]
     with open_image(source) as (image, file):
+        if image.format != "JPEG":
+            upright = load_upright(image, mode, value_range)
+            edges = box(*upright.size) if box else (0, 0, *upright.size)
+            if edges != (0, 0, *upright.size):
+                upright = upright.crop(edges)
+            return np.array(upright).reshape(upright.height, upright.width, channels)
         stored, orientation = image.size, exif_orientation(image)
-        width, height = stored[::-1] if orientation >= 5 else stored
+        width, height = upright_size(image)
         left, top, right, bottom = box(width, height) if box else (0, 0, width, height)
         factor = 1
-        if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        if image.mode in ("RGB", "L"):
             while factor < 8 and min(right - left, bottom - top) >= 4 * factor * size:
                 factor *= 2
         left, top, right, bottom = (round(edge / factor) for edge in (left, top, right, bottom))
-        if image.format == "JPEG" and image.mode in (mode, "L") and orientation not in EXIF_TRANSPOSES:
+        if image.mode in (mode, "L") and orientation not in EXIF_TRANSPOSES:
             pixels = _decode_simplejpeg(file, mode, stored, factor)
             if pixels is not None:
                 return pixels[top:bottom, left:right]
         if factor > 1:
             image.draft(None, (stored[0] // factor, stored[1] // factor))
-        image.load()
-        upright = convert_mode(_apply_orientation(image), mode)
+        upright = load_upright(image, mode)
         if upright.size != (right - left, bottom - top):
             upright = upright.crop((left, top, right, bottom))
         return np.array(upright).reshape(upright.height, upright.width, channels)
 
 
-def check_image(source: str | Path | bytes | np.ndarray, full: bool = True) -> str | None:
+def check_image(
+    source: str | Path | bytes | np.ndarray, full: bool = True, value_range: ValueRange | None = None
+) -> str | None:
     """Return a short reason why the image `source` cannot be read, or None if it can.
 
     Without `full` only the header and, for JPEG and PNG, the end marker are read, which detects empty, truncated and
-    mislabeled files but not damage in the middle.
+    mislabeled files but not damage in the middle. Raises `RangeUnknown` as `load_upright` does.
     """
     try:
         if full or isinstance(source, np.ndarray):
-            decode_image(source)
+            decode_image(source, value_range=value_range)
             return None
         with open_image(source) as (image, file):
+            if value_range == UNMEASURED and is_deep(image):
+                raise RangeUnknown
             marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(image.format or "")
             # Cameras append padding and previews, so the marker may be anywhere near the end.
             file.seek(max(0, file.seek(0, io.SEEK_END) - 65536))
@@ -171,8 +197,7 @@ def image_size(source: str | Path | bytes | np.ndarray) -> tuple[int, int]:
     if isinstance(source, np.ndarray):
         return source.shape[1], source.shape[0]
     with open_image(source) as (image, _):
-        width, height = image.size
-        return (height, width) if exif_orientation(image) >= 5 else (width, height)
+        return upright_size(image)
 
 
 # ── opening files ─────────────────────────────────────────────────────────────────────────────────
@@ -193,7 +218,7 @@ def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Iter
 def _decoder_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except (BadImage, MemoryError):
+    except (BadImage, RangeUnknown, MemoryError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise BadImage(_describe_error(error), name) from error
@@ -225,8 +250,7 @@ def _read_header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise TooManyPixels(too_many, name) from error
     except Exception as error:
-        file.seek(0)
-        raise BadImage(_guess_content(file.read(512)), name) from error
+        raise BadImage(describe_unreadable(file), name) from error
     if image.width * image.height > limit:  # a caller may have lifted Pillow's own limit
         image.close()
         raise TooManyPixels(too_many, name)
@@ -243,27 +267,18 @@ def _readable_formats() -> tuple[str, ...]:
     except ImportError:
         pass
     Image.init()
+    # Metadata of more than 1 MiB, such as Photoshop's history, is not an attack; the limit of all texts, 64 MiB, stays.
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+    # 16-bit gray with white as 0 is known in little-endian files only.
+    TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are raised, too; stderr is for progress
     return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _guess_content(data: bytes) -> str:
-    """Guess from the first bytes what a file contains if Pillow does not recognize it as an image."""
-    start = data.lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg")):
-        return "it is not an image but a web page or other markup"
-    if data[4:8] == b"ftyp":  # ISO media; the brand follows
-        brand = data[8:12]
-        if brand in (b"avif", b"avis"):
-            return "it is AVIF, which needs Pillow 11.3 or later"
-        if brand[:3] in (b"hei", b"hev", b"mif", b"msf"):
-            return "it is HEIC, which needs 'pip install pillow-heif'"
-    if data[:4] in (b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"\x89PNG", b"GIF8", b"RIFF"):
-        return "its header is damaged or cut short"
-    return "it is not an image of a known format"
 
 
 def _describe_error(error: Exception) -> str:
     """Return a decoder's error as a short reason."""
+    if isinstance(error, UnsupportedLayout):
+        return str(error)
     text = str(error).lower()
     if isinstance(error, (EOFError, IndexError, struct.error)) or "truncated" in text or "not enough" in text:
         return "it is cut short"
@@ -303,23 +318,48 @@ def _import_simplejpeg() -> Any:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1…8, or 1 (upright) if there is none."""
+    """Return the EXIF orientation, 1…8, or 1 (upright) if there is none or an invalid one.
+
+    Of a TIFF, ask before its pixels are loaded: Pillow then makes it upright and removes the tag.
+    """
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # malformed EXIF is common and does not affect the pixels
         return 1
+    return orientation if orientation in EXIF_TRANSPOSES else 1
 
 
-def _apply_orientation(image: Image.Image) -> Image.Image:
-    method = EXIF_TRANSPOSES.get(exif_orientation(image))
-    return image if method is None else image.transpose(method)
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height in pixels that an opened image, whose pixels are not loaded yet, has when upright."""
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # newer Pillow has exchanged the two numbers already
+        width, height = (image.tag_v2[tag] for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH))
+    return (height, width) if exif_orientation(image) >= 5 else (width, height)
+
+
+def load_upright(image: Image.Image, mode: str, value_range: ValueRange | None = None) -> Image.Image:
+    """Load the pixels of `image` and return them upright, in `mode`, RGB or L (see `decode_image`).
+
+    Of a deep image `info` says under `CLIPPED` whether values were clipped. Raises `RangeUnknown` for one if
+    `value_range` is `UNMEASURED`.
+    """
+    deep, clipped = image, None
+    if is_deep(image) and not (value_range is None and has_8_bit_reader(image)):
+        if value_range == UNMEASURED:
+            raise RangeUnknown
+        deep, clipped = scale_to_8_bits(load_values(image), value_range)
+    image.load()
+    transpose = EXIF_TRANSPOSES.get(exif_orientation(image))
+    converted = convert_mode(deep, mode)
+    upright = converted if transpose is None else converted.transpose(transpose)
+    if clipped is not None:
+        upright.info[CLIPPED] = clipped
+    return upright
 
 
 def convert_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert `image` to `mode`, RGB or L, over white, without metadata that could be applied a second time."""
-    if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(image)
-    elif image.has_transparency_data:
+    """Convert `image`, of 8 bits, to `mode`, RGB or L, over white, without metadata that could be applied again."""
+    if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     if image.mode != mode:
         image = image.convert(mode)
@@ -327,25 +367,7 @@ def convert_mode(image: Image.Image, mode: str) -> Image.Image:
     return image
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit, 32-bit or floating-point gray to mode L.
-
-    16-bit files are scaled from 0…65535; floats from 0…1 or 0…255 if all values lie there. Other values (32-bit
-    integers, other floats) have no defined range and are scaled from their minimum and maximum.
-    """
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it contains values that are not finite")
-    low, high = float(values.min()), float(values.max())
-    if image.mode.startswith("I") and low >= 0 and high <= 65535:  # older Pillow reads 16-bit PNG as mode I
-        low, high = 0.0, 65535.0
-    elif image.mode == "F" and low >= 0 and high <= 255:
-        low, high = 0.0, 1.0 if high <= 1 else 255.0
-    scaled = (values - low) * (255 / max(high - low, 1e-12))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
-
-
-# ── many images ───────────────────────────────────────────────────────────────────────────────────
+# ── many images ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def map_in_threads(

@@ -16,6 +16,7 @@ from PIL import Image
 from alexnet.data.augment import Augment
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, list_first
 from alexnet.data.decode import BadImage, check_image, decode_crop, decode_image, image_size, map_in_threads
+from alexnet.data.deep import ValueRange
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import free_memory, local_world_size
 from alexnet.errors import UserError
@@ -64,7 +65,7 @@ def decode_splits(
     dataset: ImageDataset, preprocess: EvalTransform, augment: Augment | None = None, progress: Progress | None = None
 ) -> ImageDataset:
     """Decode all files of `dataset` into memory: train for the crops of `augment`, the others for evaluation (see
-    `decode_files`). Raises `BadFiles`."""
+    `decode_files`). Raises `BadFiles`, and `RangeUnknown` as `load_upright` does."""
     splits, reasons = dict(dataset.splits), []
     for split, part in dataset.files.items():
         bad: dict[int, str] = {}
@@ -75,11 +76,16 @@ def decode_splits(
     return replace(dataset, splits=splits)
 
 
-def check_files(dataset: ImageDataset, full: bool = False, progress: Progress | None = None) -> None:
-    """Check all files of `dataset`, by decoding them if there are at most `FULL_CHECK` or `full`. Raises `BadFiles`."""
+def check_files(
+    dataset: ImageDataset, full: bool = False, value_range: ValueRange | None = None, progress: Progress | None = None
+) -> None:
+    """Check all files of `dataset`, by decoding them if there are at most `FULL_CHECK` or `full`. Raises `BadFiles`,
+    and `RangeUnknown` as `load_upright` does."""
     files = [(part, i) for part in dataset.files.values() if not part.verified for i in range(len(part))]
     full = full or len(files) <= FULL_CHECK
-    found = map_in_threads(lambda file: check_image(file[0].raw(file[1]), full), files, progress, "checking images")
+    found = map_in_threads(
+        lambda file: check_image(file[0].raw(file[1]), full, value_range), files, progress, "checking images"
+    )
     _raise_bad(dataset, [(*file, reason) for file, reason in zip(files, found, strict=True) if reason is not None])
 
 
@@ -142,10 +148,10 @@ def decode_files(
     Without `augment` they are ready for evaluation, uint8 N×C×size×size. With it, they are squares to crop from,
     N×C×resize_side×resize_side; for crop resized, images that are all squares of one size keep it, up to 1.5 times
     `resize_side`. The reason why a file cannot be read is put into `bad`, by its index; without `bad`, `BadImage` is
-    raised.
+    raised. Raises `RangeUnknown` as `load_upright` does.
     """
     files.check(preprocess)
-    side, channels = preprocess.size, preprocess.channels
+    side, channels, value_range = preprocess.size, preprocess.channels, preprocess.value_range
     if augment is not None:
         side = _square_side(files, preprocess) if augment.crop == "resized" else preprocess.resize_side
     images = np.empty((len(files), channels, side, side), dtype=np.uint8)
@@ -154,9 +160,9 @@ def decode_files(
     def read(i: int) -> None:
         try:
             if augment is None:
-                images[i] = preprocess.eval_array(decode_image(files.raw(i), channels))
+                images[i] = preprocess.eval_array(decode_image(files.raw(i), channels, value_range=value_range))
                 return
-            pixels = decode_crop(files.raw(i), preprocess.resize_side, channels)
+            pixels = decode_crop(files.raw(i), preprocess.resize_side, channels, value_range=value_range)
             if pixels.shape[:2] == (side, side):
                 images[i] = pixels.transpose(2, 0, 1)
             elif side == preprocess.resize_side:

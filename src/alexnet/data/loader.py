@@ -282,13 +282,16 @@ class _FileReader(Dataset):
 
     def _load_image(self, i: int, uniform: np.ndarray | None) -> torch.Tensor:
         raw, preprocess, cfg = self.files.raw(i), self.preprocess, self.augment
+        channels, value_range = preprocess.channels, preprocess.value_range
         try:
             if cfg is None:
-                return preprocess.eval_tensor(decode_image(raw, preprocess.channels))
+                return preprocess.eval_tensor(decode_image(raw, channels, value_range=value_range))
             if uniform is None:
-                return preprocess.training_square(decode_crop(raw, preprocess.resize_side, preprocess.channels))
+                return preprocess.training_square(
+                    decode_crop(raw, preprocess.resize_side, channels, value_range=value_range)
+                )
             box = partial(crop_box, uniform=uniform, scale=cfg.scale, ratio=cfg.ratio)
-            return preprocess.resize_crop(decode_crop(raw, preprocess.size, preprocess.channels, box=box))
+            return preprocess.resize_crop(decode_crop(raw, preprocess.size, channels, box=box, value_range=value_range))
         except BadImage as error:
             raise BadImage(error.reason, self.files.describe(i)) from error
 

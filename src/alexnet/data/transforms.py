@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet.data.decode import MAX_PIXELS, BadImage
+from alexnet.data.deep import UNMEASURED, ValueRange
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import convert
 
@@ -46,6 +47,7 @@ _STORED_TYPES: dict[str, Any] = {
     "interpolation": str,
     "squash": bool,
     "mean_image": bool,
+    "value_range": tuple[float, float],
 }
 """Field of `to_dict` → its type."""
 
@@ -68,6 +70,8 @@ class EvalTransform:
     """nearest, bilinear or bicubic; the last two with antialiasing."""
     squash: bool = False
     """Resize both sides to `resize`, ignoring the aspect ratio, as Caffe's warp to 256×256 does."""
+    value_range: ValueRange | None = None
+    """The values that become 0 and 255 in images of more than 8 bits; None if the training images had 8."""
     mean_image: torch.Tensor | None = field(default=None, compare=False, repr=False)
     """Subtracted instead of `mean`: float32 C×resize_side×resize_side, fractions of 1, on the CPU."""
 
@@ -91,6 +95,11 @@ class EvalTransform:
                 f"Preprocessing takes means as fractions of 1 and positive standard deviations, not mean {self.mean} "
                 f"and std {self.std}; divide values of 0…255 by 255."
             )
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", tuple(map(float, self.value_range)))
+            low, high = self.value_range
+            if self.value_range != UNMEASURED and not low < high:
+                raise UserError(f"The value range {low:g} to {high:g} of the preprocessing is empty.")
         if self.interpolation not in _FILTERS:
             raise unknown_name("interpolation", self.interpolation, _FILTERS)
         if self.mean_image is not None and self.mean_image.shape != (self.channels, self.resize_side, self.resize_side):
@@ -107,8 +116,10 @@ class EvalTransform:
     # ── serialization ─────────────────────────────────────────────────────────────────────────────
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON: tuples as lists, a mean image only as `true`."""
+        """Return the fields for JSON: tuples as lists, a mean image as `true`; no range or mean image if it is None."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "mean_image"}
+        if self.value_range is None:  # absent, as in files of earlier versions
+            del values["value_range"]
         marker = {} if self.mean_image is None else {"mean_image": True}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()} | marker
 

@@ -35,10 +35,13 @@ class PredictionFile:
     """Images that could not be read; their rows hold the reason."""
     resumed: int
     """Images that an earlier, interrupted command predicted."""
+    clipped: int = 0
+    """Images with values beyond the range of the training images."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `alexnet predict --out`."""
-        return {"file": str(self.file), "images": self.images, "errors": self.errors, "resumed": self.resumed}
+        counts = {"images": self.images, "errors": self.errors, "resumed": self.resumed}
+        return {"file": str(self.file), **counts, **({"clipped": self.clipped} if self.clipped else {})}
 
 
 class WriteFailed(RuntimeError):
@@ -89,10 +92,12 @@ def write_predictions(
             if not done and part.stat().st_size == 0:
                 file.write(json.dumps(header) + "\n")
             errors = sum(row["error"] is not None for row in done)
+            clipped = sum(row.get("clipped", False) for row in done)
             for i, prediction in enumerate(itertools.chain(first, predictions), len(done) + 1):
                 row = prediction.to_dict()
                 file.write(json.dumps({**row, "path": printable(row["path"])}) + "\n")
                 errors += prediction.error is not None
+                clipped += prediction.clipped
                 if i % PROGRESS_EVERY == 0 or i == len(images):
                     file.flush()
                     if progress:
@@ -105,7 +110,7 @@ def write_predictions(
             f"{out} cannot be written: {error.strerror or error}; finished predictions are in {part.name}; the same "
             "command resumes from there."
         ) from error
-    return PredictionFile(out, len(images), errors, len(done))
+    return PredictionFile(out, len(images), errors, len(done), clipped)
 
 
 def _read_partial(part: Path, header: dict[str, Any], paths: list[str]) -> list[Row]:
@@ -126,14 +131,18 @@ def _read_partial(part: Path, header: dict[str, Any], paths: list[str]) -> list[
     return [row for row in rows if row]
 
 
-class Row(TypedDict):
-    """A `Prediction.to_dict`."""
-
+class _AlwaysInRow(TypedDict):
     path: str
     labels: list[dict[str, Any]]
     unsure: bool | None
     confidence: float | None
     error: str | None
+
+
+class Row(_AlwaysInRow, total=False):
+    """A `Prediction.to_dict`."""
+
+    clipped: bool
 
 
 def _parse(line: bytes, kind: type[T]) -> T | None:

@@ -96,7 +96,9 @@ class Ensemble:
                 own = member.preprocess
                 read = own if views == CENTER_CROP else without_center_crop(own, scale)
                 # members of one size share the squares, but each cuts its own crops
-                key = (scale, read.size, read.resize_side, read.channels, read.interpolation, read.squash)
+                key = (
+                    scale, read.size, read.resize_side, read.channels, read.interpolation, read.squash, read.value_range
+                )  # fmt: skip
                 others = groups[key].members if key in groups else ()
                 groups[key] = InputGroup(read, (*others, i))
         return list(groups.values())

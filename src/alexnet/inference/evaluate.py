@@ -21,6 +21,7 @@ from alexnet.data.datasets import load_for_evaluation
 from alexnet.data.in_memory import decode_splits, fits_in_memory
 from alexnet.data.loader import EVAL_BATCH_SIZE, BatchLoader, choose_workers, evaluation_batches
 from alexnet.data.transforms import EvalTransform
+from alexnet.data.value_range import describe_clipped, find_value_range
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.crops import CENTER_CROP, Views, log_mean, make_views
@@ -179,10 +180,14 @@ def evaluate(
     class_indices = match_classes(ensemble.classes, source.classes)
     ensemble = ensemble.open(engine, device, calibrate, log)
     logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
+    clipped = 0
     for group in groups:
         transform = group.preprocess
+        _check_range(source, transform)
         measured = replace(source, splits={name: images}, channels=transform.channels)
         workers, _ = choose_workers(None, EVAL_BATCH_SIZE * transform.channels * transform.size**2)
+        if transform.value_range and (deep := find_value_range(measured, transform.value_range, progress)):
+            clipped = max(clipped, deep.beyond)
         if fits_in_memory(measured, transform.size):
             with explain_bad_files(own_data):
                 measured = decode_splits(measured, transform, progress=progress)
@@ -191,6 +196,8 @@ def evaluate(
         found = run_networks(pairs, batches, torch_device, progress, grid)
         for i, member_outputs in zip(group.members, found, strict=True):
             logits[i].append(torch.from_numpy(member_outputs.logits))
+    if clipped:
+        log(describe_clipped(clipped, groups[0].preprocess.value_range))
     targets = class_indices[found[0].targets]
     outputs = Outputs(found[0].ids, targets, ensemble.average(logits).numpy())
     plain = len(ensemble.members) == 1 and grid == CENTER_CROP and engine == EXACT
@@ -212,11 +219,23 @@ def evaluate(
             "engines": [EXACT if member.engine is None else member.engine.name for member in ensemble.members],
             **outputs.measure(ensemble.classes),
             "members": members,
+            **({"clipped": clipped} if clipped else {}),
             "calibration": calibration.to_dict() if calibration else None,
             "calibration_note": note,
             **confidence_metrics(outputs.logits, targets, calibration),
         }
     )
+
+
+def _check_range(source: ImageDataset, preprocess: EvalTransform) -> None:
+    """Raise `UserError` if images of more than 8 bits were packed with another range than the network's."""
+    packed, own = source.value_range, preprocess.value_range
+    if packed is not None and packed != own:
+        low, high = own or (0.0, 65535.0)
+        raise UserError(
+            f"The values {packed[0]:g} to {packed[1]:g} were packed as 0 to 255, but the network was trained with "
+            f"{low:g} to {high:g}; pack the images with --value-range={low:g},{high:g}."
+        )
 
 
 def _is_best(loaded: LoadedModel) -> bool:

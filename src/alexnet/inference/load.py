@@ -173,14 +173,18 @@ def resolve_checkpoint(name: str | Path, checkpoint: str = "best") -> tuple[Path
 # ── the data of a run ─────────────────────────────────────────────────────────────────────────────
 
 
-class DataRecipe(TypedDict):
-    """The settings of a run that describe its data."""
-
+class _AlwaysInRecipe(TypedDict):
     dataset: str
     data: str | None
     labels: str | None
     seed: int
     validate_on: str
+
+
+class DataRecipe(_AlwaysInRecipe, total=False):
+    """The settings of a run that describe its data."""
+
+    value_range: tuple[float, float] | None
 
 
 def read_recipe(run: Run) -> DataRecipe:
@@ -255,4 +259,4 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
 
 def load_image(image: ImageInput, preprocess: EvalTransform) -> np.ndarray:
     """Return what the network reads of an image: uint8 C×size×size. Raises `BadImage`."""
-    return preprocess.eval_array(decode_image(image, preprocess.channels))
+    return preprocess.eval_array(decode_image(image, preprocess.channels, value_range=preprocess.value_range))

@@ -214,14 +214,15 @@ def load_run_images(run: Run, names: Sequence[str]) -> list[Image.Image]:
     Files are opened by name; a dataset without files is loaded. Raises `UserError` where the data is gone.
     """
     files = [find_image_file(run, name) for name in names]
+    value_range = read_recipe(run).get("value_range")
     if None not in files:
-        return [decode_image(file) for file in files if file]
+        return [decode_image(file, value_range=value_range) for file in files if file]
     parts = list(load_run_dataset(run, None).splits.values())
     found: dict[str, Image.Image] = {}
     for part in parts:
         indices = {printable(name): i for i, name in enumerate(part.names)}
         for name in set(names) & set(indices):
-            found[name] = decode_image(part.raw(indices[name]))
+            found[name] = decode_image(part.raw(indices[name]), value_range=value_range)
     if missing := [name for name in names if name not in found]:
         raise UserError(f"The image '{missing[0]}' is no longer in the data that {run.path} was trained on.")
     return [found[name] for name in names]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from alexnet.data.decode import MAX_PIXELS, BadImage, decode_image
+from alexnet.data.deep import CLIPPED
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device
 from alexnet.errors import UserError
@@ -43,6 +44,7 @@ class Prediction:
     error: str | None = None
     unsure: bool | None = None  # None: this network has no confidence threshold
     confidence: float | None = None  # calibrated, of the first label; None as above
+    clipped: bool = False  # whether it has values beyond the range of the training images
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -51,6 +53,7 @@ class Prediction:
             "unsure": self.unsure,
             "confidence": self.confidence,
             "error": self.error,
+            **({"clipped": True} if self.clipped else {}),
         }
 
     def __str__(self) -> str:
@@ -146,7 +149,7 @@ class Classifier:
             raise UserError(f"--top must be at least 1, not {top}.")
         grid = make_views(views, scales)
         transforms = [group.preprocess for group in self.ensemble.input_groups(grid)]
-        pending: list[tuple[str, list[np.ndarray] | str]] = []
+        pending: list[tuple[str, Crops | str]] = []
         for image in images:
             name = str(image) if isinstance(image, (str, Path)) else "-"
             try:
@@ -158,16 +161,15 @@ class Classifier:
                 pending = []
         yield from self._predict_batch(pending, top, grid)
 
-    def _predict_batch(
-        self, pending: list[tuple[str, list[np.ndarray] | str]], top: int, views: Views
-    ) -> Iterator[Prediction]:
+    def _predict_batch(self, pending: list[tuple[str, Crops | str]], top: int, views: Views) -> Iterator[Prediction]:
         readable = [crops for _, crops in pending if not isinstance(crops, str)]
         batches = [np.stack(crops) for crops in zip(*readable, strict=True)]
         rows = iter(self.score_rows(self._compute(batches, views))) if readable else iter(())
         for name, crops in pending:
-            yield (
-                Prediction(name, error=crops) if isinstance(crops, str) else self.to_prediction(name, next(rows), top)
-            )
+            if isinstance(crops, str):
+                yield Prediction(name, error=crops)
+            else:
+                yield self.to_prediction(name, next(rows), top, crops.clipped)
 
     def _compute(self, batches: list[np.ndarray], views: Views) -> np.ndarray:
         """Return the probabilities of a batch, read once for each input group; without torch if it is not needed."""
@@ -208,11 +210,11 @@ class Classifier:
         unsure = self.calibration.is_unsure(confidence)
         return map(Scores, p, orders, unsure.tolist(), confidence.tolist())
 
-    def to_prediction(self, name: str, row: Scores, top: int = 5) -> Prediction:
+    def to_prediction(self, name: str, row: Scores, top: int = 5, clipped: bool = False) -> Prediction:
         """Return the `top` most likely labels of the image called `name`."""
         best = row.order[:top]
         labels = tuple(zip(map(self.classes.__getitem__, best.tolist()), row.p[best].tolist(), strict=True))
-        return Prediction(name, labels, unsure=row.unsure, confidence=row.confidence)
+        return Prediction(name, labels, unsure=row.unsure, confidence=row.confidence, clipped=clipped)
 
 
 def load(
@@ -254,10 +256,18 @@ def load(
     return Classifier(load_ensemble(runs, checkpoint, trust, file, log), device, engine, calibrate, log)
 
 
-def load_crops(
-    image: ImageInput, transforms: Sequence[EvalTransform], max_pixels: int = MAX_PIXELS
-) -> list[np.ndarray]:
+class Crops(list[np.ndarray]):
+    """An image as each of several transforms crops it."""
+
+    clipped = False
+    """Whether the image has values beyond their range."""
+
+
+def load_crops(image: ImageInput, transforms: Sequence[EvalTransform], max_pixels: int = MAX_PIXELS) -> Crops:
     """Return an image as each of `transforms` crops it: uint8 C×size×size. Raises `BadImage`."""
-    channels = {transform.channels for transform in transforms}
-    decoded = {n: decode_image(image, n, max_pixels=max_pixels) for n in channels}
-    return [transform.eval_array(decoded[transform.channels]) for transform in transforms]
+    keys = {(transform.channels, transform.value_range) for transform in transforms}
+    decoded = {key: decode_image(image, key[0], value_range=key[1], max_pixels=max_pixels) for key in keys}
+    crops = Crops(t.eval_array(decoded[t.channels, t.value_range]) for t in transforms)
+    # without a range the network was trained on 8-bit images, which clip nothing
+    crops.clipped = any(range is not None and image.info.get(CLIPPED) for (_, range), image in decoded.items())
+    return crops

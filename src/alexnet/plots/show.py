@@ -250,7 +250,7 @@ def _predict(loaded: LoadedModel, paths: Sequence[str], top: int) -> list[model.
     Raises `UserError` for an unreadable image.
     """
     ensemble = Ensemble((loaded.model.spec.name,), (loaded,))
-    images = [decode_image(path) for path in paths]
+    images = [decode_image(path, value_range=loaded.preprocess.value_range) for path in paths]
     predicted = Classifier(ensemble, "cpu").predict_many(paths, top)
     found = []
     for path, image, prediction in zip(paths, images, predicted, strict=True):

@@ -139,8 +139,12 @@ def _formats(found: Findings, no_file: str) -> list[tuple[str, str, str]]:
 def _thumbnails(found: Findings, indices: Sequence[int]) -> list[Values]:
     """Return name and data URL of each image, "" for one that cannot be read; they are decoded on all cores."""
 
+    value_range = found.value_range.value_range if found.value_range else None
+
     def render(i: int) -> str:
-        image = decode_image(found.root / found.names[i]) if found.pixels is None else _to_image(found.pixels[i])
+        if found.pixels is not None:
+            return _thumbnail_url(_to_image(found.pixels[i]), SIDE)
+        image = decode_image(found.root / found.names[i], value_range=value_range)
         return _thumbnail_url(image, SIDE)
 
     urls = map_in_threads(render, indices, None, "")
@@ -201,9 +205,10 @@ def _augmented(found: Findings) -> list[tuple[str, list[str]]]:
     config = replace(build_augment(recipe.augmentation), crop_group=1)  # different crops show more
     if found.pixels is None:
         size = 112
+        value_range = found.value_range.value_range if found.value_range else None
         names = [found.names[i] for i in chosen]
         files = ImageFiles(found.root, names, torch.zeros(len(chosen), dtype=torch.int64))
-        originals = decode_files(files, EvalTransform(size), config).images
+        originals = decode_files(files, EvalTransform(size, value_range=value_range), config).images
     else:
         originals = found.pixels[chosen]
         channels = originals.shape[1]

@@ -420,10 +420,12 @@ async def _explain(request: Request, explainer: Explainer, function: Callable[[I
     if media_type(request) in (MULTIPART, JSON):
         raise HTTPException(415, "This route takes one image; send it as the body itself, for example as image/jpeg.")
     body = await read_body(request)
-    channels = explainer.classifier.preprocess.channels
+    preprocess = explainer.classifier.preprocess
     max_pixels = request.app.state.settings.max_pixels
     work: Awaitable[T] = request.app.state.run_explanation(
-        lambda: function(decode_image(body, channels, max_pixels=max_pixels))
+        lambda: function(
+            decode_image(body, preprocess.channels, value_range=preprocess.value_range, max_pixels=max_pixels)
+        )
     )
     return await cancel_on_disconnect(request, asyncio.ensure_future(work))
 

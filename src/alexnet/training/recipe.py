@@ -211,6 +211,8 @@ def _validate(r: Recipe) -> None:
             "--schedule plateau would tune the learning rate on the test images, which this recipe validates on; "
             "choose another schedule."
         )
+    if r.data.value_range is not None and not r.data.value_range[0] < r.data.value_range[1]:
+        raise UserError(f"The setting value_range must be two numbers, the smaller first, not {r.data.value_range}.")
     scale = r.augmentation.scale
     if not 0 < scale[0] <= scale[1]:
         raise UserError(f"The setting scale must be two shares of the image's area, the smaller first, not {scale}.")

@@ -179,6 +179,11 @@ class DataSettings:
         "or the path of a .npy file of 3×S×S or S×S×3 RGB values from 0 to 255, where S is the side that "
         "images are resized to.",
     )  # fmt: skip
+    value_range: tuple[float, float] | None = setting(
+        None, flag=True, on_resume="fixed",
+        help="The values that become black and white in images of more than 8 bits, such as 0,4095 for 12 bits or "
+        "--value-range=-1000,3000; those beyond are clipped. Default: measured on the training images.",
+    )  # fmt: skip
     workers: int | None = setting(
         None, "Data-loading processes. Default: chosen by the machine.", flag=True, minimum=0, on_resume="free"
     )

@@ -17,10 +17,12 @@ from alexnet.checkpoint import Checkpoint
 from alexnet.data.augment import IMAGENET_PCA, Augment, ColorPCA
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
 from alexnet.data.datasets import load_dataset
+from alexnet.data.deep import UNMEASURED, RangeUnknown
 from alexnet.data.in_memory import BadFiles, check_files, decode_splits, fits_in_memory, without_bad_files
 from alexnet.data.loader import EVAL_BATCH_SIZE, BatchLoader, choose_workers, evaluation_batches
 from alexnet.data.statistics import color_pca, compute_statistics, mean_and_std, median_short_side, read_mean_image
 from alexnet.data.transforms import EvalTransform
+from alexnet.data.value_range import find_value_range
 from alexnet.device import Precision, pick_device, pick_precision
 from alexnet.errors import UserError
 from alexnet.inference.load import load_model
@@ -112,7 +114,7 @@ def _prepare(
     augment = build_augment(recipe.augmentation)
     recipe, geometry, mean_image = _choose_geometry(recipe, spec, dataset, stored)
 
-    recipe, dataset = _read_images(recipe, dataset, geometry, augment, parallel, check, progress)
+    recipe, geometry, dataset = _read_images(recipe, dataset, geometry, augment, parallel, check, progress)
     batch_size = recipe.optimization.batch_size or 1  # chosen by now
     largest = max(batch_size, EVAL_BATCH_SIZE) * dataset.channels * geometry.resize_side**2
     workers, note = choose_workers(recipe.data.workers, largest)
@@ -269,7 +271,9 @@ def _choose_geometry(
     else:
         resize = round(spec.image_size / recipe.data.crop_pct)
         geometry, mean_image = (
-            EvalTransform(spec.image_size, resize, channels, zeros, ones, squash=recipe.data.squash),
+            EvalTransform(
+                spec.image_size, resize, channels, zeros, ones, squash=recipe.data.squash, value_range=UNMEASURED
+            ),
             None,
         )
     if mean_image is None and path not in ("none", "own"):
@@ -286,21 +290,48 @@ def _read_images(
     parallel: SingleProcess,
     check: bool,
     progress: Progress,
-) -> tuple[Recipe, ImageDataset]:
-    """Decode the images into memory if they fit, else check them if `check`. Raises `BadFiles`."""
+) -> tuple[Recipe, EvalTransform, ImageDataset]:
+    """Decode the images into memory if they fit, else check them if `check`. Raises `BadFiles`.
+
+    If an image has more than 8 bits, the range of values is measured first and becomes part of `geometry`.
+    """
+    if dataset.value_range is not None and recipe.data.value_range not in (None, dataset.value_range):
+        low, high = dataset.value_range
+        raise UserError(
+            f"The values {low:g} to {high:g} were packed as 0 to 255, which --value-range cannot change; pack the "
+            "images again with that range."
+        )
+    if dataset.value_range is not None or not dataset.files:
+        geometry = replace(geometry, value_range=dataset.value_range)
     if dataset.files:
         known = recipe.data.in_memory
         in_memory = parallel.broadcast_object(lambda: fits_in_memory(dataset, geometry.resize_side, known))
         if known and not in_memory:
             progress.log("The images no longer fit in memory and are decoded on the fly; last digits may differ.")
         recipe = recipe.replace(in_memory=in_memory)
-        if in_memory:
-            dataset = decode_splits(dataset, geometry, augment, progress)
-        elif check:
-            check_files(dataset, full=recipe.data.skip_bad, progress=progress)
+
+        def read() -> ImageDataset:
+            if in_memory:
+                return decode_splits(dataset, geometry, augment, progress)
+            if check:
+                check_files(dataset, recipe.data.skip_bad, geometry.value_range, progress)
+            return dataset
+
+        try:
+            read_dataset = read()
+        except RangeUnknown:
+            found = parallel.broadcast_object(lambda: find_value_range(dataset, recipe.data.value_range, progress))
+            assert found is not None
+            progress.log(found.sentence)
+            geometry = replace(geometry, value_range=found.value_range)
+            read_dataset = read()
+        dataset = read_dataset
+    if geometry.value_range == UNMEASURED:  # no deep images
+        geometry = replace(geometry, value_range=recipe.data.value_range)
+    recipe = recipe.replace(value_range=geometry.value_range)
     for text in [*dataset.notes, *(f"Skipped {name}: {reason}." for name, reason in dataset.bad[:10])]:
         progress.log(text)
-    return recipe, dataset
+    return recipe, geometry, dataset
 
 
 def class_weights(targets: torch.Tensor, classes: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from alexnet.data.dataset import ImageDataset
+from alexnet.data.deep import UNMEASURED
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError, unknown_name
 from alexnet.models.model import Network, Spec
@@ -66,8 +67,9 @@ def init_from_pretrained(
         settings["mean_image"] = "own"
     if isinstance(spec, AlexNetSpec):
         settings |= {"width": spec.width, "dropout": spec.dropout}
+    own_range = replace(preprocess, value_range=UNMEASURED)  # of the new images
     lr_mult = recipe.optimization.backbone_lr_mult if new_head else 1.0
-    return recipe.replace(weights=path, freeze=frozen, backbone_lr_mult=lr_mult, **settings), (spec, preprocess)
+    return recipe.replace(weights=path, freeze=frozen, backbone_lr_mult=lr_mult, **settings), (spec, own_range)
 
 
 def _color_mode(channels: int) -> str:

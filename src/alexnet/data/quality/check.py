@@ -31,6 +31,7 @@ from alexnet.data.quality.findings import Findings, collect_warnings, find_block
 from alexnet.data.quality.inspect import THUMBNAIL_SIDE, ImageInfo, inspect_arrays, inspect_files
 from alexnet.data.shards.manifest import PackedDataset, find_mismatches, open_packed
 from alexnet.data.shards.reader import FAILED
+from alexnet.data.value_range import RangeFinder
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.progress import Progress
@@ -54,7 +55,12 @@ def check_dataset(data: Path | None, labels: Path | None = None, progress: Progr
         pixels = np.ascontiguousarray(found.pixels.permute(0, 2, 3, 1).numpy())
         found.infos = list(_inspect_all(inspect_arrays, pixels, progress))
     else:
-        found.infos = list(_inspect_all(inspect_files, [str(found.root / name) for name in found.names], progress))
+        paths = [str(found.root / name) for name in found.names]
+        finder = RangeFinder()
+        for split, info in zip(found.splits, _inspect_all(inspect_files, paths, progress), strict=True):
+            finder.add(info.values, split in ("train", "all"))
+            found.infos.append(info._replace(values=None))
+        found.value_range = finder.result()
     found.bad += [(n, info.reason) for n, info in zip(found.names, found.infos, strict=True) if info.reason is not None]
     found.exact, found.near = _find_duplicates(found.infos)
     found.blocking_error = found.blocking_error or find_blocking_error(found)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from alexnet.data.quality.inspect import ImageInfo
+from alexnet.data.value_range import FoundRange
 
 MIN_CLASS_SIZE = 20
 """Training images below which a class is too small to be learned from scratch."""
@@ -56,6 +57,8 @@ class Findings:
     """Problems that should be fixed, a sentence each."""
     notes: list[str] = field(default_factory=list)
     """Further information, a sentence each."""
+    value_range: FoundRange | None = None
+    """Of the images of more than 8 bits."""
     blocking_error: str | None = None
     """Why the dataset cannot be trained on as it is: the message that training would give."""
 
@@ -136,6 +139,7 @@ class Findings:
             "modes": dict(Counter(info.mode for info in good).most_common()),
             "formats": dict(Counter(info.format for info in good if info.format).most_common()),
             "turned": sum(info.turned for info in good),
+            **({"value_range": self.value_range.to_dict()} if self.value_range else {}),
             "warnings": self.warnings,
             "notes": self.notes,
             "trainable": self.blocking_error is None,
@@ -203,6 +207,8 @@ def collect_warnings(found: Findings) -> None:
     found.warnings[:0] = warnings
     if turned := sum(info.turned for info in found.infos):
         found.notes.append(f"Rotated or mirrored as their EXIF orientation requests: {pluralize(turned, 'image')}.")
+    if found.value_range:
+        found.notes.append(found.value_range.sentence)
     names = list(found.classes)
     if all(name.isascii() and name.isdigit() for name in names) and names != sorted(names, key=int):
         found.notes.append(f"The class names are numbers and are sorted as text: {', '.join(names[:4])}.")

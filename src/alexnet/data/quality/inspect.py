@@ -19,7 +19,9 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from alexnet.data.decode import EXIF_TRANSPOSES, BadImage, convert_mode, exif_orientation, open_image
+from alexnet.data.decode import EXIF_TRANSPOSES, BadImage, exif_orientation, load_upright, open_image, upright_size
+from alexnet.data.deep import is_deep
+from alexnet.data.value_range import Measured, measure_image, range_of
 
 THUMBNAIL_SIDE = 16
 """Side in pixels of the gray thumbnail that confirms near duplicates."""
@@ -27,6 +29,9 @@ _HASH_SIDE = 32  # pixels: input of the perceptual hash, imagehash's default
 _MIN_STD = 3.0  # of gray levels 0…255; below it an image is almost a single color
 _MIN_SIDE = 8  # pixels
 _MAX_ASPECT = 5.0  # long to short side; beyond it a square crop loses most of the image
+
+DEEP = "it has more than 8 bits per channel, scaled to 8"
+"""The anomaly of an image of more than 8 bits."""
 
 _EXTENSIONS = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -63,6 +68,8 @@ class ImageInfo(NamedTuple):
     """64-bit perceptual hash, by imagehash.phash."""
     thumbnail: bytes = b""
     """THUMBNAIL_SIDE×THUMBNAIL_SIDE gray levels, row by row; empty if the image is almost a single color."""
+    values: Measured | None = None
+    """Of an image of more than 8 bits."""
 
 
 def inspect_files(paths: Sequence[str]) -> list[ImageInfo]:
@@ -90,20 +97,18 @@ def _inspect_file(path: str) -> ImageInfo:
     size, digest = len(data), hashlib.blake2b(data, digest_size=16).digest()
     try:
         with open_image(data) as (image, _):
-            orientation = exif_orientation(image)
-            width, height = image.size[::-1] if orientation >= 5 else image.size
-            anomalies = _find_anomalies(image, path)
+            anomalies = _find_anomalies(image, path)  # first: asking a PNG for its orientation loads the pixels
+            values = measure_image(data) if DEEP in anomalies else None
+            turned = exif_orientation(image) in EXIF_TRANSPOSES
+            width, height = upright_size(image)
             mode, kind = image.mode, image.format or ""
             if kind == "JPEG":
                 image.draft("L", (2 * _HASH_SIDE, 2 * _HASH_SIDE))
-            image.load()
-            gray = convert_mode(image, "L")
+            gray = load_upright(image, "L", range_of(values) if values else None)
     except BadImage as error:
         return ImageInfo(size, digest, error.reason)
     except MemoryError:
         return ImageInfo(size, digest, "it needs more memory than is available")
-    if orientation in EXIF_TRANSPOSES:
-        gray = gray.transpose(EXIF_TRANSPOSES[orientation])
     flat, phash, thumbnail = _phash_and_thumbnail(gray)
     return ImageInfo(
         size,
@@ -113,10 +118,11 @@ def _inspect_file(path: str) -> ImageInfo:
         height,
         kind,
         mode,
-        orientation in EXIF_TRANSPOSES,
+        turned,
         (*anomalies, *flat),
         phash,
         thumbnail,
+        values,
     )
 
 
@@ -139,8 +145,8 @@ def _find_anomalies(image: Image.Image, path: str) -> tuple[str, ...]:
         anomalies.append(f"it is {kind}, not {extension or 'without extension'}")
     if getattr(image, "is_animated", False) and kind != "MPO":
         anomalies.append("it is animated; only the first frame is used")
-    if image.mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", "")):
-        anomalies.append("it has more than 8 bits per channel, scaled to 8")
+    if is_deep(image):
+        anomalies.append(DEEP)
     if image.mode == "CMYK":
         anomalies.append("its colors are CMYK, converted to RGB")
     if short < _MIN_SIDE:

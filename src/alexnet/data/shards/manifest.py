@@ -15,6 +15,7 @@ import torch
 
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.decode import map_in_threads
+from alexnet.data.deep import ValueRange
 from alexnet.data.shards.reader import (
     FAILED,
     FORMAT,
@@ -121,7 +122,14 @@ def _open_split(folder: Path, manifest: Manifest, count: int) -> PackedImages:
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def write_manifest(target: Path, key: str, contents: ImageDataset, format: ShardFormat, tasks: list[ShardTask]) -> None:
+def write_manifest(
+    target: Path,
+    key: str,
+    contents: ImageDataset,
+    format: ShardFormat,
+    tasks: list[ShardTask],
+    value_range: ValueRange | None,
+) -> None:
     """Write the tables beside the finished shards, and pack.json last: without it the dataset is unfinished."""
     checksums: dict[str, str] = {}
     images: dict[str, int] = {}
@@ -156,9 +164,12 @@ def write_manifest(target: Path, key: str, contents: ImageDataset, format: Shard
     write(FAILED, _encode_csv([("name", "split", "reason"), *failed]))
     versions = {name: metadata.version(name) for name in ("litdata", "pillow", "numpy")}
     manifest = Manifest(
-        FORMAT, key, format, list(contents.classes), images, len(failed), statistics, versions, checksums
+        FORMAT, key, format, list(contents.classes), images, len(failed), statistics, versions, checksums, value_range
     )
-    write_json(target / PACK, asdict(manifest))
+    values = asdict(manifest)
+    if value_range is None:  # absent, as in files of earlier versions
+        del values["value_range"]
+    write_json(target / PACK, values)
 
 
 def _read_results(tasks: list[ShardTask]) -> tuple[list[ShardResult], np.ndarray]:

@@ -26,11 +26,13 @@ from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.datasets import CIFAR10_ARCHIVE, load_known_layout
 from alexnet.data.decode import process_pool
+from alexnet.data.deep import ValueRange
 from alexnet.data.image_folder import scan_images
 from alexnet.data.shards.manifest import find_mismatches, is_packed, open_packed, write_manifest
 from alexnet.data.shards.reader import FORMAT, PACK, WORK, ShardFormat
 from alexnet.data.shards.writer import ShardTask, read_result, write_shard
 from alexnet.data.statistics import median_short_side
+from alexnet.data.value_range import find_value_range
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.files import read_json, write_json
@@ -57,14 +59,16 @@ def pack_dataset(
     kind: str = "jpeg",
     size: int | str | None = None,
     quality: int = QUALITY,
+    value_range: ValueRange | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Pack `data`, in any layout that training reads, into the folder `target`, or resume doing so.
 
     `kind` "jpeg" stores images with a short side of at most `size` pixels, or unchanged for "original"; "uint8" stores
-    the pixels of square center crops of side `size`. None is 256, or the images' median if smaller. Splits and sample
-    order are the same as when training on `data`. Returns pack.json with `data`, `bytes`, `shards`, `seconds`,
+    the pixels of square center crops of side `size`. None is 256, or the images' median if smaller. Of images with more
+    than 8 bits, `value_range` becomes 0…255; None measures it on the training images (see `value_range.py`). Splits and
+    sample order are the same as when training on `data`. Returns pack.json with `data`, `bytes`, `shards`, `seconds`,
     `images_per_second` and `resumed`. Raises `UserError`.
     """
     start = time.monotonic()
@@ -77,7 +81,10 @@ def pack_dataset(
     _check_target(data, target)
     contents = list_contents(data, labels, progress)
     format = choose_format(contents, kind, size, quality)
-    tasks = list(plan_shards(contents, format, target))
+    if (deep := find_value_range(contents, value_range, progress)) is not None and progress is not None:
+        progress.log(deep.sentence)
+    value_range = deep.value_range if deep else None
+    tasks = list(plan_shards(contents, format, target, value_range))
     key = pack_key(contents, format, tasks)
     pending, checksums = _prepare_target(target, key, tasks, progress)
     try:
@@ -85,7 +92,7 @@ def pack_dataset(
         total, remaining = sum(map(len, tasks)), sum(map(len, pending))
         _write_shards(pending, workers or cpu_count(), _track_progress(total, remaining, progress))
         if not checksums:
-            write_manifest(target, key, contents, format, tasks)
+            write_manifest(target, key, contents, format, tasks, value_range)
         elif bad := find_mismatches(target, checksums):
             raise UserError(
                 f"{target / bad[0]} was rebuilt and differs from before, so the images in {data} have changed since; "
@@ -143,7 +150,9 @@ def choose_format(contents: ImageDataset, kind: str, size: int | str | None, qua
     return ShardFormat(kind, side, contents.channels, quality if kind == "jpeg" else None)
 
 
-def plan_shards(contents: ImageDataset, format: ShardFormat, target: Path) -> Iterator[ShardTask]:
+def plan_shards(
+    contents: ImageDataset, format: ShardFormat, target: Path, value_range: ValueRange | None = None
+) -> Iterator[ShardTask]:
     """Yield the shards, which are the same on every machine."""
     limit = _images_per_shard(contents, format)
     for split, part in contents.splits.items():
@@ -154,7 +163,7 @@ def plan_shards(contents: ImageDataset, format: ShardFormat, target: Path) -> It
             else:
                 images = part.images[start:stop].permute(0, 2, 3, 1).numpy()
             root = part.root if isinstance(part, ImageFiles) else Path()
-            yield ShardTask(target, split, number, root, images, targets[start:stop], format)
+            yield ShardTask(target, split, number, root, images, targets[start:stop], format, value_range)
 
 
 def _images_per_shard(contents: ImageDataset, format: ShardFormat) -> int:
@@ -192,6 +201,8 @@ def pack_key(contents: ImageDataset, format: ShardFormat, tasks: list[ShardTask]
     limit = _images_per_shard(contents, format)
     if any(task.split == after.split and len(task) < limit for task, after in itertools.pairwise(tasks)):
         parts.append([len(task) for task in tasks])
+    if tasks and tasks[0].value_range is not None:
+        parts.append(tasks[0].value_range)
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 

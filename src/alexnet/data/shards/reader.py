@@ -30,6 +30,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from alexnet.data.dataset import ImageFiles, RawImage
+from alexnet.data.deep import ValueRange
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.files import convert, read_json, sha256_file
@@ -97,6 +98,8 @@ class Manifest:
     """Versions of the packages that wrote it."""
     sha256: dict[str, str]
     """Checksum of each file, by its path relative to the folder."""
+    value_range: ValueRange | None = None
+    """The values that became 0 and 255 in images of more than 8 bits; None (or absent) if there were none."""
 
 
 def read_manifest(data: Path) -> Manifest:

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet.data.decode import BadImage, decode_crop
+from alexnet.data.deep import ValueRange
 from alexnet.data.shards.reader import INDEX, ITEM_TYPES, WORK, ShardFormat, Shards, read_index
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
@@ -47,6 +48,8 @@ class ShardTask:
     """File names, or pixels, uint8 N×H×W×C."""
     targets: list[int]
     format: ShardFormat
+    value_range: ValueRange | None = None
+    """What becomes 0…255 in images of more than 8 bits."""
 
     @property
     def result_path(self) -> Path:
@@ -99,8 +102,9 @@ def write_shard(task: ShardTask) -> int:
     products = np.zeros((channels, channels))
     for i, target in enumerate(task.targets):
         image = task.images[i]
+        source = task.root / image if isinstance(image, str) else image
         try:
-            stored, digest, square = _encode_image(task.root / image if isinstance(image, str) else image, format)
+            stored, digest, square = _encode_image(source, format, task.value_range)
         except BadImage as error:
             failed.append((i, error.reason))
             continue
@@ -138,7 +142,9 @@ def read_result(path: Path) -> ShardResult | None:
         return None
 
 
-def _encode_image(source: Path | np.ndarray, format: ShardFormat) -> tuple[bytes, bytes, np.ndarray]:
+def _encode_image(
+    source: Path | np.ndarray, format: ShardFormat, value_range: ValueRange | None
+) -> tuple[bytes, bytes, np.ndarray]:
     """Return the stored bytes, the digest of the source, and the image as a square, uint8 side×side×C (empty if images
     keep their sizes). Raises `BadImage`."""
     if isinstance(source, Path):
@@ -146,7 +152,8 @@ def _encode_image(source: Path | np.ndarray, format: ShardFormat) -> tuple[bytes
             data = source.read_bytes()
         except OSError as error:
             raise BadImage(f"the system reports '{error.strerror or error}'", str(source)) from error
-        pixels = decode_crop(data, sys.maxsize, format.channels)  # at full size, exactly as for evaluation
+        # at full size, exactly as for evaluation
+        pixels = decode_crop(data, sys.maxsize, format.channels, value_range=value_range)
     else:
         pixels = np.ascontiguousarray(source)
         data = pixels.tobytes()
