@@ -1,8 +1,11 @@
 """Training and resuming from Python: what is recorded, what may change, what is refused."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -345,3 +348,28 @@ def test_a_torchvision_classifier_trains_on_grayscale_images(tmp_path):
     run = Run(train("digits", out=tmp_path / "run", **settings).run)
     spec = load_checkpoint(run.named_checkpoint("best")).model.spec
     assert (spec.in_channels, spec.image_size, spec.num_classes) == (1, 32, 10)
+
+
+@pytest.mark.parametrize("start", [train, resume])
+def test_a_spawned_worker_does_not_train(start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(UserError, match="if __name__ =="):
+        start("digits")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    make_image_folder(tmp_path / "images")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, alexnet\n"
+        "multiprocessing.set_start_method('spawn', force=True)\n"
+        "alexnet.train('images', arch='cifar', epochs=1, image_size=32, width=0.1, workers=2, in_memory=False)\n"
+    )
+    ended = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.count("started the training of this script again") == 2
+    assert "since each worker process runs the script too" in ended.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 1

@@ -7,6 +7,7 @@ workers. Processes that train together each read their `Shard` of every batch: t
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import signal
 import threading
@@ -222,8 +223,15 @@ class BatchLoader:
         if died:  # raised here, where torch's error no longer keeps the other workers alive
             raise WorkerDied(
                 "A worker process that reads images died: it was killed, by a user or by the system for lack of "
-                f"memory or /dev/shm; use fewer than --workers {self.workers}, which need less."
+                f"memory or /dev/shm; use fewer than --workers {self.workers}, which need less.{_spawn_advice()}"
             )
+
+
+def _spawn_advice() -> str:
+    """Return what a script has to do where worker processes run it again; "" where they are forks."""
+    if multiprocessing.get_start_method() == "fork":
+        return ""
+    return ' In a script, call it only below if __name__ == "__main__": since each worker process runs the script too.'
 
 
 def _check_arrays(arrays: ImageArrays, preprocess: EvalTransform, augment: Augment | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -90,6 +91,7 @@ def train(
     change the experiment. Raises `UserError` for bad input before anything is written, `TrainingFailed` if the
     loss becomes NaN or the disk is full, and `Interrupted`, after saving a checkpoint, on Ctrl-C or SIGTERM.
     """
+    _check_main_module()
     recipe = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
     if settings:
         recipe = with_settings(recipe, settings)
@@ -135,6 +137,7 @@ def resume(
     may differ from before; `parallel` defaults to `none` for one process, and for several to `towers` if the run used
     it, else `data`.
     """
+    _check_main_module()
     found = find_run(run)
     original = read_recipe(found.recipe_json)
     settings = {**(settings or {}), **more_settings}
@@ -187,6 +190,15 @@ def _resume(
         if epochs is not None:
             display.log(describe_extension(setup, state, recipe.schedule.epochs))
         return _fit(stack, setup, run, model, display, start=start)
+
+
+def _check_main_module() -> None:
+    """Raise `UserError` in a worker process that runs the script of the main process again to import it."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # set, as in `spawn.py`, during that import
+        raise UserError(
+            "A worker process has started the training of this script again, as it runs the whole script; put "
+            'the call below a line with if __name__ == "__main__": and indent it.'
+        )
 
 
 @contextmanager
