@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torchvision import models, transforms
 
 from alexnet.cli import run
 from alexnet.errors import UserError
-from alexnet.inference.load import load_model
+from alexnet.inference.load import is_run_reference, load_model
 from alexnet.inference.predict import load
 from alexnet.inference.weights_file import FileOptions, read_classes
 from alexnet.models.architectures import ARCHITECTURES, architecture
@@ -82,6 +83,31 @@ def test_every_command_takes_a_file(file, photos, names, tmp_path, capsys):
     assert run(["export", str(file), "torchscript", "--images", str(photos), "--out", out, *known]) == 0
     assert json.loads(Path(f"{out}.json").read_text())["classes"] == list(CLASS_NAMES)
     assert run(["show", "filters", str(file), "--out", str(tmp_path / "f.png"), *known]) == 0
+
+
+@pytest.mark.parametrize("suffix", [".pth.tar", ".PT", ".ckpt", ".bin"])
+def test_files_are_known_by_their_suffix(file, tmp_path, suffix):
+    copy = shutil.copy(file, tmp_path / f"net{suffix}")
+    assert load_model(copy).classes == ("0", "1", "2")
+    assert is_run_reference(copy)
+
+
+def test_an_archive_of_images_is_no_file_of_weights(tmp_path):
+    (tmp_path / "photos.tar").write_bytes(bytes(1024))
+    assert not is_run_reference(str(tmp_path / "photos.tar"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--arch", "cifar"]])
+def test_a_traced_network_is_not_opened(model, photos, tmp_path, arguments, capsys):
+    """As tutorial 002 saves it."""
+    torch.jit.trace(model, torch.zeros(1, 3, 32, 32)).save(tmp_path / "alexnet_cifar10.pt")
+    assert run(["predict", str(tmp_path / "alexnet_cifar10.pt"), str(photos / "sky" / "1.jpg"), *arguments]) == 2
+    assert "opening torchscript files can run code" in capsys.readouterr().err
+
+
+def test_folders_of_other_names_need_class_names(file, photos, capsys):
+    assert run(["eval", str(file), "--data", str(photos)]) == 2
+    assert "name those of a file of weights with --classes" in capsys.readouterr().err
 
 
 def test_files_and_runs_form_an_ensemble(file, checkpoint, photos, names, capsys):

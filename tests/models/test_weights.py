@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import pickle
 from collections import OrderedDict
@@ -148,13 +149,14 @@ def checkpoint_of(style: str, state: dict[str, Tensor]) -> dict[str, Any]:
         "loss beside layers": {**state, "criterion.weight": torch.ones(6), "loss_fn.pos_weight": torch.ones(6)},
         "loss in wrapper": {f"module.{k}": v for k, v in {**prefixed, "criterion.weight": torch.ones(6)}.items()},
         "averages only": {"model_ema": {f"module.{k}": v for k, v in state.items()} | {"n_averaged": torch.tensor(9)}},
+        "with options": {"model": state, "args": argparse.Namespace(lr=0.1, out=Path("runs")), "optimizer": optimizer},
         "averages beside": {"state_dict_ema": averages, "state_dict": state, "arch": "alexnet"},
     }[style]  # fmt: skip
 
 
 CHECKPOINTS = [
     "net", "model_state", "any name", "nested", "any prefix", "inner wrapper", "compiled part", "lightning",
-    "loss beside layers", "loss in wrapper", "averages only", "averages beside",
+    "loss beside layers", "loss in wrapper", "averages only", "with options", "averages beside",
 ]  # fmt: skip
 
 

@@ -289,7 +289,7 @@ def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarra
         shown = ", ".join(repr(m) for m in missing[:5]) + (" …" if len(missing) > 5 else "")
         raise UserError(
             f"The data has {len(found)} classes and the network {len(trained)}, which do not include {shown}; evaluate "
-            "on folders named like the classes it was trained on."
+            "on folders named like the classes it was trained on, or name those of a file of weights with --classes."
         )
     return np.array([index[name] for name in found], dtype=np.int64)
 

@@ -72,8 +72,9 @@ def load_network(
     `UserError`."""
     if not is_exported_model(name):
         return load_model(name, checkpoint, file)
+    loaded = open_exported(name, trust)
     refuse_options(name, file)
-    return open_exported(name, trust)
+    return loaded
 
 
 def load_model(name: str | Path, checkpoint: str = "best", file: FileOptions = NO_OPTIONS) -> LoadedModel:

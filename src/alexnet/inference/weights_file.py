@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from alexnet.models.model import Spec
     from alexnet.runtimes.engines import LoadedModel
 
-SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar"}
-"""Of files of weights; pytorch/examples saves `.pth.tar`."""
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pth.tar", ".pt.tar")
+"""Of files of weights; those of pytorch/examples end in `.pth.tar` and are no archives."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def refuse_options(name: str | Path, options: FileOptions) -> None:
 def is_weights_file(name: str | Path) -> bool:
     """Whether `name` is a file of weights, by its suffix; an exported file may have it, too."""
     path = Path(name)
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
 def load_weights_file(path: Path, options: FileOptions) -> LoadedModel:

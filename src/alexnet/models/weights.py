@@ -7,12 +7,13 @@ known to fit. Files are never unpickled in a way that can run code.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
 _TENSORS = {"weight": 0, "w": 0, "0": 0, "bias": 1, "b": 1, "1": 1, "running_mean": 2, "running_var": 3}
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
+]
+"""Classes of the options that programs (torchvision's and timm's training, Lightning) save beside the weights; making
+one runs no code of the file."""
+
 _KINDS = ("weight", "bias", "running_mean", "running_var")  # in a batch norm all have the same shape
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
@@ -102,7 +111,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         except (SafetensorError, OSError) as error:
             raise damaged from error
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")  # about pickle protocols, which are handled below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -109,7 +109,7 @@ def _check_data(data: RunData) -> Iterator[Recommendation]:
         from_scratch = data.recipe.get("dataset") == "folder" and not data.recipe.get("weights")
         command = ""
         if from_scratch and source:  # the folder, not recipe.json: the weights come with their own architecture
-            command = _rerun(data, source, weights="torchvision:IMAGENET1K_V1")
+            command = _rerun(data, source, arch="torchvision/mobilenet_v3_small", weights="DEFAULT")
         yield Recommendation("few", {"each": images / classes}, command, warns=False)
 
 

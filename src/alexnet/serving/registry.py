@@ -19,7 +19,7 @@ from alexnet.errors import UserError
 from alexnet.files import printable
 from alexnet.inference.load import published_name
 from alexnet.inference.predict import Classifier, load
-from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file, refuse_options
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file
 from alexnet.runtimes.engines import EXACT, LoadedModel
 from alexnet.runtimes.manifest import is_exported_model
 
@@ -43,12 +43,10 @@ def open_models(
     """
     if not sources:
         raise UserError("A server needs at least one model; give a run folder or an exported file.")
-    if not any(map(is_weights_file, sources)):
-        refuse_options(sources[0], file)
     models: Models = {}
     for source in sources:
         options: dict[str, Any] = {} if is_exported_model(source) else {"engine": engine, "device": device}
-        options |= {"file": file} if is_weights_file(source) else {}
+        options |= {"file": file} if is_weights_file(source) or not any(map(is_weights_file, sources)) else {}
         classifier = load(source, checkpoint=checkpoint, trust=trust, log=log, **options)
         classifier.trace()
         name = _model_name(source, classifier.ensemble.members[0])
