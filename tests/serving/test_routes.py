@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 import json
+import random
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from alexnet.errors import UserError
 from alexnet.serving import requests, routes
 from alexnet.serving.batching import ServerBusy
 from alexnet.serving.registry import Models, open_models
-from alexnet.serving.routes import cancel_on_disconnect
+from alexnet.serving.requests import cancel_on_disconnect
 from alexnet.serving.settings import Settings
 from damaged_images import decompression_bomb
 from server_client import Client, DecodeGate, encode, encode_jpeg, http_scope, running_server
@@ -211,12 +214,44 @@ def test_content_encoding_is_415(server: Client) -> None:
     "body",
     [
         b"", b"{", b"null", b"[]", b"{}", b'{"images": []}', b'{"images": "AAAA"}', b'{"images": [1]}',
-        b'{"images": ["not base64!"]}', b'{"images": ["AAA"]}', b'{"images": ["AAAA"], "more": 1}', b"\xff\xfe",
+        b'{"images": ["not base64!"]}', b'{"images": ["A=AA"]}', b'{"images": ["AAAA"], "more": 1}', b"\xff\xfe",
         b"[" * 100_000, b'{"images": [' + b"1" * 5000 + b"]}", b'{"images": ["\xc3\xa9\xc3\xa9"]}',
+        b'{"images": ["AAAAA"]}', b'{"images": ["AAAA", NaN]}', b'{"images": ["AAAA"], "images": []}',
+        b'{"images": ["data:image/png;base64"]}', b'{"images": ["data:image/svg+xml,<svg/>"]}',
+        '{"images": ["AAAA"]}'.encode("utf-16"), b'{"images": ["\xd9\xa1\xd9\xa1\xd9\xa1\xd9\xa1"]}',
     ],
 )  # fmt: skip
 def test_invalid_json_is_422(server: Client, body: bytes) -> None:
     error_message(server.post("/v1/predict", body, "application/json"), 422)
+
+
+@pytest.mark.parametrize(
+    "encode_text",
+    [
+        lambda data: "data:image/jpeg;base64," + base64.b64encode(data).decode(),
+        lambda data: "DATA:image/jpeg;charset=x;BASE64," + base64.b64encode(data).decode(),
+        lambda data: "data:;base64," + quote(base64.b64encode(data), safe=""),
+        lambda data: base64.encodebytes(data).decode(),
+        lambda data: base64.encodebytes(data).decode().replace("\n", "\r\n"),
+        lambda data: base64.b64encode(data).decode() + "\n",
+        lambda data: base64.urlsafe_b64encode(data).decode(),
+        lambda data: base64.urlsafe_b64encode(data).decode().rstrip("="),
+        lambda data: base64.b64encode(data).decode().rstrip("=") + "==",
+    ],
+    ids=["data URL", "upper case", "percent-encoded", "lines", "CRLF", "newline", "URL-safe", "no padding", "padded"],
+)
+def test_base64_is_taken_in_every_form_that_clients_send(
+    server: Client, models: Models, encode_text: Callable[[bytes], str]
+) -> None:
+    jpeg = encode_jpeg()
+    body = json.dumps({"images": [base64.b64encode(jpeg).decode(), encode_text(jpeg)]}).encode()
+    labels = models["fruit"].predict(jpeg).labels
+    for sent in (body, codecs.BOM_UTF8 + body.replace(b"/", rb"\/")):
+        for image in predictions(server.post("/v1/predict", sent, JSON)):
+            assert [label["label"] for label in image["labels"]] == [label for label, _ in labels]
+    for length in range(300, 304):  # each length of the padding, each character of the alphabet
+        data = random.Random(length).randbytes(length)
+        assert requests._parse_json(json.dumps({"images": [encode_text(data)]}).encode()) == [("1", data)]
 
 
 def test_large_json_is_parsed_in_a_thread(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +281,7 @@ def test_large_json_is_parsed_in_a_thread(models: Models, monkeypatch: pytest.Mo
         text = base64.b64encode(large).decode()
         for wrong in (
             text[: requests.LARGE_JSON - 1] + "=" + text[requests.LARGE_JSON :],
-            text[:-1],
+            text.rstrip("=")[: len(text) // 4 * 4 - 3],
             "=" + text[1:],
         ):
             error_message(client.post("/v1/predict", json.dumps({"images": [wrong]}).encode(), JSON), 422)

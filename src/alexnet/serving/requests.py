@@ -1,4 +1,4 @@
-"""Reading untrusted request bodies within limits, the images in them, and JSON responses.
+"""Reading untrusted request bodies within limits, the images in them, JSON responses, and work that clients wait for.
 
 Nothing is written to disk. A client's file name is only a label in the response and is never opened.
 """
@@ -6,19 +6,22 @@ Nothing is written to disk. A client's file name is only a label in the response
 from __future__ import annotations
 
 import asyncio
+import base64
+import codecs
 import contextlib
 import json
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from alexnet.serving.batching import ServerBusy
@@ -27,9 +30,12 @@ from alexnet.serving.settings import Settings
 MULTIPART, JSON, RAW = "multipart/form-data", "application/json", "application/octet-stream"
 FIELD = "images"  # field name in forms and in JSON
 MAX_NAME_LENGTH = 255
+WATCH_AFTER_S = 0.5  # watching for a disconnect costs as much as a response, so fast requests are not watched
 LARGE_JSON = 256 << 10  # bytes; a larger body is parsed in a thread, so that it does not block the event loop
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it warns of every invalid form: they fill the disk
+
+T = TypeVar("T")
 
 NamedImage = tuple[str, bytes]
 """An image: its name in the response, and the bytes of the file."""
@@ -209,12 +215,85 @@ class ImagesDocument(msgspec.Struct, forbid_unknown_fields=True):
     """The bytes of image files, in base64."""
 
 
+class LenientDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """The same with base64 in the forms that clients produce, which takes longer to read; see `_decode_base64`."""
+
+    images: list[str]
+
+
 def _parse_json(body: bytes) -> list[NamedImage]:
+    body = body.removeprefix(codecs.BOM_UTF8)
+    if body.count(b'"images"') > 1:  # msgspec would keep the last list only
+        raise _bad_json(f"{FIELD} appears more than once")
     try:
-        document = msgspec.json.decode(body, type=ImagesDocument)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        reason = str(error).replace("`", "")[:200]
-        raise HTTPException(
-            422, f'The JSON document must have the form {{"{FIELD}": ["<base64>", …]}} ({reason}).'
-        ) from None
-    return [(str(number), data) for number, data in enumerate(document.images, 1)]
+        try:
+            images = msgspec.json.decode(body, type=ImagesDocument).images
+        except msgspec.ValidationError:
+            images = [_decode_base64(text) for text in msgspec.json.decode(body, type=LenientDocument).images]
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise _bad_json(str(error).replace("`", "")[:200]) from None
+    return [(str(number), data) for number, data in enumerate(images, 1)]
+
+
+def _bad_json(reason: str) -> HTTPException:
+    return HTTPException(422, f'The JSON document must have the form {{"{FIELD}": ["<base64>", …]}} ({reason}).')
+
+
+def _decode_base64(text: str) -> bytes:
+    """Decode base64 as a data URL, in lines, with the alphabet for URLs or without padding. Raises `ValueError`."""
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise ValueError("a data URL must contain ;base64 and a comma")
+        text = unquote(text)
+    text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+# ── results ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def cancel_on_disconnect(request: Request, work: asyncio.Future[T]) -> T:
+    """Return the result of `work`, and cancel it when the client disconnects or the request times out.
+
+    Raises starlette's `ClientDisconnect`, or `HTTPException` (503). The body must have been read. Work that finishes
+    within `WATCH_AFTER_S` is not watched.
+    """
+    timeout = request.app.state.settings.timeout
+    delay = min(WATCH_AFTER_S, timeout / 2)
+    watcher: asyncio.Future[bool] | None = None
+
+    def watch() -> None:
+        nonlocal watcher
+        watcher = asyncio.ensure_future(_disconnects(request, timeout - delay))
+        watcher.add_done_callback(lambda _: work.cancel())  # does nothing if the work is done
+
+    timer = asyncio.get_running_loop().call_later(delay, watch)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if watcher is None or not watcher.done() or watcher.cancelled():
+            raise
+        if watcher.result():
+            raise ClientDisconnect from None
+        seconds = request.app.state.batcher.retry_after()
+        message = f"The request timed out after {timeout:g} s in the queue; retry in {seconds} s."
+        raise HTTPException(503, message, {"Retry-After": str(seconds)}) from None
+    finally:
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
+
+
+async def _disconnects(request: Request, seconds: float) -> bool:
+    """Return whether the client disconnects within `seconds`."""
+
+    async def wait() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    try:
+        await asyncio.wait_for(wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True

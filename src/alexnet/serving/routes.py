@@ -38,6 +38,7 @@ from alexnet.serving.requests import (
     RAW,
     NamedImage,
     TextResponse,
+    cancel_on_disconnect,
     error_response,
     media_type,
     read_body,
@@ -45,7 +46,6 @@ from alexnet.serving.requests import (
 )
 from alexnet.serving.settings import Settings
 
-WATCH_AFTER_S = 0.5  # watching for a disconnect costs as much as a response, so fast requests are not watched
 CLIENT_CLOSED = 499  # nginx's status of a disconnected client; only seen in the metrics
 METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
@@ -313,52 +313,6 @@ def _raise_failures(images: list[NamedImage], outcomes: list[Outcome]) -> None:
     if any(failure.result == TOO_LARGE for failure in failures):
         raise HTTPException(413, f"The image is too large ({reasons}); send a smaller one.")
     raise HTTPException(422, f"No image could be read ({reasons}); send JPEG, PNG or another common format.")
-
-
-async def cancel_on_disconnect(request: Request, work: asyncio.Future[T]) -> T:
-    """Return the result of `work`, and cancel it when the client disconnects or the request times out.
-
-    Raises starlette's `ClientDisconnect`, or `HTTPException` (503). The body must have been read. Work that finishes
-    within `WATCH_AFTER_S` is not watched.
-    """
-    timeout = request.app.state.settings.timeout
-    delay = min(WATCH_AFTER_S, timeout / 2)
-    watcher: asyncio.Future[bool] | None = None
-
-    def watch() -> None:
-        nonlocal watcher
-        watcher = asyncio.ensure_future(_disconnects(request, timeout - delay))
-        watcher.add_done_callback(lambda _: work.cancel())  # does nothing if the work is done
-
-    timer = asyncio.get_running_loop().call_later(delay, watch)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if watcher is None or not watcher.done() or watcher.cancelled():
-            raise
-        if watcher.result():
-            raise ClientDisconnect from None
-        seconds = request.app.state.batcher.retry_after()
-        message = f"The request timed out after {timeout:g} s in the queue; retry in {seconds} s."
-        raise HTTPException(503, message, {"Retry-After": str(seconds)}) from None
-    finally:
-        timer.cancel()
-        if watcher is not None:
-            watcher.cancel()
-
-
-async def _disconnects(request: Request, seconds: float) -> bool:
-    """Return whether the client disconnects within `seconds`."""
-
-    async def wait() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    try:
-        await asyncio.wait_for(wait(), seconds)
-    except asyncio.TimeoutError:
-        return False
-    return True
 
 
 # ── explanations ──────────────────────────────────────────────────────────────────────────────────
