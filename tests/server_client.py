@@ -96,8 +96,8 @@ def http_scope(path: str, kind: bytes) -> dict[str, Any]:
     """Return the ASGI scope of a POST request with a body of the media type `kind`."""
     return {
         "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
-        "http_version": "1.1", "headers": [(b"content-type", kind)], "scheme": "http", "server": ("s", 1),
-        "client": None,
+        "http_version": "1.1", "headers": [(b"host", b"localhost"), (b"content-type", kind)], "scheme": "http",
+        "server": ("s", 1), "client": None,
     }  # fmt: skip
 
 

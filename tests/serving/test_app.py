@@ -280,14 +280,6 @@ def test_refused_client_that_never_stops_sending_is_disconnected(
         assert not server.server_state.connections
 
 
-@pytest.mark.parametrize("line", [b"GET /healthz HTTP/1.0\r\n", b"GET /healthz HTTP/1.1\r\nConnection: close\r\n"])
-def test_request_without_host_is_answered(models: Models, line: bytes) -> None:
-    with running_uvicorn(models) as (port, _):
-        received = exchange(port, line + b"\r\n")
-    assert received.startswith(b"HTTP/1.1 200 ")
-    assert received.endswith(b'{"status":"alive"}')
-
-
 def test_slightly_too_large_request_head_is_431(models: Models) -> None:
     with running_uvicorn(models) as (port, _):
         header = b"A: " + b"b" * 1000 + b"\r\n"

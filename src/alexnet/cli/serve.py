@@ -27,6 +27,7 @@ def serve(
     file: FileOptions = NO_OPTIONS,
     token_file: Path | None = None,
     cors: tuple[str, ...] = (),
+    root_path: str = "",
     max_batch: int = 32,
     max_delay_ms: float = 5.0,
     queue: int = 512,
@@ -49,7 +50,9 @@ def serve(
         checkpoint: Which checkpoint of a run.
         trust: Open exported files in formats that can run code (TorchScript, pt2).
         token_file: File with the bearer token; or set ALEXNET_TOKEN.
-        cors: Origins whose pages may send requests, such as https://example.org; none by default.
+        cors: Origins whose pages may send requests, such as https://example.org, capacitor://localhost (an app's web
+            view) or null (a page without an origin); none by default.
+        root_path: Path under which a reverse proxy serves this server, such as /alexnet.
         max_batch: Maximum images per batch.
         max_delay_ms: Maximum milliseconds that an image waits for a batch to fill while the network is free.
         queue: Maximum images queued (each ten-crop view counts); further requests get 503.
@@ -68,8 +71,9 @@ def serve(
 
     _check_serving()
     settings = Settings(
-        host=host, port=port, token=_token(token_file), cors=cors, max_batch=max_batch, max_delay_ms=max_delay_ms,
-        queue=queue, max_bytes=max_bytes, max_pixels=max_pixels, max_images=max_images, timeout=timeout, drain=drain,
+        host=host, port=port, token=_token(token_file), cors=cors, root_path=root_path,
+        max_batch=max_batch, max_delay_ms=max_delay_ms, queue=queue, max_bytes=max_bytes, max_pixels=max_pixels,
+        max_images=max_images, timeout=timeout, drain=drain,
     )  # fmt: skip
     from alexnet.serving.registry import open_models
     from alexnet.serving.server import serve as serve_models

@@ -10,6 +10,8 @@ from alexnet.errors import UserError
 
 MAX_BODIES = 8  # request bodies of the maximum size that may be in memory at once, including partly received ones
 
+ORIGIN = re.compile(r"\*|null|file://|[a-z][a-z0-9+.-]*://((?![/?#@A-Z])[!-~])+")
+
 RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535), "max_batch": (1, 4096), "max_delay_ms": (0, 60_000), "queue": (1, 1_000_000),
     "max_bytes": (1, 1 << 32), "max_pixels": (1, MAX_PIXELS), "max_images": (1, 10_000), "timeout": (0.1, 3600),
@@ -28,7 +30,10 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     """Bearer token that requests must carry; None accepts all requests."""
     cors: tuple[str, ...] = ()
-    """Origins of other websites whose pages may send requests, e.g. https://example.org."""
+    """Origins whose pages may send requests, as browsers send them: https://example.org, capacitor://localhost (the
+    web view of an app), null (a page without an origin, such as a local file), or * for any."""
+    root_path: str = ""
+    """Path under which a reverse proxy serves this server, such as /alexnet, whether or not the proxy strips it."""
     max_batch: int = 32
     """Maximum images per batch."""
     max_delay_ms: float = 5.0
@@ -63,11 +68,16 @@ class Settings:
         if self.token is not None and self.token != self.token.strip():
             raise UserError("The token starts or ends with whitespace, which HTTP strips; remove it.")
         for origin in self.cors:
-            if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+            if not ORIGIN.fullmatch(origin):
                 raise UserError(
-                    f"--cors {origin} is not a web origin; write scheme, host and optional port only, such as "
-                    "https://example.org."
+                    f"--cors {origin} is not a web origin; write scheme, host and optional port only, in lower "
+                    "case, such as https://example.org or capacitor://localhost, or null."
                 )
+        if not re.fullmatch(r"(/[\w.~-]+)*", self.root_path, re.ASCII) or {".", ".."} & {*self.root_path.split("/")}:
+            raise UserError(
+                f"--root-path {self.root_path} is not a path; start it with a slash and end it without one, as in "
+                "/alexnet."
+            )
 
     @property
     def body_budget(self) -> int:
