@@ -9,6 +9,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -149,7 +150,8 @@ def checkpoint_of(style: str, state: dict[str, Tensor]) -> dict[str, Any]:
         "loss beside layers": {**state, "criterion.weight": torch.ones(6), "loss_fn.pos_weight": torch.ones(6)},
         "loss in wrapper": {f"module.{k}": v for k, v in {**prefixed, "criterion.weight": torch.ones(6)}.items()},
         "averages only": {"model_ema": {f"module.{k}": v for k, v in state.items()} | {"n_averaged": torch.tensor(9)}},
-        "with options": {"model": state, "args": argparse.Namespace(lr=0.1, out=Path("runs")), "optimizer": optimizer},
+        "with options": {"model": state, "args": argparse.Namespace(lr=0.1, out=Path("runs")), "best": np.float64(93.1),
+                         "losses": np.ones(3), "optimizer": optimizer},
         "averages beside": {"state_dict_ema": averages, "state_dict": state, "arch": "alexnet"},
     }[style]  # fmt: skip
 

@@ -7,13 +7,12 @@ known to fit. Files are never unpickled in a way that can run code.
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -30,13 +29,14 @@ if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
 _TENSORS = {"weight": 0, "w": 0, "0": 0, "bias": 1, "b": 1, "1": 1, "running_mean": 2, "running_var": 3}
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
-    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
-]
-"""Classes of the options that programs (torchvision's and timm's training, Lightning) save beside the weights; making
-one runs no code of the file."""
+_BESIDE = (
+    "argparse.Namespace",
+    *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
+    *(f"numpy.{core}.multiarray.{function}" for core in ("core", "_core") for function in ("scalar", "_reconstruct")),
+    "numpy.dtype",
+    "numpy.ndarray",
+)
+"""Classes and functions that pickles of other programs refer to for options, paths and results beside the weights."""
 
 _KINDS = ("weight", "bias", "running_mean", "running_var")  # in a batch norm all have the same shape
 
@@ -92,6 +92,14 @@ def copy_tensors(model: Network, state: dict[str, Tensor], where: str = "the wei
     model.load_state_dict({**complete, **known, **matched})
 
 
+class _Ignored:
+    """What becomes of an object beside the weights: nothing in it is used or run."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
 def read_weights(path: str | Path) -> dict[str, Any]:
     """Read a .safetensors, .pt or .pth file to the CPU. Raises `UserError` if it cannot be read safely."""
     path = Path(path)
@@ -110,8 +118,9 @@ def read_weights(path: str | Path) -> dict[str, Any]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise damaged from error
+    ignored: list[Any] = [(_Ignored, name) for name in _BESIDE]
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(ignored):
             warnings.simplefilter("ignore")  # about pickle protocols, which are handled below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -120,9 +129,11 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         with path.open("rb") as file:
             pickled = file.read(1) in (b"(", b"\x80")
         if re.search(r"GLOBAL|global|class", str(error)) or (pickled and "operand" in str(error)):
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            objects = f"pickled Python objects ({named[1]})" if named else "pickled Python objects"
             raise UserError(
-                f"'{path}' contains pickled Python objects, which can run code when loaded, and is refused; if you "
-                "trust it, load it yourself and save only the tensors: torch.save(model.state_dict(), 'weights.pt')."
+                f"'{path}' contains {objects}, which can run code when loaded, and is refused; if you trust it, "
+                "load it yourself and save only the tensors: torch.save(model.state_dict(), 'weights.pt')."
             ) from error
         raise damaged from error
     except Exception as error:  # bytes that look like a pickle can fail in any way
