@@ -29,6 +29,7 @@ from torchvision.transforms import v2
 from alexnet import rng
 from alexnet.bench.limits import time_interleaved
 from alexnet.data import decode as decode_module
+from alexnet.data import jpeg
 from alexnet.data.augment import BOX_DRAWS, Augment, augment, crop_box
 from alexnet.data.dataset import ImageFiles
 from alexnet.data.decode import decode_crop, decode_image
@@ -58,7 +59,7 @@ def pil_pipeline(transform: Callable, paths: list[Path]) -> None:
 def ours(cfg: Augment, paths: list[Path], turbo: bool = True) -> None:
     files = ImageFiles(Path("/"), [str(p) for p in paths], torch.zeros(len(paths), dtype=torch.int64))
     loader = BatchLoader(files, PREPROCESS, cfg, batch_size=BATCH, shuffle=True)
-    with nullcontext() if turbo else patch.object(decode_module, "_import_simplejpeg", lambda: None):
+    with nullcontext() if turbo else patch.object(jpeg, "import_simplejpeg", lambda: None):
         for batch in loader.batches(0):
             augment(batch.images, batch.ids, 0, 0, loader.device_augment, PREPROCESS.size)
 

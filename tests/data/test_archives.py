@@ -29,7 +29,7 @@ def write_zip(path: Path, entries: dict[str, bytes]) -> Path:
 
 
 def list_files(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != ".ignored.txt"}
 
 
 def test_only_images_and_tables_are_extracted_once(tmp_path):

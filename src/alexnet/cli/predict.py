@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from alexnet.cli.classifier_options import ClassifierOptions
-from alexnet.cli.output import print_json
+from alexnet.cli.output import log, print_json
 from alexnet.errors import UserError
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
@@ -37,6 +37,7 @@ def predict(
         json: Print one JSON document.
     """
     from alexnet.data.image_folder import find_images
+    from alexnet.data.image_names import describe_ignored
     from alexnet.data.value_range import describe_clipped
     from alexnet.inference.load import is_run_reference
     from alexnet.inference.predict import load
@@ -48,8 +49,11 @@ def predict(
     if out is not None:
         return _predict_to_file(out, runs, images, top, options, file, json)
     inputs: list[str | Path | bytes] = []
+    ignored: list[str] = []
     for image in images:
-        inputs += [sys.stdin.buffer.read()] if image == "-" else find_images([image])
+        inputs += [sys.stdin.buffer.read()] if image == "-" else find_images([image], ignored)
+    if ignored:
+        log(describe_ignored(ignored))
     predictions = []
     classifier = load(runs, cached_for="one" if len(inputs) == 1 else "many", file=file, **options.to_load())
     for prediction in classifier.predict_many(inputs, top, options.views, options.scales):
@@ -76,6 +80,7 @@ def _predict_to_file(
 ) -> int:
     """Write the labels of many images as a table, resuming a table that an earlier command left unfinished."""
     from alexnet.data.image_folder import find_images
+    from alexnet.data.image_names import describe_ignored
     from alexnet.data.value_range import describe_clipped
     from alexnet.inference.batch_predict import check_out, write_predictions
     from alexnet.inference.predict import load
@@ -84,7 +89,10 @@ def _predict_to_file(
     check_out(out)
     if "-" in images:
         raise UserError("--out writes one row per image file and '-' is not a file; leave one of them out.")
-    paths = find_images(images)
+    ignored: list[str] = []
+    paths = find_images(images, ignored)
+    if ignored:
+        log(describe_ignored(ignored))
     classifier = load(runs, cached_for="one" if len(paths) == 1 else "many", file=file, **options.to_load())
     networks = [member.model_id for member in classifier.ensemble.members]
     request = {"networks": networks, "engine": options.engine}

@@ -1,8 +1,8 @@
 """Archives of images, zip and tar, unpacked once into the cache and then read like any folder.
 
-Archives are untrusted: only regular files with an image or table suffix are extracted, paths outside the archive are
-rejected, links and devices are skipped, and extraction stops if an archive expands to more than it declares, than
-`MAX_GROWTH` times its size, or than the disk can hold.
+Archives are untrusted: only regular files that are images (image_names.py) or have a table's suffix are extracted;
+other files, links and devices are listed as ignored; paths outside the archive are rejected; and extraction stops if an
+archive expands to more than it declares, than `MAX_GROWTH` times its size, or than the disk can hold.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from alexnet.data.decode import IMAGE_SUFFIXES
+from alexnet.data.image_names import HEAD, has_image_suffix, is_hidden, starts_like_image
 from alexnet.device import cache_dir
 from alexnet.errors import UserError
 from alexnet.files import atomic_folder
@@ -32,13 +33,15 @@ _ALWAYS_ALLOWED = 1 << 28  # bytes that any archive may unpack to
 _RESERVED = 1 << 30  # bytes that must stay free on the disk
 _BLOCK = 1 << 20
 _TABLE_SUFFIXES = (".csv", ".parquet")  # tables of labels next to the images
+_IGNORED = ".ignored.txt"  # in the unpacked folder: the names of the files that were not extracted, one a line
 
 
 class _Entry(NamedTuple):
     name: str
     size: int
     """Bytes, as the archive declares."""
-    open: Callable[[], IO[bytes] | None]
+    open: Callable[[], IO[bytes] | None] | None
+    """Open it for reading; None for a link or a device."""
 
 
 def is_archive(path: Path) -> bool:
@@ -55,7 +58,7 @@ def unpack_if_archive(data: Path, progress: Progress | None = None) -> Path:
     if not is_archive(data):
         return data
     state = data.stat()
-    key = f"{data.resolve()} {state.st_size} {state.st_mtime_ns}"
+    key = f"by content: {data.resolve()} {state.st_size} {state.st_mtime_ns}"
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     target = cache_dir() / "archives" / f"{data.name.split('.')[0][:80]}-{digest}"
     if not target.is_dir():
@@ -73,50 +76,72 @@ def unpack_if_archive(data: Path, progress: Progress | None = None) -> Path:
     return _skip_single_folders(target)
 
 
+def ignored_in_archive(folder: Path) -> list[str]:
+    """Return the files that were not extracted to `folder` or the folder around it; none if it is of no archive."""
+    home = cache_dir() / "archives"
+    if not folder.is_relative_to(home) or folder == home:
+        return []
+    listed = home / folder.relative_to(home).parts[0] / _IGNORED
+    return listed.read_text("utf-8", "surrogateescape").splitlines() if listed.is_file() else []
+
+
 def _skip_single_folders(folder: Path) -> Path:
     """Descend while `folder` contains only one folder, which contains folders or a table and so is not a class."""
     while True:
-        inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        inside = [path for path in folder.iterdir() if not is_hidden(path.name)]
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in ("train", "training"):
             return folder
-        below = [path for path in inside[0].iterdir() if not path.name.startswith(".")]
+        below = [path for path in inside[0].iterdir() if not is_hidden(path.name)]
         if not below or not any(path.is_dir() or path.suffix in _TABLE_SUFFIXES for path in below):
             return folder
         folder = inside[0]
 
 
 def _unpack(archive: Path, target: Path, progress: Progress | None) -> None:
-    """Extract the images and tables in `archive` to `target`, within the limits of size."""
+    """Extract the images and tables in `archive` to `target`, within the limits of size, and list the other files."""
     free = shutil.disk_usage(target).free - _RESERVED
     allowed = max(_ALWAYS_ALLOWED, MAX_GROWTH * archive.stat().st_size)
-    total = 0
+    total, ignored = 0, list[str]()
     for done, count, entry in _entries(archive):
         path = PurePosixPath(entry.name)
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
             raise UserError(f"The archive {archive} is unsafe: it would write to {entry.name}; do not use it.")
-        total += entry.size
-        if total > allowed:
-            raise UserError(
-                f"The archive {archive} would unpack to more than {allowed / 1e9:.1f} GB, {MAX_GROWTH} times its own "
-                "size, which images do not; unpack it yourself if you trust it, and give the folder."
-            )
-        if total > free:
-            raise UserError(
-                f"The archive {archive} does not fit on the disk of {target.parent}; free some space, or set "
-                "ALEXNET_CACHE to a folder elsewhere."
-            )
-        output = target.joinpath(*path.parts)
-        output.parent.mkdir(parents=True, exist_ok=True)
         try:
-            source = entry.open()
+            source = entry.open() if entry.open else None
         except RuntimeError as error:  # what zipfile raises without a password
             raise UserError(f"The archive {archive} is encrypted; unpack it yourself, and give the folder.") from error
-        if source is None or output.exists():  # of a name listed twice the first counts
+        if source is None:
+            ignored.append(f"{entry.name} (a link or device)")
             continue
-        with source, open(output, "xb") as file:
-            _copy(source, file, entry.size, archive)
+        with source:
+            head = source.read(HEAD)
+            if not _has_known_suffix(entry.name) and not starts_like_image(entry.name, head):
+                ignored.append(entry.name)
+                continue
+            total += entry.size
+            if total > allowed:
+                raise UserError(
+                    f"The archive {archive} would unpack to more than {allowed / 1e9:.1f} GB, {MAX_GROWTH} times its "
+                    "own size, which images do not; unpack it yourself if you trust it, and give the folder."
+                )
+            if total > free:
+                raise UserError(
+                    f"The archive {archive} does not fit on the disk of {target.parent}; free some space, or set "
+                    "ALEXNET_CACHE to a folder elsewhere."
+                )
+            output = target.joinpath(*path.parts)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            if output.exists():  # of a name listed twice the first counts
+                ignored.append(f"{entry.name} (a second one)")
+                continue
+            with open(output, "xb") as file:
+                file.write(head)
+                _copy(source, file, entry.size - len(head), archive)
         if progress is not None and (done % 64 == 0 or done == count):
             progress(done, count, f"unpacking {archive.name}")
+    if ignored:
+        lines = (name.replace("\n", " ") for name in ignored)
+        (target / _IGNORED).write_text("\n".join(lines), "utf-8", "surrogateescape")
 
 
 def _copy(source: IO[bytes], file: IO[bytes], size: int, archive: Path) -> None:
@@ -130,23 +155,27 @@ def _copy(source: IO[bytes], file: IO[bytes], size: int, archive: Path) -> None:
 
 
 def _entries(archive: Path) -> Iterator[tuple[int, int, _Entry]]:
-    """Yield (index from 1, number of entries or 0 if unknown, entry) for each file to extract."""
+    """Yield (index from 1, number of entries or 0 if unknown, entry) for each that is neither hidden nor a folder."""
     if archive.name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as file:
             members = file.infolist()
             for done, member in enumerate(members, 1):
                 name = member.filename.replace("\\", "/")  # some Windows programs write backslashes
                 kind = member.external_attr >> 28  # file type of the Unix mode: 8 or 0 is a regular file, 10 a link
-                if not member.is_dir() and kind in (0, 8) and _should_extract(name):
-                    yield done, len(members), _Entry(name, member.file_size, lambda m=member: file.open(m))  # type: ignore[misc]
+                if not member.is_dir() and not _is_hidden(name):
+                    reader = partial(file.open, member) if kind in (0, 8) else None
+                    yield done, len(members), _Entry(name, member.file_size, reader)
     else:
         with tarfile.open(archive) as tar:
             for done, info in enumerate(tar, 1):
-                if info.isfile() and _should_extract(info.name):
-                    yield done, 0, _Entry(info.name, info.size, lambda i=info: tar.extractfile(i))  # type: ignore[misc]
+                if not info.isdir() and not _is_hidden(info.name):
+                    source = partial(tar.extractfile, info) if info.isfile() else None
+                    yield done, 0, _Entry(info.name, info.size, source)
 
 
-def _should_extract(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
-    return not hidden and os.path.splitext(name)[1].lower() in (*IMAGE_SUFFIXES, *_TABLE_SUFFIXES)
+def _is_hidden(name: str) -> bool:
+    return any(is_hidden(part) and part not in (".", "..") for part in PurePosixPath(name).parts)
+
+
+def _has_known_suffix(name: str) -> bool:
+    return has_image_suffix(name) or os.path.splitext(name)[1].lower() in _TABLE_SUFFIXES

@@ -2,7 +2,7 @@
 
 Evaluation, serving and export use `decode_image`, training uses `decode_crop`. They differ only in how a JPEG's pixels
 are read, so they agree on EXIF orientation, transparency, CMYK and 16-bit files. Needs Pillow but not torch; with
-simplejpeg, training images decode faster to the same pixels.
+simplejpeg, JPEGs decode faster to the same pixels, and more kinds of damage are found (see jpeg.py).
 
 Only raster formats are tried: Pillow would pass an EPS file to Ghostscript, which executes it, and `alexnet serve`
 reads untrusted images.
@@ -23,10 +23,10 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from alexnet.data.deep import (
     CLIPPED,
@@ -39,6 +39,7 @@ from alexnet.data.deep import (
     load_values,
     scale_to_8_bits,
 )
+from alexnet.data.jpeg import decode_strictly, load_strictly
 from alexnet.data.unreadable import describe_unreadable
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
@@ -47,13 +48,6 @@ from alexnet.signals import ignore_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
-    | {".jp2", ".tga", ".heic", ".heif", ".avif"}
-)
-"""Lowercase suffixes of image files, including HEIC and AVIF although their readers may be missing: an unreadable image
-is reported rather than overlooked."""
 
 MAX_PIXELS = 178_956_970
 """Largest width × height that is decoded: Pillow's own limit (twice its `MAX_IMAGE_PIXELS`)."""
@@ -158,7 +152,9 @@ def decode_crop(
                 factor *= 2
         left, top, right, bottom = (round(edge / factor) for edge in (left, top, right, bottom))
         if image.mode in (mode, "L") and orientation not in EXIF_TRANSPOSES:
-            pixels = _decode_simplejpeg(file, mode, stored, factor)
+            file.seek(0)
+            reduced = (-(-stored[0] // factor), -(-stored[1] // factor))
+            pixels = decode_strictly(file.read(), mode, reduced, factor)
             if pixels is not None:
                 return pixels[top:bottom, left:right]
         if factor > 1:
@@ -285,36 +281,7 @@ def _describe_error(error: Exception) -> str:
     return f"its data is damaged ({error})" if text else "its data is damaged"
 
 
-def _decode_simplejpeg(file: BinaryIO, mode: str, size: tuple[int, int], factor: int) -> np.ndarray | None:
-    """Decode a JPEG of `size` (width, height) at 1/`factor` scale to uint8 H×W×C.
-
-    Returns None without simplejpeg and for any error, so that Pillow decides whether the file is readable. Both
-    packages use libjpeg-turbo and yield the same pixels (a test compares them); Pillow makes two more copies, a third
-    of its time.
-    """
-    simplejpeg = _import_simplejpeg()
-    if simplejpeg is None:
-        return None
-    file.seek(0)
-    scale = {"min_width": -(-size[0] // factor), "min_height": -(-size[1] // factor), "min_factor": factor}
-    try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(file.read(), "RGB" if mode == "RGB" else "GRAY", **scale)
-    except ValueError:
-        return None
-    return pixels
-
-
-@functools.cache
-def _import_simplejpeg() -> Any:
-    """Return the module, or None if it is not installed."""
-    try:
-        import simplejpeg
-    except ImportError:
-        return None
-    return simplejpeg
-
-
-# ── orientation, mode and bit depth ───────────────────────────────────────────────────────────────
+# ── orientation, mode and bit depth ───────────────────────────────────────────────────────────────────────────
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -348,7 +315,10 @@ def load_upright(image: Image.Image, mode: str, value_range: ValueRange | None =
         if value_range == UNMEASURED:
             raise RangeUnknown
         deep, clipped = scale_to_8_bits(load_values(image), value_range)
-    image.load()
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and image.tile:
+        deep = load_strictly(image)
+    else:
+        image.load()
     transpose = EXIF_TRANSPOSES.get(exif_orientation(image))
     converted = convert_mode(deep, mode)
     upright = converted if transpose is None else converted.transpose(transpose)

@@ -5,9 +5,10 @@ Both of these layouts are read, with any class names and images at any depth bel
     DIR/<class>/*                                 no splits
     DIR/train/<class>/*   DIR/val/<class>/*       also training; valid, validation; test, testing; in any case
 
-Hidden files, files without an image suffix, and links to folders below a class (possible cycles) are skipped. Class
-indices follow the alphabetical order of the folders in train/; other splits are matched to it by name. An archive is
-read like the folder in it (archives.py). A table of labels, CSV or Parquet, can replace the class folders.
+Hidden files are skipped; other files that are not images (image_names.py) and links to folders below a class (possible
+cycles) are skipped and listed. Class indices follow the alphabetical order of the folders in train/; other splits are
+matched to it by name. An archive is read like the folder in it (archives.py). A table of labels, CSV or Parquet, can
+replace the class folders.
 
 torch is imported where needed: prediction uses `find_images` without it.
 """
@@ -16,13 +17,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alexnet.data.archives import ARCHIVE_SUFFIXES, unpack_if_archive
+from alexnet.data.archives import ARCHIVE_SUFFIXES, ignored_in_archive, unpack_if_archive
 from alexnet.data.dataset import ImageDataset, ImageFiles, list_first, order_splits
-from alexnet.data.decode import IMAGE_SUFFIXES
+from alexnet.data.image_names import describe_ignored, has_image_suffix, is_hidden, is_image
 from alexnet.errors import UserError
 from alexnet.progress import Progress
 
@@ -41,18 +42,42 @@ SPLIT_NAMES = {
 # ── finding files ─────────────────────────────────────────────────────────────────────────────────
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return `paths` with each folder replaced by all images below it, sorted. Raises `UserError` for one without."""
+def find_images(paths: Iterable[str | Path], ignored: list[str] | None = None) -> list[Path]:
+    """Return `paths` with each folder replaced by all images below it, sorted, except hidden ones.
+
+    Other files, links to folders, and folders that cannot be opened are added to `ignored`. Raises `UserError` for a
+    folder without images.
+    """
     found: list[Path] = []
+    ignored = [] if ignored is None else ignored
     for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise UserError(f"The folder {path} holds no images.")
-            found += inside
-        else:
+        if not path.is_dir():
             found.append(path)
+            continue
+        before = len(ignored)
+        inside = sorted(_walk_images(path, ignored))
+        if not inside:
+            others = f" {describe_ignored(ignored[before:])}" if ignored[before:] else ""
+            raise UserError(f"The folder {path} holds no images.{others}")
+        found += inside
     return found
+
+
+def _walk_images(folder: Path, ignored: list[str]) -> Iterator[Path]:
+    """Yield the images below `folder`, and add what is passed over to `ignored`."""
+
+    def note_error(error: OSError) -> None:
+        ignored.append(f"{error.filename} ({error.strerror})")
+
+    for parent, folders, files in os.walk(folder, onerror=note_error):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        links = (path for name in folders if os.path.islink(path := os.path.join(parent, name)))
+        ignored.extend(f"{path} (a link)" for path in links)
+        for path in (os.path.join(parent, name) for name in files if not is_hidden(name)):
+            if os.path.isfile(path) and is_image(path):
+                yield Path(path)
+            else:
+                ignored.append(path)
 
 
 def require_folder(data: Path) -> Path:
@@ -94,12 +119,8 @@ def scan_images(
     return scan_label_table(root, resolve_labels_path(labels, root), training)
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "@")) or name == "__MACOSX"  # @eaDir: thumbnails of network drives
-
-
-def _is_image(name: str) -> bool:
-    return not _is_hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file() and is_image(entry.path)
 
 
 def _to_dataset(
@@ -132,6 +153,8 @@ class FolderContents:
     """Folders next to the split folders."""
     stray: list[str] = field(default_factory=list)
     """Images next to the class or split folders, which belong to no class."""
+    others: list[str] = field(default_factory=list)
+    """Files that are not images, at any depth, and those that were not extracted from an archive."""
     inaccessible: list[tuple[str, str]] = field(default_factory=list)
     """Folders that cannot be opened: (name, the system's reason)."""
     links: list[str] = field(default_factory=list)
@@ -149,11 +172,12 @@ def walk_folder(root: Path) -> FolderContents:
     found.folders, ignored = _split_folders(root, folders)
     if found.folders:
         found.ignored = [folder.name for folder in ignored]
-        found.stray = [entry.name for entry in entries if _is_image(entry.name) and entry.is_file()]
+        _sort_files(entries, found)
     else:
         found.folders = {"all": root}
     for split, folder in found.folders.items():
         found.classes[split] = _find_classes(folder, found)
+    found.others += ignored_in_archive(root)
     return found
 
 
@@ -172,6 +196,10 @@ def scan_class_folders(root: Path, training: bool = True) -> ImageDataset:
     notes = [f"Ignored in {root}: {', '.join(found.ignored)}."] if found.ignored else []
     if found.links:
         notes.append(f"Ignored in {root}, since links to folders can form cycles: {list_first(found.links)}.")
+    if found.stray:
+        notes.append(f"Ignored in {root}, since they are in no class: {list_first(found.stray)}.")
+    if found.others:
+        notes.append(describe_ignored(found.others))
     folders, by_split = found.folders, found.classes
     if training and "all" in by_split:
         folders, by_split = {"train": root}, {"train": by_split["all"]}
@@ -195,7 +223,7 @@ def _list_entries(folder: Path, found: FolderContents) -> list[os.DirEntry[str]]
     """Return the entries of `folder` by name; one that cannot be opened is recorded and counts as empty."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         name = folder.relative_to(found.root).as_posix() if folder != found.root else "."
         found.inaccessible.append((name, error.strerror or str(error)))
@@ -217,7 +245,7 @@ def _is_folder(entry: os.DirEntry[str], parents: tuple[Path, ...], found: Folder
 
 def _has_images(folder: Path, found: FolderContents) -> bool:
     """Whether `folder` directly contains images, as a class folder does and train/ does not."""
-    return any(_is_image(entry.name) for entry in _list_entries(folder, found))
+    return any(_is_image(entry) for entry in _list_entries(folder, found))
 
 
 def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
@@ -241,12 +269,23 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
 def _find_classes(folder: Path, found: FolderContents) -> dict[str, list[str]]:
     """Return class name, in alphabetical order → sorted image paths below the root."""
     classes = {}
-    for entry in _list_entries(folder, found):
+    entries = _list_entries(folder, found)
+    for entry in entries:
         if _is_folder(entry, (folder, found.root), found):
             classes[entry.name] = sorted(_find_below(Path(entry.path), found))
-        elif _is_image(entry.name) and entry.is_file():
-            found.stray.append(Path(entry.path).relative_to(found.root).as_posix())
+    _sort_files(entries, found)
     return classes
+
+
+def _sort_files(entries: list[os.DirEntry[str]], found: FolderContents) -> None:
+    """Record the files among `entries`, which are in no class, as stray images or others."""
+    for entry in entries:
+        try:
+            is_folder, of_image = entry.is_dir(), _is_image(entry)
+        except OSError:  # a link to itself
+            is_folder = of_image = False
+        if not is_folder:
+            (found.stray if of_image else found.others).append(Path(entry.path).relative_to(found.root).as_posix())
 
 
 def _find_below(folder: Path, found: FolderContents) -> list[str]:
@@ -258,8 +297,10 @@ def _find_below(folder: Path, found: FolderContents) -> list[str]:
             names += _find_below(Path(entry.path), found)
         elif entry.is_symlink() and entry.is_dir():
             found.links.append(f"{prefix}/{entry.name}")
-        elif _is_image(entry.name):
+        elif has_image_suffix(entry.name) or _is_image(entry):
             names.append(f"{prefix}/{entry.name}")
+        else:
+            found.others.append(f"{prefix}/{entry.name}")
     return names
 
 

@@ -124,6 +124,8 @@ class FeatureFile:
     shape: tuple[int, ...]
     errors: tuple[tuple[str, str], ...]
     """Images that could not be read: (path, reason)."""
+    ignored: tuple[str, ...] = ()
+    """Files in the folder that are not images."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `alexnet features`."""
@@ -160,7 +162,8 @@ def write_features(
         progress.log("\n".join(loaded.notes))
     features = Features(loaded.model, layer)
     features.to(pick_device(device))
-    paths = find_images([data])
+    ignored: list[str] = []
+    paths = find_images([data], ignored)
     labels = [_label(path, data) for path in paths]
     about = {
         "layer": features.layer, "module": features.module, "shape": json.dumps(list(features.shape)),
@@ -194,7 +197,7 @@ def write_features(
             raise UserError(
                 "None of the images could be read: " + "; ".join(f"{path}: {why}" for path, why in errors[:3]) + "."
             )
-    return FeatureFile(out, rows, features.layer, features.module, features.shape, tuple(errors))
+    return FeatureFile(out, rows, features.layer, features.module, features.shape, tuple(errors), tuple(ignored))
 
 
 def _label(path: Path, root: Path) -> str | None:

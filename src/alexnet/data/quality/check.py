@@ -26,6 +26,7 @@ from alexnet.data.dataset import ImageArrays
 from alexnet.data.datasets import load_known_layout
 from alexnet.data.decode import process_pool
 from alexnet.data.image_folder import class_order, read_label_table
+from alexnet.data.image_names import describe_ignored
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
 from alexnet.data.quality.findings import Findings, collect_warnings, find_blocking_error, pluralize
 from alexnet.data.quality.inspect import THUMBNAIL_SIDE, ImageInfo, inspect_arrays, inspect_files
@@ -122,6 +123,8 @@ def _list_class_folders(found: Findings) -> None:
     found.class_order = sorted({label for by_class in tree.classes.values() for label in by_class})
     if tree.ignored:
         found.warnings.append(f"Ignored (not a split): {', '.join(tree.ignored[:10])}.")
+    if tree.others:
+        found.notes.append(describe_ignored(tree.others))
     for link in tree.links:
         found.warnings.append(f"The link {link} to a folder is not followed, since it may form a cycle.")
     found.bad += [(name, f"the folder cannot be opened ({reason})") for name, reason in tree.inaccessible]

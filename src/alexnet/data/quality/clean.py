@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from alexnet.data.image_names import is_hidden
 from alexnet.data.quality.findings import Findings, pluralize, similar_labels
 from alexnet.errors import UserError
 from alexnet.files import atomic_folder
@@ -115,4 +116,4 @@ def _to_folder_name(label: str) -> str:
     percent-encoded."""
     label = label.strip()
     name = quote(label, safe=" ") if not label.isprintable() else label.replace("/", "%2F").replace("\\", "%5C")
-    return f"%{ord(name[0]):02X}{name[1:]}" if name.startswith((".", "@", "__MACOSX")) else name or "%20"
+    return f"%{ord(name[0]):02X}{name[1:]}" if is_hidden(name) else name or "%20"
