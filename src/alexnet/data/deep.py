@@ -7,7 +7,7 @@ one range is measured for a data set (`value_range.py`); every reader of its ima
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -132,7 +132,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _set_raw_mode(image: Image.Image, raw_mode: str) -> None:
-    def changed(tile: tuple) -> tuple:  # type: ignore[type-arg]
+    def changed(tile: Any) -> Any:
         *_, arguments = tile
         arguments = raw_mode if isinstance(arguments, str) else (raw_mode, *arguments[1:])
         return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
