@@ -114,6 +114,10 @@ def test_a_png_may_have_megabytes_of_metadata():
     assert check_image(data) is None
     assert image_size(data) == (40, 24)
     np.testing.assert_array_equal(decode_crop(data, 24), np.asarray(two_halves()))
+    info.add_text("more", "x" * (65 << 20), zip=True)
+    assert check_image(encoded(two_halves(), "PNG", pnginfo=info)) == (
+        "it has more than 64 MiB of metadata; save it without"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

@@ -12,6 +12,7 @@ import io
 import os
 import select
 import sys
+import warnings
 from collections.abc import Callable
 
 from alexnet.cli.ablate import ablate
@@ -146,5 +147,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # escape what the terminal cannot encode, such as a file name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about an image, its own sentence says
     raise_on_signals()
     sys.exit(run(sys.argv[1:]))

@@ -18,6 +18,7 @@ import os
 import signal
 import struct
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -246,7 +247,8 @@ def _read_header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise TooManyPixels(too_many, name) from error
     except Exception as error:
-        raise BadImage(describe_unreadable(file), name) from error
+        reason = _describe_error(error) if "MAX_TEXT" in str(error) else describe_unreadable(file)
+        raise BadImage(reason, name) from error
     if image.width * image.height > limit:  # a caller may have lifted Pillow's own limit
         image.close()
         raise TooManyPixels(too_many, name)
@@ -276,6 +278,8 @@ def _describe_error(error: Exception) -> str:
     if isinstance(error, UnsupportedLayout):
         return str(error)
     text = str(error).lower()
+    if "max_text" in text:  # the name of Pillow's limit
+        return "it has more than 64 MiB of metadata; save it without"
     if isinstance(error, (EOFError, IndexError, struct.error)) or "truncated" in text or "not enough" in text:
         return "it is cut short"
     return f"its data is damaged ({error})" if text else "its data is damaged"
@@ -371,6 +375,7 @@ def process_pool(count: int) -> Iterator[ProcessPoolExecutor]:
 
 def _init_worker() -> None:
     ignore_signals()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as in the main process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the pool ends its processes
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -67,21 +67,25 @@ def has_8_bit_reader(image: Image.Image) -> bool:
 
 
 def _has_separate_planes(image: Image.Image) -> bool:
-    """Whether a TIFF stores 16-bit colors plane by plane, which Pillow reads wrongly."""
+    """Whether a TIFF stores values of more than 8 bits plane by plane, which Pillow reads wrongly."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     tags = image.tag_v2
-    deep = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
-    return deep and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == _SEPARATE_PLANES
+    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) != _SEPARATE_PLANES:
+        return False
+    compressed, bands = tags.get(TiffImagePlugin.COMPRESSION, 1) != 1, tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    return max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8 and not (compressed and bands == 1)
 
 
 def load_values(image: Image.Image) -> DeepValues:
     """Load a deep image. Raises `ValueError` for values that are not finite, and `UnsupportedLayout`."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO
+    if _has_separate_planes(image):
+        raise UnsupportedLayout(
+            "it stores its bands of more than 8 bits in separate planes, which cannot be read; interleave them"
+        )
     if image.mode in ("RGB", "RGBA"):
-        if _has_separate_planes(image):
-            raise UnsupportedLayout("it has 16-bit colors in separate planes, which cannot be read; interleave them")
         values, alpha = _load_colors(image)
         return DeepValues(values, "16-bit unsigned", alpha)
     whole, sample_format = image.mode.startswith("I"), tags.get(TiffImagePlugin.SAMPLEFORMAT, (_UNSIGNED,))[0]

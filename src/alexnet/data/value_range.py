@@ -118,7 +118,8 @@ def find_value_range(
     """Measure the deep images of `dataset`: the range is that of train (without one, or without deep images there, of
     all splits), unless it is `given`; None if no image is deep. Unreadable images are left to those who read them."""
     train, everything = RangeFinder(), RangeFinder()
-    sources = [(split, part, i) for split, part in dataset.files.items() for i in range(len(part))]
+    parts = [(split, part) for split, part in dataset.files.items() if not part.verified]  # packed images have 8 bits
+    sources = [(split, part, i) for split, part in parts for i in range(len(part))]
     found = map_in_threads(lambda file: measure_image(file[1].raw(file[2])), sources, progress, "measuring values")
     for (split, *_), image in zip(sources, found, strict=True):
         train.add(image, split == "train")
