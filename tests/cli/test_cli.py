@@ -82,7 +82,8 @@ def test_the_flags_of_train(capsys):
         "--cutmix", "--data", "--device", "--early-stop", "--epochs", "--force", "--freeze", "--image-size", "--init",
         "--json", "--labels", "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes",
         "--out", "--parallel", "--precision", "--resume", "--schedule", "--seed", "--set", "--skip-bad",
-        "--tensorboard", "--time-budget", "--warmup", "--weight-decay", "--weights", "--width", "--workers",
+        "--tensorboard", "--time-budget", "--value-range", "--warmup", "--weight-decay", "--weights", "--width",
+        "--workers",
     ]  # fmt: skip
     assert len(positive) < 40
 
