@@ -68,6 +68,8 @@ FILES = {
     "gray TIFF": (tiff(VALUES[..., :1]), 1),
     "big-endian gray TIFF": (tiff(VALUES[..., :1], order=">"), 1),
     "compressed gray TIFF": (compressed(VALUES[..., :1]), 1),
+    "gray PGM": (b"P5 20 12 65535\n" + VALUES[..., :1].astype(">u2").tobytes(), 1),
+    "color PPM": (b"P6 20 12 65535\n" + VALUES[..., :3].astype(">u2").tobytes(), 3),
     "color TIFF": (tiff(VALUES[..., :3], photometric=2), 3),
     "big-endian color TIFF": (tiff(VALUES[..., :3], photometric=2, order=">"), 3),
     "color TIFF with a fourth band": (tiff(VALUES, photometric=2, extra=1), 3),

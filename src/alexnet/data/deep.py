@@ -53,8 +53,10 @@ def is_deep(image: Image.Image) -> bool:
     """Whether an opened image, whose pixels are not loaded yet, has more than 8 bits per channel."""
     if image.mode.startswith(("I", "F")):
         return True
-    if image.mode not in ("RGB", "RGBA") or image.format not in ("PNG", "TIFF"):
+    if image.mode not in ("RGB", "RGBA") or image.format not in ("PNG", "TIFF", "PPM"):
         return False
+    if image.format == "PPM":
+        return _largest_ppm_value(image) > 255
     if _has_separate_planes(image):
         return True
     raw_mode = _raw_mode(image)
@@ -109,6 +111,8 @@ def _load_colors(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     Pillow has 8-bit colors only and keeps the high bytes; the low bytes are those that it keeps if it is told the other
     byte order. Gray with alpha, which has four bytes per pixel, is read as four channels.
     """
+    if image.format == "PPM":
+        return _load_ppm(image), None
     raw_mode = _raw_mode(image)
     assert image.fp is not None  # type: ignore[attr-defined]
     image.fp.seek(0)  # type: ignore[attr-defined]
@@ -126,6 +130,23 @@ def _load_colors(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     high_bytes = np.asarray(image)
     values = high_bytes[..., :3].astype(np.uint16) << 8 | low_bytes[..., :3]
     return values, high_bytes[..., 3] if image.mode == "RGBA" else None
+
+
+def _largest_ppm_value(image: Image.Image) -> int:
+    """Return the value that an opened binary PPM declares as white; 0 for another file or loaded pixels."""
+    for codec, *_, arguments in getattr(image, "tile", ()):
+        return int(arguments[1]) if codec == "ppm" else 0
+    return 0
+
+
+def _load_ppm(image: Image.Image) -> np.ndarray:
+    """Load a binary PPM of 16-bit colors, scaled from its own white to 65535, as Pillow scales gray: uint16 H×W×3."""
+    white, (width, height) = _largest_ppm_value(image), image.size
+    image.fp.seek(image.tile[0][2])  # type: ignore[attr-defined]
+    data = image.fp.read(6 * width * height)  # type: ignore[attr-defined]
+    image.load()  # reports a file that is cut short
+    values = np.frombuffer(data, ">u2").reshape(height, width, 3)
+    return np.rint(values * (65535 / white)).clip(0, 65535).astype(np.uint16)
 
 
 def _raw_mode(image: Image.Image) -> str:
