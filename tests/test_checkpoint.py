@@ -155,6 +155,14 @@ def test_a_network_that_is_larger_than_its_weights_is_not_built(folder, changes,
         load_checkpoint(folder)
 
 
+def test_preprocessing_that_would_exhaust_the_memory_is_refused(folder):
+    values = json.loads((folder / "model.json").read_text())
+    values["preprocess"]["resize"] = 10**5
+    (folder / "model.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="more than 4096 pixels is refused"):
+        load_checkpoint(folder)
+
+
 def test_mean_image_round_trip(tmp_path, folder):
     mean_image = torch.rand(3, 32, 32)
     loaded = load_checkpoint(write(tmp_path / "mean", transform=replace(TRANSFORM, mean_image=mean_image))).preprocess

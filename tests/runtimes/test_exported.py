@@ -222,6 +222,26 @@ def test_manifest_without_checksums_is_rejected(export_folder, large_images, cap
     assert run(arguments) == 0  # the file describes itself
 
 
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("spec", {"hidden": [300_000, 4096]}, "does not hold the network that is described beside it"),
+        ("preprocess", {"size": 10**5}, "more than 4096 pixels is refused"),
+        ("preprocess", {"size": 10**5, "mean_image": True}, "more than 4096 pixels is refused"),
+    ],
+)
+def test_a_folder_that_describes_more_than_it_holds_is_refused(export_folder, part, changes, message, monkeypatch):
+    """It opens without a manifest, so nothing else verifies config.json."""
+    folder = export_folder / "net"
+    (folder / "alexnet.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config[part] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("alexnet.runtimes.hub.build", lambda spec: pytest.fail("was built"))
+    with pytest.raises(UserError, match=message):
+        open_exported(folder)
+
+
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml", "net.pt2", "net"])
 def test_model_id_depends_on_weights_and_classes(export_folder, tmp_path, name):
     """`predict --out` resumes only with the same network."""

@@ -38,6 +38,7 @@ _FILTERS = {
 }
 """Interpolation → Pillow's filter and torch's mode."""
 
+MAX_STORED_SIDE = 4096  # pixels; a file that asks for more would exhaust the memory with the first image
 _STORED_TYPES: dict[str, Any] = {
     "size": int,
     "resize": int | None,
@@ -133,6 +134,8 @@ class EvalTransform:
             if key not in _STORED_TYPES:
                 raise unknown_name("preprocessing field", str(key), _STORED_TYPES)
             convert(value, _STORED_TYPES[key], f"Preprocessing field '{key}'")
+        if max(values["size"], values.get("resize") or 0) > MAX_STORED_SIDE:
+            raise UserError(f"Preprocessing to more than {MAX_STORED_SIDE} pixels is refused; check the file's source.")
         if values.get("mean_image", False) != (mean_image is not None):
             raise UserError("Preprocessing and its mean image do not match; take both from one checkpoint.")
         return cls(**{**values, "mean_image": mean_image})

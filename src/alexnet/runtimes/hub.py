@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from alexnet.data.transforms import EvalTransform
+from alexnet.data.transforms import MAX_STORED_SIDE, EvalTransform
 from alexnet.errors import UserError
 from alexnet.models.model import build, spec_from_dict
 from alexnet.runtimes.convert import WithNormalization
@@ -81,5 +81,5 @@ def _empty_mean_image(preprocess: Mapping[str, Any]) -> Tensor | None:
     """Return zeros of the mean image's shape: the mean image itself is loaded with the weights."""
     if not preprocess.get("mean_image"):
         return None
-    side = int(preprocess.get("resize") or preprocess["size"])
+    side = min(int(preprocess.get("resize") or preprocess["size"]), MAX_STORED_SIDE)  # more is refused below
     return torch.zeros(int(preprocess.get("channels", 3)), side, side)
