@@ -14,7 +14,7 @@ from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.optim import make_optimizer, schedule_at
-from alexnet.training.recipe import Recipe, read_recipe
+from alexnet.training.recipe import Recipe, read_recipe, with_settings
 from alexnet.training.transfer import choose_frozen_layers, freeze, frozen_layers, weighted_layers
 from helpers import make_image_folder
 
@@ -173,6 +173,10 @@ def test_training_from_torchvision_weights(others, tmp_path, monkeypatch):
     assert after["fc8.weight"].shape == (2, 4096)
     preprocess = load_checkpoint(Run(run).named_checkpoint("best")).preprocess
     assert (preprocess.size, preprocess.resize, preprocess.mean) == (224, 256, (0.485, 0.456, 0.406))
+
+
+def test_weights_can_be_none():
+    assert with_settings(Recipe().replace(weights="run"), {"weights": "none"}).model.weights is None
 
 
 def test_weights_with_spec_edits_are_refused():

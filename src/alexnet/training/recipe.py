@@ -110,6 +110,8 @@ def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Re
     """
     if type(values.get("checkpoint_every")) is int:  # from --set checkpoint_every=500
         values = {**values, "checkpoint_every": str(values["checkpoint_every"])}
+    if values.get("weights") == "none":
+        values = {**values, "weights": None}
     if values.get("arch", recipe.model.arch) != recipe.model.arch:
         of_arch = ("image_size", "width", "norm", "activation", "init", "dropout")
         recipe = recipe.replace(**{name: SETTINGS[name].default for name in of_arch})
