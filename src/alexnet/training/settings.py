@@ -121,7 +121,8 @@ class ModelSettings:
         None, flag=True, on_resume="fixed",
         help="Pretrained model to start from: a run folder, a checkpoint folder, a file of weights (.pth, whose "
         "architecture --arch names), or DEFAULT for the best weights that torchvision publishes for --arch "
-        "torchvision/NAME; none is random weights. Its architecture and preprocessing are used; the last layer is new if the classes differ.",
+        "torchvision/NAME; none is random weights. Its architecture and preprocessing are used; the last layer is new "
+        "if the classes differ.",
     )  # fmt: skip
     freeze: str = setting(
         "auto", flag=True, on_resume="fixed",
