@@ -95,6 +95,47 @@ def test_container_limits_apply(tmp_path):
     assert free_memory(tmp_path) > 2_000_000
 
 
+@pytest.mark.parametrize(
+    ("own", "folder", "files"),
+    [
+        ("", "cpu", {"cpu.cfs_quota_us": "100000", "cpu.cfs_period_us": "100000"}),  # version 1 in a container
+        ("4:cpu,cpuacct:/docker/1\n", "cpu/docker/1", {"cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000"}),
+        ("0::/user.slice/a.scope\n", "user.slice", {"cpu.max": "100000 100000"}),  # of the group above
+        ("0::/user.slice/a.scope\n", "user.slice/a.scope", {"cpu.max": "100000 100000"}),
+    ],
+)
+def test_cpu_quota_of_each_kind_of_control_group(own, folder, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "OWN_CGROUP", tmp_path / "self")
+    (tmp_path / "self").write_text(own)
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (tmp_path / folder / name).write_text(text + "\n")
+    assert cpu_count(tmp_path) == 1
+    for name in files:
+        (tmp_path / folder / name).write_text("-1\n" if "quota" in name else "max 100000\n")
+    assert cpu_count(tmp_path) == cpu_count()
+
+
+def test_memory_limit_of_version_1(tmp_path):
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("3000000\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("1000000\n")
+    assert free_memory(tmp_path) == 2_000_000
+
+
+def test_threads_stay_within_the_quota(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(device, "cpu_count", lambda: 2)
+    try:
+        for requested, expected in (("", 2), ("3", 3)):
+            torch.set_num_threads(3)
+            monkeypatch.setenv("OMP_NUM_THREADS", requested)
+            pick_device("cpu")
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 PAGE_FAULTS = """
 import resource, torch
 from torch.nn import functional as F

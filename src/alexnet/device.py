@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+OWN_CGROUP = Path("/proc/self/cgroup")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # attributes of torch
 
 
@@ -59,6 +60,7 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     if name not in DEVICES:
         raise unknown_name("device", name, DEVICES)
+    limit_threads()
     import torch
 
     if (processes := local_world_size()) > 1:
@@ -206,20 +208,56 @@ def cpu_name() -> str:
 def cpu_count(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return how many cores this process may use; `taskset` or a container's quota may allow fewer than exist."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read_words(cgroup / "cpu.max")  # microseconds of CPU time per period, and the period
-    if len(quota) == 2 and quota[0].isdecimal():
-        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
+    for folder in _cgroup_folders(cgroup, "cpu"):
+        quota = _read_words(folder / "cpu.max")  # microseconds of CPU time per period, and the period
+        quota = quota or [*_read_words(folder / "cpu.cfs_quota_us"), *_read_words(folder / "cpu.cfs_period_us")]
+        if len(quota) == 2 and quota[0].isdecimal() and int(quota[1]) > 0:
+            cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
     return cores
+
+
+def limit_threads() -> None:
+    """Make torch use at most `cpu_count()` threads, unless OMP_NUM_THREADS says how many.
+
+    torch starts one per core of the machine. More than a container's quota use it up early in each period and wait.
+    """
+    import torch
+
+    if not os.environ.get("OMP_NUM_THREADS") and torch.get_num_threads() > (cores := cpu_count()):
+        torch.set_num_threads(cores)
 
 
 def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the bytes of memory available, also in a container; 4 GiB if the system does not report it."""
     words = _read_words(Path("/proc/meminfo"))
     free = int(words[words.index("MemAvailable:") + 1]) * 1024 if "MemAvailable:" in words else 4 << 30
-    limit, used = _read_words(cgroup / "memory.max"), _read_words(cgroup / "memory.current")
-    if limit and used and limit[0].isdecimal():
-        free = min(free, max(0, int(limit[0]) - int(used[0])))
+    for folder in _cgroup_folders(cgroup, "memory"):
+        for limit_file, used_file in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, used = _read_words(folder / limit_file), _read_words(folder / used_file)
+            if limit and used and limit[0].isdecimal():
+                free = min(free, max(0, int(limit[0]) - int(used[0])))
     return free
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders under `root` whose limits on `controller` apply to this process, of cgroup version 1 and 2.
+
+    These are its own and those above it, as /proc/self/cgroup names them. A container often sees its own as the root.
+    """
+    hierarchies = {root: PurePosixPath("/"), root / controller: PurePosixPath("/")}
+    for line in _read_words(OWN_CGROUP):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            hierarchies[root] = PurePosixPath(path)
+        elif controller in controllers.split(","):
+            hierarchies[root / controller] = PurePosixPath(path)
+    for hierarchy, inside in hierarchies.items():
+        for folder in (inside, *inside.parents):
+            yield hierarchy / str(folder).lstrip("/")
 
 
 def peak_memory(device: torch.device | None = None) -> int | None:

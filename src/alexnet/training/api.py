@@ -44,6 +44,7 @@ from alexnet.training.resume import (
     extend,
 )
 from alexnet.training.setup import TrainSetup, prepare_training
+from alexnet.training.threads import ThreadChoice, restore_threads
 from alexnet.training.time_budget import TimeBudget, fit_time_budget
 from alexnet.training.trainer import Trainer
 from alexnet.training.transfer import frozen_layers, load_backbone
@@ -113,10 +114,12 @@ def train(
     with _session(recipe.run.parallel, recipe, progress) as (parallel, display, stack):
         setup = prepare_training(recipe, display, parallel=parallel)
         model = _new_model(setup)
+        threads = ThreadChoice(setup, torch.get_num_threads(), display)
+        threads.start(model)
         setup, budget = fit_time_budget(setup, model, started, display)
         run = parallel.broadcast_object(lambda: Run.create(setup.recipe.name, folder, setup.recipe.to_json()))
         parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
-        return _fit(stack, setup, run, model, display, budget=budget)
+        return _fit(stack, setup, run, model, display, threads, budget=budget)
 
 
 def resume(
@@ -185,11 +188,15 @@ def _resume(
         if recipe != original:
             parallel.broadcast_object(lambda: write_text(run.recipe_json, setup.recipe.to_json() + "\n"))
         model = saved.model if saved else _new_model(setup)
+        threads = ThreadChoice(setup, torch.get_num_threads(), display)
         if start is None:
             display.log("The run has no checkpoint yet; training from the start.")
+            threads.start(model)
+        else:
+            threads.resume(model, state.threads)
         if epochs is not None:
             display.log(describe_extension(setup, state, recipe.schedule.epochs))
-        return _fit(stack, setup, run, model, display, start=start)
+        return _fit(stack, setup, run, model, display, threads, start=start)
 
 
 def _check_main_module() -> None:
@@ -205,9 +212,10 @@ def _check_main_module() -> None:
 def _session(
     mode: str, recipe: Recipe, progress: Progress | None
 ) -> Iterator[tuple[SingleProcess, Progress, ExitStack]]:
-    """Connect the processes and show progress; what is entered into the stack is left first."""
+    """Connect the processes, show progress, and restore the threads; what is entered into the stack is left first."""
     with (
         closing(progress or default_progress()) as display,
+        restore_threads(),
         connect(mode, recipe.run.device, recipe.run.dist_timeout) as parallel,
         ExitStack() as stack,
     ):
@@ -220,6 +228,7 @@ def _fit(
     run: Run,
     model: Network,
     progress: Progress,
+    threads: ThreadChoice,
     *,
     budget: TimeBudget | None = None,
     start: tuple[Path, TrainState] | None = None,
@@ -235,7 +244,7 @@ def _fit(
         setup.parallel.broadcast_object(prepare_folder)
     if setup.recipe.run.tensorboard and rank() == 0:
         progress = stack.enter_context(closing(WithTensorBoard(progress, run.path / "tensorboard")))
-    trainer = Trainer(setup, run, model, progress, budget)
+    trainer = Trainer(setup, run, model, progress, budget, threads)
     if start is not None:
         folder, state = start
         trainer.restore(state, read_training_state(folder))

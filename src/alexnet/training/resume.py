@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
-
 from alexnet.device import cpu_name, package_version
 from alexnet.errors import UserError
 from alexnet.files import read_json
@@ -79,7 +77,6 @@ class _Environment(TypedDict):
 
     versions: dict[str, str | None]
     cpu: str | None
-    threads: int
 
 
 def compare_environment(run: Run) -> str:
@@ -89,8 +86,8 @@ def compare_environment(run: Run) -> str:
     except (OSError, UserError):
         return ""
     versions = {p: package_version(p) for p in ("torch", "torchvision", "numpy", "pillow")}
-    now: dict[str, Any] = {**versions, "cpu": cpu_name(), "threads": torch.get_num_threads()}
-    before = {**env["versions"], "cpu": env["cpu"], "threads": env["threads"]}
+    now: dict[str, Any] = {**versions, "cpu": cpu_name()}
+    before = {**env["versions"], "cpu": env["cpu"]}
     changes = [f"{key} {before[key]}, now {now[key]}" for key in now if before.get(key) not in (None, now[key])]
     return f"Environment changed ({'; '.join(changes)}); results may differ in the last digits." if changes else ""
 

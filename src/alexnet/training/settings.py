@@ -370,6 +370,11 @@ class RunSettings:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "Number format of convolutions and matrix products; auto measures which is fastest.", flag=True
     )
+    threads: int | None = setting(
+        None, flag=True, above=0, maximum=1024, on_resume="free",
+        help="Threads to compute with on a CPU. Default: OMP_NUM_THREADS, else one per core, or fewer where that is "
+        "measured to be faster because other programs use the cores.",
+    )  # fmt: skip
     compile: bool = setting(False, "Compile the model with torch.compile.", flag=True, on_resume="free")
     parallel: Literal["auto", "none", "data", "towers"] = setting(
         "auto", flag=True, on_resume="free",

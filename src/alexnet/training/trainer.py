@@ -40,6 +40,7 @@ from alexnet.training.distributed.data_parallel import average_batch_norm, batch
 from alexnet.training.optim import Hyperparameters, schedule_at
 from alexnet.training.setup import TrainSetup
 from alexnet.training.step import TrainStep
+from alexnet.training.threads import ThreadChoice
 from alexnet.training.time_budget import TimeBudget
 
 LOG_EVERY = 20  # steps between reads of the loss: each read waits for the device
@@ -61,16 +62,23 @@ class Trainer:
     """Trains one run; `fit` trains to the end and returns the content of `summary.json`."""
 
     def __init__(
-        self, setup: TrainSetup, run: Run, model: Network, progress: Progress, budget: TimeBudget | None = None
+        self,
+        setup: TrainSetup,
+        run: Run,
+        model: Network,
+        progress: Progress,
+        budget: TimeBudget | None = None,
+        threads: ThreadChoice | None = None,
     ) -> None:
         self.setup, self.recipe, self.run, self.progress = setup, setup.recipe, run, progress
         self.device, self.parallel, self.budget = setup.device, setup.parallel, budget
+        self.threads = threads  # None: their number stays
         self.parameters = sum(t.numel() for t in model.parameters())
         self.train_step = TrainStep(setup, model)
         self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
         train = setup.dataset.splits["train"]
         self.state = TrainState(images=len(train), samples=hash_samples(train.names, train.targets))
-        self.state.processes = self.parallel.shard.world_size
+        self.state.processes, self.state.threads = self.parallel.shard.world_size, torch.get_num_threads()
         self.resumed = False
         self.pending: list[torch.Tensor] = []  # (loss, hits) of steps, still on the device
         self.checkpoints = Checkpoints(run, setup)
@@ -234,6 +242,9 @@ class Trainer:
         state, recipe, validate_on = self.state, self.recipe, self.recipe.data.validate_on
         row, outputs = self._validate()
         state.end_epoch(row, is_best=validate_on == "test" or state.best is None or _is_better(row, state.best))
+        if self.threads is not None and not state.finished(recipe):
+            self.threads.after_epoch(self.model, state.history)  # before saving: a resumed run repeats the choice
+            state.threads = torch.get_num_threads()
         is_best, summary, shown = state.best is row, self._summary(), {**row, "best": state.best}
         alarms = all_alarms(state.history, recipe, len(self.setup.classes))
 
@@ -270,6 +281,7 @@ class Trainer:
             "lr": self.hyperparameters(max(state.step - 1, 0)).lr,
             "images_per_second": state.seen / state.seconds if state.seconds else 0.0,
             "seconds": state.seconds + time.monotonic() - began,
+            "threads": state.threads,
             "waiting": state.waited / state.seconds if state.seconds else 0.0,
             "memory": peak_memory(self.device),
             "dead": {} if self._dead_relu_inputs is None else dead_relus(self.model, self._dead_relu_inputs),
@@ -309,7 +321,8 @@ class Trainer:
                 "digits."
             )
         now, self.state = self.state, state
-        state.images, state.samples, state.processes = now.images, now.samples, now.processes
+        state.images, state.samples = now.images, now.samples
+        state.processes, state.threads = now.processes, now.threads
         # Take the parameter groups from the recipe, which may have changed, and the momentum from the checkpoint.
         groups = self.optimizer.state_dict()["param_groups"]
         saved = {**training, "optimizer": {**training["optimizer"], "param_groups": groups}}
