@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -152,3 +153,25 @@ def test_arch_command(capsys):
     assert {"image_size", "in_channels", "source"} <= set(found)
     assert run(["arch", "torchvision/resnet18"]) == 0
     assert "layer4.1" in capsys.readouterr().out
+
+
+def test_files_with_old_names_are_loaded():
+    """Torchvision's files of densenets are from before torch 0.4: other names, and no counters of batches."""
+    theirs = models.densenet121(num_classes=4).state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): value
+        for key, value in theirs.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    own = alexnet.load_weights(small("densenet121"), old).network.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in theirs.items())
+
+
+@pytest.mark.parametrize("name", ["googlenet", pytest.param("inception_v3", marks=pytest.mark.slow)])
+def test_auxiliary_classifiers_are_left_out(name):
+    theirs = models.get_model(name, init_weights=False, num_classes=4).state_dict()
+    side = 299 if name == "inception_v3" else 64
+    own = alexnet.load_weights(small(name, image_size=side), theirs).network.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in own.items())
+    assert len(own) < len(theirs)
