@@ -29,7 +29,7 @@ from alexnet.errors import UserError
 from alexnet.serving.app import create_app
 from alexnet.serving.registry import Models, warm_up
 from alexnet.serving.settings import Settings
-from alexnet.signals import STOP_SIGNALS, handle_signals
+from alexnet.signals import STOP_SIGNALS, Stopped, handle_signals
 
 GIL_SWITCH_S = 0.0005  # Python's default of 5 ms adds up where a prediction takes 20 ms
 KEEP_ALIVE_S = 75  # longer than load balancers keep idle connections, so that they close them, not the server
@@ -196,15 +196,21 @@ class Server(uvicorn.Server):
             )
         )  # fmt: skip
         self._app, self._settings, self._on_ready = app, settings, on_ready
+        self.stopped_by: int | None = None
+        """The first signal."""
+        self.was_up = False
+        """Whether it has accepted requests."""
 
     def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002
         """Start the shutdown, or end it at the second call. The handler of all signals; tests call it."""
+        self.stopped_by = self.stopped_by or sig
         self.force_exit = self.should_exit
         self.should_exit = self._app.state.stopping = True
 
     async def main_loop(self) -> None:
         """Serve until a signal, and for `drain` seconds after it."""
         self._timeouts = asyncio.create_task(self._enforce_timeouts())
+        self.was_up = True
         self._on_ready()
         await super().main_loop()
         end = time.monotonic() + self._settings.drain
@@ -244,7 +250,7 @@ def serve(
 ) -> ServerResult:
     """Serve `models` until SIGTERM or Ctrl-C. Calls `on_ready` with the URL when the server accepts requests.
 
-    Raises `UserError` if it cannot listen at the address.
+    Raises `UserError` if it cannot listen at the address, and `Stopped` for a signal before it was up.
     """
     settings = settings or Settings()
     sys.setswitchinterval(GIL_SWITCH_S)
@@ -262,6 +268,8 @@ def serve(
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+    if server.stopped_by is not None and not server.was_up:
+        raise Stopped(server.stopped_by)
     return ServerResult(app.state.metrics.accepted, app.state.metrics.answered, server.force_exit)
 
 
