@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from alexnet.errors import UserError
 from alexnet.export.export import Export
 from alexnet.serving.explain import Explainer
 from alexnet.serving.registry import open_models, warm_up
-from server_client import running_server
+from server_client import encode_jpeg, running_server
 
 
 def test_models_are_named_after_their_folder_and_duplicates_numbered(small_run: Path, checkpoint: Path) -> None:
@@ -24,6 +25,20 @@ def test_models_are_named_after_their_folder_and_duplicates_numbered(small_run: 
     assert document["default"] == "small"
     assert document["models"][0]["architecture"] == "cifar"
     assert ["samples" in model["looks"] for model in document["models"]] == [True, False, True]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names")
+def test_model_name_is_printable_everywhere(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "猫\x1b[31m\u202eb\n\u2028"
+    shutil.copytree(checkpoint, folder)
+    name = r"猫\x1b[31m\u202eb\n\u2028"
+    with running_server(open_models([folder])) as server:
+        assert server.get("/v1/models").json()["default"] == name
+        assert server.predict(encode_jpeg(), model=name).status_code == 200
+        for path, shown in (("/docs", name), ("/metrics", name.replace("\\", r"\\"))):
+            text = server.get(path).text
+            assert shown in text
+            assert all(c.isprintable() or c == "\n" for c in text)
 
 
 def test_shared_copy_has_the_weights_and_its_own_hooks(checkpoint: Path) -> None:

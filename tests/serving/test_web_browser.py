@@ -217,6 +217,12 @@ def test_file_name_never_becomes_markup(open_page, site, photograph):
     assert page.locator(".name *").count() == 0
 
 
+def test_names_with_control_characters_are_escaped(open_page, site, photograph):
+    page = open_page(site)
+    add_files(page, ("a\u202eb\x1b.jpg", photograph))
+    assert wait_for_card(page).locator(".name").inner_text() == r"a\u202eb\u001b.jpg"
+
+
 def test_everything_is_reachable_by_keyboard(open_page, site, run):
     page = open_page(site)
     seen = set()

@@ -59,9 +59,9 @@ def _model_name(source: str | Path, loaded: LoadedModel) -> str:
     path = Path(source)
     if published_name(source):
         return str(source).replace(":", "-").replace("/", "-")
-    if path.is_file():
-        return printable(path.stem)
-    return printable((loaded.run.path if loaded.run else path).resolve().name)
+    name = path.stem if path.is_file() else (loaded.run.path if loaded.run else path).resolve().name
+    # shown in the log, in pages and as a metrics label: control characters and bidirectional ones are escaped
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(name))
 
 
 def warm_up(classifier: Classifier, batch: int) -> None:

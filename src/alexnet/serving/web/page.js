@@ -1,7 +1,7 @@
 // The page of `alexnet serve`: images are dropped, pasted, chosen, photographed or picked from samples; each gets a card
 // with the server's results. File names and labels are untrusted: they only ever become textContent.
 import { fitLimits, send } from "./server.js";
-import { language, otherLanguage, percent, switchLanguage, text, translate } from "./texts.js";
+import { language, otherLanguage, percent, switchLanguage, text, translate, visible } from "./texts.js";
 
 const $ = (id) => document.getElementById(id);
 const EXPLANATIONS = { saliency: showSaliency, activations: showActivations, similar: showSimilar };
@@ -76,7 +76,7 @@ class Card {
     translate(this.element);
     this.element.setAttribute("aria-busy", String(!result && !error));
     this.image.alt = text("image_alt", { name: this.name() });
-    this.find(".name").textContent = this.name();
+    this.find(".name").textContent = visible(this.name());
     this.setLine(".error", error);
     const waiting = result || error ? [] : [make("li", { className: "quiet", text: text("waiting") })];
     this.find(".labels").replaceChildren(...waiting, ...(result?.labels ?? []).map(makeBar));
@@ -92,7 +92,7 @@ class Card {
     if (result && this.listed !== result) {
       this.listed = result;
       this.find(".label-choice").replaceChildren(
-        ...result.labels.map(({ label }) => make("option", { text: label, value: label })));
+        ...result.labels.map(({ label }) => make("option", { text: visible(label), value: label })));
     }
   }
 
@@ -126,7 +126,7 @@ function makeBar({ label, p }) {
   filled.style.width = `${100 * p}%`;
   const track = make("span", { className: "bar" }, filled);
   const name = make("span", { className: "label" });
-  for (const part of label.split(/(?<=[_/])/)) name.append(part, make("wbr")); // where long_names may wrap
+  for (const part of visible(label).split(/(?<=[_/])/)) name.append(part, make("wbr")); // where long_names may wrap
   return make("li", {}, name, track, make("b", { text: percent(p) }));
 }
 
@@ -152,7 +152,7 @@ function showActivations(place, { stages }) {
 
 function showSimilar(place, { layer, neighbors }) {
   const figures = neighbors.map(({ label, distance, image }) =>
-    makeFigure(image, `${label} · ${distance.toPrecision(3)}`));
+    makeFigure(image, `${visible(label)} · ${distance.toPrecision(3)}`));
   const note = make("p", { className: "quiet", text: text("similar_note", { layer }) });
   place.replaceChildren(make("div", { className: "thumbnails" }, ...figures), note);
 }

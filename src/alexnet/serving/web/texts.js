@@ -10,8 +10,14 @@ export function switchLanguage() {
   sessionStorage.setItem("language", language);
 }
 
+// Return a name with its control characters and bidirectional controls escaped: they would reorder the text around it.
+export function visible(name) {
+  const escape = (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`;
+  return String(name).replace(/[\p{Cc}\p{Bidi_Control}\p{Zl}\p{Zp}]/gu, escape);
+}
+
 export function text(key, values = {}, lang = language) {
-  return TEXTS[lang][key].replace(/{(\w+)}/g, (_, name) => values[name]);
+  return TEXTS[lang][key].replace(/{(\w+)}/g, (_, name) => visible(values[name]));
 }
 
 export function percent(p) {
