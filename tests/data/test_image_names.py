@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from alexnet.data.archives import unpack_if_archive
-from alexnet.data.image_folder import find_images, scan_images, walk_folder
-from alexnet.data.image_names import IMAGE_SUFFIXES, is_hidden, is_image
+from alexnet.data.image_folder import scan_images, walk_folder
+from alexnet.data.image_names import IMAGE_SUFFIXES, find_images, is_hidden, is_image
 from alexnet.data.quality.check import check_dataset
 from alexnet.errors import UserError
 

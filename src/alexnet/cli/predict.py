@@ -36,8 +36,7 @@ def predict(
         out: Write a table, .csv, .parquet or .jsonl, instead of printing; rerun the command to resume it.
         json: Print one JSON document.
     """
-    from alexnet.data.image_folder import find_images
-    from alexnet.data.image_names import describe_ignored
+    from alexnet.data.image_names import describe_ignored, find_images
     from alexnet.data.value_range import describe_clipped
     from alexnet.inference.load import is_run_reference
     from alexnet.inference.predict import load
@@ -79,8 +78,7 @@ def _predict_to_file(
     json: bool,
 ) -> int:
     """Write the labels of many images as a table, resuming a table that an earlier command left unfinished."""
-    from alexnet.data.image_folder import find_images
-    from alexnet.data.image_names import describe_ignored
+    from alexnet.data.image_names import describe_ignored, find_images
     from alexnet.data.value_range import describe_clipped
     from alexnet.inference.batch_predict import check_out, write_predictions
     from alexnet.inference.predict import load

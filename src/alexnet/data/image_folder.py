@@ -8,16 +8,14 @@ Both of these layouts are read, with any class names and images at any depth bel
 Hidden files are skipped; other files that are not images (image_names.py) and links to folders below a class (possible
 cycles) are skipped and listed. Class indices follow the alphabetical order of the folders in train/; other splits are
 matched to it by name. An archive is read like the folder in it (archives.py). A table of labels, CSV or Parquet, can
-replace the class folders.
-
-torch is imported where needed: prediction uses `find_images` without it.
+replace the class folders. torch is imported where needed.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,44 +38,6 @@ SPLIT_NAMES = {
 
 
 # ── finding files ─────────────────────────────────────────────────────────────────────────────────
-
-
-def find_images(paths: Iterable[str | Path], ignored: list[str] | None = None) -> list[Path]:
-    """Return `paths` with each folder replaced by all images below it, sorted, except hidden ones.
-
-    Other files, links to folders, and folders that cannot be opened are added to `ignored`. Raises `UserError` for a
-    folder without images.
-    """
-    found: list[Path] = []
-    ignored = [] if ignored is None else ignored
-    for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        before = len(ignored)
-        inside = sorted(_walk_images(path, ignored))
-        if not inside:
-            others = f" {describe_ignored(ignored[before:])}" if ignored[before:] else ""
-            raise UserError(f"The folder {path} holds no images.{others}")
-        found += inside
-    return found
-
-
-def _walk_images(folder: Path, ignored: list[str]) -> Iterator[Path]:
-    """Yield the images below `folder`, and add what is passed over to `ignored`."""
-
-    def note_error(error: OSError) -> None:
-        ignored.append(f"{error.filename} ({error.strerror})")
-
-    for parent, folders, files in os.walk(folder, onerror=note_error):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        links = (path for name in folders if os.path.islink(path := os.path.join(parent, name)))
-        ignored.extend(f"{path} (a link)" for path in links)
-        for path in (os.path.join(parent, name) for name in files if not is_hidden(name)):
-            if os.path.isfile(path) and is_image(path):
-                yield Path(path)
-            else:
-                ignored.append(path)
 
 
 def require_folder(data: Path) -> Path:

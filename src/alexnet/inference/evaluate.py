@@ -168,6 +168,8 @@ def evaluate(
         source = load_for_evaluation(
             trained_on, Path(data) if data else None, progress, labels=Path(labels) if labels else None
         )
+        for note in source.notes:
+            log(note)
     name = _choose_split(split, source)
     images = source.splits[name]
     if own_data:

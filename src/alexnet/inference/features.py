@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from alexnet.data.decode import BadImage, map_in_threads
-from alexnet.data.image_folder import SPLIT_NAMES, find_images
+from alexnet.data.image_folder import SPLIT_NAMES
+from alexnet.data.image_names import find_images
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import atomic_write, printable

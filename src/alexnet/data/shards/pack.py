@@ -80,6 +80,9 @@ def pack_dataset(
         raise UserError(f"--quality is {quality}, but JPEG quality is between 1 and 100; 90 is usual.")
     _check_target(data, target)
     contents = list_contents(data, labels, progress)
+    if progress is not None:
+        for note in contents.notes:
+            progress.log(note)
     format = choose_format(contents, kind, size, quality)
     if (deep := find_value_range(contents, value_range, progress)) is not None and progress is not None:
         progress.log(deep.sentence)
