@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,21 @@ def test_container_limits_apply(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert cpu_count(tmp_path) == cpu_count()
     assert free_memory(tmp_path) > 2_000_000
+
+
+def test_cache_of_a_user_without_a_home(monkeypatch, tmp_path):
+    for name in ("ALEXNET_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # without HOME and for an unknown uid
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert cache_dir() == tmp_path / f"alexnet-{os.getuid()}"
+
+    def no_folder() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", no_folder)
+    with pytest.raises(UserError, match="set ALEXNET_CACHE and TMPDIR"):
+        cache_dir()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,10 +35,25 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # attribute
 
 
 def cache_dir() -> Path:
-    """Return the only folder written to besides run folders: `$ALEXNET_CACHE`, else the system's place for caches."""
+    """Return the only folder written to besides run folders: `$ALEXNET_CACHE`, else the system's place for caches.
+
+    A user without a home folder, as in a container with an unknown uid, has it among the temporary files.
+    """
     if chosen := os.environ.get("ALEXNET_CACHE"):
         return Path(chosen)
-    return platformdirs.user_cache_path("alexnet", appauthor=False)
+    try:
+        folder = platformdirs.user_cache_path("alexnet", appauthor=False)
+        if folder.is_absolute():  # older versions of platformdirs return ~/.cache
+            return folder
+    except RuntimeError:
+        pass
+    try:
+        return Path(tempfile.gettempdir()) / f"alexnet-{os.getuid()}"
+    except FileNotFoundError as error:
+        raise UserError(
+            "This user has neither a home folder nor a place for temporary files; set ALEXNET_CACHE and TMPDIR to "
+            "writable folders."
+        ) from error
 
 
 # ── device and precision ──────────────────────────────────────────────────────────────────────────

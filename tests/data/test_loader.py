@@ -1,5 +1,6 @@
 """Batches depend only on (seed, epoch, index), not on workers, history or memory."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,9 @@ def test_the_default_number_of_workers_follows_the_cores(monkeypatch, tmp_path):
     assert choose_workers(3, 1, tmp_path) == (3, None)
     assert choose_workers(0, 1 << 60, tmp_path) == (0, None)
     assert choose_workers(5, 1 << 60, tmp_path / "macos") == (5, None)
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # mounted read-only
+    workers, sentence = choose_workers(4, 1, tmp_path)
+    assert (workers, "is not writable" in (sentence or "")) == (0, True)
 
 
 def test_little_shared_memory_reduces_the_workers_with_a_note(tmp_path):

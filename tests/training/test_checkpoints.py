@@ -1,5 +1,6 @@
 """Checkpoints: the training state, when they are written, the writing thread, and its errors."""
 
+import errno
 import io
 import json
 import threading
@@ -292,6 +293,11 @@ def test_an_error_about_a_vanished_run_folder_names_it(tmp_path):
         (run.path / "gone" / "x").write_text("")
     with pytest.raises(FileNotFoundError), wrap_write_errors(run.path):
         (tmp_path / "elsewhere").read_text()
+    elsewhere = str(tmp_path / "elsewhere")
+    with pytest.raises(TrainingFailed, match=f"{elsewhere} cannot be written: Read-only"), wrap_write_errors(run.path):
+        raise OSError(errno.EROFS, "Read-only file system", elsewhere)
+    with pytest.raises(OSError, match="Read-only"), wrap_write_errors(run.path):  # such as of shared memory
+        raise OSError(errno.EROFS, "Read-only file system")
 
 
 def test_keep_checkpoints_limits_the_number_of_checkpoints(tmp_path):

@@ -139,6 +139,8 @@ def _is_sentence(error: Exception) -> bool:
 def _message(error: Exception) -> str:
     if _is_sentence(error):
         return f"alexnet: {error}"
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # raised by tempfile
+        return "alexnet: There is no writable folder for temporary files; set TMPDIR to one."
     return f"alexnet: internal error: {type(error).__name__}: {error} (--debug shows where)"
 
 

@@ -8,6 +8,7 @@ workers. Processes that train together each read their `Shard` of every batch: t
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import signal
 import threading
@@ -350,6 +351,8 @@ def choose_workers(requested: int | None, batch_bytes: int, shm: Path = Path("/d
     count = requested if requested is not None else (min(cores, _MAX_WORKERS) if cores > 1 else 0)
     if count == 0 or not shm.is_dir():  # only Linux has shared memory there; elsewhere it has no small limit
         return count, None
+    if not os.access(shm, os.W_OK):  # or mounted read-only
+        return 0, f"Loading in the main process instead of {count} worker processes, because {shm} is not writable."
     free = shutil.disk_usage(shm).free // local_world_size()
     each = 2 * _PREFETCH * batch_bytes  # twice, for batches still in use
     fit = min(count, free // max(each, 1))

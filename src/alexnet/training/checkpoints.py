@@ -245,15 +245,20 @@ def divergence_advice(recipe: Recipe) -> str:
 
 @contextmanager
 def wrap_write_errors(run: Path) -> Iterator[None]:
-    """Raise `TrainingFailed` instead of an `OSError` that means the run folder cannot be written."""
+    """Raise `TrainingFailed` instead of an `OSError` that means the run, or the file it names, cannot be written.
+
+    A read-only file system without a file's name is none of these: it may be shared memory.
+    """
     try:
         yield
     except OSError as error:
-        inside = isinstance(error.filename, str) and Path(error.filename).is_relative_to(run)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS) or inside:
+        named = Path(error.filename).absolute() if isinstance(error.filename, str) else None
+        inside = named is not None and named.is_relative_to(run.absolute())
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if inside or full or (named is not None and error.errno == errno.EROFS):
             raise TrainingFailed(
-                f"{run} cannot be written: {error.strerror or error}; free some space or restore it, then "
-                f"'alexnet resume {run}' continues from the last checkpoint."
+                f"{run if inside or named is None else named} cannot be written: {error.strerror or error}; free some "
+                f"space or restore it, then 'alexnet resume {run}' continues from the last checkpoint."
             ) from error
         raise
 
