@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.files import convert, read_json, sha256_file, write_json
+from alexnet.text import clean_label
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +152,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         preprocess = EvalTransform.from_dict(values["preprocess"], mean_image)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); use another checkpoint of the run.") from error
-    classes = tuple(values["classes"])
+    classes = tuple(map(clean_label, values["classes"]))
     if len(classes) != spec.num_classes:
         raise UserError(f"{path} names {len(classes)} classes for a network with {spec.num_classes}.")
     weights = _verify(folder, WEIGHTS, values)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from alexnet.device import rank
 from alexnet.errors import UserError
+from alexnet.text import escape_lines
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -66,7 +67,7 @@ class Plain:
             del self._shown[what]
 
     def log(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(escape_lines(text), file=sys.stderr, flush=True)
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
         pass
@@ -111,7 +112,7 @@ class Live:
         self._bar.update(self._task, description=what, completed=done, total=total, text=f"{done:,}/{total:,}")
 
     def log(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._bar.console.print(escape_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
         now = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 
 from alexnet.data import image_folder
 from alexnet.data.datasets import load_dataset
-from alexnet.data.image_folder import class_order, read_label_table
+from alexnet.data.label_table import class_order, read_label_table
 from alexnet.errors import UserError
 from helpers import make_class_folders, make_solid_image
 

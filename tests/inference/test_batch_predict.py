@@ -46,7 +46,7 @@ def test_three_formats_hold_the_same_rows(images, tmp_path):
     assert [(w.images, w.errors, w.resumed) for w in written] == [(10, 2, 0)] * 3
     lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     table = parquet.read_table(tmp_path / "x.parquet").to_pylist()
-    rows = list(csv.DictReader((tmp_path / "x.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "x.csv").open(encoding="utf-8-sig")))
     assert (
         [x["path"] for x in lines] == [x["path"] for x in table] == [x["path"] for x in rows] == list(map(str, images))
     )

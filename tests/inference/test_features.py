@@ -103,7 +103,7 @@ def test_csv_holds_the_same_numbers(small_run, tmp_path):
     root = make_image_folder(tmp_path / "data", ("a\nb",), 2)
     write_features(small_run, root, tmp_path / "f.csv", device="cpu")
     write_features(small_run, root, tmp_path / "f.parquet", device="cpu")
-    with (tmp_path / "f.csv").open(newline="") as file:
+    with (tmp_path / "f.csv").open(newline="", encoding="utf-8-sig") as file:
         head, *rows = csv.reader(file)
     table = parquet.read_table(tmp_path / "f.parquet")
     assert head[:3] == ["path", "label", "f0"]

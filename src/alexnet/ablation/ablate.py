@@ -33,6 +33,7 @@ from alexnet.inference.evaluate import evaluate
 from alexnet.plots.style import Theme, new_figure, save_figure
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
+from alexnet.text import TextOptions
 from alexnet.training.api import train
 from alexnet.training.recipe import Recipe, with_settings
 from alexnet.training.recipes import named_recipe
@@ -355,9 +356,11 @@ def hog_svm(recipe: Recipe) -> float:
     from sklearn.svm import LinearSVC
 
     data = recipe.data
-    by_name, bad = _features(data.dataset, data.path, data.labels, data.skip_bad, recipe.model.image_size or 32)
+    by_name, bad = _features(
+        data.dataset, data.path, data.labels, data.text, data.skip_bad, recipe.model.image_size or 32
+    )
     dataset = load_dataset(
-        data.dataset, data.path, labels=data.labels, seed=recipe.run.seed, bad=bad,
+        data.dataset, data.path, labels=data.labels, text=data.text, seed=recipe.run.seed, bad=bad,
         hold_out=data.validate_on == "val",
     )  # fmt: skip
     features = {name: np.stack([by_name[n] for n in part.names]) for name, part in dataset.splits.items()}
@@ -372,12 +375,12 @@ def hog_svm(recipe: Recipe) -> float:
 
 @functools.lru_cache(maxsize=1)  # seeds only change the split
 def _features(
-    name: str, data: Path | None, labels: Path | None, skip_bad: bool, size: int
+    name: str, data: Path | None, labels: Path | None, text: TextOptions, skip_bad: bool, size: int
 ) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
     """Return the features of every image of a dataset, by the image's name, and the unreadable files."""
 
     def load(bad: list[tuple[str, str]]) -> tuple[ImageDataset, EvalTransform]:
-        dataset = load_dataset(name, data, labels=labels, bad=bad, hold_out=False)
+        dataset = load_dataset(name, data, labels=labels, text=text, bad=bad, hold_out=False)
         zeros, ones = (0.0,) * dataset.channels, (1.0,) * dataset.channels
         preprocess = EvalTransform(size=size, channels=dataset.channels, mean=zeros, std=ones)
         return decode_splits(dataset, preprocess), preprocess

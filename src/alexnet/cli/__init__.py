@@ -34,6 +34,7 @@ from alexnet.cli.show import show
 from alexnet.cli.train import train
 from alexnet.errors import ProcessLost, TrainingFailed, UserError, unknown_name
 from alexnet.signals import Stopped, raise_on_signals
+from alexnet.text import escape_lines
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
@@ -104,7 +105,7 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         if is_main_process() or not _same_on_all_ranks(error):
-            print(_message(error), file=sys.stderr)
+            print(escape_lines(_message(error)), file=sys.stderr)
         return getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)
 
 

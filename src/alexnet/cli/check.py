@@ -7,8 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alexnet.cli.output import MAX_LISTED, escape, print_json, print_list, print_table
+from alexnet.cli.output import MAX_LISTED, print_json, print_list, print_table, print_text
 from alexnet.errors import UserError
+from alexnet.text import BY_CONTENT, TextOptions
 
 if TYPE_CHECKING:
     from alexnet.data.quality.findings import Findings
@@ -19,6 +20,7 @@ def check(
     /,
     *,
     labels: Path | None = None,
+    text: TextOptions = BY_CONTENT,
     html: Path | None = None,
     lang: Literal["en", "zh"] = "en",
     fix: Path | None = None,
@@ -53,7 +55,7 @@ def check(
     if html is not None and not html.parent.is_dir():
         raise UserError(f"There is no folder {html.parent} to write {html.name} into; create it first.")
     with closing(default_progress()) as progress:
-        found = check_dataset(data, labels, progress)
+        found = check_dataset(data, labels, progress, text)
     notes = write_cleaned(found, fix) if fix is not None else []
     if html is not None:
         from alexnet.report.check_page import write_page
@@ -65,9 +67,9 @@ def check(
         return
     _show(found)
     for note in notes:
-        print(note)
+        print_text(note)
     if html is not None:
-        print(html)
+        print_text(html)
 
 
 def _check_packed(data: Path, json: bool) -> None:
@@ -88,7 +90,7 @@ def _check_packed(data: Path, json: bool) -> None:
     print_list("Exact duplicates", [f"{a}  {b}" for a, b in found.duplicates])
     if found.across_splits:
         print(f"{found.across_splits:,} of these pairs are in different splits")
-    print(f"\n{found.verdict}\n  {escape(found.command)}")
+    print_text(f"\n{found.verdict}\n  {found.command}")
 
 
 def _show(found: Findings) -> None:
@@ -96,14 +98,14 @@ def _show(found: Findings) -> None:
 
     good = [found.infos[i] for i in found.readable]
     splits = found.by_split
-    print(f"{found.data}: {len(found.names):,} images, {len(found.classes):,} classes")
+    print_text(f"{found.data}: {len(found.names):,} images, {len(found.classes):,} classes")
     rows = sorted(found.classes.items(), key=lambda row: -row[1])
     shown = rows if len(rows) <= 2 * MAX_LISTED else rows[:MAX_LISTED] + rows[-MAX_LISTED:]
     print_table(
         ("class", *(splits if len(splits) > 1 else ["images"]), ""),
         [
             (
-                escape(name if name == name.strip() else repr(name)),
+                name,
                 *(f"{splits[s].get(name, 0):,}" for s in splits),
                 _bar(count, rows[0][1]),
             )
@@ -126,10 +128,10 @@ def _show(found: Findings) -> None:
     print_list("Near duplicates", [_pair(found, a, b) for a, b in found.near])
     print_list("Warnings", found.warnings, len(found.warnings))
     for note in found.notes:
-        print(escape(note))
-    print(f"\n{escape(found.verdict)}")
+        print_text(note)
+    print_text(f"\n{found.verdict}")
     if found.blocking_error is None:
-        print(f"  {escape(found.command)}")
+        print_text(f"  {found.command}")
 
 
 def _pair(found: Findings, a: int, b: int) -> str:

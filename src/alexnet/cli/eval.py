@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from alexnet.cli.classifier_options import ClassifierOptions
-from alexnet.cli.output import print_json, print_table
+from alexnet.cli.output import print_json, print_table, print_text
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
+from alexnet.text import BY_CONTENT, TextOptions
 
 
 def evaluate(
@@ -17,6 +18,7 @@ def evaluate(
     *,
     data: Path | None = None,
     labels: Path | None = None,
+    text: TextOptions = BY_CONTENT,
     split: Literal["auto", "train", "val", "test"] = "auto",
     options: ClassifierOptions = ClassifierOptions(),  # noqa: B008  # frozen
     file: FileOptions = NO_OPTIONS,
@@ -39,6 +41,8 @@ def evaluate(
         (run, *more),
         data=data,
         labels=labels,
+        encoding=text.encoding,
+        columns=text.columns,
         split=split,
         views=options.views,
         scales=options.scales,
@@ -48,9 +52,9 @@ def evaluate(
     if json:
         print_json(found)
         return
-    print(found)
+    print_text(found)
     if more:
-        print("individually: " + ", ".join(f"{m['run']} {m['top1']:.2%}" for m in found["members"]))
+        print_text("individually: " + ", ".join(f"{m['run']} {m['top1']:.2%}" for m in found["members"]))
     print_table(
         ("class", "images", "precision", "recall", "F1"),
         [

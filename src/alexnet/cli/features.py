@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import log, print_json
+from alexnet.cli.output import log, print_json, print_text
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
 
@@ -49,4 +49,4 @@ def features(
     for path, reason in written.errors:
         log(f"{path}: {reason}")
     shape = "×".join(map(str, written.shape))
-    print(f"{written.file}: {written.n:,} images, {shape} values each, the output of {written.module}")
+    print_text(f"{written.file}: {written.n:,} images, {shape} values each, the output of {written.module}")

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from alexnet.text import escape, escape_json, escape_lines
+
 MAX_LISTED = 10
 """Items of each kind that a command lists; --json has all."""
 
@@ -23,24 +25,30 @@ def is_main_process() -> bool:
 
 def log(message: str) -> None:
     """Print a line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(escape_lines(message), file=sys.stderr, flush=True)
+
+
+def print_text(text: object) -> None:
+    """Print lines of text, without control characters that names may hold."""
+    print(escape_lines(str(text)), flush=True)
 
 
 def print_json(document: Any) -> None:
     """Print the one JSON document of a command."""
-    print(jsonlib.dumps(document, indent=2, ensure_ascii=False))
+    print(escape_json(jsonlib.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]], numeric: bool = True) -> None:
     """Print a table; `numeric` right-aligns all columns but the first and the last."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*head, box=None, pad_edge=False, header_style="bold")
     for column in table.columns[1:-1] if numeric else ():
         column.justify = "right"
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(Text(escape(str(cell))) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     with console.capture() as captured:  # printed by print, since rich exits with 1 if the reader has left
         console.print(table)
@@ -56,8 +64,3 @@ def print_list(title: str, lines: list[str], limit: int = MAX_LISTED) -> None:
         print(f"  {escape(line)}")
     if len(lines) > limit:
         print(f"  … and {len(lines) - limit:,} more; --json lists all")
-
-
-def escape(text: str) -> str:
-    """Return `text` on one line: file names may hold newlines and control characters."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

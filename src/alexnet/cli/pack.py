@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from alexnet.cli.output import print_json
+from alexnet.cli.output import print_json, print_text
+from alexnet.text import BY_CONTENT, TextOptions
 
 
 def pack(
@@ -16,6 +17,7 @@ def pack(
     /,
     *,
     labels: Path | None = None,
+    text: TextOptions = BY_CONTENT,
     format: Literal["jpeg", "uint8"] = "jpeg",
     size: str | None = None,
     quality: int = 90,
@@ -45,7 +47,8 @@ def pack(
 
     with closing(default_progress()) as progress:
         found = pack_dataset(
-            data, target, labels=labels, kind=format, size=size, quality=quality, workers=workers, progress=progress,
+            data, target, labels=labels, text=text, kind=format, size=size, quality=quality, workers=workers,
+            progress=progress,
             value_range=None if value_range is None else parse_value_range(value_range),
         )  # fmt: skip
     if json:
@@ -59,11 +62,11 @@ def _show(found: dict[str, Any], target: Path) -> None:
     side = "original size" if form["side"] is None else f"{form['side']} pixels"
     square = f"squares of {side}" if form["kind"] == "uint8" else f"short side {side}, quality {form['quality']}"
     parts = ", ".join(f"{count:,} {split}" for split, count in found["images"].items())
-    print(
+    print_text(
         f"{target}: {parts} images of {len(found['classes']):,} classes as {form['kind']}, {square}: "
         f"{found['bytes'] / 1e6:,.1f} MB in {found['shards']:,} shards"
     )
     print(f"{found['seconds']:.1f} s, {found['images_per_second']:,.0f} images/s")
     if found["failed"]:
-        print(f"{found['failed']:,} unreadable and skipped; see {target / 'failed.csv'}")
-    print(f"\nNext:\n  {shlex.join(['alexnet', 'train', str(target)])}")
+        print_text(f"{found['failed']:,} unreadable and skipped; see {target / 'failed.csv'}")
+    print_text(f"\nNext:\n  {shlex.join(['alexnet', 'train', str(target)])}")

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from alexnet.cli.classifier_options import ClassifierOptions
-from alexnet.cli.output import log, print_json
+from alexnet.cli.output import log, print_json, print_text
 from alexnet.errors import UserError
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
@@ -58,7 +58,7 @@ def predict(
     for prediction in classifier.predict_many(inputs, top, options.views, options.scales):
         predictions.append(prediction)
         if not json:
-            print(prediction, flush=True)
+            print_text(prediction)
     if json:
         print_json({"predictions": [p.to_dict() for p in predictions]})
     if clipped := sum(p.clipped for p in predictions):
@@ -103,7 +103,7 @@ def _predict_to_file(
     else:
         resumed = f", {written.resumed:,} of them from an earlier command" if written.resumed else ""
         unreadable = f"; {written.errors:,} unreadable, with the reason in their row" if written.errors else ""
-        print(f"{written.file}: {written.images:,} images{resumed}{unreadable}")
+        print_text(f"{written.file}: {written.images:,} images{resumed}{unreadable}")
     if written.clipped:
         print(describe_clipped(written.clipped, classifier.preprocess.value_range), file=sys.stderr)
     if written.errors == written.images:

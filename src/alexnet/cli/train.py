@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from alexnet.cli.arguments import parse
-from alexnet.cli.output import is_main_process, print_json
+from alexnet.cli.output import is_main_process, print_json, print_text
 
 if TYPE_CHECKING:
     from alexnet.training.api import TrainingResult
@@ -101,8 +101,8 @@ def show_result(result: TrainingResult, json: bool) -> None:
     if json:
         print_json({"run": str(run), **summary})
         return
-    print(result)
-    print(f"""
+    print_text(result)
+    print_text(f"""
 Next:
   alexnet eval {run}
   alexnet predict {run} IMAGE…

@@ -23,6 +23,7 @@ from alexnet.device import cache_dir
 from alexnet.errors import UserError
 from alexnet.files import atomic_folder
 from alexnet.progress import Progress
+from alexnet.text import decode
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Lowercase suffixes of supported archives."""
@@ -49,8 +50,10 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file()
 
 
-def unpack_if_archive(data: Path, progress: Progress | None = None) -> Path:
+def unpack_if_archive(data: Path, progress: Progress | None = None, encoding: str | None = None) -> Path:
     """Return `data`, or, if it is an archive, the folder in the cache that it is unpacked to, now or earlier.
+
+    Names in a zip that does not say that they are UTF-8 are decoded as in `text.decode`, by `encoding` if given.
 
     Descends through top folders that contain only one folder: `pets.zip` may contain `pets/cat/1.jpg`. Raises
     `UserError` for an archive that is damaged, encrypted, unsafe, or too large for the disk.
@@ -58,14 +61,14 @@ def unpack_if_archive(data: Path, progress: Progress | None = None) -> Path:
     if not is_archive(data):
         return data
     state = data.stat()
-    key = f"by content: {data.resolve()} {state.st_size} {state.st_mtime_ns}"
+    key = f"by content: {data.resolve()} {state.st_size} {state.st_mtime_ns} {encoding}"
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     target = cache_dir() / "archives" / f"{data.name.split('.')[0][:80]}-{digest}"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with atomic_folder(target, flush=False) as temporary:
-                _unpack(data, temporary, progress)
+                _unpack(data, temporary, progress, encoding)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError) as error:
             raise UserError(
                 f"The archive {data} is damaged or of an unknown kind ({error}); create it again."
@@ -97,12 +100,12 @@ def _skip_single_folders(folder: Path) -> Path:
         folder = inside[0]
 
 
-def _unpack(archive: Path, target: Path, progress: Progress | None) -> None:
+def _unpack(archive: Path, target: Path, progress: Progress | None, encoding: str | None) -> None:
     """Extract the images and tables in `archive` to `target`, within the limits of size, and list the other files."""
     free = shutil.disk_usage(target).free - _RESERVED
     allowed = max(_ALWAYS_ALLOWED, MAX_GROWTH * archive.stat().st_size)
     total, ignored = 0, list[str]()
-    for done, count, entry in _entries(archive):
+    for done, count, entry in _entries(archive, progress, encoding):
         path = PurePosixPath(entry.name)
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
             raise UserError(f"The archive {archive} is unsafe: it would write to {entry.name}; do not use it.")
@@ -154,13 +157,14 @@ def _copy(source: IO[bytes], file: IO[bytes], size: int, archive: Path) -> None:
         file.write(block)
 
 
-def _entries(archive: Path) -> Iterator[tuple[int, int, _Entry]]:
+def _entries(archive: Path, progress: Progress | None, encoding: str | None) -> Iterator[tuple[int, int, _Entry]]:
     """Yield (index from 1, number of entries or 0 if unknown, entry) for each that is neither hidden nor a folder."""
     if archive.name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as file:
             members = file.infolist()
+            names = _decode_names(archive, [m for m in members if not _is_hidden(m.filename)], progress, encoding)
             for done, member in enumerate(members, 1):
-                name = member.filename.replace("\\", "/")  # some Windows programs write backslashes
+                name = names.get(member.filename, member.filename).replace("\\", "/")  # as some Windows programs write
                 kind = member.external_attr >> 28  # file type of the Unix mode: 8 or 0 is a regular file, 10 a link
                 if not member.is_dir() and not _is_hidden(name):
                     reader = partial(file.open, member) if kind in (0, 8) else None
@@ -171,6 +175,24 @@ def _entries(archive: Path) -> Iterator[tuple[int, int, _Entry]]:
                 if not info.isdir() and not _is_hidden(info.name):
                     source = partial(tar.extractfile, info) if info.isfile() else None
                     yield done, 0, _Entry(info.name, info.size, source)
+
+
+def _decode_names(
+    archive: Path, members: list[zipfile.ZipInfo], progress: Progress | None, encoding: str | None
+) -> dict[str, str]:
+    """Return zipfile's name → name, for names without the flag for UTF-8, which zipfile decodes as cp437 (code page of
+    DOS; APPNOTE 4.4.4). macOS writes UTF-8 without the flag, and Windows the encoding of its language."""
+    foreign = [m.filename for m in members if not m.flag_bits & 0x800 and not m.filename.isascii()]
+    if not foreign:
+        return {}
+    raw = [name.encode("cp437") for name in foreign]
+    try:
+        return dict(zip(foreign, [name.decode() for name in raw], strict=True))
+    except UnicodeDecodeError:
+        decoded, found = decode(raw, f"The names of {len(raw)} files in {archive}", encoding, also=("cp437",))
+    if progress is not None:
+        progress.log(f"Read the names in {archive} as {found}.")
+    return dict(zip(foreign, decoded, strict=True))
 
 
 def _is_hidden(name: str) -> bool:

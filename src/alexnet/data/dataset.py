@@ -205,7 +205,7 @@ def read_split(path: Path) -> list[tuple[str, str]]:
 def read_bad_files(path: Path) -> list[tuple[str, str]]:
     """Return the (printable name, reason) rows of a run's bad_files.csv; none if there is no such file."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []

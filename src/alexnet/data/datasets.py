@@ -45,6 +45,7 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.device import cache_dir
 from alexnet.errors import UserError, unknown_name
 from alexnet.progress import Progress
+from alexnet.text import BY_CONTENT, TextOptions, clean_label
 
 DATASETS = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
 
@@ -63,6 +64,7 @@ def load_dataset(
     data: Path | None = None,
     *,
     labels: Path | None = None,
+    text: TextOptions = BY_CONTENT,
     download: bool = True,
     seed: int = 0,
     bad: Sequence[tuple[str, str]] = (),
@@ -73,8 +75,8 @@ def load_dataset(
     """Load the dataset `name` for training: of image files the names, without opening any.
 
     `data` is its file or folder, unless it is embedded or downloaded. `labels` is a table of labels, whose folder is
-    the default for `data`. Without `data`, cifar10 and fashion-mnist are read from the cache, and downloaded into it if
-    `download`; a folder given by the user is only read.
+    the default for `data`; `text` says how the table and names are read. Without `data`, cifar10 and fashion-mnist are
+    read from the cache, and downloaded into it if `download`; a folder given by the user is only read.
 
     Held out by class, seeded with `seed`: 15 % of digits for val and for test; 20 % of class folders without splits
     for val; 5 % of train for val with train and test but no val, unless `hold_out` is false (protocols that train on
@@ -89,7 +91,7 @@ def load_dataset(
     if labels is not None and name not in ("imagenet", "folder"):
         raise UserError(f"The dataset '{name}' includes its labels; omit --labels, or use 'folder'.")
     if data is not None and not data.name.endswith(".tar.gz"):  # CIFAR-10's archive needs a checksum first
-        data = unpack_if_archive(data, progress)
+        data = unpack_if_archive(data, progress, text.encoding)
     if name == "digits":
         source = _load_digits(data)
     elif data is not None and is_packed(data):
@@ -101,7 +103,7 @@ def load_dataset(
     else:
         if data is None and labels is None:
             raise UserError(f"The dataset '{name}' needs the folder that holds it; give --data DIR.")
-        source = leave_out(replace(scan_images(data, labels, progress=progress), name=name), bad)
+        source = leave_out(replace(scan_images(data, labels, progress=progress, text=text), name=name), bad)
         if name == "imagenet" and not {"val", "test"} & set(source.splits):
             source.notes.append(f"{data} has no val/ beside train/, as ImageNet has.")
     return make_splits(source, seed, hold_out, split)
@@ -143,17 +145,22 @@ def make_splits(source: ImageDataset, seed: int, hold_out: bool, rows: SplitRows
 
 
 def load_for_evaluation(
-    name: str, data: Path | None, progress: Progress | None = None, *, labels: Path | None = None
+    name: str,
+    data: Path | None,
+    progress: Progress | None = None,
+    *,
+    labels: Path | None = None,
+    text: TextOptions = BY_CONTENT,
 ) -> ImageDataset:
     """Load images to evaluate a model on: class folders, a table of labels, a packed dataset, or the original files
     of the dataset `name` that it was trained on. Data without splits is the split `all`. Raises `UserError`."""
-    folder = image_folder.resolve_data_folder(data, labels, progress)
+    folder = image_folder.resolve_data_folder(data, labels, progress, text)
     if is_packed(folder):
         return _load_packed("folder", folder, labels, progress, training=False)
     if labels is None and name in ("cifar10", "fashion-mnist"):
         with contextlib.suppress(UserError):  # data in another layout may still be class folders
             return load_dataset(name, folder, hold_out=False, progress=progress)
-    return scan_images(folder, labels, training=False)
+    return scan_images(folder, labels, training=False, text=text)
 
 
 def load_known_layout(data: Path, progress: Progress | None = None) -> ImageDataset | None:
@@ -175,7 +182,7 @@ def _load_packed(
     if labels is not None:
         raise UserError(f"{data} is packed with its labels; omit --labels.")
     pack = open_packed(data, progress)
-    classes = tuple(pack.manifest.classes)
+    classes = tuple(map(clean_label, pack.manifest.classes))
     if training:
         if "train" not in pack.splits:
             raise UserError(f"{data} was packed from images without a train/ to learn from; pack a folder with one.")

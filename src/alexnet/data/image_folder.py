@@ -7,35 +7,24 @@ Both of these layouts are read, with any class names and images at any depth bel
 
 Hidden files are skipped; other files that are not images (image_names.py) and links to folders below a class (possible
 cycles) are skipped and listed. Class indices follow the alphabetical order of the folders in train/; other splits are
-matched to it by name. An archive is read like the folder in it (archives.py). A table of labels, CSV or Parquet, can
-replace the class folders. torch is imported where needed.
+matched to it by name. An archive is read like the folder in it (archives.py). A table of labels (label_table.py)
+can replace the class folders. torch is imported where needed.
 """
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from alexnet.data.archives import ARCHIVE_SUFFIXES, ignored_in_archive, unpack_if_archive
 from alexnet.data.dataset import ImageDataset, ImageFiles, list_first, order_splits
 from alexnet.data.image_names import describe_ignored, has_image_suffix, is_hidden, is_image
+from alexnet.data.label_table import SPLIT_NAMES, class_order, read_label_table
 from alexnet.errors import UserError
+from alexnet.files import printable
 from alexnet.progress import Progress
-
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Lowercase name of a split, in a folder or a table → the split."""
-
+from alexnet.text import BY_CONTENT, TextOptions, clean_label, decode, strip_blanks
 
 # ── finding files ─────────────────────────────────────────────────────────────────────────────────
 
@@ -52,7 +41,9 @@ def require_folder(data: Path) -> Path:
     return data
 
 
-def resolve_data_folder(data: Path | None, labels: Path | None, progress: Progress | None = None) -> Path:
+def resolve_data_folder(
+    data: Path | None, labels: Path | None, progress: Progress | None = None, text: TextOptions = BY_CONTENT
+) -> Path:
     """Return the folder of the images: `data`, unpacked if it is an archive, or else the folder of `labels`.
 
     Raises `UserError`.
@@ -60,7 +51,7 @@ def resolve_data_folder(data: Path | None, labels: Path | None, progress: Progre
     if data is None:
         assert labels is not None
         return labels.parent
-    return require_folder(unpack_if_archive(data, progress))
+    return require_folder(unpack_if_archive(data, progress, text.encoding))
 
 
 def resolve_labels_path(labels: Path, root: Path) -> Path:
@@ -69,14 +60,18 @@ def resolve_labels_path(labels: Path, root: Path) -> Path:
 
 
 def scan_images(
-    data: Path | None, labels: Path | None, training: bool = True, progress: Progress | None = None
+    data: Path | None,
+    labels: Path | None,
+    training: bool = True,
+    progress: Progress | None = None,
+    text: TextOptions = BY_CONTENT,
 ) -> ImageDataset:
     """Find the images in the class folders or archive `data`, or those that the table `labels` lists, without opening
     them. Raises `UserError` as `scan_class_folders` and `scan_label_table` do."""
-    root = resolve_data_folder(data, labels, progress)
+    root = resolve_data_folder(data, labels, progress, text)
     if labels is None:
-        return scan_class_folders(root, training)
-    return scan_label_table(root, resolve_labels_path(labels, root), training)
+        return scan_class_folders(root, training, text)
+    return scan_label_table(root, resolve_labels_path(labels, root), training, text)
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -119,9 +114,13 @@ class FolderContents:
     """Folders that cannot be opened: (name, the system's reason)."""
     links: list[str] = field(default_factory=list)
     """Links to folders that are not followed: below a class, or to a parent."""
+    notes: list[str] = field(default_factory=list)
+    """How names were understood, where that is not evident; a sentence each."""
+    undecided: str = ""
+    """Why class names that are not UTF-8 cannot be decoded; they then are as `clean_label` returns them."""
 
 
-def walk_folder(root: Path) -> FolderContents:
+def walk_folder(root: Path, text: TextOptions = BY_CONTENT) -> FolderContents:
     """List the contents of `root`, usable for training or not, without opening images.
 
     Raises `UserError` if the folder is missing or has two folders for the same split.
@@ -138,22 +137,25 @@ def walk_folder(root: Path) -> FolderContents:
     for split, folder in found.folders.items():
         found.classes[split] = _find_classes(folder, found)
     found.others += ignored_in_archive(root)
+    _clean_class_names(found, text)
     return found
 
 
-def scan_class_folders(root: Path, training: bool = True) -> ImageDataset:
+def scan_class_folders(root: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageDataset:
     """Find the images in the class folders of `root`, without opening them.
 
     A folder without splits is one split: `train`, or `all` unless `training`. For evaluation train/ may be missing, one
     class is enough, and any split may have any class. Raises `UserError` if the folder is missing, inaccessible or
-    empty, and for training also without class folders, with an empty class folder, fewer than two classes, two class
-    names that differ only in case, or a class that train/ lacks.
+    empty or has class names in an unknown encoding, and for training also without class folders, with an empty class
+    folder, fewer than two classes, two class names that differ only in case, or a class that train/ lacks.
     """
-    found = walk_folder(root)
+    found = walk_folder(root, text)
+    if found.undecided:
+        raise UserError(found.undecided)
     if found.inaccessible:
         name, reason = found.inaccessible[0]
         raise UserError(f"The folder {root / name} cannot be opened ({reason}); change its permissions or remove it.")
-    notes = [f"Ignored in {root}: {', '.join(found.ignored)}."] if found.ignored else []
+    notes = found.notes + ([f"Ignored in {root}: {', '.join(found.ignored)}."] if found.ignored else [])
     if found.links:
         notes.append(f"Ignored in {root}, since links to folders can form cycles: {list_first(found.links)}.")
     if found.stray:
@@ -176,6 +178,8 @@ def scan_class_folders(root: Path, training: bool = True) -> ImageDataset:
         if not rows:
             raise UserError(f"{folders[split]} holds no images; add some or remove the folder.")
     classes = tuple(by_split["train"] if training else sorted(set().union(*by_split.values())))
+    if spaced := [name for name in classes if (plain := strip_blanks(name)) != name and plain in classes]:
+        notes.append(f"In {root} classes differ from others only in blanks: {', '.join(map(repr, spaced[:10]))}.")
     return _to_dataset(root, classes, images, notes)
 
 
@@ -248,6 +252,33 @@ def _sort_files(entries: list[os.DirEntry[str]], found: FolderContents) -> None:
             (found.stray if of_image else found.others).append(Path(entry.path).relative_to(found.root).as_posix())
 
 
+def _clean_class_names(found: FolderContents, text: TextOptions) -> None:
+    """Replace folder names by class names: decoded, and as `clean_label` returns them. Folders whose names then are
+    equal are one class."""
+    folders = {name for by_class in found.classes.values() for name in by_class}
+    foreign = sorted(name for name in folders if printable(name) != name)  # not UTF-8
+    names = {name: name for name in folders}
+    if foreign:
+        try:
+            raw = [name.encode("utf-8", "surrogateescape") for name in foreign]
+            decoded, encoding = decode(raw, f"The names of {len(foreign)} class folders in {found.root}", text.encoding)
+            names |= zip(foreign, decoded, strict=True)
+            found.notes.append(f"Read the names of {len(foreign)} class folders in {found.root} as {encoding}.")
+        except UserError as error:
+            found.undecided = str(error)
+    for split, by_class in found.classes.items():
+        merged: dict[str, list[str]] = {}
+        for folder, images in by_class.items():
+            merged.setdefault(clean_label(names[folder]), []).extend(images)
+        found.classes[split] = {name: sorted(merged[name]) for name in sorted(merged)}
+        if (fewer := len(by_class) - len(merged)) > 0:
+            same = [name for name in merged if sum(clean_label(names[f]) == name for f in by_class) > 1]
+            found.notes.append(
+                f"Merged {fewer} class folders in {found.folders[split]} with another whose name looks the same: "
+                f"{list_first(same)}."
+            )
+
+
 def _find_below(folder: Path, found: FolderContents) -> list[str]:
     """Return the paths below the root of the images at any depth in `folder`."""
     prefix = folder.relative_to(found.root).as_posix()
@@ -299,89 +330,19 @@ def _check_folders_for_training(
 
 # ── tables of labels ──────────────────────────────────────────────────────────────────────────────
 
-COLUMN_NAMES = {
-    "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "image_name"),
-    "label": ("label", "class", "category", "target", "label_name", "class_name"),
-    "split": ("split", "set", "subset", "partition"),
-}
-"""Column → its accepted names, in lower case."""
 
-
-@dataclass
-class LabelTable:
-    """The usable rows of a table of labels, and what is wrong with the others."""
-
-    names: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    splits: list[str] = field(default_factory=list)
-    """train, val or test; `all` throughout if the table has no such column."""
-    repeated: int = 0
-    """Number of rows that repeat an earlier one and are left out."""
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    """(image or row, what is wrong): no path or label, a contradiction, an unknown split."""
-
-
-def class_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return the classes in the order of their indices: numerical if all are integers, else alphabetical."""
-    names = set(labels)
-    if all(name.isascii() and name.isdigit() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
-
-
-def read_label_table(path: Path) -> LabelTable:
-    """Read the table at `path`, collecting unusable rows.
-
-    Raises `UserError` if the file is missing, not a table, empty, or without a column for path or label.
-    """
-    if not path.is_file():
-        raise UserError(f"There is no label file {path}; check the path given as --labels.")
-    columns = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
-    chosen = {
-        column: next((name for name in columns if name.strip().lower() in accepted), None)
-        for column, accepted in COLUMN_NAMES.items()
-    }
-    if chosen["path"] is None or chosen["label"] is None:
-        shown = ", ".join(list(columns)[:8]) or "none"
-        raise UserError(f"{path} needs the columns path and label (and may have split), but has {shown}; name them so.")
-    table = LabelTable()
-    first: dict[str, tuple[str, str]] = {}
-    splits = columns[chosen["split"]] if chosen["split"] is not None else None
-    for i, (name, label) in enumerate(zip(columns[chosen["path"]], columns[chosen["label"]], strict=True)):
-        split = "all" if splits is None else SPLIT_NAMES.get(splits[i].strip().lower(), "")
-        if not name:
-            table.bad.append((f"row {i + 1}", f"{path.name} gives no path there"))
-        elif not label:
-            table.bad.append((name, f"{path.name} gives it no label"))
-        elif not split:
-            table.bad.append((name, f"{path.name} gives it the split '{splits[i] if splits else ''}'"))
-        elif name not in first:
-            first[name] = (label, split)
-            table.names.append(name)
-            table.labels.append(label)
-            table.splits.append(split)
-        elif first[name] == (label, split):
-            table.repeated += 1
-        else:
-            other = f"'{first[name][0]}' and '{label}'" if first[name][0] != label else f"{first[name][1]} and {split}"
-            table.bad.append((name, f"{path.name} lists it twice, as {other}"))
-    if not table.names:
-        raise UserError(f"{path} lists no images; it needs a row for each, such as 'cat/1.jpg,cat'.")
-    return table
-
-
-def scan_label_table(root: Path, labels: Path, training: bool = True) -> ImageDataset:
+def scan_label_table(root: Path, labels: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageDataset:
     """Return the images below `root` that the table `labels` lists, like `scan_class_folders`.
 
     Raises `UserError` if `read_label_table` does, for unusable rows, and for training also with fewer than two classes,
     without train rows, or with a class that train lacks. Missing images are found when they are read.
     """
-    table = read_label_table(labels)
+    table = read_label_table(labels, root, text)
     if table.bad:
         shown = list_first([f"{name} ({reason})" for name, reason in table.bad])
         rows = len(table.names) + table.repeated + len(table.bad)
         raise UserError(f"{len(table.bad)} of {rows} rows of {labels} cannot be used: {shown}; fix or remove them.")
-    notes = [f"Ignored {table.repeated} repeated rows of {labels}."] if table.repeated else []
+    notes = table.notes + ([f"Ignored {table.repeated} repeated rows of {labels}."] if table.repeated else [])
     splits = table.splits if "all" not in table.splits or not training else ["train"] * len(table.names)
     images: dict[str, list[tuple[str, str]]] = {split: [] for split in splits}
     for name, label, split in zip(table.names, table.labels, splits, strict=True):
@@ -403,43 +364,3 @@ def _check_table_for_training(labels: Path, images: dict[str, list[tuple[str, st
     for split, names in by_split.items():
         if missing := sorted(names - train):
             raise UserError(f"{labels} has the class '{missing[0]}' in {split} but not in train; fix or remove it.")
-
-
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            first = file.readline()
-            file.seek(0)
-            separator = max(",;\t", key=first.count)
-            header, *rows = list(csv.reader(file, delimiter=separator)) or [[]]
-    except (OSError, csv.Error) as error:
-        raise UserError(f"The labels in {path} cannot be read ({error}); save them as CSV again.") from error
-    rows = [row for row in rows if row]
-    uneven = next((i for i, row in enumerate(rows, 1) if len(row) != len(header)), None)
-    if uneven is not None:
-        raise UserError(
-            f"Row {uneven} of {path} has {len(rows[uneven - 1])} fields and the first line {len(header)}; "
-            "put names with commas into quotes."
-        )
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
-
-
-def _read_parquet(path: Path) -> dict[str, list[str]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    accepted = {name for names in COLUMN_NAMES.values() for name in names}
-    try:
-        schema = parquet.read_schema(path)
-        chosen = [name for name in schema.names if name.strip().lower() in accepted]
-        table = parquet.read_table(path, columns=chosen or None)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"The labels in {path} cannot be read ({error}); save them as Parquet again.") from error
-    return {name: [_to_text(value) for value in table[name].to_pylist()] for name in table.column_names}
-
-
-def _to_text(value: object) -> str:
-    """Format a cell as CSV would; data frames turn integer columns with gaps into floats, so 3.0 becomes 3."""
-    if value is None or value != value:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

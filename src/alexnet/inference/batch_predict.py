@@ -170,7 +170,7 @@ def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path, _: int) -> None:
 
 
 def _write_csv(rows: Iterator[dict[str, Any]], path: Path, top: int) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # Excel needs the mark
         writer = csv.writer(file)
         labels = [f"{name}{i}" for i in range(1, top + 1) for name in ("label", "p")]
         writer.writerow(["path", "error", "unsure", "confidence", *labels])

@@ -31,6 +31,7 @@ from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.progress import Progress
 from alexnet.runtimes.calibration import confidence_metrics, correct_at
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
+from alexnet.text import TextOptions
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ def evaluate(
     *,
     data: str | Path | None = None,
     labels: str | Path | None = None,
+    encoding: str | None = None,
+    columns: str | None = None,
     split: str = "auto",
     checkpoint: str = "best",
     device: str = "auto",
@@ -137,7 +140,7 @@ def evaluate(
     log: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
     """Evaluate a trained network, or several as an ensemble, on the data of the (first) run, on the class folders in
-    `data`, or on the images listed in the table `labels`.
+    `data`, or on the images listed in the table `labels`, read as `encoding` and `columns` say (`text.TextOptions`).
 
     `split` is train, val or test; `auto` is test where there is one, else val. `views` is the number of crops of an
     image at each of `scales`; their probabilities are averaged, and 10 is the paper's ten-crop test (see `crops.py`).
@@ -166,7 +169,11 @@ def evaluate(
     else:
         trained_on = read_recipe(first.run)["dataset"] if first.run else "folder"
         source = load_for_evaluation(
-            trained_on, Path(data) if data else None, progress, labels=Path(labels) if labels else None
+            trained_on,
+            Path(data) if data else None,
+            progress,
+            labels=Path(labels) if labels else None,
+            text=TextOptions(encoding=encoding, columns=columns),
         )
         for note in source.notes:
             log(note)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from alexnet.data.decode import BadImage, map_in_threads
-from alexnet.data.image_folder import SPLIT_NAMES
 from alexnet.data.image_names import find_images
+from alexnet.data.label_table import SPLIT_NAMES
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import atomic_write, printable
@@ -33,6 +33,7 @@ from alexnet.models.spec import ACTIVATIONS, Layer, layers
 from alexnet.models.torchvision_models import TorchvisionNetwork, summarize_torchvision
 from alexnet.progress import Progress
 from alexnet.runtimes.engines import LoadedModel
+from alexnet.text import clean_label
 
 BATCH_SIZE = 128
 SUFFIXES = (".parquet", ".csv")
@@ -204,7 +205,7 @@ def write_features(
 def _label(path: Path, root: Path) -> str | None:
     """Return the class folder of `path`, below `root` and below a split's folder if there is one."""
     folders = path.relative_to(root).parts[:-1] if root.is_dir() else ()
-    return next((folder for folder in folders if folder.lower() not in SPLIT_NAMES), None)
+    return next((clean_label(folder) for folder in folders if folder.lower() not in SPLIT_NAMES), None)
 
 
 Write = Callable[[list[str], list[str | None], np.ndarray], None]
@@ -214,7 +215,7 @@ Write = Callable[[list[str], list[str | None], np.ndarray], None]
 def _open_table(path: Path, suffix: str, width: int, about: dict[str, str]) -> Iterator[Write]:
     """Open a table for writing rows: paths, labels and their vectors, float32 (n, width)."""
     if suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8-sig") as file:  # Excel needs the mark
             writer = csv.writer(file)
             writer.writerow(["path", "label", *(f"f{i}" for i in range(width))])
 

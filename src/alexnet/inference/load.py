@@ -27,6 +27,7 @@ from alexnet.runtimes.engines import LoadedModel
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import is_exported_model
 from alexnet.runtimes.select import open_cached
+from alexnet.text import TextOptions
 
 if TYPE_CHECKING:
     from alexnet.data.dataset import ImageDataset
@@ -186,6 +187,8 @@ class DataRecipe(_AlwaysInRecipe, total=False):
     """The settings of a run that describe its data."""
 
     value_range: tuple[float, float] | None
+    encoding: str | None
+    columns: str | None
 
 
 def read_recipe(run: Run) -> DataRecipe:
@@ -210,6 +213,7 @@ def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
             recipe["dataset"],
             Path(recipe["data"]) if recipe["data"] else None,
             labels=Path(recipe["labels"]) if recipe["labels"] else None,
+            text=TextOptions(encoding=recipe.get("encoding"), columns=recipe.get("columns")),
             seed=recipe["seed"],
             bad=read_bad_files(run.path / "bad_files.csv"),
             hold_out=recipe["validate_on"] == "val",

@@ -111,7 +111,9 @@ class RunData:
     def bad_files(self) -> list[list[str]]:
         """Path and reason of each unreadable image."""
         try:
-            with (self.run.path / "bad_files.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            with (self.run.path / "bad_files.csv").open(
+                newline="", encoding="utf-8-sig", errors="surrogateescape"
+            ) as file:
                 return list(csv.reader(file))[1:]
         except (OSError, csv.Error):
             return []

@@ -25,6 +25,7 @@ from alexnet.device import cpu_name, package_version
 from alexnet.errors import UserError
 from alexnet.files import convert, sha256_file, write_json
 from alexnet.runtimes.calibration import Calibration
+from alexnet.text import clean_label
 
 FORMAT = "alexnet-export-1"  # of a manifest; others are rejected
 KEY = "alexnet"  # of the manifest in a file's own metadata
@@ -175,7 +176,11 @@ class Manifest:
         except UserError as error:
             raise UserError(f"{where} is damaged ({str(error).rstrip('.')}); export the network again.") from error
         about = {key: value for key, value in found.items() if key not in (*_AllFields.__annotations__, "format")}
-        known |= {"classes": tuple(found["classes"]), "preprocess": preprocess, "sums": known.pop("sha256", {})}
+        known |= {
+            "classes": tuple(map(clean_label, found["classes"])),
+            "preprocess": preprocess,
+            "sums": known.pop("sha256", {}),
+        }
         return cls(**known, about=about)
 
 

@@ -273,4 +273,5 @@ def _write_metadata(run: Run, setup: TrainSetup) -> None:
     if setup.dataset.bad:
         text = io.StringIO()
         csv.writer(text).writerows([("path", "reason"), *((printable(p), r) for p, r in setup.dataset.bad)])
-        write_text(run.path / "bad_files.csv", text.getvalue())
+        mark = "" if text.getvalue().isascii() else "\ufeff"  # Excel needs it
+        write_text(run.path / "bad_files.csv", mark + text.getvalue())

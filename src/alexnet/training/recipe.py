@@ -192,6 +192,7 @@ def _validate(r: Recipe) -> None:
     if s.time_budget is not None:
         parse_duration(s.time_budget)
     parse_interval(r.run.checkpoint_every)
+    _ = r.data.text  # raises for an unknown encoding or column
     if s.early_stop and r.data.validate_on == "test":
         raise UserError("--early-stop would select by the test images, which this recipe validates on; leave it out.")
     if r.model.weights and (r.model.spec_edits or o.dropout_2012):

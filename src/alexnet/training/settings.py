@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from alexnet.errors import UserError
+from alexnet.text import TextOptions
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,15 @@ class DataSettings:
         help="CSV or Parquet file with columns path and label (and optionally split) that replaces class folders; "
         "paths are relative to --data, or to the file's own folder.",
     )  # fmt: skip
+    encoding: str | None = setting(
+        None, flag=True, on_resume="free",
+        help="Encoding of tables and names that are not UTF-8, such as gb18030. Default: the one that fits, if only "
+        "one does.",
+    )  # fmt: skip
+    columns: str | None = setting(
+        None, flag=True, on_resume="free",
+        help="Columns of the table of labels, such as path=id,label=breed. Default: found by their names.",
+    )  # fmt: skip
     num_classes: int | None = setting(
         None, flag=True, minimum=2, on_resume="free",
         help="Expected number of classes; data with any other number is rejected.",
@@ -193,6 +203,11 @@ class DataSettings:
         help="Keep the decoded images in memory. null does so if they fit and records the choice, because random "
         "crops taken from files differ in the last digits.",
     )  # fmt: skip
+
+    @property
+    def text(self) -> TextOptions:
+        """How names and the table of labels are read. Raises `UserError`."""
+        return TextOptions(encoding=self.encoding, columns=self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)

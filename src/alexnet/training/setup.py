@@ -188,6 +188,7 @@ def _load_data(
         data.dataset,
         data.path,
         labels=data.labels,
+        text=data.text,
         seed=recipe.run.seed,
         bad=bad,
         hold_out=data.validate_on == "val",

@@ -50,8 +50,8 @@ def damaged(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return root, damage_dataset(root)
 
 
-def assert_all_found(found: Findings, done: dict[str, str]) -> None:
-    """Assert that all fifteen defects are found, and nothing else."""
+def assert_all_found(found: Findings, done: dict[str, str], stripped: bool = False) -> None:
+    """Assert that all fifteen defects are found, and nothing else; `stripped` labels cannot differ in blanks."""
     document = found.to_dict()
     bad = {row["path"]: row["reason"] for row in document["bad"]}
     unusual = {row["path"]: row["reason"] for row in document["suspicious"]}
@@ -67,7 +67,7 @@ def assert_all_found(found: Findings, done: dict[str, str]) -> None:
     assert [sorted(pair) for pair in document["near_duplicates"]] == [near]
     assert sorted(map(sorted, document["across_splits"])) == sorted([exact, near])
     assert [sorted(pair) for pair in document["across_classes"]] == [exact]
-    assert any("'cat' and 'cat '" in w or "'cat ' and 'cat'" in w for w in document["warnings"])
+    assert stripped != any("'cat' and 'cat '" in w or "'cat ' and 'cat'" in w for w in document["warnings"])
     assert len(REASONS) + len(ANOMALIES) + len(("rotated", "exact copy", "near copy", "label with a space")) == 15
 
 
@@ -167,10 +167,10 @@ def table(root: Path, path: Path) -> Path:
 def test_a_label_table_is_checked_like_class_folders(ending, damaged, tmp_path):
     root, done = damaged
     labels = table(root, tmp_path / f"labels.{ending}")
-    assert_all_found(check_dataset(root, labels), done)
+    assert_all_found(check_dataset(root, labels), done, stripped=True)
     source = load_dataset("folder", root, labels=labels)
     plain = load_dataset("folder", root)
-    assert source.classes == plain.classes
+    assert plain.classes == tuple(sorted((*source.classes, "cat ")))
     for split, part in plain.splits.items():
         assert sorted(source.splits[split].names) == sorted(part.names)
 
@@ -239,14 +239,14 @@ def test_unusual_names(tmp_path):
         if i > 3:
             (root / "猫" / name).write_bytes(b"no image")
     found = check_dataset(root)
-    assert found.classes == {"a b": 5, "c\nd": 4, "猫": 9}
+    assert found.classes == {"a b": 5, "c\\nd": 4, "猫": 9}
     assert (
         os.fsdecode("猫/".encode() + b"b\xff.jpg"),
         "it is not an image of a known format",
     ) in found.bad
     assert found.command == f"alexnet train folder --data '{root}' --skip-bad"
     write_cleaned(found, tmp_path / "fixed")
-    assert set(check_dataset(tmp_path / "fixed").classes) == {"a b", "c%0Ad", "猫"}
+    assert set(check_dataset(tmp_path / "fixed").classes) == {"a b", "c%5Cnd", "猫"}
 
 
 def test_cyclic_links_and_images_outside_classes(tmp_path):

@@ -25,8 +25,8 @@ from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays
 from alexnet.data.datasets import load_known_layout
 from alexnet.data.decode import process_pool
-from alexnet.data.image_folder import class_order, read_label_table
 from alexnet.data.image_names import describe_ignored
+from alexnet.data.label_table import class_order, read_label_table
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
 from alexnet.data.quality.findings import Findings, collect_warnings, find_blocking_error, pluralize
 from alexnet.data.quality.inspect import THUMBNAIL_SIDE, ImageInfo, inspect_arrays, inspect_files
@@ -36,18 +36,24 @@ from alexnet.data.value_range import RangeFinder
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.progress import Progress
+from alexnet.text import BY_CONTENT, TextOptions
 
 _CHUNK = 128  # images per task of a process
 _MIN_FOR_PROCESSES = 1000  # images; fewer are inspected before new processes have started
 
 
-def check_dataset(data: Path | None, labels: Path | None = None, progress: Progress | None = None) -> Findings:
+def check_dataset(
+    data: Path | None,
+    labels: Path | None = None,
+    progress: Progress | None = None,
+    text: TextOptions = BY_CONTENT,
+) -> Findings:
     """Check a folder, an archive, or a label table `labels` with images in `data` or next to the table.
 
     Nothing is written, except that an archive is extracted to the cache. Raises `UserError` if the data is missing or
     contains no images, or if an archive or table cannot be read.
     """
-    found = _list_images(data, labels, progress)
+    found = _list_images(data, labels, progress, text)
     if not found.names:
         raise UserError(
             f"{found.data} contains no images; give a folder with one folder per class, an archive of it, or --labels."
@@ -72,7 +78,7 @@ def check_dataset(data: Path | None, labels: Path | None = None, progress: Progr
 # ── contents ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _list_images(data: Path | None, labels: Path | None, progress: Progress | None) -> Findings:
+def _list_images(data: Path | None, labels: Path | None, progress: Progress | None, text: TextOptions) -> Findings:
     """Return findings with names, classes, splits, and the problems of the layout."""
     if labels is None and data is not None and (layout := load_known_layout(data, progress)) is not None:
         parts = [(split, part) for split, part in layout.splits.items() if isinstance(part, ImageArrays)]
@@ -83,20 +89,20 @@ def _list_images(data: Path | None, labels: Path | None, progress: Progress | No
             splits=[split for split, part in parts for _ in part.names],
             class_order=layout.classes, pixels=torch.cat([part.images for _, part in parts]),
         )  # fmt: skip
-    root = image_folder.resolve_data_folder(data, labels, progress)
-    found = Findings(data if data is not None else root, root, labels, "folder", [], [], [], [])
+    root = image_folder.resolve_data_folder(data, labels, progress, text)
+    found = Findings(data if data is not None else root, root, labels, "folder", [], [], [], [], text=text)
     try:
         if labels is not None:
             labels = image_folder.resolve_labels_path(labels, root)
-            table = read_label_table(labels)
+            table = read_label_table(labels, root, text)
             found.names, found.labels, found.splits, found.bad = table.names, table.labels, table.splits, table.bad
-            found.class_order = class_order(table.labels)
+            found.class_order, found.notes = class_order(table.labels), table.notes
             if table.repeated:
                 found.warnings.append(f"Ignored (repeated in {labels.name}): {pluralize(table.repeated, 'row')}.")
-            image_folder.scan_label_table(root, labels)
+            image_folder.scan_label_table(root, labels, text=text)
         else:
             _list_class_folders(found)
-            image_folder.scan_class_folders(root)
+            image_folder.scan_class_folders(root, text=text)
     except UserError as error:
         if not found.names:
             raise
@@ -105,7 +111,8 @@ def _list_images(data: Path | None, labels: Path | None, progress: Progress | No
 
 
 def _list_class_folders(found: Findings) -> None:
-    tree = image_folder.walk_folder(found.root)
+    tree = image_folder.walk_folder(found.root, found.text)
+    found.notes += tree.notes
     for split, by_class in tree.classes.items():
         for label, names in by_class.items():
             found.names += names
@@ -244,7 +251,7 @@ def check_packed(data: Path, progress: Progress | None = None) -> PackedFindings
 
 def _read_failed(path: Path) -> list[tuple[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             return [(row["name"], row["reason"]) for row in csv.DictReader(file)]
     except (OSError, csv.Error, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error!r}); pack the dataset again.") from error

@@ -19,6 +19,7 @@ import torch
 
 from alexnet.data.quality.inspect import ImageInfo
 from alexnet.data.value_range import FoundRange
+from alexnet.text import BY_CONTENT, TextOptions
 
 MIN_CLASS_SIZE = 20
 """Training images below which a class is too small to be learned from scratch."""
@@ -61,6 +62,8 @@ class Findings:
     """Of the images of more than 8 bits."""
     blocking_error: str | None = None
     """Why the dataset cannot be trained on as it is: the message that training would give."""
+    text: TextOptions = BY_CONTENT
+    """How names and the table were read."""
 
     @property
     def classes(self) -> dict[str, int]:
@@ -103,6 +106,7 @@ class Findings:
             words += ["--data", str(self.data)]
         if self.labels_file is not None:
             words += ["--labels", str(self.labels_file)]
+        words += [f"--{name}={value}" for name, value in vars(self.text).items() if value is not None]
         return shlex.join(words + ["--skip-bad"] * any(info.reason for info in self.infos))
 
     @property

@@ -224,4 +224,5 @@ def _compute_statistics(pixel_sum: np.ndarray, products: np.ndarray, count: int)
 def _encode_csv(rows: Iterable[Iterable[str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    encoding = "utf-8" if text.getvalue().isascii() else "utf-8-sig"  # Excel needs the mark
+    return text.getvalue().encode(encoding, "surrogateescape")

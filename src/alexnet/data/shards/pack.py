@@ -37,6 +37,7 @@ from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.files import read_json, write_json
 from alexnet.progress import Progress
+from alexnet.text import BY_CONTENT, TextOptions
 
 SIDE = 256
 """Default short side in pixels, unless the images are smaller."""
@@ -56,6 +57,7 @@ def pack_dataset(
     target: Path,
     *,
     labels: Path | None = None,
+    text: TextOptions = BY_CONTENT,
     kind: str = "jpeg",
     size: int | str | None = None,
     quality: int = QUALITY,
@@ -79,7 +81,7 @@ def pack_dataset(
     if not 1 <= quality <= 100:
         raise UserError(f"--quality is {quality}, but JPEG quality is between 1 and 100; 90 is usual.")
     _check_target(data, target)
-    contents = list_contents(data, labels, progress)
+    contents = list_contents(data, labels, progress, text)
     if progress is not None:
         for note in contents.notes:
             progress.log(note)
@@ -123,16 +125,18 @@ def pack_dataset(
 # ── planning ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def list_contents(data: Path, labels: Path | None, progress: Progress | None) -> ImageDataset:
+def list_contents(
+    data: Path, labels: Path | None, progress: Progress | None, text: TextOptions = BY_CONTENT
+) -> ImageDataset:
     """List the images of `data` as training finds them, not opened or split. Raises the errors of `image_folder`."""
     if is_packed(data):
         raise UserError(f"{data} is already packed; give the images it was packed from.")
-    root = data if data.name == CIFAR10_ARCHIVE else image_folder.resolve_data_folder(data, labels, progress)
+    root = data if data.name == CIFAR10_ARCHIVE else image_folder.resolve_data_folder(data, labels, progress, text)
     if labels is None and (layout := load_known_layout(root, progress)) is not None:
         return layout
-    found = scan_images(data, labels, training=False)
+    found = scan_images(data, labels, training=False, text=text)
     if {"train", "all"} & set(found.splits):  # otherwise the images are for evaluation only
-        found = scan_images(data, labels)
+        found = scan_images(data, labels, text=text)
     return found
 
 
