@@ -138,3 +138,30 @@ def test_links_and_devices_are_skipped(tmp_path):
     folder = unpack_if_archive(tmp_path / "a.zip")
     assert list_files(folder) == {"cat/1.jpg"}
     shutil.rmtree(folder)
+
+
+def write_zip_without_flag(path: Path, names: list[bytes]) -> Path:
+    """Write a zip with `names` as bytes that are not marked as UTF-8, as Windows and macOS do."""
+    stand_ins = [f"{i:02d}".ljust(len(name), "x") for i, name in enumerate(names)]
+    write_zip(path, dict.fromkeys(stand_ins, b"x"))
+    data = path.read_bytes()
+    for stand_in, name in zip(stand_ins, names, strict=True):
+        data = data.replace(stand_in.encode(), name)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "big5", "shift_jis", "cp437", "euc_kr"])
+def test_names_of_a_zip_are_decoded(encoding, tmp_path):
+    names = {"euc_kr": ("고양이/한국.jpg", "a/1.jpg"), "cp437": ("café/Bär.jpg", "a/1.jpg")}.get(
+        encoding, ("大/小.jpg", "a/1.jpg")
+    )
+    archive = write_zip_without_flag(tmp_path / "a.zip", [name.encode(encoding) for name in names])
+    given = None
+    if encoding != "utf-8":
+        with pytest.raises(UserError, match="a.zip is not UTF-8, and several encodings fit") as error:
+            unpack_if_archive(archive)
+        assert names[0].split("/")[0] in str(error.value)
+        assert not list(cache_dir().rglob("*.jpg"))
+        given = encoding
+    assert list_files(unpack_if_archive(archive, encoding=given)) == set(names)

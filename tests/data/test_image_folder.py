@@ -1,5 +1,6 @@
 """Class folders and tables of labels: every layout is found, and every problem raises a clear error."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,8 +10,11 @@ import pytest
 from alexnet.data import image_folder
 from alexnet.data.datasets import load_dataset
 from alexnet.data.label_table import class_order, read_label_table
+from alexnet.data.quality.check import check_dataset
+from alexnet.data.quality.clean import write_cleaned
 from alexnet.errors import UserError
-from helpers import make_class_folders, make_solid_image
+from alexnet.text import TextOptions
+from helpers import make_class_folders, make_image_folder, make_solid_image
 
 # ── class folders ─────────────────────────────────────────────────────────────────────────────────
 
@@ -192,3 +196,59 @@ def test_other_files_are_rejected(tmp_path):
 def test_classes_are_ordered_numerically_if_all_are_numbers():
     assert class_order(["10", "9", "b"]) == ("10", "9", "b")
     assert class_order(["10", "9", "009"]) == ("009", "9", "10")
+
+
+# ── class names in any encoding ───────────────────────────────────────────────────────────────────────────────
+
+
+def folder_names(root: Path, names: list[bytes]) -> Path:
+    """Write class folders with these `names`, two images each."""
+    try:
+        return make_image_folder(root, tuple(map(os.fsdecode, names)), 2)
+    except OSError:
+        pytest.skip("this file system only has names in UTF-8")
+
+
+@pytest.mark.parametrize(("other", "encoding"), [("鸟", "gbk"), ("ab", "ascii")])
+def test_class_folders_in_another_encoding(other, encoding, tmp_path):
+    """The bytes of 猫 in GBK are also è in UTF-8."""
+    root = folder_names(tmp_path / "d", [*(name.encode("gbk") for name in ("猫", "狗")), other.encode(encoding)])
+    with pytest.raises(UserError, match=r"class folders .* several encodings fit: gb18030 \('狗'\)"):
+        load_dataset("folder", root)
+    found = check_dataset(root)
+    assert "several encodings fit" in found.blocking_error
+    assert all(label.isprintable() for label in found.labels)
+    write_cleaned(found, tmp_path / "fixed")
+    source = load_dataset("folder", root, text=TextOptions(encoding="GBK"))
+    assert set(source.classes) == {"狗", "猫", other}
+    assert all(path.is_file() for part in source.files.values() for path in part.paths)
+    assert check_dataset(root, text=TextOptions(encoding="GBK")).classes == {"狗": 2, "猫": 2, other: 2}
+
+
+def test_class_folders_of_which_one_encoding_fits(tmp_path):
+    root = folder_names(tmp_path, [b"caf\xe9", b"tea"])
+    source = image_folder.scan_class_folders(root)
+    assert source.classes == ("café", "tea")
+    assert source.notes == [f"Read the names of class folders in {root} as cp1252: café."]
+
+
+def test_class_folders_of_two_encodings(tmp_path):
+    root = folder_names(tmp_path, ["狗".encode("gbk"), "鸟".encode()])
+    source = image_folder.scan_class_folders(root, text=TextOptions(encoding="gbk"))
+    assert source.classes == ("狗", "鸟")
+
+
+def test_folders_whose_names_look_the_same_are_one_class(tmp_path):
+    root = make_class_folders(tmp_path / "train", {"caf\u00e9": 2, "tea": 2}).parent
+    make_solid_image(root / "train" / "cafe\u0301" / "9.png")
+    make_class_folders(root / "val", {"cafe\u0301": 1, "tea": 1})
+    source = image_folder.scan_class_folders(root)
+    assert source.classes == ("café", "tea")
+    assert source.splits["train"].targets.tolist() == [0, 0, 0, 1, 1]
+    assert source.splits["val"].targets.tolist() == [0, 1]
+    assert any("look" in note for note in source.notes)
+
+
+def test_class_names_are_printable(tmp_path):
+    source = image_folder.scan_class_folders(make_class_folders(tmp_path, {"a\x1b[2J": 1, "b\u202ec": 1}))
+    assert source.classes == ("a\\x1b[2J", "b\\u202ec")

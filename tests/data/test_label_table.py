@@ -83,7 +83,7 @@ def test_columns_of_kaggle(header, rows, columns, note, tmp_path):
     assert any(re.search(note, text) for text in found.notes)
 
 
-@pytest.mark.parametrize("header", ["lesion_id,image_id,dx", "id,image_id", "breed,kind", "path", "id"])
+@pytest.mark.parametrize("header", ["lesion_id,image_id,dx", "id,image_id", "breed,kind", "image,kind", "path", "id"])
 def test_columns_that_are_not_evident_are_asked_for(header, tmp_path):
     table = write(tmp_path / "labels.csv", f"{header}\n{','.join('abc'[: header.count(',') + 1])}\n")
     with pytest.raises(UserError, match=r"needs the columns path and label .* --columns path=NAME,label=NAME\.$"):

@@ -107,7 +107,7 @@ def test_csv_holds_the_same_numbers(small_run, tmp_path):
         head, *rows = csv.reader(file)
     table = parquet.read_table(tmp_path / "f.parquet")
     assert head[:3] == ["path", "label", "f0"]
-    assert [row[1] for row in rows] == ["a\nb"] * 2
+    assert [row[1] for row in rows] == ["a\\nb"] * 2
     values = np.array([row[2:] for row in rows], dtype=np.float32)
     np.testing.assert_array_equal(values, np.array(table["features"].to_pylist(), dtype=np.float32))
 

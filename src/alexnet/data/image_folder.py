@@ -256,16 +256,20 @@ def _clean_class_names(found: FolderContents, text: TextOptions) -> None:
     """Replace folder names by class names: decoded, and as `clean_label` returns them. Folders whose names then are
     equal are one class."""
     folders = {name for by_class in found.classes.values() for name in by_class}
-    foreign = sorted(name for name in folders if printable(name) != name)  # not UTF-8
     names = {name: name for name in folders}
-    if foreign:
+    broken = sorted(name for name in folders if printable(name) != name)
+    foreign = sorted(name for name in folders if not name.isascii())
+    for group in (foreign, broken) if broken else ():  # a name in GBK may by chance be valid UTF-8
         try:
-            raw = [name.encode("utf-8", "surrogateescape") for name in foreign]
-            decoded, encoding = decode(raw, f"The names of {len(foreign)} class folders in {found.root}", text.encoding)
-            names |= zip(foreign, decoded, strict=True)
-            found.notes.append(f"Read the names of {len(foreign)} class folders in {found.root} as {encoding}.")
+            raw = [name.encode("utf-8", "surrogateescape") for name in group]
+            decoded, encoding = decode(raw, f"The names of {len(group)} class folders in {found.root}", text.encoding)
         except UserError as error:
             found.undecided = str(error)
+        else:
+            found.undecided = ""
+            names |= zip(group, decoded, strict=True)
+            found.notes.append(f"Read the names of class folders in {found.root} as {encoding}: {list_first(decoded)}.")
+            break
     for split, by_class in found.classes.items():
         merged: dict[str, list[str]] = {}
         for folder, images in by_class.items():

@@ -35,7 +35,10 @@ COLUMN_NAMES = {
 }
 """Column → its accepted names, in lower case."""
 ID_NAMES = ("id", "image_id", "img_id", "id_code")
-"""Names of the column of paths where none of `COLUMN_NAMES` is there, as in many tables of Kaggle."""
+"""Names of the column of paths where none of `COLUMN_NAMES` is there, as in many tables of Kaggle; the only other
+column then is the label."""
+LABEL_NAMES = ("labels", "breed", "species", "diagnosis", "dx", "tag", "tags", "y", "id")
+"""Names of the label where it is the only column beside the path and none of `COLUMN_NAMES` is there."""
 _INDEX_NAMES = ("", "index", "unnamed:_0")  # row numbers that pandas writes
 
 
@@ -125,7 +128,7 @@ def read_label_table(path: Path, root: Path | None = None, text: TextOptions = B
 
 def _choose_columns(path: Path, names: list[str], given: dict[str, str], notes: list[str]) -> dict[str, str]:
     """Return path, label and perhaps split → the table's name of that column: as `given`, else by `COLUMN_NAMES`, else
-    an identifier for the path and the only other column for the label, with a note."""
+    by `ID_NAMES` and `LABEL_NAMES`, with a note."""
     plain = {name: re.sub(r"[\s-]+", "_", name.strip().lower()) for name in names}
     shown = ", ".join(escape(name)[:40] for name in names[:8]) or "none"
     chosen = {}
@@ -139,18 +142,20 @@ def _choose_columns(path: Path, names: list[str], given: dict[str, str], notes: 
         match = [name for name in free if plain[name] in COLUMN_NAMES[column]]
         if match and column not in chosen:
             chosen[column] = match[0]
-    by_elimination = False
-    for column, accepts in (("path", ID_NAMES), ("label", None)):
-        free = [name for name in names if name not in chosen.values() and plain[name] not in _INDEX_NAMES]
-        match = [name for name in free if accepts is None or plain[name] in accepts]
-        if column not in chosen and len(match) == 1 and ("path" in chosen or column == "path"):
-            chosen[column], by_elimination = match[0], True
+    others = [name for name in names if name not in chosen.values() and plain[name] not in _INDEX_NAMES]
+    ids = [name for name in others if plain[name] in ID_NAMES]
+    guessed = False
+    if "path" not in chosen and len(ids) == 1:
+        chosen["path"], guessed = ids[0], True
+        others.remove(ids[0])
+    if "label" not in chosen and "path" in chosen and len(others) == 1 and (guessed or plain[others[0]] in LABEL_NAMES):
+        chosen["label"], guessed = others[0], True
     if "path" not in chosen or "label" not in chosen:
         raise UserError(
             f"{path} needs the columns path and label (and may have split), but has {shown}; name them so, or give "
             "--columns path=NAME,label=NAME."
         )
-    if by_elimination:
+    if guessed:
         notes.append(
             f"Read paths from the column {escape(chosen['path'])} of {path} and labels from {escape(chosen['label'])}; "
             "--columns path=NAME,label=NAME reads others."
