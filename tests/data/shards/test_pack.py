@@ -221,7 +221,7 @@ def test_unreadable_images_are_listed_and_skipped(split_folder, tmp_path, capsys
     done = json.loads(capsys.readouterr().out)
     assert done["failed"] == 3
     assert done["images"] == {"train": 23, "test": 7}
-    with open(tmp_path / "packed" / "failed.csv", newline="") as file:
+    with open(tmp_path / "packed" / "failed.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert [(row["name"], row["split"]) for row in rows] == [
         ("train/sky/0.jpg", "train"), ("test/sky/1.jpg", "test"), ("test/sky/2.jpg", "test"),
@@ -246,7 +246,7 @@ def test_an_image_of_extreme_shape_is_skipped(split_folder, tmp_path, shape, set
     Image.new("RGB", shape).save(split_folder / "train" / "sky" / "strip.png")
     done = pack_dataset(split_folder, tmp_path / "packed", **settings)
     assert (done["failed"], done["images"]["train"]) == (1, 24)
-    with open(tmp_path / "packed" / "failed.csv", newline="") as file:
+    with open(tmp_path / "packed" / "failed.csv", newline="", encoding="utf-8-sig") as file:
         (row,) = csv.DictReader(file)
     assert row["name"] == "train/sky/strip.png"
     assert reason in row["reason"]
