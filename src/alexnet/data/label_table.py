@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alexnet.data.decode import IMAGE_SUFFIXES
+from alexnet.data.image_names import IMAGE_SUFFIXES
 from alexnet.errors import UserError
 from alexnet.files import printable
 from alexnet.text import BY_CONTENT, COLUMNS, TextOptions, clean_label, decode_file, escape, find_codec, strip_blanks
