@@ -83,8 +83,8 @@ def test_the_flags_of_train(capsys):
         "--epochs", "--force", "--freeze", "--image-size", "--init", "--json", "--labels",
         "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes", "--out",
         "--parallel", "--precision", "--resume", "--schedule", "--seed", "--set", "--skip-bad",
-        "--tensorboard", "--time-budget", "--value-range", "--warmup", "--weight-decay",
-        "--weights", "--width", "--workers",
+        "--tensorboard", "--threads", "--time-budget", "--value-range", "--warmup",
+        "--weight-decay", "--weights", "--width", "--workers",
     ]  # fmt: skip
     assert len(positive) < 50
 
