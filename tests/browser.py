@@ -1,4 +1,4 @@
-"""Helpers of tests that open pages in Chromium; the fixture `browser` is in conftest.py."""
+"""Helpers of tests that open pages in Chromium; the fixture `browser` is in shared_fixtures.py."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ BY_CONTENT = TextOptions()
 """Find out everything."""
 
 
-# ── decoding ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── decoding ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def decode_file(data: bytes, where: str, encoding: str | None = None) -> tuple[str, str]:
@@ -132,7 +132,7 @@ def _sample(texts: Sequence[str]) -> str:
     return escape(found[0][:16]) if found else ""
 
 
-# ── storing and showing ───────────────────────────────────────────────────────────────────────────────────────
+# ── storing and showing ───────────────────────────────────────────────────────────────────────────
 
 _JOINERS = "\u200c\u200d"  # they shape Persian and Indic words and emoji
 _INVISIBLE_ENDS = re.compile(r"^[\s\u200b\u200e\u200f\ufeff]+|[\s\u200b\u200e\u200f\ufeff]+$")

@@ -143,7 +143,7 @@ def test_a_tiff_that_cannot_be_read_is_named_as_what_it_is(values, options, reas
     assert capfd.readouterr() == ("", "")
 
 
-# ── the range of a data set ───────────────────────────────────────────────────────────────────────────────────────
+# ── the range of a data set ───────────────────────────────────────────────────────────────────────
 
 
 def save_images(folder, images: dict[str, np.ndarray]) -> ImageFiles:

@@ -198,7 +198,7 @@ def test_classes_are_ordered_numerically_if_all_are_numbers():
     assert class_order(["10", "9", "009"]) == ("009", "9", "10")
 
 
-# ── class names in any encoding ───────────────────────────────────────────────────────────────────────────────
+# ── class names in any encoding ───────────────────────────────────────────────────────────────────
 
 
 def folder_names(root: Path, names: list[bytes]) -> Path:

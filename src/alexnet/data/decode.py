@@ -285,7 +285,7 @@ def _describe_error(error: Exception) -> str:
     return f"its data is damaged ({error})" if text else "its data is damaged"
 
 
-# ── orientation, mode and bit depth ───────────────────────────────────────────────────────────────────────────
+# ── orientation, mode and bit depth ───────────────────────────────────────────────────────────────
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -341,7 +341,7 @@ def convert_mode(image: Image.Image, mode: str) -> Image.Image:
     return image
 
 
-# ── many images ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── many images ───────────────────────────────────────────────────────────────────────────────────
 
 
 def map_in_threads(

@@ -94,7 +94,7 @@ def _raise_for_warning(text: str, data: bytes) -> None:
             raise DamagedJpeg(f"{surplus[1]} bytes more than the image needs")
 
 
-# ── without decoding ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── without decoding ──────────────────────────────────────────────────────────────────────────────
 
 
 class _Scan(NamedTuple):

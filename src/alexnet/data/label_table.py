@@ -123,7 +123,7 @@ def read_label_table(path: Path, root: Path | None = None, text: TextOptions = B
     return table
 
 
-# ── columns ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── columns ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def _choose_columns(path: Path, names: list[str], given: dict[str, str], notes: list[str]) -> dict[str, str]:
@@ -163,7 +163,7 @@ def _choose_columns(path: Path, names: list[str], given: dict[str, str], notes: 
     return chosen
 
 
-# ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class _Files:
@@ -215,7 +215,7 @@ class _Files:
         return posixpath.normpath("/".join(part.strip() for part in parts))
 
 
-# ── formats ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── formats ───────────────────────────────────────────────────────────────────────────────────────
 
 
 Choose = Callable[[list[str]], dict[str, str]]
