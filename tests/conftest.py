@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -28,7 +29,13 @@ SLOWEST_FIRST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the fixtures where tests run: in a worker of xdist, or here with -n 0. Importing torch takes seconds."""
+    """Load the fixtures where tests run: in a worker of xdist, or here with -n 0. Importing torch takes seconds.
+
+    A shell starts background jobs with SIGINT and SIGQUIT ignored, which the commands would inherit and obey.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGQUIT"):
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     if config.option.dist == "no":
         config.pluginmanager.import_plugin("shared_fixtures")
 
