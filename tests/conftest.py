@@ -55,4 +55,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = super()._split_scope(nodeid)
             return FORKS[0] if file in FORKS else file
 
+        def remove_node(self, node: Any) -> str | None:
+            """Run the other tests of a process that died, but not the test that it died in, as xdist would."""
+            died_in = super().remove_node(node)
+            for tests in self.workqueue.values():
+                if died_in in tests:
+                    tests[died_in] = True
+            return died_in
+
     return Scheduling(config, log) if config.option.dist == "loadfile" else None

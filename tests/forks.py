@@ -77,6 +77,7 @@ def server_process(
         finally:
             process.terminate()
             process.join(60)
+            process.kill()  # if it is still there, the interpreter would wait for it at its end
 
 
 def _run_command(arguments: list[str], log: Path) -> None:

@@ -187,7 +187,7 @@ print(tuned)
 @pytest.mark.skipif(sys.platform == "win32", reason="page faults cannot be counted on Windows")
 def test_tune_malloc_saves_page_faults_and_changes_no_result():
     """In a subprocess, since it cannot be undone."""
-    done = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(sys.platform == "linux" and tune_malloc())
 

@@ -157,7 +157,7 @@ def test_default_folders_do_not_collide(tmp_path, monkeypatch):
 def test_runs_begun_in_the_same_second_get_their_own_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        barrier = threading.Barrier(8)
+        barrier = threading.Barrier(8, timeout=60)
 
         def create(out: Path | None) -> Path | None:
             barrier.wait()

@@ -78,10 +78,10 @@ def test_the_first_process_of_a_container_stops():
     """
     unshare = ["unshare", "--pid", "--fork", "--user", "--map-root-user"]
     try:
-        subprocess.run([*unshare, "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
+        subprocess.run([*unshare, "true"], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
         pytest.skip("no namespaces here")
-    assert subprocess.run([*unshare, sys.executable, "-c", code], check=False).returncode == 143
+    assert subprocess.run([*unshare, sys.executable, "-c", code], check=False, timeout=120).returncode == 143
 
 
 def test_a_second_ctrl_c_stops_immediately():
@@ -104,5 +104,5 @@ def test_other_threads_leave_handlers_alone():
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join()
+    thread.join(60)
     assert seen == [(None, before)]

@@ -93,4 +93,4 @@ def test_the_wheel_alone_trains_reports_and_serves(wheel, tmp_path):
         assert server.wait(timeout=60) == 0
     finally:
         server.kill()
-        server.wait()
+        server.wait(60)

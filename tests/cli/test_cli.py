@@ -92,18 +92,22 @@ def test_the_flags_of_train(capsys):
 def test_nothing_heavy_is_imported_for_help():
     code = "import sys; from alexnet.cli import run; run(sys.argv[1:]); print(*sorted(sys.modules), file=sys.stderr)"
     for arguments in (["--help"], ["train", "--help"], ["show", "--help"], ["arch", "paper"]):
-        found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=300
+        )
         loaded = set(found.stderr.split())
         assert loaded.isdisjoint({"torch", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"}), arguments
 
 
 def test_torchvision_is_not_imported_before_it_is_needed():
     code = "import sys, alexnet.training.api, alexnet.data.datasets; assert 'torchvision' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_python_m_alexnet():
-    found = subprocess.run([sys.executable, "-m", "alexnet", "arch", "nothing"], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "alexnet", "arch", "nothing"], capture_output=True, text=True, timeout=300
+    )
     assert found.returncode == 2
     assert found.stderr.startswith("alexnet: There is no architecture 'nothing'")
 
@@ -260,7 +264,7 @@ def test_a_reader_that_leaves_early_is_no_failure():
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait() == 0
+    assert process.wait(60) == 0
 
 
 def test_another_broken_pipe_is_a_failure(capsys, monkeypatch):

@@ -97,7 +97,7 @@ def test_examples_pass_shellcheck(script: Path) -> None:
     program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{Path('/usr/bin')}")
     if program is None:
         pytest.skip("shellcheck is not installed")
-    done = subprocess.run([program, "--shell=bash", str(script)], capture_output=True, text=True)
+    done = subprocess.run([program, "--shell=bash", str(script)], capture_output=True, text=True, timeout=300)
     assert done.stdout == ""
     assert re.search(r"not tested", script.read_text(), re.IGNORECASE)
     assert script.name in PAGE

@@ -343,7 +343,9 @@ def test_worker_without_torch_cannot_import_it(exports, tmp_path):
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "alexnet.export.parity", str(tmp_path / "job.json")]
     source = str(Path(parity.__file__).parents[2])
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}, timeout=300
+    )
     assert done.returncode == 1
     assert "import of torch halted" in done.stderr
 

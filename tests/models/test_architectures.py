@@ -184,7 +184,7 @@ def test_nearest_architecture_for_an_image_size() -> None:
 
 def test_the_table_needs_no_torch() -> None:
     code = "import sys, alexnet.models.summary as s; assert s.table(); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 # ── mistakes in the tutorials ─────────────────────────────────────────────────────────────────────

@@ -60,7 +60,8 @@ def test_traced_classifier_predicts_the_same_in_several_threads(checkpoint, tmp_
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+    assert len(results) == 4
     for result in results:
         for (labels, confidence), (expected_labels, expected_confidence) in zip(result, expected, strict=True):
             assert [label for label, _ in labels] == [label for label, _ in expected_labels]

@@ -238,7 +238,7 @@ sys.exit(run(sys.argv[2:]))
 def run_without(packages: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process where `packages` cannot be imported."""
     command = [sys.executable, "-c", BLOCK_IMPORTS, packages, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=300)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", pytest.param("openvino-int8-fc", marks=pytest.mark.slow)])

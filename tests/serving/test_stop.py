@@ -46,6 +46,7 @@ def test_signal_before_the_server_is_up(
         return result
 
     monkeypatch.setattr(f"{module}.{function}", interrupted)
+    monkeypatch.setattr("alexnet.serving.server.Server.main_loop", lambda _: pytest.fail("it is up, and would stay so"))
     monkeypatch.setattr(sys, "argv", ["alexnet", "serve", str(checkpoint), "--port", "0", "--json", "--max-batch", "1"])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -368,7 +368,9 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
         "multiprocessing.set_start_method('spawn', force=True)\n"
         "alexnet.train('images', arch='cifar', epochs=1, image_size=32, width=0.1, workers=2, in_memory=False)\n"
     )
-    ended = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
     assert ended.returncode == 1
     assert ended.stderr.count("started the training of this script again") == 2
     assert "since each worker process runs the script too" in ended.stderr

@@ -242,7 +242,8 @@ def test_a_second_checkpoint_is_queued_and_a_third_waits(tmp_path, monkeypatch):
     assert third.is_alive()
     assert started == [1]
     disk_free.set()
-    third.join()
+    third.join(30)
+    assert not third.is_alive()
     trainer.checkpoints.wait()
     assert started == [1, 2, 3]
     loaded = [load_checkpoint(folder) for folder in trainer.run.checkpoints()]

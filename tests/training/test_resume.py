@@ -237,7 +237,7 @@ def test_only_one_process_trains_a_run(run):
             pass
     finally:
         other.kill()
-        other.join()
+        other.join(60)
 
 
 def test_a_fork_does_not_keep_the_lock(run):
@@ -251,4 +251,4 @@ def test_a_fork_does_not_keep_the_lock(run):
             assert log == []
     finally:
         worker.kill()
-        worker.join()
+        worker.join(60)

@@ -430,7 +430,7 @@ def test_training_in_a_thread_works(tmp_path):
     results = []
     thread = threading.Thread(target=lambda: results.append(train_tiny(out=tmp_path / "run", limit_steps=1)))
     thread.start()
-    thread.join()
+    thread.join(60)
     assert results[0].summary["steps"] == 1
 
 

@@ -502,7 +502,7 @@ def test_a_killed_packing_leaves_no_process_and_resumes(split_folder, tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
-    process.wait()
+    process.wait(60)
     while left := [p for p in _list_session(process.pid) if p != process.pid]:
         assert time.monotonic() < deadline, f"{left} are still running"
         time.sleep(0.05)
