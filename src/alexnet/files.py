@@ -6,14 +6,16 @@ finds either the old file or the new one.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +77,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
+
+
+def encode_csv(rows: Iterable[Iterable[object]]) -> bytes:
+    """Return `rows` as CSV in UTF-8: with a byte order mark, which Excel needs, unless all is ASCII."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    encoding = "ascii" if text.getvalue().isascii() else "utf-8-sig"
+    return text.getvalue().encode(encoding, "surrogateescape")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -100,6 +100,19 @@ def test_linked_folders_are_named_by_prediction(tmp_path):
     assert ignored == [f"{folder / 'link'} (a link)"]
 
 
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    files = {"a/1.jpg": encoded("JPEG"), "b/1.jpg": encoded("JPEG")}
+    folder = write(tmp_path / "folder", files)
+    for name in ("loop", "a/loop", "a/loop.jpg"):
+        (folder / name).symlink_to(Path(name).name)
+    (folder / "parent").symlink_to(folder, target_is_directory=True)
+    found = walk_folder(folder)
+    assert found.classes == {"all": {"a": ["a/1.jpg", "a/loop.jpg"], "b": ["b/1.jpg"]}}
+    assert (found.others, found.links) == (["loop", "a/loop"], ["parent"])
+    bad = check_dataset(folder).bad
+    assert [name for name, _ in bad] == ["a/loop.jpg"]
+
+
 def test_links_in_archives_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
     with tarfile.open(tmp_path / "a.tar", "w") as tar:

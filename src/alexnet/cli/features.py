@@ -33,7 +33,6 @@ def features(
         device: Where to compute.
         json: Print one JSON document.
     """
-    from alexnet.data.image_names import describe_ignored
     from alexnet.inference.features import write_features
     from alexnet.progress import default_progress
 
@@ -41,8 +40,6 @@ def features(
         written = write_features(
             run, data, out, layer=layer, checkpoint=checkpoint, device=device, file=file, progress=progress
         )  # fmt: skip
-    if written.ignored:
-        log(describe_ignored(written.ignored))
     if json:
         print_json(written.to_dict())
         return

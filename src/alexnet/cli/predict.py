@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from alexnet.cli.classifier_options import ClassifierOptions
 from alexnet.cli.output import log, print_json, print_text
 from alexnet.errors import UserError
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
+
+if TYPE_CHECKING:
+    from alexnet.inference.predict import Classifier
 
 
 def predict(
@@ -38,6 +41,7 @@ def predict(
     """
     from alexnet.data.image_names import describe_ignored, find_images
     from alexnet.data.value_range import describe_clipped
+    from alexnet.inference.batch_predict import check_out
     from alexnet.inference.load import is_run_reference
     from alexnet.inference.predict import load
 
@@ -46,15 +50,19 @@ def predict(
     if not images:
         raise UserError("Name at least one image after the run: a file, a folder, or '-' for standard input.")
     if out is not None:
-        return _predict_to_file(out, runs, images, top, options, file, json)
+        check_out(out)
+        if "-" in images:
+            raise UserError("--out writes one row per image file and '-' is not a file; leave one of them out.")
     inputs: list[str | Path | bytes] = []
     ignored: list[str] = []
     for image in images:
         inputs += [sys.stdin.buffer.read()] if image == "-" else find_images([image], ignored)
     if ignored:
         log(describe_ignored(ignored))
-    predictions = []
     classifier = load(runs, cached_for="one" if len(inputs) == 1 else "many", file=file, **options.to_load())
+    if out is not None:
+        return _predict_to_file(out, classifier, inputs, top, options, json)
+    predictions = []
     for prediction in classifier.predict_many(inputs, top, options.views, options.scales):
         predictions.append(prediction)
         if not json:
@@ -69,29 +77,13 @@ def predict(
 
 
 def _predict_to_file(
-    out: Path,
-    runs: Sequence[str],
-    images: Sequence[str],
-    top: int,
-    options: ClassifierOptions,
-    file: FileOptions,
-    json: bool,
+    out: Path, classifier: Classifier, paths: list[Any], top: int, options: ClassifierOptions, json: bool
 ) -> int:
     """Write the labels of many images as a table, resuming a table that an earlier command left unfinished."""
-    from alexnet.data.image_names import describe_ignored, find_images
     from alexnet.data.value_range import describe_clipped
-    from alexnet.inference.batch_predict import check_out, write_predictions
-    from alexnet.inference.predict import load
+    from alexnet.inference.batch_predict import write_predictions
     from alexnet.progress import default_progress
 
-    check_out(out)
-    if "-" in images:
-        raise UserError("--out writes one row per image file and '-' is not a file; leave one of them out.")
-    ignored: list[str] = []
-    paths = find_images(images, ignored)
-    if ignored:
-        log(describe_ignored(ignored))
-    classifier = load(runs, cached_for="one" if len(paths) == 1 else "many", file=file, **options.to_load())
     networks = [member.model_id for member in classifier.ensemble.members]
     request = {"networks": networks, "engine": options.engine}
     with closing(default_progress()) as progress:

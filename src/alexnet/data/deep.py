@@ -43,11 +43,6 @@ class DeepValues(NamedTuple):
     """uint8 H×W."""
     white_is_zero: bool = False
 
-    @property
-    def unsigned(self) -> bool:
-        """Whether the type of the file has no negative values."""
-        return self.kind.endswith("unsigned")
-
 
 def is_deep(image: Image.Image) -> bool:
     """Whether an opened image, whose pixels are not loaded yet, has more than 8 bits per channel."""
@@ -94,15 +89,12 @@ def load_values(image: Image.Image) -> DeepValues:
     bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (16 if whole else 32,)))
     image.load()
     values = np.asarray(image)
-    if not whole:
-        if not np.isfinite(values).all():
-            raise ValueError("it contains values that are not finite")
-        return DeepValues(values, f"{bits}-bit float", None, white_is_zero)
-    if sample_format != _UNSIGNED:
-        return DeepValues(values, f"{bits}-bit signed", None, white_is_zero)
-    if bits == 32:
+    kind = "float" if not whole else "unsigned" if sample_format == _UNSIGNED else "signed"
+    if not np.isfinite(values).all():
+        raise ValueError("it contains values that are not finite")
+    if kind == "unsigned" and bits == 32:
         values = values.view(np.uint32)  # Pillow has int32 only
-    return DeepValues(values, f"{bits}-bit unsigned", None, white_is_zero)
+    return DeepValues(values, f"{bits}-bit {kind}", None, white_is_zero)
 
 
 def _load_colors(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:

@@ -74,10 +74,6 @@ def scan_images(
     return scan_label_table(root, resolve_labels_path(labels, root), training, text)
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file() and is_image(entry.path)
-
-
 def _to_dataset(
     root: Path, classes: tuple[str, ...], images: dict[str, list[tuple[str, str]]], notes: list[str]
 ) -> ImageDataset:
@@ -126,16 +122,15 @@ def walk_folder(root: Path, text: TextOptions = BY_CONTENT) -> FolderContents:
     Raises `UserError` if the folder is missing or has two folders for the same split.
     """
     found = FolderContents(require_folder(root))
-    entries = _list_entries(root, found)
-    folders = [Path(entry.path) for entry in entries if _is_folder(entry, (root,), found)]
-    found.folders, ignored = _split_folders(root, folders)
-    if found.folders:
-        found.ignored = [folder.name for folder in ignored]
-        _sort_files(entries, found)
-    else:
-        found.folders = {"all": root}
+    folders, found.stray = _list_folder(root, found, (root,))
+    splits, others = _split_folders(root, folders)
+    found.folders = splits or {"all": root}
+    found.ignored = [folder.name for folder in others] if splits else []
     for split, folder in found.folders.items():
-        found.classes[split] = _find_classes(folder, found)
+        if folder != root:
+            folders, images = _list_folder(folder, found, (folder, root))
+            found.stray += images
+        found.classes[split] = {below.name: sorted(_find_below(below, found)) for below in folders}
     found.others += ignored_in_archive(root)
     _clean_class_names(found, text)
     return found
@@ -183,33 +178,44 @@ def scan_class_folders(root: Path, training: bool = True, text: TextOptions = BY
     return _to_dataset(root, classes, images, notes)
 
 
-def _list_entries(folder: Path, found: FolderContents) -> list[os.DirEntry[str]]:
-    """Return the entries of `folder` by name; one that cannot be opened is recorded and counts as empty."""
+def _list_folder(folder: Path, found: FolderContents, parents: tuple[Path, ...] = ()) -> tuple[list[Path], list[str]]:
+    """Return the folders and the images (paths below the root) directly in `folder`, by name, and record the rest.
+
+    Links to folders are followed only if `parents` are given and they lead to none of these. A folder that cannot be
+    opened counts as empty.
+    """
+    folders, images = [], []
+    prefix = folder.relative_to(found.root).as_posix()
     try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+        with os.scandir(folder) as listed:
+            entries = sorted((entry for entry in listed if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
-        name = folder.relative_to(found.root).as_posix() if folder != found.root else "."
-        found.inaccessible.append((name, error.strerror or str(error)))
-        return []
+        found.inaccessible.append((prefix, error.strerror or str(error)))
+        return [], []
+    for entry in entries:
+        name = entry.name if prefix == "." else f"{prefix}/{entry.name}"
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link to itself
+            is_folder = False
+        if (
+            is_folder
+            and entry.is_symlink()
+            and (not parents or any(os.path.samefile(entry.path, parent) for parent in parents))
+        ):
+            found.links.append(name)
+        elif is_folder:
+            folders.append(Path(entry.path))
+        elif has_image_suffix(entry.name) or (os.path.isfile(entry.path) and is_image(entry.path)):
+            images.append(name)
+        else:
+            found.others.append(name)
+    return folders, images
 
 
-def _is_folder(entry: os.DirEntry[str], parents: tuple[Path, ...], found: FolderContents) -> bool:
-    """Whether `entry` is a folder or a link to one; a link to one of `parents` is recorded instead."""
-    try:
-        if not entry.is_dir():
-            return False
-        if entry.is_symlink() and any(os.path.samefile(entry.path, folder) for folder in parents):
-            found.links.append(Path(entry.path).relative_to(found.root).as_posix())
-            return False
-        return True
-    except OSError:  # a link to itself or to nothing
-        return False
-
-
-def _has_images(folder: Path, found: FolderContents) -> bool:
+def _has_images(folder: Path) -> bool:
     """Whether `folder` directly contains images, as a class folder does and train/ does not."""
-    return any(_is_image(entry) for entry in _list_entries(folder, found))
+    return bool(_list_folder(folder, FolderContents(folder))[1])
 
 
 def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
@@ -220,7 +226,7 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
     """
     named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if len(named) < len(folders):
-        named = [folder for folder in named if not _has_images(folder, FolderContents(root))]
+        named = [folder for folder in named if not _has_images(folder)]
     splits: dict[str, Path] = {}
     for folder in named:
         split = SPLIT_NAMES[folder.name.lower()]
@@ -228,28 +234,6 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
             raise UserError(f"{root} has both {splits[split].name}/ and {folder.name}/; leave only one of them.")
         splits[split] = folder
     return splits, [folder for folder in folders if folder not in named]
-
-
-def _find_classes(folder: Path, found: FolderContents) -> dict[str, list[str]]:
-    """Return class name, in alphabetical order → sorted image paths below the root."""
-    classes = {}
-    entries = _list_entries(folder, found)
-    for entry in entries:
-        if _is_folder(entry, (folder, found.root), found):
-            classes[entry.name] = sorted(_find_below(Path(entry.path), found))
-    _sort_files(entries, found)
-    return classes
-
-
-def _sort_files(entries: list[os.DirEntry[str]], found: FolderContents) -> None:
-    """Record the files among `entries`, which are in no class, as stray images or others."""
-    for entry in entries:
-        try:
-            is_folder, of_image = entry.is_dir(), _is_image(entry)
-        except OSError:  # a link to itself
-            is_folder = of_image = False
-        if not is_folder:
-            (found.stray if of_image else found.others).append(Path(entry.path).relative_to(found.root).as_posix())
 
 
 def _clean_class_names(found: FolderContents, text: TextOptions) -> None:
@@ -285,17 +269,9 @@ def _clean_class_names(found: FolderContents, text: TextOptions) -> None:
 
 def _find_below(folder: Path, found: FolderContents) -> list[str]:
     """Return the paths below the root of the images at any depth in `folder`."""
-    prefix = folder.relative_to(found.root).as_posix()
-    names = []
-    for entry in _list_entries(folder, found):
-        if entry.is_dir(follow_symlinks=False):
-            names += _find_below(Path(entry.path), found)
-        elif entry.is_symlink() and entry.is_dir():
-            found.links.append(f"{prefix}/{entry.name}")
-        elif has_image_suffix(entry.name) or _is_image(entry):
-            names.append(f"{prefix}/{entry.name}")
-        else:
-            found.others.append(f"{prefix}/{entry.name}")
+    folders, names = _list_folder(folder, found)
+    for below in folders:
+        names += _find_below(below, found)
     return names
 
 
@@ -305,7 +281,7 @@ def _check_folders_for_training(
     """Raise `UserError` if the class folders cannot be trained on."""
     train, folder = by_split["train"], folders["train"]
     if not train:
-        if _has_images(folder, FolderContents(root)):
+        if _has_images(folder):
             found = "holds images but no class folders"
         else:
             found = "holds no images" if folder == root else "holds no class folders"

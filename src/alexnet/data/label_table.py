@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from alexnet.data.image_names import IMAGE_SUFFIXES
@@ -127,8 +128,8 @@ def read_label_table(path: Path, root: Path | None = None, text: TextOptions = B
 
 
 def _choose_columns(path: Path, names: list[str], given: dict[str, str], notes: list[str]) -> dict[str, str]:
-    """Return path, label and perhaps split → the table's name of that column: as `given`, else by `COLUMN_NAMES`, else
-    by `ID_NAMES` and `LABEL_NAMES`, with a note."""
+    """Return path, label and perhaps split → the table's name of that column: as `given`, else by
+    `COLUMN_NAMES`, else by `ID_NAMES` and `LABEL_NAMES`, with a note."""
     plain = {name: re.sub(r"[\s-]+", "_", name.strip().lower()) for name in names}
     shown = ", ".join(escape(name)[:40] for name in names[:8]) or "none"
     chosen = {}
@@ -144,13 +145,13 @@ def _choose_columns(path: Path, names: list[str], given: dict[str, str], notes: 
             chosen[column] = match[0]
     others = [name for name in names if name not in chosen.values() and plain[name] not in _INDEX_NAMES]
     ids = [name for name in others if plain[name] in ID_NAMES]
-    guessed = False
-    if "path" not in chosen and len(ids) == 1:
-        chosen["path"], guessed = ids[0], True
+    guessed = "path" not in chosen and len(ids) == 1
+    if guessed:
+        chosen["path"] = ids[0]
         others.remove(ids[0])
-    if "label" not in chosen and "path" in chosen and len(others) == 1 and (guessed or plain[others[0]] in LABEL_NAMES):
+    if "label" not in chosen and len(others) == 1 and (guessed or plain[others[0]] in LABEL_NAMES):
         chosen["label"], guessed = others[0], True
-    if "path" not in chosen or "label" not in chosen:
+    if not {"path", "label"} <= set(chosen):
         raise UserError(
             f"{path} needs the columns path and label (and may have split), but has {shown}; name them so, or give "
             "--columns path=NAME,label=NAME."
@@ -171,7 +172,6 @@ class _Files:
 
     def __init__(self, root: Path, encoding: str) -> None:
         self._root, self._encoding = root, encoding
-        self._index: tuple[dict[str, list[str]], dict[str, list[str]]] | None = None
         self.resolved: list[tuple[str, str]] = []
         """(Path in the table, the only file that it fits)."""
 
@@ -182,7 +182,6 @@ class _Files:
         for exact in (plain, name):
             if os.path.isfile(os.path.join(self._root, exact)):
                 return [exact]
-        self._index = self._index or self._list_files()
         by_path, by_name = self._index
         key = self._key(plain)
         found = by_path.get(key) or ([] if "/" in key else by_name.get(key, []))
@@ -190,8 +189,9 @@ class _Files:
             self.resolved.append((plain, found[0]))
         return found or [plain]
 
-    def _list_files(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """Return the files below the folder by the keys of their path and of their name, with and without ending."""
+    @cached_property
+    def _index(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The files below the folder by the keys of their path and of their name, with and without ending."""
         by_path: dict[str, list[str]] = {}
         by_name: dict[str, list[str]] = {}
         for folder, folders, files in os.walk(self._root):

@@ -71,60 +71,59 @@ class FoundRange:
 
 
 class RangeFinder:
-    """Collects the values of the images of a data set, one after the other."""
+    """Collects the values of the images of a data set, one after the other: the range is that of the training images,
+    or of the others if no training image is deep."""
 
     def __init__(self) -> None:
-        self.images = 0
-        self.kinds: Counter[str] = Counter()
+        self._images = 0
         self._extremes: list[tuple[float, float]] = []
-        self._counts = np.zeros(1 << 16, dtype=np.int64)
-        self._learned = 0
-        self._unsigned = True
+        self._kinds = {True: Counter[str](), False: Counter[str]()}  # of training images, and of others
+        self._counts = {train: np.zeros(1 << 16, dtype=np.int64) for train in (True, False)}
 
-    def add(self, image: Measured | None, learn: bool) -> None:
-        """Count an image, None if it is not deep; `learn` if it is one that decides the range."""
-        self.images += 1
-        if image is None:
-            return
-        self.kinds[image.kind] += 1
-        self._extremes.append((image.smallest, image.largest))
-        if learn:
-            self._counts[image.bins] += image.counts
-            self._learned += 1
-            self._unsigned &= image.kind.endswith("unsigned")
+    def add(self, image: Measured | None, train: bool = True) -> None:
+        """Count an image, None if it is not deep."""
+        self._images += 1
+        if image is not None:
+            self._extremes.append((image.smallest, image.largest))
+            self._kinds[train][image.kind] += 1
+            self._counts[train][image.bins] += image.counts
 
     def result(self, given: ValueRange | None = None) -> FoundRange | None:
-        """Return the range, unless it is `given`; None if there was no deep image that decides it."""
-        if not self._extremes or (given is None and not self._learned):
+        """Return the range, unless it is `given`; None if no image is deep."""
+        if not self._extremes:
             return None
         low, high = given or self._measured_range()
         beyond = sum(smallest < low or largest > high for smallest, largest in self._extremes)
-        return FoundRange((low, high), self.images, self.kinds, beyond, given is not None)
+        kinds = self._kinds[True] + self._kinds[False]
+        return FoundRange((low, high), self._images, kinds, beyond, given is not None)
 
     def _measured_range(self) -> ValueRange:
-        cumulative = np.cumsum(self._counts)
+        train = bool(self._kinds[True])
+        kinds, counts = self._kinds[train], self._counts[train]
+        cumulative = np.cumsum(counts)
         total = int(cumulative[-1])
-        allowed = min(max(_BEYOND * total, self._learned), _MAX_BEYOND * total)
+        allowed = min(max(_BEYOND * total, kinds.total()), _MAX_BEYOND * total)
         last = int(np.flatnonzero(total - cumulative <= allowed)[0])
-        if self._unsigned:
+        if all(kind.endswith("unsigned") for kind in kinds):
             return 0.0, float(2 ** max(1, int(_lower_edge(last)).bit_length()) - 1)
-        first = int(np.flatnonzero(cumulative - self._counts <= allowed)[-1])
+        first = int(np.flatnonzero(cumulative - counts <= allowed)[-1])
         return _lower_edge(first), _lower_edge(last + 1)
 
 
 def find_value_range(
     dataset: ImageDataset, given: ValueRange | None = None, progress: Progress | None = None
 ) -> FoundRange | None:
-    """Measure the deep images of `dataset`: the range is that of train (without one, or without deep images there, of
-    all splits), unless it is `given`; None if no image is deep. Unreadable images are left to those who read them."""
-    train, everything = RangeFinder(), RangeFinder()
+    """Measure the deep images of `dataset`, and find their range unless it is `given`; None if no image is deep.
+
+    Unreadable images are left to those who read them.
+    """
+    finder = RangeFinder()
     parts = [(split, part) for split, part in dataset.files.items() if not part.verified]  # packed images have 8 bits
     sources = [(split, part, i) for split, part in parts for i in range(len(part))]
     found = map_in_threads(lambda file: measure_image(file[1].raw(file[2])), sources, progress, "measuring values")
     for (split, *_), image in zip(sources, found, strict=True):
-        train.add(image, split == "train")
-        everything.add(image, True)
-    return train.result(given) or everything.result(given)
+        finder.add(image, split == "train")
+    return finder.result(given)
 
 
 def measure_image(source: RawImage) -> Measured | None:
@@ -149,7 +148,7 @@ def measure_image(source: RawImage) -> Measured | None:
 def range_of(image: Measured) -> ValueRange:
     """Return the range of a single image."""
     finder = RangeFinder()
-    finder.add(image, True)
+    finder.add(image)
     found = finder.result()
     assert found is not None
     return found.value_range

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from alexnet.data.decode import BadImage, map_in_threads
-from alexnet.data.image_names import find_images
+from alexnet.data.image_names import describe_ignored, find_images
 from alexnet.data.label_table import SPLIT_NAMES
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name
@@ -126,8 +126,6 @@ class FeatureFile:
     shape: tuple[int, ...]
     errors: tuple[tuple[str, str], ...]
     """Images that could not be read: (path, reason)."""
-    ignored: tuple[str, ...] = ()
-    """Files in the folder that are not images."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `alexnet features`."""
@@ -166,6 +164,8 @@ def write_features(
     features.to(pick_device(device))
     ignored: list[str] = []
     paths = find_images([data], ignored)
+    if progress and ignored:
+        progress.log(describe_ignored(ignored))
     labels = [_label(path, data) for path in paths]
     about = {
         "layer": features.layer, "module": features.module, "shape": json.dumps(list(features.shape)),
@@ -199,7 +199,7 @@ def write_features(
             raise UserError(
                 "None of the images could be read: " + "; ".join(f"{path}: {why}" for path, why in errors[:3]) + "."
             )
-    return FeatureFile(out, rows, features.layer, features.module, features.shape, tuple(errors), tuple(ignored))
+    return FeatureFile(out, rows, features.layer, features.module, features.shape, tuple(errors))
 
 
 def _label(path: Path, root: Path) -> str | None:

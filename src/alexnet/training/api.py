@@ -5,8 +5,6 @@ All bad input is detected before the run folder is created.
 
 from __future__ import annotations
 
-import csv
-import io
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.data.dataset import read_bad_files, read_split, write_split
 from alexnet.device import environment, rank, world_size
 from alexnet.errors import UserError
-from alexnet.files import atomic_write, printable, write_json, write_text
+from alexnet.files import atomic_write, encode_csv, printable, write_bytes, write_json, write_text
 from alexnet.inference.evaluate import render_table
 from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
@@ -271,7 +269,5 @@ def _write_metadata(run: Run, setup: TrainSetup) -> None:
         with atomic_write(run.split_csv) as partial_file:
             write_split(partial_file, setup.dataset.split_rows)
     if setup.dataset.bad:
-        text = io.StringIO()
-        csv.writer(text).writerows([("path", "reason"), *((printable(p), r) for p, r in setup.dataset.bad)])
-        mark = "" if text.getvalue().isascii() else "\ufeff"  # Excel needs it
-        write_text(run.path / "bad_files.csv", mark + text.getvalue())
+        rows = [("path", "reason"), *((printable(name), reason) for name, reason in setup.dataset.bad)]
+        write_bytes(run.path / "bad_files.csv", encode_csv(rows))

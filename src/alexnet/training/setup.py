@@ -267,16 +267,13 @@ def _choose_geometry(
     if recipe.uses_pca_noise and channels == 1:
         raise UserError("PCA noise needs color images, and these are grayscale; give --set pca_noise=0.")
     zeros, ones = (0.0,) * channels, (1.0,) * channels  # replaced by _measure_statistics
+    mean_image = stored.mean_image if stored else None
     if stored is not None:
-        geometry, mean_image = replace(stored, mean=zeros, std=ones, mean_image=None), stored.mean_image
+        geometry = replace(stored, mean=zeros, std=ones, mean_image=None)
     else:
-        resize = round(spec.image_size / recipe.data.crop_pct)
-        geometry, mean_image = (
-            EvalTransform(
-                spec.image_size, resize, channels, zeros, ones, squash=recipe.data.squash, value_range=UNMEASURED
-            ),
-            None,
-        )
+        size, squash = spec.image_size, recipe.data.squash
+        resize = round(size / recipe.data.crop_pct)
+        geometry = EvalTransform(size, resize, channels, zeros, ones, squash=squash, value_range=UNMEASURED)
     if mean_image is None and path not in ("none", "own"):
         mean_image = read_mean_image(path, geometry)
         recipe = recipe.replace(mean_image=str(Path(path).absolute()))
@@ -319,14 +316,13 @@ def _read_images(
             return dataset
 
         try:
-            read_dataset = read()
+            dataset = read()
         except RangeUnknown:
             found = parallel.broadcast_object(lambda: find_value_range(dataset, recipe.data.value_range, progress))
             assert found is not None
             progress.log(found.sentence)
             geometry = replace(geometry, value_range=found.value_range)
-            read_dataset = read()
-        dataset = read_dataset
+            dataset = read()
     if geometry.value_range == UNMEASURED:  # no deep images
         geometry = replace(geometry, value_range=recipe.data.value_range)
     recipe = recipe.replace(value_range=geometry.value_range)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +35,7 @@ from alexnet.data.shards.reader import (
 )
 from alexnet.data.shards.writer import ShardResult, ShardTask, read_result
 from alexnet.errors import UserError
-from alexnet.files import sha256_file, write_bytes, write_json
+from alexnet.files import encode_csv, sha256_file, write_bytes, write_json
 from alexnet.progress import Progress
 
 MAX_VERIFIED_AT_OPEN = 2 << 30
@@ -161,7 +160,7 @@ def write_manifest(
     if not images:
         shown = ", ".join(f"{name} ({reason})" for name, _, reason in failed[:3])
         raise UserError(f"None of the {len(failed)} images can be read: {shown}; replace them.")
-    write(FAILED, _encode_csv([("name", "split", "reason"), *failed]))
+    write(FAILED, encode_csv([("name", "split", "reason"), *failed]))
     versions = {name: metadata.version(name) for name in ("litdata", "pillow", "numpy")}
     manifest = Manifest(
         FORMAT, key, format, list(contents.classes), images, len(failed), statistics, versions, checksums, value_range
@@ -219,10 +218,3 @@ def _compute_statistics(pixel_sum: np.ndarray, products: np.ndarray, count: int)
     np.save(file, pixel_sum.transpose(2, 0, 1) / count, allow_pickle=False)
     covariance = products / pixels - np.outer(mean, mean)
     return {"images": count, "mean": mean.tolist(), "covariance": covariance.tolist()}, file.getvalue()
-
-
-def _encode_csv(rows: Iterable[Iterable[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    encoding = "utf-8" if text.getvalue().isascii() else "utf-8-sig"  # Excel needs the mark
-    return text.getvalue().encode(encoding, "surrogateescape")
