@@ -41,7 +41,6 @@ from alexnet.data.deep import (
     scale_to_8_bits,
 )
 from alexnet.data.jpeg import decode_strictly, load_strictly
-from alexnet.data.unreadable import describe_unreadable
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.progress import Progress
@@ -247,7 +246,7 @@ def _read_header(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise TooManyPixels(too_many, name) from error
     except Exception as error:
-        reason = _describe_error(error) if "MAX_TEXT" in str(error) else describe_unreadable(file)
+        reason = _describe_error(error) if "MAX_TEXT" in str(error) else _describe_unreadable(file)
         raise BadImage(reason, name) from error
     if image.width * image.height > limit:  # a caller may have lifted Pillow's own limit
         image.close()
@@ -283,6 +282,52 @@ def _describe_error(error: Exception) -> str:
     if isinstance(error, (EOFError, IndexError, struct.error)) or "truncated" in text or "not enough" in text:
         return "it is cut short"
     return f"its data is damaged ({error})" if text else "its data is damaged"
+
+
+def _describe_tiff(file: BinaryIO) -> str | None:
+    """Return why Pillow cannot read a TIFF, from its tags; None if it is no TIFF."""
+    file.seek(0)
+    header = file.read(8)
+    if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return None
+    try:
+        if b"+" in header[:4]:  # BigTIFF
+            header += file.read(8)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(tags.next)
+        tags.load(file)
+        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, len(bits))
+        kind = {2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}.get(
+            tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0], ""
+        )
+        width, height = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
+    except Exception:  # as damage may be anything
+        return "its header is damaged or cut short"
+    return (
+        f"it is a TIFF of {width}×{height} pixels with {bands} band{'s' * (bands != 1)} of {kind}{max(bits)}-bit "
+        "values, which cannot be read; convert it to RGB or gray"
+    )
+
+
+def _describe_unreadable(file: BinaryIO) -> str:
+    """Return why Pillow does not recognize `file` as an image: from its tags or its first bytes."""
+    if reason := _describe_tiff(file):
+        return reason
+    file.seek(0)
+    data = file.read(512)
+    start = data.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg")):
+        return "it is not an image but a web page or other markup"
+    if data[4:8] == b"ftyp":  # ISO media; the brand follows
+        brand = data[8:12]
+        if brand in (b"avif", b"avis"):
+            return "it is AVIF, which needs Pillow 11.3 or later"
+        if brand[:3] in (b"hei", b"hev", b"mif", b"msf"):
+            return "it is HEIC, which needs 'pip install pillow-heif'"
+    if data[:4] in (b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"\x89PNG", b"GIF8", b"RIFF"):
+        return "its header is damaged or cut short"
+    return "it is not an image of a known format"
 
 
 # ── orientation, mode and bit depth ───────────────────────────────────────────────────────────────
