@@ -27,7 +27,7 @@ from typing import Any
 
 from common import save
 
-from alexnet.data.image_names import find_images
+from alexnet.data.image_folder import find_images
 from alexnet.inference.predict import load
 
 HERE = Path(__file__).parent

@@ -1,6 +1,7 @@
 """One rule decides in folders, archives and every command which files are images; nothing else is dropped silently."""
 
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 from PIL import Image
 
 from alexnet.data.archives import unpack_if_archive
-from alexnet.data.image_folder import scan_images, walk_folder
-from alexnet.data.image_names import IMAGE_SUFFIXES, find_images, is_hidden, is_image
+from alexnet.data.image_folder import find_images, scan_images, walk_folder
+from alexnet.data.image_names import IMAGE_SUFFIXES, is_hidden, is_image
 from alexnet.data.quality.check import check_dataset
 from alexnet.errors import UserError
 
@@ -100,15 +101,19 @@ def test_linked_folders_are_named_by_prediction(tmp_path):
     assert ignored == [f"{folder / 'link'} (a link)"]
 
 
-def test_links_that_lead_nowhere_are_named(tmp_path):
+def test_links_that_lead_nowhere_and_pipes_are_named(tmp_path):
     files = {"a/1.jpg": encoded("JPEG"), "b/1.jpg": encoded("JPEG")}
     folder = write(tmp_path / "folder", files)
     for name in ("loop", "a/loop", "a/loop.jpg"):
         (folder / name).symlink_to(Path(name).name)
     (folder / "parent").symlink_to(folder, target_is_directory=True)
+    os.mkfifo(folder / "b" / "pipe.jpg")
     found = walk_folder(folder)
     assert found.classes == {"all": {"a": ["a/1.jpg", "a/loop.jpg"], "b": ["b/1.jpg"]}}
-    assert (found.others, found.links) == (["loop", "a/loop"], ["parent"])
+    assert (found.others, found.links) == (["loop", "a/loop", "b/pipe.jpg"], ["parent"])
+    ignored: list[str] = []
+    assert find_images([folder], ignored) == [folder / name for name in ("a/1.jpg", "a/loop.jpg", "b/1.jpg")]
+    assert ignored == [str(folder / name) for name in found.others] + [f"{folder / 'parent'} (a link)"]
     bad = check_dataset(folder).bad
     assert [name for name, _ in bad] == ["a/loop.jpg"]
 

@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from alexnet.cli import run
-from alexnet.data.image_names import find_images
+from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
 from alexnet.inference.batch_predict import WriteFailed, write_predictions
 from alexnet.inference.predict import Prediction

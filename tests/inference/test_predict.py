@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 import alexnet
 from alexnet.checkpoint import MODEL
 from alexnet.data.datasets import load_dataset
-from alexnet.data.image_names import find_images
+from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
 from alexnet.inference.load import TORCHVISION_PREPROCESS, load_model
 from alexnet.inference.predict import Prediction, load

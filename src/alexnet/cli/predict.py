@@ -39,7 +39,8 @@ def predict(
         out: Write a table, .csv, .parquet or .jsonl, instead of printing; rerun the command to resume it.
         json: Print one JSON document.
     """
-    from alexnet.data.image_names import describe_ignored, find_images
+    from alexnet.data.image_folder import find_images
+    from alexnet.data.image_names import describe_ignored
     from alexnet.data.value_range import describe_clipped
     from alexnet.inference.batch_predict import check_out
     from alexnet.inference.load import is_run_reference

@@ -8,7 +8,6 @@ archive expands to more than it declares, than `MAX_GROWTH` times its size, or t
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tarfile
 import zipfile
@@ -45,11 +44,6 @@ class _Entry(NamedTuple):
     """Open it for reading; None for a link or a device."""
 
 
-def is_archive(path: Path) -> bool:
-    """Whether `path` is a file with an archive's suffix."""
-    return path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file()
-
-
 def unpack_if_archive(data: Path, progress: Progress | None = None, encoding: str | None = None) -> Path:
     """Return `data`, or, if it is an archive, the folder in the cache that it is unpacked to, now or earlier.
 
@@ -58,7 +52,7 @@ def unpack_if_archive(data: Path, progress: Progress | None = None, encoding: st
     Descends through top folders that contain only one folder: `pets.zip` may contain `pets/cat/1.jpg`. Raises
     `UserError` for an archive that is damaged, encrypted, unsafe, or too large for the disk.
     """
-    if not is_archive(data):
+    if not (data.name.lower().endswith(ARCHIVE_SUFFIXES) and data.is_file()):
         return data
     state = data.stat()
     key = f"by content: {data.resolve()} {state.st_size} {state.st_mtime_ns} {encoding}"
@@ -118,7 +112,8 @@ def _unpack(archive: Path, target: Path, progress: Progress | None, encoding: st
             continue
         with source:
             head = source.read(HEAD)
-            if not _has_known_suffix(entry.name) and not starts_like_image(entry.name, head):
+            known = has_image_suffix(path.name) or path.suffix.lower() in _TABLE_SUFFIXES
+            if not known and not starts_like_image(entry.name, head):
                 ignored.append(entry.name)
                 continue
             total += entry.size
@@ -197,7 +192,3 @@ def _decode_names(
 
 def _is_hidden(name: str) -> bool:
     return any(is_hidden(part) and part not in (".", "..") for part in PurePosixPath(name).parts)
-
-
-def _has_known_suffix(name: str) -> bool:
-    return has_image_suffix(name) or os.path.splitext(name)[1].lower() in _TABLE_SUFFIXES

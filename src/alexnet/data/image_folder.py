@@ -14,6 +14,7 @@ can replace the class folders. torch is imported where needed.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,30 @@ from alexnet.progress import Progress
 from alexnet.text import BY_CONTENT, TextOptions, clean_label, decode, strip_blanks
 
 # ── finding files ─────────────────────────────────────────────────────────────────────────────────
+
+
+def find_images(paths: Iterable[str | Path], ignored: list[str] | None = None) -> list[Path]:
+    """Return `paths` with each folder replaced by all images below it, sorted, except hidden ones.
+
+    Other files, links to folders, and folders that cannot be opened are added to `ignored`. Raises
+    `UserError` for a folder without images.
+    """
+    images: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            images.append(path)
+            continue
+        found = FolderContents(path)
+        inside = sorted(path / name for name in _find_below(path, found))
+        others = [str(path / name) for name in found.others]
+        others += [f"{path / name} (a link)" for name in found.links]
+        others += [f"{path / name} ({reason})" for name, reason in found.inaccessible]
+        if not inside:
+            raise UserError(f"The folder {path} holds no images. {describe_ignored(others) if others else ''}".rstrip())
+        images += inside
+        if ignored is not None:
+            ignored += others
+    return images
 
 
 def require_folder(data: Path) -> Path:
@@ -206,11 +231,18 @@ def _list_folder(folder: Path, found: FolderContents, parents: tuple[Path, ...] 
             found.links.append(name)
         elif is_folder:
             folders.append(Path(entry.path))
-        elif has_image_suffix(entry.name) or (os.path.isfile(entry.path) and is_image(entry.path)):
+        elif _is_image(entry):
             images.append(name)
         else:
             found.others.append(name)
     return folders, images
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry that is no folder is an image; a link of an image's name is, even if it leads nowhere."""
+    if has_image_suffix(entry.name):
+        return entry.is_symlink() or entry.is_file(follow_symlinks=False)
+    return os.path.isfile(entry.path) and is_image(entry.path)
 
 
 def _has_images(folder: Path) -> bool:

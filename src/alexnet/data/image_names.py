@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from alexnet.errors import UserError
 from alexnet.files import printable
 
 IMAGE_SUFFIXES = frozenset(
@@ -70,41 +68,3 @@ def describe_ignored(names: Sequence[str]) -> str:
     files = "1 file" if len(names) == 1 else f"{len(names):,} files"
     shown = ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
     return f"Ignored {files} that no image's suffix or first bytes show to be an image: {shown}."
-
-
-def find_images(paths: Iterable[str | Path], ignored: list[str] | None = None) -> list[Path]:
-    """Return `paths` with each folder replaced by all images below it, sorted, except hidden ones.
-
-    Other files, links to folders, and folders that cannot be opened are added to `ignored`. Raises `UserError` for a
-    folder without images.
-    """
-    found: list[Path] = []
-    ignored = [] if ignored is None else ignored
-    for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        before = len(ignored)
-        inside = sorted(_walk_images(path, ignored))
-        if not inside:
-            others = f" {describe_ignored(ignored[before:])}" if ignored[before:] else ""
-            raise UserError(f"The folder {path} holds no images.{others}")
-        found += inside
-    return found
-
-
-def _walk_images(folder: Path, ignored: list[str]) -> Iterator[Path]:
-    """Yield the images below `folder`, and add what is passed over to `ignored`."""
-
-    def note_error(error: OSError) -> None:
-        ignored.append(f"{error.filename} ({error.strerror})")
-
-    for parent, folders, files in os.walk(folder, onerror=note_error):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        links = (path for name in folders if os.path.islink(path := os.path.join(parent, name)))
-        ignored.extend(f"{path} (a link)" for path in links)
-        for path in (os.path.join(parent, name) for name in files if not is_hidden(name)):
-            if os.path.isfile(path) and is_image(path):
-                yield Path(path)
-            else:
-                ignored.append(path)

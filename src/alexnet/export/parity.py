@@ -22,7 +22,7 @@ import numpy as np
 
 from alexnet.data.dataset import ImageDataset, RawImage
 from alexnet.data.decode import BadImage, decode_image
-from alexnet.data.image_names import find_images
+from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.files import read_json, write_json

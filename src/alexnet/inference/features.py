@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from alexnet.data.decode import BadImage, map_in_threads
-from alexnet.data.image_names import describe_ignored, find_images
+from alexnet.data.image_folder import find_images
+from alexnet.data.image_names import describe_ignored
 from alexnet.data.label_table import SPLIT_NAMES
 from alexnet.device import pick_device
 from alexnet.errors import UserError, unknown_name

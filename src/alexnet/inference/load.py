@@ -15,7 +15,7 @@ from PIL import Image
 
 from alexnet.checkpoint import MODEL, WEIGHTS, checkpoint_id, load_checkpoint
 from alexnet.data.decode import BadImage, decode_image
-from alexnet.data.image_names import find_images
+from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.files import read_json

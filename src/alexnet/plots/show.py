@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from alexnet.data.decode import decode_image
-from alexnet.data.image_names import find_images
+from alexnet.data.image_folder import find_images
 from alexnet.data.label_table import SPLIT_NAMES
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference import explain, neighbors
