@@ -184,7 +184,7 @@ def _decode_names(
     try:
         return dict(zip(foreign, [name.decode() for name in raw], strict=True))
     except UnicodeDecodeError:
-        decoded, found = decode(raw, f"The names of {len(raw)} files in {archive}", encoding, also=("cp437",))
+        decoded, found = decode(raw, f"A name among {len(raw)} files in {archive}", encoding, also=("cp437",))
     if progress is not None:
         progress.log(f"Read the names in {archive} as {found}.")
     return dict(zip(foreign, decoded, strict=True))

@@ -278,7 +278,7 @@ def _clean_class_names(found: FolderContents, text: TextOptions) -> None:
     for group in (foreign, broken) if broken else ():  # a name in GBK may by chance be valid UTF-8
         try:
             raw = [name.encode("utf-8", "surrogateescape") for name in group]
-            decoded, encoding = decode(raw, f"The names of {len(group)} class folders in {found.root}", text.encoding)
+            decoded, encoding = decode(raw, f"A name among {len(group)} class folders in {found.root}", text.encoding)
         except UserError as error:
             found.undecided = str(error)
         else:
