@@ -266,7 +266,7 @@ def test_too_few_or_too_many_tensors_are_refused() -> None:
     [
         ({}, "no tensors in the weights"),
         ({"state_dict": {}}, "no tensors"),
-        ({"epoch": 3}, "'epoch' is of type int"),
+        ({"epoch": 3}, "'epoch' is no tensor"),
         ([1, 2], "not a list"),
         (None, "not a NoneType"),
     ],

@@ -104,9 +104,7 @@ def _to_tensor(key: object, value: object, where: str) -> Tensor:
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if not isinstance(value, Tensor):
-        raise UserError(
-            f"In {where}, '{key}' is of type {type(value).__name__}, not a tensor; give model.state_dict()."
-        )
+        raise UserError(f"In {where}, '{key}' is no tensor; give model.state_dict().")
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         raise UserError(f"In {where}, '{key}' is sparse, quantized or without values; save plain tensors.")
     return value
