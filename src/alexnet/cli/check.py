@@ -31,7 +31,7 @@ def check(
     Args:
         data: A folder of class folders (with or without train/, val/, test/ above), a zip or tar archive of one, a
             folder with the files of CIFAR-10 or Fashion-MNIST, or one that 'alexnet pack' wrote (verifies checksums).
-        labels: A CSV or Parquet file with the columns path and label (and split), instead of class folders.
+        labels: A CSV, JSON Lines or Parquet file with the columns path and label (and split), instead of class folders.
         html: Also write a page: classes, sizes, samples, duplicates, and augmented samples.
         lang: Language of the page, English or Chinese.
         fix: Also write a cleaned copy into this new folder, as links; the original is not changed.

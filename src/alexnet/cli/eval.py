@@ -31,7 +31,7 @@ def evaluate(
             exported file.
         more: Further runs with the same classes: an ensemble, whose probabilities are averaged.
         data: Other images than the run's own: a folder of class folders, or an archive of one.
-        labels: A CSV or Parquet file with the columns path and label, instead of class folders.
+        labels: A CSV, JSON Lines or Parquet file with the columns path and label, instead of class folders.
         split: Which split; auto is test where there is one, else val.
         json: Print one JSON document.
     """

@@ -31,7 +31,7 @@ def pack(
         data: A folder of class folders (with or without train/, val/, test/ above), a zip or tar archive of one, or a
             folder with the files of CIFAR-10 or Fashion-MNIST.
         target: The new folder, for --data of train and eval.
-        labels: A CSV or Parquet file with the columns path and label (and split), instead of class folders.
+        labels: A CSV, JSON Lines or Parquet file with the columns path and label (and split), instead of class folders.
         format: jpeg, or uint8: decoded center squares, which take seven times the space of JPEGs and are read more
             than ten times as fast.
         size: Short side in pixels, or 'original' for JPEGs as they are; by default 256, or the images' own if smaller.

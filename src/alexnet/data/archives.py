@@ -1,8 +1,9 @@
 """Archives of images, zip and tar, unpacked once into the cache and then read like any folder.
 
-Archives are untrusted: only regular files that are images (image_names.py) or have a table's suffix are extracted;
-other files, links and devices are listed as ignored; paths outside the archive are rejected; and extraction stops if an
-archive expands to more than it declares, than `MAX_GROWTH` times its size, or than the disk can hold.
+Archives are untrusted: only regular files that are images (image_names.py), have a table's suffix or hold labels
+(layouts.py) are extracted; other files, links and devices are listed as ignored; paths outside the archive are
+rejected; and extraction stops if an archive expands to more than it declares, than `MAX_GROWTH` times its size, or than
+the disk can hold.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from alexnet.data.image_names import HEAD, has_image_suffix, is_hidden, starts_like_image
+from alexnet.data.layouts import LABEL_FILES
 from alexnet.device import cache_dir
 from alexnet.errors import UserError
 from alexnet.files import atomic_folder
@@ -32,7 +34,7 @@ MAX_GROWTH = 100
 _ALWAYS_ALLOWED = 1 << 28  # bytes that any archive may unpack to
 _RESERVED = 1 << 30  # bytes that must stay free on the disk
 _BLOCK = 1 << 20
-_TABLE_SUFFIXES = (".csv", ".parquet")  # tables of labels next to the images
+_TABLE_SUFFIXES = (".csv", ".parquet", ".jsonl")  # tables of labels next to the images
 _IGNORED = ".ignored.txt"  # in the unpacked folder: the names of the files that were not extracted, one a line
 
 
@@ -55,7 +57,7 @@ def unpack_if_archive(data: Path, progress: Progress | None = None, encoding: st
     if not (data.name.lower().endswith(ARCHIVE_SUFFIXES) and data.is_file()):
         return data
     state = data.stat()
-    key = f"by content: {data.resolve()} {state.st_size} {state.st_mtime_ns} {encoding}"
+    key = f"with labels: {data.resolve()} {state.st_size} {state.st_mtime_ns} {encoding}"
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     target = cache_dir() / "archives" / f"{data.name.split('.')[0][:80]}-{digest}"
     if not target.is_dir():
@@ -112,7 +114,7 @@ def _unpack(archive: Path, target: Path, progress: Progress | None, encoding: st
             continue
         with source:
             head = source.read(HEAD)
-            known = has_image_suffix(path.name) or path.suffix.lower() in _TABLE_SUFFIXES
+            known = has_image_suffix(path.name) or path.suffix.lower() in _TABLE_SUFFIXES or path.name in LABEL_FILES
             if not known and not starts_like_image(entry.name, head):
                 ignored.append(entry.name)
                 continue

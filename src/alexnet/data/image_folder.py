@@ -5,6 +5,9 @@ Both of these layouts are read, with any class names and images at any depth bel
     DIR/<class>/*                                 no splits
     DIR/train/<class>/*   DIR/val/<class>/*       also training; valid, validation; test, testing; in any case
 
+The folder of a split may also hold images without class folders, if layouts.py finds their labels in a file; test/
+without labels is left out, with a note.
+
 Hidden files are skipped; other files that are not images (image_names.py) and links to folders below a class (possible
 cycles) are skipped and listed. Class indices follow the alphabetical order of the folders in train/; other splits are
 matched to it by name. An archive is read like the folder in it (archives.py). A table of labels (label_table.py)
@@ -22,6 +25,7 @@ from alexnet.data.archives import ARCHIVE_SUFFIXES, ignored_in_archive, unpack_i
 from alexnet.data.dataset import ImageDataset, ImageFiles, list_first, order_splits
 from alexnet.data.image_names import describe_ignored, has_image_suffix, is_hidden, is_image
 from alexnet.data.label_table import SPLIT_NAMES, class_order, read_label_table
+from alexnet.data.layouts import FlatImages, find_metadata, read_ground_truth, read_metadata
 from alexnet.errors import UserError
 from alexnet.files import printable
 from alexnet.progress import Progress
@@ -59,7 +63,7 @@ def require_folder(data: Path) -> Path:
     if not data.exists():
         raise UserError(f"There is no folder {data}; check the path given as data.")
     if not data.is_dir():
-        if data.suffix.lower() in (".csv", ".parquet", ".pq"):
+        if data.suffix.lower() in (".csv", ".jsonl", ".parquet", ".pq"):
             raise UserError(f"{data} is a file, not a folder of images; give a table of labels as --labels {data}.")
         kinds = ", ".join(ARCHIVE_SUFFIXES[:3])
         raise UserError(f"{data} is a file, not a folder or an archive ({kinds}, ...); check the path given as data.")
@@ -115,6 +119,9 @@ def _to_dataset(
 
 # ── class folders ─────────────────────────────────────────────────────────────────────────────────
 
+_NO_CLASSES = {"images", "imgs", "test", "unknown", "unlabeled", "unlabelled"}
+"""Lowercase names of a folder that holds all images of a split, if train/ has no such class."""
+
 
 @dataclass
 class FolderContents:
@@ -150,15 +157,47 @@ def walk_folder(root: Path, text: TextOptions = BY_CONTENT) -> FolderContents:
     folders, found.stray = _list_folder(root, found, (root,))
     splits, others = _split_folders(root, folders)
     found.folders = splits or {"all": root}
+    direct: dict[str, list[str]] = {}
     found.ignored = [folder.name for folder in others] if splits else []
     for split, folder in found.folders.items():
+        direct[split] = found.stray
         if folder != root:
-            folders, images = _list_folder(folder, found, (folder, root))
-            found.stray += images
+            folders, direct[split] = _list_folder(folder, found, (folder, root))
         found.classes[split] = {below.name: sorted(_find_below(below, found)) for below in folders}
+    if splits:
+        found.stray += [name for names in direct.values() for name in names]
+    for split in sorted(direct, key=lambda split: split != "train"):  # its classes are needed for the others
+        _label_flat_images(found, split, direct[split], text)
     found.others += ignored_in_archive(root)
     _clean_class_names(found, text)
     return found
+
+
+def _label_flat_images(found: FolderContents, split: str, direct: list[str], text: TextOptions) -> None:
+    """Find the classes of images that are in no class folders, as `layouts` does: `direct`, those in the folder of a
+    split, or those in its only folder if that is no class. test/ without any is left out, with a note."""
+    folder, by_class = found.folders[split], found.classes[split]
+    train = sorted(found.classes.get("train", {}))
+    holder = len(by_class) == 1 and not direct and next(iter(by_class)).lower() in _NO_CLASSES
+    flat = (bool(direct) and not by_class) or (holder and (split == "train" or not set(by_class) <= set(train)))
+    if not flat and not find_metadata(folder) and not find_metadata(found.root):
+        return
+    images = FlatImages(found.root, folder, sorted([*direct, *(name for names in by_class.values() for name in names)]))
+    labeled = read_metadata(images, text, optional=not flat or split == "test")
+    if labeled is None and flat and split in ("val", "all"):
+        labeled = read_ground_truth(images, train)
+    if labeled is None:
+        if flat and split == "test" and train:
+            found.notes.append(f"Left out {folder}, since its {len(images.names):,} images have no labels.")
+            found.stray = [name for name in found.stray if name not in set(direct)]
+            del found.folders[split], found.classes[split]
+        return
+    by_class.clear()
+    for name, label in labeled.labels.items():
+        by_class.setdefault(label, []).append(name)
+    found.notes += [f"Read the classes of {len(labeled.labels):,} images from {labeled.file}.", *labeled.notes]
+    found.others = [name for name in found.others if found.root / name != labeled.file]
+    found.stray = sorted({*found.stray, *images.names} - set(labeled.labels))
 
 
 def scan_class_folders(root: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageDataset:
@@ -179,7 +218,8 @@ def scan_class_folders(root: Path, training: bool = True, text: TextOptions = BY
     if found.links:
         notes.append(f"Ignored in {root}, since links to folders can form cycles: {list_first(found.links)}.")
     if found.stray:
-        notes.append(f"Ignored in {root}, since they are in no class: {list_first(found.stray)}.")
+        count = f" {len(found.stray):,} images" if len(found.stray) > 10 else ""
+        notes.append(f"Ignored{count} in {root}, since they are in no class: {list_first(found.stray)}.")
     if found.others:
         notes.append(describe_ignored(found.others))
     folders, by_split = found.folders, found.classes
@@ -196,6 +236,8 @@ def scan_class_folders(root: Path, training: bool = True, text: TextOptions = BY
     }
     for split, rows in images.items():
         if not rows:
+            if any((root / name).parent == folders[split] for name in found.stray):
+                raise UserError(_without_classes(folders[split]))
             raise UserError(f"{folders[split]} holds no images; add some or remove the folder.")
     classes = tuple(by_split["train"] if training else sorted(set().union(*by_split.values())))
     if spaced := [name for name in classes if (plain := strip_blanks(name)) != name and plain in classes]:
@@ -254,11 +296,13 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
     """Return the folders that are splits, by split, and the others.
 
     A class may be called train or valid: a folder with a split's name that directly contains images is a class, unless
-    all folders next to it have such names too.
+    all folders next to it have such names too, or train/ contains folders or a table of labels.
     """
     named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if len(named) < len(folders):
-        named = [folder for folder in named if not _has_images(folder)]
+        nested = [folder for folder in named if not _has_images(folder) or find_metadata(folder)]
+        if not any(SPLIT_NAMES[folder.name.lower()] == "train" for folder in nested):
+            named = nested
     splits: dict[str, Path] = {}
     for folder in named:
         split = SPLIT_NAMES[folder.name.lower()]
@@ -307,6 +351,13 @@ def _find_below(folder: Path, found: FolderContents) -> list[str]:
     return names
 
 
+def _without_classes(folder: Path) -> str:
+    return (
+        f"{folder} holds images but no class folders; put the images of each class into a separate folder there, or "
+        "give a table of labels as --labels."
+    )
+
+
 def _check_folders_for_training(
     root: Path, folders: dict[str, Path], by_split: dict[str, dict[str, list[str]]]
 ) -> None:
@@ -314,9 +365,8 @@ def _check_folders_for_training(
     train, folder = by_split["train"], folders["train"]
     if not train:
         if _has_images(folder):
-            found = "holds images but no class folders"
-        else:
-            found = "holds no images" if folder == root else "holds no class folders"
+            raise UserError(_without_classes(folder))
+        found = "holds no images" if folder == root else "holds no class folders"
         raise UserError(f"{folder} {found}; put the images of each class into a separate folder there.")
     if not any(train.values()):
         raise UserError(f"{folder} holds no images; put those of each class into its folder.")

@@ -1,9 +1,10 @@
-"""Tables of labels, CSV or Parquet: their encoding, their columns, and the files that their paths mean."""
+"""Tables of labels, CSV, JSON Lines or Parquet: their encoding, their columns, and the files that their paths mean."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import posixpath
 import re
@@ -84,6 +85,8 @@ def read_label_table(path: Path, root: Path | None = None, text: TextOptions = B
 
     if path.suffix.lower() in (".parquet", ".pq"):
         columns = _read_parquet(path, choose)
+    elif path.suffix.lower() == ".jsonl":
+        columns = _read_json_lines(path, choose)
     else:
         columns, encoding = _read_csv(path, text.encoding, choose)
         if encoding != "utf-8" and text.encoding is None:
@@ -228,8 +231,7 @@ def _read_csv(path: Path, encoding: str | None, choose: Choose) -> tuple[dict[st
         text, found = decode_file(path.read_bytes(), str(path), encoding)
         if "\0" in text:
             raise UserError(f"{path} is no table of text; save it as CSV in UTF-8, or as .parquet.")
-        first = text.split("\n", 1)[0]
-        separator = max(",;\t", key=first.count)
+        separator = _find_separator(text.split("\n", 1)[0])
         header, *rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator)) or [[]]
     except (OSError, csv.Error) as error:
         raise UserError(f"The labels in {path} cannot be read ({error}); save them as CSV again.") from error
@@ -242,6 +244,40 @@ def _read_csv(path: Path, encoding: str | None, choose: Choose) -> tuple[dict[st
         )
     index = {column: header.index(name) for column, name in choose(header).items()}
     return {column: [row[i] for row in rows] for column, i in index.items()}, found
+
+
+def _find_separator(header: str) -> str:
+    return max(",;\t", key=header.count)
+
+
+def _read_json_lines(path: Path, choose: Choose) -> dict[str, list[str]]:
+    """Return the chosen columns of a file with a JSON object in each line, of those that hold text or numbers."""
+    try:
+        text, _ = decode_file(path.read_bytes(), str(path), "utf-8")
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"The labels in {path} cannot be read ({error}); write a JSON object per line.") from error
+    if any(not isinstance(row, dict) for row in rows):
+        raise UserError(f'{path} is no table: it needs a JSON object per line, such as {{"file_name": "1.jpg"}}.')
+    nested = {name for row in rows for name, value in row.items() if isinstance(value, (list, dict))}
+    chosen = choose([name for name in dict.fromkeys(name for row in rows for name in row) if name not in nested])
+    return {column: [_to_text(row.get(name)) for row in rows] for column, name in chosen.items()}
+
+
+def read_column_names(path: Path) -> list[str]:
+    """Return the names of the columns of a table, from its start; none if it cannot be read."""
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            from pyarrow import parquet
+
+            return list(parquet.read_schema(path).names)
+        with path.open("rb") as file:
+            first = file.readline().decode("utf-8-sig")
+        if path.suffix.lower() == ".jsonl":
+            return list(json.loads(first))
+        return next(csv.reader([first], delimiter=_find_separator(first)), [])
+    except (OSError, ValueError, csv.Error, TypeError):  # pyarrow's errors are ValueErrors
+        return []
 
 
 def _read_parquet(path: Path, choose: Choose) -> dict[str, list[str]]:

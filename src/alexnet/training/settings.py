@@ -144,8 +144,8 @@ class DataSettings:
     )  # fmt: skip
     labels: Path | None = setting(
         None, flag=True, on_resume="free",
-        help="CSV or Parquet file with columns path and label (and optionally split) that replaces class folders; "
-        "paths are relative to --data, or to the file's own folder.",
+        help="CSV, JSON Lines or Parquet file with columns path and label (and optionally split) that replaces "
+        "class folders; paths are relative to --data, or to the file's own folder.",
     )  # fmt: skip
     encoding: str | None = setting(
         None, flag=True, on_resume="free",
