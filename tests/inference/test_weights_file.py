@@ -286,7 +286,7 @@ def test_several_candidates_are_named():
 def test_torchvisions_classifiers_are_recognized(name):
     with torch.random.fork_rng():
         state = models.get_model(name, num_classes=7).state_dict()
-    spec, _ = recognize(find_state_dict({"state_dict": {f"module.{k}": v for k, v in state.items()}}).tensors)
+    spec, _ = recognize(find_state_dict({"state_dict": {f"module.{k}": v for k, v in state.items()}}))
     assert (spec.name, spec.num_classes) == (f"torchvision/{name}", 7)
 
 

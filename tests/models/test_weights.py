@@ -171,10 +171,11 @@ def test_checkpoints_of_other_programs_are_loaded(style: str, tmp_path: Path) ->
 
 def test_choices_are_noted() -> None:
     state = small(1).state_dict()
-    (note,) = find_state_dict(checkpoint_of("averages beside", state), "w.pth").notes
-    assert note == "Of w.pth the weights in 'state_dict' are taken, and not those in 'state_dict_ema'."
-    (note,) = find_state_dict(checkpoint_of("loss beside layers", state), "w.pth").notes
-    assert "'criterion.weight', 'loss_fn.pos_weight' belongs to the training" in note
+    notes: list[str] = []
+    find_state_dict(checkpoint_of("averages beside", state), "w.pth", notes.append)
+    find_state_dict(checkpoint_of("loss beside layers", state), "w.pth", notes.append)
+    assert notes[0] == "Of w.pth the weights in 'state_dict' are taken, and not those in 'state_dict_ema'."
+    assert "'criterion.weight', 'loss_fn.pos_weight' belongs to the training" in notes[1]
 
 
 def test_several_networks_in_one_file_are_refused() -> None:

@@ -100,9 +100,7 @@ class Exporter:
             raise unknown_name("precision", precision, PRECISIONS)
         if tolerance is not None and not 0 < tolerance <= 1:
             raise UserError(f"--tolerance must be a difference of probabilities between 0 and 1, not {tolerance:g}.")
-        self.loaded = load_model(run, checkpoint, file)
-        for note in self.loaded.notes:
-            log(note)
+        self.loaded = load_model(run, checkpoint, file, log)
         self._images, self._pixels, self._precision, self._log = images, with_preprocessing, precision, log
         self._tolerance = TOLERANCE[precision] if tolerance is None else tolerance
         self._temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)

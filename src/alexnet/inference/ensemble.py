@@ -143,9 +143,9 @@ def load_ensemble(
     if not given:
         raise UserError("An ensemble needs at least one run; give a run folder.")
     files = [run for run in given if is_weights_file(run)]
-    members = [load_network(run, checkpoint, trust, file if run in files or not files else NO_OPTIONS) for run in given]
-    for note in (note for member in members for note in member.notes):
-        log(note)
+    members = [
+        load_network(run, checkpoint, trust, file if run in files or not files else NO_OPTIONS, log) for run in given
+    ]
     return Ensemble(tuple(map(str, given)), tuple(members))
 
 

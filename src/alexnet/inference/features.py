@@ -32,7 +32,7 @@ from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.models.model import AlexNet, Network
 from alexnet.models.spec import ACTIVATIONS, Layer, layers
 from alexnet.models.torchvision_models import TorchvisionNetwork, summarize_torchvision
-from alexnet.progress import Progress
+from alexnet.progress import Progress, Silent
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.text import clean_label
 
@@ -158,14 +158,13 @@ def write_features(
     out, data = Path(out), Path(data)
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"Features are written as {' or '.join(SUFFIXES)}, not as {out}; change its suffix.")
-    loaded = load_model(run, checkpoint, file)
-    if progress and loaded.notes:
-        progress.log("\n".join(loaded.notes))
+    progress = progress or Silent()
+    loaded = load_model(run, checkpoint, file, progress.log)
     features = Features(loaded.model, layer)
     features.to(pick_device(device))
     ignored: list[str] = []
     paths = find_images([data], ignored)
-    if progress and ignored:
+    if ignored:
         progress.log(describe_ignored(ignored))
     labels = [_label(path, data) for path in paths]
     about = {
@@ -194,8 +193,7 @@ def write_features(
                     names = [printable(str(paths[i])) for i in readable]
                     write(names, [labels[i] for i in readable], extract_features(features, loaded, images))
                 rows += len(readable)
-                if progress:
-                    progress(batch.stop, len(paths), "features")
+                progress(batch.stop, len(paths), "features")
         if not rows:
             raise UserError(
                 "None of the images could be read: " + "; ".join(f"{path}: {why}" for path, why in errors[:3]) + "."

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
@@ -67,28 +67,37 @@ def published_name(name: str | Path) -> tuple[str, str] | None:
 
 
 def load_network(
-    name: str | Path, checkpoint: str = "best", trust: bool = False, file: FileOptions = NO_OPTIONS
+    name: str | Path,
+    checkpoint: str = "best",
+    trust: bool = False,
+    file: FileOptions = NO_OPTIONS,
+    log: Callable[[str], object] = lambda _: None,
 ) -> LoadedModel:
     """Load what `load_model` does, or an exported file; `trust` opens one in a format that can run code. Raises
     `UserError`."""
     if not is_exported_model(name):
-        return load_model(name, checkpoint, file)
+        return load_model(name, checkpoint, file, log)
     loaded = open_exported(name, trust)
     refuse_options(name, file)
     return loaded
 
 
-def load_model(name: str | Path, checkpoint: str = "best", file: FileOptions = NO_OPTIONS) -> LoadedModel:
+def load_model(
+    name: str | Path,
+    checkpoint: str = "best",
+    file: FileOptions = NO_OPTIONS,
+    log: Callable[[str], object] = lambda _: None,
+) -> LoadedModel:
     """Load the network called `name`, on the CPU and in evaluation mode, with its calibration.
 
     `name`: a run folder (its `checkpoint`, `best` or `last`), `last` for the newest run, a checkpoint folder, weights
     that torchvision downloads, `torchvision:IMAGENET1K_V1` or `torchvision/resnet18:DEFAULT`, or a file of weights that
-    `file` describes. Raises `UserError` for everything else.
+    `file` describes; `log` receives what was assumed about that. Raises `UserError` for everything else.
     """
     path = Path(name)
     if is_weights_file(path) and not is_exported_model(path):
         if path.name != WEIGHTS or not path.with_name(MODEL).is_file():
-            return load_weights_file(path, file)
+            return load_weights_file(path, file, log)
         name = path.parent  # of a checkpoint
     refuse_options(name, file)
     if published := published_name(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,8 +61,8 @@ def is_weights_file(name: str | Path) -> bool:
     return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
-def load_weights_file(path: Path, options: FileOptions) -> LoadedModel:
-    """Load a file of weights, on the CPU and in evaluation mode, with notes on all that was assumed.
+def load_weights_file(path: Path, options: FileOptions, log: Callable[[str], object]) -> LoadedModel:
+    """Load a file of weights, on the CPU and in evaluation mode; `log` receives all that was assumed.
 
     Raises `UserError` if it cannot be read safely, no architecture or not the given one fits it, or the number of
     class names is another.
@@ -74,11 +75,13 @@ def load_weights_file(path: Path, options: FileOptions) -> LoadedModel:
     from alexnet.runtimes.engines import LoadedModel
 
     where = f"'{path}'"
-    found = find_state_dict(read_weights(path), where)
-    spec, note = recognize(found.tensors, options.arch, options.image_size, where)
+    tensors = find_state_dict(read_weights(path), where, log)
+    spec, note = recognize(tensors, options.arch, options.image_size, where)
+    if note:
+        log(note)
     preprocess = _preprocess(spec, options)
     model = build(spec)
-    copy_tensors(model, found.tensors, where)
+    copy_tensors(model, tensors, where)
     classes = tuple(map(str, range(spec.num_classes)))
     if options.classes is not None:
         classes = read_classes(options.classes)
@@ -88,7 +91,7 @@ def load_weights_file(path: Path, options: FileOptions) -> LoadedModel:
                 "for each output."
             )
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
-    prepared = (
+    log(
         f"{where} does not say how its images were prepared: assuming a resized short side of {preprocess.resize_side} "
         f"and a crop of {preprocess.size} pixels, mean {mean}, std {std}; --image-size, --crop-pct, --mean and --std "
         "change this."
@@ -98,7 +101,6 @@ def load_weights_file(path: Path, options: FileOptions) -> LoadedModel:
     return LoadedModel(
         model.eval(), classes, preprocess, None, None, f"file-{digest[:16]}",
         calibration_note=f"{path} has no confidence threshold: only runs have one.",
-        notes=tuple(text for text in (*found.notes, note, prepared) if text),
     )  # fmt: skip
 
 

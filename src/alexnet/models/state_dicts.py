@@ -7,8 +7,7 @@ torch.compile, Lightning, a class of one's own) put a prefix before its names or
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,33 +33,26 @@ _COUNTER = (
 )
 
 
-@dataclass(frozen=True)
-class StateDict:
-    """The tensors of one network."""
-
-    tensors: dict[str, Tensor]
-    notes: tuple[str, ...] = ()
-    """A sentence on each choice: which of several state dicts this is, and which tensors were left out."""
-
-
-def find_state_dict(checkpoint: Mapping[str, Any], where: str = "the weights") -> StateDict:
+def find_state_dict(
+    checkpoint: Mapping[str, Any], where: str = "the weights", log: Callable[[str], object] = lambda _: None
+) -> dict[str, Tensor]:
     """Return the state dict in `checkpoint`, without the prefixes that are common to all names.
 
-    Values may be arrays. Raises `UserError`, which calls the checkpoint `where`, if there is none or more than one and
-    their names do not tell which to take.
+    Values may be arrays. `log` receives a sentence on which of several state dicts it is, and on tensors
+    that are left out. Raises `UserError`, which calls the checkpoint `where`, if there is none or more
+    than one and their names do not tell which to take.
     """
     if not isinstance(checkpoint, Mapping):
         kind = type(checkpoint).__name__
         raise UserError(f"Weights are a state dict or a path, not a {kind}; give model.state_dict().")
     found = _find_nested(checkpoint, "", set())
-    notes: list[str] = []
     if len(found) > 1:
         known = [name for usual in _NAMES for name in found if name.rpartition(".")[2] == usual]
         if not known:
             names = ", ".join(f"'{name}'" for name in found)
             raise UserError(f"There are several networks in {where}: {names}; save the state dict of one by itself.")
         others = ", ".join(f"'{name}'" for name in found if name != known[0])
-        notes.append(f"Of {where} the weights in '{known[0]}' are taken, and not those in {others}.")
+        log(f"Of {where} the weights in '{known[0]}' are taken, and not those in {others}.")
         found = {known[0]: found[known[0]]}
     values = next(iter(found.values())) if found else checkpoint
     for name in () if found else _NAMES:  # an empty state dict
@@ -73,13 +65,13 @@ def find_state_dict(checkpoint: Mapping[str, Any], where: str = "the weights") -
     kept = {name: t for name, t in plain.items() if t.dim() > 1 or not _TRAINING_ONLY.fullmatch(name)}
     if left_out := [name for name in plain if name not in kept]:
         names = ", ".join(f"'{name}'" for name in left_out)
-        notes.append(f"In {where}, {names} belongs to the training and not to the network, and is left out.")
+        log(f"In {where}, {names} belongs to the training and not to the network, and is left out.")
         kept = _without_prefix(kept)
     if len(plain) != len(tensors):
         raise UserError(
             f"In {where}, some names differ only in wrappers such as 'module.'; save one network by itself."
         )
-    return StateDict(kept, tuple(notes))
+    return kept
 
 
 def is_counter(name: str) -> bool:

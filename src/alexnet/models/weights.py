@@ -58,7 +58,7 @@ def load_weights(model: AnyNetwork, weights: Mapping[str, Any] | str | Path) -> 
     if isinstance(weights, (str, Path)):
         where = f"'{weights}'"
         weights = read_weights(weights)
-    copy_tensors(model, find_state_dict(weights, where).tensors, where)
+    copy_tensors(model, find_state_dict(weights, where), where)
     return model
 
 

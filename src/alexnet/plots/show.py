@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from alexnet.models.architectures import architecture as find_architecture
 from alexnet.models.spec import AlexNetSpec
 from alexnet.plots import architecture, metrics, model
 from alexnet.plots.style import Draw, check_path, get_theme, save_figure
-from alexnet.progress import Progress
+from alexnet.progress import Progress, Silent
 from alexnet.run_dir import find_run
 from alexnet.runtimes.engines import LoadedModel
 
@@ -47,7 +47,7 @@ class Options:
     checkpoint: str = "best"
     device: str = "auto"
     file: FileOptions = NO_OPTIONS
-    progress: Progress | None = None
+    progress: Progress = field(default_factory=Silent)
 
 
 FigureFile = tuple[Draw, Path]
@@ -205,10 +205,7 @@ KINDS: dict[str, Kind] = {
 
 
 def _load(name: str, options: Options) -> LoadedModel:
-    loaded = load_model(name, options.checkpoint, options.file)
-    if options.progress and loaded.notes:
-        options.progress.log("\n".join(loaded.notes))
-    return loaded
+    return load_model(name, options.checkpoint, options.file, options.progress.log)
 
 
 def _find_spec(name: str, options: Options) -> tuple[AlexNetSpec, str]:

@@ -59,8 +59,6 @@ class LoadedModel:
     calibration: Calibration | None = None
     calibration_note: str = ""
     """Where the calibration is from if it is not stored, or why there is none."""
-    notes: tuple[str, ...] = ()
-    """A sentence on each thing that was assumed when it was loaded."""
 
     @property
     def model(self) -> Network:

@@ -171,9 +171,7 @@ def _load_pretrained(recipe: Recipe, parallel: SingleProcess, progress: Progress
         name = f"{known}:{weights}"
     data = recipe.data
     file = FileOptions(known, None, recipe.model.image_size, data.crop_pct, data.mean, data.std)
-    pretrained = load_model(name, file=file if is_weights_file(name) else NO_OPTIONS)
-    for note in pretrained.notes:
-        progress.log(note)
+    pretrained = load_model(name, file=file if is_weights_file(name) else NO_OPTIONS, log=progress.log)
     if arch not in ("auto", pretrained.model.spec.name):
         raise UserError(f"--weights {weights} is a '{pretrained.model.spec.name}', not '{arch}'; leave --arch out.")
     return pretrained
