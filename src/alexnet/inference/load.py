@@ -184,20 +184,17 @@ def resolve_checkpoint(name: str | Path, checkpoint: str = "best") -> tuple[Path
 # ── the data of a run ─────────────────────────────────────────────────────────────────────────────
 
 
-class _AlwaysInRecipe(TypedDict):
+class DataRecipe(TypedDict):
+    """The settings of a run that describe its data."""
+
     dataset: str
     data: str | None
     labels: str | None
-    seed: int
-    validate_on: str
-
-
-class DataRecipe(_AlwaysInRecipe, total=False):
-    """The settings of a run that describe its data."""
-
-    value_range: tuple[float, float] | None
     encoding: str | None
     columns: str | None
+    value_range: tuple[float, float] | None
+    seed: int
+    validate_on: str
 
 
 def read_recipe(run: Run) -> DataRecipe:
@@ -222,7 +219,7 @@ def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
             recipe["dataset"],
             Path(recipe["data"]) if recipe["data"] else None,
             labels=Path(recipe["labels"]) if recipe["labels"] else None,
-            text=TextOptions(encoding=recipe.get("encoding"), columns=recipe.get("columns")),
+            text=TextOptions(encoding=recipe["encoding"], columns=recipe["columns"]),
             seed=recipe["seed"],
             bad=read_bad_files(run.path / "bad_files.csv"),
             hold_out=recipe["validate_on"] == "val",

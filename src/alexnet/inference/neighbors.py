@@ -214,7 +214,7 @@ def load_run_images(run: Run, names: Sequence[str]) -> list[Image.Image]:
     Files are opened by name; a dataset without files is loaded. Raises `UserError` where the data is gone.
     """
     files = [find_image_file(run, name) for name in names]
-    value_range = read_recipe(run).get("value_range")
+    value_range = read_recipe(run)["value_range"]
     if None not in files:
         return [decode_image(file, value_range=value_range) for file in files if file]
     parts = list(load_run_dataset(run, None).splits.values())
