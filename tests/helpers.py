@@ -11,10 +11,21 @@ import torch
 from PIL import Image
 
 from alexnet.models.model import Network, create_model
+from alexnet.progress import Silent
 
 CLASS_NAMES = ("apple", "leaf", "sky")
 EVAL_KEYS = {"split", "top1", "top5", "loss", "n", "interval", "per_class", "views"}
 """Of the JSON document of `alexnet eval`, for one run and for several."""
+
+
+class LogRecorder(Silent):
+    """Keeps what is logged, as `lines`."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def make_image(path: Path, hue: int, seed: int, size: tuple[int, int] = (40, 36)) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from alexnet.progress import Silent
 from alexnet.report.page import Page
 from alexnet.runtimes.calibration import KEY, Calibration
 from alexnet.runtimes.manifest import FORMATS
+from alexnet.signals import STOP_SIGNALS
 from alexnet.training.api import train
 from browser import CHROMIUM
 from helpers import CLASS_NAMES, make_confident_model, make_image, make_image_folder
@@ -166,6 +168,15 @@ def exported(calibrated_checkpoint: Path, large_images: Path, tmp_path_factory: 
 def export_folder(exported: Path, tmp_path: Path) -> Path:
     """A writable copy of the folder `exported`."""
     return Path(shutil.copytree(exported, tmp_path / "files"))
+
+
+@pytest.fixture
+def same_handlers_afterwards() -> Iterator[None]:
+    """Restore the handlers of signals afterwards."""
+    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="module")

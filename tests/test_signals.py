@@ -12,13 +12,7 @@ from alexnet import cli
 from alexnet.signals import STOP_SIGNALS, StopSignal, ignore_signals
 from alexnet.training.trainer import Interrupted
 
-
-@pytest.fixture(autouse=True)
-def _same_handlers_afterwards():
-    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
+pytestmark = pytest.mark.usefixtures("same_handlers_afterwards")
 
 
 @pytest.mark.parametrize("signum", STOP_SIGNALS)

@@ -65,11 +65,10 @@ def decode_file(data: bytes, where: str, encoding: str | None = None) -> tuple[s
     Raises `UserError`, which begins with `where`.
     """
     if encoding is None:
-        encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
-        if encoding is None and data[1:2] == b"\0" != data[:1]:  # a table begins with an ASCII name
-            encoding = "utf-16-le"
-        elif encoding is None and data[:1] == b"\0" != data[1:2]:
-            encoding = "utf-16-be"
+        # without a mark, a table begins with an ASCII name
+        zeros = {(False, True): "utf-16-le", (True, False): "utf-16-be"}
+        found = zeros.get((data[:1] == b"\0", data[1:2] == b"\0"))
+        encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), found)
     (text,), found = decode([data], where, encoding)
     return text, found.removesuffix("-sig")
 
@@ -97,7 +96,8 @@ def decode(
             continue
         if name == "utf-8":
             return list(texts), name
-        if _is_plausible(texts):
+        characters = set().union(*texts) - set("\t\n\r")
+        if not any(unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs") or "─" <= c <= "▟" for c in characters):
             fits.setdefault(texts, name)
     if not fits:
         tried = ", ".join([*ENCODINGS, *also])
@@ -119,11 +119,6 @@ def find_codec(encoding: str) -> str:
             f"There is no encoding '{escape(encoding)}'; usual ones are utf-8, utf-16, {', '.join(ENCODINGS)}."
         ) from None
     return _SUPERSETS.get(name, name)
-
-
-def _is_plausible(texts: Sequence[str]) -> bool:
-    characters = set().union(*texts) - set("\t\n\r")
-    return not any(unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs") or "─" <= c <= "▟" for c in characters)
 
 
 def _sample(texts: Sequence[str]) -> str:

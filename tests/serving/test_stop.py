@@ -6,22 +6,14 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alexnet import cli
-from alexnet.signals import STOP_SIGNALS
 
-
-@pytest.fixture(autouse=True)
-def _same_handlers_afterwards() -> Iterator[None]:
-    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
+pytestmark = pytest.mark.usefixtures("same_handlers_afterwards")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")

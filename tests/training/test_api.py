@@ -20,18 +20,10 @@ from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
-from helpers import make_image, make_image_folder
+from helpers import LogRecorder, make_image, make_image_folder
 
 QUICK = {"epochs": 1, "width": 0.125, "batch_size": 8}
 DIGITS = {**QUICK, "batch_size": 256}
-
-
-class LogRecorder(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def test_training_on_an_image_folder(tmp_path, image_folder):

@@ -26,7 +26,7 @@ from alexnet.training.recipes import named_recipe
 from alexnet.training.settings import ScheduleChange
 from alexnet.training.setup import prepare_training
 from alexnet.training.trainer import Interrupted, Trainer
-from helpers import make_image_folder
+from helpers import LogRecorder, make_image_folder
 
 TINY = {
     "width": 0.125,
@@ -376,17 +376,12 @@ def test_a_nan_loss_ends_training_with_advice(tmp_path):
 
 
 def test_an_alarm_is_shown_once_and_kept(tmp_path):
-    messages = []
-
-    class Recorder(Silent):
-        def log(self, text):
-            messages.append(text)
-
+    recorder = LogRecorder()
     settings = {"batch_size": 12, "lr": 1e-12, "norm": "none", "width": 0.0625}
-    result = train_tiny(out=tmp_path / "run", progress=Recorder(), **settings)
+    result = train_tiny(out=tmp_path / "run", progress=recorder, **settings)
     kept = json.loads((result.run / "alarms.json").read_text())
     assert [(alarm["epoch"], alarm["kind"]) for alarm in kept] == [(1, "stuck")]
-    assert [text for text in messages if "nothing is being learned" in text] == [kept[0]["text"]]
+    assert [text for text in recorder.lines if "nothing is being learned" in text] == [kept[0]["text"]]
     assert "2.303" in kept[0]["text"]
 
 

@@ -16,17 +16,9 @@ from alexnet.training.api import resume, train
 from alexnet.training.optim import make_optimizer, schedule_at
 from alexnet.training.recipe import Recipe, read_recipe, with_settings
 from alexnet.training.transfer import choose_frozen_layers, freeze, frozen_layers, weighted_layers
-from helpers import make_image_folder
+from helpers import LogRecorder, make_image_folder
 
 SMALL = {"arch": "cifar", "image_size": 32, "width": 0.125, "precision": "fp32", "device": "cpu", "workers": 0}
-
-
-class LogRecorder(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def best(run: Path) -> dict[str, torch.Tensor]:

@@ -23,21 +23,12 @@ from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.recipe import Recipe
 from alexnet.training.setup import prepare_training
+from helpers import LogRecorder
 
 RECIPE = Recipe().replace(
     name="deep", dataset="folder", arch="cifar", image_size=32, width=0.125, epochs=1, batch_size=8, precision="fp32",
     device="cpu", workers=0, crop="random", flip=True,
 )  # fmt: skip
-
-
-class Log(Silent):
-    """Keeps the sentences."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +81,7 @@ def test_a_run_equals_that_on_8_bits(run, folders, tmp_path):
 def test_batches_equal_those_of_8_bits(folders, in_memory, crop):
     found = []
     for folder in folders:
-        log = Log()
+        log = LogRecorder()
         setup = prepare_training(RECIPE.replace(data=folder, in_memory=in_memory, crop=crop), log)
         found.append([next(iter(loader.batches(0))).images for loader in (setup.train, setup.evaluation["val"])])
         said = [line for line in log.lines if "more than 8 bits" in line]
@@ -101,7 +92,7 @@ def test_batches_equal_those_of_8_bits(folders, in_memory, crop):
 
 
 def test_a_given_range_and_what_is_beyond_it(folders):
-    log = Log()
+    log = LogRecorder()
     setup = prepare_training(RECIPE.replace(data=folders[0], value_range=(0.0, 1000.0)), log)
     assert setup.preprocess.value_range == setup.recipe.data.value_range == (0, 1000)
     (said,) = (line for line in log.lines if "more than 8 bits" in line)
@@ -127,7 +118,7 @@ def test_clipped_images_are_counted(run, tmp_path):
 
 
 def test_packed_images_have_the_range(run, folders, tmp_path):
-    log = Log()
+    log = LogRecorder()
     pack_dataset(folders[0], tmp_path / "packed", kind="uint8", progress=log)
     pack_dataset(folders[1], tmp_path / "twin", kind="uint8")
     ours, theirs = (open_packed(tmp_path / name) for name in ("packed", "twin"))

@@ -369,21 +369,14 @@ def load_upright(image: Image.Image, mode: str, value_range: ValueRange | None =
     else:
         image.load()
     transpose = EXIF_TRANSPOSES.get(exif_orientation(image))
-    converted = convert_mode(deep, mode)
-    upright = converted if transpose is None else converted.transpose(transpose)
+    if deep.has_transparency_data:
+        deep = Image.alpha_composite(Image.new("RGBA", deep.size, "white"), deep.convert("RGBA"))
+    upright = deep if deep.mode == mode else deep.convert(mode)
+    upright = upright if transpose is None else upright.transpose(transpose)
+    upright.info.clear()  # metadata that could be applied again
     if clipped is not None:
         upright.info[CLIPPED] = clipped
     return upright
-
-
-def convert_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert `image`, of 8 bits, to `mode`, RGB or L, over white, without metadata that could be applied again."""
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    if image.mode != mode:
-        image = image.convert(mode)
-    image.info.clear()
-    return image
 
 
 # ── many images ───────────────────────────────────────────────────────────────────────────────────

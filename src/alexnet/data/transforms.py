@@ -119,7 +119,7 @@ class EvalTransform:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON: tuples as lists, a mean image as `true`; no range or mean image if it is None."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "mean_image"}
-        if self.value_range is None:  # absent, as in files of earlier versions
+        if self.value_range is None:  # absent, as of images of 8 bits
             del values["value_range"]
         marker = {} if self.mean_image is None else {"mean_image": True}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()} | marker

@@ -20,7 +20,7 @@ from alexnet.device import pick_device
 from alexnet.errors import UserError
 from alexnet.inference.crops import CENTER_CROP, Views, crop_views, log_mean, without_center_crop
 from alexnet.inference.load import calibration_images, load_network
-from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, options_for
 from alexnet.runtimes.calibration import Calibration, average_calibrations
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel
 from alexnet.runtimes.select import EngineConfig, LazyEngine
@@ -142,10 +142,7 @@ def load_ensemble(
     given = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not given:
         raise UserError("An ensemble needs at least one run; give a run folder.")
-    files = [run for run in given if is_weights_file(run)]
-    members = [
-        load_network(run, checkpoint, trust, file if run in files or not files else NO_OPTIONS, log) for run in given
-    ]
+    members = [load_network(run, checkpoint, trust, options_for(run, given, file), log) for run in given]
     return Ensemble(tuple(map(str, given)), tuple(members))
 
 

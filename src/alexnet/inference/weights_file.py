@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +53,11 @@ def refuse_options(name: str | Path, options: FileOptions) -> None:
     """Raise `UserError` if `options` are given for something else than a file of weights."""
     if given := options.given():
         raise UserError(f"{given[0]} describes a file of weights, and {name} is none; omit it.")
+
+
+def options_for(name: str | Path, names: Sequence[str | Path], options: FileOptions) -> FileOptions:
+    """Return `options` for a file of weights among `names`; without one, for all, which then refuse them."""
+    return options if is_weights_file(name) or not any(map(is_weights_file, names)) else NO_OPTIONS
 
 
 def is_weights_file(name: str | Path) -> bool:

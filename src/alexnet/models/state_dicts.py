@@ -28,9 +28,8 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _TRAINING_ONLY = re.compile(r"n_averaged|\w*(criterion|loss|metric|accuracy)\w*\..+|(train|val|valid|test)_\w+\..+")
 """Names of what trains or measures a network: the counter of `AveragedModel`, class weights of a loss, metrics."""
 
-_COUNTER = (
-    "num_batches_tracked"  # of batch norm; of no use at a fixed momentum, and absent from files before torch 0.4.1
-)
+_COUNTER = "num_batches_tracked"
+"""Of batch norm: of no use at a fixed momentum, and absent from files before torch 0.4.1."""
 
 
 def find_state_dict(
@@ -61,7 +60,8 @@ def find_state_dict(
     tensors = {str(key): _to_tensor(key, value, where) for key, value in values.items()}
     if not tensors:
         raise UserError(f"There are no tensors in {where}; save model.state_dict() again.")
-    plain = _without_prefix({_without_wrappers(name): tensor for name, tensor in tensors.items()})
+    unwrapped = {".".join(p for p in key.split(".") if p not in _WRAPPERS): t for key, t in tensors.items()}
+    plain = _without_prefix(unwrapped)
     kept = {name: t for name, t in plain.items() if t.dim() > 1 or not _TRAINING_ONLY.fullmatch(name)}
     if left_out := [name for name in plain if name not in kept]:
         names = ", ".join(f"'{name}'" for name in left_out)
@@ -100,10 +100,6 @@ def _to_tensor(key: object, value: object, where: str) -> Tensor:
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         raise UserError(f"In {where}, '{key}' is sparse, quantized or without values; save plain tensors.")
     return value
-
-
-def _without_wrappers(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:

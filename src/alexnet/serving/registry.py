@@ -19,7 +19,7 @@ from alexnet.errors import UserError
 from alexnet.files import printable
 from alexnet.inference.load import published_name
 from alexnet.inference.predict import Classifier, load
-from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, options_for
 from alexnet.runtimes.engines import EXACT, LoadedModel
 from alexnet.runtimes.manifest import is_exported_model
 
@@ -37,16 +37,15 @@ def open_models(
 ) -> Models:
     """Load each of `sources` with `predict.load`, named after its run folder or file; duplicates get a suffix -2, -3 …
 
-    `engine` and `device` apply to runs; an exported file has its own engine. `file` describes files of weights.
-    `log` receives a sentence per engine.
-    Raises `UserError` if one cannot be loaded, or there are none.
+    `engine` and `device` apply to runs; an exported file has its own engine. `file` describes files of
+    weights. `log` receives a sentence per engine. Raises `UserError` if one cannot be loaded, or there are none.
     """
     if not sources:
         raise UserError("A server needs at least one model; give a run folder or an exported file.")
     models: Models = {}
     for source in sources:
         options: dict[str, Any] = {} if is_exported_model(source) else {"engine": engine, "device": device}
-        options |= {"file": file} if is_weights_file(source) or not any(map(is_weights_file, sources)) else {}
+        options["file"] = options_for(source, sources, file)
         classifier = load(source, checkpoint=checkpoint, trust=trust, log=log, **options)
         classifier.trace()
         name = _model_name(source, classifier.ensemble.members[0])

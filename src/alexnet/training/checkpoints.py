@@ -49,7 +49,7 @@ class TrainState:
     seconds: float = 0.0  # wall time spent in the current epoch
     waited: float = 0.0  # part of it spent waiting for batches
     processes: int = 1  # processes that share each batch
-    threads: int = 0  # threads of each of them; 0: unknown, written by an earlier version
+    threads: int = 0  # threads of each of them; 0: unknown
     images: int = 0  # training images
     samples: str = ""  # `hash_samples` of them
     best: dict[str, Any] | None = None  # row of the best epoch

@@ -106,9 +106,7 @@ def choose(speeds: dict[int, float]) -> int:
 def should_measure(history: Sequence[dict[str, Any]], most: int) -> bool:
     """Return whether, by the rows of metrics.jsonl, the numbers of threads should be measured before the next epoch."""
     last = history[-1]
-    if "threads" not in last:  # of an earlier version
-        return False
-    earlier = [row["images_per_second"] for row in history[:-1] if row.get("threads") == last["threads"]]
+    earlier = [row["images_per_second"] for row in history[:-1] if row["threads"] == last["threads"]]
     fallen = last["images_per_second"] < FALLEN * max(earlier, default=0.0)
     return fallen or (last["threads"] < most and last["seconds"] >= RETRY_S)
 

@@ -30,7 +30,7 @@ from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.step import TrainStep
 from alexnet.training.trainer import Interrupted, Trainer
-from helpers import make_image_folder
+from helpers import LogRecorder, make_image_folder
 from ranks import Ranks, torchrun
 
 # Noise images: on the digits' flat black, several pixels of a pool are equal to the last bit, and
@@ -239,18 +239,10 @@ def train_short(folder: Path, stop: bool) -> tuple[int, str]:
     return 0, ""
 
 
-class Recorder(Silent):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def log(self, text: str) -> None:
-        self.messages.append(text)
-
-
 def resume_and_record(folder: Path) -> list[str]:
-    progress = Recorder()
+    progress = LogRecorder()
     resume(folder, progress=progress)
-    return progress.messages
+    return progress.lines
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

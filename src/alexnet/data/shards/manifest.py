@@ -166,7 +166,7 @@ def write_manifest(
         FORMAT, key, format, list(contents.classes), images, len(failed), statistics, versions, checksums, value_range
     )
     values = asdict(manifest)
-    if value_range is None:  # absent, as in files of earlier versions
+    if value_range is None:  # absent, as of images of 8 bits
         del values["value_range"]
     write_json(target / PACK, values)
 
