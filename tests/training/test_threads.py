@@ -67,7 +67,6 @@ def row(speed: float, number: int = 2, seconds: float = 5.0) -> dict[str, float]
         ([row(100, 2), row(60, 1)], False),  # other threads, another speed
         ([row(50, 1, 100)], True),  # another program may have ended
         ([row(50, 2, 100)], False),
-        ([{"images_per_second": 10, "seconds": 1}], False),
     ],
 )
 def test_when_to_measure_again(history, expected):
