@@ -60,6 +60,7 @@ def test_lr_changes_round_trip_through_json(tmp_path):
 def test_flat_names_lead_to_every_field():
     fields = sum(len(dataclasses.fields(group)) for group in vars(Recipe()).values() if dataclasses.is_dataclass(group))
     assert len(SETTINGS) == fields + 2  # name and auto_fields
+    assert SETTINGS["value_range"].as_argument((-1000.0, 4095.0)) == "--value-range=-1000,4095"
     changed = Recipe().replace(data=Path("x"), schedule="step", augment="light", lr=0.5, name="mine")
     assert (changed.data.path, changed.schedule.kind, changed.augmentation.level) == (
         Path("x"),

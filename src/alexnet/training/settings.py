@@ -54,6 +54,8 @@ class Setting:
         if not self.flag:
             return f"{self.name}={value}"
         name = self.name.replace("_", "-")
+        if isinstance(value, tuple):
+            return f"--{name}={','.join(f'{number:g}' for number in value)}"
         return f"--{name} {value}" if not isinstance(value, bool) else f"--{name}" if value else f"--no-{name}"
 
     def check(self, value: Any) -> None:
