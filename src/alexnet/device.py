@@ -130,8 +130,8 @@ class Precision:
 def pick_precision(name: str, device: torch.device) -> Precision:
     """Return the precision `name`; `auto` is bf16 where it is measurably faster, else fp32.
 
-    Many CPUs accept bfloat16 but emulate it, hundreds of times slower than float32. So `auto` times two small layers
-    in both dtypes, once per machine, and caches the result in `cache_dir()`.
+    Many CPUs accept bfloat16 but emulate it, hundreds of times slower than float32. So `auto` times
+    two small layers in both dtypes, once per machine, and caches the result in `cache_dir()`.
     """
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
@@ -176,9 +176,9 @@ def _bf16_gain_on_cpu() -> float:
 def _time_layers(dtype: torch.dtype, give_up: float) -> float:
     """Return the shortest time, in seconds, of a small convolution and a linear layer, forward and backward.
 
-    Both layers, since a CPU may emulate only one of them; the shortest time, since other programs only add to it, and
-    the first try also pays for the kernels that are built then. Stops when two tries took longer than `give_up`
-    seconds.
+    Both layers, since a CPU may emulate only one of them; the shortest time, since other programs
+    only add to it, and the first try also pays for the kernels that are built then. Stops when two
+    tries took longer than `give_up` seconds.
     """
     import torch
 
@@ -299,10 +299,11 @@ def peak_memory(device: torch.device | None = None) -> int | None:
 def tune_malloc() -> bool:
     """Make glibc reuse freed memory instead of returning it to the system; return whether that worked.
 
-    By default glibc maps every new large tensor and unmaps it when freed; the kernel then clears and faults in its
-    pages each time, 80,000 times in a training step of `torchvision` on 32 images: a third of its time on two cores.
-    Afterwards the process never shrinks, but its peak is no larger. No effect with other allocators (musl, macOS,
-    Windows) or on GPU memory. For long-running computations; never called on import.
+    By default glibc maps every new large tensor and unmaps it when freed; the kernel then clears
+    and faults in its pages each time, 80,000 times in a training step of `torchvision` on 32
+    images: a third of its time on two cores. Afterwards the process never shrinks, but its peak is
+    no larger. No effect with other allocators (musl, macOS, Windows) or on GPU memory. For
+    long-running computations; never called on import.
     """
     try:
         if not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):

@@ -1,7 +1,7 @@
 """Atomic and durable file writes, typed reading of JSON, checksums, and printable file names.
 
-A file is written beside its target, flushed to disk and renamed over it, so that a reader, or a restart after a crash,
-finds either the old file or the new one.
+A file is written beside its target, flushed to disk and renamed over it, so that a reader, or a
+restart after a crash, finds either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -105,8 +105,9 @@ def read_json(path: Path, kind: type[T], where: str = "") -> T:
 def convert(value: object, kind: type[T], where: str) -> T:
     """Return `value`, as `json` parses it, as the type `kind`: a dataclass, a TypedDict, `dict[str, float]`, …
 
-    Types are strict, but a whole number may stand for a float, a list for a tuple and a string for a path. Unknown
-    keys of a dataclass are errors; those of a TypedDict are ignored. Raises `UserError`, which starts with `where`.
+    Types are strict, but a whole number may stand for a float, a list for a tuple and a string for
+    a path. Unknown keys of a dataclass are errors; those of a TypedDict are ignored. Raises
+    `UserError`, which starts with `where`.
     """
     try:
         converted = msgspec.convert(value, kind, dec_hook=_convert_path)

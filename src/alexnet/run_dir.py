@@ -157,8 +157,8 @@ class Run:
     ) -> Path:
         """Write `checkpoints/<step>`, point `last` (and `best`) to it, and return its folder.
 
-        Keeps the best and the `keep` newest checkpoints, and removes the others. The arguments besides `best` and
-        `keep` are those of `save_model`.
+        Keeps the best and the `keep` newest checkpoints, and removes the others. The arguments
+        besides `best` and `keep` are those of `save_model`.
         """
         folder = self.path / "checkpoints" / f"{step:08d}"
         folder.parent.mkdir(exist_ok=True)

@@ -1,7 +1,8 @@
 """Signals that ask a process to stop: Ctrl-C, those of schedulers and of a closed terminal.
 
-Each is handled at any moment. `raise_on_signals` ends a command while it has nothing to save; `StopSignal` only notes
-the signal while training or a server runs, which then saves or answers first. The exit code is 128 + the signal.
+Each is handled at any moment. `raise_on_signals` ends a command while it has nothing to save;
+`StopSignal` only notes the signal while training or a server runs, which then saves or answers
+first. The exit code is 128 + the signal.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def handle_signals(
 ) -> dict[int, Any]:
     """Let `handler` handle the `signals` and return their handlers so far, to restore.
 
-    Except for Ctrl-C and SIGTERM, leaves alone what is ignored, as SIGHUP is under nohup, and what a script handles
-    itself. Python delivers signals to the main thread only: in any other this does nothing.
+    Except for Ctrl-C and SIGTERM, leaves alone what is ignored, as SIGHUP is under nohup, and what
+    a script handles itself. Python delivers signals to the main thread only: in any other this does
+    nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}

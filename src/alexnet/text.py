@@ -1,7 +1,8 @@
 """Text from any system: its encoding, and the forms of names that can be stored, compared and shown.
 
-What is not UTF-8 is decoded only if exactly one of the usual encodings fits: wrong class names would be noticed only
-after training. File names keep their bytes, since they must open; `files.printable` shows them.
+What is not UTF-8 is decoded only if exactly one of the usual encodings fits: wrong class names
+would be noticed only after training. File names keep their bytes, since they must open;
+`files.printable` shows them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from alexnet.errors import UserError
 from alexnet.files import printable
 
 ENCODINGS = {"gb18030": "gb18030", "big5": "cp950", "shift_jis": "cp932", "euc_kr": "cp949", "cp1252": "cp1252"}
-"""Encodings that are tried after UTF-8 → Python's codec: the superset that Windows writes and browsers read under that
-name (https://encoding.spec.whatwg.org/#names-and-labels)."""
+"""Encodings that are tried after UTF-8 → Python's codec: the superset that Windows writes and
+browsers read under that name (https://encoding.spec.whatwg.org/#names-and-labels)."""
 _SUPERSETS = {**ENCODINGS, "gbk": "gb18030", "gb2312": "gb18030", "iso8859-1": "cp1252", "utf-8": "utf-8-sig"}
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -30,8 +31,8 @@ class TextOptions:
     """How the text of a dataset is read. Raises `UserError` for an unknown encoding or column."""
 
     encoding: str | None = None
-    """Encoding of tables and names that are not UTF-8, such as gb18030; by default the one that fits, if only one
-    does."""
+    """Encoding of tables and names that are not UTF-8, such as gb18030; by default the one that
+    fits, if only one does."""
     columns: str | None = None
     """Columns of the table of labels, such as path=id,label=breed; by default they are found by their names."""
 
@@ -78,8 +79,9 @@ def decode(
 ) -> tuple[list[str], str]:
     """Return `parts` as texts, and their common encoding: `encoding`, or UTF-8, or the one of `ENCODINGS` that fits.
 
-    An encoding fits if it decodes all parts without control, private-use, unassigned or box-drawing characters. `also`
-    are further ones to try. Raises `UserError`, which begins with `where`, if none or several fit.
+    An encoding fits if it decodes all parts without control, private-use, unassigned or box-drawing
+    characters. `also` are further ones to try. Raises `UserError`, which begins with `where`, if
+    none or several fit.
     """
     if encoding is not None:
         try:

@@ -1,9 +1,9 @@
 """Archives of images, zip and tar, unpacked once into the cache and then read like any folder.
 
-Archives are untrusted: only regular files that are images (image_names.py), have a table's suffix or hold labels
-(layouts.py) are extracted; other files, links and devices are listed as ignored; paths outside the archive are
-rejected; and extraction stops if an archive expands to more than it declares, than `MAX_GROWTH` times its size, or than
-the disk can hold.
+Archives are untrusted: only regular files that are images (image_names.py), have a table's suffix
+or hold labels (layouts.py) are extracted; other files, links and devices are listed as ignored;
+paths outside the archive are rejected; and extraction stops if an archive expands to more than it
+declares, than `MAX_GROWTH` times its size, or than the disk can hold.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def unpack_if_archive(data: Path, progress: Progress | None = None, encoding: st
 
     Names in a zip that does not say that they are UTF-8 are decoded as in `text.decode`, by `encoding` if given.
 
-    Descends through top folders that contain only one folder: `pets.zip` may contain `pets/cat/1.jpg`. Raises
-    `UserError` for an archive that is damaged, encrypted, unsafe, or too large for the disk.
+    Descends through top folders that contain only one folder: `pets.zip` may contain
+    `pets/cat/1.jpg`. Raises `UserError` for an archive that is damaged, encrypted, unsafe, or too
+    large for the disk.
     """
     if not (data.name.lower().endswith(ARCHIVE_SUFFIXES) and data.is_file()):
         return data
@@ -177,8 +178,9 @@ def _entries(archive: Path, progress: Progress | None, encoding: str | None) -> 
 def _decode_names(
     archive: Path, members: list[zipfile.ZipInfo], progress: Progress | None, encoding: str | None
 ) -> dict[str, str]:
-    """Return zipfile's name → name, for names without the flag for UTF-8, which zipfile decodes as cp437 (code page of
-    DOS; APPNOTE 4.4.4). macOS writes UTF-8 without the flag, and Windows the encoding of its language."""
+    """Return zipfile's name → name, for names without the flag for UTF-8, which zipfile decodes as
+    cp437 (code page of DOS; APPNOTE 4.4.4). macOS writes UTF-8 without the flag, and Windows the
+    encoding of its language."""
     foreign = [m.filename for m in members if not m.flag_bits & 0x800 and not m.filename.isascii()]
     if not foreign:
         return {}

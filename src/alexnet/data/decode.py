@@ -1,11 +1,12 @@
 """The image decoder: any supported file becomes upright 8-bit RGB or gray.
 
-Evaluation, serving and export use `decode_image`, training uses `decode_crop`. They differ only in how a JPEG's pixels
-are read, so they agree on EXIF orientation, transparency, CMYK and 16-bit files. Needs Pillow but not torch; with
-simplejpeg, JPEGs decode faster to the same pixels, and more kinds of damage are found (see jpeg.py).
+Evaluation, serving and export use `decode_image`, training uses `decode_crop`. They differ only in
+how a JPEG's pixels are read, so they agree on EXIF orientation, transparency, CMYK and 16-bit
+files. Needs Pillow but not torch; with simplejpeg, JPEGs decode faster to the same pixels, and more
+kinds of damage are found (see jpeg.py).
 
-Only raster formats are tried: Pillow would pass an EPS file to Ghostscript, which executes it, and `alexnet serve`
-reads untrusted images.
+Only raster formats are tried: Pillow would pass an EPS file to Ghostscript, which executes it, and
+`alexnet serve` reads untrusted images.
 """
 
 from __future__ import annotations
@@ -97,12 +98,13 @@ def decode_image(
 ) -> Image.Image:
     """Decode `source` to an image of mode RGB (`channels` 3) or L (1).
 
-    `source` is a path, the bytes of a file, a PIL image, or pixels, uint8 H×W×C. Applies EXIF orientation and drops the
-    metadata. Transparent pixels are composited over white, an animation yields its first frame, and values of more than
-    8 bits are scaled from `value_range` to 0…255 (see `scale_to_8_bits`). Gray is Pillow's ITU-R 601 luma.
+    `source` is a path, the bytes of a file, a PIL image, or pixels, uint8 H×W×C. Applies EXIF
+    orientation and drops the metadata. Transparent pixels are composited over white, an animation
+    yields its first frame, and values of more than 8 bits are scaled from `value_range` to 0…255
+    (see `scale_to_8_bits`). Gray is Pillow's ITU-R 601 luma.
 
-    Raises `BadImage` if `source` is not a complete image of a raster format, and its subclass `TooManyPixels`, before
-    decoding, for a file of more than `max_pixels`.
+    Raises `BadImage` if `source` is not a complete image of a raster format, and its subclass
+    `TooManyPixels`, before decoding, for a file of more than `max_pixels`.
     """
     if channels not in (1, 3):
         raise UserError(f"Images can be read with 1 channel (gray) or 3 (RGB), not {channels}; choose one of them.")
@@ -126,9 +128,10 @@ def decode_crop(
 ) -> np.ndarray:
     """Decode `source`, or a box of it, for resizing to `size` in training: uint8 H×W×`channels`.
 
-    `box(width, height)` receives the size that `decode_image` would return. A JPEG is decoded at the smallest of full,
-    half, quarter and eighth scale at which the box is still at least twice `size` pixels wide and high, which saves
-    most of the work on a camera's photo; at full scale the pixels equal those of `decode_image`. Raises `BadImage`.
+    `box(width, height)` receives the size that `decode_image` would return. A JPEG is decoded at
+    the smallest of full, half, quarter and eighth scale at which the box is still at least twice
+    `size` pixels wide and high, which saves most of the work on a camera's photo; at full scale the
+    pixels equal those of `decode_image`. Raises `BadImage`.
     """
     mode = "RGB" if channels == 3 else "L"
     if isinstance(source, np.ndarray):
@@ -170,8 +173,9 @@ def check_image(
 ) -> str | None:
     """Return a short reason why the image `source` cannot be read, or None if it can.
 
-    Without `full` only the header and, for JPEG and PNG, the end marker are read, which detects empty, truncated and
-    mislabeled files but not damage in the middle. Raises `RangeUnknown` as `load_upright` does.
+    Without `full` only the header and, for JPEG and PNG, the end marker are read, which detects
+    empty, truncated and mislabeled files but not damage in the middle. Raises `RangeUnknown` as
+    `load_upright` does.
     """
     try:
         if full or isinstance(source, np.ndarray):
@@ -356,8 +360,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def load_upright(image: Image.Image, mode: str, value_range: ValueRange | None = None) -> Image.Image:
     """Load the pixels of `image` and return them upright, in `mode`, RGB or L (see `decode_image`).
 
-    Of a deep image `info` says under `CLIPPED` whether values were clipped. Raises `RangeUnknown` for one if
-    `value_range` is `UNMEASURED`.
+    Of a deep image `info` says under `CLIPPED` whether values were clipped. Raises `RangeUnknown`
+    for one if `value_range` is `UNMEASURED`.
     """
     deep, clipped = image, None
     if is_deep(image) and not (value_range is None and has_8_bit_reader(image)):

@@ -1,7 +1,8 @@
 """Images of more than 8 bits per channel: their values, and the range of values that becomes 0…255.
 
-A 16-bit file does not say how many of its bits are used: cameras of 10, 12 or 14 bits write their values unchanged. So
-one range is measured for a data set (`value_range.py`); every reader of its images uses it.
+A 16-bit file does not say how many of its bits are used: cameras of 10, 12 or 14 bits write their
+values unchanged. So one range is measured for a data set (`value_range.py`); every reader of its
+images uses it.
 """
 
 from __future__ import annotations
@@ -100,8 +101,9 @@ def load_values(image: Image.Image) -> DeepValues:
 def _load_colors(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """Load a 16-bit color image: RGB, uint16 H×W×3, and alpha, uint8 H×W.
 
-    Pillow has 8-bit colors only and keeps the high bytes; the low bytes are those that it keeps if it is told the other
-    byte order. Gray with alpha, which has four bytes per pixel, is read as four channels.
+    Pillow has 8-bit colors only and keeps the high bytes; the low bytes are those that it keeps if
+    it is told the other byte order. Gray with alpha, which has four bytes per pixel, is read as
+    four channels.
     """
     if image.format == "PPM":
         return _load_ppm(image), None
@@ -160,8 +162,9 @@ def _set_raw_mode(image: Image.Image, raw_mode: str) -> None:
 def scale_to_8_bits(deep: DeepValues, value_range: ValueRange | None) -> tuple[Image.Image, bool]:
     """Return an image of mode L, RGB or RGBA, scaled from `value_range`, and whether values beyond it were clipped.
 
-    Without a range (as networks that were trained on 8-bit images have none): integers that fit are scaled from
-    0…65535, floats from 0…1 or 0…255 if all values lie there, and others from their own minimum and maximum.
+    Without a range (as networks that were trained on 8-bit images have none): integers that fit are
+    scaled from 0…65535, floats from 0…1 or 0…255 if all values lie there, and others from their own
+    minimum and maximum.
     """
     values = deep.values
     smallest, largest = float(values.min()), float(values.max())

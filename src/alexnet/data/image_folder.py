@@ -5,13 +5,14 @@ Both of these layouts are read, with any class names and images at any depth bel
     DIR/<class>/*                                 no splits
     DIR/train/<class>/*   DIR/val/<class>/*       also training; valid, validation; test, testing; in any case
 
-The folder of a split may also hold images without class folders, if layouts.py finds their labels in a file; test/
-without labels is left out, with a note.
+The folder of a split may also hold images without class folders, if layouts.py finds their labels
+in a file; test/ without labels is left out, with a note.
 
-Hidden files are skipped; other files that are not images (image_names.py) and links to folders below a class (possible
-cycles) are skipped and listed. Class indices follow the alphabetical order of the folders in train/; other splits are
-matched to it by name. An archive is read like the folder in it (archives.py). A table of labels (label_table.py)
-can replace the class folders. torch is imported where needed.
+Hidden files are skipped; other files that are not images (image_names.py) and links to folders
+below a class (possible cycles) are skipped and listed. Class indices follow the alphabetical order
+of the folders in train/; other splits are matched to it by name. An archive is read like the folder
+in it (archives.py). A table of labels (label_table.py) can replace the class folders. torch is
+imported where needed.
 """
 
 from __future__ import annotations
@@ -95,8 +96,9 @@ def scan_images(
     progress: Progress | None = None,
     text: TextOptions = BY_CONTENT,
 ) -> ImageDataset:
-    """Find the images in the class folders or archive `data`, or those that the table `labels` lists, without opening
-    them. Raises `UserError` as `scan_class_folders` and `scan_label_table` do."""
+    """Find the images in the class folders or archive `data`, or those that the table `labels`
+    lists, without opening them. Raises `UserError` as `scan_class_folders` and `scan_label_table`
+    do."""
     root = resolve_data_folder(data, labels, progress, text)
     if labels is None:
         return scan_class_folders(root, training, text)
@@ -174,8 +176,9 @@ def walk_folder(root: Path, text: TextOptions = BY_CONTENT) -> FolderContents:
 
 
 def _label_flat_images(found: FolderContents, split: str, direct: list[str], text: TextOptions) -> None:
-    """Find the classes of images that are in no class folders, as `layouts` does: `direct`, those in the folder of a
-    split, or those in its only folder if that is no class. test/ without any is left out, with a note."""
+    """Find the classes of images that are in no class folders, as `layouts` does: `direct`, those
+    in the folder of a split, or those in its only folder if that is no class. test/ without any is
+    left out, with a note."""
     folder, by_class = found.folders[split], found.classes[split]
     train = sorted(found.classes.get("train", {}))
     holder = len(by_class) == 1 and not direct and next(iter(by_class)).lower() in _NO_CLASSES
@@ -203,10 +206,11 @@ def _label_flat_images(found: FolderContents, split: str, direct: list[str], tex
 def scan_class_folders(root: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageDataset:
     """Find the images in the class folders of `root`, without opening them.
 
-    A folder without splits is one split: `train`, or `all` unless `training`. For evaluation train/ may be missing, one
-    class is enough, and any split may have any class. Raises `UserError` if the folder is missing, inaccessible or
-    empty or has class names in an unknown encoding, and for training also without class folders, with an empty class
-    folder, fewer than two classes, two class names that differ only in case, or a class that train/ lacks.
+    A folder without splits is one split: `train`, or `all` unless `training`. For evaluation train/
+    may be missing, one class is enough, and any split may have any class. Raises `UserError` if the
+    folder is missing, inaccessible or empty or has class names in an unknown encoding, and for
+    training also without class folders, with an empty class folder, fewer than two classes, two
+    class names that differ only in case, or a class that train/ lacks.
     """
     found = walk_folder(root, text)
     if found.undecided:
@@ -248,8 +252,8 @@ def scan_class_folders(root: Path, training: bool = True, text: TextOptions = BY
 def _list_folder(folder: Path, found: FolderContents, parents: tuple[Path, ...] = ()) -> tuple[list[Path], list[str]]:
     """Return the folders and the images (paths below the root) directly in `folder`, by name, and record the rest.
 
-    Links to folders are followed only if `parents` are given and they lead to none of these. A folder that cannot be
-    opened counts as empty.
+    Links to folders are followed only if `parents` are given and they lead to none of these. A
+    folder that cannot be opened counts as empty.
     """
     folders, images = [], []
     prefix = folder.relative_to(found.root).as_posix()
@@ -295,8 +299,9 @@ def _has_images(folder: Path) -> bool:
 def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], list[Path]]:
     """Return the folders that are splits, by split, and the others.
 
-    A class may be called train or valid: a folder with a split's name that directly contains images is a class, unless
-    all folders next to it have such names too, or train/ contains folders or a table of labels.
+    A class may be called train or valid: a folder with a split's name that directly contains images
+    is a class, unless all folders next to it have such names too, or train/ contains folders or a
+    table of labels.
     """
     named = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
     if len(named) < len(folders):
@@ -313,8 +318,8 @@ def _split_folders(root: Path, folders: list[Path]) -> tuple[dict[str, Path], li
 
 
 def _clean_class_names(found: FolderContents, text: TextOptions) -> None:
-    """Replace folder names by class names: decoded, and as `clean_label` returns them. Folders whose names then are
-    equal are one class."""
+    """Replace folder names by class names: decoded, and as `clean_label` returns them. Folders
+    whose names then are equal are one class."""
     folders = {name for by_class in found.classes.values() for name in by_class}
     names = {name: name for name in folders}
     broken = sorted(name for name in folders if printable(name) != name)
@@ -396,8 +401,9 @@ def _check_folders_for_training(
 def scan_label_table(root: Path, labels: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageDataset:
     """Return the images below `root` that the table `labels` lists, like `scan_class_folders`.
 
-    Raises `UserError` if `read_label_table` does, for unusable rows, and for training also with fewer than two classes,
-    without train rows, or with a class that train lacks. Missing images are found when they are read.
+    Raises `UserError` if `read_label_table` does, for unusable rows, and for training also with
+    fewer than two classes, without train rows, or with a class that train lacks. Missing images are
+    found when they are read.
     """
     table = read_label_table(labels, root, text)
     if table.bad:

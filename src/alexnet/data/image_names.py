@@ -1,7 +1,7 @@
 """Which files are images, and which are hidden: one rule for folders, archives and every command.
 
-A file is an image if its name has the suffix of one, or else if it starts like one: downloads are called `00`,
-`x.jpg?w=640` or `x.jpg_large`. Needs neither torch nor Pillow's decoders.
+A file is an image if its name has the suffix of one, or else if it starts like one: downloads are
+called `00`, `x.jpg?w=640` or `x.jpg_large`. Needs neither torch nor Pillow's decoders.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
     | {".jp2", ".tga", ".heic", ".heif", ".avif"}
 )
-"""Lowercase suffixes of image files, including HEIC and AVIF although their readers may be missing: an unreadable image
-is reported rather than overlooked."""
+"""Lowercase suffixes of image files, including HEIC and AVIF although their readers may be missing:
+an unreadable image is reported rather than overlooked."""
 
 HEAD = 32
 """Bytes at the start of a file that `starts_like_image` looks at."""

@@ -50,9 +50,9 @@ class BadFiles(UserError):
 def fits_in_memory(dataset: ImageDataset, size: int, requested: bool | None = None) -> bool:
     """Whether to keep `dataset` decoded in memory, as squares of `size` pixels.
 
-    True if nothing has to be read, or if it needs at most `MAX_IN_MEMORY` and a quarter of the free memory; with
-    `requested` (an earlier part of the run had it in memory), if it fits at all. Processes on this machine share its
-    memory.
+    True if nothing has to be read, or if it needs at most `MAX_IN_MEMORY` and a quarter of the free
+    memory; with `requested` (an earlier part of the run had it in memory), if it fits at all.
+    Processes on this machine share its memory.
     """
     if requested is False:
         return False
@@ -64,8 +64,9 @@ def fits_in_memory(dataset: ImageDataset, size: int, requested: bool | None = No
 def decode_splits(
     dataset: ImageDataset, preprocess: EvalTransform, augment: Augment | None = None, progress: Progress | None = None
 ) -> ImageDataset:
-    """Decode all files of `dataset` into memory: train for the crops of `augment`, the others for evaluation (see
-    `decode_files`). Raises `BadFiles`, and `RangeUnknown` as `load_upright` does."""
+    """Decode all files of `dataset` into memory: train for the crops of `augment`, the others for
+    evaluation (see `decode_files`). Raises `BadFiles`, and `RangeUnknown` as `load_upright`
+    does."""
     splits, reasons = dict(dataset.splits), []
     for split, part in dataset.files.items():
         bad: dict[int, str] = {}
@@ -79,8 +80,8 @@ def decode_splits(
 def check_files(
     dataset: ImageDataset, full: bool = False, value_range: ValueRange | None = None, progress: Progress | None = None
 ) -> None:
-    """Check all files of `dataset`, by decoding them if there are at most `FULL_CHECK` or `full`. Raises `BadFiles`,
-    and `RangeUnknown` as `load_upright` does."""
+    """Check all files of `dataset`, by decoding them if there are at most `FULL_CHECK` or `full`.
+    Raises `BadFiles`, and `RangeUnknown` as `load_upright` does."""
     files = [(part, i) for part in dataset.files.values() if not part.verified for i in range(len(part))]
     full = full or len(files) <= FULL_CHECK
     found = map_in_threads(
@@ -145,10 +146,11 @@ def decode_files(
 ) -> ImageArrays:
     """Decode all images into memory, on all cores.
 
-    Without `augment` they are ready for evaluation, uint8 N×C×size×size. With it, they are squares to crop from,
-    N×C×resize_side×resize_side; for crop resized, images that are all squares of one size keep it, up to 1.5 times
-    `resize_side`. The reason why a file cannot be read is put into `bad`, by its index; without `bad`, `BadImage` is
-    raised. Raises `RangeUnknown` as `load_upright` does.
+    Without `augment` they are ready for evaluation, uint8 N×C×size×size. With it, they are squares
+    to crop from, N×C×resize_side×resize_side; for crop resized, images that are all squares of one
+    size keep it, up to 1.5 times `resize_side`. The reason why a file cannot be read is put into
+    `bad`, by its index; without `bad`, `BadImage` is raised. Raises `RangeUnknown` as
+    `load_upright` does.
     """
     files.check(preprocess)
     side, channels, value_range = preprocess.size, preprocess.channels, preprocess.value_range
@@ -194,8 +196,9 @@ def _square_side(files: ImageFiles, preprocess: EvalTransform) -> int:
 
 
 def resize_for_eval(arrays: ImageArrays, preprocess: EvalTransform) -> ImageArrays:
-    """Apply `preprocess.eval_tensor` to each image, N×C×size×size: with Pillow, so that they equal, bit for bit, what
-    prediction reads from image files. Images that would take more than `MAX_IN_MEMORY` are returned unchanged."""
+    """Apply `preprocess.eval_tensor` to each image, N×C×size×size: with Pillow, so that they equal,
+    bit for bit, what prediction reads from image files. Images that would take more than
+    `MAX_IN_MEMORY` are returned unchanged."""
     if arrays.eval_ready or (*arrays.images.shape[-2:], preprocess.resize_side) == (preprocess.size,) * 3:
         return arrays
     if len(arrays) * preprocess.channels * preprocess.size**2 > MAX_IN_MEMORY:

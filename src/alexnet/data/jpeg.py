@@ -1,8 +1,9 @@
 """Damage in the coded data of a JPEG file: libjpeg, and so Pillow, fills it with gray or noise and says nothing.
 
-With simplejpeg, libjpeg-turbo decodes strictly and its warnings become errors. Without it, `check_scans` looks at what
-can be seen without decoding the Huffman codes: markers, zeros, missing scans, and a gray end of the image. Section and
-table numbers refer to ITU-T T.81, the standard of JPEG.
+With simplejpeg, libjpeg-turbo decodes strictly and its warnings become errors. Without it,
+`check_scans` looks at what can be seen without decoding the Huffman codes: markers, zeros, missing
+scans, and a gray end of the image. Section and table numbers refer to ITU-T T.81, the standard of
+JPEG.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ class DamagedJpeg(ValueError):
 def decode_strictly(data: bytes, mode: str, size: tuple[int, int], factor: int) -> np.ndarray | None:
     """Decode a JPEG of `size` (width, height), already divided by `factor` (1, 2, 4 or 8), to uint8 H×W×C.
 
-    `mode` is RGB, L, or CMYK as stored. Returns None without simplejpeg and for errors that say nothing about the coded
-    data, so that Pillow decides whether the file is readable. Both packages use libjpeg-turbo and yield the same pixels
-    (a test compares them); Pillow makes two more copies, a third of its time. Raises `DamagedJpeg`.
+    `mode` is RGB, L, or CMYK as stored. Returns None without simplejpeg and for errors that say
+    nothing about the coded data, so that Pillow decides whether the file is readable. Both packages
+    use libjpeg-turbo and yield the same pixels (a test compares them); Pillow makes two more
+    copies, a third of its time. Raises `DamagedJpeg`.
     """
     simplejpeg = import_simplejpeg()
     if simplejpeg is None:
@@ -123,8 +125,9 @@ class _Scan(NamedTuple):
 def check_scans(data: bytes, image: Image.Image | None = None) -> None:
     """Raise `DamagedJpeg` for damage that is visible without decoding the Huffman codes.
 
-    `image` is what Pillow decoded from `data` at any scale; without it, a gray end is not looked for. A file whose
-    markers cannot be followed passes: whether it is readable is up to the decoder.
+    `image` is what Pillow decoded from `data` at any scale; without it, a gray end is not looked
+    for. A file whose markers cannot be followed passes: whether it is readable is up to the
+    decoder.
     """
     shifts: dict[tuple[int, int], int] = {}
     scan = None

@@ -37,8 +37,8 @@ COLUMN_NAMES = {
 }
 """Column → its accepted names, in lower case."""
 ID_NAMES = ("id", "image_id", "img_id", "id_code")
-"""Names of the column of paths where none of `COLUMN_NAMES` is there, as in many tables of Kaggle; the only other
-column then is the label."""
+"""Names of the column of paths where none of `COLUMN_NAMES` is there, as in many tables of Kaggle;
+the only other column then is the label."""
 LABEL_NAMES = ("labels", "breed", "species", "diagnosis", "dx", "tag", "tags", "y", "id")
 """Names of the label where it is the only column beside the path and none of `COLUMN_NAMES` is there."""
 _INDEX_NAMES = ("", "index", "unnamed:_0")  # row numbers that pandas writes
@@ -72,9 +72,10 @@ def class_order(labels: Iterable[str]) -> tuple[str, ...]:
 def read_label_table(path: Path, root: Path | None = None, text: TextOptions = BY_CONTENT) -> LabelTable:
     """Read the table at `path`, whose paths are relative to `root`, collecting unusable rows.
 
-    Labels are stripped and as `clean_label` returns them. A path that does not exist in `root` stands for the one file
-    that `_Files.find` finds; without `root` paths stay as they are. Raises `UserError` if the file is missing, not a
-    table, empty, in an unknown encoding, or without a column for path or label.
+    Labels are stripped and as `clean_label` returns them. A path that does not exist in `root`
+    stands for the one file that `_Files.find` finds; without `root` paths stay as they are. Raises
+    `UserError` if the file is missing, not a table, empty, in an unknown encoding, or without a
+    column for path or label.
     """
     if not path.is_file():
         raise UserError(f"There is no label file {path}; check the path given as --labels.")
@@ -179,8 +180,9 @@ class _Files:
         """(Path in the table, the only file that it fits)."""
 
     def find(self, name: str) -> list[str]:
-        """Return the file `name`, or else those it may mean: with other case, slashes, blanks or Unicode composition,
-        without the ending of an image, or, for a name without folders, in any folder. None fits: `name` itself."""
+        """Return the file `name`, or else those it may mean: with other case, slashes, blanks or
+        Unicode composition, without the ending of an image, or, for a name without folders, in any
+        folder. None fits: `name` itself."""
         plain = strip_blanks(name)
         for exact in (plain, name):
             if os.path.isfile(os.path.join(self._root, exact)):

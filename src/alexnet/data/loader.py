@@ -1,8 +1,9 @@
 """The loader of uint8 batches, from images in memory or from files.
 
-`batches(epoch, start)` is a pure function of its arguments and the seed: a loader has no position and workers no state.
-A run that resumes at batch `start` of an epoch reads what the uninterrupted run would have read, with any number of
-workers. Processes that train together each read their `Shard` of every batch: together, the batches of one process.
+`batches(epoch, start)` is a pure function of its arguments and the seed: a loader has no position
+and workers no state. A run that resumes at batch `start` of an epoch reads what the uninterrupted
+run would have read, with any number of workers. Processes that train together each read their
+`Shard` of every batch: together, the batches of one process.
 """
 
 from __future__ import annotations
@@ -77,8 +78,9 @@ class Batch(NamedTuple):
     crop_ids: torch.Tensor | None = None
     """int64 (N,), on the CPU: the sample whose crop and flip each image uses; None: its own."""
     rows: RowRange | None = None
-    """The rows these are; None: all. N may exceed its size by one: the first image is then extra, for mixing with the
-    second or so that an empty part has something to compute, and is not trained on."""
+    """The rows these are; None: all. N may exceed its size by one: the first image is then extra,
+    for mixing with the second or so that an empty part has something to compute, and is not trained
+    on."""
 
     @property
     def row_range(self) -> RowRange:
@@ -88,8 +90,9 @@ class Batch(NamedTuple):
 def batch_bounds(samples: int, batch_size: int, drop_last: bool = False) -> list[tuple[int, int]]:
     """Return (start, stop) of each batch of an epoch.
 
-    A smaller last batch is kept, or dropped with `drop_last` unless it is the only one. A last batch of one sample is
-    merged into the one before, because batch norm needs a variance. Raises `UserError` for a batch size below 1.
+    A smaller last batch is kept, or dropped with `drop_last` unless it is the only one. A last
+    batch of one sample is merged into the one before, because batch norm needs a variance. Raises
+    `UserError` for a batch size below 1.
     """
     if batch_size < 1:
         raise UserError(f"A batch must hold at least one sample, not {batch_size}; choose a positive batch size.")
@@ -111,13 +114,14 @@ class BatchRows(NamedTuple):
 
 
 class BatchLoader:
-    """The batches of one split, by epoch: of arrays, on their device, or of files, decoded when needed by `workers`
-    processes (0: in this process).
+    """The batches of one split, by epoch: of arrays, on their device, or of files, decoded when
+    needed by `workers` processes (0: in this process).
 
-    Without `augment` the images are ready for evaluation, size×size. With it they are squares to crop from: arrays
-    unchanged for crop resized, else resized to `resize_side` (per batch, since Fashion-MNIST at 224 pixels would take
-    3 GB). Of files, a resized crop is taken here, from the full image before it is resized; packed pixels are cropped
-    and flipped here, so that only the crop is copied.
+    Without `augment` the images are ready for evaluation, size×size. With it they are squares to
+    crop from: arrays unchanged for crop resized, else resized to `resize_side` (per batch, since
+    Fashion-MNIST at 224 pixels would take 3 GB). Of files, a resized crop is taken here, from the
+    full image before it is resized; packed pixels are cropped and flipped here, so that only the
+    crop is copied.
     """
 
     def __init__(
@@ -165,8 +169,8 @@ class BatchLoader:
         return self._read(epoch, start)
 
     def shard_batches(self, shard: Shard) -> None:
-        """Keep every `world_size`-th complete batch: all processes together read each sample once, in the batches of a
-        single process, which the last bits of a sum depend on."""
+        """Keep every `world_size`-th complete batch: all processes together read each sample once,
+        in the batches of a single process, which the last bits of a sum depend on."""
         self.bounds = self.bounds[shard.rank :: shard.world_size]
         self.samples = sum(last - first for first, last in self.bounds)
 
@@ -341,9 +345,10 @@ def evaluation_batches(
 def choose_workers(requested: int | None, batch_bytes: int, shm: Path = Path("/dev/shm")) -> tuple[int, str | None]:
     """Return the number of decoding processes, and a sentence for the user if that is fewer than expected.
 
-    The default is one per core, up to 16, and none on a single core. Processes that train on this machine share its
-    cores and memory. Workers pass batches of `batch_bytes` in shared memory and die of a bus error if it is too small
-    (Docker's default is 64 MB), so there are fewer then, or 0. Raises `UserError` for a negative number.
+    The default is one per core, up to 16, and none on a single core. Processes that train on this
+    machine share its cores and memory. Workers pass batches of `batch_bytes` in shared memory and
+    die of a bus error if it is too small (Docker's default is 64 MB), so there are fewer then, or
+    0. Raises `UserError` for a negative number.
     """
     if requested is not None and requested < 0:
         raise UserError(f"The number of workers cannot be {requested}; give 0 or more, or omit it.")

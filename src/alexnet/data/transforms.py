@@ -1,11 +1,12 @@
 """The transform from a decoded image to the model's input, shared by training, evaluation, export and checkpoints.
 
-Geometry (resize, crop) yields uint8, which is small to store and move; `normalize` converts to float32 last, on the
-device. It subtracts a mean per channel or, as in 2012, per pixel: the mean image, stored beside the JSON of the other
-fields.
+Geometry (resize, crop) yields uint8, which is small to store and move; `normalize` converts to
+float32 last, on the device. It subtracts a mean per channel or, as in 2012, per pixel: the mean
+image, stored beside the JSON of the other fields.
 
-For evaluation Pillow resizes, with antialiasing; the result equals torchvision's `Resize(resize)` + `CenterCrop(size)`
-pixel for pixel. For training torch resizes with the same filter, in a quarter of the time and within two levels of 255.
+For evaluation Pillow resizes, with antialiasing; the result equals torchvision's `Resize(resize)` +
+`CenterCrop(size)` pixel for pixel. For training torch resizes with the same filter, in a quarter of
+the time and within two levels of 255.
 
 torch and torchvision are slow to import, so they are imported where used; `eval_array` needs neither.
 """
@@ -126,8 +127,8 @@ class EvalTransform:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], mean_image: torch.Tensor | None = None) -> EvalTransform:
-        """Invert `to_dict`, given the mean image if there was one. Raises `UserError` for missing or unknown fields
-        and wrong types."""
+        """Invert `to_dict`, given the mean image if there was one. Raises `UserError` for missing
+        or unknown fields and wrong types."""
         if not isinstance(values, Mapping) or "size" not in values:
             raise UserError("Preprocessing must be an object with at least 'size'; take it from a model.json.")
         for key, value in values.items():
@@ -149,8 +150,8 @@ class EvalTransform:
         return torch.from_numpy(self.eval_array(image))
 
     def eval_array(self, image: Image.Image) -> np.ndarray:
-        """Return `eval_tensor` as a contiguous array, uint8 C×size×size. Both raise `BadImage` for an image so long
-        and narrow that resizing it would take gigabytes."""
+        """Return `eval_tensor` as a contiguous array, uint8 C×size×size. Both raise `BadImage` for
+        an image so long and narrow that resizing it would take gigabytes."""
         image = self.resize_image(image)
         left, top = round((image.width - self.size) / 2), round((image.height - self.size) / 2)
         if image.size != (self.size, self.size):
@@ -167,14 +168,14 @@ class EvalTransform:
         return image if new_size == image.size else image.resize(new_size, _FILTERS[self.interpolation][0])
 
     def training_square(self, pixels: np.ndarray) -> torch.Tensor:
-        """Resize and center crop uint8 H×W×C to uint8 C×resize_side×resize_side, which random crops are taken from (the
-        form in which the 2012 code stored its images)."""
+        """Resize and center crop uint8 H×W×C to uint8 C×resize_side×resize_side, which random crops
+        are taken from (the form in which the 2012 code stored its images)."""
         height, width, _ = pixels.shape
         return center_crop(self._resize_pixels(pixels, *self._resized_size(width, height)), self.resize_side)
 
     def resize_crop(self, pixels: np.ndarray) -> torch.Tensor:
-        """Resize a crop, uint8 H×W×C, to uint8 C×size×size: within two levels of 255 of torchvision's `resized_crop`
-        on a PIL image with the same box."""
+        """Resize a crop, uint8 H×W×C, to uint8 C×size×size: within two levels of 255 of
+        torchvision's `resized_crop` on a PIL image with the same box."""
         return self._resize_pixels(pixels, self.size, self.size)
 
     def _resize_pixels(self, pixels: np.ndarray, width: int, height: int) -> torch.Tensor:
@@ -191,8 +192,8 @@ class EvalTransform:
     def resize_batch(self, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
         """Resize and center crop a batch on its device: uint8 N×C×H×W → N×C×size×size.
 
-        `size` overrides the field: `resize_side` keeps the whole square. Within one level of 255 of `eval_tensor`
-        (torchvision's kernel rounds once, Pillow twice).
+        `size` overrides the field: `resize_side` keeps the whole square. Within one level of 255 of
+        `eval_tensor` (torchvision's kernel rounds once, Pillow twice).
         """
         size = size or self.size
         height, width = images.shape[-2:]
@@ -232,8 +233,8 @@ class EvalTransform:
         return torch.mul(images, scale).add_(shift)  # the product is already float32: one pass, no copy
 
     def scale_and_shift(self, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the normalization as x·scale + shift of uint8 x: float32 C×1×1 on the CPU; with a mean image the
-        shift is C×side×side."""
+        """Return the normalization as x·scale + shift of uint8 x: float32 C×1×1 on the CPU; with a
+        mean image the shift is C×side×side."""
         import torch
 
         scale, shift = (torch.from_numpy(x) for x in self.channel_scale_and_shift())

@@ -1,8 +1,9 @@
 """The range of values of a data set whose images have more than 8 bits, found on its training images.
 
-All values of all training images are counted, so that few pixels decide nothing: at each end at most one value in
-10,000, or one per image of fewer pixels, may be beyond. Files of unsigned integers use 0 to 2ⁿ − 1 for the smallest n
-that suffices, as their camera had n bits; others use what the counts say, to a part in 128.
+All values of all training images are counted, so that few pixels decide nothing: at each end at
+most one value in 10,000, or one per image of fewer pixels, may be beyond. Files of unsigned
+integers use 0 to 2ⁿ − 1 for the smallest n that suffices, as their camera had n bits; others use
+what the counts say, to a part in 128.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ class FoundRange:
 
 
 class RangeFinder:
-    """Collects the values of the images of a data set, one after the other: the range is that of the training images,
-    or of the others if no training image is deep."""
+    """Collects the values of the images of a data set, one after the other: the range is that of
+    the training images, or of the others if no training image is deep."""
 
     def __init__(self) -> None:
         self._images = 0

@@ -1,7 +1,8 @@
 """Predictions for many images, written to a file; an interrupted command resumes where it stopped.
 
-While it runs, predictions are lines in `<file>.part`: the first line holds the settings, each other line one
-prediction. An incomplete line is predicted again. At the end the whole file is written: .jsonl, .csv or .parquet.
+While it runs, predictions are lines in `<file>.part`: the first line holds the settings, each other
+line one prediction. An incomplete line is predicted again. At the end the whole file is written:
+.jsonl, .csv or .parquet.
 """
 
 from __future__ import annotations
@@ -71,9 +72,10 @@ def write_predictions(
 ) -> PredictionFile:
     """Predict `images` and write one row each, in order, to `out`: path, error, and labels with probabilities.
 
-    In JSON lines a row is `Prediction.to_dict`; in Parquet `labels` is a list of (label, p); in CSV the columns are
-    label1, p1, label2 …. `settings` is all else that determines the predictions: a `.part` with other settings is
-    refused with `UserError`, as is an `out` with another suffix. Raises `WriteFailed` where the disk is full.
+    In JSON lines a row is `Prediction.to_dict`; in Parquet `labels` is a list of (label, p); in CSV
+    the columns are label1, p1, label2 …. `settings` is all else that determines the predictions: a
+    `.part` with other settings is refused with `UserError`, as is an `out` with another suffix.
+    Raises `WriteFailed` where the disk is full.
     """
     check_out(out)
     part = out.with_name(out.name + ".part")

@@ -1,7 +1,8 @@
 """An ensemble of trained networks, as the paper averages 5 and 7 of them: the mean of their probabilities.
 
-Members may differ in architecture and input size: each has its own preprocessing. They must have the same classes,
-which are matched by name. One network alone is an ensemble of one, and its logits are unchanged.
+Members may differ in architecture and input size: each has its own preprocessing. They must have
+the same classes, which are matched by name. One network alone is an ensemble of one, and its logits
+are unchanged.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class Ensemble:
         return average_calibrations([member.calibration for member in self.members]), " ".join(notes)
 
     def open(self, engine: str, device: str, calibrate: str | Path | None, log: Callable[[str], object]) -> Ensemble:
-        """Return the members ready to compute: modules on the device, channels_last, or in another engine. Arguments
-        as for `load`."""
+        """Return the members ready to compute: modules on the device, channels_last, or in another
+        engine. Arguments as for `load`."""
         if all(member.engine is not None for member in self.members):
             return self
         images = partial(calibration_images, folder=Path(calibrate) if calibrate else None)
@@ -104,16 +105,16 @@ class Ensemble:
         return list(groups.values())
 
     def average(self, logits: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
-        """Return the logarithm of the mean probability (n, classes) of each member's logits (n, its classes) at each
-        scale."""
+        """Return the logarithm of the mean probability (n, classes) of each member's logits (n, its
+        classes) at each scale."""
         return log_mean(log_mean(scales)[:, order] for scales, order in zip(logits, self.orders, strict=True))
 
 
 def forward(
     network: nn.Module | Engine, images: torch.Tensor, preprocess: EvalTransform, views: Views = CENTER_CROP
 ) -> torch.Tensor:
-    """Return logits, float32 (n, classes), of uint8 images at one scale, on the network's device: of several views the
-    logarithm of their mean probability."""
+    """Return logits, float32 (n, classes), of uint8 images at one scale, on the network's device:
+    of several views the logarithm of their mean probability."""
     return log_mean(_forward_view(network, view, preprocess) for view in crop_views(images, views, preprocess.size))
 
 
@@ -134,8 +135,8 @@ def load_ensemble(
     file: FileOptions = NO_OPTIONS,
     log: Callable[[str], object] = lambda _: None,
 ) -> Ensemble:
-    """Load the network or networks called `runs` with `load_network`; `file` describes all files of weights among them,
-    and `log` receives what was assumed about them.
+    """Load the network or networks called `runs` with `load_network`; `file` describes all files of
+    weights among them, and `log` receives what was assumed about them.
 
     Raises `UserError` where that does, and if two have different classes.
     """
@@ -159,8 +160,8 @@ def _check_same_classes(name: str, classes: tuple[str, ...], other: str, others:
 
 
 def _match_order(classes: tuple[str, ...], others: tuple[str, ...]) -> np.ndarray:
-    """Return for each of `classes` its index in `others`, a permutation of it. Duplicate names (ImageNet has two
-    cranes) are matched in order."""
+    """Return for each of `classes` its index in `others`, a permutation of it. Duplicate names
+    (ImageNet has two cranes) are matched in order."""
     order = np.empty(len(classes), dtype=np.int64)
     order[np.argsort(classes, kind="stable")] = np.argsort(others, kind="stable")
     return order

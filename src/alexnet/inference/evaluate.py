@@ -1,7 +1,7 @@
 """Evaluation of a network or an ensemble on a split of a dataset: logits and metrics.
 
-Training validates through the same functions, always in float32 and in the same batches, so that `alexnet eval` prints
-exactly the metrics that training reported.
+Training validates through the same functions, always in float32 and in the same batches, so that
+`alexnet eval` prints exactly the metrics that training reported.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def run_networks(
     progress: Callable[[int, int, str], None] | None = None,
     views: Views = CENTER_CROP,
 ) -> list[Outputs]:
-    """Return the logits of each network for every image of `batches`, in float32; the images are read once, and the
-    training mode of the networks is restored afterwards.
+    """Return the logits of each network for every image of `batches`, in float32; the images are
+    read once, and the training mode of the networks is restored afterwards.
 
     With several `views`, `batches` must be uncropped, and the logits are the logarithm of the mean probability.
     """
@@ -139,21 +139,24 @@ def evaluate(
     progress: Progress | None = None,
     log: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
-    """Evaluate a trained network, or several as an ensemble, on the data of the (first) run, on the class folders in
-    `data`, or on the images listed in the table `labels`, read as `encoding` and `columns` say (`text.TextOptions`).
+    """Evaluate a trained network, or several as an ensemble, on the data of the (first) run, on the
+    class folders in `data`, or on the images listed in the table `labels`, read as `encoding` and
+    `columns` say (`text.TextOptions`).
 
-    `split` is train, val or test; `auto` is test where there is one, else val. `views` is the number of crops of an
-    image at each of `scales`; their probabilities are averaged, and 10 is the paper's ten-crop test (see `crops.py`).
-    `engine` names the runtime (see `runtimes/engines.py`); an int8 engine is calibrated on the images in the folder
-    `calibrate`, else on training images, and `log` receives a sentence on how much it differs from `exact`. An exported
-    file needs `data` or `labels`; `trust` opens one whose format can run code. A file of weights, which
-    `file` describes, needs them too.
+    `split` is train, val or test; `auto` is test where there is one, else val. `views` is the
+    number of crops of an image at each of `scales`; their probabilities are averaged, and 10 is the
+    paper's ten-crop test (see `crops.py`). `engine` names the runtime (see `runtimes/engines.py`);
+    an int8 engine is calibrated on the images in the folder `calibrate`, else on training images,
+    and `log` receives a sentence on how much it differs from `exact`. An exported file needs `data`
+    or `labels`; `trust` opens one whose format can run code. A file of weights, which `file`
+    describes, needs them too.
 
-    Returns the metrics of `compute_metrics`, with `runs`, `members` (the top1 of each), `split`, `views` (of one
-    network, at all scales), `scales` and `engines`; and those of `confidence_metrics`, with the `calibration` that they
-    use, or None, and a `calibration_note` on its source or why there is none. On the run's own data the exact logits
-    of a single network and view are also stored in `evaluation/<split>.parquet`. Raises `UserError`, also if a
-    member may have been trained on the images.
+    Returns the metrics of `compute_metrics`, with `runs`, `members` (the top1 of each), `split`,
+    `views` (of one network, at all scales), `scales` and `engines`; and those of
+    `confidence_metrics`, with the `calibration` that they use, or None, and a `calibration_note` on
+    its source or why there is none. On the run's own data the exact logits of a single network and
+    view are also stored in `evaluation/<split>.parquet`. Raises `UserError`, also if a member may
+    have been trained on the images.
     """
     grid = make_views(views, scales)
     check_engine(engine, device, calibrate, [run] if isinstance(run, (str, Path)) else run)
@@ -254,8 +257,9 @@ def _is_best(loaded: LoadedModel) -> bool:
 
 
 def _check_unseen(ensemble: Ensemble, source: ImageDataset, split: str) -> None:
-    """Raise `UserError` if `split` was held out of the first member's data and another member, trained on the same
-    data, did not hold out the same images: it may have trained on some of them."""
+    """Raise `UserError` if `split` was held out of the first member's data and another member,
+    trained on the same data, did not hold out the same images: it may have trained on some of
+    them."""
     if split not in source.held_out:
         return
     first = ensemble.members[0].run
@@ -286,9 +290,9 @@ def _choose_split(name: str, source: ImageDataset) -> str:
 def match_classes(trained: tuple[str, ...], found: tuple[str, ...]) -> np.ndarray:
     """Return for each class index of a dataset the network's index of the class with the same name.
 
-    ImageNet's own folders are named by number (n01440764), torchvision's classes by word (tench). Both are in numerical
-    order, so all 1000 folders together are matched by position. Raises `UserError` if the dataset has a class
-    that the network does not have.
+    ImageNet's own folders are named by number (n01440764), torchvision's classes by word (tench).
+    Both are in numerical order, so all 1000 folders together are matched by position. Raises
+    `UserError` if the dataset has a class that the network does not have.
     """
     if len(found) == len(trained) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in found):
         return np.arange(1000)
@@ -327,8 +331,9 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
 def compute_metrics(logits: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Return all metrics of an evaluation; accuracies are fractions of 1.
 
-    `logits` (n, classes) float, `targets` (n,) int → `top1`, `top5`, `loss`, `n`, `interval` (95 % of top1),
-    `per_class`: label, n, precision, recall, f1 in class order (0 where nothing was predicted or present).
+    `logits` (n, classes) float, `targets` (n,) int → `top1`, `top5`, `loss`, `n`, `interval` (95 %
+    of top1), `per_class`: label, n, precision, recall, f1 in class order (0 where nothing was
+    predicted or present).
     """
     from sklearn.metrics import precision_recall_fscore_support
 

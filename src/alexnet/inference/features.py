@@ -1,9 +1,10 @@
 """Activations of one layer as vectors: a table for feature extraction, and the space of nearest-neighbor search.
 
-A layer with weights means its output after the activation: `fc7` is the output of fc7's ReLU, as in the paper's figure
-4 and in Caffe's blobs, and so for every convolution or linear layer that its activation follows (or batch norm and then
-its activation). Every other name, `relu7`, `pool5`, `norm1`, means the output of that module; so does `conv1` of
-`code2012`, which is normalized and pooled before its ReLU.
+A layer with weights means its output after the activation: `fc7` is the output of fc7's ReLU, as in
+the paper's figure 4 and in Caffe's blobs, and so for every convolution or linear layer that its
+activation follows (or batch norm and then its activation). Every other name, `relu7`, `pool5`,
+`norm1`, means the output of that module; so does `conv1` of `code2012`, which is normalized and
+pooled before its ReLU.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def output_of(stack: Sequence[Layer], name: str) -> str:
 class Features(nn.Module):
     """A network up to one layer: normalized images, float N×C×H×W → its activations, N×`shape`.
 
-    It shares the weights of `model`, which should be in evaluation mode. `layer` is any name in `alexnet arch NAME` or,
-    for a torchvision network, any of its modules; by default the last hidden layer, fc7. Raises `UserError` for an
-    unknown name.
+    It shares the weights of `model`, which should be in evaluation mode. `layer` is any name in
+    `alexnet arch NAME` or, for a torchvision network, any of its modules; by default the last
+    hidden layer, fc7. Raises `UserError` for an unknown name.
     """
 
     layer: str
@@ -149,11 +150,12 @@ def write_features(
 ) -> FeatureFile:
     """Write the activations of `layer` for an image, or every image below a folder, to a .parquet or .csv file.
 
-    One row per image, in order of path: `path` as found; `label`, the class folder's name, empty where there is none;
-    and the activations, float32, flattened in the order C, H, W: in Parquet one list column `features` of fixed size,
-    in CSV the columns f0, f1 …. Parquet's metadata holds layer, module, shape, network and checkpoint. Unreadable
-    images have no row. Only one batch is in memory at a time, and the file appears when it is complete. Raises
-    `UserError`, also if no image can be read.
+    One row per image, in order of path: `path` as found; `label`, the class folder's name, empty
+    where there is none; and the activations, float32, flattened in the order C, H, W: in Parquet
+    one list column `features` of fixed size, in CSV the columns f0, f1 …. Parquet's metadata holds
+    layer, module, shape, network and checkpoint. Unreadable images have no row. Only one batch is
+    in memory at a time, and the file appears when it is complete. Raises `UserError`, also if no
+    image can be read.
     """
     out, data = Path(out), Path(data)
     if out.suffix.lower() not in SUFFIXES:

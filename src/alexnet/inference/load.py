@@ -1,5 +1,6 @@
-"""Loading of whatever RUN may be on the command line: a run, a checkpoint folder, torchvision's published weights, or
-an exported file; and of a run's data. Needs no torch until weights or data are loaded."""
+"""Loading of whatever RUN may be on the command line: a run, a checkpoint folder, torchvision's
+published weights, or an exported file; and of a run's data. Needs no torch until weights or data
+are loaded."""
 
 from __future__ import annotations
 
@@ -43,8 +44,8 @@ TORCHVISION_PREPROCESS = EvalTransform(
 CALIBRATION_IMAGES = 300  # for 8-bit activations: NNCF's default `subset_size`
 OTHER_WEIGHTS = {".caffemodel", ".h5", ".keras", ".pkl", ".npz"}
 INCEPTIONS = ("torchvision/googlenet", "torchvision/inception_v3")
-"""With their published weights torchvision's modules normalize images again (`transform_input`): after ImageNet's mean
-and deviation, to (x - .5) / .5 of the pixels."""
+"""With their published weights torchvision's modules normalize images again (`transform_input`):
+after ImageNet's mean and deviation, to (x - .5) / .5 of the pixels."""
 _PUBLISHED = re.compile(r"(torchvision(?:/[^:]*)?):(.*)")
 
 
@@ -73,8 +74,8 @@ def load_network(
     file: FileOptions = NO_OPTIONS,
     log: Callable[[str], object] = lambda _: None,
 ) -> LoadedModel:
-    """Load what `load_model` does, or an exported file; `trust` opens one in a format that can run code. Raises
-    `UserError`."""
+    """Load what `load_model` does, or an exported file; `trust` opens one in a format that can run
+    code. Raises `UserError`."""
     if not is_exported_model(name):
         return load_model(name, checkpoint, file, log)
     loaded = open_exported(name, trust)
@@ -90,9 +91,10 @@ def load_model(
 ) -> LoadedModel:
     """Load the network called `name`, on the CPU and in evaluation mode, with its calibration.
 
-    `name`: a run folder (its `checkpoint`, `best` or `last`), `last` for the newest run, a checkpoint folder, weights
-    that torchvision downloads, `torchvision:IMAGENET1K_V1` or `torchvision/resnet18:DEFAULT`, or a file of weights that
-    `file` describes; `log` receives what was assumed about that. Raises `UserError` for everything else.
+    `name`: a run folder (its `checkpoint`, `best` or `last`), `last` for the newest run, a
+    checkpoint folder, weights that torchvision downloads, `torchvision:IMAGENET1K_V1` or
+    `torchvision/resnet18:DEFAULT`, or a file of weights that `file` describes; `log` receives what
+    was assumed about that. Raises `UserError` for everything else.
     """
     path = Path(name)
     if is_weights_file(path) and not is_exported_model(path):
@@ -149,8 +151,8 @@ def find_cached(name: str | Path, checkpoint: str, engine: str, device: str, sin
 
 
 def _model_id(name: str | Path, folder: Path | None) -> str:
-    """Return a file name that identifies the network `name`, or that of a checkpoint `folder`, with its classes and
-    preprocessing."""
+    """Return a file name that identifies the network `name`, or that of a checkpoint `folder`, with
+    its classes and preprocessing."""
     return checkpoint_id(folder) if folder else str(name).replace(":", "-").replace("/", "-")
 
 
@@ -207,8 +209,8 @@ def read_recipe(run: Run) -> DataRecipe:
 
 
 def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
-    """Load the data that a run was trained on, with the same splits, which were checked before training: images that
-    have become unreadable since are found when they are decoded."""
+    """Load the data that a run was trained on, with the same splits, which were checked before
+    training: images that have become unreadable since are found when they are decoded."""
     from alexnet.data.dataset import read_bad_files, read_split
     from alexnet.data.datasets import load_dataset
 
@@ -241,8 +243,8 @@ def explain_bad_files(own_data: bool) -> Iterator[None]:
 
 
 def calibration_images(loaded: LoadedModel, folder: Path | None, flag: str = "--calibrate") -> np.ndarray:
-    """Return up to 300 images to calibrate 8-bit activations on, evenly from `folder`, else from the training images:
-    uint8 N×C×size×size. Raises `UserError` where there are none."""
+    """Return up to 300 images to calibrate 8-bit activations on, evenly from `folder`, else from
+    the training images: uint8 N×C×size×size. Raises `UserError` where there are none."""
     if folder is not None:
         images = []
         for path in evenly_spaced(find_images([folder]), CALIBRATION_IMAGES):

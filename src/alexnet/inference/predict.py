@@ -1,10 +1,10 @@
 """Prediction: labels for image files, folders, bytes. Decoding and preprocessing are those of evaluation.
 
-The probabilities are the network's own. Where it has a calibration, a prediction also has a confidence, which decides
-whether it is unsure (see `calibration.py`).
+The probabilities are the network's own. Where it has a calibration, a prediction also has a
+confidence, which decides whether it is unsure (see `calibration.py`).
 
-Importing torch takes longer than classifying an image, so it is imported only where it computes: `load` can use a
-cached engine, or an exported file, without it.
+Importing torch takes longer than classifying an image, so it is imported only where it computes:
+`load` can use a cached engine, or an exported file, without it.
 """
 
 from __future__ import annotations
@@ -181,11 +181,12 @@ class Classifier:
         return self.probabilities([torch.from_numpy(batch) for batch in batches], views).numpy()
 
     def probabilities(self, images: torch.Tensor | Sequence[torch.Tensor], views: Views = CENTER_CROP) -> torch.Tensor:
-        """Return the softmax of the logits, averaged over `views` (the center crop by default) and networks: float32
-        (n, classes), on the CPU.
+        """Return the softmax of the logits, averaged over `views` (the center crop by default) and
+        networks: float32 (n, classes), on the CPU.
 
-        `images` are uint8 (n, channels, size, size), one such batch for each of `self.ensemble.input_groups(views)`: a
-        single network at one scale has one. Several views are cut from uncropped images.
+        `images` are uint8 (n, channels, size, size), one such batch for each of
+        `self.ensemble.input_groups(views)`: a single network at one scale has one. Several views
+        are cut from uncropped images.
         """
         import torch
 
@@ -229,14 +230,15 @@ def load(
     log: Callable[[str], object] = lambda _: None,
     cached_for: str | None = None,
 ) -> Classifier:
-    """Load a run folder, a checkpoint folder, `last`, `torchvision:IMAGENET1K_V1`, a file of weights or an exported
-    file for prediction, or several of them as an ensemble.
+    """Load a run folder, a checkpoint folder, `last`, `torchvision:IMAGENET1K_V1`, a file of
+    weights or an exported file for prediction, or several of them as an ensemble.
 
-    `engine` is what computes (see `runtimes/engines.py`); an int8 engine is calibrated on the images in the folder
-    `calibrate`, else on training images. `log` receives a sentence on each engine and how much it differs from `exact`.
-    `trust` opens an exported file whose format can run code; `file` describes a file of weights (.pth).
-    With `cached_for`, "one" image or "many" (for which `fast` may be another engine), a single network whose engine is
-    cached is opened without torch, and has no `model`.
+    `engine` is what computes (see `runtimes/engines.py`); an int8 engine is calibrated on the
+    images in the folder `calibrate`, else on training images. `log` receives a sentence on each
+    engine and how much it differs from `exact`. `trust` opens an exported file whose format can run
+    code; `file` describes a file of weights (.pth). With `cached_for`, "one" image or "many" (for
+    which `fast` may be another engine), a single network whose engine is cached is opened without
+    torch, and has no `model`.
     """
     runs = [run] if isinstance(run, (str, Path)) else list(run)
     check_engine(engine, device, calibrate, runs)

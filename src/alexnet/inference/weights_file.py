@@ -25,19 +25,19 @@ class FileOptions:
     """What a file of weights (.pth, .pt, .ckpt, .safetensors) does not say; other RUNs say it themselves."""
 
     arch: str | None = None
-    """Architecture of a file of weights, such as torchvision or torchvision/resnet18; by default the only one that has
-    its shapes."""
+    """Architecture of a file of weights, such as torchvision or torchvision/resnet18; by default
+    the only one that has its shapes."""
     classes: Path | None = None
-    """Class names of a file of weights in the order of its outputs: a line each, or JSON, a list or {"0": "cat"};
-    by default they are numbers."""
+    """Class names of a file of weights in the order of its outputs: a line each, or JSON, a list or
+    {"0": "cat"}; by default they are numbers."""
     image_size: int | None = None
     """Side of the input of a file of weights, in pixels; the architecture's own by default."""
     crop_pct: float | None = None
-    """Side of the center crop as a share of the resized image's short side, for a file of weights; .875 by default, 1
-    up to 128 pixels."""
+    """Side of the center crop as a share of the resized image's short side, for a file of weights;
+    .875 by default, 1 up to 128 pixels."""
     mean: tuple[float, ...] | None = None
-    """Subtracted from each channel before a file of weights, as fractions of 1; ImageNet's by default, for gray
-    images 0."""
+    """Subtracted from each channel before a file of weights, as fractions of 1; ImageNet's by
+    default, for gray images 0."""
     std: tuple[float, ...] | None = None
     """Divides each channel after that; ImageNet's by default, for gray images 1."""
 
@@ -69,8 +69,8 @@ def is_weights_file(name: str | Path) -> bool:
 def load_weights_file(path: Path, options: FileOptions, log: Callable[[str], object]) -> LoadedModel:
     """Load a file of weights, on the CPU and in evaluation mode; `log` receives all that was assumed.
 
-    Raises `UserError` if it cannot be read safely, no architecture or not the given one fits it, or the number of
-    class names is another.
+    Raises `UserError` if it cannot be read safely, no architecture or not the given one fits it, or
+    the number of class names is another.
     """
     from alexnet.files import sha256_file
     from alexnet.models.model import build
@@ -110,8 +110,9 @@ def load_weights_file(path: Path, options: FileOptions, log: Callable[[str], obj
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Return the class names in `path`: one per line, or JSON: a list, {"0": "cat"}, {"0": ["n02123045", "cat"]} as
-    Keras has for ImageNet, or {"cat": 0} as torchvision's `class_to_idx`. Raises `UserError`."""
+    """Return the class names in `path`: one per line, or JSON: a list, {"0": "cat"}, {"0":
+    ["n02123045", "cat"]} as Keras has for ImageNet, or {"cat": 0} as torchvision's `class_to_idx`.
+    Raises `UserError`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -1,5 +1,6 @@
-"""The network that a state dict belongs to, by the shapes of its tensors and, where names tell them, by the places of
-its layers: `features.4.weight` after `features.0.weight` leaves room for LRN, which has no tensors.
+"""The network that a state dict belongs to, by the shapes of its tensors and, where names tell
+them, by the places of its layers: `features.4.weight` after `features.0.weight` leaves room for
+LRN, which has no tensors.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def tensor_shapes(spec: Spec) -> Shapes:
 
 
 def check_size(spec: Spec, given: Shapes, where: str) -> None:
-    """Raise `UserError` unless the tensors in the file `where`, of the shapes `given`, can be those of the network of
-    `spec`, under any names.
+    """Raise `UserError` unless the tensors in the file `where`, of the shapes `given`, can be those
+    of the network of `spec`, under any names.
 
     A specification from a file may name sizes that no memory holds, so this is checked before the network is built.
     """
@@ -71,8 +72,9 @@ def recognize(
 ) -> tuple[Spec, str]:
     """Return the specification of the network whose tensors are `state`, and a sentence if shapes decided on it.
 
-    `arch` is its architecture if that is known; classes, channels, width and batch norm follow from the shapes. Raises
-    `UserError` for an unknown name and, without one, unless exactly one architecture fits.
+    `arch` is its architecture if that is known; classes, channels, width and batch norm follow from
+    the shapes. Raises `UserError` for an unknown name and, without one, unless exactly one
+    architecture fits.
     """
     state = {name: tensor for name, tensor in state.items() if not is_counter(name)}
     if arch is not None and arch.startswith(TORCHVISION):

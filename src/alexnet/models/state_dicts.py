@@ -1,7 +1,8 @@
 """Find the network's tensors in a checkpoint that another program saved, under plain names.
 
-Programs nest the state dict beside optimizer, epoch and averaged copies, and their wrappers (DataParallel,
-torch.compile, Lightning, a class of one's own) put a prefix before its names or a component inside them.
+Programs nest the state dict beside optimizer, epoch and averaged copies, and their wrappers
+(DataParallel, torch.compile, Lightning, a class of one's own) put a prefix before its names or a
+component inside them.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def find_state_dict(
 ) -> dict[str, Tensor]:
     """Return the state dict in `checkpoint`, without the prefixes that are common to all names.
 
-    Values may be arrays. `log` receives a sentence on which of several state dicts it is, and on tensors
-    that are left out. Raises `UserError`, which calls the checkpoint `where`, if there is none or more
-    than one and their names do not tell which to take.
+    Values may be arrays. `log` receives a sentence on which of several state dicts it is, and on
+    tensors that are left out. Raises `UserError`, which calls the checkpoint `where`, if there is
+    none or more than one and their names do not tell which to take.
     """
     if not isinstance(checkpoint, Mapping):
         kind = type(checkpoint).__name__

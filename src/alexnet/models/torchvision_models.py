@@ -1,11 +1,13 @@
 """Torchvision's classifiers for comparison, called `torchvision/NAME`.
 
-Torchvision builds the network and draws its initial weights (nothing is downloaded). This module adds what training and
-checkpoints need: a specification for JSON, an input check, and counts of parameters and multiply-accumulates, measured
-on torch's meta device, where tensors have shapes but no values.
+Torchvision builds the network and draws its initial weights (nothing is downloaded). This module
+adds what training and checkpoints need: a specification for JSON, an input check, and counts of
+parameters and multiply-accumulates, measured on torch's meta device, where tensors have shapes but
+no values.
 
-The auxiliary classifiers of googlenet and inception_v3 are omitted, and dropout cannot be changed. Torchvision takes
-seconds to import, so it is imported only where needed; an AlexNet does not need it.
+The auxiliary classifiers of googlenet and inception_v3 are omitted, and dropout cannot be changed.
+Torchvision takes seconds to import, so it is imported only where needed; an AlexNet does not need
+it.
 """
 
 from __future__ import annotations
@@ -100,8 +102,8 @@ def torchvision_spec(
 ) -> TorchvisionSpec:
     """Return the classifier called `name` ("torchvision/resnet18") for images of `image_size` pixels (default 224).
 
-    `settings` are those of AlexNets: any value but None, or a width of 1, is refused. Raises `UserError`, also if a
-    trial run shows that the network cannot take images of that size.
+    `settings` are those of AlexNets: any value but None, or a width of 1, is refused. Raises
+    `UserError`, also if a trial run shows that the network cannot take images of that size.
     """
     given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     spec = TorchvisionSpec(name, **{key: value for key, value in given.items() if value is not None})

@@ -1,8 +1,9 @@
 """Loading and converting weights: ours, torchvision's, Caffe's, and those saved by the tutorials' code.
 
-The same eight layers have many names (`conv1.weight`, `features.0.weight`, `0.weight`, `conv1_w`) but one order, so
-weights with other keys are sorted by layer and matched by order and shape. A model is changed only after everything is
-known to fit. Files are never unpickled in a way that can run code.
+The same eight layers have many names (`conv1.weight`, `features.0.weight`, `0.weight`, `conv1_w`)
+but one order, so weights with other keys are sorted by layer and matched by order and shape. A
+model is changed only after everything is known to fit. Files are never unpickled in a way that can
+run code.
 """
 
 from __future__ import annotations
@@ -46,13 +47,15 @@ AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 def load_weights(model: AnyNetwork, weights: Mapping[str, Any] | str | Path) -> AnyNetwork:
     """Copy `weights`, a state dict or the path of one (.safetensors, .pt, .pth), into `model` and return the model.
 
-    Accepts our names, or any others in layer order: torchvision's, a tutorial's `nn.Sequential`, or Caffe's (whose
-    networks expect BGR pixels of 0-255 minus their mean; the weights are not converted), under any prefix and nested
-    in a checkpoint (see `find_state_dict`). Values are tensors or arrays and are cast to the model's dtype and device.
-    For a network `torchvision/NAME` the names must be torchvision's.
+    Accepts our names, or any others in layer order: torchvision's, a tutorial's `nn.Sequential`, or
+    Caffe's (whose networks expect BGR pixels of 0-255 minus their mean; the weights are not
+    converted), under any prefix and nested in a checkpoint (see `find_state_dict`). Values are
+    tensors or arrays and are cast to the model's dtype and device. For a network `torchvision/NAME`
+    the names must be torchvision's.
 
-    Raises `UserError` naming the first mismatch, with both names and shapes, and leaves the model unchanged. Shapes do
-    not reveal differences in LRN, layer order or activations; the caller must choose the right architecture.
+    Raises `UserError` naming the first mismatch, with both names and shapes, and leaves the model
+    unchanged. Shapes do not reveal differences in LRN, layer order or activations; the caller must
+    choose the right architecture.
     """
     where = "the weights"
     if isinstance(weights, (str, Path)):
@@ -169,8 +172,9 @@ def to_torchvision(model: AlexNet) -> dict[str, Tensor]:
 
 
 def find_published(arch: str, name: str) -> WeightsEnum:
-    """Return torchvision's published weights called `name` ("IMAGENET1K_V1", or "DEFAULT" for the best) of the network
-    `arch`, "torchvision" (its AlexNet) or "torchvision/NAME". Raises `UserError` if there are none."""
+    """Return torchvision's published weights called `name` ("IMAGENET1K_V1", or "DEFAULT" for the
+    best) of the network `arch`, "torchvision" (its AlexNet) or "torchvision/NAME". Raises
+    `UserError` if there are none."""
     from torchvision.models import get_model_weights
 
     check_torchvision_name(f"{TORCHVISION}alexnet" if arch == "torchvision" else arch)
@@ -183,8 +187,8 @@ def find_published(arch: str, name: str) -> WeightsEnum:
 def torchvision_weights(name: str, arch: str = "torchvision") -> tuple[dict[str, Tensor], list[str]]:
     """Return torchvision's published weights called `name`, as for `find_published`, and their class names.
 
-    Torchvision downloads them on first use (AlexNet's are 233 MB) into torch's cache (`TORCH_HOME`). Raises `UserError`
-    if the name is unknown or the download fails.
+    Torchvision downloads them on first use (AlexNet's are 233 MB) into torch's cache
+    (`TORCH_HOME`). Raises `UserError` if the name is unknown or the download fails.
     """
     published = find_published(arch, name)
     try:
@@ -198,8 +202,8 @@ def torchvision_weights(name: str, arch: str = "torchvision") -> tuple[dict[str,
 
 
 def sort_by_layer(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` in layer order if its names are known, or are sorted as safetensors does; else as it is, since
-    state dicts list their tensors in the order of the layers."""
+    """Return `state` in layer order if its names are known, or are sorted as safetensors does; else
+    as it is, since state dicts list their tensors in the order of the layers."""
     positions = {name: _layer_position(name) for name in state}
     if None in positions.values():
         if list(state) != sorted(state):

@@ -269,9 +269,10 @@ def wrap_write_errors(run: Path) -> Iterator[None]:
 def find_latest_valid(run: Run, log: Callable[[str], object]) -> tuple[Path, TrainState] | None:
     """Return the newest undamaged checkpoint of `run` and its training state; None if it has no checkpoint yet.
 
-    Damaged checkpoints are quarantined and logged, and `last` and `best` are corrected. If the weights of the best
-    epoch are lost, the last epoch replaces it until a better one comes, or nothing does if the checkpoint lies within
-    an epoch. Raises `UserError` if all checkpoints are damaged.
+    Damaged checkpoints are quarantined and logged, and `last` and `best` are corrected. If the
+    weights of the best epoch are lost, the last epoch replaces it until a better one comes, or
+    nothing does if the checkpoint lies within an epoch. Raises `UserError` if all checkpoints are
+    damaged.
     """
     checkpoints = run.checkpoints()
     if not checkpoints:

@@ -77,8 +77,9 @@ def prepare_training(
 ) -> TrainSetup:
     """Load the data of `recipe` and choose what the recipe leaves open. Raises `UserError`.
 
-    `split`, the checkpoint `saved` and the unreadable files `bad` are those of the run to resume, whose files are not
-    checked again. What depends on measurements of this machine is chosen on rank 0 of `parallel` for all ranks.
+    `split`, the checkpoint `saved` and the unreadable files `bad` are those of the run to resume,
+    whose files are not checked again. What depends on measurements of this machine is chosen on
+    rank 0 of `parallel` for all ranks.
     """
 
     def prepare(bad_files: Sequence[tuple[str, str]]) -> TrainSetup:
@@ -373,9 +374,10 @@ def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
 def _choose_architecture(recipe: Recipe, dataset: ImageDataset, device: torch.device) -> Recipe:
     """Choose architecture, image size and width by the size of the images.
 
-    Up to 128 pixels this is the 32-pixel network: the stride of 4 and the three pools of the 224-pixel ones
-    would leave nothing. On a CPU it has half the width, which trains almost four times as fast (CIFAR-10 on
-    two cores: 1,210 images/s instead of 312), or a quarter at 64 pixels, which cost four times as much as 32.
+    Up to 128 pixels this is the 32-pixel network: the stride of 4 and the three pools of the
+    224-pixel ones would leave nothing. On a CPU it has half the width, which trains almost four
+    times as fast (CIFAR-10 on two cores: 1,210 images/s instead of 312), or a quarter at 64 pixels,
+    which cost four times as much as 32.
     """
     side = recipe.model.image_size or _choose_image_size(dataset)
     width = recipe.model.width

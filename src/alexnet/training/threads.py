@@ -1,11 +1,13 @@
 """How many threads a training on the CPU computes with.
 
-Threads wait for each other at the end of every operation. Where another program takes one of the cores they wait for a
-thread that does not run: a small network on two cores trained 64 images/s with two threads and 527 with one. So the
-numbers are compared at the start and, after an epoch whose speed has fallen, before the next.
+Threads wait for each other at the end of every operation. Where another program takes one of the
+cores they wait for a thread that does not run: a small network on two cores trained 64 images/s
+with two threads and 527 with one. So the numbers are compared at the start and, after an epoch
+whose speed has fallen, before the next.
 
-Other numbers add sums in another order, which changes last digits. The number is therefore part of a checkpoint: a run
-is reproduced to the last bit by the same numbers in the same epochs, which `metrics.jsonl` records.
+Other numbers add sums in another order, which changes last digits. The number is therefore part of
+a checkpoint: a run is reproduced to the last bit by the same numbers in the same epochs, which
+`metrics.jsonl` records.
 """
 
 from __future__ import annotations

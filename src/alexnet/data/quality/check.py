@@ -1,9 +1,10 @@
 """The check of a dataset before training: what it contains, what is wrong with it, and the command that trains on it.
 
-`check_dataset` reads class folders, archives of them, label tables, and the layouts of CIFAR-10 and Fashion-MNIST, and
-lists all problems at once. Whether training would accept the data is decided by the rules of training itself
-(`image_folder`), whose message becomes the verdict. Each image is inspected once, by processes on all cores.
-`check_packed` verifies the checksums of a packed dataset and lists its contents.
+`check_dataset` reads class folders, archives of them, label tables, and the layouts of CIFAR-10 and
+Fashion-MNIST, and lists all problems at once. Whether training would accept the data is decided by
+the rules of training itself (`image_folder`), whose message becomes the verdict. Each image is
+inspected once, by processes on all cores. `check_packed` verifies the checksums of a packed dataset
+and lists its contents.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def check_dataset(
 ) -> Findings:
     """Check a folder, an archive, or a label table `labels` with images in `data` or next to the table.
 
-    Nothing is written, except that an archive is extracted to the cache. Raises `UserError` if the data is missing or
-    contains no images, or if an archive or table cannot be read.
+    Nothing is written, except that an archive is extracted to the cache. Raises `UserError` if the
+    data is missing or contains no images, or if an archive or table cannot be read.
     """
     found = _list_images(data, labels, progress, text)
     if not found.names:

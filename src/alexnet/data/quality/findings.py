@@ -1,7 +1,7 @@
 """The results of `alexnet check`: contents, defects, warnings, verdict, training command, and their JSON document.
 
-The results are filled in by `check.py`. Errors that would stop training are those of `image_folder`, which training
-raises too, and of `find_blocking_error`; warnings are written here.
+The results are filled in by `check.py`. Errors that would stop training are those of
+`image_folder`, which training raises too, and of `find_blocking_error`; warnings are written here.
 """
 
 from __future__ import annotations

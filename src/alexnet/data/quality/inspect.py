@@ -1,7 +1,7 @@
 """Inspection of a single image: file properties, readability, perceptual hash and thumbnail.
 
-A file is read once. Large JPEGs are decoded at a reduced size, down to an eighth: the coded data is still read to the
-end, so truncated files are found in a fraction of the time.
+A file is read once. Large JPEGs are decoded at a reduced size, down to an eighth: the coded data is
+still read to the end, so truncated files are found in a fraction of the time.
 
 This module does not import torch, so the worker processes of `check` start quickly.
 """

@@ -62,8 +62,9 @@ def is_packed(data: Path) -> bool:
 def open_packed(data: Path, progress: Progress | None = None, verify: bool = True) -> PackedDataset:
     """Open the packed dataset in the folder `data`.
 
-    Verifies all file sizes and, with `verify`, the checksums; shards of more than `MAX_VERIFIED_AT_OPEN` bytes in total
-    are verified when each is first read. Raises `UserError` if the dataset is unfinished, damaged or of another format.
+    Verifies all file sizes and, with `verify`, the checksums; shards of more than
+    `MAX_VERIFIED_AT_OPEN` bytes in total are verified when each is first read. Raises `UserError`
+    if the dataset is unfinished, damaged or of another format.
     """
     if not (data / PACK).is_file():
         raise UserError(f"Packing of {data} is not finished; rerun 'alexnet pack' with the same arguments to resume.")
@@ -210,8 +211,8 @@ def _encode_index(results: list[ShardResult]) -> bytes:
 
 
 def _compute_statistics(pixel_sum: np.ndarray, products: np.ndarray, count: int) -> tuple[PackStatistics, bytes]:
-    """Return channel means and covariance in levels of 0…255, and the mean image as a .npy file, of `count` images,
-    from their exact sums: of pixels, int64 side×side×C, and of channel products."""
+    """Return channel means and covariance in levels of 0…255, and the mean image as a .npy file, of
+    `count` images, from their exact sums: of pixels, int64 side×side×C, and of channel products."""
     pixels = count * pixel_sum.shape[0] * pixel_sum.shape[1]
     mean = pixel_sum.sum(axis=(0, 1)) / pixels
     file = io.BytesIO()

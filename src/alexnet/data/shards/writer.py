@@ -1,7 +1,8 @@
 """The shard writer: the task of each worker process of `pack.py`.
 
-A shard is finished once its record exists, which is written after the shard; both are renamed into place. So a killed
-`alexnet pack` resumes with the shards that have no record. The shard file itself is written by litdata.
+A shard is finished once its record exists, which is written after the shard; both are renamed into
+place. So a killed `alexnet pack` resumes with the shards that have no record. The shard file itself
+is written by litdata.
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ def read_result(path: Path) -> ShardResult | None:
 def _encode_image(
     source: Path | np.ndarray, format: ShardFormat, value_range: ValueRange | None
 ) -> tuple[bytes, bytes, np.ndarray]:
-    """Return the stored bytes, the digest of the source, and the image as a square, uint8 side×side×C (empty if images
-    keep their sizes). Raises `BadImage`."""
+    """Return the stored bytes, the digest of the source, and the image as a square, uint8
+    side×side×C (empty if images keep their sizes). Raises `BadImage`."""
     if isinstance(source, Path):
         try:
             data = source.read_bytes()
