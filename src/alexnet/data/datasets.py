@@ -35,7 +35,6 @@ from filelock import FileLock
 
 from alexnet import rng
 from alexnet.data import image_folder
-from alexnet.data.archives import unpack_if_archive
 from alexnet.data.dataset import ImageArrays, ImageDataset, SplitRows, hold_out_samples, order_splits, restore_splits
 from alexnet.data.image_folder import scan_images
 from alexnet.data.in_memory import check_files, decode_splits, leave_out
@@ -91,7 +90,7 @@ def load_dataset(
     if labels is not None and name not in ("imagenet", "folder"):
         raise UserError(f"The dataset '{name}' includes its labels; omit --labels, or use 'folder'.")
     if data is not None and not data.name.endswith(".tar.gz"):  # CIFAR-10's archive needs a checksum first
-        data = unpack_if_archive(data, progress, text.encoding)
+        data = image_folder.unpack_data(data, labels is None, progress, text)
     if name == "digits":
         source = _load_digits(data)
     elif data is not None and is_packed(data):

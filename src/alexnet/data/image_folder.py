@@ -27,6 +27,7 @@ from alexnet.data.dataset import ImageDataset, ImageFiles, list_first, order_spl
 from alexnet.data.image_names import describe_ignored, has_image_suffix, is_hidden, is_image
 from alexnet.data.label_table import SPLIT_NAMES, class_order, read_label_table
 from alexnet.data.layouts import FlatImages, find_metadata, read_ground_truth, read_metadata
+from alexnet.data.parquet_images import unpack_if_tables
 from alexnet.errors import UserError
 from alexnet.files import printable
 from alexnet.progress import Progress
@@ -74,14 +75,21 @@ def require_folder(data: Path) -> Path:
 def resolve_data_folder(
     data: Path | None, labels: Path | None, progress: Progress | None = None, text: TextOptions = BY_CONTENT
 ) -> Path:
-    """Return the folder of the images: `data`, unpacked if it is an archive, or else the folder of `labels`.
+    """Return the folder of the images: `data`, unpacked if it is an archive or, without `labels`, holds tables of
+    images, or else the folder of `labels`.
 
     Raises `UserError`.
     """
     if data is None:
         assert labels is not None
         return labels.parent
-    return require_folder(unpack_if_archive(data, progress, text.encoding))
+    return require_folder(unpack_data(data, labels is None, progress, text))
+
+
+def unpack_data(data: Path, tables: bool, progress: Progress | None, text: TextOptions) -> Path:
+    """Return `data`, or, if it is an archive, or `tables` of images are in it, the folder that it is unpacked to."""
+    data = unpack_if_archive(data, progress, text.encoding)
+    return unpack_if_tables(data, progress, text) if tables else data
 
 
 def resolve_labels_path(labels: Path, root: Path) -> Path:

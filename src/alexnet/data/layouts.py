@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.data.label_table import COLUMN_NAMES, LABEL_NAMES, read_column_names, read_label_table
+from alexnet.device import cache_dir
 from alexnet.errors import UserError
-from alexnet.text import TextOptions, decode_file
+from alexnet.text import BY_CONTENT, TextOptions, decode_file
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -36,6 +37,11 @@ LABEL_FILES = frozenset({*METADATA_FILES, GROUND_TRUTH, CLASS_NUMBERS, SYNSET_LA
 
 _KIT = ("ILSVRC2012_devkit_t12/data", "data")  # folders of the development kit that hold its ground truth
 _ABOVE_KAGGLE = 3  # folders from ILSVRC/Data/CLS-LOC to where its tables are
+
+
+def unpacked_tables() -> Path:
+    """Return the folder in the cache that parquet_images.py unpacks to."""
+    return cache_dir() / "tables"
 
 
 class FlatImages(NamedTuple):
@@ -81,7 +87,8 @@ def read_metadata(images: FlatImages, text: TextOptions, optional: bool) -> Foun
     for home in dict.fromkeys((images.folder, images.root)):
         if (file := find_metadata(home, with_label=optional)) is None:
             continue
-        table = read_label_table(file, home, text)
+        own = home.is_relative_to(unpacked_tables())  # then `text` spoke of the columns of the original
+        table = read_label_table(file, home, BY_CONTENT if own else text)
         if table.bad:
             name, reason = table.bad[0]
             raise UserError(f"{len(table.bad)} rows of {file} cannot be used, such as {name} ({reason}); fix them.")
