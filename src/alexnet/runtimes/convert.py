@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.runtimes.engines import LoadedModel, openvino_core
+from alexnet.runtimes.image_steps import describe_steps
 from alexnet.runtimes.manifest import KEY, Manifest
 
 INPUT, OUTPUT = "input", "output"
@@ -73,6 +74,7 @@ def describe(loaded: LoadedModel, kind: str, pixels: bool = True, precision: str
                   "values": "0 to 255" if pixels else "(x / 255 - mean) / std"},
         "output": {"name": OUTPUT, "type": "float32", "shape": ["batch", spec.num_classes],
                    "values": "logits; their softmax is the probabilities"},
+        "image": describe_steps(loaded.preprocess, pixels),
     }  # fmt: skip
     preprocess = replace(loaded.preprocess, mean_image=None)
     return Manifest(
