@@ -38,6 +38,12 @@ def _test_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open exported files without the trial in another process, which takes a second."""
+    monkeypatch.setattr("alexnet.runtimes.exported._try_in_process", lambda path, model_id: None)
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """Class folders without a split: three classes of eight small JPEGs."""

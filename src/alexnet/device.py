@@ -56,6 +56,12 @@ def cache_dir() -> Path:
         ) from error
 
 
+def package_environment() -> dict[str, str]:
+    """Return the environment of a Python process that is to find this package."""
+    search_path = filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(search_path)}
+
+
 # ── device and precision ──────────────────────────────────────────────────────────────────────────
 
 

@@ -8,16 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import alexnet
 from alexnet.cli import run
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.inference.load import is_run_reference, load_model
 from alexnet.inference.predict import load
+from alexnet.runtimes import exported as exported_files
+from alexnet.runtimes.exported import _try_in_process as try_in_process  # before a fixture replaces it
 from alexnet.runtimes.exported import open_exported
 from alexnet.runtimes.manifest import (
+    KEY,
     Manifest,
     check_installed,
     exported_model_id,
@@ -319,3 +324,81 @@ def test_opened_file_is_in_memory(export_folder, large_images, names):
         env={**os.environ, "PYTHONPATH": source},
     )
     assert done.stdout == "unchanged\n", (done.returncode, done.stderr)
+
+
+# ── files that never finish ───────────────────────────────────────────────────────────────────────
+
+
+def endless_onnx(path: Path, constant: bool) -> Path:
+    """Write a network with an endless loop: of constants, which OpenVINO computes when it opens the file, or one that
+    begins with the first image."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    def value(name, dtype, shape):
+        return helper.make_tensor_value_info(name, dtype, shape)
+
+    float32, boolean, int64 = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL, onnx.TensorProto.INT64
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["again"]), helper.make_node("Add", ["x", "one"], ["next"])],
+        "body",
+        [value("number", int64, []), value("go", boolean, []), value("x", float32, [])],
+        [value("again", boolean, []), value("next", float32, [])],
+        [numpy_helper.from_array(np.float32(1), "one")],
+    )
+    nodes = [
+        helper.make_node("Cast", ["input"], ["pixels"], to=float32),
+        helper.make_node("GlobalAveragePool", ["pixels"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["logits"]),
+        helper.make_node("ReduceMean", ["means"], ["start"], keepdims=0),
+        helper.make_node("Loop", ["", "true", "zero" if constant else "start"], ["end"], body=body),
+        helper.make_node("Add", ["logits", "end"], ["output"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "endless",
+        [value("input", onnx.TensorProto.UINT8, ["batch", 3, 32, 32])],
+        [value("output", float32, ["batch", 3])],
+        [numpy_helper.from_array(np.array(True), "true"), numpy_helper.from_array(np.float32(0), "zero")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=7)
+    manifest = Manifest("onnx", "cifar", {}, ("a", "b", "c"), EvalTransform(32), pixels=True)
+    helper.set_model_props(model, {KEY: manifest.to_json()})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "constant"),
+    [("onnx", True), ("openvino", True), pytest.param("onnx", False, marks=pytest.mark.slow)],
+)
+def test_endless_loop_is_stopped(tmp_path, monkeypatch, kind, constant):
+    file = endless_onnx(tmp_path / "endless.onnx", constant)
+    if kind == "openvino":
+        openvino = pytest.importorskip("openvino")
+        model = openvino.Core().read_model(file)
+        manifest = Manifest("openvino", "cifar", {}, ("a", "b", "c"), EvalTransform(32), pixels=True)
+        model.set_rt_info(manifest.to_json(), [KEY])
+        file = tmp_path / "endless.xml"
+        openvino.save_model(model, file)
+    monkeypatch.setattr(exported_files, "_try_in_process", try_in_process)
+    monkeypatch.setattr(exported_files, "TRIAL_SECONDS", 2)
+    message = re.escape(f"{file} was not opened, because it takes more than 2 seconds for one image: it may contain an")
+    with pytest.raises(UserError, match=message):
+        open_exported(file)
+
+
+def test_crash_of_a_runtime_is_reported(export_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))  # the file was not tried before
+    monkeypatch.setattr(exported_files, "_try_in_process", try_in_process)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -11))
+    with pytest.raises(UserError, match=r"net\.onnx was not opened, because its runtime crashes with it \(signal 11\)"):
+        open_exported(export_folder / "net.onnx")
+
+
+def test_file_is_tried_once(export_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(exported_files, "_try_in_process", try_in_process)
+    assert open_exported(export_folder / "net.onnx").classes == ("apple", "leaf", "sky")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it is tried again"))
+    open_exported(export_folder / "net.onnx")

@@ -8,7 +8,6 @@ not import torch where the file needs none, so this module imports torch only wh
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from alexnet.data.dataset import ImageDataset, RawImage
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
+from alexnet.device import package_environment
 from alexnet.errors import UserError
 from alexnet.files import read_json, write_json
 from alexnet.inference.load import evenly_spaced, load_image
@@ -242,13 +242,11 @@ def compare(path: Path, kind: str, reference: Reference) -> Parity:
         files = [p.absolute() for p in images.files]
         job = Job(path.absolute(), files, FORMATS[kind].without_torch, output, LATENCY_SECONDS)
         write_json(job_file, asdict(job))
-        package_root = str(Path(__file__).parents[2])
-        search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         worker = subprocess.run(
             [sys.executable, "-m", "alexnet.export.parity", str(job_file)],
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": search_path},
+            env=package_environment(),
         )
         if worker.returncode:
             reason = (worker.stderr.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alexnet.device import cache_dir, package_environment
 from alexnet.errors import UserError
 from alexnet.files import read_json
 from alexnet.runtimes.engines import CHUNK, Engine, LoadedModel, openvino_core, thread_count
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 Compute = Callable[[np.ndarray], np.ndarray]
 """uint8 or float32 N×C×size×size → float32 (N, classes)."""
 
+TRIAL_SECONDS, TRIAL_BYTES_PER_SECOND = 30.0, 10_000_000
+"""Limit on opening a file and processing one image: seconds, and one more for so many bytes. The 244 MB of an AlexNet
+take two seconds."""
+
 
 class ExportedEngine:
     """The computation of an exported file, from uint8 images to logits, at most `CHUNK` images at once."""
@@ -54,16 +61,20 @@ class ExportedEngine:
 
 
 def open_exported(name: str | Path, trust: bool = False, arithmetic: str = "f32") -> LoadedModel:
-    """Open the exported file or folder `name`; `trust` opens one in a format that can run code.
+    """Open the exported file or folder `name`; `trust` opens one in a format that can run code, and without a trial.
 
     `arithmetic` is OpenVINO's: f32 or bf16.
 
-    Raises `UserError` if it is missing, damaged or swapped, needs a package that is not installed, or could run code.
+    Raises `UserError` if it is missing, damaged or swapped, needs a package that is not installed, could run code, or
+    takes too long.
     """
     path = Path(name)
     manifest = read_manifest(path, trust)
     kind = format_of(path)
     check_installed(kind)
+    model_id = exported_model_id(path, manifest)
+    if FORMATS[kind].graph and not trust:
+        _try_in_process(path, model_id)
     try:
         compute, embedded = _OPENERS[kind](path, manifest, arithmetic)
     except UserError:
@@ -72,7 +83,6 @@ def open_exported(name: str | Path, trust: bool = False, arithmetic: str = "f32"
         raise UserError(
             f"{path} cannot be opened as {kind} ({_first_line(error)}); export the network again."
         ) from error
-    model_id = exported_model_id(path, manifest)
     if manifest is None:
         if embedded is None:
             raise UserError(
@@ -87,6 +97,32 @@ def open_exported(name: str | Path, trust: bool = False, arithmetic: str = "f32"
     return LoadedModel(
         None, manifest.classes, manifest.preprocess, None, None, model_id, engine, manifest, calibration, note
     )
+
+
+def _try_in_process(path: Path, model_id: str) -> None:
+    """Open a file and process one image in another process, once for each file: it may contain an endless loop, or
+    crash, and runtimes cannot be interrupted. Raises `UserError`, but not for what opening it here raises, too."""
+    passed = cache_dir() / "opened" / model_id
+    if passed.exists():
+        return
+    seconds = TRIAL_SECONDS + path.stat().st_size / TRIAL_BYTES_PER_SECOND
+    command = [sys.executable, "-m", "alexnet.runtimes.exported", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=seconds, env=package_environment())
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{path} was not opened, because it takes more than {seconds:.0f} seconds for one image: it may contain an "
+            "endless loop; check where it comes from, or export the network again."
+        ) from None
+    if done.returncode < 0:
+        raise UserError(
+            f"{path} was not opened, because its runtime crashes with it (signal {-done.returncode}); check where it "
+            "comes from, or export the network again."
+        )
+    if done.returncode == 0:
+        with contextlib.suppress(OSError):  # the cache cannot be written
+            passed.parent.mkdir(parents=True, exist_ok=True)
+            passed.touch()
 
 
 def _check_output(engine: Engine, path: Path, manifest: Manifest) -> None:
@@ -228,3 +264,6 @@ _OPENERS: dict[str, Opener] = {
     "huggingface": _open_huggingface,
 }
 assert _OPENERS.keys() == FORMATS.keys()
+
+if __name__ == "__main__":
+    open_exported(sys.argv[1], trust=True)
