@@ -13,6 +13,8 @@ import torch
 
 import alexnet
 from alexnet.checkpoint import load_checkpoint
+from alexnet.data.quality.check import check_dataset
+from alexnet.data.shards.pack import pack_dataset
 from alexnet.errors import UserError
 from alexnet.progress import Silent
 from alexnet.report.report import write_report
@@ -342,13 +344,40 @@ def test_a_torchvision_classifier_trains_on_grayscale_images(tmp_path):
     assert (spec.in_channels, spec.image_size, spec.num_classes) == (1, 32, 10)
 
 
-@pytest.mark.parametrize("start", [train, resume])
-def test_a_spawned_worker_does_not_train(start, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "start",
+    [train, resume, lambda data: pack_dataset(Path(data), Path("packed")), lambda data: check_dataset(Path(data))],
+    ids=["train", "resume", "pack", "check"],
+)
+def test_a_spawned_worker_does_not_start_again(start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(UserError, match="if __name__ =="):
         start("digits")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        ("alexnet.data.shards.pack", "pack_dataset(Path('images'), Path('packed'), workers=2)"),
+        ("alexnet.data.quality.check", "check_dataset(Path('images'))"),
+    ],
+    ids=["pack", "check"],
+)
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "])
+def test_a_script_without_a_guard_learns_why_no_process_starts(module, call, guard, tmp_path):
+    make_image_folder(tmp_path / "images")
+    script = tmp_path / "script.py"
+    lines = ("from pathlib import Path", f"import {module} as m", "m._MIN_FOR_PROCESSES = 1", f"{guard}m.{call}")
+    script.write_text("\n".join(lines))
+    ended = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode == 0) == bool(guard)
+    if not guard:
+        assert "of this script again" in ended.stderr
+        last = ended.stderr.splitlines()[-1]
+        assert "could not start, as each of them runs the script; put the call below a line with if __name__" in last
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from alexnet import rng
 from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, crop_corners, crop_group_ids
 from alexnet.data.dataset import ImageArrays, ImageFiles
-from alexnet.data.decode import BadImage, decode_crop, decode_image
+from alexnet.data.decode import BadImage, check_main_module, decode_crop, decode_image
 from alexnet.data.in_memory import resize_for_eval
 from alexnet.data.shards.reader import PackedImages
 from alexnet.data.transforms import EvalTransform
@@ -204,6 +204,8 @@ class BatchLoader:
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yield batches of files, read by the worker processes."""
+        if self.workers:
+            check_main_module("the work")
         requests: Any = [(epoch, rows) for rows in self._rows(epoch, start)]  # DataLoader passes these on unchanged
         loader: Iterable[Batch | UserError] = DataLoader(
             self.reader,

@@ -5,7 +5,6 @@ All bad input is detected before the run folder is created.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -19,6 +18,7 @@ import torch
 from alexnet import rng
 from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.data.dataset import read_bad_files, read_split, write_split
+from alexnet.data.decode import check_main_module
 from alexnet.device import environment, rank, world_size
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, encode_csv, printable, write_bytes, write_json, write_text
@@ -27,6 +27,7 @@ from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.run_dir import Run, find_run
 from alexnet.runtimes.calibration import describe_calibration
+from alexnet.text import join_lines
 from alexnet.training.checkpoints import TrainState, find_latest_valid, wrap_write_errors
 from alexnet.training.distributed import connect
 from alexnet.training.distributed.base import SingleProcess
@@ -59,11 +60,12 @@ class TrainingResult:
     def __str__(self) -> str:
         best, split = self.summary["best"], self.summary["split"]
         chosen = "last" if split == "test" else "best"
-        text = f"{split} top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%} at epoch {best['epoch']} (the {chosen})"
+        lines = [f"{split} top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%} at epoch {best['epoch']} (the {chosen})"]
         if test := self.summary.get("test"):
             low, high = test["interval"]
-            text += f"\ntest top-1 {test['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {test['top5']:.2%}"
-        return f"{text}\n{describe_calibration(self.summary['calibration'])}\nrun {self.run}"
+            interval = f"(95 % interval {low:.2%} to {high:.2%})"
+            lines.append(f"test top-1 {test['top1']:.2%} {interval}, top-5 {test['top5']:.2%}")
+        return join_lines(*lines, describe_calibration(self.summary["calibration"]), f"run {self.run}")
 
     def _repr_html_(self) -> str:
         rows = [
@@ -90,7 +92,7 @@ def train(
     change the experiment. Raises `UserError` for bad input before anything is written, `TrainingFailed` if the
     loss becomes NaN or the disk is full, and `Interrupted`, after saving a checkpoint, on Ctrl-C or SIGTERM.
     """
-    _check_main_module()
+    check_main_module("the training")
     recipe = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
     if settings:
         recipe = with_settings(recipe, settings)
@@ -138,7 +140,7 @@ def resume(
     may differ from before; `parallel` defaults to `none` for one process, and for several to `towers` if the run used
     it, else `data`.
     """
-    _check_main_module()
+    check_main_module("the training")
     found = find_run(run)
     original = read_recipe(found.recipe_json)
     settings = {**(settings or {}), **more_settings}
@@ -195,15 +197,6 @@ def _resume(
         if epochs is not None:
             display.log(describe_extension(setup, state, recipe.schedule.epochs))
         return _fit(stack, setup, run, model, display, threads, start=start)
-
-
-def _check_main_module() -> None:
-    """Raise `UserError` in a worker process that runs the script of the main process again to import it."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # set, as in `spawn.py`, during that import
-        raise UserError(
-            "A worker process has started the training of this script again, as it runs the whole script; put "
-            'the call below a line with if __name__ == "__main__": and indent it.'
-        )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import torch
 from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays
 from alexnet.data.datasets import load_known_layout
-from alexnet.data.decode import process_pool
+from alexnet.data.decode import check_main_module, process_pool
 from alexnet.data.image_names import describe_ignored
 from alexnet.data.label_table import class_order, read_label_table
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
@@ -54,6 +54,7 @@ def check_dataset(
     Nothing is written, except that an archive is extracted to the cache. Raises `UserError` if the
     data is missing or contains no images, or if an archive or table cannot be read.
     """
+    check_main_module("the check")
     found = _list_images(data, labels, progress, text)
     if not found.names:
         raise UserError(

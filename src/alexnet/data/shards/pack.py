@@ -25,7 +25,7 @@ import numpy as np
 from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.datasets import CIFAR10_ARCHIVE, load_known_layout
-from alexnet.data.decode import process_pool
+from alexnet.data.decode import check_main_module, process_pool
 from alexnet.data.deep import ValueRange
 from alexnet.data.image_folder import scan_images
 from alexnet.data.shards.manifest import find_mismatches, is_packed, open_packed, write_manifest
@@ -74,6 +74,7 @@ def pack_dataset(
     `images_per_second` and `resumed`. Raises `UserError`.
     """
     start = time.monotonic()
+    check_main_module("the packing")
     if find_spec("litdata") is None:
         raise UserError("Packing needs litdata, which is not installed: pip install -e '.[scale]'.")
     if workers is not None and workers < 1:
@@ -298,8 +299,8 @@ def _write_shards(pending: list[ShardTask], workers: int, advance: Callable[[int
                 advance(future.result())
     except BrokenProcessPool as error:
         raise UserError(
-            "A packing process was killed, probably for lack of memory; rerun the same command to resume, with fewer "
-            "--workers."
+            "A packing process could not start or was killed, probably for lack of memory; rerun the same command to "
+            "resume, with fewer --workers."
         ) from error
 
 
