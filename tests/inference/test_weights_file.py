@@ -309,12 +309,41 @@ def test_class_names_are_read(name, text, tmp_path):
     assert read_classes(tmp_path / name) == ("cat", "dog", "红")
 
 
+LABELS = {"gb18030": "苹果\n橘子\n葡萄酒", "shift_jis": "りんご\nみかん\nぶどう", "cp1252": "café\nœuf\n…"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", *LABELS])
+@pytest.mark.parametrize("form", ["lines", "json"])
+def test_class_names_are_decoded_like_tables(encoding, form, tmp_path):
+    labels = LABELS.get(encoding, LABELS["gb18030"]).split("\n")
+    path = tmp_path / f"c.{'json' if form == 'json' else 'txt'}"
+    text = json.dumps(labels, ensure_ascii=False) if form == "json" else "\r\n".join(labels)
+    path.write_bytes(text.encode(encoding))
+    given = encoding if encoding in LABELS else None  # a few words fit several encodings
+    assert read_classes(path, given) == tuple(labels)
+
+
+def test_names_are_stored_as_those_of_tables(tmp_path):
+    (tmp_path / "c.txt").write_text("\u200b cafe\u0301\u3000\na\x1b[31m\n", encoding="utf-8")
+    assert read_classes(tmp_path / "c.txt") == ("caf\xe9", "a\\x1b[31m")
+
+
+def test_an_encoding_that_was_found_is_said(tmp_path):
+    path, said = tmp_path / "c.txt", []
+    path.write_bytes("café\nthé\npurée".encode("cp1252"))
+    assert read_classes(path, log=said.append) == ("café", "thé", "purée")
+    assert said == [f"Read {path} as cp1252, the only encoding that fits."]
+    read_classes(path, "cp1252", said.append)
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("c.txt", b"", "empty class name"),
         ("c.txt", b"cat\n\ndog\n", "empty class name"),
-        ("c.txt", "类别\n".encode("gbk"), "not UTF-8"),
+        ("c.txt", "类别\n".encode("gbk"), "several encodings fit: .*; choose one with --classes-encoding"),
+        ("c.txt", b"ab\xff\x81", "is no text in UTF-8 .* give its --classes-encoding"),
         ("c.json", b"{", "must be JSON"),
         ("c.json", b'{"0": "cat", "2": "dog"}', "must be JSON"),
         ("c.json", b"3", "must be JSON"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexnet.errors import UserError
+from alexnet.text import clean_label, decode_file, strip_blanks
 
 if TYPE_CHECKING:
     from alexnet.data.transforms import EvalTransform
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pth.tar", ".pt.tar")
 """Of files of weights; those of pytorch/examples end in `.pth.tar` and are no archives."""
+
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class FileOptions:
     default, for gray images 0."""
     std: tuple[float, ...] | None = None
     """Divides each channel after that; ImageNet's by default, for gray images 1."""
+    classes_encoding: str | None = None
+    """Encoding of the file of class names, such as gb18030; by default the one that fits, if only one does."""
 
     def given(self) -> list[str]:
         """Return the flags that are set."""
@@ -89,7 +96,7 @@ def load_weights_file(path: Path, options: FileOptions, log: Callable[[str], obj
     copy_tensors(model, tensors, where)
     classes = tuple(map(str, range(spec.num_classes)))
     if options.classes is not None:
-        classes = read_classes(options.classes)
+        classes = read_classes(options.classes, options.classes_encoding, log)
         if len(classes) != spec.num_classes:
             raise UserError(
                 f"{options.classes} has {len(classes)} class names and {where} {spec.num_classes} outputs; give a name "
@@ -109,26 +116,31 @@ def load_weights_file(path: Path, options: FileOptions, log: Callable[[str], obj
     )  # fmt: skip
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Return the class names in `path`: one per line, or JSON: a list, {"0": "cat"}, {"0":
-    ["n02123045", "cat"]} as Keras has for ImageNet, or {"cat": 0} as torchvision's `class_to_idx`.
-    Raises `UserError`."""
+def read_classes(
+    path: Path, encoding: str | None = None, log: Callable[[str], object] = lambda _: None
+) -> tuple[str, ...]:
+    """Return the class names in `path`; `log` receives a sentence if an encoding had to be found.
+
+    There is one name per line, or JSON: a list, {"0": "cat"}, {"0": ["n02123045", "cat"]} as Keras
+    has for ImageNet, or {"cat": 0} as torchvision's `class_to_idx`. Raises `UserError`.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"The class names {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The class names {path} are not UTF-8 text; save the file as UTF-8.") from error
+    text, found = decode_file(content, str(path), encoding, "--classes-encoding")
+    if found != "utf-8" and encoding is None:
+        log(f"Read {path} as {found}, the only encoding that fits.")
     try:
-        names = _names_in(json.loads(text)) if path.suffix.lower() == ".json" else text.rstrip().splitlines()
+        names = _names_in(json.loads(text)) if path.suffix.lower() == ".json" else _LINE_END.split(text.rstrip())
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f'{path} must be JSON, a list of names or {{"0": "cat", "1": "dog"}}, for --classes.'
         ) from error
-    stripped = tuple(name.strip() for name in names)
-    if not stripped or not all(stripped):
+    stored = tuple(clean_label(strip_blanks(name)) for name in names)  # as those of folders and tables
+    if not stored or not all(stored):
         raise UserError(f"{path} has an empty class name; write one name per line.")
-    return stripped
+    return stored
 
 
 def _names_in(value: object) -> list[str]:
