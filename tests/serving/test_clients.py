@@ -193,11 +193,24 @@ def test_origin_is_accepted(origin: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("origin", "sent"),
+    [
+        ("https://x:443", "https://x"), ("http://x:80", "http://x"), ("http://[::1]:80", "http://[::1]"),
+        ("https://x:80", "https://x:80"), ("http://x:443", "http://x:443"), ("https://x:8443", "https://x:8443"),
+        ("capacitor://localhost:443", "capacitor://localhost:443"),
+    ],
+)  # fmt: skip
+def test_origin_has_no_default_port_as_browsers_send_it(origin: str, sent: str) -> None:
+    assert Settings(cors=(origin,)).cors == (sent,)
+
+
+@pytest.mark.parametrize(
     "setting",
     [
         *({"cors": (origin,)} for origin in ("", "NULL", "localhost", "https://", "https://a.b/", "https://A.b",
                                              "https://u@a.b", "https://a.b?c", "https://bücher.example", "://a",
-                                             "capacitor:localhost", "https://a b")),
+                                             "capacitor:localhost", "https://a b", "https://a:", "https://a:0443",
+                                             "https://a:b", "https://:443")),
         *({"root_path": path} for path in ("labels", "/", "/labels/", "/a//b", "/a?b", "/a b", "/..", "//a")),
     ],
 )  # fmt: skip

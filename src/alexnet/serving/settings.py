@@ -10,7 +10,8 @@ from alexnet.errors import UserError
 
 MAX_BODIES = 8  # request bodies of the maximum size that may be in memory at once, including partly received ones
 
-ORIGIN = re.compile(r"\*|null|file://|[a-z][a-z0-9+.-]*://((?![/?#@A-Z])[!-~])+")
+ORIGIN = re.compile(r"\*|null|file://|[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+]|((?![/?#@:A-Z])[!-~])+)(:[1-9][0-9]{0,4})?")
+DEFAULT_PORT = re.compile(r"(http://.+):80|(https://.+):443")
 
 RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535), "max_batch": (1, 4096), "max_delay_ms": (0, 60_000), "queue": (1, 1_000_000),
@@ -73,6 +74,8 @@ class Settings:
                     f"--cors {origin} is not a web origin; write scheme, host and optional port only, in lower "
                     "case, such as https://example.org or capacitor://localhost, or null."
                 )
+        # as browsers send them (https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin)
+        object.__setattr__(self, "cors", tuple(_without_default_port(origin) for origin in self.cors))
         if not re.fullmatch(r"(/[\w.~-]+)*", self.root_path, re.ASCII) or {".", ".."} & {*self.root_path.split("/")}:
             raise UserError(
                 f"--root-path {self.root_path} is not a path; start it with a slash and end it without one, as in "
@@ -83,3 +86,8 @@ class Settings:
     def body_budget(self) -> int:
         """Bytes of request bodies that may be in memory at once."""
         return MAX_BODIES * self.max_bytes
+
+
+def _without_default_port(origin: str) -> str:
+    found = DEFAULT_PORT.fullmatch(origin)
+    return found[found.lastindex or 0] if found else origin
