@@ -17,12 +17,12 @@ from alexnet.ablation.ablate import (
     ablate,
     base_recipe,
     epochs_to_error,
-    hog_features,
     paired_interval,
     pairs_needed,
     target_half_width,
 )
 from alexnet.ablation.claims import CLAIMS
+from alexnet.ablation.hog import hog_features
 from alexnet.errors import UserError
 
 

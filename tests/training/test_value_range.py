@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from alexnet.ablation.hog import extract_features
 from alexnet.checkpoint import load_checkpoint
 from alexnet.data.quality.check import check_dataset
 from alexnet.data.shards.manifest import open_packed
@@ -20,10 +21,13 @@ from alexnet.inference.load import load_image
 from alexnet.inference.predict import load
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
+from alexnet.serving.registry import open_models
+from alexnet.text import BY_CONTENT
 from alexnet.training.api import resume, train
 from alexnet.training.recipe import Recipe
 from alexnet.training.setup import prepare_training
 from helpers import LogRecorder
+from server_client import running_server
 
 RECIPE = Recipe().replace(
     name="deep", dataset="folder", arch="cifar", image_size=32, width=0.125, epochs=1, batch_size=8, precision="fp32",
@@ -112,9 +116,19 @@ def test_clipped_images_are_counted(run, tmp_path):
     assert clipped == {"0.png": False, "1.png": False, "2.png": True}
     written = write_predictions(classifier, images, tmp_path / "out.jsonl", {})
     assert written.to_dict()["clipped"] == 1
+    with running_server(open_models([run])) as server:
+        answers = server.predict(*((path.name, path.read_bytes()) for path in images)).json()["predictions"]
+    assert {answer["path"]: answer.get("clipped", False) for answer in answers} == clipped
     said: list[str] = []
     assert evaluate(run, data=tmp_path, log=said.append)["clipped"] == 1
     assert said[-1] == "1 image has values beyond 0 to 4095, the range of the training images; they were clipped."
+
+
+def test_the_baseline_without_a_network_uses_the_range(folders):
+    pytest.importorskip("skimage")
+    deep, shallow = (extract_features("folder", folder, None, BY_CONTENT, False, 32, None)[0] for folder in folders)
+    for name, row in deep.items():
+        np.testing.assert_array_equal(row, shallow[name.replace(".tif", ".png")])
 
 
 def test_packed_images_have_the_range(run, folders, tmp_path):

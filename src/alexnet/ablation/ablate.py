@@ -8,7 +8,6 @@ resumes and claims share runs.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -20,20 +19,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from alexnet.ablation.claims import Arm, Claim, find_claim
-from alexnet.data.dataset import ImageDataset
-from alexnet.data.datasets import load_dataset
-from alexnet.data.in_memory import decode_splits, without_bad_files
-from alexnet.data.transforms import EvalTransform
+from alexnet.ablation.hog import hog_svm
 from alexnet.errors import UserError
 from alexnet.files import read_json, write_json
 from alexnet.inference.evaluate import evaluate
 from alexnet.plots.style import Theme, new_figure, save_figure
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
-from alexnet.text import TextOptions
+from alexnet.text import join_lines
 from alexnet.training.api import train
 from alexnet.training.recipe import Recipe, with_settings
 from alexnet.training.recipes import named_recipe
@@ -47,8 +41,6 @@ MIN_PAIRS = 5  # unless --seeds is given
 MAX_PAIRS = 20
 TARGET_ERROR = 0.25  # training error, figure 1 of the paper
 OTHER_SEEDS_OFFSET = 1000  # added to the seeds of an arm with `other_seeds`
-HOG_CELLS = 8  # per side: cells of 4×4 pixels in images of 32×32
-SVM_PENALTIES = (0.01, 0.1)  # liblinear's C, chosen on the val split
 
 Log = Callable[[str], None]
 
@@ -121,7 +113,7 @@ class Ablation:
             + f": {self.verdict} the claim".replace("tell the claim", "tell")
         )
         lines.append(f"  published: {self.claim.published} ({self.claim.source})")
-        return "\n".join([*lines, *self.files])
+        return join_lines(*lines, *self.files)
 
 
 def _format(value: float, measure: str, sign: bool = False) -> str:
@@ -342,69 +334,6 @@ def _estimate_seconds(arm: Arm, recipe: Recipe) -> float:
     training = progress.images / row["images_per_second"]
     validation = row["seconds"] - steps * (recipe.optimization.batch_size or 32) / row["images_per_second"]
     return seconds - row["seconds"] + recipe.schedule.epochs * (training + max(0.0, validation))
-
-
-# ── the baseline without a network: scikit-image's HOG of Dalal and Triggs, scikit-learn's linear SVM ──
-
-
-def hog_svm(recipe: Recipe) -> float:
-    """Return the top-1 accuracy of a linear SVM on HOG features, on test if there is such a split, else on val.
-
-    C is chosen on val; the SVM is trained on the training split alone, as the network is. Images are resized to the
-    recipe's image size. Raises `UserError` if scikit-image is not installed.
-    """
-    from sklearn.svm import LinearSVC
-
-    data = recipe.data
-    by_name, bad = _features(
-        data.dataset, data.path, data.labels, data.text, data.skip_bad, recipe.model.image_size or 32
-    )
-    dataset = load_dataset(
-        data.dataset, data.path, labels=data.labels, text=data.text, seed=recipe.run.seed, bad=bad,
-        hold_out=data.validate_on == "val",
-    )  # fmt: skip
-    features = {name: np.stack([by_name[n] for n in part.names]) for name, part in dataset.splits.items()}
-    targets = {name: part.targets.numpy() for name, part in dataset.splits.items()}
-    svms = [LinearSVC(C=c, dual=True, random_state=recipe.run.seed) for c in SVM_PENALTIES]
-    for svm in svms:
-        svm.fit(features["train"], targets["train"])
-    best = max(svms, key=lambda svm: svm.score(features[recipe.data.validate_on], targets[recipe.data.validate_on]))
-    reported = "test" if "test" in features else recipe.data.validate_on
-    return float(best.score(features[reported], targets[reported]))
-
-
-@functools.lru_cache(maxsize=1)  # seeds only change the split
-def _features(
-    name: str, data: Path | None, labels: Path | None, text: TextOptions, skip_bad: bool, size: int
-) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
-    """Return the features of every image of a dataset, by the image's name, and the unreadable files."""
-
-    def load(bad: list[tuple[str, str]]) -> tuple[ImageDataset, EvalTransform]:
-        dataset = load_dataset(name, data, labels=labels, text=text, bad=bad, hold_out=False)
-        zeros, ones = (0.0,) * dataset.channels, (1.0,) * dataset.channels
-        preprocess = EvalTransform(size=size, channels=dataset.channels, mean=zeros, std=ones)
-        return decode_splits(dataset, preprocess), preprocess
-
-    dataset, preprocess = without_bad_files(load, skip_bad)
-    features: dict[str, np.ndarray] = {}
-    for arrays in dataset.arrays.values():
-        images = arrays.images if arrays.eval_ready else preprocess.resize_batch(arrays.images)
-        rows = hog_features(images.permute(0, 2, 3, 1).numpy())
-        features |= zip(arrays.names, rows, strict=True)
-    return features, dataset.bad
-
-
-def hog_features(images: np.ndarray) -> np.ndarray:
-    """Return HOG features, float32 N×F, of uint8 images N×H×W×C: 9 orientations, blocks of 2×2 cells."""
-    try:
-        from skimage.feature import hog
-    except ModuleNotFoundError:
-        raise UserError("HOG features need scikit-image; install it with: pip install scikit-image.") from None
-    cell = images.shape[1] // HOG_CELLS
-    return np.stack([
-        hog(image, 9, (cell, cell), (2, 2), block_norm="L2-Hys", channel_axis=-1).astype(np.float32)
-        for image in images
-    ])  # fmt: skip
 
 
 # ── output ────────────────────────────────────────────────────────────────────────────────────────

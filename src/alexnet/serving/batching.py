@@ -33,7 +33,7 @@ import torch
 from alexnet.data.decode import BadImage, TooManyPixels
 from alexnet.device import cpu_count
 from alexnet.inference.crops import make_views
-from alexnet.inference.predict import Classifier, Scores, load_crops
+from alexnet.inference.predict import Classifier, Crops, Scores, load_crops
 from alexnet.serving.metrics import ANSWERED, DROPPED, FAILED, TOO_LARGE, UNREADABLE, Metrics
 from alexnet.serving.registry import Models
 from alexnet.serving.settings import Settings
@@ -95,7 +95,7 @@ class _Image:
     index: int
     queue: _BatchQueue
     data: bytes
-    crops: list[np.ndarray] = field(default_factory=list)
+    crops: Crops = field(default_factory=Crops)
     decoded_at: float = 0.0
 
 
@@ -112,7 +112,8 @@ class _BatchQueue:
     def compute(self, images: Sequence[_Image]) -> list[Scores]:
         batches = [np.stack(crops) for crops in zip(*(image.crops for image in images), strict=True)]
         p = self.classifier.probabilities([torch.from_numpy(batch) for batch in batches], self.views)
-        return list(self.classifier.score_rows(p.numpy()))
+        scores = self.classifier.score_rows(p.numpy())
+        return [row._replace(clipped=image.crops.clipped) for row, image in zip(scores, images, strict=True)]
 
 
 class Batcher:

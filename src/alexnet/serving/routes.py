@@ -80,6 +80,8 @@ class ImagePrediction:
     unsure: bool | None
     confidence: float | None
     error: str | None
+    clipped: bool = False
+    """Whether it has values beyond the range of the training images; only present if so."""
 
 
 @dataclass
@@ -278,7 +280,7 @@ async def predict(request: Request) -> Response:
     predictions = [
         Prediction(path, error=outcome.reason)
         if isinstance(outcome, DecodeFailure)
-        else models[name].to_prediction(path, outcome, top)
+        else models[name].to_prediction(path, outcome, top, outcome.clipped)
         for (path, _), outcome in zip(images, outcomes, strict=True)
     ]
     return TextResponse({"model": name, "predictions": [p.to_dict() for p in predictions]})
