@@ -12,7 +12,7 @@ from typing import ParamSpec
 
 from alexnet.device import rank
 from alexnet.run_dir import Run
-from alexnet.text import escape_lines
+from alexnet.text import escape
 from alexnet.training import api as training
 from alexnet.training.api import TrainingResult
 
@@ -38,7 +38,7 @@ def write_page(result: TrainingResult) -> TrainingResult:
             write_report(Run(result.run))
         except Exception as error:  # the run is complete on disk: its page must not fail it
             message = f"The report could not be written: {error}; retry with 'alexnet report {result.run}'."
-            print(escape_lines(message), file=sys.stderr, flush=True)
+            print(escape(message), file=sys.stderr, flush=True)
     return result
 
 

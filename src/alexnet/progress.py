@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from alexnet.device import rank
 from alexnet.errors import UserError
-from alexnet.text import escape_lines
+from alexnet.text import escape
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -26,7 +26,7 @@ class Progress(Protocol):
         """`done` of `total` items of a task other than training (`what`: reading, evaluating) are done."""
 
     def log(self, text: str) -> None:
-        """Show a message that stays on the screen."""
+        """Show a message of one line that stays on the screen."""
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
         """`done` of `total` images of the epoch are done; `loss` and `top1` are means over them."""
@@ -67,7 +67,7 @@ class Plain:
             del self._shown[what]
 
     def log(self, text: str) -> None:
-        print(escape_lines(text), file=sys.stderr, flush=True)
+        print(escape(text), file=sys.stderr, flush=True)
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
         pass
@@ -98,9 +98,9 @@ class Live:
         from rich.progress import Progress as RichProgress
 
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=Console(stderr=True),
             transient=True,
         )
@@ -109,10 +109,10 @@ class Live:
         self._bar.start()
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        self._bar.update(self._task, description=what, completed=done, total=total, text=f"{done:,}/{total:,}")
+        self._bar.update(self._task, description=escape(what), completed=done, total=total, text=f"{done:,}/{total:,}")
 
     def log(self, text: str) -> None:
-        self._bar.console.print(escape_lines(text), markup=False, highlight=False, soft_wrap=True)
+        self._bar.console.print(escape(text), markup=False, highlight=False, soft_wrap=True)
 
     def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
         now = time.monotonic()

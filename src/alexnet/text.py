@@ -60,36 +60,34 @@ BY_CONTENT = TextOptions()
 # ── decoding ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def decode_file(data: bytes, where: str, encoding: str | None = None) -> tuple[str, str]:
+def decode_file(data: bytes, where: str, encoding: str | None = None, flag: str = "--encoding") -> tuple[str, str]:
     """Return the text of a file and its encoding: `encoding`, or by a byte order mark, or as `decode` finds it.
 
-    Raises `UserError`, which begins with `where`.
+    Raises `UserError`, which begins with `where` and names the `flag` that sets the encoding.
     """
     if encoding is None:
         # without a mark, a table begins with an ASCII name
         zeros = {(False, True): "utf-16-le", (True, False): "utf-16-be"}
         found = zeros.get((data[:1] == b"\0", data[1:2] == b"\0"))
         encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), found)
-    (text,), found = decode([data], where, encoding)
+    (text,), found = decode([data], where, encoding, flag=flag)
     return text, found.removesuffix("-sig")
 
 
 def decode(
-    parts: Sequence[bytes], where: str, encoding: str | None = None, also: Sequence[str] = ()
+    parts: Sequence[bytes], where: str, encoding: str | None = None, also: Sequence[str] = (), flag: str = "--encoding"
 ) -> tuple[list[str], str]:
     """Return `parts` as texts, and their common encoding: `encoding`, or UTF-8, or the one of `ENCODINGS` that fits.
 
     An encoding fits if it decodes all parts without control, private-use, unassigned or box-drawing
-    characters. `also` are further ones to try. Raises `UserError`, which begins with `where`, if
-    none or several fit.
+    characters. `also` are further ones to try. Raises `UserError`, which begins with `where` and
+    names `flag`, if none or several fit.
     """
     if encoding is not None:
         try:
             return [part.decode(find_codec(encoding)) for part in parts], encoding
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where} cannot be read as {encoding} ({error.reason}); give another --encoding."
-            ) from None
+            raise UserError(f"{where} cannot be read as {encoding} ({error.reason}); give another {flag}.") from None
     fits: dict[tuple[str, ...], str] = {}
     for name, codec in {"utf-8": "utf-8", **ENCODINGS, **dict(zip(also, also, strict=True))}.items():
         try:
@@ -103,10 +101,10 @@ def decode(
             fits.setdefault(texts, name)
     if not fits:
         tried = ", ".join([*ENCODINGS, *also])
-        raise UserError(f"{where} is no text in UTF-8 or one of {tried}; save it as UTF-8, or give its --encoding.")
+        raise UserError(f"{where} is no text in UTF-8 or one of {tried}; save it as UTF-8, or give its {flag}.")
     if len(fits) > 1:
         shown = ", ".join(f"{name} ('{_sample(texts)}')" for texts, name in fits.items())
-        raise UserError(f"{where} is not UTF-8, and several encodings fit: {shown}; choose one with --encoding.")
+        raise UserError(f"{where} is not UTF-8, and several encodings fit: {shown}; choose one with {flag}.")
     (texts, name) = fits.popitem()
     return list(texts), name
 
@@ -162,9 +160,9 @@ def escape(text: str) -> str:
     return _UNSAFE.sub(lambda found: _escape_character(found[0]), printable(text))
 
 
-def escape_lines(text: str) -> str:
-    """Return `text` with each line as `escape` returns it."""
-    return "\n".join(map(escape, text.split("\n")))
+def join_lines(*lines: object) -> str:
+    """Return `lines` as one text, each as `escape` returns it."""
+    return "\n".join(escape(str(line)) for line in lines)
 
 
 def escape_json(document: str) -> str:

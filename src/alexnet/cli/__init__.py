@@ -9,6 +9,7 @@ running, 128 + the number of a signal that stopped it (130 Ctrl-C, 143 SIGTERM),
 from __future__ import annotations
 
 import io
+import logging
 import os
 import select
 import sys
@@ -24,7 +25,7 @@ from alexnet.cli.doctor import doctor
 from alexnet.cli.eval import evaluate
 from alexnet.cli.export import export
 from alexnet.cli.features import features
-from alexnet.cli.output import is_main_process
+from alexnet.cli.output import LogFormatter, is_main_process
 from alexnet.cli.pack import pack
 from alexnet.cli.predict import predict
 from alexnet.cli.report import report
@@ -34,7 +35,7 @@ from alexnet.cli.show import show
 from alexnet.cli.train import train
 from alexnet.errors import ProcessLost, TrainingFailed, UserError, unknown_name
 from alexnet.signals import Stopped, raise_on_signals
-from alexnet.text import escape_lines
+from alexnet.text import escape
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
@@ -104,8 +105,10 @@ def run(arguments: list[str]) -> int:
             return 0
         if debug:
             raise
+        if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # raised by tempfile
+            error = UserError("There is no writable folder for temporary files; set TMPDIR to one.")
         if is_main_process() or not _same_on_all_ranks(error):
-            print(escape_lines(_message(error)), file=sys.stderr)
+            print(escape(_message(error)), file=sys.stderr)
         return getattr(error, "exit_code", 2 if isinstance(error, UserError) else 1)
 
 
@@ -140,8 +143,6 @@ def _is_sentence(error: Exception) -> bool:
 def _message(error: Exception) -> str:
     if _is_sentence(error):
         return f"alexnet: {error}"
-    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # raised by tempfile
-        return "alexnet: There is no writable folder for temporary files; set TMPDIR to one."
     return f"alexnet: internal error: {type(error).__name__}: {error} (--debug shows where)"
 
 
@@ -151,5 +152,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about an image, its own sentence says
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(LogFormatter())
     raise_on_signals()
     sys.exit(run(sys.argv[1:]))

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alexnet.cli.output import MAX_LISTED, print_json, print_list, print_table, print_text
+from alexnet.cli.output import MAX_LISTED, print_json, print_lines, print_list, print_table
 from alexnet.errors import UserError
 from alexnet.text import BY_CONTENT, TextOptions
 
@@ -67,9 +67,9 @@ def check(
         return
     _show(found)
     for note in notes:
-        print_text(note)
+        print_lines(note)
     if html is not None:
-        print_text(html)
+        print_lines(html)
 
 
 def _check_packed(data: Path, json: bool) -> None:
@@ -90,7 +90,7 @@ def _check_packed(data: Path, json: bool) -> None:
     print_list("Exact duplicates", [f"{a}  {b}" for a, b in found.duplicates])
     if found.across_splits:
         print(f"{found.across_splits:,} of these pairs are in different splits")
-    print_text(f"\n{found.verdict}\n  {found.command}")
+    print_lines("", found.verdict, f"  {found.command}")
 
 
 def _show(found: Findings) -> None:
@@ -98,7 +98,7 @@ def _show(found: Findings) -> None:
 
     good = [found.infos[i] for i in found.readable]
     splits = found.by_split
-    print_text(f"{found.data}: {len(found.names):,} images, {len(found.classes):,} classes")
+    print_lines(f"{found.data}: {len(found.names):,} images, {len(found.classes):,} classes")
     rows = sorted(found.classes.items(), key=lambda row: -row[1])
     shown = rows if len(rows) <= 2 * MAX_LISTED else rows[:MAX_LISTED] + rows[-MAX_LISTED:]
     print_table(
@@ -128,10 +128,10 @@ def _show(found: Findings) -> None:
     print_list("Near duplicates", [_pair(found, a, b) for a, b in found.near])
     print_list("Warnings", found.warnings, len(found.warnings))
     for note in found.notes:
-        print_text(note)
-    print_text(f"\n{found.verdict}")
+        print_lines(note)
+    print_lines("", found.verdict)
     if found.blocking_error is None:
-        print_text(f"  {found.command}")
+        print_lines(f"  {found.command}")
 
 
 def _pair(found: Findings, a: int, b: int) -> str:

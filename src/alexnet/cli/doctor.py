@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet.cli.output import print_json
+from alexnet.cli.output import print_json, print_lines
 
 if TYPE_CHECKING:
     import torch
@@ -136,6 +136,6 @@ def doctor(*, json: bool = False) -> int:
     print(f"{env['cpu']}, {env['cores']} cores, {free_memory() / 2**30:.1f} GiB free, {env['platform']}\n")
     for t in found["trials"]:
         speed = f"{t['milliseconds']:9.2f} ms" if t["milliseconds"] is not None else " " * 12
-        print(f"  {'works' if t['ok'] else 'FAILS'}  {t['device']:<5} {t['precision']:<5} {speed}  {t['detail']}")
-    print("", *found["advice"], sep="\n")
+        print_lines(f"  {'works' if t['ok'] else 'FAILS'}  {t['device']:<5} {t['precision']:<5} {speed}  {t['detail']}")
+    print_lines("", *found["advice"])
     return 0 if found["healthy"] else 1

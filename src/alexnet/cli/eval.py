@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from alexnet.cli.classifier_options import ClassifierOptions
-from alexnet.cli.output import print_json, print_table, print_text
+from alexnet.cli.output import print_json, print_lines, print_table
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.text import BY_CONTENT, TextOptions
 
@@ -52,9 +52,9 @@ def evaluate(
     if json:
         print_json(found)
         return
-    print_text(found)
+    print(found)
     if more:
-        print_text("individually: " + ", ".join(f"{m['run']} {m['top1']:.2%}" for m in found["members"]))
+        print_lines("individually: " + ", ".join(f"{m['run']} {m['top1']:.2%}" for m in found["members"]))
     print_table(
         ("class", "images", "precision", "recall", "F1"),
         [

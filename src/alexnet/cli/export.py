@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alexnet.cli.output import log, print_json, print_table, print_text
+from alexnet.cli.output import log, print_json, print_lines, print_table
 from alexnet.errors import UserError
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
@@ -88,7 +88,7 @@ def export(
     else:
         _show(done)
         for row in (*left_out, *failed):
-            print_text(f"{row['format']}: {row['reason']}")
+            print_lines(f"{row['format']}: {row['reason']}")
     return 1 if failed or not done else 0
 
 
@@ -113,10 +113,13 @@ def _show(done: Sequence[Export]) -> None:
             ),
         ],
     )  # fmt: skip
-    print_text(
-        f"\nCompared on {done[0].parity.images:,} images {reference.images.description}; FILE.json describes each file."
+    print_lines(
+        "",
+        f"Compared on {done[0].parity.images:,} images {reference.images.description}; FILE.json describes each file.",
+        "",
+        "Next:",
+        f"  alexnet predict {done[0].file} IMAGE…",
     )
-    print_text(f"\nNext:\n  alexnet predict {done[0].file} IMAGE…")
 
 
 def _ms(seconds: float) -> str:

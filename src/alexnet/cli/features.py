@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import log, print_json, print_text
+from alexnet.cli.output import log, print_json, print_lines
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
 
@@ -46,4 +46,4 @@ def features(
     for path, reason in written.errors:
         log(f"{path}: {reason}")
     shape = "×".join(map(str, written.shape))
-    print_text(f"{written.file}: {written.n:,} images, {shape} values each, the output of {written.module}")
+    print_lines(f"{written.file}: {written.n:,} images, {shape} values each, the output of {written.module}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json as jsonlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from alexnet.text import escape, escape_json, escape_lines
+from alexnet.text import escape, escape_json, join_lines
 
 MAX_LISTED = 10
 """Items of each kind that a command lists; --json has all."""
@@ -25,12 +26,22 @@ def is_main_process() -> bool:
 
 def log(message: str) -> None:
     """Print a line on stderr."""
-    print(escape_lines(message), file=sys.stderr, flush=True)
+    print(escape(message), file=sys.stderr, flush=True)
 
 
-def print_text(text: object) -> None:
-    """Print lines of text, without control characters that names may hold."""
-    print(escape_lines(str(text)), flush=True)
+def print_lines(*lines: object) -> None:
+    """Print lines, without control characters and newlines that names in them may hold."""
+    print(join_lines(*lines), flush=True)
+
+
+class LogFormatter(logging.Formatter):
+    """Does the same for what packages log, such as the errors of a server."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return escape(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return join_lines(*super().formatException(ei).split("\n"))
 
 
 def print_json(document: Any) -> None:

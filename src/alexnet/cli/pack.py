@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from alexnet.cli.output import print_json, print_text
+from alexnet.cli.output import print_json, print_lines
 from alexnet.text import BY_CONTENT, TextOptions
 
 
@@ -62,11 +62,11 @@ def _show(found: dict[str, Any], target: Path) -> None:
     side = "original size" if form["side"] is None else f"{form['side']} pixels"
     square = f"squares of {side}" if form["kind"] == "uint8" else f"short side {side}, quality {form['quality']}"
     parts = ", ".join(f"{count:,} {split}" for split, count in found["images"].items())
-    print_text(
+    print_lines(
         f"{target}: {parts} images of {len(found['classes']):,} classes as {form['kind']}, {square}: "
         f"{found['bytes'] / 1e6:,.1f} MB in {found['shards']:,} shards"
     )
     print(f"{found['seconds']:.1f} s, {found['images_per_second']:,.0f} images/s")
     if found["failed"]:
-        print_text(f"{found['failed']:,} unreadable and skipped; see {target / 'failed.csv'}")
-    print_text(f"\nNext:\n  {shlex.join(['alexnet', 'train', str(target)])}")
+        print_lines(f"{found['failed']:,} unreadable and skipped; see {target / 'failed.csv'}")
+    print_lines("", "Next:", f"  {shlex.join(['alexnet', 'train', str(target)])}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet.cli.classifier_options import ClassifierOptions
-from alexnet.cli.output import log, print_json, print_text
+from alexnet.cli.output import log, print_json, print_lines
 from alexnet.errors import UserError
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
@@ -67,11 +67,11 @@ def predict(
     for prediction in classifier.predict_many(inputs, top, options.views, options.scales):
         predictions.append(prediction)
         if not json:
-            print_text(prediction)
+            print_lines(prediction)
     if json:
         print_json({"predictions": [p.to_dict() for p in predictions]})
     if clipped := sum(p.clipped for p in predictions):
-        print(describe_clipped(clipped, classifier.preprocess.value_range), file=sys.stderr)
+        log(describe_clipped(clipped, classifier.preprocess.value_range))
     if all(p.error for p in predictions):
         raise UserError("None of the images could be read: " + "; ".join(str(p) for p in predictions[:3]) + ".")
     return 0
@@ -96,9 +96,9 @@ def _predict_to_file(
     else:
         resumed = f", {written.resumed:,} of them from an earlier command" if written.resumed else ""
         unreadable = f"; {written.errors:,} unreadable, with the reason in their row" if written.errors else ""
-        print_text(f"{written.file}: {written.images:,} images{resumed}{unreadable}")
+        print_lines(f"{written.file}: {written.images:,} images{resumed}{unreadable}")
     if written.clipped:
-        print(describe_clipped(written.clipped, classifier.preprocess.value_range), file=sys.stderr)
+        log(describe_clipped(written.clipped, classifier.preprocess.value_range))
     if written.errors == written.images:
         raise UserError(f"None of the images could be read; {out} gives the reason for each.")
     return 0

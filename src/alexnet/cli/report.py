@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import print_json, print_text
+from alexnet.cli.output import print_json, print_lines
 
 
 def report(
@@ -37,4 +37,4 @@ def report(
     if json:
         print_json({"files": [str(path) for path in files]})
     else:
-        print_text(files[0])
+        print_lines(files[0])

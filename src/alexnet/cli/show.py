@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import print_json, print_text
+from alexnet.cli.output import print_json, print_lines
 from alexnet.errors import UserError
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
@@ -64,4 +64,4 @@ def show(
     if json:
         print_json({"files": [str(drawn)]})
     else:
-        print_text(drawn)
+        print_lines(drawn)

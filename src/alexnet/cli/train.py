@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from alexnet.cli.arguments import parse
-from alexnet.cli.output import is_main_process, print_json, print_text
+from alexnet.cli.output import is_main_process, print_json, print_lines
+from alexnet.text import escape
 
 if TYPE_CHECKING:
     from alexnet.training.api import TrainingResult
@@ -47,11 +48,12 @@ def train(arguments: list[str]) -> None:
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else "digits"
     recipe = find_recipe(name)
-    about = f"{describe(name) if name in RECIPES else ''}\n\nThe defaults below are those of 'alexnet train {name}'."
+    shown = escape(name)
+    about = f"{describe(name) if name in RECIPES else ''}\n\nThe defaults below are those of 'alexnet train {shown}'."
     others = f"{', '.join(RECIPES)}; run 'alexnet train NAME --help' for their settings."
-    description = f"{EXAMPLES}\n\nRecipe {name}:\n{_wrap(about)}\n\nAll recipes:\n{_wrap(others)}"
+    description = f"{EXAMPLES}\n\nRecipe {shown}:\n{_wrap(about)}\n\nAll recipes:\n{_wrap(others)}"
     options = parse(
-        _options(recipe), arguments[named:], f"alexnet train {name}", description, usage="alexnet train RECIPE|FOLDER"
+        _options(recipe), arguments[named:], f"alexnet train {shown}", description, usage="alexnet train RECIPE|FOLDER"
     )
     given = {re.sub(r"^--(no-)?", "", word.split("=")[0]).replace("-", "_") for word in arguments if word[:2] == "--"}
     flags = [setting for name, setting in SETTINGS.items() if setting.flag and name in given]
@@ -73,12 +75,18 @@ def _wrap(text: str) -> str:
 
 
 def _options(recipe: Recipe) -> type[Options]:
-    """Return `Options` with a group of flags for each group of settings, whose defaults are those of `recipe`."""
+    """Return `Options` with a group of flags for each group of settings, whose defaults are those of `recipe`.
+
+    The defaults are only for the help: what is not given stays as in `recipe`.
+    """
     from tyro.conf import OmitArgPrefixes, arg
 
     from alexnet.training.recipe import SETTINGS
 
-    defaults = recipe.as_dict()
+    defaults = {
+        key: type(value)(escape(str(value))) if isinstance(value, (str, Path)) else value
+        for key, value in recipe.as_dict().items()
+    }
     groups: list[Any] = []
     for group, settings in vars(recipe).items():
         if flags := [s for s in SETTINGS.values() if s.flag and s.group == group]:
@@ -101,9 +109,6 @@ def show_result(result: TrainingResult, json: bool) -> None:
     if json:
         print_json({"run": str(run), **summary})
         return
-    print_text(result)
-    print_text(f"""
-Next:
-  alexnet eval {run}
-  alexnet predict {run} IMAGE…
-  alexnet report {run}""")
+    print(result)
+    commands = (f"eval {run}", f"predict {run} IMAGE…", f"report {run}")
+    print_lines("", "Next:", *(f"  alexnet {command}" for command in commands))

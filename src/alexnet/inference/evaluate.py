@@ -31,7 +31,7 @@ from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.progress import Progress
 from alexnet.runtimes.calibration import confidence_metrics, correct_at
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
-from alexnet.text import TextOptions
+from alexnet.text import TextOptions, join_lines
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class Evaluation(dict[str, Any]):
 
     def __repr__(self) -> str:
         low, high = self["interval"]
-        return (
+        return join_lines(
             f"top-1 {self['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {self['top5']:.2%}, "
-            f"loss {self['loss']:.4f} on {self['n']} images of the {self['split']} split"
-            f"\n{self._confidence()}"
+            f"loss {self['loss']:.4f} on {self['n']} images of the {self['split']} split",
+            self._confidence(),
         )
 
     def _confidence(self) -> str:

@@ -27,6 +27,7 @@ from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensembl
 from alexnet.inference.load import ImageInput, find_cached
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.runtimes.engines import EXACT, Engine, check_engine, softmax, trace_model
+from alexnet.text import escape
 
 if TYPE_CHECKING:
     import torch
@@ -58,9 +59,9 @@ class Prediction:
 
     def __str__(self) -> str:
         if self.error:
-            return f"{self.path}: {self.error}"
+            return escape(f"{self.path}: {self.error}")
         unsure = f"{self._unsure_text()}: " if self.unsure else ""
-        return f"{self.path}: {unsure}" + ", ".join(f"{label} {p:.1%}" for label, p in self.labels)
+        return escape(f"{self.path}: {unsure}" + ", ".join(f"{label} {p:.1%}" for label, p in self.labels))
 
     def _unsure_text(self) -> str:
         return f"unsure (confidence {self.confidence:.1%})"
@@ -83,6 +84,7 @@ class Scores(NamedTuple):
     """Class indices, the most likely first, int64 (classes,)."""
     unsure: bool | None
     confidence: float | None
+    clipped: bool = False
 
 
 class Classifier:

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from alexnet.device import cache_dir, cpu_name
 from alexnet.files import atomic_write
+from alexnet.text import escape
 
 CHUNK = 1 << 19  # elements: with temporaries about 10 MB of float32, which fits a last-level cache
 
@@ -208,7 +209,10 @@ def c_kernel() -> Any:
         return load_c_kernel()
     except KernelUnavailable as error:
         if not error.expected:
-            warnings.warn(f"LocalResponseNorm runs without its C kernel, several times slower: {error}.", stacklevel=2)
+            warnings.warn(
+                f"LocalResponseNorm runs without its C kernel, several times slower: {escape(str(error))}.",
+                stacklevel=2,
+            )
         return None
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from alexnet.errors import UserError
-from alexnet.files import printable
 from alexnet.inference.load import published_name
 from alexnet.inference.predict import Classifier, load
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, options_for
 from alexnet.runtimes.engines import EXACT, LoadedModel
 from alexnet.runtimes.manifest import is_exported_model
+from alexnet.text import escape
 
 Models = dict[str, Classifier]
 
@@ -59,8 +59,7 @@ def _model_name(source: str | Path, loaded: LoadedModel) -> str:
     if published_name(source):
         return str(source).replace(":", "-").replace("/", "-")
     name = path.stem if path.is_file() else (loaded.run.path if loaded.run else path).resolve().name
-    # shown in the log, in pages and as a metrics label: control characters and bidirectional ones are escaped
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(name))
+    return escape(name)  # shown in the log, in pages and as a metrics label
 
 
 def warm_up(classifier: Classifier, batch: int) -> None:
