@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from alexnet import rng
 from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, crop_corners, crop_group_ids
 from alexnet.data.dataset import ImageArrays, ImageFiles
-from alexnet.data.decode import BadImage, check_main_module, decode_crop, decode_image
+from alexnet.data.decode import BadImage, decode_crop, decode_image
 from alexnet.data.in_memory import resize_for_eval
+from alexnet.data.processes import check_main_module
 from alexnet.data.shards.reader import PackedImages
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_count, local_world_size

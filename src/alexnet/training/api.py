@@ -18,7 +18,7 @@ import torch
 from alexnet import rng
 from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.data.dataset import read_bad_files, read_split, write_split
-from alexnet.data.decode import check_main_module
+from alexnet.data.processes import check_main_module
 from alexnet.device import environment, rank, world_size
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, encode_csv, printable, write_bytes, write_json, write_text

@@ -25,9 +25,9 @@ import torch
 from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays
 from alexnet.data.datasets import load_known_layout
-from alexnet.data.decode import check_main_module, process_pool
 from alexnet.data.image_names import describe_ignored
 from alexnet.data.label_table import class_order, read_label_table
+from alexnet.data.processes import check_main_module, process_pool
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
 from alexnet.data.quality.findings import Findings, collect_warnings, find_blocking_error, pluralize
 from alexnet.data.quality.inspect import THUMBNAIL_SIDE, ImageInfo, inspect_arrays, inspect_files

@@ -25,9 +25,9 @@ import numpy as np
 from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.datasets import CIFAR10_ARCHIVE, load_known_layout
-from alexnet.data.decode import check_main_module, process_pool
 from alexnet.data.deep import ValueRange
 from alexnet.data.image_folder import scan_images
+from alexnet.data.processes import check_main_module, process_pool
 from alexnet.data.shards.manifest import find_mismatches, is_packed, open_packed, write_manifest
 from alexnet.data.shards.reader import FORMAT, PACK, WORK, ShardFormat
 from alexnet.data.shards.writer import ShardTask, read_result, write_shard
