@@ -267,6 +267,7 @@ def test_too_few_or_too_many_tensors_are_refused() -> None:
     [
         ({}, "no tensors in the weights"),
         ({"state_dict": {}}, "no tensors"),
+        ({"norm1.num_batches_tracked": torch.tensor(3)}, "no tensors"),
         ({"epoch": 3}, "'epoch' is no tensor"),
         ([1, 2], "not a list"),
         (None, "not a NoneType"),

@@ -48,18 +48,16 @@ class FileOptions:
     classes_encoding: str | None = None
     """Encoding of the file of class names, such as gb18030; by default the one that fits, if only one does."""
 
-    def given(self) -> list[str]:
-        """Return the flags that are set."""
-        return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
-
 
 NO_OPTIONS = FileOptions()
 
 
 def refuse_options(name: str | Path, options: FileOptions) -> None:
     """Raise `UserError` if `options` are given for something else than a file of weights."""
-    if given := options.given():
-        raise UserError(f"{given[0]} describes a file of weights, and {name} is none; omit it.")
+    for option, value in vars(options).items():
+        if value is not None:
+            flag = f"--{option.replace('_', '-')}"
+            raise UserError(f"{flag} describes a file of weights, and {name} is none; omit it.")
 
 
 def options_for(name: str | Path, names: Sequence[str | Path], options: FileOptions) -> FileOptions:

@@ -166,8 +166,8 @@ def _find_torchvision(state: Mapping[str, Tensor], image_size: int | None, where
         spec = TorchvisionSpec(f"{TORCHVISION}{name}", image_size=image_size or TorchvisionSpec.image_size)
         if fitted := _fit_torchvision(spec, state):
             return fitted, f"The tensors in {where} are those of '{spec.name}'; --arch overrides this."
-    first, last = ("×".join(map(str, t.shape)) for t in (*list(state.values())[:1], *list(state.values())[-1:]))
+    shapes = ["×".join(map(str, tensor.shape)) for tensor in state.values()]
     raise UserError(
-        f"The shapes in {where}, from {first} to {last}, are those of no architecture that 'alexnet arch' lists; name "
-        "the nearest with --arch to see the first difference."
+        f"The shapes in {where}, from {shapes[0]} to {shapes[-1]}, are those of no architecture that "
+        "'alexnet arch' lists; name the nearest with --arch to see the first difference."
     )

@@ -59,7 +59,7 @@ def find_state_dict(
         if isinstance(checkpoint.get(name), Mapping):
             values = checkpoint[name]
     tensors = {str(key): _to_tensor(key, value, where) for key, value in values.items()}
-    if not tensors:
+    if all(map(is_counter, tensors)):
         raise UserError(f"There are no tensors in {where}; save model.state_dict() again.")
     unwrapped = {".".join(p for p in key.split(".") if p not in _WRAPPERS): t for key, t in tensors.items()}
     plain = _without_prefix(unwrapped)
