@@ -250,7 +250,7 @@ def load(
         and len(runs) == 1
         and not calibrate
         and device in ("auto", "cpu")
-        and not file.given()
+        and file == NO_OPTIONS
     ):
         found = find_cached(runs[0], checkpoint, engine, device, cached_for == "one")
         if found is not None and found.engine is not None:
