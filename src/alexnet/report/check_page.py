@@ -24,6 +24,7 @@ from alexnet.data.in_memory import decode_files
 from alexnet.data.quality.findings import Findings, min_median_max
 from alexnet.data.transforms import EvalTransform
 from alexnet.files import write_text
+from alexnet.inference.load import evenly_spaced
 from alexnet.messages.translator import Translator, load_template
 from alexnet.report.page import fit_square, image_url
 from alexnet.training.recipes import named_recipe
@@ -138,7 +139,6 @@ def _formats(found: Findings, no_file: str) -> list[tuple[str, str, str]]:
 
 def _thumbnails(found: Findings, indices: Sequence[int]) -> list[Values]:
     """Return name and data URL of each image, "" for one that cannot be read; they are decoded on all cores."""
-
     value_range = found.value_range.value_range if found.value_range else None
 
     def render(i: int) -> str:
@@ -180,7 +180,7 @@ def _samples(found: Findings) -> Values:
     for i in found.readable:
         if found.labels[i] in members:
             members[found.labels[i]].append(i)
-    samples = {label: _evenly_spaced(indices, per_class) for label, indices in members.items() if indices}
+    samples = {label: evenly_spaced(indices, per_class) for label, indices in members.items() if indices}
     images = iter(_thumbnails(found, [i for indices in samples.values() for i in indices]))
     return {
         "rows": [
@@ -201,7 +201,7 @@ def _augmented(found: Findings) -> list[tuple[str, list[str]]]:
     ]
     if not train:
         return []
-    chosen = _evenly_spaced(train, AUGMENTED_IMAGES)
+    chosen = evenly_spaced(train, AUGMENTED_IMAGES)
     config = replace(build_augment(recipe.augmentation), crop_group=1)  # different crops show more
     if found.pixels is None:
         size = 112
@@ -226,12 +226,6 @@ def _augmented(found: Findings) -> list[tuple[str, list[str]]]:
 def _class_name(label: str) -> str:
     """Return a class name, in quotes if it has leading or trailing spaces."""
     return label if label == label.strip() else repr(label)
-
-
-def _evenly_spaced(indices: Sequence[int], count: int) -> list[int]:
-    """Return at most `count` of `indices`, evenly spaced."""
-    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)
-    return [indices[k] for k in np.unique(places)]
 
 
 def _to_image(pixels: torch.Tensor) -> Image.Image:
