@@ -54,6 +54,12 @@ def zero_middle(data: bytes) -> bytes:
     return data[:middle] + bytes(150) + data[middle + 150 :]
 
 
+def zero_tail(data: bytes) -> bytes:
+    start = scan_start(data)
+    kept = start + (len(data) - start) // 3
+    return data[:kept] + bytes(len(data) - 2 - kept) + b"\xff\xd9"
+
+
 def remove_middle(data: bytes) -> bytes:
     middle = (scan_start(data) + len(data)) // 2
     return data[:middle] + data[middle + 700 :]
@@ -76,14 +82,24 @@ def decoder(request, monkeypatch) -> None:
 @pytest.mark.usefixtures("decoder")
 def test_good_images_raise_no_alarm(kind, tmp_path):
     data = make_jpeg(kind)
-    for version in (data, data + bytes(500), data[:-2] + bytes(100) + data[-2:], data[:-2] + b"\xff" + data[-2:]):
+    padding = (bytes(100), bytes(1 << 20), b"\xaa" * 100, b"\xff")
+    for version in (data, data + bytes(500), *(data[:-2] + pad + data[-2:] for pad in padding)):
         assert check_image(version) is None
         decode_crop(version, 40)
     (tmp_path / "a.jpg").write_bytes(data)
     assert inspect_files([str(tmp_path / "a.jpg")])[0].reason is None
 
 
-@pytest.mark.parametrize("damage", [break_off, zero_middle, remove_middle, stray_marker])
+@pytest.mark.usefixtures("decoder")
+def test_appended_files_and_metadata_raise_no_alarm():
+    data, preview = make_jpeg("baseline"), make_jpeg("gray", 80)
+    comment = b"\xff\xfe\x01\x02" + (b"\xff\xd9\xff\xda" + bytes(252))
+    video = b"\0\0\0\x18ftypmp42" + np.random.default_rng(2).bytes(5000)  # as in motion photos
+    for version in (data + preview, data + video, data[:2] + comment + data[2:], data[:-2] + comment + data[-2:]):
+        assert check_image(version) is None
+
+
+@pytest.mark.parametrize("damage", [break_off, zero_middle, zero_tail, remove_middle, stray_marker])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("decoder")
 def test_damage_is_recognized_by_every_reader(kind, damage, tmp_path):

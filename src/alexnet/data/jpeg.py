@@ -90,10 +90,10 @@ def _raise_for_warning(text: str, data: bytes) -> None:
     if _DAMAGE.search(text):
         raise DamagedJpeg(text.removeprefix("Corrupt JPEG data: "))
     surplus = re.search(r"(\d+) extraneous bytes before marker 0x(..)", text)
-    if surplus and int(surplus[1]) >= _FEW_BYTES:
-        padding = rb"(.)\1{%d}\xff%s" % (int(surplus[1]) - 1, re.escape(bytes.fromhex(surplus[2])))
-        if not re.search(padding, data, re.DOTALL):
-            raise DamagedJpeg(f"{surplus[1]} bytes more than the image needs")
+    if surplus and (count := int(surplus[1])) >= _FEW_BYTES:
+        ends = (data[max(s.start, s.end - count) : s.end] for s in _scans(data) if s.next_marker == int(surplus[2], 16))
+        if not any(len(end) == count and not end.strip(end[:1]) for end in ends):  # one repeated byte is padding
+            raise DamagedJpeg(f"{count} bytes more than the image needs")
 
 
 # ── without decoding ──────────────────────────────────────────────────────────────────────────────
@@ -135,8 +135,8 @@ def check_scans(data: bytes, image: Image.Image | None = None) -> None:
         if scan.process not in (*_SEQUENTIAL, *_PROGRESSIVE):
             return
         sequential = scan.process in _SEQUENTIAL
-        if sequential and not scan.zeros_possible and _ZEROS in data[scan.start : scan.end].rstrip(b"\0"):
-            raise DamagedJpeg("a part of it is zeros")
+        if sequential and not scan.zeros_possible:
+            _check_zeros(data, scan)
         if scan.next_marker in _RESERVED:
             raise DamagedJpeg(f"a stray marker 0x{scan.next_marker:02x}")
         _check_restarts(data, scan)
@@ -205,6 +205,18 @@ def _check_restarts(data: bytes, scan: _Scan) -> None:
         raise DamagedJpeg("restart markers are missing or out of order")
 
 
+def _check_zeros(data: bytes, scan: _Scan) -> None:
+    """Raise `DamagedJpeg` for zeros in the scan, or at its end unless they are padding, without which the image is the
+    same."""
+    content = data[scan.start : scan.end].rstrip(b"\0")
+    damaged = _ZEROS in content
+    if scan.end - scan.start - len(content) >= len(_ZEROS):
+        last = scan.start + len(content) + 1  # a zero that may be a part of the last code
+        damaged = damaged or _is_changed(data, data[:last] + data[scan.end :])
+    if damaged:
+        raise DamagedJpeg("a part of it is zeros")
+
+
 def _check_end(data: bytes, scan: _Scan, image: Image.Image) -> None:
     """Raise `DamagedJpeg` if the end of the image is gray because its data is missing.
 
@@ -213,14 +225,16 @@ def _check_end(data: bytes, scan: _Scan, image: Image.Image) -> None:
     corner = np.asarray(image.getpixel((image.width - 1, image.height - 1)))
     if not np.isin(corner, (127, 128)).all():  # 127: Pillow inverts CMYK
         return
-    extended = data[: scan.end] + bytes(range(64)) + data[scan.end :]
-    first, second = (_decode_small(version) for version in (data, extended))
-    if ImageChops.difference(first, second).getbbox() is not None:
+    if _is_changed(data, data[: scan.end] + bytes(range(64)) + data[scan.end :]):
         raise DamagedJpeg("truncated data before the end marker")
 
 
+def _is_changed(data: bytes, edited: bytes) -> bool:
+    """Whether the image in `edited` differs from that in `data`, in gray at an eighth of the size."""
+    return ImageChops.difference(*map(_decode_small, (data, edited))).getbbox() is not None
+
+
 def _decode_small(data: bytes) -> Image.Image:
-    """Decode at an eighth of the size, to gray."""
     image = Image.open(io.BytesIO(data), formats=["JPEG", "MPO"])
     image.draft("L", (1, 1))
     image.load()
