@@ -36,6 +36,7 @@ from alexnet.data.deep import (
     scale_to_8_bits,
 )
 from alexnet.data.jpeg import decode_strictly, load_strictly
+from alexnet.data.png import check_chunks
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.progress import Progress
@@ -333,8 +334,12 @@ def _describe_unreadable(file: BinaryIO) -> str:
 def exif_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1…8, or 1 (upright) if there is none or an invalid one.
 
-    Of a TIFF, ask before its pixels are loaded: Pillow then makes it upright and removes the tag.
+    Of a TIFF, ask before its pixels are loaded: Pillow then makes it upright and removes the tag. A PNG is loaded, as
+    its EXIF may follow the pixels; raises what the decoder raises.
     """
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        check_chunks(image)
+        image.load()  # outside of the try, which would hide damaged pixels
     try:
         orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # malformed EXIF is common and does not affect the pixels
@@ -357,6 +362,8 @@ def load_upright(image: Image.Image, mode: str, value_range: ValueRange | None =
     for one if `value_range` is `UNMEASURED`.
     """
     deep, clipped = image, None
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        check_chunks(image)
     if is_deep(image) and not (value_range is None and has_8_bit_reader(image)):
         if value_range == UNMEASURED:
             raise RangeUnknown
