@@ -313,18 +313,18 @@ def _describe_unreadable(file: BinaryIO) -> str:
     if reason := _describe_tiff(file):
         return reason
     file.seek(0)
-    data = file.read(512)
+    data, damaged = file.read(512), "its header is damaged or cut short"
     start = data.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<svg")):
         return "it is not an image but a web page or other markup"
     if data[4:8] == b"ftyp":  # ISO media; the brand follows
         brand = data[8:12]
         if brand in (b"avif", b"avis"):
-            return "it is AVIF, which needs Pillow 11.3 or later"
+            return damaged if "AVIF" in Image.OPEN else "it is AVIF, which needs Pillow 11.3 or later"
         if brand[:3] in (b"hei", b"hev", b"mif", b"msf"):
-            return "it is HEIC, which needs 'pip install pillow-heif'"
+            return damaged if "HEIF" in Image.OPEN else "it is HEIC, which needs 'pip install pillow-heif'"
     if data[:4] in (b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"\x89PNG", b"GIF8", b"RIFF"):
-        return "its header is damaged or cut short"
+        return damaged
     return "it is not an image of a known format"
 
 
