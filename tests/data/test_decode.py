@@ -4,6 +4,7 @@ import importlib.util
 import io
 import pickle
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -378,3 +379,16 @@ def test_bad_image_survives_pickling_and_is_a_user_error():
 def test_channels_are_one_or_three():
     with pytest.raises(UserError, match="not 4"):
         decode_image(encoded(NOISE, "PNG"), channels=4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="depends on how Pillow is linked")
+def test_libtiff_prints_nothing(capfd):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
+        file, "TIFF", compression="tiff_lzw"
+    )
+    damaged = bytearray(file.getvalue())
+    damaged[200:6000] = b"\xff" * 5800
+    with pytest.raises(BadImage):
+        decode_image(bytes(damaged))
+    assert capfd.readouterr().err == ""

@@ -11,6 +11,8 @@ Only raster formats are tried: Pillow would pass an EPS file to Ghostscript, whi
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import io
 import logging
@@ -267,7 +269,17 @@ def _readable_formats() -> tuple[str, ...]:
     # 16-bit gray with white as 0 is known in little-endian files only.
     TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are raised, too; stderr is for progress
+    _silence_libtiff()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _silence_libtiff() -> None:
+    """Let libtiff print nothing on stderr, in this process: Pillow raises its errors, too."""
+    with contextlib.suppress(AttributeError, OSError):  # where Pillow does not share the functions of its libtiff
+        libtiff = ctypes.CDLL(Image.core.__file__)  # which also finds what that is linked with
+        for set_handler in (libtiff.TIFFSetErrorHandler, libtiff.TIFFSetWarningHandler):
+            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            set_handler(None)
 
 
 def _describe_error(error: Exception) -> str:
