@@ -21,6 +21,7 @@ def pack(
     format: Literal["jpeg", "uint8"] = "jpeg",
     size: str | None = None,
     quality: int = 90,
+    in_channels: int | None = None,
     value_range: str | None = None,
     workers: int | None = None,
     json: bool = False,
@@ -36,6 +37,7 @@ def pack(
             than ten times as fast.
         size: Short side in pixels, or 'original' for JPEGs as they are; by default 256, or the images' own if smaller.
         quality: JPEG quality, 1 to 100.
+        in_channels: 1 stores grayscale images, 3 color; by default 3 for files, else those of the dataset.
         value_range: LO,HI: the values that become black and white in images of more than 8 bits, such as 0,4095 for 12
             bits or --value-range=-1000,3000; by default measured on the training images.
         workers: Number of processes; by default one per core.
@@ -48,7 +50,7 @@ def pack(
     with closing(default_progress()) as progress:
         found = pack_dataset(
             data, target, labels=labels, text=text, kind=format, size=size, quality=quality, workers=workers,
-            progress=progress,
+            progress=progress, channels=in_channels,
             value_range=None if value_range is None else parse_value_range(value_range),
         )  # fmt: skip
     if json:

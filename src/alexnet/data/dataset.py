@@ -146,6 +146,19 @@ class ImageDataset:
         recorded = ("train", *self.held_out) if self.held_out else ()
         return [(name, split) for split in recorded for name in self.splits[split].names]
 
+    def with_channels(self, channels: int) -> ImageDataset:
+        """Return the dataset with its files decoded to 1 or 3 `channels`. Raises `UserError` for other numbers, and for
+        another number than that of images in memory or packed ones."""
+        if channels not in (1, 3):
+            raise UserError(f"--in-channels is 1 for grayscale or 3 for color, not {channels}.")
+        if channels != self.channels and (self.arrays or any(part.verified for part in self.files.values())):
+            stored = "grayscale" if self.channels == 1 else "color"
+            raise UserError(
+                f"The images of '{self.name}' are stored in {stored}, which --in-channels {channels} cannot change; "
+                "leave it out, or give image files."
+            )
+        return replace(self, channels=channels)
+
 
 def list_first(names: Sequence[str]) -> str:
     """Join the first ten of `names`, with "..." if there are more."""

@@ -98,6 +98,11 @@ class ModelSettings:
         help="Side of the square network input, in pixels. Default: the architecture's own, and for "
         "torchvision/NAME 32, 64 or 224 by the size of the images.",
     )  # fmt: skip
+    in_channels: int | None = setting(
+        None, flag=True, minimum=1, maximum=3, on_resume="fixed",
+        help="Channels of the network's input: 1 reads image files as grayscale, 3 as color. Default: 3 for files, "
+        "else those of the dataset.",
+    )  # fmt: skip
     width: float = setting(
         1.0, "Factor for the number of channels and hidden units of every layer.", flag=True, above=0, on_resume="fixed"
     )

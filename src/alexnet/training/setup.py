@@ -194,6 +194,8 @@ def _load_data(
         split=split,
         progress=progress,
     )
+    if recipe.model.in_channels is not None:
+        dataset = dataset.with_channels(recipe.model.in_channels)
     if data.num_classes not in (None, len(dataset.classes)):
         raise UserError(
             f"--num-classes {data.num_classes} does not match the data, which has {len(dataset.classes)} classes: "
@@ -265,6 +267,11 @@ def _choose_geometry(
     channels, path = dataset.channels, recipe.data.mean_image
     if recipe.uses_pca_noise and channels == 1:
         raise UserError("PCA noise needs color images, and these are grayscale; give --set pca_noise=0.")
+    if any(values is not None and len(values) != channels for values in (recipe.data.mean, recipe.data.std)):
+        raise UserError(
+            f"The recipe's mean and std are not for images of {channels} channel{'s' * (channels > 1)}; "
+            "--set mean=null --set std=null measures them."
+        )
     zeros, ones = (0.0,) * channels, (1.0,) * channels  # replaced by _measure_statistics
     mean_image = stored.mean_image if stored else None
     if stored is not None:

@@ -40,9 +40,10 @@ def init_from_pretrained(
         spec = replace(spec, dropout=recipe.model.dropout)
     preprocess = pretrained.preprocess
     if preprocess.channels != dataset.channels:
+        fix = "convert the images" if dataset.arrays else f"give --in-channels {preprocess.channels}"
         raise UserError(
             f"--weights {recipe.model.weights} takes {_color_mode(preprocess.channels)} images, and these are "
-            f"{_color_mode(dataset.channels)}; convert the images, or leave out --weights."
+            f"{_color_mode(dataset.channels)}; {fix}, or leave out --weights."
         )
     frozen, reason = choose_frozen_layers(recipe.model.freeze, len(dataset.splits["train"]), len(dataset.classes))
     new_head = pretrained.classes != dataset.classes

@@ -61,6 +61,7 @@ def pack_dataset(
     kind: str = "jpeg",
     size: int | str | None = None,
     quality: int = QUALITY,
+    channels: int | None = None,
     value_range: ValueRange | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -68,10 +69,10 @@ def pack_dataset(
     """Pack `data`, in any layout that training reads, into the folder `target`, or resume doing so.
 
     `kind` "jpeg" stores images with a short side of at most `size` pixels, or unchanged for "original"; "uint8" stores
-    the pixels of square center crops of side `size`. None is 256, or the images' median if smaller. Of images with more
-    than 8 bits, `value_range` becomes 0…255; None measures it on the training images (see `value_range.py`). Splits and
-    sample order are the same as when training on `data`. Returns pack.json with `data`, `bytes`, `shards`, `seconds`,
-    `images_per_second` and `resumed`. Raises `UserError`.
+    the pixels of square center crops of side `size`, each with `channels`, 1 or 3. None is 256, or the images' median
+    if smaller. Of images with more than 8 bits, `value_range` becomes 0…255; None measures it on the training images
+    (see `value_range.py`). Splits and sample order are the same as when training on `data`. Returns pack.json with
+    `data`, `bytes`, `shards`, `seconds`, `images_per_second` and `resumed`. Raises `UserError`.
     """
     start = time.monotonic()
     check_main_module("the packing")
@@ -83,6 +84,8 @@ def pack_dataset(
         raise UserError(f"--quality is {quality}, but JPEG quality is between 1 and 100; 90 is usual.")
     _check_target(data, target)
     contents = list_contents(data, labels, progress, text)
+    if channels is not None:
+        contents = contents.with_channels(channels)
     if progress is not None:
         for note in contents.notes:
             progress.log(note)
