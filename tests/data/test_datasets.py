@@ -12,8 +12,9 @@ import pytest
 import torch
 from torchvision import datasets
 
+from alexnet.data import idx as idx_files
 from alexnet.data.dataset import ImageArrays, ImageFiles
-from alexnet.data.datasets import load_dataset
+from alexnet.data.datasets import load_dataset, load_for_evaluation, load_known_layout
 from alexnet.errors import UserError
 from helpers import data_folder, make_class_folders, make_solid_image
 
@@ -233,7 +234,8 @@ def test_fashion_mnist_layouts(inside, compress, tmp_path):
     fashion(tmp_path / "f" / inside, compress)
     source = load_dataset("fashion-mnist", tmp_path / "f")
     assert {split: len(part) for split, part in source.splits.items()} == {"train": 30, "val": 10, "test": 20}
-    assert source.classes[9] == "Ankle boot"
+    assert source.classes == tuple("0123456789")
+    assert any("of no known dataset, so that their classes are named by their numbers" in note for note in source.notes)
     assert source.channels == 1
     expected = np.random.default_rng(20).integers(0, 256, (20, 28, 28), dtype=np.uint8)
     assert np.array_equal(source.splits["test"].images[:, 0], expected)
@@ -276,6 +278,55 @@ def test_a_failed_fashion_mnist_download_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [f"{tmp_path.as_uri()}/nowhere/"])
     with pytest.raises(UserError, match="Fashion-MNIST could not be downloaded"):
         load_dataset("fashion-mnist")
+
+
+# ── which dataset IDX files are ───────────────────────────────────────────────────────────────────
+
+
+def pixel_sums(folder: Path) -> tuple[int, ...]:
+    found = idx_files.read_idx_files(folder)
+    return tuple(int(pixels.sum(dtype=np.int64)) for pixels, _ in found.splits.values())
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(
+    ("title", "name", "other", "last"),
+    [("MNIST", "mnist", "fashion-mnist", "9"), ("Fashion-MNIST", "fashion-mnist", "mnist", "Ankle boot")],
+)
+def test_idx_files_are_recognized_by_their_contents(title, name, other, last, compress, tmp_path, monkeypatch):
+    folder = fashion(tmp_path / "FashionMNIST" / "raw", compress)
+    monkeypatch.setattr(idx_files, "PIXEL_SUMS", {pixel_sums(folder): title})
+    source = load_dataset(name, tmp_path)
+    assert (source.name, source.classes[9]) == (name, last)
+    with pytest.raises(UserError, match=f"holds {title}, not .*'alexnet train {name} --data DIR'"):
+        load_dataset(other, tmp_path)
+    for found in (load_known_layout(tmp_path), load_for_evaluation(other, tmp_path)):
+        assert (found.name, found.classes[9]) == (name, last)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_kmnist_is_recognized_by_its_checksums(name, tmp_path, monkeypatch):
+    folder = fashion(tmp_path, compress=True)
+    names = [file for split in ("train", "test") for file in idx_files.file_names(split)]
+    sums = [(f"{n}.gz", hashlib.md5((folder / f"{n}.gz").read_bytes()).hexdigest()) for n in names]
+    monkeypatch.setattr(datasets.KMNIST, "resources", sums)
+    if name == "mnist":
+        source = load_dataset(name, folder)
+        assert source.classes == ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+        assert any("are KMNIST" in note for note in source.notes)
+    else:
+        with pytest.raises(UserError, match="holds KMNIST, not Fashion-MNIST; train on it with 'alexnet train mnist"):
+            load_dataset(name, folder)
+
+
+def test_other_idx_files_may_have_other_classes_and_names(tmp_path):
+    fashion(tmp_path)
+    for stem, n in (("train", 40), ("t10k", 20)):
+        (tmp_path / f"{stem}-labels-idx1-ubyte").unlink()
+        (tmp_path / f"{stem}-labels.idx1-ubyte").write_bytes(idx(1 + np.arange(n, dtype=np.uint8) % 20))
+    source = load_dataset("mnist", tmp_path, hold_out=False)
+    assert source.classes == tuple(map(str, range(1, 21)))
+    assert source.splits["test"].targets.tolist() == list(range(20))
 
 
 @pytest.mark.slow

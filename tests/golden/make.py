@@ -147,6 +147,8 @@ def golden_batches() -> Golden:
         _write_datasets(folder)
     found: Golden = {}
     for name, make in RECIPES.items():
+        if name == "mnist":  # not recorded: fashion-mnist without flips
+            continue
         recipe = make()
         small = {"width": 0.125, "batch_size": 8, "precision": "fp32", "device": "cpu", "workers": 0}
         own = {"digits": None, "cifar10": "cifar", "fashion-mnist": "fashion"}.get(recipe.data.dataset, "photos")

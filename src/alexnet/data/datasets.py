@@ -7,7 +7,8 @@ split, one is held out of train, stratified and seeded, and recorded by file nam
 |---|---|---|
 | digits | scikit-learn's 1,797 handwritten digits, upscaled to 32×32 gray | embedded |
 | cifar10 | 60,000 photographs, 32×32 RGB, 10 classes | torchvision's layout or archive, or class folders |
-| fashion-mnist | 70,000 articles of clothing, 28×28 gray, 10 classes | torchvision's layout, or the IDX files |
+| mnist | 70,000 handwritten digits, 28×28 gray, 10 classes | torchvision's layout, or the IDX files |
+| fashion-mnist | 70,000 articles of clothing, 28×28 gray, 10 classes | the same |
 | imagenet | class folders in train/ and val/ | as `folder` |
 | folder | any class folders, with or without splits, or a table of labels | see image_folder.py |
 
@@ -19,7 +20,6 @@ torchvision is imported only where its datasets are read: its import takes a sec
 from __future__ import annotations
 
 import contextlib
-import gzip
 import http.client
 import sys
 import urllib.error
@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 
 from alexnet import rng
-from alexnet.data import image_folder
+from alexnet.data import idx, image_folder
 from alexnet.data.dataset import ImageArrays, ImageDataset, SplitRows, hold_out_samples, order_splits, restore_splits
 from alexnet.data.image_folder import scan_images
 from alexnet.data.in_memory import check_files, decode_splits, leave_out
@@ -46,7 +46,7 @@ from alexnet.errors import UserError, unknown_name
 from alexnet.progress import Progress
 from alexnet.text import BY_CONTENT, TextOptions, clean_label
 
-DATASETS = ("digits", "cifar10", "fashion-mnist", "imagenet", "folder")
+DATASETS = ("digits", "mnist", "cifar10", "fashion-mnist", "imagenet", "folder")
 
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 """File name of CIFAR-10's archive. Its pickles are read only after its checksum matched."""
@@ -74,8 +74,9 @@ def load_dataset(
     """Load the dataset `name` for training: of image files the names, without opening any.
 
     `data` is its file or folder, unless it is embedded or downloaded. `labels` is a table of labels, whose folder is
-    the default for `data`; `text` says how the table and names are read. Without `data`, cifar10 and fashion-mnist are
-    read from the cache, and downloaded into it if `download`; a folder given by the user is only read.
+    the default for `data`; `text` says how the table and names are read. Without `data`, cifar10, mnist and
+    fashion-mnist are read from the cache, and downloaded into it if `download`; a folder given by the user is only
+    read.
 
     Held out by class, seeded with `seed`: 15 % of digits for val and for test; 20 % of class folders without splits
     for val; 5 % of train for val with train and test but no val, unless `hold_out` is false (protocols that train on
@@ -97,8 +98,8 @@ def load_dataset(
         source = _load_packed(name, data, labels, progress)
     elif name == "cifar10":
         source = _load_cifar10(data, download, bad, progress)
-    elif name == "fashion-mnist":
-        source = _load_fashion_mnist(data, download, progress)
+    elif name in idx.DATASETS:
+        source = _load_idx(name, data, download, progress)
     else:
         if data is None and labels is None:
             raise UserError(f"The dataset '{name}' needs the folder that holds it; give --data DIR.")
@@ -156,22 +157,25 @@ def load_for_evaluation(
     folder = image_folder.resolve_data_folder(data, labels, progress, text)
     if is_packed(folder):
         return _load_packed("folder", folder, labels, progress, training=False)
-    if labels is None and name in ("cifar10", "fashion-mnist"):
+    if labels is None and idx.find_folder(folder) is not None:
+        return _load_idx(None, folder, False, progress)
+    if labels is None and name == "cifar10":
         with contextlib.suppress(UserError):  # data in another layout may still be class folders
             return load_dataset(name, folder, hold_out=False, progress=progress)
     return scan_images(folder, labels, training=False, text=text)
 
 
 def load_known_layout(data: Path, progress: Progress | None = None) -> ImageDataset | None:
-    """Load `data` if it is CIFAR-10 or Fashion-MNIST in the files that their authors publish, else return None."""
+    """Load `data` if it is CIFAR-10 or a dataset like MNIST in the files that their authors publish, else return
+    None."""
     if data.name == CIFAR10_ARCHIVE:
         return _load_cifar10(data, False, (), progress)
     if not data.is_dir():
         return None
     if (data / CIFAR10_FOLDER).is_dir() or any((data / n).is_file() for n in (CIFAR10_ARCHIVE, "data_batch_1")):
         return _load_cifar10(data, False, (), progress)
-    if any(_find_idx(data / d / _fashion_files("train")[0]) for d in ("", "raw", "FashionMNIST/raw")):
-        return _load_fashion_mnist(data, False, progress)
+    if idx.find_folder(data) is not None:
+        return _load_idx(None, data, False, progress)
     return None
 
 
@@ -314,64 +318,36 @@ def _lock(cache: Path) -> Iterator[None]:
         lock.release()
 
 
-def _load_fashion_mnist(data: Path | None, download: bool, progress: Progress | None) -> ImageDataset:
-    from torchvision.datasets import FashionMNIST
-
-    files = {split: _fashion_files(split) for split in ("train", "test")}
-    root = cache_dir() / "fashion-mnist" if data is None else image_folder.require_folder(data)
+def _load_idx(name: str | None, data: Path | None, download: bool, progress: Progress | None) -> ImageDataset:
+    """Load `name`, mnist or fashion-mnist, or with None whatever IDX files are in `data`: KMNIST and unknown ones are
+    called mnist. Raises `UserError` if they are known to be another dataset."""
+    title = idx.DATASETS.get(name or "", "")
+    root = cache_dir() / str(name) if data is None else image_folder.require_folder(data)
     with _lock(root) if data is None else contextlib.nullcontext():
-        folders = (root / "FashionMNIST" / "raw", root / "raw", root)
-        raw = next((folder for folder in folders if _find_idx(folder / files["train"][0])), None)
+        raw = idx.find_folder(root)
         if raw is None:
+            torchvision_name = title.replace("-", "")
             if data is not None:
                 raise UserError(
-                    f"{data} does not hold Fashion-MNIST; there should be FashionMNIST/raw/, as torchvision has it, or "
-                    f"the IDX files themselves ({files['train'][0]}, ...)."
+                    f"{data} does not hold {title}; there should be {torchvision_name}/raw/, as torchvision has it, or "
+                    f"the IDX files themselves ({idx.file_names('train')[0]}, ...)."
                 )
             by_hand = f"put the four IDX files (.gz or not) into {root}, or give --data a folder that has them"
-            raw = folders[0]
-            mirrors, resources = FashionMNIST.mirrors, FashionMNIST.resources
-            needed = [([mirror + name for mirror in mirrors], raw / name, md5) for name, md5 in resources]
-            _download(FashionMNIST, needed, root, "Fashion-MNIST", by_hand, download, progress)
-    arrays = {}
-    for split, (images, labels) in files.items():
-        pixels, targets = _read_idx(raw / images, (28, 28)), _read_idx(raw / labels, ())
-        if len(pixels) != len(targets) or targets.max() > 9:
-            raise UserError(f"The {split} files of Fashion-MNIST in {raw} do not match; download them again.")
-        arrays[split] = _numbered(split, pixels[:, None], targets)
-    return ImageDataset("fashion-mnist", tuple(FashionMNIST.classes), arrays, channels=1)
-
-
-def _fashion_files(split: str) -> tuple[str, str]:
-    """Return the file names of the images and the labels."""
-    stem = {"train": "train", "test": "t10k"}[split]
-    return f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"
-
-
-def _find_idx(path: Path) -> Path | None:
-    """Return `path`, or the .gz file next to it, if there is one."""
-    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
-
-
-def _read_idx(path: Path, item: tuple[int, ...]) -> np.ndarray:
-    """Read an IDX file to uint8 (N, *item).
-
-    The format: two zero bytes, the type (8: uint8), the number of dimensions, each dimension as a big-endian 32-bit
-    integer, then the values.
-    """
-    found = _find_idx(path)
-    if found is None:
-        raise UserError(f"{path} is missing, so Fashion-MNIST is incomplete; put it there.")
-    try:
-        data = gzip.decompress(found.read_bytes()) if found.suffix == ".gz" else found.read_bytes()
-    except (OSError, EOFError) as error:
-        raise UserError(f"{found} cannot be read ({error}); download it again.") from error
-    header = 4 * (2 + len(item))
-    shape = np.frombuffer(data[4:header], ">u4") if len(data) >= header else np.zeros(1)
-    expected = header + int(np.prod(shape))
-    if data[:4] != bytes([0, 0, 8, 1 + len(item)]) or tuple(shape[1:]) != item or len(data) != expected:
-        raise UserError(f"{found} is not an IDX file of the expected shape, or is cut short; download it again.")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(-1, *item).copy()
+            raw, theirs = root / torchvision_name / "raw", idx.torchvision_class(title)
+            needed = [([mirror + file for mirror in theirs.mirrors], raw / file, md5) for file, md5 in theirs.resources]
+            _download(theirs, needed, root, title, by_hand, download, progress)
+    found, notes = idx.read_idx_files(raw), []
+    fashion = found.title == "Fashion-MNIST"
+    if name and found.title and fashion != (name == "fashion-mnist"):
+        other = "fashion-mnist" if fashion else "mnist"
+        raise UserError(f"{raw} holds {found.title}, not {title}; train on it with 'alexnet train {other} --data DIR'.")
+    if not found.title:
+        notes = [f"The IDX files in {raw} are of no known dataset, so that their classes are named by their numbers."]
+    elif found.title != idx.DATASETS.get(name or "", found.title):
+        notes = [f"The IDX files in {raw} are {found.title}; its classes are {', '.join(found.classes)}."]
+    arrays = {split: _numbered(split, pixels[:, None], targets) for split, (pixels, targets) in found.splits.items()}
+    name = name or ("fashion-mnist" if fashion else "mnist")
+    return ImageDataset(name, found.classes, arrays, channels=1, notes=notes)
 
 
 def _download(

@@ -144,7 +144,9 @@ class ModelSettings:
 class DataSettings:
     """Images, labels, and how images become the input of the network."""
 
-    dataset: str = setting("digits", "Dataset: digits, cifar10, fashion-mnist, imagenet or folder.", on_resume="fixed")
+    dataset: str = setting(
+        "digits", "Dataset: digits, mnist, cifar10, fashion-mnist, imagenet or folder.", on_resume="fixed"
+    )
     path: Path | None = setting(
         None, name="data", flag=True, on_resume="free",
         help="Folder of images, or a zip or tar archive of one. The embedded digits need none.",

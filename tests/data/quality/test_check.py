@@ -209,7 +209,7 @@ def test_numeric_labels_in_a_table_are_sorted_as_numbers(tmp_path):
     assert "The class names are numbers and are sorted as text: 0, 10, 9." in check_dataset(folders).notes
 
 
-def test_the_fashion_mnist_layout(tmp_path):
+def test_the_layout_of_mnist(tmp_path):
     random = np.random.default_rng(0)
     for stem, count in (("train", 40), ("t10k", 10)):
         images = random.integers(0, 256, (count, 28, 28), np.uint8)
@@ -223,8 +223,9 @@ def test_the_fashion_mnist_layout(tmp_path):
         (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + header + labels.tobytes())
     found = check_dataset(tmp_path)
     assert found.to_dict()["duplicates"] == [["train/00000", "test/00000"]]
-    assert found.classes["Trouser"] == 5
-    assert found.command == f"alexnet train fashion-mnist --data {tmp_path}"
+    assert found.classes["1"] == 5
+    assert any("of no known dataset" in note for note in found.notes)
+    assert found.command == f"alexnet train mnist --data {tmp_path}"
 
 
 # ── unusual folders ───────────────────────────────────────────────────────────────────────────────

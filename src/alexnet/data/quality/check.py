@@ -89,7 +89,7 @@ def _list_images(data: Path | None, labels: Path | None, progress: Progress | No
             names=[name for _, part in parts for name in part.names],
             labels=[layout.classes[i] for _, part in parts for i in part.targets.tolist()],
             splits=[split for split, part in parts for _ in part.names],
-            class_order=layout.classes, pixels=torch.cat([part.images for _, part in parts]),
+            notes=list(layout.notes), class_order=layout.classes, pixels=torch.cat([part.images for _, part in parts]),
         )  # fmt: skip
     root = image_folder.resolve_data_folder(data, labels, progress, text)
     found = Findings(data if data is not None else root, root, labels, "folder", [], [], [], [], text=text)

@@ -37,7 +37,7 @@ class Findings:
     """The folder that `names` are relative to; for an archive, where it was extracted."""
     labels_file: Path | None
     recipe: str
-    """The recipe that trains on it: folder, cifar10 or fashion-mnist."""
+    """The recipe that trains on it: folder, cifar10, mnist or fashion-mnist."""
     names: list[str]
     labels: list[str]
     """The class of each image; empty if it has none."""
