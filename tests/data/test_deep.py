@@ -124,6 +124,7 @@ def test_white_as_0_is_inverted_as_in_8_bits(order, value_range):
         (SCALED[..., [0] * 13], {"order": ">"}, "13 bands of 8-bit values"),
         (VALUES[..., :1].astype(np.float64), {}, "1 band of floating-point 64-bit values"),
         (VALUES[..., :1].astype(np.complex64), {}, "1 band of complex 64-bit values"),
+        ((SCALED[..., :1] // 2).astype(np.int8), {}, "8-bit values are signed"),
         (VALUES[..., :3], {"photometric": 2, "planes": 2}, "bands of more than 8 bits in separate planes"),
         (
             VALUES[..., :1].astype(np.float32),

@@ -22,7 +22,7 @@ UNMEASURED: ValueRange = (0.0, 0.0)
 CLIPPED = "values beyond the range"
 """Key in the `info` of a decoded image: whether values were clipped."""
 
-_WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED = 0, 2, 1  # values of tags, TIFF 6.0, section 8
+_WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2  # values of tags, TIFF 6.0, section 8
 
 
 class RangeUnknown(Exception):
@@ -46,8 +46,8 @@ class DeepValues(NamedTuple):
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an opened image, whose pixels are not loaded yet, has more than 8 bits per channel."""
-    if image.mode.startswith(("I", "F")):
+    """Whether an opened image, whose pixels are not loaded yet, has more than 8 bits per channel, or signed ones."""
+    if image.mode.startswith(("I", "F")) or _has_signed_bytes(image):
         return True
     if image.mode not in ("RGB", "RGBA") or image.format not in ("PNG", "TIFF", "PPM"):
         return False
@@ -57,6 +57,12 @@ def is_deep(image: Image.Image) -> bool:
         return True
     raw_mode = _raw_mode(image)
     return ";16" in raw_mode and "RGBa" not in raw_mode  # of colors that are multiplied by alpha only 8 bits are read
+
+
+def _has_signed_bytes(image: Image.Image) -> bool:
+    """Whether a TIFF stores values from -128 to 127, which Pillow reads as unsigned ones."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    return image.mode in ("L", "P") and tags.get(TiffImagePlugin.SAMPLEFORMAT, (_UNSIGNED,))[0] == _SIGNED
 
 
 def has_8_bit_reader(image: Image.Image) -> bool:
@@ -83,6 +89,8 @@ def load_values(image: Image.Image) -> DeepValues:
         raise UnsupportedLayout(
             "it stores its bands of more than 8 bits in separate planes, which cannot be read; interleave them"
         )
+    if _has_signed_bytes(image):
+        raise UnsupportedLayout("its 8-bit values are signed, which cannot be read; add 128 to make them unsigned")
     if image.mode in ("RGB", "RGBA"):
         values, alpha = _load_colors(image)
         return DeepValues(values, "16-bit unsigned", alpha)
