@@ -41,7 +41,7 @@ def torchvision_class(title: str) -> Any:
 
 def find_folder(root: Path) -> Path | None:
     """Return the folder of the IDX files: `root`, or below it as in torchvision's layout; None if there is none."""
-    below = (*(Path(title.replace("-", ""), "raw") for title in (*DATASETS.values(), "KMNIST")), "raw", "")
+    below = [f"{title.replace('-', '')}/raw" for title in (*DATASETS.values(), "KMNIST")] + ["raw", ""]
     return next((root / path for path in below if _find(root / path / file_names("train")[0])), None)
 
 
