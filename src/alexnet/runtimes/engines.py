@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from alexnet.models.model import Network
     from alexnet.run_dir import Run
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else onnxruntime writes an id to the home folder when imported
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else onnxruntime sends statistics and writes an id to the home folder
 
 EXACT, FAST = "exact", "fast"
 CHUNK = 32  # images computed at once: more are no faster on a CPU and take more memory
@@ -147,6 +148,18 @@ def openvino_supports(precision: str) -> bool:
     return precision == "f32" or precision.upper() in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def import_openvino() -> Any:
+    """Import and return `openvino` without its telemetry, which would send statistics and write an id to the home.
+
+    It is on as soon as `openvino` is imported, and no variable turns it off; without its package, openvino and NNCF use
+    stand-ins.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # importing it raises ImportError
+    import openvino
+
+    return openvino
+
+
 @functools.cache
 def openvino_core() -> Any:
     """Return the single `openvino.Core` of this process, its CPU plugin loaded.
@@ -154,8 +167,7 @@ def openvino_core() -> Any:
     Each plugin installs an alternate signal stack and, when unloaded, restores the one it found. If a second plugin
     outlives the first, that stack is freed memory, and the next signal (such as SIGCHLD) crashes the process.
     """
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
     return core
