@@ -25,6 +25,7 @@ def export(
     half: bool = False,
     images: Path | None = None,
     tolerance: float | None = None,
+    opset: int | None = None,
     checkpoint: Literal["best", "last"] = "best",
     file: FileOptions = NO_OPTIONS,
     json: bool = False,
@@ -43,6 +44,7 @@ def export(
         half: Weights in float16.
         images: Compare, and calibrate, on the images in this folder; on the run's validation images by default.
         tolerance: Largest accepted difference of a probability; 0.001, or 0.01 with --half or --quantize.
+        opset: Of ONNX: the operators' version, such as 17; by default the lowest that the network needs.
         checkpoint: Which checkpoint of the run.
         json: Print one JSON document.
     """
@@ -52,6 +54,8 @@ def export(
         raise UserError(f"Name a format: 'alexnet export {run} onnx', or one of {', '.join(FORMATS)}, all.")
     if half and quantize:
         raise UserError("--half and --quantize both make a file smaller; give one of them.")
+    if opset is not None and format not in ("onnx", "all"):
+        raise UserError(f"--opset is a version of ONNX; omit it for {format}, or export to onnx.")
     if format == "all" and out is not None:
         raise UserError("--out names one file, but 'all' writes several; leave it out.")
     from alexnet.export.export import Exporter, check_format
@@ -63,7 +67,8 @@ def export(
     done, supported, left_out, failed = [], [], [], []
     with Exporter(
         run, images=images, checkpoint=checkpoint, with_preprocessing=with_preprocessing,
-        precision=quantize or ("half" if half else "fp32"), tolerance=tolerance, file=file, log=log,
+        precision=quantize or ("half" if half else "fp32"), tolerance=tolerance, opset=opset,
+        file=file, log=log,
     ) as exporter:  # fmt: skip
         for kind in kinds:
             try:
@@ -116,6 +121,13 @@ def _show(done: Sequence[Export]) -> None:
     print_lines(
         "",
         f"Compared on {done[0].parity.images:,} images {reference.images.description}; FILE.json describes each file.",
+        *(
+            "ONNX opset {opset}, IR version {ir_version}: onnxruntime {oldest_onnxruntime} and newer read it.".format(
+                **found.compatibility
+            )
+            for found in done
+            if found.compatibility
+        ),
         "",
         "Next:",
         f"  alexnet predict {done[0].file} IMAGE…",

@@ -13,9 +13,9 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 from alexnet.models.torchvision_models import TorchvisionNetwork
 from alexnet.models.weights import to_torchvision
 from alexnet.runtimes.convert import (
+    OLDEST_ONNXRUNTIME,
     LoadImages,
     calibration_input,
     describe,
@@ -44,6 +45,11 @@ from alexnet.runtimes.engines import CHUNK, LoadedModel
 from alexnet.runtimes.manifest import FORMATS, KEY, PRECISIONS, Manifest, check_installed, manifest_path, write_manifest
 
 DEPRECATED = "Warning: TorchScript is deprecated since torch 2.12; use it for existing programs and pt2 for new ones."
+
+COMPATIBILITY = ("opset", "ir_version", "oldest_onnxruntime")
+"""Facts in the manifest of an ONNX file about who can read it."""
+
+MIN_OPSET = 7  # the lowest that onnxruntime reads
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Export:
     parity: Parity
     tolerance: float
     reference: Reference
+    compatibility: Mapping[str, Any] = field(default_factory=dict)
+    """Of ONNX: its opset, IR version, and the oldest onnxruntime that reads it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `alexnet export`."""
@@ -68,7 +76,7 @@ class Export:
             "top1": self.parity.top1, "run_top1": self.reference.top1,
             "seconds": self.parity.seconds, "run_seconds": self.reference.seconds,
             "without_torch": self.parity.without_torch,
-            "unreadable": self.reference.unreadable, "note": self.reference.note,
+            "unreadable": self.reference.unreadable, "note": self.reference.note, **self.compatibility,
         }  # fmt: skip
 
 
@@ -93,6 +101,7 @@ class Exporter:
         with_preprocessing: bool = False,
         precision: str = "fp32",
         tolerance: float | None = None,
+        opset: int | None = None,
         file: FileOptions = NO_OPTIONS,
         log: Callable[[str], object] = lambda _: None,
     ) -> None:
@@ -100,8 +109,11 @@ class Exporter:
             raise unknown_name("precision", precision, PRECISIONS)
         if tolerance is not None and not 0 < tolerance <= 1:
             raise UserError(f"--tolerance must be a difference of probabilities between 0 and 1, not {tolerance:g}.")
+        if opset is not None and not MIN_OPSET <= opset <= max(OLDEST_ONNXRUNTIME):
+            raise UserError(f"--opset must be between {MIN_OPSET} and {max(OLDEST_ONNXRUNTIME)}, not {opset}.")
         self.loaded = load_model(run, checkpoint, file, log)
         self._images, self._pixels, self._precision, self._log = images, with_preprocessing, precision, log
+        self._opset = opset
         self._tolerance = TOLERANCE[precision] if tolerance is None else tolerance
         self._temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
 
@@ -150,7 +162,8 @@ class Exporter:
                 manifest = describe(self.loaded, kind, self._pixels, self._precision)
                 load_images = partial(calibration_images, self.loaded, self._images, "--images")
                 with quiet():
-                    manifest = _WRITERS[kind](self.loaded, manifest, written, load_images)
+                    write = partial(write_onnx, opset=self._opset) if kind == "onnx" else _WRITERS[kind]
+                    manifest = write(self.loaded, manifest, written, load_images)
                     manifest = write_manifest(written, manifest)
                 result = parity.compare(written, kind, reference)
                 if not result.max_abs_diff <= self._tolerance:  # NaN fails too
@@ -175,7 +188,8 @@ class Exporter:
                     f"'{self.loaded.model.spec.name}' could not be written as {kind} ({reason}; {free / 2**20:,.0f} "
                     "MiB are free there); nothing was left behind."
                 ) from error
-        return Export(target, kind, self._precision, size, result, self._tolerance, reference)
+        compatibility = {key: manifest.about[key] for key in COMPATIBILITY if key in manifest.about}
+        return Export(target, kind, self._precision, size, result, self._tolerance, reference, compatibility)
 
     @cached_property
     def reference(self) -> Reference:

@@ -28,11 +28,16 @@ from torch import Tensor, nn
 
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
-from alexnet.runtimes.engines import LoadedModel, openvino_core
+from alexnet.runtimes.engines import LoadedModel, import_openvino, openvino_core
 from alexnet.runtimes.image_steps import describe_steps
 from alexnet.runtimes.manifest import KEY, Manifest
 
 INPUT, OUTPUT = "input", "output"
+
+EXPORTED_OPSET = 18  # the lowest that torch's exporter writes; `_lower_opset` finds the one that is needed
+OLDEST_ONNXRUNTIME = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23"}
+"""Opset → the oldest onnxruntime that reads it, as tried with each release. Lower opsets are read by 1.12, too, the
+oldest release for the Python versions of this package."""
 
 LoadImages = Callable[[], np.ndarray]
 """Returns images to calibrate int8 activations on: uint8 N×C×size×size."""
@@ -99,7 +104,7 @@ def calibration_input(loaded: LoadedModel, manifest: Manifest, load_images: Load
     return load_images() if manifest.pixels else load_images() * scale + shift
 
 
-def to_onnx(loaded: LoadedModel, manifest: Manifest, path: Path) -> Path:
+def to_onnx(loaded: LoadedModel, manifest: Manifest, path: Path, opset: int = EXPORTED_OPSET) -> Path:
     """Write the network to `path` as one ONNX file, in float32, or in float16 if it is to be half; return `path`.
 
     Raises `UserError` where torch's exporter cannot express the network.
@@ -112,6 +117,7 @@ def to_onnx(loaded: LoadedModel, manifest: Manifest, path: Path) -> Path:
                 (example,),
                 path,
                 dynamo=True,
+                opset_version=opset,
                 external_data=False,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
@@ -127,22 +133,27 @@ def to_onnx(loaded: LoadedModel, manifest: Manifest, path: Path) -> Path:
 
 
 def write_onnx(
-    loaded: LoadedModel, manifest: Manifest, path: Path, load_images: LoadImages, source: Path | None = None
+    loaded: LoadedModel,
+    manifest: Manifest,
+    path: Path,
+    load_images: LoadImages,
+    source: Path | None = None,
+    opset: int | None = None,
 ) -> Manifest:
     """Write an ONNX file in the precision of `manifest`, which it holds and which is returned with its opset.
 
-    `source` is an ONNX file of the same network and input in float32, if there is one.
+    `source` is an ONNX file of the same network and input in float32, if there is one; `opset` is the lowest that the
+    network needs unless it is given. Raises `UserError` for one that is too low.
     """
     import onnx
 
-    plain = source or to_onnx(loaded, manifest, path.with_name("plain.onnx"))
+    plain = source or to_onnx(loaded, manifest, path.with_name("plain.onnx"), max(opset or 0, EXPORTED_OPSET))
     if manifest.precision == "int8":
         _onnx_int8(plain, path, calibration_input(loaded, manifest, load_images))
     model = onnx.load(path if manifest.precision == "int8" else plain)
     if manifest.precision == "int8-fc":
         _onnx_fc_int8(model)
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    manifest = replace(manifest, about={**manifest.about, "opset": opset})
+    manifest = replace(manifest, about={**manifest.about, **_lower_opset(model, opset, manifest.precision)})
     onnx.helper.set_model_props(model, {KEY: manifest.to_json()})
     onnx.save(model, path)
     if source is None:
@@ -150,12 +161,28 @@ def write_onnx(
     return manifest
 
 
+def _lower_opset(model: Any, opset: int | None, precision: str) -> dict[str, Any]:
+    """Set the opset of an `onnx.ModelProto` to `opset`, or to the lowest with the same operators, and
+    its IR version to the lowest for that opset; return them for the manifest. Raises `UserError` for one too low."""
+    import onnx
+
+    default = next(o for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    nodes = [n for graph in (model.graph, *model.functions) for n in graph.node if n.domain in ("", "ai.onnx")]
+    needed = max(onnx.defs.get_schema(n.op_type, default.version).since_version for n in nodes)
+    if opset is not None and opset < needed:
+        raise UserError(f"This network needs opset {needed} in ONNX; use --opset {needed}, or omit it.")
+    default.version = opset or needed
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+    tried = 20 if precision == "half" else 17  # onnxruntime 1.14 crashes with float16, 1.17 does not
+    oldest = OLDEST_ONNXRUNTIME[max(default.version, tried)]
+    return {"opset": default.version, "ir_version": model.ir_version, "oldest_onnxruntime": oldest}
+
+
 def write_openvino(
     loaded: LoadedModel, manifest: Manifest, path: Path, load_images: LoadImages, source: Path | None = None
 ) -> Manifest:
     """Do the same for OpenVINO's `path` (.xml) and the .bin beside it; half: float16 weights."""
-    import openvino
-
+    openvino = import_openvino()
     plain = source or to_onnx(loaded, replace(manifest, precision="fp32"), path.with_name("plain.onnx"))
     model = openvino_core().read_model(plain)
     if manifest.precision == "int8":
@@ -217,6 +244,7 @@ def _openvino_int8(model: Any, images: np.ndarray) -> Any:
     probabilities of a CIFAR-10 network then differed by up to .53, and differ by .07 this way (1,000 images).
     """
     with quiet():
+        import_openvino()  # before nncf, whose telemetry is the same
         import nncf
         from nncf.quantization import range_estimator as ranges
 

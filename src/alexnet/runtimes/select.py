@@ -38,7 +38,7 @@ from alexnet.runtimes.manifest import FORMATS, check_installed, read_manifest, w
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 4  # of files and measurements; increased when the conversions change
+FORMAT = 5  # of files and measurements; increased when the conversions change
 ONNX = KINDS["onnxruntime"]
 TOLERANCE = 0.02  # largest difference in probability that `fast` accepts: 50 % may become 48 or 52
 MIN_PROBES = 8  # images on which probabilities are compared
