@@ -151,7 +151,7 @@ TRAINING = [
      "'torchvision/resnet18' is built by torchvision, where norm, width cannot be set; omit it."),
     (good_folder, ["data", "--arch", "torchvision/vgg11", "--image-size", "16"],
      "'torchvision/vgg11' cannot read images of 16×16 ("),
-    (nothing, ["digist"], "There is no recipe or folder 'digist'; did you mean 'digits'?"),
+    (nothing, ["digist"], "There is no recipe or folder 'digist'; did you mean 'digits' or 'mnist'?"),
     (nothing, ["--epoch", "3"], "Unrecognized options: --epoch, 3; did you mean --epochs?"),
     (nothing, ["--epochs", "ten"], "Error parsing --epochs: invalid literal for int() with base 10: 'ten'; run "),
     (nothing, ["--epochs", "0"], "--epochs must be greater than 0, not 0."),
