@@ -57,8 +57,9 @@ def make_fake_run(
         "device": "cpu", "test": test, "complete": True,
     }  # fmt: skip
     settings = {
-        "name": "folder", "dataset": "folder", "data": str(path / "data"), "labels": None, "seed": 0, "skip_bad": False,
-        "validate_on": "val", "lr": 0.1, "batch_size": 64, "epochs": len(rows), "weight_decay": 5e-4,
+        "name": "folder", "dataset": "folder", "data": str(path / "data"), "labels": None, "encoding": None,
+        "columns": None, "value_range": None, "seed": 0, "skip_bad": False, "validate_on": "val", "lr": 0.1,
+        "batch_size": 64, "epochs": len(rows), "weight_decay": 5e-4,
     }  # fmt: skip
     run = Run(path)
     path.mkdir(parents=True)
