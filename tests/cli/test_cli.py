@@ -99,6 +99,7 @@ def test_nothing_heavy_is_imported_for_help():
         assert loaded.isdisjoint({"torch", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"}), arguments
 
 
+@pytest.mark.slow
 def test_torchvision_is_not_imported_before_it_is_needed():
     code = "import sys, alexnet.training.api, alexnet.data.datasets; assert 'torchvision' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -477,6 +477,7 @@ def test_folder_saved_by_the_mixin_keeps_the_mean_image(tmp_path, large_images, 
     assert "subtracts a mean image" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_onnx_file_works_without_this_package(checkpoint, large_images, tmp_path):
     """With preprocessing, a program that resizes as the manifest specifies gets the run's probabilities."""
     import onnxruntime

@@ -67,6 +67,7 @@ def test_unusable_opsets_are_refused(tmp_path, checkpoint, large_images, capsys)
     assert "--opset is a version of ONNX; omit it for pt2, or export to onnx." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_oldest_onnxruntime_is_printed(checkpoint, large_images, tmp_path, capsys):
     command = ["export", str(checkpoint), "onnx", "--images", str(large_images), "--out", str(tmp_path / "net.onnx")]
     assert run(command) == 0

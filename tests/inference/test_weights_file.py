@@ -73,6 +73,7 @@ def test_predictions_equal_the_tutorials_own(file, model, photos, capsys):
     assert "short side of 32 and a crop of 32 pixels, mean 0.5 0.5 0.5, std 0.25 0.25 0.25" in output.err
 
 
+@pytest.mark.slow
 def test_every_command_takes_a_file(file, photos, names, tmp_path, capsys):
     known = ["--arch", "cifar", "--classes", str(names), "--json"]
     assert run(["eval", str(file), "--data", str(photos), *known]) == 0
