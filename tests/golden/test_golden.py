@@ -20,7 +20,10 @@ def _remove_scratch() -> Iterator[None]:
     scratch.cache_clear()
 
 
-@pytest.mark.parametrize("name", GOLDENS)
+SLOW = {"bad_input"}  # 120 commands, many of which tests/test_bad_input.py runs, too
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in GOLDENS])
 def test_golden(name):
     kept = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
     found = json.loads(json.dumps(GOLDENS[name]()))

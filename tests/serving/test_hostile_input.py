@@ -126,7 +126,8 @@ def hostile_requests(all_pairs: bool) -> Iterator[bytes]:
 
 
 @LINUX
-@pytest.mark.parametrize("all_pairs", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("all_pairs", [False, True])
 def test_no_request_touches_a_file(checkpoint: Path, all_pairs: bool) -> None:
     source = Path(alexnet.__file__).parents[1]
     code = [
