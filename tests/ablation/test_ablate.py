@@ -1,4 +1,4 @@
-"""Paired comparisons: their statistics against scipy, and small real trainings on the embedded digits."""
+"""Comparisons as small real trainings on the embedded digits: runs, measures, resuming and budgets."""
 
 from __future__ import annotations
 
@@ -11,79 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet.ablation.ablate import (
-    Ablation,
-    ArmResult,
-    ablate,
-    base_recipe,
-    epochs_to_error,
-    paired_interval,
-    pairs_needed,
-    target_half_width,
-)
-from alexnet.ablation.claims import CLAIMS
+from alexnet.ablation import ablate as ablation
+from alexnet.ablation import stats
+from alexnet.ablation.ablate import ablate, ablate_all, base_recipe
+from alexnet.ablation.claims import CLAIMS, Arm
 from alexnet.ablation.hog import hog_features
-from alexnet.errors import UserError
+from alexnet.ablation.results import Outcome
+from alexnet.errors import TrainingFailed, UserError
 
 
 def quick_recipe(**settings):
-    return base_recipe(epochs=1, lr=0.01, **settings)
-
-
-def test_the_interval_is_students_paired_interval():
-    from scipy.stats import ttest_rel
-
-    a, b = np.random.default_rng(0).normal((0.8, 0.78), 0.01, (6, 2)).T
-    low, high = paired_interval(list(a - b))
-    expected = ttest_rel(a, b).confidence_interval(0.95)
-    assert (low, high) == pytest.approx((expected.low, expected.high))
-    assert paired_interval([0.1]) is None
-
-
-def test_the_number_of_pairs_depends_on_the_spread():
-    from scipy.stats import t
-
-    narrow, wide = [0.010, 0.011, 0.012], [-0.02, 0.0, 0.05]
-    assert pairs_needed(narrow, 0.0025) == 5
-    assert pairs_needed(wide, 0.0025) == 20
-    n = pairs_needed([0.0, 0.01, 0.02], 0.008)
-    widths = [float(t.ppf(0.975, k - 1)) * 0.01 / k**0.5 for k in (n - 1, n)]
-    assert widths[0] > 0.008 >= widths[1]
-    assert target_half_width(narrow, "top1") == pytest.approx(0.0055)
-    assert target_half_width([0.0, 0.001, -0.001], "top1") == 0.0025
-
-
-def rows(*top1):
-    return [{"epoch": i, "train_top1": value} for i, value in enumerate(top1, 1)]
-
-
-def test_epochs_to_error_interpolates_between_epochs():
-    assert epochs_to_error(rows(0.5, 0.7, 0.8)) == pytest.approx(2.0)  # .3 at 1.5, .2 at 2.5
-    assert epochs_to_error(rows(0.75)) == pytest.approx(0.5)
-    assert epochs_to_error(rows(0.5, 0.6)) is None
-
-
-@pytest.mark.parametrize(
-    ("differences", "verdict"),
-    [
-        ([0.02, 0.021, 0.019], "supports"),
-        ([-0.02, -0.021, -0.019], "contradicts"),
-        ([-0.02, 0.02, 0.01], "cannot tell"),
-        ([0.02], "cannot tell"),
-        ([0.0, 0.0], "cannot tell"),
-    ],
-)
-def test_the_verdict_follows_from_the_interval(differences, verdict):
-    arms = [ArmResult(name, [0.5] * len(differences), [], {}) for name in ("with", "without")]
-    found = Ablation(CLAIMS["lrn"], *arms, list(range(len(differences))), differences, {})
-    assert found.verdict == verdict
-    assert verdict in str(found)
+    return base_recipe(epochs=1, lr=0.01, width=0.125, **settings)
 
 
 @pytest.mark.slow
 def test_results_are_written_and_runs_reused(tmp_path: Path):
     messages: list[str] = []
-    found = ablate("overlapping-pool", base=quick_recipe(width=0.125), seeds=2, out=tmp_path, log=messages.append)
+    found = ablate("overlapping-pool", base=quick_recipe(), seeds=2, out=tmp_path, log=messages.append)
     document = json.loads((tmp_path / "overlapping-pool.json").read_text())
     assert document == found.to_dict()
     assert {"claim", "difference", "interval", "verdict", "arms"} <= set(document)
@@ -91,23 +35,26 @@ def test_results_are_written_and_runs_reused(tmp_path: Path):
     assert document["differences"] == pytest.approx(
         [a - b for a, b in zip(with_["values"], without["values"], strict=True)]
     )
-    assert without["settings"] == {"spec_edits": ["plain-pool"]}
+    assert without["settings"] == {"spec_edits": ["cifar-lrn", "plain-pool"]}
+    assert [o["images"] for o in with_["outcomes"]] == [269, 269]
+    assert document["reason"].endswith("single epoch") or document["reason"].endswith("near chance")
     assert Image.open(tmp_path / "overlapping-pool.png").size[0] > 600
     assert "<svg" in (tmp_path / "overlapping-pool.svg").read_text()
-    assert len(messages) == 2
+    assert "training in" in messages[0]  # progress from the first second
+    assert sum("(" in message and message.startswith("overlapping-pool, seed") for message in messages) == 2
     trained = {p: p.stat().st_mtime_ns for p in tmp_path.glob("arms/*/*/summary.json")}
     assert len(trained) == 4
-    again = ablate("max-vs-average-pool", base=quick_recipe(width=0.125), seeds=1, out=tmp_path)
-    assert ablate("overlapping-pool", base=quick_recipe(width=0.125), seeds=2, out=tmp_path).to_dict() == document
+    again = ablate("max-vs-average-pool", base=quick_recipe(), seeds=1, out=tmp_path)
+    assert ablate("overlapping-pool", base=quick_recipe(), seeds=2, out=tmp_path).to_dict() == document
     assert {p: p.stat().st_mtime_ns for p in trained} == trained
     assert again.part.runs[0] == found.part.runs[0]  # claims share runs
 
 
 def test_an_interrupted_comparison_resumes(tmp_path: Path):
-    complete = ablate("ten-crop", base=quick_recipe(width=0.125), seeds=1, out=tmp_path)
+    complete = ablate("ten-crop", base=quick_recipe(), seeds=1, out=tmp_path)
     (summary,) = tmp_path.glob("arms/*/*/summary.json")
     summary.write_text(json.dumps({**json.loads(summary.read_text()), "complete": False}))  # a kill before the end
-    assert ablate("ten-crop", base=quick_recipe(width=0.125), seeds=1, out=tmp_path).differences == complete.differences
+    assert ablate("ten-crop", base=quick_recipe(), seeds=1, out=tmp_path).differences == complete.differences
     assert json.loads(summary.read_text())["complete"] is True
 
 
@@ -143,11 +90,45 @@ def test_hog_features_depend_on_edges_not_brightness():
 
 
 @pytest.mark.slow
-def test_claims_about_speed_count_epochs(tmp_path: Path):
+def test_a_race_counts_epochs_at_the_best_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ablation, "RATE_EPOCHS", 1)
+    arms = (CLAIMS["relu-vs-sigmoid"].part, CLAIMS["relu-vs-sigmoid"].without)
     found = ablate("relu-vs-sigmoid", base=quick_recipe(), seeds=1, out=tmp_path)
-    assert found.part.values == [1]  # the target is not reached within one epoch
-    assert not found.without.reached
+    relu, sigmoid = found.part, found.without
+    assert relu.reached
+    assert relu.values[0] < relu.outcomes[0].epochs <= 3  # it ended when it was won
+    assert (sigmoid.values, sigmoid.reached) == ([3], False)
     assert "at least" in str(found)
+    for arm, result in zip(arms, (relu, sigmoid), strict=True):
+        best = min(result.rates, key=result.rates.__getitem__)
+        assert set(result.rates) == {f"{rate:g}" for rate in arm.rates}
+        assert result.settings["lr"] == float(best)
+    assert len(list(tmp_path.glob("arms/*/seed-2000"))) == 8
+
+
+@pytest.mark.slow
+def test_overfitting_is_the_gap_between_training_and_test(tmp_path: Path):
+    found = ablate("dropout", base=quick_recipe(), seeds=1, out=tmp_path)
+    for arm in (found.part, found.without):
+        (outcome,) = arm.outcomes
+        assert outcome.train_top1 is not None
+        assert outcome.value == pytest.approx(outcome.train_top1 - outcome.top1)
+    error = ablate("weight-decay", base=quick_recipe(), seeds=1, out=tmp_path)
+    assert error.part.runs == found.part.runs  # the base
+    assert error.part.values == pytest.approx([1 - found.part.outcomes[0].train_top1])
+
+
+def test_a_rate_whose_loss_becomes_nan_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def train(recipe, folder, label, log):
+        if recipe.optimization.lr > 0.1:
+            raise TrainingFailed("NaN")
+        return types.SimpleNamespace(metrics=lambda: [{"train_top1": recipe.optimization.lr}])
+
+    monkeypatch.setattr(ablation, "_train", train)
+    arm = Arm("ReLU", rates=(0.01, 0.1, 1.0))
+    chosen, errors = ablation._choose_rate(CLAIMS["relu-vs-tanh"], arm, quick_recipe(), tmp_path, print)
+    assert chosen.optimization.lr == 0.1
+    assert errors == {"0.01": 0.99, "0.1": 0.9, "1": 1.0}
 
 
 def test_a_budget_that_is_too_small_names_the_one_needed(tmp_path: Path):
@@ -156,16 +137,61 @@ def test_a_budget_that_is_too_small_names_the_one_needed(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def stub(monkeypatch: pytest.MonkeyPatch, values) -> None:
+    """Replace trainings by `values(arm, seed)`."""
+
+    def measure(claim, arm, recipe, seed, out, log):
+        value = values(arm, seed)
+        return Outcome(seed, "none", value, 0.5, 10, 1000, 10, reached=not (claim.measure == "epochs" and value >= 30))
+
+    monkeypatch.setattr(ablation, "_measure_arm", measure)
+    monkeypatch.setattr("alexnet.ablation.figure._draw_curves", lambda *_: None)  # there are no runs
+
+
+@pytest.mark.parametrize(("claim", "spread", "pairs"), [
+    ("lrn", 0.001, 5), ("lrn", 0.05, 12), ("relu-vs-tanh", 0.0, 10),  # of a race that is stopped: a sign test
+])  # fmt: skip
+def test_the_number_of_pairs_is_fixed_after_three(claim, spread, pairs, tmp_path: Path, monkeypatch):
+    rng = np.random.default_rng(0)
+    first = CLAIMS[claim].part
+    if claim == "lrn":
+        stub(monkeypatch, lambda arm, seed: 0.5 + spread * rng.normal())
+    else:
+        stub(monkeypatch, lambda arm, seed: 5.0 if arm is first else 30.0)
+        monkeypatch.setattr(ablation, "_choose_rate", lambda claim, arm, recipe, out, log: (recipe, {}))
+    found = ablate(claim, base=quick_recipe(), out=tmp_path)
+    assert len(found.seeds) == found.planned == pairs
+    if claim != "lrn":
+        assert (found.verdict, found.interval) == ("supports", None)
+
+
 def test_a_budget_ends_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clock = itertools.count(step=100)  # every reading is 100 s later
     monkeypatch.setattr("alexnet.ablation.ablate.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr("alexnet.ablation.ablate._estimate_seconds", lambda arm, recipe: 100.0)
-    monkeypatch.setattr("alexnet.ablation.ablate._measure_arm", lambda *_: (0.5, "none", True))
-    monkeypatch.setattr("alexnet.ablation.ablate._draw_curves", lambda *_: None)  # there are no runs
+    stub(monkeypatch, lambda arm, seed: 0.5)
     messages: list[str] = []
-    found = ablate("ten-crop", base=quick_recipe(), seeds=5, budget=10, out=tmp_path, log=messages.append)
-    assert len(found.seeds) == 2  # started at 100 and 400 s; 700 + 200 s would be too late
-    assert messages[-1] == "The budget of 10 minutes ends after 2 of 5 pairs."
+    found = ablate("ten-crop", base=quick_recipe(), seeds=5, budget=11, out=tmp_path, log=messages.append)
+    assert len(found.seeds) == 2  # started at 100 and 400 s, each estimated at 200 s; 700 + 200 s would be too late
+    assert found.planned == 5
+    assert messages[-1] == "The budget of 11 minutes ends after 2 of 5 pairs."
+
+
+def test_all_claims_are_tested_in_order_and_failures_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def values(arm, seed):
+        if arm.name == "no momentum":
+            raise TrainingFailed("the loss is NaN")
+        return 0.5 + 0.001 * seed
+
+    stub(monkeypatch, values)
+    monkeypatch.setattr(ablation, "_choose_rate", lambda claim, arm, recipe, out, log: (recipe, {}))
+    messages: list[str] = []
+    results = ablate_all(base=quick_recipe(), seeds=2, out=tmp_path, log=messages.append)
+    left_out = {"momentum", "pca-noise"}  # the digits have no colors
+    assert [result.claim.name for result in results] == [name for name in CLAIMS if name not in left_out]
+    assert "momentum is not tested: the loss is NaN" in messages
+    assert any("'pca-noise' is about color" in message for message in messages)
+    assert stats.MIN_PAIRS == 5
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"seeds": 0}, "--seeds"), ({"budget": -1}, "--budget")])

@@ -1,5 +1,6 @@
 """`alexnet ablate`: the paper's claims as controlled comparisons over several seeds.
 
-Entry points: `ablate.ablate` and `ablate.base_recipe`; `claims.CLAIMS` is the table of claims. Reading order: claims
-(what is compared), ablate (trainings, statistics, a baseline without a network, plot).
+Entry points: `ablate.ablate`, `ablate.ablate_all`, `ablate.base_recipe` and `table.claims_table`. Reading order: claims
+(what is compared and measured), stats (the rules of the verdict), ablate (the trainings), results (one comparison),
+table (all of them, corrected for their number), figure, hog (a baseline without a network).
 """

@@ -21,8 +21,9 @@ HOG_CELLS = 8  # per side: cells of 4×4 pixels in images of 32×32
 SVM_PENALTIES = (0.01, 0.1)  # liblinear's C, chosen on the val split
 
 
-def hog_svm(recipe: Recipe) -> float:
-    """Return the top-1 accuracy of a linear SVM on HOG features, on test if there is such a split, else on val.
+def hog_svm(recipe: Recipe) -> tuple[float, int, int]:
+    """Return the top-1 accuracy of a linear SVM on HOG features, on test if there is such a split, else on val, with
+    the number of classes and of images there.
 
     C is chosen on val; the SVM is trained on the training split alone, as the network is. Images are resized to the
     recipe's image size. Raises `UserError` if scikit-image is not installed.
@@ -44,7 +45,8 @@ def hog_svm(recipe: Recipe) -> float:
         svm.fit(features["train"], targets["train"])
     best = max(svms, key=lambda svm: svm.score(features[recipe.data.validate_on], targets[recipe.data.validate_on]))
     reported = "test" if "test" in features else recipe.data.validate_on
-    return float(best.score(features[reported], targets[reported]))
+    top1 = float(best.score(features[reported], targets[reported]))
+    return top1, len(dataset.classes), len(targets[reported])
 
 
 @functools.lru_cache(maxsize=1)  # seeds only change the split

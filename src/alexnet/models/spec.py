@@ -390,14 +390,35 @@ def without_conv4(spec: AlexNetSpec) -> AlexNetSpec:
     return replace(spec, convs=spec.convs[:3] + spec.convs[4:])
 
 
+def cifar_lrn(spec: AlexNetSpec) -> AlexNetSpec:
+    """Use the LRN of the authors' network for CIFAR-10, whose inputs are levels of 0 to 255 (cuda-convnet2,
+    layers-cifar10-11pct.cfg and its parameter file: size 9, scale .001, power .75; k is the code's default of 1)."""
+    return replace(spec, lrn=replace(spec.lrn, size=9, alpha=1e-3, beta=0.75, k=1.0))
+
+
+def constant_lrn(spec: AlexNetSpec) -> AlexNetSpec:
+    """Multiply by the constant k^-beta where LRN stands: LRN on inputs too small for its alpha."""
+    return replace(spec, lrn=replace(spec.lrn, alpha=0.0))
+
+
+def four_layers(spec: AlexNetSpec) -> AlexNetSpec:
+    """Use four layers for 32×32 images, as in figure 1 of the paper, which does not print them: the three convolutions
+    and the linear layer of the 2012 code's layers-18pct.cfg, without its normalization."""
+    conv = ConvSpec(32, 5, padding=2, stages=("act", "pool"), pool_ceil=True)
+    convs = (conv, replace(conv, pool="avg"), replace(conv, out_channels=64, pool="avg"))
+    return replace(spec, convs=convs, hidden=())
+
+
 def _change_pooling(spec: AlexNetSpec, change: Callable[[ConvSpec], ConvSpec]) -> AlexNetSpec:
     return replace(spec, convs=tuple(change(c) if "pool" in c.stages else c for c in spec.convs))
 
 
 MODIFICATIONS: dict[str, Callable[[AlexNetSpec], AlexNetSpec]] = {
     function.__name__.replace("_", "-"): function
-    for function in (average_pool, plain_pool, half, silent_towers, without_conv4)
-}
+    for function in (
+        average_pool, plain_pool, half, silent_towers, without_conv4, cifar_lrn, constant_lrn, four_layers,
+    )
+}  # fmt: skip
 
 
 def apply_modifications(spec: AlexNetSpec, edits: tuple[str, ...]) -> AlexNetSpec:

@@ -72,10 +72,14 @@ class TrainState:
         return self.epoch >= epochs or (limit is not None and self.step >= limit) or self.early_stopped(recipe)
 
     def early_stopped(self, recipe: Recipe) -> bool:
-        """Whether none of the last `early_stop` epochs was better than the best before them."""
-        if not recipe.schedule.early_stop or self.best is None:
+        """Whether none of the last `early_stop` epochs was better than the best before them, or the training error
+        has fallen to `stop_error`."""
+        if self.best is None:
             return False
-        return bool(self.epoch - self.best["epoch"] >= recipe.schedule.early_stop)
+        schedule = recipe.schedule
+        idle = schedule.early_stop and self.epoch - self.best["epoch"] >= schedule.early_stop
+        reached = schedule.stop_error and 1 - self.history[-1]["train_top1"] <= schedule.stop_error
+        return bool(idle or reached)
 
     def matches_summary(self, summary: dict[str, Any]) -> bool:
         """Whether `summary.json` describes a run complete at this state; a killed extension leaves the old summary."""

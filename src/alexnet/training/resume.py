@@ -130,11 +130,10 @@ def extend(recipe: Recipe, state: TrainState, epochs: str, progress: Progress) -
     now = state.epoch if state.finished(recipe) else recipe.schedule.epochs
     recipe = recipe.replace(epochs=_parse_epochs(epochs, now), limit_steps=None)
     if state.early_stopped(recipe):  # otherwise there would be nothing to train
-        progress.log(
-            f"The run had stopped early, after {recipe.schedule.early_stop} epochs without improvement; early stopping "
-            "is off from here on."
-        )
-        recipe = recipe.replace(early_stop=0)
+        s = recipe.schedule
+        cause = f"after {s.early_stop} epochs without improvement" if s.early_stop else "at its stop_error"
+        progress.log(f"The run had stopped early, {cause}; early stopping is off from here on.")
+        recipe = recipe.replace(early_stop=0, stop_error=0.0)
     return recipe
 
 

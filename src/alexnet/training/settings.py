@@ -357,6 +357,11 @@ class ScheduleSettings:
     early_stop: int = setting(
         0, "Stop after this many epochs without a better validation result; 0 disables it.", flag=True, minimum=0
     )
+    stop_error: float = setting(
+        0.0, minimum=0, below=1,
+        help="Stop after the epoch whose training error, its mean, is at most this share, as a race to 25 % does; 0 "
+        "disables it.",
+    )  # fmt: skip
     limit_steps: int | None = setting(
         None, flag=True, above=0,
         help="Stop after this many optimizer steps in total, then evaluate as at the end of an epoch.",
