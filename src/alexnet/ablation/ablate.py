@@ -191,21 +191,32 @@ class _CountImages(Silent):
 
 
 class _Labeled(Plain):
-    """Plain progress whose lines begin with what is trained."""
+    """Plain progress whose lines begin with what is trained, from the first image that is read."""
 
     def __init__(self, label: str, log: Log) -> None:
         super().__init__()
-        self._label, self._log = label, log
+        self._label, self._log, self._started = label, log, False
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        self._start()
+        super().__call__(done, total, what)
+
+    def step(self, *_: Any) -> None:
+        self._start()
 
     def log(self, text: str) -> None:
         self._log(f"{self._label}: {text}")
+
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            self.log("training")
 
 
 def _train(recipe: Recipe, folder: Path, label: str, log: Log) -> Run:
     """Train `recipe` into `folder`, resume it there, or return the finished run."""
     run = Run(folder)
     if not _is_complete(folder):
-        log(f"{label}: training in {folder}")
         train(recipe, out=folder, resume=True, progress=_Labeled(label, log))
     return run
 

@@ -1,0 +1,153 @@
+"""The tables of claims in reproduction.md and reproduction.zh-CN.md, from the results in docs/results/claims.
+
+`python docs/reproduction.py` rewrites what stands between the marks in both pages. `python docs/reproduction.py DIR`
+first takes over the results of `alexnet ablate … --out DIR`: JSON to docs/results/claims, plots to docs/img.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from alexnet.ablation.results import format_value
+from alexnet.ablation.table import claims_table, read_results
+from alexnet.files import write_json
+
+DOCS = Path(__file__).resolve().parent
+RESULTS, IMAGES = DOCS / "results" / "claims", DOCS / "img"
+PAGES = {"en": DOCS / "reproduction.md", "zh": DOCS / "reproduction.zh-CN.md"}
+
+HEADS = {
+    "en": (
+        ("claim", "first arm", "second arm", "difference", "95 % interval", "pairs", "p", "corrected p", "verdict",
+         "min"),
+        ("claim", "measured", "paper", "log of the 2012 code", "in deviations of a difference"),
+    ),
+    "zh": (
+        ("论断", "第一组", "第二组", "差值", "95 % 区间", "配对数", "p", "校正后的 p", "结论", "分钟"),
+        ("论断", "测量的量", "论文", "2012 年代码的记录", "差值是标准差的几倍"),
+    ),
+}  # fmt: skip
+CHINESE = {  # of verdicts, measures, arms and published figures
+    "supports": "支持", "leans": "倾向支持", "cannot tell": "无法判断", "leans against": "倾向反对",
+    "contradicts": "反对", "not tested": "未检验", "at least": "至少", "to": "至", "epochs": "轮",
+    "test top-1": "测试集 top-1", "training error": "训练误差", "gap": "训练与测试 top-1 之差",
+    "epochs to 25 % training error": "训练误差降到 25 % 所需的轮数",
+    "no normalization": "无归一化", "batch norm": "批归一化", "no dropout": "无 dropout", "crop and flip": "裁剪与翻转",
+    "unchanged images": "原图", "two towers": "双塔", "one tower": "单塔", "3×3, stride 2": "3×3，步幅 2",
+    "2×2, stride 2": "2×2，步幅 2", "conv3 reads both": "conv3 读取双塔", "conv3 reads one": "conv3 只读本塔",
+    "PCA noise .1": "PCA 噪声 .1", "no color noise": "无颜色噪声", "maximum": "最大值", "average": "平均值",
+    "momentum .9": "动量 .9", "no momentum": "无动量", "five convolutions": "五个卷积层", "without conv4": "去掉 conv4",
+    "ten views": "十个视图", "one view": "一个视图", "HOG + linear SVM": "HOG + 线性 SVM", "base": "基准",
+    "base, other seeds": "基准，另一组种子",
+    "1.4 / 1.2 points of error; on CIFAR-10 13 % to 11 %": "误差 1.4 / 1.2 个百分点；CIFAR-10 上由 13 % 降到 11 %",
+    "run 148, which leaves out the spatial norm too: +1.37 / +1.15": "运行 148（同时去掉空间归一化）：+1.37 / +1.15",
+    "no figure for AlexNet": "没有 AlexNet 的数字", "no figure": "没有数字",
+    "\"substantial overfitting\" without it, no figure": "称不用它会严重过拟合，没有数字",
+    "1.7 / 1.2 points of error": "误差 1.7 / 1.2 个百分点",
+    "run 145-half: +1.69 / +1.23": "运行 145-half：+1.69 / +1.23",
+    ".4 / .3 points of error": "误差 .4 / .3 个百分点",
+    "run 147, whose noise is never switched off: +.39 / +.30": "运行 147（噪声从未关闭）：+.39 / +.30",
+    "six times fewer epochs (CIFAR-10, four layers)": "轮数为六分之一（CIFAR-10，四层网络）",
+    "run 150, which disconnects fc6 and fc7 too: +1.16 / +1.12": "运行 150（fc6 与 fc7 也断开）：+1.16 / +1.12",
+    "over 1 point of top-1 error": "top-1 误差超过 1 个百分点",
+    "\"it reduces the model's training error\", no figure": "称它降低训练误差，没有数字",
+    "about 2 points of top-1 error for any middle layer": "任一中间层约 2 个百分点 top-1 误差",
+    "39.0 / 18.3 error with one view, 37.5 / 17.0 with ten (ILSVRC-10)":
+        "误差：一个视图 39.0 / 18.3，十个视图 37.5 / 17.0（ILSVRC-10）",
+    "run 145-2010: .390247 / .182953 to .374727 / .169987": "运行 145-2010：由 .390247 / .182953 到 .374727 / .169987",
+    "37.5 / 17.0 error against 45.7 / 25.7 of SIFT and Fisher vectors":
+        "误差 37.5 / 17.0，SIFT 与 Fisher 向量为 45.7 / 25.7",
+}  # fmt: skip
+MEASURES = {
+    "top1": "test top-1", "train_error": "training error", "gap": "gap", "epochs": "epochs to 25 % training error",
+}  # fmt: skip
+REASONS = {
+    "en": "**{claim}** gives no verdict: {reason}.",
+    "zh": "**{claim}** 没有结论：训练不足，或有一组没有学会（{reason}）。",
+}
+NONE = "–"
+
+
+def blocks(language: str, results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return what stands between the marks of a page, by mark."""
+
+    def say(text: str) -> str:
+        return CHINESE.get(text, text) if language == "zh" else text
+
+    def amount(value: float | None, measure: str, sign: bool = True) -> str:
+        return NONE if value is None else format_value(value, measure, sign).replace("epochs", say("epochs"))
+
+    def arm(found: dict[str, Any], measure: str) -> str:
+        if found["mean"] is None:
+            return say(found["name"])
+        bound = "" if found["reached"] else f"{say('at least')} "
+        return f"{say(found['name'])} {bound}{amount(found['mean'], measure, sign=False)}"
+
+    def small(p: float | None) -> str:
+        return NONE if p is None else f"{p:.2g}"
+
+    rows = claims_table(results)
+    tested, published = [], []
+    for row in rows:
+        measure = row["measure"]
+        interval = f" {say('to')} ".join(amount(v, measure) for v in row["interval"] or ()) or NONE
+        minutes = f"{row['seconds'] / 60:.0f}" if row["pairs"] else NONE
+        tested.append((
+            f"`{row['claim']}`", *(arm(found, measure) for found in row["arms"]), amount(row["difference"], measure),
+            interval, str(row["pairs"]), small(row["p"]), small(row["p_corrected"]), say(row["verdict"]), minutes,
+        ))  # fmt: skip
+        deviations = NONE if row["deviations"] is None else f"{row['deviations']:.1f}"
+        published.append((
+            f"`{row['claim']}`", say(MEASURES[measure]), say(row["figure"]), say(row["log"]) or NONE, deviations
+        ))  # fmt: skip
+    reasons = [REASONS[language].format(**row) for row in rows if row["reason"]]
+    images = [f"![{name}](img/ablate-{name}.svg)" for name in results]
+    return {
+        "claims": "\n\n".join([_table(HEADS[language][0], tested), *reasons]),
+        "published": _table(HEADS[language][1], published),
+        "plots": "\n".join(images),
+    }
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows))
+
+
+def page(language: str) -> str:
+    """Return the page with its tables rewritten from the results."""
+    text = PAGES[language].read_text(encoding="utf-8")
+    for mark, content in blocks(language, read_results(RESULTS)).items():
+        pattern = rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)"
+        block = f"\n{content}\n\n" if content else ""
+        text, found = re.subn(pattern, lambda m, block=block: m[1] + block + m[2], text, flags=re.DOTALL)
+        assert found == 1, f"{PAGES[language].name} lacks the mark {mark}"
+    return text
+
+
+def take_over(folder: Path) -> None:
+    """Copy results and plots of `alexnet ablate` from `folder`, with paths that mean something elsewhere."""
+    RESULTS.mkdir(exist_ok=True)
+    for name, found in read_results(folder).items():
+        if data := found["recipe"].get("data"):
+            found["recipe"]["data"] = Path(data).name
+        found["files"] = [Path(file).name for file in found["files"]]
+        for arm in found["arms"]:
+            arm["runs"] = [_below_out(run) for run in arm["runs"]]
+            arm["outcomes"] = [{**outcome, "run": _below_out(outcome["run"])} for outcome in arm["outcomes"]]
+        write_json(RESULTS / f"{name}.json", found)
+        shutil.copy(folder / f"{name}.svg", IMAGES / f"ablate-{name}.svg")
+
+
+def _below_out(run: str) -> str:
+    return run[run.rindex("arms/") :]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        take_over(Path(sys.argv[1]))
+    for language, path in PAGES.items():
+        path.write_text(page(language), encoding="utf-8")
