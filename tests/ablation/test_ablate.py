@@ -129,7 +129,7 @@ def test_a_rate_whose_loss_becomes_nan_is_not_chosen(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(ablation, "_train", train)
     arm = Arm("ReLU", rates=(0.01, 0.1, 1.0))
-    chosen, errors = ablation._choose_rate(CLAIMS["relu-vs-tanh"], arm, quick_recipe(), tmp_path, print)
+    chosen, errors = ablation.choose_rate(CLAIMS["relu-vs-tanh"], arm, quick_recipe(), tmp_path, print)
     assert chosen.optimization.lr == 0.1
     assert errors == {"0.01": 0.99, "0.1": 0.9, "1": 1.0}
 
@@ -147,7 +147,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, values) -> None:
         value = values(arm, seed)
         return Outcome(seed, "none", value, 0.5, 10, 1000, 10, reached=not (claim.measure == "epochs" and value >= 30))
 
-    monkeypatch.setattr(ablation, "_measure_arm", measure)
+    monkeypatch.setattr(ablation, "measure_arm", measure)
     monkeypatch.setattr("alexnet.ablation.figure._draw_curves", lambda *_: None)  # there are no runs
 
 
@@ -161,7 +161,7 @@ def test_the_number_of_pairs_is_fixed_after_three(claim, spread, pairs, tmp_path
         stub(monkeypatch, lambda arm, seed: 0.5 + spread * rng.normal())
     else:
         stub(monkeypatch, lambda arm, seed: 5.0 if arm is first else 30.0)
-        monkeypatch.setattr(ablation, "_choose_rate", lambda claim, arm, recipe, out, log: (recipe, {}))
+        monkeypatch.setattr(ablation, "choose_rate", lambda claim, arm, recipe, out, log: (recipe, {}))
     found = ablate(claim, base=quick_recipe(), out=tmp_path)
     assert len(found.seeds) == found.planned == pairs
     if claim != "lrn":
@@ -187,7 +187,7 @@ def test_all_claims_are_tested_in_order_and_failures_left_out(tmp_path: Path, mo
         return 0.5 + 0.001 * seed
 
     stub(monkeypatch, values)
-    monkeypatch.setattr(ablation, "_choose_rate", lambda claim, arm, recipe, out, log: (recipe, {}))
+    monkeypatch.setattr(ablation, "choose_rate", lambda claim, arm, recipe, out, log: (recipe, {}))
     messages: list[str] = []
     results = ablate_all(base=quick_recipe(), seeds=2, out=tmp_path, log=messages.append)
     left_out = {"momentum", "pca-noise"}  # the digits have no colors

@@ -84,7 +84,7 @@ def ablate(
         pair_seconds = _estimate_pair(found, recipes, budget, seeds, out)
     rates: list[dict[str, float]] = []
     for i, arm in enumerate(arms):
-        recipes[i], errors = _choose_rate(found, arm, recipes[i], out, log)
+        recipes[i], errors = choose_rate(found, arm, recipes[i], out, log)
         rates.append(errors)
     target = seeds or stats.MIN_PAIRS
     pairs: list[list[Outcome]] = []  # of both arms
@@ -94,7 +94,7 @@ def ablate(
             log(f"The budget of {budget:g} minutes ends after {seed} of {target} pairs.")
             break
         pair_started = time.monotonic()
-        pair = [_measure_arm(found, arm, recipe, seed, out, log) for arm, recipe in zip(arms, recipes, strict=True)]
+        pair = [measure_arm(found, arm, recipe, seed, out, log) for arm, recipe in zip(arms, recipes, strict=True)]
         elapsed = time.monotonic() - pair_started
         pair_seconds = max(pair_seconds, elapsed)
         pairs.append(pair)
@@ -226,7 +226,7 @@ def _is_complete(folder: Path) -> bool:
     return run.recipe_json.is_file() and bool(run.summary().get("complete"))
 
 
-def _choose_rate(claim: Claim, arm: Arm, recipe: Recipe, out: Path, log: Log) -> tuple[Recipe, dict[str, float]]:
+def choose_rate(claim: Claim, arm: Arm, recipe: Recipe, out: Path, log: Log) -> tuple[Recipe, dict[str, float]]:
     """Return the recipe with the learning rate of the arm's grid that learns fastest, and all errors by rate.
 
     The fastest has the lowest training error after a few epochs; one whose loss becomes NaN has an error of 1.
@@ -247,7 +247,7 @@ def _choose_rate(claim: Claim, arm: Arm, recipe: Recipe, out: Path, log: Log) ->
     return recipe.replace(lr=best), errors
 
 
-def _measure_arm(claim: Claim, arm: Arm, recipe: Recipe, seed: int, out: Path, log: Log) -> Outcome:
+def measure_arm(claim: Claim, arm: Arm, recipe: Recipe, seed: int, out: Path, log: Log) -> Outcome:
     """Train an arm or reuse its run, and measure it."""
     recipe = recipe.replace(seed=seed + OTHER_SEEDS_OFFSET * arm.other_seeds)
     folder = _run_folder(recipe, out)
