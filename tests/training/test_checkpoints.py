@@ -19,6 +19,7 @@ from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training import checkpoints
 from alexnet.training.checkpoints import Checkpoints, TrainState, wrap_write_errors
+from alexnet.training.recipe import Recipe
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import prepare_training
 from alexnet.training.trainer import Trainer
@@ -311,3 +312,9 @@ def test_keep_checkpoints_limits_the_number_of_checkpoints(tmp_path):
 def test_what_the_writing_thread_needs_is_imported_before_it_starts():
     """A thread that imports pyarrow races with scikit-learn, which reads `sys.modules["pyarrow"]` for its metrics."""
     assert hasattr(checkpoints.pyarrow, "Table")
+
+
+@pytest.mark.parametrize(("stop_error", "finished"), [(0.0, False), (0.2, False), (0.25, True), (0.3, True)])
+def test_a_run_ends_at_its_stop_error(stop_error, finished):
+    state = TrainState(epoch=2, best={"epoch": 2}, history=[{"train_top1": 0.9}, {"train_top1": 0.75}])
+    assert state.finished(Recipe().replace(epochs=5, stop_error=stop_error)) is finished
