@@ -110,13 +110,13 @@ def ablation() -> Recipe:
     return Recipe(
         name="ablation",
         model=ModelSettings(
-            arch="cifar-towers", norm="lrn", spec_edits=("cifar-lrn",), width=0.25, image_size=32, dropout=0.5,
+            arch="cifar-towers", norm="lrn", spec_edits=("cifar-lrn",), width=0.375, image_size=32, dropout=0.5,
             init="xavier",
         ),
         data=DataSettings(dataset="folder", std=LEVELS),
         augmentation=AugmentationSettings(crop="pad", padding=2, padding_mode="reflect", flip=True),
-        optimization=OptimizationSettings(batch_size=128, lr=0.001, bias_lr_mult=2.0, decay_biases=False),
-        schedule=ScheduleSettings(epochs=10, kind="step", lr_step_size=8, lr_gamma=0.1),
+        optimization=OptimizationSettings(batch_size=128, lr=0.003, bias_lr_mult=2.0, decay_biases=False),
+        schedule=ScheduleSettings(epochs=12, kind="step", lr_step_size=8, lr_gamma=0.1),
         run=RunSettings(precision="fp32"),  # auto may choose another for the other arm
     )  # fmt: skip
 
