@@ -20,7 +20,8 @@ from torchvision.models import alexnet as torchvision_alexnet
 
 from alexnet.cli import run
 from alexnet.inference.crops import CENTER_CROP, TEN_CROP, crop_views
-from alexnet.models.architectures import ARCHITECTURES, INITS, PAPER_LRN
+from alexnet.models.architectures import ARCHITECTURES, PAPER_LRN
+from alexnet.models.initial_weights import INITS
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.spec import Layer, layers
 from alexnet.models.summary import summarize

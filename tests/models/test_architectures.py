@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from alexnet.errors import UserError
-from alexnet.models.architectures import ARCHITECTURES, INITS, architecture, nearest_that_fits
+from alexnet.models.architectures import ARCHITECTURES, architecture, nearest_that_fits
+from alexnet.models.initial_weights import INITS
 from alexnet.models.model import create_model
 from alexnet.models.spec import SPATIAL_NORM, layers
 
@@ -19,6 +20,8 @@ PARAMETERS = {
     "paper": 60_965_224,
     "code2012": 60_965_224,
     "half": 59_798_312,
+    "paper-six": 61_555_304,
+    "cuda-convnet2": 61_100_840,
     "one-tower": 62_378_344,
     "torchvision": 61_100_840,
     "torchvision-lrn": 61_100_840,
@@ -28,6 +31,8 @@ PARAMETERS = {
     "d2l": 46_764_746,
     "cifar": 23_471_946,
     "cifar-towers": 22_581_066,
+    "convnet-26": 145_578,
+    "convnet-18": 89_578,
     "lenet": 61_706,
 }
 
@@ -76,6 +81,10 @@ def test_parameter_counts(name: str) -> None:
         ("d2l", [54, 26, 12, 5]),
         ("cifar", [16, 8, 4, 2]),
         ("cifar-towers", [16, 8, 4, 2]),
+        ("paper-six", [55, 27, 13, 6]),
+        ("cuda-convnet2", [55, 27, 13, 6]),
+        ("convnet-26", [32, 16, 8, 4]),
+        ("convnet-18", [32, 16, 8, 4]),
         ("lenet", [28, 14, 10, 5]),
     ],
 )
@@ -135,7 +144,7 @@ def test_norm_overrides(name: str) -> None:
     assert [layer.name for layer in after_convs] == [f"norm{n + 1}" for n in range(convs)]
     assert not any(layer.bias for layer in batch if layer.kind == "conv")
     lrn = architecture(name, norm="lrn")
-    assert "lrn" in [layer.kind for layer in layers(lrn)]
+    assert {"lrn", "rnorm"} & {layer.kind for layer in layers(lrn)}
     if ARCHITECTURES[name].norm == "lrn":
         assert lrn == ARCHITECTURES[name]
     else:

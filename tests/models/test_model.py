@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet.errors import UserError
-from alexnet.models.architectures import ARCHITECTURES, INITS, architecture
+from alexnet.models.architectures import ARCHITECTURES, architecture
+from alexnet.models.initial_weights import INITS
 from alexnet.models.model import AlexNet, build, create_model, initialize
 from alexnet.models.weights import load_weights
 

@@ -101,8 +101,8 @@ def test_too_small_images_name_layer_size_and_alternative() -> None:
         "Images of 32×32 are too small for 'paper': pool5 would get 1×1 and needs 3×3; "
         "use at least 64×64 or an architecture made for such sizes, such as 'cifar'."
     )
-    with pytest.raises(UserError, match=r"conv1 would get 8×8 and needs 11×11; use at least 64×64\.$"):
-        layers(architecture("paper", image_size=8))  # no architecture takes 8 pixels, so none is suggested
+    with pytest.raises(UserError, match=r"conv1 would get 7×7 and needs 11×11; use at least 64×64\.$"):
+        layers(architecture("paper", image_size=7))  # no architecture takes 7 pixels, so none is suggested
     with pytest.raises(UserError, match="such as 'lenet'"):
         layers(architecture("d2l", image_size=28))
     with pytest.raises(ImageTooSmall, match=r"pool5 would get 1×1 and needs 3×3; use at least 64×64\.$") as small:

@@ -1,6 +1,7 @@
-"""Every network called AlexNet, as data: `ARCHITECTURES`, and `INITS`, their rules for initial weights.
+"""Every network called AlexNet, as data: `ARCHITECTURES`.
 
 Six networks are called AlexNet in the wild, and tutorials add more; they differ in a few numbers, all listed here.
+The 26 % and 18 % networks that its author's program trained on CIFAR-10 stand beside them.
 "The paper" is Krizhevsky, Sutskever and Hinton, NIPS 2012; "the 2012 code" is the authors' own, released as
 computerhistory/AlexNet-Source-Code, whose layers-145.cfg is the network behind the published error rates. LRN alphas
 follow torch (divided by the window size), so the paper's printed 1e-4 is 5e-4 here. This module does not import torch.
@@ -8,11 +9,11 @@ follow torch (divided by the window size), so the paper's printed 1e-4 is 5e-4 h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from alexnet.errors import unknown_name
+from alexnet.models.initial_weights import INITS
 from alexnet.models.spec import (
     AlexNetSpec,
     ConvSpec,
@@ -22,44 +23,6 @@ from alexnet.models.spec import (
     layers,
     minimal_image_size,
 )
-
-# ── initial weights ───────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Initialization:
-    """Rules for the initial weights and biases of a network.
-
-    `conv` and `linear` name the rule for weights: "normal" (mean 0), "kaiming" (normal, fan-out, for ReLU), "xavier"
-    (uniform) or "torch" (its default). `stds` and `biases` override `std` and `bias` by layer name; "hidden" is every
-    fully connected layer except the last. A bias of None is torch's default.
-    """
-
-    conv: str = "normal"
-    linear: str = "normal"
-    std: float = 0.01
-    stds: Mapping[str, float] = field(default_factory=dict)
-    bias: float | None = 0.0
-    biases: Mapping[str, float] = field(default_factory=dict)
-
-
-def _positive_biases(bias: float) -> dict[str, float]:
-    """Return biases that give the ReLUs of these layers positive inputs from the start (paper, section 5)."""
-    return {"conv2": bias, "conv4": bias, "conv5": bias, "hidden": bias}
-
-
-_LATE_CONV_STDS = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
-_HIDDEN_STD = {"hidden": 0.005}
-
-INITS: dict[str, Initialization] = {
-    "paper": Initialization(biases=_positive_biases(1.0)),  # section 5: N(0, 0.01), biases 1 or 0
-    "code2012": Initialization(stds=_LATE_CONV_STDS, biases=_positive_biases(1.0)),  # layers-145.cfg
-    "caffe": Initialization(stds=_HIDDEN_STD, biases=_positive_biases(0.1)),  # bvlc_alexnet
-    "caffenet": Initialization(stds=_HIDDEN_STD, biases=_positive_biases(1.0)),
-    "kaiming": Initialization("kaiming"),  # tutorial 002: Kaiming convolutions, N(0, 0.01) linear layers, biases 0
-    "xavier": Initialization("xavier", "xavier", bias=None),  # d2l
-    "torch": Initialization("torch", "torch", bias=None),
-}
 
 # ── networks ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -128,6 +91,40 @@ _HALF = replace(
         "One tower; conv5 keeps 256 channels and the fully connected layers keep 4096 units, so the parameter count is "
         "close to that of two towers.",
         *_CODE2012.departures,
+    ),
+)
+
+_PAPER_SIX = replace(
+    _CODE2012,
+    name="paper-six",
+    title="Six convolutions, the network that the paper pretrained on all of ImageNet (run 146)",
+    source="computerhistory/AlexNet-Source-Code, layers/layers-146-2012-2011.cfg; paper, section 6.1",
+    convs=(*_CODE2012.convs, ConvSpec(256, 3, padding=1)),
+    init="paper-six",
+    departures=(
+        "A sixth convolution after the last pooling layer reads both towers, as section 6.1 describes it.",
+        *(d.replace("conv3, conv4 and conv5 have", "conv3 to conv6 have") for d in _CODE2012.departures),
+    ),
+)
+
+_CUDA_CONVNET2 = replace(
+    _CODE2012,
+    name="cuda-convnet2",
+    title="The one-GPU network of 2014 that torchvision's widths come from",
+    source="akrizhevsky/cuda-convnet2, layers/layers-imagenet-1gpu.cfg; Krizhevsky, arXiv 1404.5997",
+    convs=(
+        ConvSpec(64, 11, stride=4, ceil=True, stages=("lrn", "pool", "act")),
+        ConvSpec(192, 5, padding=2, stages=_ACT_LRN_POOL),
+        ConvSpec(384, 3, padding=1),
+        ConvSpec(256, 3, padding=1),
+        ConvSpec(256, 3, padding=1, stages=("pool", "act")),
+    ),
+    lrn=replace(CODE_LRN, towers=1),
+    init="cuda-convnet2",
+    departures=(
+        "Widths 64-192-384-256-256 and one tower.",
+        *(d for d in _CODE2012.departures if not d.startswith("A spatial")),
+        "The initial biases of the last layer are -7 instead of 0.",
     ),
 )
 
@@ -329,12 +326,54 @@ _LENET = AlexNetSpec(
     ),
 )
 
+# Pooled sizes round up, and an average covers only existing pixels (cuda-convnet's AvgPooler). The newer copy of the
+# 18 % network has the first ReLU after max pooling, which gives the same values.
+_CONVNET_26 = AlexNetSpec(
+    name="convnet-26",
+    title="cuda-convnet's network for CIFAR-10 with 26 % error",
+    source="computerhistory/AlexNet-Source-Code, example-layers/layers-80sec.cfg",
+    convs=(
+        ConvSpec(32, 5, padding=2, stages=_ACT_POOL, pool_ceil=True),
+        ConvSpec(32, 5, padding=2, stages=_ACT_POOL, pool="avg", pool_ceil=True),
+        ConvSpec(64, 5, padding=2, stages=_ACT_POOL, pool="avg", pool_ceil=True),
+    ),
+    hidden=(64,),
+    dropout=0.0,
+    num_classes=10,
+    image_size=32,
+    init="convnet-26",
+    departures=(
+        "A different network, by the paper's author: three 5×5 convolutions for 32×32 images, average pooling after "
+        "the second and third, one hidden layer of 64 units, no dropout, no LRN.",
+    ),
+)
+
+_CONVNET_18 = replace(
+    _CONVNET_26,
+    name="convnet-18",
+    title="cuda-convnet's network for CIFAR-10 with 18 % error",
+    source="computerhistory/AlexNet-Source-Code, example-layers/layers-18pct.cfg and layers-cifar/layers-18pct.cfg",
+    convs=(
+        *(replace(c, stages=("act", "pool", "rnorm")) for c in _CONVNET_26.convs[:2]),
+        _CONVNET_26.convs[2],
+    ),
+    hidden=(),
+    norm="lrn",
+    spatial_norm=LRNSpec(size=3, alpha=5e-5, beta=0.75, k=1.0),
+    init="convnet-18",
+    departures=(
+        "A different network, by the paper's author: three 5×5 convolutions for 32×32 images, average pooling after "
+        "the second and third, no hidden layer, no dropout.",
+        "A response norm over 3×3 pixels of each channel, instead of LRN, follows the first two pooling layers.",
+    ),
+)
+
 ARCHITECTURES: dict[str, AlexNetSpec] = {
     spec.name: spec
     for spec in (
-        *(_PAPER, _CODE2012, _HALF),  # the authors' own
+        *(_PAPER, _CODE2012, _HALF, _PAPER_SIX, _CUDA_CONVNET2),  # the authors' own
         *(_ONE_TOWER, _TORCHVISION, _TORCHVISION_LRN, _SEED_MERGED, _CAFFE, _CAFFENET),
-        *(_D2L, _CIFAR, _CIFAR_TOWERS, _LENET),
+        *(_D2L, _CIFAR, _CIFAR_TOWERS, _CONVNET_26, _CONVNET_18, _LENET),
     )
 }
 

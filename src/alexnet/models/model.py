@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from alexnet.errors import unknown_name
-from alexnet.models.architectures import INITS, TORCHVISION, architecture
+from alexnet.models.architectures import TORCHVISION, architecture
+from alexnet.models.initial_weights import INITS
 from alexnet.models.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, check_images
 from alexnet.models.spec import AlexNetSpec, Layer, layers
 from alexnet.models.torchvision_models import KIND, TorchvisionNetwork, TorchvisionSpec, torchvision_spec

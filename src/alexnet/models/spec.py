@@ -53,7 +53,7 @@ class LRNSpec:
         check_at_least(1, "towers", self.towers)
 
 
-# The only spatial response norm, after conv2's LRN: `rnorm2` of layers-145.cfg and its parameter file.
+# The spatial response norm after conv2's LRN: `rnorm2` of layers-145.cfg and its parameter file.
 SPATIAL_NORM = LRNSpec(size=5, alpha=1e-3, beta=0.75, k=1.0)
 
 
@@ -108,6 +108,8 @@ class AlexNetSpec:
     norm: str = "none"
     """"lrn" uses the stages "lrn" and "rnorm"; "batch" ignores them and adds batch norm after each convolution."""
     lrn: LRNSpec = LRNSpec()
+    spatial_norm: LRNSpec = SPATIAL_NORM
+    """Constants of the stage "rnorm"."""
     init: str = "paper"
     """A name in `architectures.INITS`."""
     width: float = 1.0
@@ -259,7 +261,7 @@ def _expand(spec: AlexNetSpec, side: int) -> list[Layer]:
         if len(shape) == 1 or kind == "adaptiveavgpool":
             field = side
         elif kind == "rnorm":
-            field += (SPATIAL_NORM.size - 1) * step
+            field += (spec.spatial_norm.size - 1) * step
         elif layer.kernel:
             field += (layer.kernel - 1) * step
             step *= layer.stride
@@ -297,7 +299,7 @@ def _expand(spec: AlexNetSpec, side: int) -> list[Layer]:
                 _check_divisible(spec.lrn.towers, shape[0], f"the input of lrn{n}")
                 add(f"lrn{n}", "lrn", norm=spec.lrn)
             elif spec.norm == "lrn":
-                add(f"rnorm{n}", "rnorm", norm=SPATIAL_NORM)
+                add(f"rnorm{n}", "rnorm", norm=spec.spatial_norm)
 
     if spec.adaptive_pool is not None and shape[1] != spec.adaptive_pool:
         add("avgpool", "adaptiveavgpool", (shape[0], spec.adaptive_pool, spec.adaptive_pool))

@@ -1,0 +1,50 @@
+"""Rules for the initial weights of every architecture, as data: `INITS`. This module does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """Rules for the initial weights and biases of a network.
+
+    `conv` and `linear` name the rule for weights: "normal" (mean 0), "kaiming" (normal, fan-out, for ReLU), "xavier"
+    (uniform) or "torch" (its default). `stds` and `biases` override `std` and `bias` by layer name; "hidden" is every
+    fully connected layer except the last. A bias of None is torch's default.
+    """
+
+    conv: str = "normal"
+    linear: str = "normal"
+    std: float = 0.01
+    stds: Mapping[str, float] = field(default_factory=dict)
+    bias: float | None = 0.0
+    biases: Mapping[str, float] = field(default_factory=dict)
+
+
+def _positive_biases(bias: float) -> dict[str, float]:
+    """Return biases that give the ReLUs of these layers positive inputs from the start (paper, section 5)."""
+    return {"conv2": bias, "conv4": bias, "conv5": bias, "hidden": bias}
+
+
+_LATE_CONV_STDS = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
+_HIDDEN_STD = {"hidden": 0.005}
+
+INITS: dict[str, Initialization] = {
+    "paper": Initialization(biases=_positive_biases(1.0)),  # section 5: N(0, 0.01), biases 1 or 0
+    "code2012": Initialization(stds=_LATE_CONV_STDS, biases=_positive_biases(1.0)),  # layers-145.cfg
+    "paper-six": Initialization(  # layers-146-2009.cfg
+        stds={**_LATE_CONV_STDS, "conv6": 0.03}, biases={**_positive_biases(1.0), "conv6": 1.0}
+    ),
+    "cuda-convnet2": Initialization(  # layers-imagenet-1gpu.cfg; every class starts with the probability of 1 in 1000
+        stds=_LATE_CONV_STDS, biases={**_positive_biases(1.0), "fc8": -7.0}
+    ),
+    "convnet-26": Initialization(stds={"conv1": 1e-4, "hidden": 0.1, "fc5": 0.1}),  # layers-80sec.cfg
+    "convnet-18": Initialization(stds={"conv1": 1e-4}),  # layers-18pct.cfg
+    "caffe": Initialization(stds=_HIDDEN_STD, biases=_positive_biases(0.1)),  # bvlc_alexnet
+    "caffenet": Initialization(stds=_HIDDEN_STD, biases=_positive_biases(1.0)),
+    "kaiming": Initialization("kaiming"),  # tutorial 002: Kaiming convolutions, N(0, 0.01) linear layers, biases 0
+    "xavier": Initialization("xavier", "xavier", bias=None),  # d2l
+    "torch": Initialization("torch", "torch", bias=None),
+}
