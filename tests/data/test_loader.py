@@ -83,6 +83,16 @@ def test_in_memory_evaluation_is_in_order():
     assert torch.equal(torch.cat([batch.targets for batch in batches]), data.targets)
 
 
+def test_a_fixed_order_is_that_of_the_first_epoch():
+    options = {"batch_size": 3, "shuffle": True, "seed": 4}
+    shuffled = BatchLoader(arrays(), PREPROCESS, Augment(), **options)
+    fixed = BatchLoader(arrays(), PREPROCESS, Augment(), fixed_order=True, **options)
+    first = [batch.ids.tolist() for batch in shuffled.batches(0)]
+    assert [batch.ids.tolist() for batch in fixed.batches(0)] == first
+    assert [batch.ids.tolist() for batch in fixed.batches(5)] == first
+    assert [batch.ids.tolist() for batch in shuffled.batches(5)] != first
+
+
 def test_shuffled_batches_can_start_anywhere():
     loader = BatchLoader(arrays(), PREPROCESS, Augment(crop="random"), batch_size=3, shuffle=True, seed=4)
     batches = list(loader.batches(2))

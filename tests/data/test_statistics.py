@@ -121,6 +121,18 @@ def test_read_mean_image(tmp_path, dtype, order):
     assert replace(GEOMETRY, mean_image=found).mean_image is found
 
 
+def test_imagenets_mean_image_is_that_of_cuda_convnet2():
+    """Means of the channels, and of four pixels, of make-data/input_meta."""
+    found = 255 * read_mean_image(statistics.IMAGENET_MEAN_IMAGE, EvalTransform(size=224, resize=256))
+    assert found.shape == (3, 256, 256)
+    torch.testing.assert_close(found.mean((1, 2)), torch.tensor([127.3049, 119.7154, 104.9126]), atol=1e-3, rtol=0)
+    corners = found[:, (0, 0, 255, 255), (0, 255, 0, 255)]
+    expected = torch.tensor(
+        [[129.36, 129.49, 122.34, 122.34], [129.43, 129.29, 118.22, 118.43], [119.89, 119.52, 104.35, 104.76]]
+    )
+    torch.testing.assert_close(corners, expected, atol=0.0626, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -16,12 +16,13 @@ from alexnet.training.optim import (
     learning_rate,
     make_optimizer,
     plateau_drops,
+    plateau_ended,
     scale_for_2012_dropout,
     schedule_at,
 )
 from alexnet.training.recipe import Recipe
-from alexnet.training.recipes import SCHEDULE_145
-from alexnet.training.settings import ScheduleChange
+from alexnet.training.recipes import SCHEDULE_145, named_recipe
+from alexnet.training.settings import LayerWeightDecay, ScheduleChange
 
 BASE = Recipe().replace(lr=0.1, epochs=4)
 
@@ -68,6 +69,27 @@ def test_plateau_schedule_waits_for_patience():
     assert plateau_drops([1.0] * 5, 1) == 2  # the count restarts after each drop
     recipe = BASE.replace(schedule="plateau", patience=0, lr_gamma=0.5)
     assert learning_rate(recipe, 20, 10, [1.0, 2.0, 2.0]) == pytest.approx(0.025)
+    assert learning_rate(recipe.replace(max_drops=1), 20, 10, [1.0, 2.0, 2.0]) == pytest.approx(0.05)
+
+
+def test_a_plateau_after_the_last_drop_ends_training():
+    history = [{"val_loss": 1.0, "top1": 0.5}] * 4  # three drops
+    recipe = BASE.replace(schedule="plateau", patience=0)
+    assert not plateau_ended(recipe, history)
+    assert not plateau_ended(recipe.replace(max_drops=3), history)
+    assert plateau_ended(recipe.replace(max_drops=2), history)
+    assert not plateau_ended(BASE.replace(schedule="step", max_drops=0), history)
+
+
+def test_layers_with_a_weight_decay_of_their_own():
+    own = (LayerWeightDecay(("fc4",), 1.0),)
+    recipe = named_recipe("convnet-18")
+    assert recipe.optimization.layer_weight_decay == own
+    model = create_model("convnet-18")
+    found = {(g["layer"], g["kind"]): g["weight_decay"] for g in make_optimizer(model, recipe).param_groups}
+    assert found == {(name, "weights"): 0.004 for name in ("conv1", "conv2", "conv3")} | {("fc4", "weights"): 1.0} | {
+        (name, "biases"): 0.0 for name in ("conv1", "conv2", "conv3", "fc4")
+    }
 
 
 @pytest.mark.parametrize("decay_biases", [True, False])
@@ -213,7 +235,8 @@ HAND = BASE.replace(schedule="constant", lr=0.01, bias_lr_mult=2.0, pca_noise=0.
 
 def test_the_schedule_of_the_2012_run_at_every_change():
     """Rates of conv1 and of the other layers as (weights, biases), and the PCA noise, from each epoch on."""
-    recipe = HAND.replace(epochs=90, lr_changes=SCHEDULE_145)
+    recipe = named_recipe("imagenet-2012-continued")  # which begins as imagenet-2012
+    assert recipe.schedule.lr_changes[: len(SCHEDULE_145)] == SCHEDULE_145
     early, late, frozen = (0.01, 0.02), (1e-3, 0.02), (0.0, 0.0)
     table = {
         1: (early, early, 0.1),
@@ -222,10 +245,12 @@ def test_the_schedule_of_the_2012_run_at_every_change():
         67: ((1e-5, 0.02), (1e-4, 0.02), 0.0),
         72: (frozen, (1e-4, 0.02), 0.0),
         79: (frozen, (1e-5, 0.02), 0.0),
-        91: (frozen, (1e-5, 0.02), 0.0),
+        91: (frozen, (1e-3, 0.02), 0.1),
+        107: (frozen, (1e-4, 0.02), 0.1),
+        124: (frozen, (1e-5, 0.02), 0.0),
     }
     spe = 7
-    for (epoch, (first, others, noise)), end in zip(table.items(), [*list(table)[1:], 92], strict=True):
+    for (epoch, (first, others, noise)), end in zip(table.items(), [*list(table)[1:], 135], strict=True):
         for step in ((epoch - 1) * spe, (end - 1) * spe - 1):  # its first and its last
             now = schedule_at(recipe, step, spe)
             assert (now.rate("conv1", "weights"), now.rate("conv1", "biases")) == first, epoch

@@ -461,6 +461,17 @@ def test_early_stopping_and_extending_such_a_run(tmp_path):
     assert message in messages
 
 
+def test_the_plateau_schedule_ends_a_run_after_its_last_drop(tmp_path):
+    result = train_tiny(
+        out=tmp_path / "run", epochs=9, lr=0.0, norm="none", schedule="plateau", patience=0, max_drops=1
+    )
+    assert (result.summary["epochs"], result.summary["complete"]) == (3, True)  # a drop after 2, the end after 3
+    run = Run(result.run)
+    assert resume(run.path, progress=Silent()).already_finished
+    assert resume(run.path, epochs="+1", progress=Silent()).summary["epochs"] == 4
+    assert read_recipe(run.recipe_json).schedule.max_drops is None
+
+
 def test_augmented_images_are_saved_and_resources_recorded(tmp_path):
     result = train_tiny(out=tmp_path / "run", limit_steps=2)
     with Image.open(result.run / "augmented.png") as sheet:

@@ -133,6 +133,7 @@ class BatchLoader:
         *,
         batch_size: int,
         shuffle: bool = False,
+        fixed_order: bool = False,
         seed: int = 0,
         drop_last: bool = False,
         workers: int = 0,
@@ -144,7 +145,7 @@ class BatchLoader:
         """Samples in the split (an epoch skips some with `drop_last`)."""
         self.device_augment = augment
         """The part of the augmentation left to `augment`; None: nothing."""
-        self.shuffle, self.seed, self.shard = shuffle, seed, shard
+        self.shuffle, self.fixed_order, self.seed, self.shard = shuffle, fixed_order, seed, shard
         self.workers, self.pin_memory = workers, pin_memory
         self.bounds = batch_bounds(len(part), batch_size, drop_last)
         self.crop_group = augment.crop_group if augment is not None else 1
@@ -178,7 +179,7 @@ class BatchLoader:
     def _rows(self, epoch: int, start: int) -> Iterator[BatchRows]:
         """Yield the samples of each batch of `epoch`, from batch `start`."""
         n = len(self.part)
-        order = rng.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n)
+        order = rng.permutation(self.seed, 0 if self.fixed_order else epoch, n) if self.shuffle else np.arange(n)
         for first, last in self.bounds[start:]:
             ids = order[first:last]
             crop_ids = crop_group_ids(ids, self.crop_group)

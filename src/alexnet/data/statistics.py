@@ -131,6 +131,11 @@ def median_short_side(part: ImageArrays | ImageFiles, samples: int = SAMPLE_SIZE
     return statistics.median(sides) if sides else None
 
 
+IMAGENET_MEAN_IMAGE = Path(__file__).with_name("imagenet_mean.npy")
+"""Mean of ImageNet's training images, float16 3×256×256, RGB, levels of 0…255: `data_mean` of cuda-convnet2's
+make-data/input_meta (Apache-2.0), rounded to a sixteenth of a level, above 128 to an eighth."""
+
+
 def read_mean_image(path: str | Path, geometry: EvalTransform) -> torch.Tensor:
     """Read a mean image from a .npy file: C×S×S or S×S×C, RGB, levels of 0…255, S = `geometry.resize_side`, to float32
     C×S×S in fractions of 1. Raises `UserError` for anything else."""

@@ -31,6 +31,7 @@ import torch
 from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.run_dir import Run
+from alexnet.training.optim import plateau_ended
 from alexnet.training.recipe import Recipe, parse_interval
 from alexnet.training.setup import TrainSetup
 from alexnet.training.step import TrainStep
@@ -69,7 +70,9 @@ class TrainState:
         if self.batch:
             return False
         epochs, limit = recipe.schedule.epochs, recipe.schedule.limit_steps
-        return self.epoch >= epochs or (limit is not None and self.step >= limit) or self.early_stopped(recipe)
+        if self.epoch >= epochs or (limit is not None and self.step >= limit):
+            return True
+        return self.early_stopped(recipe) or plateau_ended(recipe, self.history)
 
     def early_stopped(self, recipe: Recipe) -> bool:
         """Whether none of the last `early_stop` epochs was better than the best before them, or the training error

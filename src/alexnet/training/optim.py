@@ -73,21 +73,22 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer with parameter groups of two kinds, stored in each group as `kind`.
 
     "weights" are matrices and kernels, "biases" all vectors, those of normalization included; these
-    decay only with `decay_biases`. With `lr_changes`, `dropout_2012` or pretrained weights there are
-    two groups for each layer (`layer` is its name, otherwise empty), and a `scale` of the rate: see
-    `dropout_keep_prob_by_layer` and `backbone_lr_mult` in `training/settings.py`. The order of the parameters is always
-    the same, weights first, so checkpoints of either grouping fit. torch's SGD is fused: one pass over
-    weight, gradient and momentum instead of several, ten times as fast for 23 million weights.
+    decay only with `decay_biases`. With `lr_changes`, `layer_weight_decay`, `dropout_2012` or pretrained
+    weights there are two groups for each layer (`layer` is its name, otherwise empty), and a `scale` of the
+    rate: see `dropout_keep_prob_by_layer` and `backbone_lr_mult` in `training/settings.py`. The order of the
+    parameters is always the same, weights first, so checkpoints of either grouping fit. torch's SGD is fused:
+    one pass over weight, gradient and momentum instead of several, ten times as fast for 23 million weights.
     """
     settings = recipe.optimization
     keep_probs = dropout_keep_prob_by_layer(model) if settings.dropout_2012 else {}
     backbone_scale = settings.backbone_lr_mult if recipe.model.weights else 1.0
-    by_layer = bool(recipe.schedule.lr_changes or keep_probs or backbone_scale != 1)
+    own_decay = {layer: e.weight_decay for e in settings.layer_weight_decay for layer in e.layers}
+    by_layer = bool(recipe.schedule.lr_changes or own_decay or keep_probs or backbone_scale != 1)
     head = list(model.named_parameters())[-1][0].rpartition(".")[0]
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for name, p in sorted(model.named_parameters(), key=lambda named: named[1].ndim <= 1):
         layer, kind = name.rpartition(".")[0] if by_layer else "", "weights" if p.ndim > 1 else "biases"
-        decay = settings.weight_decay if kind == "weights" or settings.decay_biases else 0.0
+        decay = own_decay.get(layer, settings.weight_decay) if kind == "weights" or settings.decay_biases else 0.0
         dropout_scale = keep_probs.get(layer, 1.0) ** 2 if kind == "weights" else 1.0
         scale = dropout_scale if layer == head else dropout_scale * backbone_scale
         group = {"params": [], "layer": layer, "kind": kind, "scale": scale, "weight_decay": decay / dropout_scale}
@@ -155,8 +156,7 @@ def schedule_at(
 
     A rate in `lr_changes` holds as written, even during warmup; `scale_lr` multiplies all rates.
     """
-    metrics = [row["val_loss"] if recipe.schedule.plateau_on == "loss" else 1 - row["top1"] for row in history]
-    lr = learning_rate(recipe, step, steps_per_epoch, metrics)
+    lr = learning_rate(recipe, step, steps_per_epoch, _plateau_metrics(recipe, history))
     common = {"weights": lr, "biases": lr * recipe.optimization.bias_lr_mult}
     layer_rates: dict[tuple[str, str], float] = {}
     noise = recipe.augmentation.pca_noise
@@ -195,7 +195,8 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, metrics: Sequ
     if schedule.kind == "step":
         return lr * schedule.lr_gamma ** (step // steps_per_epoch // schedule.lr_step_size)
     if schedule.kind == "plateau":
-        return lr * schedule.lr_gamma ** plateau_drops(metrics, schedule.patience)
+        drops = plateau_drops(metrics, schedule.patience)
+        return lr * schedule.lr_gamma ** (drops if schedule.max_drops is None else min(drops, schedule.max_drops))
     if schedule.kind == "cosine":
         done = min((step - warmup) / max(total - warmup, 1), 1)
         ratio = schedule.final_lr_ratio
@@ -206,6 +207,19 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, metrics: Sequ
         return lr * (step + 1) / (peak + 1)
     done = min((step - peak) / max(total - peak, 1), 1)
     return lr * (1 - (1 - schedule.final_lr_ratio) * done)
+
+
+def plateau_ended(recipe: Recipe, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the metrics of the finished epochs reach a plateau after the last of the schedule's `max_drops`."""
+    schedule = recipe.schedule
+    if schedule.kind != "plateau" or schedule.max_drops is None:
+        return False
+    return plateau_drops(_plateau_metrics(recipe, history), schedule.patience) > schedule.max_drops
+
+
+def _plateau_metrics(recipe: Recipe, history: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the loss or error of each finished epoch, as `plateau_on` says."""
+    return [row["val_loss"] if recipe.schedule.plateau_on == "loss" else 1 - row["top1"] for row in history]
 
 
 def plateau_drops(metrics: Sequence[float], patience: int) -> int:

@@ -207,6 +207,12 @@ def _validate(r: Recipe) -> None:
             "--schedule constant, or a recipe without lr_changes."
         )
     _check_changes(s.lr_changes)
+    for entry in o.layer_weight_decay:
+        if not (entry.layers and 0 <= entry.weight_decay < math.inf):
+            raise UserError(
+                "An entry of layer_weight_decay needs layers and a finite weight_decay of at least 0, not "
+                f"{vars(entry)}."
+            )
     if s.kind == "one-cycle" and s.warmup:
         raise UserError("--schedule one-cycle includes a warmup; leave out --warmup, or use --schedule cosine.")
     if s.kind == "plateau" and r.data.validate_on == "test":
@@ -240,15 +246,17 @@ def _check_changes(changes: Sequence[ScheduleChange]) -> None:
                 raise UserError(f"{name} sets {key} to {value}; it must be finite and not negative.")
 
 
-def check_layers(changes: Sequence[ScheduleChange], network: str, layers: Iterable[str]) -> None:
-    """Raise `UserError` for a change of a layer that is not in `layers`, those of `network` that have weights."""
+def check_layers(recipe: Recipe, network: str, layers: Iterable[str]) -> None:
+    """Raise `UserError` for a setting of a layer that is not in `layers`, those of `network` that have weights."""
     known = list(layers)
-    for change in changes:
-        for layer in change.layers:
+    named = [(f"lr_changes for epoch {change.epoch}", change.layers) for change in recipe.schedule.lr_changes]
+    named += [("layer_weight_decay", entry.layers) for entry in recipe.optimization.layer_weight_decay]
+    for where, given in named:
+        for layer in given:
             if layer not in known:
                 raise UserError(
-                    f"The entry of lr_changes for epoch {change.epoch} names the layer '{layer}', which '{network}' "
-                    f"does not have; choose from {', '.join(known)}."
+                    f"The entry of {where} names the layer '{layer}', which '{network}' does not have; choose from "
+                    f"{', '.join(known)}."
                 )
 
 

@@ -12,7 +12,7 @@ from alexnet.files import read_json
 from alexnet.progress import Progress
 from alexnet.run_dir import Run
 from alexnet.training.checkpoints import TrainState, hash_samples
-from alexnet.training.optim import schedule_at
+from alexnet.training.optim import plateau_ended, schedule_at
 from alexnet.training.recipe import SETTINGS, Recipe, augmentation_settings
 from alexnet.training.setup import TrainSetup
 from alexnet.training.transfer import CHOSEN_BY_WEIGHTS
@@ -134,6 +134,9 @@ def extend(recipe: Recipe, state: TrainState, epochs: str, progress: Progress) -
         cause = f"after {s.early_stop} epochs without improvement" if s.early_stop else "at its stop_error"
         progress.log(f"The run had stopped early, {cause}; early stopping is off from here on.")
         recipe = recipe.replace(early_stop=0, stop_error=0.0)
+    if plateau_ended(recipe, state.history):
+        progress.log(f"The run had ended at the plateau after {recipe.schedule.max_drops} drops; max_drops is off now.")
+        recipe = recipe.replace(max_drops=None)
     return recipe
 
 

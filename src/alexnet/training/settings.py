@@ -196,13 +196,18 @@ class DataSettings:
     mean_image: str = setting(
         "none", on_resume="fixed",
         help="Subtract a mean image instead of a mean of each channel: none; own, measured on the training images; "
-        "or the path of a .npy file of 3×S×S or S×S×3 RGB values from 0 to 255, where S is the side that "
-        "images are resized to.",
+        "imagenet, of ImageNet's training images at 256×256; or the path of a .npy file of 3×S×S or S×S×3 RGB values "
+        "from 0 to 255, where S is the side that images are resized to.",
     )  # fmt: skip
     value_range: tuple[float, float] | None = setting(
         None, flag=True, on_resume="fixed",
         help="The values that become black and white in images of more than 8 bits, such as 0,4095 for 12 bits or "
         "--value-range=-1000,3000; those beyond are clipped. Default: measured on the training images.",
+    )  # fmt: skip
+    order: Literal["shuffled", "fixed"] = setting(
+        "shuffled", on_resume="fixed",
+        help="Order of the training images: shuffled anew for each epoch, or fixed, one shuffle for all epochs, so "
+        "that every epoch has the same batches, as in 2012.",
     )  # fmt: skip
     workers: int | None = setting(
         None, "Data-loading processes. Default: chosen by the machine.", flag=True, minimum=0, on_resume="free"
@@ -267,6 +272,15 @@ class AugmentationSettings:
     )
 
 
+@dataclass(frozen=True)
+class LayerWeightDecay:
+    """The weight decay of single layers, in place of the setting `weight_decay`."""
+
+    layers: tuple[str, ...]
+    """Named as by 'alexnet arch NAME'."""
+    weight_decay: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizationSettings:
     """Batches, loss and optimizer."""
@@ -288,6 +302,9 @@ class OptimizationSettings:
     momentum: float = setting(0.9, "Momentum of SGD, from 0 to below 1.", flag=True, minimum=0, below=1)
     nesterov: bool = setting(False, "Use Nesterov momentum.")
     weight_decay: float = setting(5e-4, "L2 penalty.", flag=True, minimum=0)
+    layer_weight_decay: tuple[LayerWeightDecay, ...] = setting(
+        (), "L2 penalties of single layers, such as 1 for the last layer of convnet-18."
+    )
     decay_biases: bool = setting(
         True, "Also apply weight decay to biases and normalization weights, as plain SGD over all parameters does."
     )
@@ -377,6 +394,11 @@ class ScheduleSettings:
         "loss",
         help="schedule plateau: validation metric that must improve. The paper uses the error (section 5), here of "
         "top-1.",
+    )  # fmt: skip
+    max_drops: int | None = setting(
+        None, minimum=0,
+        help="schedule plateau: drops of the rate after which training ends at the next plateau: 3 in the paper "
+        "(section 5); null never ends it.",
     )  # fmt: skip
     lr_changes: tuple[ScheduleChange, ...] = setting(
         (), "schedule constant: learning rates and PCA noise set by hand at the start of given epochs, sorted by epoch."

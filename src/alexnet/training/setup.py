@@ -20,7 +20,14 @@ from alexnet.data.datasets import load_dataset
 from alexnet.data.deep import UNMEASURED, RangeUnknown
 from alexnet.data.in_memory import BadFiles, check_files, decode_splits, fits_in_memory, without_bad_files
 from alexnet.data.loader import EVAL_BATCH_SIZE, BatchLoader, choose_workers, evaluation_batches
-from alexnet.data.statistics import color_pca, compute_statistics, mean_and_std, median_short_side, read_mean_image
+from alexnet.data.statistics import (
+    IMAGENET_MEAN_IMAGE,
+    color_pca,
+    compute_statistics,
+    mean_and_std,
+    median_short_side,
+    read_mean_image,
+)
 from alexnet.data.transforms import EvalTransform
 from alexnet.data.value_range import find_value_range
 from alexnet.device import Precision, pick_device, pick_precision
@@ -131,8 +138,8 @@ def _prepare(
     else:
         part = _move_to_gpu(part, device)
     train = BatchLoader(
-        part, preprocess, augment, batch_size=batch_size, shuffle=True, seed=recipe.run.seed,
-        workers=workers, pin_memory=device.type == "cuda", shard=parallel.shard,
+        part, preprocess, augment, batch_size=batch_size, shuffle=True, fixed_order=recipe.data.order == "fixed",
+        seed=recipe.run.seed, workers=workers, pin_memory=device.type == "cuda", shard=parallel.shard,
     )  # fmt: skip
     evaluation = {
         name: evaluation_batches(images, preprocess, workers, parallel.shard)
@@ -280,7 +287,9 @@ def _choose_geometry(
         size, squash = spec.image_size, recipe.data.squash
         resize = round(size / recipe.data.crop_pct)
         geometry = EvalTransform(size, resize, channels, zeros, ones, squash=squash, value_range=UNMEASURED)
-    if mean_image is None and path not in ("none", "own"):
+    if mean_image is None and path == "imagenet":
+        mean_image = read_mean_image(IMAGENET_MEAN_IMAGE, geometry)
+    elif mean_image is None and path not in ("none", "own"):
         mean_image = read_mean_image(path, geometry)
         recipe = recipe.replace(mean_image=str(Path(path).absolute()))
     return recipe, geometry, mean_image
@@ -364,17 +373,18 @@ def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
         width=model.width,
     )
     if not isinstance(base, AlexNetSpec):
-        if model.spec_edits or any(change.layers for change in recipe.schedule.lr_changes):
+        changed = any(change.layers for change in recipe.schedule.lr_changes)
+        if model.spec_edits or changed or recipe.optimization.layer_weight_decay:
             raise UserError(
-                f"'{base.name}' is built by torchvision: spec_edits and lr_changes of single layers work for AlexNets "
-                "only; leave them out."
+                f"'{base.name}' is built by torchvision: spec_edits, lr_changes of single layers and "
+                "layer_weight_decay work for AlexNets only; leave them out."
             )
         return base
     if model.spec_edits and model.image_size is not None:  # a modified network may accept smaller images
         base = replace(base, image_size=model.image_size)
     spec = apply_modifications(base, model.spec_edits)
-    if recipe.schedule.lr_changes:
-        check_layers(recipe.schedule.lr_changes, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
+    if recipe.schedule.lr_changes or recipe.optimization.layer_weight_decay:
+        check_layers(recipe, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
     return spec
 
 
