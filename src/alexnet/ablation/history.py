@@ -103,8 +103,8 @@ def sister_spread(
 ) -> Spread:
     """Return the spread of the runs of these kinds, by ten views on the validation images of ILSVRC-2012.
 
-    The runs differ in their schedules and in details of the network, so the spread is more than that of seeds alone; two
-    of them, 170 and 174, share their first epochs with 169.
+    The runs differ in their schedules and in details of the network, so the spread is more than that of seeds alone;
+    two of them, 170 and 174, share their first epochs with 169.
     """
     found = {run.run: result for run in runs_2012() if run.kind in kinds and (result := run.published)}
     errors = [getattr(result, metric) for result in found.values()]
