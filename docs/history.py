@@ -89,7 +89,8 @@ def table(chinese: bool) -> str:
 
 def _row(run: Run2012, trained_on: str, tested: str, chinese: bool) -> str:
     kind = KINDS_ZH[run.kind] if chinese else run.kind
-    notes = "; ".join(part for part in (run.note, run.schedule) if part).replace("%", "%%")
+    parts = (run.note_zh, run.schedule_zh) if chinese else (run.note, run.schedule)
+    notes = ("；" if chinese else "; ").join(filter(None, parts)).replace("%", "%%")
     return f"| {run.run} | {kind} | {trained_on} | {tested} | %.2f / %.2f %% | {notes} |"
 
 

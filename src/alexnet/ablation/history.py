@@ -58,9 +58,12 @@ class Run2012:
     file: str
     kind: Kind
     note: str
+    """What it changed; `note_zh` says the same in Chinese, `schedule_zh` that of `schedule`."""
+    note_zh: str
     results: tuple[Result, ...]
     schedule: str = ""
     """The automatic schedule of the learning rate, for runs without `changes`."""
+    schedule_zh: str = ""
     start: float | None = None
     """First learning rate, for runs with `changes`."""
     changes: tuple[Change, ...] = ()
