@@ -42,7 +42,7 @@ TORCHVISION_PREPROCESS = EvalTransform(
     size=224, resize=256, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear"
 )
 CALIBRATION_IMAGES = 300  # for 8-bit activations: NNCF's default `subset_size`
-OTHER_WEIGHTS = {".caffemodel", ".h5", ".keras", ".pkl", ".npz"}
+OTHER_WEIGHTS = {".h5", ".keras", ".pkl", ".npz"}
 INCEPTIONS = ("torchvision/googlenet", "torchvision/inception_v3")
 """With their published weights torchvision's modules normalize images again (`transform_input`):
 after ImageNet's mean and deviation, to (x - .5) / .5 of the pixels."""

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from alexnet.models.model import Spec
     from alexnet.runtimes.engines import LoadedModel
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pth.tar", ".pt.tar")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pth.tar", ".pt.tar", ".caffemodel")
 """Of files of weights; those of pytorch/examples end in `.pth.tar` and are no archives."""
 
 
@@ -27,7 +28,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 @dataclass(frozen=True)
 class FileOptions:
-    """What a file of weights (.pth, .pt, .ckpt, .safetensors) does not say; other RUNs say it themselves."""
+    """What a file of weights (.pth, .pt, .ckpt, .safetensors, .caffemodel) does not say; other RUNs say it."""
 
     arch: str | None = None
     """Architecture of a file of weights, such as torchvision or torchvision/resnet18; by default
@@ -42,9 +43,10 @@ class FileOptions:
     .875 by default, 1 up to 128 pixels."""
     mean: tuple[float, ...] | None = None
     """Subtracted from each channel before a file of weights, as fractions of 1; ImageNet's by
-    default, for gray images 0."""
+    default, for gray images 0, for a .caffemodel the .binaryproto beside it or Caffe's own."""
     std: tuple[float, ...] | None = None
-    """Divides each channel after that; ImageNet's by default, for gray images 1."""
+    """Divides each channel after that; ImageNet's by default, for gray images 1, for a .caffemodel
+    1/255."""
     classes_encoding: str | None = None
     """Encoding of the file of class names, such as gb18030; by default the one that fits, if only one does."""
 
@@ -78,18 +80,29 @@ def load_weights_file(path: Path, options: FileOptions, log: Callable[[str], obj
     the number of class names is another.
     """
     from alexnet.files import sha256_file
+    from alexnet.models.caffemodel import SUFFIX, read_caffemodel
     from alexnet.models.model import build
     from alexnet.models.recognize import recognize
     from alexnet.models.state_dicts import find_state_dict
-    from alexnet.models.weights import copy_tensors, read_weights
+    from alexnet.models.weights import check_file, copy_tensors, read_weights
     from alexnet.runtimes.engines import LoadedModel
 
     where = f"'{path}'"
-    tensors = find_state_dict(read_weights(path), where, log)
-    spec, note = recognize(tensors, options.arch, options.image_size, where)
+    if path.suffix.lower() == SUFFIX:
+        check_file(path)
+        caffe = read_caffemodel(path)
+        tensors = find_state_dict(caffe.tensors, where, log)
+        arch = options.arch or caffe.find_architecture()
+        spec, note = recognize(tensors, arch, options.image_size, where)
+        caffe.check(spec, where)
+        preprocess, source = _caffe_preprocess(spec, options, path)
+        note = note or f"{where} is taken as '{spec.name}', its conv1 as one for RGB; {source}."
+    else:
+        tensors = find_state_dict(read_weights(path), where, log)
+        spec, note = recognize(tensors, options.arch, options.image_size, where)
+        preprocess = _preprocess(spec, options)
     if note:
         log(note)
-    preprocess = _preprocess(spec, options)
     model = build(spec)
     copy_tensors(model, tensors, where)
     classes = tuple(map(str, range(spec.num_classes)))
@@ -101,12 +114,17 @@ def load_weights_file(path: Path, options: FileOptions, log: Callable[[str], obj
                 "for each output."
             )
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    if preprocess.mean_image is not None:
+        mean = "image"
     log(
         f"{where} does not say how its images were prepared: assuming a resized short side of {preprocess.resize_side} "
         f"and a crop of {preprocess.size} pixels, mean {mean}, std {std}; --image-size, --crop-pct, --mean and --std "
         "change this."
     )
-    identity = json.dumps([spec.to_dict(), classes, preprocess.to_dict(), sha256_file(path)], sort_keys=True)
+    described = [spec.to_dict(), classes, preprocess.to_dict(), sha256_file(path)]
+    if preprocess.mean_image is not None:
+        described.append(hashlib.sha256(preprocess.mean_image.numpy().tobytes()).hexdigest())
+    identity = json.dumps(described, sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
     return LoadedModel(
         model.eval(), classes, preprocess, None, None, f"file-{digest[:16]}",
@@ -165,3 +183,44 @@ def _preprocess(spec: Spec, options: FileOptions) -> EvalTransform:
     mean, std = options.mean or mean, options.std or std
     mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
     return EvalTransform(size, round(size / crop_pct), channels, mean, std)
+
+
+def _caffe_preprocess(spec: Spec, options: FileOptions, path: Path) -> tuple[EvalTransform, str]:
+    """Return Caffe's preprocessing for the input of `spec`, with what `options` changes, and the source of its mean.
+
+    Images are squashed to 256×256, the mean is subtracted, and values stay in the range of 0 to 255.
+    """
+    from alexnet.data.transforms import EvalTransform
+    from alexnet.models.caffemodel import CHANNEL_MEAN, MEAN_SIDE, read_mean_image
+
+    usual = _preprocess(spec, FileOptions(mean=options.mean, std=options.std or (1 / 255,)))
+    channels, size = usual.channels, usual.size
+    if options.crop_pct is not None:
+        side = _preprocess(spec, options).resize_side
+    else:
+        side = MEAN_SIDE if size <= MEAN_SIDE else size
+    made = partial(EvalTransform, size, side, channels, std=usual.std, squash=True)
+    if options.mean is not None:
+        return made(usual.mean), "its mean is that of --mean"
+    if (file := _find_mean_image(path)) is None:
+        mean = CHANNEL_MEAN if channels == 3 else (0.0,) * channels
+        return made(tuple(value / 255 for value in mean)), "its mean is that of Caffe's ImageNet, per channel"
+    mean_image = read_mean_image(file) / 255
+    if len(mean_image) != channels:
+        raise UserError(f"The mean image '{file}' has {len(mean_image)} channels, not {channels}; give --mean.")
+    if mean_image.shape[1:] == (1, 1):
+        return made(tuple(mean_image.flatten().tolist())), f"its mean is that of {file}"
+    return made((0.0,) * channels, mean_image=mean_image), f"its mean is that of {file}"
+
+
+def _find_mean_image(path: Path) -> Path | None:
+    """Return the .binaryproto of the name of `path`, or else the only one in its folder. Raises `UserError`."""
+    if (same := path.with_suffix(".binaryproto")).is_file():
+        return same
+    found = sorted(path.absolute().parent.glob("*.binaryproto"))
+    if len(found) > 1:
+        raise UserError(
+            f"There are several mean images beside '{path}', {found[0].name} and {found[1].name}; rename the right one "
+            f"{same.name}, or give --mean."
+        )
+    return found[0] if found else None

@@ -20,9 +20,12 @@ import torch
 from torch import Tensor
 
 from alexnet.errors import UserError, unknown_name
+from alexnet.files import read_json
 from alexnet.models.architectures import TORCHVISION, architecture
-from alexnet.models.model import AlexNet, Network
-from alexnet.models.spec import Layer, layers
+from alexnet.models.caffemodel import SUFFIX as CAFFE_SUFFIX
+from alexnet.models.caffemodel import read_caffemodel
+from alexnet.models.model import AlexNet, Network, Spec, spec_from_dict
+from alexnet.models.spec import AlexNetSpec, Layer, layers
 from alexnet.models.state_dicts import find_state_dict, is_counter
 from alexnet.models.torchvision_models import TorchvisionNetwork, check_torchvision_name, to_current_names
 
@@ -45,22 +48,34 @@ AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 
 
 def load_weights(model: AnyNetwork, weights: Mapping[str, Any] | str | Path) -> AnyNetwork:
-    """Copy `weights`, a state dict or the path of one (.safetensors, .pt, .pth), into `model` and return the model.
+    """Copy `weights`, a state dict or the path of one (.safetensors, .pt, .pth, .caffemodel), into `model` and return
+    the model.
 
     Accepts our names, or any others in layer order: torchvision's, a tutorial's `nn.Sequential`, or
-    Caffe's (whose networks expect BGR pixels of 0-255 minus their mean; the weights are not
-    converted), under any prefix and nested in a checkpoint (see `find_state_dict`). Values are
-    tensors or arrays and are cast to the model's dtype and device. For a network `torchvision/NAME`
-    the names must be torchvision's.
+    Caffe's, under any prefix and nested in a checkpoint (see `find_state_dict`). Values are tensors
+    or arrays and are cast to the model's dtype and device. For a network `torchvision/NAME` the
+    names must be torchvision's.
+
+    Caffe's networks expect pixels of 0-255 minus their mean, BGR. From a `.caffemodel` conv1 is
+    converted to RGB; a state dict under Caffe's names is taken as it is.
 
     Raises `UserError` naming the first mismatch, with both names and shapes, and leaves the model
-    unchanged. Shapes do not reveal differences in LRN, layer order or activations; the caller must
-    choose the right architecture.
+    unchanged. Shapes do not reveal differences in LRN, layer order or activations, so the caller
+    must choose the right architecture; only a `.caffemodel`, and the weights of a checkpoint folder
+    of ours, say what they belong to, and are refused elsewhere.
     """
     where = "the weights"
     if isinstance(weights, (str, Path)):
         where = f"'{weights}'"
-        weights = read_weights(weights)
+        path = Path(weights)
+        if path.suffix.lower() == CAFFE_SUFFIX:
+            check_file(path)
+            network = read_caffemodel(path)
+            network.check(model.spec, where)
+            weights = dict(network.tensors)
+        else:
+            weights = read_weights(path)
+            _check_described(path, model.spec)
     copy_tensors(model, find_state_dict(weights, where), where)
     return model
 
@@ -103,15 +118,20 @@ class _Ignored:
     def __setstate__(self, _: object) -> None: ...
 
 
-def read_weights(path: str | Path) -> dict[str, Any]:
-    """Read a .safetensors, .pt or .pth file to the CPU. Raises `UserError` if it cannot be read safely."""
-    path = Path(path)
+def check_file(path: Path) -> None:
+    """Raise `UserError` unless `path` is a file with contents."""
     if not path.exists():
         raise UserError(f"There is no file '{path}'; check the path of the weights.")
     if path.is_dir():
         raise UserError(f"'{path}' is a folder; give the .safetensors or .pt file inside it.")
     if path.stat().st_size == 0:
         raise UserError(f"'{path}' is empty; copy or save the weights again.")
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """Read a .safetensors, .pt or .pth file to the CPU. Raises `UserError` if it cannot be read safely."""
+    path = Path(path)
+    check_file(path)
     damaged = UserError(f"'{path}' is damaged, truncated or contains no weights; copy or save it again.")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -248,6 +268,27 @@ def squeeze_leading(value: Tensor) -> tuple[int, ...]:
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape
+
+
+def _check_described(path: Path, spec: Spec) -> None:
+    """Raise `UserError` if `path` lies in a checkpoint folder of ours whose model.json describes a network that
+    computes something else with the same weights than that of `spec`."""
+    description = path.with_name("model.json")
+    if path.name != "model.safetensors" or not description.is_file() or not isinstance(spec, AlexNetSpec):
+        return
+    described = spec_from_dict(read_json(description, dict[str, Any]).get("spec", {}))
+    if isinstance(described, AlexNetSpec) and _computation(described) != _computation(spec):
+        raise UserError(
+            f"'{path}' holds weights of '{described.name}', and '{spec.name}' as built here has another LRN, "
+            f"activation, padding or order of layers; create '{described.name}', or, to mix them on purpose, give the "
+            "tensors themselves: safetensors.torch.load_file(path)."
+        )
+
+
+def _computation(spec: AlexNetSpec) -> list[tuple[Any, ...]]:
+    """Return what each layer computes, without what weights show or only training or the size of images changes."""
+    unimportant = ("dropout", "pad", "adaptiveavgpool")
+    return [(x.kind, x.kernel, x.stride, x.padding, x.norm) for x in layers(spec) if x.kind not in unimportant]
 
 
 def _shape_error(arch: str, where: str, name: str, target: Tensor, other: str, value: Tensor) -> UserError:
