@@ -134,7 +134,7 @@ def conv1_edge() -> Figure:
         ("torchvision: 224, 2 zeros on both sides", 224, 2, 2),
         ("tutorial 001 (text): 224, 1 zero left, 2 right", 224, 1, 2),
         ("Caffe: 227, no zeros", 227, 0, 0),
-        ("d2l: 224, no zeros", 224, 0, 0),
+        ("tutorial 004: 224, no zeros", 224, 0, 0),
     )
     figure, axes = plt.subplots(figsize=(8.4, 3.7))
     for i, (title, side, left, right) in enumerate(ways):

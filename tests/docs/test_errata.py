@@ -115,6 +115,7 @@ def test_001_three_ways_to_55() -> None:
     for pads in ((1, 2), (2, 1), (0, 3)):
         assert conv(nn.functional.pad(x, (*pads, *pads))).shape[-1] == 55
     assert [named(name)["conv1"].output[1] for name in ("paper", "one-tower", "caffe", "d2l")] == [55, 55, 55, 54]
+    assert named("d2l-unpadded")["conv1"].output[1] == 54
     assert named("code2012")["pad1"].padding == 3
 
 
@@ -160,7 +161,7 @@ def test_004_channels_are_16_times_those_of_lenet() -> None:
 
 
 def test_004_megabytes_of_fc6_and_fc7() -> None:
-    for name, size in (("paper", 218_136_576), ("d2l", 171_999_232)):
+    for name, size in (("paper", 218_136_576), ("d2l-unpadded", 171_999_232)):
         assert 4 * sum(named(name)[layer].parameters for layer in ("fc6", "fc7")) == size
 
 

@@ -240,7 +240,7 @@ def test_shapes_are_those_of_the_built_network(name, norm):
     assert tensor_shapes(architecture(name, norm=norm)) == {key: tuple(value.shape) for key, value in own.items()}
 
 
-@pytest.mark.parametrize("name", ["half", "one-tower", "seed-merged", "d2l", "cifar", "cifar-towers", "lenet"])
+@pytest.mark.parametrize("name", ["half", "one-tower", "seed-merged", "cifar", "cifar-towers", "lenet"])
 @pytest.mark.parametrize("settings", [{}, {"num_classes": 17}, {"in_channels": 1}])
 def test_a_network_is_recognized_by_its_shapes(name, settings):
     spec, note = recognize(tensors(name, **settings))

@@ -243,8 +243,8 @@ _D2L = replace(
     _SEED_MERGED,
     name="d2l",
     title="Dive into Deep Learning's AlexNet for Fashion-MNIST",
-    source="d2l.ai, section 8.1, as printed in tutorial 004, docs/tutorials.md",
-    convs=(replace(_SEED_MERGED.convs[0], padding=0), *_SEED_MERGED.convs[1:]),
+    source="d2l.ai, section 8.1, its PyTorch code",
+    convs=(replace(_SEED_MERGED.convs[0], padding=1), *_SEED_MERGED.convs[1:]),
     hidden=(4096, 4096),
     dropout=0.5,
     dropout_position="after",
@@ -254,7 +254,21 @@ _D2L = replace(
     departures=(
         "One channel and ten classes.",
         "No towers and no LRN.",
-        "conv1 is not padded: 54→26→12→5 pixels instead of 55→27→13→6, so fc6 reads 6400 values, not 9216.",
+        "conv1 is padded by 1: 54→26→12→5 pixels instead of 55→27→13→6, so fc6 reads 6400 values, not 9216.",
+        "Xavier initial weights.",
+    ),
+)
+
+_D2L_UNPADDED = replace(
+    _D2L,
+    name="d2l-unpadded",
+    title="The same without the padding of conv1, as a tutorial prints it",
+    source="tutorial 004, docs/tutorials.md; the book's MXNet and TensorFlow code",
+    convs=(replace(_D2L.convs[0], padding=0), *_D2L.convs[1:]),
+    departures=(
+        *_D2L.departures[:2],
+        "conv1 is not padded, which gives the same 54→26→12→5 pixels as the book's padding of 1: weights of one load "
+        "into the other, and the logits differ.",
         "Xavier initial weights.",
     ),
     repair="As printed it is not valid Python: 'net ==' compares instead of assigning, and commas are missing after "
@@ -373,7 +387,7 @@ ARCHITECTURES: dict[str, AlexNetSpec] = {
     for spec in (
         *(_PAPER, _CODE2012, _HALF, _PAPER_SIX, _CUDA_CONVNET2),  # the authors' own
         *(_ONE_TOWER, _TORCHVISION, _TORCHVISION_LRN, _SEED_MERGED, _CAFFE, _CAFFENET),
-        *(_D2L, _CIFAR, _CIFAR_TOWERS, _CONVNET_26, _CONVNET_18, _LENET),
+        *(_D2L, _D2L_UNPADDED, _CIFAR, _CIFAR_TOWERS, _CONVNET_26, _CONVNET_18, _LENET),
     )
 }
 
