@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -90,6 +91,19 @@ def test_001_lrn_follows_the_relu() -> None:
     assert kinds("code2012", 2)[1:3] == ["relu", "lrn"]
 
 
+def test_000_lrn_of_five_is_almost_the_identity() -> None:
+    """On the outputs of conv1 for images of mean 0 and variance 1, smooth as photographs are."""
+    torch.manual_seed(0)
+    images = nn.functional.interpolate(torch.randn(4, 3, 28, 28), size=224, mode="bicubic")
+    images = (images - images.mean()) / images.std()
+    features = torchvision_alexnet().features
+    with torch.inference_mode():
+        maps = features[:3](images)
+        ratio = (nn.LocalResponseNorm(5)(maps) / maps)[maps > 0]
+    assert 1 - ratio.min() < 0.001
+    assert maps.max() > 1
+
+
 def test_dropout_follows_fc6_and_fc7() -> None:
     for name in ("paper", "code2012", "caffe", "d2l"):
         assert kinds(name, 6) == kinds(name, 7) == ["linear", "relu", "dropout"]
@@ -158,6 +172,13 @@ def test_003_conv3_to_conv5_start_with_a_std_of_003() -> None:
 
 def test_004_channels_are_16_times_those_of_lenet() -> None:
     assert [a / b for a, b in zip(widths("paper"), widths("lenet"), strict=False)] == [16, 16]
+
+
+def test_004_lost_the_padding_of_the_book() -> None:
+    book, tutorial = named("d2l"), named("d2l-unpadded")
+    assert (book["conv1"].padding, tutorial["conv1"].padding) == (1, 0)
+    shapes = [[(x.output, x.parameters) for x in layer.values()] for layer in (book, tutorial)]
+    assert shapes[0] == shapes[1]  # hence nothing complains; tests/models/test_weights.py compares the logits
 
 
 def test_004_megabytes_of_fc6_and_fc7() -> None:
@@ -242,6 +263,18 @@ def test_002_mixed_precision_without_zero_grad() -> None:
     # … until one gradient overflows: infinity plus anything is infinity, so every later step is skipped.
     assert scaled_loop(zero_grad=True, scale=2.0**127, slope=2.0) == [None, 1, 1, 1]
     assert scaled_loop(zero_grad=False, scale=2.0**127, slope=2.0) == [None, None, None, None]
+
+
+def test_002_traced_without_eval_dropout_remains() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Linear(64, 10))
+    x = torch.ones(1, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated, and finds that the outputs vary
+        traced = torch.jit.trace(model, x, check_trace=False)
+        evaluated = torch.jit.trace(model.eval(), x)
+    traced.eval()  # too late
+    assert not torch.equal(traced(x), traced(x))
+    assert torch.equal(evaluated(x), evaluated(x))
 
 
 def test_002_accumulation_leaks_into_the_next_epoch() -> None:
