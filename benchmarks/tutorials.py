@@ -78,7 +78,7 @@ def network_002(classes: int) -> nn.Module:
 
 
 def network_004(classes: int) -> nn.Module:
-    """Return d2l's network as tutorial 004 prints it: one channel, conv1 without padding, dropout after fc6 and fc7, Xavier weights."""
+    """Return the network that tutorial 004 prints: one channel, conv1 without padding, dropout after fc6 and fc7."""
 
     def pool() -> list[nn.Module]:
         return [nn.MaxPool2d(3, 2)]

@@ -38,7 +38,8 @@ def state() -> dict[str, np.ndarray]:
     found = {}
     for name, tensor in model.state_dict().items():
         fan_in = float(np.prod(tensor.shape[1:]))
-        scale = (2 / fan_in) ** 0.5 * {"conv1.weight": 0.02, "fc8.weight": 0.2}.get(name, 1) if tensor.dim() > 1 else 0.1
+        factor = {"conv1.weight": 0.02, "fc8.weight": 0.2}.get(name, 1)
+        scale = (2 / fan_in) ** 0.5 * factor if tensor.dim() > 1 else 0.1
         found[name] = (random.standard_normal(tuple(tensor.shape)) * scale).astype(np.float32)
     return found
 

@@ -41,6 +41,10 @@ def run(small_run, tmp_path, monkeypatch):
     folder = tmp_path / "images" / "7"
     folder.mkdir(parents=True)
     Image.fromarray(digit.astype(np.uint8)).save(folder / "seven.png")
+    (tmp_path / "normed").mkdir()
+    normed = create_model("cifar-towers", num_classes=10, in_channels=1, width=0.25)
+    levels = EvalTransform(32, channels=1, mean=(0.0,), std=(1 / 255,))
+    save_model(tmp_path / "normed", normed, tuple("0123456789"), levels)
     return Path(shutil.copytree(small_run, tmp_path / "run"))
 
 
@@ -52,6 +56,7 @@ ARGS = {
     "top5": ["run", "images"],
     "mistakes": ["run"],
     "curves": ["run"],
+    "lrn": ["normed", "images"],
     "architecture": ["paper"],
     "receptive-field": ["run"],
 }

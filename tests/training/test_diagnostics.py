@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from alexnet.models.layers import LocalResponseNorm, lrn_denominators
 from alexnet.models.model import create_model
-from alexnet.training.diagnostics import dead_relus, find_alarms, save_image_grid
+from alexnet.training.diagnostics import dead_relus, find_alarms, lrn_warning, save_image_grid
 from alexnet.training.recipe import Recipe
 
 RECIPE = Recipe().replace(lr=0.1, norm="batch")
@@ -84,6 +85,30 @@ def test_channels_with_a_bias_far_below_zero_are_dead():
 
 def test_dead_relus_are_not_counted_in_torchvision_networks():
     assert dead_relus(create_model("torchvision/resnet18", num_classes=2, image_size=32), torch.zeros(1)) == {}
+
+
+def test_lrn_is_a_constant_unless_pixels_are_of_0_to_255():
+    """On 0 to 1 its denominator is k^beta; on 0 to 255 it is not."""
+    torch.manual_seed(0)
+    model = create_model("cifar-towers", num_classes=3, width=0.25)
+    images = torch.rand(4, 3, 32, 32)
+    warning = lrn_warning(model, images)
+    assert "multiplication by a constant" in warning
+    assert "--std 0.00392" in warning
+    assert "this grows if the weights do" in lrn_warning(model, images * 25)
+    found = lrn_denominators(model, images)
+    assert list(found) == ["lrn1", "lrn2"]
+    assert found["lrn1"].mean().item() == pytest.approx(2**0.75, rel=0.001)
+    assert lrn_warning(model, images * 255) == ""
+    assert model.training
+    assert lrn_warning(create_model("cifar", num_classes=3, width=0.25), images) == ""
+
+
+def test_denominators_are_those_of_the_forward_pass():
+    torch.manual_seed(0)
+    for towers in (1, 2):
+        norm, x = LocalResponseNorm(5, 1e-3, 0.75, 2.0, towers), torch.randn(2, 16, 3, 3) * 100
+        torch.testing.assert_close(norm(x), x / norm.denominators(x))
 
 
 def test_the_image_grid_enlarges_small_images_and_keeps_their_colors(tmp_path):

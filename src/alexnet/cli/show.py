@@ -32,10 +32,10 @@ def show(
     """Draw a network, a run or a prediction as an image file, and print its path.
 
     show filters RUN, activations RUN IMAGE, saliency RUN IMAGE, similar RUN IMAGE…, top5 RUN IMAGE…, mistakes RUN,
-    curves RUN…, architecture NAME, receptive-field NAME [IMAGE].
+    curves RUN…, lrn RUN [IMAGE…], architecture NAME, receptive-field NAME [IMAGE].
 
     Args:
-        kind: filters, activations, saliency, similar, top5, mistakes, curves, architecture or receptive-field.
+        kind: filters, activations, saliency, similar, top5, mistakes, curves, lrn, architecture or receptive-field.
         what: What to draw: a RUN (run folder, 'last', checkpoint folder, torchvision:IMAGENET1K_V1, file of weights)
             and IMAGEs, or the NAME of an architecture, or a RUN for its architecture.
         layer: filters: one convolution instead of all; similar: the layer to compare, fc7 by default.

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.features import output_of
 from alexnet.inference.load import load_image
+from alexnet.models.layers import lrn_denominators
 from alexnet.models.model import AlexNet
 from alexnet.models.spec import layers
 from alexnet.runtimes.engines import LoadedModel
@@ -68,6 +69,12 @@ def network_input(loaded: LoadedModel, image: Any) -> tuple[np.ndarray, Tensor]:
     pixels = torch.from_numpy(load_image(image, loaded.preprocess))
     device = next(loaded.model.parameters()).device
     return pixels.permute(1, 2, 0).numpy(), loaded.preprocess.normalize(pixels[None].to(device))
+
+
+def lrn_denominators_of(loaded: LoadedModel, images: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Return what each LRN divides by on `images` (see `network_input`), float32 (N, C, H, W), by layer."""
+    batch = torch.cat([network_input(loaded, image)[1] for image in images])
+    return {name: d.cpu().numpy() for name, d in lrn_denominators(loaded.model, batch).items()}
 
 
 @torch.no_grad()

@@ -46,6 +46,14 @@ class LocalResponseNorm(nn.Module):
             )
         return local_response_norm(x, Constants(self.size, self.alpha, self.beta, self.k, self.towers))
 
+    def denominators(self, x: Tensor) -> Tensor:
+        """Return what each value of `x` (N, C, H, W) is divided by, float32 in its shape: the less this varies, the
+        more the layer is multiplication by a constant."""
+        groups = at_least_float32(x).square().unflatten(1, (self.towers, -1)).flatten(0, 1).unsqueeze(1)
+        padded = F.pad(groups, (0, 0, 0, 0, self.size // 2, (self.size - 1) // 2))
+        means = F.avg_pool3d(padded, (self.size, 1, 1), stride=1).reshape(x.shape)
+        return (self.k + self.alpha * means).pow(self.beta)
+
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, towers={self.towers}"
 
@@ -74,6 +82,26 @@ class SpatialResponseNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+@torch.no_grad()
+def lrn_denominators(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return `denominators` of each `LocalResponseNorm` among the layers of an AlexNet, by name.
+
+    `images` are preprocessed, N×C×H×W. Leaves the training mode as it was.
+    """
+    norms = [name for name, module in model.named_children() if isinstance(module, LocalResponseNorm)]
+    found: dict[str, Tensor] = {}
+    was_training, x = model.training, images
+    model.eval()
+    for name, module in model.named_children():
+        if len(found) == len(norms):
+            break
+        if isinstance(module, LocalResponseNorm):
+            found[name] = module.denominators(x)
+        x = module(x)
+    model.train(was_training)
+    return found
 
 
 class Dropout(nn.Dropout):

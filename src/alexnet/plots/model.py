@@ -55,6 +55,21 @@ def filter_tiles(weights: np.ndarray, theme: Theme) -> np.ndarray:
     return theme.diverging(0.5 + unit[..., 0] / 2)[..., :3]
 
 
+def lrn_figure(denominators: dict[str, np.ndarray], name: str, theme: Theme, translate: Translator) -> Figure:
+    """Draw how often each LRN of the network `name` multiplies by which factor, 1 / `denominators`, by layer."""
+    height = 1.6 + 2.2 * len(denominators)
+    figure = new_figure(9, height, translate("figure_lrn", name=name), translate("figure_lrn_note"))
+    rows = figure.subplots(len(denominators), 1, squeeze=False)[:, 0]
+    for axes, (layer, values) in zip(rows, denominators.items(), strict=True):
+        deviation = float(values.std(dtype=np.float64) / values.mean(dtype=np.float64))
+        axes.hist(1 / values.ravel(), bins=100, range=(0, float(1 / values.min())), color=theme.blue)
+        axes.axvline(float(1 / values.min()), color=theme.orange, ls="--")
+        axes.set(yscale="log", yticks=[])
+        axes.set_title(translate("figure_lrn_layer", name=layer, deviation=deviation))
+        axes.set_xlabel(translate("figure_lrn_factor"))
+    return figure
+
+
 def filters_figure(model: Network, layer: str | None, name: str, theme: Theme, translate: Translator) -> Figure:
     """Draw the filters of `layer`, or of every convolution, as in figure 3 of the paper, with towers separated.
 

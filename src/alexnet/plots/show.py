@@ -173,6 +173,19 @@ def _curves(args: Sequence[str], _options: Options) -> FigureFile:
     return partial(metrics.curves_figure, histories), folder / "curves.png"
 
 
+def _lrn(args: Sequence[str], options: Options) -> FigureFile:
+    loaded = _load(args[0], options)
+    images: Sequence[str | Image.Image] = _find_images(args[1:]) if len(args) > 1 else []
+    if not images:
+        if loaded.run is None or (evaluation := loaded.run.read_evaluation("val")) is None:
+            raise UserError(f"{args[0]} comes without a validation set; name images: 'alexnet show lrn RUN IMAGE…'.")
+        images = neighbors.load_run_images(loaded.run, list(evaluation[0][:MAX_IMAGES]))
+    denominators = explain.lrn_denominators_of(loaded, images)
+    if not denominators:
+        raise UserError(f"'{loaded.model.spec.name}' as built here has no LRN; choose a run with --norm lrn.")
+    return partial(model.lrn_figure, denominators, _model_name(args[0], loaded)), _folder(loaded) / "lrn.png"
+
+
 def _architecture(args: Sequence[str], options: Options) -> FigureFile:
     spec, name = _find_spec(args[0], options)
     return partial(architecture.architecture_figure, spec), Path(f"architecture-{name}.svg")
@@ -197,6 +210,7 @@ KINDS: dict[str, Kind] = {
     "top5": Kind(_top5, "RUN IMAGE…", 2, 99),
     "mistakes": Kind(_mistakes, "RUN", 1, 1, ("split", "top")),
     "curves": Kind(_curves, "RUN…", 1, 20),
+    "lrn": Kind(_lrn, "RUN [IMAGE…]", 1, 1 + MAX_IMAGES),
     "architecture": Kind(_architecture, "NAME", 1, 1),
     "receptive-field": Kind(_receptive_field, "NAME [IMAGE]", 1, 2),
 }

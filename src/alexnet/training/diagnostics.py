@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from alexnet.data.transforms import tile_images
 from alexnet.files import atomic_write
+from alexnet.models.layers import lrn_denominators
 from alexnet.models.model import AlexNet, Network
 from alexnet.training.recipe import Recipe
 
 STUCK = 0.985  # fraction of the loss of random guessing above which nothing is learned
+CONSTANT = 0.01  # deviation over mean of LRN's denominator below which it is a constant factor
 DEAD = 0.5  # fraction of a layer's channels that are zero on every image checked
 WAITING = 0.3  # fraction of the time the network waits for images
 WORSE_EPOCHS = 5  # consecutive epochs with a validation loss above the best: high rates cause jumps of two or three
@@ -87,6 +89,22 @@ def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) ->
 
 
 @torch.no_grad()
+def lrn_warning(model: Network, images: Tensor) -> str:
+    """Return a sentence if each LRN of `model` is constant to `CONSTANT` on `images` (preprocessed, N×C×H×W), or ""."""
+    found = lrn_denominators(model, images)
+    deviations = {name: float(d.std() / d.mean()) for name, d in found.items()}
+    if not deviations or max(deviations.values()) >= CONSTANT:
+        return ""
+    varies = ", ".join(f"{name} by {deviation:.2g}" for name, deviation in deviations.items())
+    start = f"At the start of this run LRN is nearly multiplication by a constant: its denominators vary, {varies} of "
+    if images.abs().max() > 20:  # about 0 to 255: the authors' own network starts so, too
+        return f"{start}their mean; this grows if the weights do ('alexnet show lrn RUN' draws it)."
+    return (
+        f"{start}their mean, as its alpha belongs to pixels of 0 to 255; --std {1 / 255:.5f} keeps that range, --norm "
+        "none or batch does without."
+    )
+
+
 def dead_relus(model: Network, images: Tensor) -> dict[str, float]:
     """Return for each ReLU the fraction of channels (or units) that are zero everywhere on `images`.
 

@@ -34,7 +34,7 @@ from alexnet.run_dir import Run
 from alexnet.runtimes import calibration
 from alexnet.signals import StopSignal
 from alexnet.training.checkpoints import Checkpoints, TrainState, divergence_advice, hash_samples, wrap_write_errors
-from alexnet.training.diagnostics import all_alarms, dead_relus, save_image_grid
+from alexnet.training.diagnostics import all_alarms, dead_relus, lrn_warning, save_image_grid
 from alexnet.training.distributed.base import read_together
 from alexnet.training.distributed.data_parallel import average_batch_norm, batch_norm_warning
 from alexnet.training.optim import Hyperparameters, schedule_at
@@ -96,6 +96,8 @@ class Trainer:
                 self.progress.log(warning)
             if not self.resumed:
                 self.parallel.broadcast_object(self._save_augmented)
+                if self._dead_relu_inputs is not None and (text := lrn_warning(self.model, self._dead_relu_inputs)):
+                    self.progress.log(text)
             while not self.state.finished(self.recipe):
                 self._check_stop()
                 self.train_epoch()
