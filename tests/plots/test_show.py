@@ -209,7 +209,7 @@ def test_filters_of_two_towers_are_separate():
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [("cifar", "pool2"), ("code2012", "conv3"), ("lenet", "pool2"), ("d2l", "conv2")],
+    [("cifar", "pool2"), ("code2012", "conv3"), ("lenet", "pool2"), ("d2l-unpadded", "conv2")],
 )
 def test_receptive_field_is_where_the_gradient_is(name, layer):
     spec = architecture(name, width=0.125, image_size=64 if name == "cifar" else None)
