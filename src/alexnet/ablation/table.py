@@ -9,10 +9,10 @@ from typing import Any
 
 from alexnet.ablation import stats
 from alexnet.ablation.claims import CLAIMS
+from alexnet.ablation.history import sister_spread
 from alexnet.errors import UserError
 from alexnet.files import read_json
 
-SISTER_SPREAD = 0.3  # points of top-1: deviation of one of the sister networks among the 2012 runs
 NOT_TESTED = "not tested"
 MACHINE = ("data", "device", "workers", "threads", "in_memory")  # settings that leave the experiment as it is
 
@@ -32,26 +32,25 @@ def read_results(folder: str | Path) -> dict[str, dict[str, Any]]:
     return results
 
 
-def claims_table(
-    results: Mapping[str, Mapping[str, Any]], sister_spread: float = SISTER_SPREAD
-) -> list[dict[str, Any]]:
+def claims_table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for every claim in the order of `CLAIMS`; a claim without a result has the verdict `not tested`.
 
     `p_corrected` is corrected by Holm's method over all rows that have a p-value, and the verdict follows from it.
     `deviations` is the published difference in deviations of the difference of two sister runs, which differ in nothing
-    that should matter; `sister_spread` is the deviation of one of them, in points of top-1.
+    that should matter (`history.sister_spread`).
     """
     tested = [name for name in CLAIMS if name in results and results[name]["p"] is not None]
     corrected = dict(zip(tested, stats.holm([results[name]["p"] for name in tested]), strict=True))
-    return [_row(name, results.get(name), corrected.get(name), sister_spread) for name in CLAIMS]
+    spread = 100 * sister_spread().deviation
+    return [_row(name, results.get(name), corrected.get(name), spread) for name in CLAIMS]
 
 
-def _row(name: str, found: Mapping[str, Any] | None, corrected: float | None, sister_spread: float) -> dict[str, Any]:
+def _row(name: str, found: Mapping[str, Any] | None, corrected: float | None, spread: float) -> dict[str, Any]:
     claim = CLAIMS[name]
     row: dict[str, Any] = {
         "claim": name, "says": claim.statement, "measure": claim.measure, "source": claim.source,
         "figure": claim.published, "log": claim.log, "points": claim.points,
-        "deviations": None if claim.points is None else claim.points / (math.sqrt(2) * sister_spread),
+        "deviations": None if claim.points is None else claim.points / (math.sqrt(2) * spread),
         "verdict": NOT_TESTED, "reason": None, "difference": None, "interval": None, "p": None, "p_corrected": None,
         "pairs": 0, "planned": None, "seconds": 0.0,
         "arms": [{"name": arm.name, "mean": None, "reached": True} for arm in (claim.part, claim.without)],
