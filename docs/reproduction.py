@@ -120,7 +120,8 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def page(language: str) -> str:
     """Return the page with its tables rewritten from the results."""
     text = PAGES[language].read_text(encoding="utf-8")
-    for mark, content in blocks(language, read_results(RESULTS)).items():
+    results = read_results(RESULTS) if RESULTS.is_dir() else {}
+    for mark, content in blocks(language, results).items():
         pattern = rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)"
         block = f"\n{content}\n\n" if content else ""
         text, found = re.subn(pattern, lambda m, block=block: m[1] + block + m[2], text, flags=re.DOTALL)
