@@ -127,7 +127,7 @@ def test_tables_are_printed(small, capsys):
     ("arguments", "message"),
     [
         (["predcit"], "There is no part of the bench 'predcit'; did you mean 'predict'?"),
-        (["--arch", "papr"], "did you mean 'paper'?"),
+        (["--arch", "papr"], "did you mean 'paper' or 'paper-six'?"),
         (["--batch-size", "0"], "--batch-size must be at least 1, not 0."),
         (["--seconds", "0"], "must be above 0, not 0."),
         (["--seconds", "nan"], "must be above 0, not nan."),
