@@ -28,7 +28,7 @@ HEADS = {
     ),
     "zh": (
         ("论断", "第一组", "第二组", "差值", "95 % 区间", "配对数", "p", "校正后的 p", "结论", "分钟"),
-        ("论断", "测量的量", "论文", "2012 年代码的记录", "差值是标准差的几倍"),
+        ("论断", "测量的量", "论文", "2012 年代码的日志", "差值是标准差的几倍"),
     ),
 }  # fmt: skip
 CHINESE = {  # of verdicts, measures, arms and published figures
@@ -43,24 +43,24 @@ CHINESE = {  # of verdicts, measures, arms and published figures
     "momentum .9": "动量 .9", "no momentum": "无动量", "five convolutions": "五个卷积层", "without conv4": "去掉 conv4",
     "ten views": "十个视图", "one view": "一个视图", "HOG + linear SVM": "HOG + 线性 SVM", "base": "基准",
     "base, other seeds": "基准，另一组种子",
-    "1.4 / 1.2 points of error; on CIFAR-10 13 % to 11 %": "误差 1.4 / 1.2 个百分点；CIFAR-10 上由 13 % 降到 11 %",
-    "run 148, which leaves out the spatial norm too: +1.37 / +1.15": "运行 148（同时去掉空间归一化）：+1.37 / +1.15",
-    "no figure for AlexNet": "没有 AlexNet 的数字", "no figure": "没有数字",
+    "1.4 / 1.2 points of error; on CIFAR-10 13 % to 11 %": "错误率相差 1.4 / 1.2 个百分点；CIFAR-10 上由 13 % 降到 11 %",
+    "run 148, which leaves out the spatial norm too: +1.37 / +1.15": "148 号（同时去掉空间归一化）：+1.37 / +1.15",
+    "no figure for AlexNet": "没有针对 AlexNet 的数字", "no figure": "没有数字",
     "\"substantial overfitting\" without it, no figure": "称不用它会严重过拟合，没有数字",
-    "1.7 / 1.2 points of error": "误差 1.7 / 1.2 个百分点",
-    "run 145-half: +1.69 / +1.23": "运行 145-half：+1.69 / +1.23",
-    ".4 / .3 points of error": "误差 .4 / .3 个百分点",
-    "run 147, whose noise is never switched off: +.39 / +.30": "运行 147（噪声从未关闭）：+.39 / +.30",
-    "six times fewer epochs (CIFAR-10, four layers)": "轮数为六分之一（CIFAR-10，四层网络）",
-    "run 150, which disconnects fc6 and fc7 too: +1.16 / +1.12": "运行 150（fc6 与 fc7 也断开）：+1.16 / +1.12",
-    "over 1 point of top-1 error": "top-1 误差超过 1 个百分点",
+    "1.7 / 1.2 points of error": "错误率相差 1.7 / 1.2 个百分点",
+    "run 145-half: +1.69 / +1.23": "145-half 号：+1.69 / +1.23",
+    ".4 / .3 points of error": "错误率相差 .4 / .3 个百分点",
+    "run 147, whose noise is never switched off: +.39 / +.30": "147 号（噪声始终没有关闭）：+.39 / +.30",
+    "six times fewer epochs (CIFAR-10, four layers)": "所需轮数为六分之一（CIFAR-10，四层网络）",
+    "run 150, which disconnects fc6 and fc7 too: +1.16 / +1.12": "150 号（fc6 与 fc7 也断开）：+1.16 / +1.12",
+    "over 1 point of top-1 error": "top-1 错误率相差超过 1 个百分点",
     "\"it reduces the model's training error\", no figure": "称它降低训练误差，没有数字",
-    "about 2 points of top-1 error for any middle layer": "任一中间层约 2 个百分点 top-1 误差",
+    "about 2 points of top-1 error for any middle layer": "去掉任一中间层，top-1 错误率相差约 2 个百分点",
     "39.0 / 18.3 error with one view, 37.5 / 17.0 with ten (ILSVRC-10)":
-        "误差：一个视图 39.0 / 18.3，十个视图 37.5 / 17.0（ILSVRC-10）",
-    "run 145-2010: .390247 / .182953 to .374727 / .169987": "运行 145-2010：由 .390247 / .182953 到 .374727 / .169987",
+        "错误率：一个视图 39.0 / 18.3，十个视图 37.5 / 17.0（ILSVRC-10）",
+    "run 145-2010: .390247 / .182953 to .374727 / .169987": "145-2010 号：由 .390247 / .182953 到 .374727 / .169987",
     "37.5 / 17.0 error against 45.7 / 25.7 of SIFT and Fisher vectors":
-        "误差 37.5 / 17.0，SIFT 与 Fisher 向量为 45.7 / 25.7",
+        "错误率 37.5 / 17.0，SIFT 与 Fisher 向量为 45.7 / 25.7",
 }  # fmt: skip
 MEASURES = {
     "top1": "test top-1", "train_error": "training error", "gap": "gap", "epochs": "epochs to 25 % training error",
