@@ -1,0 +1,68 @@
+"""The Chinese pages of docs/ have the code, the rows and the links of the English ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+NAMES = sorted(page.name.removesuffix(".zh-CN.md") for page in DOCS.glob("*.zh-CN.md"))
+SAME_NUMBERS = ("own-images", "recipes", "tutorials", "variants")
+pages = pytest.mark.parametrize("name", NAMES)
+
+
+def read(name: str) -> tuple[str, str]:
+    """Return a page in English and in Chinese."""
+    english, chinese = (DOCS / f"{name}{ending}" for ending in (".md", ".zh-CN.md"))
+    return english.read_text(encoding="utf-8"), chinese.read_text(encoding="utf-8")
+
+
+def blocks(page: str) -> list[str]:
+    """Return the fenced blocks, without comments, which are translated."""
+    found = re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return [re.sub(r"\s*# .*", "", block) for block in found]
+
+
+def tables(page: str) -> list[str]:
+    return [line for line in page.splitlines() if line.startswith("|")]
+
+
+@pages
+def test_both_languages_link_to_each_other(name: str) -> None:
+    english, chinese = read(name)
+    assert f"[中文]({name}.zh-CN.md)" in english
+    assert f"[English]({name}.md)" in chinese
+
+
+@pages
+def test_chinese_pages_link_to_chinese_pages(name: str) -> None:
+    _, chinese = read(name)
+    links = re.findall(r"\[([^\]]*)\]\(([\w-]+)\.md", chinese)
+    assert [link for link in links if link[1] in NAMES and link[0] not in ("English", "英文版")] == []
+
+
+@pages
+def test_code_is_the_same(name: str) -> None:
+    english, chinese = read(name)
+    assert blocks(chinese) == blocks(english)
+
+
+@pages
+def test_tables_have_the_same_rows(name: str) -> None:
+    english, chinese = map(tables, read(name))
+    english = english[: len(chinese)] if name == "data" else english  # measurements are in the English page only
+    assert [row.count("|") for row in chinese] == [row.count("|") for row in english]
+    for a, b in zip(english, chinese, strict=True):
+        assert set(re.findall(r"`([^`]+)`", b)) == set(re.findall(r"`([^`]+)`", a))
+        if name in SAME_NUMBERS:
+            assert sorted(re.findall(r"\d[\d,.]*\d|\d", b)) == sorted(re.findall(r"\d[\d,.]*\d|\d", a))
+
+
+@pages
+def test_anchors_of_chinese_pages_exist(name: str) -> None:
+    _, chinese = read(name)
+    for target, anchor in re.findall(r"\]\(([\w-]+\.zh-CN\.md)#([^)]+)\)", chinese):
+        headings = re.findall(r"^#+ (.*)$", (DOCS / target).read_text(encoding="utf-8"), re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w\s-]", "", heading).replace(" ", "-").lower() for heading in headings]
