@@ -43,7 +43,7 @@ CHINESE = {  # of verdicts, measures, arms and published figures
     "momentum .9": "动量 .9", "no momentum": "无动量", "five convolutions": "五个卷积层", "without conv4": "去掉 conv4",
     "ten views": "十个视图", "one view": "一个视图", "HOG + linear SVM": "HOG + 线性 SVM", "base": "基准",
     "base, other seeds": "基准，另一组种子",
-    "1.4 / 1.2 points of error; on CIFAR-10 13 % to 11 %": "错误率相差 1.4 / 1.2 个百分点；CIFAR-10 上由 13 % 降到 11 %",
+    "1.4 / 1.2 points of error; on CIFAR-10 13 % to 11 %": "错误率相差 1.4 / 1.2 个百分点；CIFAR-10 由 13 % 降到 11 %",
     "run 148, which leaves out the spatial norm too: +1.37 / +1.15": "148 号（同时去掉空间归一化）：+1.37 / +1.15",
     "no figure for AlexNet": "没有针对 AlexNet 的数字", "no figure": "没有数字",
     "\"substantial overfitting\" without it, no figure": "称不用它会严重过拟合，没有数字",
