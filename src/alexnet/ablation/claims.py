@@ -113,7 +113,7 @@ CLAIMS: dict[str, Claim] = {
             "two-towers", "Two towers are better than one tower with half the channels and as many parameters.",
             "paper, section 3.2", "1.7 / 1.2 points of error",
             Arm("two towers"), Arm("one tower", _edit("half")),
-            log="run 145-half: +1.69 / +1.23", points=1.69,
+            log="run 145-half: +1.70 / +1.23", points=1.70,
         ),
         Claim(
             "overlapping-pool", "Overlapping 3×3 pooling is better than non-overlapping 2×2 pooling.",
