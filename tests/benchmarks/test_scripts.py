@@ -7,14 +7,18 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from alexnet.errors import UserError
 from alexnet.models.architectures import architecture
 from alexnet.models.model import build
 from alexnet.models.summary import summarize
+from alexnet.training.api import train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import tower_colors
 from curve import main as curve
 from endurance import find_problem
 from layers import count_operations, draw_roofline, layer_work
@@ -129,3 +133,81 @@ def test_training_memory_includes_weights_gradients_and_momentum():
     train, predict = (in_fresh_process("--task", task, "cifar") for task in ("train", "predict"))
     assert 3 * weights < train < 8 * weights
     assert weights < predict < train
+
+
+# ── tower_colors.py: color in one tower and gray in the other, or the same in both ────────────────
+
+
+def kernels(gray: int, colored: int) -> np.ndarray:
+    """Return made-up kernels, (gray + colored, 3, 5, 5): some equal in R, G and B but for a little noise."""
+    draw = np.random.default_rng(0)
+    plain = np.repeat(draw.normal(size=(gray, 1, 5, 5)), 3, axis=1) + draw.normal(0, 0.1, (gray, 3, 5, 5))
+    return np.concatenate([plain, draw.normal(size=(colored, 3, 5, 5))])
+
+
+@pytest.mark.parametrize(("rgb", "index"), [((2, 2, 2), 0), ((1, -1, 0), 1), ((0, 3, 0), 2 / 3)])
+def test_color_index_is_the_share_off_the_gray_axis(rgb, index):
+    kernel = np.array(rgb, dtype=np.float32)[None, :, None, None] * np.arange(1, 10).reshape(3, 3)
+    assert tower_colors.color_index(kernel) == pytest.approx([index], abs=1e-6)
+    with pytest.raises(UserError, match="Kernel 0 of conv1 is zero"):
+        tower_colors.color_index(0 * kernel)
+
+
+def test_towers_that_specialize_differ_and_mixed_ones_do_not():
+    specialized = tower_colors.compare_halves(tower_colors.color_index(kernels(12, 12)))
+    gray, colored = specialized["means"]
+    assert gray < 0.1 < 0.5 < colored
+    assert specialized["difference"] == pytest.approx(colored - gray)
+    assert specialized["p"] < 1e-4 < specialized["of_random_halves"] < specialized["difference"]
+    mixed = np.concatenate([kernels(6, 6), kernels(6, 6)[::-1]])
+    assert tower_colors.compare_halves(tower_colors.color_index(mixed))["p"] > 0.9
+    few = tower_colors.compare_halves(tower_colors.color_index(kernels(6, 6)))
+    assert few["p"] == pytest.approx(2 / math.comb(12, 6))  # exact: this split and the one with the halves exchanged
+
+
+@pytest.mark.parametrize(
+    ("trained", "initial", "untowered", "expected"),
+    [
+        ([0.01] * 5, [0.5] * 5, [0.5] * 5, "supports"),
+        ([0.01] * 5, [0.5] * 5, [], "leans"),  # no networks without towers
+        ([0.01] * 4, [0.5] * 4, [0.5] * 5, "leans"),  # too few runs
+        ([0.001] * 4 + [0.2], [0.5] * 5, [0.5] * 5, "leans"),  # the paper says: in every run
+        ([0.5] * 5, [0.5] * 5, [0.5] * 5, "cannot tell"),
+        ([0.01] * 5, [0.01] * 5, [0.5] * 5, "cannot tell"),  # the control differs, too
+        ([0.01] * 5, [0.5] * 5, [0.01] * 5, "cannot tell"),
+    ],
+)
+def test_verdict_on_the_towers(trained, initial, untowered, expected):
+    runs = []
+    for groups in (
+        [(tower_colors.TRAINED, trained), (tower_colors.INITIAL, initial)],
+        [(tower_colors.UNTOWERED, untowered)],
+    ):
+        runs += [{name: {"seed": seed, "p": ps[seed]} for name, ps in groups} for seed in range(len(groups[0][1]))]
+    found = tower_colors.combine(runs)
+    assert found["verdict"] == expected
+    assert found["groups"][tower_colors.TRAINED]["significant"] == sum(p < 0.05 for p in trained)
+    assert len(found["groups"][tower_colors.UNTOWERED]["runs"]) == len(untowered)
+    with pytest.raises(UserError, match="same seed"):
+        tower_colors.combine([*runs, runs[0]])
+
+
+def test_towers_of_runs(tmp_path, image_folder, small_run, monkeypatch):
+    settings = {"arch": "cifar-towers", "image_size": 32, "width": 0.25, "batch_size": 8, "limit_steps": 1, "lr": 1e-9}
+    run = Path(train("folder", data=image_folder, out=tmp_path / "run", seed=3, **settings).run)
+    with pytest.raises(UserError, match="has not learned"):
+        tower_colors.measure(run)
+    monkeypatch.setattr(tower_colors, "LEARNED_SHARE", -1)
+    monkeypatch.setattr(sys, "argv", ["tower_colors.py"])  # recorded in the results
+    tower_colors.main([str(run), "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "results" / "tower-colors.json").read_text())["results"]["groups"]
+    (trained,), (initial,) = (found[name]["runs"] for name in (tower_colors.TRAINED, tower_colors.INITIAL))
+    assert trained["seed"] == 3
+    assert trained["colors"] == pytest.approx(initial["colors"], abs=1e-4)  # what that training began with
+    assert found[tower_colors.UNTOWERED] == {"significant": 0, "p": None, "runs": []}
+    assert (tmp_path / "img" / "tower-colors.svg").is_file()
+    (run / "recipe.json").rename(tmp_path / "recipe.json")
+    with pytest.raises(SystemExit, match="is not a run folder"):
+        tower_colors.main([str(run)])
+    with pytest.raises(UserError, match="no AlexNet with an even number of kernels on RGB"):
+        tower_colors.measure(small_run)
