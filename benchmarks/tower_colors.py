@@ -99,7 +99,7 @@ def measure(folder: Path) -> dict[str, Measured]:
         raise UserError(f"{folder} has not learned (top-1 {top1:.1%}), so its kernels show nothing; leave it out.")
     checkpoint = load_checkpoint(last)
     model = checkpoint.model
-    if not isinstance(model, AlexNet) or model.spec.in_channels != 3 or model.spec.convs[0].out_channels % 2:
+    if not isinstance(model, AlexNet) or _conv1(model).shape[1] != 3 or len(_conv1(model)) % 2:
         raise UserError(f"{folder} has no AlexNet with an even number of kernels on RGB images; leave it out.")
     torch.manual_seed(rng.derive_seed(recipe.run.seed, "init"))  # as training does
     models = {TRAINED: model, INITIAL: build(model.spec)}
@@ -108,9 +108,12 @@ def measure(folder: Path) -> dict[str, Measured]:
     described = {"run": "/".join(folder.parts[-2:]), "seed": recipe.run.seed, "top1": top1}
     levels = np.array(checkpoint.preprocess.std)[:, None, None]  # kernels on pixels, whatever divided the channels
     return {
-        group: described | compare_halves(color_index(next(iter(conv_weights(model).values())) / levels))
-        for group, model in models.items()
+        group: described | compare_halves(color_index(_conv1(network) / levels)) for group, network in models.items()
     }
+
+
+def _conv1(network: AlexNet) -> np.ndarray:
+    return conv_weights(network)["conv1"]
 
 
 def combine(measured: Sequence[dict[str, Measured]]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The tables of claims in reproduction.md and reproduction.zh-CN.md, from the results in docs/results/claims.
+"""The tables of claims in reproduction.md and reproduction.zh-CN.md, from the results in docs/results/claims, and the
+table on the towers' colors, from docs/results/tower-colors.json.
 
 `python docs/reproduction.py` rewrites what stands between the marks in both pages. `python docs/reproduction.py DIR`
 first takes over the results of `alexnet ablate … --out DIR`: JSON to docs/results/claims, plots to docs/img.
@@ -8,16 +9,18 @@ from __future__ import annotations
 
 import re
 import shutil
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from alexnet.ablation.results import format_value
 from alexnet.ablation.table import claims_table, read_results
-from alexnet.files import write_json
+from alexnet.files import read_json, write_json
 
 DOCS = Path(__file__).resolve().parent
 RESULTS, IMAGES = DOCS / "results" / "claims", DOCS / "img"
+TOWERS = DOCS / "results" / "tower-colors.json"  # of benchmarks/tower_colors.py
 PAGES = {"en": DOCS / "reproduction.md", "zh": DOCS / "reproduction.zh-CN.md"}
 
 HEADS = {
@@ -25,15 +28,19 @@ HEADS = {
         ("claim", "first arm", "second arm", "difference", "95 % interval", "pairs", "p", "corrected p", "verdict",
          "min"),
         ("claim", "measured", "paper", "log of the 2012 code", "in deviations of a difference"),
+        ("network", "runs", "more colored half", "other half", "difference", "of random halves", "p below .05",
+         "combined p"),
     ),
     "zh": (
         ("论断", "第一组", "第二组", "差值", "95 % 区间", "配对数", "p", "校正后的 p", "结论", "分钟"),
         ("论断", "测量的量", "论文", "2012 年代码的日志", "差值是标准差的几倍"),
+        ("网络", "训练次数", "颜色较强的一半", "另一半", "差值", "随机两半的差值", "p 小于 .05 的次数", "合并的 p"),
     ),
 }  # fmt: skip
 CHINESE = {  # of verdicts, measures, arms and published figures
     "supports": "支持", "leans": "倾向支持", "cannot tell": "无法判断", "leans against": "倾向反对",
-    "contradicts": "反对", "not tested": "未检验", "at least": "至少", "to": "至", "epochs": "轮",
+    "contradicts": "反对", "not tested": "未检验", "not measured": "未测量",
+    "at least": "至少", "to": "至", "epochs": "轮",
     "test top-1": "测试集 top-1", "training error": "训练误差", "gap": "训练与测试 top-1 之差",
     "epochs to 25 % training error": "训练误差降到 25 % 所需的轮数",
     "no normalization": "无归一化", "batch norm": "批归一化", "no dropout": "无 dropout", "crop and flip": "裁剪与翻转",
@@ -46,6 +53,8 @@ CHINESE = {  # of verdicts, measures, arms and published figures
     "1.4 / 1.2 points of error; on CIFAR-10 13 % to 11 %": "错误率相差 1.4 / 1.2 个百分点；CIFAR-10 由 13 % 降到 11 %",
     "run 148, which leaves out the spatial norm too: +1.37 / +1.15": "148 号（同时去掉空间归一化）：+1.37 / +1.15",
     "no figure for AlexNet": "没有针对 AlexNet 的数字", "no figure": "没有数字",
+    "two towers, trained": "双塔，训练后", "two towers, initial weights": "双塔，初始权重",
+    "no towers, trained": "无塔，训练后",
     "\"substantial overfitting\" without it, no figure": "称不用它会严重过拟合，没有数字",
     "1.7 / 1.2 points of error": "错误率相差 1.7 / 1.2 个百分点",
     "run 145-half: +1.70 / +1.23": "145-half 号：+1.69 / +1.23",
@@ -69,14 +78,19 @@ REASONS = {
     "en": "**{claim}** gives no verdict: {reason}.",
     "zh": "**{claim}** 没有结论：训练不足，或有一组没有学会（{reason}）。",
 }
+VERDICT = {"en": "Verdict: **{}**.", "zh": "结论：**{}**。"}
 NONE = "–"
 
 
-def blocks(language: str, results: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return what stands between the marks of a page, by mark."""
+def _say(text: str, language: str) -> str:
+    return CHINESE.get(text, text) if language == "zh" else text
+
+
+def blocks(language: str, results: dict[str, dict[str, Any]], towers: dict[str, Any] | None = None) -> dict[str, str]:
+    """Return what stands between the marks of a page, by mark; `towers` are the results on the towers' colors."""
 
     def say(text: str) -> str:
-        return CHINESE.get(text, text) if language == "zh" else text
+        return _say(text, language)
 
     def amount(value: float | None, measure: str, sign: bool = True) -> str:
         return NONE if value is None else format_value(value, measure, sign).replace("epochs", say("epochs"))
@@ -110,7 +124,28 @@ def blocks(language: str, results: dict[str, dict[str, Any]]) -> dict[str, str]:
         "claims": "\n\n".join([_table(HEADS[language][0], tested), *reasons]),
         "published": _table(HEADS[language][1], published),
         "plots": "\n".join(images),
+        "towers": _towers(language, towers),
     }
+
+
+def _towers(language: str, found: dict[str, Any] | None) -> str:
+    """Return table, verdict and plot of the towers' color indices, or that they were not measured."""
+    if found is None:
+        return VERDICT[language].format(_say("not measured", language))
+    rows = []
+    for name, group in found["groups"].items():
+        runs = group["runs"]
+        cells = [_say(name, language), str(len(runs)), *[NONE] * 6]
+        if runs:
+            columns = (
+                [max(run["means"]) for run in runs], [min(run["means"]) for run in runs],
+                [run["difference"] for run in runs], [run["of_random_halves"] for run in runs],
+            )  # fmt: skip
+            cells[2:] = [*(f"{statistics.fmean(column):.2f}" for column in columns),
+                         str(group["significant"]), f"{group['p']:.2g}"]  # fmt: skip
+        rows.append(tuple(cells))
+    sentence = VERDICT[language].format(_say(found["verdict"], language))
+    return "\n\n".join([_table(HEADS[language][2], rows), sentence, f"![{TOWERS.stem}](img/{TOWERS.stem}.svg)"])
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -121,7 +156,8 @@ def page(language: str) -> str:
     """Return the page with its tables rewritten from the results."""
     text = PAGES[language].read_text(encoding="utf-8")
     results = read_results(RESULTS) if RESULTS.is_dir() else {}
-    for mark, content in blocks(language, results).items():
+    towers = read_json(TOWERS, dict[str, Any])["results"] if TOWERS.is_file() else None
+    for mark, content in blocks(language, results, towers).items():
         pattern = rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)"
         block = f"\n{content}\n\n" if content else ""
         text, found = re.subn(pattern, lambda m, block=block: m[1] + block + m[2], text, flags=re.DOTALL)

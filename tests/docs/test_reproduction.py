@@ -77,6 +77,23 @@ def test_rows_of_tested_and_untested_claims() -> None:
     assert "| 支持 |" in chinese["claims"]
 
 
+def test_table_of_the_towers() -> None:
+    assert reproduction.blocks("en", {})["towers"] == "Verdict: **not measured**."
+    runs = [{"means": means, "difference": 0.4, "of_random_halves": 0.1} for means in ([0.2, 0.6], [0.7, 0.3])]
+    groups = {
+        "two towers, trained": {"runs": runs, "significant": 1, "p": 0.0312},
+        "no towers, trained": {"runs": [], "significant": 0, "p": None},
+    }
+    towers = {"verdict": "leans", "groups": groups}
+    lines = reproduction.blocks("en", {}, towers)["towers"].splitlines()
+    assert lines[2] == "| two towers, trained | 2 | 0.65 | 0.25 | 0.40 | 0.10 | 1 | 0.031 |"
+    assert lines[3] == "| no towers, trained | 0 | – | – | – | – | – | – |"
+    assert lines[5:] == ["Verdict: **leans**.", "", "![tower-colors](img/tower-colors.svg)"]
+    chinese = reproduction.blocks("zh", {}, towers)["towers"]
+    assert "| 双塔，训练后 | 2 | 0.65 |" in chinese
+    assert "结论：**倾向支持**。" in chinese
+
+
 def test_every_text_of_the_table_is_translated() -> None:
     texts = {text for claim in CLAIMS.values() for text in (claim.published, claim.log)} - {"", "0"}
     assert texts | set(reproduction.MEASURES.values()) <= set(reproduction.CHINESE)
