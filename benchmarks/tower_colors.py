@@ -3,8 +3,8 @@
     python benchmarks/tower_colors.py claims/arms/ARM/seed-* untowered/seed-*   # finished run folders
     python docs/reproduction.py                                                 # the table in reproduction.md
 
-The paper's statement: the kernels of conv1 on one GPU are largely color-agnostic, on the other largely color-specific,
-in every run, whatever the initial weights. Here, for each run:
+By the paper, most kernels of conv1 on one GPU ignore color and most on the other respond to it, in every run and
+whatever the initial weights; it gives no figure. Here, for each run:
 
 - A kernel's color index is the share of its energy off the gray axis, from 0 (gray) to 1; 2/3 for random weights.
 - The statistic is the difference between the towers' mean color indices, without its sign. p is the share of random
