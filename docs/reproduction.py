@@ -57,7 +57,7 @@ CHINESE = {  # of verdicts, measures, arms and published figures
     "no towers, trained": "无塔，训练后",
     "\"substantial overfitting\" without it, no figure": "称不用它会严重过拟合，没有数字",
     "1.7 / 1.2 points of error": "错误率相差 1.7 / 1.2 个百分点",
-    "run 145-half: +1.70 / +1.23": "145-half 号：+1.69 / +1.23",
+    "run 145-half: +1.70 / +1.23": "145-half 号：+1.70 / +1.23",
     ".4 / .3 points of error": "错误率相差 .4 / .3 个百分点",
     "run 147, whose noise is never switched off: +.39 / +.30": "147 号（噪声始终没有关闭）：+.39 / +.30",
     "six times fewer epochs (CIFAR-10, four layers)": "所需轮数为六分之一（CIFAR-10，四层网络）",
