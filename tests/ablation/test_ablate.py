@@ -180,6 +180,7 @@ def test_a_budget_ends_the_comparison(tmp_path: Path, monkeypatch: pytest.Monkey
     assert messages[-1] == "The budget of 11 minutes ends after 2 of 5 pairs."
 
 
+@pytest.mark.slow
 def test_all_claims_are_tested_in_order_and_failures_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def values(arm, seed):
         if arm.name == "no momentum":

@@ -88,7 +88,7 @@ def read(file: Path, *images: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("case", ["colors", "range", pytest.param("gray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["colors", *(pytest.param(c, marks=pytest.mark.slow) for c in ("range", "gray"))])
 def test_reader_gives_the_labels_of_the_product(files, images, case):
     run, file = files(case)
     done = read(file, *images)

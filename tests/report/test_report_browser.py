@@ -91,6 +91,7 @@ def test_overlap_is_detected(browser):
     page.close()
 
 
+@pytest.mark.slow
 def test_tables_sort_and_the_matrix_shows_counts(browser, report):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(report("many-zh").as_uri())
