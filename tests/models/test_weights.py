@@ -111,6 +111,7 @@ def test_batch_norm_statistics_are_loaded() -> None:
     ("name", "channels", "inputs", "hidden", "padding"),
     [("seed-merged", 3, 9216, 2048, 2), ("d2l", 1, 6400, 4096, 1), ("d2l-unpadded", 1, 6400, 4096, 0)],
 )
+@pytest.mark.slow
 def test_weights_of_tutorial_networks_give_the_same_logits(
     name: str, channels: int, inputs: int, hidden: int, padding: int
 ) -> None:

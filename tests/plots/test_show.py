@@ -124,6 +124,7 @@ def test_html_escapes_names(tmp_path):
 @pytest.mark.filterwarnings("ignore:Glyph")  # no Chinese font may be installed
 @pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow
 def test_texts_of_diagrams_do_not_overlap(name, lang):
     """Only the diagrams place their texts themselves; matplotlib lays out all others."""
     with mpl.rc_context(rc_params(LIGHT)):

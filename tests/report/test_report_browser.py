@@ -111,6 +111,7 @@ def test_tables_sort_and_the_matrix_shows_counts(browser, report):
     page.close()
 
 
+@pytest.mark.slow
 def test_a_report_can_be_printed(browser, report):
     page = browser.new_page(color_scheme="dark")
     page.goto(report("many-zh").as_uri())

@@ -64,6 +64,7 @@ def test_server_without_models_is_rejected() -> None:
         open_models([])
 
 
+@pytest.mark.slow
 def test_exported_file_gives_the_predictions_of_its_run(
     checkpoint: Path, large_images: Path, exports: dict[str, Export], tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_what_does_not_fit_is_an_error(arguments, message, data, tmp_path, capsy
 
 
 @pytest.mark.parametrize("format", ["jpeg", "uint8"])
+@pytest.mark.slow
 def test_packed_images_are_stored_in_grayscale(format, data, tmp_path, capsys):
     pytest.importorskip("litdata")
     packed = tmp_path / "packed"

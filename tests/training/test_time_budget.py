@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from alexnet.progress import Silent
 from alexnet.training.api import resume, train
 from alexnet.training.recipe import read_recipe
@@ -27,6 +29,7 @@ def test_the_reserve_is_not_used_for_training():
     assert TimeBudget(100.0, time.monotonic(), reserve=50.0).fit_epochs(history(10.0), planned=3) == 6
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_number_of_epochs(tmp_path):
     shared = {"width": 0.125, "precision": "fp32", "device": "cpu", "progress": Silent()}
     result = train("digits", time_budget="6s", out=tmp_path / "run", **shared)
