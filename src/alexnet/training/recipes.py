@@ -122,7 +122,7 @@ def ablation() -> Recipe:
     return Recipe(
         name="ablation",
         model=ModelSettings(
-            arch="cifar-towers", norm="lrn", spec_edits=("cifar-lrn",), width=0.375, image_size=32, dropout=0.5,
+            arch="cifar-towers", norm="lrn", spec_edits=("cifar-lrn",), width=0.5, image_size=32, dropout=0.5,
             init="xavier",
         ),
         data=DataSettings(dataset="folder", std=LEVELS),
