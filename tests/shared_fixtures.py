@@ -17,6 +17,7 @@ from filelock import FileLock
 from markupsafe import Markup
 
 from alexnet.checkpoint import save_model, update_model_json
+from alexnet.data import jpeg
 from alexnet.data.transforms import EvalTransform
 from alexnet.export.export import Export, Exporter
 from alexnet.export.parity import Parity
@@ -174,6 +175,14 @@ def exported(calibrated_checkpoint: Path, large_images: Path, tmp_path_factory: 
 def export_folder(exported: Path, tmp_path: Path) -> Path:
     """A writable copy of the folder `exported`."""
     return Path(shutil.copytree(exported, tmp_path / "files"))
+
+
+@pytest.fixture(params=["simplejpeg", "Pillow"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to read a JPEG: strictly, and without simplejpeg."""
+    if request.param == "Pillow":
+        monkeypatch.setattr(jpeg, "import_simplejpeg", lambda: None)
+    return str(request.param)
 
 
 @pytest.fixture

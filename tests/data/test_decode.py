@@ -262,16 +262,6 @@ def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
 
 
-@pytest.fixture(params=["simplejpeg", "Pillow"])
-def reader(request, monkeypatch) -> str:
-    """Both ways to read a JPEG."""
-    if request.param == "Pillow":
-        monkeypatch.setattr(jpeg, "import_simplejpeg", lambda: None)
-    else:
-        pytest.importorskip("simplejpeg")
-    return request.param
-
-
 PARTS = st.tuples(*[st.integers(0, 99)] * 4)  # per cent of width or height
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet.data import jpeg
 from alexnet.data.decode import BadImage, check_image, decode_crop, decode_image
 from alexnet.data.quality.inspect import inspect_files
 
@@ -70,16 +69,8 @@ def stray_marker(data: bytes) -> bytes:
     return data[:middle] + b"\xff\x33" + data[middle + 2 :]
 
 
-@pytest.fixture(params=["strict decoder", "without"])
-def decoder(request, monkeypatch) -> None:
-    if request.param == "without":
-        monkeypatch.setattr(jpeg, "import_simplejpeg", lambda: None)
-    else:
-        pytest.importorskip("simplejpeg")
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("decoder")
+@pytest.mark.usefixtures("reader")
 def test_good_images_raise_no_alarm(kind, tmp_path):
     data = make_jpeg(kind)
     padding = (bytes(100), bytes(1 << 20), b"\xaa" * 100, b"\xff")
@@ -90,7 +81,7 @@ def test_good_images_raise_no_alarm(kind, tmp_path):
     assert inspect_files([str(tmp_path / "a.jpg")])[0].reason is None
 
 
-@pytest.mark.usefixtures("decoder")
+@pytest.mark.usefixtures("reader")
 def test_appended_files_and_metadata_raise_no_alarm():
     data, preview = make_jpeg("baseline"), make_jpeg("gray", 80)
     comment = b"\xff\xfe\x01\x02" + (b"\xff\xd9\xff\xda" + bytes(252))
@@ -101,7 +92,7 @@ def test_appended_files_and_metadata_raise_no_alarm():
 
 @pytest.mark.parametrize("damage", [break_off, zero_middle, zero_tail, remove_middle, stray_marker])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("decoder")
+@pytest.mark.usefixtures("reader")
 def test_damage_is_recognized_by_every_reader(kind, damage, tmp_path):
     data = damage(make_jpeg(kind))
     path = tmp_path / "a.jpg"
