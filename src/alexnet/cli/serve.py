@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json as jsonlib
 import os
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +44,8 @@ def serve(
     Args:
         runs: Run folders, 'last', checkpoint folders, torchvision:IMAGENET1K_V1, files of weights, or exported
             files.
-        host: Address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 any network interface.
+        host: Address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 any network interface, so that phones in
+            the same network can open the page at the address, or the QR code, that is shown.
         port: Port to listen on; 0 picks a free one.
         engine: How to compute the runs: exact, fast, or one that 'alexnet predict --help' lists.
         device: Where to compute the runs.
@@ -75,8 +77,10 @@ def serve(
         max_batch=max_batch, max_delay_ms=max_delay_ms, queue=queue, max_bytes=max_bytes, max_pixels=max_pixels,
         max_images=max_images, timeout=timeout, drain=drain,
     )  # fmt: skip
+    from alexnet.serving.address import network_host, qr_code
     from alexnet.serving.registry import open_models
     from alexnet.serving.server import serve as serve_models
+    from alexnet.serving.server import to_url
 
     models = open_models(runs, checkpoint, trust, engine, device, file, log)
     if settings.token is None and host not in ("127.0.0.1", "::1", "localhost"):
@@ -85,11 +89,16 @@ def serve(
         )
 
     def up(url: str) -> None:
+        reachable = network_host(host)
+        network_url = to_url(reachable, int(url.rpartition(":")[2])) if reachable else None
         if json:
-            print(jsonlib.dumps({"url": url, "pid": os.getpid(), "models": list(models)}), flush=True)
-        else:
-            names = ", ".join(f"{name} ({len(model.classes)} classes)" for name, model in models.items())
-            log(f"Serving {names} at {url}/ (API reference: {url}/docs)")
+            document = {"url": url, "network_url": network_url, "pid": os.getpid(), "models": list(models)}
+            print(jsonlib.dumps(document), flush=True)
+            return
+        names = ", ".join(f"{name} ({len(model.classes)} classes)" for name, model in models.items())
+        log(f"Serving {names} at {network_url or url}/ (API reference: {network_url or url}/docs)")
+        if network_url and sys.stderr.isatty() and (code := qr_code(f"{network_url}/")):
+            print(f"For phones in the same network:\n{code}", file=sys.stderr, flush=True)
 
     ended = serve_models(models, settings, up)
     if json:

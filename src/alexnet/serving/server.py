@@ -259,8 +259,7 @@ def serve(
             warm_up(classifier, settings.max_batch)
         _raise_file_limit()
         app = create_app(models, settings)
-        host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        url = to_url(*listener.getsockname()[:2])
         server = Server(app, settings, lambda: on_ready(url))
         before = handle_signals(server.handle_exit, STOP_SIGNALS[2:])  # uvicorn handles Ctrl-C and SIGTERM
         try:
@@ -271,6 +270,11 @@ def serve(
     if server.stopped_by is not None and not server.was_up:
         raise Stopped(server.stopped_by)
     return ServerResult(app.state.metrics.accepted, app.state.metrics.answered, server.force_exit)
+
+
+def to_url(host: str, port: int) -> str:
+    """Return the URL of a server at an address, without a slash at the end."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def bind(host: str, port: int) -> socket.socket:
