@@ -26,9 +26,9 @@ from alexnet.plots.style import Theme, new_figure, save_figure
 RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
 INPUTS = {"0 to 255": {}, "unit variance": {"std": None}}
 NORMS = {
-    "LRN": {"norm": "lrn", "spec_edits": ()},
-    "the constant k^-β": {"norm": "lrn", "spec_edits": ("constant-lrn",)},
-    "nothing": {"norm": "none", "spec_edits": ()},
+    "LRN": {"norm": "lrn", "spec_edits": ("half-hidden",)},
+    "the constant k^-β": {"norm": "lrn", "spec_edits": ("half-hidden", "constant-lrn")},
+    "nothing": {"norm": "none", "spec_edits": ("half-hidden",)},
 }
 
 

@@ -36,7 +36,7 @@ def test_results_are_written_and_runs_reused(tmp_path: Path):
     assert document["differences"] == pytest.approx(
         [a - b for a, b in zip(with_["values"], without["values"], strict=True)]
     )
-    assert without["settings"] == {"spec_edits": ["cifar-lrn", "plain-pool"]}
+    assert without["settings"] == {"spec_edits": ["cifar-lrn", "half-hidden", "plain-pool"]}
     assert [o["images"] for o in with_["outcomes"]] == [269, 269]
     assert document["reason"].endswith("single epoch") or document["reason"].endswith("near chance")
     assert Image.open(tmp_path / "overlapping-pool.png").size[0] > 600

@@ -233,6 +233,19 @@ def test_every_init_is_a_function_of_the_seed(init: str) -> None:
     assert all(p.isfinite().all() for p in first.parameters())
 
 
+def test_paper_gain_keeps_the_gain_of_each_layer_of_the_paper_in_a_narrow_network() -> None:
+    """In `paper` itself it draws the same weights as `paper`; else std × root of fan-in is the paper's."""
+    full = create_model("paper", num_classes=2)
+    torch.manual_seed(0)
+    weights = [p.clone() for p in initialize(full, "paper").parameters()]
+    torch.manual_seed(0)
+    assert all(torch.equal(*pair) for pair in zip(weights, initialize(full, "paper-gain").parameters(), strict=True))
+    narrow = small("cifar-towers", init="paper-gain")
+    for name, fan_in in (("conv1", 363), ("conv2", 1200), ("conv4", 1728), ("fc6", 9216), ("fc7", 4096)):
+        weight = narrow.get_submodule(name).weight
+        assert weight.std().item() * weight[0].numel() ** 0.5 == pytest.approx(0.01 * fan_in**0.5, rel=0.1), name
+
+
 # ── module behavior ───────────────────────────────────────────────────────────────────────────────
 
 

@@ -78,6 +78,11 @@ def _racer(name: str) -> Arm:
     return Arm(name, {**_FIGURE_1, "activation": name.lower()}, rates=RATE_GRID)
 
 
+# Each rule on the scale that it was made for: Kaiming's on inputs of unit variance; the paper's on levels of 0 to 255
+# and with the gain of its wide layers, without which a narrow network does not learn. LRN acts on one of these scales
+# only, so neither arm has it, and each has the learning rate that suits it best.
+INIT_RATES = (0.001, 0.003, 0.01, 0.03)
+
 # Sigmoids need a higher learning rate than the base's, inputs of unit variance, and no weight decay or dropout.
 _LENET: Settings = {
     "arch": "lenet", "norm": "none", "spec_edits": (), "width": 1.0, "image_size": lambda r: r.model.image_size,
@@ -129,7 +134,8 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             "init", "Kaiming's initial weights are better than the paper's N(0, .01).",
             "He et al. 2015 against the paper, section 5", "no figure for AlexNet",
-            Arm("Kaiming", {"init": "kaiming"}), Arm("N(0, .01)", {"init": "paper"}),
+            Arm("Kaiming", {"init": "kaiming", "std": None, "norm": "none"}, rates=INIT_RATES),
+            Arm("N(0, .01)", {"init": "paper-gain", "norm": "none"}, rates=INIT_RATES),
         ),
         Claim(
             "tower-talk", "Towers that are connected in conv3 are better than towers that are not.",

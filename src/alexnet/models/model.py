@@ -7,6 +7,7 @@ the same seed both networks get the same random numbers, bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -117,7 +118,9 @@ def initialize(model: AlexNet, init: str) -> AlexNet:
         key = "hidden" if isinstance(module, nn.Linear) and name != last else name
         kind = rule.conv if isinstance(module, nn.Conv2d) else rule.linear
         if kind == "normal":
-            nn.init.normal_(module.weight, 0.0, rule.stds.get(key, rule.std))
+            fan_in = module.weight[0].numel()
+            gain = math.sqrt(rule.fan_ins.get(name, fan_in) / fan_in)
+            nn.init.normal_(module.weight, 0.0, gain * rule.stds.get(key, rule.std))
         elif kind == "kaiming":
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif kind == "xavier":

@@ -398,6 +398,11 @@ def cifar_lrn(spec: AlexNetSpec) -> AlexNetSpec:
     return replace(spec, lrn=replace(spec.lrn, size=9, alpha=1e-3, beta=0.75, k=1.0))
 
 
+def half_hidden(spec: AlexNetSpec) -> AlexNetSpec:
+    """Halve the hidden layers, which hold most of the weights and on small images have few inputs."""
+    return replace(spec, hidden=tuple(units // 2 for units in spec.hidden))
+
+
 def constant_lrn(spec: AlexNetSpec) -> AlexNetSpec:
     """Multiply by the constant k^-beta where LRN stands: LRN on inputs too small for its alpha."""
     return replace(spec, lrn=replace(spec.lrn, alpha=0.0))
@@ -418,7 +423,8 @@ def _change_pooling(spec: AlexNetSpec, change: Callable[[ConvSpec], ConvSpec]) -
 MODIFICATIONS: dict[str, Callable[[AlexNetSpec], AlexNetSpec]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        average_pool, plain_pool, half, silent_towers, without_conv4, cifar_lrn, constant_lrn, four_layers,
+        average_pool, plain_pool, half, silent_towers, without_conv4, cifar_lrn, half_hidden, constant_lrn,
+        four_layers,
     )
 }  # fmt: skip
 

@@ -122,8 +122,8 @@ def ablation() -> Recipe:
     return Recipe(
         name="ablation",
         model=ModelSettings(
-            arch="cifar-towers", norm="lrn", spec_edits=("cifar-lrn",), width=0.5, image_size=32, dropout=0.5,
-            init="xavier",
+            arch="cifar-towers", norm="lrn", spec_edits=("cifar-lrn", "half-hidden"), width=0.5, image_size=32,
+            dropout=0.5, init="xavier",
         ),
         data=DataSettings(dataset="folder", std=LEVELS),
         augmentation=AugmentationSettings(crop="pad", padding=2, padding_mode="reflect", flip=True),

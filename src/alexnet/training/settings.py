@@ -122,8 +122,8 @@ class ModelSettings:
     )  # fmt: skip
     init: str = setting(
         "auto", flag=True, on_resume="fixed",
-        help="Initialization: paper, code2012, paper-six, cuda-convnet2, convnet-26, convnet-18, caffe, caffenet, "
-        "kaiming, xavier or torch; auto is the architecture's own.",
+        help="Initialization: paper, paper-gain, code2012, paper-six, cuda-convnet2, convnet-26, convnet-18, caffe, "
+        "caffenet, kaiming, xavier or torch; auto is the architecture's own.",
     )  # fmt: skip
     weights: str | None = setting(
         None, flag=True, on_resume="fixed",
