@@ -43,7 +43,7 @@ def test_both_arms_can_be_built_and_differ(claim, base):
         ("lrn", {"norm"}), ("overlapping-pool", {"spec_edits"}), ("weight-decay", {"weight_decay"}),
         ("dropout", {"dropout"}), ("pca-noise", {"pca_noise"}),
         ("augmentation", {"crop", "flip"}), ("two-towers", {"spec_edits"}), ("tower-talk", {"spec_edits"}),
-        ("init", {"init"}), ("relu-vs-sigmoid", {"activation"}),
+        ("init", {"init", "std"}), ("relu-vs-sigmoid", {"activation"}),
         ("batchnorm", {"norm"}), ("depth", {"spec_edits"}), ("relu-vs-tanh", {"activation"}),
         ("momentum", {"momentum", "lr"}),
         ("nothing", set()), ("ten-crop", set()),
