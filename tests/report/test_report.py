@@ -94,12 +94,15 @@ def test_missing_parts_are_stated_and_the_rest_is_shown(tmp_path, skip_plots):
 
 def test_warnings_and_augmented_images_of_training_are_shown(tmp_path, skip_plots):
     run = make_fake_run(tmp_path / "run")
-    write_json(run.path / "alarms.json", [{"epoch": 3, "kind": "dead", "text": "Half of <conv2> is dead."}])
+    alarms = [{"epoch": 3, "kind": "dead", "text": "Half of <conv2> is dead."},
+              {"epoch": 4, "kind": "stuck", "text": "Nothing is learned.", "withdrawn": 6}]  # fmt: skip
+    write_json(run.path / "alarms.json", alarms)
     Image.new("RGB", (1400, 60), "red").save(run.path / "augmented.png")
     (run.path / "bad_files.csv").write_text("path,reason\na/b.jpg,cut short\n")
     page = write_report(run)[0].read_text()
     assert {"alarms", "warnings", "augmented"} <= set(section_ids(page))
     assert "Epoch 3: Half of &lt;conv2&gt; is dead." in page
+    assert "Nothing is learned" not in page
     assert "cut short" in page
     assert page.count('<img class="sheet"') == 1
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from alexnet.models.layers import LocalResponseNorm, lrn_denominators
 from alexnet.models.model import create_model
-from alexnet.training.diagnostics import dead_relus, find_alarms, lrn_warning, save_image_grid
+from alexnet.training.diagnostics import all_alarms, dead_relus, find_alarms, lrn_warning, save_image_grid
 from alexnet.training.recipe import Recipe
 
 RECIPE = Recipe().replace(lr=0.1, norm="batch")
@@ -18,9 +18,10 @@ HEALTHY = ([2.0, 1.5, 1.2, 1.0, 0.9], [1.9, 1.5, 1.3, 1.2, 1.19])
 
 def make_rows(train_losses, val_losses, **last):
     rows = [
-        {"epoch": i + 1, "step": 100 * (i + 1), "train_loss": t, "val_loss": v, "waiting": 0.0, "dead": {}}
+        {"epoch": i + 1, "step": 100 * (i + 1), "train_loss": t, "val_loss": v, "top1": 1 - v / 3, "waiting": 0.0,
+         "dead": {}}
         for i, (t, v) in enumerate(zip(train_losses, val_losses, strict=True))
-    ]
+    ]  # fmt: skip
     rows[-1].update(last)
     return rows
 
@@ -41,7 +42,7 @@ def test_a_healthy_run_raises_no_alarm():
         (
             "overfitting",
             make_rows([2, 1.5, 1, 0.8, 0.6, 0.5, 0.4], [2, 1.5, 1.6, 1.7, 1.8, 1.7, 1.9]),
-            "Since epoch 2 the validation loss",
+            "Since epoch 2 the validation loss rises (1.500 to 1.900) and top-1 falls (50.0% to 36.7%)",
         ),
         (
             "dead",
@@ -59,6 +60,21 @@ def test_each_alarm_is_raised(kind, rows, text):
 def test_a_few_worse_epochs_are_not_overfitting():
     assert alarm_kinds(make_rows([2, 1.5, 1.2, 1.0], [2, 1.5, 1.6, 1.4])) == []
     assert alarm_kinds(make_rows([2, 1.5, 1.4, 1.3, 1.2], [2, 1.5, 1.6, 1.7, 1.8])) == []
+
+
+def test_a_rising_loss_at_the_same_accuracy_is_not_overfitting():
+    rows = make_rows([2, 1, 0.5, 0.2, 0.1, 0.05, 0.04], [2, 0.03, 0.04, 0.05, 0.04, 0.06, 0.05])
+    assert alarm_kinds([row | {"top1": 1 - 0.004 * (i % 2)} for i, row in enumerate(rows)]) == []
+
+
+def test_an_alarm_is_withdrawn_by_a_later_better_epoch():
+    losses = [2, 1.5, 1.6, 1.7, 1.8, 1.7, 1.9], [2, 1.5, 1, 0.8, 0.6, 0.5, 0.4]
+    (alarm,) = all_alarms(make_rows(losses[1], losses[0]), RECIPE, 10)
+    assert (alarm["kind"], alarm["epoch"], alarm["withdrawn"]) == ("overfitting", 7, None)
+    (alarm,) = all_alarms(make_rows([*losses[1], 0.3, 0.3], [*losses[0], 1.6, 1.4]), RECIPE, 10)
+    assert (alarm["epoch"], alarm["withdrawn"]) == (7, 9)
+    (alarm,) = all_alarms(make_rows([1.0, 0.9], [1.0, 0.9], dead={"relu6": 0.75}), RECIPE, 10)
+    assert alarm["withdrawn"] is None
 
 
 def test_a_slow_first_epoch_is_not_stuck_if_validation_is_better():

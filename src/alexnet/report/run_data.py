@@ -98,8 +98,17 @@ class RunData:
         return dict(Counter(split for _, split in read_split(self.run.split_csv)))
 
     @property
+    def class_images(self) -> dict[str, int]:
+        """Training images of each class; empty for a run of an earlier version."""
+        counts = self.summary.get("class_images", [])
+        return dict(zip(self.classes, counts, strict=True)) if len(counts) == len(self.classes) else {}
+
+    @property
     def training_images(self) -> int | None:
-        """Number of training images: exact with split.csv, else estimated from the steps per epoch; None if unknown."""
+        """Number of training images: for a run of an earlier version by split.csv, else estimated from the steps per
+        epoch; None if unknown."""
+        if self.class_images:
+            return sum(self.class_images.values())
         if self.split_counts:
             return self.split_counts.get("train")
         steps, epochs, batch_size = self.summary.get("steps"), self.summary.get("epochs"), self.recipe.get("batch_size")
@@ -120,8 +129,8 @@ class RunData:
 
     @property
     def training_warnings(self) -> list[Document]:
-        """What training wrote to alarms.json: epoch, kind and text of each warning."""
-        return _read(self.run.path / "alarms.json", list[Document])
+        """What training wrote to alarms.json: epoch, kind and text of each warning that no later epoch disproved."""
+        return [alarm for alarm in _read(self.run.path / "alarms.json", list[Document]) if not alarm.get("withdrawn")]
 
     @property
     def data_warnings(self) -> list[str]:

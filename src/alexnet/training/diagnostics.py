@@ -2,7 +2,7 @@
 
 Each alarm is a pure function of the finished epochs' rows in `metrics.jsonl`, so a resumed run
 raises the same ones. They are shown during training, kept in the run's `alarms.json`, and repeated
-in its report.
+in its report, except those that a later epoch has disproved.
 """
 
 from __future__ import annotations
@@ -27,18 +27,32 @@ CONSTANT = 0.01  # deviation over mean of LRN's denominator below which it is a 
 DEAD = 0.5  # fraction of a layer's channels that are zero on every image checked
 WAITING = 0.3  # fraction of the time the network waits for images
 WORSE_EPOCHS = 5  # consecutive epochs with a validation loss above the best: high rates cause jumps of two or three
+FALLEN = 0.01  # top-1 below the best, as a fraction of 1: less is a few images, or chance
+DISPROVED_BY_A_BETTER_EPOCH = ("stuck", "rate", "overfitting")
 GRID_COLUMNS, GRID_GAP = 8, 4  # images in a row, pixels between them
 GRID_MIN_SIDE = 112  # pixels: smaller images are enlarged to about this size
 GRID_MAX_SIZE = (1200, 1200)  # pixels of the whole grid
 
 
 def all_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) -> list[dict[str, Any]]:
-    """Return the content of `alarms.json`: the first alarm of each kind, by epoch, as {epoch, kind, text}."""
+    """Return the content of `alarms.json`: the first alarm of each kind, by epoch, as {epoch, kind, text, withdrawn}.
+
+    `withdrawn` is the later epoch whose validation top-1 was higher than any until the alarm, so that it was a false
+    one; else None.
+    """
     first: dict[str, dict[str, Any]] = {}
     for done, row in enumerate(rows, 1):
         for kind, text in find_alarms(rows[:done], recipe, classes):
-            first.setdefault(kind, {"epoch": row["epoch"], "kind": kind, "text": text})
+            if kind not in first:
+                better = _next_better_epoch(rows, done) if kind in DISPROVED_BY_A_BETTER_EPOCH else None
+                first[kind] = {"epoch": row["epoch"], "kind": kind, "text": text, "withdrawn": better}
     return list(first.values())
+
+
+def _next_better_epoch(rows: Sequence[dict[str, Any]], done: int) -> int | None:
+    """Return the first epoch after `done` epochs whose top-1 is higher than that of any of these."""
+    best = max(row["top1"] for row in rows[:done])
+    return next((row["epoch"] for row in rows[done:] if row["top1"] > best), None)
 
 
 def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) -> list[tuple[str, str]]:
@@ -62,14 +76,17 @@ def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) ->
     best = min(range(len(rows)), key=lambda i: rows[i]["val_loss"])
     since = rows[best:]
     overfits = len(since) > WORSE_EPOCHS and row["train_loss"] < rows[best]["train_loss"]
-    if overfits and all(r["val_loss"] > 1.02 * rows[best]["val_loss"] for r in since[-WORSE_EPOCHS:]):
+    best_top1 = max(r["top1"] for r in rows)  # the loss alone also rises where a network becomes too confident
+    if overfits and all(
+        r["val_loss"] > 1.02 * rows[best]["val_loss"] and r["top1"] < best_top1 - FALLEN for r in since[-WORSE_EPOCHS:]
+    ):
         more = {"auto": "medium", "none": "light", "light": "medium", "medium": "strong"}.get(recipe.augmentation.level)
         advice = f"--augment {more}, more images, or" if more else "more images, or"
         found.append((
             "overfitting",
             f"Since epoch {rows[best]['epoch']} the validation loss rises ({rows[best]['val_loss']:.3f} to "
-            f"{row['val_loss']:.3f}) while the training loss falls: the network is overfitting; try {advice} fewer "
-            "--epochs.",
+            f"{row['val_loss']:.3f}) and top-1 falls ({best_top1:.1%} to {row['top1']:.1%}), while the training loss "
+            f"falls, too: the network is overfitting; try {advice} fewer --epochs.",
         ))  # fmt: skip
     dead = {name: fraction for name, fraction in row.get("dead", {}).items() if fraction > DEAD}
     if dead:

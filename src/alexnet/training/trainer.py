@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -256,9 +257,10 @@ class Trainer:
                 self._write_evaluation(validate_on, outputs)
             write_json(self.run.path / "summary.json", summary)
             self.progress.epoch(shown, recipe.schedule.epochs, validate_on)
-            if new := [alarm["text"] for alarm in alarms if alarm["epoch"] == row["epoch"]]:
-                for text in new:
-                    self.progress.log(text)
+            for alarm in alarms:
+                if alarm["epoch"] == row["epoch"]:
+                    self.progress.log(alarm["text"])
+            if alarms:
                 write_json(self.run.path / "alarms.json", alarms)
 
         self.save(best=is_best, then=after_save)
@@ -311,6 +313,12 @@ class Trainer:
         if batch is None:
             return None
         return self.setup.preprocess.normalize(batch.images[:DEAD_RELU_IMAGES].to(self.device))
+
+    @cached_property
+    def _class_images(self) -> list[int]:
+        """The number of training images of each class."""
+        targets = np.asarray(self.setup.dataset.splits["train"].targets)
+        return np.bincount(targets, minlength=len(self.setup.classes)).tolist()
 
     # ── at the start and the end of the run ───────────────────────────────────────────────────────
 
@@ -399,10 +407,12 @@ class Trainer:
             "epochs": len(rows),
             "steps": self.state.step,
             "seconds": sum(r["seconds"] for r in rows),
-            "images_per_second": rows[-1]["images_per_second"],
+            # of the whole run: all epochs have the same number of images; 0 if one was too short to measure
+            "images_per_second": statistics.harmonic_mean([r["images_per_second"] for r in rows]),
             "parameters": self.parameters,
             "arch": self.setup.spec.name,
             "classes": len(self.setup.classes),
+            "class_images": self._class_images,
             "precision": self.setup.precision.name,
             "device": str(self.device),
             **more,
