@@ -45,6 +45,19 @@ def test_every_command_explains_itself(capsys, command):
     assert err == ""
     assert f"alexnet {command}" in out
     assert "--json" in out
+    assert not re.search(r"\{None\}|\(default: (None|False)?\)|options options", out)
+    assert not re.search(r" (STR|PATH)\b", out.split("\n\n")[0].split("[-h]")[1].replace("--out PATH", ""))  # the usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [(["pack"], "DATA, FOLDER"), (["features", "last", "a.png"], "--out PATH"), (["eval"], "RUN")],
+)
+def test_missing_arguments_are_named(capsys, arguments, missing):
+    assert run(arguments) == 2
+    program = f"alexnet {arguments[0]}"
+    expected = f"alexnet: Missing from {program}: {missing}; run '{program} --help' for details.\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

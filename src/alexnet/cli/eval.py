@@ -20,7 +20,7 @@ def evaluate(
     labels: Path | None = None,
     text: TextOptions = BY_CONTENT,
     split: Literal["auto", "train", "val", "test"] = "auto",
-    options: ClassifierOptions = ClassifierOptions(),  # noqa: B008  # frozen
+    network: ClassifierOptions = ClassifierOptions(),  # noqa: B008  # frozen
     file: FileOptions = NO_OPTIONS,
     json: bool = False,
 ) -> None:
@@ -44,10 +44,10 @@ def evaluate(
         encoding=text.encoding,
         columns=text.columns,
         split=split,
-        views=options.views,
-        scales=options.scales,
+        views=network.views,
+        scales=network.scales,
         file=file,
-        **options.to_load(),
+        **network.to_load(),
     )
     if json:
         print_json(found)

@@ -23,7 +23,7 @@ def predict(
     /,
     *,
     top: int = 5,
-    options: ClassifierOptions = ClassifierOptions(),  # noqa: B008  # frozen
+    network: ClassifierOptions = ClassifierOptions(),  # noqa: B008  # frozen
     file: FileOptions = NO_OPTIONS,
     out: Path | None = None,
     json: bool = False,
@@ -60,11 +60,11 @@ def predict(
         inputs += [sys.stdin.buffer.read()] if image == "-" else find_images([image], ignored)
     if ignored:
         log(describe_ignored(ignored))
-    classifier = load(runs, cached_for="one" if len(inputs) == 1 else "many", file=file, **options.to_load())
+    classifier = load(runs, cached_for="one" if len(inputs) == 1 else "many", file=file, **network.to_load())
     if out is not None:
-        return _predict_to_file(out, classifier, inputs, top, options, json)
+        return _predict_to_file(out, classifier, inputs, top, network, json)
     predictions = []
-    for prediction in classifier.predict_many(inputs, top, options.views, options.scales):
+    for prediction in classifier.predict_many(inputs, top, network.views, network.scales):
         predictions.append(prediction)
         if not json:
             print_lines(prediction)
@@ -78,7 +78,7 @@ def predict(
 
 
 def _predict_to_file(
-    out: Path, classifier: Classifier, paths: list[Any], top: int, options: ClassifierOptions, json: bool
+    out: Path, classifier: Classifier, paths: list[Any], top: int, network: ClassifierOptions, json: bool
 ) -> int:
     """Write the labels of many images as a table, resuming a table that an earlier command left unfinished."""
     from alexnet.data.value_range import describe_clipped
@@ -86,10 +86,10 @@ def _predict_to_file(
     from alexnet.progress import default_progress
 
     networks = [member.model_id for member in classifier.ensemble.members]
-    request = {"networks": networks, "engine": options.engine}
+    request = {"networks": networks, "engine": network.engine}
     with closing(default_progress()) as progress:
         written = write_predictions(
-            classifier, paths, out, request, top=top, views=options.views, scales=options.scales, progress=progress
+            classifier, paths, out, request, top=top, views=network.views, scales=network.scales, progress=progress
         )
     if json:
         print_json(written.to_dict())

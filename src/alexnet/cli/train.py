@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from alexnet.cli.arguments import parse
+from alexnet.cli.arguments import describe_default, describe_fields, parse
 from alexnet.cli.output import is_main_process, print_json, print_lines
 from alexnet.text import escape
 
 if TYPE_CHECKING:
     from alexnet.training.api import TrainingResult
     from alexnet.training.recipe import Recipe
+    from alexnet.training.settings import Setting
 
 EXAMPLES = """Examples:
   alexnet train                                       the digits, in a minute
@@ -87,18 +88,20 @@ def _options(recipe: Recipe) -> type[Options]:
         key: type(value)(escape(str(value))) if isinstance(value, (str, Path)) else value
         for key, value in recipe.as_dict().items()
     }
+    defaults["value_range"] = None  # parsed later
+
+    def annotate(setting: Setting) -> Any:
+        kind, word = (str | None, "LO,HI") if setting.name == "value_range" else (setting.kind, None)
+        return Annotated[kind, arg(help=setting.help, metavar=word, help_behavior_hint=describe_default)]
+
     groups: list[Any] = []
     for group, settings in vars(recipe).items():
         if flags := [s for s in SETTINGS.values() if s.flag and s.group == group]:
-            fields: list[Any] = [
-                (s.name, Annotated[str | None, arg(help=s.help, metavar="LO,HI")], None)
-                if s.name == "value_range"
-                else (s.name, Annotated[s.kind, arg(help=s.help)], defaults[s.name])
-                for s in flags
-            ]
+            fields: list[Any] = [(s.name, annotate(s), defaults[s.name]) for s in flags]
             kind = dataclasses.make_dataclass(group, fields, namespace={"__doc__": settings.__doc__})
             groups.append((group, Annotated[kind, OmitArgPrefixes], dataclasses.field(default_factory=kind)))
-    return dataclasses.make_dataclass("TrainOptions", groups, bases=(Options,), frozen=True, kw_only=True)
+    base = describe_fields(Options)
+    return dataclasses.make_dataclass("TrainOptions", groups, bases=(base,), frozen=True, kw_only=True)
 
 
 def show_result(result: TrainingResult, json: bool) -> None:
