@@ -1,6 +1,12 @@
-"""Errors for unknown names."""
+"""Errors for unknown names, and what a notebook shows of an error."""
 
-from alexnet.errors import UserError, unknown_name
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from alexnet.data.decode import BadImage
+from alexnet.errors import TrainingFailed, UserError, unknown_name
 
 
 def test_close_names_are_suggested():
@@ -15,3 +21,24 @@ def test_all_names_are_listed_if_none_is_close():
 
 def test_user_error_is_a_value_error():
     assert issubclass(UserError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (UserError("No run."), ["UserError: No run."]),
+        (TrainingFailed("The loss is NaN."), ["TrainingFailed: The loss is NaN."]),
+        (BadImage("it is cut short", "a.png"), ["BadImage: Cannot read a.png: it is cut short; replace or remove it."]),
+        (
+            UserError("Give --lr, --skip-bad or --lr."),
+            ["UserError: Give --lr, --skip-bad or --lr.", "(In Python, flags are arguments: lr, skip_bad.)"],
+        ),
+    ],
+)
+def test_a_notebook_shows_the_message_alone(error, lines, monkeypatch):
+    formatter = SimpleNamespace(mode="Context", structured_traceback=lambda kind, value, traceback: ["everything"])
+    shell = SimpleNamespace(InteractiveTB=formatter)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert error._render_traceback_() == lines
+    formatter.mode = "Verbose"  # %tb Verbose
+    assert error._render_traceback_() == ["everything"]

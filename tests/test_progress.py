@@ -1,10 +1,14 @@
-"""Progress display: live, plain, silent and TensorBoard."""
+"""Progress display: live, plain, silent, in a notebook, and TensorBoard."""
+
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from alexnet.errors import UserError
 from alexnet.progress import (
     Live,
+    Notebook,
     Plain,
     Silent,
     WithTensorBoard,
@@ -90,3 +94,59 @@ def test_live_keeps_messages_on_the_screen(capsys):
 
 def test_without_a_terminal_progress_is_plain():
     assert isinstance(default_progress(), Plain)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The HTML of each update of a notebook's cell, in a process that is one's kernel."""
+    updates = []
+
+    def display(html, display_id):
+        updates.append(html)
+        return SimpleNamespace(update=updates.append)
+
+    shell = SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(HTML=str, display=display))
+    return updates
+
+
+def test_a_notebook_shows_a_bar_and_curves(shown, capsys):
+    seconds = iter(range(1000))
+    notebook = Notebook(clock=lambda: next(seconds))
+    notebook(5, 10, "reading images")
+    assert '<progress value="5" max="10"' in shown[-1]
+    notebook.step(1, 2, 10, 20, 0.5, 0.25)
+    notebook.log("A <message> that stays.")
+    for epoch in (1, 2):
+        notebook.epoch({**ROW, "epoch": epoch}, 2, "val")
+    notebook.close()
+    final = shown[-1]
+    assert "<progress" not in final
+    assert "A &lt;message&gt; that stays." in final
+    assert "epoch 2/2  loss 0.5000" in final
+    assert final.count("<polyline") == 4
+    assert "140.0,13.8 280.0,13.8 " in final  # training top-1, 87.5 %
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_is_updated_a_few_times_a_second(shown):
+    now = [100.0]
+    notebook = Notebook(clock=lambda: now[0])
+    for done in range(1, 101):
+        notebook(done, 100, "reading images")
+        now[0] += 0.01
+    assert len(shown) == 4
+    notebook.close()
+    assert shown[-1] == ""
+
+
+def test_curves_survive_a_loss_that_explodes(shown):
+    notebook = Notebook()
+    for epoch, loss in enumerate((2.0, float("inf"), float("nan"), 1e30, 1.0), 1):
+        notebook.epoch({**ROW, "epoch": epoch, "val_loss": loss}, 5, "val")
+    assert "nan" not in shown[-1].split("epoch 5/5")[0]
+
+
+def test_progress_in_a_notebook_is_that_of_a_notebook(shown):
+    assert isinstance(default_progress(), Notebook)

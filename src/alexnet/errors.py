@@ -7,14 +7,31 @@ sentence and exits with 2; in Python it is an ordinary `ValueError`. Any other e
 from __future__ import annotations
 
 import difflib
+import re
+import sys
 from collections.abc import Iterable
 
 
-class UserError(ValueError):
+class ShownAsMessage(Exception):
+    """An exception that a notebook shows as its message alone; `%tb Verbose` shows the whole traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows, which calls this method of an exception that has one."""
+        formatter = sys.modules["IPython"].get_ipython().InteractiveTB
+        if formatter.mode not in ("Context", "Minimal"):  # Context is the default
+            lines: list[str] = formatter.structured_traceback(type(self), self, self.__traceback__)
+            return lines
+        flags = re.findall(r"--([a-z][a-z-]+)", str(self))
+        arguments = ", ".join(dict.fromkeys(flag.replace("-", "_") for flag in flags))
+        hint = [f"(In Python, flags are arguments: {arguments}.)"] if flags else []
+        return [f"{type(self).__name__}: {self}", *hint]
+
+
+class UserError(ShownAsMessage, ValueError):
     """Invalid input. The message is one sentence: what is wrong, where, and how to fix it."""
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(ShownAsMessage, RuntimeError):
     """Training cannot continue (the loss is NaN, the disk is full). The message says what to change; exit code 1."""
 
 

@@ -1,10 +1,13 @@
-"""Progress of long work: a live bar on a terminal, plain lines otherwise; optionally TensorBoard.
+"""Progress of long work: a live bar on a terminal, a bar with curves in a notebook, plain lines otherwise; optionally
+TensorBoard.
 
-Everything goes to stderr; stdout is for results.
+Everything goes to stderr; stdout is for results. A notebook would show stderr in red: there it is HTML in the cell's
+output.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from alexnet.errors import UserError
 from alexnet.text import escape
 
 PLAIN_INTERVAL_S = 10.0
+NOTEBOOK_INTERVAL_S = 0.25  # between updates, each a message to the browser
 
 
 class Progress(Protocol):
@@ -92,6 +96,8 @@ class Silent(Plain):
 class Live:
     """A progress bar with epoch, loss, top-1, images/s and the remaining time of the whole run."""
 
+    _began: tuple[int, float] | None = None  # images done, and time, at the first step shown
+
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
@@ -105,11 +111,13 @@ class Live:
             transient=True,
         )
         self._task = self._bar.add_task("", text="", total=1)
-        self._began: tuple[int, float] | None = None  # images done, and time, at the first step shown
         self._bar.start()
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        self._bar.update(self._task, description=escape(what), completed=done, total=total, text=f"{done:,}/{total:,}")
+        self._show(done, total, escape(what), f"{done:,}/{total:,}")
+
+    def _show(self, done: int, total: int, what: str, text: str) -> None:
+        self._bar.update(self._task, description=what, completed=done, total=total, text=text)
 
     def log(self, text: str) -> None:
         self._bar.console.print(escape(text), markup=False, highlight=False, soft_wrap=True)
@@ -127,13 +135,58 @@ class Live:
             rate = images / seconds
             left = (epochs * total - all_done) / rate
             text += f"  {rate:,.0f} images/s  {_duration(left)} left"
-        self._bar.update(self._task, description=f"epoch {epoch}/{epochs}", completed=done, total=total, text=text)
+        self._show(done, total, f"epoch {epoch}/{epochs}", text)
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
         self.log(epoch_line(row, epochs, split))
 
     def close(self) -> None:
         self._bar.stop()
+
+
+class Notebook(Live):
+    """The same in the output of a notebook's cell, with the learning curves, which stay when the work is done."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._output: Any = None  # of the cell, once there is something to show
+        self._state: tuple[int, int, str] | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._epochs, self._split = 0, ""
+        self._remarks: list[str] = []
+        self._updated = -math.inf
+
+    def _show(self, done: int, total: int, what: str, text: str) -> None:
+        self._state = (done, total, f"{what}  {text}")
+        if self._clock() - self._updated >= NOTEBOOK_INTERVAL_S:
+            self._update()
+
+    def log(self, text: str) -> None:
+        self._remarks.append(escape(text))
+        self._update()
+
+    def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
+        self._rows.append(row)
+        self._epochs, self._split = epochs, split
+        self._update()
+
+    def close(self) -> None:
+        self._state = None
+        if self._output is not None:
+            self._update()
+
+    def _update(self) -> None:
+        from IPython.display import HTML, display  # type: ignore[import-not-found, unused-ignore]
+
+        from alexnet.notebook.display import render_progress
+
+        last = [epoch_line(self._rows[-1], self._epochs, self._split)] if self._rows else []
+        html = HTML(render_progress(self._state, self._rows, self._epochs, self._split, last + self._remarks))
+        if self._output is None:
+            self._output = display(html, display_id=True)
+        else:
+            self._output.update(html)
+        self._updated = self._clock()
 
 
 class WithTensorBoard:
@@ -175,7 +228,15 @@ def _duration(seconds: float) -> str:
 
 
 def default_progress() -> Progress:
-    """Return `Live` on a terminal, `Plain` elsewhere, and `Silent` on every rank but 0."""
+    """Return `Live` on a terminal, `Notebook` in one, `Plain` elsewhere, and `Silent` on every rank but 0."""
     if rank() > 0:
         return Silent()
+    if in_notebook():
+        return Notebook()
     return Live() if sys.stderr.isatty() else Plain()
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook; IPython on a terminal is not."""
+    ipython = sys.modules.get("IPython")  # imported before any cell runs
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

@@ -16,7 +16,7 @@ from alexnet.data.datasets import load_dataset
 from alexnet.data.image_folder import find_images
 from alexnet.errors import UserError
 from alexnet.inference.load import TORCHVISION_PREPROCESS, load_model
-from alexnet.inference.predict import Prediction, load
+from alexnet.inference.predict import Prediction, Predictions, load
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import find_calibration
 from alexnet.runtimes.engines import softmax
@@ -51,6 +51,55 @@ def test_bytes_paths_and_strings_are_the_same(small_run, tmp_path):
         assert classifier.predict(image).labels == a.labels
     assert a.labels == b.labels == c.labels
     assert c.path == "-"
+
+
+def test_arrays_tensors_and_batches_are_the_same_as_their_file(small_run, tmp_path):
+    path = save_digit(tmp_path / "0.png")
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
+    classifier = alexnet.load(small_run)
+    expected = classifier.predict(path).labels
+    tensor = torch.from_numpy(pixels / 255)[None]
+    for image in (pixels, pixels / 255, tensor):
+        assert classifier.predict(image).labels == expected
+    batch = tensor[None].repeat(2, 1, 1, 1)
+    for images in ([path, pixels], (pixels, tensor), batch, batch.permute(0, 2, 3, 1).numpy()):
+        found = classifier.predict(images)
+        assert isinstance(found, Predictions)
+        for prediction in found:
+            assert [label for label, _ in prediction.labels] == [label for label, _ in expected]
+    with pytest.raises(UserError, match="The image cannot be read: its values are floating-point from 0 to 247, not"):
+        classifier.predict(pixels * 1.0)
+    good, bad = classifier.predict([pixels, pixels[None, None]])
+    assert good.labels
+    assert bad.error.startswith("its shape is 1×1×32×32")
+
+
+def test_a_notebook_shows_images_beside_bars(small_run, tmp_path):
+    path = save_digit(tmp_path / "0.png")
+    classifier = alexnet.load(small_run)
+    with Image.open(path) as image:
+        found = classifier.predict([path, tmp_path / "none.png", image.resize((400, 300))])
+        shown = found._repr_html_()
+        assert image.size == (32, 32)
+    assert shown.count("<img ") == 2
+    assert shown.count("image-rendering:pixelated") == 1
+    assert "none.png: there is no such file" in shown
+    assert "3 images; 1 could not be read" in shown
+    assert repr(found) == "\n".join(str(p) for p in found)
+    one = classifier.predict(path)
+    path.unlink()
+    assert "<img " not in one._repr_html_()
+    many = Predictions([one] * 50)._repr_html_()
+    assert many.count(str(path)) == 48
+    assert "50 images; the first 48 are shown" in many
+
+
+def test_a_classifier_names_its_network(small_run):
+    title, classes = repr(alexnet.load(small_run)).splitlines()
+    assert title.startswith(f"{small_run.name}: cifar, ")
+    assert title.endswith(" parameters, input 1×32×32")
+    assert classes == "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
 
 
 def test_unreadable_image_does_not_stop_the_others(small_run, tmp_path):

@@ -24,7 +24,7 @@ from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import package_environment
-from alexnet.errors import UserError
+from alexnet.errors import ShownAsMessage, UserError
 from alexnet.files import read_json, write_json
 from alexnet.inference.load import evenly_spaced, load_image
 from alexnet.inference.predict import BATCH_SIZE
@@ -42,7 +42,7 @@ TOLERANCE = {"fp32": 1e-3, "half": 1e-2, "int8": 1e-2, "int8-fc": 1e-2}
 UNKNOWN = -1  # target of an unlabeled image
 
 
-class ExportFailed(RuntimeError):
+class ExportFailed(ShownAsMessage, RuntimeError):
     """The exported file cannot be written or differs from the trainer; nothing is left of it."""
 
     exit_code = 1

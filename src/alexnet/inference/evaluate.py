@@ -106,18 +106,13 @@ class Evaluation(dict[str, Any]):
         ).rstrip()
 
     def _repr_html_(self) -> str:
+        from alexnet.notebook.display import render_table
+
         rows = [
             (c["label"], c["n"], f"{c['precision']:.1%}", f"{c['recall']:.1%}", f"{c['f1']:.3f}")
             for c in self["per_class"]
         ]
         return render_table(repr(self), rows, ("class", "images", "precision", "recall", "F1"))
-
-
-def render_table(title: str, rows: Sequence[Sequence[object]], head: Sequence[str] = (), bars: bool = False) -> str:
-    """Return the HTML that a notebook shows: a title and a table; `bars` draws each row's last cell, a percentage."""
-    from alexnet.messages.translator import load_template
-
-    return load_template("alexnet.inference", "notebook.html").render(title=title, rows=rows, head=head, bars=bars)
 
 
 def evaluate(

@@ -10,30 +10,38 @@ Importing torch takes longer than classifying an image, so it is imported only w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
+from PIL import Image, ImageOps
 
+from alexnet.data.arrays import array_to_image
 from alexnet.data.decode import MAX_PIXELS, BadImage, decode_image
-from alexnet.data.deep import CLIPPED
+from alexnet.data.deep import CLIPPED, ValueRange
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device
 from alexnet.errors import UserError
 from alexnet.inference.crops import CENTER_CROP, Views, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
-from alexnet.inference.load import ImageInput, find_cached
+from alexnet.inference.load import find_cached
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
-from alexnet.runtimes.engines import EXACT, Engine, check_engine, softmax, trace_model
-from alexnet.text import escape
+from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine, softmax, trace_model
+from alexnet.text import escape, join_lines
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from alexnet.inference.load import ImageInput
+
+    AnyImage = ImageInput | np.ndarray | torch.Tensor
+
 BATCH_SIZE = 64
+THUMBNAIL_SIDE = 160  # pixels: images in a notebook
+MAX_SHOWN = 48  # predictions in one cell of a notebook
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Prediction:
     unsure: bool | None = None  # None: this network has no confidence threshold
     confidence: float | None = None  # calibrated, of the first label; None as above
     clipped: bool = False  # whether it has values beyond the range of the training images
+    open_image: Callable[[], Image.Image] | None = field(default=None, repr=False, compare=False)
+    """Decodes the image again."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -67,12 +77,47 @@ class Prediction:
         return f"unsure (confidence {self.confidence:.1%})"
 
     def _repr_html_(self) -> str:
-        from alexnet.inference.evaluate import render_table  # which needs torchvision
+        return Predictions([self])._repr_html_()
 
-        if self.error:
-            return render_table(str(self), [])
-        title = f"{self.path}: {self._unsure_text()}" if self.unsure else self.path
-        return render_table(title, [(label, f"{p:.1%}") for label, p in self.labels], bars=True)
+    def to_cell(self) -> dict[str, Any]:
+        """Return what a notebook shows: see `render_predictions`."""
+        name = "" if self.path == "-" else self.path
+        texts = [name, self._unsure_text() if self.unsure else "", self.error or ""]
+        return {
+            "title": escape(": ".join(text for text in texts if text)),
+            "rows": [(label, f"{p:.1%}") for label, p in self.labels],
+            "unsure": self.unsure, **self._thumbnail(),
+        }  # fmt: skip
+
+    def _thumbnail(self) -> dict[str, Any]:
+        """Return a data URL of the image, None if it can no longer be read, and whether it is small."""
+        from alexnet.notebook.display import image_url
+
+        try:
+            image = self.open_image() if self.open_image else None
+        except BadImage:
+            image = None
+        if image is None:
+            return {"image": None, "small": False}
+        small = max(image.size) <= THUMBNAIL_SIDE // 2
+        shown = image if small else ImageOps.contain(image, (2 * THUMBNAIL_SIDE, 2 * THUMBNAIL_SIDE))
+        return {"image": image_url(shown, "PNG") if small else image_url(shown, quality=80), "small": small}
+
+
+class Predictions(list[Prediction]):
+    """Predictions in the order of their images; a notebook shows them side by side."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self))
+
+    def _repr_html_(self) -> str:
+        from alexnet.notebook.display import render_predictions
+
+        unreadable = sum(prediction.error is not None for prediction in self)
+        notes = [f"{len(self):,} images"] if len(self) > 1 else []
+        notes += [f"{unreadable:,} could not be read"] if unreadable and len(self) > 1 else []
+        notes += [f"the first {MAX_SHOWN} are shown"] if len(self) > MAX_SHOWN else []
+        return render_predictions([p.to_cell() for p in self[:MAX_SHOWN]], "; ".join(notes))
 
 
 class Scores(NamedTuple):
@@ -131,47 +176,73 @@ class Classifier:
         shapes = [(m.preprocess.channels, m.preprocess.size, m.preprocess.size) for m in members]
         self._traced = [trace_model(m.model, shape) for m, shape in zip(members, shapes, strict=True)]
 
-    def predict(self, image: ImageInput, top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)) -> Prediction:
-        """Return the `top` most likely labels of one image: a path, the bytes of a file, or a PIL image.
+    def __repr__(self) -> str:
+        """Name each network with its parameters and input, and the classes."""
+        networks = [_describe(name, m) for name, m in zip(self.ensemble.names, self.ensemble.members, strict=True)]
+        shown = ", ".join(self.classes[:10]) + (", …" if len(self.classes) > 10 else "")
+        return join_lines(*networks, f"{len(self.classes):,} classes: {shown}")
 
-        `views` crops at each of `scales` are averaged; 10 is the paper's ten-crop test (see `crops.py`).
+    @overload
+    def predict(
+        self, image: AnyImage, top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self, image: list[Any] | tuple[Any, ...], top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
+    ) -> Predictions: ...
+    def predict(
+        self, image: AnyImage | list[Any] | tuple[Any, ...], top: int = 5, views: int = 1,
+        scales: Sequence[float] = (1.0,),
+    ) -> Prediction | Predictions:  # fmt: skip
+        """Return the `top` most likely labels of one image, or of each image of a list or batch.
 
-        Raises `UserError` if it cannot be read.
+        An image is a path, the bytes of a file, a PIL image, an array (H×W or H×W×C) or a tensor (H×W
+        or C×H×W); a batch is an array or tensor with four axes. Values are uint8 from 0 to 255 or
+        floating-point from 0 to 1 (see `array_to_image`). `views` crops at each of `scales` are
+        averaged; 10 is the paper's ten-crop test (see `crops.py`).
+
+        Raises `UserError` if the image cannot be read; in a list, its prediction has an `error`.
         """
+        if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
+            return Predictions(self.predict_many(image, top, views, scales))  # type: ignore[arg-type]
         prediction = next(self.predict_many([image], top, views, scales))
         if prediction.error:
-            raise UserError(f"{prediction.path} cannot be read: {prediction.error}.")
+            name = "The image" if prediction.path == "-" else prediction.path
+            raise UserError(f"{name} cannot be read: {prediction.error}.")
         return prediction
 
     def predict_many(
-        self, images: Iterable[ImageInput], top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
+        self, images: Iterable[AnyImage], top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
     ) -> Iterator[Prediction]:
         """Yield a prediction for each image, in order; that of an unreadable image has an `error`."""
         if top < 1:
             raise UserError(f"--top must be at least 1, not {top}.")
         grid = make_views(views, scales)
         transforms = [group.preprocess for group in self.ensemble.input_groups(grid)]
-        pending: list[tuple[str, Crops | str]] = []
+        pending: list[tuple[AnyImage, Crops | str]] = []
         for image in images:
-            name = str(image) if isinstance(image, (str, Path)) else "-"
             try:
-                pending.append((name, load_crops(image, transforms)))
+                pending.append((image, load_crops(image, transforms)))
             except BadImage as error:
-                pending.append((name, error.reason))
+                pending.append((image, error.reason))
             if len(pending) == BATCH_SIZE:
                 yield from self._predict_batch(pending, top, grid)
                 pending = []
         yield from self._predict_batch(pending, top, grid)
 
-    def _predict_batch(self, pending: list[tuple[str, Crops | str]], top: int, views: Views) -> Iterator[Prediction]:
+    def _predict_batch(
+        self, pending: list[tuple[AnyImage, Crops | str]], top: int, views: Views
+    ) -> Iterator[Prediction]:
         readable = [crops for _, crops in pending if not isinstance(crops, str)]
         batches = [np.stack(crops) for crops in zip(*readable, strict=True)]
         rows = iter(self.score_rows(self._compute(batches, views))) if readable else iter(())
-        for name, crops in pending:
+        for image, crops in pending:
+            name = str(image) if isinstance(image, (str, Path)) else "-"
             if isinstance(crops, str):
                 yield Prediction(name, error=crops)
             else:
-                yield self.to_prediction(name, next(rows), top, crops.clipped)
+                decode = partial(_decode, image, self.preprocess.channels, self.preprocess.value_range)
+                yield self.to_prediction(name, next(rows), top, crops.clipped, decode)
 
     def _compute(self, batches: list[np.ndarray], views: Views) -> np.ndarray:
         """Return the probabilities of a batch, read once for each input group; without torch if it is not needed."""
@@ -213,11 +284,18 @@ class Classifier:
         unsure = self.calibration.is_unsure(confidence)
         return map(Scores, p, orders, unsure.tolist(), confidence.tolist())
 
-    def to_prediction(self, name: str, row: Scores, top: int = 5, clipped: bool = False) -> Prediction:
+    def to_prediction(
+        self,
+        name: str,
+        row: Scores,
+        top: int = 5,
+        clipped: bool = False,
+        open_image: Callable[[], Image.Image] | None = None,
+    ) -> Prediction:
         """Return the `top` most likely labels of the image called `name`."""
         best = row.order[:top]
         labels = tuple(zip(map(self.classes.__getitem__, best.tolist()), row.p[best].tolist(), strict=True))
-        return Prediction(name, labels, unsure=row.unsure, confidence=row.confidence, clipped=clipped)
+        return Prediction(name, labels, None, row.unsure, row.confidence, clipped, open_image)
 
 
 def load(
@@ -267,11 +345,29 @@ class Crops(list[np.ndarray]):
     """Whether the image has values beyond their range."""
 
 
-def load_crops(image: ImageInput, transforms: Sequence[EvalTransform], max_pixels: int = MAX_PIXELS) -> Crops:
+def load_crops(image: AnyImage, transforms: Sequence[EvalTransform], max_pixels: int = MAX_PIXELS) -> Crops:
     """Return an image as each of `transforms` crops it: uint8 C×size×size. Raises `BadImage`."""
     keys = {(transform.channels, transform.value_range) for transform in transforms}
-    decoded = {key: decode_image(image, key[0], value_range=key[1], max_pixels=max_pixels) for key in keys}
+    decoded = {key: _decode(image, *key, max_pixels) for key in keys}
     crops = Crops(t.eval_array(decoded[t.channels, t.value_range]) for t in transforms)
     # without a range the network was trained on 8-bit images, which clip nothing
     crops.clipped = any(range is not None and image.info.get(CLIPPED) for (_, range), image in decoded.items())
     return crops
+
+
+def _decode(
+    image: AnyImage, channels: int, value_range: ValueRange | None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Return an image of mode RGB (3 `channels`) or L (1). Raises `BadImage`."""
+    source = image if isinstance(image, (str, Path, bytes, Image.Image)) else array_to_image(image, value_range)
+    return decode_image(source, channels, value_range=value_range, max_pixels=max_pixels)
+
+
+def _describe(name: str, member: LoadedModel) -> str:
+    """Return a line on a network: its name, architecture, parameters and input."""
+    preprocess, network = member.preprocess, member.network
+    title = member.run.path.name if member.run else name
+    size = f"input {preprocess.channels}×{preprocess.size}×{preprocess.size}"
+    if network is None:  # of an exported file, or in a cached engine
+        return f"{title}: {size}"
+    return f"{title}: {network.spec.name}, {sum(p.numel() for p in network.parameters()):,} parameters, {size}"

@@ -26,7 +26,8 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.files import write_text
 from alexnet.inference.load import evenly_spaced
 from alexnet.messages.translator import Translator, load_template
-from alexnet.report.page import fit_square, image_url
+from alexnet.notebook.display import image_url
+from alexnet.report.page import fit_square
 from alexnet.training.recipes import named_recipe
 from alexnet.training.setup import build_augment
 

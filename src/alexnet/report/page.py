@@ -6,7 +6,6 @@ others are still shown. A plot is drawn once for both themes: its colors become 
 
 from __future__ import annotations
 
-import base64
 import csv
 import hashlib
 import io
@@ -23,6 +22,7 @@ from alexnet.errors import UserError
 from alexnet.files import atomic_write, read_json, write_bytes, write_text
 from alexnet.inference.neighbors import load_run_images
 from alexnet.messages.translator import Translator, load_template
+from alexnet.notebook.display import data_url
 from alexnet.plots.style import THEMES, Draw, Theme, render_formats
 from alexnet.run_dir import Run
 
@@ -149,17 +149,6 @@ def _inline_svg(svg: str, name: str) -> Markup:
 
 
 # ── images ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def data_url(media_type: str, content: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-
-
-def image_url(image: Image.Image, form: str = "JPEG", **options: Any) -> str:
-    """Return an image as a data URL of a JPEG or PNG file; `options` are those of Pillow's `save`."""
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return data_url(f"image/{form.lower()}", file.getvalue())
 
 
 def fit_square(image: Image.Image, side: int) -> Image.Image:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from alexnet.checkpoint import load_checkpoint
+from alexnet.notebook.display import image_url
 from alexnet.plots.metrics import (
     Confidence,
     Confusion,
@@ -27,7 +28,7 @@ from alexnet.plots.metrics import (
 )
 from alexnet.plots.model import conv_weights, filter_sheet, find_examples
 from alexnet.plots.style import shorten
-from alexnet.report.page import Column, Page, Table, Values, image_url, load_thumbnails
+from alexnet.report.page import Column, Page, Table, Values, load_thumbnails
 from alexnet.report.recommendations import recommend
 from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run

@@ -22,7 +22,6 @@ from alexnet.data.processes import check_main_module
 from alexnet.device import environment, rank, world_size
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, encode_csv, printable, write_bytes, write_json, write_text
-from alexnet.inference.evaluate import render_table
 from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.run_dir import Run, find_run
@@ -68,6 +67,8 @@ class TrainingResult:
         return join_lines(*lines, describe_calibration(self.summary["calibration"]), f"run {self.run}")
 
     def _repr_html_(self) -> str:
+        from alexnet.notebook.display import render_table
+
         rows = [
             (r["epoch"], f"{r['train_loss']:.4f}", f"{r['val_loss']:.4f}", f"{r['top1']:.2%}",
              f"{r['images_per_second']:,.0f}")

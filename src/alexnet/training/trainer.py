@@ -26,7 +26,7 @@ import torch
 from alexnet.checkpoint import load_checkpoint, update_model_json
 from alexnet.data.loader import Batch
 from alexnet.device import peak_memory
-from alexnet.errors import TrainingFailed, UserError, WorkerDied
+from alexnet.errors import ShownAsMessage, TrainingFailed, UserError, WorkerDied
 from alexnet.files import write_json, write_text
 from alexnet.inference.evaluate import Outputs, run_networks
 from alexnet.models.model import Network
@@ -433,7 +433,7 @@ def _is_better(row: dict[str, Any], best: dict[str, Any]) -> bool:
     return (row["top1"], -row["val_loss"]) > (best["top1"], -best["val_loss"])
 
 
-class Interrupted(Exception):
+class Interrupted(ShownAsMessage):
     """Training was stopped by a signal and saved; `exit_code` is 128 + its number: 130 (Ctrl-C), 143 (SIGTERM), …"""
 
     def __init__(self, message: str, signum: int) -> None:

@@ -1,0 +1,62 @@
+"""NumPy arrays and torch tensors as images: which shapes and values are accepted, and what they mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from alexnet.data.decode import BadImage
+from alexnet.data.deep import ValueRange
+
+if TYPE_CHECKING:
+    import torch
+
+_DEEP_TYPES = (np.uint16, np.int32, np.float32)  # those of Pillow's modes I;16, I and F
+
+
+def array_to_image(array: np.ndarray | torch.Tensor, value_range: ValueRange | None = None) -> Image.Image:
+    """Return an array or tensor as an image of mode L, RGB or RGBA.
+
+    An array is H×W or H×W×C, a tensor H×W or C×H×W; C is 1, 3 (RGB) or 4 (RGB and alpha). Values are
+    uint8 from 0 to 255, or floating-point from 0 to 1. For a network that was trained on images of
+    more than 8 bits, whose range is `value_range`, any other values of H×W are those of such a file:
+    uint16, int32 or float32. Raises `BadImage` for all else.
+    """
+    pixels = _channels_last(array)
+    if pixels.dtype == np.uint8:
+        return Image.fromarray(pixels)
+    if value_range is not None and pixels.ndim == 2 and pixels.dtype in _DEEP_TYPES:
+        return Image.fromarray(pixels)
+    if pixels.dtype.kind != "f":
+        raise BadImage(f"its values are {pixels.dtype}; give uint8 from 0 to 255, or floating-point from 0 to 1")
+    low, high = pixels.min(), pixels.max()
+    levels = np.rint(255 * pixels.astype(np.float32))
+    if not (levels.min() >= 0 and levels.max() <= 255):  # NaN is neither
+        raise BadImage(
+            f"its values are floating-point from {low:.3g} to {high:.3g}, not from 0 (black) to 1 (white); scale them, "
+            "and give the image as it is before it is normalized, which the network does"
+        )
+    return Image.fromarray(levels.astype(np.uint8))
+
+
+def _channels_last(array: Any) -> np.ndarray:
+    """Return an array or tensor as an array H×W, H×W×3 or H×W×4. Raises `BadImage` for another shape."""
+    is_tensor = hasattr(array, "detach")
+    if is_tensor:
+        array = array.detach().cpu()
+        array = array.float() if array.is_floating_point() else array  # NumPy has no bfloat16
+    pixels = np.asarray(array)
+    shape = "×".join(map(str, pixels.shape)) or "empty"
+    axis = 0 if is_tensor else -1
+    if pixels.size and pixels.ndim == 3 and pixels.shape[axis] in (1, 3, 4):
+        pixels = np.moveaxis(pixels, axis, -1)
+        return np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if pixels.size and pixels.ndim == 2:
+        return np.ascontiguousarray(pixels)
+    wanted = "a tensor must be H×W or C×H×W" if is_tensor else "an array must be H×W or H×W×C"
+    fix = "for several images give a list of them, or a batch with four axes"
+    if pixels.ndim == 3 and pixels.shape[-1 - axis] in (1, 3, 4):
+        fix = "move its channels with " + (".permute(2, 0, 1)" if is_tensor else ".transpose(1, 2, 0)")
+    raise BadImage(f"its shape is {shape}, and {wanted}, where C is 1, 3 or 4; {fix}")

@@ -1,0 +1,79 @@
+"""HTML for notebooks: tables, predictions beside their images, the progress of a training; images as data URLs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from alexnet.messages.translator import load_template
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PANEL = (280, 110)
+"""Width and height in pixels of the plotted area of a learning curve."""
+
+
+def render_table(
+    title: str, rows: Sequence[Sequence[object]], head: Sequence[str] = (), bars: bool = False, note: str = ""
+) -> str:
+    """Return a table with a title above and a note below; `bars` draws each row's last cell, a percentage."""
+    return _render("table.html", title=title, rows=rows, head=head, bars=bars, note=note)
+
+
+def render_predictions(predictions: Sequence[dict[str, Any]], note: str = "") -> str:
+    """Return images beside bars of their labels, several side by side.
+
+    Each prediction has a `title`, an `image` (a data URL or None) and `rows` of label and percentage.
+    """
+    return _render("predictions.html", predictions=predictions, note=note)
+
+
+def render_progress(
+    bar: tuple[int, int, str] | None, rows: Sequence[dict[str, Any]], epochs: int, split: str, texts: Sequence[str]
+) -> str:
+    """Return a progress bar (done, total, text), the learning curves of `rows` of metrics.jsonl, and lines of text.
+
+    `split` is the one that the rows were validated on.
+    """
+    panels = [
+        _curve("loss", rows, epochs, ("train_loss", "val_loss")),
+        _curve("top-1", rows, epochs, ("train_top1", "top1")),
+    ]
+    return _render("progress.html", bar=bar, panels=panels if rows else [], split=split, texts=texts, size=PANEL)
+
+
+def _curve(name: str, rows: Sequence[dict[str, Any]], epochs: int, keys: tuple[str, str]) -> dict[str, Any]:
+    """Return the axis and the points, in pixels, of a training curve and of the one on the other split."""
+    width, height = PANEL
+    values = [[row[key] for row in rows] for key in keys]
+    # the limit of the loss is that of validation and training without the rare epoch that explodes
+    finite = sorted(v for line in values for v in line if math.isfinite(v))
+    top = 1.0 if name == "top-1" else max(finite[int(0.95 * (len(finite) - 1))] if finite else 1.0, 1e-9)
+    points = [
+        [
+            (width * row["epoch"] / max(epochs, 1), height * (1 - min(value / top, 1.0)))
+            for row, value in zip(rows, line, strict=True)
+            if math.isfinite(value)
+        ]
+        for line in values
+    ]
+    return {"name": name, "top": "100 %" if name == "top-1" else f"{top:.3g}", "points": points, "epochs": epochs}
+
+
+def _render(template: str, **values: Any) -> str:
+    return load_template("alexnet.notebook", template).render(values)
+
+
+def data_url(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def image_url(image: Image.Image, form: str = "JPEG", **options: Any) -> str:
+    """Return an image as a data URL of a JPEG or PNG file; `options` are those of Pillow's `save`."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return data_url(f"image/{form.lower()}", file.getvalue())
