@@ -44,7 +44,7 @@ THUMBNAIL_SIDE = 160  # pixels: images in a notebook
 MAX_SHOWN = 48  # predictions in one cell of a notebook
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """The labels of one image with probabilities, the most likely first, or why there are none."""
 
@@ -54,7 +54,7 @@ class Prediction:
     unsure: bool | None = None  # None: this network has no confidence threshold
     confidence: float | None = None  # calibrated, of the first label; None as above
     clipped: bool = False  # whether it has values beyond the range of the training images
-    open_image: Callable[[], Image.Image] | None = field(default=None, repr=False, compare=False)
+    open_image: Callable[[], Image.Image] | None = field(default=None, compare=False)
     """Decodes the image again."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,6 +66,9 @@ class Prediction:
             "error": self.error,
             **({"clipped": True} if self.clipped else {}),
         }
+
+    def __repr__(self) -> str:
+        return f"Prediction({self})"
 
     def __str__(self) -> str:
         if self.error:

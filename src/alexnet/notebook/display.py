@@ -18,10 +18,14 @@ PANEL = (280, 110)
 
 
 def render_table(
-    title: str, rows: Sequence[Sequence[object]], head: Sequence[str] = (), bars: bool = False, note: str = ""
-) -> str:
-    """Return a table with a title above and a note below; `bars` draws each row's last cell, a percentage."""
-    return _render("table.html", title=title, rows=rows, head=head, bars=bars, note=note)
+    title: str, rows: Sequence[Sequence[object]], head: Sequence[str] = (), bars: bool = False, note: str = "",
+    folded: str = "",
+) -> str:  # fmt: skip
+    """Return a table with a title above and a note below; `bars` draws each row's last cell, a percentage.
+
+    With `folded` the rows are shown after a click on this text.
+    """
+    return _render("table.html", title=title, rows=rows, head=head, bars=bars, note=note, folded=folded)
 
 
 def render_predictions(predictions: Sequence[dict[str, Any]], note: str = "") -> str:
@@ -50,9 +54,9 @@ def _curve(name: str, rows: Sequence[dict[str, Any]], epochs: int, keys: tuple[s
     """Return the axis and the points, in pixels, of a training curve and of the one on the other split."""
     width, height = PANEL
     values = [[row[key] for row in rows] for key in keys]
-    # the limit of the loss is that of validation and training without the rare epoch that explodes
-    finite = sorted(v for line in values for v in line if math.isfinite(v))
-    top = 1.0 if name == "top-1" else max(finite[int(0.95 * (len(finite) - 1))] if finite else 1.0, 1e-9)
+    finite = [v for line in values for v in line if math.isfinite(v)] or [1.0]
+    # a loss that explodes is cut at twice the first one
+    top = 1.0 if name == "top-1" else max(min(max(finite), 2 * finite[0]), 1e-9)
     points = [
         [
             (width * row["epoch"] / max(epochs, 1), height * (1 - min(value / top, 1.0)))

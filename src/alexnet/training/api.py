@@ -74,7 +74,8 @@ class TrainingResult:
              f"{r['images_per_second']:,.0f}")
             for r in Run(self.run).metrics()
         ]  # fmt: skip
-        return render_table(str(self), rows, ("epoch", "train loss", "loss", "top-1", "images/s"))
+        head = ("epoch", "train loss", "loss", "top-1", "images/s")
+        return render_table(str(self), rows, head, folded=f"{len(rows):,} epochs" if len(rows) > 5 else "")
 
 
 def train(
