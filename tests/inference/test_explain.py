@@ -56,6 +56,17 @@ def test_saliency_finds_the_relevant_region(method):
     assert abs(outside).max() < 1e-3 * inside.max()
 
 
+@pytest.mark.parametrize(("side", "method", "cells"), [(32, "occlusion", None), (64, "grad-cam", 8)])
+def test_small_inputs_are_explained_by_occlusion(side, method, cells):
+    """The last convolution has 4×4 positions at 32 pixels; those of Grad-CAM are squares of its map."""
+    model = create_model("cifar", num_classes=2, in_channels=1, image_size=side, width=0.1)
+    found = saliency(as_loaded(model), Image.new("L", (side, side), 255))
+    assert (found.method, found.cells) == (method, cells)
+    if cells:
+        squares = found.heat.reshape(cells, side // cells, cells, side // cells)
+        assert (squares == squares[:, :1, :, :1]).all()
+
+
 def test_evidence_against_a_label_is_negative():
     model = quarter_sensitive_network()
     with torch.no_grad():
@@ -88,7 +99,7 @@ def test_grad_cam_matches_its_paper():
     maps = given.model[:cut](x).detach().requires_grad_()
     given.model[cut:](maps)[0, 1].backward()
     cam = (maps.grad.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu()
-    expected = torch.nn.functional.interpolate(cam, (32, 32), mode="bilinear")[0, 0].detach()
+    expected = torch.nn.functional.interpolate(cam, (32, 32), mode="nearest-exact")[0, 0].detach()
     torch.testing.assert_close(torch.from_numpy(found.heat), expected)
 
 

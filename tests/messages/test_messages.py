@@ -6,7 +6,7 @@ import pytest
 
 import alexnet
 from alexnet.errors import UserError
-from alexnet.messages.translator import LANGUAGES, Translator, load_texts
+from alexnet.messages.translator import LANGUAGES, Translator, load_template, load_texts
 
 ENGLISH, CHINESE = load_texts("en"), load_texts("zh")
 
@@ -25,7 +25,15 @@ def test_texts_have_the_same_placeholders_in_both_languages(key):
     assert ENGLISH[key]
     assert placeholders(ENGLISH[key]) == placeholders(CHINESE[key])
     assert not re.search("[\u4e00-\u9fff]", ENGLISH[key])
-    untranslated = {"f1", "top5", "correct_prediction", "on_device", "web_done_one", "web_failed_one"}
+    untranslated = {
+        "saliency_name_grad-cam",
+        "f1",
+        "top5",
+        "correct_prediction",
+        "on_device",
+        "web_done_one",
+        "web_failed_one",
+    }
     untranslated |= {f"operation_{kind}" for kind in ("relu", "tanh", "sigmoid", "lrn", "dropout")}
     assert re.search("[\u4e00-\u9fff]", CHINESE[key]) or key in untranslated
 
@@ -36,7 +44,7 @@ def test_every_text_is_used():
     folders = [package / name for name in ("messages", "plots", "report", "serving")]
     files = [path for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".html", ".js")]
     used = set(re.findall(r"""["']([a-z0-9_-]+)["']""", "".join(path.read_text() for path in files)))
-    prefixes = ("advice", "split", "docs", "operation", "saliency", "saliency_unit")
+    prefixes = ("advice", "split", "docs", "operation", "saliency", "saliency_name", "saliency_unit")
     used |= {f"{prefix}_{name}" for prefix in prefixes for name in used} | {f"{name}_note" for name in used}  # composed
     assert not {key for key in ENGLISH if not key.startswith("web_")} - used
 
@@ -48,6 +56,14 @@ def test_translator_formats_texts():
     assert [Translator(lang).join(["a.", "b."]) for lang in LANGUAGES] == ["a. b.", "a.b."]
     with pytest.raises(UserError, match="no language 'de'|'de'"):
         Translator("de")
+
+
+def test_file_names_are_not_broken_in_their_ending():
+    template = load_template("alexnet.report", "parts.html").module
+    assert 'train/cat/a_long<span class="ending">_name.jpeg</span>' in template.cell(
+        "train/cat/a_long_name.jpeg", "file"
+    )
+    assert ">a.jpg</span>" in template.cell("a-folder/a.jpg", "file")
 
 
 def test_durations():

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -22,6 +23,7 @@ from alexnet.messages.translator import Translator
 from alexnet.models.architectures import ARCHITECTURES, architecture
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
+from alexnet.plots import style
 from alexnet.plots.architecture import architecture_figure, receptive_field
 from alexnet.plots.metrics import curves_figure
 from alexnet.plots.model import Predictions, conv_weights, filter_tiles, filters_figure, find_examples
@@ -109,6 +111,7 @@ def test_html_is_self_contained_with_both_themes(run):
     assert f"fill: {LIGHT.background}" in light
     assert f"fill: {DARK.background}" in dark
     assert 'media="(prefers-color-scheme: dark)"' in page
+    assert "min-width" not in page  # fits a phone
     assert not re.search(r'(src|href|srcset)="(?!data:)', page)
 
 
@@ -276,6 +279,55 @@ def test_names_in_any_script_or_math_markup_are_kept(tmp_path):
     svg = render(partial(curves_figure, {"$x$": rows, "猫": rows}), LIGHT).decode()
     assert "$x$: 50.0%" in svg
     assert "猫: 50.0%" in svg
+
+
+@pytest.fixture
+def stale_fonts(tmp_path, monkeypatch):
+    """matplotlib with a cache file from a time when only its own fonts were installed."""
+    manager = font_manager.fontManager
+    own = [font for font in manager.ttflist if font.fname.startswith(mpl.get_data_path())]
+    monkeypatch.setattr(manager, "ttflist", own)
+    font_manager.json_dump(manager, tmp_path / "fontlist.json")
+    monkeypatch.setattr(manager, "ttflist", font_manager.json_load(tmp_path / "fontlist.json").ttflist)
+    style._add_new_fonts.cache_clear()
+    yield
+    style._add_new_fonts.cache_clear()
+
+
+def title_figure(title, theme, _):
+    return style.new_figure(3, 1, title, "")
+
+
+def test_fonts_installed_after_the_cache_was_written_are_found(stale_fonts, recwarn):
+    if not any("CJK" in path for path in font_manager.findSystemFonts()):
+        pytest.skip("no Chinese font is installed")
+    one, other = (render(partial(title_figure, title), LIGHT, "png") for title in ("金毛寻回犬", "拉布拉多犬"))
+    assert not recwarn.list
+    assert one != other  # as boxes would be
+
+
+def test_letters_without_a_font_are_reported(stale_fonts, monkeypatch):
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    with pytest.warns(UserWarning, match="fonts-noto-cjk"):
+        render(partial(title_figure, "金毛寻回犬"), LIGHT, "png", Translator("zh"))
+
+
+@pytest.mark.parametrize("values", [(0.999, 1.0), (0.5, 0.501), (0.2, 0.9)])
+def test_axes_of_percentages_do_not_magnify_chance(values):
+    _, axes = style.new_panel()
+    axes.plot(values)
+    style.use_percent(axes.yaxis)
+    low, high = axes.get_ylim()
+    assert high - low >= 0.0499
+    assert low <= min(values) <= max(values) <= high <= max(1.01, max(values) + 0.05)
+    assert axes.yaxis.get_major_formatter()(0.975) == "97.5%"
+
+
+def test_chinese_letters_count_twice():
+    assert shorten("IMG_2024_现场照片_最终版.jpeg", 15) == "IMG_2024_….jpeg"
+    assert shorten("现场照片最终版", 14) == "现场照片最终版"
+    assert style.is_wide("金毛寻回犬 dog") is True
+    assert style.is_wide("a dog 狗") is False
 
 
 def test_a_checkpoint_without_run_draws_into_the_current_folder(run):

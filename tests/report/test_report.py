@@ -173,6 +173,19 @@ def test_cells_are_elements_or_pixels(tmp_path, skip_plots, n, cells):
     assert [row.get(str(i), 0) for i, row in enumerate(data["cells"])] == confusion.counts.diagonal().tolist()
 
 
+def test_headings_of_the_matrix_are_upright(tmp_path, skip_plots):
+    """Chinese names are columns of letters, digits stay as they are, and other names are turned."""
+    run = make_fake_run(tmp_path / "run", classes=3)
+    best = next(run.path.glob("checkpoints/*/model.json"))
+    model = json.loads(best.read_text())
+    for names, flat, upright in ((["金毛寻回犬", "狗", "a dog"], 0, 2), (["0", "1", "10"], 1, 0)):
+        write_json(best, {**model, "classes": names})
+        html = section(write_report(run)[0].read_text(), "confusion")
+        heads = html[html.index('<div class="predicted') : html.index('<div class="true">')]
+        assert heads.count("predicted flat") == flat
+        assert heads.count('class="upright"') == upright
+
+
 # ── data of a run ─────────────────────────────────────────────────────────────────────────────────
 
 

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from alexnet.data.quality.check import check_dataset
 from alexnet.files import write_json
+from alexnet.plots.show import show
+from alexnet.report.check_page import write_page
 from alexnet.report.compare import write_comparison
 from alexnet.report.report import write_report
 from alexnet.run_dir import Run
 from browser import OVERLAPS, keep_screenshot
+from damaged_images import damage_dataset, make_photos, split_photos
 from fake_run import make_fake_run
 
 pytestmark = pytest.mark.browser
@@ -79,6 +83,25 @@ def test_a_report_fits_phone_and_desktop(browser, report):
 @pytest.mark.parametrize("name", ["digits-en", "digits-zh", "many-zh", "comparison-en"])
 def test_every_report_fits_phone_and_desktop_in_both_themes(browser, report, name):
     check_page(browser, report(name), [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")])
+
+
+@pytest.mark.slow
+def test_checks_and_figures_do_not_scroll_sideways(browser, tmp_path):
+    root = split_photos(make_photos(tmp_path / "photos", 60), tmp_path / "data")
+    damage_dataset(root)
+    first = next(root.rglob("*.jpg"))
+    shutil.copy(first, first.with_name(f"{'without-a-break' * 9}.jpg"))
+    findings = check_dataset(root)
+    figure = show("architecture", ["paper"], tmp_path / "figure.html")
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    for path in (*(write_page(findings, tmp_path / f"{lang}.html", lang) for lang in ("en", "zh")), figure):
+        page.goto(path.as_uri())
+        boxes = "[document.documentElement, ...document.querySelectorAll('.wide')]"
+        assert page.evaluate(f"{boxes}.every((box) => box.scrollWidth <= box.clientWidth)"), path
+    page.click("label")  # enlarges the figure, in a box that scrolls
+    assert page.evaluate("document.querySelector('img').clientWidth") > 700
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.close()
 
 
 def test_overlap_is_detected(browser):

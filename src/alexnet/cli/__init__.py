@@ -152,6 +152,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about an image, its own sentence says
+    warnings.formatwarning = lambda message, *_: f"{escape(str(message))}\n"  # a sentence, not a line of code
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(LogFormatter())
     raise_on_signals()

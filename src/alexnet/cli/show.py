@@ -17,7 +17,7 @@ def show(
     /,
     *,
     layer: str | None = None,
-    method: Literal["grad-cam", "occlusion", "integrated-gradients"] | None = None,
+    method: Literal["auto", "grad-cam", "occlusion", "integrated-gradients"] | None = None,
     label: str | None = None,
     top: int | None = None,
     split: Literal["train", "val", "test"] | None = None,
@@ -39,7 +39,7 @@ def show(
         what: What to draw: a RUN (run folder, 'last', checkpoint folder, torchvision:IMAGENET1K_V1, file of weights)
             and IMAGEs, or the NAME of an architecture, or a RUN for its architecture.
         layer: filters: one convolution instead of all; similar: the layer to compare, fc7 by default.
-        method: saliency: grad-cam by default. Needs the extra 'show' (captum).
+        method: saliency: by default grad-cam, and occlusion below 64 pixels. Needs the extra 'show' (captum).
         label: saliency: the label to explain; the most probable one by default.
         top: similar, mistakes: how many; 6 by default.
         split: mistakes: the split; test where there is one, else val.

@@ -26,6 +26,7 @@ from alexnet.models.spec import layers
 from alexnet.runtimes.engines import LoadedModel
 
 METHODS = ("grad-cam", "occlusion", "integrated-gradients")
+MIN_GRAD_CAM_SIDE = 64  # pixels of the input: below it the last convolution has few positions, 4×4 at 32 pixels
 STEPS = 64  # of the path of integrated gradients
 WINDOWS = 8  # the occluding square is an eighth of the image's side, and moves by half its size
 
@@ -59,6 +60,8 @@ class Saliency:
     """float32 (H, W), in units of the label's logit: for occlusion the mean decrease of the logit when the pixel is
     hidden, for integrated gradients the pixel's share of the logit (all sum to its difference from a blank image), for
     Grad-CAM the weighted sum of the last convolution's maps, without its negative part."""
+    cells: int | None = None
+    """Of Grad-CAM: the side of these maps, whose values are squares of `heat`."""
 
 
 def network_input(loaded: LoadedModel, image: Any) -> tuple[np.ndarray, Tensor]:
@@ -101,12 +104,15 @@ def activations(loaded: LoadedModel, image: Any) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def saliency(loaded: LoadedModel, image: Any, method: str = "grad-cam", label: str | None = None) -> Saliency:
+def saliency(loaded: LoadedModel, image: Any, method: str = "auto", label: str | None = None) -> Saliency:
     """Return which pixels of an image support `label`, by default the predicted one, by one of `METHODS`.
 
+    "auto" is Grad-CAM, and occlusion for inputs below `MIN_GRAD_CAM_SIDE`.
     Raises `UserError` for an unknown method or label, where captum is not installed, for Grad-CAM on a network without
     convolutions, and `BadImage`.
     """
+    if method == "auto":
+        method = "occlusion" if loaded.preprocess.size < MIN_GRAD_CAM_SIDE else "grad-cam"
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     try:
@@ -119,14 +125,15 @@ def saliency(loaded: LoadedModel, image: Any, method: str = "grad-cam", label: s
     with torch.no_grad():
         logits = model(x)[0].float()
     target = int(logits.argmax()) if target is None else target
-    side = x.shape[-1]
+    side, cells = x.shape[-1], None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # captum warns of gradients that it enables itself
         if method == "grad-cam":
             heat = captum.LayerGradCam(model, _last_conv_output(model)).attribute(
                 x, target=target, relu_attributions=True
             )
-            heat = F.interpolate(heat.detach(), size=(side, side), mode="bilinear")
+            cells = heat.shape[-1]
+            heat = F.interpolate(heat.detach(), size=(side, side), mode="nearest-exact")
         elif method == "occlusion":
             window = max(2, round(side / WINDOWS))
             heat = captum.Occlusion(model).attribute(
@@ -139,9 +146,8 @@ def saliency(loaded: LoadedModel, image: Any, method: str = "grad-cam", label: s
                 x, baselines=0, target=target, n_steps=STEPS, internal_batch_size=16
             )
             heat = heat.detach().sum(1, keepdim=True)
-    return Saliency(
-        method, loaded.classes[target], float(logits.softmax(0)[target]), pixels, heat[0, 0].float().cpu().numpy()
-    )
+    probability, values = float(logits.softmax(0)[target]), heat[0, 0].float().cpu().numpy()
+    return Saliency(method, loaded.classes[target], probability, pixels, values, cells)
 
 
 def _class_index(classes: Sequence[str], label: str) -> int:

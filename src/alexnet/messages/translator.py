@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from alexnet.errors import unknown_name
 from alexnet.files import printable
@@ -61,8 +62,9 @@ class Translator:
 def load_template(package: str, name: str, lang: str = "en") -> Template:
     """Return `name` of the folder templates/ of `package`. Raises `UserError` for an unknown language.
 
-    In a template `text` is the `Translator`, `value|number(".1%")` formats a number, and `value|tojson` is JSON that
-    cannot end its script element. Every value is escaped, and a name that has no value is an error.
+    In a template `text` is the `Translator`, `value|number(".1%")` formats a number, `value|file_name` breaks lines
+    anywhere but in the ending, and `value|tojson` is JSON that cannot end its script element. Every value is
+    escaped, and a name that has no value is an error.
     """
     return _environment(package, lang).get_template(name)
 
@@ -75,8 +77,15 @@ def _environment(package: str, lang: str) -> Environment:
     )  # fmt: skip
     environment.globals["text"] = Translator(lang)
     environment.filters["number"] = format
+    environment.filters["file_name"] = _keep_ending
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return environment
+
+
+def _keep_ending(name: str) -> Markup:
+    name = printable(name)
+    start = max(len(name) - 10, name.rfind("/") + 1)
+    return Markup('{}<span class="ending">{}</span>').format(name[:start], name[start:])
 
 
 def _make_printable(value: Any) -> Any:

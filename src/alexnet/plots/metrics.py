@@ -13,9 +13,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from rich.cells import cell_len
 
 from alexnet.messages.translator import Translator
-from alexnet.plots.style import Theme, new_figure, new_panel, shorten, use_percent
+from alexnet.plots.style import Theme, is_wide, new_figure, new_panel, shorten, use_percent
 from alexnet.runtimes.calibration import Calibration, coverage, reliability
 
 MAX_OPTIMAL_ORDER = 400  # classes up to which leaves are ordered optimally, which takes n³ steps
@@ -220,7 +221,11 @@ def confusion_figure(confusion: Confusion, theme: Theme, translate: Translator) 
     if n <= 60:
         size = float(np.clip(400 / n, 5, 10))
         names = [shorten(label, 16) for label in confusion.labels]
-        axes.set_xticks(range(n), names, rotation=90, size=size)
+        flat = max(map(cell_len, names)) <= 3  # digits and letters need no turning
+        heads = [name if flat else _stack(name) for name in names]
+        axes.set_xticks(range(n), heads, size=size)
+        for head, name in zip(axes.get_xticklabels(), names, strict=True):
+            head.set_rotation(0 if flat or is_wide(name) else 90)
         axes.set_yticks(range(n), names, size=size)
     else:
         axes.set(xticks=[], yticks=[])
@@ -231,6 +236,11 @@ def confusion_figure(confusion: Confusion, theme: Theme, translate: Translator) 
     axes.set_xlabel(translate("predicted"))
     axes.set_ylabel(translate("true"))
     return figure
+
+
+def _stack(name: str) -> str:
+    """Return a Chinese name as a column of letters, which is how Chinese is written vertically."""
+    return "\n".join(name) if is_wide(name) else name
 
 
 # ── calibration ───────────────────────────────────────────────────────────────────────────────────
@@ -274,6 +284,7 @@ def reliability_figure(confidence: Confidence, theme: Theme, translate: Translat
         areas = 8 + 250 * bins.n[shown] / bins.n.sum()
         axes.scatter(bins.confidence[shown], bins.accuracy[shown], areas, color=color)
     axes.set(xlim=(-0.02, 1.03), ylim=(-0.02, 1.03), xlabel=translate("confidence"), ylabel=translate("accuracy"))
+    axes.set_title(translate("reliability_diagram"))
     use_percent(axes.xaxis, axes.yaxis)
     axes.grid(visible=True)
     axes.legend(loc="best")
@@ -294,6 +305,7 @@ def coverage_figure(confidence: Confidence, theme: Theme, translate: Translator)
     low = float(min(curve.accuracy[curve.coverage > 0.05].min(initial=1.0), confidence.correct.mean()))
     axes.set(xlim=(-0.02, 1.03), ylim=(max(0.0, low - 0.05 * (1.02 - low)), 1 + 0.04 * (1 - low)))
     axes.set(xlabel=translate("accepted_share"), ylabel=translate("accepted_accuracy"))
+    axes.set_title(translate("accuracy_coverage_curve"))
     use_percent(axes.xaxis, axes.yaxis)
     axes.grid(visible=True)
     return figure

@@ -193,13 +193,22 @@ def saliency_figure(saliency: Saliency, theme: Theme, translate: Translator) -> 
     colors = np.where(share[..., None] > 0, np.array(to_rgb(theme.orange)), np.array(to_rgb(theme.blue)))
     strength = 0.9 * np.abs(share)[..., None] ** 0.8
     show_image(right, faded * (1 - strength) + colors * strength)
-    right.set_title(saliency.method)
+    for edge in range(1, saliency.cells or 1):
+        for draw_line in (right.axhline, right.axvline):
+            draw_line(edge * side / saliency.cells - 0.5, color=theme.background, lw=0.8)
+    right.set_title(translate(f"saliency_name_{saliency.method}"))
     signed = saliency.heat.min() < 0
     scale = ScalarMappable(Normalize(-limit if signed else 0, limit), None)
     positive = LinearSegmentedColormap.from_list("positive", [theme.background, theme.orange])
     scale.set_cmap(theme.diverging if signed else positive)
     bar = figure.colorbar(scale, ax=right, shrink=0.8, pad=0.02)
-    bar.set_label(translate(f"saliency_unit_{saliency.method}"))
+    ticks = {0.0: translate("saliency_neutral"), limit: translate("saliency_supports")}
+    ticks |= {-limit: translate("saliency_contradicts")} if signed else {}
+    if saliency.method != "grad-cam":  # whose sums have no unit
+        ticks = {value: f"{word}\n{value:+.2g}".replace("-", "−") if value else word for value, word in ticks.items()}
+        bar.set_label(translate(f"saliency_unit_{saliency.method}"))
+    bar.set_ticks([*ticks], labels=[*ticks.values()])
+    bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
     return figure
 
@@ -347,5 +356,5 @@ def mistakes_figure(
             verdict = true if wrong else translate("figure_correct")
             axes.set_xlabel(f"{shorten(example.predicted, 13)} {example.confidence:.0%}\n{verdict}")
             file = "/".join(PurePosixPath(example.name).parts[-2:])
-            axes.set_title(shorten(file, 26), loc="center", size=9, color=theme.muted)
+            axes.set_title(shorten(file, 26), loc="center", size=10, color=theme.muted)
     return figure

@@ -114,7 +114,7 @@ def _activations(args: Sequence[str], options: Options) -> FigureFile:
 
 def _saliency(args: Sequence[str], options: Options) -> FigureFile:
     loaded = _load(args[0], options)
-    saliency = explain.saliency(loaded, args[1], options.method or "grad-cam", options.label)
+    saliency = explain.saliency(loaded, args[1], options.method or "auto", options.label)
     path = _folder(loaded) / f"saliency-{_file_stem(args[1])}-{saliency.method}.png"
     return partial(model.saliency_figure, saliency), path
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import textwrap
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,8 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
+from rich.cells import cell_len, set_cell_size
 
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import printable, write_bytes
@@ -34,12 +38,20 @@ from alexnet.messages.translator import Translator, load_template
 
 SUFFIXES = (".png", ".svg", ".html")
 DPI = 150
+MIN_SPAN = 0.05  # of an axis of percentages
 
 # Used for glyphs that DejaVu, the font of matplotlib, lacks: class and file names may be in any script.
-FALLBACK_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Serif CJK SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei",
-    "SimHei", "WenQuanYi Micro Hei", "Arial Unicode MS", "Noto Sans", "Noto Sans Devanagari", "Noto Sans Arabic",
+CHINESE_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "PingFang SC", "Hiragino Sans GB", "Heiti SC",
+    "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Noto Sans CJK JP", "Noto Serif CJK SC",
+    "Droid Sans Fallback", "Arial Unicode MS",
 )  # fmt: skip
+FALLBACK_FONTS = (*CHINESE_FONTS, "Noto Sans", "Noto Sans Devanagari", "Noto Sans Arabic")
+NO_FONT = (
+    "Some letters of a figure are in no installed font, and are drawn as boxes; install one that has them, for Chinese "
+    "the package fonts-noto-cjk (Debian, Ubuntu), google-noto-sans-cjk-fonts (Fedora) or noto-fonts-cjk (Arch)."
+)
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # many Chinese fonts have no bold letters
 
 
 @dataclass(frozen=True)
@@ -112,25 +124,52 @@ def render(draw: Draw, theme: Theme, form: str = "svg", translate: Translator | 
 def render_formats(draw: Draw, theme: Theme, forms: Sequence[str], translate: Translator) -> dict[str, bytes]:
     """Render one figure in several formats; its layout, which takes most of the time, is computed once.
 
-    A PNG is in English where no font has Chinese: a browser substitutes a font in an SVG, but not in a PNG.
+    A PNG is in English where no font has Chinese: a browser substitutes a font in an SVG, but not in a PNG. Warns of
+    letters that are boxes in a PNG.
     """
     if "png" in forms and translate.lang != "en" and not _has_chinese_font():
         rest = [form for form in forms if form != "png"]
         return {"png": render(draw, theme, "png"), **(render_formats(draw, theme, rest, translate) if rest else {})}
+    contents, missing = _draw_formats(draw, theme, forms, translate)
+    if missing and _add_new_fonts():
+        contents, missing = _draw_formats(draw, theme, forms, translate)
+    if missing and "png" in forms:
+        warnings.warn(NO_FONT, stacklevel=2)
+    return contents
+
+
+def _draw_formats(
+    draw: Draw, theme: Theme, forms: Sequence[str], translate: Translator
+) -> tuple[dict[str, bytes], bool]:
+    """Return the files of a figure, and whether it has letters that are in none of the fonts."""
     contents = {}
-    with mpl.rc_context(rc_params(theme)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # no installed font has it: the figure shows boxes
+    with mpl.rc_context(rc_params(theme)), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure = draw(theme, translate)
         for form in forms:
             file = io.BytesIO()
             figure.savefig(file, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else None)
             figure.set_layout_engine("none")
             contents[form] = file.getvalue()
-    return contents
+    return contents, any("Glyph" in str(warning.message) for warning in caught)
 
 
 def _has_chinese_font() -> bool:
-    return bool(set(FALLBACK_FONTS[:8]) & set(font_manager.get_font_names()))
+    def is_listed() -> bool:
+        return not set(CHINESE_FONTS).isdisjoint(font_manager.fontManager.get_font_names())
+
+    return is_listed() or (_add_new_fonts() and is_listed())
+
+
+@cache
+def _add_new_fonts() -> bool:
+    """Add the fonts that were installed after matplotlib listed them in its cache; return whether there were any."""
+    manager = font_manager.fontManager
+    new = set(font_manager.findSystemFonts()) - {font.fname for font in manager.ttflist}
+    for path in sorted(new):
+        with suppress(Exception):  # of a damaged file, or of a format that matplotlib does not read
+            manager.addfont(path)
+    return bool(new)
 
 
 def _render_html(draw: Draw, translate: Translator) -> str:
@@ -147,7 +186,7 @@ def _render_html(draw: Draw, translate: Translator) -> str:
 
 
 def rc_params(theme: Theme) -> Any:
-    installed = set(font_manager.get_font_names())
+    installed = set(font_manager.fontManager.get_font_names())
     return {
         "font.family": ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)],
         "font.size": 12, "axes.titlesize": 12, "axes.labelsize": 12, "figure.titlesize": 16, "figure.labelsize": 11,
@@ -170,8 +209,7 @@ def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     """Return a figure of `width` × `height` inches without axes, with a title above and a caption below."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
     figure.suptitle(shorten(title, int(width * 8)), x=0.012, ha="left")
-    wide = sum(unicodedata.east_asian_width(letter) == "W" for letter in caption)
-    letters_per_line = int(width * (6.6 if 2 * wide > len(caption) else 12.2))  # at 11 points
+    letters_per_line = int(width * (6.6 if is_wide(caption) else 12.2))  # at 11 points
     figure.supxlabel(textwrap.fill(caption, letters_per_line), x=0.012, ha="left")
     return figure
 
@@ -183,16 +221,28 @@ def new_panel(width: float = 5.2, height: float = 3.3) -> tuple[Figure, Axes]:
 
 
 def shorten(text: str, length: int) -> str:
-    """Return `text` on one line of at most `length` letters: cut in the middle, unprintable characters as "?"."""
+    """Return `text` on one line of at most `length` letters, a Chinese character being two: cut in the middle, with
+    unprintable characters as "?"."""
     text = "".join(c if c.isprintable() else "?" for c in printable(text))
-    if len(text) <= length:
+    if cell_len(text) <= length:
         return text
-    return text[: length - 1 - length // 3] + "…" + text[len(text) - length // 3 :]
+    last = length // 3
+    return set_cell_size(text, length - 1 - last).rstrip() + "…" + set_cell_size(text[::-1], last)[::-1].lstrip()
+
+
+def is_wide(text: str) -> bool:
+    """Return whether most letters of `text` are as wide as high, as those of Chinese are."""
+    return sum(unicodedata.east_asian_width(letter) in "WF" for letter in text) * 2 > len(text)
 
 
 def use_percent(*axes: Axis) -> None:
+    """Label the ticks of plotted axes with percentages. Axes show at least `MIN_SPAN`: less would magnify chance."""
     for axis in axes:
-        axis.set_major_formatter(PercentFormatter(1.0))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+        low, high = axis.get_view_interval()
+        if high - low < MIN_SPAN:
+            middle = min((low + high) / 2, 1 + 0.04 * MIN_SPAN - MIN_SPAN / 2)
+            axis.set_view_interval(middle - MIN_SPAN / 2, middle + MIN_SPAN / 2, ignore=True)
 
 
 def show_image(axes: Axes, image: np.ndarray, **options: Any) -> None:

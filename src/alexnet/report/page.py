@@ -39,7 +39,7 @@ class Column:
 
     key: str
     format: str = ""
-    """A format specification such as `.1%`; "text", "long" (text that may break anywhere) or "bar" (a fraction)."""
+    """A format specification such as `.1%`; "text", "long" (breaks anywhere), "file" or "bar" (a fraction)."""
     heading: str = ""
     """The heading itself, where it is not one of the texts."""
 

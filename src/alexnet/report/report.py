@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from rich.cells import cell_len
 
 from alexnet.checkpoint import load_checkpoint
 from alexnet.notebook.display import image_url
@@ -27,7 +28,7 @@ from alexnet.plots.metrics import (
     reliability_figure,
 )
 from alexnet.plots.model import conv_weights, filter_sheet, find_examples
-from alexnet.plots.style import shorten
+from alexnet.plots.style import is_wide, shorten
 from alexnet.report.page import Column, Page, Table, Values, load_thumbnails
 from alexnet.report.recommendations import recommend
 from alexnet.report.run_data import RunData, read_run_data
@@ -93,7 +94,7 @@ def _warnings(page: Page, data: RunData) -> Values | None:
     warnings, bad_files = data.data_warnings, data.bad_files
     if not warnings and not bad_files:
         return None
-    columns = (Column("file", "long"), Column("reason", "long"))
+    columns = (Column("file", "file"), Column("reason", "long"))
     table = page.table("bad_files", columns, bad_files[:MAX_BAD_FILES]) if bad_files else None
     return {"warnings": warnings, "bad_files": table, "count": len(bad_files)}
 
@@ -127,6 +128,8 @@ def _confusion(page: Page, confusion: Confusion | None) -> Values | None:
     cells = zip(*(a.ravel().tolist() for a in (counts, confusion.strengths, confusion.diagonal)), strict=True)
     return {
         "names": names,
+        "flat": max(map(cell_len, names)) <= 3,
+        "upright": [name for name in names if is_wide(name)],
         "cell_px": 34 if n <= 12 else 26 if n <= MAX_ELEMENTS else 14 if n <= 60 else max(2, 640 // n),
         "cells": list(cells) if n <= MAX_ELEMENTS else [],
         "pixels": None if n <= MAX_ELEMENTS else image_url(_draw_cells(confusion), "PNG", optimize=True),
@@ -171,7 +174,7 @@ def _examples(page: Page, data: RunData, which: str) -> Values | None:
     examples = mistakes if which == "mistakes" else correct
     if not examples:
         return {"note": "no_mistakes", "examples": [], "images_missing": ""} if which == "mistakes" else None
-    columns = (Column("file", "long"), Column("true", "text"), Column("predicted", "text"), Column("confidence", ".1%"))
+    columns = (Column("file", "file"), Column("true", "text"), Column("predicted", "text"), Column("confidence", ".1%"))
     page.table(which, columns, [(e.name, e.true, e.predicted, e.confidence) for e in examples])
     urls, error = load_thumbnails(data.run, [e.name for e in examples], data.run.path / "report" / "images")
     return {

@@ -121,7 +121,7 @@ class Explainer:
 
     # ── explanations of an image ──────────────────────────────────────────────────────────────────
 
-    def saliency(self, image: Image.Image, method: str = "grad-cam", label: str | None = None) -> SaliencyMap:
+    def saliency(self, image: Image.Image, method: str = "auto", label: str | None = None) -> SaliencyMap:
         """Return the saliency map for `label`, by default the most likely one. Raises `UserError` if it is unknown."""
         with self._lock:
             found = explain.saliency(self.loaded, image, method, label)

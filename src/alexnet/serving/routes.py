@@ -334,7 +334,7 @@ def _add_explanation_routes(app: FastAPI) -> None:
     async def saliency(
         request: Request,
         model: str | None = model_query,
-        method: Literal["grad-cam", "occlusion", "integrated-gradients"] = "grad-cam",
+        method: Literal["auto", "grad-cam", "occlusion", "integrated-gradients"] = "auto",
         label: str | None = None,
     ) -> SaliencyMap:
         """Show which regions of the image the prediction depends on, by default for the most likely label."""
