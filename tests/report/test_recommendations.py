@@ -1,21 +1,44 @@
 import json
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from alexnet.cli import run
+from alexnet.files import write_json
 from alexnet.messages.translator import Translator, load_texts
 from alexnet.report import recommendations
 from alexnet.report.recommendations import class_counts, recommend
 from alexnet.report.run_data import read_run_data
-from alexnet.training.recipe import SETTINGS
+from alexnet.run_dir import Run
 from fake_run import make_fake_run
 
 FLAT = [0.5, 0.6, 0.7, 0.7, 0.701, 0.7, 0.701, 0.7]
 RISING = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99]
 MANY_IMAGES = {"batch_size": 100_000}
+
+
+class Accepted(Exception):
+    """The arguments of a command were accepted."""
+
+
+def accept(*_, **__):
+    raise Accepted
+
+
+def check_arguments(command):
+    """Run a command up to the point where its arguments, and for `train` the settings together, are accepted."""
+    if command:
+        with pytest.MonkeyPatch.context() as patch:
+            for function in ("api.train", "inference.evaluate.evaluate", "serving.registry.open_models",
+                             "data.quality.check.check_dataset"):  # fmt: skip
+                patch.setattr(f"alexnet.{function}", accept)
+            with pytest.raises(Accepted):
+                run([*shlex.split(command)[1:], "--debug"])
 
 
 def recommendations_for(path, **options):
@@ -27,8 +50,7 @@ def recommendations_for(path, **options):
     for recommendation in found:
         for lang in ("en", "zh"):
             assert Translator(lang)("advice_" + recommendation.key, **recommendation.values)
-        flags = [word[2:].replace("-", "_") for word in shlex.split(recommendation.command) if word.startswith("--")]
-        assert set(flags) <= {*(name for name in SETTINGS if SETTINGS[name].flag), "ten_crop"}
+        check_arguments(recommendation.command)
     return {recommendation.key: recommendation for recommendation in found}
 
 
@@ -37,6 +59,12 @@ def test_a_good_run_is_recommended_ten_crop_evaluation(tmp_path):
     found = recommendations_for(tmp_path / "run", accuracy=0.97, val_top1=val_top1)
     assert {"nothing"} <= set(found) <= {"nothing", "calibration"}  # fake logits may be miscalibrated
     assert "--ten-crop" in found["nothing"].command
+
+
+def test_a_network_without_mistakes_is_recommended_other_images(tmp_path):
+    solved = recommendations_for(tmp_path / "run", accuracy=1.0, per_class=30, val_top1=[0.9, 0.95, 1, 1, 1, 1])
+    assert list(solved) == ["solved"]
+    assert solved["solved"].command == f"alexnet serve {tmp_path / 'run'}"
 
 
 @pytest.mark.parametrize(
@@ -83,9 +111,7 @@ def test_a_diverged_run_gets_no_other_recommendation(tmp_path):
 def test_rare_classes_with_low_recall(tmp_path):
     """The rarest class has a tenth of the training images, and half of its test images are misclassified."""
     run = make_fake_run(tmp_path / "run", per_class=100, accuracy=0.9)
-    folders = [("train/class 0/", 20), ("train/class 1/", 200), ("train/class 2/", 180)]
-    lines = [f"{folder}{i}.jpg,train" for folder, n in folders for i in range(n)]
-    run.split_csv.write_text("\n".join(["name,split", *lines]) + "\n")
+    write_json(run.path / "summary.json", run.summary() | {"class_images": [20, 200, 180]})
     paths, targets, logits = run.read_evaluation("test")
     logits = logits.copy()
     logits[(targets == 0) & (np.arange(len(targets)) % 2 == 0), 1] += 20
@@ -94,6 +120,76 @@ def test_rare_classes_with_low_recall(tmp_path):
     assert class_counts(data) == {"class 0": 20, "class 1": 200, "class 2": 180}
     found = {recommendation.key: recommendation for recommendation in recommend(data)}
     assert found["balance"].values["times"] == 10
+    check_arguments(found["balance"].command)
+    assert class_counts(replace(data, summary={})) == {"class 0": 100, "class 1": 100, "class 2": 100}
+
+
+def test_the_weakest_class_is_named_even_if_small(tmp_path):
+    run = make_fake_run(tmp_path / "run", per_class=30, accuracy=1.0)
+    paths, targets, logits = run.read_evaluation("test")
+    kept = np.array([*range(3), *range(30, 90)])
+    wrong = logits[kept]
+    wrong[:2, 1] += 20
+    run.write_evaluation("test", [paths[i] for i in kept], targets[kept], wrong)
+    found = {one.key: one for one in recommend(read_run_data(run))}["uneven"]
+    assert (found.values["label"], found.values["n"]) == ("class 0", 3)
+    assert "(of 3 images evaluated)" in Translator("en")("advice_uneven", **found.values)
+
+
+def test_pretrained_weights_come_first_for_few_images_and_settings_of_the_data_are_kept(tmp_path):
+    data = {"labels": "a table.csv", "columns": "path=id,label=kind", "skip_bad": True, "value_range": [0, 4095]}
+    found = recommendations_for(tmp_path / "a", recipe={"batch_size": 8, **data}, val_top1=[0.3, 0.5])
+    assert list(found)[:2] == ["few", "short"]
+    words = shlex.split(found["few"].command)
+    assert {"--labels=a table.csv", "--columns=path=id,label=kind", "--skip-bad", "--value-range=0,4095"} <= {*words}
+    run = make_fake_run(tmp_path / "b", recipe=data)
+    (run.path / "bad_files.csv").write_text("path,reason\na.jpg,cut short\n")
+    command = {one.key: one for one in recommend(read_run_data(run))}["bad_files"].command
+    assert shlex.split(command)[2:] == [str(run.path / "data"), "--labels=a table.csv", "--columns=path=id,label=kind"]
+    check_arguments(command)
+
+
+def test_advice_to_train_longer_extends_a_time_budget(tmp_path):
+    found = recommendations_for(tmp_path / "run", recipe={"time_budget": "1m"}, val_top1=[0.3, 0.5])
+    assert found["short"].command.endswith("recipe.json --time-budget 7m")  # 75 s for two epochs: 375 s for ten
+
+
+def test_torchvision_networks_are_not_widened(tmp_path):
+    recipe = {"arch": "torchvision/resnet18"}
+    assert not recommendations_for(tmp_path / "run", val_top1=FLAT, train_top1=FLAT, recipe=recipe)["underfit"].command
+
+
+def test_calibration_is_not_judged_on_few_images(tmp_path):
+    for per_class, judged in ((22, False), (300, True)):
+        found = recommendations_for(tmp_path / str(per_class), per_class=per_class, accuracy=0.6)
+        assert bool({"calibration", "confidence"} & set(found)) == judged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["short", "overfit", "underfit", "jumps", "balance", "bad_files", "nothing"])
+def test_commands_run_as_printed(tmp_path, monkeypatch, key):
+    """On a run of a folder with nested classes and a cut file, trained with --skip-bad for one short epoch."""
+    noise = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / label / "more").mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(noise.integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / f"pets/{label}/more/{i}.png")
+    (tmp_path / "pets" / "cat" / "cut.png").write_bytes((tmp_path / "pets/cat/more/0.png").read_bytes()[:99])
+    monkeypatch.chdir(tmp_path)
+    small = ["--skip-bad", "--width", "0.0625", "--image-size", "32", "--epochs", "1", "--batch-size", "4"]
+    assert run(["train", "pets", "--out", "run", *small]) == 0
+    data = read_run_data(Run("run"))
+    assert class_counts(data) == {"cat": 5, "dog": 5}
+    commands = {
+        "short": recommendations._train_longer(data, 2),
+        "overfit": recommendations._rerun(data, augment="strong", weight_decay="0.001"),
+        "underfit": recommendations._rerun(data, width="0.125"),
+        "jumps": recommendations._rerun(data, lr="0.01"),
+        "balance": recommendations._rerun(data, balance=True),
+        "bad_files": next(one.command for one in recommend(data) if one.key == "bad_files"),
+        "nothing": "alexnet eval run --ten-crop",
+    }
+    assert run(shlex.split(commands[key])[1:]) == 0
 
 
 def test_every_text_belongs_to_a_rule():

@@ -5,19 +5,28 @@ Each recommendation is a text `advice_…` of `messages`, with a command where o
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from alexnet.data.dataset import read_split
+from alexnet.models.architectures import TORCHVISION
 from alexnet.report.run_data import RunData
 from alexnet.runtimes.calibration import ece
 from alexnet.training.recipe import SETTINGS
+
+ORDER = (
+    "diverged", "stuck", "few", "overfit", "short", "improving", "underfit", "gap", "jumps", "bad_files", "balance",
+    "uneven", "optimistic", "pair", "confident_mistakes", "small_test", "confidence", "calibration",
+    "nothing", "solved",
+)  # fmt: skip
+"""All recommendations, the largest expected effect on accuracy first, then those on how to read it."""
+MIN_CALIBRATION_IMAGES = 500  # with fewer, the bins of the calibration error hold too few images
+SOLVED = 0.98  # top-1 above which ten-crop evaluation has nothing left to add
 
 
 @dataclass(frozen=True)
@@ -33,25 +42,39 @@ class Recommendation:
 
 
 def recommend(data: RunData) -> list[Recommendation]:
-    """Return the recommendations for a run, the most serious first; ten-crop evaluation if no rule has a command."""
+    """Return the recommendations for a run in `ORDER`; ten-crop evaluation, or other images, if none has a command."""
     if failed := list(_check_failed(data)):
         return failed
     found = [*_check_curves(data), *_check_data(data), *_check_classes(data), *_check_confidence(data)]
     if not any(recommendation.command for recommendation in found):
-        command = f"alexnet eval {shlex.quote(str(data.run.path))} --ten-crop"
-        found.append(Recommendation("nothing", {}, command, warns=False))
-    return found
+        top1 = data.metrics["top1"] if data.metrics else data.summary["best"]["top1"]
+        key, words = ("nothing", ["eval", "--ten-crop"]) if top1 < SOLVED else ("solved", ["serve"])
+        command = shlex.join(["alexnet", words[0], str(data.run.path), *words[1:]])
+        found.append(Recommendation(key, {}, command, warns=False))
+    return sorted(found, key=lambda recommendation: ORDER.index(recommendation.key))
 
 
-def _rerun(data: RunData, source: str | Path = "", **settings: Any) -> str:
-    """Return the command that trains again, or on `source`; empty if no setting is a flag of this version."""
+def _rerun(data: RunData, **settings: Any) -> str:
+    """Return the command that trains again with other settings; empty if none is a flag of this version."""
     known = {name: value for name, value in settings.items() if name in SETTINGS and SETTINGS[name].flag}
-    if not known:
-        return ""
-    words = ["alexnet", "train", str(source or data.run.recipe_json)]
-    for name, value in known.items():
-        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join(words)
+    arguments = [SETTINGS[name].as_argument(value).split(" ", 1) for name, value in known.items()]
+    return shlex.join(["alexnet", "train", str(data.run.recipe_json), *itertools.chain(*arguments)]) if known else ""
+
+
+def _train_longer(data: RunData, epochs: int) -> str:
+    """Return the command that trains for so many epochs, or for as much more time if the run had a time budget."""
+    if data.recipe.get("time_budget"):
+        seconds = data.summary["seconds"] * epochs / len(data.history)
+        return _rerun(data, time_budget=f"{math.ceil(seconds / 60)}m")
+    return _rerun(data, epochs=epochs)
+
+
+def _data_arguments(data: RunData, check: bool = False) -> list[str]:
+    """Return the arguments of `alexnet train`, or of `alexnet check`, that name the run's images and labels."""
+    names = ("data", "labels", "encoding", "columns")
+    given = {name: str(value) for name in names if (value := data.recipe.get(name))}
+    words = [given.pop("data")] if check and "data" in given else []
+    return words + [f"--{name}={value}" for name, value in given.items()]
 
 
 def _check_failed(data: RunData) -> Iterator[Recommendation]:
@@ -71,7 +94,8 @@ def _check_curves(data: RunData) -> Iterator[Recommendation]:
     history, recipe = data.history, data.recipe
     n = len(history)
     if n < 5:
-        yield Recommendation("short", {"epochs": n}, _rerun(data, epochs=max(10, 4 * n)), warns=False)
+        if history[-1]["top1"] < 0.995:
+            yield Recommendation("short", {"epochs": n}, _train_longer(data, max(10, 4 * n)), warns=False)
         return
     top1 = [epoch["top1"] for epoch in history]
     losses = [epoch["val_loss"] for epoch in history]
@@ -88,10 +112,11 @@ def _check_curves(data: RunData) -> Iterator[Recommendation]:
     elif gap > 0.15:
         yield Recommendation("gap", accuracies, _rerun(data, **regularized), warns=False)
     elif gain > 0.01 and val >= max(top1) and val < 0.995:
-        yield Recommendation("improving", {"gain": 100 * gain, "n": quarter}, _rerun(data, epochs=2 * n), warns=False)
+        yield Recommendation("improving", {"gain": 100 * gain, "n": quarter}, _train_longer(data, 2 * n), warns=False)
     elif train < 0.95 and val < 0.95 and gap < 0.03 and abs(gain) < 0.005:
-        wider = f"{2 * float(recipe.get('width') or 1):g}"
-        yield Recommendation("underfit", {"train": train}, _rerun(data, width=wider), warns=False)
+        own_network = not recipe.get("weights") and not str(recipe.get("arch", "")).startswith(TORCHVISION)
+        command = _rerun(data, width=f"{2 * float(recipe.get('width') or 1):g}") if own_network else ""
+        yield Recommendation("underfit", {"train": train}, command, warns=False)
     drop, i = max((top1[i - 1] - top1[i], i) for i in range(max(1, n - quarter), n))
     if drop > 0.05:
         lr = float(recipe.get("lr") or 0)
@@ -100,46 +125,44 @@ def _check_curves(data: RunData) -> Iterator[Recommendation]:
 
 
 def _check_data(data: RunData) -> Iterator[Recommendation]:
-    source = data.recipe.get("data")
+    recipe = data.recipe
+    source = recipe.get("data") or recipe.get("labels")
     if data.bad_files:
-        command = f"alexnet check {shlex.quote(str(source))}" if source else ""
+        command = shlex.join(["alexnet", "check", *_data_arguments(data, check=True)]) if source else ""
         yield Recommendation("bad_files", {"n": len(data.bad_files)}, command)
     images, classes = data.training_images, int(data.summary.get("classes") or len(data.classes) or 1)
     if images and images / classes < 100 and data.summary["best"]["top1"] < 0.97:
-        from_scratch = data.recipe.get("dataset") == "folder" and not data.recipe.get("weights")
         command = ""
-        if from_scratch and source:  # the folder, not recipe.json: the weights come with their own architecture
-            command = _rerun(data, source, arch="torchvision/mobilenet_v3_small", weights="DEFAULT")
+        # the recipe `folder`, not recipe.json: the weights come with their own architecture
+        if recipe.get("dataset") == "folder" and not recipe.get("weights") and source:
+            words = [*_data_arguments(data), *(["--skip-bad"] if recipe.get("skip_bad") else [])]
+            if recipe.get("value_range"):
+                words.append(SETTINGS["value_range"].as_argument(tuple(recipe["value_range"])))
+            network = ["--arch", f"{TORCHVISION}mobilenet_v3_small", "--weights", "DEFAULT"]
+            command = shlex.join(["alexnet", "train", "folder", *words, *network])
         yield Recommendation("few", {"each": images / classes}, command, warns=False)
 
 
 def class_counts(data: RunData) -> dict[str, int]:
-    """Return the training images of each class if split.csv lists them by folder, else the evaluated images."""
-    if data.split_counts and data.recipe.get("dataset") in ("folder", "imagenet") and not data.recipe.get("labels"):
-        counts = dict.fromkeys(data.classes, 0)
-        for name, split in read_split(data.run.split_csv):
-            folder = PurePosixPath(name).parent.name
-            if split == "train" and folder in counts:
-                counts[folder] += 1
-        if all(counts.values()):
-            return counts
-    return {c["label"]: c["n"] for c in data.metrics["per_class"] if c["n"]} if data.metrics else {}
+    """Return the training images of each class; for a run of an earlier version, the evaluated images."""
+    evaluated = {c["label"]: c["n"] for c in data.metrics["per_class"] if c["n"]} if data.metrics else {}
+    return data.class_images or evaluated
 
 
 def _check_classes(data: RunData) -> Iterator[Recommendation]:
     if data.metrics is None or data.predictions is None:
         return
-    measured = [c for c in data.metrics["per_class"] if c["n"] >= 5]
+    measured = [c for c in data.metrics["per_class"] if c["n"]]
     if len(measured) >= 2:
         mean = float(np.mean([c["recall"] for c in measured]))
-        worst = min(measured, key=lambda c: c["recall"])
+        worst = min(measured, key=lambda c: (c["recall"], -c["n"]))
         counts = class_counts(data)
-        times = max(counts.values()) / min(counts.values())
+        times = max(counts.values()) / max(1, min(counts.values()))
         rare = sorted(measured, key=lambda c: counts.get(c["label"], 0))[: max(1, len(measured) // 4)]
         if times >= 4 and float(np.mean([c["recall"] for c in rare])) < mean - 0.05:
             yield Recommendation("balance", {"times": times}, _rerun(data, balance=True))
-        elif worst["recall"] < mean - 0.25:
-            values = {"label": worst["label"], "recall": worst["recall"], "mean": mean}
+        if worst["recall"] < mean - 0.25:
+            values = {"label": worst["label"], "recall": worst["recall"], "n": worst["n"], "mean": mean}
             values |= {"own": counts.get(worst["label"], 0), "most": max(counts.values())}
             yield Recommendation("uneven", values)
     wrong = data.predictions.predicted != data.predictions.targets
@@ -162,13 +185,13 @@ def _check_confidence(data: RunData) -> Iterator[Recommendation]:
     if data.metrics is None:
         return
     confidence = data.confidence
-    if confidence is not None and confidence.calibration is not None:
+    enough = data.metrics["n"] >= MIN_CALIBRATION_IMAGES
+    if enough and confidence is not None and confidence.calibration is not None:
         correct, uncalibrated = confidence.correct, confidence.uncalibrated
         if ece(uncalibrated, correct) > 0.05:
             values = {"mean": float(uncalibrated.mean()), "top1": float(correct.mean())}
             yield Recommendation("calibration", values, warns=False)
-            # with few images the bins are noisy anyway
-            if (error := ece(confidence.reported, correct)) > 0.05 and len(correct) >= 500:
+            if (error := ece(confidence.reported, correct)) > 0.05:
                 yield Recommendation("confidence", {"ece": error, "split": data.split})
     low, high = data.metrics["interval"]
     if high - low > 0.06:

@@ -30,7 +30,7 @@ from alexnet.plots.metrics import (
 from alexnet.plots.model import conv_weights, filter_sheet, find_examples
 from alexnet.plots.style import is_wide, shorten
 from alexnet.report.page import Column, Page, Table, Values, load_thumbnails
-from alexnet.report.recommendations import recommend
+from alexnet.report.recommendations import MIN_CALIBRATION_IMAGES, recommend
 from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import ece
@@ -189,6 +189,8 @@ def _calibration(page: Page, data: RunData, confidence: Confidence | None) -> Va
     translate, calibration, correct = page.translate, confidence.calibration, confidence.correct
     mean, error = confidence.uncalibrated.mean(), ece(confidence.uncalibrated, correct)
     sentences = [translate("ece", mean=mean, top1=correct.mean(), ece=error)]
+    if len(correct) < MIN_CALIBRATION_IMAGES:
+        sentences.append(translate("few_for_ece", n=len(correct)))
     if calibration is None:
         sentences.append(translate("not_calibrated", why=confidence.note))
     else:
