@@ -178,7 +178,7 @@ def test_commands_run_as_printed(tmp_path, monkeypatch, key):
     monkeypatch.chdir(tmp_path)
     small = ["--skip-bad", "--width", "0.0625", "--image-size", "32", "--epochs", "1", "--batch-size", "4"]
     assert run(["train", "pets", "--out", "run", *small]) == 0
-    data = read_run_data(Run("run"))
+    data = read_run_data(Run(Path("run")))
     assert class_counts(data) == {"cat": 5, "dog": 5}
     commands = {
         "short": recommendations._train_longer(data, 2),
