@@ -23,14 +23,17 @@ ROW = {
 }  # fmt: skip
 
 
-def test_epoch_line_shows_metrics_speed_and_time_left():
+def test_epoch_line_shows_metrics_and_what_fits_into_80_columns():
     assert epoch_line(ROW, 20, "val") == (
-        "epoch  3/20  loss 0.5000  train top-1 87.50%  val loss 0.6250  val top-1 75.00%  1,234 images/s  12.5 s"
-        "  3:33 left"
+        "epoch  3/20  loss 0.5000  val loss 0.6250  val top-1 75.00%  3:33 left  12.5 s"
     )
     best = {"epoch": 2, "top1": 0.8}
     last = epoch_line({**ROW, "memory": 3 << 30, "best": best}, 3, "val")
-    assert last.endswith("12.5 s  3.0 GiB  best 80.00% (epoch 2)")
+    assert last == "epoch 3/3  loss 0.5000  val loss 0.6250  val top-1 75.00%  best 80.00%  3.0 GiB"
+    long = {**ROW, "train_loss": 12.5, "val_loss": 10.25, "top1": 1.0, "images_per_second": 1e5, "seconds": 4e4}
+    assert epoch_line(long, 100, "test") == (
+        "epoch   3/100  loss 12.5000  test loss 10.2500  test top-1 100.00%  40000.0 s"
+    )
 
 
 def test_tensorboard_receives_the_curves(tmp_path):
@@ -45,7 +48,7 @@ def test_tensorboard_receives_the_curves(tmp_path):
 
 def test_a_missing_tensorboard_is_reported(monkeypatch):
     monkeypatch.setattr("alexnet.progress.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install tensorboard"):
+    with pytest.raises(UserError, match=r"pip install 'alexnet\[tensorboard\]'"):
         check_tensorboard()
 
 

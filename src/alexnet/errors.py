@@ -43,6 +43,16 @@ class WorkerDied(TrainingFailed):
     """A worker process that loads images was killed, by a user or by the kernel."""
 
 
+def missing_package(user: str, package: str, extra: str = "") -> UserError:
+    """Return the error for a `package` that `user` needs, which the `extra` of alexnet installs, or else pip alone.
+
+    >>> str(missing_package("Saliency", "captum", "show"))
+    "Saliency needs captum, which is not installed; install it with: pip install 'alexnet[show]'."
+    """
+    name = f"'alexnet[{extra}]'" if extra else package
+    return UserError(f"{user} needs {package}, which is not installed; install it with: pip install {name}.")
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
     """Return the error for a `name` that is not in `known`, suggesting the closest ones.
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alexnet.device import rank
-from alexnet.errors import UserError
+from alexnet.errors import missing_package
 from alexnet.text import escape
 
 PLAIN_INTERVAL_S = 10.0
+LINE_WIDTH = 80  # columns of a usual terminal
 NOTEBOOK_INTERVAL_S = 0.25  # between updates, each a message to the browser
 
 
@@ -43,16 +44,23 @@ class Progress(Protocol):
 
 
 def epoch_line(row: dict[str, Any], epochs: int, split: str) -> str:
-    """Return the plain line for a finished epoch."""
+    """Return the line for a finished epoch, of up to `LINE_WIDTH` columns; metrics.jsonl has the rest."""
     best, memory = row.get("best"), row.get("memory")
-    best_text = f"  best {best['top1']:.2%} (epoch {best['epoch']})" if best and best["epoch"] != row["epoch"] else ""
-    left = f"  {_duration((epochs - row['epoch']) * row['seconds'])} left" if epochs > row["epoch"] else ""
-    memory_text = f"  {memory / 2**30:.1f} GiB" if memory else ""
-    return (
+    line = (
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}  "
-        f"train top-1 {row['train_top1']:.2%}  {split} loss {row['val_loss']:.4f}  {split} top-1 {row['top1']:.2%}  "
-        f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s{memory_text}{left}{best_text}"
+        f"{split} loss {row['val_loss']:.4f}  {split} top-1 {row['top1']:.2%}"
     )
+    extras = (  # the most important first
+        f"{_duration((epochs - row['epoch']) * row['seconds'])} left" if epochs > row["epoch"] else "",
+        f"best {best['top1']:.2%}" if best and best["epoch"] != row["epoch"] else "",
+        f"{row['images_per_second']:,.0f} images/s",
+        f"{memory / 2**30:.1f} GiB" if memory else "",
+        f"{row['seconds']:.1f} s",
+    )
+    for extra in filter(None, extras):
+        if len(line) + 2 + len(extra) <= LINE_WIDTH:
+            line += f"  {extra}"
+    return line
 
 
 class Plain:
@@ -105,7 +113,7 @@ class Live:
 
         self._bar = RichProgress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8),
             TextColumn("{task.fields[text]}", markup=False),
             console=Console(stderr=True),
             transient=True,
@@ -218,7 +226,7 @@ class WithTensorBoard:
 def check_tensorboard() -> None:
     """Raise `UserError` if the package tensorboard is not installed."""
     if find_spec("tensorboard") is None:
-        raise UserError("--tensorboard needs the package tensorboard; install it with: pip install tensorboard")
+        raise missing_package("--tensorboard", "tensorboard", "tensorboard")
 
 
 def _duration(seconds: float) -> str:

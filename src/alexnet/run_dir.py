@@ -1,6 +1,6 @@
 """The run folder: file names, metrics, checkpoints and stored evaluations.
 
-runs/<recipe>-<time>/
+runs/<name>-<time>/             the recipe's name, or that of the user's images (`Recipe.run_name`)
   recipe.json  env.json  metrics.jsonl  summary.json  split.csv  bad_files.csv
   checkpoints/<step>/             see `checkpoint.py`
   best  last                      names of checkpoints, in text files
@@ -44,6 +44,11 @@ class Run:
     """A run folder. Every method that writes is atomic."""
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """The name of the folder without the time in it."""
+        return re.sub(r"(?<=.)-\d{8}-\d{6}(-\d+)?$", "", self.path.resolve().name)
 
     @property
     def recipe_json(self) -> Path:

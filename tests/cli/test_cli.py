@@ -14,8 +14,9 @@ from PIL import Image
 
 from alexnet.cli import COMMANDS, run
 from alexnet.models.architectures import ARCHITECTURES
+from alexnet.run_dir import Run
 from alexnet.training.recipes import RECIPES
-from helpers import EVAL_KEYS
+from helpers import EVAL_KEYS, make_image_folder
 
 QUICK = ["--epochs", "1", "--width", "0.125", "--limit-steps", "2"]
 
@@ -94,7 +95,7 @@ def test_the_flags_of_train(capsys):
         "--accumulate", "--arch", "--augment", "--balance", "--batch-size", "--checkpoint-every",
         "--columns", "--compile", "--cutmix", "--data", "--device", "--early-stop", "--encoding",
         "--epochs", "--force", "--freeze", "--image-size", "--in-channels", "--init", "--json", "--labels",
-        "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes", "--out",
+        "--limit-steps", "--lr", "--mixup", "--momentum", "--norm", "--num-classes", "--open", "--out",
         "--parallel", "--precision", "--resume", "--schedule", "--seed", "--set", "--skip-bad",
         "--tensorboard", "--threads", "--time-budget", "--value-range", "--warmup",
         "--weight-decay", "--weights", "--width", "--workers",
@@ -203,6 +204,28 @@ def test_after_training_the_next_commands_are_shown_and_last_is_its_run(capsys, 
     assert f"alexnet predict {Path('runs', folder.name)}" in out
     assert run(["eval", "last", "--json"]) == 0
     assert document(capsys)["split"] == "test"
+
+
+def test_training_own_images_names_run_and_export_after_them(capsys, tmp_path, skip_plots, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    make_image_folder(tmp_path / "my pets")
+    assert run(["train", "--data", "my pets", "--open", *QUICK]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert re.fullmatch(r"my-pets-\d{8}-\d{6}", folder.name)
+    assert Run(folder).name == "my-pets"
+    out = capsys.readouterr().out
+    following = [line.split()[1] for line in out.split("Next:\n")[1].splitlines()]
+    assert following == ["predict", "eval", "show", "serve", "report"]
+    (page,) = opened
+    assert page == (folder / "report.html").resolve().as_uri()
+
+
+def test_predict_counts_what_could_not_be_read(small_run, capsys):
+    Image.fromarray(np.zeros((20, 20), dtype=np.uint8)).save("a.png")
+    Path("b.png").write_bytes(b"not an image")
+    assert run(["predict", str(small_run), "a.png", "b.png"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == ("1 of 2 images could not be read; each has its reason above.")
 
 
 def test_a_picture_on_stdin(small_run, capsys, monkeypatch):

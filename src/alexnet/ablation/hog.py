@@ -13,7 +13,7 @@ from alexnet.data.deep import ValueRange
 from alexnet.data.in_memory import decode_splits, without_bad_files
 from alexnet.data.transforms import EvalTransform
 from alexnet.data.value_range import find_value_range
-from alexnet.errors import UserError
+from alexnet.errors import missing_package
 from alexnet.text import TextOptions
 from alexnet.training.recipe import Recipe
 
@@ -87,7 +87,7 @@ def hog_features(images: np.ndarray) -> np.ndarray:
     try:
         from skimage.feature import hog
     except ModuleNotFoundError:
-        raise UserError("HOG features need scikit-image; install it with: pip install scikit-image.") from None
+        raise missing_package("The claim on HOG features", "scikit-image", "ablate") from None
     cell = images.shape[1] // HOG_CELLS
     return np.stack([
         hog(image, 9, (cell, cell), (2, 2), block_norm="L2-Hys", channel_axis=-1).astype(np.float32)

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alexnet.cli.output import MAX_LISTED, print_json, print_lines, print_list, print_table
+from alexnet.cli.output import MAX_LISTED, open_in_browser, print_json, print_lines, print_list, print_table
 from alexnet.errors import UserError
 from alexnet.text import BY_CONTENT, TextOptions
 
@@ -24,6 +24,7 @@ def check(
     html: Path | None = None,
     lang: Literal["en", "zh"] = "en",
     fix: Path | None = None,
+    open: bool = False,
     json: bool = False,
 ) -> None:
     """Inspect a dataset before training: image sizes, unreadable files, duplicates, class imbalance, and a verdict.
@@ -35,6 +36,7 @@ def check(
         html: Also write a page: classes, sizes, samples, duplicates, and augmented samples.
         lang: Language of the page, English or Chinese.
         fix: Also write a cleaned copy into this new folder, as links; the original is not changed.
+        open: With --html: open the page in a browser.
         json: Print one JSON document.
     """
     if data is None and labels is None:
@@ -54,6 +56,8 @@ def check(
         check_target(fix, data)
     if html is not None and not html.parent.is_dir():
         raise UserError(f"There is no folder {html.parent} to write {html.name} into; create it first.")
+    if open and html is None:
+        raise UserError("--open opens the page that --html writes; add --html FILE.html.")
     with closing(default_progress()) as progress:
         found = check_dataset(data, labels, progress, text)
     notes = write_cleaned(found, fix) if fix is not None else []
@@ -61,6 +65,8 @@ def check(
         from alexnet.report.check_page import write_page
 
         write_page(found, html, lang)
+        if open:
+            open_in_browser(html)
     if json:
         more = {"files": [str(html)]} if html else {}
         print_json({**found.to_dict(), **more, **({"fixed": notes} if fix else {})})

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from alexnet.text import escape, escape_json, join_lines
@@ -27,6 +28,14 @@ def is_main_process() -> bool:
 def log(message: str) -> None:
     """Print a line on stderr."""
     print(escape(message), file=sys.stderr, flush=True)
+
+
+def open_in_browser(file: Path) -> None:
+    """Open a page or an image in the user's browser, or say where it is if there is none."""
+    import webbrowser
+
+    if not webbrowser.open(file.resolve().as_uri()):
+        log(f"No browser was found; open {file} in one.")
 
 
 def print_lines(*lines: object) -> None:

@@ -72,8 +72,11 @@ def predict(
         print_json({"predictions": [p.to_dict() for p in predictions]})
     if clipped := sum(p.clipped for p in predictions):
         log(describe_clipped(clipped, classifier.preprocess.value_range))
-    if all(p.error for p in predictions):
+    unreadable = sum(p.error is not None for p in predictions)
+    if unreadable == len(predictions):
         raise UserError("None of the images could be read: " + "; ".join(str(p) for p in predictions[:3]) + ".")
+    if unreadable:
+        log(f"{unreadable:,} of {len(predictions):,} images could not be read; each has its reason above.")
     return 0
 
 

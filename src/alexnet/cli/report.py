@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import print_json, print_lines
+from alexnet.cli.output import open_in_browser, print_json, print_lines
 
 
 def report(
@@ -15,6 +15,7 @@ def report(
     *,
     lang: Literal["en", "zh"] = "en",
     out: Path | None = None,
+    open: bool = False,
     json: bool = False,
 ) -> None:
     """Write the page of a run, report.html in its folder, or a page that compares several runs.
@@ -26,6 +27,7 @@ def report(
         more: Further runs; the page is then comparison.html in the first run's folder.
         lang: Language of the page, English or Chinese.
         out: Where to write the page instead; must end in .html.
+        open: Open the page in a browser.
         json: Print one JSON document.
     """
     from alexnet.report.compare import write_comparison
@@ -34,6 +36,8 @@ def report(
 
     runs = [find_run(name) for name in (run, *more)]
     files = write_comparison(runs, lang, out) if more else write_report(runs[0], lang, out)
+    if open:
+        open_in_browser(files[0])
     if json:
         print_json({"files": [str(path) for path in files]})
     else:

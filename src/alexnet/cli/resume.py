@@ -16,6 +16,7 @@ def resume(
     parallel: Literal["auto", "none", "data", "towers"] | None = None,
     set: tuple[str, ...] = (),
     force: bool = False,
+    open: bool = False,
     json: bool = False,
 ) -> None:
     """Resume a run exactly where it stopped, or extend a finished one.
@@ -26,6 +27,7 @@ def resume(
         parallel: How several processes share the work, as in 'alexnet train'; the run's own choice by default.
         set: Settings of recipe.json to change, such as workers=4 data=/new/place.
         force: Accept settings that change the experiment.
+        open: Open the report in a browser at the end.
         json: Print the summary as one JSON document.
     """
     from alexnet.api import write_page
@@ -35,4 +37,4 @@ def resume(
     result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=parse_settings(set))
     if result.already_finished and is_main_process():
         log(f"{result.run} is finished; --epochs +N extends it.")
-    show_result(write_page(result), json)
+    show_result(write_page(result), json, open)

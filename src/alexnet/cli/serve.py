@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from alexnet.cli.output import log
-from alexnet.errors import UserError
+from alexnet.errors import UserError, missing_package
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
 
@@ -114,7 +114,7 @@ def _check_serving() -> None:
     """Raise `UserError` with the install command if a package is missing."""
     for package in ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"The server needs {package}; install it with: pip install 'alexnet[serve]'.")
+            raise missing_package("The server", package, "serve")
 
 
 def _token(file: Path | None) -> str | None:

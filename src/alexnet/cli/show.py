@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import print_json, print_lines
+from alexnet.cli.output import open_in_browser, print_json, print_lines
 from alexnet.errors import UserError
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
@@ -27,6 +27,7 @@ def show(
     theme: Literal["light", "dark"] = "light",
     lang: Literal["en", "zh"] = "en",
     out: Path | None = None,
+    open: bool = False,
     json: bool = False,
 ) -> None:
     """Draw a network, a run or a prediction as an image file, and print its path.
@@ -48,6 +49,7 @@ def show(
         theme: For .png and .svg; .html holds both and follows the reader's system.
         lang: Language of the figure, English or Chinese.
         out: The file, .png, .svg or .html; by default in the run folder's show/, or here if there is no run.
+        open: Open the file in a browser.
         json: Print one JSON document.
     """
     from alexnet.plots.show import KINDS
@@ -61,6 +63,8 @@ def show(
             kind, what, out, theme, lang, layer=layer, method=method, label=label, top=top, split=split,
             checkpoint=checkpoint, device=device, file=file, progress=progress,
         )  # fmt: skip
+    if open:
+        open_in_browser(drawn)
     if json:
         print_json({"files": [str(drawn)]})
     else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from alexnet.cli.arguments import describe_default, describe_fields, parse
-from alexnet.cli.output import is_main_process, print_json, print_lines
+from alexnet.cli.output import is_main_process, open_in_browser, print_json, print_lines
 from alexnet.text import escape
 
 if TYPE_CHECKING:
@@ -29,13 +30,15 @@ class Options:
     """What is not a setting of the recipe."""
 
     out: Path | None = None
-    """Run folder; runs/<recipe>-<time> by default."""
+    """Run folder; by default runs/NAME-<time>, where NAME is the recipe or the folder of images."""
     resume: bool = False
     """Resume if --out already holds this run."""
     force: bool = False
     """With --resume: accept settings that change the experiment."""
     set: tuple[str, ...] = ()
     """Other settings of recipe.json, such as padding_mode=reflect clip_norm=1."""
+    open: bool = False
+    """Open the report in a browser at the end."""
     json: bool = False
     """Print the summary as one JSON document."""
 
@@ -44,10 +47,11 @@ def train(arguments: list[str]) -> None:
     """Train a recipe, a recipe.json or a folder of images; without a name, the embedded digits."""
     from alexnet.data.value_range import parse_value_range
     from alexnet.training.recipe import SETTINGS, parse_settings, with_settings
-    from alexnet.training.recipes import RECIPES, describe, find_recipe
+    from alexnet.training.recipes import RECIPES, default_recipe, describe, find_recipe
 
+    given = {re.sub(r"^--(no-)?", "", word.split("=")[0]).replace("-", "_") for word in arguments if word[:2] == "--"}
     named = bool(arguments) and not arguments[0].startswith("-")
-    name = arguments[0] if named else "digits"
+    name = arguments[0] if named else default_recipe(given)
     recipe = find_recipe(name)
     shown = escape(name)
     about = f"{describe(name) if name in RECIPES else ''}\n\nThe defaults below are those of 'alexnet train {shown}'."
@@ -56,7 +60,6 @@ def train(arguments: list[str]) -> None:
     options = parse(
         _options(recipe), arguments[named:], f"alexnet train {shown}", description, usage="alexnet train RECIPE|FOLDER"
     )
-    given = {re.sub(r"^--(no-)?", "", word.split("=")[0]).replace("-", "_") for word in arguments if word[:2] == "--"}
     flags = [setting for name, setting in SETTINGS.items() if setting.flag and name in given]
     settings = {flag.name: getattr(getattr(options, flag.group), flag.name) for flag in flags}
     if settings.get("value_range") is not None:
@@ -65,7 +68,8 @@ def train(arguments: list[str]) -> None:
 
     from alexnet.api import train as train_recipe
 
-    show_result(train_recipe(recipe, out=options.out, resume=options.resume, force=options.force), options.json)
+    result = train_recipe(recipe, out=options.out, resume=options.resume, force=options.force)
+    show_result(result, options.json, options.open)
 
 
 def _wrap(text: str) -> str:
@@ -104,14 +108,17 @@ def _options(recipe: Recipe) -> type[Options]:
     return dataclasses.make_dataclass("TrainOptions", groups, bases=(base,), frozen=True, kw_only=True)
 
 
-def show_result(result: TrainingResult, json: bool) -> None:
-    """Print the result of a finished run and the commands that come next."""
+def show_result(result: TrainingResult, json: bool, open: bool) -> None:
+    """Print the result of a finished run and the commands that come next; with `open`, open its report in a browser."""
     if not is_main_process():
         return
-    run, summary = result.run, result.summary
+    page = result.run / "report.html"
+    if open and page.is_file():
+        open_in_browser(page)
     if json:
-        print_json({"run": str(run), **summary})
+        print_json({"run": str(result.run), **result.summary})
         return
+    run = shlex.quote(str(result.run))
+    commands = ("predict {} IMAGE…", "eval {}", "show mistakes {}", "serve {}", "report {} --open")
     print(result)
-    commands = (f"eval {run}", f"predict {run} IMAGE…", f"report {run}")
-    print_lines("", "Next:", *(f"  alexnet {command}" for command in commands))
+    print_lines("", "Next:", *(f"  alexnet {command.format(run)}" for command in commands))

@@ -334,7 +334,8 @@ def _describe_unreadable(file: BinaryIO) -> str:
         if brand in (b"avif", b"avis"):
             return damaged if "AVIF" in Image.OPEN else "it is AVIF, which needs Pillow 11.3 or later"
         if brand[:3] in (b"hei", b"hev", b"mif", b"msf"):
-            return damaged if "HEIF" in Image.OPEN else "it is HEIC, which needs 'pip install pillow-heif'"
+            needs = "it is HEIC, which needs pillow-heif; install it with: pip install pillow-heif"
+            return damaged if "HEIF" in Image.OPEN else needs
     if data[:4] in (b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"\x89PNG", b"GIF8", b"RIFF"):
         return damaged
     return "it is not an image of a known format"

@@ -218,8 +218,9 @@ class Exporter:
         """Return the path to write. Raises `UserError` if something else would be overwritten."""
         suffix = FORMATS[kind].suffix
         if out is None:
-            home = self.loaded.run.path / "export" if self.loaded.run else Path("export")
-            name = f"{self.loaded.model.spec.name.replace('/', '-')}{PRECISIONS[self._precision]}"
+            run = self.loaded.run
+            home = run.path / "export" if run else Path("export")
+            name = f"{run.name if run else self.loaded.model.spec.name.replace('/', '-')}{PRECISIONS[self._precision]}"
             out = home / (name + suffix if suffix else f"{name}-huggingface")
         if not suffix:
             ours = out.is_dir() and (not any(out.iterdir()) or manifest_path(out).is_file())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet.errors import UserError, unknown_name
+from alexnet.errors import UserError, missing_package, unknown_name
 from alexnet.inference.features import output_of
 from alexnet.inference.load import load_image
 from alexnet.models.layers import lrn_denominators
@@ -118,7 +118,7 @@ def saliency(loaded: LoadedModel, image: Any, method: str = "auto", label: str |
     try:
         from captum import attr as captum
     except ModuleNotFoundError:
-        raise UserError("Saliency needs captum; install it with: pip install 'alexnet[show]'.") from None
+        raise missing_package("Saliency", "captum", "show") from None
     target = None if label is None else _class_index(loaded.classes, label)
     model = loaded.model
     pixels, x = network_input(loaded, image)

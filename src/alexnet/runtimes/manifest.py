@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_name, package_version
-from alexnet.errors import UserError
+from alexnet.errors import UserError, missing_package
 from alexnet.files import convert, sha256_file, write_json
 from alexnet.runtimes.calibration import Calibration
 from alexnet.text import clean_label
@@ -87,8 +87,7 @@ def check_installed(kind: str, writing: bool = False, precision: str = "fp32", e
     if package := first_missing(kind, writing, precision):
         extra = "int8" if package == "nncf" else FORMATS[kind].extra
         user = f"--engine {engine}" if engine else f"The format {kind}"
-        fix = f"install it with: pip install 'alexnet[{extra}]'"
-        raise UserError(f"{user} needs {package}, which is not installed; {fix}.")
+        raise missing_package(user, package, extra)
 
 
 def first_missing(kind: str, writing: bool = False, precision: str = "fp32") -> str | None:

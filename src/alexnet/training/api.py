@@ -32,7 +32,7 @@ from alexnet.training.distributed import connect
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.optim import scale_for_2012_dropout
 from alexnet.training.recipe import Recipe, read_recipe, with_settings
-from alexnet.training.recipes import find_recipe
+from alexnet.training.recipes import default_recipe, find_recipe
 from alexnet.training.resume import (
     apply_overrides,
     check_same_data,
@@ -79,7 +79,7 @@ class TrainingResult:
 
 
 def train(
-    recipe: Recipe | str | Path = "digits",
+    recipe: Recipe | str | Path | None = None,
     *,
     out: str | Path | None = None,
     resume: bool = False,
@@ -89,13 +89,15 @@ def train(
 ) -> TrainingResult:
     """Train `recipe` (a name, a recipe.json, a folder of images, or a `Recipe`) into the run folder `out`.
 
-    `settings` override the recipe, as flags do: `train("digits", epochs=5)`. `out` defaults to
-    `runs/<recipe>-<time>`. With `resume`, a run already in `out` is resumed; with `force` even if the settings
-    change the experiment. Raises `UserError` for bad input before anything is written, `TrainingFailed` if the
-    loss becomes NaN or the disk is full, and `Interrupted`, after saving a checkpoint, on Ctrl-C or SIGTERM.
+    Without `recipe`, the images that `data` or `labels` name, or else the digits. `settings` override the recipe, as
+    flags do: `train("digits", epochs=5)`. `out` defaults to `runs/<name>-<time>` (see `Recipe.run_name`). With
+    `resume`, a run already in `out` is resumed; with `force` even if the settings change the experiment. Raises
+    `UserError` for bad input before anything is written, `TrainingFailed` if the loss becomes NaN or the disk is full,
+    and `Interrupted`, after saving a checkpoint, on Ctrl-C or SIGTERM.
     """
     check_main_module("the training")
-    recipe = recipe if isinstance(recipe, Recipe) else find_recipe(str(recipe))
+    if not isinstance(recipe, Recipe):
+        recipe = find_recipe(str(recipe or default_recipe(settings)))
     if settings:
         recipe = with_settings(recipe, settings)
     folder = Path(out) if out is not None else None
@@ -119,7 +121,7 @@ def train(
         threads = ThreadChoice(setup, torch.get_num_threads(), display)
         threads.start(model)
         setup, budget = fit_time_budget(setup, model, started, display)
-        run = parallel.broadcast_object(lambda: Run.create(setup.recipe.name, folder, setup.recipe.to_json()))
+        run = parallel.broadcast_object(lambda: Run.create(setup.recipe.run_name, folder, setup.recipe.to_json()))
         parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
         return _fit(stack, setup, run, model, display, threads, budget=budget)
 

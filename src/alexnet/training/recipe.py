@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.files import convert
+from alexnet.files import convert, printable
 from alexnet.models.architectures import TORCHVISION
 from alexnet.training.settings import (
     AugmentationSettings,
@@ -68,6 +69,17 @@ class Recipe:
             return 1.0
         ratio = o.batch_size / o.lr_batch
         return ratio if o.scale_lr == "linear" else ratio**0.5
+
+    @property
+    def run_name(self) -> str:
+        """What the run folder is named after: the recipe, or the folder, archive or table of the user's own images."""
+        source = self.data.path or self.data.labels
+        if self.name != "folder" or source is None:
+            return self.name
+        name = printable(source.absolute().name)
+        if not source.is_dir():
+            name = re.sub(r"(\.tar)?\.\w+$", "", name)
+        return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:60] or self.name
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings by flat name."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from alexnet.errors import UserError, unknown_name
@@ -386,6 +386,11 @@ def find_recipe(given: str) -> Recipe:
     if "/" in given or "\\" in given:
         raise UserError(f"There is no folder of images {given}; give the path of one, or the name of a recipe.")
     raise unknown_name("recipe or folder", given, RECIPES)
+
+
+def default_recipe(settings: Iterable[str]) -> str:
+    """Return the recipe of a training that names none: for own images if `settings` name them, else the digits."""
+    return "folder" if {"data", "labels"} & set(settings) else "digits"
 
 
 def describe(name: str) -> str:

@@ -441,7 +441,7 @@ def test_a_small_or_full_disk_is_reported(split_folder, tmp_path, monkeypatch):
 
 def test_missing_litdata_is_reported(split_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(pack_module, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[scale\]'"):
+    with pytest.raises(UserError, match=r"pip install 'alexnet\[scale\]'"):
         pack_dataset(split_folder, tmp_path / "packed")
 
 

@@ -34,7 +34,7 @@ from alexnet.data.shards.writer import ShardTask, read_result, write_shard
 from alexnet.data.statistics import median_short_side
 from alexnet.data.value_range import find_value_range
 from alexnet.device import cpu_count
-from alexnet.errors import UserError
+from alexnet.errors import UserError, missing_package
 from alexnet.files import read_json, write_json
 from alexnet.progress import Progress
 from alexnet.text import BY_CONTENT, TextOptions
@@ -77,7 +77,7 @@ def pack_dataset(
     start = time.monotonic()
     check_main_module("the packing")
     if find_spec("litdata") is None:
-        raise UserError("Packing needs litdata, which is not installed: pip install -e '.[scale]'.")
+        raise missing_package("Packing", "litdata", "scale")
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}, but packing needs at least 1 process; give 1 or more, or omit it.")
     if not 1 <= quality <= 100:
