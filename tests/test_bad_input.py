@@ -582,6 +582,8 @@ def test_bad_input_to_other_commands(tmp_path, small_run, monkeypatch, capsys, g
     monkeypatch.chdir(tmp_path)
     copy = shutil.copytree(small_run, tmp_path / "copy")
     given(copy)
+    if not Path("a.png").exists():
+        Image.new("L", (9, 9)).save("a.png")
     assert run([a.replace("RUN", "copy") for a in arguments]) == 2
     error = read_error(capsys) if arguments[0] != "predict" else capsys.readouterr().err.strip().splitlines()[-1][9:]
     checkpoint = (small_run / ("best" if "resume" not in arguments else "last")).read_text().strip()

@@ -18,7 +18,8 @@ from PIL import Image
 
 import alexnet
 from alexnet.cli import run
-from alexnet.data.shards import manifest, reader
+from alexnet.data import recognize
+from alexnet.data.shards import manifest
 from alexnet.data.shards.pack import pack_dataset
 from alexnet.errors import UserError
 from alexnet.files import sha256_file
@@ -248,11 +249,11 @@ def test_a_pickle_in_packed_data_is_not_run(plant, name, packed, tmp_path, marke
 
 def test_a_pickle_in_an_unfinished_pack_is_not_run(packed, tmp_path, marker):
     images, target = packed.parent / "images", tmp_path / "packed"
-    (target / reader.WORK).mkdir(parents=True)
-    (target / reader.WORK / "train-0.npz").write_bytes(as_npz(marker))
-    (target / reader.WORK / "plan.json").write_bytes(b"{}")
+    (target / recognize.WORK).mkdir(parents=True)
+    (target / recognize.WORK / "train-0.npz").write_bytes(as_npz(marker))
+    (target / recognize.WORK / "plan.json").write_bytes(b"{}")
     assert exit_code(["pack", str(images), str(target), "--format", "uint8", "--size", "16"]) == 2
-    (target / reader.WORK / "plan.json").unlink()
+    (target / recognize.WORK / "plan.json").unlink()
     assert exit_code(["pack", str(images), str(target), "--format", "uint8", "--size", "16"]) == 0
     assert not marker.exists()
 

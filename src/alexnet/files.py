@@ -1,4 +1,4 @@
-"""Atomic and durable file writes, typed reading of JSON, checksums, and printable file names.
+"""Atomic and durable file writes, typed reading of JSON, checksums, printable file names, and missing files.
 
 A file is written beside its target, flushed to disk and renamed over it, so that a reader, or a
 restart after a crash, finds either the old file or the new one.
@@ -27,6 +27,18 @@ from alexnet.errors import UserError, unknown_name
 T = TypeVar("T")
 
 PARTIAL = ".writing"  # suffix of unfinished files and prefix of unfinished folders; both are hidden
+
+
+def check_image_exists(path: str | Path) -> None:
+    """Raise `UserError` if there is no image, or folder of images, at `path`."""
+    if not os.path.exists(path):
+        raise UserError(f"Cannot read {path}: there is no such file; check its path.")
+
+
+def check_data_exists(data: Path | None) -> None:
+    """Raise `UserError` if there is no folder or archive of a dataset at `data`; None is not checked."""
+    if data is not None and not os.path.exists(data):
+        raise UserError(f"There is no folder {data}; check the path given as data.")
 
 
 @contextmanager

@@ -6,6 +6,8 @@ runs/<name>-<time>/             the recipe's name, or that of the user's images 
   best  last                      names of checkpoints, in text files
   evaluation/<split>.parquet      path, target, logits
   report.html  report/            the report, and its plots and tables as files
+
+Its import takes a few milliseconds, so that the command line can answer a misspelled run at once.
 """
 
 from __future__ import annotations
@@ -22,15 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from filelock import FileLock, Timeout
-
-from alexnet.checkpoint import save_model
-from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.files import PARTIAL, atomic_folder, atomic_write, convert, printable, read_json, write_text
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from alexnet.data.transforms import EvalTransform
     from alexnet.models.model import Network
 
 QUARANTINED = ".damaged-"  # prefix of quarantined checkpoints
@@ -165,6 +165,8 @@ class Run:
         Keeps the best and the `keep` newest checkpoints, and removes the others. The arguments
         besides `best` and `keep` are those of `save_model`.
         """
+        from alexnet.checkpoint import save_model
+
         folder = self.path / "checkpoints" / f"{step:08d}"
         folder.parent.mkdir(exist_ok=True)
         while folder.exists():  # stopped after an epoch's last step and resumed; never delete the only checkpoint
@@ -223,6 +225,8 @@ class Run:
 
         Waits up to `timeout` seconds for another process. Raises `UserError` after that.
         """
+        from filelock import FileLock, Timeout
+
         # Data-loading workers, forks of this process that may outlive it by seconds, do not keep filelock's locks.
         lock = FileLock(self.path / LOCK, fallback_to_soft=False)
         try:
@@ -249,6 +253,7 @@ class Run:
 
     def write_evaluation(self, split: str, paths: Sequence[str], targets: np.ndarray, logits: np.ndarray) -> Path:
         """Write `evaluation/<split>.parquet`: path (string), target (int64), logits (list of float32)."""
+        import numpy as np
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -294,6 +299,13 @@ def _make_new_folder(parent: Path, name: str) -> Path:
             folder.mkdir()  # atomic: another run may begin in the same second
             return folder
     raise AssertionError("unreachable")
+
+
+def check_runs(*names: str) -> None:
+    """Raise `UserError` if one of `names` is no file, no folder and not `last`; weights of torchvision (`:`) pass."""
+    for name in names:
+        if not os.path.exists(name) and ":" not in name:
+            find_run(name)
 
 
 def find_run(name: str | Path, root: Path = Path("runs")) -> Run:

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from alexnet.cli import COMMANDS, run
+from alexnet.cli.output import TorchNotice
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.run_dir import Run
 from alexnet.training.recipes import RECIPES
-from helpers import EVAL_KEYS, make_image_folder
+from helpers import EVAL_KEYS, make_class_folders, make_image_folder
 
 QUICK = ["--epochs", "1", "--width", "0.125", "--limit-steps", "2"]
 
@@ -111,6 +112,56 @@ def test_nothing_heavy_is_imported_for_help():
         )
         loaded = set(found.stderr.split())
         assert loaded.isdisjoint({"torch", "torchvision", "sklearn", "scipy", "matplotlib", "pandas"}), arguments
+
+
+MISTAKES = [
+    ["trian"], ["eval", "last", "--spilt", "val"], ["eval", "last", "--split", "half"], ["eval", "last"],
+    ["eval", "runs/no"], ["eval", "run", "--data", "no"], ["report", "runs/no"], ["resume", "runs/no"],
+    ["predict", "runs/no", "a.png"], ["predict", "run", "no.png"], ["export", "runs/no", "onnx"],
+    ["export", "run", "onxx"], ["serve", "runs/no"], ["show", "filter", "run"], ["show", "filters", "runs/no"],
+    ["show", "saliency", "run", "no.png"], ["show", "architecture", "papre"],
+    ["features", "runs/no", "run", "--out", "f.csv"], ["features", "run", "no", "--out", "f.csv"],
+    ["check", "no"], ["check", "run"], ["pack", "no", "packed"], ["train", "digts"], ["train", "no/images"],
+    ["train", "cifar10", "--data", "no"], ["train", "--epochs", "-1"], ["train", "--arch", "papre"],
+    ["train", "--out", "run"], ["train", "--weights", "runs/no"], ["arch", "papre"], ["ablate", "lnr"],
+    ["ablate", "lrn", "--data", "no"], ["bench", "trian"], ["bench", "--arch", "papre"],
+]  # fmt: skip
+
+
+def test_mistakes_are_answered_without_importing_torch(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.json").write_text("{}")
+    code = (
+        "import json, sys; from alexnet.cli import run\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    code = run(words)\n"
+        "    assert code == 2 and not {'torch', 'matplotlib', 'sklearn'} & set(sys.modules), (words, code)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(MISTAKES)], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("alexnet: ") == len(MISTAKES)
+
+
+def test_images_are_checked_without_importing_torch(tmp_path):
+    make_class_folders(tmp_path / "pets", {"cat": 3, "dog": 3})
+    code = "import sys; from alexnet.cli import run; assert run(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "check", "pets"], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == "Reading pets …\n"
+
+
+def test_the_import_of_torch_is_announced_once(capsys, monkeypatch):
+    notice = TorchNotice()
+    monkeypatch.setattr(sys, "meta_path", [notice, *sys.meta_path])
+    for name in ("json", "torch", "torch.nn"):
+        for finder in list(sys.meta_path):
+            finder.find_spec(name, None, None)
+    assert capsys.readouterr().err == "Loading PyTorch …\n"
+    assert notice not in sys.meta_path
 
 
 @pytest.mark.slow

@@ -25,9 +25,10 @@ from alexnet.models.model import create_model
 from alexnet.models.spec import layers
 from alexnet.plots import style
 from alexnet.plots.architecture import architecture_figure, receptive_field
+from alexnet.plots.kinds import KINDS
 from alexnet.plots.metrics import curves_figure
 from alexnet.plots.model import Predictions, conv_weights, filter_tiles, filters_figure, find_examples
-from alexnet.plots.show import KINDS, show
+from alexnet.plots.show import show
 from alexnet.plots.style import THEMES, rc_params, render, save_figure, shorten
 from alexnet.run_dir import Run
 

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from alexnet.bench import limits
+from alexnet.bench import PARTS, check_parts, limits
 from alexnet.bench.limits import Spread, Work, measure_rates
 from alexnet.data.augment import Augment, augment
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.loader import BatchLoader
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import DTYPES, Precision, environment, one_thread, pick_device, pick_precision, tune_malloc
-from alexnet.errors import UserError, unknown_name
+from alexnet.errors import UserError
 from alexnet.files import write_json
 from alexnet.models.architectures import architecture
 from alexnet.models.layers import LocalResponseNorm
@@ -46,7 +46,6 @@ from alexnet.training.recipe import Recipe, with_settings
 from alexnet.training.setup import TrainSetup, build_augment, build_spec
 from alexnet.training.step import TrainStep
 
-PARTS = ("limits", "data", "predict", "train", "lrn")
 ARCHS = ("torchvision", "paper")
 BATCH_SIZES = {"cpu": 32, "cuda": 256}
 LRN_SHAPES = ((64, 96, 55, 55), (64, 256, 27, 27))  # after conv1 and after conv2, batch 64
@@ -71,9 +70,7 @@ def bench(
     256 on a GPU; halved where memory is short (see `notes`). With `out`, write bench.json there; `files` lists it.
     Raises `UserError` for unknown names, invalid numbers, and a folder that cannot be written.
     """
-    for part in parts:
-        if part not in PARTS:
-            raise unknown_name("part of the bench", part, PARTS)
+    check_parts(parts)
     specs = [architecture(name) for name in archs]
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {batch_size}.")

@@ -48,6 +48,7 @@ def ablate(
         json: Print one JSON document.
     """
     from alexnet.ablation.claims import find_claim
+    from alexnet.files import check_data_exists
 
     if list:
         _list_claims(json)
@@ -59,6 +60,7 @@ def ablate(
         raise UserError("Name a claim, such as 'alexnet ablate lrn', or 'all'; 'alexnet ablate --list' shows them.")
     if claim != "all":
         find_claim(claim)  # fail on a misspelled name before torch is imported
+    check_data_exists(data)
     from alexnet.ablation import ablate as ablation
 
     base = ablation.base_recipe(

@@ -32,6 +32,12 @@ def bench(
         out: Folder for bench.json; nothing is written by default.
         json: Print one JSON document.
     """
+    from alexnet.bench import check_parts
+    from alexnet.models.architectures import architecture
+
+    check_parts(parts)  # before torch is imported, as the architectures
+    for name in arch:
+        architecture(name)
     from alexnet.bench.bench import bench as run_bench
 
     found = run_bench(

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alexnet.cli.output import MAX_LISTED, open_in_browser, print_json, print_lines, print_list, print_table
+from alexnet.cli.output import MAX_LISTED, log, open_in_browser, print_json, print_lines, print_list, print_table
 from alexnet.errors import UserError
 from alexnet.text import BY_CONTENT, TextOptions
 
@@ -41,7 +41,7 @@ def check(
     """
     if data is None and labels is None:
         raise UserError("Name the dataset: 'alexnet check DIR', an archive, or --labels FILE.")
-    from alexnet.data.shards.manifest import is_packed
+    from alexnet.data.recognize import is_packed
 
     if data is not None and is_packed(data):
         if labels is not None or html is not None or fix is not None:
@@ -50,6 +50,7 @@ def check(
         return
     from alexnet.data.quality.check import check_dataset
     from alexnet.data.quality.clean import check_target, write_cleaned
+    from alexnet.files import check_data_exists
     from alexnet.progress import default_progress
 
     if fix is not None:
@@ -58,6 +59,8 @@ def check(
         raise UserError(f"There is no folder {html.parent} to write {html.name} into; create it first.")
     if open and html is None:
         raise UserError("--open opens the page that --html writes; add --html FILE.html.")
+    check_data_exists(data)
+    log(f"Reading {data if data is not None else labels} …")
     with closing(default_progress()) as progress:
         found = check_dataset(data, labels, progress, text)
     notes = write_cleaned(found, fix) if fix is not None else []

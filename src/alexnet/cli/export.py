@@ -48,8 +48,10 @@ def export(
         checkpoint: Which checkpoint of the run.
         json: Print one JSON document.
     """
-    from alexnet.runtimes.manifest import FORMATS
+    from alexnet.run_dir import check_runs
+    from alexnet.runtimes.manifest import FORMATS, check_format
 
+    check_runs(run)
     if format is None:
         raise UserError(f"Name a format: 'alexnet export {run} onnx', or one of {', '.join(FORMATS)}, all.")
     if half and quantize:
@@ -58,12 +60,12 @@ def export(
         raise UserError(f"--opset is a version of ONNX; omit it for {format}, or export to onnx.")
     if format == "all" and out is not None:
         raise UserError("--out names one file, but 'all' writes several; leave it out.")
-    from alexnet.export.export import Exporter, check_format
+    if format != "all":
+        check_format(format)
+    from alexnet.export.export import Exporter
     from alexnet.export.parity import ExportFailed
 
     kinds = list(FORMATS) if format == "all" else [format]
-    if format != "all":
-        check_format(format)
     done, supported, left_out, failed = [], [], [], []
     with Exporter(
         run, images=images, checkpoint=checkpoint, with_preprocessing=with_preprocessing,

@@ -33,6 +33,11 @@ def features(
         device: Where to compute.
         json: Print one JSON document.
     """
+    from alexnet.files import check_image_exists
+    from alexnet.run_dir import check_runs
+
+    check_runs(run)
+    check_image_exists(data)
     from alexnet.inference.features import write_features
     from alexnet.progress import default_progress
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import json as jsonlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from alexnet.text import escape, escape_json, join_lines
 
+BEGAN = time.monotonic()
+"""When this process began, but for what Python takes to start."""
 MAX_LISTED = 10
 """Items of each kind that a command lists; --json has all."""
 
@@ -36,6 +40,17 @@ def open_in_browser(file: Path) -> None:
 
     if not webbrowser.open(file.resolve().as_uri()):
         log(f"No browser was found; open {file} in one.")
+
+
+class TorchNotice(importlib.abc.MetaPathFinder):
+    """Says that torch is being imported, which takes seconds: the first sign of most commands. Finds no module."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """Print a line before the first import of torch."""
+        if name == "torch":
+            sys.meta_path.remove(self)
+            if is_main_process():
+                log("Loading PyTorch …")
 
 
 def print_lines(*lines: object) -> None:

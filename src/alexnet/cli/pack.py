@@ -43,15 +43,19 @@ def pack(
         workers: Number of processes; by default one per core.
         json: Print one JSON document.
     """
-    from alexnet.data.shards.pack import pack_dataset
     from alexnet.data.value_range import parse_value_range
+    from alexnet.files import check_data_exists
+
+    check_data_exists(data)
+    known_range = None if value_range is None else parse_value_range(value_range)
+    from alexnet.data.shards.pack import pack_dataset
     from alexnet.progress import default_progress
 
     with closing(default_progress()) as progress:
         found = pack_dataset(
             data, target, labels=labels, text=text, kind=format, size=size, quality=quality, workers=workers,
             progress=progress, channels=in_channels,
-            value_range=None if value_range is None else parse_value_range(value_range),
+            value_range=known_range,
         )  # fmt: skip
     if json:
         print_json(found)

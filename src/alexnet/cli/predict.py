@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -45,15 +46,19 @@ def predict(
     from alexnet.inference.batch_predict import check_out
     from alexnet.inference.load import is_run_reference
     from alexnet.inference.predict import load
+    from alexnet.run_dir import check_runs
 
     runs = [run, *itertools.takewhile(is_run_reference, images)]
     images = images[len(runs) - 1 :]
+    check_runs(*runs)
     if not images:
         raise UserError("Name at least one image after the run: a file, a folder, or '-' for standard input.")
     if out is not None:
         check_out(out)
         if "-" in images:
             raise UserError("--out writes one row per image file and '-' is not a file; leave one of them out.")
+    if not any(image == "-" or os.path.exists(image) for image in images) and not json:
+        raise UserError(f"None of the images could be read: {images[0]}: there is no such file.")
     inputs: list[str | Path | bytes] = []
     ignored: list[str] = []
     for image in images:

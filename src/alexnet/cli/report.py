@@ -30,11 +30,12 @@ def report(
         open: Open the page in a browser.
         json: Print one JSON document.
     """
-    from alexnet.report.compare import write_comparison
-    from alexnet.report.report import write_report
     from alexnet.run_dir import find_run
 
     runs = [find_run(name) for name in (run, *more)]
+    from alexnet.report.compare import write_comparison
+    from alexnet.report.report import write_report
+
     files = write_comparison(runs, lang, out) if more else write_report(runs[0], lang, out)
     if open:
         open_in_browser(files[0])

@@ -30,11 +30,15 @@ def resume(
         open: Open the report in a browser at the end.
         json: Print the summary as one JSON document.
     """
-    from alexnet.api import write_page
-    from alexnet.training import api
+    from alexnet.run_dir import find_run
     from alexnet.training.recipe import parse_settings
 
-    result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=parse_settings(set))
+    find_run(run)
+    settings = parse_settings(set)
+    from alexnet.api import write_page
+    from alexnet.training import api
+
+    result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=settings)
     if result.already_finished and is_main_process():
         log(f"{result.run} is finished; --epochs +N extends it.")
     show_result(write_page(result), json, open)

@@ -69,9 +69,11 @@ def serve(
     """
     if not runs:
         raise UserError("Name what to serve, such as 'alexnet serve RUN': a run folder, 'last' or an exported file.")
+    from alexnet.run_dir import check_runs
     from alexnet.serving.settings import Settings
 
     _check_serving()
+    check_runs(*runs)
     settings = Settings(
         host=host, port=port, token=_token(token_file), cors=cors, root_path=root_path,
         max_batch=max_batch, max_delay_ms=max_delay_ms, queue=queue, max_bytes=max_bytes, max_pixels=max_pixels,

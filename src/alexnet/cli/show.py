@@ -52,12 +52,14 @@ def show(
         open: Open the file in a browser.
         json: Print one JSON document.
     """
-    from alexnet.plots.show import KINDS
-    from alexnet.plots.show import show as draw
-    from alexnet.progress import default_progress
+    from alexnet.plots.kinds import KINDS, check_arguments
 
     if kind is None:
         raise UserError(f"Name what to show: {', '.join(KINDS)}; run 'alexnet show --help' for details.")
+    check_arguments(kind, what, {"layer": layer, "method": method, "label": label, "top": top, "split": split})
+    from alexnet.plots.show import show as draw
+    from alexnet.progress import default_progress
+
     with closing(default_progress()) as progress:
         drawn = draw(
             kind, what, out, theme, lang, layer=layer, method=method, label=label, top=top, split=split,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from alexnet.cli.arguments import describe_default, describe_fields, parse
-from alexnet.cli.output import is_main_process, open_in_browser, print_json, print_lines
+from alexnet.cli.output import BEGAN, is_main_process, open_in_browser, print_json, print_lines
 from alexnet.text import escape
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class Options:
 
 def train(arguments: list[str]) -> None:
     """Train a recipe, a recipe.json or a folder of images; without a name, the embedded digits."""
-    from alexnet.data.value_range import parse_value_range
-    from alexnet.training.recipe import SETTINGS, parse_settings, with_settings
+    from alexnet.run_dir import Run, check_runs
+    from alexnet.training.recipe import PUBLISHED, SETTINGS, check_names, parse_settings, with_settings
     from alexnet.training.recipes import RECIPES, default_recipe, describe, find_recipe
 
     given = {re.sub(r"^--(no-)?", "", word.split("=")[0]).replace("-", "_") for word in arguments if word[:2] == "--"}
@@ -63,12 +63,19 @@ def train(arguments: list[str]) -> None:
     flags = [setting for name, setting in SETTINGS.items() if setting.flag and name in given]
     settings = {flag.name: getattr(getattr(options, flag.group), flag.name) for flag in flags}
     if settings.get("value_range") is not None:
+        from alexnet.data.value_range import parse_value_range
+
         settings["value_range"] = parse_value_range(settings["value_range"])
     recipe = with_settings(recipe, {**settings, **parse_settings(options.set)}, " in --set" if options.set else "")
 
+    check_names(recipe)
+    if (weights := recipe.model.weights) and not PUBLISHED.fullmatch(weights):
+        check_runs(weights)
+    if not options.resume:
+        Run.check_free(options.out)
     from alexnet.api import train as train_recipe
 
-    result = train_recipe(recipe, out=options.out, resume=options.resume, force=options.force)
+    result = train_recipe(recipe, out=options.out, resume=options.resume, force=options.force, began=BEGAN)
     show_result(result, options.json, options.open)
 
 

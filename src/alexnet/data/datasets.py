@@ -38,7 +38,8 @@ from alexnet.data import idx, image_folder
 from alexnet.data.dataset import ImageArrays, ImageDataset, SplitRows, hold_out_samples, order_splits, restore_splits
 from alexnet.data.image_folder import scan_images
 from alexnet.data.in_memory import check_files, decode_splits, leave_out
-from alexnet.data.shards.manifest import is_packed, open_packed
+from alexnet.data.recognize import CIFAR10_ARCHIVE, CIFAR10_FOLDER, is_cifar10, is_packed, is_published
+from alexnet.data.shards.manifest import open_packed
 from alexnet.data.shards.reader import FAILED
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cache_dir
@@ -47,11 +48,6 @@ from alexnet.progress import Progress
 from alexnet.text import BY_CONTENT, TextOptions, clean_label
 
 DATASETS = ("digits", "mnist", "cifar10", "fashion-mnist", "imagenet", "folder")
-
-CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
-"""File name of CIFAR-10's archive. Its pickles are read only after its checksum matched."""
-CIFAR10_FOLDER = "cifar-10-batches-py"
-"""The folder in it."""
 
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte before a connection is considered broken
 DOWNLOAD_TRIES = 3  # per URL and call
@@ -168,15 +164,9 @@ def load_for_evaluation(
 def load_known_layout(data: Path, progress: Progress | None = None) -> ImageDataset | None:
     """Load `data` if it is CIFAR-10 or a dataset like MNIST in the files that their authors publish, else return
     None."""
-    if data.name == CIFAR10_ARCHIVE:
+    if is_cifar10(data):
         return _load_cifar10(data, False, (), progress)
-    if not data.is_dir():
-        return None
-    if (data / CIFAR10_FOLDER).is_dir() or any((data / n).is_file() for n in (CIFAR10_ARCHIVE, "data_batch_1")):
-        return _load_cifar10(data, False, (), progress)
-    if idx.find_folder(data) is not None:
-        return _load_idx(None, data, False, progress)
-    return None
+    return _load_idx(None, data, False, progress) if is_published(data) else None
 
 
 def _load_packed(

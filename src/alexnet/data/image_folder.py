@@ -21,6 +21,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from alexnet.data.archives import ARCHIVE_SUFFIXES, ignored_in_archive, unpack_if_archive
 from alexnet.data.dataset import ImageDataset, ImageFiles, list_first, order_splits
@@ -29,7 +30,7 @@ from alexnet.data.label_table import SPLIT_NAMES, class_order, read_label_table
 from alexnet.data.layouts import FlatImages, find_metadata, read_ground_truth, read_metadata
 from alexnet.data.parquet_images import unpack_if_tables
 from alexnet.errors import UserError
-from alexnet.files import printable
+from alexnet.files import check_data_exists, printable
 from alexnet.progress import Progress
 from alexnet.text import BY_CONTENT, TextOptions, clean_label, decode, strip_blanks
 
@@ -62,8 +63,7 @@ def find_images(paths: Iterable[str | Path], ignored: list[str] | None = None) -
 
 def require_folder(data: Path) -> Path:
     """Return `data` if it is a folder. Raises `UserError` otherwise."""
-    if not data.exists():
-        raise UserError(f"There is no folder {data}; check the path given as data.")
+    check_data_exists(data)
     if not data.is_dir():
         if data.suffix.lower() in (".csv", ".jsonl", ".parquet", ".pq"):
             raise UserError(f"{data} is a file, not a folder of images; give a table of labels as --labels {data}.")
@@ -113,18 +113,27 @@ def scan_images(
     return scan_label_table(root, resolve_labels_path(labels, root), training, text)
 
 
-def _to_dataset(
-    root: Path, classes: tuple[str, ...], images: dict[str, list[tuple[str, str]]], notes: list[str]
-) -> ImageDataset:
-    """Return the dataset of `images`, (path below `root`, class name) by split."""
+class ImageList(NamedTuple):
+    """Images of a dataset by name; their files may be missing."""
+
+    classes: tuple[str, ...]
+    """In the order of their indices."""
+    splits: dict[str, list[tuple[str, str]]]
+    """Split → (path below the root, class name) of each image."""
+    notes: list[str]
+    """Sentences to show the user."""
+
+
+def _to_dataset(root: Path, found: ImageList) -> ImageDataset:
+    """Return the dataset of the images `found` below `root`."""
     import torch
 
-    index = {name: i for i, name in enumerate(classes)}
+    index = {name: i for i, name in enumerate(found.classes)}
     splits = {}
-    for split, rows in images.items():
+    for split, rows in found.splits.items():
         targets = torch.tensor([index[label] for _, label in rows], dtype=torch.int64)
         splits[split] = ImageFiles(root, [name for name, _ in rows], targets)
-    return ImageDataset("folder", classes, order_splits(splits), channels=3, notes=notes)
+    return ImageDataset("folder", found.classes, order_splits(splits), channels=3, notes=found.notes)
 
 
 # ── class folders ─────────────────────────────────────────────────────────────────────────────────
@@ -212,6 +221,11 @@ def _label_flat_images(found: FolderContents, split: str, direct: list[str], tex
 
 
 def scan_class_folders(root: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageDataset:
+    """Return the images that `list_class_folders` finds as a dataset."""
+    return _to_dataset(root, list_class_folders(root, training, text))
+
+
+def list_class_folders(root: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageList:
     """Find the images in the class folders of `root`, without opening them.
 
     A folder without splits is one split: `train`, or `all` unless `training`. For evaluation train/
@@ -254,7 +268,7 @@ def scan_class_folders(root: Path, training: bool = True, text: TextOptions = BY
     classes = tuple(by_split["train"] if training else sorted(set().union(*by_split.values())))
     if spaced := [name for name in classes if (plain := strip_blanks(name)) != name and plain in classes]:
         notes.append(f"In {root} classes differ from others only in blanks: {', '.join(map(repr, spaced[:10]))}.")
-    return _to_dataset(root, classes, images, notes)
+    return ImageList(classes, images, notes)
 
 
 def _list_folder(folder: Path, found: FolderContents, parents: tuple[Path, ...] = ()) -> tuple[list[Path], list[str]]:
@@ -407,7 +421,12 @@ def _check_folders_for_training(
 
 
 def scan_label_table(root: Path, labels: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageDataset:
-    """Return the images below `root` that the table `labels` lists, like `scan_class_folders`.
+    """Return the images that `list_label_table` finds as a dataset."""
+    return _to_dataset(root, list_label_table(root, labels, training, text))
+
+
+def list_label_table(root: Path, labels: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageList:
+    """Return the images below `root` that the table `labels` lists, like `list_class_folders`.
 
     Raises `UserError` if `read_label_table` does, for unusable rows, and for training also with
     fewer than two classes, without train rows, or with a class that train lacks. Missing images are
@@ -426,7 +445,7 @@ def scan_label_table(root: Path, labels: Path, training: bool = True, text: Text
     if training:
         _check_table_for_training(labels, images)
     classes = class_order(label for _, label in images["train"]) if training else class_order(table.labels)
-    return _to_dataset(root, classes, images, notes)
+    return ImageList(classes, images, notes)
 
 
 def _check_table_for_training(labels: Path, images: dict[str, list[tuple[str, str]]]) -> None:

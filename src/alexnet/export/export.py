@@ -42,7 +42,16 @@ from alexnet.runtimes.convert import (
     write_openvino,
 )
 from alexnet.runtimes.engines import CHUNK, LoadedModel
-from alexnet.runtimes.manifest import FORMATS, KEY, PRECISIONS, Manifest, check_installed, manifest_path, write_manifest
+from alexnet.runtimes.manifest import (
+    FORMATS,
+    KEY,
+    PRECISIONS,
+    Manifest,
+    check_format,
+    check_installed,
+    manifest_path,
+    write_manifest,
+)
 
 DEPRECATED = "Warning: TorchScript is deprecated since torch 2.12; use it for existing programs and pt2 for new ones."
 
@@ -78,12 +87,6 @@ class Export:
             "without_torch": self.parity.without_torch,
             "unreadable": self.reference.unreadable, "note": self.reference.note, **self.compatibility,
         }  # fmt: skip
-
-
-def check_format(name: str) -> None:
-    """Raise `UserError` unless `name` is a format."""
-    if name not in FORMATS:
-        raise unknown_name("format", name, (*FORMATS, "all"))
 
 
 class Exporter:

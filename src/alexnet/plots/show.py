@@ -1,6 +1,6 @@
 """`alexnet show KIND`: one figure of a run, images or an architecture, written to a file.
 
-`KINDS` lists the kinds with their arguments and options. Each kind loads what its figure needs, from the run folder,
+`kinds.py` lists the kinds with their arguments and options. Each kind loads what its figure needs, from the run folder,
 `inference.explain` or `inference.neighbors`; the other modules of this folder draw it.
 """
 
@@ -17,7 +17,7 @@ from PIL import Image
 from alexnet.data.decode import decode_image
 from alexnet.data.image_folder import find_images
 from alexnet.data.label_table import SPLIT_NAMES
-from alexnet.errors import UserError, unknown_name
+from alexnet.errors import UserError
 from alexnet.inference import explain, neighbors
 from alexnet.inference.ensemble import Ensemble
 from alexnet.inference.load import is_run_reference, load_model
@@ -27,12 +27,11 @@ from alexnet.models.architectures import TORCHVISION
 from alexnet.models.architectures import architecture as find_architecture
 from alexnet.models.spec import AlexNetSpec
 from alexnet.plots import architecture, metrics, model
+from alexnet.plots.kinds import MAX_IMAGES, check_arguments
 from alexnet.plots.style import Draw, check_path, get_theme, save_figure
 from alexnet.progress import Progress, Silent
 from alexnet.run_dir import find_run
 from alexnet.runtimes.engines import LoadedModel
-
-MAX_IMAGES = 24  # in one figure
 
 
 @dataclass(frozen=True)
@@ -54,42 +53,20 @@ FigureFile = tuple[Draw, Path]
 """A figure to be drawn, and its default file."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of figure."""
-
-    make: Callable[[Sequence[str], Options], FigureFile]
-    usage: str
-    """Its arguments, for the usage line."""
-    min_args: int
-    max_args: int
-    options: tuple[str, ...] = ()
-    """The options that it accepts, of those that not every kind does."""
-
-
 def show(
     kind: str, args: Sequence[str], out: Path | None = None, theme: str = "light", lang: str = "en", **options: Any
 ) -> Path:
     """Draw a figure of `kind` and return its file, `out` (.png, .svg or .html) or a default.
 
-    `args` are those of `KINDS[kind].usage`, `options` the fields of `Options`. The default file is in the folder
-    `show/` of the run, or in the current folder if there is no run. Raises `UserError` before anything is written.
+    `args` are those of `KINDS[kind].usage` in `kinds.py`, `options` the fields of `Options`. The default file is in
+    the folder `show/` of the run, or in the current folder if there is no run. Raises `UserError` before anything is
+    written.
     """
-    if kind not in KINDS:
-        raise unknown_name("kind of figure", kind, KINDS)
-    chosen = KINDS[kind]
+    check_arguments(kind, args, options)
     get_theme(theme)
     if out is not None:
         check_path(out)
-    for name in ("layer", "method", "label", "top", "split"):
-        if options.get(name) is not None and name not in chosen.options:
-            raise UserError(f"'alexnet show {kind}' takes no --{name}; leave it out.")
-    usage = f"'alexnet show {kind} {chosen.usage}'"
-    if len(args) < chosen.min_args:
-        raise UserError(f"An argument is missing after 'show {kind}'; usage: {usage}.")
-    if len(args) > chosen.max_args:
-        raise UserError(f"Unexpected argument '{args[chosen.max_args]}'; usage: {usage}.")
-    draw, default = chosen.make(args, Options(**options))
+    draw, default = _MAKE[kind](args, Options(**options))
     return save_figure(draw, out or default, theme, lang)
 
 
@@ -202,17 +179,17 @@ def _receptive_field(args: Sequence[str], options: Options) -> FigureFile:
     return partial(architecture.receptive_field_figure, spec, image), Path(f"receptive-field-{name}.png")
 
 
-KINDS: dict[str, Kind] = {
-    "filters": Kind(_filters, "RUN", 1, 1, ("layer",)),
-    "activations": Kind(_activations, "RUN IMAGE", 2, 2),
-    "saliency": Kind(_saliency, "RUN IMAGE", 2, 2, ("method", "label")),
-    "similar": Kind(_similar, "RUN IMAGE…", 2, 99, ("top", "layer")),
-    "top5": Kind(_top5, "RUN IMAGE…", 2, 99),
-    "mistakes": Kind(_mistakes, "RUN", 1, 1, ("split", "top")),
-    "curves": Kind(_curves, "RUN…", 1, 20),
-    "lrn": Kind(_lrn, "RUN [IMAGE…]", 1, 1 + MAX_IMAGES),
-    "architecture": Kind(_architecture, "NAME", 1, 1),
-    "receptive-field": Kind(_receptive_field, "NAME [IMAGE]", 1, 2),
+_MAKE: dict[str, Callable[[Sequence[str], Options], FigureFile]] = {
+    "filters": _filters,
+    "activations": _activations,
+    "saliency": _saliency,
+    "similar": _similar,
+    "top5": _top5,
+    "mistakes": _mistakes,
+    "curves": _curves,
+    "lrn": _lrn,
+    "architecture": _architecture,
+    "receptive-field": _receptive_field,
 }
 
 # ── arguments ─────────────────────────────────────────────────────────────────────────────────────

@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import cpu_name, package_version
-from alexnet.errors import UserError, missing_package
+from alexnet.errors import UserError, missing_package, unknown_name
 from alexnet.files import convert, sha256_file, write_json
 from alexnet.runtimes.calibration import Calibration
 from alexnet.text import clean_label
@@ -79,6 +79,12 @@ FORMATS = {
         "a folder for the Hugging Face Hub", "", ("huggingface_hub",), (), "hub", ("fp32", "half"), graph=False
     ),
 }  # fmt: skip
+
+
+def check_format(name: str) -> None:
+    """Raise `UserError` unless `name` is a format."""
+    if name not in FORMATS:
+        raise unknown_name("format", name, (*FORMATS, "all"))
 
 
 def check_installed(kind: str, writing: bool = False, precision: str = "fp32", engine: str | None = None) -> None:

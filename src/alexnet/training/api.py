@@ -85,16 +85,19 @@ def train(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    began: float | None = None,
     **settings: Any,
 ) -> TrainingResult:
     """Train `recipe` (a name, a recipe.json, a folder of images, or a `Recipe`) into the run folder `out`.
 
     Without `recipe`, the images that `data` or `labels` name, or else the digits. `settings` override the recipe, as
     flags do: `train("digits", epochs=5)`. `out` defaults to `runs/<name>-<time>` (see `Recipe.run_name`). With
-    `resume`, a run already in `out` is resumed; with `force` even if the settings change the experiment. Raises
-    `UserError` for bad input before anything is written, `TrainingFailed` if the loss becomes NaN or the disk is full,
-    and `Interrupted`, after saving a checkpoint, on Ctrl-C or SIGTERM.
+    `resume`, a run already in `out` is resumed; with `force` even if the settings change the experiment. A time
+    budget counts from `began`, by `time.monotonic`, or else from this call. Raises `UserError` for bad input before
+    anything is written, `TrainingFailed` if the loss becomes NaN or the disk is full, and `Interrupted`, after saving
+    a checkpoint, on Ctrl-C or SIGTERM.
     """
+    began = time.monotonic() if began is None else began
     check_main_module("the training")
     if not isinstance(recipe, Recipe):
         recipe = find_recipe(str(recipe or default_recipe(settings)))
@@ -110,7 +113,6 @@ def train(
         names = [name for name in explicit_fields(original, recipe) if name != "parallel"]
         return _resume(Run(folder), original, recipe, names, recipe.run.parallel, None, force, progress)
     Run.check_free(folder)
-    started = time.monotonic()
     if recipe.run.tensorboard:
         check_tensorboard()
     if recipe.schedule.time_budget and (recipe.run.parallel == "towers" or world_size() > 1):
@@ -120,7 +122,7 @@ def train(
         model = _new_model(setup)
         threads = ThreadChoice(setup, torch.get_num_threads(), display)
         threads.start(model)
-        setup, budget = fit_time_budget(setup, model, started, display)
+        setup, budget = fit_time_budget(setup, model, began, display)
         run = parallel.broadcast_object(lambda: Run.create(setup.recipe.run_name, folder, setup.recipe.to_json()))
         parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
         return _fit(stack, setup, run, model, display, threads, budget=budget)

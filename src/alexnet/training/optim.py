@@ -183,10 +183,13 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, metrics: Sequ
     """Return the rate of the recipe's schedule at optimizer step `step` (counted from 0), before `lr_changes`.
 
     `metrics` are the losses or errors of the finished epochs, used by `plateau` only.
-    `limit_steps` does not compress the schedule: a limited run is the beginning of the full one.
+    `limit_steps` does not compress the schedule, so that a limited run is the beginning of the full one, unless they
+    are those that fit a time budget.
     """
     schedule, lr = recipe.schedule, recipe.optimization.lr
     total = schedule.epochs * steps_per_epoch
+    if schedule.time_budget is not None and schedule.limit_steps is not None:
+        total = schedule.limit_steps
     warmup = schedule.warmup * steps_per_epoch
     if step < warmup:
         return lr * (step + 1) / warmup if warmup >= 1 else lr

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.files import convert, printable
-from alexnet.models.architectures import TORCHVISION
+from alexnet.files import check_data_exists, convert, printable
+from alexnet.models.architectures import TORCHVISION, architecture
 from alexnet.training.settings import (
     AugmentationSettings,
     DataSettings,
@@ -33,6 +33,7 @@ from alexnet.training.settings import (
     setting,
 )
 
+PUBLISHED = re.compile(r"DEFAULT|IMAGENET\w+")  # names of weights in torchvision
 SAMPLES = 500_000  # images, repetitions included, that a small network is trained on
 EPOCHS = (8, 60)
 MIN_STEPS = 60  # optimizer steps per epoch, unless that needs a batch below BATCH_SIZES[0]
@@ -118,7 +119,8 @@ def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Re
 
     A setting that is given is removed from `auto_fields`. A different architecture comes with its own image
     size, width, norm, activation, initialization and dropout unless they are given too: `cifar10 --arch paper`
-    is the paper's network, not a narrower one. `where` follows a setting's name in errors, such as " in --set".
+    is the paper's network, not a narrower one. A number of epochs or a time replaces the steps that an earlier run
+    planned for its time budget. `where` follows a setting's name in errors, such as " in --set".
     """
     if type(values.get("checkpoint_every")) is int:  # from --set checkpoint_every=500
         values = {**values, "checkpoint_every": str(values["checkpoint_every"])}
@@ -127,6 +129,11 @@ def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Re
     if values.get("arch", recipe.model.arch) != recipe.model.arch:
         of_arch = ("image_size", "width", "norm", "activation", "init", "dropout")
         recipe = recipe.replace(**{name: SETTINGS[name].default for name in of_arch})
+    if "auto_fields" not in values:  # not a complete recipe.json
+        if values.get("time_budget") and values.get("limit_steps"):
+            raise UserError("--time-budget sets the number of steps, as --limit-steps does; leave out one of them.")
+        if recipe.schedule.time_budget and ("epochs" in values or "time_budget" in values):
+            recipe = recipe.replace(limit_steps=None, time_budget=None)
     changed = recipe.replace(**{name: _convert(name, value, where) for name, value in values.items()})
     if "auto_fields" in values:  # a complete recipe.json
         return changed
@@ -256,6 +263,15 @@ def _check_changes(changes: Sequence[ScheduleChange]) -> None:
         for key, value in given.items():
             if not 0 <= value < math.inf:
                 raise UserError(f"{name} sets {key} to {value}; it must be finite and not negative.")
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise `UserError` for an architecture or data that do not exist, as far as that takes no torch."""
+    arch = recipe.model.arch
+    if arch != "auto" and not arch.startswith(TORCHVISION):
+        architecture(arch)
+    if recipe.data.dataset != "digits":
+        check_data_exists(recipe.data.path)
 
 
 def check_layers(recipe: Recipe, network: str, layers: Iterable[str]) -> None:

@@ -369,7 +369,8 @@ class ScheduleSettings:
     epochs: int = setting(10, "Passes over the training images.", flag=True, above=0)
     time_budget: str | None = setting(
         None, flag=True, on_resume="fixed",
-        help="Total time of the run, such as 90s, 10m or 1.5h; sets the number of epochs.",
+        help="Time of the whole command, such as 90s, 10m or 1.5h, from its start to the report; sets epochs and "
+        "limit_steps.",
     )  # fmt: skip
     early_stop: int = setting(
         0, "Stop after this many epochs without a better validation result; 0 disables it.", flag=True, minimum=0

@@ -6,7 +6,6 @@ workers) are put into the recipe, so that `recipe.json` reproduces the run elsew
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from alexnet.progress import Progress
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.recipe import (
+    PUBLISHED,
     Recipe,
     apply_augmentation_level,
     check_layers,
@@ -170,7 +170,7 @@ def _load_pretrained(recipe: Recipe, parallel: SingleProcess, progress: Progress
             parallel.check(build_spec(recipe, num_classes=2, channels=None))
         return None
     name, known = weights, None if arch == "auto" else arch
-    if re.fullmatch(r"DEFAULT|IMAGENET\w+", weights) and not Path(weights).exists():
+    if PUBLISHED.fullmatch(weights) and not Path(weights).exists():
         if known is None or not known.startswith("torchvision"):
             raise UserError(
                 f"--weights {weights} is the name of weights in torchvision; name their network, too, such as --arch "

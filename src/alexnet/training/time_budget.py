@@ -1,71 +1,113 @@
-"""Number of epochs that fit a time budget: estimated from a few steps before training, corrected after each epoch.
+"""Steps that fit a time budget: estimated by a few steps before training, and corrected while it runs.
 
-The number is written into the run's recipe, so that resuming or repeating the run trains equally long on any machine.
+The budget is the time from the start of the command to its end, with test and report. What a step and the end of an
+epoch take is measured as training goes, and the number of steps is planned again at the end of each epoch and, within
+epochs, after each twentieth of the budget. The schedule ends at the last planned step, which may be within an epoch.
+The plan is written into the run's recipe after the checkpoint that it starts from, so that resuming or repeating the
+run takes the same steps on any machine.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 from alexnet.models.model import Network
 from alexnet.progress import Progress
 from alexnet.training.optim import schedule_at
-from alexnet.training.recipe import parse_duration
+from alexnet.training.recipe import Recipe, parse_duration
 from alexnet.training.setup import TrainSetup
 from alexnet.training.step import TrainStep
 
 TRIAL_S = 6.0  # seconds the trial steps may take, at most 1/40 of the budget
 WARMUP_STEPS = 2  # steps that are not timed: they allocate and compile
-FINAL_S = 3.0  # seconds reserved for the last checkpoint and the report
-SLACK = 0.03  # fraction by which the budget may be exceeded rather than drop the last epoch
+FINAL_S = 4.0  # seconds reserved for the last checkpoint and the report
+PLANS = 20  # how often, at most, a plan is made within epochs
+TOLERANCE = 0.005  # share of the steps by which a new plan must differ
 
 
-@dataclass(frozen=True)
+@dataclass
 class TimeBudget:
-    """The run may take `seconds` since `began` (by `time.monotonic`); `reserve` of them are for test and report."""
+    """The time that a run may take, and what its parts take as measured so far, in seconds."""
 
     seconds: float
     began: float
-    reserve: float = 0.0
+    """When the command began, by `time.monotonic`."""
+    steps_per_epoch: int
+    step_s: float
+    """A step."""
+    epoch_s: float
+    """What an epoch takes besides its steps: validation, checkpoint."""
+    validation_s: float
+    test_ratio: float
+    """Number of test images, as a multiple of the validation images."""
+    planned_at: float = 0.0
+    """When the last plan was made, and when the last epoch ended: both by `time.monotonic`."""
+    epoch_ended_at: float = 0.0
 
     @property
     def remaining(self) -> float:
-        return self.began + self.seconds - time.monotonic() - self.reserve
+        """What is left for training once test and report are set aside."""
+        reserve = self.test_ratio * self.validation_s + FINAL_S
+        return self.began + self.seconds - time.monotonic() - reserve
 
-    def fit_epochs(self, history: Sequence[dict[str, Any]], planned: int) -> int:
-        """Return the total number of epochs to train, given those in `history`.
+    def due(self) -> bool:
+        """Whether to plan again within an epoch."""
+        return time.monotonic() - self.planned_at > self.seconds / PLANS
 
-        That is `planned`, fewer if the rest does not fit, or more if it does and only one epoch is
-        done.
+    def measure_steps(self, epoch: int, batches: int, seconds: float) -> None:
+        """Learn what a step takes from the `batches` done in an epoch: after the first one, from a quarter on."""
+        if batches and (epoch == 0 or 4 * batches >= self.steps_per_epoch):
+            self.step_s = seconds / batches
+
+    def measure_epoch(self, training_s: float, validation_s: float) -> None:
+        """Learn from a finished epoch what its end takes."""
+        now = time.monotonic()
+        whole = now - self.epoch_ended_at - training_s if self.epoch_ended_at else validation_s
+        self.epoch_s, self.validation_s, self.epoch_ended_at = max(whole, validation_s), validation_s, now
+
+    def plan(self, step: int) -> int:
+        """Return the number of steps to train in total, of which `step` are done: at least one.
+
+        A last epoch that is not complete is worth its validation only if its steps take longer.
         """
-        done = len(history)
-        seconds_per_epoch = sum(row["seconds"] for row in history[-3:]) / len(history[-3:])
-        fit = done + int((self.remaining + SLACK * self.seconds) / seconds_per_epoch)
-        if done == 1:
-            return max(fit, 1)
-        return max(min(planned, fit), done)
+        self.planned_at = time.monotonic()
+        left, size = self.remaining, self.steps_per_epoch
+        rest = -step % size  # of the current epoch
+        if rest:
+            if left < rest * self.step_s + self.epoch_s:
+                return step + max(int((left - self.epoch_s) / self.step_s), 0)
+            left -= rest * self.step_s + self.epoch_s
+        whole, left = divmod(max(left, 0.0), size * self.step_s + self.epoch_s)
+        steps = step + rest + int(whole) * size
+        if left > 2 * self.epoch_s or steps == 0:
+            steps += int(max(left - self.epoch_s, 0.0) / self.step_s)
+        return max(steps, 1)
+
+
+def with_plan(recipe: Recipe, steps: int, steps_per_epoch: int) -> Recipe:
+    """Return `recipe` with the planned number of steps and of epochs, of which the last may be incomplete."""
+    return recipe.replace(limit_steps=steps, epochs=-(-steps // steps_per_epoch))
 
 
 def fit_time_budget(
     setup: TrainSetup, model: Network, began: float, progress: Progress
 ) -> tuple[TrainSetup, TimeBudget | None]:
-    """With --time-budget: set the number of epochs that fit, by timing a few steps of a copy of `model`.
+    """With --time-budget: plan the number of steps that fit, by timing a few steps of a copy of `model`.
 
-    Return the budget, which the trainer then keeps, with the time of the test reserved. The run `began` by
-    `time.monotonic`.
+    Return the budget, which the trainer then keeps. The command `began` by `time.monotonic`. A recipe whose steps were
+    planned by an earlier run keeps them.
     """
     recipe = setup.recipe
-    if recipe.schedule.time_budget is None:
+    if recipe.schedule.time_budget is None or recipe.schedule.limit_steps is not None:
         return setup, None
-    budget = TimeBudget(parse_duration(recipe.schedule.time_budget), began)
+    seconds = parse_duration(recipe.schedule.time_budget)
+    progress(0, 1, "timing a few steps")
     step = TrainStep(setup, copy.deepcopy(model))
     step.train()
-    limit = min(TRIAL_S, budget.seconds / 40)
+    limit = min(TRIAL_S, seconds / 40)
     times: list[float] = []
     trial_began = last = time.monotonic()
     for number, batch in enumerate(islice(setup.train.batches(0), 50)):
@@ -77,15 +119,15 @@ def fit_time_budget(
     timed = sorted(times[WARMUP_STEPS:] or times)
     median = timed[len(timed) // 2]
     forward = median / 3 / (recipe.optimization.batch_size or 1)  # of one image; the backward pass costs twice that
-    validation = forward * setup.evaluation[recipe.data.validate_on].samples
+    validation = setup.evaluation[recipe.data.validate_on].samples
     has_test = recipe.data.validate_on != "test" and "test" in setup.evaluation
-    test = forward * setup.evaluation["test"].samples if has_test else 0.0
-    budget = replace(budget, reserve=test + FINAL_S)
-    epochs = int(budget.remaining / (median * len(setup.train) + validation))
-    if epochs >= 1:
-        progress.log(
-            f"About {epochs} epochs fit {recipe.schedule.time_budget}; the first epoch will correct this number."
-        )
-    else:
-        progress.log(f"Not even one epoch fits {recipe.schedule.time_budget}; training one anyway.")
-    return replace(setup, recipe=recipe.replace(epochs=max(epochs, 1))), budget
+    tested = setup.evaluation["test"].samples if has_test else 0
+    budget = TimeBudget(
+        seconds, began, len(setup.train), median, forward * validation, forward * validation, tested / validation
+    )
+    steps = budget.plan(0)
+    progress.log(
+        f"About {steps / len(setup.train):.1f} epochs fit {recipe.schedule.time_budget}; their number follows the "
+        "speed of training."
+    )
+    return replace(setup, recipe=with_plan(recipe, steps, len(setup.train))), budget

@@ -39,10 +39,11 @@ from alexnet.training.diagnostics import all_alarms, dead_relus, lrn_warning, sa
 from alexnet.training.distributed.base import read_together
 from alexnet.training.distributed.data_parallel import average_batch_norm, batch_norm_warning
 from alexnet.training.optim import Hyperparameters, schedule_at
+from alexnet.training.recipe import Recipe
 from alexnet.training.setup import TrainSetup
 from alexnet.training.step import TrainStep
 from alexnet.training.threads import ThreadChoice
-from alexnet.training.time_budget import TimeBudget
+from alexnet.training.time_budget import TOLERANCE, TimeBudget, with_plan
 
 LOG_EVERY = 20  # steps between reads of the loss: each read waits for the device
 AUGMENTED_IMAGES = 32  # images in augmented.png
@@ -117,6 +118,8 @@ class Trainer:
                 state.waited += time.monotonic() - waiting_since
                 self.step(batch)
                 state.seconds = time.monotonic() - began
+                if self.budget is not None and self.budget.due():
+                    self._follow_budget(self.budget)
                 action = self._next_action()
                 if action or self._epoch_done() or state.batch % LOG_EVERY == 0:
                     self._report_loss()
@@ -243,11 +246,18 @@ class Trainer:
     def end_epoch(self) -> None:
         """Validate, compare with the best epoch and save; metrics are written and shown once the checkpoint is."""
         state, recipe, validate_on = self.state, self.recipe, self.recipe.data.validate_on
+        batches, training_s = state.batch, state.seconds
         row, outputs = self._validate()
         state.end_epoch(row, is_best=validate_on == "test" or state.best is None or _is_better(row, state.best))
         if self.threads is not None and not state.finished(recipe):
             self.threads.after_epoch(self.model, state.history)  # before saving: a resumed run repeats the choice
             state.threads = torch.get_num_threads()
+        planned = False
+        if self.budget is not None and not state.finished(recipe):
+            self.budget.measure_steps(state.epoch - 1, batches, training_s)
+            self.budget.measure_epoch(training_s, row["seconds"] - training_s)
+            planned = self._plan_steps(self.budget)
+        recipe = self.recipe
         is_best, summary, shown = state.best is row, self._summary(), {**row, "best": state.best}
         alarms = all_alarms(state.history, recipe, len(self.setup.classes))
 
@@ -255,6 +265,8 @@ class Trainer:
             self.run.append_metrics(row)
             if is_best:
                 self._write_evaluation(validate_on, outputs)
+            if planned:
+                self._write_recipe(recipe)
             write_json(self.run.path / "summary.json", summary)
             self.progress.epoch(shown, recipe.schedule.epochs, validate_on)
             for alarm in alarms:
@@ -264,8 +276,6 @@ class Trainer:
                 write_json(self.run.path / "alarms.json", alarms)
 
         self.save(best=is_best, then=after_save)
-        if self.budget is not None and not state.finished(recipe):
-            self._adjust_epochs(self.budget)
 
     def _validate(self) -> tuple[dict[str, Any], Outputs | None]:
         """Return the epoch's line of `metrics.jsonl`, and the outputs on the validation split (on rank 0)."""
@@ -296,15 +306,26 @@ class Trainer:
         """Return the metrics of the outputs on rank 0, in all processes."""
         return self.parallel.broadcast_object(lambda: cast(Outputs, outputs).measure(self.setup.classes))
 
-    def _adjust_epochs(self, budget: TimeBudget) -> None:
-        """Change the number of epochs to what fits the time: fewer, or more after the first epoch."""
-        epochs = budget.fit_epochs(self.state.history, self.recipe.schedule.epochs)
-        if epochs != self.recipe.schedule.epochs:
-            self.recipe = self.recipe.replace(epochs=epochs)
-            # First save the finished epoch, which was trained by the old number and must not be repeated by the new.
-            self.parallel.broadcast_object(self.checkpoints.wait)
-            self.parallel.broadcast_object(lambda: write_text(self.run.recipe_json, self.recipe.to_json() + "\n"))
-            self.progress.log(f"{epochs} epochs fit the time budget.")
+    def _plan_steps(self, budget: TimeBudget) -> bool:
+        """Change the number of steps to what fits the time; return whether it changed, and must be written.
+
+        It is written once a checkpoint of this step is: steps by the old number are never repeated by the new one.
+        """
+        steps, before = budget.plan(self.state.step), self.recipe.schedule.limit_steps or 0
+        if abs(steps - before) <= TOLERANCE * before:
+            return False
+        self.recipe = with_plan(self.recipe, steps, budget.steps_per_epoch)
+        return True
+
+    def _follow_budget(self, budget: TimeBudget) -> None:
+        """Plan again within an epoch."""
+        budget.measure_steps(self.state.epoch, self.state.batch, self.state.seconds)
+        if not self._epoch_done() and self._plan_steps(budget):
+            recipe = self.recipe
+            self.save(then=lambda: self._write_recipe(recipe))
+
+    def _write_recipe(self, recipe: Recipe) -> None:
+        write_text(self.run.recipe_json, recipe.to_json() + "\n")
 
     @cached_property
     def _dead_relu_inputs(self) -> torch.Tensor | None:

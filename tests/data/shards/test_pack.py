@@ -21,11 +21,11 @@ from alexnet.cli import run
 from alexnet.data.dataset import ImageArrays
 from alexnet.data.datasets import load_dataset, load_for_evaluation
 from alexnet.data.decode import decode_image, image_size
+from alexnet.data.recognize import WORK
 from alexnet.data.shards import manifest, writer
 from alexnet.data.shards import pack as pack_module
 from alexnet.data.shards.manifest import open_packed
 from alexnet.data.shards.pack import pack_dataset
-from alexnet.data.shards.reader import WORK
 from alexnet.data.statistics import compute_statistics
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError

@@ -4,7 +4,7 @@
 Fashion-MNIST, and lists all problems at once. Whether training would accept the data is decided by
 the rules of training itself (`image_folder`), whose message becomes the verdict. Each image is
 inspected once, by processes on all cores. `check_packed` verifies the checksums of a packed dataset
-and lists its contents.
+and lists its contents. torch is imported only for data that is not files.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays
-from alexnet.data.datasets import load_known_layout
 from alexnet.data.image_names import describe_ignored
 from alexnet.data.label_table import class_order, read_label_table
 from alexnet.data.processes import check_main_module, process_pool
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
 from alexnet.data.quality.findings import Findings, collect_warnings, find_blocking_error, pluralize
 from alexnet.data.quality.inspect import THUMBNAIL_SIDE, ImageInfo, inspect_arrays, inspect_files
-from alexnet.data.shards.manifest import PackedDataset, find_mismatches, open_packed
-from alexnet.data.shards.reader import FAILED
+from alexnet.data.recognize import is_published
 from alexnet.data.value_range import RangeFinder
 from alexnet.device import cpu_count
 from alexnet.errors import UserError
 from alexnet.progress import Progress
 from alexnet.text import BY_CONTENT, TextOptions
+
+if TYPE_CHECKING:
+    from alexnet.data.shards.manifest import PackedDataset
 
 _CHUNK = 128  # images per task of a process
 _MIN_FOR_PROCESSES = 1000  # images; fewer are inspected before new processes have started
@@ -82,15 +82,8 @@ def check_dataset(
 
 def _list_images(data: Path | None, labels: Path | None, progress: Progress | None, text: TextOptions) -> Findings:
     """Return findings with names, classes, splits, and the problems of the layout."""
-    if labels is None and data is not None and (layout := load_known_layout(data, progress)) is not None:
-        parts = [(split, part) for split, part in layout.splits.items() if isinstance(part, ImageArrays)]
-        return Findings(
-            data, data, None, layout.name,
-            names=[name for _, part in parts for name in part.names],
-            labels=[layout.classes[i] for _, part in parts for i in part.targets.tolist()],
-            splits=[split for split, part in parts for _ in part.names],
-            notes=list(layout.notes), class_order=layout.classes, pixels=torch.cat([part.images for _, part in parts]),
-        )  # fmt: skip
+    if labels is None and data is not None and is_published(data):
+        return _load_published(data, progress)
     root = image_folder.resolve_data_folder(data, labels, progress, text)
     found = Findings(data if data is not None else root, root, labels, "folder", [], [], [], [], text=text)
     try:
@@ -101,15 +94,33 @@ def _list_images(data: Path | None, labels: Path | None, progress: Progress | No
             found.class_order, found.notes = class_order(table.labels), table.notes
             if table.repeated:
                 found.warnings.append(f"Ignored (repeated in {labels.name}): {pluralize(table.repeated, 'row')}.")
-            image_folder.scan_label_table(root, labels, text=text)
+            image_folder.list_label_table(root, labels, text=text)
         else:
             _list_class_folders(found)
-            image_folder.scan_class_folders(root, text=text)
+            image_folder.list_class_folders(root, text=text)
     except UserError as error:
         if not found.names:
             raise
         found.blocking_error = str(error)
     return found
+
+
+def _load_published(data: Path, progress: Progress | None) -> Findings:
+    """Return findings with the pixels of CIFAR-10 or a dataset like MNIST."""
+    import torch
+
+    from alexnet.data.datasets import load_known_layout
+
+    layout = load_known_layout(data, progress)
+    assert layout is not None, "is_published"
+    parts = [(split, part) for split, part in layout.splits.items() if isinstance(part, ImageArrays)]
+    return Findings(
+        data, data, None, layout.name,
+        names=[name for _, part in parts for name in part.names],
+        labels=[layout.classes[i] for _, part in parts for i in part.targets.tolist()],
+        splits=[split for split, part in parts for _ in part.names],
+        notes=list(layout.notes), class_order=layout.classes, pixels=torch.cat([part.images for _, part in parts]),
+    )  # fmt: skip
 
 
 def _list_class_folders(found: Findings) -> None:
@@ -230,6 +241,9 @@ class PackedFindings:
 
 def check_packed(data: Path, progress: Progress | None = None) -> PackedFindings:
     """Verify all checksums and count the images. Raises `UserError` if the packed dataset cannot be opened."""
+    from alexnet.data.shards.manifest import find_mismatches, open_packed
+    from alexnet.data.shards.reader import FAILED
+
     pack = open_packed(data, verify=False)
     damaged = find_mismatches(data, pack.manifest.sha256, progress)
     by_split = {}

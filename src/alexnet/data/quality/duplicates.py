@@ -15,8 +15,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import minimum_spanning_tree
 
 RADIUS = 6
 """Maximum number of the 64 hash bits in which two versions of an image may differ."""
@@ -63,6 +61,11 @@ def near_pairs(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
             found.append(pairs[matching])
             distances.append(distance[close][matching])
     pairs, first = np.unique(np.concatenate(found), axis=0, return_index=True)
+    if not len(pairs):
+        return pairs
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
     weights = np.concatenate(distances)[first] + 1  # a weight of 0 would mean no edge
     tree = minimum_spanning_tree(coo_matrix((weights, pairs.T), shape=(len(hashes),) * 2)).tocoo()
     chosen = np.sort(np.stack([tree.row, tree.col], axis=1).astype(np.int64), axis=1)

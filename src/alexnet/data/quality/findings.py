@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from alexnet.data.quality.inspect import ImageInfo
 from alexnet.data.value_range import FoundRange
 from alexnet.text import BY_CONTENT, TextOptions
+
+if TYPE_CHECKING:
+    import torch
 
 MIN_CLASS_SIZE = 20
 """Training images below which a class is too small to be learned from scratch."""

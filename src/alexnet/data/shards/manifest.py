@@ -15,14 +15,13 @@ import torch
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.decode import map_in_threads
 from alexnet.data.deep import ValueRange
+from alexnet.data.recognize import PACK
 from alexnet.data.shards.reader import (
     FAILED,
     FORMAT,
     INDEX,
     MEAN_IMAGE,
-    PACK,
     SAMPLES,
-    WORK,
     Manifest,
     PackedImages,
     PackStatistics,
@@ -52,11 +51,6 @@ class PackedDataset:
     path: Path
     manifest: Manifest
     splits: dict[str, PackedImages]
-
-
-def is_packed(data: Path) -> bool:
-    """Return whether `data` is a packed dataset, finished or not."""
-    return (data / PACK).is_file() or (data / WORK).is_dir()
 
 
 def open_packed(data: Path, progress: Progress | None = None, verify: bool = True) -> PackedDataset:

@@ -24,12 +24,13 @@ import numpy as np
 
 from alexnet.data import image_folder
 from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
-from alexnet.data.datasets import CIFAR10_ARCHIVE, load_known_layout
+from alexnet.data.datasets import load_known_layout
 from alexnet.data.deep import ValueRange
 from alexnet.data.image_folder import scan_images
 from alexnet.data.processes import check_main_module, process_pool
-from alexnet.data.shards.manifest import find_mismatches, is_packed, open_packed, write_manifest
-from alexnet.data.shards.reader import FORMAT, PACK, WORK, ShardFormat
+from alexnet.data.recognize import CIFAR10_ARCHIVE, PACK, WORK, is_packed
+from alexnet.data.shards.manifest import find_mismatches, open_packed, write_manifest
+from alexnet.data.shards.reader import FORMAT, ShardFormat
 from alexnet.data.shards.writer import ShardTask, read_result, write_shard
 from alexnet.data.statistics import median_short_side
 from alexnet.data.value_range import find_value_range

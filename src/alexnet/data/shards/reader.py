@@ -31,14 +31,13 @@ from torch.utils.data import get_worker_info
 
 from alexnet.data.dataset import ImageFiles, RawImage
 from alexnet.data.deep import ValueRange
+from alexnet.data.recognize import PACK
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.files import convert, read_json, sha256_file
 
-PACK, INDEX, SAMPLES, MEAN_IMAGE, FAILED = "pack.json", "index.json", "samples.parquet", "mean_image.npy", "failed.csv"
+INDEX, SAMPLES, MEAN_IMAGE, FAILED = "index.json", "samples.parquet", "mean_image.npy", "failed.csv"
 FORMAT = "alexnet-pack-1"  # of pack.json; readers refuse other formats
-WORK = ".packing"
-"""The folder in DST that holds the results of finished shards until all are finished."""
 ITEM_TYPES = ["bytes", "int"]
 """litdata's types of the two parts of an item: the image and its class."""
 

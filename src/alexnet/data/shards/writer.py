@@ -22,7 +22,8 @@ from PIL import Image
 
 from alexnet.data.decode import BadImage, decode_crop
 from alexnet.data.deep import ValueRange
-from alexnet.data.shards.reader import INDEX, ITEM_TYPES, WORK, ShardFormat, Shards, read_index
+from alexnet.data.recognize import WORK
+from alexnet.data.shards.reader import INDEX, ITEM_TYPES, ShardFormat, Shards, read_index
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, convert, fsync_file, read_json, sha256_file
