@@ -6,7 +6,7 @@ import pytest
 
 import alexnet
 from alexnet.errors import UserError
-from alexnet.messages.translator import LANGUAGES, Translator, load_template, load_texts
+from alexnet.messages.translator import LANGUAGES, Translator, load_sentences, load_template, load_texts
 
 ENGLISH, CHINESE = load_texts("en"), load_texts("zh")
 
@@ -41,12 +41,30 @@ def test_texts_have_the_same_placeholders_in_both_languages(key):
 def test_every_text_is_used():
     """Those of the web page are held to its scripts in tests/serving."""
     package = Path(alexnet.__file__).parent
-    folders = [package / name for name in ("messages", "plots", "report", "serving")]
+    folders = [package / name for name in ("cli", "messages", "plots", "report", "serving")]
     files = [path for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".html", ".js")]
     used = set(re.findall(r"""["']([a-z0-9_-]+)["']""", "".join(path.read_text() for path in files)))
     prefixes = ("advice", "split", "docs", "operation", "saliency", "saliency_name", "saliency_unit")
     used |= {f"{prefix}_{name}" for prefix in prefixes for name in used} | {f"{name}_note" for name in used}  # composed
     assert not {key for key in ENGLISH if not key.startswith("web_")} - used
+
+
+@pytest.mark.parametrize("lang", [lang for lang in LANGUAGES if lang != "en"])
+def test_sentences_have_the_fields_of_the_english_ones(lang):
+    for pattern, translated in load_sentences(lang):
+        assert {name for name, _ in placeholders(translated)} <= set(pattern.groupindex), translated
+
+
+def test_sentences_are_translated_with_what_they_name():
+    translate = Translator("zh").sentence
+    assert translate("it is cut short") == "文件不完整"
+    assert translate("Readable but unusual: 1 image; it is PNG, not .jpg (2).") == (
+        "有 1 张图片可以读取但不寻常：实际格式为 PNG，而非 .jpg（2 张）。"
+    )
+    assert translate("Something new about cat (2).jpg. It is cut short.") == (
+        "Something new about cat (2).jpg. It is cut short."
+    )
+    assert Translator().sentence("it is cut short") == "it is cut short"
 
 
 def test_translator_formats_texts():

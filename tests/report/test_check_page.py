@@ -1,3 +1,4 @@
+import html
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from alexnet.cli import run
 from alexnet.data.quality.check import check_dataset
 from alexnet.data.quality.findings import Findings
 from alexnet.data.quality.inspect import inspect_arrays
+from alexnet.messages.translator import Translator
 from alexnet.report.check_page import write_page
 from damaged_images import damage_dataset, make_photos, split_photos
 from helpers import make_image_folder
@@ -46,6 +48,11 @@ def test_all_findings_are_shown(tmp_path):
     chinese = read_page(write_page(findings, tmp_path / "zh.html", "zh"))
     assert "近似重复" in chinese
     assert "Near duplicates" not in chinese
+    texts = [*findings.warnings, *findings.notes, findings.verdict, *(reason for _, reason in findings.bad)]
+    texts += [anomaly for i in findings.unusual for anomaly in findings.infos[i].anomalies]
+    translated = [Translator("zh").sentence(text) for text in texts]
+    assert [text for text in translated if re.search("[a-z]{3,} [a-z]{3,} [a-z]{2,}", text)] == []
+    assert all(html.escape(text) in re.sub("</?span[^>]*>", "", chinese) for text in translated)
 
 
 def test_page_of_700_classes_is_small(tmp_path):
@@ -80,4 +87,6 @@ def test_check_command_writes_page_and_cleaned_copy(tmp_path, monkeypatch, capsy
     assert "\n  alexnet train folder --data 'my data'\n" in out
     assert out.splitlines()[-1] == "page.html"
     read_page(tmp_path / "page.html")
+    assert run(["check", "my data", "--lang", "zh"]) == 0
+    assert "可以开始训练" in capsys.readouterr().out
     assert len(list((tmp_path / "clean").rglob("*.jpg"))) == 24

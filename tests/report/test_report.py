@@ -105,6 +105,8 @@ def test_warnings_and_augmented_images_of_training_are_shown(tmp_path, skip_plot
     assert "Nothing is learned" not in page
     assert "cut short" in page
     assert page.count('<img class="sheet"') == 1
+    (run.path / "bad_files.csv").write_text("path,reason\na/b.jpg,it is cut short\n")
+    assert "文件不完整" in write_report(run, "zh")[0].read_text()
 
 
 @pytest.mark.slow

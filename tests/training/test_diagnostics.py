@@ -1,12 +1,14 @@
 """Alarms, dead ReLUs, and the grid of augmented images."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from alexnet.messages.translator import Translator
 from alexnet.models.layers import LocalResponseNorm, lrn_denominators
 from alexnet.models.model import create_model
 from alexnet.training.diagnostics import all_alarms, dead_relus, find_alarms, lrn_warning, save_image_grid
@@ -55,6 +57,9 @@ def test_a_healthy_run_raises_no_alarm():
 def test_each_alarm_is_raised(kind, rows, text):
     assert alarm_kinds(rows) == [kind]
     assert text in find_alarms(rows, RECIPE, 10)[0][1]
+    for other in (RECIPE, RECIPE.replace(augment="strong", norm="none")):
+        alarm = find_alarms(rows, other, 10)[0][1]
+        assert not re.search("[a-z]{3,} [a-z]{3,} ", Translator("zh").sentence(alarm).split("--")[0]), "in English"
 
 
 def test_a_few_worse_epochs_are_not_overfitting():

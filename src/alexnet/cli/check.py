@@ -13,6 +13,7 @@ from alexnet.text import BY_CONTENT, TextOptions
 
 if TYPE_CHECKING:
     from alexnet.data.quality.findings import Findings
+    from alexnet.messages.translator import Translator
 
 
 def check(
@@ -34,7 +35,7 @@ def check(
             folder with the files of CIFAR-10 or Fashion-MNIST, or one that 'alexnet pack' wrote (verifies checksums).
         labels: A CSV, JSON Lines or Parquet file with the columns path and label (and split), instead of class folders.
         html: Also write a page: classes, sizes, samples, duplicates, and augmented samples.
-        lang: Language of the page, English or Chinese.
+        lang: Language of the findings and of the page, English or Chinese; JSON is in English.
         fix: Also write a cleaned copy into this new folder, as links; the original is not changed.
         open: With --html: open the page in a browser.
         json: Print one JSON document.
@@ -51,6 +52,7 @@ def check(
     from alexnet.data.quality.check import check_dataset
     from alexnet.data.quality.clean import check_target, write_cleaned
     from alexnet.files import check_data_exists
+    from alexnet.messages.translator import Translator
     from alexnet.progress import default_progress
 
     if fix is not None:
@@ -74,9 +76,10 @@ def check(
         more = {"files": [str(html)]} if html else {}
         print_json({**found.to_dict(), **more, **({"fixed": notes} if fix else {})})
         return
-    _show(found)
+    translate = Translator(lang)
+    _show(found, translate)
     for note in notes:
-        print_lines(note)
+        print_lines(translate.sentence(note))
     if html is not None:
         print_lines(html)
 
@@ -102,16 +105,20 @@ def _check_packed(data: Path, json: bool) -> None:
     print_lines("", found.verdict, f"  {found.command}")
 
 
-def _show(found: Findings) -> None:
+def _show(found: Findings, translate: Translator) -> None:
     from alexnet.data.quality.findings import min_median_max
+
+    def show_list(key: str, lines: list[str], limit: int = MAX_LISTED) -> None:
+        print_list(translate(key), lines, limit, translate("check_listed"))
 
     good = [found.infos[i] for i in found.readable]
     splits = found.by_split
-    print_lines(f"{found.data}: {len(found.names):,} images, {len(found.classes):,} classes")
+    print_lines(translate("check_summary", data=found.data, images=len(found.names), classes=len(found.classes)))
     rows = sorted(found.classes.items(), key=lambda row: -row[1])
     shown = rows if len(rows) <= 2 * MAX_LISTED else rows[:MAX_LISTED] + rows[-MAX_LISTED:]
+    counted = [translate.split(split) for split in splits] if len(splits) > 1 else [translate("images")]
     print_table(
-        ("class", *(splits if len(splits) > 1 else ["images"]), ""),
+        (translate("class"), *counted, ""),
         [
             (
                 name,
@@ -122,30 +129,34 @@ def _show(found: Findings) -> None:
         ],
     )
     if len(shown) < len(rows):
-        print(f"({len(rows) - len(shown):,} classes in between are not shown)")
+        print(translate("check_classes_omitted", n=len(rows) - len(shown)))
     if good:
-        for dimension, values in (("width", [s.width for s in good]), ("height", [s.height for s in good])):
+        for key, values in (("check_widths", [s.width for s in good]), ("check_heights", [s.height for s in good])):
             low, middle, high = min_median_max(values) or (0, 0, 0)
-            print(f"{dimension}: {low:g} to {high:g} pixels, median {middle:g}")
+            print(translate("check_range", what=translate(key), low=low, median=middle, high=high))
         low, middle, high = min_median_max([s.width / s.height for s in good]) or (0, 0, 0)
-        print(f"aspect ratio (width / height): {low:.2f} to {high:.2f}, median {middle:.2f}")
+        print(translate("check_aspect", low=low, median=middle, high=high))
         kinds = Counter(f"{s.format} {s.mode}".strip() for s in good)
-        print("formats: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))
-    print_list("Unreadable", [f"{name}: {reason}" for name, reason in found.bad])
-    print_list("Unusual", [f"{found.names[i]}: {'; '.join(found.infos[i].anomalies)}" for i in found.unusual])
-    print_list("Exact duplicates", [_pair(found, group[0], other) for group in found.exact for other in group[1:]])
-    print_list("Near duplicates", [_pair(found, a, b) for a, b in found.near])
-    print_list("Warnings", found.warnings, len(found.warnings))
+        formats = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
+        print(translate("check_format_list", formats=formats))
+    show_list("check_unreadable_files", [f"{name}: {translate.sentence(reason)}" for name, reason in found.bad])
+    unusual = [f"{found.names[i]}: {translate.clauses(found.infos[i].anomalies)}" for i in found.unusual]
+    show_list("check_unusual_images", unusual)
+    exact = [(group[0], other) for group in found.exact for other in group[1:]]
+    show_list("check_exact_list", [_pair(found, a, b, translate) for a, b in exact])
+    show_list("check_near_list", [_pair(found, a, b, translate) for a, b in found.near])
+    show_list("check_warnings", [*map(translate.sentence, found.warnings)], len(found.warnings))
     for note in found.notes:
-        print_lines(note)
-    print_lines("", found.verdict)
+        print_lines(translate.sentence(note))
+    print_lines("", translate.sentence(found.verdict))
     if found.blocking_error is None:
         print_lines(f"  {found.command}")
 
 
-def _pair(found: Findings, a: int, b: int) -> str:
-    different = [name for name, values in (("split", found.splits), ("label", found.labels)) if values[a] != values[b]]
-    return f"{found.names[a]}  {found.names[b]}" + (f"  (different {' and '.join(different)})" if different else "")
+def _pair(found: Findings, a: int, b: int, translate: Translator) -> str:
+    kinds = (("check_two_splits", found.splits), ("check_two_labels", found.labels))
+    different = [translate(key) for key, values in kinds if values[a] != values[b]]
+    return f"{found.names[a]}  {found.names[b]}" + (f"  ({', '.join(different)})" if different else "")
 
 
 def _bar(count: int, largest: int) -> str:

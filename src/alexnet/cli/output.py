@@ -90,7 +90,9 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]], numeric: boo
     print(captured.get(), end="")
 
 
-def print_list(title: str, lines: list[str], limit: int = MAX_LISTED) -> None:
+def print_list(
+    title: str, lines: list[str], limit: int = MAX_LISTED, more: str = "… and {n:,} more; --json lists all"
+) -> None:
     """Print `title`, the number of `lines` and the first `limit` of them; nothing if there are none."""
     if not lines:
         return
@@ -98,4 +100,4 @@ def print_list(title: str, lines: list[str], limit: int = MAX_LISTED) -> None:
     for line in lines[:limit]:
         print(f"  {escape(line)}")
     if len(lines) > limit:
-        print(f"  … and {len(lines) - limit:,} more; --json lists all")
+        print(f"  {more.format(n=len(lines) - limit)}")

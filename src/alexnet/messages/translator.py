@@ -1,8 +1,12 @@
-"""The texts of `en.json` and `zh.json`, and the Jinja2 templates that show them."""
+"""The texts of `en.json` and `zh.json`, and the Jinja2 templates that show them.
+
+`sentences.zh.json` translates what other modules write in English.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
@@ -26,6 +30,21 @@ def load_texts(lang: str) -> dict[str, str]:
     return texts
 
 
+@cache
+def load_sentences(lang: str) -> list[tuple[re.Pattern[str], str]]:
+    """Return patterns of the English sentences that `Translator.sentence` knows, with their translations.
+
+    In the keys of the file, {name} stands for any text, and (s) for an s or none.
+    """
+    path = resources.files("alexnet.messages") / f"sentences.{lang}.json"
+    sentences: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    patterns = (re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(english)) for english in sentences)
+    return [
+        (re.compile(pattern.replace(re.escape("(s)"), "s?"), re.DOTALL), translated)
+        for pattern, translated in zip(patterns, sentences.values(), strict=True)
+    ]
+
+
 class Translator:
     """The texts of one language: `translate(key, **values)`. Raises `UserError` for an unknown language."""
 
@@ -37,6 +56,26 @@ class Translator:
 
     def __call__(self, key: str, **values: Any) -> str:
         return self._texts[key].format(**values) if values else self._texts[key]
+
+    def sentence(self, text: str) -> str:
+        """Translate a reason why a file is unreadable, a finding of a check, or a warning of training.
+
+        Files and JSON keep these in English. A sentence that `sentences.*.json` lacks stays English.
+        """
+        if self.lang == "en":
+            return text
+        for pattern, translated in load_sentences(self.lang):
+            if found := pattern.fullmatch(text):
+                values = found.groupdict()
+                if "reason" in values:
+                    values["reason"] = self.clauses(values["reason"].split("; "))
+                return translated.format(**values)
+        first, end, rest = text.partition(". ")
+        return f"{self.sentence(first + '.')} {self.sentence(rest)}" if end else text
+
+    def clauses(self, texts: Iterable[str]) -> str:
+        """Join what `sentence` returns for several reasons."""
+        return ("; " if self.lang == "en" else "；").join(map(self.sentence, texts))
 
     def split(self, name: str) -> str:
         """Return the name of a data split (train, val or test) in running text."""
@@ -62,9 +101,10 @@ class Translator:
 def load_template(package: str, name: str, lang: str = "en") -> Template:
     """Return `name` of the folder templates/ of `package`. Raises `UserError` for an unknown language.
 
-    In a template `text` is the `Translator`, `value|number(".1%")` formats a number, `value|file_name` breaks lines
-    anywhere but in the ending, and `value|tojson` is JSON that cannot end its script element. Every value is
-    escaped, and a name that has no value is an error.
+    In a template `text` is the `Translator`, `value|sentence` its translation of an English sentence,
+    `value|number(".1%")` formats a number, `value|file_name` breaks lines anywhere but in the ending, and
+    `value|tojson` is JSON that cannot end its script element. Every value is escaped, and a name that has no value is
+    an error.
     """
     return _environment(package, lang).get_template(name)
 
@@ -78,6 +118,7 @@ def _environment(package: str, lang: str) -> Environment:
     environment.globals["text"] = Translator(lang)
     environment.filters["number"] = format
     environment.filters["file_name"] = _keep_ending
+    environment.filters["sentence"] = Translator(lang).sentence
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return environment
 

@@ -48,17 +48,18 @@ Values = dict[str, Any]
 def write_page(findings: Findings, path: Path, lang: str = "en") -> Path:
     """Write the page of `findings` to `path` atomically, and return it. The shown images are decoded again.
 
-    The verdict, warnings and reasons inside `findings` are in English in every language.
+    The English sentences of `findings` are translated.
     """
-    template = load_template("alexnet.report", "check.html", lang)
-    unusual = [(findings.names[i], "; ".join(findings.infos[i].anomalies)) for i in findings.unusual]
+    template, translate = load_template("alexnet.report", "check.html", lang), Translator(lang)
+    unreadable = [(name, translate.sentence(reason)) for name, reason in findings.bad]
+    unusual = [(findings.names[i], translate.clauses(findings.infos[i].anomalies)) for i in findings.unusual]
     page = template.render(
         found=findings,
         totals=_totals(findings),
         classes=_classes(findings),
         sizes=_sizes(findings),
-        formats=_first_rows(_formats(findings, Translator(lang)("check_no_file"))),
-        unreadable=_first_rows(findings.bad),
+        formats=_first_rows(_formats(findings, translate("check_no_file"))),
+        unreadable=_first_rows(unreadable),
         unusual=_first_rows(unusual) | {"thumbnails": _thumbnails(findings, findings.unusual[:MAX_ROWS])},
         duplicates=_duplicates(findings),
         samples=_samples(findings),

@@ -95,7 +95,8 @@ def _warnings(page: Page, data: RunData) -> Values | None:
     if not warnings and not bad_files:
         return None
     columns = (Column("file", "file"), Column("reason", "long"))
-    table = page.table("bad_files", columns, bad_files[:MAX_BAD_FILES]) if bad_files else None
+    rows = [(name, page.translate.sentence(reason)) for name, reason in bad_files[:MAX_BAD_FILES]]
+    table = page.table("bad_files", columns, rows) if rows else None
     return {"warnings": warnings, "bad_files": table, "count": len(bad_files)}
 
 
