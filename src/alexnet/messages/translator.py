@@ -34,11 +34,15 @@ def load_texts(lang: str) -> dict[str, str]:
 def load_sentences(lang: str) -> list[tuple[re.Pattern[str], str]]:
     """Return patterns of the English sentences that `Translator.sentence` knows, with their translations.
 
-    In the keys of the file, {name} stands for any text, and (s) for an s or none.
+    In the keys of the file, {n} stands for a number, {name} for any text, and (s) for an s or none.
     """
     path = resources.files("alexnet.messages") / f"sentences.{lang}.json"
     sentences: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    patterns = (re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(english)) for english in sentences)
+    named = re.compile(r"\\{(\w+)\\}")
+    patterns = (
+        named.sub(lambda name: f"(?P<{name[1]}>{'[0-9,]+' if name[1] == 'n' else '.+?'})", re.escape(english))
+        for english in sentences
+    )
     return [
         (re.compile(pattern.replace(re.escape("(s)"), "s?"), re.DOTALL), translated)
         for pattern, translated in zip(patterns, sentences.values(), strict=True)
@@ -64,14 +68,16 @@ class Translator:
         """
         if self.lang == "en":
             return text
+        first, end, rest = text.partition(". ")
+        if end:
+            return f"{self.sentence(first + '.')} {self.sentence(rest)}"
         for pattern, translated in load_sentences(self.lang):
             if found := pattern.fullmatch(text):
                 values = found.groupdict()
                 if "reason" in values:
                     values["reason"] = self.clauses(values["reason"].split("; "))
                 return translated.format(**values)
-        first, end, rest = text.partition(". ")
-        return f"{self.sentence(first + '.')} {self.sentence(rest)}" if end else text
+        return text
 
     def clauses(self, texts: Iterable[str]) -> str:
         """Join what `sentence` returns for several reasons."""
