@@ -63,7 +63,8 @@ def metric_figure(
         lines = _split_lines(translate.split(split), translate.split("train"), theme)
     if lines:  # in the corner that learning curves leave free
         rising = val.startswith("top")
-        axes.legend(handles=lines, loc="lower right" if rising else "upper right", fontsize=9 if len(runs) > 1 else 11)
+        corner = "lower right" if rising else "upper right"
+        axes.legend(handles=lines, loc=corner if len(runs) == 1 else "best", fontsize=11 if len(runs) == 1 else 9)
     return figure
 
 
