@@ -1,4 +1,8 @@
-"""The public functions of the package: `alexnet.train` and `alexnet.resume` also write the report."""
+"""The public functions of the package, what a notebook shows of their results, and a notebook that uses them."""
+
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +48,93 @@ def test_only_rank_0_writes_the_report(small_run, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr("alexnet.report.report.write_report", lambda _: pytest.fail("written by rank 1"))
     write_page(TrainingResult(small_run, {}))
+
+
+def test_packages_of_a_functions_name_can_be_called():
+    assert callable(alexnet.report)
+    assert callable(alexnet.export)
+    assert sys.modules["alexnet.report"] is alexnet.report
+
+
+def test_report_displays_as_its_page(small_run, tmp_path, skip_plots):
+    found = alexnet.report(small_run, out=tmp_path / "page.html")
+    assert found.path == tmp_path / "page.html"
+    shown = found._repr_html_()
+    (content,) = re.findall(r'srcdoc="([^"]*)"', shown)
+    assert "&lt;title&gt;" in content
+    assert 'sandbox="allow-scripts allow-popups"' in shown  # its scripts cannot reach the notebook
+
+
+def test_show_displays_as_a_figure_and_writes_only_on_demand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    figure = alexnet.show("architecture", "lenet")
+    data, about = figure._repr_mimebundle_(include=None, exclude=None)
+    assert data["image/png"].startswith(b"\x89PNG")
+    assert 300 < about["image/png"]["width"] < 2000
+    assert list(tmp_path.iterdir()) == []
+    assert figure.save() == Path("architecture-lenet.svg")
+    alexnet.show("architecture", "lenet", out="a.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "architecture-lenet.svg"]
+    with pytest.raises(alexnet.UserError, match="takes no --top"):
+        alexnet.show("filters", "run", top=3)
+    with pytest.raises(alexnet.UserError, match="no language 'xx'"):
+        alexnet.show("architecture", "lenet", lang="xx")
+
+
+def test_check_displays_classes_and_problems(image_folder):
+    (image_folder / "sky" / "<cut>.jpg").write_bytes(b"not an image")
+    found = alexnet.check(image_folder)
+    shown = found._repr_html_()
+    assert re.search(r">sky</td><td[^>]*>\d+</td><td[^>]*>\d+\.\d%</td>", shown)
+    assert "sky/&lt;cut&gt;.jpg: " in shown
+    assert found.verdict in repr(found)
+    with pytest.raises(alexnet.UserError, match="Name the dataset"):
+        alexnet.check()
+
+
+def test_arch_displays_a_table():
+    assert alexnet.arch()._repr_html_().count("<tr>") == len(alexnet.arch()) + 1
+    shown = alexnet.arch("lenet", num_classes=7)._repr_html_()
+    assert ">conv1</td>" in shown
+    assert "parameters, " in shown
+    assert ">fc</td>" in alexnet.arch("torchvision/resnet18")._repr_html_()
+
+
+def test_networks_name_their_parameters_and_input():
+    assert "lenet: 61,706 parameters, input 1×28×28, 10 classes\n" in repr(alexnet.create_model("lenet"))
+
+
+NOTEBOOK = """
+result = alexnet.train("digits", epochs=2, limit_steps=2, width=0.125, batch_size=64)
+result
+---
+alexnet.load(result.run).predict(load_digits().images[:3, ..., None] / 16)
+---
+alexnet.show("filters", result.run)
+---
+alexnet.report(result.run)
+---
+alexnet.create_model("papr")
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_results_and_no_red_text(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    start = "import alexnet\nfrom sklearn.datasets import load_digits"
+    cells = [nbformat.v4.new_code_cell(source.strip()) for source in (start, *NOTEBOOK.split("---"))]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, allow_errors=True, resources=resources).execute()
+    first, train, predict, figure, report, error = [cell.outputs for cell in notebook.cells]
+    assert first == []
+    progress, result = (output.data["text/html"] for output in train)
+    assert progress.count("<svg") == 2
+    assert "test top-1" in result
+    assert predict[0].data["text/html"].count("<img ") == 3
+    assert "image/png" in figure[0].data
+    assert "<iframe " in report[0].data["text/html"]
+    assert error[0].traceback == ["UserError: There is no architecture 'papr'; did you mean 'paper' or 'paper-six'?"]
+    for outputs in (train, predict, figure, report):
+        assert all(output.output_type in ("display_data", "execute_result") for output in outputs)

@@ -6,10 +6,12 @@
     result = alexnet.train("digits", epochs=5)                # a run folder
     alexnet.evaluate(result.run)                              # top-1, top-5, loss, per class
     alexnet.load(result.run).predict("seven.png")             # labels with probabilities
+    alexnet.show("filters", result.run)                       # a figure, in a notebook or a file
 
-Names are imported on first use, so that `import alexnet` is instant. To read the code, start with
-`models`, then `data`, `training` and `inference`; what they share is in `run_dir`, `checkpoint`,
-`device`, `rng`, `files` and `errors`.
+`check`, `report`, `arch`, `ablate` and `export` are the commands of the same names. Names are imported
+on first use, so that `import alexnet` is instant. To read the code, start with `models`, then `data`,
+`training` and `inference`; what they share is in `run_dir`, `checkpoint`, `device`, `rng`, `files` and
+`errors`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alexnet.api import ablate as ablate
+    from alexnet.api import arch as arch
+    from alexnet.api import check as check
     from alexnet.api import resume as resume
+    from alexnet.api import show as show
     from alexnet.api import train as train
     from alexnet.errors import UserError as UserError
     from alexnet.inference.evaluate import evaluate as evaluate
@@ -36,13 +42,20 @@ _MODULES = {
     "train": "alexnet.api",
     "resume": "alexnet.api",
     "evaluate": "alexnet.inference.evaluate",
+    "show": "alexnet.api",
+    "check": "alexnet.api",
+    "arch": "alexnet.api",
+    "ablate": "alexnet.api",
 }
-__all__ = list(_MODULES)
+_PACKAGES = ("report", "export")  # which can be called
+__all__ = [*_MODULES, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"alexnet.{name}")
     raise AttributeError(f"module 'alexnet' has no attribute '{name}'")
 
 

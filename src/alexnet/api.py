@@ -1,20 +1,32 @@
-"""The public functions that combine packages: train or resume a run, then write its report page.
+"""The public functions that combine packages, as the commands of the same names do.
 
-`alexnet.training.api` does the same without the page.
+`train` and `resume` write the report page after training; `alexnet.training.api` does the same without it. What the
+others return displays itself in a notebook. `alexnet.report` and `alexnet.export` are in the packages of their names.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import wraps
-from typing import ParamSpec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from alexnet.device import rank
+from alexnet.errors import UserError
+from alexnet.progress import default_progress
 from alexnet.run_dir import Run
 from alexnet.text import escape
 from alexnet.training import api as training
 from alexnet.training.api import TrainingResult
+
+if TYPE_CHECKING:
+    from alexnet.ablation.results import Ablation
+    from alexnet.data.quality.findings import Findings
+    from alexnet.models.summary import ArchitectureTable, Summary
+    from alexnet.models.torchvision_models import TorchvisionSummary
+    from alexnet.plots.style import Drawing
 
 P = ParamSpec("P")
 
@@ -44,3 +56,75 @@ def write_page(result: TrainingResult) -> TrainingResult:
 
 train = with_page(training.train)
 resume = with_page(training.resume)
+
+
+def show(
+    kind: str,
+    *what: str | Path,
+    out: str | Path | None = None,
+    theme: str = "light",
+    lang: str = "en",
+    **options: Any,
+) -> Drawing:
+    """Return a figure: `show("filters", RUN)`, `show("saliency", RUN, "cat.jpg", method="occlusion")`.
+
+    `plots.kinds.KINDS` lists the kinds with what each draws and its `options`. `out` also writes it to a file (.png,
+    .svg or .html), as the figure's `save` does. Raises `UserError`.
+    """
+    from alexnet.plots.show import draw
+    from alexnet.plots.style import check_path
+
+    if out is not None:
+        check_path(Path(out))
+    with closing(default_progress()) as progress:
+        figure = draw(kind, [str(one) for one in what], theme, lang, progress=progress, **options)
+        if out is not None:
+            figure.save(out)
+    return figure
+
+
+def check(data: str | Path | None = None, labels: str | Path | None = None) -> Findings:
+    """Inspect a dataset before training: class folders, an archive of them, or a table `labels`. Raises `UserError`."""
+    from alexnet.data.quality.check import check_dataset
+
+    if data is None and labels is None:
+        raise UserError("Name the dataset: a folder, an archive, or labels, a table.")
+    with closing(default_progress()) as progress:
+        return check_dataset(Path(data) if data else None, Path(labels) if labels else None, progress)
+
+
+def arch(name: str | None = None, **settings: Any) -> ArchitectureTable | Summary | TorchvisionSummary:
+    """Return the table of all architectures, or one layer by layer; `settings` are those of `create_model`.
+
+    Raises `UserError`.
+    """
+    from alexnet.models.architectures import TORCHVISION, architecture
+    from alexnet.models.summary import summarize, table
+    from alexnet.models.torchvision_models import summarize_torchvision, torchvision_spec
+
+    if name is None:
+        return table()
+    if name.startswith(TORCHVISION):
+        return summarize_torchvision(torchvision_spec(name, **settings))
+    return summarize(architecture(name, **settings))
+
+
+def ablate(
+    claim: str,
+    *,
+    data: str | Path | None = None,
+    recipe: str | None = None,
+    seeds: int | None = None,
+    budget: float | None = None,
+    out: str | Path = "runs/ablate",
+    **settings: Any,
+) -> Ablation:
+    """Test a claim of the paper: train with and without the part over several seeds, and compare.
+
+    `settings` are those of both recipes, such as `epochs`; the rest as `ablation.ablate.ablate`. Raises `UserError`.
+    """
+    from alexnet.ablation import ablate as ablation
+
+    base = ablation.base_recipe(recipe, Path(data) if data else None, **settings)
+    with closing(default_progress()) as progress:
+        return ablation.ablate(claim, base=base, seeds=seeds, budget=budget, out=out, log=progress.log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,12 @@ def test_a_race_that_was_stopped_is_decided_by_the_sign_test() -> None:
     assert both.p == 1
     steep = compare("relu-vs-tanh", relu, arm("tanh", [9.0, 9.5, 9.2, 9.4, 9.1], last_gain=0.05))
     assert steep.verdict == "supports"  # a race ends while the accuracy rises
+
+
+def test_a_notebook_shows_the_figure_below_the_text(tmp_path: Path) -> None:
+    found = compare("lrn", arm("LRN", [0.5]), arm("none", [0.4]))
+    assert "<img " not in found._repr_html_()
+    (tmp_path / "lrn.png").write_bytes(b"png")
+    shown = replace(found, files=[str(tmp_path / "lrn.png")])._repr_html_()
+    assert "difference +10.00 %" in shown
+    assert 'src="data:image/png;base64,cG5n"' in shown

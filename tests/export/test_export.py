@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+import alexnet
 from alexnet.checkpoint import save_model
 from alexnet.cli import run
 from alexnet.data.datasets import load_dataset
@@ -54,6 +55,16 @@ def target(folder: Path, kind: str) -> Path:
 def export(checkpoint, images, kind, folder, **settings):
     with Exporter(checkpoint, images=images, **settings) as exporter:
         return exporter.export(kind, target(folder, kind))
+
+
+def test_the_python_function_displays_its_comparison(checkpoint, large_images, tmp_path, monkeypatch):
+    out = tmp_path / "<net>.pth"
+    found = alexnet.export(checkpoint, "torchvision-weights", out=out, images=str(large_images), half=True)
+    assert (found.file, found.precision) == (out, "half")
+    assert "&lt;net&gt;.pth agrees with the run" in found._repr_html_()
+    assert ">100.00% of 12</td>" in found._repr_html_()
+    with pytest.raises(alexnet.UserError, match="--half and --quantize"):
+        alexnet.export(checkpoint, "onnx", half=True, quantize="int8")
 
 
 @pytest.mark.parametrize("kind", KINDS)

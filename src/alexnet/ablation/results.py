@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from alexnet.ablation import stats
@@ -157,6 +158,12 @@ class Ablation:
         lines.append(f"  difference {difference} ({sure}{p}): {self.reason or VERDICTS[self.verdict]}")
         lines.append(f"  published: {self.claim.published} ({self.claim.source})")
         return join_lines(*lines, *self.files)
+
+    def _repr_html_(self) -> str:
+        from alexnet.notebook.display import render_image
+
+        figures = [Path(file) for file in self.files if file.endswith(".png")]
+        return render_image(str(self), figures[0] if figures else None)
 
 
 VERDICTS = {

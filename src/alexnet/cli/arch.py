@@ -30,21 +30,14 @@ def arch(
         json: Print one JSON document.
     """
     from alexnet.models.architectures import TORCHVISION, architecture
-    from alexnet.models.summary import describe_layer, summarize, table
+    from alexnet.models.summary import summarize, table
 
     if name is None:
         rows = table()
         if json:
             print_json(rows)
             return
-        print_table(
-            ("name", "parameters", "MACs", "input", "classes", "description"),
-            [
-                (r["name"], f"{r['parameters']:,}", f"{r['macs']:,}",
-                 f"{r['in_channels']}×{r['image_size']}×{r['image_size']}", r["num_classes"], r["title"])
-                for r in rows
-            ],
-        )  # fmt: skip
+        print_table(rows.head, rows.cells())
         print("Run 'alexnet arch NAME' to see one layer by layer.")
         return
     settings: dict[str, Any] = {
@@ -54,27 +47,13 @@ def arch(
     if name.startswith(TORCHVISION):
         _show_torchvision(name, json, settings)
         return
-    spec = architecture(name, **settings)
-    summary = summarize(spec)
+    summary = summarize(architecture(name, **settings))
     if json:
         print_json(summary.to_dict())
         return
-    print(f"{spec.name}: {spec.title} ({spec.source})\n")
-    print_table(
-        ("layer", "output", "parameters", "MACs", "memory", "receptive field", "type"),
-        [
-            (r.name, "×".join(map(str, r.output)), _count(r.parameters, r.parameters / summary.parameters),
-             _count(r.macs, r.macs / summary.macs), f"{r.activation_bytes / 1024:,.0f} KiB",
-             f"{r.receptive_field}", f"{r.kind} {describe_layer(r)}")
-            for r in summary.rows
-        ],
-    )  # fmt: skip
-    print(
-        f"\n{summary.parameters:,} parameters, {summary.macs:,} multiply-accumulates per image, "
-        f"{summary.activation_bytes / 2**20:.1f} MiB of activations in float32"
-    )
-    for text in (*([spec.repair] if spec.repair else []), *spec.departures):
-        print(f"- {text}")
+    print(f"{summary.title()}\n")
+    print_table(summary.head, summary.cells())
+    print("", *summary.notes(), sep="\n")
 
 
 def _show_torchvision(name: str, json: bool, settings: dict[str, Any]) -> None:
@@ -85,17 +64,5 @@ def _show_torchvision(name: str, json: bool, settings: dict[str, Any]) -> None:
     if json:
         print_json(found.to_dict())
         return
-    print_table(
-        ("module", "output", "parameters", "MACs", "type"),
-        [
-            (p.name, "×".join(map(str, p.output)), _count(p.parameters, p.parameters / found.parameters),
-             _count(p.macs, p.macs / found.macs), p.type)
-            for p in found.parts
-        ],
-    )  # fmt: skip
-    print(f"\n{found.parameters:,} parameters, {found.macs:,} multiply-accumulates per image; {found.spec.source}")
-
-
-def _count(count: int, share: float) -> str:
-    """Format a count and its share of the total; empty for 0."""
-    return f"{count:,} {share:4.0%}" if count else ""
+    print_table(found.head, found.cells())
+    print(f"\n{found.totals()}")

@@ -49,13 +49,12 @@ def export(
         json: Print one JSON document.
     """
     from alexnet.run_dir import check_runs
-    from alexnet.runtimes.manifest import FORMATS, check_format
+    from alexnet.runtimes.manifest import FORMATS, check_format, choose_precision
 
     check_runs(run)
     if format is None:
         raise UserError(f"Name a format: 'alexnet export {run} onnx', or one of {', '.join(FORMATS)}, all.")
-    if half and quantize:
-        raise UserError("--half and --quantize both make a file smaller; give one of them.")
+    precision = choose_precision(half, quantize)
     if opset is not None and format not in ("onnx", "all"):
         raise UserError(f"--opset is a version of ONNX; omit it for {format}, or export to onnx.")
     if format == "all" and out is not None:
@@ -69,7 +68,7 @@ def export(
     done, supported, left_out, failed = [], [], [], []
     with Exporter(
         run, images=images, checkpoint=checkpoint, with_preprocessing=with_preprocessing,
-        precision=quantize or ("half" if half else "fp32"), tolerance=tolerance, opset=opset,
+        precision=precision, tolerance=tolerance, opset=opset,
         file=file, log=log,
     ) as exporter:  # fmt: skip
         for kind in kinds:

@@ -52,6 +52,7 @@ from alexnet.runtimes.manifest import (
     manifest_path,
     write_manifest,
 )
+from alexnet.text import escape
 
 DEPRECATED = "Warning: TorchScript is deprecated since torch 2.12; use it for existing programs and pt2 for new ones."
 
@@ -61,7 +62,7 @@ COMPATIBILITY = ("opset", "ir_version", "oldest_onnxruntime")
 MIN_OPSET = 7  # the lowest that onnxruntime reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Export:
     """An exported file, and how it compares with the run."""
 
@@ -87,6 +88,21 @@ class Export:
             "without_torch": self.parity.without_torch,
             "unreadable": self.reference.unreadable, "note": self.reference.note, **self.compatibility,
         }  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"Export({escape(str(self.file))}, {self.size:,} bytes)"
+
+    def _repr_html_(self) -> str:
+        from alexnet.notebook.display import render_table
+
+        found = self.parity
+        rows = [
+            ("size", f"{self.size / 1e6:.2f} MB"),
+            ("largest difference of a probability", f"{found.max_abs_diff:.1e}"),
+            ("images with the same label", f"{found.top1_agreement:.2%} of {found.images:,}"),
+            *((f"{n} image" + "s" * (n != "1"), f"{1000 * s:.2f} ms") for n, s in found.seconds.items()),
+        ]
+        return render_table(f"{self.file} agrees with the run", rows)
 
 
 class Exporter:

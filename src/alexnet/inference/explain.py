@@ -116,7 +116,9 @@ def saliency(loaded: LoadedModel, image: Any, method: str = "auto", label: str |
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     try:
-        from captum import attr as captum
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tqdm, which captum imports, warns of widgets that a notebook lacks
+            from captum import attr as captum
     except ModuleNotFoundError:
         raise missing_package("Saliency", "captum", "show") from None
     target = None if label is None else _class_index(loaded.classes, label)

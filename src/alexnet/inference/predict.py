@@ -368,9 +368,8 @@ def _decode(
 
 def _describe(name: str, member: LoadedModel) -> str:
     """Return a line on a network: its name, architecture, parameters and input."""
-    preprocess, network = member.preprocess, member.network
     title = member.run.path.name if member.run else name
-    size = f"input {preprocess.channels}×{preprocess.size}×{preprocess.size}"
-    if network is None:  # of an exported file, or in a cached engine
-        return f"{title}: {size}"
-    return f"{title}: {network.spec.name}, {sum(p.numel() for p in network.parameters()):,} parameters, {size}"
+    if member.network is not None:
+        return f"{title}: {member.network.extra_repr()}"
+    preprocess = member.preprocess  # of an exported file, or of a cached engine
+    return f"{title}: input {preprocess.channels}×{preprocess.size}×{preprocess.size}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,3 +155,10 @@ def check_images(x: Tensor, where: str, channels: int, side: int) -> None:
         raise UserError(
             f"{where} expects floating-point images and got {x.dtype}; convert them with .float() and normalize them."
         )
+
+
+def describe_network(model: nn.Module, spec: Any) -> str:
+    """Return name, parameters, input and classes of a network, whose `spec` is of either kind, in one line."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    size = f"{spec.in_channels}×{spec.image_size}×{spec.image_size}"
+    return f"{spec.name}: {count:,} parameters, input {size}, {spec.num_classes:,} classes"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from alexnet.errors import unknown_name
 from alexnet.models.architectures import TORCHVISION, architecture
 from alexnet.models.initial_weights import INITS
-from alexnet.models.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, check_images
+from alexnet.models.layers import Dropout, LocalResponseNorm, SpatialResponseNorm, check_images, describe_network
 from alexnet.models.spec import AlexNetSpec, Layer, layers
 from alexnet.models.torchvision_models import KIND, TorchvisionNetwork, TorchvisionSpec, torchvision_spec
 
@@ -45,6 +45,9 @@ class AlexNet(nn.Sequential):
         if not torch.jit.is_tracing():
             check_images(x, f"conv1 of '{self.spec.name}'", self.spec.in_channels, self.spec.image_size)
         return super().forward(x)
+
+    def extra_repr(self) -> str:
+        return describe_network(self, self.spec)
 
     def __getitem__(self, index: Any) -> Any:
         # nn.Sequential builds a slice by calling its own class with modules; here that class takes a spec.

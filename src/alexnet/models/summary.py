@@ -12,7 +12,7 @@ from alexnet.models.architectures import ARCHITECTURES
 from alexnet.models.spec import AlexNetSpec, Layer, layers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """Layers and totals of a network, per image."""
 
@@ -50,6 +50,36 @@ class Summary:
             "repair": self.spec.repair, "layers": rows,
         }  # fmt: skip
 
+    head = ("layer", "output", "parameters", "MACs", "memory", "receptive field", "type")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return a row of texts for each layer, with the columns of `head`."""
+        return [
+            (row.name, "×".join(map(str, row.output)), format_count(row.parameters, self.parameters),
+             format_count(row.macs, self.macs), f"{row.activation_bytes / 1024:,.0f} KiB", str(row.receptive_field),
+             f"{row.kind} {describe_layer(row)}")
+            for row in self.rows
+        ]  # fmt: skip
+
+    def title(self) -> str:
+        return f"{self.spec.name}: {self.spec.title} ({self.spec.source})"
+
+    def notes(self) -> list[str]:
+        """Return the totals, the repair and the departures from the source, a line each."""
+        totals = (
+            f"{self.parameters:,} parameters, {self.macs:,} multiply-accumulates per image, "
+            f"{self.activation_bytes / 2**20:.1f} MiB of activations in float32"
+        )
+        return [totals, *(f"- {text}" for text in (self.spec.repair, *self.spec.departures) if text)]
+
+    def __repr__(self) -> str:
+        return "\n".join([self.title(), *self.notes()])
+
+    def _repr_html_(self) -> str:
+        from alexnet.notebook.display import render_table
+
+        return render_table(self.title(), self.cells(), self.head, note="\n".join(self.notes()))
+
 
 def summarize(spec: AlexNetSpec) -> Summary:
     """Count the network of `spec`. Raises `ImageTooSmall` if its images are too small."""
@@ -58,9 +88,33 @@ def summarize(spec: AlexNetSpec) -> Summary:
     return Summary(spec, rows, parameters, macs, sum(row.activation_bytes for row in rows))
 
 
-def table() -> list[dict[str, Any]]:
-    """Return one entry per architecture, as printed by `alexnet arch --json`."""
-    return [summarize(spec).totals() for spec in ARCHITECTURES.values()]
+class ArchitectureTable(list[dict[str, Any]]):
+    """One entry per architecture, as printed by `alexnet arch --json`."""
+
+    head = ("name", "parameters", "MACs", "input", "classes", "description")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return a row of texts for each architecture, with the columns of `head`."""
+        return [
+            (r["name"], f"{r['parameters']:,}", f"{r['macs']:,}",
+             f"{r['in_channels']}×{r['image_size']}×{r['image_size']}", str(r["num_classes"]), r["title"])
+            for r in self
+        ]  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        from alexnet.notebook.display import render_table
+
+        return render_table("All architectures", self.cells(), self.head)
+
+
+def table() -> ArchitectureTable:
+    """Return the table of all architectures."""
+    return ArchitectureTable(summarize(spec).totals() for spec in ARCHITECTURES.values())
+
+
+def format_count(count: int, total: int) -> str:
+    """Format a count and its share of the total; empty for 0."""
+    return f"{count:,} {count / total:4.0%}" if count else ""
 
 
 def describe_layer(layer: Layer) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -25,8 +25,9 @@ from torch.overrides import TorchFunctionMode
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import convert
 from alexnet.models.architectures import TORCHVISION
-from alexnet.models.layers import check_images
+from alexnet.models.layers import check_images, describe_network
 from alexnet.models.spec import check_at_least
+from alexnet.models.summary import format_count
 
 KIND = "torchvision"  # marks the specification in model.json
 
@@ -91,6 +92,9 @@ class TorchvisionNetwork(nn.Module):
             x = x.expand(-1, 3, -1, -1)
         logits: Tensor = self.network(x)
         return logits
+
+    def extra_repr(self) -> str:
+        return describe_network(self, self.spec)
 
 
 def torchvision_spec(
@@ -175,7 +179,7 @@ class TorchvisionSummary:
     """Parts and totals of a network, per image. Parameters outside the parts (class tokens) are only in the totals."""
 
     spec: TorchvisionSpec
-    parts: tuple[TorchvisionPart, ...]
+    parts: tuple[TorchvisionPart, ...] = field(repr=False)
     parameters: int
     macs: int
     """Multiply-accumulates of convolutions, linear layers and attention: half of torch's FlopCounterMode count."""
@@ -190,6 +194,25 @@ class TorchvisionSummary:
             "macs": self.macs,
             "layers": [{**asdict(part), "output": list(part.output), "receptive_field": None} for part in self.parts],
         }
+
+    head = ("module", "output", "parameters", "MACs", "type")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return a row of texts for each part, with the columns of `head`."""
+        return [
+            (p.name, "×".join(map(str, p.output)), format_count(p.parameters, self.parameters),
+             format_count(p.macs, self.macs), p.type)
+            for p in self.parts
+        ]  # fmt: skip
+
+    def totals(self) -> str:
+        counts = f"{self.parameters:,} parameters, {self.macs:,} multiply-accumulates per image"
+        return f"{counts}; {self.spec.source}"
+
+    def _repr_html_(self) -> str:
+        from alexnet.notebook.display import render_table
+
+        return render_table(self.spec.name, self.cells(), self.head, note=self.totals())
 
 
 @lru_cache(maxsize=32)

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet.messages.translator import load_template
@@ -25,7 +26,12 @@ def render_table(
 
     With `folded` the rows are shown after a click on this text.
     """
-    return _render("table.html", title=title, rows=rows, head=head, bars=bars, note=note, folded=folded)
+    columns = zip(*rows, strict=True)
+    numeric = [all(str(cell)[:1].isdigit() or cell == "" for cell in column) for column in columns]
+    return _render(
+        "table.html", title=title, rows=rows, head=head, bars=bars, note=note, folded=folded,
+        align=["right" if one else "left" for one in numeric],
+    )  # fmt: skip
 
 
 def render_predictions(predictions: Sequence[dict[str, Any]], note: str = "") -> str:
@@ -48,6 +54,17 @@ def render_progress(
         _curve("top-1", rows, epochs, ("train_top1", "top1")),
     ]
     return _render("progress.html", bar=bar, panels=panels if rows else [], split=split, texts=texts, size=PANEL)
+
+
+def render_page(path: Path) -> str:
+    """Return a self-contained HTML file in a frame, which also shows it offline and where the file is not served."""
+    return _render("page.html", path=path, content=path.read_text(encoding="utf-8"))
+
+
+def render_image(title: str, png: Path | None) -> str:
+    """Return lines of text above a PNG file of 150 dots per inch, if there is one."""
+    url = data_url("image/png", png.read_bytes()) if png is not None and png.is_file() else None
+    return _render("image.html", title=title, url=url)
 
 
 def _curve(name: str, rows: Sequence[dict[str, Any]], epochs: int, keys: tuple[str, str]) -> dict[str, Any]:

@@ -23,12 +23,13 @@ from alexnet.inference.ensemble import Ensemble
 from alexnet.inference.load import is_run_reference, load_model
 from alexnet.inference.predict import Classifier
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
+from alexnet.messages.translator import Translator
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.architectures import architecture as find_architecture
 from alexnet.models.spec import AlexNetSpec
 from alexnet.plots import architecture, metrics, model
 from alexnet.plots.kinds import MAX_IMAGES, check_arguments
-from alexnet.plots.style import Draw, check_path, get_theme, save_figure
+from alexnet.plots.style import Draw, Drawing, check_path, get_theme
 from alexnet.progress import Progress, Silent
 from alexnet.run_dir import find_run
 from alexnet.runtimes.engines import LoadedModel
@@ -58,16 +59,24 @@ def show(
 ) -> Path:
     """Draw a figure of `kind` and return its file, `out` (.png, .svg or .html) or a default.
 
-    `args` are those of `KINDS[kind].usage` in `kinds.py`, `options` the fields of `Options`. The default file is in
-    the folder `show/` of the run, or in the current folder if there is no run. Raises `UserError` before anything is
-    written.
+    Arguments are those of `draw`. The default file is in the folder `show/` of the run, or in the current folder if
+    there is no run. Raises `UserError` before anything is written.
+    """
+    if out is not None:
+        check_path(out)
+    return draw(kind, args, theme, lang, **options).save(out)
+
+
+def draw(kind: str, args: Sequence[str], theme: str = "light", lang: str = "en", **options: Any) -> Drawing:
+    """Return a figure of `kind`; `args` are those of `KINDS[kind].usage` in `kinds.py`, `options` the fields of
+    `Options`.
+
+    Raises `UserError`.
     """
     check_arguments(kind, args, options)
     get_theme(theme)
-    if out is not None:
-        check_path(out)
-    draw, default = _MAKE[kind](args, Options(**options))
-    return save_figure(draw, out or default, theme, lang)
+    Translator(lang)
+    return Drawing(*_MAKE[kind](args, Options(**options)), theme, lang)
 
 
 # ── kinds ─────────────────────────────────────────────────────────────────────────────────────────

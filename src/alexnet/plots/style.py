@@ -15,7 +15,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 from rich.cells import cell_len, set_cell_size
 
 from alexnet.errors import UserError, unknown_name
@@ -114,6 +115,27 @@ def save_figure(draw: Draw, out: Path, theme: str = "light", lang: str = "en") -
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, content)
     return out
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that a notebook shows, and that `save` writes to a file."""
+
+    draw: Draw = field(repr=False)
+    default: Path
+    """Where `save` writes it unless told otherwise."""
+    theme: str = "light"
+    lang: str = "en"
+
+    def save(self, out: str | Path | None = None) -> Path:
+        """Write the figure as `save_figure` does, and return its path."""
+        return save_figure(self.draw, Path(out) if out else self.default, self.theme, self.lang)
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Return a PNG, and its width in CSS pixels: half as many on a screen of twice the density."""
+        png = render(self.draw, get_theme(self.theme), "png", Translator(self.lang))
+        width = Image.open(io.BytesIO(png)).width * 96 // DPI
+        return {"image/png": png}, {"image/png": {"width": width}}
 
 
 def render(draw: Draw, theme: Theme, form: str = "svg", translate: Translator | None = None) -> bytes:

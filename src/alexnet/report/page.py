@@ -11,7 +11,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from alexnet.errors import UserError
 from alexnet.files import atomic_write, read_json, write_bytes, write_text
 from alexnet.inference.neighbors import load_run_images
 from alexnet.messages.translator import Translator, load_template
-from alexnet.notebook.display import data_url
+from alexnet.notebook.display import data_url, render_page
 from alexnet.plots.style import THEMES, Draw, Theme, render_formats
 from alexnet.run_dir import Run
 
@@ -52,6 +52,17 @@ class Table:
     """Heading and format of each column."""
     rows: Sequence[Sequence[Any]]
     sortable: bool = False
+
+
+@dataclass(frozen=True)
+class WrittenPage:
+    """A page that was written, and the files of its plots and tables. Displays as the page in a notebook."""
+
+    path: Path
+    files: Sequence[Path] = field(default=(), repr=False)
+
+    def _repr_html_(self) -> str:
+        return render_page(self.path)
 
 
 class Page:

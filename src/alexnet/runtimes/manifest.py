@@ -37,6 +37,13 @@ float16 arithmetic where the runtime supports it. int8: 8-bit weights and activa
 fully connected layers, float32 arithmetic."""
 
 
+def choose_precision(half: bool, quantize: str | None) -> str:
+    """Return the key of `PRECISIONS` that --half and --quantize ask for."""
+    if half and quantize:
+        raise UserError("--half and --quantize both make a file smaller; give one of them.")
+    return quantize or ("half" if half else "fp32")
+
+
 @dataclass(frozen=True)
 class Format:
     """A format that networks are exported to."""

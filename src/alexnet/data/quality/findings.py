@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet.data.quality.inspect import ImageInfo
 from alexnet.data.value_range import FoundRange
-from alexnet.text import BY_CONTENT, TextOptions
+from alexnet.text import BY_CONTENT, TextOptions, join_lines
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,11 @@ MAX_IMBALANCE = 5.0
 """Ratio of the largest to the smallest class above which a warning is issued."""
 
 
-@dataclass
+MAX_SHOWN = 10
+"""In a notebook: of the largest and of the smallest classes, and of the unreadable files."""
+
+
+@dataclass(repr=False)
 class Findings:
     """Results of checking a dataset. Lists of images are indices into `names`."""
 
@@ -46,8 +50,8 @@ class Findings:
     """train, val or test for each image; `all` if the dataset has no splits."""
     class_order: Sequence[str]
     """The classes in the order of their indices."""
-    infos: list[ImageInfo] = field(default_factory=list, repr=False)
-    pixels: torch.Tensor | None = field(default=None, repr=False)
+    infos: list[ImageInfo] = field(default_factory=list)
+    pixels: torch.Tensor | None = field(default=None)
     """uint8 N×C×H×W for datasets that are not files."""
     bad: list[tuple[str, str]] = field(default_factory=list)
     """(Name, reason) of everything unreadable, including table rows and folders."""
@@ -118,6 +122,23 @@ class Findings:
         if self.bad or self.warnings:
             return "Ready for training; see the warnings for possible improvements."
         return "Ready for training."
+
+    def __repr__(self) -> str:
+        return f"{self.data}: {len(self.names):,} images, {len(self.classes):,} classes. {self.verdict}"
+
+    def _repr_html_(self) -> str:
+        """Show the classes, largest first, and below them what is wrong; long lists are cut."""
+        from alexnet.notebook.display import render_table
+
+        counts = sorted(self.classes.items(), key=lambda row: -row[1])
+        shown = counts if len(counts) <= 2 * MAX_SHOWN else counts[:MAX_SHOWN] + counts[-MAX_SHOWN:]
+        rows = [(name, f"{n:,}", f"{n / len(self.names):.1%}") for name, n in shown]
+        notes = [f"{len(counts) - len(shown):,} classes in between are not shown."] if len(shown) < len(counts) else []
+        notes += [f"{name}: {reason}" for name, reason in self.bad[:MAX_SHOWN]]
+        notes += [f"… {len(self.bad) - MAX_SHOWN:,} more cannot be read."] if len(self.bad) > MAX_SHOWN else []
+        title = f"{self.data}: {len(self.names):,} images, {len(counts):,} classes"
+        note = join_lines(*notes, *self.warnings, *self.notes, self.verdict)
+        return render_table(title, rows, ("class", "images", "share", ""), bars=True, note=note)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `alexnet check`."""
