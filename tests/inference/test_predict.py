@@ -97,9 +97,9 @@ def test_a_notebook_shows_images_beside_bars(small_run, tmp_path):
 
 def test_a_classifier_names_its_network(small_run):
     title, classes = repr(alexnet.load(small_run)).splitlines()
-    assert title.startswith(f"{small_run.name}: cifar, ")
-    assert title.endswith(" parameters, input 1×32×32")
-    assert classes == "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert title.startswith(f"{small_run.name}: cifar: ")
+    assert title.endswith(" parameters, input 1×32×32, 10 classes")
+    assert classes == "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
 
 
 def test_unreadable_image_does_not_stop_the_others(small_run, tmp_path):

@@ -183,7 +183,7 @@ class Classifier:
         """Name each network with its parameters and input, and the classes."""
         networks = [_describe(name, m) for name, m in zip(self.ensemble.names, self.ensemble.members, strict=True)]
         shown = ", ".join(self.classes[:10]) + (", …" if len(self.classes) > 10 else "")
-        return join_lines(*networks, f"{len(self.classes):,} classes: {shown}")
+        return join_lines(*networks, f"classes: {shown}")
 
     @overload
     def predict(
