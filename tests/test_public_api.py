@@ -104,37 +104,28 @@ def test_networks_name_their_parameters_and_input():
     assert "lenet: 61,706 parameters, input 1×28×28, 10 classes\n" in repr(alexnet.create_model("lenet"))
 
 
-NOTEBOOK = """
-result = alexnet.train("digits", epochs=2, limit_steps=2, width=0.125, batch_size=64)
-result
----
-alexnet.load(result.run).predict(load_digits().images[:3, ..., None] / 16)
----
-alexnet.show("filters", result.run)
----
-alexnet.report(result.run)
----
-alexnet.create_model("papr")
-"""
-
-
 @pytest.mark.slow
-def test_a_notebook_shows_results_and_no_red_text(tmp_path):
+def test_the_notebook_of_the_documentation_shows_results_and_no_red_text(tmp_path):
+    """Execute the code of docs/notebook.md, a cell for each paragraph, with a smaller network."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    start = "import alexnet\nfrom sklearn.datasets import load_digits"
-    cells = [nbformat.v4.new_code_cell(source.strip()) for source in (start, *NOTEBOOK.split("---"))]
+    page = (Path(__file__).parents[1] / "docs" / "notebook.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code = code.replace("epochs=5", "epochs=2, width=0.125")
+    cells = [nbformat.v4.new_code_cell(cell) for cell in code.strip().split("\n\n")]
     notebook = nbformat.v4.new_notebook(cells=cells)
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, allow_errors=True, resources=resources).execute()
-    first, train, predict, figure, report, error = [cell.outputs for cell in notebook.cells]
+    outputs = {cell.source.splitlines()[-1].split("  #")[0]: cell.outputs for cell in notebook.cells}
+    first, error = outputs.pop("from sklearn.datasets import load_digits"), outputs.pop('alexnet.create_model("papr")')
     assert first == []
-    progress, result = (output.data["text/html"] for output in train)
-    assert progress.count("<svg") == 2
-    assert "test top-1" in result
-    assert predict[0].data["text/html"].count("<img ") == 3
-    assert "image/png" in figure[0].data
-    assert "<iframe " in report[0].data["text/html"]
     assert error[0].traceback == ["UserError: There is no architecture 'papr'; did you mean 'paper' or 'paper-six'?"]
-    for outputs in (train, predict, figure, report):
-        assert all(output.output_type in ("display_data", "execute_result") for output in outputs)
+    assert all(o.output_type in ("display_data", "execute_result") for cell in outputs.values() for o in cell)
+    html = {source: [o.data.get("text/html", "") for o in cell] for source, cell in outputs.items()}
+    curves, result = html["result"]
+    assert curves.count("<svg") == 2
+    assert "test top-1" in result
+    assert html["classifier.predict(digits[0])"][0].count("<img ") == 1
+    assert html["classifier.predict(list(digits[:6]))"][0].count("<img ") == 6
+    assert "image/png" in outputs['alexnet.show("filters", result.run)'][0].data
+    assert "<iframe " in html["alexnet.report(result.run)"][0]
