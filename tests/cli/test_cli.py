@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -270,6 +271,30 @@ def test_training_own_images_names_run_and_export_after_them(capsys, tmp_path, s
     assert following == ["predict", "eval", "show", "serve", "report"]
     (page,) = opened
     assert page == (folder / "report.html").resolve().as_uri()
+
+
+def test_an_empty_class_folder_is_left_out_on_request(capsys, skip_plots):
+    make_image_folder(Path("pets"))
+    Path("pets", "none").mkdir()
+    Path("pets", "broken.d").mkdir()
+    Path("pets", "broken.d", "a.png").write_bytes(b"nothing")
+    (broken,) = (folder for folder in Path("pets").iterdir() if folder.name == "broken.d")
+    assert run(["train", "pets", "--skip-bad", *QUICK]) == 2
+    assert "No image of class 'broken.d'" in capsys.readouterr().err
+    assert run(["check", "pets"]) == 0  # training refuses, and a cleaned copy mends it
+    assert capsys.readouterr().out.splitlines()[-1] == "  alexnet check pets --fix pets-clean"
+    assert run(["check", "pets", "--fix", "pets-clean"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "  alexnet train pets-clean"
+    assert set(os.listdir("pets-clean")) == set(os.listdir("pets")) - {"none", "broken.d"}
+
+    shutil.rmtree(broken)
+    assert run(["check", "pets"]) == 0
+    command = capsys.readouterr().out.splitlines()[-3]
+    assert command == "  alexnet train folder --data pets --skip-bad"
+    assert run([*command.split()[1:], *QUICK, "--out", "run"]) == 0
+    assert "Skipped none/: the class folder holds no images." in capsys.readouterr().err
+    assert Path("run", "bad_files.csv").read_text().splitlines()[1:] == ["none/,the class folder holds no images"]
+    assert run(["resume", "run", "--epochs", "+1"]) == 0
 
 
 def test_predict_counts_what_could_not_be_read(small_run, capsys):

@@ -85,7 +85,7 @@ def test_check_command_writes_page_and_cleaned_copy(tmp_path, monkeypatch, capsy
     assert run(["check", "my data", "--html", "page.html", "--fix", "clean"]) == 0
     out, err = capsys.readouterr()
     assert err == "Reading my data …\n"
-    assert "\n  alexnet train folder --data 'my data'\n" in out
+    assert "\n  alexnet train clean\n" in out
     assert out.splitlines()[-1] == "page.html"
     read_page(tmp_path / "page.html")
     assert run(["check", "my data", "--lang", "zh"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -80,6 +81,10 @@ def check(
     _show(found, translate)
     for note in notes:
         print_lines(translate.sentence(note))
+    if fix is None:
+        _show_commands(found, translate)
+    elif found.mendable or found.command:
+        print_lines(f"  alexnet train {shlex.quote(str(fix))}")
     if html is not None:
         print_lines(html)
 
@@ -149,8 +154,14 @@ def _show(found: Findings, translate: Translator) -> None:
     for note in found.notes:
         print_lines(translate.sentence(note))
     print_lines("", translate.sentence(found.verdict))
-    if found.blocking_error is None:
-        print_lines(f"  {found.command}")
+
+
+def _show_commands(found: Findings, translate: Translator) -> None:
+    """Print the command that trains, the one that writes a cleaned copy, or both, or none."""
+    if found.fix_command and found.command:
+        print_lines(f"  {found.command}", translate("check_or_fix"), f"  {found.fix_command}")
+    elif command := found.command or found.fix_command:
+        print_lines(f"  {command}")
 
 
 def _pair(found: Findings, a: int, b: int, translate: Translator) -> str:

@@ -28,11 +28,30 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 
+EMPTY_FOLDER = "the class folder holds no images"
+"""The reason for which `BadFiles` lists a class folder, whose name then ends with a slash."""
+
 RawImage = Path | bytes | np.ndarray
 """An image file, its bytes, or its pixels, uint8 H×W×C."""
 
 SplitRows = list[tuple[str, str]]
 """Rows (image name, split) of `split.csv`."""
+
+
+class BadFiles(UserError):
+    """Files of a dataset that cannot be read, or class folders without any: `bad` lists each with the reason."""
+
+    def __init__(self, summary: str, bad: list[tuple[str, str]]) -> None:
+        super().__init__(summary, bad)  # both in args, so that the error survives pickling
+        self.summary = summary
+        self.bad = bad
+
+    def __str__(self) -> str:
+        return f"{self.summary}; replace or remove them, or skip them with --skip-bad."
+
+    def without_skipping(self, fix: str) -> UserError:
+        """Return the error for a caller that cannot skip files, who is told to do `fix`."""
+        return UserError(f"{self.summary}; {fix}.")
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def load_dataset(
     `bad` lists files to leave out, (name, reason), because they cannot be read.
 
     Raises `UserError` for an unknown name, for missing or malformed data, and as `image_folder` and `leave_out` do;
-    `BadFiles` for class folders of CIFAR-10, which are decoded here.
+    `BadFiles` for empty class folders, and for class folders of CIFAR-10, which are decoded here.
     """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
@@ -99,7 +99,7 @@ def load_dataset(
     else:
         if data is None and labels is None:
             raise UserError(f"The dataset '{name}' needs the folder that holds it; give --data DIR.")
-        source = leave_out(replace(scan_images(data, labels, progress=progress, text=text), name=name), bad)
+        source = leave_out(replace(scan_images(data, labels, progress=progress, text=text, bad=bad), name=name), bad)
         if name == "imagenet" and not {"val", "test"} & set(source.splits):
             source.notes.append(f"{data} has no val/ beside train/, as ImageNet has.")
     return make_splits(source, seed, hold_out, split)
@@ -240,7 +240,7 @@ def _load_cifar10(
         elif (data / layout).is_dir() or (data / "data_batch_1").is_file():
             folder = data / layout if (data / layout).is_dir() else data
         elif any(path.is_dir() and path.name.lower() in ("train", "training") for path in data.iterdir()):
-            source = leave_out(replace(scan_images(data, None), name="cifar10"), bad)
+            source = leave_out(replace(scan_images(data, None, bad=bad), name="cifar10"), bad)
             decoded = decode_splits(source, EvalTransform(size=32), progress=progress)
             # 32×32 is their original size
             return replace(decoded, splits={k: replace(v, eval_ready=False) for k, v in decoded.arrays.items()})

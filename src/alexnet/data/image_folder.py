@@ -18,13 +18,13 @@ imported where needed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.data.archives import ARCHIVE_SUFFIXES, ignored_in_archive, unpack_if_archive
-from alexnet.data.dataset import ImageDataset, ImageFiles, list_first, order_splits
+from alexnet.data.dataset import EMPTY_FOLDER, BadFiles, ImageDataset, ImageFiles, list_first, order_splits
 from alexnet.data.image_names import describe_ignored, has_image_suffix, is_hidden, is_image
 from alexnet.data.label_table import SPLIT_NAMES, class_order, read_label_table
 from alexnet.data.layouts import FlatImages, find_metadata, read_ground_truth, read_metadata
@@ -103,13 +103,14 @@ def scan_images(
     training: bool = True,
     progress: Progress | None = None,
     text: TextOptions = BY_CONTENT,
+    bad: Sequence[tuple[str, str]] = (),
 ) -> ImageDataset:
-    """Find the images in the class folders or archive `data`, or those that the table `labels`
-    lists, without opening them. Raises `UserError` as `scan_class_folders` and `scan_label_table`
+    """Find the images in the class folders or archive `data` except the folders in `bad`, or those that the table
+    `labels` lists, without opening them. Raises `UserError` as `scan_class_folders` and `scan_label_table`
     do."""
     root = resolve_data_folder(data, labels, progress, text)
     if labels is None:
-        return scan_class_folders(root, training, text)
+        return scan_class_folders(root, training, text, bad)
     return scan_label_table(root, resolve_labels_path(labels, root), training, text)
 
 
@@ -220,19 +221,23 @@ def _label_flat_images(found: FolderContents, split: str, direct: list[str], tex
     found.stray = sorted({*found.stray, *images.names} - set(labeled.labels))
 
 
-def scan_class_folders(root: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageDataset:
+def scan_class_folders(
+    root: Path, training: bool = True, text: TextOptions = BY_CONTENT, bad: Sequence[tuple[str, str]] = ()
+) -> ImageDataset:
     """Return the images that `list_class_folders` finds as a dataset."""
-    return _to_dataset(root, list_class_folders(root, training, text))
+    return _to_dataset(root, list_class_folders(root, training, text, bad))
 
 
-def list_class_folders(root: Path, training: bool = True, text: TextOptions = BY_CONTENT) -> ImageList:
-    """Find the images in the class folders of `root`, without opening them.
+def list_class_folders(
+    root: Path, training: bool = True, text: TextOptions = BY_CONTENT, bad: Sequence[tuple[str, str]] = ()
+) -> ImageList:
+    """Find the images in the class folders of `root`, without opening them. Leave out the empty ones listed in `bad`.
 
     A folder without splits is one split: `train`, or `all` unless `training`. For evaluation train/
     may be missing, one class is enough, and any split may have any class. Raises `UserError` if the
     folder is missing, inaccessible or empty or has class names in an unknown encoding, and for
-    training also without class folders, with an empty class folder, fewer than two classes, two
-    class names that differ only in case, or a class that train/ lacks.
+    training also without class folders, with fewer than two classes, two class names that differ
+    only in case, or a class that train/ lacks, and `BadFiles` for empty class folders.
     """
     found = walk_folder(root, text)
     if found.undecided:
@@ -255,7 +260,16 @@ def list_class_folders(root: Path, training: bool = True, text: TextOptions = BY
         other = next(iter(folders.values()))
         raise UserError(f"{root} has {other.name}/ but no train/ to learn from; name the training folder train.")
     if training:
-        _check_folders_for_training(root, folders, by_split)
+        left_out = {name for name, _ in bad} if any(by_split["train"].values()) else set()
+        by_split = {
+            split: {
+                name: images
+                for name, images in by_class.items()
+                if images or folder_name(root, folders[split] / name) not in left_out
+            }
+            for split, by_class in by_split.items()
+        }
+        check_folders_for_training(root, folders, by_split)
     images = {
         split: [(path, name) for name, paths in by_class.items() for path in paths]
         for split, by_class in by_split.items()
@@ -385,10 +399,16 @@ def _without_classes(folder: Path) -> str:
     )
 
 
-def _check_folders_for_training(
-    root: Path, folders: dict[str, Path], by_split: dict[str, dict[str, list[str]]]
-) -> None:
-    """Raise `UserError` if the class folders cannot be trained on."""
+def folder_name(root: Path, folder: Path) -> str:
+    """Return what `BadFiles` calls a class folder."""
+    return f"{folder.relative_to(root).as_posix()}/"
+
+
+def check_folders_for_training(root: Path, folders: dict[str, Path], by_split: dict[str, dict[str, list[str]]]) -> None:
+    """Raise `UserError` if the class folders cannot be trained on, `BadFiles` if they can without the empty ones.
+
+    `by_split` has the images of each class for each split, of which one is train.
+    """
     train, folder = by_split["train"], folders["train"]
     if not train:
         if _has_images(folder):
@@ -397,11 +417,18 @@ def _check_folders_for_training(
         raise UserError(f"{folder} {found}; put the images of each class into a separate folder there.")
     if not any(train.values()):
         raise UserError(f"{folder} holds no images; put those of each class into its folder.")
-    for name, images in train.items():
-        if not images:
-            raise UserError(f"The class folder {folder / name} holds no images; add some or remove the folder.")
-    if len(train) == 1:
-        raise UserError(f"{folder} holds one class only, '{next(iter(train))}'; a classifier needs two or more.")
+    full = [name for name, images in train.items() if images]
+    if len(full) == 1:
+        raise UserError(f"{folder} holds images of one class only, '{full[0]}'; a classifier needs two or more.")
+    empty = [
+        folder_name(root, folders[split] / name)
+        for split, by_class in by_split.items()
+        for name, images in by_class.items()
+        if not images and not train.get(name, True)
+    ]
+    if empty:
+        listed = f"Class folders in {root} that hold no images ({len(empty)}): {list_first(empty)}"
+        raise BadFiles(listed, [(name, EMPTY_FOLDER) for name in empty])
     by_case: dict[str, str] = {}
     for name in train:
         other = by_case.setdefault(name.casefold(), name)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from alexnet.data.augment import Augment
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, list_first
+from alexnet.data.dataset import BadFiles, ImageArrays, ImageDataset, ImageFiles, list_first
 from alexnet.data.decode import BadImage, check_image, decode_crop, decode_image, image_size, map_in_threads
 from alexnet.data.deep import ValueRange
 from alexnet.data.transforms import EvalTransform
@@ -29,22 +29,6 @@ MAX_IN_MEMORY = 2 << 30
 """Maximum bytes of decoded images kept in memory."""
 FULL_CHECK = 50_000
 """Up to this many files are decoded to find unreadable ones; of more, only headers and end markers are read."""
-
-
-class BadFiles(UserError):
-    """Files of a dataset that cannot be read: `bad` lists each with the reason."""
-
-    def __init__(self, summary: str, bad: list[tuple[str, str]]) -> None:
-        super().__init__(summary, bad)  # both in args, so that the error survives pickling
-        self.summary = summary
-        self.bad = bad
-
-    def __str__(self) -> str:
-        return f"{self.summary}; replace or remove them, or skip them with --skip-bad."
-
-    def without_skipping(self, fix: str) -> UserError:
-        """Return the error for a caller that cannot skip files, who is told to do `fix`."""
-        return UserError(f"{self.summary}; {fix}.")
 
 
 def fits_in_memory(dataset: ImageDataset, size: int, requested: bool | None = None) -> bool:
@@ -105,13 +89,18 @@ def _raise_bad(dataset: ImageDataset, reasons: list[tuple[ImageFiles, int, str]]
 def without_bad_files(
     work: Callable[[list[tuple[str, str]]], Result], skip_bad: bool, known: Sequence[tuple[str, str]] = ()
 ) -> Result:
-    """Return work(known), or, if that raises `BadFiles` and they are to be skipped, work(known and these)."""
-    try:
-        return work(list(known))
-    except BadFiles as error:
-        if not skip_bad:
-            raise
-        return work([*known, *error.bad])
+    """Return work(known), or, while that raises `BadFiles` and they are to be skipped, work(known and these).
+
+    It does so up to twice: for class folders without images, then for unreadable files.
+    """
+    bad = list(known)
+    while True:
+        try:
+            return work(bad)
+        except BadFiles as error:
+            if not skip_bad:
+                raise
+            bad = [*bad, *error.bad]
 
 
 def leave_out(dataset: ImageDataset, bad: Sequence[tuple[str, str]]) -> ImageDataset:

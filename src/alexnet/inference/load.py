@@ -233,7 +233,7 @@ def load_run_dataset(run: Run, progress: Progress | None) -> ImageDataset:
 @contextlib.contextmanager
 def explain_bad_files(own_data: bool) -> Iterator[None]:
     """Turn `BadFiles` into an error without --skip-bad, which evaluation does not have."""
-    from alexnet.data.in_memory import BadFiles
+    from alexnet.data.dataset import BadFiles
 
     try:
         yield

@@ -174,7 +174,9 @@ class DataSettings:
         help="Split evaluated after each epoch. val also selects the best checkpoint. test is for benchmarks that "
         "follow a published protocol: it selects nothing, and the last checkpoint is the result.",
     )  # fmt: skip
-    skip_bad: bool = setting(False, "Skip unreadable images and list them in bad_files.csv.", flag=True)
+    skip_bad: bool = setting(
+        False, "Skip unreadable images and empty class folders, and list them in bad_files.csv.", flag=True
+    )
     crop_pct: float = setting(
         1.0, above=0, maximum=1, on_resume="fixed",
         help="Evaluation: side of the center crop as a share of the resized image's short side; .875 is 224 of "

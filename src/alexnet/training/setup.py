@@ -14,10 +14,10 @@ import torch
 
 from alexnet.checkpoint import Checkpoint
 from alexnet.data.augment import IMAGENET_PCA, Augment, ColorPCA
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles, SplitRows
+from alexnet.data.dataset import BadFiles, ImageArrays, ImageDataset, ImageFiles, SplitRows
 from alexnet.data.datasets import load_dataset
 from alexnet.data.deep import UNMEASURED, RangeUnknown
-from alexnet.data.in_memory import BadFiles, check_files, decode_splits, fits_in_memory, without_bad_files
+from alexnet.data.in_memory import check_files, decode_splits, fits_in_memory, without_bad_files
 from alexnet.data.loader import EVAL_BATCH_SIZE, BatchLoader, choose_workers, evaluation_batches
 from alexnet.data.statistics import (
     IMAGENET_MEAN_IMAGE,

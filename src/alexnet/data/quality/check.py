@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alexnet.data import image_folder
-from alexnet.data.dataset import ImageArrays
+from alexnet.data.dataset import EMPTY_FOLDER, ImageArrays
 from alexnet.data.image_names import describe_ignored
 from alexnet.data.label_table import class_order, read_label_table
 from alexnet.data.processes import check_main_module, process_pool
+from alexnet.data.quality.clean import is_mendable
 from alexnet.data.quality.duplicates import exact_groups, near_pairs
 from alexnet.data.quality.findings import Findings, collect_warnings, find_blocking_error, pluralize
 from alexnet.data.quality.inspect import THUMBNAIL_SIDE, ImageInfo, inspect_arrays, inspect_files
@@ -73,6 +74,7 @@ def check_dataset(
     found.bad += [(n, info.reason) for n, info in zip(found.names, found.infos, strict=True) if info.reason is not None]
     found.exact, found.near = _find_duplicates(found.infos)
     found.blocking_error = found.blocking_error or find_blocking_error(found)
+    found.mendable = is_mendable(found)
     collect_warnings(found)
     return found
 
@@ -97,7 +99,7 @@ def _list_images(data: Path | None, labels: Path | None, progress: Progress | No
             image_folder.list_label_table(root, labels, text=text)
         else:
             _list_class_folders(found)
-            image_folder.list_class_folders(root, text=text)
+            image_folder.list_class_folders(root, text=text, bad=found.bad)
     except UserError as error:
         if not found.names:
             raise
@@ -126,13 +128,15 @@ def _load_published(data: Path, progress: Progress | None) -> Findings:
 def _list_class_folders(found: Findings) -> None:
     tree = image_folder.walk_folder(found.root, found.text)
     found.notes += tree.notes
+    closed = {Path(name).name for name, _ in tree.inaccessible}
     for split, by_class in tree.classes.items():
         for label, names in by_class.items():
             found.names += names
             found.labels += [label] * len(names)
             found.splits += [split] * len(names)
-            if not names:
-                found.warnings.append(f"The class folder {tree.folders[split] / label} contains no images.")
+            if not names and label not in closed:
+                name = image_folder.folder_name(found.root, tree.folders[split] / label)
+                found.bad.append((name, EMPTY_FOLDER))
     if tree.stray and not found.names:  # a folder of images without classes can still be inspected
         found.names, found.labels = tree.stray, [""] * len(tree.stray)
         found.splits = ["all"] * len(tree.stray)

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from alexnet.data.image_folder import check_folders_for_training
 from alexnet.data.image_names import is_hidden
 from alexnet.data.quality.findings import Findings, pluralize, similar_labels
 from alexnet.errors import UserError
@@ -38,9 +39,7 @@ def write_cleaned(found: Findings, out: Path) -> list[str]:
     Raises `UserError` as `check_target` does, if nothing would be left, and if writing fails.
     """
     check_target(out, found.data)
-    similar = similar_labels(found.classes)
-    merged = {label: group[0] for group in similar for label in group}
-    labels = [merged.get(label, label) for label in found.labels]
+    similar, labels = similar_labels(found.classes), _merge_labels(found)
     kept, actions = _choose_images(found, labels)
     actions += [f"Merged the labels {', '.join(map(repr, sorted(g)))} into {_to_folder_name(g[0])!r}." for g in similar]
     if not kept:
@@ -65,6 +64,27 @@ def write_cleaned(found: Findings, out: Path) -> list[str]:
         raise UserError(f"--fix {out} cannot be written ({reason}); choose another folder.") from error
     counts = ", ".join(f"{count} as {method}" for method, count in methods.items())
     return [*actions, f"Wrote {len(kept)} of {len(found.names)} images to {out}, {counts}; {found.data} is unchanged."]
+
+
+def is_mendable(found: Findings) -> bool:
+    """Return whether the copy would leave something out or merge labels, and can be trained on."""
+    merged = _merge_labels(found)
+    kept, _ = _choose_images(found, merged)
+    by_split: dict[str, dict[str, list[str]]] = {"train": {}}
+    for i in kept:
+        split = "train" if found.splits[i] == "all" else found.splits[i]
+        by_split.setdefault(split, {}).setdefault(merged[i], []).append(found.names[i])
+    try:
+        check_folders_for_training(found.root, {split: found.root / split for split in by_split}, by_split)
+    except UserError:
+        return False
+    return bool(found.bad) or len(kept) < len(found.names) or merged != found.labels
+
+
+def _merge_labels(found: Findings) -> list[str]:
+    """Return the label of each image, of spellings that differ only in case or spacing the most frequent one."""
+    merged = {label: group[0] for group in similar_labels(found.classes) for label in group}
+    return [merged.get(label, label) for label in found.labels]
 
 
 def _choose_images(found: Findings, labels: list[str]) -> tuple[list[int], list[str]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet.data.dataset import EMPTY_FOLDER
 from alexnet.data.quality.inspect import ImageInfo
 from alexnet.data.value_range import FoundRange
 from alexnet.text import BY_CONTENT, TextOptions, join_lines
@@ -65,6 +66,8 @@ class Findings:
     """Further information, a sentence each."""
     value_range: FoundRange | None = None
     """Of the images of more than 8 bits."""
+    mendable: bool = False
+    """Whether `check --fix` leaves out or merges something, and writes a copy that can be trained on."""
     blocking_error: str | None = None
     """Why the dataset cannot be trained on as it is: the message that training would give."""
     text: TextOptions = BY_CONTENT
@@ -104,15 +107,29 @@ class Findings:
         return [(a, b) for a, b in chained + self.near if values[a] != values[b]]
 
     @property
-    def command(self) -> str:
-        """The command that trains on this dataset."""
-        words = ["alexnet", "train", self.recipe]
-        if self.labels_file is None or self.data != self.labels_file.parent:
-            words += ["--data", str(self.data)]
-        if self.labels_file is not None:
-            words += ["--labels", str(self.labels_file)]
-        words += [f"--{name}={value}" for name, value in vars(self.text).items() if value is not None]
-        return shlex.join(words + ["--skip-bad"] * any(info.reason for info in self.infos))
+    def command(self) -> str | None:
+        """The command that trains on this dataset; None if training would refuse."""
+        if self.blocking_error is not None:
+            return None
+        data = (
+            [] if self.labels_file is not None and self.data == self.labels_file.parent else ["--data", str(self.data)]
+        )
+        return self._command("train", self.recipe, *data, *["--skip-bad"] * bool(self.bad))
+
+    @property
+    def fix_command(self) -> str | None:
+        """The command that writes a cleaned copy beside the dataset; None if that would mend nothing."""
+        if not self.mendable:
+            return None
+        data = self.data if self.data.name else self.data.resolve()
+        clean = data.with_name(f"{data.name.split('.')[0]}-clean")
+        return self._command("check", str(self.data), "--fix", str(clean))
+
+    def _command(self, *words: str) -> str:
+        """Return the command with the flags that say how the dataset is read."""
+        labels = ["--labels", str(self.labels_file)] if self.labels_file is not None else []
+        text = [f"--{name}={value}" for name, value in vars(self.text).items() if value is not None]
+        return shlex.join(["alexnet", *words, *labels, *text])
 
     @property
     def verdict(self) -> str:
@@ -171,6 +188,7 @@ class Findings:
             "trainable": self.blocking_error is None,
             "verdict": self.verdict,
             "command": self.command,
+            "fix_command": self.fix_command,
         }
 
 
@@ -202,6 +220,8 @@ def collect_warnings(found: Findings) -> None:
     unreadable = sum(info.reason is not None for info in found.infos)
     if unreadable:
         warnings.append(f"Unreadable: {unreadable} of {len(found.names)} images; --skip-bad trains without them.")
+    if empty := [name for name, reason in found.bad if reason == EMPTY_FOLDER]:
+        warnings.append(f"Class folders without images: {', '.join(empty[:10])}; --skip-bad trains without them.")
     if leaks := found.duplicates_across(found.splits):
         a, b = leaks[0]
         warnings.append(

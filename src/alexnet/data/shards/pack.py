@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from alexnet.data import image_folder
-from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
+from alexnet.data.dataset import BadFiles, ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.datasets import load_known_layout
 from alexnet.data.deep import ValueRange
 from alexnet.data.image_folder import scan_images
@@ -141,7 +141,10 @@ def list_contents(
         return layout
     found = scan_images(data, labels, training=False, text=text)
     if {"train", "all"} & set(found.splits):  # otherwise the images are for evaluation only
-        found = scan_images(data, labels, text=text)
+        try:
+            found = scan_images(data, labels, text=text)
+        except BadFiles as error:
+            raise error.without_skipping("add some, or remove the folders") from None
     return found
 
 
