@@ -50,7 +50,8 @@ def test_three_formats_hold_the_same_rows(images, tmp_path):
     assert (
         [x["path"] for x in lines] == [x["path"] for x in table] == [x["path"] for x in rows] == list(map(str, images))
     )
-    assert lines[0]["labels"] == table[0]["labels"] == [{"label": "a", "p": 0.75}, {"label": "b", "p": 0.25}]
+    assert table[0]["labels"] == [{"label": "a", "p": 0.75}, {"label": "b", "p": 0.25}]
+    assert lines[0]["labels"] == [{**label, "confidence": label["p"]} for label in table[0]["labels"]]
     assert (rows[0]["label1"], float(rows[0]["p1"]), rows[0]["label2"], rows[0]["error"]) == ("a", 0.75, "b", "")
     assert rows[3]["error"] == table[3]["error"] == lines[3]["error"] == "it is truncated"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "x.csv", "x.jsonl", "x.parquet"]

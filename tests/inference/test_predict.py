@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from alexnet.errors import UserError
 from alexnet.inference.load import TORCHVISION_PREPROCESS, load_model
 from alexnet.inference.predict import Prediction, Predictions, load
 from alexnet.run_dir import Run
-from alexnet.runtimes.calibration import find_calibration
+from alexnet.runtimes.calibration import Calibration, find_calibration
 from alexnet.runtimes.engines import softmax
 
 
@@ -141,9 +142,15 @@ def test_prediction_representations():
     assert str(found) == "a<b.png: cat 75.0%, dog 25.0%"
     assert "a&lt;b.png" in found._repr_html_()
     json.dumps(found.to_dict())
-    unsure = Prediction("a<b.png", (("cat", 0.75), ("dog", 0.25)), unsure=True, confidence=0.6)
-    assert str(unsure) == "a<b.png: unsure (confidence 60.0%): cat 75.0%, dog 25.0%"
-    assert "a&lt;b.png: unsure (confidence 60.0%)<" in unsure._repr_html_()
+    unsure = replace(found, unsure=True, confidence=0.9, calibration=Calibration(0.5, 0.95))
+    assert str(unsure) == "a<b.png: unsure (needs 95.0%): cat 90.0%, dog 10.0%"
+    assert "a&lt;b.png: unsure (needs 95.0%)<" in unsure._repr_html_()
+
+
+def test_a_confidence_just_below_the_threshold_differs_from_it_in_print():
+    found = Prediction("a.png", (("cat", 0.9), ("dog", 0.1)), unsure=True, confidence=0.9496,
+                       calibration=Calibration(1.0, 0.95004))  # fmt: skip
+    assert str(found).startswith("a.png: unsure (needs 95.004%): cat 95.0%")
 
 
 def test_unsure_follows_the_stored_threshold(small_run, tmp_path):

@@ -45,24 +45,31 @@ def test_temperature_undoes_a_factor(factor):
 
 
 def test_threshold_holds_on_new_images():
-    found = fit_calibration(*make_calibrated_logits(8000))
-    logits, targets = make_calibrated_logits(8000, seed=1)
-    answers = confidence_metrics(logits, targets, found)
-    assert answers["answered_top1"] == pytest.approx(0.95, abs=0.015)
-    assert answers["coverage"] == pytest.approx(found.coverage, abs=0.03)
-    assert 0.3 < found.coverage < 0.95
-    # it is the lowest such threshold: a lower one is less accurate
-    right, confidence = logits.argmax(1) == targets, found.confidence(logits)
-    more = confidence >= found.threshold - 0.1
-    assert right[more].mean() < answers["answered_top1"]
+    """Chance breaks the promise of 95 % in at most one of twenty fits; without a margin it would in half of them."""
+    found = []
+    for seed in range(40):
+        fitted = fit_calibration(*make_calibrated_logits(2000, seed=seed))
+        found.append(confidence_metrics(*make_calibrated_logits(8000, seed=1000 + seed), fitted))
+    assert sum(metrics["answered_top1"] < 0.95 for metrics in found) <= 2
+    assert 0.95 < np.mean([metrics["answered_top1"] for metrics in found]) < 0.975
+    assert 0.2 < np.mean([metrics["coverage"] for metrics in found]) < 0.99
 
 
-def test_accurate_network_is_unsure_of_the_least_confident_twentieth():
-    logits, targets = make_calibrated_logits(4000, spread=12)
+def test_accurate_network_is_unsure_of_the_least_confident_hundredth_at_most():
+    logits, targets = make_calibrated_logits(4000, spread=40)
     found = fit_calibration(logits, targets)
-    assert found.top1 > 0.9
-    assert found.answered_top1 >= 0.95
-    assert found.coverage == pytest.approx(0.95, abs=1e-3)
+    assert found.answered_top1 > found.top1 > 0.97
+    assert found.coverage == pytest.approx(0.99, abs=1e-3)
+    right = np.eye(4, dtype=np.float32)[np.arange(300) % 4] * np.linspace(8, 20, 300, dtype=np.float32)[:, None]
+    found = fit_calibration(right, np.arange(300) % 4)  # its least confident hundredth is above .95
+    assert (found.top1, found.coverage, found.threshold) == (1, 1, 0.95)
+
+
+@pytest.mark.parametrize(("images", "enough"), [(71, False), (72, True)])
+def test_a_threshold_takes_72_images_without_a_mistake(images, enough):
+    confidence = np.linspace(0.55, 0.9, images)
+    logits = np.log(np.stack([confidence, 1 - confidence], axis=1))
+    assert (fit_calibration(logits, np.zeros(images, np.int64)).threshold < 0.95) == enough
 
 
 def test_default_threshold_where_none_is_accurate_enough():

@@ -74,7 +74,8 @@ def predict(
         if not json:
             print_lines(prediction)
     if json:
-        print_json({"predictions": [p.to_dict() for p in predictions]})
+        threshold = classifier.calibration.threshold if classifier.calibration else None
+        print_json({"predictions": [p.to_dict() for p in predictions], "threshold": threshold})
     if clipped := sum(p.clipped for p in predictions):
         log(describe_clipped(clipped, classifier.preprocess.value_range))
     unreadable = sum(p.error is not None for p in predictions)

@@ -1,7 +1,7 @@
 """Prediction: labels for image files, folders, bytes. Decoding and preprocessing are those of evaluation.
 
-The probabilities are the network's own. Where it has a calibration, a prediction also has a
-confidence, which decides whether it is unsure (see `calibration.py`).
+`labels` has the network's own probabilities. Where it has a calibration, a prediction also has a confidence, which
+decides whether it is unsure (see `calibration.py`); what people read shows calibrated probabilities only.
 
 Importing torch takes longer than classifying an image, so it is imported only where it computes:
 `load` can use a cached engine, or an exported file, without it.
@@ -28,6 +28,7 @@ from alexnet.inference.crops import CENTER_CROP, Views, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
 from alexnet.inference.load import find_cached
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
+from alexnet.runtimes.calibration import Calibration
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine, softmax, trace_model
 from alexnet.text import escape, join_lines
 
@@ -56,11 +57,23 @@ class Prediction:
     clipped: bool = False  # whether it has values beyond the range of the training images
     open_image: Callable[[], Image.Image] | None = field(default=None, compare=False)
     """Decodes the image again."""
+    calibration: Calibration | None = field(default=None, compare=False)
+    """What the confidence is from; None as above."""
+
+    @property
+    def confidences(self) -> tuple[tuple[str, float], ...]:
+        """The labels with their calibrated probabilities, of which the first is `confidence`; without a calibration
+        the network's own."""
+        if self.calibration is None or self.confidence is None or not self.labels:
+            return self.labels
+        first, exponent = self.labels[0][1], 1 / self.calibration.temperature
+        return tuple((label, self.confidence * (p / first) ** exponent) for label, p in self.labels)
 
     def to_dict(self) -> dict[str, Any]:
+        pairs = zip(self.labels, self.confidences, strict=True)
         return {
             "path": self.path,
-            "labels": [{"label": label, "p": p} for label, p in self.labels],
+            "labels": [{"label": label, "p": p, "confidence": confidence} for (label, p), (_, confidence) in pairs],
             "unsure": self.unsure,
             "confidence": self.confidence,
             "error": self.error,
@@ -74,10 +87,15 @@ class Prediction:
         if self.error:
             return escape(f"{self.path}: {self.error}")
         unsure = f"{self._unsure_text()}: " if self.unsure else ""
-        return escape(f"{self.path}: {unsure}" + ", ".join(f"{label} {p:.1%}" for label, p in self.labels))
+        return escape(f"{self.path}: {unsure}" + ", ".join(f"{label} {p:.1%}" for label, p in self.confidences))
 
     def _unsure_text(self) -> str:
-        return f"unsure (confidence {self.confidence:.1%})"
+        if self.calibration is None:
+            return "unsure"
+        needed = f"{self.calibration.threshold:.1%}"
+        if needed == f"{self.confidence:.1%}":  # it missed the threshold by less than the digits show
+            needed = f"{self.calibration.threshold:.3%}"
+        return f"unsure (needs {needed})"
 
     def _repr_html_(self) -> str:
         return Predictions([self])._repr_html_()
@@ -88,7 +106,7 @@ class Prediction:
         texts = [name, self._unsure_text() if self.unsure else "", self.error or ""]
         return {
             "title": escape(": ".join(text for text in texts if text)),
-            "rows": [(label, f"{p:.1%}") for label, p in self.labels],
+            "rows": [(label, f"{p:.1%}") for label, p in self.confidences],
             "unsure": self.unsure, **self._thumbnail(),
         }  # fmt: skip
 
@@ -298,7 +316,7 @@ class Classifier:
         """Return the `top` most likely labels of the image called `name`."""
         best = row.order[:top]
         labels = tuple(zip(map(self.classes.__getitem__, best.tolist()), row.p[best].tolist(), strict=True))
-        return Prediction(name, labels, None, row.unsure, row.confidence, clipped, open_image)
+        return Prediction(name, labels, None, row.unsure, row.confidence, clipped, open_image, self.calibration)
 
 
 def load(

@@ -175,7 +175,8 @@ def _check_classes(data: RunData) -> Iterator[Recommendation]:
             size = data.model.get("preprocess", {}).get("size", "?")
             values = {"share": share, "a": confusion.labels[i], "b": confusion.labels[j], "size": size}
             yield Recommendation("pair", values, warns=False)
-    confident = int((wrong & (data.predictions.confidence > 0.95)).sum())
+    assert data.confidence is not None, "there are predictions"
+    confident = int((wrong & (data.confidence.reported > 0.95)).sum())
     if confident >= 5 and confident >= 0.1 * wrong.sum():
         yield Recommendation("confident_mistakes", {"wrong": int(wrong.sum()), "n": confident}, warns=False)
 

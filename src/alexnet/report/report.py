@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,11 @@ def _classes(page: Page, data: RunData) -> Values | None:
 
 def _examples(page: Page, data: RunData, which: str) -> Values | None:
     """Return `mistakes` or `least_confident_correct` with their images, and write them as a table."""
-    found = data.predictions
+    found, confidence = data.predictions, data.confidence
     if found is None:
         return None
+    if confidence is not None and confidence.calibration is not None:  # the confidence that `predict` shows
+        found = replace(found, logits=found.logits / confidence.calibration.temperature)
     mistakes, correct = find_examples(found, data.classes, MAX_EXAMPLES)
     examples = mistakes if which == "mistakes" else correct
     if not examples:

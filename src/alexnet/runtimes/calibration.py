@@ -4,10 +4,12 @@ Networks are over- or underconfident, mostly by one factor. So all logits are di
 fitted on the validation split (Guo et al. 2017). It does not change the order of labels: the probabilities that
 `predict` prints are the network's own, and the softmax of the divided logits gives the confidence beside them.
 
-The threshold on that confidence is the lowest at which at least 95 % of the predictions above it are correct and at
-most 95 % of the validation images are above it. The second bound is for networks that are nearly always right:
-unfamiliar images are among the least confident, and would go unnoticed if nothing familiar were below. Where no
-threshold achieves this (a weak network, few images), it is .95, which by itself promises the same accuracy.
+The threshold on that confidence promises: of the predictions that are not unsure, at least 95 % are correct, on images
+like those of the validation split. It is the lowest threshold for which the validation images show this: the 95 %
+confidence interval (Clopper and Pearson) of the accuracy above it lies above 95 %, which takes 72 images without a
+mistake. Where no threshold achieves this (a weak network, few images), it is .95, which keeps the promise as far as the
+confidence is right. So that a network that is nearly always right also notices unfamiliar images, which are among the
+least confident, the least confident hundredth of the validation images is unsure, too, but nothing above .95.
 
 All is fitted on held-out images and never on the test split. It is stored in a checkpoint's `model.json` and in the
 manifest of an exported file. `reliability` and `coverage` are the curves to plot.
@@ -30,8 +32,7 @@ from alexnet.run_dir import Run
 
 KEY = "calibration"  # in model.json
 MIN_ACCURACY = 0.95  # of the predictions above the threshold
-MAX_COVERAGE = 0.95  # share of the validation images above the threshold
-MIN_ANSWERED = 20  # predictions that show the accuracy of a threshold: with fewer, one mistake is more than 5 %
+MAX_COVERAGE = 0.99  # share of the validation images above the threshold, unless it is MIN_ACCURACY
 LOG_TEMPERATURE_STD = 0.5  # of the prior: nearly all temperatures are within 1/e and e
 BINS = 15  # of the expected calibration error, as in Guo et al.
 NOT_FITTED = "its recipe validates on the test split, which nothing may be fitted on"
@@ -131,15 +132,23 @@ def _fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _choose_threshold(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Apply the rule above; the threshold is halfway between two predictions, so that an engine's last bits cannot
+    """Apply the rule above; a threshold is halfway between two predictions, so that an engine's last bits cannot
     matter."""
+    from scipy.stats import beta
+
     curve = coverage(confidence, correct)
-    valid = (curve.coverage <= MAX_COVERAGE) & (curve.accuracy >= MIN_ACCURACY)
-    valid &= curve.coverage * len(correct) >= MIN_ANSWERED
-    if not valid.any():
+    answered = np.round(curve.coverage * len(correct))
+    wrong = np.round(answered * (1 - curve.accuracy))
+    lower_ends = beta.ppf(0.025, answered - wrong, wrong + 1)  # of the intervals of the accuracy; NaN if all are wrong
+    shown, few = np.flatnonzero(lower_ends >= MIN_ACCURACY), np.flatnonzero(curve.coverage <= MAX_COVERAGE)
+    if not len(shown):
         return MIN_ACCURACY
-    last = int(np.flatnonzero(valid)[-1])  # there is a next one, since the last of all has coverage 1
-    return float(curve.confidence[last : last + 2].mean())
+
+    def below(i: int) -> float:
+        return float(curve.confidence[i : i + 2].mean())
+
+    accurate = below(shown[-1]) if shown[-1] + 1 < len(curve.coverage) else 0.0
+    return max(accurate, min(below(few[-1]), MIN_ACCURACY) if len(few) else MIN_ACCURACY)
 
 
 def average_calibrations(calibrations: Sequence[Calibration | None]) -> Calibration | None:

@@ -65,10 +65,11 @@ T = TypeVar("T")
 
 @dataclass
 class Label:
-    """A label and its probability."""
+    """A label and its probability: the network's own, and calibrated."""
 
     label: str
     p: float
+    confidence: float
 
 
 @dataclass
@@ -90,6 +91,8 @@ class Predictions:
 
     model: str
     predictions: list[ImagePrediction]
+    threshold: float | None
+    """Predictions of lower confidence are unsure; null if the model has no calibration."""
 
 
 @dataclass
@@ -283,7 +286,9 @@ async def predict(request: Request) -> Response:
         else models[name].to_prediction(path, outcome, top, outcome.clipped)
         for (path, _), outcome in zip(images, outcomes, strict=True)
     ]
-    return TextResponse({"model": name, "predictions": [p.to_dict() for p in predictions]})
+    calibration = models[name].calibration
+    threshold = calibration.threshold if calibration else None
+    return TextResponse({"model": name, "predictions": [p.to_dict() for p in predictions], "threshold": threshold})
 
 
 def _parse_query(request: Request, models: Models) -> tuple[str, int, int]:

@@ -56,10 +56,10 @@ class Card {
       this.sent = await this.loaded.then(() => fitLimits(currentModel().limits, this.file, this.image, this.name()));
       const path = url("predict", { top_k: Math.min(5, currentModel().classes.length), ten_crop: tenCrops() });
       const response = await send(path, { ...this.sent, notify: setStatus, signal: controller.signal });
-      const [result] = (await response.json()).predictions;
+      const { predictions: [result], threshold } = await response.json();
       if (controller.signal.aborted) return;
       if (result.error) this.error = text("server_error", { error: result.error });
-      else this.result = result;
+      else this.result = { ...result, threshold };
     } catch (error) {
       if (controller.signal.aborted) return;
       this.error = error.message;
@@ -80,9 +80,9 @@ class Card {
     this.setLine(".error", error);
     const waiting = result || error ? [] : [make("li", { className: "quiet", text: text("waiting") })];
     this.find(".labels").replaceChildren(...waiting, ...(result?.labels ?? []).map(makeBar));
-    const confidence = result?.confidence == null ? "" : percent(result.confidence);
-    this.setLine(".unsure", result?.unsure && text("unsure", { confidence }));
-    const facts = [result?.unsure === false && text("sure", { confidence }), truth && text("true_label", { label: truth })];
+    const [confidence, threshold] = [result?.confidence, result?.threshold].map((p) => (p == null ? "" : percent(p)));
+    this.setLine(".unsure", result?.unsure && text("unsure", { confidence, threshold }));
+    const facts = [result?.unsure === false && text("sure", { confidence, threshold }), truth && text("true_label", { label: truth })];
     this.setLine(".truth", facts.filter(Boolean).join(" "));
     this.setLine(".note", result && this.sent?.shrunk && text("shrunk", this.sent.shrunk));
     for (const [kind, show] of Object.entries(EXPLANATIONS)) {
@@ -121,13 +121,13 @@ class Card {
   }
 }
 
-function makeBar({ label, p }) {
+function makeBar({ label, confidence }) {
   const filled = make("i");
-  filled.style.width = `${100 * p}%`;
+  filled.style.width = `${100 * confidence}%`;
   const track = make("span", { className: "bar" }, filled);
   const name = make("span", { className: "label" });
   for (const part of visible(label).split(/(?<=[_/])/)) name.append(part, make("wbr")); // where long_names may wrap
-  return make("li", {}, name, track, make("b", { text: percent(p) }));
+  return make("li", {}, name, track, make("b", { text: percent(confidence) }));
 }
 
 // ── explanations ─────────────────────────────────────────────────────────────────────────────────
@@ -171,8 +171,8 @@ function reportProgress() {
   if (!done.length) return undefined;
   const { result, error } = done[0], name = done[0].name().slice(0, 40);
   if (error) return setStatus(text("failed_one", { name, error }));
-  const [{ label, p }] = result.labels;
-  return setStatus(text(result.unsure ? "done_one_unsure" : "done_one", { name, label, p: percent(p) }));
+  const [{ label, confidence }] = result.labels;
+  return setStatus(text(result.unsure ? "done_one_unsure" : "done_one", { name, label, p: percent(confidence) }));
 }
 
 // ── adding images ────────────────────────────────────────────────────────────────────────────────
