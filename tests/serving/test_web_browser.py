@@ -167,7 +167,7 @@ def test_dropped_image_gets_the_labels_of_predict(open_page, site, run, photogra
     add_files(page, ("china.jpg", photograph))
     card = wait_for_card(page)
     expected = load(run).predict(photograph)
-    assert labels_of(card) == [(label, f"{p:.1%}") for label, p in expected.labels]
+    assert labels_of(card) == [(label, f"{p:.1%}") for label, p in expected.confidences]
     assert card.locator(".name").inner_text() == "china.jpg"
     assert card.locator(".unsure").is_visible() == bool(expected.unsure)
     assert expected.labels[0][0] in page.locator("[role=status]").inner_text()
