@@ -251,6 +251,21 @@ class Run:
                     (self.path / LOCK).unlink()  # before releasing: the next process sees that its file is gone
                 lock.release()
 
+    def is_locked(self) -> bool:
+        """Return whether a process trains this run. Keeps none from doing so, and removes what a killed one left."""
+        path = self.path / LOCK
+        if not path.exists():
+            return False
+        lock = FileLock(path, fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):  # OSError: not ours to lock
+            return True
+        with suppress(OSError):
+            path.unlink()  # as in `lock`
+        lock.release()
+        return False
+
     def write_evaluation(self, split: str, paths: Sequence[str], targets: np.ndarray, logits: np.ndarray) -> Path:
         """Write `evaluation/<split>.parquet`: path (string), target (int64), logits (list of float32)."""
         import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from alexnet.cli.output import is_main_process, log
-from alexnet.cli.train import show_result
+from alexnet.cli.train import live_page, show_result
 
 
 def resume(
@@ -17,6 +17,7 @@ def resume(
     set: tuple[str, ...] = (),
     force: bool = False,
     open: bool = False,
+    live: bool = False,
     json: bool = False,
 ) -> None:
     """Resume a run exactly where it stopped, or extend a finished one.
@@ -28,6 +29,7 @@ def resume(
         set: Settings of recipe.json to change, such as workers=4 data=/new/place.
         force: Accept settings that change the experiment.
         open: Open the report in a browser at the end.
+        live: Show curves, alarms and mistakes on a page of this machine, also after the end, until Ctrl-C.
         json: Print the summary as one JSON document.
     """
     from alexnet.run_dir import find_run
@@ -35,10 +37,11 @@ def resume(
 
     find_run(run)
     settings = parse_settings(set)
-    from alexnet.api import write_page
-    from alexnet.training import api
+    with live_page(live) as open_page:
+        from alexnet.api import write_page
+        from alexnet.training import api
 
-    result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=settings)
-    if result.already_finished and is_main_process():
-        log(f"{result.run} is finished; --epochs +N extends it.")
-    show_result(write_page(result), json, open)
+        result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=settings, on_start=open_page)
+        if result.already_finished and is_main_process():
+            log(f"{result.run} is finished; --epochs +N extends it.")
+        show_result(write_page(result), json, open)

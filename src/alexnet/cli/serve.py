@@ -72,17 +72,16 @@ def serve(
     from alexnet.run_dir import check_runs
     from alexnet.serving.settings import Settings
 
-    _check_serving()
+    check_installed()
     check_runs(*runs)
     settings = Settings(
         host=host, port=port, token=_token(token_file), cors=cors, root_path=root_path,
         max_batch=max_batch, max_delay_ms=max_delay_ms, queue=queue, max_bytes=max_bytes, max_pixels=max_pixels,
         max_images=max_images, timeout=timeout, drain=drain,
     )  # fmt: skip
-    from alexnet.serving.address import network_host, qr_code
+    from alexnet.serving.address import network_host, qr_code, to_url
     from alexnet.serving.registry import open_models
     from alexnet.serving.server import serve as serve_models
-    from alexnet.serving.server import to_url
 
     models = open_models(runs, checkpoint, trust, engine, device, file, log)
     if settings.token is None and host not in ("127.0.0.1", "::1", "localhost"):
@@ -94,10 +93,12 @@ def serve(
         reachable = network_host(host)
         network_url = to_url(reachable, int(url.rpartition(":")[2])) if reachable else None
         if json:
-            document = {"url": url, "network_url": network_url, "pid": os.getpid(), "models": list(models)}
+            document = {"url": url, "network_url": network_url, "pid": os.getpid(), "models": models.names}
             print(jsonlib.dumps(document), flush=True)
             return
-        names = ", ".join(f"{name} ({len(model.classes)} classes)" for name, model in models.items())
+        classes = {name: f"{len(models[name].classes)} classes" if name in models else "no checkpoint yet"
+                   for name in models.names}  # fmt: skip
+        names = ", ".join(f"{name} ({what})" for name, what in classes.items())
         log(f"Serving {names} at {network_url or url}/ (API reference: {network_url or url}/docs)")
         if network_url and sys.stderr.isatty() and (code := qr_code(f"{network_url}/")):
             print(f"For phones in the same network:\n{code}", file=sys.stderr, flush=True)
@@ -112,7 +113,7 @@ def serve(
     return 0 if ended.answered == ended.accepted else 1
 
 
-def _check_serving() -> None:
+def check_installed() -> None:
     """Raise `UserError` with the install command if a package is missing."""
     for package in ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client"):
         if importlib.util.find_spec(package) is None:

@@ -6,16 +6,18 @@ import dataclasses
 import re
 import shlex
 import textwrap
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from alexnet.cli.arguments import describe_default, describe_fields, parse
 from alexnet.cli.output import BEGAN, is_main_process, open_in_browser, print_json, print_lines
+from alexnet.cli.serve import check_installed
 from alexnet.text import escape
 
 if TYPE_CHECKING:
-    from alexnet.training.api import TrainingResult
+    from alexnet.training.api import OnStart, TrainingResult
     from alexnet.training.recipe import Recipe
     from alexnet.training.settings import Setting
 
@@ -39,6 +41,8 @@ class Options:
     """Other settings of recipe.json, such as padding_mode=reflect clip_norm=1."""
     open: bool = False
     """Open the report in a browser at the end."""
+    live: bool = False
+    """Show curves, alarms and mistakes on a page of this machine, also after the end, until Ctrl-C."""
     json: bool = False
     """Print the summary as one JSON document."""
 
@@ -73,10 +77,23 @@ def train(arguments: list[str]) -> None:
         check_runs(weights)
     if not options.resume:
         Run.check_free(options.out)
-    from alexnet.api import train as train_recipe
+    with live_page(options.live) as open_page:
+        from alexnet.api import train as train_recipe
 
-    result = train_recipe(recipe, out=options.out, resume=options.resume, force=options.force, began=BEGAN)
-    show_result(result, options.json, options.open)
+        result = train_recipe(
+            recipe, out=options.out, resume=options.resume, force=options.force, began=BEGAN, on_start=open_page
+        )
+        show_result(result, options.json, options.open)
+
+
+def live_page(wanted: bool) -> AbstractContextManager[OnStart | None]:
+    """Return a context with what opens the page of --live. Raises `UserError` if packages are missing."""
+    if not wanted:
+        return nullcontext()
+    check_installed()
+    from alexnet.serving import live
+
+    return live.live_page()
 
 
 def _wrap(text: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from alexnet.checkpoint import MODEL
-from alexnet.data.dataset import ImageDataset
+from alexnet.data.dataset import ImageArrays, ImageDataset, ImageFiles
 from alexnet.data.decode import decode_image
 from alexnet.data.loader import choose_workers, evaluation_batches
 from alexnet.device import pick_device
@@ -208,16 +208,17 @@ def find_image_file(run: Run, name: str) -> Path | None:
     return path if path and path.is_file() else None
 
 
-def load_run_images(run: Run, names: Sequence[str]) -> list[Image.Image]:
+def load_run_images(run: Run, names: Sequence[str], part: ImageArrays | ImageFiles | None = None) -> list[Image.Image]:
     """Return the images of a run's dataset that are called `names` in `evaluation/*.parquet` and indexes.
 
-    Files are opened by name; a dataset without files is loaded. Raises `UserError` where the data is gone.
+    Files are opened by name; a dataset without files is loaded, unless `part` of it is given. Raises `UserError` where
+    the data is gone.
     """
     files = [find_image_file(run, name) for name in names]
     value_range = read_recipe(run)["value_range"]
     if None not in files:
         return [decode_image(file, value_range=value_range) for file in files if file]
-    parts = list(load_run_dataset(run, None).splits.values())
+    parts = [part] if part is not None else list(load_run_dataset(run, None).splits.values())
     found: dict[str, Image.Image] = {}
     for part in parts:
         indices = {printable(name): i for i, name in enumerate(part.names)}

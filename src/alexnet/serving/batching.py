@@ -111,8 +111,9 @@ class _BatchQueue:
 
     def compute(self, images: Sequence[_Image]) -> list[Scores]:
         batches = [np.stack(crops) for crops in zip(*(image.crops for image in images), strict=True)]
-        p = self.classifier.probabilities([torch.from_numpy(batch) for batch in batches], self.views)
-        scores = self.classifier.score_rows(p.numpy())
+        classifier = self.classifier
+        p = classifier.probabilities([torch.from_numpy(batch) for batch in batches], self.views)
+        scores = classifier.score_rows(p.numpy())
         return [row._replace(clipped=image.crops.clipped) for row, image in zip(scores, images, strict=True)]
 
 
@@ -121,11 +122,8 @@ class Batcher:
 
     def __init__(self, models: Models, settings: Settings, metrics: Metrics, workers: int | None = None) -> None:
         self._settings, self._metrics = settings, metrics
-        self._queues = {
-            (name, views): _BatchQueue(name, classifier, views)
-            for name, classifier in models.items()
-            for views in VIEW_COUNTS
-        }
+        self._models = models
+        self._queues: dict[tuple[str, int], _BatchQueue] = {}
         self._to_decode: queue.SimpleQueue[_Image | None] = queue.SimpleQueue()
         self._condition = threading.Condition()  # guards everything below, the queues and the requests' counts
         self._in_flight = 0  # views of accepted images without an outcome
@@ -167,9 +165,9 @@ class Batcher:
 
         Canceling the future drops the images.
         """
-        target = self._queues[name, views]
         with self._condition:
             self.check_capacity(views * len(images))
+            target = self._queue(name, views)
             self._in_flight += views * len(images)
             target.decoding += len(images)
         request = _Request(len(images))
@@ -177,6 +175,14 @@ class Batcher:
         for image in request.images:
             self._to_decode.put(image)
         return request.future
+
+    def _queue(self, name: str, views: int) -> _BatchQueue:
+        """Return the queue of a model. A newer checkpoint of its run has the same classes and input."""
+        classifier = self._models[name]
+        if (name, views) not in self._queues:
+            self._queues[name, views] = _BatchQueue(name, classifier, views)
+        self._queues[name, views].classifier = classifier
+        return self._queues[name, views]
 
     def close(self) -> None:
         """Finish all images in flight, then end the threads."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import ipaddress
 import logging
 import time
 from typing import Any
@@ -13,6 +11,7 @@ from starlette.datastructures import Headers, State
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from alexnet.serving.address import host_name, is_loopback
 from alexnet.serving.requests import error_response
 
 log = logging.getLogger("alexnet.serve")
@@ -111,21 +110,3 @@ class LoopbackHostMiddleware(TrustedHostMiddleware):
             "start it with a token or another --host.",
         )
         await error_response(error)(scope, receive, send)
-
-
-def host_name(host: str) -> str:
-    """Return the name or address in a Host header, without the port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
-
-
-@functools.lru_cache(64)  # called for every request, nearly always with the same name
-def is_loopback(name: str) -> bool:
-    """Return whether a host name is localhost, in 127.0.0.0/8, or ::1."""
-    if name.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -13,8 +13,8 @@ from typing import Any
 from alexnet.messages.translator import LANGUAGES, Translator, load_template, load_texts
 
 WEB = resources.files("alexnet.serving") / "web"
-FILES = {"page.css": "text/css", "page.js": "text/javascript", "server.js": "text/javascript",
-         "texts.js": "text/javascript"}  # fmt: skip
+SCRIPTS = ("page.js", "server.js", "training.js", "elements.js", "texts.js")
+FILES = {"page.css": "text/css", **dict.fromkeys(SCRIPTS, "text/javascript")}
 """Files of the page and their media types."""
 
 DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # for Content-Security-Policy

@@ -7,7 +7,6 @@ them completely, or spool them to disk, before any limit applies.
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -27,6 +26,7 @@ from alexnet.errors import UserError, unknown_name
 from alexnet.inference.predict import Classifier, Prediction
 from alexnet.runtimes.engines import EXACT
 from alexnet.serving import pages
+from alexnet.serving.access import authorize, newest_model
 from alexnet.serving.batching import Batcher, DecodeFailure, Outcome, ServerBusy
 from alexnet.serving.explain import BROWSER_TYPES, Activations, Explainer, NotAvailable, SaliencyMap, Similar
 from alexnet.serving.metrics import FAILED, TOO_LARGE
@@ -134,51 +134,6 @@ def error_schemas(*statuses: int) -> dict[int | str, dict[str, Any]]:
 POST_ERRORS = error_schemas(401, 403, 404, 408, 413, 415, 422, 503)
 
 
-# ── access ────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def authorize(request: Request) -> None:
-    """Raise `HTTPException` for a POST of another site's page (403) or a request without the server's token (401).
-
-    A browser sends the requests of any page with its user's network access.
-    """
-    settings: Settings = request.app.state.settings
-    if request.method == "POST" and not _is_same_site(request, settings.cors):
-        raise HTTPException(
-            403, "Cross-site requests are not allowed; start the server with --cors and your site's origin."
-        )
-    if settings.token is None:
-        return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), settings.token.encode())
-    if scheme.lower() != "bearer" or not same:
-        raise HTTPException(
-            401,
-            "This server requires a token; send the header 'Authorization: Bearer <token>'.",
-            {"WWW-Authenticate": "Bearer"},
-        )
-
-
-def _is_same_site(request: Request, origins: tuple[str, ...]) -> bool:
-    """Return whether a request comes from a program, our page or a page of one of `origins`."""
-    headers = request.headers
-    site = headers.get("sec-fetch-site", "").lower()  # browsers send it to https and to this machine
-    if site in ("same-origin", "none"):
-        return True
-    if "origin" not in headers:
-        return site != "cross-site"
-    origin, host = headers["origin"].strip(), headers.get("host", "").strip()
-    same = bool(host) and origin.lower().partition("://")[2] == host.lower()
-    return same or origin in origins or "*" in origins
-
-
-def model_name(models: Models, name: str | None) -> str:
-    """Return the model `name`, by default the first. Raises `HTTPException` (404)."""
-    if name is not None and name not in models:
-        raise HTTPException(404, str(unknown_name("model", name[:100], list(models))))
-    return name or next(iter(models))
-
-
 def add_routes(app: FastAPI) -> None:
     """Add all routes to the application, which has its state already."""
     _add_prediction_routes(app)
@@ -221,9 +176,11 @@ def _add_prediction_routes(app: FastAPI) -> None:
         "image/*": BINARY,
         RAW: BINARY,
     }
-    top_k = {"type": "integer", "minimum": 1, "maximum": max(len(model.classes) for model in models.values())}
+    top_k: dict[str, Any] = {"type": "integer", "minimum": 1}
+    if models:  # otherwise the number of classes is not known yet
+        top_k["maximum"] = max(len(model.classes) for model in models.values())
     parameters = [
-        _query_parameter("model", {"type": "string", "enum": [*models]}, "Default: the first model."),
+        _query_parameter("model", {"type": "string", "enum": models.names}, "Default: the first model."),
         _query_parameter("top_k", top_k, "Number of labels; default 5."),
         _query_parameter("ten_crop", {"type": "boolean"}, "Average ten crops, as in the paper."),
     ]
@@ -235,10 +192,12 @@ def _add_prediction_routes(app: FastAPI) -> None:
 
     @app.get("/v1/models", dependencies=[Depends(authorize)], responses=error_schemas(401))
     async def list_models() -> dict[str, Any]:
-        """List the models and the request limits."""
+        """List the models and the request limits. A run without a checkpoint is not listed yet."""
+        for name in filter(models.is_outdated, models.names):
+            await run_in_threadpool(models.refresh, name)
         limits = {"bytes": settings.max_bytes, "pixels": settings.max_pixels, "images": settings.max_images}
         described = [{"name": name, **_describe_model(model), "limits": limits} for name, model in models.items()]
-        return {"default": next(iter(models)), "models": described}
+        return {"default": next(iter(models), None), "models": described}
 
 
 def _images_schema(form: str, max_images: int) -> dict[str, Any]:
@@ -274,7 +233,8 @@ async def predict(request: Request) -> Response:
     """
     await authorize(request)
     models: Models = request.app.state.models
-    name, top, views = _parse_query(request, models)
+    name = await newest_model(models, request.query_params.get("model"))
+    top, views = _parse_query(request, name, len(models[name].classes))
     batcher: Batcher = request.app.state.batcher
     batcher.check_capacity()  # before the body is read
     images = await read_images(request)
@@ -291,13 +251,11 @@ async def predict(request: Request) -> Response:
     return TextResponse({"model": name, "predictions": [p.to_dict() for p in predictions], "threshold": threshold})
 
 
-def _parse_query(request: Request, models: Models) -> tuple[str, int, int]:
-    """Return the model, the number of labels and the number of views. Raises `HTTPException`."""
+def _parse_query(request: Request, name: str, classes: int) -> tuple[int, int]:
+    """Return the number of labels and of views that a request wants of the model `name`. Raises `HTTPException`."""
     query = request.query_params
     if unknown := query.keys() - {"model", "top_k", "ten_crop"}:
         raise unknown_name("parameter", min(unknown)[:100], ("model", "top_k", "ten_crop"))
-    name = model_name(models, query.get("model"))
-    classes = len(models[name].classes)
     top_k = query.get("top_k", str(min(5, classes)))
     if not (top_k.isascii() and top_k.isdecimal() and len(top_k) < 10 and 1 <= int(top_k) <= classes):
         raise HTTPException(
@@ -306,7 +264,7 @@ def _parse_query(request: Request, models: Models) -> tuple[str, int, int]:
     ten_crop = query.get("ten_crop", "false").lower()
     if ten_crop not in ("true", "false", "1", "0"):
         raise HTTPException(422, "The parameter ten_crop must be true or false.")
-    return name, int(top_k), 10 if ten_crop in ("true", "1") else 1
+    return int(top_k), 10 if ten_crop in ("true", "1") else 1
 
 
 def _raise_failures(images: list[NamedImage], outcomes: list[Outcome]) -> None:
@@ -327,13 +285,16 @@ def _raise_failures(images: list[NamedImage], outcomes: list[Outcome]) -> None:
 
 def _add_explanation_routes(app: FastAPI) -> None:
     models: Models = app.state.models
-    explainers = {name: Explainer(name, model) for name, model in models.items()}
-    model_query = Query(None, json_schema_extra={"enum": [*models]})
+    explainers: dict[str, Explainer] = {}
+    model_query = Query(None, json_schema_extra={"enum": models.names})
     token = [Depends(authorize)]
     post: Any = {"dependencies": token, "responses": POST_ERRORS, "openapi_extra": IMAGE_BODY}
 
-    def get_explainer(name: str | None) -> Explainer:
-        return explainers[model_name(models, name)]
+    async def get_explainer(name: str | None) -> Explainer:
+        name = await newest_model(models, name)
+        if name not in explainers or explainers[name].classifier is not models[name]:
+            explainers[name] = Explainer(name, models[name])
+        return explainers[name]
 
     @app.post("/v1/saliency", **post)
     async def saliency(
@@ -343,25 +304,25 @@ def _add_explanation_routes(app: FastAPI) -> None:
         label: str | None = None,
     ) -> SaliencyMap:
         """Show which regions of the image the prediction depends on, by default for the most likely label."""
-        explainer = get_explainer(model)
+        explainer = await get_explainer(model)
         return await _explain(request, explainer, lambda image: explainer.saliency(image, method, label))
 
     @app.post("/v1/activations", **post)
     async def activations(request: Request, model: str | None = model_query) -> Activations:
         """Show the strongest feature maps of each stage."""
-        explainer = get_explainer(model)
+        explainer = await get_explainer(model)
         return await _explain(request, explainer, explainer.activations)
 
     @app.post("/v1/similar", **post)
     async def similar(request: Request, model: str | None = model_query) -> Similar:
         """Return the most similar training images, if the run has an index of them."""
-        explainer = get_explainer(model)
+        explainer = await get_explainer(model)
         return await _explain(request, explainer, explainer.similar)
 
     @app.get("/v1/samples", dependencies=token, responses=error_schemas(401, 404))
     async def samples(model: str | None = model_query) -> Samples:
         """List some images that the run was not trained on."""
-        explainer = get_explainer(model)
+        explainer = await get_explainer(model)
         listed = await run_in_threadpool(lambda: explainer.samples)
         name = quote(explainer.name, safe="")
         return Samples([Sample(label, f"v1/samples/{i}?model={name}") for i, (_, label) in enumerate(listed)])
@@ -372,7 +333,7 @@ def _add_explanation_routes(app: FastAPI) -> None:
     )  # fmt: skip
     async def sample(number: int, model: str | None = model_query) -> Response:
         """Return the file of one sample."""
-        content, kind = await run_in_threadpool(get_explainer(model).sample, number)
+        content, kind = await run_in_threadpool((await get_explainer(model)).sample, number)
         return Response(content, headers=HEADERS, media_type=kind)
 
 

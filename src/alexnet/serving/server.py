@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import selectors
 import signal
 import socket
@@ -25,7 +24,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from alexnet.errors import UserError
+from alexnet.serving.address import bind, to_url
 from alexnet.serving.app import create_app
 from alexnet.serving.registry import Models, warm_up
 from alexnet.serving.settings import Settings
@@ -246,19 +245,25 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    models: Models, settings: Settings | None = None, on_ready: Callable[[str], object] = lambda _: None
+    models: Models,
+    settings: Settings | None = None,
+    on_ready: Callable[[str], object] = lambda _: None,
+    listener: socket.socket | None = None,
+    workers: int | None = None,
 ) -> ServerResult:
     """Serve `models` until SIGTERM or Ctrl-C. Calls `on_ready` with the URL when the server accepts requests.
+
+    `listener` is a bound socket instead of the address in `settings`; `workers` as for `create_app`.
 
     Raises `UserError` if it cannot listen at the address, and `Stopped` for a signal before it was up.
     """
     settings = settings or Settings()
     sys.setswitchinterval(GIL_SWITCH_S)
-    with contextlib.closing(bind(settings.host, settings.port)) as listener:
+    with contextlib.closing(listener or bind(settings.host, settings.port)) as listener:
         for classifier in models.values():
             warm_up(classifier, settings.max_batch)
         _raise_file_limit()
-        app = create_app(models, settings)
+        app = create_app(models, settings, workers)
         url = to_url(*listener.getsockname()[:2])
         server = Server(app, settings, lambda: on_ready(url))
         before = handle_signals(server.handle_exit, STOP_SIGNALS[2:])  # uvicorn handles Ctrl-C and SIGTERM
@@ -270,31 +275,6 @@ def serve(
     if server.stopped_by is not None and not server.was_up:
         raise Stopped(server.stopped_by)
     return ServerResult(app.state.metrics.accepted, app.state.metrics.answered, server.force_exit)
-
-
-def to_url(host: str, port: int) -> str:
-    """Return the URL of a server at an address, without a slash at the end."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to the address, not listening yet. Raises `UserError` if the address cannot be used."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:  # UnicodeError: not a possible host name
-        raise UserError(f"--host {host[:100]} is not an address of this machine ({error}).") from error
-    listener = socket.socket(family, kind, proto)
-    try:
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise UserError(
-            f"Cannot listen at --host {host} --port {port} ({error.strerror or error}); choose another port, such as "
-            "--port 0 for a free one, or stop the program that uses it."
-        ) from error
-    return listener
 
 
 def _raise_file_limit() -> None:

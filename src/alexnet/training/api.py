@@ -6,7 +6,7 @@ All bad input is detected before the run folder is created.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,6 +47,9 @@ from alexnet.training.time_budget import TimeBudget, fit_time_budget
 from alexnet.training.trainer import Trainer
 from alexnet.training.transfer import frozen_layers, load_backbone
 
+OnStart = Callable[[Path, Callable[[str], object]], object]
+"""Receives the run folder, and what shows the user a line."""
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -86,6 +89,7 @@ def train(
     force: bool = False,
     progress: Progress | None = None,
     began: float | None = None,
+    on_start: OnStart | None = None,
     **settings: Any,
 ) -> TrainingResult:
     """Train `recipe` (a name, a recipe.json, a folder of images, or a `Recipe`) into the run folder `out`.
@@ -93,9 +97,10 @@ def train(
     Without `recipe`, the images that `data` or `labels` name, or else the digits. `settings` override the recipe, as
     flags do: `train("digits", epochs=5)`. `out` defaults to `runs/<name>-<time>` (see `Recipe.run_name`). With
     `resume`, a run already in `out` is resumed; with `force` even if the settings change the experiment. A time
-    budget counts from `began`, by `time.monotonic`, or else from this call. Raises `UserError` for bad input before
-    anything is written, `TrainingFailed` if the loss becomes NaN or the disk is full, and `Interrupted`, after saving
-    a checkpoint, on Ctrl-C or SIGTERM.
+    budget counts from `began`, by `time.monotonic`, or else from this call. `on_start` is called, on rank 0, when the
+    run folder exists and training begins. Raises `UserError` for bad input before anything is written,
+    `TrainingFailed` if the loss becomes NaN or the disk is full, and `Interrupted`, after saving a checkpoint, on
+    Ctrl-C or SIGTERM.
     """
     began = time.monotonic() if began is None else began
     check_main_module("the training")
@@ -111,7 +116,7 @@ def train(
         if (recipe.name, recipe.data.dataset) != (original.name, original.data.dataset):
             raise UserError(f"{folder} holds a run of '{original.name}', not of '{recipe.name}'; choose another --out.")
         names = [name for name in explicit_fields(original, recipe) if name != "parallel"]
-        return _resume(Run(folder), original, recipe, names, recipe.run.parallel, None, force, progress)
+        return _resume(Run(folder), original, recipe, names, recipe.run.parallel, None, force, progress, on_start)
     Run.check_free(folder)
     if recipe.run.tensorboard:
         check_tensorboard()
@@ -125,7 +130,7 @@ def train(
         setup, budget = fit_time_budget(setup, model, began, display)
         run = parallel.broadcast_object(lambda: Run.create(setup.recipe.run_name, folder, setup.recipe.to_json()))
         parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
-        return _fit(stack, setup, run, model, display, threads, budget=budget)
+        return _fit(stack, setup, run, model, display, threads, on_start, budget=budget)
 
 
 def resume(
@@ -135,6 +140,7 @@ def resume(
     parallel: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    on_start: OnStart | None = None,
     settings: dict[str, Any] | None = None,
     **more_settings: Any,
 ) -> TrainingResult:
@@ -151,7 +157,7 @@ def resume(
     original = read_recipe(found.recipe_json)
     settings = {**(settings or {}), **more_settings}
     given = with_settings(original, settings)
-    return _resume(found, original, given, list(settings), parallel or "auto", epochs, force, progress)
+    return _resume(found, original, given, list(settings), parallel or "auto", epochs, force, progress, on_start)
 
 
 def _resume(
@@ -163,6 +169,7 @@ def _resume(
     epochs: str | int | None,
     force: bool,
     progress: Progress | None,
+    on_start: OnStart | None,
 ) -> TrainingResult:
     """Resume `run`, started with the recipe `original`, with the settings `names` of `given`; the rest as `resume`."""
     if mode == "auto" and original.run.parallel == "towers" and world_size() > 1:
@@ -202,7 +209,7 @@ def _resume(
             threads.resume(model, state.threads)
         if epochs is not None:
             display.log(describe_extension(setup, state, recipe.schedule.epochs))
-        return _fit(stack, setup, run, model, display, threads, start=start)
+        return _fit(stack, setup, run, model, display, threads, on_start, start=start)
 
 
 @contextmanager
@@ -226,6 +233,7 @@ def _fit(
     model: Network,
     progress: Progress,
     threads: ThreadChoice,
+    on_start: OnStart | None,
     *,
     budget: TimeBudget | None = None,
     start: tuple[Path, TrainState] | None = None,
@@ -241,6 +249,8 @@ def _fit(
         setup.parallel.broadcast_object(prepare_folder)
     if setup.recipe.run.tensorboard and rank() == 0:
         progress = stack.enter_context(closing(WithTensorBoard(progress, run.path / "tensorboard")))
+    if on_start is not None and rank() == 0:
+        on_start(run.path, progress.log)
     trainer = Trainer(setup, run, model, progress, budget, threads)
     if start is not None:
         folder, state = start

@@ -1,19 +1,14 @@
 // The page of `alexnet serve`: images are dropped, pasted, chosen, photographed or picked from samples; each gets a card
 // with the server's results. File names and labels are untrusted: they only ever become textContent.
+import { make, makeFigure } from "./elements.js";
 import { fitLimits, send } from "./server.js";
 import { language, otherLanguage, percent, switchLanguage, text, translate, visible } from "./texts.js";
+import { followTraining, renderTraining } from "./training.js";
 
 const $ = (id) => document.getElementById(id);
 const EXPLANATIONS = { saliency: showSaliency, activations: showActivations, similar: showSimilar };
-let models = [];
+let models = [], loaded = false; // no models: a run without a checkpoint
 const cards = []; // newest first
-
-// Create an element with text and children.
-function make(tag, { text = "", ...properties } = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(text, ...children);
-  return element;
-}
 
 const currentModel = () => models.find((model) => model.name === $("model").value) ?? models[0];
 const url = (path, values = {}) => `v1/${path}?${new URLSearchParams({ model: currentModel().name, ...values })}`;
@@ -132,11 +127,6 @@ function makeBar({ label, confidence }) {
 
 // ── explanations ─────────────────────────────────────────────────────────────────────────────────
 
-function makeFigure(source, caption) {
-  const image = make("img", { src: source, alt: caption });
-  return make("figure", {}, image, make("figcaption", { text: caption }));
-}
-
 function showSaliency(place, { label, probability, method, input, image }) {
   const caption = text("saliency_caption", { label, p: percent(probability) });
   const grid = make("div", { className: "pair" }, makeFigure(input, text("input")), makeFigure(image, caption));
@@ -182,11 +172,12 @@ function addFiles(files) {
 }
 
 function addCards(added) {
-  if (!added.length) return;
+  if (!added.length) return undefined;
+  if (loaded && !models.length) return setStatus(text("no_checkpoint"));
   cards.unshift(...added);
   $("results").prepend(...added.map((card) => card.element));
   $("clear").hidden = false;
-  classify(added);
+  return classify(added);
 }
 
 function classify(chosen) {
@@ -282,6 +273,7 @@ function showModel() {
 $("model").addEventListener("change", () => {
   showModel();
   showSamples();
+  showTraining();
   if (cards.length) classify([...cards]);
 });
 $("ten").addEventListener("change", () => cards.length && classify([...cards]));
@@ -297,18 +289,32 @@ function showLanguage() {
   translate(document);
   if (models.length) showModel();
   nameSamples();
+  renderTraining();
   for (const card of cards) card.render();
   if (batch.length && cards.length) reportProgress();
+}
+
+// Show the training of the current model, or of a run that has no checkpoint yet; classify again by a better network.
+function showTraining() {
+  const model = currentModel();
+  followTraining(model?.name, !model || model.looks.includes("training"), () => {
+    if (!models.length) start();
+    else if (cards.length) classify([...cards]);
+  });
 }
 
 async function start() {
   const served = await send("v1/models", { notify: setStatus }).then((response) => response.json());
   models = served.models;
+  loaded = true;
+  for (const id of ["drop", "settings"]) $(id).hidden = !models.length;
+  if (!models.length) return showTraining();
   $("model").replaceChildren(...models.map(({ name }) => make("option", { text: name, value: name })));
   $("model").value = served.default;
   $("choice").hidden = models.length < 2;
   showModel();
   showSamples();
+  return showTraining();
 }
 
 showLanguage();

@@ -1,0 +1,102 @@
+"""The page of a run while it trains: `alexnet serve` in a process of its own, for `alexnet train --live`.
+
+The run folder is all that it reads. It leaves the cores to the training as far as possible: it has the lowest priority,
+and computes with one thread, on the CPU. It ends with a training that is interrupted or fails, and otherwise at Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from alexnet.errors import UserError
+from alexnet.serving.address import bind
+from alexnet.signals import Stopped
+from alexnet.text import escape
+
+HOST, PORT = "127.0.0.1", 8000
+LOWEST_PRIORITY = 19
+Log = Callable[[str], object]
+
+
+@contextmanager
+def live_page() -> Iterator[Callable[[Path, Log], None]]:
+    """Yield a function that opens the page of a run; at the end wait for Ctrl-C, and after an error close the page."""
+    opened: list[tuple[str, SpawnProcess]] = []
+
+    def open_page(run: Path, log: Log) -> None:
+        listener = _listen()
+        url = f"http://{HOST}:{listener.getsockname()[1]}/"
+        opened.append((url, _start(run, listener)))
+        log(f"The page of this run: {url}")
+
+    try:
+        yield open_page
+        with suppress(KeyboardInterrupt, Stopped):
+            for url, process in opened:
+                sys.stdout.flush()  # the result
+                if process.is_alive():
+                    print(f"The page stays at {url} until Ctrl-C.", file=sys.stderr, flush=True)
+                process.join()
+    finally:
+        for _, process in opened:
+            process.terminate()
+            process.join()
+
+
+def _listen() -> socket.socket:
+    """Return a socket that takes connections, for the server that starts, at port 8000 or else a free one."""
+    try:
+        listener = bind(HOST, PORT)
+    except UserError:
+        listener = bind(HOST, 0)
+    listener.listen()
+    return listener
+
+
+def _start(run: Path, listener: socket.socket) -> SpawnProcess:
+    """Start the server of `run`, and leave it the socket."""
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(run, listener), daemon=True)
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None  # the process inherits it
+    try:
+        process.start()
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
+        listener.close()
+    return process
+
+
+def _serve(run: Path, listener: socket.socket) -> None:
+    """Serve `run` in this process, until SIGTERM or the end of the training process."""
+    with suppress(AttributeError, OSError):  # Windows has no nice
+        os.nice(LOWEST_PRIORITY)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    from alexnet.serving.registry import open_models
+    from alexnet.serving.server import serve
+    from alexnet.serving.settings import Settings
+
+    try:
+        with suppress(Stopped):
+            serve(open_models([run], device="cpu"), Settings(host=HOST), listener=listener, workers=1)
+    except UserError as error:
+        print(escape(f"alexnet: {error}"), file=sys.stderr, flush=True)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,140 @@
+// The training of a served run: its state, learning curves, alarms and most confident mistakes. Until it has finished, the
+// server is asked again, every two seconds while a process trains it.
+import { make, makeFigure } from "./elements.js";
+import { send } from "./server.js";
+import { language, percent, text } from "./texts.js";
+
+const POLL_S = 2, STOPPED_POLL_S = 10;
+const place = document.getElementById("training"), find = (selector) => place.querySelector(selector);
+let name, training = null, mistakes = null, failure = "";
+let turn = 0; // of calls: a newer one ends the loop of those before it
+
+const get = (path) => send(`v1/${path}${name ? `?${new URLSearchParams({ model: name })}` : ""}`).then((r) => r.json());
+
+// Follow the training of a model, by default the first one, if it is known. `onNetwork` is called when the served network
+// has changed: after a better epoch, and at the end.
+export async function followTraining(model, known, onNetwork) {
+  const mine = ++turn;
+  [name, training, mistakes, failure] = [model, null, null, ""];
+  place.hidden = !known;
+  for (let before = null; known; before = training) {
+    const found = await get("training").catch((error) => ({ error }));
+    if (mine !== turn) return;
+    failure = found.error?.message ?? "";
+    training = found.error ? before : found;
+    if (!before && training) arrange();
+    renderTraining();
+    const finished = training?.state === "finished";
+    const better = before && (training.best !== before.best || (finished && before.state !== "finished"));
+    if (better) onNetwork();
+    if (better) mistakes = null;
+    showMistakes();
+    if (finished) return;
+    const seconds = training?.state === "training" && !failure ? POLL_S : STOPPED_POLL_S;
+    await new Promise((wake) => setTimeout(wake, 1000 * seconds));
+    while (document.hidden) await new Promise((wake) => document.addEventListener("visibilitychange", wake, { once: true }));
+    if (mine !== turn) return;
+  }
+}
+
+// What is being trained stands first and open, what has been trained last and closed.
+function arrange() {
+  place.open = training.state !== "finished";
+  if (training.state === "training") place.parentElement.prepend(place);
+}
+
+// Fill the section in the current language.
+export function renderTraining() {
+  find(".error").textContent = failure;
+  find(".error").hidden = !failure;
+  if (!training) return;
+  const { state, epochs, history, best, alarms } = training, done = history.length, split = splitName();
+  const running = !done ? "training_first" : done < epochs ? "training_running" : "training_ending";
+  const states = { training: running, stopped: "training_stopped", finished: "training_finished" };
+  const top1 = percent(history.find(({ epoch }) => epoch === best)?.top1 ?? 0);
+  const sentences = [text(states[state], { next: done + 1, done, epochs }), best && text("training_best", { best, top1, split })];
+  if (state === "training" && best) sentences.push(text("training_try", { best }));
+  find(".state").textContent = sentences.filter(Boolean).join(language === "zh" ? "" : " ");
+  find(".alarms").replaceChildren(
+    ...alarms.map(({ epoch, text: alarm }) => make("li", { text: text("alarm", { epoch, alarm }) })));
+  find(".curves").hidden = !done;
+  if (!done) return;
+  const range = Math.max(state === "training" ? epochs : done, 2);
+  const chart = (key, train, val, low, format) => drawChart(text(key), range, low, format, best, [
+    ["train", history.map((row) => [row.epoch, row[train]])], ["val", history.map((row) => [row.epoch, row[val]])]]);
+  const number = new Intl.NumberFormat(language, { maximumSignificantDigits: 3 });
+  const share = new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: 1 });
+  find(".charts").replaceChildren(
+    chart("accuracy", "train_top1", "top1", null, share), chart("loss", "train_loss", "val_loss", 0, number));
+  find(".curves .quiet").textContent = text("curves_note", { split });
+  renderMistakes();
+}
+
+const splitName = () => ({ val: text("val"), test: text("test") })[training.split];
+
+// ── the most confident mistakes ──────────────────────────────────────────────────────────────────
+
+place.addEventListener("toggle", showMistakes);
+
+async function showMistakes() {
+  if (!place.open || mistakes || !training?.best) return;
+  const mine = turn, found = await get("mistakes").catch(() => null);
+  if (mine !== turn) return;
+  mistakes = found;
+  renderMistakes();
+}
+
+function renderMistakes() {
+  find(".mistakes").hidden = !mistakes;
+  if (!mistakes) return;
+  const { epoch, images, wrong } = mistakes;
+  find(".mistakes h2").textContent = text("mistakes", { epoch });
+  find(".mistakes .quiet").textContent = text("mistakes_note", { wrong, images, split: splitName() });
+  find(".thumbnails").replaceChildren(...mistakes.mistakes.map(({ label, predicted, p, image }) => {
+    const caption = text("mistake", { label, predicted, p: percent(p) });
+    return image ? makeFigure(image, caption) : make("p", { className: "quiet", text: caption });
+  }));
+}
+
+// ── charts ───────────────────────────────────────────────────────────────────────────────────────
+
+const WIDTH = 320, LEFT = 46, RIGHT = 12, TOP = 8, BOTTOM = 150; // of the plot, in the units of the SVG's viewBox
+
+// Return a chart of curves [class, [[epoch, value], …]] over the epochs 1 to `epochs`, with a dot at the best one of val.
+function drawChart(title, epochs, low, format, best, curves) {
+  const figure = document.getElementById("chart").content.firstElementChild.cloneNode(true);
+  const svg = figure.querySelector("svg"), values = curves.flatMap(([, points]) => points.map(([, value]) => value));
+  const ticks = niceTicks(low ?? Math.min(...values), Math.max(...values));
+  const [bottom, top] = [ticks[0], ticks[ticks.length - 1]];
+  const x = (epoch) => LEFT + ((epoch - 1) / (epochs - 1)) * (WIDTH - LEFT - RIGHT);
+  const y = (value) => BOTTOM - ((value - bottom) / (top - bottom)) * (BOTTOM - TOP);
+  const add = (tag, attributes, content = "") => {
+    const element = document.createElementNS(svg.namespaceURI, tag);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.textContent = content;
+    svg.append(element);
+  };
+  for (const tick of ticks) {
+    add("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(tick), y2: y(tick) });
+    add("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, format.format(tick));
+  }
+  for (const tick of niceTicks(1, epochs).filter((e) => Number.isInteger(e) && e >= 1 && e <= epochs))
+    add("text", { x: x(tick), y: BOTTOM + 16, "text-anchor": "middle" }, String(tick));
+  for (const [kind, points] of curves) {
+    add("polyline", { class: kind, points: points.map(([epoch, value]) => `${x(epoch)},${y(value)}`).join(" ") });
+    for (const [epoch, value] of points)
+      if (points.length === 1 || (kind === "val" && epoch === best))
+        add("circle", { class: kind, cx: x(epoch), cy: y(value), r: 3.5 });
+  }
+  svg.setAttribute("aria-label", title);
+  figure.querySelector("figcaption").textContent = title;
+  return figure;
+}
+
+// Return about five round numbers, from below `low` to above `high`.
+function niceTicks(low, high) {
+  const rough = (high - low || 1) / 4, power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * (1 - 1e-9));
+  const first = Math.floor(low / step + 1e-9), last = Math.max(Math.ceil(high / step - 1e-9), first + 1);
+  return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+}
