@@ -14,7 +14,20 @@ from alexnet.checkpoint import WEIGHTS, load_checkpoint
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.models.model import create_model
-from alexnet.run_dir import Run, find_run
+from alexnet.run_dir import LOCK, Run, find_run
+
+
+def test_a_locked_run_is_known_and_what_a_killed_process_left_is_removed(run):
+    assert not run.is_locked()
+    with run.lock(print):
+        assert run.is_locked()
+        assert run.is_locked()
+        with pytest.raises(UserError, match="is being trained"):
+            run.lock([].append, timeout=0).__enter__()
+    assert not run.is_locked()
+    (run.path / LOCK).touch()
+    assert not run.is_locked()
+    assert not (run.path / LOCK).exists()
 
 
 @pytest.fixture

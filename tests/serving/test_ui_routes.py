@@ -32,7 +32,7 @@ from alexnet.run_dir import Run
 from alexnet.serving import explain, routes
 from alexnet.serving.app import create_app
 from alexnet.serving.explain import Explainer, NotAvailable, spread_over_classes
-from alexnet.serving.pages import FILES, WEB, page_files, render_docs
+from alexnet.serving.pages import FILES, SCRIPTS, WEB, page_files, render_docs
 from alexnet.serving.registry import Models, open_models
 from alexnet.serving.settings import Settings
 from fake_run import make_fake_run
@@ -349,9 +349,10 @@ def test_page_has_every_text_in_both_languages(client):
         "Drop or paste images here",
         "拖放或粘贴图片到此处",
     )
-    script = (WEB / "page.js").read_text() + (WEB / "server.js").read_text()
+    script = "".join((WEB / name).read_text() for name in SCRIPTS)
     used = set(re.findall(r'data-text="(\w+)"', page)) | set(re.findall(r'\btext\("([\w-]+)"', script))
-    used |= set(re.findall(r'\? "(\w+)" : "(\w+)"', script)[0]) | {
+    used |= set(re.findall(r'\? "(\w+)" : "(\w+)"', script)[0]) | set(re.findall(r'"(training_\w+)"', script))
+    used |= {"accuracy", "loss"} | {
         "saliency_grad-cam",
         "saliency_occlusion",
         "no_script",  # in the page itself

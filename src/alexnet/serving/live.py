@@ -1,6 +1,6 @@
 """The page of a run while it trains: `alexnet serve` in a process of its own, for `alexnet train --live`.
 
-The run folder is all that it reads. It leaves the cores to the training as far as possible: it has the lowest priority,
+The run folder is all that it reads. It leaves the cores to the training as far as possible: it has a low priority,
 and computes with one thread, on the CPU. It ends with a training that is interrupted or fails, and otherwise at Ctrl-C.
 """
 
@@ -24,7 +24,7 @@ from alexnet.signals import Stopped
 from alexnet.text import escape
 
 HOST, PORT = "127.0.0.1", 8000
-LOWEST_PRIORITY = 19
+NICENESS = 10  # a tenth of the time of a core for which the training competes: enough to answer within a second
 Log = Callable[[str], object]
 
 
@@ -80,7 +80,7 @@ def _start(run: Path, listener: socket.socket) -> SpawnProcess:
 def _serve(run: Path, listener: socket.socket) -> None:
     """Serve `run` in this process, until SIGTERM or the end of the training process."""
     with suppress(AttributeError, OSError):  # Windows has no nice
-        os.nice(LOWEST_PRIORITY)
+        os.nice(NICENESS)
     os.environ["OMP_NUM_THREADS"] = "1"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
