@@ -87,7 +87,8 @@ def test_run_without_a_checkpoint_is_served_and_its_network_from_the_first_epoch
         assert server.get("/v1/training?model=cat").status_code == 404
 
         trained.finish_epoch()
-        write_json(trained.run.path / "alarms.json", [{"epoch": 2, "kind": "dead", "text": "Half are dead.", "x": 1}])
+        alarm = {"epoch": 2, "kind": "dead", "text": "Half are dead.", "withdrawn": None}
+        write_json(trained.run.path / "alarms.json", [alarm, {**alarm, "kind": "stuck", "withdrawn": 3}])
         (model,) = get(server, "/v1/models")["models"]
         assert {"training", "samples"} <= set(model["looks"])
         assert server.post("/v1/predict", sample(server)).status_code == 200

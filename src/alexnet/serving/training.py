@@ -52,7 +52,7 @@ class Epoch:
 
 @dataclass
 class Alarm:
-    """A warning of the training."""
+    """A warning of the training that no later epoch has disproved."""
 
     epoch: int
     kind: str
@@ -114,13 +114,14 @@ class TrainedRun:
         """Return the state of the training."""
         locked = self.run.is_locked()  # first: what the training writes last is then complete
         summary, path = self.run.summary(), self.run.path / "alarms.json"
+        alarms = read_json(path, list[dict[str, Any]]) if path.is_file() else []
         state: State = "training" if locked else "finished" if summary.get("complete") else "stopped"
         recipe = read_json(self.run.recipe_json, dict[str, Any])
         return Training(
             self.name, state, int(recipe["epochs"]), str(recipe["validate_on"]),
             summary["best"]["epoch"] if summary else None,
             _convert(self.run.metrics(), Epoch, self.run.metrics_jsonl),
-            _convert(read_json(path, list[dict[str, Any]]) if path.is_file() else [], Alarm, path),
+            _convert([alarm for alarm in alarms if not alarm.get("withdrawn")], Alarm, path),
         )  # fmt: skip
 
     def mistakes(self) -> Mistakes:
