@@ -1,0 +1,166 @@
+"""`alexnet train --live`: the page opens when training begins, stays after its end, and ends with it otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexnet.cli import run
+from alexnet.errors import UserError
+from alexnet.run_dir import Run
+from alexnet.serving import live
+from alexnet.serving.address import bind
+from alexnet.serving.live import live_page
+
+
+class Process:
+    """In place of the server's process."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.port, self.calls = listener.getsockname()[1], []
+        listener.close()
+
+    def is_alive(self) -> bool:
+        return "terminate" not in self.calls
+
+    def join(self) -> None:
+        self.calls.append("join")
+        if self.calls == ["join"]:
+            raise KeyboardInterrupt
+
+    def terminate(self) -> None:
+        self.calls.append("terminate")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Process]]:
+    """Runs and the processes that were started for them."""
+    found: list[tuple[Path, Any]] = []
+
+    def start(run: Path, listener: socket.socket) -> Any:
+        found.append((run, Process(listener)))
+        return found[-1][1]
+
+    monkeypatch.setattr(live, "_start", start)
+    return found
+
+
+def test_page_stays_until_ctrl_c(
+    started: list[tuple[Path, Process]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log: list[str] = []
+    with live_page() as open_page:
+        open_page(tmp_path, log.append)
+    ((opened, process),) = started
+    assert (opened, process.calls) == (tmp_path, ["join", "terminate", "join"])
+    assert log == [f"The page of this run: http://127.0.0.1:{process.port}/"]
+    assert capsys.readouterr().err == f"The page stays at http://127.0.0.1:{process.port}/ until Ctrl-C.\n"
+
+
+@pytest.mark.parametrize("error", [UserError("x"), KeyboardInterrupt()])
+def test_page_ends_with_a_training_that_fails(
+    started: list[tuple[Path, Process]], tmp_path: Path, error: BaseException
+) -> None:
+    with pytest.raises(type(error)), live_page() as open_page:
+        open_page(tmp_path, print)
+        started[0][1].calls.append("")
+        raise error
+    assert started[0][1].calls == ["", "terminate", "join"]
+
+
+def test_page_takes_a_free_port_if_its_own_is_taken(
+    started: list[tuple[Path, Process]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(bind("127.0.0.1", 0)) as other:
+        other.listen()
+        monkeypatch.setattr(live, "PORT", taken := other.getsockname()[1])
+        with live_page() as open_page:
+            open_page(tmp_path, print)
+    assert started[0][1].port not in (0, taken)
+
+
+def test_command_opens_the_page_of_its_run_when_training_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Path, bool]] = []
+
+    @contextlib.contextmanager
+    def page() -> Iterator[Any]:
+        yield lambda run, _: seen.append((run, Run(run).is_locked()))
+
+    monkeypatch.setattr(live, "live_page", page)
+    monkeypatch.setattr("alexnet.api.write_page", lambda result: result)
+    command = ["train", "digits", "--width", "0.1", "--limit-steps", "1", "--threads", "1", "--live"]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 0
+    assert run(["resume", str(tmp_path / "run"), "--live"]) == 0  # has finished
+    assert seen == [(tmp_path / "run", True)]
+
+
+def test_page_needs_the_packages_of_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fastapi" else find_spec(name))
+    assert run(["train", "digits", "--live", "--out", str(tmp_path / "run")]) == 2
+    assert "needs fastapi; install it with" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@contextlib.contextmanager
+def training(*arguments: str) -> Iterator[tuple[Any, str]]:
+    """Run `alexnet train --live`; yield the process and the URL of its page."""
+    command = [sys.executable, "-m", "alexnet", "train", "digits", "--width", "0.1", "--threads", "1", "--live"]
+    process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        lines = (re.search(r"page of this run: (http://\S+)/", line) for line in process.stderr)
+        yield process, next(found[1] for found in lines if found)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=300) as response:
+        return json.load(response)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_page_survives_the_training(tmp_path: Path) -> None:
+    with training("--epochs", "1", "--limit-steps", "2", "--out", str(tmp_path / "run")) as (process, url):
+        for line in process.stderr:
+            if line == f"The page stays at {url}/ until Ctrl-C.\n":
+                break
+        assert get(f"{url}/v1/training")["state"] == "finished"
+        assert get(f"{url}/v1/models")["default"] == "run"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    with pytest.raises(OSError, match="refused"):
+        get(f"{url}/v1/training")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_page_ends_with_an_interrupted_training(tmp_path: Path, signum: signal.Signals) -> None:
+    with training("--epochs", "100000", "--out", str(tmp_path / "run")) as (process, url):
+        assert get(f"{url}/v1/training")["state"] == "training"
+        process.send_signal(signum)
+        process.stderr.read()  # until both have ended
+        assert process.wait(60) == (-signum if signum == signal.SIGKILL else 128 + signum)
+    with pytest.raises(OSError, match="refused"):
+        get(f"{url}/v1/training")
