@@ -74,11 +74,13 @@ def test_page_stays_until_ctrl_c(
 def test_page_ends_with_a_training_that_fails(
     started: list[tuple[Path, Process]], tmp_path: Path, error: BaseException
 ) -> None:
-    with pytest.raises(type(error)), live_page() as open_page:
-        open_page(tmp_path, print)
-        started[0][1].calls.append("")
-        raise error
-    assert started[0][1].calls == ["", "terminate", "join"]
+    page = live_page()
+    page.__enter__()(tmp_path, print)
+    process = started[0][1]
+    process.calls.append("")
+    with pytest.raises(type(error)):
+        page.__exit__(type(error), error, None)
+    assert process.calls == ["", "terminate", "join"]
 
 
 def test_page_takes_a_free_port_if_its_own_is_taken(
