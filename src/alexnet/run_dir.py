@@ -256,6 +256,8 @@ class Run:
         path = self.path / LOCK
         if not path.exists():
             return False
+        from filelock import FileLock, Timeout
+
         lock = FileLock(path, fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)
