@@ -116,7 +116,7 @@ def test_page_needs_the_packages_of_a_server(
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fastapi" else find_spec(name))
     assert run(["train", "digits", "--live", "--out", str(tmp_path / "run")]) == 2
-    assert "needs fastapi; install it with" in capsys.readouterr().err
+    assert "install it with: pip install 'alexnet[serve]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
