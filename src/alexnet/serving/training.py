@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from fastapi import Depends, FastAPI, Query
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
@@ -24,6 +25,7 @@ from alexnet.files import convert, read_json
 from alexnet.inference.load import load_run_dataset
 from alexnet.inference.neighbors import find_image_file, load_run_images
 from alexnet.run_dir import Run
+from alexnet.runtimes.engines import softmax
 from alexnet.serving.access import authorize, model_name
 from alexnet.serving.explain import NotAvailable, thumbnail
 from alexnet.serving.registry import Models
@@ -136,24 +138,26 @@ class TrainedRun:
             return self._found[1]
 
     def _find_mistakes(self, split: str, epoch: int) -> Mistakes:
-        from alexnet.plots.model import Predictions, find_examples  # imports matplotlib
-
         stored, best = self.run.read_evaluation(split), self.run.named_checkpoint("best")
         assert stored is not None, "its file was just there"
         assert best is not None, "it was evaluated"
-        found = Predictions(*stored)
+        names, targets, logits = stored
         classes = [clean_label(label) for label in read_model_json(best)["classes"]]
-        examples, _ = find_examples(found, classes, NUM_MISTAKES)
-        images = self._load([example.name for example in examples], split)
-        return Mistakes(
-            epoch,
-            len(found.targets),
-            int((found.predicted != found.targets).sum()),
-            [
-                Mistake(one.true, one.predicted, one.confidence, thumbnail(image) if image else None)
-                for one, image in zip(examples, images, strict=True)
-            ],
-        )
+        p = softmax(logits)
+        predicted, confidence = p.argmax(1), p.max(1)
+        wrong = np.flatnonzero(predicted != targets)
+        rows = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_MISTAKES]
+        images = self._load([names[row] for row in rows], split)
+        mistakes = [
+            Mistake(
+                classes[targets[row]],
+                classes[predicted[row]],
+                float(confidence[row]),
+                thumbnail(image) if image else None,
+            )
+            for row, image in zip(rows, images, strict=True)
+        ]
+        return Mistakes(epoch, len(targets), len(wrong), mistakes)
 
     def _load(self, names: list[str], split: str) -> Sequence[Image.Image | None]:
         """Return images of the dataset by their names; None for each if it has been moved."""
