@@ -2,7 +2,7 @@
 
 All bars, curves and crops are computed by the package, so the figures agree with the tables and the tests. This needs
 only the package and its dependencies (the photograph ships with scikit-learn), takes a few seconds on a CPU, and is
-deterministic. The palette is Okabe and Ito's, safe for color-blind readers; the background is white, for dark pages.
+deterministic. Fonts, colors and axes are those of the package's own figures, smaller, on white also in dark pages.
 """
 
 from __future__ import annotations
@@ -33,13 +33,18 @@ from alexnet.models.architectures import ARCHITECTURES, CODE_LRN, PAPER_LRN
 from alexnet.models.layers import LocalResponseNorm
 from alexnet.models.spec import Layer, layers
 from alexnet.models.summary import summarize
+from alexnet.plots.style import THEMES, rc_params
 from alexnet.training.optim import schedule_at
 from alexnet.training.recipes import named_recipe
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
-GRAY = "#999999"
+STYLE, DARK = THEMES["light"], THEMES["dark"]
+BLUE, RED, GREEN, PINK, _ = STYLE.series
+SKY, ORANGE, *_, YELLOW = DARK.series
+BLACK, GRAY = STYLE.foreground, STYLE.muted
+SIZES = {
+    "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9,
+    "legend.fontsize": 9, "text.parse_math": True,
+}  # fmt: skip
 
 # Principal components of ImageNet's training pixels: stds on the scale of 0 to 255, directions in RGB (columns).
 PCA_STDS = np.array(IMAGENET_PCA.std)
@@ -95,7 +100,7 @@ def parameters_and_macs() -> Figure:
         total = sum(counts)
         axes.barh([row.name for row in rows], [n / 1e6 for n in counts], color=color)
         for i, n in enumerate(counts):
-            axes.text(n / 1e6, i, f"  {n / 1e6:,.2f} M  {n / total:.1%}", va="center", fontsize=8)
+            axes.text((n + 0.02 * max(counts)) / 1e6, i, f"{n / 1e6:,.2f} M  {n / total:.1%}", va="center", fontsize=9)
         axes.set(title=f"{title}: {total / 1e6:,.1f} M", xlabel="million", xlim=(0, max(counts) / 1e6 * 1.6))
     pair[0].invert_yaxis()
     return figure
@@ -116,8 +121,8 @@ def maps() -> Figure:
         color = {"i": GRAY, "c": BLUE, "p": SKY, "f": ORANGE}[name[0]]
         axes.add_patch(Rectangle((x, -height / 2), depth, height, facecolor=color, edgecolor="white"))
         size = "×".join(map(str, shape)) if len(shape) == 1 else f"{shape[0]} ×\n{shape[1]}×{shape[2]}"
-        axes.text(x + depth / 2, 118, name, ha="center", va="bottom", fontsize=8)
-        axes.text(x + depth / 2, -118, size, ha="center", va="top", fontsize=7)
+        axes.text(x + depth / 2, 118, name, ha="center", va="bottom", fontsize=9)
+        axes.text(x + depth / 2, -118, size, ha="center", va="top", fontsize=8)
         x += max(depth, 14) + 15
     axes.set(xlim=(-12, x), ylim=(-150, 140))
     axes.axis("off")
@@ -152,7 +157,7 @@ def conv1_edge() -> Figure:
         end = left + side + right - (4 * (windows - 1) + 11)
         unread = f", {end} column never read" if end else ""
         axes.text(18, y + 0.3, "…", ha="center", va="center")
-        axes.text(50, y + 0.3, f"{title}\n{windows} windows{unread}", va="center", fontsize=8)
+        axes.text(50, y + 0.3, f"{title}\n{windows} windows{unread}", va="center", fontsize=9)
     axes.set(xlim=(-3, 78), ylim=(-7.8, 1.1))
     axes.axis("off")
     return figure
@@ -171,7 +176,7 @@ def activations() -> Figure:
     values.set(title="value", xlabel="input", ylim=(-1.4, 3.2))
     slopes.set(title="gradient", xlabel="input", ylim=(-0.05, 1.15))
     for axes in (values, slopes):
-        axes.grid(alpha=0.3)
+        axes.grid()
     values.legend(frameon=False, loc="upper left")
     return figure
 
@@ -187,16 +192,16 @@ def lrn() -> Figure:
         top = int(after.argmax())
         curve.plot(top, after[top], "o", color=color)
         curve.annotate(f"{top} → {after[top]:.0f}", (top, after[top]), xytext=(0, 6), textcoords="offset points",
-                       ha="center", fontsize=8)  # fmt: skip
+                       ha="center", fontsize=9)  # fmt: skip
     curve.set(title="a single active channel", xlabel="input", ylabel="output", ylim=(0, 150))
-    curve.legend(frameon=False, fontsize=8, loc="lower right")
+    curve.legend(frameon=False, fontsize=9, loc="lower right")
     before = LRN_EXAMPLE
     after = LocalResponseNorm(CODE_LRN.size, CODE_LRN.alpha, CODE_LRN.beta, CODE_LRN.k)(before[None, :, None])
     positions = np.arange(len(before))
     bars.bar(positions - 0.2, before, 0.4, color=SKY, label="before LRN")
     bars.bar(positions + 0.2, after.flatten(), 0.4, color=BLUE, label="after LRN (2012 code)")
     bars.set(title="ten channels at one pixel", xlabel="channel", xticks=positions, ylim=(0, 330))
-    bars.legend(frameon=False, fontsize=8)
+    bars.legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -241,9 +246,9 @@ def towers() -> Figure:
             axes.patches[0].set_facecolor(GREEN)
         axes.set(xlim=(0, outs), ylim=(ins, 0), xticks=[0, outs // 2, outs], yticks=[0, ins // 2, ins])
         axes.set_title(f"{layer.name}\n{layer.parameters:,}", fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.set_xlabel("filter", fontsize=8)
-    row[0].set_ylabel("input channel", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_xlabel("filter", fontsize=9)
+    row[0].set_ylabel("input channel", fontsize=9)
     return figure
 
 
@@ -259,7 +264,7 @@ def receptive_fields() -> Figure:
         axes.add_patch(Rectangle((corner, corner), side, side, fill=False, edgecolor=color, lw=2))
         label, y = f"{row.name}: {side}", 120 if side == 11 else corner + 1
         box = {"facecolor": "black", "alpha": 0.75, "pad": 1, "lw": 0}
-        axes.text(112, y, label, color="white", fontsize=7, ha="center", va="top", bbox=box)
+        axes.text(112, y, label, color="white", fontsize=8, ha="center", va="top", bbox=box)
     return figure
 
 
@@ -273,12 +278,12 @@ def ten_crop() -> Figure:
     for (top, left), color in zip(TEN_CROP.positions, (ORANGE, SKY, "white", YELLOW, PINK), strict=True):
         corner = (left * 32 - 0.5, top * 32 - 0.5)
         full.add_patch(Rectangle(corner, 224, 224, fill=False, edgecolor=color, lw=2))
-    full.set_title("256×256, five crops of 224×224", fontsize=8)
+    full.set_title("256×256, five crops of 224×224", fontsize=9)
     names = ("top left", "top right", "center", "bottom left", "bottom right")
     for i, view in enumerate(crop_views(square[None], TEN_CROP, 224)):
         axes = figure.add_subplot(grid[i % 2, 3 + i // 2])
         draw_image(axes, view[0])
-        axes.set_title("mirrored" if i % 2 else names[i // 2], fontsize=8, pad=3)
+        axes.set_title("mirrored" if i % 2 else names[i // 2], fontsize=9, pad=3)
     return figure
 
 
@@ -291,8 +296,8 @@ def pca_noise() -> Figure:
         for axes, draw in zip(row, draws, strict=True):
             shift = PCA_DIRECTIONS @ (strength * draw * PCA_STDS)
             draw_image(axes, np.clip(square + shift[:, None, None], 0, 255).astype(np.uint8))
-            axes.set_title(" ".join(f"{s:+.0f}" for s in shift) if draw.any() else "original", fontsize=8)
-        row[0].set_ylabel(f"strength {strength}", fontsize=8)
+            axes.set_title(" ".join(f"{s:+.0f}" for s in shift) if draw.any() else "original", fontsize=9)
+        row[0].set_ylabel(f"strength {strength}", fontsize=9)
     return figure
 
 
@@ -305,13 +310,13 @@ def learning_rate() -> Figure:
         rates = [rate or np.nan for rate in RATES[name].values()]
         axes.step(starts, [*rates, rates[-1]], style, where="post", color=color, lw=width, label=name)
     axes.axvline(NOISE_OFF, color=GRAY, lw=1)
-    axes.text(NOISE_OFF - 0.7, 1.5e-3, "color noise off", rotation=90, fontsize=8, ha="right", va="center")
-    axes.text(72.4, 8e-6, "conv1 frozen", fontsize=8, va="top", color="#8a5f00")
+    axes.text(NOISE_OFF - 0.7, 1.5e-3, "color noise off", rotation=90, fontsize=9, ha="right", va="center")
+    axes.text(72.4, 8e-6, "conv1 frozen", fontsize=9, va="top", color="#8a5f00")
     axes.plot(72, 1e-5, "s", color=ORANGE)
     axes.set(xlabel="epoch", ylabel="learning rate", yscale="log", ylim=(4e-6, 6e-2), xlim=(0, 93))
     axes.set_xticks([1, 25, 51, 67, 72, 79, 91])
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=True, fontsize=8, loc="lower left")
+    axes.grid()
+    axes.legend(frameon=True, fontsize=9, loc="lower left")
     return figure
 
 
@@ -333,7 +338,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 def save_figures(folder: Path, figures: Mapping[str, Callable[[], Figure]] = FIGURES) -> None:
     """Write the figures to `folder`: charts as SVG, photographs as PNG with 256 colors."""
     folder.mkdir(parents=True, exist_ok=True)
-    mpl.rcParams.update({"svg.hashsalt": "alexnet", "axes.spines.top": False, "axes.spines.right": False})
+    mpl.rcParams.update({**rc_params(STYLE), **SIZES})
     for name, function in figures.items():
         figure = function()
         figure.tight_layout()

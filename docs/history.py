@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from alexnet.ablation.history import SISTERS, Run2012, runs_2012, sister_spread
+from alexnet.plots.style import THEMES, rc_params
 
 DOCS = Path(__file__).parent
 COLORS = {
@@ -43,13 +44,13 @@ def schedules() -> Figure:
         axes.plot(frozen[:1], [row] * len(frozen[:1]), "k|", ms=11, mew=2)
         quiet = [c.epoch for c in run.changes if c.noise == 0]
         axes.plot(quiet, [row] * len(quiet), "ko", ms=4)
-    axes.set_yticks(range(len(runs)), [run.run for run in runs], fontsize=8)
+    axes.set_yticks(range(len(runs)), [run.run for run in runs], fontsize=9)
     axes.invert_yaxis()
     axes.set(xlabel="epoch", xlim=(0, 137))
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in RATES.values()]
     handles += [plt.Line2D([], [], color="k", marker=m, ls="", ms=s, mew=2) for m, s in (("|", 11), ("o", 4))]
     names = [*(f"rate {rate:g}" for rate in RATES), "conv1 frozen", "color noise off"]
-    axes.legend(handles, names, fontsize=8, loc="lower right")
+    axes.legend(handles, names, fontsize=9, loc="lower right")
     return figure
 
 
@@ -63,11 +64,11 @@ def errors() -> Figure:
     axes.axvline(100 * spread.mean, color="#999999", lw=1, zorder=0)
     for row, (run, result) in enumerate(runs):
         axes.plot(100 * result.top1_error, row, "o", color=COLORS[run.kind])
-    axes.set_yticks(range(len(runs)), [run.run for run, _ in runs], fontsize=8)
+    axes.set_yticks(range(len(runs)), [run.run for run, _ in runs], fontsize=9)
     axes.invert_yaxis()
     axes.set(xlabel="top-1 error in %, ten views, validation images of ILSVRC-2012")
     handles = [plt.Line2D([], [], color=color, marker="o", ls="") for color in COLORS.values()]
-    axes.legend(handles, list(COLORS), fontsize=8)
+    axes.legend(handles, list(COLORS), fontsize=9)
     return figure
 
 
@@ -135,7 +136,7 @@ def page(template: str) -> str:
 
 
 if __name__ == "__main__":
-    mpl.rcParams.update({"svg.hashsalt": "alexnet", "axes.spines.top": False, "axes.spines.right": False})
+    mpl.rcParams.update({**rc_params(THEMES["light"]), "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 9})
     for name, figure in (("schedules", schedules()), ("errors", errors())):
         figure.tight_layout()
         figure.savefig(DOCS / f"img/history-{name}.svg", metadata={"Date": None}, facecolor="white")

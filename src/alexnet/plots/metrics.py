@@ -61,10 +61,12 @@ def metric_figure(
     elif train:
         split = str(next(iter(runs.values()))[0]["split"])
         lines = _split_lines(translate.split(split), translate.split("train"), theme)
-    if lines:  # in the corner that learning curves leave free
-        rising = val.startswith("top")
-        corner = "lower right" if rising else "upper right"
-        axes.legend(handles=lines, loc=corner if len(runs) == 1 else "best", fontsize=11 if len(runs) == 1 else 9)
+    if len(runs) > 1:
+        axes.legend(handles=lines, loc="best", fontsize=9)
+    elif lines and val.startswith("top"):  # in the corner that learning curves leave free
+        axes.legend(handles=lines, loc="lower right")
+    elif lines:
+        axes.legend(handles=lines, loc="upper right")
     return figure
 
 
