@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from alexnet.device import rank
 from alexnet.errors import UserError
-from alexnet.progress import default_progress
+from alexnet.progress import Silent, default_progress
 from alexnet.run_dir import Run
 from alexnet.text import escape
 from alexnet.training import api as training
@@ -47,7 +47,9 @@ def write_page(result: TrainingResult) -> TrainingResult:
         from alexnet.report.report import write_report
 
         try:
-            write_report(Run(result.run))
+            with closing(default_progress() if sys.stderr.isatty() else Silent()) as progress:
+                progress(0, 1, "writing the report")
+                write_report(Run(result.run))
         except Exception as error:  # the run is complete on disk: its page must not fail it
             message = f"The report could not be written: {error}; retry with 'alexnet report {result.run}'."
             print(escape(message), file=sys.stderr, flush=True)

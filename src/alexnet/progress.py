@@ -118,11 +118,11 @@ class Live:
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task("", text="", total=1)
+        self._task = self._bar.add_task("preparing", text="…", total=1)
         self._bar.start()
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        self._show(done, total, escape(what), f"{done:,}/{total:,}")
+        self._show(done, total, escape(what), f"{done:,}/{total:,}" if total > 1 else "…")
 
     def _show(self, done: int, total: int, what: str, text: str) -> None:
         self._bar.update(self._task, description=what, completed=done, total=total, text=text)

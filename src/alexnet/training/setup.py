@@ -111,6 +111,7 @@ def _prepare(
 ) -> TrainSetup:
     """Do the work of `prepare_training` without the files `bad`. Raises `BadFiles` for others."""
     device = pick_device(recipe.run.device)
+    progress(0, 1, "choosing the precision")
     precision = parallel.broadcast_object(lambda: pick_precision(recipe.run.precision, device))
     pretrained = None if saved else _load_pretrained(recipe, parallel, progress)
 

@@ -88,6 +88,7 @@ class ThreadChoice:
 
     def _set_fastest(self, model: Network) -> None:
         before = torch.get_num_threads()
+        self.progress(0, 1, "measuring the number of threads")
         speeds = measure(model, self.setup, sorted({1, max(1, self.most - 1), self.most, before}))
         threads = choose(speeds)
         torch.set_num_threads(threads)

@@ -111,6 +111,7 @@ class Trainer:
         state, train = self.state, self.setup.train
         self.train_step.train()
         began = time.monotonic() - state.seconds
+        self.progress(state.seen, train.samples, f"epoch {state.epoch + 1}/{self.recipe.schedule.epochs}")
         with closing(read_together(self.parallel, train.batches(state.epoch, start=state.batch))) as batches:
             while not self._epoch_done():
                 waiting_since = time.monotonic()
