@@ -22,7 +22,8 @@ def test_interval_and_p_are_students() -> None:
     assert stats.paired_interval(list(a - b)) == pytest.approx((interval.low, interval.high))
     assert stats.paired_p(list(a - b)) == pytest.approx(expected.pvalue)
     assert stats.paired_interval([0.1]) is stats.paired_p([0.1]) is None
-    assert (stats.paired_p([0.0, 0.0]), stats.paired_p([0.1, 0.1])) == (1.0, 0.0)
+    assert (stats.paired_p([0.0, 0.0]), stats.paired_p([0.1, 0.1])) == (1.0, 0.5)  # by the sign test
+    assert stats.paired_interval([0.1, 0.1]) is None
 
 
 @pytest.mark.parametrize(("p", "corrected"), [

@@ -152,7 +152,7 @@ class Ablation:
             note = "" if arm.reached else " (at least: not every run reached the target)"
             lines.append(f"  {arm.name}: {format_value(statistics.fmean(arm.values), measure)} mean of {values}{note}")
         interval = " to ".join(format_value(v, measure, sign=True) for v in self.interval or ())
-        sure = f"95 % interval {interval}" if interval else "sign test" if self.censored else "one pair has no interval"
+        sure = f"95 % interval {interval}" if interval else "sign test" if self.censored else "no interval"
         p = "" if self.p is None else f", p = {self.p:.2g}"
         difference = format_value(self.difference, measure, sign=True)
         lines.append(f"  difference {difference} ({sure}{p}): {self.reason or VERDICTS[self.verdict]}")

@@ -31,11 +31,12 @@ STEEP_GAIN = 0.01  # training top-1 gained in the last epoch
 
 
 def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Return Student's confidence interval of the mean of paired differences; None for fewer than two."""
+    """Return Student's confidence interval of the mean of paired differences; None for fewer than two, or if all are
+    equal, as these do not show their spread."""
     from scipy.stats import t
 
     n = len(differences)
-    if n < 2:
+    if n < 2 or statistics.stdev(differences) == 0:
         return None
     mean = statistics.fmean(differences)
     half = float(t.ppf((1 + confidence) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
@@ -43,7 +44,10 @@ def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> t
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of Student's paired t-test against a mean of 0; None for fewer than two."""
+    """Return the two-sided p-value of Student's paired t-test against a mean of 0; None for fewer than two.
+
+    Equal differences, as small test splits give, do not show their spread: then that of the sign test.
+    """
     from scipy.stats import t
 
     n = len(differences)
@@ -51,7 +55,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
         return None
     mean, spread = statistics.fmean(differences), statistics.stdev(differences)
     if spread == 0:
-        return 1.0 if mean == 0 else 0.0
+        return sign_p([(d > 0) - (d < 0) for d in differences])
     return 2 * float(t.sf(abs(mean) / spread * math.sqrt(n), n - 1))
 
 

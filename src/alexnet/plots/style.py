@@ -149,7 +149,7 @@ def render_formats(draw: Draw, theme: Theme, forms: Sequence[str], translate: Tr
     A PNG is in English where no font has Chinese: a browser substitutes a font in an SVG, but not in a PNG. Warns of
     letters that are boxes in a PNG.
     """
-    if "png" in forms and translate.lang != "en" and not _has_chinese_font():
+    if "png" in forms and translate.lang != "en" and not has_chinese_font():
         rest = [form for form in forms if form != "png"]
         return {"png": render(draw, theme, "png"), **(render_formats(draw, theme, rest, translate) if rest else {})}
     contents, missing = _draw_formats(draw, theme, forms, translate)
@@ -176,7 +176,9 @@ def _draw_formats(
     return contents, any("Glyph" in str(warning.message) for warning in caught)
 
 
-def _has_chinese_font() -> bool:
+def has_chinese_font() -> bool:
+    """Return whether an installed font has Chinese letters."""
+
     def is_listed() -> bool:
         return not set(CHINESE_FONTS).isdisjoint(font_manager.fontManager.get_font_names())
 
