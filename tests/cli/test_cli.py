@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from alexnet.cli import COMMANDS, run
-from alexnet.cli.output import TorchNotice
+from alexnet.cli.output import ImportNotice
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.run_dir import Run
 from alexnet.training.recipes import RECIPES
@@ -155,10 +155,10 @@ def test_images_are_checked_without_importing_torch(tmp_path):
     assert found.stderr == "Reading pets …\n"
 
 
-def test_the_import_of_torch_is_announced_once(capsys, monkeypatch):
-    notice = TorchNotice()
+def test_the_first_large_import_is_announced(capsys, monkeypatch):
+    notice = ImportNotice()
     monkeypatch.setattr(sys, "meta_path", [notice, *sys.meta_path])
-    for name in ("json", "torch", "torch.nn"):
+    for name in ("json", "torch", "torch.nn", "matplotlib"):
         for finder in list(sys.meta_path):
             finder.find_spec(name, None, None)
     assert capsys.readouterr().err == "Loading PyTorch …\n"

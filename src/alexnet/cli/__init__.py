@@ -25,7 +25,7 @@ from alexnet.cli.doctor import doctor
 from alexnet.cli.eval import evaluate
 from alexnet.cli.export import export
 from alexnet.cli.features import features
-from alexnet.cli.output import LogFormatter, TorchNotice, is_main_process
+from alexnet.cli.output import ImportNotice, LogFormatter, is_main_process
 from alexnet.cli.pack import pack
 from alexnet.cli.predict import predict
 from alexnet.cli.report import report
@@ -156,5 +156,5 @@ def main() -> None:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(LogFormatter())
     raise_on_signals()
-    sys.meta_path.insert(0, TorchNotice())
+    sys.meta_path.insert(0, ImportNotice())
     sys.exit(run(sys.argv[1:]))

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from alexnet.text import escape, escape_json, join_lines
 
@@ -42,15 +42,20 @@ def open_in_browser(file: Path) -> None:
         log(f"No browser was found; open {file} in one.")
 
 
-class TorchNotice(importlib.abc.MetaPathFinder):
-    """Says that torch is being imported, which takes seconds: the first sign of most commands. Finds no module."""
+class ImportNotice(importlib.abc.MetaPathFinder):
+    """Says which large package is being imported, which takes seconds: the first sign of most commands.
+
+    It finds no module.
+    """
+
+    PACKAGES: ClassVar = {"torch": "PyTorch", "matplotlib": "Matplotlib"}
 
     def find_spec(self, name: str, *_: object) -> None:
-        """Print a line before the first import of torch."""
-        if name == "torch":
+        """Print a line before the first import of one of the packages."""
+        if name in self.PACKAGES:
             sys.meta_path.remove(self)
             if is_main_process():
-                log("Loading PyTorch …")
+                log(f"Loading {self.PACKAGES[name]} …")
 
 
 def print_lines(*lines: object) -> None:
