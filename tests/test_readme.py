@@ -1,10 +1,13 @@
 """README and the reference pages are true: their commands exist, their tables are counted, their file tree is real."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from alexnet.cli import COMMANDS, run
 from alexnet.models.architectures import ARCHITECTURES
@@ -53,6 +56,16 @@ def test_readme_fits_one_screen_and_its_links_lead_somewhere(name):
     assert len(text(name).splitlines()) <= 90
     for target in re.findall(r"\]\(([^)#:]+)\)", text(name)):
         assert (ROOT / target).exists(), target
+
+
+def test_the_example_digits_are_of_the_test_split():
+    spec = importlib.util.spec_from_file_location("digits", ROOT / "examples" / "digits.py")
+    digits = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(digits)
+    for name, image in digits.first_of_each_class().items():
+        with Image.open(ROOT / "examples" / f"{name}.png") as stored:
+            assert np.array_equal(stored, image), name
+    assert "examples/seven.png" in text("README.md")
 
 
 def test_every_architecture_is_counted():

@@ -67,6 +67,7 @@ def _help() -> str:
         *commands,
         "",
         "  --version    print the version",
+        "  --completion bash|zsh|fish    print a script with which that shell completes this command",
         "  --debug      after any command: show tracebacks",
     ])  # fmt: skip
 
@@ -83,6 +84,11 @@ def run(arguments: list[str]) -> int:
             from importlib.metadata import version
 
             print(f"alexnet {version('alexnet')}")
+            return 0
+        if arguments[0] == "--completion":
+            from alexnet.cli.completion import script
+
+            print(script(" ".join(arguments[1:]), COMMANDS), end="")
             return 0
         if arguments[0] not in COMMANDS:
             raise unknown_name("command", arguments[0], COMMANDS)

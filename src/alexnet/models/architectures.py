@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from alexnet.errors import unknown_name
+from alexnet.errors import UserError, unknown_name
 from alexnet.models.initial_weights import INITS
 from alexnet.models.spec import (
     AlexNetSpec,
@@ -394,6 +394,9 @@ ARCHITECTURES: dict[str, AlexNetSpec] = {
 TORCHVISION = "torchvision/"
 """Prefix of the names of torchvision's classifiers; see `torchvision_models.py`."""
 
+CALLED_ALEXNET = ("paper", "code2012", "torchvision", "caffe", "caffenet", "d2l", "cifar")
+"""What a user who asks for AlexNet may mean."""
+
 # ── selection ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -405,6 +408,11 @@ def architecture(name: str, **settings: Any) -> AlexNetSpec:
     convolution instead) or "none". Raises `UserError` on an unknown name or an invalid number, and `ImageTooSmall`,
     suggesting another architecture, if images of the given size are too small.
     """
+    if name.lower() == "alexnet":
+        listed = ", ".join(f"'{known}' ({ARCHITECTURES[known].title})" for known in CALLED_ALEXNET)
+        raise UserError(
+            f"There is no architecture '{name}'; choose what you mean: {listed}, or another that 'alexnet arch' lists."
+        )
     if name not in ARCHITECTURES:
         raise unknown_name("architecture", name, ARCHITECTURES)
     given = {key: value for key, value in settings.items() if value is not None}
