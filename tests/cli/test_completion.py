@@ -39,7 +39,7 @@ def scripts():
 def test_bash_completes(scripts, tmp_path, words, found):
     (tmp_path / "my pets").mkdir()
     (tmp_path / "script").write_text(scripts["bash"], encoding="utf-8")
-    command = ["bash", "-c", TRY, "bash", "script", "alexnet", *words]
+    command = ["bash", "-c", TRY, "bash", "./script", "alexnet", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
     assert set(done.stdout.splitlines()) == found
     assert not done.stderr
