@@ -15,6 +15,7 @@ import torch
 
 from alexnet.checkpoint import load_checkpoint
 from alexnet.files import write_json
+from alexnet.messages.translator import Translator
 from alexnet.run_dir import Run
 from alexnet.serving import registry, training
 from alexnet.serving.registry import Models, open_models
@@ -22,6 +23,12 @@ from server_client import Client, running_server
 
 OF_AN_EPOCH = ("best", "last", "checkpoints", "evaluation", "metrics.jsonl", "summary.json")
 """What training writes at the end of an epoch, in the order in which the test does."""
+
+
+DEAD = (
+    "62% of the channels of relu3 are zero on every image checked and no longer learn: the learning rate was too high "
+    "for a while; try --lr 0.0033."
+)
 
 
 class Trained:
@@ -87,14 +94,16 @@ def test_run_without_a_checkpoint_is_served_and_its_network_from_the_first_epoch
         assert server.get("/v1/training?model=cat").status_code == 404
 
         trained.finish_epoch()
-        alarm = {"epoch": 2, "kind": "dead", "text": "Half are dead.", "withdrawn": None}
+        alarm = {"epoch": 2, "kind": "dead", "text": DEAD, "withdrawn": None}
         write_json(trained.run.path / "alarms.json", [alarm, {**alarm, "kind": "stuck", "withdrawn": 3}])
         (model,) = get(server, "/v1/models")["models"]
         assert {"training", "samples"} <= set(model["looks"])
         assert server.post("/v1/predict", sample(server)).status_code == 200
         now = get(server, "/v1/training?model=digits")
         assert now["state"] == "training"
-        assert now["alarms"] == [{"epoch": 2, "kind": "dead", "text": "Half are dead."}]
+        texts = {"en": alarm["text"], "zh": Translator("zh").sentence(str(alarm["text"]))}
+        assert now["alarms"] == [{"epoch": 2, "kind": "dead", "text": alarm["text"], "texts": texts}]
+        assert "relu3" in texts["zh"] != texts["en"]
         rows = trained.run.metrics()
         assert [row["val_loss"] for row in now["history"]] == [row["val_loss"] for row in rows]
         assert now["best"] == trained.run.summary()["best"]["epoch"]

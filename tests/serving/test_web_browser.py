@@ -186,6 +186,17 @@ def test_dropped_image_gets_the_labels_of_predict(open_page, site, run, photogra
     keep_screenshot(page, f"page-{name}")
 
 
+@pytest.mark.parametrize(("width", "locale", "state"), [(1280, "en-US", "Finished after 4"), (360, "zh-CN", "共 4 轮")])
+def test_training_of_a_run_is_shown(open_page, site, width, locale, state):
+    page = open_page(site, width=width, locale=locale)
+    page.locator("#training summary").click()
+    page.locator("#training .thumbnails > *").first.wait_for()
+    assert state in page.locator("#training .state").inner_text()
+    assert page.locator("#training .chart polyline").count() == 4
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "scrolls horizontally"
+    assert page.evaluate(OVERLAPS) == []
+
+
 def test_each_of_several_chosen_files_gets_a_result(open_page, site, run, photograph, large_images):
     page = open_page(site, expects="422")
     leaf = (large_images / "leaf" / "0.jpg").read_bytes()

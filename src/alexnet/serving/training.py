@@ -24,6 +24,7 @@ from alexnet.errors import UserError
 from alexnet.files import convert, read_json
 from alexnet.inference.load import load_run_dataset
 from alexnet.inference.neighbors import find_image_file, load_run_images
+from alexnet.messages.translator import LANGUAGES, Translator
 from alexnet.run_dir import Run
 from alexnet.runtimes.engines import softmax
 from alexnet.serving.access import authorize, model_name
@@ -59,6 +60,8 @@ class Alarm:
     epoch: int
     kind: str
     text: str
+    texts: dict[str, str]
+    """By language: en and zh."""
 
 
 @dataclass
@@ -117,13 +120,14 @@ class TrainedRun:
         locked = self.run.is_locked()  # first: what the training writes last is then complete
         summary, path = self.run.summary(), self.run.path / "alarms.json"
         alarms = read_json(path, list[dict[str, Any]]) if path.is_file() else []
+        alarms = [alarm for alarm in alarms if not alarm.get("withdrawn")]
         state: State = "training" if locked else "finished" if summary.get("complete") else "stopped"
         recipe = read_json(self.run.recipe_json, dict[str, Any])
         return Training(
             self.name, state, int(recipe["epochs"]), str(recipe["validate_on"]),
             summary["best"]["epoch"] if summary else None,
             _convert(self.run.metrics(), Epoch, self.run.metrics_jsonl),
-            _convert([alarm for alarm in alarms if not alarm.get("withdrawn")], Alarm, path),
+            _convert([{**alarm, "texts": _translate(alarm["text"])} for alarm in alarms], Alarm, path),
         )  # fmt: skip
 
     def mistakes(self) -> Mistakes:
@@ -167,6 +171,10 @@ class TrainedRun:
             return load_run_images(self.run, names, self._part)
         except (OSError, ValueError, LookupError, TypeError):
             return [None] * len(names)
+
+
+def _translate(text: str) -> dict[str, str]:
+    return {lang: Translator(lang).sentence(text) for lang in LANGUAGES}
 
 
 def _convert(rows: list[dict[str, Any]], kind: type[T], where: Path) -> list[T]:

@@ -56,7 +56,7 @@ export function renderTraining() {
   if (state === "training" && best) sentences.push(text("training_try", { best }));
   find(".state").textContent = sentences.filter(Boolean).join(language === "zh" ? "" : " ");
   find(".alarms").replaceChildren(
-    ...alarms.map(({ epoch, text: alarm }) => make("li", { text: text("alarm", { epoch, alarm }) })));
+    ...alarms.map(({ epoch, texts }) => make("li", { text: text("alarm", { epoch, alarm: texts[language] }) })));
   find(".curves").hidden = !done;
   if (!done) return;
   const range = Math.max(state === "training" ? epochs : done, 2);
