@@ -129,7 +129,7 @@ def test_a_notebook_shows_a_bar_and_curves(shown, capsys):
     assert "A &lt;message&gt; that stays." in final
     assert "epoch 2/2  loss 0.5000" in final
     assert final.count("<polyline") == 4
-    assert "140.0,13.8 280.0,13.8 " in final  # training top-1, 87.5 %
+    assert "140.0,13.8 280.0,13.8" in final  # training top-1, 87.5 %
     assert capsys.readouterr() == ("", "")
 
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from alexnet.api import ablate as ablate
     from alexnet.api import arch as arch
     from alexnet.api import check as check
+    from alexnet.api import evaluate as evaluate
     from alexnet.api import resume as resume
     from alexnet.api import show as show
     from alexnet.api import train as train
     from alexnet.errors import UserError as UserError
-    from alexnet.inference.evaluate import evaluate as evaluate
     from alexnet.inference.predict import load as load
     from alexnet.models.layers import LocalResponseNorm as LocalResponseNorm
     from alexnet.models.model import create_model as create_model
@@ -41,7 +41,7 @@ _MODULES = {
     "load": "alexnet.inference.predict",
     "train": "alexnet.api",
     "resume": "alexnet.api",
-    "evaluate": "alexnet.inference.evaluate",
+    "evaluate": "alexnet.api",
     "show": "alexnet.api",
     "check": "alexnet.api",
     "arch": "alexnet.api",

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from alexnet.device import rank
 from alexnet.errors import UserError
-from alexnet.progress import Silent, default_progress
+from alexnet.inference import evaluate as inference
+from alexnet.progress import Silent, default_progress, in_notebook
 from alexnet.run_dir import Run
 from alexnet.text import escape
 from alexnet.training import api as training
@@ -58,6 +59,14 @@ def write_page(result: TrainingResult) -> TrainingResult:
 
 train = with_page(training.train)
 resume = with_page(training.resume)
+
+
+@wraps(inference.evaluate)
+def evaluate(*arguments: Any, **options: Any) -> inference.Evaluation:
+    if options.get("progress") is not None or not in_notebook():
+        return inference.evaluate(*arguments, **options)
+    with closing(default_progress()) as progress:
+        return inference.evaluate(*arguments, **{"log": progress.log, **options, "progress": progress})
 
 
 def show(

@@ -58,7 +58,8 @@ def test_values_of_more_than_8_bits_are_those_of_a_file(tmp_path):
         (torch.from_numpy(COLOR), r"its shape is 6×5×3, .* move its channels with \.permute\(2, 0, 1\)"),
         (np.zeros((7, 8, 9)), "its shape is 7×8×9, and an array must be H×W or H×W×C.*give a list"),
         (np.zeros((0, 8)), "its shape is 0×8"),
-        (torch.zeros(()), "its shape is empty"),
+        (torch.zeros(()), "it is a Tensor; give a path"),
+        (None, "it is a NoneType; give a path"),
     ],
 )
 def test_all_else_is_refused_in_one_sentence(array, message):

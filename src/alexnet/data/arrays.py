@@ -48,7 +48,10 @@ def _channels_last(array: Any) -> np.ndarray:
         array = array.detach().cpu()
         array = array.float() if array.is_floating_point() else array  # NumPy has no bfloat16
     pixels = np.asarray(array)
-    shape = "×".join(map(str, pixels.shape)) or "empty"
+    if pixels.ndim == 0:
+        kind = type(array).__name__
+        raise BadImage(f"it is a {kind}; give a path, the bytes of a file, a PIL image, an array or a tensor")
+    shape = "×".join(map(str, pixels.shape))
     axis = 0 if is_tensor else -1
     if pixels.size and pixels.ndim == 3 and pixels.shape[axis] in (1, 3, 4):
         pixels = np.moveaxis(pixels, axis, -1)

@@ -74,7 +74,7 @@ def _curve(name: str, rows: Sequence[dict[str, Any]], epochs: int, keys: tuple[s
     finite = [v for line in values for v in line if math.isfinite(v)] or [1.0]
     # a loss that explodes is cut at twice the first one
     top = 1.0 if name == "top-1" else max(min(max(finite), 2 * finite[0]), 1e-9)
-    points = [
+    lines = [
         [
             (width * row["epoch"] / max(epochs, 1), height * (1 - min(value / top, 1.0)))
             for row, value in zip(rows, line, strict=True)
@@ -82,7 +82,10 @@ def _curve(name: str, rows: Sequence[dict[str, Any]], epochs: int, keys: tuple[s
         ]
         for line in values
     ]
-    return {"name": name, "top": "100 %" if name == "top-1" else f"{top:.3g}", "points": points, "epochs": epochs}
+    return {
+        "name": name, "top": "100 %" if name == "top-1" else f"{top:.3g}", "epochs": epochs,
+        "lines": [(" ".join(f"{x:.1f},{y:.1f}" for x, y in line), line[-1:]) for line in lines],
+    }  # fmt: skip
 
 
 def _render(template: str, **values: Any) -> str:

@@ -78,7 +78,9 @@ class TrainingResult:
             for r in Run(self.run).metrics()
         ]  # fmt: skip
         head = ("epoch", "train loss", "loss", "top-1", "images/s")
-        return render_table(str(self), rows, head, folded=f"{len(rows):,} epochs" if len(rows) > 5 else "")
+        report = f"alexnet.report({str(self.run)!r}) shows the report." if (self.run / "report.html").is_file() else ""
+        folded = f"{len(rows):,} epochs" if len(rows) > 5 else ""
+        return render_table(str(self), rows, head, note=report, folded=folded)
 
 
 def train(
