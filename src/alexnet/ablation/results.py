@@ -70,7 +70,7 @@ class ArmResult:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ablation:
     """The result of a comparison. A positive difference is in favor of the claim: with minus without the part in
     top-1; without minus with it in training error, in the gap between training and test, and in epochs."""
@@ -78,7 +78,7 @@ class Ablation:
     claim: Claim
     part: ArmResult
     without: ArmResult
-    recipe: dict[str, Any] = field(repr=False)
+    recipe: dict[str, Any]
     planned: int
     """The number of pairs that the spread of the first three asked for, or --seeds."""
     files: list[str] = field(default_factory=list)
@@ -158,6 +158,9 @@ class Ablation:
         lines.append(f"  difference {difference} ({sure}{p}): {self.reason or VERDICTS[self.verdict]}")
         lines.append(f"  published: {self.claim.published} ({self.claim.source})")
         return join_lines(*lines, *self.files)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def _repr_html_(self) -> str:
         from alexnet.notebook.display import render_image
