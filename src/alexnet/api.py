@@ -48,7 +48,8 @@ def write_page(result: TrainingResult) -> TrainingResult:
         from alexnet.report.report import write_report
 
         try:
-            with closing(default_progress() if sys.stderr.isatty() else Silent()) as progress:
+            shown = sys.stderr.isatty() or in_notebook()
+            with closing(default_progress() if shown else Silent()) as progress:
                 progress(0, 1, "writing the report")
                 write_report(Run(result.run))
         except Exception as error:  # the run is complete on disk: its page must not fail it
