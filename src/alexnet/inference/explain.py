@@ -53,7 +53,7 @@ class Saliency:
     method: str
     label: str
     probability: float
-    """Of the label."""
+    """Of the label, calibrated where the network has a calibration."""
     image: np.ndarray
     """The image as the network reads it: uint8 (H, W, C)."""
     heat: np.ndarray
@@ -148,8 +148,9 @@ def saliency(loaded: LoadedModel, image: Any, method: str = "auto", label: str |
                 x, baselines=0, target=target, n_steps=STEPS, internal_batch_size=16
             )
             heat = heat.detach().sum(1, keepdim=True)
-    probability, values = float(logits.softmax(0)[target]), heat[0, 0].float().cpu().numpy()
-    return Saliency(method, loaded.classes[target], probability, pixels, values, cells)
+    temperature = loaded.calibration.temperature if loaded.calibration else 1.0
+    probability = float((logits / temperature).softmax(0)[target])
+    return Saliency(method, loaded.classes[target], probability, pixels, heat[0, 0].float().cpu().numpy(), cells)
 
 
 def _class_index(classes: Sequence[str], label: str) -> int:

@@ -138,7 +138,9 @@ def _mistakes(args: Sequence[str], options: Options) -> FigureFile:
     count = 6 if options.top is None else options.top
     if not 1 <= count <= MAX_IMAGES:
         raise UserError(f"--top must be from 1 to {MAX_IMAGES}, not {count}.")
-    found = model.Predictions(*evaluation)
+    names, targets, logits = evaluation
+    temperature = loaded.calibration.temperature if loaded.calibration else 1.0
+    found = model.Predictions(names, targets, logits / temperature)
     examples = model.find_examples(found, loaded.classes, count)
     images = iter(neighbors.load_run_images(run, [example.name for group in examples for example in group]))
     mistakes, correct = ([(example, next(images)) for example in group] for group in examples)
@@ -243,7 +245,7 @@ def _find_images(args: Sequence[str]) -> list[str]:
 
 
 def _predict(loaded: LoadedModel, paths: Sequence[str], top: int) -> list[model.ImagePrediction]:
-    """Predict the `top` labels of images; their true label is the folder name if that is a class.
+    """Predict the `top` labels of images, with calibrated probabilities; their true label is the folder name if that is a class.
 
     Raises `UserError` for an unreadable image.
     """
@@ -254,5 +256,5 @@ def _predict(loaded: LoadedModel, paths: Sequence[str], top: int) -> list[model.
     for path, image, prediction in zip(paths, images, predicted, strict=True):
         folders = [part for part in Path(path).absolute().parent.parts if part.lower() not in SPLIT_NAMES]
         true = folders[-1] if folders and folders[-1] in loaded.classes else None
-        found.append(model.ImagePrediction(image, Path(path).name, prediction.labels, true))
+        found.append(model.ImagePrediction(image, Path(path).name, prediction.confidences, true))
     return found
