@@ -245,7 +245,9 @@ def _find_images(args: Sequence[str]) -> list[str]:
 
 
 def _predict(loaded: LoadedModel, paths: Sequence[str], top: int) -> list[model.ImagePrediction]:
-    """Predict the `top` labels of images, with calibrated probabilities; their true label is the folder name if that is a class.
+    """Predict the `top` labels of images, with calibrated probabilities.
+
+    Their true label is the folder name if that is a class.
 
     Raises `UserError` for an unreadable image.
     """
