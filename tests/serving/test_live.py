@@ -59,14 +59,20 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Process]]:
 
 
 def test_page_stays_until_ctrl_c(
-    started: list[tuple[Path, Process]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    started: list[tuple[Path, Process]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log: list[str] = []
-    with live_page() as open_page:
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    with live_page(in_browser=True) as open_page:
         open_page(tmp_path, log.append)
     ((opened, process),) = started
     assert (opened, process.calls) == (tmp_path, ["join", "terminate", "join"])
-    assert log == [f"The page of this run: http://127.0.0.1:{process.port}/"]
+    assert log == [f"The page of this run: {shown[0]}"]
+    assert shown == [f"http://127.0.0.1:{process.port}/"]
     assert capsys.readouterr().err == f"The page stays at http://127.0.0.1:{process.port}/ until Ctrl-C.\n"
 
 
@@ -99,7 +105,7 @@ def test_command_opens_the_page_of_its_run_when_training_begins(
     seen: list[tuple[Path, bool]] = []
 
     @contextlib.contextmanager
-    def page() -> Iterator[Any]:
+    def page(_: bool) -> Iterator[Any]:
         yield lambda run, _: seen.append((run, Run(run).is_locked()))
 
     monkeypatch.setattr(live, "live_page", page)

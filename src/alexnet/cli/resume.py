@@ -28,7 +28,7 @@ def resume(
         parallel: How several processes share the work, as in 'alexnet train'; the run's own choice by default.
         set: Settings of recipe.json to change, such as workers=4 data=/new/place.
         force: Accept settings that change the experiment.
-        open: Open the report in a browser at the end.
+        open: Open the report in a browser at the end, or the page of --live at the beginning.
         live: Show curves, alarms and mistakes on a page of this machine, also after the end, until Ctrl-C.
         json: Print the summary as one JSON document.
     """
@@ -37,11 +37,11 @@ def resume(
 
     find_run(run)
     settings = parse_settings(set)
-    with live_page(live) as open_page:
+    with live_page(live, open) as open_page:
         from alexnet.api import write_page
         from alexnet.training import api
 
         result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=settings, on_start=open_page)
         if result.already_finished and is_main_process():
             log(f"{result.run} is finished; --epochs +N extends it.")
-        show_result(write_page(result), json, open)
+        show_result(write_page(result), json, open and not live)

@@ -40,7 +40,7 @@ class Options:
     set: tuple[str, ...] = ()
     """Other settings of recipe.json, such as padding_mode=reflect clip_norm=1."""
     open: bool = False
-    """Open the report in a browser at the end."""
+    """Open the report in a browser at the end, or the page of --live at the beginning."""
     live: bool = False
     """Show curves, alarms and mistakes on a page of this machine, also after the end, until Ctrl-C."""
     json: bool = False
@@ -77,23 +77,23 @@ def train(arguments: list[str]) -> None:
         check_runs(weights)
     if not options.resume:
         Run.check_free(options.out)
-    with live_page(options.live) as open_page:
+    with live_page(options.live, options.open) as open_page:
         from alexnet.api import train as train_recipe
 
         result = train_recipe(
             recipe, out=options.out, resume=options.resume, force=options.force, began=BEGAN, on_start=open_page
         )
-        show_result(result, options.json, options.open)
+        show_result(result, options.json, options.open and not options.live)
 
 
-def live_page(wanted: bool) -> AbstractContextManager[OnStart | None]:
+def live_page(wanted: bool, in_browser: bool) -> AbstractContextManager[OnStart | None]:
     """Return a context with what opens the page of --live. Raises `UserError` if packages are missing."""
     if not wanted:
         return nullcontext()
     check_installed()
     from alexnet.serving import live
 
-    return live.live_page()
+    return live.live_page(in_browser)
 
 
 def _wrap(text: str) -> str:

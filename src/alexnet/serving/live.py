@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
@@ -29,8 +30,11 @@ Log = Callable[[str], object]
 
 
 @contextmanager
-def live_page() -> Iterator[Callable[[Path, Log], None]]:
-    """Yield a function that opens the page of a run; at the end wait for Ctrl-C, and after an error close the page."""
+def live_page(in_browser: bool = False) -> Iterator[Callable[[Path, Log], None]]:
+    """Yield a function that opens the page of a run; at the end wait for Ctrl-C, and after an error close the page.
+
+    With `in_browser` a browser shows it, too.
+    """
     opened: list[tuple[str, SpawnProcess]] = []
 
     def open_page(run: Path, log: Log) -> None:
@@ -38,6 +42,8 @@ def live_page() -> Iterator[Callable[[Path, Log], None]]:
         url = f"http://{HOST}:{listener.getsockname()[1]}/"
         opened.append((url, _start(run, listener)))
         log(f"The page of this run: {url}")
+        if in_browser:
+            webbrowser.open(url)  # waits until the process answers
 
     try:
         yield open_page
