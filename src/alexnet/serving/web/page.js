@@ -75,7 +75,9 @@ class Card {
     this.setLine(".error", error);
     const waiting = result || error ? [] : [make("li", { className: "quiet", text: text("waiting") })];
     this.find(".labels").replaceChildren(...waiting, ...(result?.labels ?? []).map(makeBar));
-    const [confidence, threshold] = [result?.confidence, result?.threshold].map((p) => (p == null ? "" : percent(p)));
+    const confidence = result?.confidence == null ? "" : percent(result.confidence);
+    let threshold = result?.threshold == null ? "" : percent(result.threshold);
+    if (result?.unsure && threshold === confidence) threshold = percent(result.threshold, 3); // missed by less than that
     this.setLine(".unsure", result?.unsure && text("unsure", { confidence, threshold }));
     const facts = [result?.unsure === false && text("sure", { confidence, threshold }), truth && text("true_label", { label: truth })];
     this.setLine(".truth", facts.filter(Boolean).join(" "));

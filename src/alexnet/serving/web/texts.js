@@ -20,8 +20,9 @@ export function text(key, values = {}, lang = language) {
   return TEXTS[lang][key].replace(/{(\w+)}/g, (_, name) => visible(values[name]));
 }
 
-export function percent(p) {
-  return new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: 1, minimumFractionDigits: 1 }).format(p);
+export function percent(p, digits = 1) {
+  const options = { style: "percent", maximumFractionDigits: digits, minimumFractionDigits: digits };
+  return new Intl.NumberFormat(language, options).format(p);
 }
 
 // Fill every element below `root` that has data-text; textContent, so that no text can become markup.
