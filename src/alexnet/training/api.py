@@ -104,7 +104,8 @@ def train(
     `TrainingFailed` if the loss becomes NaN or the disk is full, and `Interrupted`, after saving a checkpoint, on
     Ctrl-C or SIGTERM.
     """
-    began = time.monotonic() if began is None else began
+    called = time.monotonic()
+    began = called if began is None else began
     check_main_module("the training")
     if not isinstance(recipe, Recipe):
         recipe = find_recipe(str(recipe or default_recipe(settings)))
@@ -129,7 +130,7 @@ def train(
         model = _new_model(setup)
         threads = ThreadChoice(setup, torch.get_num_threads(), display)
         threads.start(model)
-        setup, budget = fit_time_budget(setup, model, began, display)
+        setup, budget = fit_time_budget(setup, model, began, called - began, display)
         run = parallel.broadcast_object(lambda: Run.create(setup.recipe.run_name, folder, setup.recipe.to_json()))
         parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
         return _fit(stack, setup, run, model, display, threads, on_start, budget=budget)

@@ -23,7 +23,8 @@ from alexnet.training.step import TrainStep
 
 TRIAL_S = 6.0  # seconds the trial steps may take, at most 1/40 of the budget
 WARMUP_STEPS = 2  # steps that are not timed: they allocate and compile
-FINAL_S = 4.0  # seconds reserved for the last checkpoint and the report
+FINAL_S = 4.0  # seconds reserved for the last checkpoint and the report, where the time to load is unknown
+FINAL_RATIO = 0.9  # the same as a multiple of the time that Python took to load (on two shared cores: 22 s after 25)
 PLANS = 20  # how often, at most, a plan is made within epochs
 TOLERANCE = 0.005  # share of the steps by which a new plan must differ
 
@@ -43,6 +44,8 @@ class TimeBudget:
     validation_s: float
     test_ratio: float
     """Number of test images, as a multiple of the validation images."""
+    final_s: float = FINAL_S
+    """What follows the test."""
     planned_at: float = 0.0
     """When the last plan was made, and when the last epoch ended: both by `time.monotonic`."""
     epoch_ended_at: float = 0.0
@@ -50,7 +53,7 @@ class TimeBudget:
     @property
     def remaining(self) -> float:
         """What is left for training once test and report are set aside."""
-        reserve = self.test_ratio * self.validation_s + FINAL_S
+        reserve = self.test_ratio * self.validation_s + self.final_s
         return self.began + self.seconds - time.monotonic() - reserve
 
     def due(self) -> bool:
@@ -93,11 +96,12 @@ def with_plan(recipe: Recipe, steps: int, steps_per_epoch: int) -> Recipe:
 
 
 def fit_time_budget(
-    setup: TrainSetup, model: Network, began: float, progress: Progress
+    setup: TrainSetup, model: Network, began: float, loading_s: float, progress: Progress
 ) -> tuple[TrainSetup, TimeBudget | None]:
     """With --time-budget: plan the number of steps that fit, by timing a few steps of a copy of `model`.
 
-    Return the budget, which the trainer then keeps. The command `began` by `time.monotonic`. A recipe whose steps were
+    Return the budget, which the trainer then keeps. The command `began` by `time.monotonic`, and Python was loading for
+    `loading_s` (0: unknown): the report takes about as long on any machine. A recipe whose steps were
     planned by an earlier run keeps them.
     """
     recipe = setup.recipe
@@ -123,7 +127,14 @@ def fit_time_budget(
     has_test = recipe.data.validate_on != "test" and "test" in setup.evaluation
     tested = setup.evaluation["test"].samples if has_test else 0
     budget = TimeBudget(
-        seconds, began, len(setup.train), median, forward * validation, forward * validation, tested / validation
+        seconds,
+        began,
+        len(setup.train),
+        median,
+        forward * validation,
+        forward * validation,
+        tested / validation,
+        FINAL_RATIO * loading_s or FINAL_S,
     )
     steps = budget.plan(0)
     progress.log(
