@@ -61,6 +61,9 @@ def test_sentences_are_translated_with_what_they_name():
     assert translate("Readable but unusual: 1 image; it is PNG, not .jpg (2).") == (
         "有 1 张图片可以读取但不寻常：实际格式为 PNG，而非 .jpg（2 张）。"
     )
+    assert translate(
+        "Not ready for training: a holds images of one class only, 'b'; a classifier needs two or more."
+    ) == ("还不能训练：a 中只有“b”一个类别有图片；分类器至少需要两个。")
     assert translate("Something new about cat (2).jpg. It is cut short.") == (
         "Something new about cat (2).jpg. It is cut short."
     )

@@ -74,8 +74,9 @@ class Translator:
         for pattern, translated in load_sentences(self.lang):
             if found := pattern.fullmatch(text):
                 values = found.groupdict()
-                if "reason" in values:
-                    values["reason"] = self.clauses(values["reason"].split("; "))
+                if reason := values.get("reason"):
+                    whole = self.sentence(reason)
+                    values["reason"] = whole if whole != reason else self.clauses(reason.split("; "))
                 return translated.format(**values)
         return text
 
