@@ -165,7 +165,6 @@ def test_page_survives_the_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_page_ends_with_an_interrupted_training(tmp_path: Path, signum: signal.Signals) -> None:
     with training("--epochs", "100000", "--out", str(tmp_path / "run")) as (process, url):
-        assert get(f"{url}/v1/training")["state"] == "training"
         process.send_signal(signum)
         process.stderr.read()  # until both have ended
         assert process.wait(60) == (-signum if signum == signal.SIGKILL else 128 + signum)
