@@ -73,12 +73,12 @@ def serve(
     from alexnet.serving.settings import Settings
 
     check_installed()
-    check_runs(*runs)
     settings = Settings(
         host=host, port=port, token=_token(token_file), cors=cors, root_path=root_path,
         max_batch=max_batch, max_delay_ms=max_delay_ms, queue=queue, max_bytes=max_bytes, max_pixels=max_pixels,
         max_images=max_images, timeout=timeout, drain=drain,
     )  # fmt: skip
+    check_runs(*runs)
     from alexnet.serving.address import network_host, qr_code, to_url
     from alexnet.serving.registry import open_models
     from alexnet.serving.server import serve as serve_models
