@@ -73,7 +73,8 @@ def try_convolution(device: torch.device, precision: str) -> Trial:
     dtype = Precision(precision, "").dtype
     try:
         with one_thread():  # as `pick_precision` does, whose result stands beside this one
-            found, seconds = _forward_backward(x.to(device, dtype), w.to(device, dtype)), []
+            found = _forward_backward(x.to(device, dtype), w.to(device, dtype))
+            seconds: list[float] = []
             while len(seconds) < TRIALS and sum(seconds) < TRIAL_SECONDS:
                 start = time.perf_counter()
                 found = _forward_backward(x.to(device, dtype), w.to(device, dtype))
