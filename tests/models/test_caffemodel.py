@@ -195,8 +195,8 @@ DAMAGED = {
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_files_are_one_sentence(content, tmp_path, capsys):
-    path = write(tmp_path / "net.caffemodel", content)
-    assert run(["predict", str(path), "photo.jpg"]) == 2
+    path, photo = write(tmp_path / "net.caffemodel", content), write(tmp_path / "photo.jpg", b"")
+    assert run(["predict", str(path), str(photo)]) == 2
     assert "damaged or not Caffe's" in (err := capsys.readouterr().err)
     assert "Traceback" not in err
 

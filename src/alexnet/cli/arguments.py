@@ -29,6 +29,9 @@ def command(function: Callable[..., int | None], words: str = "", name: str = ""
 
     def call(arguments: list[str]) -> int | None:
         values, flags = parse(_collector(function, words.split()), arguments, f"alexnet {name or function.__name__}")
+        for key, kind in get_type_hints(function).items():
+            if dataclasses.is_dataclass(kind):  # a subclass with help was parsed, which does not equal its base
+                flags[key] = kind(**{field.name: getattr(flags[key], field.name) for field in dataclasses.fields(kind)})
         return function(*values, **flags)
 
     call.__doc__ = function.__doc__

@@ -34,13 +34,15 @@ def load_texts(lang: str) -> dict[str, str]:
 def load_sentences(lang: str) -> list[tuple[re.Pattern[str], str]]:
     """Return patterns of the English sentences that `Translator.sentence` knows, with their translations.
 
-    In the keys of the file, {n} stands for a number, {name} for any text, and (s) for an s or none.
+    In the keys of the file, {n} stands for a number, {reason} for any text, other names for text without
+    "; ", which separates reasons, and (s) for an s or none.
     """
+    values = {"n": "[0-9,]+", "reason": ".+?"}
     path = resources.files("alexnet.messages") / f"sentences.{lang}.json"
     sentences: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     named = re.compile(r"\\{(\w+)\\}")
     patterns = (
-        named.sub(lambda name: f"(?P<{name[1]}>{'[0-9,]+' if name[1] == 'n' else '.+?'})", re.escape(english))
+        named.sub(lambda name: f"(?P<{name[1]}>{values.get(name[1], '(?:(?!; ).)+?')})", re.escape(english))
         for english in sentences
     )
     return [
