@@ -6,7 +6,7 @@ after two epochs on the digits. `test_golden.py` computes them again and compare
 them writes that file again, so that the difference can be reviewed.
 
 Texts are omitted, since their wording may change: titles, sources, departures, repairs and details of `arch`; reasons,
-warnings (except their number), notes, verdict and command of `check`; errors of images (except whether there is one)
+warnings (except their number), notes, verdict and commands of `check`; errors of images (except whether there is one)
 and the note on calibration. `make.py images` encodes the images again, which only a new format requires.
 """
 
@@ -331,7 +331,7 @@ def golden_check() -> Golden:
     with working_in(folder):
         for arguments in (["messy"], ["divided"], ["messy", "--labels", "labels.csv"]):
             got = command_json(["check", *arguments, "--json"])
-            kept = without(got, "data", "warnings", "notes", "verdict", "command")
+            kept = without(got, "data", "warnings", "notes", "verdict", "command", "fix_command")
             for key in ("bad", "suspicious"):
                 kept[key] = sorted(row["path"] for row in got[key])
             for key in ("duplicates", "near_duplicates", "across_splits", "across_classes"):
