@@ -72,6 +72,8 @@ class Plain:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = self._clock()
+        if done == 0:  # a task begins, perhaps again
+            self._shown[what] = now
         if now - self._shown.setdefault(what, now) >= PLAIN_INTERVAL_S:
             self._shown[what] = now
             self.log(f"{what}: {done:,} of {total:,}")

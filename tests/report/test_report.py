@@ -149,6 +149,10 @@ def test_temperature_brings_confidence_to_accuracy(tmp_path):
         rows = list(csv.DictReader(file))
     assert float(rows[0]["share of images accepted"]) == 1.0
     assert float(rows[0]["accuracy on accepted images"]) == confidence.correct.mean()
+    with (data.run.path / "report" / "mistakes.csv").open(encoding="utf-8-sig") as file:
+        shown = {row["file"]: float(row["confidence"]) for row in csv.DictReader(file)}
+    expected = dict(zip(data.predictions.names, confidence.calibrated, strict=True))  # what predict reports
+    assert shown == pytest.approx({name: expected[name] for name in shown}, abs=1e-4)
 
 
 def test_a_run_validated_on_test_is_not_calibrated(tmp_path):

@@ -93,7 +93,7 @@ def _draw_curves(
     axes: Axes, runs: Histories, train: str | None, val: str, theme: Theme, mark_best: bool = False,
     minutes: bool = False,
 ) -> None:  # fmt: skip
-    """Draw a color per run; for a single run training has its own color. `mark_best` adds a dot at the maximum."""
+    """Draw a color per run; for a single run training has its own color. `mark_best` adds a dot at the best epoch."""
     for i, history in enumerate(runs.values()):
         color = theme.series[i % len(theme.series)]
         points: dict[str, Any] = {"marker": _marker(i, len(runs), theme) or ("." if len(history) < 40 else "")}
@@ -106,7 +106,7 @@ def _draw_curves(
         y = [epoch[val] for epoch in history]
         axes.plot(x, y, "-", lw=2.2, color=color, **points)
         if mark_best:
-            best = max(range(len(y)), key=y.__getitem__)
+            best = max(range(len(y)), key=lambda n: (y[n], -history[n]["val_loss"]))  # as training chooses it
             axes.plot(x[best], y[best], "o", color=color, ms=9)
     if not minutes:
         if max(map(len, runs.values())) == 1:

@@ -174,8 +174,6 @@ def _examples(page: Page, data: RunData, which: str) -> Values | None:
         return None
     if confidence is not None and confidence.calibration is not None:  # the confidence that `predict` shows
         found = replace(found, logits=found.logits / confidence.calibration.temperature)
-    if data.confidence is not None and data.confidence.calibration is not None:  # the confidence that predict reports
-        found = replace(found, logits=found.logits / data.confidence.calibration.temperature)
     mistakes, correct = find_examples(found, data.classes, MAX_EXAMPLES)
     examples = mistakes if which == "mistakes" else correct
     if not examples:

@@ -67,6 +67,9 @@ class TrainingResult:
             low, high = test["interval"]
             interval = f"(95 % interval {low:.2%} to {high:.2%})"
             lines.append(f"test top-1 {test['top1']:.2%} {interval}, top-5 {test['top5']:.2%}")
+        counts = self.summary.get("class_images", [0])
+        if best["top1"] <= (share := max(counts) / max(sum(counts), 1)):
+            lines.append(f"This is no better than always naming the most common class ({share:.1%} of the images).")
         return join_lines(*lines, describe_calibration(self.summary["calibration"]), f"run {self.run}")
 
     def _repr_html_(self) -> str:
@@ -77,7 +80,7 @@ class TrainingResult:
              f"{r['images_per_second']:,.0f}")
             for r in Run(self.run).metrics()
         ]  # fmt: skip
-        head = ("epoch", "train loss", "loss", "top-1", "images/s")
+        head = ("epoch", "train loss", "val loss", "top-1", "images/s")
         report = f"alexnet.report({str(self.run)!r}) shows the report." if (self.run / "report.html").is_file() else ""
         folded = f"{len(rows):,} epochs" if len(rows) > 5 else ""
         return render_table(str(self), rows, head, note=report, folded=folded)

@@ -50,6 +50,8 @@ from alexnet.training.recipe import (
 from alexnet.training.settings import AugmentationSettings
 from alexnet.training.transfer import init_from_pretrained
 
+SKIPPED_SHOWN = 10  # unreadable files named while training begins
+
 
 @dataclass(frozen=True)
 class TrainSetup:
@@ -342,8 +344,10 @@ def _read_images(
     if geometry.value_range == UNMEASURED:  # no deep images
         geometry = replace(geometry, value_range=recipe.data.value_range)
     recipe = recipe.replace(value_range=geometry.value_range)
-    for text in [*dataset.notes, *(f"Skipped {name}: {reason}." for name, reason in dataset.bad[:10])]:
+    for text in [*dataset.notes, *(f"Skipped {name}: {reason}." for name, reason in dataset.bad[:SKIPPED_SHOWN])]:
         progress.log(text)
+    if len(dataset.bad) > SKIPPED_SHOWN:
+        progress.log(f"Skipped {len(dataset.bad):,} in all; the run's bad_files.csv names each with its reason.")
     return recipe, geometry, dataset
 
 

@@ -89,7 +89,8 @@ function renderMistakes() {
   if (!mistakes) return;
   const { epoch, images, wrong } = mistakes;
   find(".mistakes h2").textContent = text("mistakes", { epoch });
-  find(".mistakes .quiet").textContent = text("mistakes_note", { wrong, images, split: splitName() });
+  const counts = { wrong, images, split: splitName() };
+  find(".mistakes .quiet").textContent = wrong ? text("mistakes_note", counts) : text("no_mistakes", counts);
   find(".thumbnails").replaceChildren(...mistakes.mistakes.map(({ label, predicted, p, image }) => {
     const caption = text("mistake", { label, predicted, p: percent(p) });
     return image ? makeFigure(image, caption) : make("p", { className: "quiet", text: caption });
