@@ -170,7 +170,7 @@ def test_dropped_image_gets_the_labels_of_predict(open_page, site, run, photogra
     assert labels_of(card) == [(label, f"{p:.1%}") for label, p in expected.confidences]
     assert card.locator(".name").inner_text() == "china.jpg"
     assert card.locator(".unsure").is_visible() == bool(expected.unsure)
-    assert expected.labels[0][0] in page.locator("[role=status]").inner_text()
+    assert expected.labels[0][0] in page.locator("#status").inner_text()
     assert page.locator(".camera").is_visible() == ("has_touch" in view)
     for look in ("saliency", "activations", "similar"):
         card.locator(f"[data-look={look}] summary").click()
@@ -208,7 +208,7 @@ def test_each_of_several_chosen_files_gets_a_result(open_page, site, run, photog
     assert [card.locator(".error").is_visible() for card in cards] == [False, True, False]
     assert "cut short" in cards[1].locator(".error").inner_text()
     assert labels_of(cards[2])[0][0] == load(run).predict(leaf).labels[0][0]
-    assert "3 of 3" in page.locator("[role=status]").inner_text()
+    assert "3 of 3" in page.locator("#status").inner_text()
     page.get_by_role("button", name="Clear").click()
     assert page.locator(".card").count() == 0
 
@@ -216,7 +216,7 @@ def test_each_of_several_chosen_files_gets_a_result(open_page, site, run, photog
 def test_pasted_image_is_classified_and_pasted_text_is_not(open_page, site, photograph):
     page = open_page(site)
     add_files(page, kind="paste")
-    assert "no image file" in page.locator("[role=status]").inner_text()
+    assert "no image file" in page.locator("#status").inner_text()
     add_files(page, ("image.png", photograph), kind="paste")
     assert len(labels_of(wait_for_card(page))) == 5
 
