@@ -81,9 +81,10 @@ def _bash(flags: Flags) -> str:
 
 def _fish(flags: Flags) -> str:
     lines = [f"complete -c alexnet -n __fish_use_subcommand -f -a '{' '.join(flags)}'"]
+    positional = _positional()
     for command, found in flags.items():
         begin = f"complete -c alexnet -n '__fish_seen_subcommand_from {command}'"
-        if words := _positional().get(command):
+        if words := positional.get(command):
             lines.append(f"{begin} -a '{words}'")
         for flag, negative, value, text in found:
             kind = f"-x -a '{_words(value)}'" if value.startswith("{") else "-r" if value else ""
@@ -100,16 +101,16 @@ def _positional() -> dict[str, str]:
     """Return the names that a command takes besides files, by command."""
     from alexnet.ablation.claims import CLAIMS
     from alexnet.models.architectures import ARCHITECTURES
+    from alexnet.plots.kinds import KINDS
     from alexnet.runtimes.manifest import FORMATS
     from alexnet.training.recipes import RECIPES
 
-    kinds = "filters activations saliency similar top5 mistakes curves lrn architecture receptive-field last"
     takes_run = dict.fromkeys(("resume", "eval", "predict", "report", "features", "serve"), "last")
     return {
         **takes_run,
         "train": " ".join(RECIPES),
         "arch": " ".join(ARCHITECTURES),
-        "show": kinds,
+        "show": " ".join((*KINDS, "last")),
         "export": " ".join(("last", *FORMATS, "all")),
         "ablate": " ".join((*CLAIMS, "all")),
     }
