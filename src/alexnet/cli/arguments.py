@@ -30,7 +30,8 @@ def command(function: Callable[..., int | None], words: str = "", name: str = ""
     def call(arguments: list[str]) -> int | None:
         values, flags = parse(_collector(function, words.split()), arguments, f"alexnet {name or function.__name__}")
         for key, kind in get_type_hints(function).items():
-            if dataclasses.is_dataclass(kind):  # a subclass with help was parsed, which does not equal its base
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                # parsed as a subclass with help, whose values do not equal those of `kind`
                 flags[key] = kind(**{field.name: getattr(flags[key], field.name) for field in dataclasses.fields(kind)})
         return function(*values, **flags)
 
