@@ -2,11 +2,15 @@
 table on the towers' colors, from docs/results/tower-colors.json.
 
 `python docs/reproduction.py` rewrites what stands between the marks in both pages. `python docs/reproduction.py DIR`
-first takes over the results of `alexnet ablate … --out DIR`: JSON to docs/results/claims, plots to docs/img.
+first takes over the results of `alexnet ablate … --out DIR`: JSON to docs/results/claims, plots to docs/img, and each
+finished run (recipe, epochs, summary, environment; not its weights) as a line of docs/results/arms/ARM.jsonl.
+`python docs/reproduction.py restore DIR` writes these runs to DIR again; `alexnet ablate` with the same --data and
+`--out DIR` finds them, since it names runs by their settings, and trains only what is missing.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import statistics
@@ -20,6 +24,7 @@ from alexnet.files import read_json, write_json
 
 DOCS = Path(__file__).resolve().parent
 RESULTS, IMAGES = DOCS / "results" / "claims", DOCS / "img"
+ARMS = DOCS / "results" / "arms"
 TOWERS = DOCS / "results" / "tower-colors.json"  # of benchmarks/tower_colors.py
 PAGES = {"en": DOCS / "reproduction.md", "zh": DOCS / "reproduction.zh-CN.md"}
 
@@ -183,8 +188,71 @@ def _below_out(run: str) -> str:
     return run[run.rindex("arms/") :]
 
 
+def take_over_runs(folder: Path) -> None:
+    """Write the finished runs below `folder`, a line each, to a file per arm; those of other seeds stay in it."""
+    ARMS.mkdir(exist_ok=True)
+    for arm in sorted((folder / "arms").iterdir()):
+        target = ARMS / f"{arm.name}.jsonl"
+        runs = {line["run"]: line for line in _lines(target)} if target.is_file() else {}
+        for run in arm.glob("seed-*"):
+            if (run / "env.json").is_file() and read_json(run / "summary.json", dict[str, Any]).get("complete"):
+                runs[run.name] = _line(run)
+        if runs:
+            target.write_text(_text([runs[name] for name in sorted(runs, key=_seed)]), encoding="utf-8")
+
+
+def _line(run: Path) -> dict[str, Any]:
+    recipe, env = (read_json(run / name, dict[str, Any]) for name in ("recipe.json", "env.json"))
+    recipe["data"] = Path(recipe["data"]).name
+    kept = ("versions", "cpu", "cores", "threads", "device", "gpu", "git")
+    measured = {path.stem.rsplit("-", 1)[0]: read_json(path, list[float]) for path in _measured(run)}
+    return {
+        "run": run.name,
+        "recipe": recipe,
+        "metrics": _lines(run / "metrics.jsonl"),
+        "summary": read_json(run / "summary.json", dict[str, Any]),
+        "env": {key: env[key] for key in kept},
+        "measured": measured,  # after training, by `alexnet ablate`: accuracy and number of images
+    }
+
+
+def _measured(run: Path) -> list[Path]:
+    return sorted(run.parent.glob(f"*-{_seed(run.name)}.json"))
+
+
+def _seed(run: str) -> int:
+    return int(run.removeprefix("seed-"))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _text(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def restore(folder: Path) -> None:
+    """Write the runs of docs/results/arms to `folder`, without weights. Runs that are there stay as they are."""
+    for path in ARMS.glob("*.jsonl"):
+        for line in _lines(path):
+            run = folder / "arms" / path.stem / line["run"]
+            if run.exists():
+                continue
+            run.mkdir(parents=True)
+            (run / "metrics.jsonl").write_text(_text(line["metrics"]), encoding="utf-8")
+            for name in ("recipe", "summary", "env"):
+                write_json(run / f"{name}.json", line[name])
+            for name, values in line["measured"].items():
+                write_json(run.parent / f"{name}-{_seed(run.name)}.json", values)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["restore"]:
+        restore(Path(sys.argv[2]))
+        sys.exit()
     if len(sys.argv) > 1:
         take_over(Path(sys.argv[1]))
+        take_over_runs(Path(sys.argv[1]))
     for language, path in PAGES.items():
         path.write_text(page(language), encoding="utf-8")

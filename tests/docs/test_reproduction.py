@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 from alexnet.ablation import stats
+from alexnet.ablation.ablate import _run_folder as run_folder
+from alexnet.ablation.ablate import arm_recipe, base_recipe
 from alexnet.ablation.claims import CLAIMS, RACE_LENGTH, RATE_GRID
 from alexnet.ablation.history import sister_spread
 from alexnet.ablation.results import Ablation, ArmResult, Outcome
+from alexnet.run_dir import Run
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SPEC = importlib.util.spec_from_file_location("reproduction", DOCS / "reproduction.py")
@@ -121,3 +124,34 @@ def test_the_rules_on_the_pages_are_those_of_the_code() -> None:
     assert (stats.SIGNIFICANCE, stats.STEEP_GAIN, stats.TARGET_ERROR) == (0.05, 0.01, 0.25)
     assert (RACE_LENGTH, RATE_GRID) == (3, (0.004, 0.016, 0.064, 0.256))
     assert round(100 * sister_spread().deviation * math.sqrt(2), 2) == 0.42
+
+
+def test_runs_are_taken_over_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restored runs are those that were taken over, and `ablate` finds them under the same names."""
+    monkeypatch.setattr(reproduction, "ARMS", tmp_path / "docs")
+    base = base_recipe(data=tmp_path / "photos")
+    recipe = arm_recipe(CLAIMS["lrn"].part, base).replace(seed=3)
+    run = run_folder(recipe, tmp_path / "out")
+    run.mkdir(parents=True)
+    (run / "recipe.json").write_text(recipe.to_json())
+    (run / "metrics.jsonl").write_text('{"epoch": 1, "top1": 0.5}\n{"epoch": 2, "top1": 0.6}\n')
+    (run / "summary.json").write_text('{"complete": true, "classes": 10, "seconds": 1.5}')
+    keys = ("versions", "cpu", "cores", "threads", "device", "gpu", "git", "command")
+    (run / "env.json").write_text(json.dumps(dict.fromkeys(keys, str(tmp_path))))
+    (run.parent / "train-3.json").write_text("[0.75, 100]")
+    unfinished = run.parent / "seed-4"
+    unfinished.mkdir()
+    (unfinished / "env.json").write_text("{}")
+    (unfinished / "summary.json").write_text("{}")
+
+    reproduction.take_over_runs(tmp_path / "out")
+    reproduction.take_over_runs(tmp_path / "out")  # the second time changes nothing
+    reproduction.restore(tmp_path / "again")
+
+    restored = run_folder(recipe, tmp_path / "again")
+    assert [path.name for path in restored.parent.iterdir() if path.is_dir()] == ["seed-3"]
+    assert Run(restored).metrics() == Run(run).metrics()
+    assert Run(restored).summary() == Run(run).summary()
+    assert json.loads((restored.parent / "train-3.json").read_text()) == [0.75, 100]
+    assert "command" not in (restored / "env.json").read_text()
+    assert json.loads((restored / "recipe.json").read_text())["data"] == "photos"
