@@ -24,10 +24,18 @@ from alexnet.models.architectures import ARCHITECTURES, architecture
 from alexnet.models.model import create_model
 from alexnet.models.spec import layers
 from alexnet.plots import style
-from alexnet.plots.architecture import architecture_figure, receptive_field
+from alexnet.plots.architecture import architecture_figure, receptive_field, receptive_field_figure
 from alexnet.plots.kinds import KINDS
 from alexnet.plots.metrics import curves_figure
-from alexnet.plots.model import Predictions, conv_weights, filter_tiles, filters_figure, find_examples
+from alexnet.plots.model import (
+    Example,
+    Predictions,
+    conv_weights,
+    filter_tiles,
+    filters_figure,
+    find_examples,
+    mistakes_figure,
+)
 from alexnet.plots.show import show
 from alexnet.plots.style import THEMES, rc_params, render, save_figure, shorten
 from alexnet.run_dir import Run
@@ -109,10 +117,10 @@ def test_every_kind_is_drawn_as_dark_svg(run, kind):
 def test_html_is_self_contained_with_both_themes(run):
     page = show("filters", ["run"], Path("new/filters.html")).read_text()
     light, dark = (base64.b64decode(found).decode() for found in re.findall(r"base64,([\w+/=]+)", page)[::-1])
-    assert f"fill: {LIGHT.background}" in light
-    assert f"fill: {DARK.background}" in dark
+    for svg, theme in ((light, LIGHT), (dark, DARK)):
+        assert f"fill: {theme.foreground}" in svg
+        assert f"fill: {theme.background}" not in svg  # transparent, so that the shadows of the page show
     assert 'media="(prefers-color-scheme: dark)"' in page
-    assert "min-width" not in page  # fits a phone
     assert not re.search(r'(src|href|srcset)="(?!data:)', page)
 
 
@@ -239,6 +247,16 @@ def test_receptive_field_is_where_the_gradient_is(name, layer):
         )
 
 
+@pytest.mark.parametrize(("name", "padding", "dashed"), [("lenet", 0, 0), ("paper", 1, 0), ("cifar", 1, 1)])
+def test_notes_on_receptive_fields_are_of_what_is_drawn(name, padding, dashed):
+    figure = receptive_field_figure(architecture(name), Image.new("RGB", (64, 64)), LIGHT, ENGLISH)
+    frames = [axes.patches[0] for axes in figure.axes if axes.patches]
+    assert any(frame.get_linestyle() == "--" for frame in frames) == dashed
+    note = figure.get_supxlabel().replace("\n", " ")
+    assert ("zeros of padding" in note) == padding
+    assert ("dashed frame" in note) == dashed
+
+
 # ── predictions ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -252,6 +270,18 @@ def test_examples_are_the_most_confident_mistakes_and_least_confident_correct():
         ("e", "cat", "cat"),
     ]
     assert correct[0].confidence == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+def test_a_network_without_mistakes_has_no_row_of_them():
+    example = (Example("a.png", "cat", "cat", 0.6), Image.new("RGB", (8, 8)))
+    height = {}
+    for name, mistakes in (("with", [example]), ("without", [])):
+        figure = mistakes_figure(mistakes, [example], "a", "test", 1234, 1.0, LIGHT, ENGLISH)
+        height[name] = figure.get_figheight()
+        headings = [part.get_suptitle() for part in figure.subfigs]
+    assert headings == ["No mistakes among 1,234 test images.", "Least confident correct predictions"]
+    assert sum(axes.get_visible() for axes in figure.axes) == 1
+    assert height["without"] < height["with"] - 2
 
 
 def test_true_label_is_the_folder_name(run):

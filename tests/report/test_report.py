@@ -53,6 +53,11 @@ def test_report_of_a_trained_run(small_run, tmp_path):
     assert write_report(run)[0].read_text() == page
 
 
+def test_a_run_without_mistakes_says_among_how_many_images(tmp_path, skip_plots):
+    run = make_fake_run(tmp_path / "run", accuracy=1.0, per_class=500)
+    assert "No mistakes among 1,500 test images." in write_report(run)[0].read_text()
+
+
 def test_chinese_report_in_another_place(tmp_path):
     run, out = make_fake_run(tmp_path / "run"), tmp_path / "pages" / "run.html"
     files = write_report(run, "zh", out)

@@ -5,12 +5,15 @@ Skipped without Chromium or playwright. With ALEXNET_SCREENSHOTS=DIR the screens
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from alexnet.data.quality.check import check_dataset
 from alexnet.files import write_json
@@ -49,7 +52,10 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             long_name = folder / "another-run-with-a-very-long-and-descriptive-name"
             other = make_fake_run(long_name, classes=50, per_class=10, accuracy=0.7)
             return write_comparison([many_classes(), other], lang, out)[0]
-        run = Run(shutil.copytree(request.getfixturevalue("small_run"), folder / name))
+        if kind == "ten":
+            run = make_fake_run(folder / name, classes=10, per_class=1000, accuracy=0.7)
+        else:
+            run = Run(shutil.copytree(request.getfixturevalue("small_run"), folder / name))
         return write_report(run, lang, out)[0]
 
     return write
@@ -98,10 +104,31 @@ def test_checks_and_figures_do_not_scroll_sideways(browser, tmp_path):
         page.goto(path.as_uri())
         boxes = "[document.documentElement, ...document.querySelectorAll('.wide')]"
         assert page.evaluate(f"{boxes}.every((box) => box.scrollWidth <= box.clientWidth)"), path
-    page.click("label")  # enlarges the figure, in a box that scrolls
-    assert page.evaluate("document.querySelector('img').clientWidth") > 700
+    assert page.evaluate("document.querySelector('img').clientWidth") > 600  # legible, in a box that scrolls
+    page.click("label")
+    assert page.evaluate("document.querySelector('img').clientWidth") > 1200
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.close()
+
+
+@pytest.mark.slow
+def test_a_phone_shows_ten_classes_whole_and_hints_at_more(browser, report):
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(report("ten-en").as_uri())
+    fits = "[...document.querySelectorAll('.matrix, .cells b')].every((box) => box.scrollWidth <= box.clientWidth)"
+    assert page.evaluate(fits)
+    page.goto(report("many-zh").as_uri())
+    for box in (".matrix", "#classes .wide"):
+        assert page.evaluate(f"document.querySelector('{box}').scrollWidth") > 390
+        at_start = right_edge(page.locator(box).first.screenshot())
+        page.evaluate(f"document.querySelector('{box}').scrollTo(9999, 0)")
+        assert at_start < right_edge(page.locator(box).first.screenshot()), box  # darker: the shadow
+    page.close()
+
+
+def right_edge(png: bytes) -> float:
+    """Return the mean brightness of the last column of a screenshot."""
+    return float(np.asarray(Image.open(io.BytesIO(png)).convert("L"))[:, -1].mean())
 
 
 def test_overlap_is_detected(browser):

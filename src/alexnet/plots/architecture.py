@@ -218,25 +218,29 @@ def receptive_field_figure(spec: AlexNetSpec, image: Image.Image, theme: Theme, 
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     title = translate("figure_fields", name=spec.name)
-    figure = new_figure(11, 1.4 + rows * 3.05, title, translate("figure_fields_note"))
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(shown) :]:
-        axes.set_visible(False)
     dimmed = 0.3 * pixels + 0.7 * np.array(to_rgb(theme.background))
     fields = [receptive_field(stack, layer.name, layer.output[1] // 2) for layer in shown]
     outside = max(0, *(-first for first, _ in fields), *(last + 1 - side for _, last in fields))
     margin = min(side / 4, outside) + side / 100
-    for axes, layer, (first, last) in zip(grid, shown, fields, strict=False):
+    low, high = -0.9 * margin, side - 1 + 0.9 * margin
+    is_cut = [first - 0.5 < low or last + 0.5 > high for first, last in fields]
+    notes = ["figure_fields_note"]
+    notes += ["figure_fields_padding"] if outside else []
+    notes += ["figure_fields_dashed"] if any(is_cut) else []
+    figure = new_figure(11, 1.4 + rows * 3.05, title, translate.join(map(translate, notes)))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(shown) :]:
+        axes.set_visible(False)
+    for axes, layer, (first, last), cut in zip(grid, shown, fields, is_cut, strict=False):
         units = layer.output[1]
         inside = slice(max(0, first), min(side, last + 1))
         highlighted = dimmed.copy()
         highlighted[inside, inside] = pixels[inside, inside]
         show_image(axes, highlighted)
-        left, right = max(first - 0.5, -0.9 * margin), min(last + 0.5, side - 1 + 0.9 * margin)
-        truncated = (left, right) != (first - 0.5, last + 0.5)
+        left, right = max(first - 0.5, low), min(last + 0.5, high)
         axes.add_patch(
             Rectangle((left, left), right - left, right - left, fill=False, edgecolor=theme.orange, lw=2,
-                      ls="--" if truncated else "-")
+                      ls="--" if cut else "-")
         )  # fmt: skip
         axes.set(xlim=(-margin, side - 1 + margin), ylim=(side - 1 + margin, -margin))
         axes.set_title(translate("figure_field", name=layer.name, n=last - first + 1))

@@ -332,20 +332,25 @@ def mistakes_figure(
     mistakes: Sequence[tuple[Example, Image.Image]], least_confident_correct: Sequence[tuple[Example, Image.Image]],
     name: str, split: str, n: int, accuracy: float, theme: Theme, translate: Translator,
 ) -> Figure:  # fmt: skip
-    """Draw two rows of images with file name, prediction and true class.
+    """Draw two rows of images with file name, prediction and true class; a row without images is its heading.
 
     The title says that the network `name` has this `accuracy` on the `n` images of `split`.
     """
-    title = translate("figure_mistakes", name=name, accuracy=accuracy, n=n, split=translate.split(split))
+    split_name = translate.split(split)
+    title = translate("figure_mistakes", name=name, accuracy=accuracy, n=n, split=split_name)
     columns = max(len(mistakes), len(least_confident_correct), 3)
-    figure = new_figure(2.1 * columns, 6.9, title, translate("figure_mistakes_note"))
-    upper, lower = figure.subfigures(2, 1, squeeze=False)[:, 0]
-    for part, examples, heading, heading_if_empty in (
-        (upper, mistakes, "mistakes", "figure_no_mistakes"),
-        (lower, least_confident_correct, "least_confident_correct", "figure_none_correct"),
-    ):
-        heading = translate(heading if examples else heading_if_empty)
+    rows = (
+        (mistakes, "mistakes" if mistakes else "no_mistakes"),
+        (least_confident_correct, "least_confident_correct" if least_confident_correct else "figure_none_correct"),
+    )
+    heights = [2.9 if examples else 0.4 for examples, _ in rows]
+    figure = new_figure(2.1 * columns, 1.1 + sum(heights), title, translate("figure_mistakes_note"))
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, (examples, heading) in zip(parts, rows, strict=True):
+        heading = translate(heading, n=n, split=split_name)
         part.suptitle(heading, x=0.012, ha="left", size=13, weight="normal", color=theme.orange)
+        if not examples:
+            continue
         row = part.subplots(1, columns, squeeze=False)[0]
         for axes in row[len(examples) :]:
             axes.set_visible(False)

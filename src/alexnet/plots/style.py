@@ -7,7 +7,6 @@ are distinguishable with color-vision deficiency.
 
 from __future__ import annotations
 
-import base64
 import io
 import logging
 import textwrap
@@ -36,6 +35,7 @@ from rich.cells import cell_len, set_cell_size
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import printable, write_bytes
 from alexnet.messages.translator import Translator, load_template
+from alexnet.notebook.display import data_url
 
 SUFFIXES = (".png", ".svg", ".html")
 DPI = 150
@@ -197,14 +197,20 @@ def _add_new_fonts() -> bool:
 
 
 def _render_html(draw: Draw, translate: Translator) -> str:
+    def draw_transparent(theme: Theme, translate: Translator) -> Figure:
+        figure = draw(theme, translate)
+        for part in (figure, *figure.axes):
+            part.patch.set_alpha(0)  # shows the shadows of the template, and the background of the page
+        return figure
+
     with mpl.rc_context(rc_params(THEMES["light"])):
-        title = draw(THEMES["light"], translate).get_suptitle()
+        figure = draw(THEMES["light"], translate)
+        title, width = figure.get_suptitle(), 96 * figure.get_figwidth()  # CSS pixels
     light, dark = (
-        "data:image/svg+xml;base64," + base64.b64encode(render(draw, THEMES[name], "svg", translate)).decode()
-        for name in THEMES
+        data_url("image/svg+xml", render(draw_transparent, THEMES[name], "svg", translate)) for name in THEMES
     )
     return load_template("alexnet.plots", "figure.html", translate.lang).render(
-        title=title.splitlines()[0] if title else "alexnet show", light=light, dark=dark,
+        title=title.splitlines()[0] if title else "alexnet show", width=width, light=light, dark=dark,
         dark_background=THEMES["dark"].background,
     )  # fmt: skip
 

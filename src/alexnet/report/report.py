@@ -133,6 +133,7 @@ def _confusion(page: Page, confusion: Confusion | None) -> Values | None:
         "flat": max(map(cell_len, names)) <= 3,
         "upright": [name for name in names if is_wide(name)],
         "cell_px": 34 if n <= 12 else 26 if n <= MAX_ELEMENTS else 14 if n <= 60 else max(2, 640 // n),
+        "digits": len(str(counts.max())),
         "cells": list(cells) if n <= MAX_ELEMENTS else [],
         "pixels": None if n <= MAX_ELEMENTS else image_url(_draw_cells(confusion), "PNG", optimize=True),
         "matrix": {
@@ -176,13 +177,17 @@ def _examples(page: Page, data: RunData, which: str) -> Values | None:
         found = replace(found, logits=found.logits / confidence.calibration.temperature)
     mistakes, correct = find_examples(found, data.classes, MAX_EXAMPLES)
     examples = mistakes if which == "mistakes" else correct
+    if not examples and which != "mistakes":
+        return None
     if not examples:
-        return {"note": "no_mistakes", "examples": [], "images_missing": ""} if which == "mistakes" else None
+        note = page.translate("no_mistakes", n=len(found.targets), split=page.translate.split(data.split))
+        return {"note": note, "examples": [], "images_missing": ""}
     columns = (Column("file", "file"), Column("true", "text"), Column("predicted", "text"), Column("confidence", ".1%"))
     page.table(which, columns, [(e.name, e.true, e.predicted, e.confidence) for e in examples])
     urls, error = load_thumbnails(data.run, [e.name for e in examples], data.run.path / "report" / "images")
     return {
-        "note": f"{which}_note", "examples": [(e, urls.get(e.name)) for e in examples], "images_missing": error,
+        "note": page.translate(f"{which}_note"), "examples": [(e, urls.get(e.name)) for e in examples],
+        "images_missing": error,
     }  # fmt: skip
 
 

@@ -20,8 +20,8 @@ for (const matrix of document.querySelectorAll(".matrix")) {
     matrix.style.setProperty("--cell", slider.value + "px");
     matrix.classList.toggle("tiny", slider.value < 11);
   };
+  slider.value = matrix.querySelector(".true span").offsetHeight;
   slider.addEventListener("input", resize);
-  resize();
   matrix.querySelector(".cells").addEventListener("pointermove", (event) => {
     const box = event.currentTarget.getBoundingClientRect(), n = names.length;
     const index = (x, length) => Math.min(n - 1, Math.max(0, Math.floor((x * n) / length)));
