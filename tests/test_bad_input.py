@@ -543,6 +543,7 @@ USING = [
     (nothing, ["arch", "torchvision/resnet"], "There is no torchvision classifier 'resnet'; did you mean "),
     (nothing, ["arch", "paper", "--image-size", "16"], "Images of 16×16 are too small for 'paper': "),
     (nothing, ["arch", "paper", "--num-classes", "0"], ""),
+    (nothing, ["code", "paper", "--image-size", "16"], "Images of 16×16 are too small for 'paper': "),
     (nothing, ["show"], "Name what to show: filters, activations, saliency, similar, top5, mistakes, curves, lrn, "),
     (nothing, ["show", "filter", "RUN"], "There is no kind of figure 'filter'; did you mean 'filters'?"),
     (nothing, ["show", "filters"], "An argument is missing after 'show filters'; usage: 'alexnet show filters "),

@@ -100,6 +100,13 @@ def test_arch_displays_a_table():
     assert ">fc</td>" in alexnet.arch("torchvision/resnet18")._repr_html_()
 
 
+def test_code_displays_as_highlighted_source():
+    found = alexnet.code("lenet", num_classes=7)
+    assert repr(found) == str(found)
+    assert "nn.Linear(84, num_classes)" in found
+    assert found._repr_markdown_() == f"```python\n{found}```"
+
+
 def test_networks_name_their_parameters_and_input():
     assert "lenet: 61,706 parameters, input 1×28×28, 10 classes\n" in repr(alexnet.create_model("lenet"))
 

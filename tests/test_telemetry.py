@@ -46,6 +46,7 @@ MANY = {
     "resume": ["resume RUN --epochs +1"],
     "eval": ["eval RUN", "eval NET.onnx --data IMAGES", "eval RUN --engine onnxruntime", "eval RUN --engine openvino"],
     "arch": ["arch cifar"],
+    "code": ["code cifar"],
     "check": ["check IMAGES"],
     "pack": ["pack IMAGES OUT/packed"],
     "report": ["report RUN"],

@@ -8,10 +8,10 @@
     alexnet.load(result.run).predict("seven.png")             # labels with probabilities
     alexnet.show("filters", result.run)                       # a figure, in a notebook or a file
 
-`check`, `report`, `arch`, `ablate` and `export` are the commands of the same names. Names are imported
-on first use, so that `import alexnet` is instant. To read the code, start with `models`, then `data`,
-`training` and `inference`; what they share is in `run_dir`, `checkpoint`, `device`, `rng`, `files` and
-`errors`.
+`check`, `report`, `arch`, `code`, `ablate` and `export` are the commands of the same names. Names are
+imported on first use, so that `import alexnet` is instant. To read the code, start with `models`, then
+`data`, `training` and `inference`; what they share is in `run_dir`, `checkpoint`, `device`, `rng`,
+`files` and `errors`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from alexnet.api import ablate as ablate
     from alexnet.api import arch as arch
     from alexnet.api import check as check
+    from alexnet.api import code as code
     from alexnet.api import evaluate as evaluate
     from alexnet.api import resume as resume
     from alexnet.api import show as show
@@ -45,6 +46,7 @@ _MODULES = {
     "show": "alexnet.api",
     "check": "alexnet.api",
     "arch": "alexnet.api",
+    "code": "alexnet.api",
     "ablate": "alexnet.api",
 }
 _PACKAGES = ("report", "export")  # which can be called

@@ -25,6 +25,7 @@ from alexnet.training.api import TrainingResult
 if TYPE_CHECKING:
     from alexnet.ablation.results import Ablation
     from alexnet.data.quality.findings import Findings
+    from alexnet.models.code import SourceCode
     from alexnet.models.summary import ArchitectureTable, Summary
     from alexnet.models.torchvision_models import TorchvisionSummary
     from alexnet.plots.style import Drawing
@@ -119,6 +120,17 @@ def arch(name: str | None = None, **settings: Any) -> ArchitectureTable | Summar
     if name.startswith(TORCHVISION):
         return summarize_torchvision(torchvision_spec(name, **settings))
     return summarize(architecture(name, **settings))
+
+
+def code(name: str, **settings: Any) -> SourceCode:
+    """Return an architecture as plain PyTorch source, a string that a notebook shows with highlighted syntax.
+
+    The class in it needs torch alone, and its state dict is that of `create_model(name, **settings)`. Raises
+    `UserError`.
+    """
+    from alexnet.models.code import architecture_code
+
+    return architecture_code(name, **settings)
 
 
 def ablate(

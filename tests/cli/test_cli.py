@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import alexnet
 from alexnet.cli import COMMANDS, run
 from alexnet.cli.output import ImportNotice
 from alexnet.models.architectures import ARCHITECTURES
@@ -107,7 +108,7 @@ def test_the_flags_of_train(capsys):
 
 def test_nothing_heavy_is_imported_for_help():
     code = "import sys; from alexnet.cli import run; run(sys.argv[1:]); print(*sorted(sys.modules), file=sys.stderr)"
-    for arguments in (["--help"], ["train", "--help"], ["show", "--help"], ["arch", "paper"]):
+    for arguments in (["--help"], ["train", "--help"], ["show", "--help"], ["arch", "paper"], ["code", "paper"]):
         found = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=300
         )
@@ -124,8 +125,8 @@ MISTAKES = [
     ["features", "runs/no", "run", "--out", "f.csv"], ["features", "run", "no", "--out", "f.csv"],
     ["check", "no"], ["check", "run"], ["pack", "no", "packed"], ["train", "digts"], ["train", "no/images"],
     ["train", "cifar10", "--data", "no"], ["train", "--epochs", "-1"], ["train", "--arch", "papre"],
-    ["train", "--out", "run"], ["train", "--weights", "runs/no"], ["arch", "papre"], ["ablate", "lnr"],
-    ["ablate", "lrn", "--data", "no"], ["bench", "trian"], ["bench", "--arch", "papre"],
+    ["train", "--out", "run"], ["train", "--weights", "runs/no"], ["arch", "papre"], ["code", "papre"],
+    ["ablate", "lnr"], ["ablate", "lrn", "--data", "no"], ["bench", "trian"], ["bench", "--arch", "papre"],
 ]  # fmt: skip
 
 
@@ -201,6 +202,27 @@ def test_arch_prints_one_layer_by_layer(capsys):
     assert {"name", "type", "output", "parameters", "macs", "receptive_field"} <= set(found["layers"][0])
     conv1 = next(r for r in found["layers"] if r["name"] == "conv1")
     assert conv1["output"] == [96, 55, 55]
+
+
+def test_code_prints_or_writes_the_source_of_an_architecture(capsys, tmp_path):
+    settings = ["--image-size", "64", "--num-classes", "7", "--in-channels", "1", "--norm", "batch", "--width", "0.5"]
+    assert run(["code", "paper", *settings]) == 0
+    source, _ = capsys.readouterr()
+    expected = alexnet.code("paper", image_size=64, num_classes=7, in_channels=1, norm="batch", width=0.5)
+    assert source == expected
+    assert "N x 1 x 64 x 64" in source
+
+    assert run(["code", "paper", *settings, "--out", "nets/a.py"]) == 0
+    assert capsys.readouterr().out == "nets/a.py\n"
+    assert Path("nets/a.py").read_text() == source
+    assert run(["code", "paper", *settings, "--json"]) == 0
+    assert document(capsys) == {"name": "paper", "code": source, "files": []}
+
+    assert run(["code", "paper", "--out", "nets"]) == 2
+    assert capsys.readouterr().err == "alexnet: nets is a folder; give the name of a file in it.\n"
+    assert Path("nets").is_dir()
+    assert run(["code", "torchvision/resnet18"]) == 2
+    assert "torchvision/models/resnet.py" in capsys.readouterr().err
 
 
 def test_train_eval_predict_report(capsys, tmp_path):

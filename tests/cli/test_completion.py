@@ -32,6 +32,8 @@ def scripts():
         (["train", "cifar10-"], {"cifar10-fast", "cifar10-best", "cifar10-seed"}),
         (["check", "my p"], {"my pets"}),
         (["export", "last", "on"], {"onnx"}),
+        (["code", "code"], {"code2012"}),
+        (["code", "paper", "--norm", "b"], {"batch"}),
         (["predict", "last", "--ou"], {"--out"}),
         (["check", "--html", "my"], {"my pets"}),
     ],

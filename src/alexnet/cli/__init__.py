@@ -21,6 +21,7 @@ from alexnet.cli.arch import arch
 from alexnet.cli.arguments import command
 from alexnet.cli.bench import bench
 from alexnet.cli.check import check
+from alexnet.cli.code import code
 from alexnet.cli.doctor import doctor
 from alexnet.cli.eval import evaluate
 from alexnet.cli.export import export
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "eval": command(evaluate, "RUN [RUN…]", "eval"),
     "predict": command(predict, "RUN IMAGE…"),
     "arch": command(arch, "[NAME]"),
+    "code": command(code, "NAME"),
     "check": command(check, "DATA"),
     "pack": command(pack, "DATA FOLDER"),
     "report": command(report, "RUN [RUN…]"),

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
+from alexnet.cli.network_options import OWN, NetworkOptions
 from alexnet.cli.output import print_json, print_table
 
 
-def arch(
-    name: str | None = None,
-    /,
-    *,
-    image_size: int | None = None,
-    num_classes: int | None = None,
-    in_channels: int | None = None,
-    norm: Literal["auto", "lrn", "batch", "none"] = "auto",
-    width: float = 1.0,
-    json: bool = False,
-) -> None:
+def arch(name: str | None = None, /, *, network: NetworkOptions = OWN, json: bool = False) -> None:
     """Show the table of all architectures, or one of them layer by layer.
 
     Args:
         name: An architecture, or torchvision/NAME for a classifier of torchvision; without it, all of ours.
-        image_size: Side of the input in pixels.
-        num_classes: Outputs of the last layer.
-        in_channels: 3 for color, 1 for grayscale.
-        norm: Normalization; auto is the architecture's own.
-        width: Factor on all channel counts and hidden units.
         json: Print one JSON document.
     """
     from alexnet.models.architectures import TORCHVISION, architecture
@@ -38,12 +24,9 @@ def arch(
             print_json(rows)
             return
         print_table(rows.head, rows.cells())
-        print("Run 'alexnet arch NAME' to see one layer by layer.")
+        print("Run 'alexnet arch NAME' to see one layer by layer, or 'alexnet code NAME' for its PyTorch code.")
         return
-    settings: dict[str, Any] = {
-        "image_size": image_size, "num_classes": num_classes, "in_channels": in_channels,
-        "norm": None if norm == "auto" else norm, "width": width,
-    }  # fmt: skip
+    settings = network.settings()
     if name.startswith(TORCHVISION):
         _show_torchvision(name, json, settings)
         return

@@ -109,7 +109,7 @@ def _positional() -> dict[str, str]:
     return {
         **takes_run,
         "train": " ".join(RECIPES),
-        "arch": " ".join(ARCHITECTURES),
+        **dict.fromkeys(("arch", "code"), " ".join(ARCHITECTURES)),
         "show": " ".join((*KINDS, "last")),
         "export": " ".join(("last", *FORMATS, "all")),
         "ablate": " ".join((*CLAIMS, "all")),

@@ -25,6 +25,15 @@ class Initialization:
     bias: float | None = 0.0
     biases: Mapping[str, float] = field(default_factory=dict)
 
+    def std_of(self, name: str, hidden: bool) -> float:
+        """Return the standard deviation of a layer, without the factor of `fan_ins`; `hidden` is whether the layer is
+        fully connected and not the last."""
+        return self.stds.get("hidden" if hidden else name, self.std)
+
+    def bias_of(self, name: str, hidden: bool) -> float | None:
+        """Return the biases of a layer; None is torch's default."""
+        return None if self.bias is None else self.biases.get("hidden" if hidden else name, self.bias)
+
 
 def _positive_biases(bias: float) -> dict[str, float]:
     """Return biases that give the ReLUs of these layers positive inputs from the start (paper, section 5)."""

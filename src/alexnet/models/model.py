@@ -118,18 +118,18 @@ def initialize(model: AlexNet, init: str) -> AlexNet:
         if not isinstance(module, (nn.Conv2d, nn.Linear)):
             continue
         module.reset_parameters()  # the rule may leave biases at torch's default
-        key = "hidden" if isinstance(module, nn.Linear) and name != last else name
+        hidden = isinstance(module, nn.Linear) and name != last
         kind = rule.conv if isinstance(module, nn.Conv2d) else rule.linear
         if kind == "normal":
             fan_in = module.weight[0].numel()
             gain = math.sqrt(rule.fan_ins.get(name, fan_in) / fan_in)
-            nn.init.normal_(module.weight, 0.0, gain * rule.stds.get(key, rule.std))
+            nn.init.normal_(module.weight, 0.0, gain * rule.std_of(name, hidden))
         elif kind == "kaiming":
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif kind == "xavier":
             nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None and rule.bias is not None:
-            nn.init.constant_(module.bias, rule.biases.get(key, rule.bias))
+        if module.bias is not None and (bias := rule.bias_of(name, hidden)) is not None:
+            nn.init.constant_(module.bias, bias)
     return model
 
 

@@ -182,13 +182,17 @@ class Layer:
     vectors. LRN windows run over channels and do not enlarge it."""
 
     @property
+    def fan_in(self) -> int:
+        """Values that an output of a convolution or linear layer is a weighted sum of."""
+        return self.input[0] // self.groups * (self.kernel**2 if self.kind == "conv" else 1)
+
+    @property
     def parameters(self) -> int:
         if self.kind == "batchnorm":
             return 2 * self.output[0]
         if self.kind not in ("conv", "linear"):
             return 0
-        weights = self.input[0] // self.groups * self.output[0] * (self.kernel**2 if self.kind == "conv" else 1)
-        return weights + (self.output[0] if self.bias else 0)
+        return self.output[0] * (self.fan_in + self.bias)
 
     @property
     def macs(self) -> int:
