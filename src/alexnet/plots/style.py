@@ -82,7 +82,7 @@ class Theme:
 
 
 THEMES = {
-    "light": Theme("light", "#ffffff", "#1a1a1a", "#777777", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00")),
+    "light": Theme("light", "#ffffff", "#1a1a1a", "#737373", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00")),
     "dark": Theme("dark", "#161a1d", "#eeeeee", "#9a9a9a", ("#56b4e9", "#e69f00", "#2fcf9f", "#e39ac6", "#f0e442")),
 }
 
