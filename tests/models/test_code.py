@@ -84,7 +84,8 @@ def test_another_norm_would_be_found(name, monkeypatch):
     """Logits at these inputs depend on the normalization, so that the test above can fail."""
     spec = small(name, "lrn")
     other = replace(spec, **{key: replace(getattr(spec, key), beta=0.8) for key in ("lrn", "spatial_norm")})
-    monkeypatch.setattr(sys.modules[__name__], "source_code", lambda _: source_code(other))
+    source = source_code(other)
+    monkeypatch.setattr(sys.modules[__name__], "source_code", lambda _: source)
     assert largest_difference(spec) > 1000 * TOLERANCE
 
 
