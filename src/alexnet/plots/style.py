@@ -199,8 +199,9 @@ def _add_new_fonts() -> bool:
 def _render_html(draw: Draw, translate: Translator) -> str:
     def draw_transparent(theme: Theme, translate: Translator) -> Figure:
         figure = draw(theme, translate)
-        for part in (figure, *figure.axes):
-            part.patch.set_alpha(0)  # shows the shadows of the template, and the background of the page
+        figure.patch.set_alpha(0)  # shows the shadows of the template, and the background of the page
+        for axes in figure.axes:
+            axes.patch.set_alpha(0)
         return figure
 
     with mpl.rc_context(rc_params(THEMES["light"])):
