@@ -121,12 +121,12 @@ def nothing(here):
 
 TRAINING = [
     # setup, arguments after `train`, start of the error
-    (nothing, ["folder", "--data", "data"], "There is no folder data; check the path given as data."),
-    (nothing, ["pets/"], "There is no folder of images pets/; give the path of one, or the name of a recipe."),
+    (nothing, ["folder", "--data", "data"], "There is no folder or archive data; check its path."),
+    (nothing, ["pets/"], "There is no folder or archive pets; check its path."),
     (nothing, ["folder"], "The dataset 'folder' needs the folder that holds it; give --data DIR."),
     (nothing, ["digits", "--data", "x"],
      "The dataset 'digits' is embedded and reads no data; omit x, or use 'folder'."),
-    (nothing, ["--data", "x"], "There is no folder x; check the path given as data."),
+    (nothing, ["--data", "x"], "There is no folder or archive x; check its path."),
     (a_file, ["folder", "--data", "data"],
      "data is a file, not a folder or an archive (.zip, .tar, .tar.gz, ...); check the path given as data."),
     (empty_class, ["data"], "Class folders in data that hold no images (1): c/; replace or remove them, or skip them"),
@@ -248,7 +248,7 @@ def unfinished_pack(here):
 
 DATA = [
     # setup, command, start of the error
-    (nothing, ["pack", "data", "packed"], "There is no folder data; check the path given as data."),
+    (nothing, ["pack", "data", "packed"], "There is no folder or archive data; check its path."),
     (good_folder, ["pack", "data", "data/packed"], "One of data/packed and data contains the other; pack into"),
     (good_folder, ["pack", "data", "packed", "--size", "all"], "--size all is neither a number of pixels nor"),
     (good_folder, ["pack", "data", "packed", "--format", "uint8", "--size", "original"],
@@ -256,7 +256,7 @@ DATA = [
     (unfinished_pack, ["train", "data", "--out", "out"], "Packing of data is not finished; rerun 'alexnet pack' with"),
     (unfinished_pack, ["check", "data"], "Packing of data is not finished; rerun 'alexnet pack' with the same"),
     (nothing, ["check"], "Name the dataset: 'alexnet check DIR', an archive, or --labels FILE."),
-    (nothing, ["check", "data"], "There is no folder data; check the path given as data."),
+    (nothing, ["check", "data"], "There is no folder or archive data; check its path."),
     (a_file, ["check", "data"],
      "data is a file, not a folder or an archive (.zip, .tar, .tar.gz, ...); check the path given as data."),
     (no_images, ["check", "data"], "data holds no images; put those of each class into its folder."),
@@ -476,7 +476,7 @@ USING = [
     (nothing, ["eval", "last"], "There is no run in "),
     (nothing, ["evil", "RUN"], "There is no command 'evil'; did you mean 'eval'?"),
     (nothing, ["eval", "RUN", "--split", "vall"], "Invalid choice 'vall' for argument '--split'."),
-    (nothing, ["eval", "RUN", "--split", "test", "--data", "nowhere"], "There is no folder nowhere"),
+    (nothing, ["eval", "RUN", "--split", "test", "--data", "nowhere"], "There is no folder or archive nowhere"),
     (nothing, ["eval"], "Missing "),
     (not_a_run, ["eval", "other"], "other is neither a run (it has no recipe.json) nor a checkpoint (it has"),
     (weights_only_file, ["eval", "model.pth"], "The shapes in 'model.pth', from 1 to 1, are those of no architecture"),

@@ -38,7 +38,7 @@ def check_image_exists(path: str | Path) -> None:
 def check_data_exists(data: Path | None) -> None:
     """Raise `UserError` if there is no folder or archive of a dataset at `data`; None is not checked."""
     if data is not None and not os.path.exists(data):
-        raise UserError(f"There is no folder {data}; check the path given as data.")
+        raise UserError(f"There is no folder or archive {data}; check its path.")
 
 
 @contextmanager

@@ -146,6 +146,20 @@ def test_mistakes_are_answered_without_importing_torch(tmp_path):
     assert found.stderr.count("alexnet: ") == len(MISTAKES)
 
 
+def test_missing_data_is_reported_without_importing_numpy(tmp_path):
+    commands = [["check", "no"], ["check", "no.zip", "--html", "page.html"], ["pack", "no", "packed"]]
+    code = (
+        "import json, sys; from alexnet.cli import run\n"
+        "for words in json.loads(sys.argv[1]): assert run(words) == 2 and 'numpy' not in sys.modules, words"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert found.returncode == 0, found.stderr
+    for words, line in zip(commands, found.stderr.splitlines(), strict=True):
+        assert line == f"alexnet: There is no folder or archive {words[1]}; check its path."
+
+
 def test_images_are_checked_without_importing_torch(tmp_path):
     make_class_folders(tmp_path / "pets", {"cat": 3, "dog": 3})
     code = "import sys; from alexnet.cli import run; assert run(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
@@ -304,14 +318,16 @@ def test_an_empty_class_folder_is_left_out_on_request(capsys, skip_plots):
     assert run(["train", "pets", "--skip-bad", *QUICK]) == 2
     assert "No image of class 'broken.d'" in capsys.readouterr().err
     assert run(["check", "pets"]) == 0  # training refuses, and a cleaned copy mends it
-    assert capsys.readouterr().out.splitlines()[-1] == "  alexnet check pets --fix pets-clean"
+    fix = ["Write a cleaned copy first, then train on it:", "  alexnet check pets --fix pets-clean"]
+    assert capsys.readouterr().out.splitlines()[-3:] == [*fix, "  alexnet train pets-clean"]
     assert run(["check", "pets", "--fix", "pets-clean"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "  alexnet train pets-clean"
     assert set(os.listdir("pets-clean")) == set(os.listdir("pets")) - {"none", "broken.d"}
 
     shutil.rmtree(broken)
     assert run(["check", "pets"]) == 0
-    command = capsys.readouterr().out.splitlines()[-3]
+    lines = capsys.readouterr().out.splitlines()
+    command = lines[lines.index("Or from scratch:") + 1]
     assert command == "  alexnet train folder --data pets --skip-bad"
     assert run([*command.split()[1:], *QUICK, "--out", "run"]) == 0
     assert "Skipped none/: the class folder holds no images." in capsys.readouterr().err
@@ -367,7 +383,7 @@ def test_ablate_lists_the_claims_and_tests_one(capsys, tmp_path):
         (["lnr"], "did you mean 'lrn'"),
         (["lrn", "--seeds", "0"], "--seeds must be from 1"),
         (["lrn", "--budget", "0"], "--budget must be a number of minutes above 0"),
-        (["lrn", "--data", "nowhere"], "There is no folder nowhere"),
+        (["lrn", "--data", "nowhere"], "There is no folder or archive nowhere"),
         (["lrn", "--recipe", "cifar11"], "did you mean 'cifar10'"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from alexnet.cli.output import MAX_LISTED, log, open_in_browser, print_json, print_lines, print_list, print_table
 from alexnet.errors import UserError
 from alexnet.text import BY_CONTENT, TextOptions
+
+_MAX_NAMES = 3  # that are listed of the files that cannot be read for one reason
 
 if TYPE_CHECKING:
     from alexnet.data.quality.findings import Findings
@@ -37,12 +38,21 @@ def check(
         labels: A CSV, JSON Lines or Parquet file with the columns path and label (and split), instead of class folders.
         html: Also write a page: classes, sizes, samples, duplicates, and augmented samples.
         lang: Language of the findings and of the page, English or Chinese; JSON is in English.
-        fix: Also write a cleaned copy into this new folder, as links; the original is not changed.
+        fix: Also write a cleaned copy into this new folder; the original is not changed. Each class is one folder,
+            without nested folders. Files are hard links, second names of the same files: they take no space, and
+            deleting one keeps the other, but editing one in place changes both.
         open: With --html: open the page in a browser.
         json: Print one JSON document.
     """
     if data is None and labels is None:
         raise UserError("Name the dataset: 'alexnet check DIR', an archive, or --labels FILE.")
+    from alexnet.files import check_data_exists
+
+    check_data_exists(data)  # before NumPy is imported
+    if html is not None and not html.parent.is_dir():
+        raise UserError(f"There is no folder {html.parent} to write {html.name} into; create it first.")
+    if open and html is None:
+        raise UserError("--open opens the page that --html writes; add --html FILE.html.")
     from alexnet.data.recognize import is_packed
 
     if data is not None and is_packed(data):
@@ -52,17 +62,11 @@ def check(
         return
     from alexnet.data.quality.check import check_dataset
     from alexnet.data.quality.clean import check_target, write_cleaned
-    from alexnet.files import check_data_exists
     from alexnet.messages.translator import Translator
     from alexnet.progress import default_progress
 
     if fix is not None:
         check_target(fix, data)
-    if html is not None and not html.parent.is_dir():
-        raise UserError(f"There is no folder {html.parent} to write {html.name} into; create it first.")
-    if open and html is None:
-        raise UserError("--open opens the page that --html writes; add --html FILE.html.")
-    check_data_exists(data)
     log(f"Reading {data if data is not None else labels} …")
     with closing(default_progress()) as progress:
         found = check_dataset(data, labels, progress, text)
@@ -81,10 +85,9 @@ def check(
     _show(found, translate)
     for note in notes:
         print_lines(translate.sentence(note))
-    if fix is None:
-        _show_commands(found, translate)
-    elif found.mendable or found.command:
-        print_lines(f"  alexnet train {shlex.quote(str(fix))}")
+    for proposal in found.proposals(fix):
+        print_lines(*filter(None, [translate.sentence(proposal.introduction)]))
+        print_lines(*(f"  {command}" for command in proposal.commands))
     if html is not None:
         print_lines(html)
 
@@ -114,12 +117,12 @@ def _show(found: Findings, translate: Translator) -> None:
     from alexnet.data.quality.findings import min_median_max
 
     def show_list(key: str, lines: list[str], limit: int = MAX_LISTED) -> None:
-        print_list(translate(key), lines, limit, translate("check_listed"))
+        print_list(translate(key), lines, limit, translate("check_heading"), translate("check_listed"))
 
     good = [found.infos[i] for i in found.readable]
     splits = found.by_split
-    print_lines(translate("check_summary", data=found.data, images=len(found.names), classes=len(found.classes)))
-    rows = sorted(found.classes.items(), key=lambda row: -row[1])
+    print_lines(translate("check_summary", data=found.data, images=len(found.names), classes=len(found.present)))
+    rows = sorted(found.present.items(), key=lambda row: -row[1])
     shown = rows if len(rows) <= 2 * MAX_LISTED else rows[:MAX_LISTED] + rows[-MAX_LISTED:]
     counted = [translate.split(split) for split in splits] if len(splits) > 1 else [translate("images")]
     print_table(
@@ -142,10 +145,13 @@ def _show(found: Findings, translate: Translator) -> None:
         low, middle, high = min_median_max([s.width / s.height for s in good]) or (0, 0, 0)
         print(translate("check_aspect", low=low, median=middle, high=high))
         kinds = Counter(f"{s.format} {s.mode}".strip() for s in good)
-        formats = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
+        formats = translate("comma").join(f"{kind} {count:,}" for kind, count in kinds.most_common())
         print(translate("check_format_list", formats=formats))
-    show_list("check_unreadable_files", [f"{name}: {translate.sentence(reason)}" for name, reason in found.bad])
-    unusual = [f"{found.names[i]}: {translate.clauses(found.infos[i].anomalies)}" for i in found.unusual]
+    _show_unreadable(found, translate)
+    unusual = [
+        translate("check_named", name=found.names[i], text=translate.clauses(found.infos[i].anomalies))
+        for i in found.unusual
+    ]
     show_list("check_unusual_images", unusual)
     exact = [(group[0], other) for group in found.exact for other in group[1:]]
     show_list("check_exact_list", [_pair(found, a, b, translate) for a, b in exact])
@@ -156,18 +162,25 @@ def _show(found: Findings, translate: Translator) -> None:
     print_lines("", translate.sentence(found.verdict))
 
 
-def _show_commands(found: Findings, translate: Translator) -> None:
-    """Print the command that trains, the one that writes a cleaned copy, or both, or none."""
-    if found.fix_command and found.command:
-        print_lines(f"  {found.command}", translate("check_or_fix"), f"  {found.fix_command}")
-    elif command := found.command or found.fix_command:
-        print_lines(f"  {command}")
+def _show_unreadable(found: Findings, translate: Translator) -> None:
+    """Print each reason, the number of files that it concerns, and the first of them."""
+    groups = found.by_reason
+    if not groups:
+        return
+    title, n = translate("check_unreadable_files"), sum(map(len, groups.values()))
+    print_lines("", translate("check_heading", title=title, n=n))
+    for reason, names in list(groups.items())[:MAX_LISTED]:
+        shown = translate("comma").join([*names[:_MAX_NAMES], *["…"] * (len(names) > _MAX_NAMES)])
+        print_lines(f"  {len(names):,} × {translate.sentence(reason)}", f"    {shown}")
+    if len(groups) > MAX_LISTED:
+        print_lines("  " + translate("check_listed", n=len(groups) - MAX_LISTED))
 
 
 def _pair(found: Findings, a: int, b: int, translate: Translator) -> str:
     kinds = (("check_two_splits", found.splits), ("check_two_labels", found.labels))
     different = [translate(key) for key, values in kinds if values[a] != values[b]]
-    return f"{found.names[a]}  {found.names[b]}" + (f"  ({', '.join(different)})" if different else "")
+    pair = f"{found.names[a]}  {found.names[b]}"
+    return translate("check_pair", pair=pair, what=translate("comma").join(different)) if different else pair
 
 
 def _bar(count: int, largest: int) -> str:

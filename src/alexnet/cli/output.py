@@ -96,12 +96,16 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]], numeric: boo
 
 
 def print_list(
-    title: str, lines: list[str], limit: int = MAX_LISTED, more: str = "… and {n:,} more; --json lists all"
+    title: str,
+    lines: list[str],
+    limit: int = MAX_LISTED,
+    heading: str = "{title} ({n:,}):",
+    more: str = "… and {n:,} more; --json lists all",
 ) -> None:
     """Print `title`, the number of `lines` and the first `limit` of them; nothing if there are none."""
     if not lines:
         return
-    print(f"\n{title} ({len(lines):,}):")
+    print("\n" + heading.format(title=title, n=len(lines)))
     for line in lines[:limit]:
         print(f"  {escape(line)}")
     if len(lines) > limit:

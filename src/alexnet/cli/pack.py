@@ -43,10 +43,11 @@ def pack(
         workers: Number of processes; by default one per core.
         json: Print one JSON document.
     """
-    from alexnet.data.value_range import parse_value_range
     from alexnet.files import check_data_exists
 
-    check_data_exists(data)
+    check_data_exists(data)  # before NumPy is imported
+    from alexnet.data.value_range import parse_value_range
+
     known_range = None if value_range is None else parse_value_range(value_range)
     from alexnet.data.shards.pack import pack_dataset
     from alexnet.progress import default_progress

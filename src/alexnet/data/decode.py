@@ -49,6 +49,9 @@ Result = TypeVar("Result")
 MAX_PIXELS = 178_956_970
 """Largest width × height that is decoded: Pillow's own limit (twice its `MAX_IMAGE_PIXELS`)."""
 
+NEEDS_HEIF = "it is HEIC, which needs pillow-heif; install it with: pip install pillow-heif"
+"""The reason why HEIC cannot be read without that package; with it, `open_image` reads HEIC."""
+
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
 
 _CHUNK = 64  # files per task of a thread: large enough for little overhead, small enough to report progress
@@ -334,8 +337,7 @@ def _describe_unreadable(file: BinaryIO) -> str:
         if brand in (b"avif", b"avis"):
             return damaged if "AVIF" in Image.OPEN else "it is AVIF, which needs Pillow 11.3 or later"
         if brand[:3] in (b"hei", b"hev", b"mif", b"msf"):
-            needs = "it is HEIC, which needs pillow-heif; install it with: pip install pillow-heif"
-            return damaged if "HEIF" in Image.OPEN else needs
+            return damaged if "HEIF" in Image.OPEN else NEEDS_HEIF
     if data[:4] in (b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"\x89PNG", b"GIF8", b"RIFF"):
         return damaged
     return "it is not an image of a known format"

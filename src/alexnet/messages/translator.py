@@ -72,7 +72,8 @@ class Translator:
             return text
         first, end, rest = text.partition(". ")
         if end:
-            return f"{self.sentence(first + '.')} {self.sentence(rest)}"
+            both = [self.sentence(first + "."), self.sentence(rest)]
+            return text if both == [first + ".", rest] else self.join(both)
         for pattern, translated in load_sentences(self.lang):
             if found := pattern.fullmatch(text):
                 values = found.groupdict()

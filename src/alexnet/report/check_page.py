@@ -35,6 +35,7 @@ SIDE = 72  # of a thumbnail, in pixels
 MAX_SAMPLES = 480  # thumbnails of all classes together
 SAMPLES_PER_CLASS = 12
 MAX_ROWS = 60  # of a table
+MAX_FILES = 12  # that cannot be read for one reason
 MAX_PAIRS = 30  # of duplicates
 MAX_DOTS = 1500  # in the diagram of sizes
 DIAGRAM_SIDE = 380  # of the diagram of sizes, in pixels
@@ -51,7 +52,6 @@ def write_page(findings: Findings, path: Path, lang: str = "en") -> Path:
     The English sentences of `findings` are translated.
     """
     template, translate = load_template("alexnet.report", "check.html", lang), Translator(lang)
-    unreadable = [(name, translate.sentence(reason)) for name, reason in findings.bad]
     unusual = [(findings.names[i], translate.clauses(findings.infos[i].anomalies)) for i in findings.unusual]
     page = template.render(
         found=findings,
@@ -59,7 +59,7 @@ def write_page(findings: Findings, path: Path, lang: str = "en") -> Path:
         classes=_classes(findings),
         sizes=_sizes(findings),
         formats=_first_rows(_formats(findings, translate("check_no_file"))),
-        unreadable=_first_rows(unreadable),
+        unreadable=_unreadable(findings, translate),
         unusual=_first_rows(unusual) | {"thumbnails": _thumbnails(findings, findings.unusual[:MAX_ROWS])},
         duplicates=_duplicates(findings),
         samples=_samples(findings),
@@ -78,16 +78,22 @@ def _first_rows(rows: Sequence[Sequence[str]]) -> Values:
 
 def _totals(found: Findings) -> dict[str, int]:
     return {
-        "check_images": len(found.names), "check_classes": len(found.classes), "check_unreadable": len(found.bad),
+        "check_images": len(found.names), "check_classes": len(found.present),
+        "check_unreadable": sum(map(len, found.by_reason.values())),
         "check_exact": sum(len(group) - 1 for group in found.exact), "check_near": len(found.near),
         "check_unusual": len(found.unusual),
     }  # fmt: skip
 
 
+def _unreadable(found: Findings, translate: Translator) -> list[tuple[str, list[str], int]]:
+    """Return each reason with the first of its files and the number of all."""
+    return [(translate.sentence(reason), names[:MAX_FILES], len(names)) for reason, names in found.by_reason.items()]
+
+
 def _classes(found: Findings) -> Values:
     """Return the classes by number of images: name, images in each split, and in all."""
     splits = found.by_split
-    rows = sorted(found.classes.items(), key=lambda row: -row[1])
+    rows = sorted(found.present.items(), key=lambda row: -row[1])
     omitted = max(0, len(rows) - 2 * MAX_ROWS)
     return {
         "splits": list(splits),
@@ -120,7 +126,7 @@ def _sizes(found: Findings) -> Values | None:
     ticks = [t * 10**e for e in range(6) for t in (1, 2, 5) if first <= math.log10(t * 10**e) <= last]
     dots = [
         {"x": position(width), "y": position(height), "radius": 2.5 + 5 * math.sqrt(count / most),
-         "title": f"{width}×{height}: {count}"}
+         "title": f"{width}×{height}: {count:,}"}
         for (width, height), count in sizes.most_common(MAX_DOTS)
     ]  # fmt: skip
     return {
@@ -176,7 +182,7 @@ def _duplicates(found: Findings) -> Values:
 
 def _samples(found: Findings) -> Values:
     """Return name and size of each class, and some of its images, evenly spaced in its list."""
-    labels = list(found.classes)[:MAX_SAMPLES]
+    labels = list(found.present)[:MAX_SAMPLES]
     per_class = max(1, min(SAMPLES_PER_CLASS, MAX_SAMPLES // max(1, len(labels))))
     members: dict[str, list[int]] = {label: [] for label in labels}
     for i in found.readable:
@@ -189,7 +195,7 @@ def _samples(found: Findings) -> Values:
             (_class_name(label), len(members[label]), [next(images) for _ in indices])
             for label, indices in samples.items()
         ],
-        "omitted": len(found.classes) - len(labels),
+        "omitted": len(found.present) - len(labels),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet.data.quality.findings import FEW_IMAGES, PRETRAINED
 from alexnet.models.architectures import TORCHVISION
 from alexnet.report.run_data import RunData
 from alexnet.runtimes.calibration import ece
@@ -131,15 +132,14 @@ def _check_data(data: RunData) -> Iterator[Recommendation]:
         command = shlex.join(["alexnet", "check", *_data_arguments(data, check=True)]) if source else ""
         yield Recommendation("bad_files", {"n": len(data.bad_files)}, command)
     images, classes = data.training_images, int(data.summary.get("classes") or len(data.classes) or 1)
-    if images and images / classes < 100 and data.summary["best"]["top1"] < 0.97:
+    if images and images / classes < FEW_IMAGES and data.summary["best"]["top1"] < 0.97:
         command = ""
         # the recipe `folder`, not recipe.json: the weights come with their own architecture
         if recipe.get("dataset") == "folder" and not recipe.get("weights") and source:
             words = [*_data_arguments(data), *(["--skip-bad"] if recipe.get("skip_bad") else [])]
             if recipe.get("value_range"):
                 words.append(SETTINGS["value_range"].as_argument(tuple(recipe["value_range"])))
-            network = ["--arch", f"{TORCHVISION}mobilenet_v3_small", "--weights", "DEFAULT"]
-            command = shlex.join(["alexnet", "train", "folder", *words, *network])
+            command = shlex.join(["alexnet", "train", "folder", *words, *PRETRAINED])
         yield Recommendation("few", {"each": images / classes}, command, warns=False)
 
 

@@ -9,7 +9,8 @@ import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from alexnet.errors import UserError, unknown_name
+from alexnet.errors import unknown_name
+from alexnet.files import check_data_exists
 from alexnet.training.recipe import Recipe, read_recipe
 from alexnet.training.settings import (
     AugmentationSettings,
@@ -384,7 +385,7 @@ def find_recipe(given: str) -> Recipe:
     if path.exists():
         return named_recipe("folder").replace(data=path)
     if "/" in given or "\\" in given:
-        raise UserError(f"There is no folder of images {given}; give the path of one, or the name of a recipe.")
+        check_data_exists(path)
     raise unknown_name("recipe or folder", given, RECIPES)
 
 

@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,14 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
+from alexnet.data import decode
 from alexnet.data.datasets import load_dataset
 from alexnet.data.quality import check as check_module
 from alexnet.data.quality.check import check_dataset
 from alexnet.data.quality.clean import check_target, write_cleaned
-from alexnet.data.quality.findings import Findings
+from alexnet.data.quality.findings import PRETRAINED, Findings
 from alexnet.errors import UserError
+from alexnet.messages.translator import Translator
 from damaged_images import CLASSES, damage_dataset, make_photos, split_photos
-from helpers import data_folder, make_image_folder
+from helpers import data_folder, make_image, make_image_folder
 
 REASONS = {  # for unreadable files
     "empty": "the file is empty",
@@ -37,6 +40,19 @@ ANOMALIES = {  # of readable files
     "CMYK": "CMYK",
     "wrong extension": "it is PNG",
 }
+
+
+@pytest.fixture(autouse=True)
+def no_heif(monkeypatch, tmp_path_factory):
+    """Act as if pillow-heif were not installed, in this process and in those that it starts."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "pillow_heif.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    decode._readable_formats.cache_clear()
+    yield
+    decode._readable_formats.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +94,53 @@ def test_all_fifteen_damages_are_found(damaged):
     assert len(found.names) == sum(found.classes.values()) == 60 + 14
     assert found.blocking_error is None
     assert found.command == f"alexnet train folder --data {root} --skip-bad"
+
+
+def test_heic_comes_first_and_reasons_are_counted(damaged, tmp_path):
+    root = shutil.copytree(damaged[0], tmp_path / "data")
+    for name in ("a.jpg", "b.jpg"):
+        (root / "train" / CLASSES[0] / name).write_bytes(b"")
+    (root / "train" / "nothing").mkdir()
+    found = check_dataset(root)
+    counts = [(reason, len(names)) for reason, names in found.by_reason.items()]
+    assert counts[:2] == [(decode.NEEDS_HEIF, 1), ("the file is empty", 3)]
+    assert found.warnings[0].startswith("HEIC: 1 image; after 'pip install pillow-heif' ")
+    assert sum(n for _, n in counts) == len(found.bad) - 1  # without the empty folder
+    assert "nothing" not in found.present
+    assert "nothing" in found.classes
+
+
+@pytest.mark.parametrize("between", [(), ("train/dog/a.jpg",)])
+def test_a_copy_with_another_label_in_another_split_is_named(photos, tmp_path, between):
+    """Also where no copy differs in both from the next one."""
+    image = next(photos.rglob("*.jpg")).read_bytes()
+    for split in ("train", "val"):
+        for i, name in enumerate(("cat", "dog")):
+            for n in range(3):
+                make_image(tmp_path / "data" / split / name / f"{n}.jpg", i, 100 * i + 10 * n + len(split))
+    for name in ("train/cat/a.jpg", *between, "val/dog/b.jpg"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+    found = check_dataset(tmp_path / "data")
+    both = next(w for w in found.warnings if w.startswith("Duplicates across splits with two labels: 1 image,"))
+    assert "train/cat/a.jpg and val/dog/b.jpg" in both
+    if not between:
+        assert not any(
+            w.startswith(("Duplicates across splits: ", "Duplicates with two labels")) for w in found.warnings
+        )
+
+
+def test_few_images_are_proposed_pretrained_weights_first(photos, tmp_path):
+    root = split_photos(photos, tmp_path / "data")
+    few, scratch = check_dataset(root).proposals()
+    assert few.introduction.startswith("About 16 training images per class are few")
+    assert few.commands == [f"alexnet train folder --data {root} {' '.join(PRETRAINED)}"]
+    assert scratch.commands == [f"alexnet train folder --data {root}"]
+    many = check_dataset(root)
+    many.infos, many.labels, many.splits = many.infos * 10, many.labels * 10, many.splits * 10
+    many.names = many.names * 10
+    assert [proposal.introduction for proposal in many.proposals()] == [""]
 
 
 def test_good_images_give_no_warning(photos, tmp_path):
@@ -345,6 +408,19 @@ def test_the_cleaned_copy(damaged, tmp_path):
     assert first.stat().st_nlink == 2
     with pytest.raises(UserError, match="is not empty"):
         write_cleaned(check_dataset(root), tmp_path / "fixed")
+
+
+def test_nested_folders_and_hard_links_of_the_copy_are_explained(tmp_path):
+    make_image_folder(tmp_path / "data")
+    nested = next((tmp_path / "data").rglob("*.jpg"))
+    (nested.parent / "phone" / "2024").mkdir(parents=True)
+    name = f"{nested.parent.name}/phone/2024/{nested.name}"
+    nested.rename(tmp_path / "data" / name)
+    notes = write_cleaned(check_dataset(tmp_path / "data"), tmp_path / "clean")
+    assert notes[0].endswith(f": 1 image, such as {name} as {nested.parent.name}/{nested.name}.")
+    assert "24 as hard links" in notes[1]
+    assert "editing one in place changes both" in notes[2]
+    assert all(Translator("zh").sentence(note) != note for note in notes)
 
 
 def test_the_test_copy_of_duplicates_is_kept(photos, tmp_path):

@@ -215,8 +215,8 @@ class PackedFindings:
         """Whether the files are intact, in one sentence."""
         files = len(self.pack.manifest.sha256)
         if self.damaged:
-            return f"{len(self.damaged)} of {files} files are damaged; rerun 'alexnet pack' to repair them."
-        return f"All {files} files are intact."
+            return f"{len(self.damaged):,} of {files:,} files are damaged; rerun 'alexnet pack' to repair them."
+        return f"All {files:,} files are intact."
 
     @property
     def command(self) -> str:

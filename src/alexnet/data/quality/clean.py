@@ -35,7 +35,9 @@ def check_target(out: Path, data: Path | None) -> None:
 def write_cleaned(found: Findings, out: Path) -> list[str]:
     """Write the copy to `out`, completely or not at all, and return sentences about what was done.
 
-    Files are hard links if possible, else symbolic links (copies for an archive), and PNG if the dataset has no files.
+    Folders nested in class folders are not kept. Files are hard links if possible, else symbolic links (copies for an
+    archive), and PNG if the dataset has no files.
+
     Raises `UserError` as `check_target` does, if nothing would be left, and if writing fails.
     """
     check_target(out, found.data)
@@ -46,6 +48,7 @@ def write_cleaned(found: Findings, out: Path) -> list[str]:
         raise UserError(f"The cleaned copy of {found.data} would be empty; add readable images.")
     methods: Counter[str] = Counter()
     used: Counter[Path] = Counter()
+    moved: list[tuple[str, str]] = []
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(out, flush=False) as partial:
@@ -56,14 +59,29 @@ def write_cleaned(found: Findings, out: Path) -> list[str]:
                 used[path] += 1
                 if used[path] > 1:  # several folders were merged
                     path = path.with_name(f"{path.stem}~{used[path]}{path.suffix}")
+                inside = path.relative_to(partial)
+                if found.labels_file is None and len(PurePosixPath(found.names[i]).parts) > len(inside.parts):
+                    moved.append((found.names[i], inside.as_posix()))
                 methods[_write_image(found, i, path)] += 1
             if out.exists():
                 out.rmdir()
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"--fix {out} cannot be written ({reason}); choose another folder.") from error
-    counts = ", ".join(f"{count} as {method}" for method, count in methods.items())
-    return [*actions, f"Wrote {len(kept)} of {len(found.names)} images to {out}, {counts}; {found.data} is unchanged."]
+    if moved:
+        before, after = moved[0]
+        actions.append(
+            f"Placed in the folder of their class, without its nested folders: {pluralize(len(moved), 'image')}, "
+            f"such as {before} as {after}."
+        )
+    counts = "; ".join(f"{count:,} as {method}" for method, count in methods.items())
+    actions.append(f"Wrote {len(kept):,} of {len(found.names):,} images to {out}, {counts}; {found.data} is unchanged.")
+    if methods["hard links"]:
+        actions.append(
+            "A hard link is a second name of the same file: it takes no space, and deleting one keeps the other, but "
+            "editing one in place changes both."
+        )
+    return actions
 
 
 def is_mendable(found: Findings) -> bool:

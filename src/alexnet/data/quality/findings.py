@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet.data.dataset import EMPTY_FOLDER
+from alexnet.data.decode import NEEDS_HEIF
 from alexnet.data.quality.inspect import ImageInfo
 from alexnet.data.value_range import FoundRange
 from alexnet.text import BY_CONTENT, TextOptions, join_lines
@@ -29,8 +30,22 @@ MAX_IMBALANCE = 5.0
 """Ratio of the largest to the smallest class above which a warning is issued."""
 
 
+FEW_IMAGES = 100
+"""Training images per class below which pretrained weights are better than training from scratch."""
+PRETRAINED = ("--arch", "torchvision/mobilenet_v3_small", "--weights", "DEFAULT")
+"""Arguments of `alexnet train` that start from pretrained weights."""
+
 MAX_SHOWN = 10
-"""In a notebook: of the largest and of the smallest classes, and of the unreadable files."""
+"""In a notebook: of the largest and of the smallest classes."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Commands to run one after the other."""
+
+    introduction: str
+    """A sentence; empty if none is needed."""
+    commands: list[str]
 
 
 @dataclass(repr=False)
@@ -80,6 +95,21 @@ class Findings:
         return {label: counts[label] for label in self.class_order}
 
     @property
+    def present(self) -> dict[str, int]:
+        """The classes that have images."""
+        return {label: n for label, n in self.classes.items() if n}
+
+    @property
+    def by_reason(self) -> dict[str, list[str]]:
+        """Names of what is unreadable by reason: HEIC, which a package reads, first, then the most frequent reasons.
+        Class folders without images are not among them."""
+        groups: dict[str, list[str]] = {}
+        for name, reason in self.bad:
+            if reason != EMPTY_FOLDER:
+                groups.setdefault(reason, []).append(name)
+        return dict(sorted(groups.items(), key=lambda group: (group[0] != NEEDS_HEIF, -len(group[1]))))
+
+    @property
     def by_split(self) -> dict[str, dict[str, int]]:
         """Images per class for each split."""
         counts = Counter(zip(self.splits, self.labels, strict=True))
@@ -107,23 +137,79 @@ class Findings:
         return [(a, b) for a, b in chained + self.near if values[a] != values[b]]
 
     @property
+    def contradictions(self) -> list[tuple[int, int]]:
+        """Pairs of duplicates that differ in both split and label, one for each image that has such copies."""
+        found = [next(filter(self.differ_in_both, itertools.combinations(group, 2)), None) for group in self._distinct]
+        return [pair for pair in found if pair] + list(filter(self.differ_in_both, self.near))
+
+    @property
+    def _distinct(self) -> list[list[int]]:
+        """The exact groups, reduced to the first image of each split and label."""
+        return [
+            list({(self.splits[i], self.labels[i]): i for i in reversed(group)}.values())[::-1] for group in self.exact
+        ]
+
+    def differ_in_both(self, pair: tuple[int, int]) -> bool:
+        """Return whether two images differ in split and in label."""
+        a, b = pair
+        return self.splits[a] != self.splits[b] and self.labels[a] != self.labels[b]
+
+    @property
     def command(self) -> str | None:
         """The command that trains on this dataset; None if training would refuse."""
-        if self.blocking_error is not None:
-            return None
+        return self._training_command() if self.blocking_error is None else None
+
+    def _training_command(self, *more: str) -> str:
         data = (
             [] if self.labels_file is not None and self.data == self.labels_file.parent else ["--data", str(self.data)]
         )
-        return self._command("train", self.recipe, *data, *["--skip-bad"] * bool(self.bad))
+        return self._command("train", self.recipe, *data, *["--skip-bad"] * bool(self.bad), *more)
+
+    @property
+    def images_per_class(self) -> float:
+        """Readable training images per class."""
+        train = [self.labels[i] for i in self.readable if self.splits[i] in ("train", "all")]
+        return len(train) / max(1, len(set(train)))
+
+    @property
+    def has_few(self) -> bool:
+        """Whether these are so few that pretrained weights are better than training from scratch."""
+        return self.recipe == "folder" and self.images_per_class < FEW_IMAGES
+
+    def proposals(self, fixed: Path | None = None) -> list[Proposal]:
+        """Return what to do next, the best first; `fixed` is the cleaned copy if it has been written."""
+        found = []
+        if fixed is not None:
+            trains = self.mendable or self.blocking_error is None
+            train = shlex.join(["alexnet", "train", str(fixed)]) if trains else None
+            pretrained = shlex.join(["alexnet", "train", str(fixed), *PRETRAINED])
+        else:
+            train, pretrained = self.command, self._training_command(*PRETRAINED)
+        if train and self.has_few:
+            few = (
+                f"About {self.images_per_class:.0f} training images per class are few for training from scratch. "
+                "Fine-tuning pretrained weights works better with so little data:"
+            )
+            found.append(Proposal(few, [pretrained]))
+        if train:
+            found.append(Proposal("Or from scratch:" if found else "", [train]))
+        if fixed is None and self.fix_command:
+            commands = [self.fix_command, shlex.join(["alexnet", "train", str(self._fixed_folder)])]
+            start = "Or write" if found else "Write"
+            found.append(Proposal(f"{start} a cleaned copy first, then train on it:", commands))
+        return found
 
     @property
     def fix_command(self) -> str | None:
         """The command that writes a cleaned copy beside the dataset; None if that would mend nothing."""
         if not self.mendable:
             return None
+        return self._command("check", str(self.data), "--fix", str(self._fixed_folder))
+
+    @property
+    def _fixed_folder(self) -> Path:
         data = self.data if self.data.name else self.data.resolve()
-        clean = data.with_name(f"{data.name.split('.')[0]}-clean")
-        return self._command("check", str(self.data), "--fix", str(clean))
+        return data.with_name(f"{data.name.split('.')[0]}-clean")
 
     def _command(self, *words: str) -> str:
         """Return the command with the flags that say how the dataset is read."""
@@ -141,18 +227,20 @@ class Findings:
         return "Ready for training."
 
     def __repr__(self) -> str:
-        return f"{self.data}: {len(self.names):,} images, {len(self.classes):,} classes. {self.verdict}"
+        return f"{self.data}: {len(self.names):,} images, {len(self.present):,} classes. {self.verdict}"
 
     def _repr_html_(self) -> str:
         """Show the classes, largest first, and below them what is wrong; long lists are cut."""
         from alexnet.notebook.display import render_table
 
-        counts = sorted(self.classes.items(), key=lambda row: -row[1])
+        counts = sorted(self.present.items(), key=lambda row: -row[1])
         shown = counts if len(counts) <= 2 * MAX_SHOWN else counts[:MAX_SHOWN] + counts[-MAX_SHOWN:]
         rows = [(name, f"{n:,}", f"{n / len(self.names):.1%}") for name, n in shown]
         notes = [f"{len(counts) - len(shown):,} classes in between are not shown."] if len(shown) < len(counts) else []
-        notes += [f"{name}: {reason}" for name, reason in self.bad[:MAX_SHOWN]]
-        notes += [f"… {len(self.bad) - MAX_SHOWN:,} more cannot be read."] if len(self.bad) > MAX_SHOWN else []
+        notes += [
+            f"{len(names):,} × {reason}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            for reason, names in self.by_reason.items()
+        ]
         title = f"{self.data}: {len(self.names):,} images, {len(counts):,} classes"
         note = join_lines(*notes, *self.warnings, *self.notes, self.verdict)
         return render_table(title, rows, ("class", "images", "share", ""), bars=True, note=note)
@@ -204,7 +292,7 @@ def find_blocking_error(found: Findings) -> str | None:
     """Return why training cannot start on the readable images of the dataset, or None."""
     good = found.readable
     if not good:
-        return f"none of its {len(found.names)} images can be read."
+        return f"none of its {len(found.names):,} images can be read."
     readable = Counter(found.labels[i] for i in good if found.splits[i] in ("train", "all"))
     present = {label for label, split in zip(found.labels, found.splits, strict=True) if split in ("train", "all")}
     if empty := sorted(label for label in present if not readable[label]):
@@ -217,18 +305,29 @@ def find_blocking_error(found: Findings) -> str | None:
 def collect_warnings(found: Findings) -> None:
     """Fill `found.warnings`, most severe first, and `found.notes`."""
     warnings: list[str] = []
+    if heic := found.by_reason.get(NEEDS_HEIF):
+        warnings.append(
+            f"HEIC: {pluralize(len(heic), 'image')}; after 'pip install pillow-heif' every command reads HEIC; "
+            "otherwise convert to JPEG."
+        )
     unreadable = sum(info.reason is not None for info in found.infos)
     if unreadable:
-        warnings.append(f"Unreadable: {unreadable} of {len(found.names)} images; --skip-bad trains without them.")
+        warnings.append(f"Unreadable: {unreadable:,} of {len(found.names):,} images; --skip-bad trains without them.")
     if empty := [name for name, reason in found.bad if reason == EMPTY_FOLDER]:
         warnings.append(f"Class folders without images: {', '.join(empty[:10])}; --skip-bad trains without them.")
-    if leaks := found.duplicates_across(found.splits):
+    if both := found.contradictions:
+        a, b = both[0]
+        warnings.append(
+            f"Duplicates across splits with two labels: {pluralize(len(both), 'image')}, such as {found.names[a]} and "
+            f"{found.names[b]}; train/test leakage, and one label is wrong, or the images only look the same."
+        )
+    if leaks := [pair for pair in found.duplicates_across(found.splits) if not found.differ_in_both(pair)]:
         a, b = leaks[0]
         warnings.append(
             f"Duplicates across splits: {pluralize(len(leaks), 'pair')}, such as {found.names[a]} and {found.names[b]};"
             " train/test leakage: accuracy will be overestimated."
         )
-    if conflicts := found.duplicates_across(found.labels):
+    if conflicts := [pair for pair in found.duplicates_across(found.labels) if not found.differ_in_both(pair)]:
         a, b = conflicts[0]
         warnings.append(
             f"Duplicates with two labels: {pluralize(len(conflicts), 'pair')}, such as {found.names[a]} and "
@@ -248,7 +347,7 @@ def collect_warnings(found: Findings) -> None:
     warnings += _check_class_sizes(found)
     if found.unusual:
         kinds = Counter(kind for i in found.unusual for kind in found.infos[i].anomalies)
-        shown = "; ".join(f"{kind} ({n})" if n > 1 else kind for kind, n in kinds.most_common(6))
+        shown = "; ".join(f"{kind} ({n:,})" if n > 1 else kind for kind, n in kinds.most_common(6))
         warnings.append(f"Readable but unusual: {pluralize(len(found.unusual), 'image')}; {shown}.")
     found.warnings[:0] = warnings
     if turned := sum(info.turned for info in found.infos):
@@ -285,13 +384,13 @@ def _check_class_sizes(found: Findings) -> list[str]:
     small = [label for label, n in reversed(ordered) if n < MIN_CLASS_SIZE]
     if small:
         warnings.append(
-            f"Classes with fewer than {MIN_CLASS_SIZE} training images: {len(small)} of {len(counts)}, such as "
+            f"Classes with fewer than {MIN_CLASS_SIZE} training images: {len(small):,} of {len(counts):,}, such as "
             f"'{small[0]}' with {counts[small[0]]}; add images or remove these classes."
         )
     (most, largest), (least, smallest) = ordered[0], ordered[-1]
     if largest > MAX_IMBALANCE * smallest:
         warnings.append(
-            f"Class imbalance: '{most}' has {largest} images and '{least}' {smallest}; always predicting '{most}' "
+            f"Class imbalance: '{most}' has {largest:,} images and '{least}' {smallest:,}; always predicting '{most}' "
             f"would be correct in {largest / sum(counts.values()):.0%} of the cases."
         )
     return warnings
