@@ -57,11 +57,19 @@ def test_sentences_have_the_fields_of_the_english_ones(lang):
         assert {name for name, _ in placeholders(translated)} <= set(pattern.groupindex), translated
 
 
+def test_chinese_texts_have_one_word_for_one_thing():
+    """For an image (a term such as image classification keeps its own), for unsure, and for to skip."""
+    package, top = Path(alexnet.__file__).parent, Path(__file__).parents[2]
+    files = [package / "messages/zh.json", package / "messages/sentences.zh.json", top / "README.zh-CN.md"]
+    for path in files:
+        assert re.findall("图像(?!分类|识别|处理)|没有把握|略过", path.read_text(encoding="utf-8")) == [], path.name
+
+
 def test_sentences_are_translated_with_what_they_name():
     translate = Translator("zh").sentence
     assert translate("it is cut short") == "文件不完整"
     assert translate("Readable but unusual: 1 image; it is PNG, not .jpg (2).") == (
-        "有 1 张图片可以读取但不寻常：实际格式为 PNG，而非 .jpg（2 张）。"
+        "有 1 张图片可以读取，但有异常：实际格式为 PNG，而非 .jpg（2 张）。"
     )
     assert translate(
         "Not ready for training: a holds images of one class only, 'b'; a classifier needs two or more."

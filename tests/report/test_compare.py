@@ -6,8 +6,11 @@ import pytest
 
 from alexnet.cli import run as alexnet
 from alexnet.errors import UserError
+from alexnet.inference.evaluate import Evaluation
 from alexnet.report.compare import accuracy_difference, write_comparison
+from alexnet.report.report import write_report
 from alexnet.report.run_data import read_run_data
+from alexnet.training.api import TrainingResult
 from fake_run import make_fake_run
 
 
@@ -23,6 +26,19 @@ def test_page_lists_runs_and_differing_settings(tmp_path):
     settings = page[page.index('<section id="differ">') :]
     assert re.findall(r'<tr><td class="text">(\w+)</td>', settings) == ["data", "lr"]
     assert {"accuracy.svg", "top1.png", "loss.svg", "top1-by-minutes.png", "accuracies.csv"} <= {f.name for f in files}
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(5, False), (6, True)])
+def test_top5_is_left_out_where_it_is_always_100_percent(tmp_path, skip_plots, classes, shown):
+    runs = [make_fake_run(tmp_path / name, classes=classes) for name in ("a", "b")]
+    for page in (write_comparison(runs)[0], write_report(runs[0])[0]):
+        assert ("top-5" in page.read_text().lower()) == shown
+    result = TrainingResult(runs[0].path, runs[0].summary() | {"calibration": None, "classes": classes})
+    result.summary["test"] |= {"top5": 1.0, "interval": [0.7, 0.9]}
+    assert ("top-5" in str(result)) == shown
+    data = read_run_data(runs[0])
+    evaluation = Evaluation(data.metrics | {"split": "test", "calibration": None, "ece": 0.1, "calibration_note": ""})
+    assert ("top-5" in repr(evaluation)) == shown
 
 
 def test_accuracy_difference_is_paired(tmp_path):

@@ -111,6 +111,23 @@ def test_a_diverged_run_gets_no_other_recommendation(tmp_path):
     assert "--lr 0.01" in recommendation.command
 
 
+def test_a_network_that_names_few_classes_is_not_told_what_it_confuses(tmp_path):
+    options = {"classes": 5, "per_class": 100, "accuracy": 0.9, "confuse": (0, 1), "confident": True}
+    run = make_fake_run(tmp_path / "run", **options, recipe=MANY_IMAGES)
+    assert {"pair", "confident_mistakes"} & {one.key for one in recommend(read_run_data(run))}
+    paths, targets, logits = run.read_evaluation("test")
+    run.write_evaluation("test", paths, targets, np.where(np.arange(5) < 2, logits, logits - 100))
+    found = recommend(read_run_data(run))
+    collapsed = next(one for one in found if one.key == "collapsed")
+    assert collapsed.values == {"split": "test", "named": 2, "classes": 5}
+    assert {one.key for one in found} <= recommendations.AFTER_COLLAPSE | {"collapsed"}
+    for one in found:
+        check_arguments(one.command)
+    assert any(one.command for one in found)
+    few = make_fake_run(tmp_path / "few", accuracy=0.34, val_top1=[0.33] * 8, recipe={"batch_size": 8})
+    assert [one.key for one in recommend(read_run_data(few))] == ["few", "stuck"]
+
+
 def test_rare_classes_with_low_recall(tmp_path):
     """The rarest class has a tenth of the training images, and half of its test images are misclassified."""
     run = make_fake_run(tmp_path / "run", per_class=100, accuracy=0.9)

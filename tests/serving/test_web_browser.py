@@ -213,6 +213,18 @@ def test_each_of_several_chosen_files_gets_a_result(open_page, site, run, photog
     assert page.locator(".card").count() == 0
 
 
+def test_heic_has_a_placeholder_and_its_reason_in_the_language_of_the_page(open_page, site):
+    page = open_page(site, locale="zh-CN", expects="422")
+    add_files(page, ("IMG_1.HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)), type="image/heic")
+    card = wait_for_card(page)
+    assert not card.locator("img.preview").is_visible()
+    assert card.locator(".unseen").inner_text() == "无法预览：浏览器不支持 HEIC 格式。"
+    assert card.locator(".error").inner_text().startswith("服务器返回：无法读取图片（")
+    page.get_by_role("button", name="English").click()
+    page.locator(".error:has-text('No image could be read')").wait_for()
+    assert card.locator(".unseen").inner_text() == "No preview: this browser cannot show HEIC."
+
+
 def test_pasted_image_is_classified_and_pasted_text_is_not(open_page, site, photograph):
     page = open_page(site)
     add_files(page, kind="paste")

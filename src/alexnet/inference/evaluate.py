@@ -88,9 +88,10 @@ class Evaluation(dict[str, Any]):
 
     def __repr__(self) -> str:
         low, high = self["interval"]
+        top5 = f", top-5 {self['top5']:.2%}" if has_top5(len(self["per_class"])) else ""
         return join_lines(
-            f"top-1 {self['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {self['top5']:.2%}, "
-            f"loss {self['loss']:.4f} on {self['n']} images of the {self['split']} split",
+            f"top-1 {self['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}){top5}, "
+            f"loss {self['loss']:.4f} on {self['n']:,} images of the {self['split']} split",
             self._confidence(),
         )
 
@@ -321,6 +322,11 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
     z -= z.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(z).sum(axis=1))
     return float(np.mean(log_sum - z[np.arange(len(z)), targets]))
+
+
+def has_top5(classes: int) -> bool:
+    """Return whether top-5 accuracy says anything; with five classes or fewer it is 100 %."""
+    return classes > 5
 
 
 def compute_metrics(logits: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:

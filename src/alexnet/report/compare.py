@@ -75,6 +75,7 @@ def _result(page: Page, runs: RunsByName) -> Values:
         split = page.translate.split(data.split if metrics else data.summary["split"])
         low, high = metrics["interval"] if metrics else (None, None)
         top5, loss = (metrics["top5"], metrics["loss"]) if metrics else (val["top5"], val["val_loss"])
+        top5 = top5 if data.has_top5 else None
         difference = None if data is best else accuracy_difference(best, data)
         compared += difference is not None
         points = tuple(100 * x for x in difference) if difference else (None, None, None)
@@ -84,6 +85,9 @@ def _result(page: Page, runs: RunsByName) -> Values:
         Column("high", ".2%"), Column("top5", ".2%"), Column("loss", ".4f"), Column("behind", ".2f"),
         Column("behind_low", ".2f"), Column("behind_high", ".2f"),
     ]  # fmt: skip
+    if not any(data.has_top5 for data in runs.values()):
+        i = next(i for i, column in enumerate(columns) if column.key == "top5")
+        rows, columns = [row[:i] + row[i + 1 :] for row in rows], columns[:i] + columns[i + 1 :]
     intervals = {name: data.metrics["interval"] for name, data in runs.items() if data.metrics}
     if not compared:
         rows, columns = [row[:-3] for row in rows], columns[:-3]

@@ -21,11 +21,13 @@ from alexnet.runtimes.calibration import ece
 from alexnet.training.recipe import SETTINGS
 
 ORDER = (
-    "diverged", "stuck", "few", "overfit", "short", "improving", "underfit", "gap", "jumps", "bad_files", "balance",
-    "uneven", "optimistic", "pair", "confident_mistakes", "small_test", "confidence", "calibration",
-    "nothing", "solved",
+    "diverged", "few", "stuck", "collapsed", "overfit", "short", "improving", "underfit", "gap", "jumps",
+    "bad_files", "balance", "uneven", "optimistic", "pair", "confident_mistakes", "small_test", "confidence",
+    "calibration", "nothing", "solved",
 )  # fmt: skip
 """All recommendations, the largest expected effect on accuracy first, then those on how to read it."""
+AFTER_COLLAPSE = {"few", "short", "improving", "overfit", "gap", "bad_files", "balance", "small_test"}
+"""Those that hold, too, for a network that names few of the classes; the others judge what it has learned."""
 MIN_CALIBRATION_IMAGES = 500  # with fewer, the bins of the calibration error hold too few images
 SOLVED = 0.98  # top-1 above which ten-crop evaluation has nothing left to add
 
@@ -45,7 +47,14 @@ class Recommendation:
 def recommend(data: RunData) -> list[Recommendation]:
     """Return the recommendations for a run in `ORDER`; ten-crop evaluation, or other images, if none has a command."""
     if failed := list(_check_failed(data)):
-        return failed
+        few = (one for one in _check_data(data) if one.key == "few" and failed[0].key == "stuck")
+        return [*few, *failed]
+    if collapsed := _check_collapse(data):
+        others = [*_check_curves(data), *_check_data(data), *_check_classes(data), *_check_confidence(data)]
+        found = [one for one in others if one.key in AFTER_COLLAPSE]
+        command = "" if any(one.command for one in found) else _train_longer(data, max(10, 2 * len(data.history)))
+        found.append(Recommendation("collapsed", collapsed, command))
+        return sorted(found, key=lambda recommendation: ORDER.index(recommendation.key))
     found = [*_check_curves(data), *_check_data(data), *_check_classes(data), *_check_confidence(data)]
     if not any(recommendation.command for recommendation in found):
         top1 = data.metrics["top1"] if data.metrics else data.summary["best"]["top1"]
@@ -89,6 +98,17 @@ def _check_failed(data: RunData) -> Iterator[Recommendation]:
     top1 = data.metrics["interval"][0] if data.metrics else max(epoch["top1"] for epoch in history)
     if len(history) >= 2 and top1 <= 1.1 * guess < 0.95:
         yield Recommendation("stuck", {"guess": guess}, _rerun(data, lr=f"{lr / 10:.3g}"))
+
+
+def _check_collapse(data: RunData) -> dict[str, Any] | None:
+    """Return how many classes the network names, if at most half of those evaluated; None if more or unknown."""
+    if data.predictions is None:
+        return None
+    evaluated = {*data.predictions.targets.tolist()}
+    named = evaluated & {*data.predictions.predicted.tolist()}
+    if len(evaluated) < 3 or 2 * len(named) > len(evaluated):
+        return None
+    return {"split": data.split, "named": len(named), "classes": len(evaluated)}
 
 
 def _check_curves(data: RunData) -> Iterator[Recommendation]:

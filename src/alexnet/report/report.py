@@ -79,7 +79,8 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
 def _result(data: RunData) -> Values:
     return {
         "summary": data.summary, "split": data.split, "metrics": data.metrics, "majority": data.majority,
-        "machine": data.machine, "run": data.run.path, "quoted_run": shlex.quote(str(data.run.path)),
+        "has_top5": data.has_top5, "machine": data.machine, "run": data.run.path,
+        "quoted_run": shlex.quote(str(data.run.path)),
     }  # fmt: skip
 
 
@@ -110,8 +111,9 @@ def _curves(page: Page, data: RunData) -> Values:
             ("speed", None, "images_per_second"),
         )
     ]  # fmt: skip
-    columns = [Column(heading, form) for heading, _, form in EPOCH_COLUMNS]
-    rows = [[epoch.get(key) for _, key, _ in EPOCH_COLUMNS] for epoch in data.history]
+    shown = [column for column in EPOCH_COLUMNS if column[0] != "top5" or data.has_top5]
+    columns = [Column(heading, form) for heading, _, form in shown]
+    rows = [[epoch.get(key) for _, key, _ in shown] for epoch in data.history]
     return {"figures": figures, "epochs": page.table("epochs", columns, rows), "split": data.history[0]["split"]}
 
 

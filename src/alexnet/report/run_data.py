@@ -16,7 +16,7 @@ from alexnet.checkpoint import MODEL
 from alexnet.data.dataset import read_split
 from alexnet.errors import UserError
 from alexnet.files import read_json
-from alexnet.inference.evaluate import compute_metrics
+from alexnet.inference.evaluate import compute_metrics, has_top5
 from alexnet.plots.metrics import Confidence, Confusion
 from alexnet.plots.model import Predictions
 from alexnet.run_dir import Run
@@ -52,6 +52,10 @@ class RunData:
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(map(str, self.model.get("classes", ())))
+
+    @property
+    def has_top5(self) -> bool:
+        return has_top5(len(self.classes) or int(self.summary.get("classes", 1)))
 
     @property
     def machine(self) -> str:

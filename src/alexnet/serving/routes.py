@@ -24,6 +24,7 @@ from starlette.responses import HTMLResponse, Response
 from alexnet.data.decode import BadImage, TooManyPixels, decode_image
 from alexnet.errors import UserError, unknown_name
 from alexnet.inference.predict import Classifier, Prediction
+from alexnet.messages.translator import Translator
 from alexnet.runtimes.engines import EXACT
 from alexnet.serving import pages
 from alexnet.serving.access import authorize, newest_model
@@ -274,7 +275,10 @@ def _raise_failures(images: list[NamedImage], outcomes: list[Outcome]) -> None:
         raise HTTPException(500, "Internal server error; see the server log.")
     if len(failures) < len(outcomes):
         return
-    reasons = "; ".join(f"{name}: {failure.reason}" for (name, _), failure in zip(images[:3], failures, strict=False))
+    reasons = failures[0].reason
+    if len(images) > 1:
+        named = zip(images[:3], failures, strict=False)
+        reasons = "; ".join(f"{name}: {failure.reason}" for (name, _), failure in named)
     if any(failure.result == TOO_LARGE for failure in failures):
         raise HTTPException(413, f"The image is too large ({reasons}); send a smaller one.")
     raise HTTPException(422, f"No image could be read ({reasons}); send JPEG, PNG or another common format.")
@@ -390,37 +394,50 @@ def _add_operations_routes(app: FastAPI) -> None:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Convert expected exceptions to JSON errors; `RequestMiddleware` handles unexpected ones."""
+    """Convert expected exceptions to JSON errors, in the language that Accept-Language prefers.
 
-    def handle(kind: type[Exception], to_response: Callable[[Any], Response]) -> None:
-        async def handler(_: Request, error: Any) -> Response:
-            return to_response(error)
+    `RequestMiddleware` handles unexpected ones.
+    """
+
+    def handle(kind: type[Exception], describe: Callable[[Any], HTTPException]) -> None:
+        async def handler(request: Request, error: Any) -> Response:
+            described = describe(error)
+            translate = _translator(request)
+            described.detail = translate.sentence(described.detail)
+            response = error_response(described)
+            response.headers["Content-Language"] = translate.tag
+            return response
 
         app.add_exception_handler(kind, handler)
 
-    def http_error(error: HTTPException) -> Response:
+    def http_error(error: HTTPException) -> HTTPException:
         known = {"Not Found": "Not found; see /docs for the routes.",
                  "Method Not Allowed": "Method not allowed; see /docs for the routes."}  # fmt: skip
-        detail = known.get(error.detail, error.detail)
-        return error_response(HTTPException(error.status_code, detail, error.headers))
+        return HTTPException(error.status_code, known.get(error.detail, error.detail), error.headers)
 
-    def invalid_parameter(error: RequestValidationError) -> Response:
+    def invalid_parameter(error: RequestValidationError) -> HTTPException:
         first = error.errors()[0]
         name, reason = first["loc"][-1], first["msg"]
-        return TextResponse({"error": f"Invalid {name}: {reason[:1].lower()}{reason[1:]}; see /docs."}, 422)
+        return HTTPException(422, f"Invalid {name}: {reason[:1].lower()}{reason[1:]}; see /docs.")
 
-    def busy(error: ServerBusy) -> Response:
+    def busy(error: ServerBusy) -> HTTPException:
         message = f"The server is busy; retry in {error.seconds} s."
-        return TextResponse({"error": message}, 503, {"Retry-After": str(error.seconds)})
+        return HTTPException(503, message, {"Retry-After": str(error.seconds)})
+
+    async def disconnected(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED)
 
     handle(HTTPException, http_error)
     handle(RequestValidationError, invalid_parameter)
     handle(ServerBusy, busy)
-    handle(NotAvailable, lambda error: TextResponse({"error": str(error)}, 404))
-    handle(UserError, lambda error: TextResponse({"error": str(error)}, 422))
-    handle(BadImage, lambda error: TextResponse({"error": str(error)}, 422))
+    handle(NotAvailable, lambda error: HTTPException(404, str(error)))
+    handle(UserError, lambda error: HTTPException(422, str(error)))
+    handle(BadImage, lambda error: HTTPException(422, str(error)))
     handle(
-        TooManyPixels,
-        lambda error: TextResponse({"error": f"The image is too large: {error.reason}; send a smaller one."}, 413),
+        TooManyPixels, lambda error: HTTPException(413, f"The image is too large ({error.reason}); send a smaller one.")
     )
-    handle(ClientDisconnect, lambda _: Response(status_code=CLIENT_CLOSED))
+    app.add_exception_handler(ClientDisconnect, disconnected)
+
+
+def _translator(request: Request) -> Translator:
+    return Translator(pages.preferred_language(request.headers.get("accept-language", "")))

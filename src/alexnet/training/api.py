@@ -22,6 +22,7 @@ from alexnet.data.processes import check_main_module
 from alexnet.device import environment, rank, world_size
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, encode_csv, printable, write_bytes, write_json, write_text
+from alexnet.inference.evaluate import has_top5
 from alexnet.models.model import Network, build
 from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
 from alexnet.run_dir import Run, find_run
@@ -62,11 +63,15 @@ class TrainingResult:
     def __str__(self) -> str:
         best, split = self.summary["best"], self.summary["split"]
         chosen = "last" if split == "test" else "best"
-        lines = [f"{split} top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%} at epoch {best['epoch']} (the {chosen})"]
+
+        def top5(metrics: dict[str, Any]) -> str:
+            return f", top-5 {metrics['top5']:.2%}" if has_top5(int(self.summary.get("classes", 0))) else ""
+
+        lines = [f"{split} top-1 {best['top1']:.2%}{top5(best)} at epoch {best['epoch']} (the {chosen})"]
         if test := self.summary.get("test"):
             low, high = test["interval"]
             interval = f"(95 % interval {low:.2%} to {high:.2%})"
-            lines.append(f"test top-1 {test['top1']:.2%} {interval}, top-5 {test['top5']:.2%}")
+            lines.append(f"test top-1 {test['top1']:.2%} {interval}{top5(test)}")
         counts = self.summary.get("class_images", [0])
         if best["top1"] <= (share := max(counts) / max(sum(counts), 1)):
             lines.append(f"This is no better than always naming the most common class ({share:.1%} of the images).")

@@ -22,7 +22,8 @@ class Card {
     this.image = this.find(".preview");
     this.loaded = new Promise((resolve) => { this.image.onload = this.image.onerror = resolve; }).then(() => {
       const side = Math.max(this.image.naturalWidth, this.image.naturalHeight);
-      this.image.classList.toggle("unseen", side === 0); // no image, or a format that only the server can decode
+      this.unseen = side === 0; // no image, or a format that only the server can decode
+      this.showPreview();
       this.image.classList.toggle("tiny", side > 0 && side <= 64);
     });
     this.image.src = URL.createObjectURL(file);
@@ -69,6 +70,7 @@ class Card {
   render() {
     const { result, error, truth } = this;
     translate(this.element);
+    this.showPreview();
     this.element.setAttribute("aria-busy", String(!result && !error));
     this.image.alt = text("image_alt", { name: this.name() });
     this.find(".name").textContent = visible(this.name());
@@ -91,6 +93,14 @@ class Card {
       this.find(".label-choice").replaceChildren(
         ...result.labels.map(({ label }) => make("option", { text: visible(label), value: label })));
     }
+  }
+
+  // Show the image, or in its place why this browser cannot.
+  showPreview() {
+    const kind = (this.name().match(/\.(\w{2,5})$/)?.[1] ?? "").toUpperCase();
+    const known = !kind || ["JPG", "JPEG", "PNG", "GIF", "WEBP", "BMP"].includes(kind);
+    this.image.hidden = Boolean(this.unseen);
+    this.setLine(".unseen", this.unseen && (known ? text("no_preview") : text("no_preview_of", { kind })));
   }
 
   setLine(selector, content) {
@@ -292,7 +302,10 @@ function showLanguage() {
   if (models.length) showModel();
   nameSamples();
   renderTraining();
-  for (const card of cards) card.render();
+  for (const card of cards) {
+    if (card.error) card.classify(); // the reason comes in the language of the request
+    else card.render();
+  }
   if (batch.length && cards.length) reportProgress();
 }
 

@@ -1,6 +1,6 @@
 // Requests to the server: a few at a time, retried while it is busy, with its token if it requires one; and shrinking of
 // images that exceed its limits.
-import { text } from "./texts.js";
+import { language, text } from "./texts.js";
 
 const MAX_REQUESTS = 4, MAX_TRIES = 20, MAX_WAIT_S = 30;
 let free = MAX_REQUESTS;
@@ -22,7 +22,7 @@ export async function send(path, { body, type, notify = () => {}, signal } = {})
 async function sendNow(path, { body, type, notify, signal }) {
   for (let tries = 1; ; tries++) {
     signal?.throwIfAborted();
-    const token = sessionStorage.getItem("token"), headers = {};
+    const token = sessionStorage.getItem("token"), headers = { "Accept-Language": language };
     if (token) headers.Authorization = `Bearer ${token}`;
     if (body) headers["Content-Type"] = type || "application/octet-stream";
     const response = await fetch(path, { method: body ? "POST" : "GET", body, headers, signal }).catch((error) => {
