@@ -10,7 +10,7 @@ import pytest
 FORKS = (
     "tests/training/distributed/test_towers.py", "tests/training/distributed/test_data_parallel.py",
     "tests/training/test_faults.py", "tests/serving/test_app.py", "tests/serving/test_hostile_input.py",
-    "tests/data/shards/test_pack.py",
+    "tests/data/shards/test_pack.py", "tests/examples/test_examples.py",
 )  # fmt: skip
 """Files that start processes with forks.py. One worker gets them all, so that only it imports torch to fork from."""
 
