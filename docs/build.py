@@ -3,10 +3,11 @@
     python docs/build.py              needs `pip install -e '.[docs]'`; open build/site/index.html
     python docs/build.py --quick      the lessons are not executed and appear without outputs
 
-Sphinx builds each language on its own, from a copy of the pages that `stage` makes: `export.zh-CN.md` becomes `export.md`
-of the Chinese site, links between the languages lead from one site to the other, and a link to a file of the repository
-leads to a copy of it. docs/index.md gives the structure: each of its sections is a part of the site, in the order of its
-links. Executed lessons are kept in build/site-work/ and run again only where their code has changed.
+Sphinx builds each language on its own, from a copy of the pages that `Stage` makes: `export.zh-CN.md` becomes
+`export.md` of the Chinese site, links between the languages lead from one site to the other, and a link to a file of
+the repository leads to a copy of it. docs/index.md gives the structure: each of its sections is a part of the site, in
+the order of its links; the README is the first page. Executed lessons are kept in build/site-work/ and run again only
+where their code has changed.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 LANGUAGES = {"en": "en", "zh": "zh_CN"}  # folder of the site → Sphinx's name of the language
 CHINESE = ".zh-CN.md"
-OTHER_PAGES = {"README": "introduction", "CHANGELOG": "changes", "CONTRIBUTING": "contributing", "SECURITY": "security"}
+OTHER_PAGES = {"README": "start", "CHANGELOG": "changes", "CONTRIBUTING": "contributing", "SECURITY": "security"}
 PARTS = ("start", "course/index", "how-to", "reference", "explanations")  # the sections of docs/index.md
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+CHINESE_LINE_BREAK = re.compile(  # which a browser would show as a space
+    r"^(?!#)(.*[\u3400-\u9fff\u3000-\u303f\uff00-\uffef])\n[ ]*(?=[\u3400-\u9fff\u3000-\u303f\uff00-\uffef])"
+    r"|^(?!#)(.*[\u3000-\u303f\uff00-\uffef])\n[ ]*(?=[\w`\[])", re.MULTILINE
+)  # fmt: skip
 SWITCH = ("中文", "中文说明", "English")  # links that the site's own switch of languages replaces
 
 
@@ -58,8 +63,8 @@ class Stage:
         shutil.copytree(DOCS / "site", self.folder)
         (self.folder / "extra").mkdir()
         for path, page in self.pages.items():
-            text = self.translate_links((ROOT / path).read_text(encoding="utf-8"), path, page)
-            self._write_page(page, self.write_parts(text) if page == "index" else text)
+            self._write_page(page, self.translate_links((ROOT / path).read_text(encoding="utf-8"), path, page))
+        self.write_parts()
         for path in self.files:
             copy = self.folder / "extra" / "files" / path
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -72,21 +77,22 @@ class Stage:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
-    def write_parts(self, index: str) -> str:
-        """Write a page for each section of the index, and return the index with a table of contents of them."""
-        first, *sections = re.split(r"^## ", index, flags=re.MULTILINE)
+    def write_parts(self) -> None:
+        """Write a page for each section of the index, and a table of contents of these pages at its end."""
+        index = (self.folder / "index.md").read_text(encoding="utf-8")
+        sections = re.split(r"^## ", index, flags=re.MULTILINE)[1:]
         if len(sections) != len(PARTS):
-            raise SystemExit(f"docs/index.md must have {len(PARTS)} sections, not {len(sections)}")
+            raise SystemExit(f"docs/index.md must have {len(PARTS)} sections, not {len(sections)}.")
         for page, section in zip(PARTS, sections, strict=True):
-            if page == "course/index":
-                text, contents = re.sub(r"^- .*\n?", "", section, flags=re.MULTILINE), "*"
-                options = ":glob:\n:titlesonly:\n"
-            else:
-                text, options = section, ":hidden:\n:titlesonly:\n"
-                contents = "\n".join(dict.fromkeys(re.findall(r"\]\((?!site:)([^)#]+)\.md", section)))
-            self._write_page(page, f"# {text.rstrip()}\n\n```{{toctree}}\n{options}\n{contents}\n```\n")
+            linked = dict.fromkeys(re.findall(r"\]\((?!site:)([^)#]+)\.md", section))
+            text, contents, options = f"# {section}", "\n".join(name for name in linked if name != page), ":hidden:"
+            if page == "start":
+                text = (self.folder / "start.md").read_text(encoding="utf-8")
+            elif page == "course/index":
+                text, contents, options = re.sub(r"^- .*\n?", "", text, flags=re.MULTILINE), "*", ":glob:"
+            self._write_page(page, f"{text.rstrip()}\n\n```{{toctree}}\n{options}\n:titlesonly:\n\n{contents}\n```\n")
         parts = "\n".join(PARTS)
-        return f"{first}{''.join(f'## {section}' for section in sections)}\n```{{toctree}}\n:hidden:\n\n{parts}\n```\n"
+        self._write_page("index", f"{index}\n```{{toctree}}\n:hidden:\n\n{parts}\n```\n")
 
     def translate_links(self, text: str, path: str, page: str) -> str:
         """Return a page of the repository with its links as they are on the site."""
@@ -101,7 +107,9 @@ class Stage:
 
         parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
         parts[::2] = [LINK.sub(translate, part) for part in parts[::2]]
-        return re.sub(r" \(\)|（）", "", "".join(parts))
+        if self.other == "en":
+            parts[::2] = [CHINESE_LINE_BREAK.sub(r"\1\2", part) for part in parts[::2]]
+        return "".join(parts).replace(" ()", "")
 
     def _target(self, target: str, path: str, page: str, image: bool) -> str:
         """Return the address of a link; empty for a folder, which a site does not show."""
@@ -123,7 +131,7 @@ class Stage:
         if (ROOT / linked).is_dir():
             return ""
         if not (ROOT / linked).is_file():
-            raise SystemExit(f"{path} links to {target}, which is not a file")
+            raise SystemExit(f"{path} links to {target}, which does not exist.")
         if image:
             copy = self.folder / "files" / linked
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -147,19 +155,12 @@ def build(out: Path, work: Path, quick: bool) -> None:
         command += ["-d", str(work / folder / "doctrees"), "-D", f"language={language}", "-t", folder]
         command += ["-D", f"nb_execution_cache_path={work / folder / 'executed'}"]
         command += ["-D", "nb_execution_mode=off", "-D", "suppress_warnings=myst-nb.lexer"] if quick else []
-        log = (work / folder / "log").open("w+", encoding="utf-8")
-        process = subprocess.Popen(
-            [*command, str(stage), str(out / folder)], env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-        running[folder] = process, log
-    failed = []
-    for folder, (process, log) in running.items():
-        failed += [folder] if process.wait() else []
-        log.seek(0)
-        sys.stderr.write(log.read())
-        log.close()
+        command += [str(stage), str(out / folder)]
+        with (work / folder / "log").open("w", encoding="utf-8") as log:
+            running[folder] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    failed = [folder for folder, process in running.items() if process.wait()]
     if failed:
-        raise SystemExit(f"The site was not built: {', '.join(failed)}.")
+        raise SystemExit("\n".join((work / folder / "log").read_text(encoding="utf-8") for folder in failed))
     shutil.copyfile(DOCS / "site" / "choose-language.html", out / "index.html")
 
 
@@ -185,7 +186,9 @@ class _Page(HTMLParser):
 
 def broken_links(site: Path) -> list[str]:
     """Return a sentence for each link that leads nowhere and for each resource that is not in the site."""
-    pages = {path: _Page(path) for path in site.rglob("*.html") if not {"_static", "files"} & {*path.relative_to(site).parts}}
+    pages = {
+        path: _Page(path) for path in site.rglob("*.html") if not {"_static", "files"} & {*path.relative_to(site).parts}
+    }
     found = []
     for path, page in pages.items():
         name = path.relative_to(site)
@@ -207,12 +210,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="do not execute the lessons")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "site", help="folder of the site; replaced")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "site-work", help="folder of what is kept")
     options = parser.parse_args()
     began = time.monotonic()
     shutil.rmtree(options.out, ignore_errors=True)
     for folder in LANGUAGES:
         (options.out / folder).mkdir(parents=True)
-    build(options.out, ROOT / "build" / "site-work", options.quick)
+    build(options.out.resolve(), options.work.resolve(), options.quick)
     if broken := broken_links(options.out.resolve()):
         raise SystemExit("\n".join(broken))
     pages = len(list(options.out.rglob("*.html")))

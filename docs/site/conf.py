@@ -23,8 +23,7 @@ HERE = Path(__file__).parent
 chinese = tags.has("zh")  # type: ignore[name-defined]  # noqa: F821
 
 project = "alexnet"
-author = "the authors of alexnet"
-copyright = author
+copyright = "alexnet, Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["extra", "templates", "static"]
 locale_dirs = ["locale"]
@@ -43,6 +42,9 @@ python_maximum_signature_line_length = 88
 add_module_names = False
 default_role = "code"
 
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
 html_theme = "pydata_sphinx_theme"
 html_title = "alexnet"
 html_static_path = ["static"]
@@ -56,8 +58,8 @@ html_theme_options = {
     "logo": {"text": "alexnet"},
     "search_bar_text": "搜索" if chinese else "Search",
     "navbar_align": "left",
-    "navbar_end": ["language", "theme-switcher"],
-    "navbar_persistent": ["search-button"],
+    "navbar_end": ["theme-switcher"],
+    "navbar_persistent": ["search-button", "language"],
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
@@ -75,18 +77,20 @@ html_context = {
 
 
 class ChineseSearch(SearchLanguage):
-    """Search by pairs of neighboring Chinese characters, which needs no dictionary; Sphinx's own needs jieba.
+    """Search by pairs of neighboring Chinese characters, without a dictionary.
 
-    A query in Chinese is one long word to Sphinx, which finds it only where the index has exactly that word. Here page
-    and query are cut in the same way, so that every page with all pairs of the query is found.
+    Sphinx's own cuts the pages into words with jieba, but not the query, and finds it only where the index has exactly
+    that word. Here every page is found that has all pairs of the query, less words such as 的 and 怎么.
     """
 
     lang = "zh"
     language_name = "Chinese"
     js_splitter_code = r"""
-const splitQuery = (query) =>
-  (query.match(/[\u3400-\u9fff]+|(?:(?![\u3400-\u9fff])[\p{L}\p{N}_])+/gu) || []).flatMap((word) =>
+var splitQuery = (query) => {
+  const words = query.replace(/怎么样?|怎样|如何|为?什么|[的了吗呢]/g, " ");
+  return (words.match(/[\u3400-\u9fff]+|(?:(?![\u3400-\u9fff])[\p{L}\p{N}_])+/gu) || []).flatMap((word) =>
     /^[\u3400-\u9fff]{3,}$/.test(word) ? [...word.slice(1)].map((_, i) => word.slice(i, i + 2)) : [word]);
+};
 """
 
     def split(self, input: str) -> list[str]:
