@@ -29,10 +29,6 @@ def test_user_error_is_a_value_error():
         (UserError("No run."), ["UserError: No run."]),
         (TrainingFailed("The loss is NaN."), ["TrainingFailed: The loss is NaN."]),
         (BadImage("it is cut short", "a.png"), ["BadImage: Cannot read a.png: it is cut short; replace or remove it."]),
-        (
-            UserError("Give --lr, --skip-bad or --lr."),
-            ["UserError: Give --lr, --skip-bad or --lr.", "(In Python, flags are arguments: lr, skip_bad.)"],
-        ),
     ],
 )
 def test_a_notebook_shows_the_message_alone(error, lines, monkeypatch):

@@ -47,7 +47,7 @@ def test_tensorboard_receives_the_curves(tmp_path):
 
 
 def test_a_missing_tensorboard_is_reported(monkeypatch):
-    monkeypatch.setattr("alexnet.progress.find_spec", lambda name: None)
+    monkeypatch.setattr("alexnet.errors.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'alexnet\[tensorboard\]'"):
         check_tensorboard()
 

@@ -17,6 +17,7 @@ imported on first use, so that `import alexnet` is instant. To read the code, st
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,15 +51,34 @@ _MODULES = {
     "ablate": "alexnet.api",
 }
 _PACKAGES = ("report", "export")  # which can be called
+_COMMANDS = ("bench", "doctor", "features", "pack", "serve")  # without a function here
 __all__ = [*_MODULES, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
+        found = getattr(importlib.import_module(_MODULES[name]), name)
+        return found if isinstance(found, type) else _public(name, found)
     if name in _PACKAGES:
         return importlib.import_module(f"alexnet.{name}")
-    raise AttributeError(f"module 'alexnet' has no attribute '{name}'")
+    text = f"module 'alexnet' has no attribute '{name}'"
+    if name.startswith("_"):  # as IPython and pickle ask for
+        raise AttributeError(text)
+    from alexnet.errors import NoSuchName, suggest
+
+    if name == "predict":
+        raise NoSuchName(f"{text}; predict with alexnet.load(RUN).predict(IMAGE).")
+    if name in _COMMANDS:
+        raise NoSuchName(f"{text}; it is a command: run 'alexnet {name}' in a terminal.")
+    raise NoSuchName(text + (suggest(name, __all__) or "."))
+
+
+@cache
+def _public(name: str, function: Any) -> Any:
+    """Return a function as users call it: its errors name arguments, not flags."""
+    from alexnet.calls import public
+
+    return public(f"alexnet.{name}")(function)
 
 
 def __dir__() -> list[str]:

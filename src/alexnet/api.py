@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+from alexnet.calls import check_arguments, check_keywords
 from alexnet.device import rank
 from alexnet.errors import UserError
 from alexnet.inference import evaluate as inference
@@ -21,6 +23,7 @@ from alexnet.run_dir import Run
 from alexnet.text import escape
 from alexnet.training import api as training
 from alexnet.training.api import TrainingResult
+from alexnet.training.recipe import SETTINGS
 
 if TYPE_CHECKING:
     from alexnet.ablation.results import Ablation
@@ -34,10 +37,12 @@ P = ParamSpec("P")
 
 
 def with_page(train: Callable[P, TrainingResult]) -> Callable[P, TrainingResult]:
-    """Return `train`, followed by `write_page`."""
+    """Return `train`, followed by `write_page`; it raises `WrongCall` for an argument that is no setting either."""
+    known = dict.fromkeys([*signature(train).parameters, *SETTINGS])
 
     @wraps(train)
     def train_and_write_page(*arguments: P.args, **settings: P.kwargs) -> TrainingResult:
+        check_keywords(f"alexnet.{train.__name__}", settings, known)
         return write_page(train(*arguments, **settings))
 
     return train_and_write_page
@@ -82,10 +87,13 @@ def show(
     """Return a figure: `show("filters", RUN)`, `show("saliency", RUN, "cat.jpg", method="occlusion")`.
 
     `plots.kinds.KINDS` lists the kinds with what each draws and its `options`. `out` also writes it to a file (.png,
-    .svg or .html), as the figure's `save` does. Raises `UserError`.
+    .svg or .html), as the figure's `save` does. Without a `theme` ("light", "dark") a notebook shows the figure in its
+    own, and a file is light. Raises `UserError`.
     """
-    from alexnet.plots.show import draw
+    from alexnet.plots.show import Options, draw
     from alexnet.plots.style import check_path
+
+    check_arguments("alexnet.show", Options, [], options)
 
     if out is not None:
         check_path(Path(out))
@@ -111,15 +119,13 @@ def arch(name: str | None = None, **settings: Any) -> ArchitectureTable | Summar
 
     Raises `UserError`.
     """
-    from alexnet.models.architectures import TORCHVISION, architecture
-    from alexnet.models.summary import summarize, table
-    from alexnet.models.torchvision_models import summarize_torchvision, torchvision_spec
+    from alexnet.models import describe
+    from alexnet.models.model import create_model
 
-    if name is None:
-        return table()
-    if name.startswith(TORCHVISION):
-        return summarize_torchvision(torchvision_spec(name, **settings))
-    return summarize(architecture(name, **settings))
+    check_arguments("alexnet.arch", create_model, [name or "paper"], settings)
+    if name is None and settings:
+        raise UserError(f"Name an architecture to set its {next(iter(settings))}, such as alexnet.arch('paper').")
+    return describe(name, **settings)
 
 
 def code(name: str, **settings: Any) -> SourceCode:
@@ -129,7 +135,9 @@ def code(name: str, **settings: Any) -> SourceCode:
     `UserError`.
     """
     from alexnet.models.code import architecture_code
+    from alexnet.models.model import create_model
 
+    check_arguments("alexnet.code", create_model, [name], settings)
     return architecture_code(name, **settings)
 
 
@@ -148,7 +156,11 @@ def ablate(
     `settings` are those of both recipes, such as `epochs`; the rest as `ablation.ablate.ablate`. Raises `UserError`.
     """
     from alexnet.ablation import ablate as ablation
+    from alexnet.ablation.claims import find_claim
 
+    known = [*signature(ablate).parameters, *(name for name in SETTINGS if name not in ("seed", "name", "auto_fields"))]
+    check_keywords("alexnet.ablate", settings, known)
+    find_claim(claim)
     base = ablation.base_recipe(recipe, Path(data) if data else None, **settings)
     with closing(default_progress()) as progress:
         return ablation.ablate(claim, base=base, seeds=seeds, budget=budget, out=out, log=progress.log)

@@ -7,9 +7,9 @@ sentence and exits with 2; in Python it is an ordinary `ValueError`. Any other e
 from __future__ import annotations
 
 import difflib
-import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 
 
 class ShownAsMessage(Exception):
@@ -21,14 +21,15 @@ class ShownAsMessage(Exception):
         if formatter.mode not in ("Context", "Minimal"):  # Context is the default
             lines: list[str] = formatter.structured_traceback(type(self), self, self.__traceback__)
             return lines
-        flags = re.findall(r"--([a-z][a-z-]+)", str(self))
-        arguments = ", ".join(dict.fromkeys(flag.replace("-", "_") for flag in flags))
-        hint = [f"(In Python, flags are arguments: {arguments}.)"] if flags else []
-        return [f"{type(self).__name__}: {self}", *hint]
+        return [f"{type(self).__name__}: {self}"]
 
 
 class UserError(ShownAsMessage, ValueError):
     """Invalid input. The message is one sentence: what is wrong, where, and how to fix it."""
+
+
+class NoSuchName(ShownAsMessage, AttributeError):
+    """A name that the package does not have."""
 
 
 class TrainingFailed(ShownAsMessage, RuntimeError):
@@ -53,6 +54,12 @@ def missing_package(user: str, package: str, extra: str = "") -> UserError:
     return UserError(f"{user} needs {package}, which is not installed; install it with: pip install {name}.")
 
 
+def check_package(user: str, package: str, extra: str) -> None:
+    """Raise `missing_package` unless the package is installed, without importing it."""
+    if find_spec(package) is None:
+        raise missing_package(user, package, extra)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> UserError:
     """Return the error for a `name` that is not in `known`, suggesting the closest ones.
 
@@ -62,7 +69,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") ->
     "There is no architecture 'ccode2012'; did you mean 'code2012'?"
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return UserError(f"There is no {kind} '{name}'{where}; did you mean {' or '.join(repr(n) for n in close)}?")
+    if close := suggest(name, names):
+        return UserError(f"There is no {kind} '{name}'{where}{close}")
     return UserError(f"There is no {kind} '{name}'{where}; choose one of {', '.join(names)}.")
+
+
+def suggest(name: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
+    """Return the end of a sentence that suggests the names in `known` that are close to `name`; "" if none is.
+
+    They are shown as `shown` says, by default as they are.
+
+    >>> suggest("trian", ["train", "resume"])
+    "; did you mean 'train'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    names = dict.fromkeys(shown[one] if shown else one for one in close)
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""

@@ -11,12 +11,12 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from alexnet.calls import as_keywords
 from alexnet.device import rank
-from alexnet.errors import missing_package
+from alexnet.errors import check_package
 from alexnet.text import escape
 
 PLAIN_INTERVAL_S = 10.0
@@ -172,7 +172,7 @@ class Notebook(Live):
             self._update()
 
     def log(self, text: str) -> None:
-        self._remarks.append(escape(text))
+        self._remarks.append(escape(as_keywords(text)))
         self._update()
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
@@ -227,8 +227,7 @@ class WithTensorBoard:
 
 def check_tensorboard() -> None:
     """Raise `UserError` if the package tensorboard is not installed."""
-    if find_spec("tensorboard") is None:
-        raise missing_package("--tensorboard", "tensorboard", "tensorboard")
+    check_package("--tensorboard", "tensorboard", "tensorboard")
 
 
 def _duration(seconds: float) -> str:

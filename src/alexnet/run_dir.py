@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet.errors import UserError
+from alexnet.errors import UserError, suggest
 from alexnet.files import PARTIAL, atomic_folder, atomic_write, convert, printable, read_json, write_text
 
 if TYPE_CHECKING:
@@ -334,7 +334,9 @@ def find_run(name: str | Path, root: Path = Path("runs")) -> Run:
         return Run(max(runs, key=lambda p: ((p / "recipe.json").stat().st_mtime_ns, p.name)))
     path = Path(name)
     if not path.exists():
-        raise UserError(f"There is no run {path}; give a run folder, such as runs/digits-…, or 'last'.")
+        known = {p.name: str(p) for p in root.glob("*") if (p / "recipe.json").is_file()} | {"last": "last"}
+        close = suggest(path.name, known, known) or "; give a run folder, such as runs/digits-…, or 'last'."
+        raise UserError(f"There is no run {path}{close}")
     if not (path / "recipe.json").is_file():
         raise UserError(f"{path} is not a run folder: it has no recipe.json.")
     return Run(path)

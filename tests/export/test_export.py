@@ -63,7 +63,7 @@ def test_the_python_function_displays_its_comparison(checkpoint, large_images, t
     assert found.file == out
     assert "&lt;net&gt;.onnx agrees with the run" in found._repr_html_()
     assert ">100.00% of 12</td>" in found._repr_html_()
-    with pytest.raises(alexnet.UserError, match="--half and --quantize"):
+    with pytest.raises(alexnet.UserError, match="half=True and quantize="):
         alexnet.export(checkpoint, "onnx", half=True, quantize="int8")
 
 

@@ -136,8 +136,9 @@ def test_ten_views_at_two_scales_are_twenty_forwards_of_one_batch(small_run, oth
     assert sizes == [[3] * 20, [3] * 20]
 
 
-def test_members_of_one_size_share_input_images(small_run, other_run):
-    ensemble = load_ensemble([small_run, other_run, small_run])
+def test_members_of_one_size_share_input_images(small_run, other_run, tmp_path):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    ensemble = load_ensemble([small_run, other_run, copy])
     assert [r.members for r in ensemble.input_groups(CENTER_CROP)] == [(0, 2), (1,)]
     groups = ensemble.input_groups(make_views(10, (1.0, 1.5)))
     assert [(r.preprocess.size, r.members) for r in groups] == [(32, (0, 2)), (40, (1,)), (48, (0, 2)), (60, (1,))]

@@ -49,18 +49,12 @@ def export(
         json: Print one JSON document.
     """
     from alexnet.run_dir import check_runs
-    from alexnet.runtimes.manifest import FORMATS, check_format, choose_precision
+    from alexnet.runtimes.manifest import FORMATS, check_request
 
     check_runs(run)
     if format is None:
         raise UserError(f"Name a format: 'alexnet export {run} onnx', or one of {', '.join(FORMATS)}, all.")
-    precision = choose_precision(half, quantize)
-    if opset is not None and format not in ("onnx", "all"):
-        raise UserError(f"--opset is a version of ONNX; omit it for {format}, or export to onnx.")
-    if format == "all" and out is not None:
-        raise UserError("--out names one file, but 'all' writes several; leave it out.")
-    if format != "all":
-        check_format(format)
+    precision = check_request(format, half, quantize, opset, out)
     from alexnet.export.export import Exporter
     from alexnet.export.parity import ExportFailed
 

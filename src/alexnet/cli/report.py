@@ -33,10 +33,9 @@ def report(
     from alexnet.run_dir import find_run
 
     runs = [find_run(name) for name in (run, *more)]
-    from alexnet.report.compare import write_comparison
-    from alexnet.report.report import write_report
+    from alexnet.report.compare import write_pages
 
-    files = write_comparison(runs, lang, out) if more else write_report(runs[0], lang, out)
+    files = write_pages(runs, lang, out)
     if open:
         open_in_browser(files[0])
     if json:

@@ -10,7 +10,11 @@ import sys
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from alexnet.calls import public
+from alexnet.errors import unknown_name
+from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
 if TYPE_CHECKING:
     from alexnet.export.export import Export
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 class _ExportPackage(ModuleType):
     """Makes this package the function `alexnet.export`, too, which has its name."""
 
+    @public("alexnet.export")
     def __call__(
         self,
         run: str | Path,
@@ -28,20 +33,36 @@ class _ExportPackage(ModuleType):
         images: str | Path | None = None,
         half: bool = False,
         quantize: str | None = None,
-        **options: Any,
+        checkpoint: str = "best",
+        with_preprocessing: bool = False,
+        tolerance: float | None = None,
+        opset: int | None = None,
+        file: FileOptions = NO_OPTIONS,
     ) -> Export:
         """Write a network in a format such as onnx, as the command `alexnet export` does, and return how it compares.
 
-        Other `options` are `checkpoint`, `with_preprocessing`, `tolerance`, `opset` and `file`. Raises what
-        `Exporter` and its `export` do.
+        Raises what `Exporter` and its `export` do.
         """
+        from alexnet.run_dir import check_runs
+        from alexnet.runtimes.manifest import FORMATS, check_request
+
+        check_runs(str(run))
+        target = Path(out) if out else None
+        if format not in FORMATS:
+            raise unknown_name("format", format, FORMATS)
+        precision = check_request(format, half, quantize, opset, target)
         from alexnet.export.export import Exporter
         from alexnet.progress import default_progress
-        from alexnet.runtimes.manifest import choose_precision
 
-        options |= {"images": Path(images) if images else None, "precision": choose_precision(half, quantize)}
-        with closing(default_progress()) as progress, Exporter(run, log=progress.log, **options) as exporter:
-            return exporter.export(format, Path(out) if out else None)
+        with (
+            closing(default_progress()) as progress,
+            Exporter(
+                run, images=Path(images) if images else None, checkpoint=checkpoint,
+                with_preprocessing=with_preprocessing, precision=precision, tolerance=tolerance, opset=opset,
+                file=file, log=progress.log,
+            ) as exporter,
+        ):  # fmt: skip
+            return exporter.export(format, target)
 
 
 sys.modules[__name__].__class__ = _ExportPackage

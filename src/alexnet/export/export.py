@@ -48,7 +48,7 @@ from alexnet.runtimes.manifest import (
     PRECISIONS,
     Manifest,
     check_format,
-    check_installed,
+    check_writable,
     manifest_path,
     write_manifest,
 )
@@ -145,11 +145,9 @@ class Exporter:
     def check(self, kind: str) -> None:
         """Raise `UserError` unless the run can be exported to `kind` on this machine."""
         check_format(kind)
-        file_format, model, precision = FORMATS[kind], self.loaded.model, self._precision
-        if precision not in file_format.precisions:
-            supporting = ", ".join(name for name, other in FORMATS.items() if precision in other.precisions)
-            raise UserError(f"The format {kind} does not support {precision}; omit it, or export to {supporting}.")
-        if self._pixels and not file_format.graph and kind != "huggingface":
+        check_writable(kind, self._precision)
+        model = self.loaded.model
+        if self._pixels and not FORMATS[kind].graph and kind != "huggingface":
             raise UserError(f"The format {kind} holds only weights and cannot normalize; omit --with-preprocessing.")
         if self.loaded.preprocess.mean_image is not None and not self._pixels:
             fix = "only the file can hold; add --with-preprocessing"
@@ -162,7 +160,6 @@ class Exporter:
             elif model.spec.in_channels != 3:
                 channels = model.spec.in_channels
                 raise UserError(f"'{model.spec.name}' with {channels} channel has no counterpart in torchvision.")
-        check_installed(kind, True, precision)
 
     def export(self, kind: str, out: Path | None = None) -> Export:
         """Write the run as `kind` to `out`, by default a file in the run's folder `export/`.

@@ -144,6 +144,10 @@ def load_ensemble(
     if not given:
         raise UserError("An ensemble needs at least one run; give a run folder.")
     members = [load_network(run, checkpoint, trust, options_for(run, given, file), log) for run in given]
+    places = [(member.checkpoint or Path(run)).resolve() for run, member in zip(given, members, strict=True)]
+    for i, place in enumerate(places):
+        if (first := places.index(place)) < i:
+            raise UserError(f"{given[first]} and {given[i]} are the same network; name it once.")
     return Ensemble(tuple(map(str, given)), tuple(members))
 
 

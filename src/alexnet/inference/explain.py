@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet.errors import UserError, missing_package, unknown_name
+from alexnet.errors import UserError, check_package, unknown_name
 from alexnet.inference.features import output_of
 from alexnet.inference.load import load_image
 from alexnet.models.layers import lrn_denominators
@@ -115,12 +115,10 @@ def saliency(loaded: LoadedModel, image: Any, method: str = "auto", label: str |
         method = "occlusion" if loaded.preprocess.size < MIN_GRAD_CAM_SIDE else "grad-cam"
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tqdm, which captum imports, warns of widgets that a notebook lacks
-            from captum import attr as captum
-    except ModuleNotFoundError:
-        raise missing_package("Saliency", "captum", "show") from None
+    check_package("Saliency", "captum", "show")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm, which captum imports, warns of widgets that a notebook lacks
+        from captum import attr as captum
     target = None if label is None else _class_index(loaded.classes, label)
     model = loaded.model
     pixels, x = network_input(loaded, image)

@@ -18,7 +18,7 @@ from alexnet.checkpoint import MODEL, WEIGHTS, checkpoint_id, load_checkpoint
 from alexnet.data.decode import BadImage, decode_image
 from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
-from alexnet.errors import UserError
+from alexnet.errors import UserError, unknown_name
 from alexnet.files import read_json
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file, load_weights_file, refuse_options
 from alexnet.progress import Progress
@@ -177,6 +177,8 @@ def resolve_checkpoint(name: str | Path, checkpoint: str = "best") -> tuple[Path
     if path.is_dir() and not (path / "recipe.json").is_file():
         raise UserError(f"{path} is neither a run (it has no recipe.json) nor a checkpoint (it has no {MODEL}).")
     run = find_run(name)
+    if checkpoint not in ("best", "last"):
+        raise unknown_name("checkpoint", checkpoint, ("best", "last"))
     folder = run.named_checkpoint(checkpoint)
     if folder is None:
         raise UserError(f"The run {run.path} has no checkpoint yet; 'alexnet resume {run.path}' restarts it.")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from alexnet.calls import public
 from alexnet.errors import UserError
 from alexnet.models.lrn import Constants, at_least_float32, local_response_norm
 
@@ -33,6 +34,7 @@ class LocalResponseNorm(nn.Module):
     `UserError` if C is not divisible by `towers`.
     """
 
+    @public("alexnet.LocalResponseNorm")
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, towers: int = 1) -> None:
         super().__init__()
         if size < 1 or towers < 1:

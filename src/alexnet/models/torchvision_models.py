@@ -188,7 +188,7 @@ class TorchvisionSummary:
         """Return a JSON document with the keys of `Summary.to_dict`; receptive fields are not computed."""
         return {
             **asdict(self.spec),
-            "title": f"{self.spec.source}, for comparison",
+            "title": self.title().partition(": ")[2],
             "source": self.spec.source,
             "parameters": self.parameters,
             "macs": self.macs,
@@ -205,14 +205,20 @@ class TorchvisionSummary:
             for p in self.parts
         ]  # fmt: skip
 
-    def totals(self) -> str:
-        counts = f"{self.parameters:,} parameters, {self.macs:,} multiply-accumulates per image"
-        return f"{counts}; {self.spec.source}"
+    def title(self) -> str:
+        return f"{self.spec.name}: {self.spec.source}, for comparison"
+
+    def notes(self) -> list[str]:
+        """Return the totals, as a line."""
+        return [f"{self.parameters:,} parameters, {self.macs:,} multiply-accumulates per image"]
+
+    def __repr__(self) -> str:
+        return "\n".join([self.title(), *self.notes()])
 
     def _repr_html_(self) -> str:
         from alexnet.notebook.display import render_table
 
-        return render_table(self.spec.name, self.cells(), self.head, note=self.totals())
+        return render_table(self.title(), self.cells(), self.head, note="\n".join(self.notes()))
 
 
 @lru_cache(maxsize=32)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alexnet.errors import UserError, unknown_name
+from alexnet.errors import UserError, check_package, unknown_name
 from alexnet.files import check_image_exists
 from alexnet.models.architectures import TORCHVISION, architecture
 from alexnet.run_dir import check_runs
@@ -61,5 +61,7 @@ def check_arguments(kind: str, args: Sequence[str], options: Mapping[str, Any]) 
         check_runs(*(args if kind == "curves" else args[:1]))
     elif not os.path.exists(args[0]) and args[0] != "last" and not args[0].startswith(TORCHVISION):
         architecture(args[0])
+    if kind == "saliency":
+        check_package("Saliency", "captum", "show")
     for image in () if kind == "curves" else args[1:]:
         check_image_exists(image)

@@ -8,9 +8,12 @@ in templates/, texts come from `messages`, figures from `plots`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from alexnet.calls import public
 
 if TYPE_CHECKING:
     from alexnet.report.page import WrittenPage
@@ -19,20 +22,21 @@ if TYPE_CHECKING:
 class _ReportPackage(ModuleType):
     """Makes this package the function `alexnet.report`, too, which has its name."""
 
+    @public("alexnet.report")
     def __call__(
-        self, run: str | Path, *more: str | Path, lang: str = "en", out: str | Path | None = None
+        self, run: str | Path | Sequence[str | Path], *more: str | Path, lang: str = "en", out: str | Path | None = None
     ) -> WrittenPage:
         """Write the page of a run, or one that compares several runs, as the command `alexnet report` does.
 
-        `run` is a run folder, or `last`; `out`, where to write the page instead, must end in .html. Raises `UserError`.
+        `run` is a run folder, or `last`, or a list of several; `out`, where to write the page instead, must end in
+        .html. Raises `UserError`.
         """
-        from alexnet.report.compare import write_comparison
+        from alexnet.report.compare import write_pages
         from alexnet.report.page import WrittenPage
-        from alexnet.report.report import write_report
         from alexnet.run_dir import find_run
 
-        runs, target = [find_run(name) for name in (run, *more)], Path(out) if out else None
-        path, *files = write_comparison(runs, lang, target) if more else write_report(runs[0], lang, target)
+        names = [*([run] if isinstance(run, (str, Path)) else run), *more]
+        path, *files = write_pages([find_run(name) for name in names], lang, Path(out) if out else None)
         return WrittenPage(path, files)
 
 

@@ -15,10 +15,19 @@ from alexnet.errors import UserError
 from alexnet.messages.translator import Translator
 from alexnet.plots.metrics import accuracy_figure, metric_figure
 from alexnet.report.page import Column, Page, Values
+from alexnet.report.report import write_report
 from alexnet.report.run_data import RunData, read_run_data
 from alexnet.run_dir import Run
 
 RunsByName = dict[str, RunData]
+
+
+def write_pages(runs: Sequence[Run], lang: str = "en", out: Path | None = None) -> list[Path]:
+    """Write the report of a run, or the comparison of several; return its path, followed by those of its files.
+
+    Raises `UserError` where `write_report` and `write_comparison` do.
+    """
+    return write_report(runs[0], lang, out) if len(runs) == 1 else write_comparison(runs, lang, out)
 
 
 def write_comparison(runs: Sequence[Run], lang: str = "en", out: Path | None = None) -> list[Path]:

@@ -38,7 +38,9 @@ fully connected layers, float32 arithmetic."""
 
 
 def choose_precision(half: bool, quantize: str | None) -> str:
-    """Return the key of `PRECISIONS` that --half and --quantize ask for."""
+    """Return the key of `PRECISIONS` that --half and --quantize ask for. Raises `UserError`."""
+    if quantize not in (None, "int8", "int8-fc"):
+        raise unknown_name("quantization", quantize, ("int8", "int8-fc"))
     if half and quantize:
         raise UserError("--half and --quantize both make a file smaller; give one of them.")
     return quantize or ("half" if half else "fp32")
@@ -92,6 +94,30 @@ def check_format(name: str) -> None:
     """Raise `UserError` unless `name` is a format."""
     if name not in FORMATS:
         raise unknown_name("format", name, (*FORMATS, "all"))
+
+
+def check_request(kind: str, half: bool, quantize: str | None, opset: int | None, out: Path | None) -> str:
+    """Return the precision of an export to the format `kind`, or to "all". Raises `UserError` for what cannot be
+    written on this machine, before torch is imported."""
+    precision = choose_precision(half, quantize)
+    if kind != "all":
+        check_format(kind)
+    if opset is not None and kind not in ("onnx", "all"):
+        raise UserError(f"--opset is a version of ONNX; omit it for {kind}, or export to onnx.")
+    if kind == "all":
+        if out is not None:
+            raise UserError("--out names one file, but 'all' writes several; leave it out.")
+    else:
+        check_writable(kind, precision)
+    return precision
+
+
+def check_writable(kind: str, precision: str) -> None:
+    """Raise `UserError` unless the format `kind` supports the precision, and can be written here."""
+    if precision not in FORMATS[kind].precisions:
+        supporting = ", ".join(name for name, other in FORMATS.items() if precision in other.precisions)
+        raise UserError(f"The format {kind} does not support {precision}; omit it, or export to {supporting}.")
+    check_installed(kind, True, precision)
 
 
 def check_installed(kind: str, writing: bool = False, precision: str = "fp32", engine: str | None = None) -> None:
