@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet.data.arrays import array_to_image
+from alexnet.data.arrays import array_to_image, find_scale
 from alexnet.data.decode import BadImage, decode_image
 
 COLOR = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -51,12 +51,17 @@ def test_values_of_more_than_8_bits_are_those_of_a_file(tmp_path):
     [
         (COLOR * 1.0, "floating-point from 0 to 248, not from 0"),
         (COLOR / 127.5 - 1, "floating-point from -1 to 0.945, not from 0"),
-        (np.full((4, 4), np.nan), "floating-point from nan to nan"),
+        (
+            np.where(np.eye(4) > 0, np.nan, 0.5)[1:],
+            "its value in row 0, column 1 is nan; give finite values from 0 to 1",
+        ),
+        (torch.tensor([[[0.5, 0.5], [0.5, -torch.inf]]]), "its value in row 1, column 1 is -inf"),
         (GRAY.astype(int), "its values are int64; give uint8"),
         (GRAY > 9, "its values are bool; give uint8"),
         (COLOR.transpose(2, 0, 1), r"its shape is 3×6×5, .* move its channels with \.transpose\(1, 2, 0\)"),
         (torch.from_numpy(COLOR), r"its shape is 6×5×3, .* move its channels with \.permute\(2, 0, 1\)"),
-        (np.zeros((7, 8, 9)), "its shape is 7×8×9, and an array must be H×W or H×W×C.*give a list"),
+        (np.zeros((7, 8, 9)), r"its shape is 7×8×9, .* for a batch of gray images give list\(x\) or x\[\.\.\., None\]"),
+        (torch.zeros(7, 8, 9), r"its shape is 7×8×9, .* for a batch of gray images give list\(x\) or x\[:, None\]"),
         (np.zeros((0, 8)), "its shape is 0×8"),
         (torch.zeros(()), "it is a Tensor; give a path"),
         (None, "it is a NoneType; give a path"),
@@ -65,3 +70,22 @@ def test_values_of_more_than_8_bits_are_those_of_a_file(tmp_path):
 def test_all_else_is_refused_in_one_sentence(array, message):
     with pytest.raises(BadImage, match=message):
         array_to_image(array)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "scale"),
+    [
+        ([np.full((8, 8), 15, np.uint8)], "such as x / 16."),
+        ([np.full((8, 8), 1, np.uint8), np.zeros((8, 8), np.uint8)], "such as x * 255."),
+        ([torch.full((1, 8, 8), 4, dtype=torch.uint8)], "such as x / 4."),
+        ([np.full((8, 8), 16 / 255)], "such as x / 0.0627."),
+        ([np.full((8, 8), 15, np.uint8), np.full((8, 8), 17, np.uint8)], ""),
+        ([np.full((8, 8), 0.5)], ""),
+        ([np.zeros((8, 8), np.uint8)], ""),
+        ([np.zeros((0, 8), np.uint8), "a.png", None, np.full((8, 8), 9)], ""),
+        ([np.full((8, 8), np.nan)], ""),
+    ],
+)
+def test_arrays_that_are_nearly_black_get_advice(arrays, scale):
+    assert find_scale(arrays).endswith(scale)
+    assert bool(find_scale(arrays)) == bool(scale)

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -51,7 +52,20 @@ def test_bytes_paths_and_strings_are_the_same(small_run, tmp_path):
     with Image.open(path) as image:
         assert classifier.predict(image).labels == a.labels
     assert a.labels == b.labels == c.labels
-    assert c.path == "-"
+    assert c.path == "image"
+    assert [found.path for found in classifier.predict([path, path.read_bytes()])] == [str(path), "image 2"]
+
+
+def test_arrays_that_are_nearly_black_are_warned_about_once(small_run):
+    digits = np.full((3, 8, 8, 1), 16, np.uint8)
+    classifier = alexnet.load(small_run)
+    with pytest.warns(UserWarning, match=r"uint8 up to 16, and white is 255, .* such as x / 16") as caught:
+        classifier.predict(digits)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classifier.predict(digits / 16)
 
 
 def test_arrays_tensors_and_batches_are_the_same_as_their_file(small_run, tmp_path):
@@ -124,7 +138,7 @@ def test_more_images_than_a_batch(small_run, tmp_path):
 
 
 def test_top_is_checked(small_run, tmp_path):
-    with pytest.raises(UserError, match="--top must be at least 1"):
+    with pytest.raises(UserError, match="top= must be at least 1"):
         load(small_run).predict(save_digit(tmp_path / "0.png"), top=0)
     assert len(load(small_run).predict(tmp_path / "0.png", top=99).labels) == 10
 
@@ -174,7 +188,7 @@ def test_unsure_follows_the_stored_threshold(small_run, tmp_path):
 
 def test_views_and_ensembles_have_a_confidence(small_run, tmp_path):
     path = save_digit(tmp_path / "0.png")
-    for runs, views in ((small_run, 10), ([small_run, small_run], 1)):
+    for runs, views in ((small_run, 10), ([small_run, shutil.copytree(small_run, tmp_path / "copy")], 1)):
         found = load(runs).predict(path, views=views)
         assert found.unsure in (True, False)
         assert 0 < found.confidence <= 1

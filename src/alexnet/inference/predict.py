@@ -9,8 +9,9 @@ Importing torch takes longer than classifying an image, so it is imported only w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 from PIL import Image, ImageOps
 
-from alexnet.data.arrays import array_to_image
+from alexnet.calls import public
+from alexnet.data.arrays import array_to_image, find_scale
 from alexnet.data.decode import MAX_PIXELS, BadImage, decode_image
 from alexnet.data.deep import CLIPPED, ValueRange
 from alexnet.data.transforms import EvalTransform
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64
 THUMBNAIL_SIDE = 160  # pixels: images in a notebook
+UNNAMED = "image"  # the path of a prediction for an image that has none
 MAX_SHOWN = 48  # predictions in one cell of a notebook
 
 
@@ -102,7 +105,7 @@ class Prediction:
 
     def to_cell(self) -> dict[str, Any]:
         """Return what a notebook shows: see `render_predictions`."""
-        name = "" if self.path == "-" else self.path
+        name = "" if self.path == UNNAMED else self.path
         texts = [name, self._unsure_text() if self.unsure else "", self.error or ""]
         return {
             "title": escape(": ".join(text for text in texts if text)),
@@ -211,6 +214,7 @@ class Classifier:
     def predict(
         self, image: list[Any] | tuple[Any, ...], top: int = 5, views: int = 1, scales: Sequence[float] = (1.0,)
     ) -> Predictions: ...
+    @public("predict")
     def predict(
         self, image: AnyImage | list[Any] | tuple[Any, ...], top: int = 5, views: int = 1,
         scales: Sequence[float] = (1.0,),
@@ -219,16 +223,28 @@ class Classifier:
 
         An image is a path, the bytes of a file, a PIL image, an array (H×W or H×W×C) or a tensor (H×W
         or C×H×W); a batch is an array or tensor with four axes. Values are uint8 from 0 to 255 or
-        floating-point from 0 to 1 (see `array_to_image`). `views` crops at each of `scales` are
-        averaged; 10 is the paper's ten-crop test (see `crops.py`).
+        floating-point from 0 to 1 (see `array_to_image`), and a warning says if they are nearly black.
+        `views` crops at each of `scales` are averaged; 10 is the paper's ten-crop test (see `crops.py`).
+        What has no path is called `image`, and in a list `image 1`, `image 2`, …
 
         Raises `UserError` if the image cannot be read; in a list, its prediction has an `error`.
         """
-        if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
-            return Predictions(self.predict_many(image, top, views, scales))  # type: ignore[arg-type]
-        prediction = next(self.predict_many([image], top, views, scales))
+        several = isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4
+        images: list[Any] = list(image) if several else [image]  # type: ignore[arg-type]
+        if self.preprocess.value_range is None and (note := find_scale(images)):
+            warnings.warn(note, stacklevel=3)  # where the caller of `public` stands
+        predictions = Predictions()
+        for number, (one, found) in enumerate(
+            zip(images, self.predict_many(images, top, views, scales), strict=True), start=1
+        ):
+            unnamed = not isinstance(one, (str, Path))
+            name = f"{UNNAMED} {number}" if several else UNNAMED
+            predictions.append(replace(found, path=name) if unnamed else found)
+        if several:
+            return predictions
+        (prediction,) = predictions
         if prediction.error:
-            name = "The image" if prediction.path == "-" else prediction.path
+            name = "The image" if prediction.path == UNNAMED else prediction.path
             raise UserError(f"{name} cannot be read: {prediction.error}.")
         return prediction
 
