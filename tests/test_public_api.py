@@ -75,10 +75,29 @@ def test_show_displays_as_a_figure_and_writes_only_on_demand(tmp_path, monkeypat
     assert figure.save() == Path("architecture-lenet.svg")
     alexnet.show("architecture", "lenet", out="a.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "architecture-lenet.svg"]
-    with pytest.raises(alexnet.UserError, match="takes no --top"):
+    with pytest.raises(alexnet.UserError, match="takes no top="):
         alexnet.show("filters", "run", top=3)
     with pytest.raises(alexnet.UserError, match="no language 'xx'"):
         alexnet.show("architecture", "lenet", lang="xx")
+
+
+@pytest.mark.slow
+def test_a_figure_is_dark_where_the_notebook_is(browser):
+    data, _ = alexnet.show("architecture", "lenet")._repr_mimebundle_()
+    page = browser.new_page()
+    shown = "() => [...document.images].filter(one => one.checkVisibility()).map(one => one.className)"
+    for attributes, expected in (
+        ("", "light"),
+        ("data-jp-theme-light='true'", "light"),
+        ("data-jp-theme-light='false'", "dark"),
+        ("class='vscode-light'", "light"),
+        ("class='vscode-dark'", "dark"),
+    ):
+        page.set_content(f"<body {attributes}>{data['text/html']}")
+        assert page.evaluate(shown) == [f"alexnet-{expected}"], attributes
+    page.close()
+    chosen, _ = alexnet.show("architecture", "lenet", theme="dark")._repr_mimebundle_()
+    assert list(chosen) == ["image/png"]
 
 
 def test_check_displays_classes_and_problems(image_folder):

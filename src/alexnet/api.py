@@ -80,7 +80,7 @@ def show(
     kind: str,
     *what: str | Path,
     out: str | Path | None = None,
-    theme: str = "light",
+    theme: str | None = None,
     lang: str = "en",
     **options: Any,
 ) -> Drawing:

@@ -61,6 +61,13 @@ def render_page(path: Path) -> str:
     return _render("page.html", path=path, content=path.read_text(encoding="utf-8"))
 
 
+def render_figure(title: str, light: bytes, dark: bytes, width: int) -> str:
+    """Return two PNG files of a figure, `width` CSS pixels wide: the dark one is shown where JupyterLab, VS Code, Colab
+    or a page of documentation is dark, which may differ from what the system prefers; the light one elsewhere."""
+    urls = {"light": data_url("image/png", light), "dark_url": data_url("image/png", dark)}
+    return _render("figure.html", title=title, width=width, **urls)
+
+
 def render_image(title: str, png: Path | None) -> str:
     """Return lines of text above a PNG file of 150 dots per inch, if there is one."""
     url = data_url("image/png", png.read_bytes()) if png is not None and png.is_file() else None

@@ -67,14 +67,14 @@ def show(
     return draw(kind, args, theme, lang, **options).save(out)
 
 
-def draw(kind: str, args: Sequence[str], theme: str = "light", lang: str = "en", **options: Any) -> Drawing:
+def draw(kind: str, args: Sequence[str], theme: str | None = None, lang: str = "en", **options: Any) -> Drawing:
     """Return a figure of `kind`; `args` are those of `KINDS[kind].usage` in `kinds.py`, `options` the fields of
     `Options`.
 
     Raises `UserError`.
     """
     check_arguments(kind, args, options)
-    get_theme(theme)
+    get_theme(theme or "light")
     Translator(lang)
     return Drawing(*_MAKE[kind](args, Options(**options)), theme, lang)
 

@@ -32,10 +32,11 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 from rich.cells import cell_len, set_cell_size
 
+from alexnet.calls import public
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import printable, write_bytes
 from alexnet.messages.translator import Translator, load_template
-from alexnet.notebook.display import data_url
+from alexnet.notebook.display import data_url, render_figure
 
 SUFFIXES = (".png", ".svg", ".html")
 DPI = 150
@@ -124,18 +125,25 @@ class Drawing:
     draw: Draw = field(repr=False)
     default: Path
     """Where `save` writes it unless told otherwise."""
-    theme: str = "light"
+    theme: str | None = None
+    """None: the notebook's own, and light in a file."""
     lang: str = "en"
 
+    @public("save")
     def save(self, out: str | Path | None = None) -> Path:
         """Write the figure as `save_figure` does, and return its path."""
-        return save_figure(self.draw, Path(out) if out else self.default, self.theme, self.lang)
+        return save_figure(self.draw, Path(out) if out else self.default, self.theme or "light", self.lang)
 
-    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, bytes], dict[str, Any]]:
-        """Return a PNG, and its width in CSS pixels: half as many on a screen of twice the density."""
-        png = render(self.draw, get_theme(self.theme), "png", Translator(self.lang))
-        width = Image.open(io.BytesIO(png)).width * 96 // DPI
-        return {"image/png": png}, {"image/png": {"width": width}}
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return a PNG, and its width in CSS pixels: half as many on a screen of twice the density. Without a theme
+        also HTML with two, of which the light or the dark one is shown, as the notebook is."""
+        light = render(self.draw, get_theme(self.theme or "light"), "png", Translator(self.lang))
+        width = Image.open(io.BytesIO(light)).width * 96 // DPI
+        found: dict[str, Any] = {"image/png": light}
+        if self.theme is None:
+            dark = render(self.draw, THEMES["dark"], "png", Translator(self.lang))
+            found["text/html"] = render_figure(self.default.stem, light, dark, width)
+        return found, {"image/png": {"width": width}}
 
 
 def render(draw: Draw, theme: Theme, form: str = "svg", translate: Translator | None = None) -> bytes:
