@@ -105,7 +105,7 @@ def test_check_displays_classes_and_problems(image_folder):
     found = alexnet.check(image_folder)
     shown = found._repr_html_()
     assert re.search(r">sky</td><td[^>]*>\d+</td><td[^>]*>\d+\.\d%</td>", shown)
-    assert "sky/&lt;cut&gt;.jpg: " in shown
+    assert re.search(r"1 × [^:]+: sky/&lt;cut&gt;\.jpg\n", shown)
     assert found.verdict in repr(found)
     with pytest.raises(alexnet.UserError, match="Name the dataset"):
         alexnet.check()
