@@ -21,6 +21,7 @@ from typing import Any
 from alexnet.ablation.results import format_value
 from alexnet.ablation.table import claims_table, read_results
 from alexnet.files import read_json, write_json
+from alexnet.run_dir import Run
 
 DOCS = Path(__file__).resolve().parent
 RESULTS, IMAGES = DOCS / "results" / "claims", DOCS / "img"
@@ -195,7 +196,7 @@ def take_over_runs(folder: Path) -> None:
         target = ARMS / f"{arm.name}.jsonl"
         runs = {line["run"]: line for line in _lines(target)} if target.is_file() else {}
         for run in arm.glob("seed-*"):
-            if (run / "env.json").is_file() and read_json(run / "summary.json", dict[str, Any]).get("complete"):
+            if (run / "env.json").is_file() and Run(run).summary().get("complete"):
                 runs[run.name] = _line(run)
         if runs:
             target.write_text(_text([runs[name] for name in sorted(runs, key=_seed)]), encoding="utf-8")

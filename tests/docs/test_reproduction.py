@@ -142,7 +142,6 @@ def test_runs_are_taken_over_and_restored(tmp_path: Path, monkeypatch: pytest.Mo
     unfinished = run.parent / "seed-4"
     unfinished.mkdir()
     (unfinished / "env.json").write_text("{}")
-    (unfinished / "summary.json").write_text("{}")
 
     reproduction.take_over_runs(tmp_path / "out")
     reproduction.take_over_runs(tmp_path / "out")  # the second time changes nothing
