@@ -123,13 +123,17 @@ def test_a_notebook_shows_a_bar_and_curves(shown, capsys):
     notebook.log("A <message> that stays.")
     for epoch in (1, 2):
         notebook.epoch({**ROW, "epoch": epoch}, 2, "val")
+    notebook.log("A remark on the epoch.")
     notebook.close()
     final = shown[-1]
     assert "<progress" not in final
     assert "A &lt;message&gt; that stays." in final
     assert "epoch 2/2  loss 0.5000" in final
     assert final.count("<polyline") == 4
-    assert "140.0,13.8 280.0,13.8" in final  # training top-1, 87.5 %
+    lines = ("A &lt;message&gt;", "epoch 2/2", "A remark on the epoch.")
+    assert sorted(lines, key=final.index) == list(lines)
+    assert "0.0,13.8 280.0,13.8" in final  # training top-1, 87.5 %
+    assert ">epoch 1</text>" in final  # at 0 pixels
     assert capsys.readouterr() == ("", "")
 
 

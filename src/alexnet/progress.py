@@ -164,6 +164,7 @@ class Notebook(Live):
         self._rows: list[dict[str, Any]] = []
         self._epochs, self._split = 0, ""
         self._remarks: list[str] = []
+        self._before = 0  # remarks before the last epoch, whose line stands below them
         self._updated = -math.inf
 
     def _show(self, done: int, total: int, what: str, text: str) -> None:
@@ -177,7 +178,7 @@ class Notebook(Live):
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
         self._rows.append(row)
-        self._epochs, self._split = epochs, split
+        self._epochs, self._split, self._before = epochs, split, len(self._remarks)
         self._update()
 
     def close(self) -> None:
@@ -191,12 +192,28 @@ class Notebook(Live):
         from alexnet.notebook.display import render_progress
 
         last = [epoch_line(self._rows[-1], self._epochs, self._split)] if self._rows else []
-        html = HTML(render_progress(self._state, self._rows, self._epochs, self._split, last + self._remarks))
+        texts = self._remarks[: self._before] + last + self._remarks[self._before :]
+        html = HTML(render_progress(self._state, self._rows, self._epochs, self._split, texts))
         if self._output is None:
             self._output = display(html, display_id=True)
         else:
             self._output.update(html)
         self._updated = self._clock()
+
+
+class HoldingBack:
+    """Another `Progress` whose messages are kept in `messages` instead of being shown."""
+
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+        self.step, self.epoch, self.close = display.step, display.epoch, display.close
+        self.messages: list[str] = []
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        self._display(done, total, what)
+
+    def log(self, text: str) -> None:
+        self.messages.append(text)
 
 
 class WithTensorBoard:

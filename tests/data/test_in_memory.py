@@ -156,15 +156,32 @@ def test_no_readable_image_is_an_error(find, tmp_path):
     assert not isinstance(caught.value, BadFiles)  # nothing would be left
 
 
-def test_a_class_without_readable_images_is_an_error_even_with_skip_bad(tmp_path):
-    root = make_class_folders(tmp_path / "d", {"a": 5, "b": 5})
-    (root / "c").mkdir()
-    (root / "c" / "x.png").write_bytes(b"")
-    with pytest.raises(UserError, match="class 'c'"):
-        load_dataset("folder", root, bad=[("c/x.png", "the file is empty")])
-    make_class_folders(root / "val", {"a": 1})
+def test_a_class_without_readable_training_images_is_left_out(tmp_path):
+    make_class_folders(tmp_path / "train", {"a": 5, "b": 1, "c": 5})
+    make_class_folders(tmp_path / "val", {"a": 2, "b": 2, "c": 3})
+    unreadable = ("train/b/000.png", "the file is empty")
+    found = load_dataset("folder", tmp_path, bad=[unreadable])
+    assert found.classes == ("a", "c")
+    assert {split: part.targets.tolist() for split, part in found.splits.items()} == {
+        "train": [0] * 5 + [1] * 5,
+        "val": [0] * 2 + [1] * 3,
+    }
+    assert found.bad == [
+        ("b/", "none of the training images of this class can be read"),
+        ("val/b/000.png", "the training images of its class cannot be read"),
+        ("val/b/001.png", "the training images of its class cannot be read"),
+        unreadable,
+    ]
+    again = load_dataset("folder", tmp_path, bad=found.bad)  # as a resumed run does
+    assert (again.classes, again.bad) == (found.classes, found.bad)
+    with pytest.raises(UserError, match="Only images of class 'a'.* two or more classes"):
+        load_dataset("folder", tmp_path, bad=[unreadable, *((f"train/c/{i:03d}.png", "gone") for i in range(5))])
+
+
+def test_a_split_without_readable_images_is_an_error(tmp_path):
+    root = make_class_folders(tmp_path / "val", {"a": 1})
     with pytest.raises(UserError, match="No image of all/"):
-        leave_out(image_folder.scan_class_folders(root / "val", training=False), [("a/000.png", "gone")])
+        leave_out(image_folder.scan_class_folders(root, training=False), [("a/000.png", "gone")])
 
 
 def test_progress_reaches_the_total(tmp_path):

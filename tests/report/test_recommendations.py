@@ -13,6 +13,7 @@ from alexnet.files import write_json
 from alexnet.messages.translator import Translator, load_texts
 from alexnet.report import recommendations
 from alexnet.report.recommendations import class_counts, recommend
+from alexnet.report.report import write_report
 from alexnet.report.run_data import read_run_data
 from alexnet.run_dir import Run
 from fake_run import make_fake_run
@@ -54,6 +55,19 @@ def recommendations_for(path, **options):
             assert Translator(lang)("advice_" + recommendation.key, **recommendation.values)
         check_arguments(recommendation.command)
     return {recommendation.key: recommendation for recommendation in found}
+
+
+def test_a_part_of_an_epoch_is_not_called_an_epoch(tmp_path):
+    run = make_fake_run(tmp_path / "run", val_top1=[0.3], recipe={"time_budget": "1m", **MANY_IMAGES})
+    write_json(run.path / "summary.json", {**run.summary(), "steps_per_epoch": 40})  # of which it took 10, in 75 s
+    data = read_run_data(run)
+    (found,) = (one for one in recommend(data) if one.key in ("short", "partial"))
+    assert (found.key, found.values) == ("partial", {"steps": 10, "all": 40})
+    assert found.command.endswith("--time-budget 50m")  # for ten epochs
+    for lang, words in (("en", "10 of the 40 steps"), ("zh", "40 步中的 10 步")):
+        text = write_report(run, lang)[0].read_text()
+        assert text.count(words) == 3  # the result, the advice, how it was made
+        assert "1×" not in text
 
 
 def test_a_good_run_is_recommended_ten_crop_evaluation(tmp_path):

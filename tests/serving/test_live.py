@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +28,19 @@ from alexnet.serving.live import live_page
 
 
 class Process:
-    """In place of the server's process."""
+    """In place of the server's process, which answers one request, or none unless `answers`."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, answers: bool = True) -> None:
         self.port, self.calls = listener.getsockname()[1], []
-        listener.close()
+        if answers:
+            threading.Thread(target=self.answer, args=(listener,), daemon=True).start()
+        else:
+            listener.close()
+
+    def answer(self, listener: socket.socket) -> None:
+        with listener, listener.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     def is_alive(self) -> bool:
         return "terminate" not in self.calls
@@ -74,6 +83,18 @@ def test_page_stays_until_ctrl_c(
     assert log == [f"The page of this run: {shown[0]}"]
     assert shown == [f"http://127.0.0.1:{process.port}/"]
     assert capsys.readouterr().err == f"The page stays at http://127.0.0.1:{process.port}/ until Ctrl-C.\n"
+
+
+def test_a_page_that_does_not_open_leaves_the_training_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr("webbrowser.open", log.append)
+    monkeypatch.setattr(live, "_start", lambda _, listener: Process(listener, answers=False))
+    with live_page(in_browser=True) as open_page:
+        open_page(tmp_path, log.append)
+    assert log == ["The page of this run did not open; training continues without it."]
+    assert capsys.readouterr().err == ""  # no address
 
 
 @pytest.mark.parametrize("error", [UserError("x"), KeyboardInterrupt()])

@@ -130,3 +130,9 @@ def test_a_resumed_or_repeated_run_keeps_its_number_of_steps(tmp_path):
     assert resume(result.run, progress=Silent()).already_finished
     again = train(result.run / "recipe.json", out=tmp_path / "again", progress=Silent())
     assert again.summary["steps"] == result.summary["steps"]
+
+
+def test_less_than_an_epoch_is_described_in_steps():
+    assert time_budget.describe_part(22, 41) == "22 of 41 steps (less than one pass over the images)"
+    assert time_budget.describe_part(41, 41) is None
+    assert time_budget.describe_part(5, 0) is None  # of an earlier version's run: unknown

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from alexnet.cli.output import print_json, print_lines
+from alexnet.cli.output import print_json, print_lines, print_list
 from alexnet.text import BY_CONTENT, TextOptions
 
 
@@ -76,4 +76,7 @@ def _show(found: dict[str, Any], target: Path) -> None:
     print(f"{found['seconds']:.1f} s, {found['images_per_second']:,.0f} images/s")
     if found["failed"]:
         print_lines(f"{found['failed']:,} unreadable and skipped; see {target / 'failed.csv'}")
-    print_lines("", "Next:", f"  {shlex.join(['alexnet', 'train', str(target)])}")
+    unreadable = found["unreadable_classes"]
+    print_list("Classes without a readable training image", unreadable)
+    command = ["alexnet", "train", str(target), *["--skip-bad"] * bool(unreadable)]
+    print_lines("", "Next:", f"  {shlex.join(command)}")

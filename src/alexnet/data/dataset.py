@@ -31,6 +31,11 @@ SPLITS = ("train", "val", "test")
 EMPTY_FOLDER = "the class folder holds no images"
 """The reason for which `BadFiles` lists a class folder, whose name then ends with a slash."""
 
+UNREADABLE_CLASS = "none of the training images of this class can be read"
+"""The reason for which a class is left out that has images, named as its folder would be."""
+WITHOUT_CLASS = "the training images of its class cannot be read"
+"""The reason for which an image of another split is left out with such a class."""
+
 RawImage = Path | bytes | np.ndarray
 """An image file, its bytes, or its pixels, uint8 H×W×C."""
 

@@ -35,7 +35,17 @@ from filelock import FileLock
 
 from alexnet import rng
 from alexnet.data import idx, image_folder
-from alexnet.data.dataset import ImageArrays, ImageDataset, SplitRows, hold_out_samples, order_splits, restore_splits
+from alexnet.data.dataset import (
+    UNREADABLE_CLASS,
+    BadFiles,
+    ImageArrays,
+    ImageDataset,
+    SplitRows,
+    hold_out_samples,
+    list_first,
+    order_splits,
+    restore_splits,
+)
 from alexnet.data.image_folder import scan_images
 from alexnet.data.in_memory import check_files, decode_splits, leave_out
 from alexnet.data.recognize import CIFAR10_ARCHIVE, CIFAR10_FOLDER, is_cifar10, is_packed, is_published
@@ -91,7 +101,7 @@ def load_dataset(
     if name == "digits":
         source = _load_digits(data)
     elif data is not None and is_packed(data):
-        source = _load_packed(name, data, labels, progress)
+        source = _load_packed(name, data, labels, progress, bad)
     elif name == "cifar10":
         source = _load_cifar10(data, download, bad, progress)
     elif name in idx.DATASETS:
@@ -152,7 +162,7 @@ def load_for_evaluation(
     of the dataset `name` that it was trained on. Data without splits is the split `all`. Raises `UserError`."""
     folder = image_folder.resolve_data_folder(data, labels, progress, text)
     if is_packed(folder):
-        return _load_packed("folder", folder, labels, progress, training=False)
+        return _load_packed("folder", folder, labels, progress, None)
     if labels is None and idx.find_folder(folder) is not None:
         return _load_idx(None, folder, False, progress)
     if labels is None and name == "cifar10":
@@ -170,28 +180,37 @@ def load_known_layout(data: Path, progress: Progress | None = None) -> ImageData
 
 
 def _load_packed(
-    name: str, data: Path, labels: Path | None, progress: Progress | None, training: bool = True
+    name: str,
+    data: Path,
+    labels: Path | None,
+    progress: Progress | None,
+    bad: Sequence[tuple[str, str]] | None,
 ) -> ImageDataset:
+    """Open a packed dataset, for evaluation if `bad` is None. Raises `UserError`, and for training `BadFiles` if train
+    lacks classes that are not in `bad`."""
     if labels is not None:
         raise UserError(f"{data} is packed with its labels; omit --labels.")
     pack = open_packed(data, progress)
     classes = tuple(map(clean_label, pack.manifest.classes))
-    if training:
+    if bad is not None:
         if "train" not in pack.splits:
             raise UserError(f"{data} was packed from images without a train/ to learn from; pack a folder with one.")
         counts = torch.bincount(pack.splits["train"].targets, minlength=len(classes)).tolist()
-        if 0 in counts:
-            raise UserError(
-                f"{data} has no image of class '{classes[counts.index(0)]}' to learn from; {data / FAILED} "
-                "lists what could not be read."
+        empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if not {f"{name}/" for name in empty} <= {name for name, _ in bad}:
+            raise BadFiles(
+                f"Classes in {data} without a training image that could be read when it was packed ({len(empty)}): "
+                f"{list_first(empty)}",
+                [(f"{name}/", UNREADABLE_CLASS) for name in empty],
             )
     notes = []
     if failed := pack.manifest.failed:
         notes.append(f"{failed} images could not be read when {data} was packed; {data / FAILED} lists them.")
-    return ImageDataset(
+    dataset = ImageDataset(
         name, classes, order_splits({**pack.splits}), channels=pack.manifest.form.channels, notes=notes,
         value_range=pack.manifest.value_range,
     )  # fmt: skip
+    return leave_out(dataset, bad or ())
 
 
 # ── datasets with their own files ─────────────────────────────────────────────────────────────────

@@ -14,7 +14,15 @@ import torch
 from PIL import Image
 
 from alexnet.data.augment import Augment
-from alexnet.data.dataset import BadFiles, ImageArrays, ImageDataset, ImageFiles, list_first
+from alexnet.data.dataset import (
+    UNREADABLE_CLASS,
+    WITHOUT_CLASS,
+    BadFiles,
+    ImageArrays,
+    ImageDataset,
+    ImageFiles,
+    list_first,
+)
 from alexnet.data.decode import BadImage, check_image, decode_crop, decode_image, image_size, map_in_threads
 from alexnet.data.deep import ValueRange
 from alexnet.data.transforms import EvalTransform
@@ -106,7 +114,8 @@ def without_bad_files(
 def leave_out(dataset: ImageDataset, bad: Sequence[tuple[str, str]]) -> ImageDataset:
     """Return `dataset` without the files `bad`, (name, reason), where a name may be as `printable` returns it.
 
-    Raises `UserError` if a split, or a class of train, has no image left.
+    A class that has no training image left is left out too, in all splits, and becomes part of the result's `bad`.
+    Raises `UserError` if a split has no image left, or train fewer than two classes.
     """
     if not bad:
         return dataset
@@ -117,12 +126,39 @@ def leave_out(dataset: ImageDataset, bad: Sequence[tuple[str, str]]) -> ImageDat
         if not good:
             raise UserError(f"No image of {split}/ in {part.root} can be read ({listed}); replace them.")
         splits[split] = part.take(np.array(good))
-    if train := splits.get("train"):
-        counts = torch.bincount(train.targets, minlength=len(dataset.classes)).tolist()
-        if 0 in counts:
-            name = dataset.classes[counts.index(0)]
-            raise UserError(f"No image of class '{name}' in {train.root} can be read ({listed}); replace them.")
-    return replace(dataset, splits=splits, bad=list(bad))
+    return _leave_out_empty_classes(replace(dataset, splits=splits, bad=list(bad)), listed)
+
+
+def _leave_out_empty_classes(dataset: ImageDataset, listed: str) -> ImageDataset:
+    """Return `dataset` without the classes that have no image in train, if there is one. Raises `UserError`."""
+    if "train" not in dataset.files:
+        return dataset
+    counts = torch.bincount(dataset.files["train"].targets, minlength=len(dataset.classes)).numpy()
+    kept = np.flatnonzero(counts)
+    if len(kept) == len(counts):
+        return dataset
+    if len(kept) < 2:
+        raise UserError(
+            f"Only images of class '{dataset.classes[kept[0]]}' in {dataset.files['train'].root} can be read "
+            f"({listed}); a classifier needs two or more classes, so replace the others."
+        )
+    new_index = torch.full((len(counts),), -1).index_put((torch.as_tensor(kept),), torch.arange(len(kept)))
+    bad = [(f"{name}/", UNREADABLE_CLASS) for name, count in zip(dataset.classes, counts, strict=True) if not count]
+    splits = {}
+    for split, part in dataset.files.items():
+        known = (new_index[part.targets] >= 0).numpy()
+        if not known.any():
+            raise UserError(f"No image of {split}/ in {part.root} is of a class that train/ has; replace those there.")
+        bad += [(part.names[i], WITHOUT_CLASS) for i in np.flatnonzero(~known)]
+        chosen = part.take(np.flatnonzero(known))
+        splits[split] = replace(chosen, targets=new_index[chosen.targets])
+    known_bad = {name for name, _ in dataset.bad}
+    return replace(
+        dataset,
+        classes=tuple(dataset.classes[i] for i in kept),
+        splits=splits,
+        bad=[*(row for row in bad if printable(row[0]) not in known_bad), *dataset.bad],
+    )
 
 
 def decode_files(

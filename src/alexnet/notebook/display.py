@@ -83,7 +83,7 @@ def _curve(name: str, rows: Sequence[dict[str, Any]], epochs: int, keys: tuple[s
     top = 1.0 if name == "top-1" else max(min(max(finite), 2 * finite[0]), 1e-9)
     lines = [
         [
-            (width * row["epoch"] / max(epochs, 1), height * (1 - min(value / top, 1.0)))
+            (width * (row["epoch"] - 1) / max(epochs - 1, 1), height * (1 - min(value / top, 1.0)))
             for row, value in zip(rows, line, strict=True)
             if math.isfinite(value)
         ]

@@ -126,17 +126,23 @@ def _curves(page: Page, runs: RunsByName) -> Values:
 
 def _cost(page: Page, runs: RunsByName) -> Values:
     columns = (
-        Column("run", "long"), Column("epochs", ",d"), Column("time", "text"), Column("seconds", ",.1f"),
+        Column("run", "long"), Column("epochs", ","), Column("time", "text"), Column("seconds", ",.1f"),
         Column("speed", ",.0f"), Column("architecture", "text"), Column("parameter_count", ",d"),
         Column("numeric_precision", "text"), Column("machine", "text"),
     )  # fmt: skip
     rows = [
-        (name, s["epochs"], page.translate.duration(s["seconds"]), s["seconds"], s["images_per_second"], s["arch"],
-         s["parameters"], s["precision"], data.machine)
+        (name, _round_epochs(data.passes), page.translate.duration(s["seconds"]), s["seconds"], s["images_per_second"],
+         s["arch"], s["parameters"], s["precision"], data.machine)
         for name, data in runs.items()
         for s in (data.summary,)
     ]  # fmt: skip
     return {"costs": page.table("cost", columns, rows, sortable=True)}
+
+
+def _round_epochs(passes: float) -> float:
+    """Return a number of epochs for the table: with two digits if less than one, else with one decimal at most."""
+    rounded = float(f"{passes:.2g}") if passes < 1 else round(passes, 1)
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 def _differ(page: Page, runs: RunsByName) -> Values:

@@ -21,12 +21,12 @@ from alexnet.runtimes.calibration import ece
 from alexnet.training.recipe import SETTINGS
 
 ORDER = (
-    "diverged", "few", "stuck", "collapsed", "overfit", "short", "improving", "underfit", "gap", "jumps",
+    "diverged", "few", "stuck", "collapsed", "overfit", "short", "partial", "improving", "underfit", "gap", "jumps",
     "bad_files", "balance", "uneven", "optimistic", "pair", "confident_mistakes", "small_test", "confidence",
     "calibration", "nothing", "solved",
 )  # fmt: skip
 """All recommendations, the largest expected effect on accuracy first, then those on how to read it."""
-AFTER_COLLAPSE = {"few", "short", "improving", "overfit", "gap", "bad_files", "balance", "small_test"}
+AFTER_COLLAPSE = {"few", "short", "partial", "improving", "overfit", "gap", "bad_files", "balance", "small_test"}
 """Those that hold, too, for a network that names few of the classes; the others judge what it has learned."""
 MIN_CALIBRATION_IMAGES = 500  # with fewer, the bins of the calibration error hold too few images
 SOLVED = 0.98  # top-1 above which ten-crop evaluation has nothing left to add
@@ -74,7 +74,7 @@ def _rerun(data: RunData, **settings: Any) -> str:
 def _train_longer(data: RunData, epochs: int) -> str:
     """Return the command that trains for so many epochs, or for as much more time if the run had a time budget."""
     if data.recipe.get("time_budget"):
-        seconds = data.summary["seconds"] * epochs / len(data.history)
+        seconds = data.summary["seconds"] * epochs / data.passes
         return _rerun(data, time_budget=f"{math.ceil(seconds / 60)}m")
     return _rerun(data, epochs=epochs)
 
@@ -116,7 +116,12 @@ def _check_curves(data: RunData) -> Iterator[Recommendation]:
     n = len(history)
     if n < 5:
         if history[-1]["top1"] < 0.995:
-            yield Recommendation("short", {"epochs": n}, _train_longer(data, max(10, 4 * n)), warns=False)
+            command = _train_longer(data, max(10, 4 * n))
+            if data.passes < 1:
+                values = {"steps": data.summary["steps"], "all": data.summary["steps_per_epoch"]}
+                yield Recommendation("partial", values, command, warns=False)
+            else:
+                yield Recommendation("short", {"epochs": f"{data.passes:.3g}"}, command, warns=False)
         return
     top1 = [epoch["top1"] for epoch in history]
     losses = [epoch["val_loss"] for epoch in history]

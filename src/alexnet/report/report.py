@@ -79,7 +79,7 @@ def write_report(run: Run, lang: str = "en", out: Path | None = None) -> list[Pa
 def _result(data: RunData) -> Values:
     return {
         "summary": data.summary, "split": data.split, "metrics": data.metrics, "majority": data.majority,
-        "has_top5": data.has_top5, "machine": data.machine, "run": data.run.path,
+        "has_top5": data.has_top5, "passes": data.passes, "machine": data.machine, "run": data.run.path,
         "quoted_run": shlex.quote(str(data.run.path)),
     }  # fmt: skip
 
@@ -282,8 +282,9 @@ def _made(page: Page, data: RunData) -> Values:
         "architecture": f"{summary['arch']}, {translate('parameters', n=summary['parameters'])}",
         "input": "{}×{}×{}".format(preprocess.get("channels", "?"), *[preprocess.get("size", "?")] * 2),
         "time": translate(
-            "time_value", time=translate.duration(summary["seconds"]), epochs=summary["epochs"],
-            speed=summary["images_per_second"],
+            "time_value" if data.passes >= 1 else "time_value_partial", time=translate.duration(summary["seconds"]),
+            epochs=summary["epochs"], speed=summary["images_per_second"], steps=summary.get("steps"),
+            all=summary.get("steps_per_epoch"),
         ),
         "numeric_precision": translate("on_device", precision=summary["precision"], device=summary["device"]),
         "memory": f"{max(memory) / 2**30:.1f} GiB" if memory else "",

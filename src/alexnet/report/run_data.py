@@ -94,6 +94,12 @@ class RunData:
         correct = correct_at(logits, self.predictions.targets, 1)
         return Confidence(correct, self.predictions.confidence, calibrated, calibration, note)
 
+    @property
+    def passes(self) -> float:
+        """How often training has seen each image: the number of epochs, of which the last may be incomplete."""
+        steps_per_epoch = self.summary.get("steps_per_epoch")  # earlier versions: unknown
+        return self.summary["steps"] / steps_per_epoch if steps_per_epoch else len(self.history)
+
     @cached_property
     def split_counts(self) -> dict[str, int]:
         """Images by split, as split.csv lists them; empty if the data came with its own splits."""

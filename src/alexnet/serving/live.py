@@ -1,11 +1,13 @@
 """The page of a run while it trains: `alexnet serve` in a process of its own, for `alexnet train --live`.
 
-The run folder is all that it reads. It leaves the cores to the training as far as possible: it has a low priority,
-and computes with one thread, on the CPU. It ends with a training that is interrupted or fails, and otherwise at Ctrl-C.
+The run folder is all that it reads. Its address is shown once it answers, and training does not wait for that. It
+leaves the cores to the training as far as possible: it has a low priority, and computes with one thread, on the CPU. It
+ends with a training that is interrupted or fails, and otherwise at Ctrl-C.
 """
 
 from __future__ import annotations
 
+import http.client
 import multiprocessing
 import os
 import signal
@@ -25,6 +27,7 @@ from alexnet.signals import Stopped
 from alexnet.text import escape
 
 HOST, PORT = "127.0.0.1", 8000
+UP_S = 180.0  # within which a page must answer; while a training takes all cores, it starts in tens of seconds
 NICENESS = 10  # a tenth of the time of a core for which the training competes: enough to answer within a second
 Log = Callable[[str], object]
 
@@ -33,30 +36,56 @@ Log = Callable[[str], object]
 def live_page(in_browser: bool = False) -> Iterator[Callable[[Path, Log], None]]:
     """Yield a function that opens the page of a run; at the end wait for Ctrl-C, and after an error close the page.
 
-    With `in_browser` a browser shows it, too.
+    Its address is shown once it answers, and with `in_browser` the page, too.
     """
-    opened: list[tuple[str, SpawnProcess]] = []
+    opened: list[tuple[str, SpawnProcess, threading.Thread]] = []
+    ended = threading.Event()
+
+    def announce(url: str, port: int, process: SpawnProcess, log: Log) -> None:
+        if _answers(port):
+            log(f"The page of this run: {url}")
+            if in_browser:
+                webbrowser.open(url)
+        elif not ended.is_set():
+            process.terminate()
+            log("The page of this run did not open; training continues without it.")
 
     def open_page(run: Path, log: Log) -> None:
         listener = _listen()
-        url = f"http://{HOST}:{listener.getsockname()[1]}/"
-        opened.append((url, _start(run, listener)))
-        log(f"The page of this run: {url}")
-        if in_browser:
-            webbrowser.open(url)  # waits until the process answers
+        port = listener.getsockname()[1]
+        url = f"http://{HOST}:{port}/"
+        process = _start(run, listener)
+        waiting = threading.Thread(target=announce, args=(url, port, process, log), daemon=True)
+        waiting.start()
+        opened.append((url, process, waiting))
 
     try:
         yield open_page
         with suppress(KeyboardInterrupt, Stopped):
-            for url, process in opened:
+            for url, process, waiting in opened:
                 sys.stdout.flush()  # the result
+                waiting.join()
                 if process.is_alive():
                     print(f"The page stays at {url} until Ctrl-C.", file=sys.stderr, flush=True)
                 process.join()
     finally:
-        for _, process in opened:
+        ended.set()
+        for _, process, waiting in opened:
             process.terminate()
             process.join()
+            waiting.join()
+
+
+def _answers(port: int) -> bool:
+    """Wait until the server at `port` answers a request; return False if it has ended, or not within `UP_S`."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=UP_S)
+    try:
+        connection.request("GET", "/healthz")  # the socket listens already: the request waits in its queue
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _listen() -> socket.socket:

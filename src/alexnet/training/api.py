@@ -29,6 +29,7 @@ from alexnet.run_dir import Run, find_run
 from alexnet.runtimes.calibration import describe_calibration
 from alexnet.text import join_lines
 from alexnet.training.checkpoints import TrainState, find_latest_valid, wrap_write_errors
+from alexnet.training.diagnostics import LIKELY_CAUSES
 from alexnet.training.distributed import connect
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.optim import scale_for_2012_dropout
@@ -44,7 +45,7 @@ from alexnet.training.resume import (
 )
 from alexnet.training.setup import TrainSetup, prepare_training
 from alexnet.training.threads import ThreadChoice, restore_threads
-from alexnet.training.time_budget import TimeBudget, fit_time_budget
+from alexnet.training.time_budget import TimeBudget, describe_part, fit_time_budget
 from alexnet.training.trainer import Trainer
 from alexnet.training.transfer import frozen_layers, load_backbone
 
@@ -62,19 +63,23 @@ class TrainingResult:
 
     def __str__(self) -> str:
         best, split = self.summary["best"], self.summary["split"]
-        chosen = "last" if split == "test" else "best"
+        part = describe_part(self.summary["steps"], self.summary.get("steps_per_epoch", 0))
+        when = f"after {part}" if part else f"at epoch {best['epoch']} (the {'last' if split == 'test' else 'best'})"
 
         def top5(metrics: dict[str, Any]) -> str:
             return f", top-5 {metrics['top5']:.2%}" if has_top5(int(self.summary.get("classes", 0))) else ""
 
-        lines = [f"{split} top-1 {best['top1']:.2%}{top5(best)} at epoch {best['epoch']} (the {chosen})"]
+        lines = [f"{split} top-1 {best['top1']:.2%}{top5(best)} {when}"]
         if test := self.summary.get("test"):
             low, high = test["interval"]
             interval = f"(95 % interval {low:.2%} to {high:.2%})"
             lines.append(f"test top-1 {test['top1']:.2%} {interval}{top5(test)}")
         counts = self.summary.get("class_images", [0])
         if best["top1"] <= (share := max(counts) / max(sum(counts), 1)):
-            lines.append(f"This is no better than always naming the most common class ({share:.1%} of the images).")
+            lines.append(
+                f"This is no better than always naming the most common class ({share:.1%} of the images); likely "
+                f"causes, in this order: {', '.join(LIKELY_CAUSES)}."
+            )
         return join_lines(*lines, describe_calibration(self.summary["calibration"]), f"run {self.run}")
 
     def _repr_html_(self) -> str:

@@ -22,6 +22,8 @@ from alexnet.models.layers import lrn_denominators
 from alexnet.models.model import AlexNet, Network
 from alexnet.training.recipe import Recipe
 
+LIKELY_CAUSES = ("too few images or epochs", "the learning rate", "wrong labels")
+"""Why a network learns nothing, the likeliest first."""
 STUCK = 0.985  # fraction of the loss of random guessing above which nothing is learned
 CONSTANT = 0.01  # deviation over mean of LRN's denominator below which it is a constant factor
 DEAD = 0.5  # fraction of a layer's channels that are zero on every image checked
@@ -64,8 +66,8 @@ def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) ->
         found.append((
             "stuck",
             f"The loss is {row['train_loss']:.3f}, and random guessing among {classes} classes gives {chance:.3f}: "
-            f"nothing is being learned yet; if the next epochs stay there, try {advice}--lr {lr / 3:.2g} or "
-            f"{lr * 3:.2g}.",
+            f"nothing is being learned yet; likely causes, in this order, are {LIKELY_CAUSES[0]}, {LIKELY_CAUSES[1]} "
+            f"(try {advice}--lr {lr / 3:.2g} or {lr * 3:.2g}), or {LIKELY_CAUSES[2]}.",
         ))  # fmt: skip
     if len(rows) > 1 and row["train_loss"] > 1.2 * min(r["train_loss"] for r in rows):
         found.append((

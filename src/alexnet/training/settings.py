@@ -175,7 +175,7 @@ class DataSettings:
         "follow a published protocol: it selects nothing, and the last checkpoint is the result.",
     )  # fmt: skip
     skip_bad: bool = setting(
-        False, "Skip unreadable images and empty class folders, and list them in bad_files.csv.", flag=True
+        False, "Skip unreadable images and classes without readable ones, and list them in bad_files.csv.", flag=True
     )
     crop_pct: float = setting(
         1.0, above=0, maximum=1, on_resume="fixed",

@@ -6,7 +6,8 @@ workers) are put into the recipe, so that `recipe.json` reproduces the run elsew
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_f
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.model import Spec, specify
 from alexnet.models.spec import AlexNetSpec, apply_modifications, layers
-from alexnet.progress import Progress
+from alexnet.progress import HoldingBack, Progress
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.recipe import (
@@ -91,15 +92,32 @@ def prepare_training(
     rank 0 of `parallel` for all ranks.
     """
 
+    skip_bad = recipe.data.skip_bad and bad is None
+
     def prepare(bad_files: Sequence[tuple[str, str]]) -> TrainSetup:
-        return _prepare(recipe, progress, split, saved, parallel or SingleProcess(), bad_files, check=bad is None)
+        with _final_messages(progress) if skip_bad else nullcontext(progress) as display:
+            return _prepare(recipe, display, split, saved, parallel or SingleProcess(), bad_files, check=bad is None)
 
     try:
-        return without_bad_files(prepare, recipe.data.skip_bad and bad is None, bad or ())
+        return without_bad_files(prepare, skip_bad, bad or ())
     except BadFiles as error:
         if bad is None:
             raise
         raise error.without_skipping("restore them, or start a new run") from error
+
+
+@contextmanager
+def _final_messages(progress: Progress) -> Iterator[Progress]:
+    """Yield a `Progress` that holds messages back, and drops them on `BadFiles`: the work is then done again."""
+    held = HoldingBack(progress)
+    try:
+        yield held
+    except BadFiles:
+        held.messages.clear()
+        raise
+    finally:
+        for message in held.messages:
+            progress.log(message)
 
 
 def _prepare(

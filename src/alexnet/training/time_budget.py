@@ -90,6 +90,13 @@ class TimeBudget:
         return max(steps, 1)
 
 
+def describe_part(steps: int, steps_per_epoch: int) -> str | None:
+    """Return how much of the first epoch so many steps are; None if they are at least all of it."""
+    if steps >= steps_per_epoch:
+        return None
+    return f"{steps:,} of {steps_per_epoch:,} steps (less than one pass over the images)"
+
+
 def with_plan(recipe: Recipe, steps: int, steps_per_epoch: int) -> Recipe:
     """Return `recipe` with the planned number of steps and of epochs, of which the last may be incomplete."""
     return recipe.replace(limit_steps=steps, epochs=-(-steps // steps_per_epoch))
@@ -137,8 +144,8 @@ def fit_time_budget(
         FINAL_RATIO * loading_s or FINAL_S,
     )
     steps = budget.plan(0)
-    progress.log(
-        f"About {steps / len(setup.train):.1f} epochs fit {recipe.schedule.time_budget}; their number follows the "
-        "speed of training."
-    )
+    amount = f"{steps / len(setup.train):.1f} epochs"
+    if (part := describe_part(steps, len(setup.train))) is not None:
+        amount = part
+    progress.log(f"About {amount} fit {recipe.schedule.time_budget}; their number follows the speed of training.")
     return replace(setup, recipe=with_plan(recipe, steps, len(setup.train))), budget

@@ -428,6 +428,7 @@ class Trainer:
             "split": self.recipe.data.validate_on,
             "epochs": len(rows),
             "steps": self.state.step,
+            "steps_per_epoch": len(self.setup.train),
             "seconds": sum(r["seconds"] for r in rows),
             # of the whole run: all epochs have the same number of images; 0 if one was too short to measure
             "images_per_second": statistics.harmonic_mean([r["images_per_second"] for r in rows]),

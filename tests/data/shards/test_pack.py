@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from alexnet.cli import run
-from alexnet.data.dataset import ImageArrays
+from alexnet.data.dataset import BadFiles, ImageArrays
 from alexnet.data.datasets import load_dataset, load_for_evaluation
 from alexnet.data.decode import decode_image, image_size
 from alexnet.data.recognize import WORK
@@ -252,12 +252,19 @@ def test_an_image_of_extreme_shape_is_skipped(split_folder, tmp_path, shape, set
     assert reason in row["reason"]
 
 
-def test_a_class_without_readable_images_is_packed_but_not_trained_on(split_folder, tmp_path):
+def test_a_class_without_readable_images_is_packed_and_left_out_of_training_on_request(split_folder, tmp_path):
     for path in (split_folder / "train" / "sky").iterdir():
         path.write_bytes(b"no")
-    assert pack_dataset(split_folder, tmp_path / "packed")["failed"] == 8
-    with pytest.raises(UserError, match=r"no image of class 'sky'.*failed\.csv"):
+    done = pack_dataset(split_folder, tmp_path / "packed")
+    assert (done["failed"], done["unreadable_classes"]) == (8, ["sky"])
+    with pytest.raises(BadFiles, match=r"packed \(1\): sky; .* --skip-bad") as caught:
         load_dataset("folder", tmp_path / "packed")
+    found = load_dataset("folder", tmp_path / "packed", bad=caught.value.bad)
+    assert len(found.classes) == 2
+    assert "sky" not in found.classes
+    assert not any("/sky/" in name for part in found.splits.values() for name in part.names)
+    assert found.bad[0] == ("sky/", "none of the training images of this class can be read")
+    assert {reason for _, reason in found.bad[1:]} == {"the training images of its class cannot be read"}
     assert len(load_for_evaluation("folder", tmp_path / "packed").splits["test"]) == 9
 
 

@@ -294,12 +294,18 @@ def find_blocking_error(found: Findings) -> str | None:
     if not good:
         return f"none of its {len(found.names):,} images can be read."
     readable = Counter(found.labels[i] for i in good if found.splits[i] in ("train", "all"))
-    present = {label for label, split in zip(found.labels, found.splits, strict=True) if split in ("train", "all")}
-    if empty := sorted(label for label in present if not readable[label]):
-        return f"no image of the class '{empty[0]}' can be read; replace them or remove the class."
+    if len(readable) < 2 and (empty := _unreadable_classes(found)):
+        return f"no image of the class '{empty[0]}' can be read, and a classifier needs two classes; replace them."
     if "all" in found.splits and max(readable.values()) < 2:
         return "it has one image per class, which leaves none for validation; add more."
     return None
+
+
+def _unreadable_classes(found: Findings) -> list[str]:
+    """Return the classes that have training images, of which none can be read."""
+    training = {i for i, split in enumerate(found.splits) if split in ("train", "all")}
+    readable = training.intersection(found.readable)
+    return sorted({found.labels[i] for i in training} - {found.labels[i] for i in readable})
 
 
 def collect_warnings(found: Findings) -> None:
@@ -315,6 +321,10 @@ def collect_warnings(found: Findings) -> None:
         warnings.append(f"Unreadable: {unreadable:,} of {len(found.names):,} images; --skip-bad trains without them.")
     if empty := [name for name, reason in found.bad if reason == EMPTY_FOLDER]:
         warnings.append(f"Class folders without images: {', '.join(empty[:10])}; --skip-bad trains without them.")
+    if empty := _unreadable_classes(found):
+        warnings.append(
+            f"Classes without readable training images: {', '.join(empty[:10])}; --skip-bad trains without them."
+        )
     if both := found.contradictions:
         a, b = both[0]
         warnings.append(

@@ -73,7 +73,8 @@ def pack_dataset(
     the pixels of square center crops of side `size`, each with `channels`, 1 or 3. None is 256, or the images' median
     if smaller. Of images with more than 8 bits, `value_range` becomes 0…255; None measures it on the training images
     (see `value_range.py`). Splits and sample order are the same as when training on `data`. Returns pack.json with
-    `data`, `bytes`, `shards`, `seconds`, `images_per_second` and `resumed`. Raises `UserError`.
+    `data`, `bytes`, `shards`, `seconds`, `images_per_second`, `resumed`, and `unreadable_classes`, those without a
+    training image. Raises `UserError`.
     """
     start = time.monotonic()
     check_main_module("the packing")
@@ -116,12 +117,16 @@ def pack_dataset(
     packed = open_packed(target, verify=False)
     shards = [file for part in packed.splits.values() for file in part.shards.files]
     seconds = time.monotonic() - start
+    trained = set(packed.splits["train"].targets.tolist()) if "train" in packed.splits else None
     return {
         "data": str(target),
         **{key: value for key, value in asdict(packed.manifest).items() if key != "sha256"},
         "bytes": sum(size for *_, size in shards),
         "shards": len(shards),
         "resumed": len(pending) < len(tasks),
+        "unreadable_classes": [
+            name for i, name in enumerate(packed.manifest.classes) if trained is not None and i not in trained
+        ],
         "seconds": round(seconds, 3),
         "images_per_second": round(remaining / seconds, 2),
     }

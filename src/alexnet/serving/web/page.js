@@ -332,6 +332,18 @@ async function start() {
   return showTraining();
 }
 
+async function connect() {
+  for (;;) {
+    setStatus(text("connecting"));
+    try {
+      return await start();
+    } catch (error) {
+      if (!error.unreachable) throw error;
+      await new Promise((wake) => setTimeout(wake, 2000));
+    }
+  }
+}
+
 showLanguage();
-const ready = start(); // images may be added before it is done
+const ready = connect(); // images may be added before it is done
 ready.then(() => setStatus(""), (error) => setStatus(error.message));

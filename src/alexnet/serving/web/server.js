@@ -26,7 +26,7 @@ async function sendNow(path, { body, type, notify, signal }) {
     if (token) headers.Authorization = `Bearer ${token}`;
     if (body) headers["Content-Type"] = type || "application/octet-stream";
     const response = await fetch(path, { method: body ? "POST" : "GET", body, headers, signal }).catch((error) => {
-      throw error.name === "AbortError" ? error : new Error(text("unreachable"));
+      throw error.name === "AbortError" ? error : Object.assign(new Error(text("unreachable")), { unreachable: true });
     });
     if (response.ok) return response;
     if (response.status === 401 && (await newToken(token))) continue;

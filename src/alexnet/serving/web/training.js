@@ -6,7 +6,7 @@ import { language, percent, text } from "./texts.js";
 
 const POLL_S = 2, STOPPED_POLL_S = 10;
 const place = document.getElementById("training"), find = (selector) => place.querySelector(selector);
-let name, training = null, mistakes = null, failure = "";
+let name, training = null, mistakes = null, failure = "", connected = false;
 let turn = 0; // of calls: a newer one ends the loop of those before it
 
 const get = (path) => send(`v1/${path}${name ? `?${new URLSearchParams({ model: name })}` : ""}`).then((r) => r.json());
@@ -15,12 +15,14 @@ const get = (path) => send(`v1/${path}${name ? `?${new URLSearchParams({ model: 
 // has changed: after a better epoch, and at the end.
 export async function followTraining(model, known, onNetwork) {
   const mine = ++turn;
-  [name, training, mistakes, failure] = [model, null, null, ""];
+  [name, training, mistakes, failure, connected] = [model, null, null, "", false];
   place.hidden = !known;
+  renderTraining();
   for (let before = null; known; before = training) {
     const found = await get("training").catch((error) => ({ error }));
     if (mine !== turn) return;
-    failure = found.error?.message ?? "";
+    connected = !found.error?.unreachable;
+    failure = connected ? found.error?.message ?? "" : "";
     training = found.error ? before : found;
     if (!before && training) arrange();
     renderTraining();
@@ -30,7 +32,7 @@ export async function followTraining(model, known, onNetwork) {
     if (better) mistakes = null;
     showMistakes();
     if (finished) return;
-    const seconds = training?.state === "training" && !failure ? POLL_S : STOPPED_POLL_S;
+    const seconds = (training?.state === "training" && !failure) || !connected ? POLL_S : STOPPED_POLL_S;
     await new Promise((wake) => setTimeout(wake, 1000 * seconds));
     while (document.hidden) await new Promise((wake) => document.addEventListener("visibilitychange", wake, { once: true }));
     if (mine !== turn) return;
@@ -47,6 +49,7 @@ function arrange() {
 export function renderTraining() {
   find(".error").textContent = failure;
   find(".error").hidden = !failure;
+  find(".state").textContent = connected ? "" : text("connecting");
   if (!training) return;
   const { state, epochs, history, best, alarms } = training, done = history.length, split = splitName();
   const running = !done ? "training_first" : done < epochs ? "training_running" : "training_ending";
@@ -54,7 +57,7 @@ export function renderTraining() {
   const top1 = percent(history.find(({ epoch }) => epoch === best)?.top1 ?? 0);
   const sentences = [text(states[state], { next: done + 1, done, epochs }), best && text("training_best", { best, top1, split })];
   if (state === "training" && best) sentences.push(text("training_try", { best }));
-  find(".state").textContent = sentences.filter(Boolean).join(language === "zh" ? "" : " ");
+  if (connected) find(".state").textContent = sentences.filter(Boolean).join(language === "zh" ? "" : " ");
   find(".alarms").replaceChildren(
     ...alarms.map(({ epoch, texts }) => make("li", { text: text("alarm", { epoch, alarm: texts[language] }) })));
   find(".curves").hidden = !done;
