@@ -18,6 +18,7 @@ from alexnet.calls import check_arguments, check_keywords
 from alexnet.device import rank
 from alexnet.errors import UserError
 from alexnet.inference import evaluate as inference
+from alexnet.messages.translator import Translator
 from alexnet.progress import Silent, default_progress, in_notebook
 from alexnet.run_dir import Run
 from alexnet.text import escape
@@ -37,19 +38,27 @@ P = ParamSpec("P")
 
 
 def with_page(train: Callable[P, TrainingResult]) -> Callable[P, TrainingResult]:
-    """Return `train`, followed by `write_page`; it raises `WrongCall` for an argument that is no setting either."""
-    known = dict.fromkeys([*signature(train).parameters, *SETTINGS])
+    """Return `train`, followed by `write_page` in the language `lang`, en or zh.
+
+    It raises `WrongCall` for an argument that is no setting either.
+    """
+    known = dict.fromkeys([*signature(train).parameters, "lang", *SETTINGS])
 
     @wraps(train)
     def train_and_write_page(*arguments: P.args, **settings: P.kwargs) -> TrainingResult:
         check_keywords(f"alexnet.{train.__name__}", settings, known)
-        return write_page(train(*arguments, **settings))
+        lang = str(settings.pop("lang", "en"))
+        Translator(lang)  # raises for an unknown one before training
+        return write_page(train(*arguments, **settings), lang)
 
     return train_and_write_page
 
 
-def write_page(result: TrainingResult) -> TrainingResult:
-    """Write the report page of a finished run, on rank 0; an error is printed to stderr and not raised."""
+def write_page(result: TrainingResult, lang: str = "en") -> TrainingResult:
+    """Write the report page of a finished run, in the language `lang` (en or zh), on rank 0.
+
+    An error is printed to stderr and not raised.
+    """
     if rank() == 0:
         from alexnet.report.report import write_report
 
@@ -57,7 +66,7 @@ def write_page(result: TrainingResult) -> TrainingResult:
             shown = sys.stderr.isatty() or in_notebook()
             with closing(default_progress() if shown else Silent()) as progress:
                 progress(0, 1, "writing the report")
-                write_report(Run(result.run))
+                write_report(Run(result.run), lang)
         except Exception as error:  # the run is complete on disk: its page must not fail it
             message = f"The report could not be written: {error}; retry with 'alexnet report {result.run}'."
             print(escape(message), file=sys.stderr, flush=True)

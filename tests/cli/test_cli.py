@@ -97,7 +97,7 @@ def test_the_flags_of_train(capsys):
     assert positive == [
         "--accumulate", "--arch", "--augment", "--balance", "--batch-size", "--checkpoint-every",
         "--columns", "--compile", "--cutmix", "--data", "--device", "--early-stop", "--encoding",
-        "--epochs", "--force", "--freeze", "--image-size", "--in-channels", "--init", "--json", "--labels",
+        "--epochs", "--force", "--freeze", "--image-size", "--in-channels", "--init", "--json", "--labels", "--lang",
         "--limit-steps", "--live", "--lr", "--mixup", "--momentum", "--norm", "--num-classes", "--open", "--out",
         "--parallel", "--precision", "--resume", "--schedule", "--seed", "--set", "--skip-bad",
         "--tensorboard", "--threads", "--time-budget", "--value-range", "--warmup",

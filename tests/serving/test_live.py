@@ -59,7 +59,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Process]]:
     """Runs and the processes that were started for them."""
     found: list[tuple[Path, Any]] = []
 
-    def start(run: Path, listener: socket.socket) -> Any:
+    def start(run: Path, listener: socket.socket, _: str | None) -> Any:
         found.append((run, Process(listener)))
         return found[-1][1]
 
@@ -90,7 +90,7 @@ def test_a_page_that_does_not_open_leaves_the_training_alone(
 ) -> None:
     log: list[str] = []
     monkeypatch.setattr("webbrowser.open", log.append)
-    monkeypatch.setattr(live, "_start", lambda _, listener: Process(listener, answers=False))
+    monkeypatch.setattr(live, "_start", lambda _, listener, lang: Process(listener, answers=False))
     with live_page(in_browser=True) as open_page:
         open_page(tmp_path, log.append)
     assert log == ["The page of this run did not open; training continues without it."]
@@ -124,17 +124,20 @@ def test_command_opens_the_page_of_its_run_when_training_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Path, bool]] = []
+    languages: list[str] = []
 
     @contextlib.contextmanager
-    def page(_: bool) -> Iterator[Any]:
+    def page(_: bool, lang: str) -> Iterator[Any]:
+        languages.append(lang)
         yield lambda run, _: seen.append((run, Run(run).is_locked()))
 
     monkeypatch.setattr(live, "live_page", page)
-    monkeypatch.setattr("alexnet.api.write_page", lambda result: result)
-    command = ["train", "digits", "--width", "0.1", "--limit-steps", "1", "--threads", "1", "--live"]
+    monkeypatch.setattr("alexnet.api.write_page", lambda result, lang: languages.append(lang) or result)
+    command = ["train", "digits", "--width", "0.1", "--limit-steps", "1", "--threads", "1", "--live", "--lang", "zh"]
     assert run([*command, "--out", str(tmp_path / "run")]) == 0
     assert run(["resume", str(tmp_path / "run"), "--live"]) == 0  # has finished
     assert seen == [(tmp_path / "run", True)]
+    assert languages == ["zh", "zh", "en", "en"]  # the page's and the report's
 
 
 def test_page_needs_the_packages_of_a_server(

@@ -7,7 +7,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alexnet.cli.output import MAX_LISTED, log, open_in_browser, print_json, print_lines, print_list, print_table
+from alexnet.cli.output import (
+    LANGUAGE,
+    MAX_LISTED,
+    log,
+    open_in_browser,
+    print_json,
+    print_lines,
+    print_list,
+    print_table,
+)
 from alexnet.errors import UserError
 from alexnet.text import BY_CONTENT, TextOptions
 
@@ -25,7 +34,7 @@ def check(
     labels: Path | None = None,
     text: TextOptions = BY_CONTENT,
     html: Path | None = None,
-    lang: Literal["en", "zh"] = "en",
+    lang: Literal["en", "zh"] = LANGUAGE,
     fix: Path | None = None,
     open: bool = False,
     json: bool = False,

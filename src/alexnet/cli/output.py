@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.abc
 import json as jsonlib
+import locale
 import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from alexnet.text import escape, escape_json, join_lines
 
@@ -18,6 +19,16 @@ BEGAN = time.monotonic()
 """When this process began, but for what Python takes to start."""
 MAX_LISTED = 10
 """Items of each kind that a command lists; --json has all."""
+
+
+def system_language() -> Literal["en", "zh"]:
+    """Return the default of --lang: the language of the system's locale if there are texts in it, else English."""
+    variables = ("LC_ALL", "LC_MESSAGES", "LANG")  # as gettext reads them; Windows has none
+    name = next(filter(None, map(os.environ.get, variables)), None) or locale.getlocale()[0] or ""
+    return "zh" if name.lower().startswith(("zh", "chinese")) else "en"
+
+
+LANGUAGE = system_language()
 
 
 def is_main_process() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import open_in_browser, print_json, print_lines
+from alexnet.cli.output import LANGUAGE, open_in_browser, print_json, print_lines
 
 
 def report(
@@ -13,7 +13,7 @@ def report(
     more: tuple[str, ...] = (),
     /,
     *,
-    lang: Literal["en", "zh"] = "en",
+    lang: Literal["en", "zh"] = LANGUAGE,
     out: Path | None = None,
     open: bool = False,
     json: bool = False,

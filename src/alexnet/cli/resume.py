@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from alexnet.cli.output import is_main_process, log
+from alexnet.cli.output import LANGUAGE, is_main_process, log
 from alexnet.cli.train import live_page, show_result
 
 
@@ -18,6 +18,7 @@ def resume(
     force: bool = False,
     open: bool = False,
     live: bool = False,
+    lang: Literal["en", "zh"] = LANGUAGE,
     json: bool = False,
 ) -> None:
     """Resume a run exactly where it stopped, or extend a finished one.
@@ -30,6 +31,7 @@ def resume(
         force: Accept settings that change the experiment.
         open: Open the report in a browser at the end, or the page of --live at the beginning.
         live: Show curves, alarms and mistakes on a page of this machine, also after the end, until Ctrl-C.
+        lang: Language of the report and of the page of --live, English or Chinese.
         json: Print the summary as one JSON document.
     """
     from alexnet.run_dir import find_run
@@ -37,11 +39,11 @@ def resume(
 
     find_run(run)
     settings = parse_settings(set)
-    with live_page(live, open) as open_page:
+    with live_page(live, open, lang) as open_page:
         from alexnet.api import write_page
         from alexnet.training import api
 
         result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=settings, on_start=open_page)
         if result.already_finished and is_main_process():
             log(f"{result.run} is finished; --epochs +N extends it.")
-        show_result(write_page(result), json, open and not live)
+        show_result(write_page(result, lang), json, open and not live)

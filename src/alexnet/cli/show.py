@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from alexnet.cli.output import open_in_browser, print_json, print_lines
+from alexnet.cli.output import LANGUAGE, open_in_browser, print_json, print_lines
 from alexnet.errors import UserError
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
@@ -25,7 +25,7 @@ def show(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     file: FileOptions = NO_OPTIONS,
     theme: Literal["light", "dark"] = "light",
-    lang: Literal["en", "zh"] = "en",
+    lang: Literal["en", "zh"] = LANGUAGE,
     out: Path | None = None,
     open: bool = False,
     json: bool = False,

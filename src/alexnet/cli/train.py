@@ -9,10 +9,10 @@ import textwrap
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from alexnet.cli.arguments import describe_default, describe_fields, parse
-from alexnet.cli.output import BEGAN, is_main_process, open_in_browser, print_json, print_lines
+from alexnet.cli.output import BEGAN, LANGUAGE, is_main_process, open_in_browser, print_json, print_lines
 from alexnet.cli.serve import check_installed
 from alexnet.text import escape
 
@@ -43,6 +43,8 @@ class Options:
     """Open the report in a browser at the end, or the page of --live at the beginning."""
     live: bool = False
     """Show curves, alarms and mistakes on a page of this machine, also after the end, until Ctrl-C."""
+    lang: Literal["en", "zh"] = LANGUAGE
+    """Language of the report and of the page of --live, English or Chinese."""
     json: bool = False
     """Print the summary as one JSON document."""
 
@@ -77,23 +79,24 @@ def train(arguments: list[str]) -> None:
         check_runs(weights)
     if not options.resume:
         Run.check_free(options.out)
-    with live_page(options.live, options.open) as open_page:
+    with live_page(options.live, options.open, options.lang) as open_page:
         from alexnet.api import train as train_recipe
 
         result = train_recipe(
-            recipe, out=options.out, resume=options.resume, force=options.force, began=BEGAN, on_start=open_page
-        )
+            recipe, out=options.out, resume=options.resume, force=options.force, began=BEGAN, on_start=open_page,
+            lang=options.lang,
+        )  # fmt: skip
         show_result(result, options.json, options.open and not options.live)
 
 
-def live_page(wanted: bool, in_browser: bool) -> AbstractContextManager[OnStart | None]:
+def live_page(wanted: bool, in_browser: bool, lang: str) -> AbstractContextManager[OnStart | None]:
     """Return a context with what opens the page of --live. Raises `UserError` if packages are missing."""
     if not wanted:
         return nullcontext()
     check_installed()
     from alexnet.serving import live
 
-    return live.live_page(in_browser)
+    return live.live_page(in_browser, lang)
 
 
 def _wrap(text: str) -> str:

@@ -33,10 +33,10 @@ Log = Callable[[str], object]
 
 
 @contextmanager
-def live_page(in_browser: bool = False) -> Iterator[Callable[[Path, Log], None]]:
+def live_page(in_browser: bool = False, lang: str | None = None) -> Iterator[Callable[[Path, Log], None]]:
     """Yield a function that opens the page of a run; at the end wait for Ctrl-C, and after an error close the page.
 
-    Its address is shown once it answers, and with `in_browser` the page, too.
+    Its address is shown once it answers, and with `in_browser` the page, too. It starts in the language `lang`.
     """
     opened: list[tuple[str, SpawnProcess, threading.Thread]] = []
     ended = threading.Event()
@@ -54,7 +54,7 @@ def live_page(in_browser: bool = False) -> Iterator[Callable[[Path, Log], None]]
         listener = _listen()
         port = listener.getsockname()[1]
         url = f"http://{HOST}:{port}/"
-        process = _start(run, listener)
+        process = _start(run, listener, lang)
         waiting = threading.Thread(target=announce, args=(url, port, process, log), daemon=True)
         waiting.start()
         opened.append((url, process, waiting))
@@ -98,9 +98,9 @@ def _listen() -> socket.socket:
     return listener
 
 
-def _start(run: Path, listener: socket.socket) -> SpawnProcess:
+def _start(run: Path, listener: socket.socket, lang: str | None) -> SpawnProcess:
     """Start the server of `run`, and leave it the socket."""
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(run, listener), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(run, listener, lang), daemon=True)
     main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None  # the process inherits it
     try:
@@ -112,7 +112,7 @@ def _start(run: Path, listener: socket.socket) -> SpawnProcess:
     return process
 
 
-def _serve(run: Path, listener: socket.socket) -> None:
+def _serve(run: Path, listener: socket.socket, lang: str | None) -> None:
     """Serve `run` in this process, until SIGTERM or the end of the training process."""
     with suppress(AttributeError, OSError):  # Windows has no nice
         os.nice(NICENESS)
@@ -125,7 +125,7 @@ def _serve(run: Path, listener: socket.socket) -> None:
 
     try:
         with suppress(Stopped):
-            serve(open_models([run], device="cpu"), Settings(host=HOST), listener=listener, workers=1)
+            serve(open_models([run], device="cpu"), Settings(host=HOST, lang=lang), listener=listener, workers=1)
     except UserError as error:
         print(escape(f"alexnet: {error}"), file=sys.stderr, flush=True)
 

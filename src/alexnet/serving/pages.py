@@ -21,19 +21,19 @@ DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # for Content-Sec
 COMMAND = "curl --data-binary @photo.jpg -H 'content-type: image/jpeg' …/v1/predict"
 
 
-def page_files() -> dict[str, tuple[bytes, str]]:
-    """Return content and media type of the page and its files, by URL path."""
+def page_files(lang: str | None = None) -> dict[str, tuple[bytes, str]]:
+    """Return content and media type of the page, which starts in `lang`, and its files, by URL path."""
     files = {f"/{name}": ((WEB / name).read_bytes(), kind) for name, kind in FILES.items()}
-    return {"/": (_render_index().encode(), "text/html"), **files}
+    return {"/": (_render_index(lang).encode(), "text/html"), **files}
 
 
-def _render_index() -> str:
+def _render_index(start: str | None) -> str:
     """Return the page, with its texts in every language as JSON, without the prefix of their keys."""
     texts = {
         lang: {key.removeprefix("web_"): text for key, text in load_texts(lang).items() if key.startswith("web_")}
         for lang in LANGUAGES
     }
-    return load_template("alexnet.serving", "index.html").render(texts=texts, command=COMMAND)
+    return load_template("alexnet.serving", "index.html").render(texts=texts, start=start, command=COMMAND)
 
 
 def preferred_language(accepted: str) -> str:

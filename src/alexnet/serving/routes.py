@@ -140,7 +140,7 @@ def add_routes(app: FastAPI) -> None:
     _add_prediction_routes(app)
     _add_explanation_routes(app)
     _add_operations_routes(app)
-    for path, (content, kind) in pages.page_files().items():
+    for path, (content, kind) in pages.page_files(app.state.settings.lang).items():
         _add_file(app, path, content, kind)
 
 

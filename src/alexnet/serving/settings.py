@@ -50,6 +50,8 @@ class Settings:
     timeout: float = 30.0
     """Seconds a client may take to send the request head, to send the body, and to receive the response; also how long
     a request may wait for its predictions."""
+    lang: str | None = None
+    """Language in which the page starts, en or zh; None is the browser's."""
     drain: float = 1.0
     """Seconds after SIGTERM during which requests are still accepted while /readyz returns 503."""
 

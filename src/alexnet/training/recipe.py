@@ -297,7 +297,8 @@ def choose_settings(recipe: Recipe, images: int, classes: int) -> tuple[Recipe, 
     log = []
     if "epochs" in recipe.auto_fields:
         chosen["epochs"] = min(max(round(SAMPLES / images), EPOCHS[0]), EPOCHS[1])
-        log.append(f"{chosen['epochs']} epochs")
+        if recipe.schedule.time_budget is None:  # which replaces them
+            log.append(f"{chosen['epochs']} epochs")
     if "batch_size" in recipe.auto_fields:
         power = 2 ** max(round(math.log2(max(images / MIN_STEPS, 1))), 0)
         chosen["batch_size"] = min(max(power, BATCH_SIZES[0]), BATCH_SIZES[1])

@@ -1,7 +1,8 @@
 // Texts of the page in English and Chinese, which the server puts into the page. {name} is replaced by a value.
 const TEXTS = JSON.parse(document.getElementById("texts").textContent);
 
-export let language = sessionStorage.getItem("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
+export let language = sessionStorage.getItem("language") ?? document.documentElement.dataset.start
+  ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
 export const otherLanguage = () => (language === "en" ? "zh" : "en");
 
