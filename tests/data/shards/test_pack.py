@@ -263,8 +263,8 @@ def test_a_class_without_readable_images_is_packed_and_left_out_of_training_on_r
     assert len(found.classes) == 2
     assert "sky" not in found.classes
     assert not any("/sky/" in name for part in found.splits.values() for name in part.names)
-    assert found.bad[0] == ("sky/", "none of the training images of this class can be read")
-    assert {reason for _, reason in found.bad[1:]} == {"the training images of its class cannot be read"}
+    assert found.bad[-1] == ("sky/", "none of the training images of this class can be read")
+    assert {reason for _, reason in found.bad[:-1]} == {"the training images of its class cannot be read"}
     assert len(load_for_evaluation("folder", tmp_path / "packed").splits["test"]) == 9
 
 
