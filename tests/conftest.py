@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
@@ -33,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     A shell starts background jobs with SIGINT and SIGQUIT ignored, which the commands would inherit and obey.
     """
+    os.environ["LC_ALL"] = "C.UTF-8"  # the default of --lang, here and in commands that tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGQUIT"):
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)

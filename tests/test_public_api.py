@@ -23,14 +23,17 @@ def test_train_and_resume_write_the_report(tmp_path, monkeypatch, skip_plots):
     result = alexnet.train("digits", out=tmp_path / "run", **QUICK)
     assert (result.run / "report.html").is_file()
     written = []
-    monkeypatch.setattr("alexnet.report.report.write_report", lambda run: written.append(run.path))
-    again = alexnet.resume(result.run, progress=Silent())
+    monkeypatch.setattr("alexnet.report.report.write_report", lambda run, lang: written.append((run.path, lang)))
+    again = alexnet.resume(result.run, progress=Silent(), lang="zh")
     assert again.already_finished
-    assert written == [result.run]
+    assert written == [(result.run, "zh")]
+    with pytest.raises(alexnet.UserError, match="no language 'de'"):
+        alexnet.train("digits", out=tmp_path / "other", lang="de", **QUICK)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_report_that_cannot_be_written_does_not_fail_the_run(tmp_path, monkeypatch, capsys):
-    def full(_):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("alexnet.report.report.write_report", full)
@@ -46,7 +49,7 @@ def test_only_rank_0_writes_the_report(small_run, monkeypatch):
     from alexnet.training.api import TrainingResult
 
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("alexnet.report.report.write_report", lambda _: pytest.fail("written by rank 1"))
+    monkeypatch.setattr("alexnet.report.report.write_report", lambda *_: pytest.fail("written by rank 1"))
     write_page(TrainingResult(small_run, {}))
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import alexnet
 from alexnet.cli import COMMANDS, run
-from alexnet.cli.output import ImportNotice
+from alexnet.cli.output import ImportNotice, system_language
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.run_dir import Run
 from alexnet.training.recipes import RECIPES
@@ -104,6 +104,23 @@ def test_the_flags_of_train(capsys):
         "--weight-decay", "--weights", "--width", "--workers",
     ]  # fmt: skip
     assert len(positive) < 50
+
+
+@pytest.mark.parametrize(
+    ("variables", "lang"),
+    [
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LC_ALL": "zh_TW.UTF-8", "LANG": "en_US.UTF-8"}, "zh"),
+        ({"LC_ALL": "C", "LANG": "zh_CN.UTF-8"}, "en"),
+        ({"LANG": "de_DE.UTF-8"}, "en"),
+    ],
+)
+def test_lang_follows_the_locale(variables, lang, monkeypatch):
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert system_language() == lang
 
 
 def test_nothing_heavy_is_imported_for_help():

@@ -29,6 +29,7 @@ def system_language() -> Literal["en", "zh"]:
 
 
 LANGUAGE = system_language()
+"""The default of --lang."""
 
 
 def is_main_process() -> bool:
