@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from alexnet.errors import ShownAsMessage, UserError, suggest
 
@@ -102,7 +102,7 @@ def _describe_call(
 def _resolve(annotation: Any, scope: dict[str, Any]) -> Any:
     """Return the type of an annotation; Any where it names what only a type checker imports."""
     try:
-        return eval(annotation, scope) if isinstance(annotation, str) else annotation
+        return get_type_hints(SimpleNamespace(__annotations__={"value": annotation}), scope)["value"]
     except (NameError, AttributeError):
         return Any
 

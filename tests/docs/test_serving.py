@@ -18,7 +18,7 @@ RESULTS = sorted((ROOT / "docs" / "results").glob("serving-*.json"))
 
 def test_documented_limits_are_the_defaults(capsys):
     documented = dict(re.findall(r"^\| `--([a-z-]+)` \| ([\d,.]+) \|", PAGE, re.MULTILINE))
-    others = ("host", "port", "root_path", "token", "cors")
+    others = ("host", "port", "root_path", "token", "cors", "lang")
     limits = {f.name: f.default for f in fields(Settings) if f.name not in others}
     assert {name.replace("-", "_"): float(value.replace(",", "")) for name, value in documented.items()} == limits
     assert MAX_BODIES == 8

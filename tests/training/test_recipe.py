@@ -210,7 +210,7 @@ def test_find_recipe_takes_names_and_folders(tmp_path):
     assert find_recipe(str(tmp_path)).data.path == tmp_path
     with pytest.raises(UserError, match="did you mean 'cifar10'"):
         find_recipe("cifar01")
-    with pytest.raises(UserError, match="no folder of images pets/cats"):
+    with pytest.raises(UserError, match="no folder or archive pets/cats"):
         find_recipe("pets/cats")
 
 
