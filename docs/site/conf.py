@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import re
+import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,10 @@ from alexnet.cli import COMMANDS, run
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+
+# `alexnet.report` and `alexnet.export` are packages that can be called, which autodoc takes for modules.
+functions = sys.modules["functions"] = types.ModuleType("functions")
+functions.report, functions.export = alexnet.report.__call__, alexnet.export.__call__  # type: ignore[attr-defined]
 
 HERE = Path(__file__).parent
 chinese = tags.has("zh")  # type: ignore[name-defined]  # noqa: F821
@@ -38,7 +44,6 @@ nb_execution_raise_on_error = True
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 88
 add_module_names = False
 default_role = "code"
 

@@ -93,11 +93,15 @@ def show(
     lang: str = "en",
     **options: Any,
 ) -> Drawing:
-    """Return a figure: `show("filters", RUN)`, `show("saliency", RUN, "cat.jpg", method="occlusion")`.
+    """Return a figure, such as of the filters of a run, or of what in an image decided.
 
     `plots.kinds.KINDS` lists the kinds with what each draws and its `options`. `out` also writes it to a file (.png,
     .svg or .html), as the figure's `save` does. Without a `theme` ("light", "dark") a notebook shows the figure in its
     own, and a file is light. Raises `UserError`.
+
+    >>> figure = alexnet.show("filters", "last")  # in a notebook this shows it
+    >>> _ = figure.save("filters.svg")
+    >>> _ = alexnet.show("saliency", "last", "shades/light/1.png", method="occlusion", out="saliency.html")
     """
     from alexnet.plots.show import Options, draw
     from alexnet.plots.style import check_path
@@ -114,7 +118,15 @@ def show(
 
 
 def check(data: str | Path | None = None, labels: str | Path | None = None) -> Findings:
-    """Inspect a dataset before training: class folders, an archive of them, or a table `labels`. Raises `UserError`."""
+    """Inspect a dataset before training: class folders, an archive of them, or a table `labels`. Raises `UserError`.
+
+    >>> for label, level in {"dark": 0, "light": 255}.items():
+    ...     Path("shades", label).mkdir(parents=True)
+    ...     Image.new("L", (32, 32), level).save(f"shades/{label}/1.png")
+    >>> found = alexnet.check("shades")
+    >>> found.classes, found.bad
+    ({'dark': 1, 'light': 1}, [])
+    """
     from alexnet.data.quality.check import check_dataset
 
     if data is None and labels is None:
@@ -126,7 +138,13 @@ def check(data: str | Path | None = None, labels: str | Path | None = None) -> F
 def arch(name: str | None = None, **settings: Any) -> ArchitectureTable | Summary | TorchvisionSummary:
     """Return the table of all architectures, or one layer by layer; `settings` are those of `create_model`.
 
-    Raises `UserError`.
+    The table is a list of dicts, one for each architecture. Printed, or in a notebook, either is a table with output
+    shapes (channels × height × width), parameters and multiply-accumulates. Raises `UserError`.
+
+    >>> alexnet.arch("paper").parameters
+    60965224
+    >>> [row["name"] for row in alexnet.arch() if row["image_size"] == 28]
+    ['lenet']
     """
     from alexnet.models import describe
     from alexnet.models.model import create_model
@@ -142,6 +160,11 @@ def code(name: str, **settings: Any) -> SourceCode:
 
     The class in it needs torch alone, and its state dict is that of `create_model(name, **settings)`. Raises
     `UserError`.
+
+    >>> names = {}
+    >>> exec(alexnet.code("lenet"), names)
+    >>> names["LeNet"]()(torch.zeros(1, 1, 28, 28)).shape
+    torch.Size([1, 10])
     """
     from alexnet.models.code import architecture_code
     from alexnet.models.model import create_model
@@ -163,6 +186,10 @@ def ablate(
     """Test a claim of the paper: train with and without the part over several seeds, and compare.
 
     `settings` are those of both recipes, such as `epochs`; the rest as `ablation.ablate.ablate`. Raises `UserError`.
+
+    >>> result = alexnet.ablate("dropout", recipe="digits", seeds=2, epochs=1, width=0.125)
+    >>> len(result.differences)  # one of each pair of runs with the same seed
+    2
     """
     from alexnet.ablation import ablate as ablation
     from alexnet.ablation.claims import find_claim

@@ -25,7 +25,14 @@ class ShownAsMessage(Exception):
 
 
 class UserError(ShownAsMessage, ValueError):
-    """Invalid input. The message is one sentence: what is wrong, where, and how to fix it."""
+    """Invalid input. The message is one sentence: what is wrong, where, and how to fix it.
+
+    >>> try:
+    ...     alexnet.create_model("papr")
+    ... except alexnet.UserError as error:
+    ...     print(error)
+    There is no architecture 'papr'; did you mean 'paper' or 'paper-six'?
+    """
 
 
 class NoSuchName(ShownAsMessage, AttributeError):

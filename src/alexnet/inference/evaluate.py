@@ -153,6 +153,10 @@ def evaluate(
     its source or why there is none. On the run's own data the exact logits of a single network and
     view are also stored in `evaluation/<split>.parquet`. Raises `UserError`, also if a member may
     have been trained on the images.
+
+    >>> metrics = alexnet.evaluate("last", split="val")
+    >>> metrics["n"], 0 <= metrics["top1"] <= metrics["top5"] <= 1
+    (269, True)
     """
     grid = make_views(views, scales)
     check_engine(engine, device, calibrate, [run] if isinstance(run, (str, Path)) else run)

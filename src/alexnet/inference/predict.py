@@ -356,6 +356,13 @@ def load(
     code; `file` describes a file of weights (.pth). With `cached_for`, "one" image or "many" (for
     which `fast` may be another engine), a single network whose engine is cached is opened without
     torch, and has no `model`.
+
+    >>> classifier = alexnet.load("last")
+    >>> digit = load_digits().images[0] / 16  # 8×8, from 0 to 1
+    >>> [label for label, probability in classifier.predict(digit, top=1).labels]
+    ['0']
+    >>> len(classifier.predict([digit, "shades/light/1.png"]))
+    2
     """
     runs = [run] if isinstance(run, (str, Path)) else list(run)
     check_engine(engine, device, calibrate, runs)

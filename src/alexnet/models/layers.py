@@ -32,6 +32,13 @@ class LocalResponseNorm(nn.Module):
     Input and output: (N, C, L), (N, C, H, W) or more, floating point, in any memory layout, which the output and the
     gradient keep; float16 and bfloat16 are summed in float32. Only the input is saved for the backward pass. Raises
     `UserError` if C is not divisible by `towers`.
+
+    >>> lrn = alexnet.LocalResponseNorm(size=5, alpha=1e-4, beta=0.75, k=2.0)
+    >>> maps = torch.ones(1, 96, 55, 55)
+    >>> lrn(maps).shape
+    torch.Size([1, 96, 55, 55])
+    >>> bool((lrn(maps).mean() - 2**-0.75).abs() < 1e-4)  # small values are multiplied by a constant
+    True
     """
 
     @public("alexnet.LocalResponseNorm")

@@ -71,9 +71,19 @@ def create_model(
     dropout: float | None = None,
     width: float | None = None,
 ) -> Network:
-    """Return the architecture called `name` with fresh weights; `architectures.architecture` explains the settings.
+    """Return the architecture called `name` with fresh weights, an `nn.Module` in float32.
 
+    It takes a batch of preprocessed images, floating-point (N, in_channels, H, W), of `image_size` pixels a side, and
+    returns logits (N, num_classes). Its layers are named `conv1` … `conv5`, `fc6` … `fc8`. A setting that is None is
+    the architecture's own. `norm` is "lrn", "batch" or "none", `activation` "relu", "tanh" or "sigmoid", `init` a rule
+    of `models.initial_weights`, `dropout` a probability in [0, 1), and `width` scales channels and hidden units.
     `torchvision/NAME` is any classifier of torchvision and accepts only the first three settings.
+
+    Raises `UserError` on an unknown name, an invalid number, or images too small for the layers.
+
+    >>> model = alexnet.create_model("paper", num_classes=10, width=0.25)
+    >>> model(torch.zeros(2, 3, 224, 224)).shape
+    torch.Size([2, 10])
     """
     settings: dict[str, Any] = {
         "num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "norm": norm,

@@ -63,6 +63,12 @@ def load_weights(model: AnyNetwork, weights: Mapping[str, Any] | str | Path) -> 
     unchanged. Shapes do not reveal differences in LRN, layer order or activations, so the caller
     must choose the right architecture; only a `.caffemodel`, and the weights of a checkpoint folder
     of ours, say what they belong to, and are refused elsewhere.
+
+    >>> trained, fresh = (alexnet.create_model("lenet") for _ in range(2))
+    >>> torch.save(trained.state_dict(), "lenet.pt")
+    >>> _ = alexnet.load_weights(fresh, "lenet.pt")
+    >>> torch.equal(fresh.conv1.weight, trained.conv1.weight)  # both (6, 1, 5, 5)
+    True
     """
     where = "the weights"
     if isinstance(weights, (str, Path)):

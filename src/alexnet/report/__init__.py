@@ -30,6 +30,9 @@ class _ReportPackage(ModuleType):
 
         `run` is a run folder, or `last`, or a list of several; `out`, where to write the page instead, must end in
         .html. Raises `UserError`.
+
+        >>> alexnet.report("last", lang="zh", out="page.html").path.name
+        'page.html'
         """
         from alexnet.report.compare import write_pages
         from alexnet.report.page import WrittenPage

@@ -107,7 +107,8 @@ def train(
     on_start: OnStart | None = None,
     **settings: Any,
 ) -> TrainingResult:
-    """Train `recipe` (a name, a recipe.json, a folder of images, or a `Recipe`) into the run folder `out`.
+    """Train `recipe` (a name, a recipe.json, a folder of images, or a `Recipe`) into the run folder `out`, and write
+    the report there.
 
     Without `recipe`, the images that `data` or `labels` name, or else the digits. `settings` override the recipe, as
     flags do: `train("digits", epochs=5)`. `out` defaults to `runs/<name>-<time>` (see `Recipe.run_name`). With
@@ -116,6 +117,10 @@ def train(
     run folder exists and training begins. Raises `UserError` for bad input before anything is written,
     `TrainingFailed` if the loss becomes NaN or the disk is full, and `Interrupted`, after saving a checkpoint, on
     Ctrl-C or SIGTERM.
+
+    >>> result = alexnet.train("digits", epochs=2, width=0.25, out="runs/digits")
+    >>> result.run.name, result.summary["epochs"]
+    ('digits', 2)
     """
     called = time.monotonic()
     began = called if began is None else began
@@ -167,6 +172,9 @@ def resume(
     keywords, that do not change the experiment are applied; others need `force`. `parallel` and the number of processes
     may differ from before; `parallel` defaults to `none` for one process, and for several to `towers` if the run used
     it, else `data`.
+
+    >>> alexnet.resume("runs/digits", epochs="+1").summary["epochs"]
+    3
     """
     check_main_module("the training")
     found = find_run(run)
