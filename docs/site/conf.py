@@ -38,7 +38,7 @@ myst_heading_anchors = 4
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "site": "{{path}}#{{fragment}}"}
 nb_execution_mode = "cache"
 nb_execution_in_temp = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600  # seconds a cell
 nb_execution_raise_on_error = True
 
 autodoc_typehints = "signature"
