@@ -36,7 +36,9 @@ CHINESE_LINE_BREAK = re.compile(  # which a browser would show as a space
     r"^(?!#)(.*[\u3400-\u9fff\u3000-\u303f\uff00-\uffef])\n[ ]*(?=[\u3400-\u9fff\u3000-\u303f\uff00-\uffef])"
     r"|^(?!#)(.*[\u3000-\u303f\uff00-\uffef])\n[ ]*(?=[\w`\[])", re.MULTILINE
 )  # fmt: skip
-SWITCH = ("中文", "中文说明", "English")  # links that the site's own switch of languages replaces
+SWITCH = re.compile(  # links that the site's own switch of languages replaces
+    r" \(\[(?:中文|English)\]\([^()]+\)\)|\[(?:中文|中文说明|English)\]\([^()]+\)"
+)
 
 
 def find_pages(language: str) -> dict[str, str]:
@@ -99,17 +101,15 @@ class Stage:
 
         def translate(match: re.Match[str]) -> str:
             image, label, target = match.groups()
-            if label in SWITCH:
-                return ""
             address = self._target(target, path, page, bool(image))
             label = LINK.sub(translate, label)
             return f"{image}[{label}]({address})" if address else label
 
         parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
-        parts[::2] = [LINK.sub(translate, part) for part in parts[::2]]
+        parts[::2] = [LINK.sub(translate, SWITCH.sub("", part)) for part in parts[::2]]
         if self.other == "en":
             parts[::2] = [CHINESE_LINE_BREAK.sub(r"\1\2", part) for part in parts[::2]]
-        return "".join(parts).replace(" ()", "")
+        return "".join(parts)
 
     def _target(self, target: str, path: str, page: str, image: bool) -> str:
         """Return the address of a link; empty for a folder, which a site does not show."""

@@ -50,13 +50,14 @@ def test_every_page_stands_in_one_part_of_the_site(language: str, index: str) ->
 def test_links_lead_to_the_site(tmp_path: Path) -> None:
     text = (
         "[中文](x.zh-CN.md) [a](variants.md#b) [b](../README.md) [c](../benchmarks/results/memory.json) [d](../tests)\n"
-        "[e](index.zh-CN.md) ![f](img/towers.svg) [![g](img/lrn.svg)](how-it-works.md)\n```\n[h](x)\n```\n"
+        "[e](index.zh-CN.md) ![f](img/towers.svg) [![g](img/lrn.svg)](how-it-works.md) ([中文](x.zh-CN.md))\n"
+        "```\n[h](x) ()\n```\n"
     )
     stage = build.Stage("en", tmp_path)
     assert stage.translate_links(text, "docs/x.md", "performance/x") == (
         " [a](../variants.md#b) [b](../start.md) [c](site:../files/benchmarks/results/memory.json) d\n"
         "[e](site:../../zh/index.html) ![f](../files/docs/img/towers.svg) "
-        "[![g](../files/docs/img/lrn.svg)](../how-it-works.md)\n```\n[h](x)\n```\n"
+        "[![g](../files/docs/img/lrn.svg)](../how-it-works.md)\n```\n[h](x) ()\n```\n"
     )
     assert (tmp_path / "files" / "docs" / "img" / "towers.svg").exists()
     assert stage.files == {"benchmarks/results/memory.json"}
