@@ -6,8 +6,8 @@
 Sphinx builds each language on its own, from a copy of the pages that `Stage` makes: `export.zh-CN.md` becomes
 `export.md` of the Chinese site, links between the languages lead from one site to the other, and a link to a file of
 the repository leads to a copy of it. docs/index.md gives the structure: each of its sections is a part of the site, in
-the order of its links; the README is the first page. Executed lessons are kept in build/site-work/ and run again only
-where their code has changed.
+the order of its links; the README is the first page. Executed lessons are kept in build/site-work/ and run again where
+their code has changed; delete that folder to execute all of them with a changed package.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class Stage:
             elif page == "course/index":
                 text, contents, options = re.sub(r"^- .*\n?", "", text, flags=re.MULTILINE), "*", ":glob:"
             self._write_page(page, f"{text.rstrip()}\n\n```{{toctree}}\n{options}\n:titlesonly:\n\n{contents}\n```\n")
-        parts = "\n".join(PARTS)
+        titles = [section.split("\n", 1)[0] for section in sections]
+        parts = "\n".join(f"{title} <{page}>" for title, page in zip(titles, PARTS, strict=True))
         self._write_page("index", f"{index}\n```{{toctree}}\n:hidden:\n\n{parts}\n```\n")
 
     def translate_links(self, text: str, path: str, page: str) -> str:
@@ -145,7 +146,7 @@ def build(out: Path, work: Path, quick: bool) -> None:
     """Build both languages at once, each in a process of its own. Raises SystemExit with what Sphinx printed."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])),
-        "ALEXNET_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1",
+        "ALEXNET_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1",
     }  # fmt: skip
     running = {}
     for folder, language in LANGUAGES.items():
