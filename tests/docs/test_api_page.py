@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import doctest
 import inspect
 import re
@@ -22,6 +23,7 @@ FAST = ("create_model", "load_weights", "arch", "code", "LocalResponseNorm", "ch
 def run_examples(names: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the examples of functions one after another in `folder`; what one writes, the next can read."""
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(builtins, "_", None, raising=False)  # which examples set, as a prompt does
     known = {"alexnet": alexnet, "torch": torch, "Path": Path, "Image": Image, "load_digits": load_digits}
     for name in names:
         found = getattr(alexnet, name)
