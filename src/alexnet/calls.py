@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
@@ -55,7 +55,7 @@ def check_arguments(
     name: str, function: Callable[..., Any], arguments: Sequence[Any], keywords: dict[str, Any]
 ) -> None:
     """Raise `WrongCall` unless `function` (or a class), called `name` in errors, takes these arguments."""
-    signature = inspect.signature(function)
+    signature, kinds_of_values = _read_signature(function)
     named = {key: p for key, p in signature.parameters.items() if key != "self"}
     kinds = {p.kind for p in named.values()}
     if inspect.Parameter.VAR_KEYWORD not in kinds:
@@ -64,14 +64,20 @@ def check_arguments(
         bound = signature.bind(*arguments, **keywords)
     except TypeError as error:
         raise WrongCall(_describe_call(name, named, keywords, len(arguments), str(error))) from None
-    scope = vars(sys.modules[inspect.unwrap(function).__module__])
     for key, given in bound.arguments.items():
-        parameter = signature.parameters[key]
-        kind = _resolve(parameter.annotation, scope)
+        parameter, kind = signature.parameters[key], kinds_of_values[key]
         for value in given if parameter.kind == parameter.VAR_POSITIONAL else (given,):
             if parameter.kind != parameter.VAR_KEYWORD and not _fits(value, kind):
                 expected = _join(dict.fromkeys(_words(kind)))
                 raise WrongCall(f"{name}() takes {expected} as {key}, not {_show(value)}{_hint(value)}.")
+
+
+@cache  # reading it takes as long as a small network needs for an image
+def _read_signature(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]]:
+    """Return the signature of a function, and the types of its parameters by name."""
+    signature = inspect.signature(function)
+    scope = vars(sys.modules[inspect.unwrap(function).__module__])
+    return signature, {key: _resolve(p.annotation, scope) for key, p in signature.parameters.items()}
 
 
 def check_keywords(name: str, keywords: Iterable[str], known: Iterable[str]) -> None:
