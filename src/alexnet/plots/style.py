@@ -22,6 +22,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from cycler import cycler
+from markupsafe import Markup
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -39,6 +40,16 @@ from alexnet.messages.translator import Translator, load_template
 from alexnet.notebook.display import data_url, render_figure
 
 SUFFIXES = (".png", ".svg", ".html")
+EDGE_SHADOWS = Markup("""
+  background:
+    linear-gradient(to right, var(--background) 30%, transparent) left / 3rem 100% local,
+    linear-gradient(to left, var(--background) 30%, transparent) right / 3rem 100% local,
+    linear-gradient(to right, var(--shadow), transparent) left / 1rem 100%,
+    linear-gradient(to left, var(--shadow), transparent) right / 1rem 100%;
+  background-repeat: no-repeat;
+""")
+"""CSS of a box that scrolls sideways: a shadow at an edge says that more lies beyond it. The covers, of the color
+--background, scroll with the content."""
 DPI = 150
 MIN_SPAN = 0.05  # of an axis of percentages
 
@@ -220,7 +231,7 @@ def _render_html(draw: Draw, translate: Translator) -> str:
     )
     return load_template("alexnet.plots", "figure.html", translate.lang).render(
         title=title.splitlines()[0] if title else "alexnet show", width=width, light=light, dark=dark,
-        dark_background=THEMES["dark"].background,
+        dark_background=THEMES["dark"].background, edge_shadows=EDGE_SHADOWS,
     )  # fmt: skip
 
 

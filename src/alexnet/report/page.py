@@ -23,7 +23,7 @@ from alexnet.files import atomic_write, read_json, write_bytes, write_text
 from alexnet.inference.neighbors import load_run_images
 from alexnet.messages.translator import Translator, load_template
 from alexnet.notebook.display import data_url, render_page
-from alexnet.plots.style import THEMES, Draw, Theme, render_formats
+from alexnet.plots.style import EDGE_SHADOWS, THEMES, Draw, Theme, render_formats
 from alexnet.run_dir import Run
 
 LIGHT = THEMES["light"]
@@ -105,7 +105,7 @@ class Page:
         values: Values = {
             "title": self.title, "sections": self.sections, "folder": self.folder.name,
             "names": ", ".join(sorted({path.name for path in self.files})),
-            "light": _css_variables(LIGHT), "dark": _css_variables(THEMES["dark"]),
+            "light": _css_variables(LIGHT), "dark": _css_variables(THEMES["dark"]), "edge_shadows": EDGE_SHADOWS,
         }  # fmt: skip
         write_text(self.path, load_template("alexnet.report", "page.html", self.lang).render(values))
         return [self.path, *self.files]
