@@ -49,14 +49,12 @@ def recommend(data: RunData) -> list[Recommendation]:
     if failed := list(_check_failed(data)):
         few = (one for one in _check_data(data) if one.key == "few" and failed[0].key == "stuck")
         return [*few, *failed]
+    found = [*_check_curves(data), *_check_data(data), *_check_classes(data), *_check_confidence(data)]
     if collapsed := _check_collapse(data):
-        others = [*_check_curves(data), *_check_data(data), *_check_classes(data), *_check_confidence(data)]
-        found = [one for one in others if one.key in AFTER_COLLAPSE]
+        found = [one for one in found if one.key in AFTER_COLLAPSE]
         command = "" if any(one.command for one in found) else _train_longer(data, max(10, 2 * len(data.history)))
         found.append(Recommendation("collapsed", collapsed, command))
-        return sorted(found, key=lambda recommendation: ORDER.index(recommendation.key))
-    found = [*_check_curves(data), *_check_data(data), *_check_classes(data), *_check_confidence(data)]
-    if not any(recommendation.command for recommendation in found):
+    elif not any(recommendation.command for recommendation in found):
         top1 = data.metrics["top1"] if data.metrics else data.summary["best"]["top1"]
         key, words = ("nothing", ["eval", "--ten-crop"]) if top1 < SOLVED else ("solved", ["serve"])
         command = shlex.join(["alexnet", words[0], str(data.run.path), *words[1:]])
