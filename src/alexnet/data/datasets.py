@@ -195,8 +195,7 @@ def _load_packed(
     if bad is not None:
         if "train" not in pack.splits:
             raise UserError(f"{data} was packed from images without a train/ to learn from; pack a folder with one.")
-        counts = torch.bincount(pack.splits["train"].targets, minlength=len(classes)).tolist()
-        empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+        empty = [classes[i] for i in pack.unreadable_classes]
         if not {f"{name}/" for name in empty} <= {name for name, _ in bad}:
             raise BadFiles(
                 f"Classes in {data} without a training image that could be read when it was packed ({len(empty)}): "

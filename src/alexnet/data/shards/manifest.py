@@ -52,6 +52,14 @@ class PackedDataset:
     manifest: Manifest
     splits: dict[str, PackedImages]
 
+    @property
+    def unreadable_classes(self) -> list[int]:
+        """Indices of the classes without a training image; none if the dataset has no train."""
+        if "train" not in self.splits:
+            return []
+        present = set(self.splits["train"].targets.tolist())
+        return [i for i in range(len(self.manifest.classes)) if i not in present]
+
 
 def open_packed(data: Path, progress: Progress | None = None, verify: bool = True) -> PackedDataset:
     """Open the packed dataset in the folder `data`.

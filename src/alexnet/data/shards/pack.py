@@ -117,16 +117,13 @@ def pack_dataset(
     packed = open_packed(target, verify=False)
     shards = [file for part in packed.splits.values() for file in part.shards.files]
     seconds = time.monotonic() - start
-    trained = set(packed.splits["train"].targets.tolist()) if "train" in packed.splits else None
     return {
         "data": str(target),
         **{key: value for key, value in asdict(packed.manifest).items() if key != "sha256"},
         "bytes": sum(size for *_, size in shards),
         "shards": len(shards),
         "resumed": len(pending) < len(tasks),
-        "unreadable_classes": [
-            name for i, name in enumerate(packed.manifest.classes) if trained is not None and i not in trained
-        ],
+        "unreadable_classes": [packed.manifest.classes[i] for i in packed.unreadable_classes],
         "seconds": round(seconds, 3),
         "images_per_second": round(remaining / seconds, 2),
     }
