@@ -20,8 +20,6 @@ from alexnet.cli.output import (
 from alexnet.errors import UserError
 from alexnet.text import BY_CONTENT, TextOptions
 
-_MAX_NAMES = 3  # that are listed of the files that cannot be read for one reason
-
 if TYPE_CHECKING:
     from alexnet.data.quality.findings import Findings
     from alexnet.messages.translator import Translator
@@ -173,13 +171,15 @@ def _show(found: Findings, translate: Translator) -> None:
 
 def _show_unreadable(found: Findings, translate: Translator) -> None:
     """Print each reason, the number of files that it concerns, and the first of them."""
+    from alexnet.data.quality.findings import first_names
+
     groups = found.by_reason
     if not groups:
         return
     title, n = translate("check_unreadable_files"), sum(map(len, groups.values()))
     print_lines("", translate("check_heading", title=title, n=n))
     for reason, names in list(groups.items())[:MAX_LISTED]:
-        shown = translate("comma").join([*names[:_MAX_NAMES], *["…"] * (len(names) > _MAX_NAMES)])
+        shown = translate("comma").join(first_names(names))
         print_lines(f"  {len(names):,} × {translate.sentence(reason)}", f"    {shown}")
     if len(groups) > MAX_LISTED:
         print_lines("  " + translate("check_listed", n=len(groups) - MAX_LISTED))

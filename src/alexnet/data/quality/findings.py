@@ -10,7 +10,7 @@ import itertools
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ FEW_IMAGES = 100
 PRETRAINED = ("--arch", "torchvision/mobilenet_v3_small", "--weights", "DEFAULT")
 """Arguments of `alexnet train` that start from pretrained weights."""
 
+MAX_NAMES = 3
+"""Names that are listed of the files that cannot be read for one reason."""
 MAX_SHOWN = 10
 """In a notebook: of the largest and of the smallest classes."""
 
@@ -168,8 +170,12 @@ class Findings:
     @property
     def images_per_class(self) -> float:
         """Readable training images per class."""
-        train = [self.labels[i] for i in self.readable if self.splits[i] in ("train", "all")]
-        return len(train) / max(1, len(set(train)))
+        counts = self.count_training(self.readable)
+        return sum(counts.values()) / max(1, len(counts))
+
+    def count_training(self, images: Iterable[int]) -> Counter[str]:
+        """Return the number of training images among `images`, given as indices, by class."""
+        return Counter(self.labels[i] for i in images if self.splits[i] in ("train", "all"))
 
     @property
     def has_few(self) -> bool:
@@ -238,8 +244,7 @@ class Findings:
         rows = [(name, f"{n:,}", f"{n / len(self.names):.1%}") for name, n in shown]
         notes = [f"{len(counts) - len(shown):,} classes in between are not shown."] if len(shown) < len(counts) else []
         notes += [
-            f"{len(names):,} × {reason}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-            for reason, names in self.by_reason.items()
+            f"{len(names):,} × {reason}: {', '.join(first_names(names))}" for reason, names in self.by_reason.items()
         ]
         title = f"{self.data}: {len(self.names):,} images, {len(counts):,} classes"
         note = join_lines(*notes, *self.warnings, *self.notes, self.verdict)
@@ -293,7 +298,7 @@ def find_blocking_error(found: Findings) -> str | None:
     good = found.readable
     if not good:
         return f"none of its {len(found.names):,} images can be read."
-    readable = Counter(found.labels[i] for i in good if found.splits[i] in ("train", "all"))
+    readable = found.count_training(good)
     if len(readable) < 2 and (empty := _unreadable_classes(found)):
         return f"no image of the class '{empty[0]}' can be read, and a classifier needs two classes; replace them."
     if "all" in found.splits and max(readable.values()) < 2:
@@ -303,9 +308,8 @@ def find_blocking_error(found: Findings) -> str | None:
 
 def _unreadable_classes(found: Findings) -> list[str]:
     """Return the classes that have training images, of which none can be read."""
-    training = {i for i, split in enumerate(found.splits) if split in ("train", "all")}
-    readable = training.intersection(found.readable)
-    return sorted({found.labels[i] for i in training} - {found.labels[i] for i in readable})
+    training, readable = map(found.count_training, (range(len(found.labels)), found.readable))
+    return sorted(training.keys() - readable.keys())
 
 
 def collect_warnings(found: Findings) -> None:
@@ -369,6 +373,11 @@ def collect_warnings(found: Findings) -> None:
         found.notes.append(f"The class names are numbers and are sorted as text: {', '.join(names[:4])}.")
 
 
+def first_names(names: list[str]) -> list[str]:
+    """Return the first of `names`, and an ellipsis if there are more."""
+    return [*names[:MAX_NAMES], *["…"] * (len(names) > MAX_NAMES)]
+
+
 def pluralize(n: int, singular: str, plural: str = "") -> str:
     """Return the number with its noun: '1 image', '2,000 images'."""
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
@@ -384,9 +393,7 @@ def similar_labels(classes: dict[str, int]) -> list[list[str]]:
 
 def _check_class_sizes(found: Findings) -> list[str]:
     """Return warnings about small classes and class imbalance in the training images."""
-    counts = Counter(
-        label for label, split in zip(found.labels, found.splits, strict=True) if label and split in ("train", "all")
-    )
+    counts = found.count_training(i for i, label in enumerate(found.labels) if label)
     if len(counts) < 2:
         return []
     warnings = []
