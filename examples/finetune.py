@@ -1,7 +1,8 @@
 """Your own classes from the trained features of AlexNet: `python examples/finetune.py DIR`, images in DIR/CLASS/*.
 
-Takes torchvision's AlexNet, trained on the 1,000 classes of ImageNet, with a new last layer for yours. The convolutions
-stay as they are; the fully connected layers are trained further. A fifth of the images is held out to measure accuracy.
+Takes torchvision's AlexNet, a later variant of that in alexnet_2012.py, trained on the 1,000 classes of ImageNet, with
+a new last layer for yours. The convolutions stay as they are; the fully connected layers are trained further. A fifth
+of the images is held out to measure accuracy.
 """
 
 import argparse
@@ -13,15 +14,15 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, models, transforms
 
 URL = models.AlexNet_Weights.IMAGENET1K_V1.url
-AS_TRAINED = models.AlexNet_Weights.IMAGENET1K_V1.transforms()  # resize, center crop, mean and standard deviation
+PLAIN = models.AlexNet_Weights.IMAGENET1K_V1.transforms()  # resize, center crop, mean and standard deviation
 AUGMENTED = transforms.Compose([
     transforms.RandomResizedCrop(224, scale=(0.35, 1)), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-    transforms.Normalize(AS_TRAINED.mean, AS_TRAINED.std),
+    transforms.Normalize(PLAIN.mean, PLAIN.std),
 ])  # fmt: skip
 
 
 def read_weights(file):
-    """Return the trained weights in `file`, or torchvision's, downloaded once, if it is None; None if it cannot be."""
+    """Return the trained weights of `file`, or without one torchvision's, downloaded once; None if that fails."""
     if file is not None:
         return torch.load(file, map_location="cpu", weights_only=True)
     try:
@@ -33,18 +34,18 @@ def read_weights(file):
 
 
 def make_model(weights, classes):
-    """Return the network. Where there are trained weights, its convolutions keep them."""
+    """Return the network. With trained weights, all but its last layer start from them; the convolutions keep them."""
     model = models.alexnet(num_classes=classes)
     if weights is not None:
-        last = ("classifier.6.weight", "classifier.6.bias")  # in the file for 1,000 other classes; here new
+        last = ("classifier.6.weight", "classifier.6.bias")  # for 1,000 other classes in the file; ours are new
         model.load_state_dict(weights | {name: model.state_dict()[name] for name in last})
         model.features.requires_grad_(False)
     return model
 
 
 def split(root):
-    """Return four fifths of the images, augmented; one fifth, as they are; and the names of the classes."""
-    train, test = datasets.ImageFolder(root, AUGMENTED), datasets.ImageFolder(root, AS_TRAINED)
+    """Return four fifths of the images, augmented; one fifth, not augmented; and the names of the classes."""
+    train, test = datasets.ImageFolder(root, AUGMENTED), datasets.ImageFolder(root, PLAIN)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
     fifth = max(1, len(order) // 5)
     return Subset(train, order[fifth:]), Subset(test, order[:fifth]), train.classes

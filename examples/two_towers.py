@@ -2,8 +2,8 @@
 
 A GPU of 2012 had 3 GB, too little to train the network. So each of two GPUs got a tower, one half of every layer, and
 they exchanged values only where a layer reads both towers: conv3, fc6, fc7 and fc8 (section 3.5, figure 2). Here each
-process stands for a GPU, and uses one where there are two. It stores and trains its half of the weights; both processes
-see the same images. Training goes as in alexnet_2012.py, whose steps it takes, up to rounding.
+process stands for a GPU, and has one of its own if the machine has two. It stores and trains its half of the weights;
+both processes see the same images. Training goes as in alexnet_2012.py, whose steps it takes, up to rounding.
 """
 
 import argparse
@@ -41,8 +41,8 @@ class JoinHalves(torch.autograd.Function):
 
 
 def from_both_towers(half):
-    """Return all channels for a layer that reads both towers. Each process's gradient is only that of its own half of
-    this layer and the next ones, so the gradients of both are added."""
+    """Return all channels for a layer that reads both towers. A process gets only the gradient through its own half of
+    that layer, so the gradients of both are added."""
     return JoinHalves.apply(half, True)
 
 
@@ -69,12 +69,13 @@ def half_linear(layer):
 
 
 def response_norm(x):
-    """Normalize as alexnet_2012.py does; a window never contained channels of both towers."""
+    """Normalize as alexnet_2012.py does, where too the 5 channels are always of one tower."""
     return F.local_response_norm(x, size=5, alpha=5e-4, beta=0.75, k=2.0)
 
 
 class Tower(nn.Module):
-    """This process's half of an AlexNet: images → logits of all classes, whose number must be even."""
+    """This process's half of an AlexNet: images → logits of all classes, an even number of them. Comments: shapes at
+    width 1, 224 pixels, color."""
 
     def __init__(self, whole):
         super().__init__()
@@ -102,7 +103,7 @@ class Tower(nn.Module):
         return logits_of_both_towers(self.fc8(from_both_towers(x)))  # N×1000
 
     def dropout(self, x):
-        """Drop the units that one process would drop: both draw the same mask for the whole layer."""
+        """Drop the units that AlexNet would: both processes draw the mask of the whole layer and use their half."""
         n, units = x.shape
         mask = F.dropout(x.new_ones(n, 2 * units), 0.5, self.training)  # 0 or 2; all 1 in the test
         return x * mask.chunk(2, dim=1)[dist.get_rank()]
@@ -122,9 +123,9 @@ def main():
     device = torch.device("cuda", rank) if two_gpus else torch.device("cpu")
 
     torch.manual_seed(args.seed)  # the same in both: data, crops, noise and the initial weights of the whole network
-    sets, classes = load_digits(side=73)
+    sets, classes = load_digits(side=73)  # 64 · 256/224
     whole = AlexNet(args.width, image_size=64, channels=1, classes=classes)
-    with torch.random.fork_rng(devices=[]):  # Tower draws numbers that one process does not
+    with torch.random.fork_rng(devices=[]):  # take back what Tower draws: alexnet_2012.py does not
         tower = Tower(whole).to(device)
     print(f"process {rank} trains {sum(w.numel() for w in tower.parameters()):,} parameters on {device}")
     log = print if rank == 0 else str  # both processes know the same; one prints it
