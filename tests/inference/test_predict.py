@@ -130,11 +130,18 @@ def test_unreadable_image_does_not_stop_the_others(small_run, tmp_path):
         load(small_run).predict(bad)
 
 
-def test_more_images_than_a_batch(small_run, tmp_path):
-    path = save_digit(tmp_path / "0.png")
-    found = list(load(small_run).predict_many([path] * 70, top=1))
-    assert len(found) == 70
-    assert len({p.labels[0][0] for p in found}) == 1
+def test_more_images_than_are_read_ahead(small_run, tmp_path):
+    paths = [save_digit(tmp_path / f"{i}.png", i) for i in range(3)]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(paths[0].read_bytes()[:60])
+    image = Image.open(paths[2])
+    images = [*paths, bad, image, paths[0].read_bytes()] * 40
+    classifier = load(small_run, device="cpu")
+    expected = [None if one is bad else classifier.predict(one, top=1).labels[0][0] for one in images[:6]]
+    assert len(set(expected)) > 2
+    found = list(classifier.predict_many(iter(images), top=1))
+    assert [p.labels[0][0] if p.labels else None for p in found] == expected * 40
+    assert [p.path for p in found[:6]] == [*map(str, paths), str(bad), "-", "-"]
 
 
 def test_top_is_checked(small_run, tmp_path):

@@ -9,8 +9,11 @@ Importing torch takes longer than classifying an image, so it is imported only w
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +27,7 @@ from alexnet.data.arrays import array_to_image, find_scale
 from alexnet.data.decode import MAX_PIXELS, BadImage, decode_image
 from alexnet.data.deep import CLIPPED, ValueRange
 from alexnet.data.transforms import EvalTransform
-from alexnet.device import pick_device
+from alexnet.device import cpu_count, pick_device
 from alexnet.errors import UserError
 from alexnet.inference.crops import CENTER_CROP, Views, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
@@ -256,16 +259,9 @@ class Classifier:
             raise UserError(f"--top must be at least 1, not {top}.")
         grid = make_views(views, scales)
         transforms = [group.preprocess for group in self.ensemble.input_groups(grid)]
-        pending: list[tuple[AnyImage, Crops | str]] = []
-        for image in images:
-            try:
-                pending.append((image, load_crops(image, transforms)))
-            except BadImage as error:
-                pending.append((image, error.reason))
-            if len(pending) == BATCH_SIZE:
-                yield from self._predict_batch(pending, top, grid)
-                pending = []
-        yield from self._predict_batch(pending, top, grid)
+        loaded = _load_ahead(images, partial(_crops_or_reason, transforms=transforms))
+        while batch := list(itertools.islice(loaded, BATCH_SIZE)):
+            yield from self._predict_batch(batch, top, grid)
 
     def _predict_batch(
         self, pending: list[tuple[AnyImage, Crops | str]], top: int, views: Views
@@ -380,6 +376,33 @@ def load(
             log(found.engine.note)
             return classifier
     return Classifier(load_ensemble(runs, checkpoint, trust, file, log), device, engine, calibrate, log)
+
+
+def _load_ahead(
+    images: Iterable[AnyImage], load: Callable[[AnyImage], Crops | str]
+) -> Iterator[tuple[AnyImage, Crops | str]]:
+    """Yield each image with what `load` returns, in order; files are read a batch ahead, on one thread per core."""
+    pool = ThreadPoolExecutor(cpu_count())
+    waiting: deque[tuple[AnyImage, Callable[[], Crops | str]]] = deque()
+    try:
+        for image in images:
+            in_thread = isinstance(image, (str, Path, bytes))  # one PIL image given twice must not be read by two
+            waiting.append((image, pool.submit(load, image).result if in_thread else partial(load, image)))
+            if len(waiting) > 2 * BATCH_SIZE:
+                first, result = waiting.popleft()
+                yield first, result()
+        for image, result in waiting:
+            yield image, result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the files ahead
+
+
+def _crops_or_reason(image: AnyImage, transforms: Sequence[EvalTransform]) -> Crops | str:
+    """Return an image as each of `transforms` crops it, or why it cannot be read."""
+    try:
+        return load_crops(image, transforms)
+    except BadImage as error:
+        return error.reason
 
 
 class Crops(list[np.ndarray]):
