@@ -182,6 +182,7 @@ def test_a_pickle_as_weights_is_not_run(plant, ending, tmp_path, marker):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", PAYLOADS)
 def test_a_pickle_in_data_is_not_run(plant, tmp_path, marker):
     data = PAYLOADS[plant](marker)
@@ -301,10 +302,11 @@ def plant_pt2(path: Path, marker: Path) -> None:
             archive.writestr(name, as_torch(marker) if "/sample_inputs/" in name else data)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "plant"),
-    [pytest.param("net.pt2", plant_pt2, marks=pytest.mark.slow), ("net.pt", plant_torchscript)],
+    [("net.pt2", plant_pt2), ("net.pt", plant_torchscript)],
 )
 def test_a_valid_checksum_does_not_make_code_trusted(
     name, plant, export_folder, large_images, predict_exit_code, marker

@@ -105,6 +105,7 @@ def test_lookups_are_recorded(environment, tmp_path):
     assert left_behind(tmp_path)[0] == "host.example\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_command_looks_nothing_up(environment, exported, small_run, large_images, tmp_path, case):
     shutil.copytree(small_run, tmp_path / "run")

@@ -51,6 +51,7 @@ def test_results_are_written_and_runs_reused(tmp_path: Path):
     assert again.part.runs[0] == found.part.runs[0]  # claims share runs
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_resumes(tmp_path: Path):
     complete = ablate("ten-crop", base=quick_recipe(), seeds=1, out=tmp_path)
     (summary,) = tmp_path.glob("arms/*/*/summary.json")
@@ -134,6 +135,7 @@ def test_a_rate_whose_loss_becomes_nan_is_not_chosen(tmp_path: Path, monkeypatch
     assert errors == {"0.01": 0.99, "0.1": 0.9, "1": 1.0}
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_too_small_names_the_one_needed(tmp_path: Path):
     with pytest.raises(UserError, match=r"too small: a pair .* give --budget \d+"):
         ablate("overlapping-pool", base=base_recipe(epochs=500), budget=0.05, out=tmp_path)

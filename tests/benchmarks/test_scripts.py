@@ -192,6 +192,7 @@ def test_verdict_on_the_towers(trained, initial, untowered, expected):
         tower_colors.combine([*runs, runs[0]])
 
 
+@pytest.mark.slow
 def test_towers_of_runs(tmp_path, image_folder, small_run, monkeypatch):
     settings = {"arch": "cifar-towers", "image_size": 32, "width": 0.25, "batch_size": 8, "limit_steps": 1, "lr": 1e-9}
     run = Path(train("folder", data=image_folder, out=tmp_path / "run", seed=3, **settings).run)

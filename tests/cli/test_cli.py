@@ -369,6 +369,7 @@ def test_a_picture_on_stdin(small_run, capsys, monkeypatch):
     assert prediction["labels"]
 
 
+@pytest.mark.slow
 def test_resume_from_the_command_line(capsys, small_run, tmp_path):
     copy = shutil.copytree(small_run, tmp_path / "copy")
     assert run(["resume", str(copy), "--json"]) == 0

@@ -167,6 +167,7 @@ def test_resized_crop_is_taken_from_the_full_image(files):
         assert flipped.shape == batch.images.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop", ["resized", "random"])
 def test_any_number_of_workers_gives_the_same_batches(crop, files):
     def batches(workers: int, start: int = 0) -> list[Batch]:

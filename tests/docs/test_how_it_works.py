@@ -194,6 +194,7 @@ def test_both_pages_have_the_same_numbers() -> None:
     assert english_images == chinese_images
 
 
+@pytest.mark.slow
 def test_figures_are_used_and_small(tmp_path: Path, figures: ModuleType) -> None:
     used = set(re.findall(r"\(img/([\w.-]+)\)", text(PAGES[0])))
     assert set(figures.FIGURES) == {name for name in used if not name.startswith("show-")}  # drawn by `alexnet show`

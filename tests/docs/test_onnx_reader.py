@@ -102,6 +102,7 @@ def test_reader_gives_the_labels_of_the_product(files, images, case):
     assert len({line.rsplit(maxsplit=1)[1] for line in lines}) > len(lines) / 2  # the images are distinguished
 
 
+@pytest.mark.slow
 def test_reader_refuses_what_it_would_read_wrongly(files, tmp_path):
     image = tmp_path / "float.tif"
     Image.fromarray(np.ones((40, 40), np.float32)).save(image)

@@ -260,6 +260,7 @@ def test_two_towers_are_one_network(processes: Ranks) -> None:
 # ── fine-tuning ───────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_finetuning_learns_from_given_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,13 +41,14 @@ def write(folder: Path, network: str = "cifar", precision: str = "fp32", opset: 
     return folder / "net.onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "opset", "expected"),
     [
         ("cifar", None, (14, 7, "1.12")), ("cifar", 17, (17, 8, "1.12")),
-        pytest.param("cifar-towers", None, (18, 8, "1.14"), marks=pytest.mark.slow),
-        pytest.param("cifar", 20, (20, 9, "1.17"), marks=pytest.mark.slow),
-        pytest.param("cifar", 23, (23, 11, "1.23"), marks=pytest.mark.slow),
+        ("cifar-towers", None, (18, 8, "1.14")),
+        ("cifar", 20, (20, 9, "1.17")),
+        ("cifar", 23, (23, 11, "1.23")),
     ],
 )  # fmt: skip
 def test_file_has_the_lowest_versions_or_those_asked_for(tmp_path, network, opset, expected):

@@ -20,7 +20,7 @@ def _remove_scratch() -> Iterator[None]:
     scratch.cache_clear()
 
 
-SLOW = {"bad_input"}  # 120 commands, many of which tests/test_bad_input.py runs, too
+SLOW = {"bad_input", "batches", "digits", "eval_predict"}  # several seconds each
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in GOLDENS])

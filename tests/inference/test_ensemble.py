@@ -182,6 +182,7 @@ def test_leading_arguments_that_are_runs_form_the_ensemble(small_run, other_run,
     assert "Name at least one image" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_eval_takes_several_runs(small_run, other_run, capsys):
     arguments = ["eval", str(small_run), str(other_run), "--ten-crop", "--scales", "1", "1.15", "--json"]
     assert run(arguments) == 0

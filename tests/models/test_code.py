@@ -195,6 +195,7 @@ def test_the_source_is_plain_ascii_python_that_imports_torch_alone(tmp_path):
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_the_source_runs_as_a_script(tmp_path):
     file = tmp_path / "net.py"
     file.write_text(architecture_code("lenet"))

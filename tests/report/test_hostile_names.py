@@ -67,7 +67,8 @@ def hostile_run(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("lang", ["en", pytest.param("zh", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lang", ["en", "zh"])
 def test_report(hostile_run, lang):
     path, *_ = write_report(hostile_run, lang)
     page = check_that_names_are_text(path, [name for name in NAMES if name.isprintable()])
@@ -75,6 +76,7 @@ def test_report(hostile_run, lang):
     assert {title for tag, a in page.elements if tag == "span" and (title := a.get("title"))} >= set(NAMES[:3])
 
 
+@pytest.mark.slow
 def test_comparison(hostile_run, tmp_path):
     other = make_fake_run(tmp_path / HOSTILE[1], classes=3, recipe={"data": "</script><b>"})
     path, *_ = write_comparison([hostile_run, other])

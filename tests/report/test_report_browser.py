@@ -131,6 +131,7 @@ def right_edge(png: bytes) -> float:
     return float(np.asarray(Image.open(io.BytesIO(png)).convert("L"))[:, -1].mean())
 
 
+@pytest.mark.slow
 def test_overlap_is_detected(browser):
     """`OVERLAPS`, which the tests above rely on, finds overlapping lines."""
     page = browser.new_page()

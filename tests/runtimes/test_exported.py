@@ -31,6 +31,7 @@ from alexnet.runtimes.manifest import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml"])
 def test_predict_needs_no_torch(exported, checkpoint, large_images, name):
     image = large_images / "leaf" / "2.jpg"

@@ -76,6 +76,7 @@ def digits():
     return load_dataset("digits").splits["val"].images.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAX_DIFFERENCE)
 def test_engine_agrees_with_exact(small_run, cache, digits, name):
     loaded = load_model(small_run)

@@ -215,6 +215,7 @@ def test_endless_request_head_is_431(models: Models, pieces: list[bytes]) -> Non
         assert server._app.state.metrics.accepted <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "settings", "status"),
     [

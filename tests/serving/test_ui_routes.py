@@ -234,6 +234,7 @@ def test_limits_and_token_apply_to_explanations(models, digit):
         assert response.status_code == 415
 
 
+@pytest.mark.slow
 def test_concurrent_explanations_do_not_affect_each_other(models, client):
     explainer = Explainer("digits", models["digits"])
     images = [decode_image(client.get(f"/v1/samples/{number}").content, 1) for number in range(12)]

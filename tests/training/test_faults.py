@@ -62,9 +62,10 @@ def assert_resumes(run: Path, uninterrupted: dict[str, object], fork_server: For
     return again.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
-    ["write", *(pytest.param(m, marks=pytest.mark.slow) for m in ("rename", "validation"))],
+    ["write", "rename", "validation"],
 )
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(moment, uninterrupted, fork_server, tmp_path):
     killed = None

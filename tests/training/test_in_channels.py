@@ -43,6 +43,7 @@ def test_the_network_has_one_channel_and_measures_one_mean(trained):
     assert next(p for p in model.model.parameters()).shape[1] == 1
 
 
+@pytest.mark.slow
 def test_it_is_used_by_eval_predict_and_further_training(trained, data, tmp_path, capsys):
     assert run(["eval", str(trained), "--data", str(data), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 20

@@ -77,6 +77,7 @@ def numbers(run: Path) -> list[int]:
     return [row["threads"] for row in Run(run).metrics()]
 
 
+@pytest.mark.slow
 def test_chosen_at_the_start_and_kept_by_resume(tmp_path, two_cores, monkeypatch):
     asked = inject(monkeypatch, {1: 527, 2: 64})
     run = train("digits", out=tmp_path / "run", progress=Silent(), **{**TINY, "epochs": 1}).run

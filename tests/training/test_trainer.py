@@ -110,6 +110,7 @@ def test_deterministic_changes_nothing_on_the_cpu(tmp_path):
     assert equal_weights(read_weights(plain), read_weights(strict))
 
 
+@pytest.mark.slow
 def test_accumulation_takes_the_same_step(tmp_path):
     """Without batch norm, in four micro-batches (101 does not divide by 4) and with dropout."""
     shared = {
@@ -463,6 +464,7 @@ def test_early_stopping_and_extending_such_a_run(tmp_path):
     assert message in messages
 
 
+@pytest.mark.slow
 def test_the_plateau_schedule_ends_a_run_after_its_last_drop(tmp_path):
     result = train_tiny(
         out=tmp_path / "run", epochs=9, lr=0.0, norm="none", schedule="plateau", patience=0, max_drops=1

@@ -279,6 +279,7 @@ def test_a_flipped_bit_in_a_large_dataset_is_detected_when_read(request, kind, t
         list(BatchLoader(files, PREPROCESS, Augment(crop="random"), batch_size=4, workers=workers).batches(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_intact_shard_is_verified_once(pixels, tmp_path, monkeypatch, workers):
     """Regardless of how often, and in how many processes, it is mapped."""

@@ -250,7 +250,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [{k: row[k] for k in keys} for row in Run(run).metrics()]
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_a_resumed_run_equals_an_uninterrupted_one(processes: Ranks, tmp_path: Path, count: int) -> None:
     assert processes(count, train_short, tmp_path / "uninterrupted", False) == [(0, "")] * count
     results = processes(count, train_short, tmp_path / "stopped", True)
