@@ -322,6 +322,7 @@ def test_a_valid_checksum_does_not_make_code_trusted(
     assert marker.exists()  # otherwise this test could not fail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trust", [[], ["--trust"]])
 def test_torchscript_with_another_suffix_is_not_opened(trust, export_folder, predict_exit_code, marker):
     plant_torchscript(export_folder / "net.onnx", marker)

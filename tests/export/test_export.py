@@ -57,6 +57,7 @@ def export(checkpoint, images, kind, folder, **settings):
         return exporter.export(kind, target(folder, kind))
 
 
+@pytest.mark.slow
 def test_the_python_function_displays_its_comparison(checkpoint, large_images, tmp_path):
     out = tmp_path / "<net>.onnx"
     found = alexnet.export(checkpoint, "onnx", out=str(out), images=str(large_images))

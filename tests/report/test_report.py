@@ -21,6 +21,7 @@ def section_ids(page: str) -> list[str]:
     return re.findall(r'<section id="([^"]*)"', page)
 
 
+@pytest.mark.slow
 def test_report_of_a_trained_run(small_run, tmp_path):
     """It is complete, self-contained, small, and the same when written again."""
     run = Run(shutil.copytree(small_run, tmp_path / "a <run>"))

@@ -117,6 +117,7 @@ def test_mean_image_is_in_the_file():
     assert np.abs(expected - without).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_eval_with_an_engine(small_run, cache):
     exact = evaluate(small_run, device="cpu")
     stored = Run(small_run).path / "evaluation" / "test.parquet"
@@ -242,6 +243,7 @@ def run_without(packages: str, *arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", pytest.param("openvino-int8-fc", marks=pytest.mark.slow)])
 def test_cached_engine_needs_no_torch(small_run, cache, image, capsys, name):
     arguments = ["predict", str(small_run), str(image), "--engine", name, "--json"]

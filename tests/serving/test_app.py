@@ -68,6 +68,7 @@ def request(port: int, method: str = "POST", path: str = "/v1/predict") -> tuple
         return response.status, dict(response.getheaders()), json.loads(response.read())
 
 
+@pytest.mark.slow
 @POSIX
 def test_sigterm_drops_no_accepted_request(checkpoint: Path) -> None:
     with server_process(str(checkpoint), "--drain", "1.5", "--max-batch", "4") as (first, process, output):

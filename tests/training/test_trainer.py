@@ -192,7 +192,7 @@ MANUAL_SCHEDULE = {
 
 @pytest.mark.parametrize(
     ("signum", "code", "settings"),
-    [(signal.SIGINT, 130, {}), (signal.SIGTERM, 143, MANUAL_SCHEDULE)],
+    [(signal.SIGINT, 130, {}), pytest.param(signal.SIGTERM, 143, MANUAL_SCHEDULE, marks=pytest.mark.slow)],
     ids=["sgd", "sgd2012"],
 )
 def test_a_run_stopped_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(tmp_path, signum, code, settings):
@@ -235,6 +235,7 @@ def test_lr_changes_added_to_a_finished_run_apply_when_resumed(tmp_path):
     assert [row["lr"] for row in run.metrics()] == [0.02, 0.02]
 
 
+@pytest.mark.slow
 def test_a_stop_while_extending_a_finished_run(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr("alexnet.training.trainer.LOG_EVERY", 5)
     run = Run(shutil.copytree(small_run, tmp_path / "copy"))
@@ -253,6 +254,7 @@ def test_a_stop_at_the_last_step_is_ignored(tmp_path):
     assert result.summary["complete"]
 
 
+@pytest.mark.slow
 def test_resume_completes_a_run_that_crashed_after_its_last_checkpoint(tmp_path, monkeypatch):
     """Killed between the checkpoint of the last epoch and everything written after it."""
 
@@ -378,6 +380,7 @@ def test_a_nan_loss_ends_training_with_advice(tmp_path):
         train_tiny(out=tmp_path / "run", norm="none", lr=1e6, momentum=0.99, schedule="constant", epochs=20)
 
 
+@pytest.mark.slow
 def test_an_alarm_is_shown_once_and_kept(tmp_path):
     recorder = LogRecorder()
     settings = {"batch_size": 12, "lr": 1e-12, "norm": "none", "width": 0.0625}
