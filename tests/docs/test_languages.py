@@ -9,7 +9,7 @@ import pytest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NAMES = sorted(page.name.removesuffix(".zh-CN.md") for page in DOCS.glob("*.zh-CN.md"))
-SAME_NUMBERS = ("export", "own-images", "recipes", "serving", "tutorials", "variants")
+SAME_NUMBERS = ("distributed", "export", "own-images", "packed-data", "recipes", "serving", "tutorials", "variants")
 pages = pytest.mark.parametrize("name", NAMES)
 
 
