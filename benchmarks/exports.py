@@ -22,7 +22,7 @@ from alexnet.errors import UserError
 from alexnet.export.export import Exporter
 from alexnet.export.parity import TOLERANCE, ExportFailed
 from alexnet.inference.evaluate import evaluate
-from alexnet.runtimes.manifest import FORMATS, PRECISIONS
+from alexnet.runtimes.manifest import FORMATS, PRECISIONS, WEB
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -40,10 +40,10 @@ def main() -> None:
         for precision in PRECISIONS:
             with Exporter(given.run, precision=precision, tolerance=1.0) as exporter:
                 for kind, form in FORMATS.items():
-                    if precision not in form.precisions:
+                    if precision not in form.precisions or kind == WEB:
                         continue
                     try:
-                        found = exporter.export(kind, Path(folder) / f"net{PRECISIONS[precision]}{form.suffix}")
+                        found = exporter.export(kind, Path(folder) / f"net-{precision}{form.suffix}")
                     except (UserError, ExportFailed) as error:
                         left_out.append({"format": kind, "precision": precision, "reason": str(error)})
                         continue

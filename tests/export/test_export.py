@@ -510,7 +510,7 @@ def test_onnx_file_works_without_this_package(checkpoint, large_images, tmp_path
 
 @pytest.mark.slow
 def test_all_formats_in_one_command(checkpoint, large_images, tmp_path, monkeypatch, capsys):
-    lacking = ("executorch", "openvino", "huggingface_hub")
+    lacking = ("executorch", "openvino", "huggingface_hub", "playwright")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in lacking else object())
     assert run(["export", str(checkpoint), "all", "--images", str(large_images), "--json"]) == 0
@@ -521,6 +521,7 @@ def test_all_formats_in_one_command(checkpoint, large_images, tmp_path, monkeypa
         "executorch",
         "torchvision-weights",
         "huggingface",
+        "web",
     ]
     for one in found["exports"]:
         assert {"file", "format", "size", "max_abs_diff", "top1_agreement", "images"} <= one.keys()
@@ -528,17 +529,17 @@ def test_all_formats_in_one_command(checkpoint, large_images, tmp_path, monkeypa
 
 
 def test_failing_format_does_not_stop_the_others(checkpoint, large_images, tmp_path, monkeypatch, capsys):
-    for kind in ("openvino", "torchscript", "executorch", "huggingface"):
+    for kind in ("openvino", "torchscript", "executorch", "huggingface", "web"):
         monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], precisions=()))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "export" / "cifar.pt2").mkdir(parents=True)  # a folder where the file should go
-    command = ["export", str(checkpoint), "all", "--images", str(large_images), "--json"]
+    command = ["export", str(checkpoint), "all", "--fp32", "--images", str(large_images), "--json"]
     assert run(command) == 1
     found = json.loads(capsys.readouterr().out)
     assert [x["format"] for x in found["exports"]] == ["onnx"]
     assert [x["format"] for x in found["failed"]] == ["pt2"]
     assert "cifar.pt2 is a folder" in found["failed"][0]["reason"]
-    assert len(found["left_out"]) == 5
+    assert len(found["left_out"]) == 6
 
     for kind in ("onnx", "pt2"):
         monkeypatch.setitem(FORMATS, kind, replace(FORMATS[kind], precisions=()))

@@ -43,10 +43,12 @@ def test_texts_have_the_same_placeholders_in_both_languages(key):
 def test_every_text_is_used():
     """Those of the web page are held to its scripts in tests/serving."""
     package = Path(alexnet.__file__).parent
-    folders = [package / name for name in ("cli", "messages", "plots", "report", "serving")]
+    folders = [package / name for name in ("cli", "export", "messages", "plots", "report", "serving")]
     files = [path for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".html", ".js")]
     used = set(re.findall(r"""["']([a-z0-9_-]+)["']""", "".join(path.read_text() for path in files)))
-    prefixes = ("advice", "split", "docs", "operation", "saliency", "saliency_name", "saliency_unit")
+    used |= set(re.findall(r"\btexts\.([a-z_-]+)", "".join(path.read_text() for path in files)))
+    used |= {f"error_{name}" for name in used}
+    prefixes = ("advice", "split", "docs", "operation", "saliency", "saliency_name", "saliency_unit", "app")
     used |= {f"{prefix}_{name}" for prefix in prefixes for name in used} | {f"{name}_note" for name in used}  # composed
     assert not {key for key in ENGLISH if not key.startswith("web_")} - used
 

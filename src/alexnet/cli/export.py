@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alexnet.cli.output import log, print_json, print_lines, print_table
+from alexnet.cli.output import LANGUAGE, log, print_json, print_lines, print_table
 from alexnet.errors import UserError
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
 
@@ -26,13 +26,17 @@ def export(
     images: Path | None = None,
     tolerance: float | None = None,
     opset: int | None = None,
+    fp32: bool = False,
+    lang: Literal["en", "zh"] | None = None,
+    parity: bool = True,
     checkpoint: Literal["best", "last"] = "best",
     file: FileOptions = NO_OPTIONS,
     json: bool = False,
 ) -> int:
     """Write a network for other programs, after checking that the file agrees with the run on real images.
 
-    Formats: onnx, openvino, torchscript (deprecated), pt2, executorch, torchvision-weights, huggingface; or all.
+    Formats: onnx, openvino, torchscript (deprecated), pt2, executorch, torchvision-weights, huggingface, web
+    (an HTML file that classifies images in any browser, offline); or all.
 
     Args:
         run: A run folder, 'last', a checkpoint folder, torchvision:IMAGENET1K_V1, or a file of weights.
@@ -45,6 +49,9 @@ def export(
         images: Compare, and calibrate, on the images in this folder; on the run's validation images by default.
         tolerance: Largest accepted difference of a probability; 0.001, or 0.01 with --half or --quantize.
         opset: Of ONNX: the operators' version, such as 17; by default the lowest that the network needs.
+        fp32: Of web: all weights in float32, instead of 8 bits in the fully connected layers and float16 elsewhere.
+        lang: Of web: language of the page, English or Chinese; by default the system's.
+        parity: Of web: compare it with the run in a browser; without, the file says that it is unchecked.
         checkpoint: Which checkpoint of the run.
         json: Print one JSON document.
     """
@@ -54,7 +61,7 @@ def export(
     check_runs(run)
     if format is None:
         raise UserError(f"Name a format: 'alexnet export {run} onnx', or one of {', '.join(FORMATS)}, all.")
-    precision = check_request(format, half, quantize, opset, out)
+    precision = check_request(format, half, quantize, opset, out, fp32, lang, parity)
     from alexnet.export.export import Exporter
     from alexnet.export.parity import ExportFailed
 
@@ -63,7 +70,7 @@ def export(
     with Exporter(
         run, images=images, checkpoint=checkpoint, with_preprocessing=with_preprocessing,
         precision=precision, tolerance=tolerance, opset=opset,
-        file=file, log=log,
+        file=file, lang=lang or LANGUAGE, parity=parity, log=log,
     ) as exporter:  # fmt: skip
         for kind in kinds:
             try:
@@ -73,7 +80,7 @@ def export(
                 if format != "all":
                     raise
                 left_out.append({"format": kind, "reason": str(error)})
-        if len(supported) > 1:
+        if len(supported) > 1:  # all
             _ = exporter.reference  # fails once for all formats if there are no images
         for kind in supported:
             try:
@@ -95,7 +102,10 @@ def export(
 def _show(done: Sequence[Export]) -> None:
     if not done:
         return
-    reference = done[0].reference
+    reference, compared = done[0].reference, [(found, found.parity) for found in done if found.parity is not None]
+    if reference is None:  # of the format web, which is then alone
+        print_lines(f"{done[0].file}: {done[0].size / 1e6:.2f} MB, not compared with the run.")
+        return
 
     def share(x: float | None) -> str:
         return "" if x is None else f"{x:.2%}"
@@ -106,16 +116,15 @@ def _show(done: Sequence[Export]) -> None:
             ("the run (torch)", "", *(_ms(reference.seconds[n]) for n in ("1", "32")), "", "", share(reference.top1),
              ""),
             *(
-                (found.kind, f"{found.size / 1e6:.2f} MB", *(_ms(found.parity.seconds[n]) for n in ("1", "32")),
-                 f"{found.parity.max_abs_diff:.1e}", share(found.parity.top1_agreement), share(found.parity.top1),
-                 found.file)
-                for found in done
+                (found.kind, f"{found.size / 1e6:.2f} MB", *(_ms(parity.seconds.get(n)) for n in ("1", "32")),
+                 f"{parity.max_abs_diff:.1e}", share(parity.top1_agreement), share(parity.top1), found.file)
+                for found, parity in compared
             ),
         ],
     )  # fmt: skip
     print_lines(
         "",
-        f"Compared on {done[0].parity.images:,} images {reference.images.description}; FILE.json describes each file.",
+        f"Compared on {compared[0][1].images:,} images {reference.images.description}; FILE.json describes each file.",
         *(
             "ONNX opset {opset}, IR version {ir_version}: onnxruntime {oldest_onnxruntime} and newer read it.".format(
                 **found.compatibility
@@ -125,9 +134,9 @@ def _show(done: Sequence[Export]) -> None:
         ),
         "",
         "Next:",
-        f"  alexnet predict {done[0].file} IMAGE…",
+        f"  Open {done[0].file} in a browser." if done[0].kind == "web" else f"  alexnet predict {done[0].file} IMAGE…",
     )
 
 
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.2f} ms"
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.2f} ms"

@@ -1,7 +1,8 @@
 """Exporting trained models to other runtimes, verified against the trainer before the file is kept.
 
 Public names: `export.Exporter`, `export.Export`, `parity.ExportFailed`.
-Read in this order: export (the procedure, one writer per format), parity (the comparison).
+Read in this order: export (the procedure, one writer per format), parity (the comparison), web (the page for any
+browser, whose scripts are in web/), browser (opens it).
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ class _ExportPackage(ModuleType):
         tolerance: float | None = None,
         opset: int | None = None,
         file: FileOptions = NO_OPTIONS,
+        fp32: bool = False,
+        lang: str | None = None,
+        parity: bool = True,
     ) -> Export:
         """Write a network in a format such as onnx, as the command `alexnet export` does, and return how it compares.
 
@@ -54,7 +58,7 @@ class _ExportPackage(ModuleType):
         target = Path(out) if out else None
         if format not in FORMATS:
             raise unknown_name("format", format, FORMATS)
-        precision = check_request(format, half, quantize, opset, target)
+        precision = check_request(format, half, quantize, opset, target, fp32, lang, parity)
         from alexnet.export.export import Exporter
         from alexnet.progress import default_progress
 
@@ -63,7 +67,7 @@ class _ExportPackage(ModuleType):
             Exporter(
                 run, images=Path(images) if images else None, checkpoint=checkpoint,
                 with_preprocessing=with_preprocessing, precision=precision, tolerance=tolerance, opset=opset,
-                file=file, log=progress.log,
+                file=file, lang=lang or "en", parity=parity, log=progress.log,
             ) as exporter,
         ):  # fmt: skip
             return exporter.export(format, target)

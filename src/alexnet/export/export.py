@@ -25,7 +25,9 @@ import torch
 
 from alexnet.errors import UserError, unknown_name
 from alexnet.export import parity
-from alexnet.export.parity import TOLERANCE, ExportFailed, Parity, Reference
+from alexnet.export.browser import find_browser
+from alexnet.export.parity import TOLERANCE, ExportFailed, ImageSet, Parity, Reference
+from alexnet.export.web import check_web, sample_images, write_web
 from alexnet.files import write_json
 from alexnet.inference.load import calibration_images, load_model, load_run_dataset
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
@@ -46,6 +48,7 @@ from alexnet.runtimes.manifest import (
     FORMATS,
     KEY,
     PRECISIONS,
+    WEB,
     Manifest,
     check_format,
     check_writable,
@@ -71,22 +74,26 @@ class Export:
     precision: str
     size: int
     """Total bytes of its files."""
-    parity: Parity
+    parity: Parity | None
+    """None for a file that was not compared."""
     tolerance: float
-    reference: Reference
+    reference: Reference | None
+    """None as above."""
     compatibility: Mapping[str, Any] = field(default_factory=dict)
     """Of ONNX: its opset, IR version, and the oldest onnxruntime that reads it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `alexnet export`."""
+        written = {"file": str(self.file), "format": self.kind, "precision": self.precision, "size": self.size}
+        found, reference = self.parity, self.reference
+        if found is None or reference is None:
+            return {**written, "max_abs_diff": None, "top1_agreement": None, "images": 0}
         return {
-            "file": str(self.file), "format": self.kind, "precision": self.precision, "size": self.size,
-            "max_abs_diff": self.parity.max_abs_diff, "tolerance": self.tolerance,
-            "top1_agreement": self.parity.top1_agreement, "images": self.parity.images,
-            "top1": self.parity.top1, "run_top1": self.reference.top1,
-            "seconds": self.parity.seconds, "run_seconds": self.reference.seconds,
-            "without_torch": self.parity.without_torch,
-            "unreadable": self.reference.unreadable, "note": self.reference.note, **self.compatibility,
+            **written, "max_abs_diff": found.max_abs_diff, "tolerance": self.tolerance,
+            "top1_agreement": found.top1_agreement, "images": found.images,
+            "top1": found.top1, "run_top1": reference.top1,
+            "seconds": found.seconds, "run_seconds": reference.seconds, "without_torch": found.without_torch,
+            "unreadable": reference.unreadable + found.unreadable, "note": reference.note, **self.compatibility,
         }  # fmt: skip
 
     def __repr__(self) -> str:
@@ -96,8 +103,11 @@ class Export:
         from alexnet.notebook.display import render_table
 
         found = self.parity
+        size = ("size", f"{self.size / 1e6:.2f} MB")
+        if found is None:
+            return render_table(f"{self.file} was not compared with the run", [size])
         rows = [
-            ("size", f"{self.size / 1e6:.2f} MB"),
+            size,
             ("largest difference of a probability", f"{found.max_abs_diff:.1e}"),
             ("images with the same label", f"{found.top1_agreement:.2%} of {found.images:,}"),
             *((f"{n} image" + "s" * (n != "1"), f"{1000 * s:.2f} ms") for n, s in found.seconds.items()),
@@ -118,13 +128,15 @@ class Exporter:
         images: Path | None = None,
         checkpoint: str = "best",
         with_preprocessing: bool = False,
-        precision: str = "fp32",
+        precision: str | None = None,
         tolerance: float | None = None,
         opset: int | None = None,
         file: FileOptions = NO_OPTIONS,
+        lang: str = "en",
+        parity: bool = True,
         log: Callable[[str], object] = lambda _: None,
     ) -> None:
-        if precision not in PRECISIONS:
+        if precision is not None and precision not in PRECISIONS:
             raise unknown_name("precision", precision, PRECISIONS)
         if tolerance is not None and not 0 < tolerance <= 1:
             raise UserError(f"--tolerance must be a difference of probabilities between 0 and 1, not {tolerance:g}.")
@@ -132,8 +144,7 @@ class Exporter:
             raise UserError(f"--opset must be between {MIN_OPSET} and {max(OLDEST_ONNXRUNTIME)}, not {opset}.")
         self.loaded = load_model(run, checkpoint, file, log)
         self._images, self._pixels, self._precision, self._log = images, with_preprocessing, precision, log
-        self._opset = opset
-        self._tolerance = TOLERANCE[precision] if tolerance is None else tolerance
+        self._opset, self._tolerance, self._lang, self._compares = opset, tolerance, lang, parity
         self._temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
 
     def __enter__(self) -> Exporter:
@@ -147,6 +158,11 @@ class Exporter:
         check_format(kind)
         check_writable(kind, self._precision)
         model = self.loaded.model
+        if kind == WEB:
+            check_web(self.loaded)
+            if self._compares:
+                find_browser()
+            return
         if self._pixels and not FORMATS[kind].graph and kind != "huggingface":
             raise UserError(f"The format {kind} holds only weights and cannot normalize; omit --with-preprocessing.")
         if self.loaded.preprocess.mean_image is not None and not self._pixels:
@@ -168,30 +184,32 @@ class Exporter:
         or differs from the run by more than the tolerance.
         """
         self.check(kind)
-        target = self._target(kind, out)
+        target, precision = self._target(kind, out), self._precision_of(kind)
+        tolerance = TOLERANCE[precision] if self._tolerance is None else self._tolerance
         with _temporary_folder_beside(target) as temporary:
-            reference = self.reference  # computed first: without images nothing is written
+            reference = self.reference if self._compares else None  # first: without images nothing is written
             written = temporary / target.name
             try:
                 if kind == "torchscript":
                     self._log(DEPRECATED)
-                manifest = describe(self.loaded, kind, self._pixels, self._precision)
+                manifest = describe(self.loaded, kind, self._pixels or kind == WEB, precision)
                 load_images = partial(calibration_images, self.loaded, self._images, "--images")
                 with quiet():
-                    write = partial(write_onnx, opset=self._opset) if kind == "onnx" else _WRITERS[kind]
-                    manifest = write(self.loaded, manifest, written, load_images)
+                    manifest = self._writer(kind)(self.loaded, manifest, written, load_images)
                     manifest = write_manifest(written, manifest)
-                result = parity.compare(written, kind, reference)
-                if not result.max_abs_diff <= self._tolerance:  # NaN fails too
-                    raise ExportFailed(self._mismatch_message(kind, result))
+                result, measured = None, None
+                if reference is not None:
+                    result = parity.compare(written, kind, reference)
+                    if not result.max_abs_diff <= tolerance:  # NaN fails too
+                        raise ExportFailed(_mismatch_message(kind, precision, result, tolerance))
+                    measured = {
+                        "images": result.images, "compared_on": reference.images.description,
+                        "max_abs_diff": result.max_abs_diff, "tolerance": tolerance,
+                        "top1_agreement": result.top1_agreement,
+                        "unreadable": reference.unreadable + result.unreadable, "note": reference.note,
+                    }  # fmt: skip
                 folder = written if written.is_dir() else temporary
                 size = sum((folder / name).stat().st_size for name in manifest.sums)
-                measured = {
-                    "images": result.images, "compared_on": reference.images.description,
-                    "max_abs_diff": result.max_abs_diff, "tolerance": self._tolerance,
-                    "top1_agreement": result.top1_agreement, "unreadable": reference.unreadable,
-                    "note": reference.note,
-                }  # fmt: skip
                 complete = replace(manifest, about={**manifest.about, "parity": measured})
                 write_json(manifest_path(written), complete.to_dict())
                 _move_into_place(temporary, target)
@@ -205,30 +223,47 @@ class Exporter:
                     "MiB are free there); nothing was left behind."
                 ) from error
         compatibility = {key: manifest.about[key] for key in COMPATIBILITY if key in manifest.about}
-        return Export(target, kind, self._precision, size, result, self._tolerance, reference, compatibility)
+        return Export(target, kind, precision, size, result, tolerance, reference, compatibility)
 
     @cached_property
-    def reference(self) -> Reference:
-        """The run's own predictions on the images to compare on."""
+    def images(self) -> ImageSet:
+        """The images to compare on. Raises `UserError` where there are none."""
         loaded = self.loaded
         if self._images is not None:
-            images = parity.folder_images(self._images, loaded.classes)
-        elif loaded.run is None:
+            return parity.folder_images(self._images, loaded.classes)
+        if loaded.run is None:
             raise UserError(
                 "This model comes without images to compare the exported file on; pass a folder of typical images "
                 "with --images."
             )
-        else:
-            try:
-                dataset = load_run_dataset(loaded.run, None)
-            except UserError as error:
-                raise UserError(f"{str(error).rstrip('.')}; or compare on other images with --images DIR.") from error
-            images = parity.dataset_images(dataset, loaded.classes, Path(self._temporary.name))
-        reference = parity.compute_reference(loaded, images)
-        self._log(f"Comparing on {len(reference.images.files):,} images {images.description}.")
+        try:
+            dataset = load_run_dataset(loaded.run, None)
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; or compare on other images with --images DIR.") from error
+        return parity.dataset_images(dataset, loaded.classes, Path(self._temporary.name))
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The run's own predictions on these images."""
+        reference = parity.compute_reference(self.loaded, self.images)
+        self._log(f"Comparing on {len(reference.images.files):,} images {reference.images.description}.")
         if reference.note:
             self._log(f"Note: {reference.note}.")
         return reference
+
+    def _precision_of(self, kind: str) -> str:
+        return self._precision or FORMATS[kind].precisions[0]
+
+    def _writer(self, kind: str) -> Writer:
+        if kind == "onnx":
+            return partial(write_onnx, opset=self._opset)
+        if kind == WEB:
+            try:
+                images = self.images
+            except UserError:  # only where they are not needed for the comparison either
+                images = None
+            return partial(write_web, samples=sample_images(images), lang=self._lang, checked=self._compares)
+        return _WRITERS[kind]
 
     def _target(self, kind: str, out: Path | None) -> Path:
         """Return the path to write. Raises `UserError` if something else would be overwritten."""
@@ -236,7 +271,9 @@ class Exporter:
         if out is None:
             run = self.loaded.run
             home = run.path / "export" if run else Path("export")
-            name = f"{run.name if run else self.loaded.model.spec.name.replace('/', '-')}{PRECISIONS[self._precision]}"
+            name = run.name if run else self.loaded.model.spec.name.replace("/", "-")
+            precision = self._precision_of(kind)
+            name += "" if precision == FORMATS[kind].precisions[0] else f"-{precision}"
             out = home / (name + suffix if suffix else f"{name}-huggingface")
         if not suffix:
             ours = out.is_dir() and (not any(out.iterdir()) or manifest_path(out).is_file())
@@ -252,14 +289,18 @@ class Exporter:
             raise UserError(f"{weights}, where the weights of {out} would go, is another file; choose another --out.")
         return out
 
-    def _mismatch_message(self, kind: str, result: Parity) -> str:
-        closer = self._precision == "int8" and "int8-fc" in FORMATS[kind].precisions
-        advice = "--quantize int8-fc is far closer, and " if closer else ""
-        return (
-            f"The {kind} file differs from the run by {result.max_abs_diff:.2g} in probability, more than the "
-            f"tolerance of {self._tolerance:g}, at {result.worst} (same label on {result.top1_agreement:.1%} of "
-            f"{result.images:,} images), so nothing was left behind; {advice}--tolerance allows a larger difference."
-        )
+
+def _mismatch_message(kind: str, precision: str, result: Parity, tolerance: float) -> str:
+    closer = ""
+    if precision == "int8" and "int8-fc" in FORMATS[kind].precisions:
+        closer = "--quantize int8-fc is far closer, and "
+    if kind == WEB and precision != "fp32":
+        closer = "--fp32 is far closer, and "
+    return (
+        f"The {kind} file differs from the run by {result.max_abs_diff:.2g} in probability, more than the "
+        f"tolerance of {tolerance:g}, at {result.worst} (same label on {result.top1_agreement:.1%} of "
+        f"{result.images:,} images), so nothing was left behind; {closer}--tolerance allows a larger difference."
+    )
 
 
 @contextmanager

@@ -25,12 +25,13 @@ from alexnet.data.image_folder import find_images
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import package_environment
 from alexnet.errors import ShownAsMessage, UserError
+from alexnet.export.browser import classify_in_browser
 from alexnet.files import read_json, write_json
 from alexnet.inference.load import evenly_spaced, load_image
 from alexnet.inference.predict import BATCH_SIZE
 from alexnet.runtimes.engines import Engine, LoadedModel, TorchEngine, softmax
 from alexnet.runtimes.exported import open_exported
-from alexnet.runtimes.manifest import FORMATS
+from alexnet.runtimes.manifest import FORMATS, WEB
 
 ENOUGH_IMAGES = 200  # with fewer, the comparison carries a note
 MAX_IMAGES = 1000
@@ -111,6 +112,8 @@ class Parity:
     """Accuracy of the file on the labeled images; None without any."""
     seconds: dict[str, float]
     without_torch: bool
+    unreadable: int = 0
+    """Number of images that were skipped because the file's runtime does not read their format."""
 
 
 # ── images to compare on ──────────────────────────────────────────────────────────────────────────
@@ -170,7 +173,7 @@ class Job:
     output: Path
     """The .npy file for the probabilities."""
     min_seconds: float
-    """Spent on each latency measurement."""
+    """Spent on each latency measurement; a browser measures each image once."""
 
 
 def run_job(job_file: Path) -> None:
@@ -179,6 +182,11 @@ def run_job(job_file: Path) -> None:
     if job.without_torch:
         assert "torch" not in sys.modules
         sys.modules["torch"] = None  # type: ignore[assignment]  # importing it now raises ImportError
+    if job.file.suffix == FORMATS[WEB].suffix:
+        probabilities, seconds = classify_in_browser(job.file, job.images)
+        np.save(job.output, probabilities)
+        print(json.dumps(seconds))
+        return
     exported = open_exported(job.file, trust=True)  # the exporter has just written it
     assert exported.engine is not None
     _, probabilities, seconds = _measure(exported.engine, exported.preprocess, job.images, job.min_seconds)
@@ -236,7 +244,9 @@ def compare(path: Path, kind: str, reference: Reference) -> Parity:
 
     Raises `ExportFailed` if the process fails.
     """
-    images = reference.images
+    images, expected = reference.images, reference.probabilities
+    if kind == WEB and len(images.files) > ENOUGH_IMAGES:  # one at a time in JavaScript, they take minutes
+        images, expected = _take(images, expected, evenly_spaced(range(len(images.files)), ENOUGH_IMAGES))
     with tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder:
         output, job_file = Path(folder) / "probabilities.npy", Path(folder) / "job.json"
         files = [p.absolute() for p in images.files]
@@ -253,16 +263,30 @@ def compare(path: Path, kind: str, reference: Reference) -> Parity:
             raise ExportFailed(f"The {kind} file was written, but its own runtime cannot use it ({reason}).")
         probabilities = np.load(output)
         seconds = json.loads(worker.stdout.splitlines()[-1])
-    difference = np.abs(probabilities - reference.probabilities).max(axis=1)
+    read = ~np.isnan(probabilities).all(axis=1) | (kind != WEB)
+    if not read.any():
+        raise ExportFailed(
+            "No browser reads the format of these images, so the web file cannot be compared with the run; pass others "
+            "with --images."
+        )
+    images, expected = _take(images, expected, np.flatnonzero(read).tolist())
+    probabilities = probabilities[read]
+    difference = np.abs(probabilities - expected).max(axis=1)
     return Parity(
         images=len(probabilities),
         max_abs_diff=float(difference.max()),
         worst=images.names[int(np.argmax(np.nan_to_num(difference, nan=np.inf)))],
-        top1_agreement=float((probabilities.argmax(axis=1) == reference.probabilities.argmax(axis=1)).mean()),
+        top1_agreement=float((probabilities.argmax(axis=1) == expected.argmax(axis=1)).mean()),
         top1=top1(probabilities, images.targets),
         seconds=seconds,
         without_torch=FORMATS[kind].without_torch,
+        unreadable=int((~read).sum()),
     )
+
+
+def _take(images: ImageSet, probabilities: np.ndarray, indices: Sequence[int]) -> tuple[ImageSet, np.ndarray]:
+    files, names = [images.files[i] for i in indices], [images.names[i] for i in indices]
+    return replace(images, files=files, names=names, targets=images.targets[indices]), probabilities[indices]
 
 
 def top1(probabilities: np.ndarray, targets: np.ndarray) -> float | None:

@@ -208,7 +208,7 @@ def _openvino_fc_int8(model: Any) -> None:
         if weights is None or weights.get_type_name() != "Constant":
             continue
         values = np.asarray(weights.data)
-        integers, scale = _round_weights(values, 1 if node.get_attributes()["transpose_b"] else 0)
+        integers, scale = round_weights(values, 1 if node.get_attributes()["transpose_b"] else 0)
         # OpenVINO recognizes a product with a constant 8-bit factor as weights to decompress while it multiplies
         product = ops.multiply(ops.convert(ops.constant(integers), "f32"), ops.constant(scale.astype(np.float32)))
         node.input(1).replace_source_output(product.output(0))
@@ -223,14 +223,14 @@ def _onnx_fc_int8(model: Any) -> None:
         name = node.input[1]
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         axis = 1 if transposed else 0
-        integers, scale = _round_weights(numpy_helper.to_array(constants[name]), axis)
+        integers, scale = round_weights(numpy_helper.to_array(constants[name]), axis)
         tensors = {f"{name}_int8": integers, f"{name}_scale": scale.ravel().astype(np.float32)}
         model.graph.initializer.remove(constants.pop(name))
         model.graph.initializer.extend(numpy_helper.from_array(x, key) for key, x in tensors.items())
         model.graph.node.insert(0, helper.make_node("DequantizeLinear", list(tensors), [name], axis=1 - axis))
 
 
-def _round_weights(weights: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def round_weights(weights: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Return `weights` as int8 and the scale of each output; products are summed over `axis`."""
     scale = np.maximum(np.abs(weights).max(axis=axis, keepdims=True) / 127, np.finfo(np.float32).tiny)
     return np.rint(weights / scale).astype(np.int8), scale

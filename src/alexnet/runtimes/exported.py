@@ -24,6 +24,7 @@ from alexnet.runtimes.engines import CHUNK, Engine, LoadedModel, openvino_core, 
 from alexnet.runtimes.manifest import (
     FORMATS,
     KEY,
+    WEB,
     Manifest,
     check_installed,
     exported_model_id,
@@ -69,6 +70,8 @@ def open_exported(name: str | Path, trust: bool = False, arithmetic: str = "f32"
     takes too long.
     """
     path = Path(name)
+    if path.suffix.lower() == FORMATS[WEB].suffix:
+        raise UserError(f"{path} runs in a browser: open it there, and here give the run that it was exported from.")
     manifest = read_manifest(path, trust)
     kind = format_of(path)
     check_installed(kind)
@@ -263,7 +266,7 @@ _OPENERS: dict[str, Opener] = {
     "torchvision-weights": _open_torchvision_weights,
     "huggingface": _open_huggingface,
 }
-assert _OPENERS.keys() == FORMATS.keys()
+assert _OPENERS.keys() == FORMATS.keys() - {WEB}
 
 if __name__ == "__main__":
     open_exported(sys.argv[1], trust=True)

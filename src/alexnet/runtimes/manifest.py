@@ -30,20 +30,23 @@ from alexnet.text import clean_label
 FORMAT = "alexnet-export-1"  # of a manifest; others are rejected
 KEY = "alexnet"  # of the manifest in a file's own metadata
 FOLDER_MANIFEST = "alexnet.json"
+WEB = "web"
+"""The format that runs in a browser only: no other program of ours opens it."""
 
-PRECISIONS = {"fp32": "", "half": "-half", "int8": "-int8", "int8-fc": "-int8-fc"}
-"""The number formats of an exported network, and the suffix that each adds to the file name. half: float16 weights, and
-float16 arithmetic where the runtime supports it. int8: 8-bit weights and activations. int8-fc: 8-bit weights in the
-fully connected layers, float32 arithmetic."""
+PRECISIONS = ("fp32", "half", "int8", "int8-fc")
+"""The number formats of an exported network. half: float16 weights, and float16 arithmetic where the runtime supports
+it. int8: 8-bit weights and activations. int8-fc: 8-bit weights in the fully connected layers, float32 arithmetic."""
 
 
-def choose_precision(half: bool, quantize: str | None) -> str:
-    """Return the key of `PRECISIONS` that --half and --quantize ask for. Raises `UserError`."""
+def choose_precision(half: bool, quantize: str | None, fp32: bool = False) -> str | None:
+    """Return which of `PRECISIONS` the flags ask for, None for the format's own. Raises `UserError`."""
     if quantize not in (None, "int8", "int8-fc"):
         raise unknown_name("quantization", quantize, ("int8", "int8-fc"))
     if half and quantize:
         raise UserError("--half and --quantize both make a file smaller; give one of them.")
-    return quantize or ("half" if half else "fp32")
+    if fp32 and (half or quantize):
+        raise UserError("--fp32 keeps all weights as they are; omit it, or omit --half and --quantize.")
+    return quantize or ("half" if half else "fp32" if fp32 else None)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Format:
     extra: str = ""
     """Our optional dependencies that include them."""
     precisions: tuple[str, ...] = ("fp32", "half")
+    """The first is the format's own, which is written unless another is asked for."""
     without_torch: bool = False
     """Whether reading it needs no torch."""
     runs_code: bool = False
@@ -87,6 +91,9 @@ FORMATS = {
     "huggingface": Format(
         "a folder for the Hugging Face Hub", "", ("huggingface_hub",), (), "hub", ("fp32", "half"), graph=False
     ),
+    WEB: Format(
+        "a page that classifies images in any browser", ".html", precisions=("int8-fc", "fp32"), without_torch=True
+    ),
 }  # fmt: skip
 
 
@@ -96,12 +103,27 @@ def check_format(name: str) -> None:
         raise unknown_name("format", name, (*FORMATS, "all"))
 
 
-def check_request(kind: str, half: bool, quantize: str | None, opset: int | None, out: Path | None) -> str:
-    """Return the precision of an export to the format `kind`, or to "all". Raises `UserError` for what cannot be
-    written on this machine, before torch is imported."""
-    precision = choose_precision(half, quantize)
+def check_request(
+    kind: str,
+    half: bool,
+    quantize: str | None,
+    opset: int | None,
+    out: Path | None,
+    fp32: bool = False,
+    lang: str | None = None,
+    parity: bool = True,
+) -> str | None:
+    """Return the precision of an export to the format `kind`, or to "all"; None for the format's own.
+
+    Raises `UserError` for what cannot be written on this machine, before torch is imported.
+    """
+    precision = choose_precision(half, quantize, fp32)
     if kind != "all":
         check_format(kind)
+    if kind != WEB and not parity:
+        raise UserError(f"--no-parity is for the format {WEB}, whose check needs a browser; omit it.")
+    if lang is not None and kind not in (WEB, "all"):
+        raise UserError(f"--lang is the language of the format {WEB}; omit it for {kind}.")
     if opset is not None and kind not in ("onnx", "all"):
         raise UserError(f"--opset is a version of ONNX; omit it for {kind}, or export to onnx.")
     if kind == "all":
@@ -112,12 +134,12 @@ def check_request(kind: str, half: bool, quantize: str | None, opset: int | None
     return precision
 
 
-def check_writable(kind: str, precision: str) -> None:
+def check_writable(kind: str, precision: str | None) -> None:
     """Raise `UserError` unless the format `kind` supports the precision, and can be written here."""
-    if precision not in FORMATS[kind].precisions:
+    if precision is not None and precision not in FORMATS[kind].precisions:
         supporting = ", ".join(name for name, other in FORMATS.items() if precision in other.precisions)
         raise UserError(f"The format {kind} does not support {precision}; omit it, or export to {supporting}.")
-    check_installed(kind, True, precision)
+    check_installed(kind, True, precision or FORMATS[kind].precisions[0])
 
 
 def check_installed(kind: str, writing: bool = False, precision: str = "fp32", engine: str | None = None) -> None:
@@ -247,6 +269,8 @@ def is_exported_model(name: str | Path) -> bool:
     if path.is_dir():
         return (path / FOLDER_MANIFEST).is_file() or _is_hub_folder(path)
     suffix = path.suffix.lower()
+    if suffix == FORMATS[WEB].suffix:
+        return manifest_path(path).is_file()
     if suffix in (".pt", ".pth"):  # these hold other things, too
         return path.is_file() and (manifest_path(path).is_file() or _is_torchscript(path))
     return suffix in {form.suffix for form in FORMATS.values() if form.suffix} and path.is_file()

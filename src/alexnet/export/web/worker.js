@@ -1,0 +1,164 @@
+// The classifier behind the page: a worker computes, so that the page stays alive; where there are no workers, the page.
+//
+//   const reply = await classifier.call(type, values, onProgress);
+//
+// type        values                    reply
+// load        network, weights          {}; `connect` sends it, and `classifier.ready` is its promise
+// classify    source: a Blob, an        {probabilities, confidences, unsure, milliseconds}: the network's own
+//             ImageBitmap, or RGBA      probabilities; calibrated ones, to show; whether the highest of these is below
+//             {width, height, data}     the run's threshold, or null without one; the time of the network alone
+// activations                           {layers: [{name, kind, shape, data}]} of the last image; the first, "pixels", is
+//                                       what the network reads, 0…255
+// window      layer, channel, y, x      {weights: {shape, data}, window: {shape, data}, bias, sum}
+// edit        edits: a list             as classify, for the last image; edits stay until the next list (see Network.forward)
+// occlude     size, stride              {rows, columns, probabilities, label}: the probability of the predicted class where a
+//                                       gray square covers the image; onProgress gets the same after each row of squares
+//
+// A call that fails throws an Error with a `code`: those of ImageError; no-image, before the first; superseded, where
+// another image came during `occlude`; failed, for anything else, with the reason as its message.
+"use strict";
+
+class Classifier {
+  load({ network, weights }) {
+    this.about = network;
+    this.tensors = readTensors(network.tensors, fromBase64(weights));
+    this.network = new Network(network.layers, this.tensors);
+    this.steps = Object.fromEntries(network.image.map((step) => [step.step, step]));
+    this.edits = [];
+    return {};
+  }
+
+  async classify({ source }) {
+    const image = await openImage(source);
+    try {
+      this.pixels = toPixels(image, this.steps);
+    } finally {
+      image.close();
+    }
+    this.input = normalize(this.pixels, this.tensors["input.scale"].data, this.tensors["input.shift"].data);
+    return this.answer();
+  }
+
+  answer() {
+    this.covered = false;
+    const start = performance.now();
+    const logits = this.network.forward(this.input, { edits: this.edits }).pop().data;
+    const milliseconds = performance.now() - start, { calibration } = this.about;
+    const confidences = softmax(logits, calibration ? calibration.temperature : 1);
+    const unsure = calibration ? !(Math.max(...confidences) >= calibration.threshold) : null;
+    return { probabilities: softmax(logits), confidences, unsure, milliseconds };
+  }
+
+  activations() {
+    if (this.covered) this.answer();
+    const { input: shape } = this.network.layers[0];
+    const maps = this.network.layers.map(({ name, kind, output, values }) => ({ name, kind, shape: output, data: values.slice() }));
+    return { layers: [{ name: "pixels", kind: "pixels", shape, data: this.pixels.slice() }, ...maps] };
+  }
+
+  window({ layer, channel, y, x }) {
+    if (this.covered) this.answer();
+    return this.network.window(layer, channel, y, x);
+  }
+
+  edit({ edits }) {
+    this.edits = edits;
+    return this.answer();
+  }
+
+  async occlude({ size, stride }, onProgress) {
+    const { input, edits } = this, [channels, height, width] = this.network.layers[0].input;
+    const run = (x) => softmax(this.network.forward(x, { edits }).pop().data);
+    this.covered = true; // the network holds the activations of other images
+    const before = run(input), label = before.indexOf(Math.max(...before));
+    const corners = (length) => Array.from({ length: Math.ceil((length - size) / stride) + 1 }, (_, i) => i * stride);
+    const tops = corners(height), lefts = corners(width);
+    const found = { rows: tops.length, columns: lefts.length, probabilities: [], label };
+    for (const top of tops) {
+      for (const left of lefts) {
+        const covered = input.slice(); // zero is the mean color
+        for (let c = 0; c < channels; c++)
+          for (let row = top; row < Math.min(top + size, height); row++)
+            covered.fill(0, (c * height + row) * width + left, (c * height + row) * width + Math.min(left + size, width));
+        found.probabilities.push(run(covered)[label]);
+        await new Promise((resolve) => setTimeout(resolve)); // for other calls, and for the page without a worker
+        this.covered = true;
+        if (this.input !== input || this.edits !== edits) throw Object.assign(new Error(), { code: "superseded" });
+      }
+      onProgress(found);
+    }
+    return found;
+  }
+
+  // Returns a reply to a message {id, type, ...values}: {id, ...result}, or {id, error: {code, message}}.
+  async reply({ id, type, ...values }, onProgress) {
+    try {
+      if (!this.input && !["load", "classify"].includes(type)) throw Object.assign(new Error(), { code: "no-image" });
+      return { id, ...(await this[type](values, onProgress)) };
+    } catch (error) {
+      return { id, error: { code: error.code || "failed", message: String(error.message) } };
+    }
+  }
+}
+
+// Returns the bytes of parts that are each encoded in base64.
+function fromBase64(parts) {
+  const bytes = new Uint8Array(parts.reduce((sum, part) => sum + Math.floor(part.replace(/=+$/, "").length * 3 / 4), 0));
+  let at = 0;
+  for (const part of parts) {
+    const text = atob(part);
+    for (let i = 0; i < text.length; i++) bytes[at++] = text.charCodeAt(i);
+  }
+  return bytes;
+}
+
+// Starts the classifier with the network and the weights of the page; `script` is the element that holds this code.
+function connect(script) {
+  const waiting = new Map();
+  let last = 0, send;
+  const settle = ({ id, progress, ...reply }) => {
+    const { resolve, reject, onProgress } = waiting.get(id);
+    if (progress) return onProgress(progress);
+    waiting.delete(id);
+    const { error } = reply;
+    return error ? reject(Object.assign(new Error(error.message), error)) : resolve(reply);
+  };
+  const here = () => {
+    const classifier = new Classifier();
+    return (message) => classifier.reply(message, waiting.get(message.id).onProgress).then(settle);
+  };
+  const there = () => {
+    const worker = new Worker(URL.createObjectURL(new Blob([script.textContent], { type: "text/javascript" })));
+    worker.onmessage = ({ data }) => settle(data);
+    return [worker, (message) => worker.postMessage(message)];
+  };
+  const call = (type, values = {}, onProgress = () => {}) => new Promise((resolve, reject) => {
+    waiting.set(++last, { resolve, reject, onProgress });
+    send({ id: last, type, ...values });
+  });
+  const parts = [...document.querySelectorAll("script.weights")];
+  const network = JSON.parse(document.getElementById("network").textContent);
+  const load = () => call("load", { network, weights: parts.map((part) => part.textContent.trim()) });
+
+  const ready = new Promise((resolve, reject) => {
+    const alone = () => { send = here(); load().then(resolve, reject); };
+    // Without a canvas of its own a worker could not read pixels.
+    if (typeof Worker === "undefined" || typeof OffscreenCanvas === "undefined") return alone();
+    try {
+      const [worker, post] = there();
+      send = post;
+      worker.onerror = () => { worker.terminate(); alone(); }; // some browsers start no worker from a file
+      load().then(resolve, reject).then(() => { worker.onerror = null; });
+    } catch {
+      alone();
+    }
+  }).then(() => parts.forEach((part) => part.remove())); // the page need not keep its copy
+  return { about: network, ready, call: (...all) => ready.then(() => call(...all)) };
+}
+
+if (typeof document === "undefined") {
+  const classifier = new Classifier();
+  self.onmessage = async ({ data }) => {
+    self.postMessage(await classifier.reply(data, (progress) => self.postMessage({ id: data.id, progress })));
+  };
+}

@@ -1,0 +1,192 @@
+"""The scripts of an exported page in Chromium: every network against torch, the trainer's pixels, the page itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pytest
+import torch
+from PIL import Image
+
+from alexnet.data.decode import decode_image
+from alexnet.data.transforms import EvalTransform
+from alexnet.export.web import SCRIPTS, layer_list, web_tensors
+from alexnet.models.architectures import ARCHITECTURES
+from alexnet.models.model import create_model
+from alexnet.models.spec import NORMS
+from alexnet.runtimes.image_steps import describe_steps
+
+pytestmark = pytest.mark.browser
+
+WEB = Path(__file__).resolve().parents[2] / "src/alexnet/export/web"
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any) -> Any:
+    """An empty page with the scripts of the engine."""
+    page = browser.new_page()
+    page.set_content(f"<script>{chr(10).join((WEB / name).read_text() for name in SCRIPTS)}</script>")
+    return page
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Give every parameter and every average of batch norm values for which a mistake shows in the logits."""
+    generator = torch.Generator().manual_seed(0)
+    for name, values in model.state_dict().items():
+        if values.is_floating_point():
+            noise = torch.randn(values.shape, generator=generator)
+            if values.dim() > 1:
+                noise *= (2 / values[0].numel()) ** 0.5
+            values.copy_(noise.abs() + 0.5 if name.endswith("running_var") else noise)
+
+
+def encode(model: Any, preprocess: EvalTransform, precision: str = "fp32") -> dict[str, Any]:
+    """Return what `Network` and `readTensors` take."""
+    tensors = list(web_tensors(model, preprocess, precision))
+    types = {np.float32: "f32", np.float16: "f16", np.int8: "i8"}
+    return {
+        "layers": layer_list(model.spec),
+        "tensors": [{"name": n, "type": types[v.dtype.type], "size": v.size} for n, v in tensors],
+        "bytes": base64.b64encode(b"".join(v.tobytes() for _, v in tensors)).decode(),
+    }
+
+
+RUN = """([{ layers, tensors, bytes }, input]) => {
+  window.network = new Network(layers, readTensors(tensors, fromBase64([bytes])));
+  const x = new Float32Array(fromBase64([input]).buffer);
+  return network.forward(x).map(({ name, shape, data }) => ({ name, data: shape.length === 1 ? [...data] : [] }));
+}"""
+
+
+NETWORKS = [
+    pytest.param(name, norm, marks=() if norm == spec.norm else pytest.mark.slow)
+    for name, spec in ARCHITECTURES.items()
+    for norm in NORMS
+]
+
+
+@pytest.mark.parametrize(("name", "norm"), NETWORKS)
+def test_every_network_gives_the_logits_of_torch(page: Any, name: str, norm: str) -> None:
+    model = create_model(name, num_classes=10, norm=norm, width=0.125).eval()
+    randomize(model)
+    spec = model.spec
+    x = torch.randn(1, spec.in_channels, spec.image_size, spec.image_size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    channels = spec.in_channels
+    preprocess = EvalTransform(spec.image_size, channels=channels, mean=(0,) * channels, std=(1,) * channels)
+    found = page.evaluate(RUN, [encode(model, preprocess), base64.b64encode(x.numpy().tobytes()).decode()])
+    assert [layer["name"] for layer in found] == [name for name, _ in model.named_children()]
+    assert np.abs(expected).max() > 0.01
+    assert np.abs(np.array(found[-1]["data"]) - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+# ── images ──────────────────────────────────────────────────────────────────────────────────────
+
+PIXELS = """async ([file, type, steps]) => {
+  const image = await openImage(new Blob([fromBase64([file])], { type }));
+  return [...toPixels(image, Object.fromEntries(steps.map((step) => [step.step, step])))];
+}"""
+
+
+def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Return smooth colors with noise, different everywhere."""
+    random = np.random.default_rng(width * height)
+    coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    noisy = np.asarray(coarse).astype(int) + random.integers(-40, 40, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def saved(image: Image.Image, form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def with_orientation(number: int, form: str = "JPEG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return saved(photo(90, 61), form, exif=exif)
+
+
+def transparent(width: int, height: int) -> Image.Image:
+    image = photo(width, height, "RGBA")
+    image.putalpha(Image.fromarray(np.random.default_rng(2).integers(0, 256, (height, width), np.uint8)))
+    return image
+
+
+def transparent_palette() -> bytes:
+    image = photo(70, 50).quantize(16)
+    return saved(image, "PNG", transparency=3)
+
+
+FILES = {
+    "jpeg": lambda: saved(photo(123, 77), "JPEG", quality=90),
+    "jpeg-tall": lambda: saved(photo(50, 333), "JPEG", subsampling=0),
+    "jpeg-odd": lambda: saved(photo(35, 37), "JPEG", subsampling=2),
+    "jpeg-small": lambda: saved(photo(17, 11), "JPEG"),
+    "jpeg-exact": lambda: saved(photo(32, 32), "JPEG"),
+    "jpeg-wide-strip": lambda: saved(photo(700, 40), "JPEG"),
+    "jpeg-large": lambda: saved(photo(640, 601), "JPEG"),
+    "jpeg-gray": lambda: saved(photo(64, 48, "L"), "JPEG"),
+    "jpeg-progressive": lambda: saved(photo(64, 48), "JPEG", progressive=True),
+    "jpeg-cmyk": lambda: saved(photo(64, 48, "CMYK"), "JPEG"),
+    "png": lambda: saved(photo(57, 91), "PNG"),
+    "png-gray": lambda: saved(photo(57, 91, "L"), "PNG"),
+    "png-bits": lambda: saved(photo(57, 91, "1"), "PNG"),
+    "png-palette": lambda: saved(photo(57, 91).quantize(64), "PNG"),
+    "webp": lambda: saved(photo(57, 91), "WEBP", lossless=True),
+    "bmp": lambda: saved(photo(57, 91), "BMP"),
+    "gif": lambda: saved(photo(57, 91), "GIF", save_all=True, append_images=[photo(57, 91, "L")]),
+    **{f"orientation-{n}": lambda n=n: with_orientation(n) for n in range(1, 9)},
+    "orientation-png": lambda: with_orientation(6, "PNG"),
+}
+NEARLY = {
+    # browsers keep the high byte of 16 bits, and the trainer rounds
+    "png-gray-16": lambda: saved(Image.fromarray((np.arange(3000, dtype=np.uint16) * 21).reshape(50, 60)), "PNG"),
+    "png-transparent": lambda: saved(transparent(60, 45), "PNG"),
+    "png-transparent-exact": lambda: saved(transparent(32, 32), "PNG"),
+    "png-transparent-palette": transparent_palette,
+    "webp-transparent": lambda: saved(transparent(60, 45), "WEBP", lossless=True),
+}
+TRANSFORMS = {
+    "crop": EvalTransform(28, resize=32),
+    "exact": EvalTransform(32),
+    "gray": EvalTransform(32, channels=1, mean=(0.5,), std=(0.5,)),
+    "squash": EvalTransform(31, resize=40, squash=True),
+    "bicubic": EvalTransform(29, resize=36, interpolation="bicubic"),
+    "nearest": EvalTransform(29, resize=36, interpolation="nearest"),
+    "upscaled": EvalTransform(200, resize=230, interpolation="bicubic"),
+}
+
+
+def difference(page: Any, file: bytes, preprocess: EvalTransform) -> int:
+    """Return the largest difference of a pixel from the trainer's, of 255."""
+    form = (Image.open(io.BytesIO(file)).format or "").lower()
+    steps = describe_steps(preprocess, pixels=True)
+    found = page.evaluate(PIXELS, [base64.b64encode(file).decode(), f"image/{form}", steps])
+    expected = preprocess.eval_array(decode_image(file, preprocess.channels)).astype(int)
+    return int(np.abs(np.array(found).reshape(expected.shape) - expected).max())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_are_those_of_the_trainer(page: Any, name: str) -> None:
+    """Before Pillow 13 the width of tall images was resized first, too, and their pixels rounded otherwise."""
+    file = FILES[name]()
+    width, height = decode_image(file).size
+    worst = {key: difference(page, file, transform) for key, transform in TRANSFORMS.items()}
+    allowed = 4 if height > width and int(PIL.__version__.split(".")[0]) < 13 else 0
+    assert max(worst.values()) <= allowed, worst
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_transparent_and_deep_pixels_are_at_most_one_level_off(page: Any, name: str) -> None:
+    file = NEARLY[name]()
+    assert max(difference(page, file, TRANSFORMS[key]) for key in ("exact", "gray", "nearest")) <= 1
