@@ -19,6 +19,7 @@ def test_page_lists_runs_and_differing_settings(tmp_path):
     bad = make_fake_run(tmp_path / "bad", accuracy=0.6, per_class=100, recipe={"lr": 0.02})
     files = write_comparison([bad, good])
     page = files[0].read_text()
+    assert "cannot be shown" not in page
     assert files[0] == bad.path / "comparison.html"
     rows = re.findall(r'<tr><td class="long">(\w+)</td><td class="text">test</td><td data-v="([\d.]+)"', page)
     assert [name for name, _ in rows] == ["good", "bad"]

@@ -40,6 +40,7 @@ def check_arguments(command):
                 patch.setattr(f"alexnet.{function}", accept)
             for module in ("files", "training.recipe"):  # a fake run has no images
                 patch.setattr(f"alexnet.{module}.check_data_exists", lambda _: None)
+                patch.setattr(f"alexnet.{module}.check_labels_exist", lambda _: None)
             with pytest.raises(Accepted):
                 run([*shlex.split(command)[1:], "--debug"])
 
@@ -100,6 +101,10 @@ def test_a_network_without_mistakes_is_recommended_other_images(tmp_path):
         ("confident_mistakes", {"accuracy": 0.95, "confident": True}),
         ("small_test", {"per_class": 10}),
         ("stuck", {"accuracy": 0.34, "val_top1": [0.33] * 8}),
+        ("slow", {"accuracy": 0.34, "val_top1": [0.33] * 8,
+                  "train_top1": [0.3, 0.32, 0.34, 0.36, 0.38, 0.4, 0.4, 0.42]}),
+        ("gap", {"accuracy": 0.34, "val_top1": [0.33] * 8, "train_top1": [0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9]}),
+        ("short", {"accuracy": 0.34, "val_top1": [0.33] * 4}),
         ("optimistic", {"accuracy": 0.5}),
     ],
 )  # fmt: skip
@@ -124,6 +129,17 @@ def test_a_diverged_run_gets_no_other_recommendation(tmp_path):
     (recommendation,) = recommend(read_run_data(run))
     assert (recommendation.key, recommendation.values["epoch"]) == ("diverged", 3)
     assert "--lr 0.01" in recommendation.command
+
+
+def test_an_unfinished_run_is_resumed_first(tmp_path):
+    run = make_fake_run(
+        tmp_path / "run", val_top1=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], recipe={"batch_size": 8, "epochs": 20}
+    )
+    write_json(run.path / "summary.json", run.summary() | {"complete": False})
+    found = recommend(read_run_data(run))
+    assert [one.key for one in found] == ["unfinished", "few"]
+    assert found[0].command == f"alexnet resume {run.path}"
+    assert "6 of 20 epochs" in Translator()("advice_unfinished", **found[0].values)
 
 
 def test_a_network_that_names_few_classes_is_not_told_what_it_confuses(tmp_path):

@@ -192,6 +192,8 @@ def test_training_stores_the_fit_of_its_validation_split(small_run):
     assert (stored.split, stored.n, note) == ("val", 269, "")
     assert run.summary()["calibration"] == stored.to_dict()
     assert describe_calibration(stored.to_dict()).startswith(f"unsure below {stored.threshold:.1%}: ")
+    nothing = {**stored.to_dict(), "coverage": 0.0, "answered_top1": None}
+    assert describe_calibration(nothing) == f"unsure below {stored.threshold:.1%}: no val image is above it"
 
 
 def copy_without_calibration(small_run, to):

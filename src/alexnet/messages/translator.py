@@ -18,6 +18,7 @@ from markupsafe import Markup
 from alexnet.errors import unknown_name
 from alexnet.files import printable
 
+UNBROKEN = 14  # characters at the end of a file name: that of a camera, such as IMG_1073.jpg, stays whole
 LANGUAGES = {"en": "en", "zh": "zh-CN"}
 """Language tags of HTML by language."""
 
@@ -135,8 +136,8 @@ def _environment(package: str, lang: str) -> Environment:
 
 def _keep_ending(name: str) -> Markup:
     name = printable(name)
-    start = max(len(name) - 10, name.rfind("/") + 1)
-    return Markup('{}<span class="ending">{}</span>').format(name[:start], name[start:])
+    start = max(len(name) - UNBROKEN, name.rfind("/") + 1)
+    return Markup('{}<wbr><span class="ending">{}</span>').format(name[:start], name[start:])
 
 
 def _make_printable(value: Any) -> Any:

@@ -21,13 +21,17 @@ from alexnet.runtimes.calibration import ece
 from alexnet.training.recipe import SETTINGS
 
 ORDER = (
-    "diverged", "few", "stuck", "collapsed", "overfit", "short", "partial", "improving", "underfit", "gap", "jumps",
-    "bad_files", "balance", "uneven", "optimistic", "pair", "confident_mistakes", "small_test", "confidence",
-    "calibration", "nothing", "solved",
+    "unfinished", "diverged", "few", "stuck", "slow", "collapsed", "overfit", "short", "partial", "improving",
+    "underfit", "gap", "jumps", "bad_files", "balance", "uneven", "optimistic", "pair", "confident_mistakes",
+    "small_test", "confidence", "calibration", "nothing", "solved",
 )  # fmt: skip
 """All recommendations, the largest expected effect on accuracy first, then those on how to read it."""
 AFTER_COLLAPSE = {"few", "short", "partial", "improving", "overfit", "gap", "bad_files", "balance", "small_test"}
 """Those that hold, too, for a network that names few of the classes; the others judge what it has learned."""
+UNFINISHED = {"diverged", "few", "bad_files", "balance"}
+"""Those that do not depend on how long a run has trained."""
+MIN_EPOCHS = 5  # with fewer, a run is short whatever else it is
+STUCK = 0.98  # fraction of its first value above which the training loss has not fallen
 MIN_CALIBRATION_IMAGES = 500  # with fewer, the bins of the calibration error hold too few images
 SOLVED = 0.98  # top-1 above which ten-crop evaluation has nothing left to add
 
@@ -46,8 +50,13 @@ class Recommendation:
 
 def recommend(data: RunData) -> list[Recommendation]:
     """Return the recommendations for a run in `ORDER`; ten-crop evaluation, or other images, if none has a command."""
+    if not data.summary.get("complete", True):
+        resume = shlex.join(["alexnet", "resume", str(data.run.path)])
+        values = {"done": len(data.history), "epochs": data.recipe.get("epochs")}
+        others = [*_check_failed(data), *_check_data(data)]
+        return [Recommendation("unfinished", values, resume), *(one for one in others if one.key in UNFINISHED)]
     if failed := list(_check_failed(data)):
-        few = (one for one in _check_data(data) if one.key == "few" and failed[0].key == "stuck")
+        few = (one for one in _check_data(data) if one.key == "few" and failed[0].key != "diverged")
         return [*few, *failed]
     found = [*_check_curves(data), *_check_data(data), *_check_classes(data), *_check_confidence(data)]
     if collapsed := _check_collapse(data):
@@ -94,8 +103,12 @@ def _check_failed(data: RunData) -> Iterator[Recommendation]:
         return
     guess = data.majority
     top1 = data.metrics["interval"][0] if data.metrics else max(epoch["top1"] for epoch in history)
-    if len(history) >= 2 and top1 <= 1.1 * guess < 0.95:
+    if len(history) < MIN_EPOCHS or top1 > 1.1 * guess or guess > 0.86 or history[-1]["train_top1"] > guess + 0.15:
+        return
+    if history[-1]["train_loss"] > STUCK * history[0]["train_loss"]:
         yield Recommendation("stuck", {"guess": guess}, _rerun(data, lr=f"{lr / 10:.3g}"))
+    else:
+        yield Recommendation("slow", {"guess": guess}, _train_longer(data, 2 * len(history)))
 
 
 def _check_collapse(data: RunData) -> dict[str, Any] | None:
@@ -112,7 +125,7 @@ def _check_collapse(data: RunData) -> dict[str, Any] | None:
 def _check_curves(data: RunData) -> Iterator[Recommendation]:
     history, recipe = data.history, data.recipe
     n = len(history)
-    if n < 5:
+    if n < MIN_EPOCHS:
         if history[-1]["top1"] < 0.995:
             command = _train_longer(data, max(10, 4 * n))
             if data.passes < 1:

@@ -205,16 +205,18 @@ def _calibration(page: Page, data: RunData, confidence: Confidence | None) -> Va
     if calibration is None:
         sentences.append(translate("not_calibrated", why=confidence.note))
     else:
-        fitted_on = translate.split(calibration.split)
+        fitted_on, split = translate.split(calibration.split), translate.split(data.split)
         accepted = ~calibration.is_unsure(confidence.reported)
         error = ece(confidence.reported, correct)
         sentences += [
             translate("temperature", t=calibration.temperature, ece=error, split=fitted_on),
-            translate("threshold", threshold=calibration.threshold, share=accepted.mean(),
-                      split=translate.split(data.split)),
-        ]  # fmt: skip
+            translate("threshold", threshold=calibration.threshold),
+        ]
         if accepted.any():
-            sentences.append(translate("accepted", accuracy=correct[accepted].mean()))
+            accuracy = correct[accepted].mean()
+            sentences.append(translate("accepted", accuracy=accuracy, share=accepted.mean(), split=split))
+        else:
+            sentences.append(translate("none_accepted", split=split))
         if not accepted.all():
             sentences.append(translate("rejected", accuracy=correct[~accepted].mean()))
         if confidence.note:

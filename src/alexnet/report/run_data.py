@@ -98,7 +98,7 @@ class RunData:
     def passes(self) -> float:
         """How often training has seen each image: the number of epochs, of which the last may be incomplete."""
         steps_per_epoch = self.summary.get("steps_per_epoch")  # earlier versions: unknown
-        return self.summary["steps"] / steps_per_epoch if steps_per_epoch else len(self.history)
+        return self.summary["steps"] / steps_per_epoch if steps_per_epoch else float(len(self.history))
 
     @cached_property
     def split_counts(self) -> dict[str, int]:

@@ -210,8 +210,12 @@ def describe_calibration(stored: dict[str, Any] | None) -> str:
     """Return the sentence that ends a training: what was fitted, from `to_dict`, or why nothing was."""
     if stored is None:
         return f"no confidence threshold: {NOT_FITTED}"
-    correct = f", {stored['answered_top1']:.2%} of these correct" if stored["answered_top1"] is not None else ""
-    return f"unsure below {stored['threshold']:.1%}: {stored['coverage']:.2%} of {stored['split']} above it{correct}"
+    threshold, split, accuracy = (stored[key] for key in ("threshold", "split", "answered_top1"))
+    if accuracy is None:
+        return f"unsure below {threshold:.1%}: no {split} image is above it"
+    return (
+        f"unsure below {threshold:.1%}: {stored['coverage']:.2%} of {split} above it, {accuracy:.2%} of these correct"
+    )
 
 
 # ── measuring ─────────────────────────────────────────────────────────────────────────────────────
