@@ -10,6 +10,7 @@ from alexnet.progress import (
     Live,
     Notebook,
     Plain,
+    Position,
     Silent,
     WithTensorBoard,
     check_tensorboard,
@@ -54,7 +55,7 @@ def test_a_missing_tensorboard_is_reported(monkeypatch):
 
 def test_plain_prints_to_stderr_only(capsys):
     plain = Plain()
-    plain.step(1, 2, 10, 20, 0.5, 0.5)
+    plain.step(Position(1, 2, 10, 20, 10, 40), 0.5, 0.5)
     plain(1, 2, "reading")
     plain.epoch(ROW, 20, "test")
     plain.close()
@@ -75,6 +76,15 @@ def test_plain_prints_a_line_every_ten_seconds_of_a_task(capsys):
     assert capsys.readouterr().err.splitlines() == ["reading: 5 of 10", "reading: 9 of 10"]
 
 
+def test_a_part_of_the_first_epoch_is_not_called_an_epoch():
+    row = {**ROW, "epoch": 1, "step": 7, "steps_per_epoch": 29, "epochs_left": 0.0}
+    assert epoch_line(row, 1, "val").startswith("7/29 of epoch 1  loss 0.5000")
+    assert epoch_line({**row, "step": 29}, 1, "val").startswith("epoch 1/1  loss")
+    half = {**row, "epoch": 2, "step": 58, "epochs_left": 0.5}
+    assert epoch_line(half, 3, "val").startswith("epoch 2/3  loss")
+    assert "0:06 left" in epoch_line(half, 3, "val")  # half of 12.5 s
+
+
 def test_silent_prints_nothing(capsys):
     Silent().epoch(ROW, 20, "val")
     Silent().log("hello")
@@ -84,8 +94,8 @@ def test_silent_prints_nothing(capsys):
 def test_live_keeps_messages_on_the_screen(capsys):
     live = Live()
     live(5, 10, "reading images")
-    live.step(1, 2, 10, 20, None, None)
-    live.step(1, 2, 20, 20, 0.5, 0.25)
+    live.step(Position(1, 2, 10, 20, 10, 40), None, None)
+    live.step(Position(1, 2, 20, 20, 20, 40), 0.5, 0.25)
     live.log("A [message] that stays.")
     live.epoch(ROW, 20, "val")
     live.close()
@@ -119,7 +129,7 @@ def test_a_notebook_shows_a_bar_and_curves(shown, capsys):
     notebook = Notebook(clock=lambda: next(seconds))
     notebook(5, 10, "reading images")
     assert '<progress value="5" max="10"' in shown[-1]
-    notebook.step(1, 2, 10, 20, 0.5, 0.25)
+    notebook.step(Position(1, 2, 10, 20, 10, 40), 0.5, 0.25)
     notebook.log("A <message> that stays.")
     for epoch in (1, 2):
         notebook.epoch({**ROW, "epoch": epoch}, 2, "val")

@@ -41,18 +41,29 @@ def check_data_exists(data: Path | None) -> None:
         raise UserError(f"There is no folder or archive {data}; check its path.")
 
 
+def check_labels_exist(labels: Path | None) -> None:
+    """Raise `UserError` if there is no table of labels at `labels`; None is not checked."""
+    if labels is not None and not os.path.isfile(labels):
+        raise UserError(f"There is no label file {labels}; check the path given as --labels.")
+
+
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success, flush it to disk and rename it to `path`."""
+def atomic_write(path: Path, flush: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success, flush it to disk and rename it to `path`.
+
+    Without `flush`, for a file that can be made again, it may be lost in a power failure.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        fsync_file(temporary)
+        if flush:
+            fsync_file(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
-        fsync_dir(path.parent)
+        if flush:
+            fsync_dir(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,9 +90,9 @@ def atomic_folder(path: Path, flush: bool = True) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, as UTF-8."""
-    with atomic_write(path) as temporary:
+def write_text(path: Path, text: str, flush: bool = True) -> None:
+    """Write `text` to `path` as UTF-8, as in `atomic_write`."""
+    with atomic_write(path, flush) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -99,9 +110,9 @@ def encode_csv(rows: Iterable[Iterable[object]]) -> bytes:
     return text.getvalue().encode(encoding, "surrogateescape")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` atomically, as indented JSON."""
-    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+def write_json(path: Path, value: Any, flush: bool = True) -> None:
+    """Write `value` to `path` as indented JSON, as in `atomic_write`."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n", flush)
 
 
 def read_json(path: Path, kind: type[T], where: str = "") -> T:

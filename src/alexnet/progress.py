@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from alexnet.calls import as_keywords
 from alexnet.device import rank
@@ -24,6 +24,20 @@ LINE_WIDTH = 80  # columns of a usual terminal
 NOTEBOOK_INTERVAL_S = 0.25  # between updates, each a message to the browser
 
 
+class Position(NamedTuple):
+    """Where a training is: the epoch, and the images done and planned, of the epoch and of the run.
+
+    A run that ends within an epoch, by `limit_steps` or a time budget, plans only a part of its images.
+    """
+
+    epoch: int
+    epochs: int
+    done: int
+    total: int
+    run_done: int
+    run_total: int
+
+
 class Progress(Protocol):
     """Receives what long work reports."""
 
@@ -33,8 +47,8 @@ class Progress(Protocol):
     def log(self, text: str) -> None:
         """Show a message of one line that stays on the screen."""
 
-    def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
-        """`done` of `total` images of the epoch are done; `loss` and `top1` are means over them."""
+    def step(self, position: Position, loss: float | None, top1: float | None) -> None:
+        """Training is at `position`; `loss` and `top1` are means over the images done of the epoch."""
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
         """An epoch is done; `row` is its line of metrics.jsonl, `split` the one it was validated on."""
@@ -46,12 +60,13 @@ class Progress(Protocol):
 def epoch_line(row: dict[str, Any], epochs: int, split: str) -> str:
     """Return the line for a finished epoch, of up to `LINE_WIDTH` columns; metrics.jsonl has the rest."""
     best, memory = row.get("best"), row.get("memory")
-    line = (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}  "
-        f"{split} loss {row['val_loss']:.4f}  {split} top-1 {row['top1']:.2%}"
-    )
+    left = row.get("epochs_left", epochs - row["epoch"])
+    size = row.get("steps_per_epoch", 0)
+    part = epochs == 1 and row.get("step", size) < size  # a limit of steps or time ends within the first epoch
+    head = f"{row['step']:,}/{size:,} of epoch 1" if part else f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+    line = f"{head}  loss {row['train_loss']:.4f}  {split} loss {row['val_loss']:.4f}  {split} top-1 {row['top1']:.2%}"
     extras = (  # the most important first
-        f"{_duration((epochs - row['epoch']) * row['seconds'])} left" if epochs > row["epoch"] else "",
+        f"{_duration(left * row['seconds'])} left" if left > 0 else "",
         f"best {best['top1']:.2%}" if best and best["epoch"] != row["epoch"] else "",
         f"{row['images_per_second']:,.0f} images/s",
         f"{memory / 2**30:.1f} GiB" if memory else "",
@@ -83,7 +98,7 @@ class Plain:
     def log(self, text: str) -> None:
         print(escape(text), file=sys.stderr, flush=True)
 
-    def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
+    def step(self, position: Position, loss: float | None, top1: float | None) -> None:
         pass
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
@@ -132,19 +147,18 @@ class Live:
     def log(self, text: str) -> None:
         self._bar.console.print(escape(text), markup=False, highlight=False, soft_wrap=True)
 
-    def step(self, epoch: int, epochs: int, done: int, total: int, loss: float | None, top1: float | None) -> None:
+    def step(self, position: Position, loss: float | None, top1: float | None) -> None:
         now = time.monotonic()
-        all_done = (epoch - 1) * total + done
+        epoch, epochs, done, total, run_done, run_total = position
         if self._began is None:
-            self._began = (all_done, now)
+            self._began = (run_done, now)
         text = f"{done:,}/{total:,}"
         if loss is not None and top1 is not None:
             text = f"loss {loss:.4f}  top-1 {top1:.2%}"
-        images, seconds = all_done - self._began[0], now - self._began[1]
+        images, seconds = run_done - self._began[0], now - self._began[1]
         if images and seconds > 0:
             rate = images / seconds
-            left = (epochs * total - all_done) / rate
-            text += f"  {rate:,.0f} images/s  {_duration(left)} left"
+            text += f"  {rate:,.0f} images/s  {_duration((run_total - run_done) / rate)} left"
         self._show(done, total, f"epoch {epoch}/{epochs}", text)
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:

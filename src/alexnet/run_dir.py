@@ -6,6 +6,7 @@ runs/<name>-<time>/             the recipe's name, or that of the user's images 
   best  last                      names of checkpoints, in text files
   evaluation/<split>.parquet      path, target, logits
   report.html  report/            the report, and its plots and tables as files
+  progress.json                   the step, while it trains
 
 Its import takes a few milliseconds, so that the command line can answer a misspelled run at once.
 """
@@ -57,6 +58,10 @@ class Run:
     @property
     def metrics_jsonl(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def progress_json(self) -> Path:
+        return self.path / "progress.json"
 
     @property
     def split_csv(self) -> Path:

@@ -88,6 +88,10 @@ def test_run_without_a_checkpoint_is_served_and_its_network_from_the_first_epoch
         first = get(server, "/v1/training")
         assert (first["model"], first["state"], first["epochs"], first["best"]) == ("digits", "training", 4, None)
         assert (first["history"], first["alarms"], get(server, "/v1/mistakes")["mistakes"]) == ([], [], [])
+        assert (first["step"], first["steps"], first["steps_per_epoch"]) == (0, None, None)
+        write_json(trained.run.progress_json, {"step": 3, "steps": 20, "steps_per_epoch": 40})
+        now = get(server, "/v1/training")
+        assert (now["step"], now["steps"], now["steps_per_epoch"], now["time_budget"]) == (3, 20, 40, None)
         refused = server.post("/v1/predict", b"x")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert "digits has no checkpoint yet" in refused.json()["error"]
@@ -107,10 +111,15 @@ def test_run_without_a_checkpoint_is_served_and_its_network_from_the_first_epoch
         rows = trained.run.metrics()
         assert [row["val_loss"] for row in now["history"]] == [row["val_loss"] for row in rows]
         assert now["best"] == trained.run.summary()["best"]["epoch"]
+        assert now["step"] == rows[-1]["step"]  # progress.json is older
         trained.unlock()
-        assert get(server, "/v1/training")["state"] == "stopped"
+        stopped = get(server, "/v1/training")
+        last = trained.run.checkpoint_name("last") or ""
+        assert (stopped["state"], stopped["step"], stopped["steps"]) == ("stopped", int(last), 20)
+        trained.run.progress_json.unlink()
         trained.write_summary(complete=True)
-        assert get(server, "/v1/training")["state"] == "finished"
+        finished = get(server, "/v1/training")
+        assert (finished["state"], finished["step"], finished["steps"]) == ("finished", *[rows[-1]["step"]] * 2)
 
 
 def test_better_checkpoint_replaces_the_network_while_requests_go_on(trained: Trained) -> None:

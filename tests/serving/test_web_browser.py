@@ -110,7 +110,9 @@ def open_page(browser: Any) -> Iterator[Any]:
     """
     opened: list[tuple[Any, list[str], str]] = []
 
-    def open_it(address: str, width: int = 1280, height: int = 900, expects: str = "^$", **view: Any) -> Any:
+    def open_it(
+        address: str, width: int = 1280, height: int = 900, expects: str = "^$", training: Any = None, **view: Any
+    ) -> Any:
         context = browser.new_context(viewport={"width": width, "height": height}, **{"locale": "en-US", **view})
         page, messages = context.new_page(), []
         page.on("console", lambda message: messages.append(message.text))
@@ -120,6 +122,8 @@ def open_page(browser: Any) -> Iterator[Any]:
             lambda request: messages.append(request.url) if not is_local(request.url, address) else None,
         )
         opened.append((context, messages, expects))
+        if training is not None:  # the server's answer to /v1/training
+            page.route("**/v1/training*", lambda route: route.fulfill(json=training))
         page.goto(address)
         page.locator("#samples img").first.wait_for()
         return page
@@ -195,6 +199,38 @@ def test_training_of_a_run_is_shown(open_page, site, width, locale, state):
     assert page.locator("#training .chart polyline").count() == 4
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "scrolls horizontally"
     assert page.evaluate(OVERLAPS) == []
+
+
+TRAINING = {
+    "model": "digits", "state": "training", "epochs": 1, "step": 12, "steps": 40, "steps_per_epoch": 160,
+    "time_budget": None, "split": "val", "best": None, "history": [], "alarms": [],
+}  # fmt: skip
+ROW = {"epoch": 1, "train_loss": 2.0, "val_loss": 1.9, "train_top1": 0.3, "top1": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("locale", "values", "state", "steps"),
+    [
+        ("en-US", {}, "40 steps, less than one pass over the images (160 steps)", "Step 12 of 40"),
+        ("zh-CN", {"time_budget": "15m"}, "共 40 步，不足一轮（一轮 160 步）", "15m 内约可训练 40 步"),
+        ("en-US", {"epochs": 3, "steps": 400, "step": 170, "history": [ROW], "best": 1}, "Epoch 2 of 3", "170 of 400"),
+        ("en-US", {"state": "stopped", "history": [ROW]}, "Stopped after step 12 of 40", ""),
+        ("en-US", {"state": "finished", "step": 40, "history": [ROW]}, "Finished after 40 steps, less than", ""),
+        ("en-US", {"state": "finished", "step": 160, "history": [ROW]}, "Finished after one epoch.", ""),
+        ("zh-CN", {"state": "finished", "step": 400, "history": [ROW] * 3}, "共 2.5 轮", ""),
+    ],
+)  # fmt: skip
+def test_parts_of_an_epoch_are_counted_in_steps(open_page, site, locale, values, state, steps):
+    training = {**TRAINING, **values}
+    page = open_page(site, locale=locale, training=training)
+    page.locator("#training:not([hidden])").wait_for()
+    page.wait_for_function("document.querySelector('#training .state').textContent.length > 20")
+    assert state in page.locator("#training .state").text_content()
+    assert page.locator("#training .steps").is_visible() == bool(steps)
+    if steps:
+        assert steps in page.locator("#training .steps").inner_text()
+        bar = page.locator("#training progress")
+        assert bar.evaluate("bar => bar.value / bar.max") == training["step"] / training["steps"]
 
 
 def test_each_of_several_chosen_files_gets_a_result(open_page, site, run, photograph, large_images):

@@ -16,7 +16,7 @@ from alexnet import checkpoint, files, run_dir
 from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.models.model import build
-from alexnet.progress import Silent
+from alexnet.progress import Position, Silent
 from alexnet.run_dir import Run
 from alexnet.runtimes.calibration import find_calibration
 from alexnet.training.api import resume, train
@@ -172,13 +172,51 @@ def test_limit_steps_ends_the_run_like_an_epoch(tmp_path):
     assert resume(run.path).already_finished
 
 
+class Positions(Silent):
+    """Keeps where training was at each report, and what the line of the last epoch says is left."""
+
+    def __init__(self) -> None:
+        self.positions = []
+
+    def step(self, position, loss, top1):
+        self.positions.append(position)
+
+    def epoch(self, row, epochs, split):
+        self.epochs_left = row["epochs_left"]
+
+
+def test_progress_counts_the_planned_part_of_the_last_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr("alexnet.training.trainer.PROGRESS_S", 0.0)
+    written = []
+
+    def record(path, value, flush=True):
+        if path.name == "progress.json":
+            written.append(value)
+        files.write_json(path, value, flush)
+
+    monkeypatch.setattr("alexnet.training.trainer.write_json", record)
+    shown = Positions()
+    result = train_tiny(out=tmp_path / "run", epochs=2, limit_steps=25, batch_size=64, progress=shown)
+    size = result.summary["steps_per_epoch"]
+    assert size < 25 < 2 * size
+    assert shown.positions[-1] == Position(
+        2, 2, 64 * (25 - size), 64 * (25 - size), *[shown.positions[-1].run_total] * 2
+    )
+    assert {position.total for position in shown.positions if position.epoch == 1} == {
+        sum(result.summary["class_images"])
+    }
+    assert shown.epochs_left == 0
+    assert written[-1] == {"step": 25, "steps": 25, "steps_per_epoch": size}
+    assert not Run(result.run).progress_json.exists()
+
+
 class StopAt(Silent):
     """Sends `signum` to this process at the n-th report of the loss."""
 
     def __init__(self, signum: int, report: int = 1) -> None:
         self.signum, self.reports_left = signum, report
 
-    def step(self, epoch, epochs, done, total, loss, top1):
+    def step(self, position, loss, top1):
         self.reports_left -= 1
         if self.reports_left == 0:
             os.kill(os.getpid(), self.signum)

@@ -181,15 +181,6 @@ def ablate_all(
 # ── one training ──────────────────────────────────────────────────────────────────────────────────
 
 
-class _CountImages(Silent):
-    """Progress that records the number of training images, for the estimate of a run's duration."""
-
-    images = 0
-
-    def step(self, *position: Any) -> None:
-        self.images = position[3]
-
-
 class _Labeled(Plain):
     """Plain progress whose lines begin with what is trained, from the first image that is read."""
 
@@ -335,12 +326,12 @@ def _estimate_seconds(arm: Arm, recipe: Recipe) -> float:
     """Estimate the duration of one run from a few steps in a temporary folder."""
     if arm.kind != "train":
         return 0.0  # ten-crop tests the other arm's run; HOG is included once the first pair is timed
-    steps, progress = 10, _CountImages()
+    steps = 10
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        result = train(recipe, out=Path(folder) / "probe", limit_steps=steps, progress=progress)
+        result = train(recipe, out=Path(folder) / "probe", limit_steps=steps, progress=Silent())
         seconds = time.monotonic() - started
         row = Run(result.run).metrics()[0]
-    training = progress.images / row["images_per_second"]
+    training = sum(result.summary["class_images"]) / row["images_per_second"]
     validation = row["seconds"] - steps * (recipe.optimization.batch_size or 32) / row["images_per_second"]
     return seconds - row["seconds"] + recipe.schedule.epochs * (training + max(0.0, validation))

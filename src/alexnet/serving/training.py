@@ -7,6 +7,7 @@ computed again.
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,14 @@ class Training:
     model: str
     state: State
     epochs: int
-    """How many it is planned to have."""
+    """How many it is planned to have; the last one may be incomplete."""
+    step: int
+    """Optimizer steps done; of a stopped run, those that its last checkpoint has."""
+    steps: int | None
+    """How many are planned, and how many an epoch has; None before the first one."""
+    steps_per_epoch: int | None
+    time_budget: str | None
+    """As given, such as 15m: `steps` is then an estimate that follows the speed of training."""
     split: str
     """The split on which it is validated: val or test."""
     best: int | None
@@ -122,13 +130,31 @@ class TrainedRun:
         alarms = read_json(path, list[dict[str, Any]]) if path.is_file() else []
         alarms = [alarm for alarm in alarms if not alarm.get("withdrawn")]
         state: State = "training" if locked else "finished" if summary.get("complete") else "stopped"
-        recipe = read_json(self.run.recipe_json, dict[str, Any])
+        recipe, rows = read_json(self.run.recipe_json, dict[str, Any]), self.run.metrics()
         return Training(
-            self.name, state, int(recipe["epochs"]), str(recipe["validate_on"]),
+            self.name, state, int(recipe["epochs"]), *self._steps(state, recipe, rows, summary),
+            recipe.get("time_budget"), str(recipe["validate_on"]),
             summary["best"]["epoch"] if summary else None,
-            _convert(self.run.metrics(), Epoch, self.run.metrics_jsonl),
+            _convert(rows, Epoch, self.run.metrics_jsonl),
             _convert([{**alarm, "texts": _translate(alarm["text"])} for alarm in alarms], Alarm, path),
         )  # fmt: skip
+
+    def _steps(
+        self, state: State, recipe: dict[str, Any], rows: list[dict[str, Any]], summary: dict[str, Any]
+    ) -> tuple[int, int | None, int | None]:
+        """Return the number of steps done, planned and in an epoch; None where the run does not say yet."""
+        path = self.run.progress_json
+        progress = read_json(path, dict[str, int]) if path.is_file() else {}
+        step = int(rows[-1]["step"]) if rows else 0
+        if state == "training":
+            step = max(step, progress.get("step", 0))
+        elif state == "stopped" and (last := self.run.checkpoint_name("last")):
+            step = int(last.rstrip("a"))
+        per_epoch = progress.get("steps_per_epoch") or summary.get("steps_per_epoch")
+        if state == "finished" or per_epoch is None:
+            return step, step or None, per_epoch
+        planned = min(recipe.get("limit_steps") or math.inf, recipe["epochs"] * per_epoch)
+        return step, int(progress.get("steps", planned)), per_epoch
 
     def mistakes(self) -> Mistakes:
         """Return the most confident mistakes of the best epoch so far, none before the end of the first one."""

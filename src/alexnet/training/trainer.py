@@ -25,12 +25,12 @@ import torch
 
 from alexnet.checkpoint import load_checkpoint, update_model_json
 from alexnet.data.loader import Batch
-from alexnet.device import peak_memory
+from alexnet.device import peak_memory, rank
 from alexnet.errors import ShownAsMessage, TrainingFailed, UserError, WorkerDied
 from alexnet.files import write_json, write_text
 from alexnet.inference.evaluate import Outputs, run_networks
 from alexnet.models.model import Network
-from alexnet.progress import Progress
+from alexnet.progress import Position, Progress
 from alexnet.run_dir import Run
 from alexnet.runtimes import calibration
 from alexnet.signals import StopSignal
@@ -45,6 +45,7 @@ from alexnet.training.step import TrainStep
 from alexnet.training.threads import ThreadChoice
 from alexnet.training.time_budget import TOLERANCE, TimeBudget, with_plan
 
+PROGRESS_S = 1.0  # seconds between writes of progress.json, for the page of the run
 LOG_EVERY = 20  # steps between reads of the loss: each read waits for the device
 AUGMENTED_IMAGES = 32  # images in augmented.png
 EVAL_GRACE_S = 5.0  # seconds an evaluation continues after a stop signal; schedulers kill after 30
@@ -85,6 +86,7 @@ class Trainer:
         self.pending: list[torch.Tensor] = []  # (loss, hits) of steps, still on the device
         self.checkpoints = Checkpoints(run, setup)
         self.stop = StopSignal()
+        self._progress_written = -math.inf
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────
 
@@ -111,7 +113,8 @@ class Trainer:
         state, train = self.state, self.setup.train
         self.train_step.train()
         began = time.monotonic() - state.seconds
-        self.progress(state.seen, train.samples, f"epoch {state.epoch + 1}/{self.recipe.schedule.epochs}")
+        self.progress(state.seen, self._position().total, f"epoch {state.epoch + 1}/{self.recipe.schedule.epochs}")
+        self._write_progress()
         with closing(read_together(self.parallel, train.batches(state.epoch, start=state.batch))) as batches:
             while not self._epoch_done():
                 waiting_since = time.monotonic()
@@ -119,6 +122,7 @@ class Trainer:
                 state.waited += time.monotonic() - waiting_since
                 self.step(batch)
                 state.seconds = time.monotonic() - began
+                self._write_progress()
                 if self.budget is not None and self.budget.due():
                     self._follow_budget(self.budget)
                 action = self._next_action()
@@ -231,10 +235,35 @@ class Trainer:
     def _report_loss(self) -> None:
         """Show the epoch's mean loss and top-1 so far. Raises `TrainingFailed` if the loss is not finite."""
         self._read_sums()
-        state, recipe = self.state, self.recipe
-        loss, top1 = state.loss_sum / state.seen, state.hits / state.seen
+        loss, top1 = self.state.loss_sum / self.state.seen, self.state.hits / self.state.seen
         self._check_finite(loss)
-        self.progress.step(state.epoch + 1, recipe.schedule.epochs, state.seen, self.setup.train.samples, loss, top1)
+        self.progress.step(self._position(), loss, top1)
+
+    @property
+    def _planned_steps(self) -> int:
+        """The number of steps of the run, unless it stops early."""
+        schedule, all_epochs = self.recipe.schedule, self.recipe.schedule.epochs * len(self.setup.train)
+        return all_epochs if schedule.limit_steps is None else min(schedule.limit_steps, all_epochs)
+
+    def _position(self) -> Position:
+        state, train, planned = self.state, self.setup.train, self._planned_steps
+
+        def images(steps: int) -> int:
+            epochs, rest = divmod(steps, len(train))
+            return epochs * train.samples + (train.bounds[rest - 1][1] if rest else 0)
+
+        before = state.epoch * train.samples
+        total = min(images(planned) - before, train.samples)
+        return Position(
+            state.epoch + 1, self.recipe.schedule.epochs, state.seen, total, before + state.seen, images(planned)
+        )
+
+    def _write_progress(self) -> None:
+        """Write `progress.json`, which the page of the run reads, from time to time."""
+        if rank() == 0 and time.monotonic() - self._progress_written >= PROGRESS_S:
+            self._progress_written = time.monotonic()
+            progress = {"step": self.state.step, "steps": self._planned_steps, "steps_per_epoch": len(self.setup.train)}
+            write_json(self.run.progress_json, progress, flush=False)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -259,7 +288,14 @@ class Trainer:
             self.budget.measure_epoch(training_s, row["seconds"] - training_s)
             planned = self._plan_steps(self.budget)
         recipe = self.recipe
-        is_best, summary, shown = state.best is row, self._summary(), {**row, "best": state.best}
+        is_best, summary = state.best is row, self._summary()
+        size = len(self.setup.train)
+        shown = {
+            **row,
+            "best": state.best,
+            "steps_per_epoch": size,
+            "epochs_left": (self._planned_steps - state.step) / size,
+        }
         alarms = all_alarms(state.history, recipe, len(self.setup.classes))
 
         def after_save() -> None:
@@ -402,6 +438,7 @@ class Trainer:
         summary = self._summary(**more, complete=True)
         on_rank0(lambda: write_json(self.run.path / "summary.json", summary))
         on_rank0(self.run.remove_quarantined)
+        on_rank0(lambda: self.run.progress_json.unlink(missing_ok=True))
         return self.run.summary()
 
     def _calibrate(self, best: Path) -> dict[str, Any]:

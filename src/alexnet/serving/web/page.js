@@ -2,7 +2,7 @@
 // with the server's results. File names and labels are untrusted: they only ever become textContent.
 import { make, makeFigure } from "./elements.js";
 import { fitLimits, send } from "./server.js";
-import { language, otherLanguage, percent, switchLanguage, text, translate, visible } from "./texts.js";
+import { join, language, otherLanguage, percent, switchLanguage, text, translate, visible } from "./texts.js";
 import { followTraining, renderTraining } from "./training.js";
 
 const $ = (id) => document.getElementById(id);
@@ -82,7 +82,7 @@ class Card {
     if (result?.unsure && threshold === confidence) threshold = percent(result.threshold, 3); // missed by less than that
     this.setLine(".unsure", result?.unsure && text("unsure", { confidence, threshold }));
     const facts = [result?.unsure === false && text("sure", { confidence, threshold }), truth && text("true_label", { label: truth })];
-    this.setLine(".truth", facts.filter(Boolean).join(" "));
+    this.setLine(".truth", join(facts));
     this.setLine(".note", result && this.sent?.shrunk && text("shrunk", this.sent.shrunk));
     for (const [kind, show] of Object.entries(EXPLANATIONS)) {
       this.details(kind).hidden = !result || !currentModel().looks.includes(kind);

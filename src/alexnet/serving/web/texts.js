@@ -21,6 +21,9 @@ export function text(key, values = {}, lang = language) {
   return TEXTS[lang][key].replace(/{(\w+)}/g, (_, name) => visible(values[name]));
 }
 
+// Join those of `sentences` that are not empty.
+export const join = (sentences) => sentences.filter(Boolean).join(language === "zh" ? "" : " ");
+
 export function percent(p, digits = 1) {
   const options = { style: "percent", maximumFractionDigits: digits, minimumFractionDigits: digits };
   return new Intl.NumberFormat(language, options).format(p);

@@ -2,7 +2,7 @@
 // server is asked again, every two seconds while a process trains it.
 import { make, makeFigure } from "./elements.js";
 import { send } from "./server.js";
-import { language, percent, text } from "./texts.js";
+import { join, language, percent, text } from "./texts.js";
 
 const POLL_S = 2, STOPPED_POLL_S = 10;
 const place = document.getElementById("training"), find = (selector) => place.querySelector(selector);
@@ -52,12 +52,11 @@ export function renderTraining() {
   find(".state").textContent = connected ? "" : text("connecting");
   if (!training) return;
   const { state, epochs, history, best, alarms } = training, done = history.length, split = splitName();
-  const running = !done ? "training_first" : done < epochs ? "training_running" : "training_ending";
-  const states = { training: running, stopped: "training_stopped", finished: "training_finished" };
   const top1 = percent(history.find(({ epoch }) => epoch === best)?.top1 ?? 0);
-  const sentences = [text(states[state], { next: done + 1, done, epochs }), best && text("training_best", { best, top1, split })];
+  const sentences = [describeState(), best && text(epochs > 1 ? "training_best" : "training_only", { best, top1, split })];
   if (state === "training" && best) sentences.push(text("training_try", { best }));
-  if (connected) find(".state").textContent = sentences.filter(Boolean).join(language === "zh" ? "" : " ");
+  if (connected) find(".state").textContent = join(sentences);
+  renderSteps();
   find(".alarms").replaceChildren(
     ...alarms.map(({ epoch, texts }) => make("li", { text: text("alarm", { epoch, alarm: texts[language] }) })));
   find(".curves").hidden = !done;
@@ -71,6 +70,30 @@ export function renderTraining() {
     chart("accuracy", "train_top1", "top1", null, share), chart("loss", "train_loss", "val_loss", 0, number));
   find(".curves .quiet").textContent = text("curves_note", { split });
   renderMistakes();
+}
+
+// Say which epoch is running, or how many there were: a part of one where a limit of steps or time ends within the first.
+function describeState() {
+  const { state, epochs, history, step, steps, steps_per_epoch: all } = training, done = history.length;
+  const part = all && (state === "finished" ? step : steps) < all; // of an epoch
+  const counts = { step: count(step), steps: count(steps), all: count(all), epochs, next: done + 1 };
+  if (state === "stopped") return text("training_stopped", counts);
+  if (state === "training" && done && step >= steps) return text("training_ending");
+  if (part) return text(state === "finished" ? "training_finished_part" : "training_part", counts);
+  if (state === "training") return text(done ? "training_running" : "training_first", counts);
+  const trained = all ? step / all : done;
+  return text(trained === 1 ? "training_finished_one" : "training_finished", { done: count(trained) });
+}
+
+const count = (n) => (n == null ? "?" : new Intl.NumberFormat(language, { maximumFractionDigits: 1 }).format(n));
+
+function renderSteps() {
+  const { state, step, steps, time_budget: budget } = training, bar = find(".steps progress");
+  find(".steps").hidden = state !== "training" || !steps;
+  Object.assign(bar, { max: steps || 1, value: step });
+  const key = budget ? "training_step_budget" : "training_step";
+  find(".steps span").textContent = text(key, { step: count(step), steps: count(steps), budget });
+  bar.setAttribute("aria-label", text("training"));
 }
 
 const splitName = () => ({ val: text("val"), test: text("test") })[training.split];
@@ -91,7 +114,7 @@ function renderMistakes() {
   find(".mistakes").hidden = !mistakes;
   if (!mistakes) return;
   const { epoch, images, wrong } = mistakes;
-  find(".mistakes h2").textContent = text("mistakes", { epoch });
+  find(".mistakes h2").textContent = text(training.epochs > 1 ? "mistakes" : "mistakes_only", { epoch });
   const counts = { wrong, images, split: splitName() };
   find(".mistakes .quiet").textContent = wrong ? text("mistakes_note", counts) : text("no_mistakes", counts);
   find(".thumbnails").replaceChildren(...mistakes.mistakes.map(({ label, predicted, p, image }) => {
