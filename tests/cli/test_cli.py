@@ -142,7 +142,8 @@ MISTAKES = [
     ["features", "runs/no", "run", "--out", "f.csv"], ["features", "run", "no", "--out", "f.csv"],
     ["check", "no"], ["check", "run"], ["pack", "no", "packed"], ["train", "digts"], ["train", "no/images"],
     ["train", "cifar10", "--data", "no"], ["train", "--epochs", "-1"], ["train", "--arch", "papre"],
-    ["train", "--out", "run"], ["train", "--weights", "runs/no"], ["arch", "papre"], ["code", "papre"],
+    ["train", "--out", "run"], ["train", "--weights", "runs/no"], ["train", "folder", "--labels", "no.csv"],
+    ["train", "--labels=no.csv"], ["arch", "papre"], ["code", "papre"],
     ["ablate", "lnr"], ["ablate", "lrn", "--data", "no"], ["bench", "trian"], ["bench", "--arch", "papre"],
 ]  # fmt: skip
 
@@ -165,16 +166,27 @@ def test_mistakes_are_answered_without_importing_torch(tmp_path):
 
 def test_missing_data_is_reported_without_importing_numpy(tmp_path):
     commands = [["check", "no"], ["check", "no.zip", "--html", "page.html"], ["pack", "no", "packed"]]
+    tables = [
+        ["check", "--labels", "no.csv"],
+        ["check", ".", "--labels", "no.csv"],
+        ["pack", ".", "a", "--labels=no.csv"],
+    ]
     code = (
         "import json, sys; from alexnet.cli import run\n"
         "for words in json.loads(sys.argv[1]): assert run(words) == 2 and 'numpy' not in sys.modules, words"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, timeout=300, cwd=tmp_path
+        [sys.executable, "-c", code, json.dumps(commands + tables)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
     )
     assert found.returncode == 0, found.stderr
-    for words, line in zip(commands, found.stderr.splitlines(), strict=True):
+    lines = found.stderr.splitlines()
+    for words, line in zip(commands, lines[:3], strict=True):
         assert line == f"alexnet: There is no folder or archive {words[1]}; check its path."
+    assert lines[3:] == ["alexnet: There is no label file no.csv; check the path given as --labels."] * len(tables)
 
 
 def test_images_are_checked_without_importing_torch(tmp_path):

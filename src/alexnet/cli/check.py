@@ -53,9 +53,10 @@ def check(
     """
     if data is None and labels is None:
         raise UserError("Name the dataset: 'alexnet check DIR', an archive, or --labels FILE.")
-    from alexnet.files import check_data_exists
+    from alexnet.files import check_data_exists, check_labels_exist
 
     check_data_exists(data)  # before NumPy is imported
+    check_labels_exist(labels)
     if html is not None and not html.parent.is_dir():
         raise UserError(f"There is no folder {html.parent} to write {html.name} into; create it first.")
     if open and html is None:

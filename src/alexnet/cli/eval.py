@@ -35,11 +35,12 @@ def evaluate(
         split: Which split; auto is test where there is one, else val.
         json: Print one JSON document.
     """
-    from alexnet.files import check_data_exists
+    from alexnet.files import check_data_exists, check_labels_exist
     from alexnet.run_dir import check_runs
 
     check_runs(run, *more)
     check_data_exists(data)
+    check_labels_exist(labels)
     from alexnet.inference.evaluate import evaluate as evaluate_runs
 
     found = evaluate_runs(

@@ -43,9 +43,10 @@ def pack(
         workers: Number of processes; by default one per core.
         json: Print one JSON document.
     """
-    from alexnet.files import check_data_exists
+    from alexnet.files import check_data_exists, check_labels_exist
 
     check_data_exists(data)  # before NumPy is imported
+    check_labels_exist(labels)
     from alexnet.data.value_range import parse_value_range
 
     known_range = None if value_range is None else parse_value_range(value_range)

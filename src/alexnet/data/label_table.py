@@ -16,7 +16,7 @@ from pathlib import Path
 
 from alexnet.data.image_names import IMAGE_SUFFIXES
 from alexnet.errors import UserError
-from alexnet.files import printable
+from alexnet.files import check_labels_exist, printable
 from alexnet.text import BY_CONTENT, COLUMNS, TextOptions, clean_label, decode_file, escape, find_codec, strip_blanks
 
 SPLIT_NAMES = {
@@ -77,8 +77,7 @@ def read_label_table(path: Path, root: Path | None = None, text: TextOptions = B
     `UserError` if the file is missing, not a table, empty, in an unknown encoding, or without a
     column for path or label.
     """
-    if not path.is_file():
-        raise UserError(f"There is no label file {path}; check the path given as --labels.")
+    check_labels_exist(path)
     table, encoding = LabelTable(), "utf-8"
 
     def choose(names: list[str]) -> dict[str, str]:

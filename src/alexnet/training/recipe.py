@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from alexnet.errors import UserError, unknown_name
-from alexnet.files import check_data_exists, convert, printable
+from alexnet.files import check_data_exists, check_labels_exist, convert, printable
 from alexnet.models.architectures import TORCHVISION, architecture
 from alexnet.training.settings import (
     AugmentationSettings,
@@ -272,6 +272,7 @@ def check_names(recipe: Recipe) -> None:
         architecture(arch)
     if recipe.data.dataset != "digits":
         check_data_exists(recipe.data.path)
+        check_labels_exist(recipe.data.labels)
 
 
 def check_layers(recipe: Recipe, network: str, layers: Iterable[str]) -> None:
