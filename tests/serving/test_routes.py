@@ -168,6 +168,14 @@ def test_bad_image_gets_error_and_the_others_predictions(server: Client) -> None
     assert [len(x["labels"]) for x in found] == [3, 0, 0, 3]
 
 
+def test_errors_of_single_images_are_in_the_language_of_the_request(server: Client) -> None:
+    images = [base64.b64encode(data).decode() for data in (encode_jpeg(), b"no image")]
+    body = json.dumps({"images": images}).encode()
+    for language, error in (("en", "it is not an image of a known format"), ("zh-CN,zh", "这不是已知格式的图片")):
+        response = server.post("/v1/predict", body, "application/json", **{"accept-language": language})
+        assert [x["error"] for x in predictions(response)] == [None, error]
+
+
 @pytest.mark.parametrize(
     "data",
     [b"no image", encode_jpeg()[:300], b"", b"\x00" * 1000],

@@ -241,8 +241,9 @@ async def predict(request: Request) -> Response:
     images = await read_images(request)
     outcomes = await cancel_on_disconnect(request, batcher.predict(name, [data for _, data in images], views))
     _raise_failures(images, outcomes)
+    translate = _translator(request)
     predictions = [
-        Prediction(path, error=outcome.reason)
+        Prediction(path, error=translate.sentence(outcome.reason))
         if isinstance(outcome, DecodeFailure)
         else models[name].to_prediction(path, outcome, top, outcome.clipped)
         for (path, _), outcome in zip(images, outcomes, strict=True)
