@@ -36,7 +36,7 @@ from alexnet.plots.model import (
     find_examples,
     mistakes_figure,
 )
-from alexnet.plots.show import show
+from alexnet.plots.show import draw, show
 from alexnet.plots.style import THEMES, rc_params, render, save_figure, shorten
 from alexnet.run_dir import Run
 
@@ -215,6 +215,11 @@ def test_filters_of_two_towers_are_separate():
     squeezenet = create_model("torchvision/squeezenet1_1", num_classes=2, image_size=64)
     assert list(conv_weights(squeezenet))[:2] == ["features.0", "features.3.squeeze"]
     filters_figure(squeezenet, None, "a", DARK, ENGLISH)
+
+
+def test_a_layer_without_filters_is_reported_by_the_call(small_run):
+    with pytest.raises(UserError, match="no convolution 'conv9'"):
+        draw("filters", [str(small_run)], layer="conv9")
 
 
 # ── receptive fields ──────────────────────────────────────────────────────────────────────────────

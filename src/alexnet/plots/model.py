@@ -70,16 +70,18 @@ def lrn_figure(denominators: dict[str, np.ndarray], name: str, theme: Theme, tra
     return figure
 
 
-def filters_figure(model: Network, layer: str | None, name: str, theme: Theme, translate: Translator) -> Figure:
-    """Draw the filters of `layer`, or of every convolution, as in figure 3 of the paper, with towers separated.
-
-    Raises `UserError` if `layer` is not a convolution, or there are none.
-    """
+def check_filters(model: Network, layer: str | None) -> None:
+    """Raise `UserError` if `layer` is not a convolution, or there are none."""
     weights = conv_weights(model)
     if layer is not None and layer not in weights:
         raise unknown_name("convolution", layer, weights, f" in '{model.spec.name}'")
     if not weights:
         raise UserError(f"'{model.spec.name}' has no convolutions, and so no filters to show.")
+
+
+def filters_figure(model: Network, layer: str | None, name: str, theme: Theme, translate: Translator) -> Figure:
+    """Draw the filters of `layer`, or of every convolution, as in figure 3 of the paper, with towers separated."""
+    weights = conv_weights(model)
     names = [layer] if layer else list(weights)[:MAX_LAYERS]
     two_towers = isinstance(model, AlexNet) and max(conv.groups for conv in model.spec.convs) == 2
     blocks = [(conv, b) for conv in names for b in (np.split(weights[conv], 2) if two_towers else [weights[conv]])]

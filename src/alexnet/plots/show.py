@@ -84,6 +84,7 @@ def draw(kind: str, args: Sequence[str], theme: str | None = None, lang: str = "
 
 def _filters(args: Sequence[str], options: Options) -> FigureFile:
     loaded = _load(args[0], options)
+    model.check_filters(loaded.model, options.layer)
     figure = partial(model.filters_figure, loaded.model, options.layer, _model_name(args[0], loaded))
     return figure, _folder(loaded) / (f"filters-{options.layer}.png" if options.layer else "filters.png")
 
