@@ -37,11 +37,11 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("alexnet.report.report.write_report", full)
-    result = alexnet.train("digits", out=tmp_path / "run", **QUICK)
+    result = alexnet.train("digits", out=tmp_path / "run", lang="zh", **QUICK)
     assert result.summary["steps"] == 1
     error = capsys.readouterr().err
     assert "No space left on device" in error
-    assert f"retry with 'alexnet report {result.run}'" in error
+    assert error.endswith(f"; retry with: alexnet report {result.run} --lang zh\n")
 
 
 def test_only_rank_0_writes_the_report(small_run, monkeypatch):

@@ -6,6 +6,7 @@ others return displays itself in a notebook. `alexnet.report` and `alexnet.expor
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -68,7 +69,8 @@ def write_page(result: TrainingResult, lang: str = "en") -> TrainingResult:
                 progress(0, 1, "writing the report")
                 write_report(Run(result.run), lang)
         except Exception as error:  # the run is complete on disk: its page must not fail it
-            message = f"The report could not be written: {error}; retry with 'alexnet report {result.run}'."
+            command = shlex.join(["alexnet", "report", str(result.run), "--lang", lang])
+            message = f"The report could not be written: {error}; retry with: {command}"
             print(escape(message), file=sys.stderr, flush=True)
     return result
 
