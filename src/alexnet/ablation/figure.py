@@ -6,6 +6,8 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matplotlib.ticker import MaxNLocator
+
 from alexnet.ablation.results import Ablation
 from alexnet.plots.style import Theme, new_figure, use_percent
 from alexnet.run_dir import Run
@@ -63,9 +65,11 @@ def _draw_curves(axes: Axes, result: Ablation, colors: tuple[str, str]) -> None:
         heights = [[rows[e][key] for rows in tables] for e in range(epochs)]
         at = list(range(1, epochs + 1))
         axes.fill_between(at, [min(h) for h in heights], [max(h) for h in heights], color=color, alpha=0.2, linewidth=0)
-        axes.plot(at, [statistics.fmean(h) for h in heights], style, color=color, label=arm.name)
+        marker = "o" if epochs == 1 else None  # a line of one point is invisible
+        axes.plot(at, [statistics.fmean(h) for h in heights], style, marker=marker, color=color, label=arm.name)
     use_percent(axes.yaxis)
     axes.set(xlabel="epoch", title=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid()
     axes.legend(loc="best")
 
