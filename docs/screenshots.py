@@ -44,7 +44,7 @@ SUFFIX = {"en": "", "zh": ".zh-CN"}
 SAMPLE = 8  # of the images that the served page offers
 CELLS = (
     "import alexnet\nfrom sklearn.datasets import load_digits",
-    'result = alexnet.train("digits", epochs=5)  # a bar and the learning curves while it trains\nresult',
+    'result = alexnet.train("digits", epochs=5)  # with a bar and curves\nresult',
     "classifier = alexnet.load(result.run)\n"
     "classifier.predict(list(load_digits().images[:6] / 16))  # several, side by side",
 )
