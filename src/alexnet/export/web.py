@@ -5,7 +5,7 @@ manifest, the list of layers and the index of the tensors; the tensors, one afte
 Nothing in it refers to anything outside, and its security policy forbids the browser to fetch anything.
 
 The order for readers of web/: alexnet.js (the network), image.js (from a file to its input), worker.js (what the page
-asks of both), page.js.
+asks of both), page.js (an image in, labels out), explorer.js (what the layers compute).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from alexnet.runtimes.engines import LoadedModel
 from alexnet.runtimes.manifest import WEB, Manifest
 
 SCRIPTS = ("alexnet.js", "image.js", "worker.js")
+PAGE_SCRIPTS = ("page.js", "explorer.js")
 TEXTS = "app_"  # prefix of the keys of the page's texts
 SAMPLES = 12
 SAMPLE_SIDE, SAMPLE_BYTES = 256, 24_000  # larger files are reduced
@@ -74,14 +75,15 @@ def write_web(
     tensors = list(web_tensors(loaded.model, loaded.preprocess, manifest.precision))
     weights = b"".join(values.tobytes() for _, values in tensors)
     texts = {key.removeprefix(TEXTS): text for key, text in load_texts(lang).items() if key.startswith(TEXTS)}
+    manifest_keys = {key: value for key, value in manifest.to_dict().items() if key != "spec"}  # the layers say it
     network = {
-        **manifest.to_dict(), "layers": layer_list(loaded.model.spec), "texts": texts,
+        **manifest_keys, "layers": layer_list(loaded.model.spec), "texts": texts,
         "tensors": [{"name": name, "type": _TYPES[v.dtype], "size": v.size} for name, v in tensors],
     }  # fmt: skip
     page = load_template("alexnet.export", "web.html", lang).render(
         title=path.stem, network=network, samples=list(samples), checked=checked,
         weights=[Markup(base64.b64encode(part).decode()) for part in _chunks(weights)],
-        engine=Markup("\n".join(_read(name) for name in SCRIPTS)), script=Markup(_read("page.js")),
+        engine=Markup("\n".join(_read(name) for name in SCRIPTS)), script=Markup("\n".join(map(_read, PAGE_SCRIPTS))),
         style=Markup(_read("page.css")),
     )  # fmt: skip
     write_text(path, page)
@@ -152,4 +154,6 @@ def _chunks(weights: bytes) -> Iterator[memoryview]:
 
 
 def _read(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
+    """Return a file of web/ without indentation and lines of comment, which would be a quarter of the page's text."""
+    lines = (line.strip() for line in (_FOLDER / name).read_text(encoding="utf-8").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))

@@ -10,12 +10,13 @@
 // activations                           {layers: [{name, kind, shape, data}]} of the last image; the first, "pixels", is
 //                                       what the network reads, 0…255
 // window      layer, channel, y, x      {weights: {shape, data}, window: {shape, data}, bias, sum}
+// maxima      source, as in classify   {layers: [the largest value of each channel]}, without edits, of another image
 // edit        edits: a list             as classify, for the last image; edits stay until the next list (see Network.forward)
 // occlude     size, stride              {rows, columns, probabilities, label}: the probability of the predicted class where a
 //                                       gray square covers the image; onProgress gets the same after each row of squares
 //
 // A call that fails throws an Error with a `code`: those of ImageError; no-image, before the first; superseded, where
-// another image came during `occlude`; failed, for anything else, with the reason as its message.
+// another image came meanwhile; failed, for anything else, with the reason as its message.
 "use strict";
 
 class Classifier {
@@ -25,18 +26,25 @@ class Classifier {
     this.network = new Network(network.layers, this.tensors);
     this.steps = Object.fromEntries(network.image.map((step) => [step.step, step]));
     this.edits = [];
+    this.turn = 0; // counts the images
     return {};
   }
 
   async classify({ source }) {
+    const turn = ++this.turn, found = await this.read(source);
+    if (this.turn !== turn) throw Object.assign(new Error(), { code: "superseded" });
+    Object.assign(this, found);
+    return this.answer();
+  }
+
+  async read(source) {
     const image = await openImage(source);
     try {
-      this.pixels = toPixels(image, this.steps);
+      const pixels = toPixels(image, this.steps);
+      return { pixels, input: normalize(pixels, this.tensors["input.scale"].data, this.tensors["input.shift"].data) };
     } finally {
       image.close();
     }
-    this.input = normalize(this.pixels, this.tensors["input.scale"].data, this.tensors["input.shift"].data);
-    return this.answer();
   }
 
   answer() {
@@ -59,6 +67,14 @@ class Classifier {
   window({ layer, channel, y, x }) {
     if (this.covered) this.answer();
     return this.network.window(layer, channel, y, x);
+  }
+
+  async maxima({ source }) {
+    const { input } = await this.read(source);
+    this.covered = true;
+    const layers = this.network.forward(input).map(({ data, shape: [channels] }) => Float32Array.from({ length: channels }, (_, c) =>
+      data.subarray((c * data.length) / channels, ((c + 1) * data.length) / channels).reduce((a, b) => Math.max(a, b))));
+    return { layers };
   }
 
   edit({ edits }) {
