@@ -1,5 +1,6 @@
 """The trainer: weights after known steps, metrics rows, checkpoints, and stopping and resuming without loss."""
 
+import errno
 import json
 import os
 import shutil
@@ -192,6 +193,8 @@ def test_progress_counts_the_planned_part_of_the_last_epoch(tmp_path, monkeypatc
     def record(path, value, flush=True):
         if path.name == "progress.json":
             written.append(value)
+            if len(written) == 3:
+                raise OSError(errno.ENOSPC, "No space left on device")  # the training goes on without it
         files.write_json(path, value, flush)
 
     monkeypatch.setattr("alexnet.training.trainer.write_json", record)

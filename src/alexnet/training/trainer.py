@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from enum import IntEnum
 from functools import cached_property, partial
 from pathlib import Path
@@ -263,7 +263,8 @@ class Trainer:
         if rank() == 0 and time.monotonic() - self._progress_written >= PROGRESS_S:
             self._progress_written = time.monotonic()
             progress = {"step": self.state.step, "steps": self._planned_steps, "steps_per_epoch": len(self.setup.train)}
-            write_json(self.run.progress_json, progress, flush=False)
+            with suppress(OSError):  # the page can do without; checkpoints cannot, and report a full disk
+                write_json(self.run.progress_json, progress, flush=False)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
