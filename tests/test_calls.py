@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import alexnet
 from alexnet import calls
@@ -123,6 +124,15 @@ def test_unknown_names_suggest_known_ones(name, hint):
     with pytest.raises(AttributeError) as raised:
         getattr(alexnet, name)
     assert str(raised.value) == f"module 'alexnet' has no attribute '{name}'{hint}"
+
+
+def test_a_folder_with_an_empty_class_is_trained_on_with_a_keyword(tmp_path):
+    for name in ("dark", "empty", "light"):
+        (tmp_path / name).mkdir()
+    for name, level in (("dark", 0), ("light", 255)):
+        Image.new("L", (32, 32), level).save(tmp_path / name / "1.png")
+    with pytest.raises(alexnet.UserError, match=r"hold no images.*; replace or remove them, .* with skip_bad=True\.$"):
+        alexnet.train(tmp_path, epochs=1)
 
 
 def test_the_same_network_twice_is_no_ensemble(small_run, tmp_path):

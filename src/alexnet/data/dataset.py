@@ -46,13 +46,19 @@ SplitRows = list[tuple[str, str]]
 class BadFiles(UserError):
     """Files of a dataset that cannot be read, or class folders without any: `bad` lists each with the reason."""
 
-    def __init__(self, summary: str, bad: list[tuple[str, str]]) -> None:
-        super().__init__(summary, bad)  # both in args, so that the error survives pickling
+    def __init__(
+        self,
+        summary: str,
+        bad: list[tuple[str, str]],
+        fix: str = "replace or remove them, or skip them with --skip-bad",
+    ) -> None:
+        super().__init__(summary, bad, fix)  # all in args: it survives pickling, and `calls` names keywords there
         self.summary = summary
         self.bad = bad
 
     def __str__(self) -> str:
-        return f"{self.summary}; replace or remove them, or skip them with --skip-bad."
+        summary, _, fix = self.args
+        return f"{summary}; {fix}."
 
     def without_skipping(self, fix: str) -> UserError:
         """Return the error for a caller that cannot skip files, who is told to do `fix`."""
