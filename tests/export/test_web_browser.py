@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from alexnet.cli import run
 from alexnet.data.decode import decode_image
 from alexnet.data.transforms import EvalTransform
+from alexnet.export import parity
 from alexnet.export.web import SCRIPTS, layer_list, web_tensors
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.models.model import create_model
@@ -190,3 +193,38 @@ def test_pixels_are_those_of_the_trainer(page: Any, name: str) -> None:
 def test_transparent_and_deep_pixels_are_at_most_one_level_off(page: Any, name: str) -> None:
     file = NEARLY[name]()
     assert max(difference(page, file, TRANSFORMS[key]) for key in ("exact", "gray", "nearest")) <= 1
+
+
+BAD = {
+    "empty": (lambda: b"", "empty"),
+    "text": (lambda: b"This is no image.", "not-an-image"),
+    "page": (lambda: b"<!doctype html><svg></svg>", "not-an-image"),
+    "heic": (lambda: b"\0\0\0\x18ftypheic" + bytes(100), "heic"),
+    "tiff": (lambda: saved(photo(20, 20), "TIFF"), "format"),
+    "cut": (lambda: saved(photo(64, 48), "JPEG")[:-300], "cut-short"),
+    "cut-png": (lambda: saved(photo(64, 48), "PNG")[:-300], "cut-short"),
+    "damaged": (lambda: b"\xff\xd8\xff\xe0" + bytes(200) + b"\xff\xd9", "damaged"),
+    "damaged-png": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(200) + b"IEND", "damaged"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_have_a_code(page: Any, name: str) -> None:
+    make, code = BAD[name]
+    script = "async (file) => openImage(new Blob([fromBase64([file])])).then(() => 'opened', (error) => error.code)"
+    assert page.evaluate(script, base64.b64encode(make()).decode()) == code
+
+
+# ── parity ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("precision", ["int8-fc", "fp32"])
+def test_a_run_is_exported_after_the_comparison(browser, small_run, tmp_path, capsys, monkeypatch, precision):
+    monkeypatch.setattr(parity, "LATENCY_SECONDS", 0)
+    out = tmp_path / "digits.html"
+    flags = ["--fp32"] if precision == "fp32" else []
+    assert run(["export", str(small_run), "web", "--out", str(out), *flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["precision"], found["images"], found["top1_agreement"]) == (precision, 200, 1.0)
+    assert found["max_abs_diff"] < {"int8-fc": 1e-2, "fp32": 1e-4}[precision]
+    assert json.loads(Path(f"{out}.json").read_text())["parity"]["images"] == 200

@@ -21,6 +21,7 @@ const LAYERS = {
     const taps = perGroup * kernel * kernel; // values that a filter reads
     const positions = rows * columns;
     const packed = packFilters(weight.data, groups, filtersPerGroup, taps);
+    const gathered = new Float32Array(BLOCK * taps);
 
     // The input with its zeros around it, so that every window lies inside.
     const paddedWidth = width + 2 * padding, plane = paddedWidth * (height + 2 * padding);
@@ -35,22 +36,20 @@ const LAYERS = {
       for (let column = 0; column < columns; column++) corners[at++] = stride * (row * paddedWidth + column);
 
     return (x, y) => {
-      if (padded) {
-        for (let from = 0, c = 0; c < channels; c++)
-          for (let row = 0; row < height; row++, from += width)
-            padded.set(x.subarray(from, from + width), c * plane + (row + padding) * paddedWidth + padding);
-      }
+      for (let from = 0, c = 0; padded && c < channels; c++)
+        for (let row = 0; row < height; row++, from += width)
+          padded.set(x.subarray(from, from + width), c * plane + (row + padding) * paddedWidth + padding);
       for (let o = 0; o < filters; o++) y.fill(bias ? bias.data[o] : 0, o * positions, (o + 1) * positions);
       for (let group = 0; group < groups; group++) {
         const source = (padded || x).subarray(group * perGroup * plane, (group + 1) * perGroup * plane);
         const target = y.subarray(group * filtersPerGroup * positions, (group + 1) * filtersPerGroup * positions);
-        multiply(packed[group], source, offsets, corners, target, filtersPerGroup);
+        multiply(packed[group], gathered, source, offsets, corners, target, filtersPerGroup);
       }
     };
   },
 
-  // y[o] = bias[o] + Σ weight[o, i] · x[i]. The weights lie input by input, so that inputs that are zero, most of them
-  // after a ReLU, are skipped. 8-bit weights are multiplied as they are, and the sum by the scale of its output.
+  // y[o] = bias[o] + Σ weight[o, i] · x[i]. The weights lie input by input, so that inputs that are zero are skipped:
+  // most of them, after a ReLU. 8-bit weights are multiplied as they are, and the sum by the scale of its output.
   linear(layer, { weight, bias }) {
     const inputs = layer.input[0], outputs = layer.output[0];
     const used = new Int32Array(inputs + 3), values = new Float32Array(inputs + 3);
@@ -80,8 +79,8 @@ const LAYERS = {
         for (let c = -after; c < perTower; c++) { // a window that moves by a channel gains one and loses another
           addSquares(x, sums, c + after < perTower ? (first + c + after) * plane : -1, 1);
           addSquares(x, sums, c - before > 0 ? (first + c - before - 1) * plane : -1, -1);
-          if (c < 0) continue;
-          for (let at = (first + c) * plane, i = 0; i < plane; i++, at++) y[at] = x[at] * power(k + alpha / size * sums[i]);
+          for (let at = (first + c) * plane, i = 0; c >= 0 && i < plane; i++, at++)
+            y[at] = x[at] * power(k + alpha / size * sums[i]);
         }
       }
     };
@@ -124,9 +123,9 @@ const LAYERS = {
     };
   },
 
-  maxpool: (layer) => pool(layer, slidingWindows, (x, y, at, n, size) => { if (n === 0 || x > y[at]) y[at] = x; }),
-  avgpool: (layer) => pool(layer, slidingWindows, (x, y, at, n, size) => { y[at] = (n ? y[at] : 0) + x / size; }),
-  adaptiveavgpool: (layer) => pool(layer, equalWindows, (x, y, at, n, size) => { y[at] = (n ? y[at] : 0) + x / size; }),
+  maxpool: (layer) => pool(layer, slidingWindow, false),
+  avgpool: (layer) => pool(layer, slidingWindow, true),
+  adaptiveavgpool: (layer) => pool(layer, equalWindow, true),
 
   // Zeros at the right and bottom, for the rounded-up sizes of the 2012 code.
   pad(layer) {
@@ -150,29 +149,32 @@ function addSquares(x, sums, from, sign) {
   if (from >= 0) for (let i = 0; i < sums.length; i++) sums[i] += sign * x[from + i] ** 2;
 }
 
-// The first and the last row (or column) of each window. The last window of a rounded-up size ends at the edge.
-function slidingWindows(layer, outputs, inputs) {
-  return Array.from({ length: outputs }, (_, i) => [i * layer.stride, Math.min(i * layer.stride + layer.kernel, inputs)]);
+// Where window i begins and ends. The last window of a rounded-up size ends at the edge.
+function slidingWindow({ stride, kernel }, i, outputs, inputs) {
+  return [i * stride, Math.min(i * stride + kernel, inputs)];
 }
 
-function equalWindows(layer, outputs, inputs) {
-  return Array.from({ length: outputs }, (_, i) => [Math.floor(i * inputs / outputs), Math.ceil((i + 1) * inputs / outputs)]);
+function equalWindow(layer, i, outputs, inputs) {
+  return [Math.floor(i * inputs / outputs), Math.ceil((i + 1) * inputs / outputs)];
 }
 
-// `take(x, y, at, n, size)` adds x, value n of the `size` values of a window, to the output y[at].
-function pool(layer, windows, take) {
+// The largest value, or the mean, of each window.
+function pool(layer, window, mean) {
   const [channels, height, width] = layer.input, [, rows, columns] = layer.output;
-  const vertical = windows(layer, rows, height), horizontal = windows(layer, columns, width);
+  const vertical = Array.from({ length: rows }, (_, i) => window(layer, i, rows, height));
+  const horizontal = Array.from({ length: columns }, (_, i) => window(layer, i, columns, width));
   return (x, y) => {
     let at = 0;
     for (let c = 0; c < channels; c++)
       for (const [top, bottom] of vertical)
         for (const [left, right] of horizontal) {
-          const size = (bottom - top) * (right - left);
-          for (let row = top, n = 0; row < bottom; row++)
-            for (let i = (c * height + row) * width + left, end = i + right - left; i < end; i++, n++)
-              take(x[i], y, at, n, size);
-          at++;
+          let sum = 0, largest = -Infinity;
+          for (let row = top; row < bottom; row++)
+            for (let i = (c * height + row) * width + left, end = i + right - left; i < end; i++) {
+              sum += x[i];
+              if (x[i] > largest) largest = x[i];
+            }
+          y[at++] = mean ? sum / ((bottom - top) * (right - left)) : largest;
         }
   };
 }
@@ -203,24 +205,16 @@ class Network {
       const skipped = edits.some((edit) => edit.layer === layer.name && edit.channel === undefined);
       if (skipped && layer.values.length === x.length) layer.values.set(x);
       else layer.compute(x, layer.values);
-      for (const [from, to] of this.zeroed(layer, edits)) layer.values.fill(0, from, to);
+      for (const edit of edits) {
+        const plane = layer.values.length / layer.output[0], tower = layer.values.length / this.towers;
+        if (edit.layer === layer.name && edit.channel !== undefined)
+          layer.values.fill(0, edit.channel * plane, (edit.channel + 1) * plane);
+        if (layer.kind === "conv" && edit.tower !== undefined)
+          layer.values.fill(0, edit.tower * tower, (edit.tower + 1) * tower);
+      }
       x = layer.values;
     }
     return this.layers.map(({ name, kind, output, values }) => ({ name, kind, shape: output, data: values }));
-  }
-
-  // The ranges of a layer's values that edits set to zero.
-  zeroed(layer, edits) {
-    const channels = layer.output[0], plane = layer.values.length / channels;
-    return edits.flatMap((edit) => {
-      if (edit.layer === layer.name && edit.channel !== undefined)
-        return [[edit.channel * plane, (edit.channel + 1) * plane]];
-      if (edit.tower !== undefined && layer.kind === "conv" && channels % this.towers === 0) {
-        const tower = layer.values.length / this.towers;
-        return [[edit.tower * tower, (edit.tower + 1) * tower]];
-      }
-      return [];
-    });
   }
 
   // What a value of a convolution or linear layer was computed from: the weights of the filter, the window that it read
@@ -244,7 +238,8 @@ class Network {
       sum += weights[t] * window[t];
     }
     const shape = [perGroup, kernel, kernel];
-    return { weights: { shape, data: weights }, window: { shape, data: window }, bias: bias ? bias.data[channel] : 0, sum };
+    const shown = { weights: { shape, data: weights }, window: { shape, data: window } };
+    return { ...shown, bias: bias ? bias.data[channel] : 0, sum };
   }
 }
 
@@ -274,9 +269,8 @@ function packFilters(weights, groups, filters, taps) {
 
 // Adds to target (filters × positions) the product of filters and windows. A window has its values in `source`, at
 // `offsets` from its corner. Windows are gathered in panels of four, as the filters are.
-function multiply(packed, source, offsets, corners, target, filters) {
+function multiply(packed, gathered, source, offsets, corners, target, filters) {
   const taps = offsets.length, positions = corners.length;
-  const gathered = new Float32Array(BLOCK * taps);
   for (let start = 0; start < positions; start += BLOCK) {
     const end = Math.min(start + BLOCK, positions);
     for (let p = start; p < end; p += 4) gather(gathered, (p - start) * taps, source, offsets, corners, p);
@@ -305,23 +299,21 @@ function gather(gathered, at, source, offsets, corners, p) {
 
 const TILE = new Float32Array(16);
 
-// TILE[i, j] = Σ a[t, i] · b[t, j]. Sixteen sums stay in registers, so that 8 values read from memory serve 16 products.
+// TILE[i, j] = Σ a[t, i] · b[t, j]. Sixteen sums stay in registers, so that 8 values that are read serve 16 products.
 function multiplyPanels(a, i, b, j, taps) {
   let s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;
   let s20 = 0, s21 = 0, s22 = 0, s23 = 0, s30 = 0, s31 = 0, s32 = 0, s33 = 0;
   for (const end = i + 4 * taps; i < end; i += 4, j += 4) {
     const b0 = b[j], b1 = b[j + 1], b2 = b[j + 2], b3 = b[j + 3];
-    let w = a[i];
-    s00 += w * b0; s01 += w * b1; s02 += w * b2; s03 += w * b3;
-    w = a[i + 1];
-    s10 += w * b0; s11 += w * b1; s12 += w * b2; s13 += w * b3;
-    w = a[i + 2];
-    s20 += w * b0; s21 += w * b1; s22 += w * b2; s23 += w * b3;
-    w = a[i + 3];
-    s30 += w * b0; s31 += w * b1; s32 += w * b2; s33 += w * b3;
+    let w = a[i]; s00 += w * b0; s01 += w * b1; s02 += w * b2; s03 += w * b3;
+    w = a[i + 1]; s10 += w * b0; s11 += w * b1; s12 += w * b2; s13 += w * b3;
+    w = a[i + 2]; s20 += w * b0; s21 += w * b1; s22 += w * b2; s23 += w * b3;
+    w = a[i + 3]; s30 += w * b0; s31 += w * b1; s32 += w * b2; s33 += w * b3;
   }
-  TILE[0] = s00; TILE[1] = s01; TILE[2] = s02; TILE[3] = s03; TILE[4] = s10; TILE[5] = s11; TILE[6] = s12; TILE[7] = s13;
-  TILE[8] = s20; TILE[9] = s21; TILE[10] = s22; TILE[11] = s23; TILE[12] = s30; TILE[13] = s31; TILE[14] = s32; TILE[15] = s33;
+  TILE[0] = s00; TILE[1] = s01; TILE[2] = s02; TILE[3] = s03;
+  TILE[4] = s10; TILE[5] = s11; TILE[6] = s12; TILE[7] = s13;
+  TILE[8] = s20; TILE[9] = s21; TILE[10] = s22; TILE[11] = s23;
+  TILE[12] = s30; TILE[13] = s31; TILE[14] = s32; TILE[15] = s33;
 }
 
 // Adds four inputs of a linear layer, each times its weights, to the sums of all outputs.
@@ -340,9 +332,9 @@ function readTensors(index, bytes) {
   const tensors = {};
   let at = 0;
   for (const { name, type, size } of index) {
-    const width = { f32: 4, f16: 2, i8: 1 }[type], part = bytes.slice(at, at + size * width).buffer;
-    const data = type === "i8" ? new Int8Array(part) : type === "f16" ? expand(new Uint16Array(part)) : new Float32Array(part);
-    tensors[name] = { data };
+    const Values = { f32: Float32Array, f16: Uint16Array, i8: Int8Array }[type], width = Values.BYTES_PER_ELEMENT;
+    const values = new Values(bytes.slice(at, at + size * width).buffer);
+    tensors[name] = { data: type === "f16" ? Float32Array.from(values, (h) => HALVES[h]) : values };
     at += size * width;
   }
   for (const name of Object.keys(tensors))
@@ -350,13 +342,8 @@ function readTensors(index, bytes) {
   return tensors;
 }
 
-let halves = null; // the value of each of the 65,536 16-bit floats
-
-function expand(numbers) {
-  halves ||= Float32Array.from({ length: 65536 }, (_, h) => {
-    const exponent = (h >> 10) & 31, fraction = h & 1023;
-    const size = exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : fraction * 2 ** -24;
-    return h & 0x8000 ? -size : size;
-  });
-  return Float32Array.from(numbers, (h) => halves[h]);
-}
+const HALVES = Float32Array.from({ length: 65536 }, (_, h) => { // the value of each 16-bit float
+  const exponent = (h >> 10) & 31, fraction = h & 1023;
+  const size = exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : fraction * 2 ** -24;
+  return h & 0x8000 ? -size : size;
+});

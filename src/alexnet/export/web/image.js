@@ -31,8 +31,8 @@ async function openImage(source) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   if (!context) throw new ImageError("too-large");
   const rows = (from, to) => {
-    // A canvas multiplies colors by their opacity and rounds them to 8 bits, and what it returns would be rounded twice.
-    // So it blends them with white itself: once rounded, at most 1 of 255 from the exact value. Opaque ones stay exact.
+    // A canvas multiplies colors by their opacity and rounds them to 8 bits; what it returns would be rounded twice.
+    // So it blends them with white itself: rounded once, at most 1 of 255 from the exact value. Opaque ones stay exact.
     context.fillStyle = "#fff";
     context.fillRect(0, 0, width, to - from);
     context.drawImage(bitmap, 0, -from);
@@ -98,8 +98,10 @@ function toPixels(image, steps) {
   // Each of the two passes rounds to 8 bits, so their order matters, if only by a level. This is that of Pillow 13;
   // earlier versions always begin with the width, and so differ for images more than twice as high as wide.
   const heightFirst = image.height - height > 2 * Math.max(0, image.width - width), length = image.width * channels;
-  if (heightFirst)
-    return toPlanes(resizeRows(resizeColumns(readRows(length, (pixels) => pixels), length, down), length, channels, across), channels);
+  if (heightFirst) {
+    const low = resizeColumns(readRows(length, (pixels) => pixels), length, down);
+    return toPlanes(resizeRows(low, length, channels, across), channels);
+  }
   const narrow = readRows(size * channels, (pixels) => resizeRows(pixels, length, channels, across));
   return toPlanes(resizeColumns(narrow, size * channels, down), channels);
 }
@@ -147,7 +149,8 @@ function resizeColumns(pixels, length, windows) {
   for (const { start, weights } of windows)
     for (let i = 0; i < length; i++) {
       let sum = HALF;
-      for (let k = 0, from = start * length + i; k < weights.length; k++, from += length) sum += pixels[from] * weights[k];
+      for (let k = 0, from = start * length + i; k < weights.length; k++, from += length)
+        sum += pixels[from] * weights[k];
       resized[at++] = sum >> BITS;
     }
   return resized;
@@ -191,7 +194,7 @@ function filterWindows(size, resized, from, count, filter) {
 
 // ── normalization ───────────────────────────────────────────────────────────────────────────────
 
-// pixel · scale + shift. The shift is one number for each channel, or one for each pixel where a mean image is subtracted.
+// pixel · scale + shift. The shift is a number for each channel, or for each pixel where a mean image is subtracted.
 function normalize(pixels, scale, shift) {
   const plane = pixels.length / scale.length, perPixel = shift.length === pixels.length;
   return Float32Array.from(pixels, (value, i) => {
