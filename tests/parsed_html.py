@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 class PageParser(HTMLParser):
     """Collects the links of a page, and fails at a tag that does not close the last one opened."""
 
-    VOID = ("meta", "br", "path", "use", "img", "input", "line", "circle")
+    VOID = ("meta", "br", "wbr", "path", "use", "img", "input", "line", "circle")
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,8 @@ class PageParser(HTMLParser):
 
     def handle_endtag(self, tag):
         if tag not in self.VOID:
-            assert self.open.pop() == tag
+            opened = self.open.pop()
+            assert opened == tag, f"<{opened}> is closed by </{tag}> at line {self.getpos()[0]}: {self.get_starttag_text()[:200]}"
 
 
 def page_links(page: str) -> list[str]:
