@@ -23,7 +23,7 @@ class PageParser(HTMLParser):
     def handle_endtag(self, tag):
         if tag not in self.VOID:
             opened = self.open.pop()
-            assert opened == tag, f"<{opened}> is closed by </{tag}> at line {self.getpos()[0]}: {self.get_starttag_text()[:200]}"
+            assert opened == tag, f"<{opened}> is closed by </{tag}> in line {self.getpos()[0]}"
 
 
 def page_links(page: str) -> list[str]:
