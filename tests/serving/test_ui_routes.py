@@ -352,7 +352,8 @@ def test_page_has_every_text_in_both_languages(client):
     )
     script = "".join((WEB / name).read_text() for name in SCRIPTS)
     used = set(re.findall(r'data-text="(\w+)"', page)) | set(re.findall(r'\btext\("([\w-]+)"', script))
-    used |= set(re.findall(r'\? "(\w+)" : "(\w+)"', script)[0]) | set(re.findall(r'"(training_\w+)"', script))
+    used |= {key for pair in re.findall(r'text\([^"()]+ \? "(\w+)" : "(\w+)"', script) for key in pair}
+    used |= set(re.findall(r'"(training_\w+)"', script))
     used |= {"accuracy", "loss"} | {
         "saliency_grad-cam",
         "saliency_occlusion",
