@@ -18,10 +18,14 @@ from alexnet.cli import run
 from alexnet.data.decode import decode_image
 from alexnet.data.transforms import EvalTransform
 from alexnet.export import parity
+from alexnet.export.export import Exporter
+from alexnet.export.parity import ExportFailed
 from alexnet.export.web import SCRIPTS, layer_list, web_tensors
+from alexnet.inference.predict import load
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.models.model import create_model
 from alexnet.models.spec import NORMS
+from alexnet.runtimes import convert
 from alexnet.runtimes.image_steps import describe_steps
 
 pytestmark = pytest.mark.browser
@@ -228,3 +232,107 @@ def test_a_run_is_exported_after_the_comparison(browser, small_run, tmp_path, ca
     assert (found["precision"], found["images"], found["top1_agreement"]) == (precision, 200, 1.0)
     assert found["max_abs_diff"] < {"int8-fc": 1e-2, "fp32": 1e-4}[precision]
     assert json.loads(Path(f"{out}.json").read_text())["parity"]["images"] == 200
+
+
+def test_a_page_with_another_filter_is_not_kept(browser, checkpoint, large_images, tmp_path, monkeypatch):
+    def without_antialiasing(*arguments: Any) -> list[dict[str, Any]]:
+        return [step | ({"filter": "nearest"} if "filter" in step else {}) for step in describe_steps(*arguments)]
+
+    monkeypatch.setattr(parity, "LATENCY_SECONDS", 0)
+    monkeypatch.setattr(convert, "describe_steps", without_antialiasing)
+    with (
+        Exporter(checkpoint, images=large_images) as exporter,
+        pytest.raises(ExportFailed, match="--fp32 is far closer"),
+    ):
+        exporter.export("web", tmp_path / "net.html")
+    assert not any(tmp_path.iterdir())
+
+
+def test_images_that_browsers_do_not_read_are_left_out(browser, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(parity, "LATENCY_SECONDS", 0)
+    for number, form in enumerate(("PNG", "TIFF", "PNG")):
+        path = tmp_path / "images" / f"{number}.{form.lower()}"
+        path.parent.mkdir(exist_ok=True)
+        photo(50, 40 + number).save(path, form)
+    with Exporter(checkpoint, images=path.parent, precision="fp32") as exporter:
+        found = exporter.export("web", tmp_path / "net.html").to_dict()
+    assert (found["images"], found["unreadable"], found["top1_agreement"]) == (2, 1, 1.0)
+
+
+# ── the page ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def file(small_run, tmp_path_factory):
+    """The page of a run in Chinese, written without the comparison."""
+    with Exporter(small_run, parity=False, precision="fp32", lang="zh") as exporter:
+        return exporter.export("web", tmp_path_factory.mktemp("page") / "digits.html").file
+
+
+@pytest.fixture(params=["worker", "alone"])
+def opened(browser, file, request):
+    """That page, opened without a network, with and without workers."""
+    context = browser.new_context(offline=True, viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    if request.param == "alone":
+        page.add_init_script("delete window.Worker")
+    page.goto(file.as_uri())
+    page.evaluate("classifier.ready")
+    yield page
+    assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+    assert errors == []
+    context.close()
+
+
+def test_worker_answers_every_question(opened, small_run, file):
+    name, found = (
+        "sample.png",
+        opened.evaluate(
+            """async () => {
+          const { url } = JSON.parse(document.getElementById("sample-images").textContent)[3];
+          const call = (type, values) => classifier.call(type, values).catch((error) => error.code);
+          const early = await call("activations");
+          const answer = await call("classify", { source: toBlob(url) });
+          const { layers } = await call("activations");
+          const list = ({ data, shape }) => ({ data: [...data], shape });
+          const [layer] = layers.filter(({ kind }) => kind === "conv").slice(1), last = layers[layers.length - 1];
+          const [, height, width] = layer.shape, y = height - 1, x = 0;
+          const seen = await call("window", { layer: layer.name, channel: 3, y, x });
+          const unit = await call("window", { layer: last.name, channel: 2 });
+          const edited = await call("edit", { edits: [{ layer: layer.name, channel: 3 }] });
+          const changed = (await call("activations")).layers.find(({ name }) => name === layer.name);
+          const restored = await call("edit", { edits: [] });
+          const hidden = await call("occlude", { size: 8, stride: 8 });
+          const after = (await call("activations")).layers.find(({ name }) => name === last.name);
+          return {
+            url, early, probabilities: [...answer.probabilities], confidences: [...answer.confidences],
+            unsure: answer.unsure,
+            value: layer.data[(3 * height + y) * width + x], sum: seen.sum, read: list(seen.window),
+            logit: last.data[2], unit: unit.sum,
+            edited: [...edited.probabilities], restored: [...restored.probabilities],
+            zeros: [...changed.data.subarray(3 * height * width, 4 * height * width)], hidden, after: [...after.data],
+            last: [...last.data], pixels: layers[0].shape,
+          };
+        }"""
+        ),
+    )
+    Path(file.parent / name).write_bytes(base64.b64decode(found["url"].split(",")[1]))
+    expected = load(small_run, device="cpu").predict(file.parent / name, top=10)
+    p = dict(expected.labels)
+    assert found["early"] == "no-image"
+    assert found["probabilities"] == pytest.approx([p[str(i)] for i in range(10)], abs=1e-5)
+    assert max(found["confidences"]) == pytest.approx(expected.confidence, abs=1e-5)
+    assert found["unsure"] == expected.unsure
+    assert found["sum"] == pytest.approx(found["value"], abs=1e-4)
+    assert np.prod(found["read"]["shape"]) == len(found["read"]["data"])
+    assert found["unit"] == pytest.approx(found["logit"], abs=1e-3)
+    assert set(found["zeros"]) == {0}
+    assert found["edited"] != found["probabilities"]
+    assert found["restored"] == found["probabilities"]
+    assert found["hidden"]["rows"] * found["hidden"]["columns"] == len(found["hidden"]["probabilities"])
+    assert min(found["hidden"]["probabilities"]) < max(found["probabilities"])
+    assert found["after"] == found["last"]
