@@ -32,7 +32,7 @@ class Classifier {
 
   async classify({ source }) {
     const turn = ++this.turn, found = await this.read(source);
-    if (this.turn !== turn) throw Object.assign(new Error(), { code: "superseded" });
+    if (this.turn !== turn) throw new ImageError("superseded");
     Object.assign(this, found);
     return this.answer();
   }
@@ -99,7 +99,7 @@ class Classifier {
         found.probabilities.push(run(covered)[label]);
         await new Promise((resolve) => setTimeout(resolve)); // for other calls, and for the page without a worker
         this.covered = true;
-        if (this.input !== input || this.edits !== edits) throw Object.assign(new Error(), { code: "superseded" });
+        if (this.input !== input || this.edits !== edits) throw new ImageError("superseded");
       }
       onProgress(found);
     }
@@ -109,7 +109,7 @@ class Classifier {
   // Returns a reply to a message {id, type, ...values}: {id, ...result}, or {id, error: {code, message}}.
   async reply({ id, type, ...values }, onProgress) {
     try {
-      if (!this.input && !["load", "classify"].includes(type)) throw Object.assign(new Error(), { code: "no-image" });
+      if (!this.input && !["load", "classify"].includes(type)) throw new ImageError("no-image");
       return { id, ...(await this[type](values, onProgress)) };
     } catch (error) {
       return { id, error: { code: error.code || "failed", message: String(error.message) } };
