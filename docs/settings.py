@@ -26,7 +26,7 @@ shows the values of a recipe. On resuming (`alexnet resume RUN --set …`), a se
 
 训练的全部设置。带短横线的是 `alexnet train` 的参数，其余的写成 `--set NAME=VALUE`；两者都是 `recipe.json` 中的键，
 也都是 `alexnet.train` 的参数。`alexnet train RECIPE --help` 显示某个配方的取值。续训时
-（`alexnet resume RUN --set …`），有的设置可以*随意*更改；有的会改变实验，要加 *--force*；有的*不能*更改。
+（`alexnet resume RUN --set …`），有的设置可以*随意*更改；有的会改变实验，要加 `--force`；有的*不能*更改。
 本页由 `python docs/settings.py` 写出。[English](settings.md)
 """,
 }
