@@ -125,7 +125,7 @@ def test_settings_are_converted_to_their_types():
         ({"bias_lr_mult": -1}, "The setting bias_lr_mult .* must be at least 0, not -1"),
         ({"pca_noise": float("inf")}, "The setting pca_noise .* must be a finite number"),
         ({"optimizer": "sgd2012", "nesterov": True}, "sgd2012 has no Nesterov form"),
-        ({"optimizer": "adam"}, "optimizer cannot be 'adam'; it must be one of sgd, sgd2012"),
+        ({"optimizer": "adam"}, "optimizer cannot be 'adam'; it must be one of sgd, sgd2012, muon"),
         (
             {"lr_changes": [{"epoch": 2, "lr": 0.1}], "schedule": "cosine"},
             "but --schedule cosine sets it too",

@@ -233,8 +233,12 @@ MANUAL_SCHEDULE = {
 
 @pytest.mark.parametrize(
     ("signum", "code", "settings"),
-    [(signal.SIGINT, 130, {}), pytest.param(signal.SIGTERM, 143, MANUAL_SCHEDULE, marks=pytest.mark.slow)],
-    ids=["sgd", "sgd2012"],
+    [
+        (signal.SIGINT, 130, {}),
+        (signal.SIGINT, 130, {"optimizer": "muon"}),
+        pytest.param(signal.SIGTERM, 143, MANUAL_SCHEDULE, marks=pytest.mark.slow),
+    ],
+    ids=["sgd", "muon", "sgd2012"],
 )
 def test_a_run_stopped_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(tmp_path, signum, code, settings):
     settings = {**TINY, "width": 0.0625, "batch_size": 32, **settings}
@@ -450,6 +454,7 @@ def test_a_full_disk_ends_training_with_a_message_and_keeps_the_finished_epoch(t
     pytest.param({"precision": "fp16"}, marks=pytest.mark.slow),  # slow on a CPU
     pytest.param({"optimizer": "sgd2012", "nesterov": False, "precision": "fp16"}, marks=pytest.mark.slow),
     {"schedule": "plateau"}, {"schedule": "step"}, {"schedule": "cosine", "warmup": 0.5}, {"activation": "tanh"},
+    {"optimizer": "muon", "precision": "bf16"},
 ], ids=str)  # fmt: skip
 def test_every_option_trains(tmp_path, settings):
     result = train_tiny(out=tmp_path / "run", **{"limit_steps": 2, "width": 0.0625, **settings})

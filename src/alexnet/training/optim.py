@@ -1,4 +1,4 @@
-"""Two forms of SGD, and learning rates as a pure function of the step.
+"""The optimizers, and learning rates as a pure function of the step.
 
 The only state is the optimizer's momentum: the rates follow from the recipe, the step and
 (for `plateau`) the validation metrics so far, so a resumed run has no scheduler to restore.
@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
+from alexnet.training.muon import Muon, count_matrices, fused_sgd
 from alexnet.training.recipe import Recipe
 
 
@@ -49,35 +49,22 @@ class SGD2012(torch.optim.Optimizer):
             lr, weights = group["lr"], [p for p in group["params"] if p.grad is not None]
             if lr == 0 or not weights:
                 continue
-            for p in weights:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             # torch's update is B <- momentum·B + (1 - dampening)·(gradient + weight_decay·W), W <- W - rate·B. With
             # rate = -1 and dampening = 1 + lr it is the one above, in one pass over memory instead of four.
-            sgd(
-                weights,
-                [p.grad for p in weights if p.grad is not None],
-                [self.state[p]["momentum_buffer"] for p in weights],
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                lr=-1.0,
-                dampening=1 + lr,
-                nesterov=False,
-                maximize=False,
-                fused=True,
-            )
+            fused_sgd(weights, self.state, group, lr=-1.0, dampening=1 + lr)
         return loss
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer with parameter groups of two kinds, stored in each group as `kind`.
 
-    "weights" are matrices and kernels, "biases" all vectors, those of normalization included; these
-    decay only with `decay_biases`. With `lr_changes`, `layer_weight_decay`, `dropout_2012` or pretrained
-    weights there are two groups for each layer (`layer` is its name, otherwise empty), and a `scale` of the
-    rate: see `dropout_keep_prob_by_layer` and `backbone_lr_mult` in `training/settings.py`. The order of the
-    parameters is always the same, weights first, so checkpoints of either grouping fit. torch's SGD is fused:
-    one pass over weight, gradient and momentum instead of several, ten times as fast for 23 million weights.
+    "weights" are matrices and kernels, "biases" all vectors, those of normalization included; these decay only with
+    `decay_biases`. There are two groups for each layer (`layer` is its name, otherwise empty) with `lr_changes`,
+    `layer_weight_decay`, `dropout_2012` or pretrained weights, and one more with Muon, which trains the kernels of
+    convolutions in another way. `scale` multiplies the rate: see `kernel_lr_mult` and `backbone_lr_mult` in
+    `training/settings.py`, and `dropout_keep_prob_by_layer`. The order of the parameters is always the same, weights
+    first, so checkpoints of either grouping fit. torch's SGD is fused: one pass over weight, gradient and momentum
+    instead of several, ten times as fast for 23 million weights.
     """
     settings = recipe.optimization
     keep_probs = dropout_keep_prob_by_layer(model) if settings.dropout_2012 else {}
@@ -85,19 +72,23 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     own_decay = {layer: e.weight_decay for e in settings.layer_weight_decay for layer in e.layers}
     by_layer = bool(recipe.schedule.lr_changes or own_decay or keep_probs or backbone_scale != 1)
     head = list(model.named_parameters())[-1][0].rpartition(".")[0]
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, p in sorted(model.named_parameters(), key=lambda named: named[1].ndim <= 1):
+    kernels = count_matrices(model) if settings.optimizer == "muon" else {}
+    groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
+    for name, p in sorted(model.named_parameters(), key=lambda named: (named[1].ndim <= 1, named[1] not in kernels)):
         layer, kind = name.rpartition(".")[0] if by_layer else "", "weights" if p.ndim > 1 else "biases"
         decay = own_decay.get(layer, settings.weight_decay) if kind == "weights" or settings.decay_biases else 0.0
         dropout_scale = keep_probs.get(layer, 1.0) ** 2 if kind == "weights" else 1.0
         scale = dropout_scale if layer == head else dropout_scale * backbone_scale
+        if p in kernels:
+            scale, decay = scale * settings.kernel_lr_mult, 0.0
         group = {"params": [], "layer": layer, "kind": kind, "scale": scale, "weight_decay": decay / dropout_scale}
-        groups.setdefault((layer, kind), group)["params"].append(p)
+        groups.setdefault((layer, kind, p in kernels), group)["params"].append(p)
+    lr, momentum, nesterov = settings.lr, settings.momentum, settings.nesterov
     if settings.optimizer == "sgd2012":
-        return SGD2012(groups.values(), lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.SGD(
-        groups.values(), lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True
-    )
+        return SGD2012(groups.values(), lr=lr, momentum=momentum)
+    if settings.optimizer == "muon":
+        return Muon(groups.values(), lr=lr, matrices=kernels, momentum=momentum, nesterov=nesterov)
+    return torch.optim.SGD(groups.values(), lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 def dropout_keep_prob_by_layer(model: nn.Module) -> dict[str, float]:

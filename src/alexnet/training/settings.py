@@ -296,10 +296,16 @@ class OptimizationSettings:
         1, "Split each batch into this many forward and backward passes, to save memory.", flag=True, above=0
     )
     lr: float = setting(0.01, "Peak learning rate.", flag=True, minimum=0)
-    optimizer: Literal["sgd", "sgd2012"] = setting(
+    optimizer: Literal["sgd", "sgd2012", "muon"] = setting(
         "sgd", on_resume="fixed",
         help="sgd2012 keeps the learning rate inside the velocity, so a drop of the rate does not shrink the "
-        "velocity.",
+        "velocity; muon makes the momentum of each convolution's kernel orthogonal and keeps the kernel's norm, "
+        "without weight decay, and is sgd for the other layers.",
+    )  # fmt: skip
+    kernel_lr_mult: float = setting(
+        1.0, minimum=0,
+        help="optimizer muon: learning rate of the convolutions' kernels, the length of a step relative to the "
+        "kernel's, as a multiple of lr.",
     )  # fmt: skip
     momentum: float = setting(0.9, "Momentum of SGD, from 0 to below 1.", flag=True, minimum=0, below=1)
     nesterov: bool = setting(False, "Use Nesterov momentum.")

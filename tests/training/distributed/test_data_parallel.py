@@ -50,6 +50,7 @@ MIXED = {
     "dropout": 0.0,
     "optimizer": "sgd2012",
 }
+MUON = {**PLAIN, "optimizer": "muon", "nesterov": True}
 CURVE = 1e-5  # relative difference allowed between the loss of a step and that of one process
 
 
@@ -102,11 +103,13 @@ def train_steps(settings: dict[str, Any], steps: int) -> dict[str, Any]:
     [
         (PLAIN, 10, 2),
         (MIXED, 10, 2),
+        (MUON, 10, 2),
         pytest.param(PLAIN, 50, 2, marks=pytest.mark.slow),
         pytest.param(PLAIN, 50, 4, marks=pytest.mark.slow),
         pytest.param(MIXED, 10, 4, marks=pytest.mark.slow),
+        pytest.param(MUON, 10, 4, marks=pytest.mark.slow),
     ],
-    ids=["plain-2", "mixed-2", "plain-long-2", "plain-long-4", "mixed-4"],
+    ids=["plain-2", "mixed-2", "muon-2", "plain-long-2", "plain-long-4", "mixed-4", "muon-4"],
 )
 def test_several_processes_give_the_losses_of_one(
     processes: Ranks, noise_folder: Path, settings: dict[str, Any], steps: int, count: int
@@ -143,7 +146,7 @@ def train_steps_in_double(settings: dict[str, Any], steps: int) -> dict[str, Any
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [PLAIN, MIXED], ids=["plain", "mixed"])
+@pytest.mark.parametrize("settings", [PLAIN, MIXED, MUON], ids=["plain", "mixed", "muon"])
 def test_in_double_precision_weights_equal_those_of_one_process(processes: Ranks, settings: dict[str, Any]) -> None:
     """On the digits, whose last batch of an epoch here has three images."""
     (one,) = processes(1, train_steps_in_double, {**settings, "batch_size": 157}, 12)

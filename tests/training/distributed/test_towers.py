@@ -141,9 +141,10 @@ def test_without_the_exchange_at_conv3_it_is_another_network(both: Both) -> None
 @pytest.mark.parametrize("settings", [
     {"norm": "batch", "clip_norm": 0.05, "accumulate": 3, "nesterov": True, "decay_biases": False},
     {"optimizer": "sgd2012", "bias_lr_mult": 2.0, "mixup": 0.2},
-], ids=["batch", "2012"])  # fmt: skip
+    {"optimizer": "muon", "nesterov": True},
+], ids=["batch", "2012", "muon"])  # fmt: skip
 def test_other_settings_equal_one_process(both: Both, settings: dict[str, Any]) -> None:
-    """Batch norm, clipping over both towers and accumulation; the optimizer of 2012 and MixUp."""
+    """Batch norm, clipping over both towers and accumulation; the optimizer of 2012 and MixUp; Muon."""
     found, _ = both(train_side_by_side, settings, 4)
     assert_same_training(found, 4)
     assert found["moved"] > 0.001
