@@ -33,6 +33,7 @@ CONFIGS = {
     "pad": Augment(crop="pad", padding=4, flip=True),
     "reflect": Augment(crop="pad", padding=3, padding_mode="reflect"),
     "random": Augment(crop="random", flip=True),
+    "alternate": Augment(crop="random", flip=True, alternate_flip=True),
     "resized": Augment(crop="resized", flip=True),
     "rotate": Augment(rotate=15),
     "all": Augment(crop="resized", flip=True, jitter=(0.4, 0.4, 0.4), rotate=10),
@@ -125,6 +126,16 @@ def test_the_input_is_not_modified(crop, size):
     got = augment(images, range(9), 0, 0, Augment(crop=crop, padding=0, flip=True), size)
     assert torch.equal(images, before)
     assert not torch.equal(got, before[..., :size, :size])
+
+
+def test_alternating_flips_begin_at_random_and_show_the_other_side_in_every_epoch():
+    images, ids = noise(), np.arange(50, 62)
+    first, second, third = (augment(images, ids, e, 7, Augment(flip=True, alternate_flip=True), 20) for e in range(3))
+    assert torch.equal(first, augment(images, ids, 0, 7, Augment(flip=True), 20))
+    assert 0 < sum(torch.equal(a, b) for a, b in zip(first, images, strict=True)) < len(images)
+    assert torch.equal(second, first.flip(-1))
+    assert torch.equal(third, first)
+    assert torch.equal(augment(images, ids, 1, 7, Augment(alternate_flip=True), 20), images)  # flip is off
 
 
 def test_every_offset_and_both_flips_occur_about_equally():

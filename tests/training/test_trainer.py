@@ -235,7 +235,7 @@ MANUAL_SCHEDULE = {
     ("signum", "code", "settings"),
     [
         (signal.SIGINT, 130, {}),
-        (signal.SIGINT, 130, {"optimizer": "muon"}),
+        (signal.SIGINT, 130, {"optimizer": "muon", "flip": True, "alternate_flip": True}),
         pytest.param(signal.SIGTERM, 143, MANUAL_SCHEDULE, marks=pytest.mark.slow),
     ],
     ids=["sgd", "muon", "sgd2012"],

@@ -48,6 +48,8 @@ class Augment:
     """Range of the aspect ratio, width over height, of crop resized."""
     flip: bool = False
     """Flip horizontally with probability 0.5."""
+    alternate_flip: bool = False
+    """Draw that in epoch 0 only; then flip each image in every other epoch, so that any two show both of its sides."""
     crop_group: int = 1
     """Number of consecutive images that share the crop and flip of the first: 1, or 32 as in the 2012 code."""
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -95,7 +97,7 @@ def augment(
     group_ids = crop_group_ids(sample_ids, cfg.crop_group) if crop_ids is None else crop_ids.numpy(force=True)
 
     def uniform(purpose: str, count: int) -> np.ndarray:
-        return rng.uniform(seed, epoch, group_ids if purpose in ("crop", "flip") else sample_ids, purpose, count)
+        return rng.uniform(seed, epoch, group_ids if purpose == "crop" else sample_ids, purpose, count)
 
     input_storage = images.untyped_storage().data_ptr()
     if cfg.crop == "resized":
@@ -110,7 +112,7 @@ def augment(
         images = _crop(images, uniform("crop", 2), size)
     if cfg.flip:
         in_place = images.untyped_storage().data_ptr() != input_storage
-        images = _flip(images, uniform("flip", 1)[:, 0] < 0.5, in_place)
+        images = _flip(images, draw_flips(seed, epoch, group_ids, cfg), in_place)
     if cfg.rotate:
         images = _rotate(images, (2 * uniform("rotate", 1)[:, 0] - 1) * cfg.rotate)
     if any(cfg.jitter):
@@ -177,6 +179,14 @@ def _crop(images: torch.Tensor, uniform: np.ndarray, size: int) -> torch.Tensor:
 def crop_corners(uniform: np.ndarray, margin: int) -> np.ndarray:
     """Return int64 N×2 (top, left) of crops from squares `margin` pixels larger; `uniform` N×2 in [0, 1)."""
     return (uniform * (margin + 1)).astype(np.int64)
+
+
+def draw_flips(seed: int, epoch: int, ids: np.ndarray, cfg: Augment) -> np.ndarray:
+    """Return which of N images, by the samples `ids` whose flips they use, to flip in `epoch`: bool (N,)."""
+    if not cfg.flip:
+        return np.zeros(len(ids), dtype=bool)
+    drawn = rng.uniform(seed, 0 if cfg.alternate_flip else epoch, ids, "flip", 1)[:, 0] < 0.5
+    return ~drawn if cfg.alternate_flip and epoch % 2 else drawn
 
 
 def _flip(images: torch.Tensor, flipped: np.ndarray, in_place: bool) -> torch.Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from alexnet import rng
-from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, crop_corners, crop_group_ids
+from alexnet.data.augment import BOX_DRAWS, Augment, crop_box, crop_corners, crop_group_ids, draw_flips
 from alexnet.data.dataset import ImageArrays, ImageFiles
 from alexnet.data.decode import BadImage, decode_crop, decode_image
 from alexnet.data.in_memory import resize_for_eval
@@ -283,12 +283,10 @@ class _FileReader(Dataset):
         assert isinstance(self.files, PackedImages)
         cfg, size = self.augment or Augment(), self.preprocess.size
         margin = self.preprocess.resize_side - size
-        corners, flipped = np.full((len(ids), 2), round(margin / 2)), np.zeros(len(ids), dtype=bool)
+        corners = np.full((len(ids), 2), round(margin / 2))
         if cfg.crop == "random":
             corners = crop_corners(rng.uniform(self.seed, epoch, crop_ids, "crop", 2), margin)
-        if cfg.flip:
-            flipped = rng.uniform(self.seed, epoch, crop_ids, "flip", 1)[:, 0] < 0.5
-        return self.files.crops(ids, corners, flipped, size)
+        return self.files.crops(ids, corners, draw_flips(self.seed, epoch, crop_ids, cfg), size)
 
     def _decode_batch(self, epoch: int, ids: np.ndarray, crop_ids: np.ndarray) -> torch.Tensor:
         draws: Any = [None] * len(ids)

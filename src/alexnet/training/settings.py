@@ -251,6 +251,10 @@ class AugmentationSettings:
         1, "Consecutive images that share one random crop and flip; 32 in the 2012 code.", above=0
     )
     flip: bool = setting(False, "Flip half of the training images horizontally.")
+    alternate_flip: bool = setting(
+        False,
+        "With flip: choose at random in the first epoch only, then flip each image in every other epoch.",
+    )
     rotate: float = setting(0.0, "Maximum rotation in degrees, in either direction.", minimum=0)
     jitter: tuple[float, float, float] = setting(
         (0.0, 0.0, 0.0), "Maximum relative change of brightness, contrast and saturation."

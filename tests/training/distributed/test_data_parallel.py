@@ -50,7 +50,7 @@ MIXED = {
     "dropout": 0.0,
     "optimizer": "sgd2012",
 }
-MUON = {**PLAIN, "optimizer": "muon", "nesterov": True}
+MUON = {**PLAIN, "optimizer": "muon", "nesterov": True, "alternate_flip": True}
 CURVE = 1e-5  # relative difference allowed between the loss of a step and that of one process
 
 
