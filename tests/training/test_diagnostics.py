@@ -86,6 +86,12 @@ def test_a_slow_first_epoch_is_not_stuck_if_validation_is_better():
     assert alarm_kinds(make_rows([math.log(10)], [2.0])) == []
 
 
+def test_a_long_run_is_not_called_stuck_in_its_first_epochs():
+    rows = make_rows([math.log(10)] * 4, [math.log(10)] * 4)
+    for epochs, kinds in ((80, ["stuck"]), (81, [])):
+        assert [kind for kind, _ in find_alarms(rows, RECIPE.replace(epochs=epochs), 10)] == kinds
+
+
 def test_stuck_advice_fits_the_network():
     rows = make_rows([math.log(10)], [math.log(10)])
     assert "--norm batch" in find_alarms(rows, Recipe().replace(lr=0.1), 10)[0][1]

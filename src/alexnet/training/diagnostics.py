@@ -25,6 +25,7 @@ from alexnet.training.recipe import Recipe
 LIKELY_CAUSES = ("too few images or epochs", "the learning rate", "wrong labels")
 """Why a network learns nothing, the likeliest first."""
 STUCK = 0.985  # fraction of the loss of random guessing above which nothing is learned
+STUCK_AFTER = 0.05  # fraction of the run's epochs before which it is not said: a one-cycle schedule begins slowly
 CONSTANT = 0.01  # deviation over mean of LRN's denominator below which it is a constant factor
 DEAD = 0.5  # fraction of a layer's channels that are zero on every image checked
 WAITING = 0.3  # fraction of the time the network waits for images
@@ -61,7 +62,8 @@ def find_alarms(rows: Sequence[dict[str, Any]], recipe: Recipe, classes: int) ->
     """Return the alarms that the last of `rows` raises, as (kind, sentence); show each kind once a run."""
     row, chance, lr = rows[-1], math.log(classes), recipe.optimization.lr
     found = []
-    if row["step"] >= 100 and min(row["train_loss"], row["val_loss"]) > STUCK * chance:
+    begun = row["step"] >= 100 and row["epoch"] >= STUCK_AFTER * recipe.schedule.epochs
+    if begun and min(row["train_loss"], row["val_loss"]) > STUCK * chance:
         advice = "--norm batch, --init kaiming, or " if recipe.model.norm != "batch" else ""
         found.append((
             "stuck",
