@@ -182,9 +182,10 @@ def _bf16_gain_on_cpu() -> float:
 def _time_layers(dtype: torch.dtype, give_up: float) -> float:
     """Return the shortest time, in seconds, of a small convolution and a linear layer, forward and backward.
 
-    Both layers, since a CPU may emulate only one of them; the shortest time, since other programs
-    only add to it, and the first try also pays for the kernels that are built then. Stops when two
-    tries took longer than `give_up` seconds.
+    Both layers, since a CPU may emulate only one of them; the shortest time, since the first try also pays for the
+    kernels that are built then. It is the time that the thread computes, which other programs hardly change: the choice
+    that follows is kept on disk, and must not depend on how busy the machine was. Stops when two tries took longer
+    than `give_up` seconds.
     """
     import torch
 
@@ -195,10 +196,10 @@ def _time_layers(dtype: torch.dtype, give_up: float) -> float:
     best = float("inf")
     with one_thread():  # on a busy machine threads wait for each other, which would hide the difference
         for tries in range(1, 10):
-            start = time.perf_counter()
+            start = time.thread_time()
             torch.nn.functional.conv2d(x, kernel, padding=1).sum().backward()
             torch.nn.functional.linear(features, matrix).sum().backward()
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.thread_time() - start)
             if best > give_up and tries > 1:
                 break
     return best
