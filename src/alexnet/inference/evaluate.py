@@ -161,25 +161,11 @@ def evaluate(
     grid = make_views(views, scales)
     check_engine(engine, device, calibrate, [run] if isinstance(run, (str, Path)) else run)
     ensemble = load_ensemble(run, checkpoint, trust, file, log)
-    first = ensemble.members[0]
-    groups = ensemble.input_groups(grid)
-    torch_device = pick_device(device)
+    first, torch_device = ensemble.members[0], pick_device(device)
     own_data = data is None and labels is None
-    if own_data:
-        if first.run is None:
-            raise UserError(f"{ensemble.names[0]} has no data of its own; give --data with a folder of class folders.")
-        source = load_run_dataset(first.run, progress)
-    else:
-        trained_on = read_recipe(first.run)["dataset"] if first.run else "folder"
-        source = load_for_evaluation(
-            trained_on,
-            Path(data) if data else None,
-            progress,
-            labels=Path(labels) if labels else None,
-            text=TextOptions(encoding=encoding, columns=columns),
-        )
-        for note in source.notes:
-            log(note)
+    source = _load_source(ensemble, data, labels, TextOptions(encoding=encoding, columns=columns), progress)
+    for note in [] if own_data else source.notes:
+        log(note)
     name = _choose_split(split, source)
     images = source.splits[name]
     if own_data:
@@ -191,27 +177,12 @@ def evaluate(
             )
     class_indices = match_classes(ensemble.classes, source.classes)
     ensemble = ensemble.open(engine, device, calibrate, log)
-    logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
-    clipped = 0
-    for group in groups:
-        transform = group.preprocess
-        _check_range(source, transform)
-        measured = replace(source, splits={name: images}, channels=transform.channels)
-        workers, _ = choose_workers(None, EVAL_BATCH_SIZE * transform.channels * transform.size**2)
-        if transform.value_range and (deep := find_value_range(measured, transform.value_range, progress)):
-            clipped = max(clipped, deep.beyond)
-        if fits_in_memory(measured, transform.size):
-            with explain_bad_files(own_data):
-                measured = decode_splits(measured, transform, progress=progress)
-        pairs = [(ensemble.members[i].computes, ensemble.members[i].preprocess) for i in group.members]
-        batches = evaluation_batches(measured.splits[name], transform, workers)
-        found = run_networks(pairs, batches, torch_device, progress, grid)
-        for i, member_outputs in zip(group.members, found, strict=True):
-            logits[i].append(torch.from_numpy(member_outputs.logits))
+    with explain_bad_files(own_data):
+        found, logits, clipped = _run_members(ensemble, source, name, grid, torch_device, progress)
     if clipped:
-        log(describe_clipped(clipped, groups[0].preprocess.value_range))
-    targets = class_indices[found[0].targets]
-    outputs = Outputs(found[0].ids, targets, ensemble.average(logits).numpy())
+        log(describe_clipped(clipped, first.preprocess.value_range))
+    targets = class_indices[found.targets]
+    outputs = Outputs(found.ids, targets, ensemble.average(logits).numpy())
     plain = len(ensemble.members) == 1 and grid == CENTER_CROP and engine == EXACT
     if own_data and plain and first.run and _is_best(first):
         first.run.write_evaluation(name, [images.names[i] for i in outputs.ids], outputs.targets, outputs.logits)
@@ -237,6 +208,50 @@ def evaluate(
             **confidence_metrics(outputs.logits, targets, calibration),
         }
     )
+
+
+def _load_source(
+    ensemble: Ensemble,
+    data: str | Path | None,
+    labels: str | Path | None,
+    text: TextOptions,
+    progress: Progress | None,
+) -> ImageDataset:
+    """Return the dataset in `data` or `labels`, read like that of the first network's run; without both, that one."""
+    first = ensemble.members[0]
+    if data is not None or labels is not None:
+        trained_on = read_recipe(first.run)["dataset"] if first.run else "folder"
+        path, table = (Path(name) if name else None for name in (data, labels))
+        return load_for_evaluation(trained_on, path, progress, labels=table, text=text)
+    if first.run is None:
+        raise UserError(f"{ensemble.names[0]} has no data of its own; give --data with a folder of class folders.")
+    return load_run_dataset(first.run, progress)
+
+
+def _run_members(
+    ensemble: Ensemble, source: ImageDataset, split: str, views: Views, device: torch.device, progress: Progress | None
+) -> tuple[Outputs, list[list[torch.Tensor]], int]:
+    """Compute all networks on a split of `source`, reading it once for each group of networks with the same input.
+
+    Return the outputs of one of them, the logits of each at each scale, and the number of images that are clipped.
+    """
+    logits: list[list[torch.Tensor]] = [[] for _ in ensemble.members]
+    clipped = 0
+    for group in ensemble.input_groups(views):
+        transform = group.preprocess
+        _check_range(source, transform)
+        measured = replace(source, splits={split: source.splits[split]}, channels=transform.channels)
+        workers, _ = choose_workers(None, EVAL_BATCH_SIZE * transform.channels * transform.size**2)
+        if transform.value_range and (deep := find_value_range(measured, transform.value_range, progress)):
+            clipped = max(clipped, deep.beyond)
+        if fits_in_memory(measured, transform.size):
+            measured = decode_splits(measured, transform, progress=progress)
+        pairs = [(ensemble.members[i].computes, ensemble.members[i].preprocess) for i in group.members]
+        batches = evaluation_batches(measured.splits[split], transform, workers)
+        found = run_networks(pairs, batches, device, progress, views)
+        for i, member_outputs in zip(group.members, found, strict=True):
+            logits[i].append(torch.from_numpy(member_outputs.logits))
+    return found[0], logits, clipped
 
 
 def _check_range(source: ImageDataset, preprocess: EvalTransform) -> None:
