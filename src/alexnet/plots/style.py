@@ -216,19 +216,20 @@ def _add_new_fonts() -> bool:
 
 
 def _render_html(draw: Draw, translate: Translator) -> str:
+    drawn: list[Figure] = []
+
     def draw_transparent(theme: Theme, translate: Translator) -> Figure:
         figure = draw(theme, translate)
         figure.patch.set_alpha(0)  # shows the shadows of the template, and the background of the page
         for axes in figure.axes:
             axes.patch.set_alpha(0)
+        drawn.append(figure)
         return figure
 
-    with mpl.rc_context(rc_params(THEMES["light"])):
-        figure = draw(THEMES["light"], translate)
-        title, width = figure.get_suptitle(), 96 * figure.get_figwidth()  # CSS pixels
     light, dark = (
         data_url("image/svg+xml", render(draw_transparent, THEMES[name], "svg", translate)) for name in THEMES
     )
+    title, width = drawn[0].get_suptitle(), 96 * drawn[0].get_figwidth()  # CSS pixels
     return load_template("alexnet.plots", "figure.html", translate.lang).render(
         title=title.splitlines()[0] if title else "alexnet show", width=width, light=light, dark=dark,
         dark_background=THEMES["dark"].background, edge_shadows=EDGE_SHADOWS,
