@@ -17,9 +17,11 @@ import functools
 import io
 import logging
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -54,7 +56,8 @@ NEEDS_HEIF = "it is HEIC, which needs pillow-heif; install it with: pip install 
 
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
 
-_CHUNK = 64  # files per task of a thread: large enough for little overhead, small enough to report progress
+_CHUNK = 16  # files per task of a thread: enough for little overhead, few enough to use all cores for some photographs
+_CHUNKS_AHEAD = 4  # tasks of each core that are begun before their results are needed
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
 EXIF_TRANSPOSES = {
@@ -402,17 +405,27 @@ def load_upright(image: Image.Image, mode: str, value_range: ValueRange | None =
 
 
 def map_in_threads(
-    work: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None, what: str
+    work: Callable[[Item], Result], items: Iterable[Item], progress: Progress | None = None, what: str = ""
 ) -> Iterator[Result]:
-    """Yield work(item) for each item, in order, on one thread per core (decoders run outside the GIL)."""
-    pool = ThreadPoolExecutor(cpu_count())
+    """Yield work(item) for each item, in order, on one thread per core (decoders run outside the GIL).
+
+    Only some hundred items are worked on before their results are asked for, so these never fill memory. `progress`
+    is told how many are done if `items` have a length.
+    """
+    cores = cpu_count()
+    pool, remaining = ThreadPoolExecutor(cores), iter(items)
+    tasks = (
+        pool.submit(lambda chunk: [work(item) for item in chunk], chunk)
+        for chunk in iter(lambda: list(islice(remaining, _CHUNK)), [])
+    )
     try:
-        starts = range(0, len(items), _CHUNK)
-        for start, results in zip(
-            starts, pool.map(lambda at: [work(item) for item in items[at : at + _CHUNK]], starts), strict=True
-        ):
+        waiting, done = deque(islice(tasks, _CHUNKS_AHEAD * cores)), 0
+        while waiting:
+            results = waiting.popleft().result()
+            waiting.extend(islice(tasks, 1))
             yield from results
-            if progress is not None:
-                progress(min(start + _CHUNK, len(items)), len(items), what)
+            done += len(results)
+            if progress is not None and isinstance(items, Sized):
+                progress(done, len(items), what)
     finally:
         pool.shutdown(cancel_futures=True)  # an error or Ctrl-C must not wait for thousands of files

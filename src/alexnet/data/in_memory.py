@@ -235,6 +235,6 @@ def resize_for_eval(arrays: ImageArrays, preprocess: EvalTransform) -> ImageArra
         image = Image.fromarray(pixels if preprocess.channels == 3 else pixels[..., 0])
         images[i] = preprocess.eval_array(image)
 
-    for _ in map_in_threads(resize, range(len(arrays)), None, "resizing images"):
+    for _ in map_in_threads(resize, range(len(arrays))):
         pass
     return ImageArrays(torch.from_numpy(images), arrays.targets, arrays.names, eval_ready=True)

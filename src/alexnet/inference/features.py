@@ -185,9 +185,10 @@ def write_features(
     rows = 0
     with atomic_write(out) as temporary:
         with _open_table(temporary, out.suffix.lower(), int(np.prod(features.shape)), about) as write:
+            results = map_in_threads(read, range(len(paths)))
             for start in range(0, len(paths), BATCH_SIZE):
                 batch = range(start, min(start + BATCH_SIZE, len(paths)))
-                found = dict(zip(batch, map_in_threads(read, batch, None, ""), strict=True))
+                found = dict(zip(batch, results, strict=False))  # its images are the next ones
                 errors += [(printable(str(paths[i])), e.reason) for i, e in found.items() if isinstance(e, BadImage)]
                 readable = {i: image for i, image in found.items() if isinstance(image, np.ndarray)}
                 if readable:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
@@ -24,10 +24,10 @@ from PIL import Image, ImageOps
 
 from alexnet.calls import public
 from alexnet.data.arrays import array_to_image, find_scale
-from alexnet.data.decode import MAX_PIXELS, BadImage, decode_image
+from alexnet.data.decode import MAX_PIXELS, BadImage, decode_image, map_in_threads
 from alexnet.data.deep import CLIPPED, ValueRange
 from alexnet.data.transforms import EvalTransform
-from alexnet.device import cpu_count, pick_device
+from alexnet.device import pick_device
 from alexnet.errors import UserError
 from alexnet.inference.crops import CENTER_CROP, Views, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
@@ -259,7 +259,13 @@ class Classifier:
             raise UserError(f"--top must be at least 1, not {top}.")
         grid = make_views(views, scales)
         transforms = [group.preprocess for group in self.ensemble.input_groups(grid)]
-        loaded = _load_ahead(images, partial(_crops_or_reason, transforms=transforms))
+        lock = Lock()  # one PIL image may be given twice, and must not be read by two threads at a time
+
+        def load(image: AnyImage) -> tuple[AnyImage, Crops | str]:
+            with lock if isinstance(image, Image.Image) else nullcontext():
+                return image, _crops_or_reason(image, transforms)
+
+        loaded = map_in_threads(load, images)
         while batch := list(itertools.islice(loaded, BATCH_SIZE)):
             yield from self._predict_batch(batch, top, grid)
 
@@ -376,25 +382,6 @@ def load(
             log(found.engine.note)
             return classifier
     return Classifier(load_ensemble(runs, checkpoint, trust, file, log), device, engine, calibrate, log)
-
-
-def _load_ahead(
-    images: Iterable[AnyImage], load: Callable[[AnyImage], Crops | str]
-) -> Iterator[tuple[AnyImage, Crops | str]]:
-    """Yield each image with what `load` returns, in order; files are read a batch ahead, on one thread per core."""
-    pool = ThreadPoolExecutor(cpu_count())
-    waiting: deque[tuple[AnyImage, Callable[[], Crops | str]]] = deque()
-    try:
-        for image in images:
-            in_thread = isinstance(image, (str, Path, bytes))  # one PIL image given twice must not be read by two
-            waiting.append((image, pool.submit(load, image).result if in_thread else partial(load, image)))
-            if len(waiting) > 2 * BATCH_SIZE:
-                first, result = waiting.popleft()
-                yield first, result()
-        for image, result in waiting:
-            yield image, result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the files ahead
 
 
 def _crops_or_reason(image: AnyImage, transforms: Sequence[EvalTransform]) -> Crops | str:

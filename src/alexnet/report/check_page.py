@@ -155,7 +155,7 @@ def _thumbnails(found: Findings, indices: Sequence[int]) -> list[Values]:
         image = decode_image(found.root / found.names[i], value_range=value_range)
         return _thumbnail_url(image, SIDE)
 
-    urls = map_in_threads(render, indices, None, "")
+    urls = map_in_threads(render, indices)
     return [{"name": found.names[i], "url": url} for i, url in zip(indices, urls, strict=True)]
 
 
