@@ -7,6 +7,7 @@ const LIGHT = [[0, 114, 178], [213, 94, 0]], DARK = [[86, 180, 233], [230, 159, 
 const COLORS = matchMedia("(prefers-color-scheme: dark)").matches ? DARK : LIGHT;
 const STRONGEST = 4; // samples, and input channels in a sum
 const number = (value) => value.toPrecision(3);
+const largestSize = (data) => data.reduce((high, v) => Math.max(high, Math.abs(v)), 0);
 
 const explorer = {
   layers: [], // of `activations`
@@ -54,7 +55,7 @@ const explorer = {
     [...byId("layers").children].forEach((button, i) => button.setAttribute("aria-pressed", i === this.at.layer));
     for (const [name, count] of Object.entries({ channel: channels, y: height, x: width }))
       Object.assign(byId(name), { value: this.at[name], max: count - 1, disabled: count === 1 });
-    const largest = layer.data.reduce((high, v) => Math.max(high, Math.abs(v)), 0);
+    const largest = largestSize(layer.data);
     byId("shape").textContent = format("layer", { name: layer.name, kind: layer.kind, shape: layer.shape.join("×"), largest: number(largest) });
     drawMaps(byId("maps"), layer.data, layer.shape, largest, channel);
     const plane = height * width, map = layer.data.subarray(channel * plane, (channel + 1) * plane);
@@ -191,7 +192,7 @@ function mark(canvas, { x, y }) {
 
 function figure(caption, data, shape) {
   const canvas = element("canvas", "", { role: "img", ariaLabel: caption }), whole = element("figure");
-  drawMaps(canvas, data, shape, data.reduce((high, v) => Math.max(high, Math.abs(v)), 0));
+  drawMaps(canvas, data, shape, largestSize(data));
   whole.append(canvas, element("figcaption", caption));
   return whole;
 }
