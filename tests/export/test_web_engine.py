@@ -17,10 +17,10 @@ from PIL import Image
 from alexnet.cli import run
 from alexnet.data.decode import decode_image
 from alexnet.data.transforms import EvalTransform
-from alexnet.export import parity
+from alexnet.export import parity, web
 from alexnet.export.export import Exporter
 from alexnet.export.parity import ExportFailed
-from alexnet.export.web import SCRIPTS, layer_list, web_tensors
+from alexnet.export.web import SCRIPTS, _read, layer_list, web_tensors
 from alexnet.inference.predict import load
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.models.model import create_model
@@ -246,6 +246,30 @@ def test_a_page_with_another_filter_is_not_kept(browser, checkpoint, large_image
     ):
         exporter.export("web", tmp_path / "net.html")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "code", "message"),
+    [
+        ("page.js", "for (;;);", r"the browser did not finish the comparison within 3 s"),
+        ("alexnet.js", "if (typeof document === 'undefined') for (;;);", r"does not load: no answer within 0\.5 s"),
+        ("alexnet.js", "if (typeof document === 'undefined') self.close();", r"does not load: no answer within 0\.5 s"),
+    ],
+    ids=["the page hangs", "the worker hangs", "the worker is ended"],
+)
+def test_a_page_that_never_answers_is_not_kept(browser, checkpoint, tmp_path, monkeypatch, script, code, message):
+    def read(name: str) -> str:
+        text = _read(name).replace("PATIENCE = 60_000", "PATIENCE = 500")
+        return f"{code}\n{text}" if name == script else text
+
+    monkeypatch.setattr(web, "_read", read)
+    monkeypatch.setattr(parity, "BROWSER_SECONDS", 3 if script == "page.js" else 60)
+    monkeypatch.setattr(parity, "IMAGE_SECONDS", 0)
+    photo(50, 40).save(tmp_path / "image.png")
+    with Exporter(checkpoint, images=tmp_path) as exporter, pytest.raises(ExportFailed, match=message):
+        exporter.export("web", tmp_path / "net.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
 
 
 def test_images_that_browsers_do_not_read_are_left_out(browser, checkpoint, tmp_path, monkeypatch):

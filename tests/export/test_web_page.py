@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from alexnet.data.decode import decode_image
 from alexnet.data.transforms import EvalTransform
 from alexnet.export.web import write_web
 from alexnet.models.model import create_model
@@ -22,6 +24,7 @@ from alexnet.runtimes.engines import LoadedModel
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
+PREPROCESS = EvalTransform(32, mean=(0.5,) * 3, std=(0.25,) * 3)
 CLASSES = ("cat", "<b>dog</b>", "海星", "d", "e", "f")
 
 
@@ -44,8 +47,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with torch.no_grad():
         logits = model(torch.randn(64, 3, 32, 32))
         model.fc8.weight.mul_(2 / logits.std(0).mean())  # so that its answers differ
-    preprocess = EvalTransform(32, mean=(0.5,) * 3, std=(0.25,) * 3)
-    loaded = LoadedModel(model, CLASSES, preprocess, None, None, "id")
+    loaded = LoadedModel(model, CLASSES, PREPROCESS, None, None, "id")
     samples = [{"url": image_url(noise(i), "PNG"), "label": i if i < 5 else None} for i in range(6)]
     folder = tmp_path_factory.mktemp("pages")
     for lang in ("en", "zh"):
@@ -54,20 +56,33 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.stem: path for path in folder.glob("*.html")}
 
 
+IN_WORKER = """const Real = Blob;
+window.Blob = class extends Real {
+  constructor(parts, options) { super(options.type === "text/javascript" ? [CODE, ...parts] : parts, options); }
+};"""
+
+
 @pytest.fixture
 def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Any]]:
     """Open a page without a network; afterwards check that it asked for nothing and that no script failed."""
     contexts, problems = [], []
 
-    def open_page(lang: str = "en", width: int = 1280, script: str = "", **options: Any) -> Any:
+    def open_page(
+        lang: str = "en", width: int = 1280, script: str = "", worker: str = "", loads: bool = True, **options: Any
+    ) -> Any:
+        """`script` runs before those of the page, `worker` before those of its worker."""
         context = browser.new_context(offline=True, viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or problems.append(r.url))
         page.add_init_script(script)
+        if worker:
+            page.add_init_script(IN_WORKER.replace("CODE", json.dumps(worker)))
+            page.clock.install()  # minutes of waiting pass at once
         page.goto(pages[lang].as_uri())
-        page.wait_for_selector("#result:empty", state="attached")
+        if loads:
+            page.wait_for_selector("#result:empty", state="attached")
         return page
 
     yield open_page
@@ -204,6 +219,95 @@ def test_an_unusable_file_gets_a_sentence_and_the_page_stays_alive(opened: Any, 
     page.wait_for_selector(".warning")
     assert expected in page.locator(".warning").inner_text()
     page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": png(3)})
+    assert len(labels(page)) == 5
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_an_animation_gets_the_labels_of_its_first_frame(opened: Any, lang: str) -> None:
+    page, file = opened(lang), io.BytesIO()
+    first, *others = (noise(i).quantize(64) for i in range(4))
+    first.save(file, "GIF", save_all=True, append_images=others, duration=20, loop=0)
+    page.locator("#file").set_input_files({"name": "a.gif", "mimeType": "image/gif", "buffer": file.getvalue()})
+    animated = labels(page)
+    still = io.BytesIO()
+    first.save(still, "PNG")
+    page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": still.getvalue()})
+    page.wait_for_timeout(300)
+    assert labels(page) == animated
+
+
+@pytest.mark.parametrize(
+    ("lang", "size", "orientation"), [("en", (4000, 3000), 6), ("zh", (7728, 5152), 1)], ids=["12 MP", "40 MP"]
+)
+def test_a_large_photo_gives_the_pixels_of_the_trainer(
+    opened: Any, tmp_path: Path, lang: str, size: tuple[int, int], orientation: int
+) -> None:
+    image, exif = noise(1, 500).resize(size, Image.Resampling.BICUBIC), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "photo.jpg", quality=90, exif=exif)
+    page = opened(lang, 390)
+    page.locator("#file").set_input_files(tmp_path / "photo.jpg")
+    assert len(labels(page)) == 5
+    pixels = page.evaluate("classifier.call('activations').then(({ layers }) => [...layers[0].data])")
+    expected = PREPROCESS.eval_array(decode_image(tmp_path / "photo.jpg"))
+    assert np.array_equal(np.array(pixels).reshape(expected.shape), expected)
+
+
+# A worker in which arrays of COUNT values or more cannot be had, TIMES times; one that hangs, one that is ended, and
+# one in which the first image is never decoded.
+NO_MEMORY = """{ const Real = self.KIND; let times = TIMES; self.KIND = new Proxy(Real, { construct(target, [length]) {
+  if (self.onmessage && length >= COUNT && times-- > 0) throw new RangeError("Array buffer allocation failed");
+  return new Real(length);
+} }); }"""
+HANGS, ENDED = "for (;;);", "self.close();"
+NEVER_DECODED = """{ const real = createImageBitmap; let first = true;
+self.createImageBitmap = (...all) => first ? (first = false, new Promise(() => {})) : real(...all); }"""
+TOO_LITTLE = {"en": "too little memory", "zh": "内存不足"}
+NO_ANSWER = {"en": "not answered for a minute", "zh": "一分钟没有响应"}
+
+
+def warning(page: Any) -> str:
+    page.wait_for_selector(".warning")
+    return str(page.locator(".warning").inner_text())
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_network_that_does_not_fit_gets_a_sentence(opened: Any, lang: str) -> None:
+    code = NO_MEMORY.replace("KIND", "Float32Array").replace("COUNT", "1000").replace("TIMES", "Infinity")
+    page = opened(lang, worker=code, loads=False)
+    assert TOO_LITTLE[lang] in warning(page)
+    page.evaluate("result.replaceChildren()")
+    page.locator("#samples button").first.click()
+    assert TOO_LITTLE[lang] in warning(page)
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_an_image_that_does_not_fit_gets_a_sentence_and_the_page_stays_alive(opened: Any, lang: str) -> None:
+    code = NO_MEMORY.replace("KIND", "Uint8ClampedArray").replace("COUNT", "1000").replace("TIMES", "1")
+    page = opened(lang, worker=code)
+    page.locator("#samples button").first.click()
+    assert TOO_LITTLE[lang] in warning(page)
+    page.locator("#samples button").first.click()
+    assert len(labels(page)) == 5
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("code", [HANGS, ENDED], ids=["hangs", "ended"])
+def test_a_worker_that_does_not_load_gets_a_sentence(opened: Any, lang: str, code: str) -> None:
+    page = opened(lang, worker=code, loads=False)
+    page.clock.fast_forward(30_000)
+    assert page.locator(".warning").count() == 0
+    page.clock.fast_forward(31_000)
+    assert NO_ANSWER[lang] in warning(page)
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_an_image_without_an_answer_gets_a_sentence_and_the_page_stays_alive(opened: Any, lang: str) -> None:
+    page = opened(lang, worker=NEVER_DECODED)
+    page.locator("#samples button").first.click()
+    page.clock.fast_forward(61_000)
+    assert NO_ANSWER[lang] in warning(page)
+    page.locator("#samples button").first.click()
     assert len(labels(page)) == 5
 
 

@@ -36,6 +36,7 @@ _ADD_INPUT = """() => {
   const input = Object.assign(document.createElement("input"), { type: "file", multiple: true, hidden: true });
   return document.body.appendChild(input);
 }"""
+_LOAD = "classifier.ready.then(() => null, (error) => error.message)"
 _CLASSIFY = """async ([input, start, end]) => {
   const found = [];
   for (const source of [...input.files].slice(start, end)) {
@@ -71,8 +72,8 @@ def find_browser() -> Path:
 def classify_in_browser(page_file: Path, images: Sequence[Path]) -> tuple[np.ndarray, dict[str, float]]:
     """Return the probabilities of image files, float32 (n, classes), and the median seconds that the network takes.
 
-    Rows of NaN stand for files in formats that browsers do not read. Raises `RuntimeError` for any other image that
-    the page cannot classify, and if the page asks for anything beyond its own file.
+    Rows of NaN stand for files in formats that browsers do not read. Raises `RuntimeError` for a network that does not
+    load, for any other image that the page cannot classify, and if the page asks for anything beyond its own file.
     """
     from playwright.sync_api import sync_playwright
 
@@ -85,7 +86,8 @@ def classify_in_browser(page_file: Path, images: Sequence[Path]) -> tuple[np.nda
         page.set_default_timeout(0)  # hundreds of megabytes take a while
         page.on("request", lambda request: asked.append(request.url))
         page.goto(page_file.as_uri())
-        page.evaluate("classifier.ready")
+        if reason := page.evaluate(_LOAD):
+            raise RuntimeError(f"the network does not load: {reason}")
         chosen = page.evaluate_handle(_ADD_INPUT).as_element()
         assert chosen is not None
         chosen.set_input_files(list(images))

@@ -35,6 +35,7 @@ from alexnet.runtimes.manifest import FORMATS, WEB
 
 ENOUGH_IMAGES = 200  # with fewer, the comparison carries a note
 MAX_IMAGES = 1000
+BROWSER_SECONDS, IMAGE_SECONDS = 120, 10  # after which a browser that hangs is ended: to open the page, for each image
 LATENCY_SECONDS = 0.5  # spent on each latency measurement
 MIN_REPEATS = 7  # per latency
 TOLERANCE = {"fp32": 1e-3, "half": 1e-2, "int8": 1e-2, "int8-fc": 1e-2}
@@ -119,13 +120,13 @@ class Parity:
 # ── images to compare on ──────────────────────────────────────────────────────────────────────────
 
 
-def folder_images(folder: Path, classes: tuple[str, ...]) -> ImageSet:
+def folder_images(folder: Path, classes: tuple[str, ...], option: str = "--images") -> ImageSet:
     """Return up to `MAX_IMAGES` evenly spaced images below `folder`, labeled by their folder if it names a class.
 
-    Raises `UserError` if there are none.
+    Raises `UserError`, naming the option that gave the folder, if there are none.
     """
     if not folder.is_dir():
-        raise UserError(f"--images {folder} is not a folder; pass a folder of typical images.")
+        raise UserError(f"{option} {folder} is not a folder; pass a folder of typical images.")
     files = evenly_spaced(find_images([folder]), MAX_IMAGES)
     numbers = {name: i for i, name in enumerate(classes)}
     targets = np.array([numbers.get(path.parent.name, UNKNOWN) for path in files], dtype=np.int64)
@@ -242,7 +243,7 @@ def _measure(
 def compare(path: Path, kind: str, reference: Reference) -> Parity:
     """Compute the probabilities of the exported file `path` in a separate process, and compare them.
 
-    Raises `ExportFailed` if the process fails.
+    Raises `ExportFailed` if the process fails, or if a browser takes far too long.
     """
     images, expected = reference.images, reference.probabilities
     if kind == WEB and len(images.files) > ENOUGH_IMAGES:  # one at a time in JavaScript, they take minutes
@@ -252,12 +253,20 @@ def compare(path: Path, kind: str, reference: Reference) -> Parity:
         files = [p.absolute() for p in images.files]
         job = Job(path.absolute(), files, FORMATS[kind].without_torch, output, LATENCY_SECONDS)
         write_json(job_file, asdict(job))
-        worker = subprocess.run(
-            [sys.executable, "-m", "alexnet.export.parity", str(job_file)],
-            capture_output=True,
-            text=True,
-            env=package_environment(),
-        )
+        limit = BROWSER_SECONDS + IMAGE_SECONDS * len(files) if kind == WEB else None
+        try:
+            worker = subprocess.run(
+                [sys.executable, "-m", "alexnet.export.parity", str(job_file)],
+                capture_output=True,
+                text=True,
+                env=package_environment(),
+                timeout=limit,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ExportFailed(
+                f"The {kind} file was written, but the browser did not finish the comparison within {limit} s; close "
+                "other programs and export again."
+            ) from error
         if worker.returncode:
             reason = (worker.stderr.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
             raise ExportFailed(f"The {kind} file was written, but its own runtime cannot use it ({reason}).")

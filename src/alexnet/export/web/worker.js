@@ -16,8 +16,11 @@
 //                                       gray square covers the image; onProgress gets the same after each row of squares
 //
 // A call that fails throws an Error with a `code`: those of ImageError; no-image, before the first; superseded, where
-// another image came meanwhile; failed, for anything else, with the reason as its message.
+// another image came meanwhile; memory, where there is too little; no-answer, after PATIENCE without a reply or progress;
+// failed, for anything else, with the reason as its message.
 "use strict";
+
+const PATIENCE = 60_000; // milliseconds: a worker that hangs or was ended says nothing
 
 class Classifier {
   load({ network, weights }) {
@@ -112,7 +115,8 @@ class Classifier {
       if (!this.input && !["load", "classify"].includes(type)) throw new ImageError("no-image");
       return { id, ...(await this[type](values, onProgress)) };
     } catch (error) {
-      return { id, error: { code: error.code || "failed", message: String(error.message) } };
+      const code = error.code || (error instanceof RangeError ? "memory" : "failed"); // of an allocation
+      return { id, error: { code, message: String(error.message) } };
     }
   }
 }
@@ -133,12 +137,16 @@ function connect(script) {
   const waiting = new Map();
   let last = 0, send;
   const settle = ({ id, progress, ...reply }) => {
-    const { resolve, reject, onProgress } = waiting.get(id);
-    if (progress) return onProgress(progress);
+    const found = waiting.get(id), { error } = reply;
+    if (!found) return; // too late
+    clearTimeout(found.timer);
+    found.timer = progress && giveUpLater(id);
+    if (progress) return found.onProgress(progress);
     waiting.delete(id);
-    const { error } = reply;
-    return error ? reject(Object.assign(new Error(error.message), error)) : resolve(reply);
+    return error ? found.reject(Object.assign(new Error(error.message), error)) : found.resolve(reply);
   };
+  const giveUpLater = (id) =>
+    setTimeout(settle, PATIENCE, { id, error: { code: "no-answer", message: `no answer within ${PATIENCE / 1000} s` } });
   const here = () => {
     const classifier = new Classifier();
     return (message) => classifier.reply(message, waiting.get(message.id).onProgress).then(settle);
@@ -149,8 +157,9 @@ function connect(script) {
     return [worker, (message) => worker.postMessage(message)];
   };
   const call = (type, values = {}, onProgress = () => {}) => new Promise((resolve, reject) => {
-    waiting.set(++last, { resolve, reject, onProgress });
-    send({ id: last, type, ...values });
+    const id = ++last;
+    waiting.set(id, { resolve, reject, onProgress, timer: giveUpLater(id) });
+    send({ id, type, ...values });
   });
   const parts = [...document.querySelectorAll("script.weights")];
   const network = JSON.parse(document.getElementById("network").textContent);
