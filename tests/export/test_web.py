@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from alexnet.checkpoint import save_model
 from alexnet.cli import run
@@ -19,7 +20,7 @@ from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
 from alexnet.export import browser
 from alexnet.export.export import Exporter
-from alexnet.export.web import layer_list, web_tensors
+from alexnet.export.web import layer_list, translate_page, web_tensors
 from alexnet.inference.predict import load
 from alexnet.models.architectures import ARCHITECTURES, architecture
 from alexnet.models.model import create_model
@@ -82,6 +83,27 @@ def test_page_holds_weights_classes_and_samples(checkpoint, large_images, tmp_pa
     assert text <= 60_000
 
 
+def test_samples_are_those_of_a_folder_or_none(checkpoint, large_images, tmp_path):
+    (tmp_path / "mine" / CLASS_NAMES[1]).mkdir(parents=True)
+    Image.new("RGB", (40, 30), "orange").save(tmp_path / "mine" / CLASS_NAMES[1] / "a.png")
+    for samples, labels in {str(tmp_path / "mine"): [1], "none": []}.items():
+        page = export(checkpoint, large_images, tmp_path / "net.html", samples=samples).read_text(encoding="utf-8")
+        assert [sample["label"] for sample in embedded(page, "sample-images")] == labels
+        assert ('id="samples"' in page) == bool(labels)
+
+
+def test_a_page_is_translated_with_its_weights_and_samples(checkpoint, large_images, tmp_path):
+    page = export(checkpoint, large_images, tmp_path / "net.html")
+    english = page.read_text(encoding="utf-8")
+    (tmp_path / "zh").mkdir()
+    translate_page(page, tmp_path / "zh" / "net.html", "zh")
+    assert (tmp_path / "zh" / "net.html").read_text(encoding="utf-8") == export(
+        checkpoint, large_images, page, lang="zh"
+    ).read_text(encoding="utf-8")
+    translate_page(tmp_path / "zh" / "net.html", page, "en")
+    assert page.read_text(encoding="utf-8") == english
+
+
 def test_class_names_cannot_leave_their_script(tmp_path):
     (tmp_path / "run").mkdir()
     save_model(tmp_path / "run", make_confident_model(), NASTY, EvalTransform(32))
@@ -127,6 +149,8 @@ def test_without_a_browser_it_says_what_to_install(checkpoint, large_images, tmp
         (["web", "--quantize", "int8"], "web does not support int8;"),
         (["onnx", "--lang", "zh"], "--lang is the language of the format web"),
         (["onnx", "--no-parity"], "--no-parity is for the format web"),
+        (["onnx", "--samples", "none"], "--samples are images in the format web"),
+        (["web", "--samples", "nowhere", "--no-parity"], "--samples nowhere is not a folder"),
         (["onnx", "--fp32", "--half"], "--fp32 keeps all weights"),
         (["web", "--out", "net.htm"], "must end in .html"),
     ],

@@ -29,6 +29,7 @@ def export(
     fp32: bool = False,
     lang: Literal["en", "zh"] | None = None,
     parity: bool = True,
+    samples: str | None = None,
     checkpoint: Literal["best", "last"] = "best",
     file: FileOptions = NO_OPTIONS,
     json: bool = False,
@@ -52,6 +53,7 @@ def export(
         fp32: Of web: all weights in float32, instead of 8 bits in the fully connected layers and float16 elsewhere.
         lang: Of web: language of the page, English or Chinese; by default the system's.
         parity: Of web: compare it with the run in a browser; without, the file says that it is unchecked.
+        samples: Of web: a folder of sample images for the page, or none; by default some that it is compared on.
         checkpoint: Which checkpoint of the run.
         json: Print one JSON document.
     """
@@ -61,7 +63,7 @@ def export(
     check_runs(run)
     if format is None:
         raise UserError(f"Name a format: 'alexnet export {run} onnx', or one of {', '.join(FORMATS)}, all.")
-    precision = check_request(format, half, quantize, opset, out, fp32, lang, parity)
+    precision = check_request(format, half, quantize, opset, out, fp32, lang, parity, samples)
     from alexnet.export.export import Exporter
     from alexnet.export.parity import ExportFailed
 
@@ -70,7 +72,7 @@ def export(
     with Exporter(
         run, images=images, checkpoint=checkpoint, with_preprocessing=with_preprocessing,
         precision=precision, tolerance=tolerance, opset=opset,
-        file=file, lang=lang or LANGUAGE, parity=parity, log=log,
+        file=file, lang=lang or LANGUAGE, parity=parity, samples=samples, log=log,
     ) as exporter:  # fmt: skip
         for kind in kinds:
             try:

@@ -42,6 +42,7 @@ class _ExportPackage(ModuleType):
         fp32: bool = False,
         lang: str | None = None,
         parity: bool = True,
+        samples: str | Path | None = None,
     ) -> Export:
         """Write a network in a format such as onnx, as the command `alexnet export` does, and return how it compares.
 
@@ -58,7 +59,8 @@ class _ExportPackage(ModuleType):
         target = Path(out) if out else None
         if format not in FORMATS:
             raise unknown_name("format", format, FORMATS)
-        precision = check_request(format, half, quantize, opset, target, fp32, lang, parity)
+        page_samples = None if samples is None else str(samples)
+        precision = check_request(format, half, quantize, opset, target, fp32, lang, parity, page_samples)
         from alexnet.export.export import Exporter
         from alexnet.progress import default_progress
 
@@ -67,7 +69,7 @@ class _ExportPackage(ModuleType):
             Exporter(
                 run, images=Path(images) if images else None, checkpoint=checkpoint,
                 with_preprocessing=with_preprocessing, precision=precision, tolerance=tolerance, opset=opset,
-                file=file, lang=lang or "en", parity=parity, log=progress.log,
+                file=file, lang=lang or "en", parity=parity, samples=page_samples, log=progress.log,
             ) as exporter,
         ):  # fmt: skip
             return exporter.export(format, target)

@@ -27,7 +27,7 @@ from alexnet.errors import UserError, unknown_name
 from alexnet.export import parity
 from alexnet.export.browser import find_browser
 from alexnet.export.parity import TOLERANCE, ExportFailed, ImageSet, Parity, Reference
-from alexnet.export.web import check_web, sample_images, write_web
+from alexnet.export.web import Sample, check_web, sample_images, write_web
 from alexnet.files import write_json
 from alexnet.inference.load import calibration_images, load_model, load_run_dataset
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
@@ -134,6 +134,7 @@ class Exporter:
         file: FileOptions = NO_OPTIONS,
         lang: str = "en",
         parity: bool = True,
+        samples: str | None = None,
         log: Callable[[str], object] = lambda _: None,
     ) -> None:
         if precision is not None and precision not in PRECISIONS:
@@ -145,6 +146,7 @@ class Exporter:
         self.loaded = load_model(run, checkpoint, file, log)
         self._images, self._pixels, self._precision, self._log = images, with_preprocessing, precision, log
         self._opset, self._tolerance, self._lang, self._compares = opset, tolerance, lang, parity
+        self._samples = samples
         self._temporary = tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True)
 
     def __enter__(self) -> Exporter:
@@ -251,6 +253,17 @@ class Exporter:
             self._log(f"Note: {reference.note}.")
         return reference
 
+    def _page_samples(self) -> list[Sample]:
+        """Return the sample images of the format web."""
+        if self._samples == "none":
+            return []
+        if self._samples is not None:
+            return sample_images(parity.folder_images(Path(self._samples), self.loaded.classes, "--samples"))
+        try:
+            return sample_images(self.images)
+        except UserError:  # only where they are not needed for the comparison either
+            return []
+
     def _precision_of(self, kind: str) -> str:
         return self._precision or FORMATS[kind].precisions[0]
 
@@ -258,11 +271,7 @@ class Exporter:
         if kind == "onnx":
             return partial(write_onnx, opset=self._opset)
         if kind == WEB:
-            try:
-                images = self.images
-            except UserError:  # only where they are not needed for the comparison either
-                images = None
-            return partial(write_web, samples=sample_images(images), lang=self._lang, checked=self._compares)
+            return partial(write_web, samples=self._page_samples(), lang=self._lang, checked=self._compares)
         return _WRITERS[kind]
 
     def _target(self, kind: str, out: Path | None) -> Path:

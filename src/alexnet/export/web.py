@@ -11,6 +11,7 @@ asks of both), page.js (an image in, labels out), explorer.js (what the layers c
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib import resources
@@ -37,6 +38,7 @@ from alexnet.runtimes.manifest import WEB, Manifest
 
 SCRIPTS = ("alexnet.js", "image.js", "worker.js")
 PAGE_SCRIPTS = ("page.js", "explorer.js")
+BLOCKS = ("network", "sample-images")  # the JSON documents of a page
 TEXTS = "app_"  # prefix of the keys of the page's texts
 SAMPLES = 12
 SAMPLE_SIDE, SAMPLE_BYTES = 256, 24_000  # larger files are reduced
@@ -74,20 +76,34 @@ def write_web(
     manifest = replace(manifest, about={**manifest.about, "checked": checked})
     tensors = list(web_tensors(loaded.model, loaded.preprocess, manifest.precision))
     weights = b"".join(values.tobytes() for _, values in tensors)
-    texts = {key.removeprefix(TEXTS): text for key, text in load_texts(lang).items() if key.startswith(TEXTS)}
     manifest_keys = {key: value for key, value in manifest.to_dict().items() if key != "spec"}  # the layers say it
     network = {
-        **manifest_keys, "layers": layer_list(loaded.model.spec), "texts": texts,
+        **manifest_keys, "layers": layer_list(loaded.model.spec),
         "tensors": [{"name": name, "type": _TYPES[v.dtype], "size": v.size} for name, v in tensors],
     }  # fmt: skip
+    _write_page(path, network, [base64.b64encode(part).decode() for part in _chunks(weights)], samples, lang)
+    return manifest
+
+
+def translate_page(page: Path, out: Path, lang: str) -> None:
+    """Write an exported page again: in the language `lang`, and with the scripts of this version of alexnet."""
+    text = page.read_text(encoding="utf-8")
+    network, samples = (json.loads(text.split(f'id="{name}">')[1].split("</script>")[0]) for name in BLOCKS)
+    weights = [part.split("</script>")[0] for part in text.split('class="weights">')[1:]]
+    _write_page(out, network, weights, samples, lang)
+
+
+def _write_page(
+    path: Path, network: dict[str, Any], weights: Sequence[str], samples: Sequence[Sample], lang: str
+) -> None:
+    texts = {key.removeprefix(TEXTS): text for key, text in load_texts(lang).items() if key.startswith(TEXTS)}
     page = load_template("alexnet.export", "web.html", lang).render(
-        title=path.stem, network=network, samples=list(samples), checked=checked,
-        weights=[Markup(base64.b64encode(part).decode()) for part in _chunks(weights)],
+        title=path.stem, network={**network, "texts": texts}, samples=list(samples), checked=network["checked"],
+        weights=list(map(Markup, weights)),
         engine=Markup("\n".join(_read(name) for name in SCRIPTS)), script=Markup("\n".join(map(_read, PAGE_SCRIPTS))),
         style=Markup(_read("page.css")),
     )  # fmt: skip
     write_text(path, page)
-    return manifest
 
 
 def layer_list(spec: AlexNetSpec) -> list[dict[str, Any]]:
@@ -122,10 +138,8 @@ def web_tensors(model: AlexNet, preprocess: EvalTransform, precision: str) -> It
         yield name, x
 
 
-def sample_images(images: ImageSet | None) -> list[Sample]:
+def sample_images(images: ImageSet) -> list[Sample]:
     """Return some of `images`, evenly over the classes, small enough for the page."""
-    if images is None:
-        return []
     samples = []
     for i in evenly_spaced(np.argsort(images.targets, kind="stable").tolist(), SAMPLES):
         try:

@@ -112,6 +112,7 @@ def check_request(
     fp32: bool = False,
     lang: str | None = None,
     parity: bool = True,
+    samples: str | None = None,
 ) -> str | None:
     """Return the precision of an export to the format `kind`, or to "all"; None for the format's own.
 
@@ -124,6 +125,8 @@ def check_request(
         raise UserError(f"--no-parity is for the format {WEB}, whose check needs a browser; omit it.")
     if lang is not None and kind not in (WEB, "all"):
         raise UserError(f"--lang is the language of the format {WEB}; omit it for {kind}.")
+    if samples is not None and kind not in (WEB, "all"):
+        raise UserError(f"--samples are images in the format {WEB}; omit it for {kind}.")
     if opset is not None and kind not in ("onnx", "all"):
         raise UserError(f"--opset is a version of ONNX; omit it for {kind}, or export to onnx.")
     if kind == "all":
