@@ -355,8 +355,9 @@ def test_an_empty_class_folder_is_left_out_on_request(capsys, skip_plots):
     assert run([*command.split()[1:], *QUICK, "--out", "run"]) == 0
     messages = capsys.readouterr().err.splitlines()
     assert len(messages) == len(set(messages))  # although the images were read three times
-    assert "Skipped none/: the class folder holds no images." in messages
-    assert "Skipped broken.d/: none of the training images of this class can be read." in messages
+    (skipped,) = (text for text in messages if text.startswith("Skipped "))
+    for part in ("none/ (the class folder holds no images)", "broken.d/ (none of the training images of this class"):
+        assert part in skipped
     assert Path("run", "bad_files.csv").read_text().splitlines()[1:3] == [
         "broken.d/,none of the training images of this class can be read",
         "none/,the class folder holds no images",

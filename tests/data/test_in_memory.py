@@ -139,10 +139,13 @@ def test_unreadable_files_are_listed_or_skipped(find, limit, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("find", [decode, check_files])
-def test_only_the_first_ten_unreadable_files_are_listed(find, tmp_path):
-    with pytest.raises(UserError, match="12 of 28") as caught:
-        find(load_dataset("folder", make_folder_with_bad_files(tmp_path / "d", bad=12)))
-    assert str(caught.value).count("/bad") == 10
+def test_only_the_first_unreadable_files_of_each_reason_are_listed(find, tmp_path):
+    with pytest.raises(UserError, match="11 of 27") as caught:
+        find(load_dataset("folder", make_folder_with_bad_files(tmp_path / "d", bad=11)))
+    assert (
+        "a/bad00.jpg, a/bad02.jpg, a/bad04.jpg and 3 more (it is not an image but a web page or other markup); "
+        "a/bad01.jpg, a/bad03.jpg, a/bad05.jpg and 2 more (the file is empty)" in str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("find", [decode, check_files])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 SPLITS = ("train", "val", "test")
+BAD_SHOWN = 3  # unreadable files that a message names for each reason
 
 EMPTY_FOLDER = "the class folder holds no images"
 """The reason for which `BadFiles` lists a class folder, whose name then ends with a slash."""
@@ -193,6 +194,18 @@ class ImageDataset:
 def list_first(names: Sequence[str]) -> str:
     """Join the first ten of `names`, with "..." if there are more."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def list_bad(bad: Iterable[tuple[str, str]]) -> str:
+    """Join the first names of each reason, the most frequent reason first: "a.jpg, b.jpg and 5 more (it is empty)"."""
+    names: dict[str, list[str]] = {}
+    for name, reason in bad:
+        names.setdefault(reason, []).append(name)
+    groups = []
+    for reason, found in sorted(names.items(), key=lambda group: -len(group[1])):
+        more = f" and {len(found) - BAD_SHOWN:,} more" if len(found) > BAD_SHOWN else ""
+        groups.append(f"{', '.join(found[:BAD_SHOWN])}{more} ({reason})")
+    return "; ".join(groups)
 
 
 def order_splits(splits: Mapping[str, ImageArrays | ImageFiles]) -> dict[str, ImageArrays | ImageFiles]:

@@ -21,7 +21,7 @@ from alexnet.data.dataset import (
     ImageArrays,
     ImageDataset,
     ImageFiles,
-    list_first,
+    list_bad,
 )
 from alexnet.data.decode import BadImage, check_image, decode_crop, decode_image, image_size, map_in_threads
 from alexnet.data.deep import ValueRange
@@ -88,7 +88,7 @@ def _raise_bad(dataset: ImageDataset, reasons: list[tuple[ImageFiles, int, str]]
         return
     root, total = reasons[0][0].root, sum(map(len, dataset.files.values()))
     bad = [(part.names[i], reason) for part, i, reason in reasons]
-    listed = list_first([f"{name} ({reason})" for name, reason in bad])
+    listed = list_bad(bad)
     if len(bad) == total:
         raise UserError(f"None of the {total} images in {root} can be read: {listed}; replace them.")
     raise BadFiles(f"{len(bad)} of {total} images in {root} cannot be read: {listed}", bad)
@@ -119,7 +119,7 @@ def leave_out(dataset: ImageDataset, bad: Sequence[tuple[str, str]]) -> ImageDat
     """
     if not bad:
         return dataset
-    names, listed = {printable(name) for name, _ in bad}, list_first([f"{name} ({reason})" for name, reason in bad])
+    names, listed = {printable(name) for name, _ in bad}, list_bad(bad)
     splits = {}
     for split, part in dataset.files.items():
         good = [i for i, name in enumerate(part.names) if printable(name) not in names]

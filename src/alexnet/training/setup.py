@@ -15,7 +15,7 @@ import torch
 
 from alexnet.checkpoint import Checkpoint
 from alexnet.data.augment import IMAGENET_PCA, Augment, ColorPCA
-from alexnet.data.dataset import BadFiles, ImageArrays, ImageDataset, ImageFiles, SplitRows
+from alexnet.data.dataset import BadFiles, ImageArrays, ImageDataset, ImageFiles, SplitRows, list_bad
 from alexnet.data.datasets import load_dataset
 from alexnet.data.deep import UNMEASURED, RangeUnknown
 from alexnet.data.in_memory import check_files, decode_splits, fits_in_memory, without_bad_files
@@ -50,8 +50,6 @@ from alexnet.training.recipe import (
 )
 from alexnet.training.settings import AugmentationSettings
 from alexnet.training.transfer import init_from_pretrained
-
-SKIPPED_SHOWN = 10  # unreadable files named while training begins
 
 
 @dataclass(frozen=True)
@@ -362,10 +360,10 @@ def _read_images(
     if geometry.value_range == UNMEASURED:  # no deep images
         geometry = replace(geometry, value_range=recipe.data.value_range)
     recipe = recipe.replace(value_range=geometry.value_range)
-    for text in [*dataset.notes, *(f"Skipped {name}: {reason}." for name, reason in dataset.bad[:SKIPPED_SHOWN])]:
+    for text in dataset.notes:
         progress.log(text)
-    if len(dataset.bad) > SKIPPED_SHOWN:
-        progress.log(f"Skipped {len(dataset.bad):,} in all; the run's bad_files.csv names each with its reason.")
+    if dataset.bad:
+        progress.log(f"Skipped {list_bad(dataset.bad)}; the run's bad_files.csv lists them all.")
     return recipe, geometry, dataset
 
 
