@@ -33,6 +33,7 @@ copyright = "alexnet, Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["extra", "templates", "static"]
 locale_dirs = ["locale"]
+smartquotes = False  # which would also make dashes of --flags
 
 myst_heading_anchors = 4
 myst_url_schemes = {"http": None, "https": None, "mailto": None, "site": "{{path}}#{{fragment}}"}
