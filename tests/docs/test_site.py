@@ -115,8 +115,27 @@ def test_pages_fit_and_load_nothing_from_elsewhere(browser: Any, site: str, lang
     for name in PAGES:
         page.goto(f"{site}/{language}/{name}")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        if language == "zh":
+            widths = page.evaluate("[...document.querySelectorAll('main td')].map(td => td.offsetWidth)")  # pixels
+            assert min(widths, default=64) >= 60, f"{name} has cells of one character a line"
     assert [url for url in requested if not url.startswith((site, "data:"))] == []
     page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(browser: Any, site: str, language: str, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    page = browser.new_page(color_scheme=scheme)
+    found = []
+    for name in PAGES:
+        page.goto(f"{site}/{language}/{name}")
+        violations = axe.Axe().run(page).response["violations"]
+        found += [(name, v["id"], v["nodes"][0]["html"]) for v in violations if v["impact"] in ("serious", "critical")]
+    page.close()
+    assert found == []
 
 
 @pytest.mark.slow
