@@ -32,7 +32,7 @@ CHINESE = ".zh-CN.md"
 OTHER_PAGES = {"README": "start", "CHANGELOG": "changes", "CONTRIBUTING": "contributing", "SECURITY": "security"}
 PARTS = ("start", "course/index", "how-to", "reference", "explanations")  # the sections of docs/index.md
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
-CHINESE_LINE_BREAK = re.compile(  # which a browser would show as a space
+CHINESE_LINE_BREAK = re.compile(
     r"^(?!#)(.*[\u3400-\u9fff\u3000-\u303f\uff00-\uffef])\n[ ]*(?=[\u3400-\u9fff\u3000-\u303f\uff00-\uffef])"
     r"|^(?!#)(.*[\u3000-\u303f\uff00-\uffef])\n[ ]*(?=[\w`\[])", re.MULTILINE
 )  # fmt: skip
@@ -48,6 +48,13 @@ def find_pages(language: str) -> dict[str, str]:
     pages |= {f"{name}{CHINESE}": page for name, page in OTHER_PAGES.items() if (ROOT / f"{name}{CHINESE}").exists()}
     chinese = language == "zh"
     return {path: page.removesuffix(".zh-CN") for path, page in pages.items() if path.endswith(CHINESE) is chinese}
+
+
+def join_chinese_lines(text: str) -> str:
+    """Return text whose Chinese lines are joined, since a browser would show their breaks as spaces."""
+    while (joined := CHINESE_LINE_BREAK.sub(r"\1\2", text)) != text:
+        text = joined
+    return text
 
 
 class Stage:
@@ -109,7 +116,7 @@ class Stage:
         parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
         parts[::2] = [LINK.sub(translate, SWITCH.sub("", part)) for part in parts[::2]]
         if self.other == "en":
-            parts[::2] = [CHINESE_LINE_BREAK.sub(r"\1\2", part) for part in parts[::2]]
+            parts[::2] = [join_chinese_lines(part) for part in parts[::2]]
         return "".join(parts)
 
     def _target(self, target: str, path: str, page: str, image: bool) -> str:
