@@ -40,6 +40,7 @@ myst_url_schemes = {"http": None, "https": None, "mailto": None, "site": "{{path
 nb_execution_mode = "cache"
 nb_execution_in_temp = True
 nb_execution_timeout = 600  # seconds a cell
+nb_code_prompt_show, nb_code_prompt_hide = ("显示答案", "收起答案") if chinese else ("Show solution", "Hide solution")
 nb_execution_raise_on_error = nb_execution_show_tb = True
 
 autodoc_typehints = "signature"
