@@ -62,6 +62,7 @@ class Stage:
 
     def __init__(self, language: str, folder: Path) -> None:
         self.folder = folder
+        self.language = language
         self.pages = find_pages(language)
         self.other = "en" if language == "zh" else "zh"
         self.other_pages = find_pages(self.other)
@@ -77,7 +78,12 @@ class Stage:
         for path in self.files:
             copy = self.folder / "extra" / "files" / path
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / path, copy)
+            if path.startswith("docs/gallery/") and path.endswith(".html"):
+                from alexnet.export.web import translate_page
+
+                translate_page(ROOT / path, copy, self.language)
+            else:
+                shutil.copyfile(ROOT / path, copy)
         counterparts = sorted(set(self.pages.values()) & set(self.other_pages.values()) | set(PARTS))
         (self.folder / "counterparts.json").write_text(json.dumps(counterparts))
 
