@@ -114,6 +114,17 @@ def test_check_displays_classes_and_problems(image_folder):
         alexnet.check()
 
 
+def test_check_displays_itself_in_chinese(image_folder):
+    (image_folder / "sky" / "cut.jpg").write_bytes(b"not an image")
+    found = alexnet.check(image_folder, lang="zh")
+    shown = found._repr_html_()
+    assert "1 × 这不是已知格式的图片：sky/cut.jpg" in shown
+    assert not re.search("[a-z]{3,} [a-z]{3,} ", re.sub("<[^>]+>|--[a-z-]+|alexnet [a-z]+", "", shown)), "in English"
+    assert found.bad == [("sky/cut.jpg", "it is not an image of a known format")]
+    with pytest.raises(alexnet.UserError, match="There is no language 'fr'"):
+        alexnet.check(image_folder, lang="fr")
+
+
 def test_arch_displays_a_table():
     assert alexnet.arch()._repr_html_().count("<tr>") == len(alexnet.arch()) + 1
     shown = alexnet.arch("lenet", num_classes=7)._repr_html_()

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -119,8 +120,10 @@ def show(
     return figure
 
 
-def check(data: str | Path | None = None, labels: str | Path | None = None) -> Findings:
+def check(data: str | Path | None = None, labels: str | Path | None = None, lang: str = "en") -> Findings:
     """Inspect a dataset before training: class folders, an archive of them, or a table `labels`. Raises `UserError`.
+
+    A notebook shows what was found in the language `lang`, en or zh.
 
     >>> for label, level in {"dark": 0, "light": 255}.items():
     ...     Path("shades", label).mkdir(parents=True)
@@ -133,8 +136,10 @@ def check(data: str | Path | None = None, labels: str | Path | None = None) -> F
 
     if data is None and labels is None:
         raise UserError("Name the dataset: a folder, an archive, or labels, a table.")
+    Translator(lang)  # raises for an unknown one before the images are read
     with closing(default_progress()) as progress:
-        return check_dataset(Path(data) if data else None, Path(labels) if labels else None, progress)
+        found = check_dataset(Path(data) if data else None, Path(labels) if labels else None, progress)
+    return replace(found, lang=lang)
 
 
 def arch(name: str | None = None, **settings: Any) -> ArchitectureTable | Summary | TorchvisionSummary:

@@ -35,7 +35,7 @@ def test_texts_have_the_same_placeholders_in_both_languages(key):
         "web_failed_one",
         "comma",
     }
-    untranslated |= {f"check_{name}" for name in ("heading", "class_heading", "named", "pair")}  # punctuation
+    untranslated |= {f"check_{name}" for name in ("heading", "class_heading", "named", "pair", "reason")}  # punctuation
     untranslated |= {f"operation_{kind}" for kind in ("relu", "tanh", "sigmoid", "lrn", "dropout")}
     assert re.search("[\u4e00-\u9fff]", CHINESE[key]) or key in untranslated
 
@@ -43,7 +43,7 @@ def test_texts_have_the_same_placeholders_in_both_languages(key):
 def test_every_text_is_used():
     """Those of the web page are held to its scripts in tests/serving."""
     package = Path(alexnet.__file__).parent
-    folders = [package / name for name in ("cli", "export", "messages", "plots", "report", "serving")]
+    folders = [package / name for name in ("cli", "data", "export", "messages", "plots", "report", "serving")]
     files = [path for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".html", ".js")]
     used = set(re.findall(r"""["']([a-z0-9_-]+)["']""", "".join(path.read_text() for path in files)))
     used |= set(re.findall(r"\btexts\.([a-z_-]+)", "".join(path.read_text() for path in files)))

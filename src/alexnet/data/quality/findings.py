@@ -89,6 +89,8 @@ class Findings:
     """Why the dataset cannot be trained on as it is: the message that training would give."""
     text: TextOptions = BY_CONTENT
     """How names and the table were read."""
+    lang: str = "en"
+    """The language in which it displays itself in a notebook, en or zh; the values stay in English."""
 
     @property
     def classes(self) -> dict[str, int]:
@@ -237,18 +239,25 @@ class Findings:
 
     def _repr_html_(self) -> str:
         """Show the classes, largest first, and below them what is wrong; long lists are cut."""
+        from alexnet.messages.translator import Translator
         from alexnet.notebook.display import render_table
 
+        translate = Translator(self.lang)
+        comma = translate("comma")
         counts = sorted(self.present.items(), key=lambda row: -row[1])
         shown = counts if len(counts) <= 2 * MAX_SHOWN else counts[:MAX_SHOWN] + counts[-MAX_SHOWN:]
         rows = [(name, f"{n:,}", f"{n / len(self.names):.1%}") for name, n in shown]
-        notes = [f"{len(counts) - len(shown):,} classes in between are not shown."] if len(shown) < len(counts) else []
+        notes = [translate("check_classes_omitted", n=len(counts) - len(shown))] if len(shown) < len(counts) else []
         notes += [
-            f"{len(names):,} × {reason}: {', '.join(first_names(names))}" for reason, names in self.by_reason.items()
+            translate(
+                "check_reason", n=len(names), reason=translate.sentence(reason), names=comma.join(first_names(names))
+            )
+            for reason, names in self.by_reason.items()
         ]
-        title = f"{self.data}: {len(self.names):,} images, {len(counts):,} classes"
-        note = join_lines(*notes, *self.warnings, *self.notes, self.verdict)
-        return render_table(title, rows, ("class", "images", "share", ""), bars=True, note=note)
+        title = translate("check_summary", data=self.data, images=len(self.names), classes=len(counts))
+        note = join_lines(*notes, *map(translate.sentence, [*self.warnings, *self.notes, self.verdict]))
+        head = (translate("class"), translate("images"), translate("check_share"), "")
+        return render_table(title, rows, head, bars=True, note=note)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document of `alexnet check`."""
