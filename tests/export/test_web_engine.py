@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from alexnet.cli import run
 from alexnet.data.decode import decode_image
@@ -129,6 +129,16 @@ def transparent(width: int, height: int) -> Image.Image:
     return image
 
 
+def swapped_profile() -> bytes:
+    """Return a color profile that exchanges red and blue: the one of sRGB with their colorants renamed."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for i in range(int.from_bytes(profile[128:132], "big")):
+        entry = 132 + 12 * i
+        other = {b"rXYZ": b"bXYZ", b"bXYZ": b"rXYZ"}.get(bytes(profile[entry : entry + 4]))
+        profile[entry : entry + 4] = other or profile[entry : entry + 4]
+    return bytes(profile)
+
+
 def transparent_palette() -> bytes:
     image = photo(70, 50).quantize(16)
     return saved(image, "PNG", transparency=3)
@@ -149,6 +159,8 @@ FILES = {
     "png-gray": lambda: saved(photo(57, 91, "L"), "PNG"),
     "png-bits": lambda: saved(photo(57, 91, "1"), "PNG"),
     "png-palette": lambda: saved(photo(57, 91).quantize(64), "PNG"),
+    "jpeg-profile": lambda: saved(photo(57, 91), "JPEG", icc_profile=swapped_profile()),
+    "png-profile": lambda: saved(photo(57, 91), "PNG", icc_profile=swapped_profile()),
     "webp": lambda: saved(photo(57, 91), "WEBP", lossless=True),
     "bmp": lambda: saved(photo(57, 91), "BMP"),
     "gif": lambda: saved(photo(57, 91), "GIF", save_all=True, append_images=[photo(57, 91, "L")]),

@@ -17,6 +17,7 @@ from PIL import Image
 from alexnet.data.decode import decode_image
 from alexnet.data.transforms import EvalTransform
 from alexnet.export.web import write_web
+from alexnet.messages.translator import load_texts
 from alexnet.models.model import create_model
 from alexnet.notebook.display import image_url
 from alexnet.runtimes.convert import describe
@@ -97,6 +98,11 @@ def labels(page: Any) -> dict[str, str]:
         row.locator("span").nth(0).inner_text(): row.locator("span").nth(1).inner_text()
         for row in page.locator(".bar").all()
     }
+
+
+def warning(page: Any) -> str:
+    page.wait_for_selector(".warning")
+    return str(page.locator(".warning").inner_text())
 
 
 def explore(page: Any, sample: int = 1) -> None:
@@ -202,24 +208,44 @@ def test_a_click_chooses_the_map_and_its_value(opened: Any) -> None:
 
 
 UNUSABLE = {
-    "notes.txt": (b"Dear all,", "not an image"),
+    "notes.txt": (b"Dear all,", "not-an-image"),
     "empty.png": (b"", "empty"),
-    "cut.png": (png(0)[:400], "incomplete"),
+    "cut.png": (png(0)[:400], "cut-short"),
     "broken.png": (png(0)[:60] + b"\xff" * 200 + png(0)[-12:], "damaged"),
-    "x.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 50, "HEIC"),
-    "deep.tif": (b"II*\0\x08\0\0\0", "cannot read images of this format"),
+    "broken.jpg": (b"\xff\xd8\xff\xe0" + bytes(200) + b"\xff\xd9", "damaged"),
+    "x.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 50, "heic"),
+    "deep.tif": (b"II*\0\x08\0\0\0", "format"),
 }
 
 
+@pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_an_unusable_file_gets_a_sentence_and_the_page_stays_alive(opened: Any, name: str) -> None:
-    page = opened()
-    content, expected = UNUSABLE[name]
+def test_an_unusable_file_gets_a_sentence_and_the_page_stays_alive(opened: Any, name: str, lang: str) -> None:
+    page = opened(lang)
+    content, code = UNUSABLE[name]
     page.locator("#file").set_input_files({"name": name, "mimeType": "image/png", "buffer": content})
-    page.wait_for_selector(".warning")
-    assert expected in page.locator(".warning").inner_text()
+    assert warning(page) == load_texts(lang)[f"app_error_{code}"]
     page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": png(3)})
     assert len(labels(page)) == 5
+
+
+TRANSFER = """([event, bytes]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([Uint8Array.from(bytes)], "a.png", { type: "image/png" }));
+  const own = { bubbles: true, cancelable: true };
+  document.body.dispatchEvent(event === "drop" ? new DragEvent(event, { ...own, dataTransfer: data })
+    : new ClipboardEvent(event, { ...own, clipboardData: data }));
+}"""
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_an_image_is_dropped_or_pasted(opened: Any, event: str) -> None:
+    page = opened()
+    page.evaluate(TRANSFER, [event, list(png(3))])
+    transferred = labels(page)
+    page.locator("#samples button").nth(3).click()  # the same image
+    page.wait_for_timeout(300)
+    assert labels(page) == transferred
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
@@ -264,11 +290,6 @@ NEVER_DECODED = """{ const real = createImageBitmap; let first = true;
 self.createImageBitmap = (...all) => first ? (first = false, new Promise(() => {})) : real(...all); }"""
 TOO_LITTLE = {"en": "too little memory", "zh": "内存不足"}
 NO_ANSWER = {"en": "not answered for a minute", "zh": "一分钟没有响应"}
-
-
-def warning(page: Any) -> str:
-    page.wait_for_selector(".warning")
-    return str(page.locator(".warning").inner_text())
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
@@ -325,8 +346,7 @@ CAMERAS = [
 def test_a_camera_that_cannot_be_used(opened: Any, lang: str, script: str, expected: str) -> None:
     page = opened(lang, script=script)
     page.locator("#camera").click()
-    page.wait_for_selector(".warning")
-    assert expected in page.locator(".warning").inner_text()
+    assert expected in warning(page)
 
 
 FAKE_CAMERA = """navigator.mediaDevices.getUserMedia = async () => {
