@@ -30,6 +30,21 @@ def test_tables_agree_with_the_results(path, monkeypatch):
         assert row["without_torch"] == (row["format"] in ("onnx", "openvino"))
 
 
+@pytest.mark.parametrize("page", ["export.md", "export.zh-CN.md"])
+@pytest.mark.parametrize("what", ["parity", "times"])
+def test_tables_of_the_browser_agree_with_the_results(what, page, monkeypatch):
+    pytest.importorskip("playwright", reason="playwright is not installed; it is in the extra dev")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for name in ("common", "web_page"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    from web_page import NETWORKS, parity_table, times_table
+
+    files = {name: ROOT / "docs" / "results" / f"browser-{what}-{name}.json" for name in NETWORKS}
+    found = {name: json.loads(path.read_text(encoding="utf-8"))["results"] for name, path in files.items()}
+    table = {"parity": parity_table, "times": times_table}[what](found)
+    assert table in (ROOT / "docs" / page).read_text(encoding="utf-8")
+
+
 def test_at_least_one_result_exists():
     assert len(RESULTS) >= 1
 
