@@ -139,7 +139,7 @@ def test_every_convolution_is_one_matrix_and_one_for_each_tower(arch, counts):
 
 
 def test_depthwise_convolutions_and_a_convolution_that_is_the_last_layer():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1), nn.AvgPool2d(2))
     assert count_matrices(model) == {model[0].weight: 1, model[1].weight: 4}
 
 

@@ -99,8 +99,8 @@ def count_matrices(model: nn.Module) -> dict[Tensor, int]:
     One for each group; in a network of two towers, where some convolutions have two groups, all kernels are two, so
     that training the towers in two processes is the same.
     """
-    last = list(model.modules())[-1]
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m is not last]
+    weighted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    convolutions = [m for m in weighted[:-1] if isinstance(m, nn.Conv2d)]
     towers = 2 if {m.groups for m in convolutions} == {1, 2} else 1
     return {m.weight: max(m.groups, towers) for m in convolutions}
 
