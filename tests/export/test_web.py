@@ -149,7 +149,7 @@ def test_without_a_browser_it_says_what_to_install(checkpoint, large_images, tmp
         (["web", "--quantize", "int8"], "web does not support int8;"),
         (["onnx", "--lang", "zh"], "--lang is the language of the format web"),
         (["onnx", "--no-parity"], "--no-parity is for the format web"),
-        (["onnx", "--samples", "none"], "--samples are images in the format web"),
+        (["onnx", "--samples", "none"], "--samples is for the format web"),
         (["web", "--samples", "nowhere", "--no-parity"], "--samples nowhere is not a folder"),
         (["onnx", "--fp32", "--half"], "--fp32 keeps all weights"),
         (["web", "--out", "net.htm"], "must end in .html"),

@@ -126,7 +126,7 @@ def check_request(
     if lang is not None and kind not in (WEB, "all"):
         raise UserError(f"--lang is the language of the format {WEB}; omit it for {kind}.")
     if samples is not None and kind not in (WEB, "all"):
-        raise UserError(f"--samples are images in the format {WEB}; omit it for {kind}.")
+        raise UserError(f"--samples is for the format {WEB}; omit it for {kind}.")
     if opset is not None and kind not in ("onnx", "all"):
         raise UserError(f"--opset is a version of ONNX; omit it for {kind}, or export to onnx.")
     if kind == "all":
