@@ -70,7 +70,8 @@ def test_the_base_against_itself_with_other_seeds_cannot_tell(tmp_path: Path):
 
 @pytest.mark.slow
 def test_ten_crop_evaluates_the_same_run_twice(tmp_path: Path):
-    found = ablate("ten-crop", base=quick_recipe(), seeds=1, out=tmp_path)
+    base = quick_recipe(norm="batch")  # after one epoch, LRN's network may give one class for every view
+    found = ablate("ten-crop", base=base, seeds=1, out=tmp_path)
     assert found.part.runs == found.without.runs
     assert found.part.values != found.without.values
 
