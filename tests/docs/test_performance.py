@@ -1,5 +1,7 @@
 """docs/performance/: every JSON file in benchmarks/results is cited, every table agrees with its file, links exist.
 
+The Chinese pages have the numbers of the English ones: see `test_languages.py`.
+
 A table follows a comment that names its source: the file and the keys in it, as in `<!-- bench.json train -->` or
 `<!-- train_224.json results.paper -->`. The first cell of a row names entries there: each of its words occurs in the
 entry's key, strings or integers. Every number of the row must be a number of these entries, rounded as shown, in the
@@ -18,7 +20,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-PAGES = sorted((ROOT / "docs" / "performance").glob("*.md"))
+FOLDER = ROOT / "docs" / "performance"
+PAGES = sorted(page for page in FOLDER.glob("*.md") if not page.name.endswith(".zh-CN.md"))
 TEXT = "\n\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 FACTORS = {"%": 100.0, "ms": 1e3, "MiB": 2.0**-20, "GiB": 2.0**-30}
 LABELS = {  # row labels of the pages → keys of the recorded files, where they differ
@@ -56,6 +59,15 @@ def numbers_in(value: Any) -> Iterator[float]:
         yield float(value)
 
 
+def _describe(name: str, value: Any) -> str:
+    """Return the words by which the first cell of a row names a value of an entry."""
+    if name == "channels_last":
+        return "channels_last" if value else "NCHW"
+    if name == "shape":
+        return "×".join(map(str, value))
+    return str(value) if isinstance(value, (str, int)) else ""
+
+
 def find_entries(place: Any, label: str) -> list[Any]:
     """Return the entries of `place` that `label` names."""
     items = place.items() if isinstance(place, dict) else (("", entry) for entry in place)
@@ -63,7 +75,7 @@ def find_entries(place: Any, label: str) -> list[Any]:
     words = [word for word in re.sub(r"[`*,]", " ", label).split() if word not in ("batch", "a", "of")]
     found = []
     for key, entry in items:
-        texts = [str(v) for v in entry.values() if isinstance(v, (str, int))] if isinstance(entry, dict) else []
+        texts = [_describe(name, v) for name, v in entry.items()] if isinstance(entry, dict) else []
         known = " ".join([str(key), *texts]).replace(",", " ").split()
         if all(word in known for word in words):
             found.append(entry)
@@ -120,7 +132,7 @@ def test_numbers_and_entries_are_parsed():
     assert sorted(numbers_in(place)) == [1.0, 1.0, 2.0, 32.0]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", sorted(FOLDER.glob("*.md")), ids=lambda path: path.name)
 def test_linked_files_exist(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
