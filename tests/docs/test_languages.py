@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-NAMES = sorted(page.name.removesuffix(".zh-CN.md") for page in DOCS.glob("*.zh-CN.md"))
-SAME_NUMBERS = ("distributed", "export", "own-images", "packed-data", "recipes", "serving", "tutorials", "variants")
 CHINESE = sorted([*DOCS.rglob("*.zh-CN.md"), *DOCS.parent.glob("*.zh-CN.md")])
+PERFORMANCE = sorted(f"performance/{page.stem.removesuffix('.zh-CN')}" for page in DOCS.glob("performance/*.zh-CN.md"))
+NAMES = sorted(page.name.removesuffix(".zh-CN.md") for page in DOCS.glob("*.zh-CN.md")) + PERFORMANCE
+SAME_NUMBERS = ("distributed", "export", "own-images", "packed-data", "recipes", "serving", "tutorials", "variants")
 pages = pytest.mark.parametrize("name", NAMES)
 
 
@@ -34,15 +36,25 @@ def tables(page: str) -> list[str]:
 @pages
 def test_both_languages_link_to_each_other(name: str) -> None:
     english, chinese = read(name)
-    assert f"[中文]({name}.zh-CN.md)" in english
-    assert f"[English]({name}.md)" in chinese
+    file = posixpath.basename(name)
+    assert f"[中文]({file}.zh-CN.md)" in english
+    assert f"[English]({file}.md)" in chinese
 
 
-@pages
-def test_chinese_pages_link_to_chinese_pages(name: str) -> None:
-    _, chinese = read(name)
-    links = re.findall(r"\[([^\]]*)\]\(([\w-]+)\.md", chinese)
-    assert [link for link in links if link[1] in NAMES and link[0] not in ("English", "英文版")] == []
+@pytest.mark.parametrize("page", CHINESE, ids=lambda path: path.name)
+def test_chinese_pages_link_to_chinese_pages(page: Path) -> None:
+    links = re.findall(r"\[([^\]]*)\]\(([\w./-]+)\.md", page.read_text(encoding="utf-8"))
+    english = [link for link in links if (page.parent / f"{link[1]}.zh-CN.md").exists()]
+    assert [link for link in english if link[0] not in ("English", "英文版")] == []
+
+
+@pytest.mark.parametrize("name", PERFORMANCE)
+def test_links_and_images_are_the_same(name: str) -> None:
+    english, chinese = (
+        sorted(target.replace(".zh-CN.md", ".md") for target in re.findall(r"\]\(([^()\s#]+)", page))
+        for page in read(name)
+    )
+    assert chinese == english
 
 
 @pages
@@ -57,15 +69,16 @@ def test_tables_have_the_same_rows(name: str) -> None:
     assert [row.count("|") for row in chinese] == [row.count("|") for row in english]
     for a, b in zip(english, chinese, strict=True):
         assert set(re.findall(r"`([^`]+)`", b)) == set(re.findall(r"`([^`]+)`", a))
-        if name in SAME_NUMBERS:
+        if name in (*SAME_NUMBERS, *PERFORMANCE):
             assert sorted(re.findall(r"\d[\d,.]*\d|\d", b)) == sorted(re.findall(r"\d[\d,.]*\d|\d", a))
 
 
 @pages
 def test_anchors_of_chinese_pages_exist(name: str) -> None:
     _, chinese = read(name)
-    for target, anchor in re.findall(r"\]\(([\w-]+\.zh-CN\.md)#([^)]+)\)", chinese):
-        headings = re.findall(r"^#+ (.*)$", (DOCS / target).read_text(encoding="utf-8"), re.MULTILINE)
+    for target, anchor in re.findall(r"\]\(([\w./-]+\.zh-CN\.md)#([^)]+)\)", chinese):
+        linked = (DOCS / posixpath.dirname(name) / target).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)$", linked, re.MULTILINE)
         assert anchor in [re.sub(r"[^\w\s-]", "", heading).replace(" ", "-").lower() for heading in headings]
 
 

@@ -158,7 +158,7 @@ def test_the_switch_leads_to_the_same_page(browser: Any, site: str) -> None:
     page.goto(f"{site}/en/course/1-convolution.html")
     page.locator("a.language").first.click()
     assert page.url == f"{site}/zh/course/1-convolution.html"
-    page.goto(f"{site}/en/performance/lrn.html")  # in English only
+    page.goto(f"{site}/en/architecture.html")  # in English only
     page.locator("a.language").first.click()
     assert page.url == f"{site}/zh/index.html"
     page.close()
