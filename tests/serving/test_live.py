@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from alexnet.cli import run
+from alexnet.cli.train import live_page as open_live_page
 from alexnet.errors import UserError
 from alexnet.run_dir import Run
 from alexnet.serving import live
@@ -54,21 +55,31 @@ class Process:
         self.calls.append("terminate")
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Process]]:
-    """Runs and the processes that were started for them."""
-    found: list[tuple[Path, Any]] = []
+class Pipe:
+    """In place of the connection to the server's process."""
 
-    def start(run: Path, listener: socket.socket, _: str | None) -> Any:
-        found.append((run, Process(listener)))
-        return found[-1][1]
+    def __init__(self) -> None:
+        self.sent: list[Path] = []
+
+    def send(self, run: Path) -> None:
+        self.sent.append(run)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Process, Pipe]]:
+    """The processes that were started, and what was sent to them."""
+    found: list[tuple[Process, Pipe]] = []
+
+    def start(listener: socket.socket, _: str | None) -> tuple[Process, Pipe]:
+        found.append((Process(listener), Pipe()))
+        return found[-1]
 
     monkeypatch.setattr(live, "_start", start)
     return found
 
 
 def test_page_stays_until_ctrl_c(
-    started: list[tuple[Path, Process]],
+    started: list[tuple[Process, Pipe]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -78,8 +89,8 @@ def test_page_stays_until_ctrl_c(
     monkeypatch.setattr("webbrowser.open", shown.append)
     with live_page(in_browser=True) as open_page:
         open_page(tmp_path, log.append)
-    ((opened, process),) = started
-    assert (opened, process.calls) == (tmp_path, ["join", "terminate", "join"])
+    ((process, pipe),) = started
+    assert (pipe.sent, process.calls) == ([tmp_path], ["join", "terminate", "join"])
     assert log == [f"The page of this run: {shown[0]}"]
     assert shown == [f"http://127.0.0.1:{process.port}/"]
     assert capsys.readouterr().err == f"The page stays at http://127.0.0.1:{process.port}/ until Ctrl-C.\n"
@@ -90,7 +101,7 @@ def test_a_page_that_does_not_open_leaves_the_training_alone(
 ) -> None:
     log: list[str] = []
     monkeypatch.setattr("webbrowser.open", log.append)
-    monkeypatch.setattr(live, "_start", lambda _, listener, lang: Process(listener, answers=False))
+    monkeypatch.setattr(live, "_start", lambda listener, _: (Process(listener, answers=False), Pipe()))
     with live_page(in_browser=True) as open_page:
         open_page(tmp_path, log.append)
     assert log == ["The page of this run did not open; training continues without it."]
@@ -99,25 +110,32 @@ def test_a_page_that_does_not_open_leaves_the_training_alone(
 
 @pytest.mark.parametrize("error", [UserError("x"), KeyboardInterrupt()])
 def test_page_ends_with_a_training_that_fails(
-    started: list[tuple[Path, Process]], tmp_path: Path, error: BaseException
+    started: list[tuple[Process, Pipe]], tmp_path: Path, error: BaseException
 ) -> None:
     page = live_page()
     page.__enter__()(tmp_path, print)
-    process = started[0][1]
+    process, _ = started[0]
     process.calls.append("")
     assert not page.__exit__(type(error), error, None)
     assert process.calls == ["", "terminate", "join"]
 
 
+def test_nothing_stays_open_where_no_training_began(started: list[tuple[Process, Pipe]]) -> None:
+    with live_page():
+        pass  # the run had finished before
+    ((process, pipe),) = started
+    assert (pipe.sent, process.calls) == ([], ["terminate", "join"])
+
+
 def test_page_takes_a_free_port_if_its_own_is_taken(
-    started: list[tuple[Path, Process]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    started: list[tuple[Process, Pipe]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with contextlib.closing(bind("127.0.0.1", 0)) as other:
         other.listen()
         monkeypatch.setattr(live, "PORT", taken := other.getsockname()[1])
         with live_page() as open_page:
             open_page(tmp_path, print)
-    assert started[0][1].port not in (0, taken)
+    assert started[0][0].port not in (0, taken)
 
 
 def test_command_opens_the_page_of_its_run_when_training_begins(
@@ -138,6 +156,12 @@ def test_command_opens_the_page_of_its_run_when_training_begins(
     assert run(["resume", str(tmp_path / "run"), "--live"]) == 0  # has finished
     assert seen == [(tmp_path / "run", True)]
     assert languages == ["zh", "zh", "en", "en"]  # the page's and the report's
+
+
+def test_one_of_several_processes_has_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with open_live_page(True, False, "en") as open_page:
+        assert open_page is None
 
 
 def test_page_needs_the_packages_of_a_server(

@@ -91,7 +91,7 @@ def train(arguments: list[str]) -> None:
 
 def live_page(wanted: bool, in_browser: bool, lang: str) -> AbstractContextManager[OnStart | None]:
     """Return a context with what opens the page of --live. Raises `UserError` if packages are missing."""
-    if not wanted:
+    if not wanted or not is_main_process():
         return nullcontext()
     check_installed()
     from alexnet.serving import live

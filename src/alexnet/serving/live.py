@@ -1,8 +1,8 @@
 """The page of a run while it trains: `alexnet serve` in a process of its own, for `alexnet train --live`.
 
 The run folder is all that it reads. Its address is shown once it answers, and training does not wait for that. It
-leaves the cores to the training as far as possible: it has a low priority, and computes with one thread, on the CPU. It
-ends with a training that is interrupted or fails, and otherwise at Ctrl-C.
+leaves the cores to the training as far as possible: it starts while the training loads, has a low priority, and
+computes with one thread, on the CPU. It ends with a training that is interrupted or fails, and otherwise at Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
@@ -36,12 +36,18 @@ Log = Callable[[str], object]
 def live_page(in_browser: bool = False, lang: str | None = None) -> Iterator[Callable[[Path, Log], None]]:
     """Yield a function that opens the page of a run; at the end wait for Ctrl-C, and after an error close the page.
 
-    Its address is shown once it answers, and with `in_browser` the page, too. It starts in the language `lang`.
+    The server starts at once, since the training loads PyTorch and its data with one core: the import of the same
+    packages on another costs it little. Its address is shown once it answers, and with `in_browser` the page, too. It
+    starts in the language `lang`.
     """
-    opened: list[tuple[str, SpawnProcess, threading.Thread]] = []
+    listener = _listen()
+    port = listener.getsockname()[1]
+    url = f"http://{HOST}:{port}/"
+    process, pipe = _start(listener, lang)
+    waiting: threading.Thread | None = None
     ended = threading.Event()
 
-    def announce(url: str, port: int, process: SpawnProcess, log: Log) -> None:
+    def announce(log: Log) -> None:
         if _answers(port):
             log(f"The page of this run: {url}")
             if in_browser:
@@ -51,18 +57,16 @@ def live_page(in_browser: bool = False, lang: str | None = None) -> Iterator[Cal
             log("The page of this run did not open; training continues without it.")
 
     def open_page(run: Path, log: Log) -> None:
-        listener = _listen()
-        port = listener.getsockname()[1]
-        url = f"http://{HOST}:{port}/"
-        process = _start(run, listener, lang)
-        waiting = threading.Thread(target=announce, args=(url, port, process, log), daemon=True)
+        nonlocal waiting
+        with suppress(OSError):  # the server has ended, which `announce` says
+            pipe.send(run)
+        waiting = threading.Thread(target=announce, args=(log,), daemon=True)
         waiting.start()
-        opened.append((url, process, waiting))
 
     try:
         yield open_page
-        with suppress(KeyboardInterrupt, Stopped):
-            for url, process, waiting in opened:
+        if waiting is not None:
+            with suppress(KeyboardInterrupt, Stopped):
                 sys.stdout.flush()  # the result
                 waiting.join()
                 if process.is_alive():
@@ -70,9 +74,9 @@ def live_page(in_browser: bool = False, lang: str | None = None) -> Iterator[Cal
                 process.join()
     finally:
         ended.set()
-        for _, process, waiting in opened:
-            process.terminate()
-            process.join()
+        process.terminate()
+        process.join()
+        if waiting is not None:
             waiting.join()
 
 
@@ -98,9 +102,11 @@ def _listen() -> socket.socket:
     return listener
 
 
-def _start(run: Path, listener: socket.socket, lang: str | None) -> SpawnProcess:
-    """Start the server of `run`, and leave it the socket."""
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(run, listener, lang), daemon=True)
+def _start(listener: socket.socket, lang: str | None) -> tuple[SpawnProcess, Connection]:
+    """Start the server, and leave it the socket; it waits for the path of its run on the returned connection."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, listener, lang), daemon=True)
     main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main_thread else None  # the process inherits it
     try:
@@ -109,11 +115,12 @@ def _start(run: Path, listener: socket.socket, lang: str | None) -> SpawnProcess
         if main_thread:
             signal.signal(signal.SIGINT, before)
         listener.close()
-    return process
+        theirs.close()
+    return process, ours
 
 
-def _serve(run: Path, listener: socket.socket, lang: str | None) -> None:
-    """Serve `run` in this process, until SIGTERM or the end of the training process."""
+def _serve(pipe: Connection, listener: socket.socket, lang: str | None) -> None:
+    """Serve the run whose path comes from `pipe`, until SIGTERM or the end of the training process."""
     with suppress(AttributeError, OSError):  # Windows has no nice
         os.nice(NICENESS)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -124,7 +131,8 @@ def _serve(run: Path, listener: socket.socket, lang: str | None) -> None:
     from alexnet.serving.settings import Settings
 
     try:
-        with suppress(Stopped):
+        with suppress(Stopped, EOFError):
+            run = pipe.recv()
             serve(open_models([run], device="cpu"), Settings(host=HOST, lang=lang), listener=listener, workers=1)
     except UserError as error:
         print(escape(f"alexnet: {error}"), file=sys.stderr, flush=True)
