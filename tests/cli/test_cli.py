@@ -123,6 +123,13 @@ def test_lang_follows_the_locale(variables, lang, monkeypatch):
     assert system_language() == lang
 
 
+def test_a_list_that_is_given_several_times_is_joined(tmp_path: Path):
+    words = ["--set", "pct_start=0.4", "lr_gamma=0.3", "--width", "0.1", "--set", "clip_norm=2", "--threads", "1"]
+    assert run(["train", "digits", "--limit-steps", "1", *words, "--out", str(tmp_path / "run")]) == 0
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert [recipe[name] for name in ("pct_start", "lr_gamma", "clip_norm", "width")] == [0.4, 0.3, 2, 0.1]
+
+
 def test_nothing_heavy_is_imported_for_help():
     code = "import sys; from alexnet.cli import run; run(sys.argv[1:]); print(*sorted(sys.modules), file=sys.stderr)"
     for arguments in (["--help"], ["train", "--help"], ["show", "--help"], ["arch", "paper"], ["code", "paper"]):

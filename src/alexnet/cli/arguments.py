@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from alexnet.errors import UserError
 
@@ -115,6 +115,7 @@ def parse(target: Any, arguments: list[str], program: str, description: str | No
     """
     import tyro
 
+    arguments = _join_lists(arguments, set(_list_flags(target)))
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_optional)
     stderr = io.StringIO()
@@ -126,6 +127,33 @@ def parse(target: Any, arguments: list[str], program: str, description: str | No
         if stop.code == 2 and stderr.getvalue():
             raise UserError(_sentence(stderr.getvalue(), program)) from None
         raise
+
+
+def _list_flags(target: Any) -> Iterator[str]:
+    """Yield the flags of `target` that take any number of values, those of its groups included."""
+    for name, kind in get_type_hints(target).items():
+        if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
+            yield f"--{name.replace('_', '-')}"
+        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from _list_flags(kind)
+
+
+def _join_lists(arguments: list[str], flags: set[str]) -> list[str]:
+    """Return `arguments` with all values of each of the `flags` behind its first occurrence; tyro keeps the last ones
+    only."""
+    parts: list[list[str]] = [[]]  # all but the first begin with a flag
+    for word in arguments:
+        if word.startswith("--"):
+            parts.append([])
+        parts[-1].append(word)
+    joined = parts[:1]
+    for part in parts[1:]:
+        first = next((other for other in joined[1:] if part[0] in flags and other[0] == part[0]), None)
+        if first is None:
+            joined.append(part)
+        else:
+            first.extend(part[1:])
+    return list(itertools.chain.from_iterable(joined))
 
 
 def _sentence(box: str, program: str) -> str:
