@@ -1,5 +1,6 @@
 """Progress display: live, plain, silent, in a notebook, and TensorBoard."""
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -35,6 +36,16 @@ def test_epoch_line_shows_metrics_and_what_fits_into_80_columns():
     assert epoch_line(long, 100, "test") == (
         "epoch   3/100  loss 12.5000  test loss 10.2500  test top-1 100.00%  40000.0 s"
     )
+
+
+def test_epoch_line_in_chinese_fits_into_80_columns():
+    assert epoch_line(ROW, 20, "val", "zh") == (
+        "第  3/20 轮  训练损失 0.5000  验证损失 0.6250  验证 top-1 75.00%  剩余 3:33"  # 70 columns
+    )
+    last = epoch_line({**ROW, "best": {"epoch": 2, "top1": 0.8}}, 3, "test", "zh")
+    assert last == "第 3/3 轮  训练损失 0.5000  测试损失 0.6250  测试 top-1 75.00%  最佳 80.00%"
+    part = {**ROW, "epoch": 1, "step": 7, "steps_per_epoch": 29, "epochs_left": 0.0}
+    assert epoch_line(part, 1, "val", "zh").startswith("第 1 轮 7/29 步  训练损失 0.5000")
 
 
 def test_tensorboard_receives_the_curves(tmp_path):
@@ -83,6 +94,25 @@ def test_a_part_of_the_first_epoch_is_not_called_an_epoch():
     half = {**row, "epoch": 2, "step": 58, "epochs_left": 0.5}
     assert epoch_line(half, 3, "val").startswith("epoch 2/3  loss")
     assert "0:06 left" in epoch_line(half, 3, "val")  # half of 12.5 s
+
+
+def test_plain_speaks_chinese(capsys):
+    seconds = iter((0, 11))
+    plain = Plain(clock=lambda: next(seconds), lang="zh")
+    plain(0, 10, "reading images")
+    plain(5, 10, "reading images")
+    plain.log("About 12.5 epochs fit 15m; their number follows the speed of training.")
+    plain.log("A sentence that is not translated.")
+    assert capsys.readouterr().err.splitlines() == [
+        "读取图片：10 项中的 5 项",
+        "15m 内约可训练 12.5 轮；轮数会随训练速度调整。",
+        "A sentence that is not translated.",
+    ]
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(UserError, match="There is no language 'de'"):
+        default_progress("de")
 
 
 def test_silent_prints_nothing(capsys):
@@ -145,6 +175,26 @@ def test_a_notebook_shows_a_bar_and_curves(shown, capsys):
     assert "0.0,13.8 280.0,13.8" in final  # training top-1, 87.5 %
     assert ">epoch 1</text>" in final  # at 0 pixels
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_speaks_chinese(shown):
+    notebook = Notebook(lang="zh")
+    notebook(5, 10, "reading images")
+    assert "读取图片  5/10" in shown[-1]
+    notebook.step(Position(1, 2, 10, 20, 10, 40), 0.5, 0.25)
+    notebook.log(
+        "Architecture 'cifar' at 32×32, chosen by the size of the images; --arch and --image-size override it."
+    )
+    for epoch in (1, 2):
+        notebook.epoch({**ROW, "epoch": epoch}, 2, "val")
+    notebook.close()
+    final = shown[-1]
+    assert "按图片尺寸选定网络结构“cifar”，输入 32×32；可用 arch= 和 image_size= 改变。" in final
+    assert "第 2/2 轮  训练损失 0.5000  验证损失 0.6250  验证 top-1 75.00%" in final
+    assert final.count('>训练</tspan> · <tspan fill="#2b8ccc">验证</tspan>') == 2
+    assert '<svg role="img" aria-label="损失"' in final
+    assert ">第 1 轮</text>" in final
+    assert not {"loss", "val", "training", "epoch"} & set(re.findall(r"[a-z]+", re.sub("<[^>]*>", "", final)))
 
 
 def test_a_notebook_is_updated_a_few_times_a_second(shown):

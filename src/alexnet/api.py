@@ -40,24 +40,23 @@ P = ParamSpec("P")
 
 
 def with_page(train: Callable[P, TrainingResult]) -> Callable[P, TrainingResult]:
-    """Return `train`, followed by `write_page` in the language `lang`, en or zh.
+    """Return `train`, followed by `write_page`.
 
     It raises `WrongCall` for an argument that is no setting either.
     """
-    known = dict.fromkeys([*signature(train).parameters, "lang", *SETTINGS])
+    known = dict.fromkeys([*signature(train).parameters, *SETTINGS])
 
     @wraps(train)
     def train_and_write_page(*arguments: P.args, **settings: P.kwargs) -> TrainingResult:
         check_keywords(f"alexnet.{train.__name__}", settings, known)
-        lang = str(settings.pop("lang", "en"))
-        Translator(lang)  # raises for an unknown one before training
-        return write_page(train(*arguments, **settings), lang)
+        Translator(str(settings.get("lang", "en")))  # raises for an unknown one before training
+        return write_page(train(*arguments, **settings))
 
     return train_and_write_page
 
 
-def write_page(result: TrainingResult, lang: str = "en") -> TrainingResult:
-    """Write the report page of a finished run, in the language `lang` (en or zh), on rank 0.
+def write_page(result: TrainingResult) -> TrainingResult:
+    """Write the report page of a finished run, in the language of `result`, on rank 0.
 
     An error is printed to stderr and not raised.
     """
@@ -66,11 +65,11 @@ def write_page(result: TrainingResult, lang: str = "en") -> TrainingResult:
 
         try:
             shown = sys.stderr.isatty() or in_notebook()
-            with closing(default_progress() if shown else Silent()) as progress:
+            with closing(default_progress(result.lang) if shown else Silent()) as progress:
                 progress(0, 1, "writing the report")
-                write_report(Run(result.run), lang)
+                write_report(Run(result.run), result.lang)
         except Exception as error:  # the run is complete on disk: its page must not fail it
-            command = shlex.join(["alexnet", "report", str(result.run), "--lang", lang])
+            command = shlex.join(["alexnet", "report", str(result.run), "--lang", result.lang])
             message = f"The report could not be written: {error}; retry with: {command}"
             print(escape(message), file=sys.stderr, flush=True)
     return result
@@ -84,7 +83,7 @@ resume = with_page(training.resume)
 def evaluate(*arguments: Any, **options: Any) -> inference.Evaluation:
     if options.get("progress") is not None or not in_notebook():
         return inference.evaluate(*arguments, **options)
-    with closing(default_progress()) as progress:
+    with closing(default_progress(options.get("lang", "en"))) as progress:
         return inference.evaluate(*arguments, **{"log": progress.log, **options, "progress": progress})
 
 
@@ -113,7 +112,7 @@ def show(
 
     if out is not None:
         check_path(Path(out))
-    with closing(default_progress()) as progress:
+    with closing(default_progress(lang)) as progress:
         figure = draw(kind, [str(one) for one in what], theme, lang, progress=progress, **options)
         if out is not None:
             figure.save(out)
@@ -137,7 +136,7 @@ def check(data: str | Path | None = None, labels: str | Path | None = None, lang
     if data is None and labels is None:
         raise UserError("Name the dataset: a folder, an archive, or labels, a table.")
     Translator(lang)  # raises for an unknown one before the images are read
-    with closing(default_progress()) as progress:
+    with closing(default_progress(lang)) as progress:
         found = check_dataset(Path(data) if data else None, Path(labels) if labels else None, progress)
     return replace(found, lang=lang)
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
@@ -186,21 +186,21 @@ PROSE = frozenset({
 })  # fmt: skip
 """Words that follow a flag in sentences and are not its value."""
 _COMMAND_OR_FLAG = re.compile(
-    r"'(?:alexnet|torchrun) [^']*'|(?<![\w-])--(no-)?([a-z][a-z0-9-]*)(?:[= ](?!--)([^\s;:)]+))?"
+    r"'(?:alexnet|torchrun) [^']*'|(?<![\w-])--(no-)?([a-z][a-z0-9-]*)(?:[= ](?!--)([^\s;:)；：）。，、]+))?"
 )
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+|[A-Z]+…?")  # or a word in capitals that stands for one
 
 
-def as_keywords(text: str) -> str:
-    """Return a message with flags as keywords of Python; commands in quotes stay as they are.
+def as_keywords(text: str, lang: str = "en") -> str:
+    """Return a message in the language `lang` with flags as keywords of Python; commands in quotes stay as they are.
 
     >>> as_keywords("--top must be at least 1, not 0; use --engine exact, or give --data.")
     "top= must be at least 1, not 0; use engine='exact', or give data=."
     """
-    return _COMMAND_OR_FLAG.sub(_as_keyword, text)
+    return _COMMAND_OR_FLAG.sub(partial(_as_keyword, lang), text)
 
 
-def _as_keyword(found: re.Match[str]) -> str:
+def _as_keyword(lang: str, found: re.Match[str]) -> str:
     if found[2] is None:
         return found[0]
     name, word = found[2].replace("-", "_"), found[3] or ""
@@ -217,7 +217,7 @@ def _as_keyword(found: re.Match[str]) -> str:
         return f"{name}=False{after}"
     if name in SWITCHES:
         return f"{name}=True{after}"
-    if not value or value in PROSE:
+    if not value or value in PROSE or (lang == "zh" and not value.isascii()):
         return f"{name}={after}"
     return f"{name}={_literal(value)}{rest}"
 

@@ -2,7 +2,7 @@
 TensorBoard.
 
 Everything goes to stderr; stdout is for results. A notebook would show stderr in red: there it is HTML in the cell's
-output.
+output. What is shown is in the language `lang`, en or zh; callers report in English.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from alexnet.calls import as_keywords
 from alexnet.device import rank
 from alexnet.errors import check_package
+from alexnet.messages.translator import Translator
 from alexnet.text import escape
 
 PLAIN_INTERVAL_S = 10.0
@@ -57,32 +59,48 @@ class Progress(Protocol):
         """End the display."""
 
 
-def epoch_line(row: dict[str, Any], epochs: int, split: str) -> str:
+def epoch_line(row: dict[str, Any], epochs: int, split: str, lang: str = "en") -> str:
     """Return the line for a finished epoch, of up to `LINE_WIDTH` columns; metrics.jsonl has the rest."""
+    translate = Translator(lang)
     best, memory = row.get("best"), row.get("memory")
     left = row.get("epochs_left", epochs - row["epoch"])
     size = row.get("steps_per_epoch", 0)
-    part = epochs == 1 and row.get("step", size) < size  # a limit of steps or time ends within the first epoch
-    head = f"{row['step']:,}/{size:,} of epoch 1" if part else f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
-    line = f"{head}  loss {row['train_loss']:.4f}  {split} loss {row['val_loss']:.4f}  {split} top-1 {row['top1']:.2%}"
+    if epochs == 1 and row.get("step", size) < size:  # a limit of steps or time ends within the first epoch
+        head = translate("progress_part", done=row["step"], size=size)
+    else:
+        head = translate("progress_epoch", epoch=f"{row['epoch']:>{len(str(epochs))}}", epochs=epochs)
+    metrics = {key: row[key] for key in ("train_loss", "val_loss", "top1")}
+    line = f"{head}  {translate('progress_metrics', split=split_name(split, translate), **metrics)}"
     extras = (  # the most important first
-        f"{_duration(left * row['seconds'])} left" if left > 0 else "",
-        f"best {best['top1']:.2%}" if best and best["epoch"] != row["epoch"] else "",
-        f"{row['images_per_second']:,.0f} images/s",
+        translate("progress_left", time=_duration(left * row["seconds"])) if left > 0 else "",
+        translate("progress_best", top1=best["top1"]) if best and best["epoch"] != row["epoch"] else "",
+        translate("progress_speed", n=row["images_per_second"]),
         f"{memory / 2**30:.1f} GiB" if memory else "",
-        f"{row['seconds']:.1f} s",
+        translate("progress_seconds", s=row["seconds"]),
     )
     for extra in filter(None, extras):
-        if len(line) + 2 + len(extra) <= LINE_WIDTH:
+        if _columns(line) + 2 + _columns(extra) <= LINE_WIDTH:
             line += f"  {extra}"
     return line
+
+
+def split_name(split: str, translate: Translator) -> str:
+    """Return the short name of a data split beside its metrics, as in "val loss"."""
+    return translate(f"progress_{split}") if split in ("train", "val", "test") else split
+
+
+def _columns(text: str) -> int:
+    """Return the width of a text on a terminal, where a Chinese character takes two columns."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 class Plain:
     """For logs and pipes: one line per epoch, and every ten seconds of any other task."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    translate = Translator()
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, lang: str = "en") -> None:
+        self._clock, self.translate = clock, Translator(lang)
         self._shown: dict[str, float] = {}  # by task: when it began, or its last line
 
     def __call__(self, done: int, total: int, what: str) -> None:
@@ -91,18 +109,18 @@ class Plain:
             self._shown[what] = now
         if now - self._shown.setdefault(what, now) >= PLAIN_INTERVAL_S:
             self._shown[what] = now
-            self.log(f"{what}: {done:,} of {total:,}")
+            self.log(self.translate("progress_task", what=self.translate.sentence(what), done=done, total=total))
         if done == total:  # the task may be done again, as an evaluation is
             del self._shown[what]
 
     def log(self, text: str) -> None:
-        print(escape(text), file=sys.stderr, flush=True)
+        print(escape(self.translate.sentence(text)), file=sys.stderr, flush=True)
 
     def step(self, position: Position, loss: float | None, top1: float | None) -> None:
         pass
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
-        self.log(epoch_line(row, epochs, split))
+        self.log(epoch_line(row, epochs, split, self.translate.lang))
 
     def close(self) -> None:
         pass
@@ -123,11 +141,12 @@ class Live:
 
     _began: tuple[int, float] | None = None  # images done, and time, at the first step shown
 
-    def __init__(self) -> None:
+    def __init__(self, lang: str = "en") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
+        self.translate = Translator(lang)
         self._bar = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=8),
@@ -135,16 +154,17 @@ class Live:
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task("preparing", text="…", total=1)
+        self._task = self._bar.add_task(self.translate.sentence("preparing"), text="…", total=1)
         self._bar.start()
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        self._show(done, total, escape(what), f"{done:,}/{total:,}" if total > 1 else "…")
+        self._show(done, total, escape(self.translate.sentence(what)), f"{done:,}/{total:,}" if total > 1 else "…")
 
     def _show(self, done: int, total: int, what: str, text: str) -> None:
         self._bar.update(self._task, description=what, completed=done, total=total, text=text)
 
     def log(self, text: str) -> None:
+        text = self.translate.sentence(text)
         self._bar.console.print(escape(text), markup=False, highlight=False, soft_wrap=True)
 
     def step(self, position: Position, loss: float | None, top1: float | None) -> None:
@@ -154,15 +174,16 @@ class Live:
             self._began = (run_done, now)
         text = f"{done:,}/{total:,}"
         if loss is not None and top1 is not None:
-            text = f"loss {loss:.4f}  top-1 {top1:.2%}"
+            text = self.translate("progress_step", loss=loss, top1=top1)
         images, seconds = run_done - self._began[0], now - self._began[1]
         if images and seconds > 0:
             rate = images / seconds
-            text += f"  {rate:,.0f} images/s  {_duration((run_total - run_done) / rate)} left"
-        self._show(done, total, f"epoch {epoch}/{epochs}", text)
+            left = self.translate("progress_left", time=_duration((run_total - run_done) / rate))
+            text += f"  {self.translate('progress_speed', n=rate)}  {left}"
+        self._show(done, total, self.translate("progress_epoch", epoch=epoch, epochs=epochs), text)
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
-        self.log(epoch_line(row, epochs, split))
+        self.log(epoch_line(row, epochs, split, self.translate.lang))
 
     def close(self) -> None:
         self._bar.stop()
@@ -171,8 +192,8 @@ class Live:
 class Notebook(Live):
     """The same in the output of a notebook's cell, with the learning curves, which stay when the work is done."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, lang: str = "en") -> None:
+        self._clock, self.translate = clock, Translator(lang)
         self._output: Any = None  # of the cell, once there is something to show
         self._state: tuple[int, int, str] | None = None
         self._rows: list[dict[str, Any]] = []
@@ -187,7 +208,7 @@ class Notebook(Live):
             self._update()
 
     def log(self, text: str) -> None:
-        self._remarks.append(escape(as_keywords(text)))
+        self._remarks.append(escape(as_keywords(self.translate.sentence(text), self.translate.lang)))
         self._update()
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
@@ -205,9 +226,11 @@ class Notebook(Live):
 
         from alexnet.notebook.display import render_progress
 
-        last = [epoch_line(self._rows[-1], self._epochs, self._split)] if self._rows else []
+        lang = self.translate.lang
+        last = [epoch_line(self._rows[-1], self._epochs, self._split, lang)] if self._rows else []
         texts = self._remarks[: self._before] + last + self._remarks[self._before :]
-        html = HTML(render_progress(self._state, self._rows, self._epochs, self._split, texts))
+        split = split_name(self._split, self.translate)
+        html = HTML(render_progress(self._state, self._rows, self._epochs, split, texts, lang))
         if self._output is None:
             self._output = display(html, display_id=True)
         else:
@@ -267,13 +290,16 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"
 
 
-def default_progress() -> Progress:
-    """Return `Live` on a terminal, `Notebook` in one, `Plain` elsewhere, and `Silent` on every rank but 0."""
+def default_progress(lang: str = "en") -> Progress:
+    """Return `Live` on a terminal, `Notebook` in one, `Plain` elsewhere, and `Silent` on every rank but 0.
+
+    Raises `UserError` for an unknown language.
+    """
     if rank() > 0:
         return Silent()
     if in_notebook():
-        return Notebook()
-    return Live() if sys.stderr.isatty() else Plain()
+        return Notebook(lang=lang)
+    return Live(lang) if sys.stderr.isatty() else Plain(lang=lang)
 
 
 def in_notebook() -> bool:

@@ -73,7 +73,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_output_has_names_escaped(
     root: Path, command: str, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("alexnet.api.write_page", lambda result, _: result)
+    monkeypatch.setattr("alexnet.api.write_page", lambda result: result)
     monkeypatch.setenv("COLUMNS", "1000")
     name, *words = command.split()
     own = {word: str(root / word) for word in ("data", "run", "fixed", "packed")}

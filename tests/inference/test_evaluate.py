@@ -1,6 +1,7 @@
 """Evaluation: the metrics of training, other data, matched classes, stored logits."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -185,6 +186,22 @@ def test_evaluation_representations(small_run):
     assert "top-1" in repr(found)
     assert found._repr_html_().count("<tr>") == 11
     assert json.loads(json.dumps(found))["n"] == 269
+
+
+def test_an_evaluation_displays_itself_in_chinese(small_run):
+    found = evaluate(small_run, split="val", device="cpu", lang="zh")
+    low, high = found["interval"]
+    first, second = repr(found).splitlines()
+    assert first == (
+        f"top-1 {found['top1']:.2%}（95 % 区间 {low:.2%} 至 {high:.2%}），top-5 {found['top5']:.2%}，"
+        f"损失 {found['loss']:.4f}，269 张验证图片"
+    )
+    assert second.startswith(f"校准误差 {found['ece']:.2%}，温度 {found['calibration']['temperature']:.3g} 下为 ")
+    assert second.endswith("它正是在这些图片上拟合的。")
+    assert re.findall(r"<th [^>]*>([^<]*)</th>", found._repr_html_()) == ["类别", "图片数", "精确率", "召回率", "F1"]
+    assert found == evaluate(small_run, split="val", device="cpu")
+    with pytest.raises(UserError, match="There is no language 'de'"):
+        evaluate(small_run, lang="de")
 
 
 def test_model_keeps_its_training_mode():

@@ -29,6 +29,8 @@ def test_texts_have_the_same_placeholders_in_both_languages(key):
         "saliency_name_grad-cam",
         "f1",
         "top5",
+        "result_top1",
+        "result_top5",
         "correct_prediction",
         "on_device",
         "web_done_one",
@@ -44,11 +46,14 @@ def test_every_text_is_used():
     """Those of the web page are held to its scripts in tests/serving."""
     package = Path(alexnet.__file__).parent
     folders = [package / name for name in ("cli", "data", "export", "messages", "plots", "report", "serving")]
+    folders += [package / name for name in ("inference", "notebook", "training")]
     files = [path for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".html", ".js")]
+    files.append(package / "progress.py")
     used = set(re.findall(r"""["']([a-z0-9_-]+)["']""", "".join(path.read_text() for path in files)))
     used |= set(re.findall(r"\btexts\.([a-z_-]+)", "".join(path.read_text() for path in files)))
     used |= {f"error_{name}" for name in used}
-    prefixes = ("advice", "split", "docs", "operation", "saliency", "saliency_name", "saliency_unit", "app")
+    prefixes = ["advice", "app", "docs", "operation", "progress", "result", "split"]
+    prefixes += ["saliency", "saliency_name", "saliency_unit"]
     used |= {f"{prefix}_{name}" for prefix in prefixes for name in used} | {f"{name}_note" for name in used}  # composed
     assert not {key for key in ENGLISH if not key.startswith("web_")} - used
 

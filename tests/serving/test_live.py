@@ -150,7 +150,7 @@ def test_command_opens_the_page_of_its_run_when_training_begins(
         yield lambda run, _: seen.append((run, Run(run).is_locked()))
 
     monkeypatch.setattr(live, "live_page", page)
-    monkeypatch.setattr("alexnet.api.write_page", lambda result, lang: languages.append(lang) or result)
+    monkeypatch.setattr("alexnet.api.write_page", lambda result: languages.append(result.lang) or result)
     command = ["train", "digits", "--width", "0.1", "--limit-steps", "1", "--threads", "1", "--live", "--lang", "zh"]
     assert run([*command, "--out", str(tmp_path / "run")]) == 0
     assert run(["resume", str(tmp_path / "run"), "--live"]) == 0  # has finished

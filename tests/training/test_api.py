@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from alexnet.errors import UserError
 from alexnet.progress import Silent
 from alexnet.report.report import write_report
 from alexnet.run_dir import Run
-from alexnet.training.api import resume, train
+from alexnet.training.api import TrainingResult, resume, train
 from alexnet.training.recipe import with_settings
 from alexnet.training.recipes import named_recipe
 from helpers import LogRecorder, make_image, make_image_folder
@@ -147,6 +148,48 @@ def test_train_with_resume_returns_a_finished_run(tmp_path):
     assert again.summary == first.summary
     assert "top-1" in str(again)
     assert again._repr_html_().count("<tr>") == 2
+
+
+def test_a_result_displays_itself_in_chinese(tmp_path):
+    metrics = {"epoch": 3, "train_loss": 0.25, "val_loss": 0.5, "top1": 0.875, "images_per_second": 1234.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+    calibration = {"threshold": 0.9, "split": "val", "coverage": 0.75, "answered_top1": 0.955}
+    summary = {
+        "best": {"epoch": 3, "top1": 0.875, "top5": 0.99}, "split": "val", "steps": 12, "steps_per_epoch": 4,
+        "classes": 10, "class_images": [10] * 10, "calibration": calibration,
+        "test": {"top1": 0.85, "top5": 0.98, "interval": [0.8, 0.9]},
+    }  # fmt: skip
+    result = TrainingResult(tmp_path, summary, lang="zh")
+    assert str(result).splitlines() == [
+        "验证 top-1 87.50%，top-5 99.00%，第 3 轮（最佳）",
+        "测试 top-1 85.00%（95 % 区间 80.00% 至 90.00%），top-5 98.00%",
+        "低于 90.0% 为不确定：75.00% 的验证图片达到阈值，其中 95.50% 正确",
+        f"运行 {tmp_path}",
+    ]
+    head = re.findall(r"<th [^>]*>([^<]*)</th>", result._repr_html_())
+    assert head == ["轮次", "训练损失", "验证损失", "top-1", "每秒图片数"]
+    guessing = {**summary, "split": "test", "test": None, "calibration": None, "class_images": [90, 10]}
+    assert str(TrainingResult(tmp_path, guessing, lang="zh")).splitlines() == [
+        "测试 top-1 87.50%，top-5 99.00%，第 3 轮（最后一轮）",
+        "这并不比总是回答最常见的类别（占图片的 90.0%）更好；可能的原因依次为：图片或轮数太少、学习率不合适、"
+        "标签有误。",
+        "没有置信度阈值：该配方以测试集作验证，而测试集不能用来拟合任何东西",
+        f"运行 {tmp_path}",
+    ]
+
+
+def test_training_speaks_chinese(tmp_path, image_folder, capsys):
+    settings = {"out": tmp_path / "run", "width": 0.125, "epochs": 1, "limit_steps": 1, "lang": "zh"}
+    result = train(image_folder, **settings)
+    shown = capsys.readouterr().err
+    assert "张训练图片，" in shown
+    assert re.search(r"^按图片尺寸选定网络结构“\w+”，输入 \d+×\d+，宽度 0.125；", shown, re.MULTILINE)
+    row = json.loads((result.run / "metrics.jsonl").read_text())
+    assert f"训练损失 {row['train_loss']:.4f}  验证损失 {row['val_loss']:.4f}  验证 top-1 {row['top1']:.2%}" in shown
+    assert not re.search("[a-z]{3,} [a-z]{3,} ", shown), "in English"
+    again = train(image_folder, resume=True, **settings)
+    assert again.already_finished
+    assert str(again).startswith("验证 top-1 ")
 
 
 def test_train_with_resume_keeps_what_the_data_chose(tmp_path, image_folder):

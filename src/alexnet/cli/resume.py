@@ -31,7 +31,7 @@ def resume(
         force: Accept settings that change the experiment.
         open: Open the report in a browser at the end, or the page of --live at the beginning.
         live: Show curves, alarms and mistakes on a page of this machine, also after the end, until Ctrl-C.
-        lang: Language of the report and of the page of --live, English or Chinese.
+        lang: Language of what training shows, of the report and of the page of --live, English or Chinese.
         json: Print the summary as one JSON document.
     """
     from alexnet.run_dir import find_run
@@ -41,9 +41,12 @@ def resume(
     settings = parse_settings(set)
     with live_page(live, open, lang) as open_page:
         from alexnet.api import write_page
+        from alexnet.messages.translator import Translator
         from alexnet.training import api
 
-        result = api.resume(run, epochs=epochs, parallel=parallel, force=force, settings=settings, on_start=open_page)
+        result = api.resume(
+            run, epochs=epochs, parallel=parallel, force=force, settings=settings, on_start=open_page, lang=lang
+        )
         if result.already_finished and is_main_process():
-            log(f"{result.run} is finished; --epochs +N extends it.")
-        show_result(write_page(result, lang), json, open and not live)
+            log(Translator(lang).sentence(f"{result.run} is finished; --epochs +N extends it."))
+        show_result(write_page(result), json, open and not live)

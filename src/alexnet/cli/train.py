@@ -44,7 +44,7 @@ class Options:
     live: bool = False
     """Show curves, alarms and mistakes on a page of this machine, also after the end, until Ctrl-C."""
     lang: Literal["en", "zh"] = LANGUAGE
-    """Language of the report and of the page of --live, English or Chinese."""
+    """Language of what training shows, of the report and of the page of --live, English or Chinese."""
     json: bool = False
     """Print the summary as one JSON document."""
 
@@ -145,7 +145,10 @@ def show_result(result: TrainingResult, json: bool, open: bool) -> None:
     if json:
         print_json({"run": str(result.run), **result.summary})
         return
+    from alexnet.messages.translator import Translator
+
     run = shlex.quote(str(result.run))
     commands = ("predict {} IMAGE…", "eval {}", "show mistakes {}", "serve {}", "report {} --open")
     print(result)
-    print_lines("", "Next:", *(f"  alexnet {command.format(run)}" for command in commands))
+    lines = [f"  alexnet {command.format(run)}" for command in commands]
+    print_lines("", Translator(result.lang)("result_next"), *lines)

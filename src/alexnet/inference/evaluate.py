@@ -28,7 +28,8 @@ from alexnet.inference.crops import CENTER_CROP, Views, log_mean, make_views
 from alexnet.inference.ensemble import Ensemble, RunNames, forward, load_ensemble
 from alexnet.inference.load import explain_bad_files, load_run_dataset, read_recipe
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions
-from alexnet.progress import Progress
+from alexnet.messages.translator import Translator
+from alexnet.progress import Progress, split_name
 from alexnet.runtimes.calibration import confidence_metrics, correct_at
 from alexnet.runtimes.engines import EXACT, Engine, LoadedModel, check_engine
 from alexnet.text import TextOptions, join_lines
@@ -84,27 +85,27 @@ def run_networks(
 
 
 class Evaluation(dict[str, Any]):
-    """The metrics of one evaluation, as a dict with a text and an HTML representation."""
+    """The metrics of one evaluation, as a dict with a text and an HTML representation in the language `lang`."""
+
+    lang = "en"
 
     def __repr__(self) -> str:
+        translate = Translator(self.lang)
         low, high = self["interval"]
-        top5 = f", top-5 {self['top5']:.2%}" if has_top5(len(self["per_class"])) else ""
-        return join_lines(
-            f"top-1 {self['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}){top5}, "
-            f"loss {self['loss']:.4f} on {self['n']:,} images of the {self['split']} split",
-            self._confidence(),
-        )
+        top5 = translate("result_top5", top5=self["top5"]) if has_top5(len(self["per_class"])) else ""
+        values = {"top1": self["top1"], "low": low, "high": high, "top5": top5, "loss": self["loss"], "n": self["n"]}
+        summary = translate("evaluation", **values, split=split_name(self["split"], translate))
+        return join_lines(summary, self._confidence(translate))
 
-    def _confidence(self) -> str:
-        calibration = self["calibration"]
+    def _confidence(self, translate: Translator) -> str:
+        calibration, note = self["calibration"], translate.sentence(self["calibration_note"])
         if calibration is None:
-            return f"calibration error {self['ece']:.2%}; {self['calibration_note']}"
-        correct = f", {self['answered_top1']:.2%} of these correct" if self["answered_top1"] is not None else ""
-        return (
-            f"calibration error {self['ece']:.2%}, {self['ece_calibrated']:.2%} at temperature "
-            f"{calibration['temperature']:.3g}; unsure below {calibration['threshold']:.1%}: "
-            f"{self['coverage']:.2%} above it{correct}. {self['calibration_note']}"
-        ).rstrip()
+            return translate("evaluation_uncalibrated", ece=self["ece"], note=note)
+        top1 = self["answered_top1"]
+        correct = translate("evaluation_correct", top1=top1) if top1 is not None else ""
+        values = {"t": calibration["temperature"], "threshold": calibration["threshold"], "coverage": self["coverage"]}
+        values |= {"ece": self["ece"], "ece_calibrated": self["ece_calibrated"], "correct": correct}
+        return translate.join([translate("evaluation_calibrated", **values), note]).rstrip()
 
     def _repr_html_(self) -> str:
         from alexnet.notebook.display import render_table
@@ -113,7 +114,8 @@ class Evaluation(dict[str, Any]):
             (c["label"], c["n"], f"{c['precision']:.1%}", f"{c['recall']:.1%}", f"{c['f1']:.3f}")
             for c in self["per_class"]
         ]
-        return render_table(repr(self), rows, ("class", "images", "precision", "recall", "F1"))
+        head = [Translator(self.lang)(key) for key in ("class", "images", "precision", "recall", "f1")]
+        return render_table(repr(self), rows, head)
 
 
 def evaluate(
@@ -134,6 +136,7 @@ def evaluate(
     file: FileOptions = NO_OPTIONS,
     progress: Progress | None = None,
     log: Callable[[str], object] = lambda _: None,
+    lang: str = "en",
 ) -> Evaluation:
     """Evaluate a trained network, or several as an ensemble, on the data of the (first) run, on the
     class folders in `data`, or on the images listed in the table `labels`, read as `encoding` and
@@ -145,7 +148,7 @@ def evaluate(
     an int8 engine is calibrated on the images in the folder `calibrate`, else on training images,
     and `log` receives a sentence on how much it differs from `exact`. An exported file needs `data`
     or `labels`; `trust` opens one whose format can run code. A file of weights, which `file`
-    describes, needs them too.
+    describes, needs them too. A notebook shows the result in the language `lang`, en or zh.
 
     Returns the metrics of `compute_metrics`, with `runs`, `members` (the top1 of each), `split`,
     `views` (of one network, at all scales), `scales` and `engines`; and those of
@@ -158,6 +161,7 @@ def evaluate(
     >>> metrics["n"], 0 <= metrics["top1"] <= metrics["top5"] <= 1
     (269, True)
     """
+    Translator(lang)  # raises for an unknown one before anything is computed
     grid = make_views(views, scales)
     check_engine(engine, device, calibrate, [run] if isinstance(run, (str, Path)) else run)
     ensemble = load_ensemble(run, checkpoint, trust, file, log)
@@ -193,7 +197,7 @@ def evaluate(
     calibration, note = ensemble.calibration()
     if calibration and own_data and name == calibration.split:
         note = f"{note} It was fitted on these images.".lstrip()
-    return Evaluation(
+    evaluation = Evaluation(
         {
             "runs": list(ensemble.names),
             "split": name,
@@ -208,6 +212,8 @@ def evaluate(
             **confidence_metrics(outputs.logits, targets, calibration),
         }
     )
+    evaluation.lang = lang
+    return evaluation
 
 
 def _load_source(

@@ -35,8 +35,8 @@ def load_texts(lang: str) -> dict[str, str]:
 def load_sentences(lang: str) -> list[tuple[re.Pattern[str], str]]:
     """Return patterns of the English sentences that `Translator.sentence` knows, with their translations.
 
-    In the keys of the file, {n} stands for a number, {reason} for any text, other names for text without
-    "; ", which separates reasons, and (s) for an s or none.
+    In the keys of the file, {n} stands for a number, {reason} for any text, {list} for what ", " separates, other names
+    for text without "; ", which separates reasons, and (s) for an s or none.
     """
     values = {"n": "[0-9,]+", "reason": ".+?"}
     path = resources.files("alexnet.messages") / f"sentences.{lang}.json"
@@ -81,6 +81,8 @@ class Translator:
                 if reason := values.get("reason"):
                     whole = self.sentence(reason)
                     values["reason"] = whole if whole != reason else self.clauses(reason.split("; "))
+                if parts := values.get("list"):
+                    values["list"] = self("comma").join(map(self.sentence, parts.split(", ")))
                 return translated.format(**values)
         return text
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet.messages.translator import load_template
+from alexnet.messages.translator import Translator, load_template
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,17 +43,22 @@ def render_predictions(predictions: Sequence[dict[str, Any]], note: str = "") ->
 
 
 def render_progress(
-    bar: tuple[int, int, str] | None, rows: Sequence[dict[str, Any]], epochs: int, split: str, texts: Sequence[str]
+    bar: tuple[int, int, str] | None,
+    rows: Sequence[dict[str, Any]],
+    epochs: int,
+    split: str,
+    texts: Sequence[str],
+    lang: str = "en",
 ) -> str:
     """Return a progress bar (done, total, text), the learning curves of `rows` of metrics.jsonl, and lines of text.
 
-    `split` is the one that the rows were validated on.
+    `split` is the name, in the language `lang`, of the one that the rows were validated on.
     """
     panels = [
-        _curve("loss", rows, epochs, ("train_loss", "val_loss")),
+        _curve(Translator(lang)("loss"), rows, epochs, ("train_loss", "val_loss")),
         _curve("top-1", rows, epochs, ("train_top1", "top1")),
     ]
-    return _render("progress.html", bar=bar, panels=panels if rows else [], split=split, texts=texts, size=PANEL)
+    return _render("progress.html", lang, bar=bar, panels=panels if rows else [], split=split, texts=texts, size=PANEL)
 
 
 def render_page(path: Path) -> str:
@@ -95,8 +100,8 @@ def _curve(name: str, rows: Sequence[dict[str, Any]], epochs: int, keys: tuple[s
     }  # fmt: skip
 
 
-def _render(template: str, **values: Any) -> str:
-    return load_template("alexnet.notebook", template).render(values)
+def _render(template: str, lang: str = "en", **values: Any) -> str:
+    return load_template("alexnet.notebook", template, lang).render(values)
 
 
 def data_url(media_type: str, content: bytes) -> str:

@@ -23,8 +23,9 @@ from alexnet.device import environment, rank, world_size
 from alexnet.errors import UserError
 from alexnet.files import atomic_write, encode_csv, printable, write_bytes, write_json, write_text
 from alexnet.inference.evaluate import has_top5
+from alexnet.messages.translator import Translator
 from alexnet.models.model import Network, build
-from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress
+from alexnet.progress import Progress, WithTensorBoard, check_tensorboard, default_progress, split_name
 from alexnet.run_dir import Run, find_run
 from alexnet.runtimes.calibration import describe_calibration
 from alexnet.text import join_lines
@@ -45,7 +46,7 @@ from alexnet.training.resume import (
 )
 from alexnet.training.setup import TrainSetup, prepare_training
 from alexnet.training.threads import ThreadChoice, restore_threads
-from alexnet.training.time_budget import TimeBudget, describe_part, fit_time_budget
+from alexnet.training.time_budget import TimeBudget, fit_time_budget
 from alexnet.training.trainer import Trainer
 from alexnet.training.transfer import frozen_layers, load_backbone
 
@@ -60,40 +61,47 @@ class TrainingResult:
     run: Path
     summary: dict[str, Any] = field(repr=False)
     already_finished: bool = False
+    lang: str = field(default="en", repr=False, compare=False)
 
     def __str__(self) -> str:
-        best, split = self.summary["best"], self.summary["split"]
-        part = describe_part(self.summary["steps"], self.summary.get("steps_per_epoch", 0))
-        when = f"after {part}" if part else f"at epoch {best['epoch']} (the {'last' if split == 'test' else 'best'})"
+        translate = Translator(self.lang)
+        best, split = self.summary["best"], split_name(self.summary["split"], translate)
+        steps, all_steps = self.summary["steps"], self.summary.get("steps_per_epoch", 0)
 
         def top5(metrics: dict[str, Any]) -> str:
-            return f", top-5 {metrics['top5']:.2%}" if has_top5(int(self.summary.get("classes", 0))) else ""
+            shown = has_top5(int(self.summary.get("classes", 0)))
+            return translate("result_top5", top5=metrics["top5"]) if shown else ""
 
-        lines = [f"{split} top-1 {best['top1']:.2%}{top5(best)} {when}"]
+        when = "part" if steps < all_steps else "last" if self.summary["split"] == "test" else "best"
+        values = {"split": split, "top1": best["top1"], "top5": top5(best)}
+        if when == "part":
+            lines = [translate("result_part", **values, steps=steps, all=all_steps)]
+        else:
+            lines = [translate(f"result_{when}", **values, epoch=best["epoch"])]
         if test := self.summary.get("test"):
             low, high = test["interval"]
-            interval = f"(95 % interval {low:.2%} to {high:.2%})"
-            lines.append(f"test top-1 {test['top1']:.2%} {interval}{top5(test)}")
+            lines.append(translate("result_test", top1=test["top1"], low=low, high=high, top5=top5(test)))
         counts = self.summary.get("class_images", [0])
         if best["top1"] <= (share := max(counts) / max(sum(counts), 1)):
-            lines.append(
-                f"This is no better than always naming the most common class ({share:.1%} of the images); likely "
-                f"causes, in this order: {', '.join(LIKELY_CAUSES)}."
-            )
-        return join_lines(*lines, describe_calibration(self.summary["calibration"]), f"run {self.run}")
+            causes = translate("comma").join(map(translate.sentence, LIKELY_CAUSES))
+            lines.append(translate("result_chance", share=share, causes=causes))
+        calibration = translate.sentence(describe_calibration(self.summary["calibration"]))
+        return join_lines(*lines, calibration, translate("result_run", run=self.run))
 
     def _repr_html_(self) -> str:
         from alexnet.notebook.display import render_table
 
+        translate = Translator(self.lang)
         rows = [
             (r["epoch"], f"{r['train_loss']:.4f}", f"{r['val_loss']:.4f}", f"{r['top1']:.2%}",
              f"{r['images_per_second']:,.0f}")
             for r in Run(self.run).metrics()
         ]  # fmt: skip
-        head = ("epoch", "train loss", "val loss", "top-1", "images/s")
-        report = f"alexnet.report({str(self.run)!r}) shows the report." if (self.run / "report.html").is_file() else ""
-        folded = f"{len(rows):,} epochs" if len(rows) > 5 else ""
-        return render_table(str(self), rows, head, note=report, folded=folded)
+        columns = ("epoch", "result_train_loss", "result_val_loss", "result_top1", "result_speed")
+        has_report = (self.run / "report.html").is_file()
+        report = translate("result_report", run=repr(str(self.run))) if has_report else ""
+        folded = translate("result_epochs", n=len(rows)) if len(rows) > 5 else ""
+        return render_table(str(self), rows, [translate(key) for key in columns], note=report, folded=folded)
 
 
 def train(
@@ -105,6 +113,7 @@ def train(
     progress: Progress | None = None,
     began: float | None = None,
     on_start: OnStart | None = None,
+    lang: str = "en",
     **settings: Any,
 ) -> TrainingResult:
     """Train `recipe` (a name, a recipe.json, a folder of images, or a `Recipe`) into the run folder `out`, and write
@@ -112,11 +121,11 @@ def train(
 
     Without `recipe`, the images that `data` or `labels` name, or else the digits. `settings` override the recipe, as
     flags do: `train("digits", epochs=5)`. `out` defaults to `runs/<name>-<time>` (see `Recipe.run_name`). With
-    `resume`, a run already in `out` is resumed; with `force` even if the settings change the experiment. A time
-    budget counts from `began`, by `time.monotonic`, or else from this call. `on_start` is called, on rank 0, when the
-    run folder exists and training begins. Raises `UserError` for bad input before anything is written,
-    `TrainingFailed` if the loss becomes NaN or the disk is full, and `Interrupted`, after saving a checkpoint, on
-    Ctrl-C or SIGTERM.
+    `resume`, a run already in `out` is resumed; with `force` even if the settings change the experiment. A time budget
+    counts from `began`, by `time.monotonic`, or else from this call. `on_start` is called, on rank 0, when the run
+    folder exists and training begins. What is shown is in the language `lang`, en or zh. Raises `UserError` for bad
+    input before anything is written, `TrainingFailed` if the loss becomes NaN or the disk is full, and `Interrupted`,
+    after saving a checkpoint, on Ctrl-C or SIGTERM.
 
     >>> result = alexnet.train("digits", epochs=2, width=0.25, out="runs/digits")
     >>> result.run.name, result.summary["epochs"]
@@ -137,13 +146,14 @@ def train(
         if (recipe.name, recipe.data.dataset) != (original.name, original.data.dataset):
             raise UserError(f"{folder} holds a run of '{original.name}', not of '{recipe.name}'; choose another --out.")
         names = [name for name in explicit_fields(original, recipe) if name != "parallel"]
-        return _resume(Run(folder), original, recipe, names, recipe.run.parallel, None, force, progress, on_start)
+        mode = recipe.run.parallel
+        return _resume(Run(folder), original, recipe, names, mode, None, force, progress, on_start, lang)
     Run.check_free(folder)
     if recipe.run.tensorboard:
         check_tensorboard()
     if recipe.schedule.time_budget and (recipe.run.parallel == "towers" or world_size() > 1):
         raise UserError(f"--time-budget needs a single process, not --parallel {recipe.run.parallel}; give --epochs.")
-    with _session(recipe.run.parallel, recipe, progress) as (parallel, display, stack):
+    with _session(recipe.run.parallel, recipe, progress, lang) as (parallel, display, stack):
         setup = prepare_training(recipe, display, parallel=parallel)
         model = _new_model(setup)
         threads = ThreadChoice(setup, torch.get_num_threads(), display)
@@ -151,7 +161,7 @@ def train(
         setup, budget = fit_time_budget(setup, model, began, called - began, display)
         run = parallel.broadcast_object(lambda: Run.create(setup.recipe.run_name, folder, setup.recipe.to_json()))
         parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
-        return _fit(stack, setup, run, model, display, threads, on_start, budget=budget)
+        return _fit(stack, setup, run, model, display, threads, on_start, lang, budget=budget)
 
 
 def resume(
@@ -162,6 +172,7 @@ def resume(
     force: bool = False,
     progress: Progress | None = None,
     on_start: OnStart | None = None,
+    lang: str = "en",
     settings: dict[str, Any] | None = None,
     **more_settings: Any,
 ) -> TrainingResult:
@@ -171,7 +182,7 @@ def resume(
     stopped early no longer does. Without `epochs` a finished run is returned as it is. Settings, in a dict or as
     keywords, that do not change the experiment are applied; others need `force`. `parallel` and the number of processes
     may differ from before; `parallel` defaults to `none` for one process, and for several to `towers` if the run used
-    it, else `data`.
+    it, else `data`. What is shown is in the language `lang`, en or zh.
 
     >>> alexnet.resume("runs/digits", epochs="+1").summary["epochs"]
     3
@@ -181,7 +192,8 @@ def resume(
     original = read_recipe(found.recipe_json)
     settings = {**(settings or {}), **more_settings}
     given = with_settings(original, settings)
-    return _resume(found, original, given, list(settings), parallel or "auto", epochs, force, progress, on_start)
+    mode = parallel or "auto"
+    return _resume(found, original, given, list(settings), mode, epochs, force, progress, on_start, lang)
 
 
 def _resume(
@@ -194,11 +206,12 @@ def _resume(
     force: bool,
     progress: Progress | None,
     on_start: OnStart | None,
+    lang: str,
 ) -> TrainingResult:
     """Resume `run`, started with the recipe `original`, with the settings `names` of `given`; the rest as `resume`."""
     if mode == "auto" and original.run.parallel == "towers" and world_size() > 1:
         mode = "towers"
-    with _session(mode, given, progress) as (parallel, display, stack):
+    with _session(mode, given, progress, lang) as (parallel, display, stack):
         parallel.broadcast_object(lambda: stack.enter_context(run.lock(display.log)))
         recipe, changes = apply_overrides(run.path, original, given, names, force)
         with wrap_write_errors(run.path):
@@ -206,7 +219,7 @@ def _resume(
         folder, state = start or (None, TrainState())
         summary = run.summary()
         if epochs is None and state.finished(recipe) and state.matches_summary(summary):
-            return TrainingResult(run.path, summary, already_finished=True)
+            return TrainingResult(run.path, summary, already_finished=True, lang=lang)
         run.check_writable()
         if changes:
             display.log(changes)
@@ -233,16 +246,16 @@ def _resume(
             threads.resume(model, state.threads)
         if epochs is not None:
             display.log(describe_extension(setup, state, recipe.schedule.epochs))
-        return _fit(stack, setup, run, model, display, threads, on_start, start=start)
+        return _fit(stack, setup, run, model, display, threads, on_start, lang, start=start)
 
 
 @contextmanager
 def _session(
-    mode: str, recipe: Recipe, progress: Progress | None
+    mode: str, recipe: Recipe, progress: Progress | None, lang: str
 ) -> Iterator[tuple[SingleProcess, Progress, ExitStack]]:
     """Connect the processes, show progress, and restore the threads; what is entered into the stack is left first."""
     with (
-        closing(progress or default_progress()) as display,
+        closing(progress or default_progress(lang)) as display,
         restore_threads(),
         connect(mode, recipe.run.device, recipe.run.dist_timeout) as parallel,
         ExitStack() as stack,
@@ -258,6 +271,7 @@ def _fit(
     progress: Progress,
     threads: ThreadChoice,
     on_start: OnStart | None,
+    lang: str,
     *,
     budget: TimeBudget | None = None,
     start: tuple[Path, TrainState] | None = None,
@@ -280,7 +294,7 @@ def _fit(
         folder, state = start
         trainer.restore(state, read_training_state(folder))
         progress.log(f"Resuming after step {state.step:,}, in epoch {state.epoch + 1}.")
-    return TrainingResult(run.path, trainer.fit())
+    return TrainingResult(run.path, trainer.fit(), lang=lang)
 
 
 def _new_model(setup: TrainSetup) -> Network:
