@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CHINESE = sorted([*DOCS.rglob("*.zh-CN.md"), *DOCS.parent.glob("*.zh-CN.md")])
-PERFORMANCE = sorted(f"performance/{page.stem.removesuffix('.zh-CN')}" for page in DOCS.glob("performance/*.zh-CN.md"))
+PERFORMANCE = sorted(f"performance/{page.stem}" for page in DOCS.glob("performance/*.md") if "zh-CN" not in page.stem)
 NAMES = sorted(page.name.removesuffix(".zh-CN.md") for page in DOCS.glob("*.zh-CN.md")) + PERFORMANCE
 SAME_NUMBERS = ("distributed", "export", "own-images", "packed-data", "recipes", "serving", "tutorials", "variants")
 pages = pytest.mark.parametrize("name", NAMES)
