@@ -133,6 +133,24 @@ def test_arch_displays_a_table():
     assert ">fc</td>" in alexnet.arch("torchvision/resnet18")._repr_html_()
 
 
+def test_arch_displays_itself_in_chinese():
+    shown = alexnet.arch("paper", lang="zh")
+    assert shown.title().startswith("paper：NIPS 2012 论文所写的网络：双塔，重叠池化之前有 LRN（Krizhevsky, ")
+    assert "60,965,224 个参数，每张图片 724,406,816 次乘加，float32 的激活占 " in repr(shown)
+    assert " MiB\n- 论文没有写 conv1 的填充" in repr(shown)
+    html = shown._repr_html_()
+    assert re.findall(r"<th [^>]*>([^<]*)</th>", html) == ["层", "输出", "参数量", "乘加次数", "内存", "感受野", "类型"]
+    assert ">conv 5×5、填充 2、分 2 组</td>" in html
+    table = alexnet.arch(lang="zh")
+    assert [row[-1] for row in table.cells() if row[0] == "cifar"] == ["把 AlexNet 的各层用于 32×32 的图片"]
+    assert table == alexnet.arch()
+    assert alexnet.arch("torchvision/resnet18", lang="zh").notes() == [
+        "11,689,512 个参数，每张图片 1,814,073,344 次乘加"
+    ]
+    with pytest.raises(alexnet.UserError, match="There is no language 'de'"):
+        alexnet.arch("paper", lang="de")
+
+
 def test_code_displays_as_highlighted_source():
     found = alexnet.code("lenet", num_classes=7)
     assert repr(found) == str(found)

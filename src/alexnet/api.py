@@ -141,11 +141,14 @@ def check(data: str | Path | None = None, labels: str | Path | None = None, lang
     return replace(found, lang=lang)
 
 
-def arch(name: str | None = None, **settings: Any) -> ArchitectureTable | Summary | TorchvisionSummary:
+def arch(
+    name: str | None = None, *, lang: str = "en", **settings: Any
+) -> ArchitectureTable | Summary | TorchvisionSummary:
     """Return the table of all architectures, or one layer by layer; `settings` are those of `create_model`.
 
     The table is a list of dicts, one for each architecture. Printed, or in a notebook, either is a table with output
-    shapes (channels × height × width), parameters and multiply-accumulates. Raises `UserError`.
+    shapes (channels × height × width), parameters and multiply-accumulates, in the language `lang`, en or zh. Raises
+    `UserError`.
 
     >>> alexnet.arch("paper").parameters
     60965224
@@ -158,7 +161,12 @@ def arch(name: str | None = None, **settings: Any) -> ArchitectureTable | Summar
     check_arguments("alexnet.arch", create_model, [name or "paper"], settings)
     if name is None and settings:
         raise UserError(f"Name an architecture to set its {next(iter(settings))}, such as alexnet.arch('paper').")
-    return describe(name, **settings)
+    Translator(lang)  # raises for an unknown one
+    found = describe(name, **settings)
+    if isinstance(found, list):
+        found.lang = lang
+        return found
+    return replace(found, lang=lang)
 
 
 def code(name: str, **settings: Any) -> SourceCode:

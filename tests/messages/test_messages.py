@@ -7,6 +7,7 @@ import pytest
 import alexnet
 from alexnet.errors import UserError
 from alexnet.messages.translator import LANGUAGES, Translator, load_sentences, load_template, load_texts
+from alexnet.models.architectures import ARCHITECTURES
 
 ENGLISH, CHINESE = load_texts("en"), load_texts("zh")
 
@@ -36,6 +37,7 @@ def test_texts_have_the_same_placeholders_in_both_languages(key):
         "web_done_one",
         "web_failed_one",
         "comma",
+        "arch_title",
     }
     untranslated |= {f"check_{name}" for name in ("heading", "class_heading", "named", "pair", "reason")}  # punctuation
     untranslated |= {f"operation_{kind}" for kind in ("relu", "tanh", "sigmoid", "lrn", "dropout")}
@@ -46,13 +48,13 @@ def test_every_text_is_used():
     """Those of the web page are held to its scripts in tests/serving."""
     package = Path(alexnet.__file__).parent
     folders = [package / name for name in ("cli", "data", "export", "messages", "plots", "report", "serving")]
-    folders += [package / name for name in ("inference", "notebook", "training")]
+    folders += [package / name for name in ("inference", "models", "notebook", "training")]
     files = [path for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".html", ".js")]
     files.append(package / "progress.py")
     used = set(re.findall(r"""["']([a-z0-9_-]+)["']""", "".join(path.read_text() for path in files)))
     used |= set(re.findall(r"\btexts\.([a-z_-]+)", "".join(path.read_text() for path in files)))
     used |= {f"error_{name}" for name in used}
-    prefixes = ["advice", "app", "docs", "operation", "progress", "result", "split"]
+    prefixes = ["advice", "app", "arch", "docs", "operation", "progress", "result", "split"]
     prefixes += ["saliency", "saliency_name", "saliency_unit"]
     used |= {f"{prefix}_{name}" for prefix in prefixes for name in used} | {f"{name}_note" for name in used}  # composed
     assert not {key for key in ENGLISH if not key.startswith("web_")} - used
@@ -86,6 +88,14 @@ def test_sentences_are_translated_with_what_they_name():
         "Something new about cat (2).jpg. It is cut short."
     )
     assert Translator().sentence("it is cut short") == "it is cut short"
+
+
+def test_all_that_architectures_say_of_themselves_is_translated():
+    translate = Translator("zh").sentence
+    for spec in ARCHITECTURES.values():
+        for text in filter(None, (spec.title, spec.repair, *spec.departures)):
+            assert translate(text) != text
+            assert not re.search("[a-z]{3,} [a-z]{3,} ", translate(text)), "in English"
 
 
 def test_translator_formats_texts():

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from alexnet.messages.translator import Translator
 from alexnet.models.architectures import ARCHITECTURES
 from alexnet.models.spec import AlexNetSpec, Layer, layers
 
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """Layers and totals of a network, per image."""
+    """Layers and totals of a network, per image; displayed in the language `lang`."""
 
     spec: AlexNetSpec
     rows: tuple[Layer, ...]
@@ -23,6 +24,7 @@ class Summary:
     """Multiply-accumulates of convolutions and linear layers: half of torch's FlopCounterMode count."""
     activation_bytes: int
     """Sum over the layers: roughly what training saves for the backward pass without in-place operations."""
+    lang: str = "en"
 
     def totals(self) -> dict[str, Any]:
         """Return an entry of `alexnet arch --json`."""
@@ -50,27 +52,38 @@ class Summary:
             "repair": self.spec.repair, "layers": rows,
         }  # fmt: skip
 
-    head = ("layer", "output", "parameters", "MACs", "memory", "receptive field", "type")
+    @property
+    def head(self) -> list[str]:
+        columns = ("layer", "output", "parameters", "macs", "memory", "receptive_field", "type")
+        return [Translator(self.lang)(f"arch_{column}") for column in columns]
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return a row of texts for each layer, with the columns of `head`."""
+        translate = Translator(self.lang)
+
+        def describe(row: Layer) -> str:
+            return translate("comma").join(map(translate.sentence, describe_layer(row).split(", ")))
+
         return [
             (row.name, "×".join(map(str, row.output)), format_count(row.parameters, self.parameters),
              format_count(row.macs, self.macs), f"{row.activation_bytes / 1024:,.0f} KiB", str(row.receptive_field),
-             f"{row.kind} {describe_layer(row)}")
+             f"{row.kind} {describe(row)}")
             for row in self.rows
         ]  # fmt: skip
 
     def title(self) -> str:
-        return f"{self.spec.name}: {self.spec.title} ({self.spec.source})"
+        translate, spec = Translator(self.lang), self.spec
+        return translate("arch_title", name=spec.name, title=translate.sentence(spec.title), source=spec.source)
 
     def notes(self) -> list[str]:
         """Return the totals, the repair and the departures from the source, a line each."""
-        totals = (
-            f"{self.parameters:,} parameters, {self.macs:,} multiply-accumulates per image, "
-            f"{self.activation_bytes / 2**20:.1f} MiB of activations in float32"
-        )
-        return [totals, *(f"- {text}" for text in (self.spec.repair, *self.spec.departures) if text)]
+        translate = Translator(self.lang)
+        counts = translate("arch_counts", parameters=self.parameters, macs=self.macs)
+        totals = translate("arch_activations", counts=counts, mib=self.activation_bytes / 2**20)
+        return [
+            totals,
+            *(f"- {translate.sentence(text)}" for text in (self.spec.repair, *self.spec.departures) if text),
+        ]
 
     def __repr__(self) -> str:
         return "\n".join([self.title(), *self.notes()])
@@ -89,22 +102,28 @@ def summarize(spec: AlexNetSpec) -> Summary:
 
 
 class ArchitectureTable(list[dict[str, Any]]):
-    """One entry per architecture, as printed by `alexnet arch --json`."""
+    """One entry per architecture, as printed by `alexnet arch --json`; displayed in the language `lang`."""
 
-    head = ("name", "parameters", "MACs", "input", "classes", "description")
+    lang = "en"
+
+    @property
+    def head(self) -> list[str]:
+        columns = ("name", "parameters", "macs", "input", "classes", "description")
+        return [Translator(self.lang)(f"arch_{column}") for column in columns]
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return a row of texts for each architecture, with the columns of `head`."""
         return [
             (r["name"], f"{r['parameters']:,}", f"{r['macs']:,}",
-             f"{r['in_channels']}×{r['image_size']}×{r['image_size']}", str(r["num_classes"]), r["title"])
+             f"{r['in_channels']}×{r['image_size']}×{r['image_size']}", str(r["num_classes"]),
+             Translator(self.lang).sentence(r["title"]))
             for r in self
         ]  # fmt: skip
 
     def _repr_html_(self) -> str:
         from alexnet.notebook.display import render_table
 
-        return render_table("All architectures", self.cells(), self.head)
+        return render_table(Translator(self.lang)("arch_all"), self.cells(), self.head)
 
 
 def table() -> ArchitectureTable:

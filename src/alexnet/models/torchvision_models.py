@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from alexnet.errors import UserError, unknown_name
 from alexnet.files import convert
+from alexnet.messages.translator import Translator
 from alexnet.models.architectures import TORCHVISION
 from alexnet.models.layers import check_images, describe_network
 from alexnet.models.spec import check_at_least
@@ -183,6 +184,7 @@ class TorchvisionSummary:
     parameters: int
     macs: int
     """Multiply-accumulates of convolutions, linear layers and attention: half of torch's FlopCounterMode count."""
+    lang: str = field(default="en", repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON document with the keys of `Summary.to_dict`; receptive fields are not computed."""
@@ -195,7 +197,11 @@ class TorchvisionSummary:
             "layers": [{**asdict(part), "output": list(part.output), "receptive_field": None} for part in self.parts],
         }
 
-    head = ("module", "output", "parameters", "MACs", "type")
+    @property
+    def head(self) -> list[str]:
+        return [
+            Translator(self.lang)(f"arch_{column}") for column in ("module", "output", "parameters", "macs", "type")
+        ]
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return a row of texts for each part, with the columns of `head`."""
@@ -206,11 +212,11 @@ class TorchvisionSummary:
         ]  # fmt: skip
 
     def title(self) -> str:
-        return f"{self.spec.name}: {self.spec.source}, for comparison"
+        return Translator(self.lang)("arch_compared", name=self.spec.name, source=self.spec.source)
 
     def notes(self) -> list[str]:
         """Return the totals, as a line."""
-        return [f"{self.parameters:,} parameters, {self.macs:,} multiply-accumulates per image"]
+        return [Translator(self.lang)("arch_counts", parameters=self.parameters, macs=self.macs)]
 
     def __repr__(self) -> str:
         return "\n".join([self.title(), *self.notes()])
