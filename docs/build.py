@@ -34,7 +34,8 @@ PARTS = ("start", "course/index", "how-to", "reference", "explanations")  # the 
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 CHINESE_LINE_BREAK = re.compile(
     r"^(?!#)(.*[\u3400-\u9fff\u3000-\u303f\uff00-\uffef])\n[ ]*(?=[\u3400-\u9fff\u3000-\u303f\uff00-\uffef])"
-    r"|^(?!#)(.*[\u3000-\u303f\uff00-\uffef])\n[ ]*(?=[\w`\[])", re.MULTILINE
+    r"|^(?!#)(.*[\u3000-\u303f\uff00-\uffef])\n[ ]*(?=[\w`\[])|^(?!#)(.+)\n[ ]*(?=[\u3000-\u303f\uff00-\uffef])",
+    re.MULTILINE,
 )  # fmt: skip
 SWITCH = re.compile(  # links that the site's own switch of languages replaces
     r" \(\[(?:中文|English)\]\([^()]+\)\)|\[(?:中文|中文说明|English)\]\([^()]+\)"
@@ -52,7 +53,7 @@ def find_pages(language: str) -> dict[str, str]:
 
 def join_chinese_lines(text: str) -> str:
     """Return text whose Chinese lines are joined, since a browser would show their breaks as spaces."""
-    while (joined := CHINESE_LINE_BREAK.sub(r"\1\2", text)) != text:
+    while (joined := CHINESE_LINE_BREAK.sub(r"\1\2\3", text)) != text:
         text = joined
     return text
 

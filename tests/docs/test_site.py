@@ -66,8 +66,8 @@ def test_links_lead_to_the_site(tmp_path: Path) -> None:
 
 
 def test_chinese_lines_join_without_a_space(tmp_path: Path) -> None:
-    text = "# 标题\n第一行\n第二行，\nPython 与\nC：\n- 列表\n  二\n  三\n- 四\n\n```\n中\n文\n```\n"
-    joined = "# 标题\n第一行第二行，Python 与\nC：\n- 列表二三\n- 四\n\n```\n中\n文\n```\n"
+    text = "# 标题\n第一行\n第二行，\nPython 与\nC\n（注）：\n- 列表\n  二\n  三\n- 四\n\n```\n中\n文\n```\n"
+    joined = "# 标题\n第一行第二行，Python 与\nC（注）：\n- 列表二三\n- 四\n\n```\n中\n文\n```\n"
     assert build.Stage("zh", tmp_path).translate_links(text, "docs/x.zh-CN.md", "x") == joined
 
 
