@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from alexnet.ablation.claims import CLAIMS
 from alexnet.ablation.history import sister_spread
 from alexnet.errors import UserError
 from alexnet.files import read_json
+from alexnet.training.recipe import Recipe
 
 NOT_TESTED = "not tested"
 MACHINE = ("data", "device", "workers", "threads", "in_memory")  # settings that leave the experiment as it is
@@ -24,7 +26,9 @@ def read_results(folder: str | Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"There is no folder {folder} of results; run 'alexnet ablate all --out {folder}' first.")
     paths = ((name, folder / f"{name}.json") for name in CLAIMS)
     results = {name: read_json(path, dict[str, Any]) for name, path in paths if path.is_file()}
-    benches = {name: {k: v for k, v in found["recipe"].items() if k not in MACHINE} for name, found in results.items()}
+    defaults = json.loads(Recipe().to_json())  # of settings that came after the result
+    recipes = {name: {**defaults, **found["recipe"]} for name, found in results.items()}
+    benches = {name: {k: v for k, v in recipe.items() if k not in MACHINE} for name, recipe in recipes.items()}
     for name, bench in benches.items():
         first = next(iter(benches))
         if bench != benches[first]:
