@@ -53,7 +53,11 @@ def test_results_of_different_benches_are_not_mixed(tmp_path: Path) -> None:
     for name, recipe in (("lrn", {"lr": 0.1, "device": "cpu"}), ("init", {"lr": 0.1, "device": "cuda"})):
         (tmp_path / f"{name}.json").write_text(json.dumps(result(0.1, 0.1, recipe=recipe)))
     assert list(read_results(tmp_path)) == ["lrn", "init"]
-    newer = {"lr": 0.1, "kernel_lr_mult": 1.0, "spec_edits": []}  # settings that did not exist before, at their defaults
+    newer = {
+        "lr": 0.1,
+        "kernel_lr_mult": 1.0,
+        "spec_edits": [],
+    }  # settings that did not exist before, at their defaults
     (tmp_path / "dropout.json").write_text(json.dumps(result(0.1, 0.1, recipe=newer)))
     assert list(read_results(tmp_path)) == ["lrn", "dropout", "init"]
     (tmp_path / "depth.json").write_text(json.dumps(result(0.1, 0.1, recipe={"lr": 0.2})))
