@@ -63,8 +63,8 @@ def test_values_of_more_than_8_bits_are_those_of_a_file(tmp_path):
         (np.zeros((7, 8, 9)), r"its shape is 7×8×9, .* for a batch of gray images give list\(x\) or x\[\.\.\., None\]"),
         (torch.zeros(7, 8, 9), r"its shape is 7×8×9, .* for a batch of gray images give list\(x\) or x\[:, None\]"),
         (np.zeros((0, 8)), "its shape is 0×8"),
-        (torch.zeros(()), "it is a Tensor; give a path"),
-        (None, "it is a NoneType; give a path"),
+        (torch.zeros(()), "it is of type Tensor; give a path"),
+        (None, "it is of type NoneType; give a path"),
     ],
 )
 def test_all_else_is_refused_in_one_sentence(array, message):

@@ -83,7 +83,7 @@ def _channels_last(array: Any) -> np.ndarray:
     pixels = np.asarray(array)
     if pixels.ndim == 0:
         kind = type(array).__name__
-        raise BadImage(f"it is a {kind}; give a path, the bytes of a file, a PIL image, an array or a tensor")
+        raise BadImage(f"it is of type {kind}; give a path, the bytes of a file, a PIL image, an array or a tensor")
     shape = "×".join(map(str, pixels.shape))
     axis = 0 if is_tensor else -1
     if pixels.size and pixels.ndim == 3 and pixels.shape[axis] in (1, 3, 4):

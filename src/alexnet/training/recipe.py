@@ -320,7 +320,8 @@ def choose_settings(recipe: Recipe, images: int, classes: int) -> tuple[Recipe, 
     if not chosen:
         return recipe, ""
     sentence = (
-        f"Chosen for {images:,} training images, {per_class:,.0f} per class: {', '.join(log)}; flags override them."
+        f"Chosen for {images:,} training images, {per_class:,.0f} per class: {', '.join(log)}; what you set overrides "
+        "them."
     )
     return recipe.replace(auto_fields=(), **chosen), sentence
 

@@ -108,6 +108,9 @@ def test_heic_comes_first_and_reasons_are_counted(damaged, tmp_path):
     assert sum(n for _, n in counts) == len(found.bad) - 1  # without the empty folder
     assert "nothing" not in found.present
     assert "nothing" in found.classes
+    shown = found._repr_html_()  # in a notebook
+    assert "skip_bad=True trains without them" in shown
+    assert "--" not in shown
 
 
 @pytest.mark.parametrize("between", [(), ("train/dog/a.jpg",)])

@@ -239,6 +239,7 @@ class Findings:
 
     def _repr_html_(self) -> str:
         """Show the classes, largest first, and below them what is wrong; long lists are cut."""
+        from alexnet.calls import as_keywords
         from alexnet.messages.translator import Translator
         from alexnet.notebook.display import render_table
 
@@ -255,7 +256,8 @@ class Findings:
             for reason, names in self.by_reason.items()
         ]
         title = translate("check_summary", data=self.data, images=len(self.names), classes=len(counts))
-        note = join_lines(*notes, *map(translate.sentence, [*self.warnings, *self.notes, self.verdict]))
+        sentences = map(translate.sentence, [*self.warnings, *self.notes, self.verdict])
+        note = join_lines(*notes, *(as_keywords(sentence, self.lang) for sentence in sentences))
         head = (translate("class"), translate("images"), translate("check_share"), "")
         return render_table(title, rows, head, bars=True, note=note)
 
