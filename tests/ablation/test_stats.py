@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet.ablation import stats
+from alexnet.ablation.ablate import _write
 from alexnet.ablation.claims import CLAIMS
 from alexnet.ablation.results import Ablation, ArmResult, Outcome
 
@@ -151,9 +152,12 @@ def test_a_race_that_was_stopped_is_decided_by_the_sign_test() -> None:
 
 
 def test_a_notebook_shows_the_figure_below_the_text(tmp_path: Path) -> None:
-    found = compare("lrn", arm("LRN", [0.5]), arm("none", [0.4]))
+    found = compare("lrn", arm("LRN", [0.5], epochs=1), arm("none", [0.4]))
     assert "<img " not in found._repr_html_()
-    (tmp_path / "lrn.png").write_bytes(b"png")
-    shown = replace(found, files=[str(tmp_path / "lrn.png")])._repr_html_()
+    written = _write(found, tmp_path)
+    shown = written._repr_html_()
     assert "difference +10.00 %" in shown
-    assert 'src="data:image/png;base64,cG5n"' in shown
+    assert shown.count("<img class=") == 2  # for a light and a dark notebook
+    assert replace(written, files=[]) == found
+    drawn = (tmp_path / "lrn.svg").read_text(encoding="utf-8")
+    assert "Result: not trained long enough to judge" in drawn

@@ -26,7 +26,7 @@ from alexnet.ablation.results import Ablation, ArmResult, Outcome, format_value,
 from alexnet.errors import TrainingFailed, UserError
 from alexnet.files import read_json, write_json
 from alexnet.inference.evaluate import evaluate
-from alexnet.plots.style import save_figure
+from alexnet.plots.style import Drawing
 from alexnet.progress import Plain, Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import train
@@ -142,10 +142,11 @@ def _changed_settings(recipe: Recipe, base: Recipe) -> dict[str, Any]:
 def _write(result: Ablation, out: Path) -> Ablation:
     paths = [out / f"{result.claim.name}.{suffix}" for suffix in ("json", "svg", "png")]
     result = replace(result, files=[str(p) for p in paths])
+    figure = Drawing(lambda theme, _: comparison_figure(result, theme), paths[1])  # in English
     for path in paths[1:]:
-        save_figure(lambda theme, _: comparison_figure(result, theme), path)  # in English
+        figure.save(path)
     write_json(paths[0], result.to_dict())
-    return result
+    return replace(result, figure=figure)
 
 
 # ── all claims ────────────────────────────────────────────────────────────────────────────────────

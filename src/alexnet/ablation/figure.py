@@ -26,7 +26,8 @@ def comparison_figure(result: Ablation, theme: Theme) -> Figure:
     """Plot the pairs, their differences with the interval, and both arms' accuracy by epoch."""
     factor = 1 if result.claim.measure == "epochs" else 100
     part, without, differences = result.part.values, result.without.values, [factor * d for d in result.differences]
-    figure = new_figure(11, 4.6, f"{result.claim.name}: {result.verdict}", result.claim.statement)
+    note = f"{result.claim.statement} Result: {result.reason}." if result.reason else result.claim.statement
+    figure = new_figure(11, 4.6, f"{result.claim.name}: {result.verdict}", note)
     pairs, gap, curves = figure.subplots(1, 3, width_ratios=(1.1, 0.7, 1.6))
     for a, b in zip(without, part, strict=True):
         pairs.plot((0, 1), (a, b), color=theme.muted, linewidth=0.8, zorder=1)

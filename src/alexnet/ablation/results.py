@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexnet.ablation import stats
 from alexnet.ablation.claims import Claim
 from alexnet.text import join_lines
+
+if TYPE_CHECKING:
+    from alexnet.plots.style import Drawing
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Ablation:
     planned: int
     """The number of pairs that the spread of the first three asked for, or --seeds."""
     files: list[str] = field(default_factory=list)
+    figure: Drawing | None = field(default=None, compare=False)
 
     @property
     def seeds(self) -> list[int]:
@@ -163,10 +166,10 @@ class Ablation:
         return str(self)
 
     def _repr_html_(self) -> str:
-        from alexnet.notebook.display import render_image
+        from alexnet.notebook.display import render_text
 
-        figures = [Path(file) for file in self.files if file.endswith(".png")]
-        return render_image(str(self), figures[0] if figures else None)
+        figure = self.figure._repr_mimebundle_()[0]["text/html"] if self.figure else ""
+        return render_text(str(self)) + str(figure)
 
 
 VERDICTS = {

@@ -73,10 +73,9 @@ def render_figure(title: str, light: bytes, dark: bytes, width: int) -> str:
     return _render("figure.html", title=title, width=width, **urls)
 
 
-def render_image(title: str, png: Path | None) -> str:
-    """Return lines of text above a PNG file of 150 dots per inch, if there is one."""
-    url = data_url("image/png", png.read_bytes()) if png is not None and png.is_file() else None
-    return _render("image.html", title=title, url=url)
+def render_text(text: str) -> str:
+    """Return lines of text."""
+    return _render("text.html", text=text)
 
 
 def _curve(name: str, rows: Sequence[dict[str, Any]], epochs: int, keys: tuple[str, str]) -> dict[str, Any]:
