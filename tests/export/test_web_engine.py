@@ -369,6 +369,6 @@ def test_worker_answers_every_question(opened, small_run, file):
     assert set(found["zeros"]) == {0}
     assert found["edited"] != found["probabilities"]
     assert found["restored"] == found["probabilities"]
-    assert found["hidden"]["rows"] * found["hidden"]["columns"] == len(found["hidden"]["probabilities"])
-    assert min(found["hidden"]["probabilities"]) < max(found["probabilities"])
+    assert found["hidden"]["rows"] * found["hidden"]["columns"] == len(found["hidden"]["confidences"])
+    assert min(found["hidden"]["confidences"]) < max(found["confidences"])
     assert found["after"] == found["last"]

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from alexnet.export.web import write_web
 from alexnet.messages.translator import load_texts
 from alexnet.models.model import create_model
 from alexnet.notebook.display import image_url
+from alexnet.runtimes.calibration import Calibration
 from alexnet.runtimes.convert import describe
 from alexnet.runtimes.engines import LoadedModel
 
@@ -42,7 +44,7 @@ def png(seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pages in both languages of a network with two towers and LRN, and six samples."""
+    """Pages in both languages of a network with two towers and LRN, and six samples; one that is always confident."""
     torch.manual_seed(0)
     model = create_model("cifar-towers", num_classes=len(CLASSES), width=0.125, init="kaiming").eval()
     with torch.no_grad():
@@ -51,9 +53,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     loaded = LoadedModel(model, CLASSES, PREPROCESS, None, None, "id")
     samples = [{"url": image_url(noise(i), "PNG"), "label": i if i < 5 else None} for i in range(6)]
     folder = tmp_path_factory.mktemp("pages")
-    for lang in ("en", "zh"):
-        path = folder / f"{lang}.html"
-        write_web(loaded, describe(loaded, "web", True, "int8-fc"), path, list, samples, lang)
+    sure = replace(loaded, calibration=Calibration(temperature=0.02, threshold=0.5))
+    for name, network, lang in (("en", loaded, "en"), ("zh", loaded, "zh"), ("calibrated", sure, "en")):
+        path = folder / f"{name}.html"
+        write_web(network, describe(network, "web", True, "int8-fc"), path, list, samples, lang)
     return {path.stem: path for path in folder.glob("*.html")}
 
 
@@ -69,7 +72,7 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Any]]
     contexts, problems = [], []
 
     def open_page(
-        lang: str = "en", width: int = 1280, script: str = "", worker: str = "", loads: bool = True, **options: Any
+        name: str = "en", width: int = 1280, script: str = "", worker: str = "", loads: bool = True, **options: Any
     ) -> Any:
         """`script` runs before those of the page, `worker` before those of its worker."""
         context = browser.new_context(offline=True, viewport={"width": width, "height": 900}, **options)
@@ -81,7 +84,7 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Any]]
         if worker:
             page.add_init_script(IN_WORKER.replace("CODE", json.dumps(worker)))
             page.clock.install()  # minutes of waiting pass at once
-        page.goto(pages[lang].as_uri())
+        page.goto(pages[name].as_uri())
         if loads:
             page.wait_for_selector("#result:empty", state="attached")
         return page
@@ -180,6 +183,14 @@ def test_occlusion_names_the_class_and_its_probabilities(opened: Any) -> None:
     low, high = map(float, re.findall(r"([\d.]+)%", text))
     assert best in text
     assert 0 <= low < high <= 100
+
+
+def test_occlusion_shows_the_confidence_that_the_bars_show(opened: Any) -> None:
+    page = opened("calibrated")
+    explore(page)
+    assert next(iter(labels(page).values())) == "100.0%"
+    page.locator("#occlude").click()
+    page.wait_for_selector("#occlusion:has-text('100.0%')")
 
 
 def test_samples_that_excite_a_channel_are_sorted(opened: Any) -> None:

@@ -135,12 +135,12 @@ const explorer = {
   async occlude() {
     const { shape } = this.layers[0], size = Math.max(2, Math.round(shape[1] / 4)), stride = Math.max(1, Math.round(size / 2));
     const note = byId("occlusion");
-    const draw = ({ columns, probabilities, label }) => {
-      const lowest = Math.min(...probabilities);
-      note.textContent = format("occlusion", { label: classes[label], lowest: percent(lowest), highest: percent(Math.max(...probabilities)) });
+    const draw = ({ columns, confidences, label }) => {
+      const lowest = Math.min(...confidences);
+      note.textContent = format("occlusion", { label: classes[label], lowest: percent(lowest), highest: percent(Math.max(...confidences)) });
       drawPixels(byId("input"), this.layers[0]);
       const context = byId("input").getContext("2d");
-      probabilities.forEach((p, i) => {
+      confidences.forEach((p, i) => {
         const offset = Math.round((size - stride) / 2);
         context.fillStyle = `rgba(${COLORS[1]}, ${0.8 * (1 - p)})`;
         context.fillRect((i % columns) * stride + offset, Math.floor(i / columns) * stride + offset, stride, stride);

@@ -12,8 +12,8 @@
 // window      layer, channel, y, x      {weights: {shape, data}, window: {shape, data}, bias, sum}
 // maxima      source, as in classify   {layers: [the largest value of each channel]}, without edits, of another image
 // edit        edits: a list             as classify, for the last image; edits stay until the next list (see Network.forward)
-// occlude     size, stride              {rows, columns, probabilities, label}: the probability of the predicted class where a
-//                                       gray square covers the image; onProgress gets the same after each row of squares
+// occlude     size, stride              {rows, columns, confidences, label}: the calibrated confidence in the predicted class
+//                                       where a gray square covers the image; onProgress gets the same after each row of squares
 //
 // A call that fails throws an Error with a `code`: those of ImageError; no-image, before the first; superseded, where
 // another image came meanwhile; memory, where there is too little; no-answer, after PATIENCE without a reply or progress;
@@ -54,10 +54,13 @@ class Classifier {
     this.covered = false;
     const start = performance.now();
     const logits = this.network.forward(this.input, { edits: this.edits }).pop().data;
-    const milliseconds = performance.now() - start, { calibration } = this.about;
-    const confidences = softmax(logits, calibration ? calibration.temperature : 1);
+    const milliseconds = performance.now() - start, { calibration } = this.about, confidences = this.confidences(logits);
     const unsure = calibration ? !(Math.max(...confidences) >= calibration.threshold) : null;
     return { probabilities: softmax(logits), confidences, unsure, milliseconds };
+  }
+
+  confidences(logits) {
+    return softmax(logits, this.about.calibration ? this.about.calibration.temperature : 1);
   }
 
   activations() {
@@ -87,19 +90,19 @@ class Classifier {
 
   async occlude({ size, stride }, onProgress) {
     const { input, edits } = this, [channels, height, width] = this.network.layers[0].input;
-    const run = (x) => softmax(this.network.forward(x, { edits }).pop().data);
+    const run = (x) => this.confidences(this.network.forward(x, { edits }).pop().data);
     this.covered = true; // the network holds the activations of other images
     const before = run(input), label = before.indexOf(Math.max(...before));
     const corners = (length) => Array.from({ length: Math.ceil((length - size) / stride) + 1 }, (_, i) => i * stride);
     const tops = corners(height), lefts = corners(width);
-    const found = { rows: tops.length, columns: lefts.length, probabilities: [], label };
+    const found = { rows: tops.length, columns: lefts.length, confidences: [], label };
     for (const top of tops) {
       for (const left of lefts) {
         const covered = input.slice(); // zero is the mean color
         for (let c = 0; c < channels; c++)
           for (let row = top; row < Math.min(top + size, height); row++)
             covered.fill(0, (c * height + row) * width + left, (c * height + row) * width + Math.min(left + size, width));
-        found.probabilities.push(run(covered)[label]);
+        found.confidences.push(run(covered)[label]);
         await new Promise((resolve) => setTimeout(resolve)); // for other calls, and for the page without a worker
         this.covered = true;
         if (this.input !== input || this.edits !== edits) throw new ImageError("superseded");
