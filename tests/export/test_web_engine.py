@@ -240,8 +240,11 @@ def test_a_run_is_exported_after_the_comparison(browser, small_run, tmp_path, ca
     out = tmp_path / "digits.html"
     flags = ["--fp32"] if precision == "fp32" else []
     assert run(["export", str(small_run), "web", "--out", str(out), *flags, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    written, told = capsys.readouterr()
+    found = json.loads(written)
+    assert "Comparing on 269 images of the val split.\nThe browser computes 200 of them.\n" in told
     assert (found["precision"], found["images"], found["top1_agreement"]) == (precision, 200, 1.0)
+    assert found["top1"] == found["run_top1"]  # of the same 200
     assert found["max_abs_diff"] < {"int8-fc": 1e-2, "fp32": 1e-4}[precision]
     assert json.loads(Path(f"{out}.json").read_text())["parity"]["images"] == 200
 

@@ -115,8 +115,8 @@ def _show(done: Sequence[Export]) -> None:
     print_table(
         ("format", "size", "1 image", "32 images", "max difference", "same label", "top-1", "file"),
         [
-            ("the run (torch)", "", *(_ms(reference.seconds[n]) for n in ("1", "32")), "", "", share(reference.top1),
-             ""),
+            ("the run (torch)", "", *(_ms(reference.seconds[n]) for n in ("1", "32")), "", "",
+             share(compared[0][1].run_top1), ""),
             *(
                 (found.kind, f"{found.size / 1e6:.2f} MB", *(_ms(parity.seconds.get(n)) for n in ("1", "32")),
                  f"{parity.max_abs_diff:.1e}", share(parity.top1_agreement), share(parity.top1), found.file)
@@ -127,6 +127,11 @@ def _show(done: Sequence[Export]) -> None:
     print_lines(
         "",
         f"Compared on {compared[0][1].images:,} images {reference.images.description}; FILE.json describes each file.",
+        *(
+            f"{found.kind} was compared on {parity.images:,} of them; the run has {share(parity.run_top1)} there."
+            for found, parity in compared
+            if parity.images != compared[0][1].images
+        ),
         *(
             "ONNX opset {opset}, IR version {ir_version}: onnxruntime {oldest_onnxruntime} and newer read it.".format(
                 **found.compatibility

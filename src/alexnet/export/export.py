@@ -91,7 +91,7 @@ class Export:
         return {
             **written, "max_abs_diff": found.max_abs_diff, "tolerance": self.tolerance,
             "top1_agreement": found.top1_agreement, "images": found.images,
-            "top1": found.top1, "run_top1": reference.top1,
+            "top1": found.top1, "run_top1": found.run_top1,
             "seconds": found.seconds, "run_seconds": reference.seconds, "without_torch": found.without_torch,
             "unreadable": reference.unreadable + found.unreadable, "note": reference.note, **self.compatibility,
         }  # fmt: skip
@@ -201,6 +201,8 @@ class Exporter:
                     manifest = write_manifest(written, manifest)
                 result, measured = None, None
                 if reference is not None:
+                    if kind == WEB:
+                        self._log(f"The browser computes {parity.count_in_browser(reference.images)} of them.")
                     result = parity.compare(written, kind, reference)
                     if not result.max_abs_diff <= tolerance:  # NaN fails too
                         raise ExportFailed(_mismatch_message(kind, precision, result, tolerance))

@@ -77,11 +77,6 @@ class Reference:
     """Number of images that were skipped."""
 
     @property
-    def top1(self) -> float | None:
-        """Accuracy on the labeled images; None without any."""
-        return top1(self.probabilities, self.images.targets)
-
-    @property
     def note(self) -> str | None:
         """What limits the meaning of the comparison, if anything does."""
         n, images = len(self.images.files), self.images
@@ -111,6 +106,8 @@ class Parity:
     """Share of images with the same most likely label."""
     top1: float | None
     """Accuracy of the file on the labeled images; None without any."""
+    run_top1: float | None
+    """Accuracy of the run on the same images."""
     seconds: dict[str, float]
     without_torch: bool
     unreadable: int = 0
@@ -240,14 +237,20 @@ def _measure(
     return readable, np.concatenate(probabilities), seconds
 
 
+def count_in_browser(images: ImageSet) -> int:
+    """Return how many of `images` a page is compared on: one at a time in JavaScript, all would take minutes."""
+    return min(len(images.files), ENOUGH_IMAGES)
+
+
 def compare(path: Path, kind: str, reference: Reference) -> Parity:
     """Compute the probabilities of the exported file `path` in a separate process, and compare them.
 
     Raises `ExportFailed` if the process fails, or if a browser takes far too long.
     """
     images, expected = reference.images, reference.probabilities
-    if kind == WEB and len(images.files) > ENOUGH_IMAGES:  # one at a time in JavaScript, they take minutes
-        images, expected = _take(images, expected, evenly_spaced(range(len(images.files)), ENOUGH_IMAGES))
+    if kind == WEB:
+        few = evenly_spaced(range(len(images.files)), count_in_browser(images))
+        images, expected = _take(images, expected, few)
     with tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder:
         output, job_file = Path(folder) / "probabilities.npy", Path(folder) / "job.json"
         files = [p.absolute() for p in images.files]
@@ -287,6 +290,7 @@ def compare(path: Path, kind: str, reference: Reference) -> Parity:
         worst=images.names[int(np.argmax(np.nan_to_num(difference, nan=np.inf)))],
         top1_agreement=float((probabilities.argmax(axis=1) == expected.argmax(axis=1)).mean()),
         top1=top1(probabilities, images.targets),
+        run_top1=top1(expected, images.targets),
         seconds=seconds,
         without_torch=FORMATS[kind].without_torch,
         unreadable=int((~read).sum()),
