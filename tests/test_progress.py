@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import alexnet
 from alexnet.errors import UserError
 from alexnet.progress import (
     Live,
@@ -157,6 +158,7 @@ def shown(monkeypatch):
 def test_a_notebook_shows_a_bar_and_curves(shown, capsys):
     seconds = iter(range(1000))
     notebook = Notebook(clock=lambda: next(seconds))
+    assert "preparing" in shown[0]
     notebook(5, 10, "reading images")
     assert '<progress value="5" max="10"' in shown[-1]
     notebook.step(Position(1, 2, 10, 20, 10, 40), 0.5, 0.25)
@@ -203,8 +205,26 @@ def test_a_notebook_is_updated_a_few_times_a_second(shown):
     for done in range(1, 101):
         notebook(done, 100, "reading images")
         now[0] += 0.01
-    assert len(shown) == 4
+    assert len(shown) == 1 + 4
     notebook.close()
+    assert shown[-1] == ""
+
+
+def test_the_curves_of_a_resumed_training_begin_with_the_first_epoch(shown):
+    notebook = Notebook()
+    notebook.resume([{**ROW, "epoch": epoch} for epoch in (1, 2)])
+    notebook(0, 10, "epoch 3/3")
+    assert "<svg" not in shown[-1]  # without the number of epochs and the split
+    notebook.epoch({**ROW, "epoch": 3}, 3, "val")
+    assert "0.0,13.8 140.0,13.8 280.0,13.8" in shown[-1]
+
+
+def test_a_notebook_says_that_torch_is_being_loaded(shown, monkeypatch):
+    alexnet._import("alexnet.text")
+    assert shown == []
+    monkeypatch.delitem(sys.modules, "torch")
+    alexnet._import("alexnet.text")
+    assert any("loading PyTorch" in html for html in shown)
     assert shown[-1] == ""
 
 

@@ -180,7 +180,8 @@ def test_the_notebook_of_the_documentation_shows_results_and_no_red_text(tmp_pat
     assert error[0].traceback == ["UserError: There is no architecture 'papr'; did you mean 'paper' or 'paper-six'?"]
     assert all(o.output_type in ("display_data", "execute_result") for cell in outputs.values() for o in cell)
     html = {source: [o.data.get("text/html", "") for o in cell] for source, cell in outputs.items()}
-    curves, *_, result = html["result"]
+    loading, curves, *_, result = html["result"]
+    assert loading == ""  # what it showed is gone
     assert curves.count("<svg") == 2
     assert "test top-1" in result
     assert html["classifier.predict(digits[0])"][0].count("<img ") == 1

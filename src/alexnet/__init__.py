@@ -17,7 +17,10 @@ imported on first use, so that `import alexnet` is instant. To read the code, st
 from __future__ import annotations
 
 import importlib
+import sys
+from contextlib import closing
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ __all__ = [*_MODULES, *_PACKAGES]
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        found = getattr(importlib.import_module(_MODULES[name]), name)
+        found = getattr(_import(_MODULES[name]), name)
         return found if isinstance(found, type) else _public(name, found)
     if name in _PACKAGES:
         return importlib.import_module(f"alexnet.{name}")
@@ -71,6 +74,18 @@ def __getattr__(name: str) -> Any:
     if name in _COMMANDS:
         raise NoSuchName(f"{text}; it is a command: run 'alexnet {name}' in a terminal.")
     raise NoSuchName(text + (suggest(name, __all__) or "."))
+
+
+def _import(module: str) -> ModuleType:
+    """Import a module; a notebook shows something while that imports torch, which takes seconds the first time."""
+    if "torch" not in sys.modules and "IPython" in sys.modules and module != "alexnet.errors":
+        from alexnet.progress import default_progress, in_notebook
+
+        if in_notebook():
+            with closing(default_progress()) as progress:
+                progress(0, 1, "loading PyTorch")
+                return importlib.import_module(module)
+    return importlib.import_module(module)
 
 
 @cache

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -54,6 +54,9 @@ class Progress(Protocol):
 
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
         """An epoch is done; `row` is its line of metrics.jsonl, `split` the one it was validated on."""
+
+    def resume(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Training resumes after the epochs of these rows of metrics.jsonl."""
 
     def close(self) -> None:
         """End the display."""
@@ -122,6 +125,9 @@ class Plain:
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
         self.log(epoch_line(row, epochs, split, self.translate.lang))
 
+    def resume(self, rows: Sequence[dict[str, Any]]) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -185,6 +191,9 @@ class Live:
     def epoch(self, row: dict[str, Any], epochs: int, split: str) -> None:
         self.log(epoch_line(row, epochs, split, self.translate.lang))
 
+    def resume(self, rows: Sequence[dict[str, Any]]) -> None:
+        pass
+
     def close(self) -> None:
         self._bar.stop()
 
@@ -196,11 +205,14 @@ class Notebook(Live):
         self._clock, self.translate = clock, Translator(lang)
         self._output: Any = None  # of the cell, once there is something to show
         self._state: tuple[int, int, str] | None = None
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []  # of this training
+        self._earlier: list[dict[str, Any]] = []  # before it was resumed
         self._epochs, self._split = 0, ""
         self._remarks: list[str] = []
         self._before = 0  # remarks before the last epoch, whose line stands below them
         self._updated = -math.inf
+        self._show(0, 1, self.translate.sentence("preparing"), "…")
+        self._updated = -math.inf  # the first number follows at once
 
     def _show(self, done: int, total: int, what: str, text: str) -> None:
         self._state = (done, total, f"{what}  {text}")
@@ -216,6 +228,9 @@ class Notebook(Live):
         self._epochs, self._split, self._before = epochs, split, len(self._remarks)
         self._update()
 
+    def resume(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._earlier = list(rows)
+
     def close(self) -> None:
         self._state = None
         if self._output is not None:
@@ -230,7 +245,8 @@ class Notebook(Live):
         last = [epoch_line(self._rows[-1], self._epochs, self._split, lang)] if self._rows else []
         texts = self._remarks[: self._before] + last + self._remarks[self._before :]
         split = split_name(self._split, self.translate)
-        html = HTML(render_progress(self._state, self._rows, self._epochs, split, texts, lang))
+        rows = self._earlier + self._rows if self._rows else []
+        html = HTML(render_progress(self._state, rows, self._epochs, split, texts, lang))
         if self._output is None:
             self._output = display(html, display_id=True)
         else:
@@ -243,7 +259,7 @@ class HoldingBack:
 
     def __init__(self, display: Progress) -> None:
         self._display = display
-        self.step, self.epoch, self.close = display.step, display.epoch, display.close
+        self.step, self.epoch, self.resume, self.close = display.step, display.epoch, display.resume, display.close
         self.messages: list[str] = []
 
     def __call__(self, done: int, total: int, what: str) -> None:
@@ -261,7 +277,7 @@ class WithTensorBoard:
 
         self._display = display
         self._writer = SummaryWriter(str(folder))
-        self.log, self.step = display.log, display.step
+        self.log, self.step, self.resume = display.log, display.step, display.resume
 
     def __call__(self, done: int, total: int, what: str) -> None:
         self._display(done, total, what)

@@ -61,18 +61,17 @@ class _ExportPackage(ModuleType):
             raise unknown_name("format", format, FORMATS)
         page_samples = None if samples is None else str(samples)
         precision = check_request(format, half, quantize, opset, target, fp32, lang, parity, page_samples)
-        from alexnet.export.export import Exporter
         from alexnet.progress import default_progress
 
-        with (
-            closing(default_progress()) as progress,
-            Exporter(
+        with closing(default_progress()) as progress:
+            from alexnet.export.export import Exporter
+
+            with Exporter(
                 run, images=Path(images) if images else None, checkpoint=checkpoint,
                 with_preprocessing=with_preprocessing, precision=precision, tolerance=tolerance, opset=opset,
                 file=file, lang=lang or "en", parity=parity, samples=page_samples, log=progress.log,
-            ) as exporter,
-        ):  # fmt: skip
-            return exporter.export(format, target)
+            ) as exporter:  # fmt: skip
+                return exporter.export(format, target)
 
 
 sys.modules[__name__].__class__ = _ExportPackage

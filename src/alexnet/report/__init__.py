@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -34,12 +35,16 @@ class _ReportPackage(ModuleType):
         >>> alexnet.report("last", lang="zh", out="page.html").path.name
         'page.html'
         """
-        from alexnet.report.compare import write_pages
-        from alexnet.report.page import WrittenPage
+        from alexnet.progress import default_progress
         from alexnet.run_dir import find_run
 
-        names = [*([run] if isinstance(run, (str, Path)) else run), *more]
-        path, *files = write_pages([find_run(name) for name in names], lang, Path(out) if out else None)
+        runs = [find_run(name) for name in ([run] if isinstance(run, (str, Path)) else run)] + list(map(find_run, more))
+        with closing(default_progress(lang)) as progress:
+            progress(0, 1, "writing the report")
+            from alexnet.report.compare import write_pages
+            from alexnet.report.page import WrittenPage
+
+            path, *files = write_pages(runs, lang, Path(out) if out else None)
         return WrittenPage(path, files)
 
 

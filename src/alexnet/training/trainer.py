@@ -398,6 +398,7 @@ class Trainer:
         self.parallel.load_state_dict(self.model, self.optimizer, saved)
         self.train_step.scaler.load_state_dict(training["scaler"])
         self.checkpoints.resume_from(state)
+        self.progress.resume(state.history)
         self.resumed = True
         alarms = all_alarms(state.history, self.recipe, len(self.setup.classes))
 
