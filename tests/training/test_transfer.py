@@ -3,19 +3,34 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import alexnet
 from alexnet.checkpoint import load_checkpoint
+from alexnet.data.dataset import ImageArrays
+from alexnet.data.loader import evaluation_batches
+from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
+from alexnet.messages.translator import Translator
 from alexnet.models.model import create_model
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
 from alexnet.training.optim import make_optimizer, schedule_at
 from alexnet.training.recipe import Recipe, read_recipe, with_settings
-from alexnet.training.transfer import choose_frozen_layers, freeze, frozen_layers, weighted_layers
+from alexnet.training.recipes import named_recipe
+from alexnet.training.transfer import (
+    TINY_FOLDER,
+    choose_frozen_layers,
+    fit_last_layer,
+    freeze,
+    frozen_layers,
+    starts_from_tiny,
+    weighted_layers,
+)
 from helpers import LogRecorder, make_image_folder
 
 SMALL = {"arch": "cifar", "image_size": 32, "width": 0.125, "precision": "fp32", "device": "cpu", "workers": 0}
@@ -134,8 +149,8 @@ def test_invalid_ranges_are_refused(which, message):
 
 @pytest.mark.parametrize(("images", "frozen"), [(500, "features"), (3000, "convolutions"), (60_000, "none")])
 def test_frozen_layers_are_chosen_by_the_number_of_images(images, frozen):
-    assert choose_frozen_layers("auto", images, 10)[0] == frozen
-    assert choose_frozen_layers("conv1", images, 10) == ("conv1", "")
+    assert choose_frozen_layers("auto", images / 10)[0] == frozen
+    assert choose_frozen_layers("conv1", images / 10) == ("conv1", "")
 
 
 def test_weights_for_another_architecture_or_color_mode_are_refused(trained, others, small_run, tmp_path):
@@ -174,3 +189,118 @@ def test_weights_can_be_none():
 def test_weights_with_spec_edits_are_refused():
     with pytest.raises(UserError, match="--weights brings its own network; leave it out"):
         Recipe().replace(weights="run", spec_edits=("average-pool",))
+
+
+FEW = {"limit_steps": 1, "threads": 1, "precision": "fp32", "device": "cpu", "workers": 0}
+
+
+def test_a_folder_with_few_images_starts_from_the_network_of_the_package(others, tmp_path):
+    recorder = LogRecorder()
+    run = train("folder", data=others, out=tmp_path / "run", progress=recorder, **FEW).run
+    recipe = read_recipe(run / "recipe.json")
+    assert (recipe.model.weights, recipe.model.image_size, recipe.model.freeze) == ("tiny", 64, "features")
+    shipped = load_checkpoint(TINY_FOLDER).model
+    after = best(run)
+    assert all(torch.equal(after[n], v) for n, v in shipped.state_dict().items() if not n.startswith("fc8"))
+    said = [line for line in recorder.lines if not line.startswith("epoch")]
+    assert not [line for line in said if Translator("zh").sentence(line) == line], "all of it has a translation"
+    log = " ".join(recorder.lines)
+    assert "starts from the small network of this package" in log
+    assert "--weights none starts from scratch" in log
+    assert f"alexnet predict {run} IMAGE" in log
+
+
+def test_weights_none_starts_from_scratch(others, tmp_path):
+    run = train("folder", data=others, out=tmp_path / "run", progress=Silent(), weights="none", **FEW).run
+    assert read_recipe(run / "recipe.json").model.weights is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "per_class", "channels", "expected"),
+    [
+        ({}, 199, 3, True),
+        ({}, 200, 3, False),
+        ({}, 20, 1, False),
+        ({"dropout": 0.1, "freeze": "none", "norm": "batch", "in_channels": 3, "epochs": 2}, 20, 3, True),
+        ({"weights": "none"}, 20, 3, False),
+        ({"arch": "cifar"}, 20, 3, False),
+        ({"image_size": 64}, 20, 3, False),
+        ({"width": 0.5}, 20, 3, False),
+        ({"norm": "lrn"}, 20, 3, False),
+        ({"init": "xavier"}, 20, 3, False),
+        ({"spec_edits": ("average-pool",)}, 20, 3, False),
+        ({"mean": (0.0,) * 3}, 20, 3, False),
+    ],
+)
+def test_when_training_starts_from_it(settings, per_class, channels, expected):
+    classes = ("kilo", "lima")
+    dataset = SimpleNamespace(splits={"train": range(2 * per_class)}, classes=classes, channels=channels)
+    assert starts_from_tiny(with_settings(named_recipe("folder"), settings), dataset) is expected
+
+
+def test_what_training_from_it_leaves_to_the_user(others, tmp_path):
+    given = {"weights": "tiny", "lr": 0.002, "epochs": 3, "freeze": "none", **FEW}
+    run = train("folder", data=others, out=tmp_path / "run", progress=Silent(), **given).run
+    recipe = read_recipe(run / "recipe.json")
+    o = recipe.optimization
+    assert (o.lr, o.backbone_lr_mult, o.optimizer, recipe.schedule.epochs) == (0.002, 1.0, "muon", 3)
+    assert recipe.model.freeze == "none"
+    last = load_checkpoint(Run(run).named_checkpoint("last")).model
+    assert not torch.equal(last.conv1.weight, load_checkpoint(TINY_FOLDER).model.conv1.weight)
+
+
+@pytest.mark.parametrize("damage", ["missing", "weights", "version"])
+def test_a_damaged_network_of_the_package_is_said_and_not_used(damage, others, tmp_path, monkeypatch):
+    copy = tmp_path / "tiny"
+    if damage != "missing":
+        shutil.copytree(TINY_FOLDER, copy)
+    if damage == "weights":
+        with (copy / "model.safetensors").open("r+b") as file:
+            file.truncate(1000)
+    if damage == "version":
+        (copy / "model.json").write_text((copy / "model.json").read_text().replace('"format": "', '"format": "newer '))
+    monkeypatch.setattr("alexnet.training.setup.TINY_FOLDER", copy)
+    recorder = LogRecorder()
+    small = {"limit_steps": 1, "threads": 1, "precision": "fp32", "device": "cpu", "workers": 0}
+    run = train("folder", data=others, out=tmp_path / "run", progress=recorder, **small).run
+    assert read_recipe(run / "recipe.json").model.weights is None
+    assert any("training starts from scratch" in line and str(copy) in line for line in recorder.lines)
+    with pytest.raises(UserError, match=str(copy)):
+        train("folder", data=others, weights="tiny", out=tmp_path / "other", progress=Silent())
+
+
+@pytest.mark.parametrize("present", [(0, 1), (0, 1, 2), (0, 2, 3)])
+def test_the_last_layer_is_fitted_by_logistic_regression(present):
+    """Each class has its own hue, so the features of random layers separate them."""
+    model = create_model("cifar", num_classes=4, width=0.125, norm="batch").eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.tensor(present).repeat(20)
+    hues = torch.tensor([[200, 50, 50], [50, 200, 50], [50, 50, 200], [200, 200, 50]])
+    images = hues[targets][:, :, None, None] + torch.randint(-20, 20, (len(targets), 3, 32, 32), generator=generator)
+    part = ImageArrays(images.to(torch.uint8), targets, [str(i) for i in range(len(targets))])
+    preprocess = EvalTransform(32, 32, 3, (0.5,) * 3, (0.25,) * 3)
+    batches = evaluation_batches(part, preprocess)
+    fit_last_layer(model, batches, torch.device("cpu"))
+    with torch.no_grad():
+        p = model(preprocess.normalize(part.images)).softmax(1)
+    assert (p.argmax(1) == targets).all()
+    assert p[:, [c for c in range(4) if c not in present]].max() < 1e-3
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items() if "fc8" not in name)
+
+
+def test_a_run_killed_before_its_first_epoch_has_a_classifier_and_resumes(others, trained, tmp_path):
+    class Killed(Exception): ...
+
+    class Stop(Silent):
+        def step(self, *_: object) -> None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train("folder", data=others, weights=str(trained), epochs=1, out=tmp_path / "run", progress=Stop())
+    run = Run(tmp_path / "run")
+    first = load_checkpoint(run.named_checkpoint("best"))
+    assert (first.epoch, first.step, first.classes) == (0, 0, ("kilo", "lima"))
+    assert len(alexnet.load(tmp_path / "run").predict(next(others.rglob("*.*"))).labels) == 2
+    result = resume(tmp_path / "run", progress=Silent())
+    assert (result.summary["epochs"], len(run.metrics())) == (1, 1)

@@ -52,7 +52,7 @@ class Options:
 def train(arguments: list[str]) -> None:
     """Train a recipe, a recipe.json or a folder of images; without a name, the embedded digits."""
     from alexnet.run_dir import Run, check_runs
-    from alexnet.training.recipe import PUBLISHED, SETTINGS, check_names, parse_settings, with_settings
+    from alexnet.training.recipe import PUBLISHED, SETTINGS, TINY, check_names, parse_settings, with_settings
     from alexnet.training.recipes import RECIPES, default_recipe, describe, find_recipe
 
     given = {re.sub(r"^--(no-)?", "", word.split("=")[0]).replace("-", "_") for word in arguments if word[:2] == "--"}
@@ -75,7 +75,7 @@ def train(arguments: list[str]) -> None:
     recipe = with_settings(recipe, {**settings, **parse_settings(options.set)}, " in --set" if options.set else "")
 
     check_names(recipe)
-    if (weights := recipe.model.weights) and not PUBLISHED.fullmatch(weights):
+    if (weights := recipe.model.weights) and weights != TINY and not PUBLISHED.fullmatch(weights):
         check_runs(weights)
     if not options.resume:
         Run.check_free(options.out)

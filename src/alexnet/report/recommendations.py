@@ -18,7 +18,7 @@ from alexnet.data.quality.findings import FEW_IMAGES, PRETRAINED
 from alexnet.models.architectures import TORCHVISION
 from alexnet.report.run_data import RunData
 from alexnet.runtimes.calibration import ece
-from alexnet.training.recipe import SETTINGS
+from alexnet.training.recipe import SETTINGS, TINY
 
 ORDER = (
     "unfinished", "diverged", "few", "stuck", "slow", "collapsed", "overfit", "short", "partial", "improving",
@@ -171,7 +171,7 @@ def _check_data(data: RunData) -> Iterator[Recommendation]:
     if images and images / classes < FEW_IMAGES and data.summary["best"]["top1"] < 0.97:
         command = ""
         # the recipe `folder`, not recipe.json: the weights come with their own architecture
-        if recipe.get("dataset") == "folder" and not recipe.get("weights") and source:
+        if recipe.get("dataset") == "folder" and recipe.get("weights") in (None, "", TINY) and source:
             words = [*_data_arguments(data), *(["--skip-bad"] if recipe.get("skip_bad") else [])]
             if recipe.get("value_range"):
                 words.append(SETTINGS["value_range"].as_argument(tuple(recipe["value_range"])))

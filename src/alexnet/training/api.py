@@ -18,6 +18,7 @@ import torch
 from alexnet import rng
 from alexnet.checkpoint import load_checkpoint, read_training_state
 from alexnet.data.dataset import read_bad_files, read_split, write_split
+from alexnet.data.loader import evaluation_batches
 from alexnet.data.processes import check_main_module
 from alexnet.device import environment, rank, world_size
 from alexnet.errors import UserError
@@ -48,7 +49,7 @@ from alexnet.training.setup import TrainSetup, prepare_training
 from alexnet.training.threads import ThreadChoice, restore_threads
 from alexnet.training.time_budget import TimeBudget, fit_time_budget
 from alexnet.training.trainer import Trainer
-from alexnet.training.transfer import frozen_layers, load_backbone
+from alexnet.training.transfer import fit_last_layer, frozen_layers, load_backbone
 
 OnStart = Callable[[Path, Callable[[str], object]], object]
 """Receives the run folder, and what shows the user a line."""
@@ -305,6 +306,11 @@ def _new_model(setup: TrainSetup) -> Network:
         scale_for_2012_dropout(model)
     if setup.pretrained is not None:
         load_backbone(model, setup.pretrained, setup.classes)
+        if setup.fits_last_layer(model):
+            part, preprocess = setup.dataset.splits["train"], setup.preprocess
+            fit_last_layer(
+                model.to(setup.device), evaluation_batches(part, preprocess, setup.train.workers), setup.device
+            )
     frozen_layers(model, setup.recipe.model.freeze)  # raises for unknown layers before the run folder is created
     return model
 

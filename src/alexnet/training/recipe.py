@@ -33,6 +33,7 @@ from alexnet.training.settings import (
     setting,
 )
 
+TINY = "tiny"  # what --weights calls the pretrained network of this package
 PUBLISHED = re.compile(r"DEFAULT|IMAGENET\w+")  # names of weights in torchvision
 SAMPLES = 500_000  # images, repetitions included, that a small network is trained on
 EPOCHS = (8, 60)

@@ -35,13 +35,14 @@ from alexnet.errors import UserError
 from alexnet.inference.load import load_model
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file
 from alexnet.models.architectures import TORCHVISION
-from alexnet.models.model import Spec, specify
+from alexnet.models.model import Network, Spec, specify
 from alexnet.models.spec import AlexNetSpec, apply_modifications, layers
 from alexnet.progress import HoldingBack, Progress
 from alexnet.runtimes.engines import LoadedModel
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.recipe import (
     PUBLISHED,
+    TINY,
     Recipe,
     apply_augmentation_level,
     check_layers,
@@ -49,7 +50,13 @@ from alexnet.training.recipe import (
     describe_lr_scaling,
 )
 from alexnet.training.settings import AugmentationSettings
-from alexnet.training.transfer import init_from_pretrained
+from alexnet.training.transfer import (
+    TINY_FOLDER,
+    can_fit_last_layer,
+    choose_tiny_settings,
+    init_from_pretrained,
+    starts_from_tiny,
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,11 @@ class TrainSetup:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.dataset.classes
+
+    def fits_last_layer(self, model: Network) -> bool:
+        """Whether training of `model` begins with a linear classifier on the features of pretrained layers."""
+        single = self.parallel.shard.world_size == 1
+        return single and can_fit_last_layer(model, self.pretrained, self.dataset)
 
 
 def prepare_training(
@@ -134,6 +146,10 @@ def _prepare(
     pretrained = None if saved else _load_pretrained(recipe, parallel, progress)
 
     dataset = _load_data(recipe, split, bad, progress)
+    if saved is None and starts_from_tiny(recipe, dataset):
+        recipe, pretrained = _load_tiny(recipe, dataset, progress)
+    if pretrained is not None and pretrained.checkpoint == TINY_FOLDER:
+        recipe = choose_tiny_settings(recipe)
     recipe = _complete_settings(recipe, dataset, device, precision, parallel, progress)
     recipe, spec, stored = _choose_network(recipe, dataset, device, saved, pretrained, progress)
     parallel.check(spec)
@@ -189,6 +205,8 @@ def _load_pretrained(recipe: Recipe, parallel: SingleProcess, progress: Progress
             parallel.check(build_spec(recipe, num_classes=2, channels=None))
         return None
     name, known = weights, None if arch == "auto" else arch
+    if weights == TINY and not Path(TINY).exists():
+        name = str(TINY_FOLDER)
     if PUBLISHED.fullmatch(weights) and not Path(weights).exists():
         if known is None or not known.startswith("torchvision"):
             raise UserError(
@@ -202,6 +220,23 @@ def _load_pretrained(recipe: Recipe, parallel: SingleProcess, progress: Progress
     if arch not in ("auto", pretrained.model.spec.name):
         raise UserError(f"--weights {weights} is a '{pretrained.model.spec.name}', not '{arch}'; leave --arch out.")
     return pretrained
+
+
+def _load_tiny(recipe: Recipe, dataset: ImageDataset, progress: Progress) -> tuple[Recipe, LoadedModel | None]:
+    """Return the recipe with `--weights tiny` and that network; if it cannot be read, say so, and return None."""
+    per_class = len(dataset.splits["train"]) / len(dataset.classes)
+    try:
+        pretrained = load_model(TINY_FOLDER)
+    except (UserError, OSError) as error:
+        progress.log(
+            f"The pretrained network of this package cannot be used, and training starts from scratch: {error}"
+        )
+        return recipe, None
+    progress.log(
+        f"{per_class:.0f} images per class are few, so training starts from the small network of this package, which "
+        f"knows {len(pretrained.classes)} classes of everyday things; --weights none starts from scratch."
+    )
+    return recipe.replace(weights=TINY), pretrained
 
 
 def _load_data(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -102,6 +103,8 @@ class Trainer:
                 self.parallel.broadcast_object(self._save_augmented)
                 if self._dead_relu_inputs is not None and (text := lrn_warning(self.model, self._dead_relu_inputs)):
                     self.progress.log(text)
+                if self.setup.fits_last_layer(self.model):
+                    self._save_fitted()
             while not self.state.finished(self.recipe):
                 self._check_stop()
                 self.train_epoch()
@@ -408,6 +411,22 @@ class Trainer:
                 write_json(self.run.path / "alarms.json", alarms)
 
         self.parallel.broadcast_object(repair)
+
+    def _save_fitted(self) -> None:
+        """Save the network whose last layer was fitted before training, as the best until an epoch is better."""
+        row, outputs = self._validate()
+        self.state.best = {**row, "epoch": 0}
+        split = self.recipe.data.validate_on
+        text = (
+            f"A linear classifier on its features: {split} top-1 {row['top1']:.2%}. Training goes on; to try this one "
+            f"meanwhile: alexnet predict {shlex.quote(str(self.run.path))} IMAGE"
+        )
+
+        def after_save() -> None:
+            self._write_evaluation(split, outputs)
+            self.progress.log(text)
+
+        self.save(best=True, then=after_save)
 
     def _save_augmented(self) -> None:
         """Write `augmented.png`: the first training batch as the network reads it."""

@@ -2,30 +2,65 @@
 
 With few images the convolutions of a trained network are better than any that could be learned from these images, so
 only a linear classifier on its features is trained. With more images the other layers are trained too, at a lower rate.
+Folders with few images start from the small network in `tiny/`, which is part of the package.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alexnet.data.dataset import ImageDataset
 from alexnet.data.deep import UNMEASURED
+from alexnet.data.loader import BatchLoader
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError, unknown_name
+from alexnet.inference.evaluate import run_networks
 from alexnet.models.model import Network, Spec
 from alexnet.models.spec import AlexNetSpec
 from alexnet.progress import Progress
 from alexnet.runtimes.engines import LoadedModel
-from alexnet.training.recipe import Recipe
+from alexnet.training.recipe import TINY, Recipe
+from alexnet.training.settings import ModelSettings
 
+TINY_FOLDER = Path(__file__).with_name(TINY)  # a checkpoint folder; its README.md describes the network
+TINY_MAX = 200  # images per class below which a folder starts from it
+TINY_HEAD_ONLY_MAX = 30  # images per class up to which only its last layer is trained (docs/performance/transfer.md)
+TINY_SETTINGS = {"epochs": 15, "lr": 0.01, "backbone_lr_mult": 1.0, "optimizer": "muon", "kernel_lr_mult": 1.0}
+"""What suits training from it, where the recipe leaves it open."""
+HEAD_IMAGES = 20_000  # training images up to which the new last layer is fitted before training: it takes seconds
+HEAD_C = 0.01  # scikit-learn's C: the inverse of the L2 penalty on the weights, for features of unit variance
 HEAD_ONLY_MAX, FROZEN_CONVS_MAX = 50, 500  # images per class up to which --freeze auto does so
 CHOSEN_BY_WEIGHTS = ("arch", "image_size", "width", "dropout", "mean", "std", "mean_image", "backbone_lr_mult")
 """The settings that `init_from_pretrained` takes from the trained network."""
+
+
+def starts_from_tiny(recipe: Recipe, dataset: ImageDataset) -> bool:
+    """Return whether a training that names no weights starts from `tiny`: few color images, and a network that is left
+    to the package."""
+    given = recipe.model
+    ours = ModelSettings(norm=given.norm, dropout=given.dropout, freeze=given.freeze, in_channels=given.in_channels)
+    images, classes = len(dataset.splits["train"]), len(dataset.classes)
+    return (
+        "weights" in recipe.auto_fields
+        and given == ours
+        and given.norm in ("auto", "batch")
+        and (recipe.data.mean, recipe.data.std, recipe.data.mean_image) == (None, None, "none")
+        and dataset.channels == 3
+        and images / classes < TINY_MAX
+    )
+
+
+def choose_tiny_settings(recipe: Recipe) -> Recipe:
+    """Return `recipe` with those of `TINY_SETTINGS` that it leaves open."""
+    chosen = {name: value for name, value in TINY_SETTINGS.items() if name in recipe.auto_fields}
+    rest = tuple(name for name in recipe.auto_fields if name not in chosen)
+    return recipe.replace(auto_fields=rest, **chosen)
 
 
 def init_from_pretrained(
@@ -45,7 +80,9 @@ def init_from_pretrained(
             f"--weights {recipe.model.weights} takes {_color_mode(preprocess.channels)} images, and these are "
             f"{_color_mode(dataset.channels)}; {fix}, or leave out --weights."
         )
-    frozen, reason = choose_frozen_layers(recipe.model.freeze, len(dataset.splits["train"]), len(dataset.classes))
+    limits = (TINY_HEAD_ONLY_MAX,) * 2 if pretrained.checkpoint == TINY_FOLDER else (HEAD_ONLY_MAX, FROZEN_CONVS_MAX)
+    per_class = len(dataset.splits["train"]) / len(dataset.classes)
+    frozen, reason = choose_frozen_layers(recipe.model.freeze, per_class, limits)
     new_head = pretrained.classes != dataset.classes
     progress.log(
         f"Starting from {recipe.model.weights}: '{spec.name}' at {spec.image_size}×{spec.image_size}"
@@ -54,7 +91,9 @@ def init_from_pretrained(
         + (f" ({reason}; --freeze overrides this)." if reason else ".")
     )
     path = str(recipe.model.weights)
-    if pretrained.checkpoint is not None:
+    if pretrained.checkpoint == TINY_FOLDER:
+        path = TINY  # on other machines it lies elsewhere
+    elif pretrained.checkpoint is not None:
         path = str((pretrained.run.path if pretrained.run else pretrained.checkpoint).absolute())
     elif Path(path).is_file():
         path = str(Path(path).absolute())
@@ -86,19 +125,62 @@ def load_backbone(model: Network, pretrained: LoadedModel, classes: tuple[str, .
     model.load_state_dict({**pretrained.model.state_dict(), **fresh})
 
 
+@torch.no_grad()
+def fit_last_layer(model: Network, batches: BatchLoader, device: torch.device) -> None:
+    """Set the last layer of `model` to a linear classifier of its inputs for the images of `batches`, not augmented.
+
+    By logistic regression, which needs seconds where training needs minutes. Classes without an image get the bias of
+    one image in a million.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    head = model.get_submodule(weighted_layers(model)[-1])
+    inputs: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(1).float().cpu()))
+    try:
+        (outputs,) = run_networks([(model, batches.preprocess)], batches, device)
+    finally:
+        hook.remove()
+    features = torch.cat(inputs)
+    # One scale for all: a unit that is nearly always 0 here would get a huge weight by its own, and augmented images
+    # make it fire.
+    mean, scale = features.mean(dim=0), features.std(dim=0).square().mean().sqrt().clamp(min=1e-6)
+    found = LogisticRegression(C=HEAD_C, max_iter=200).fit(((features - mean) / scale).numpy(), outputs.targets)
+    weight, bias = torch.from_numpy(found.coef_).float(), torch.from_numpy(found.intercept_).float()
+    if len(found.classes_) == 2:  # scikit-learn stores one row: the logit of the second class
+        weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+    weight /= scale
+    head.weight.zero_()
+    head.bias.fill_(math.log(1e-6))
+    seen = torch.from_numpy(found.classes_)
+    head.weight[seen] = weight.reshape(-1, *head.weight.shape[1:]).to(device)
+    head.bias[seen] = (bias - weight @ mean).to(device)
+
+
+def can_fit_last_layer(model: Network, pretrained: LoadedModel | None, dataset: ImageDataset) -> bool:
+    """Return whether training begins with `fit_last_layer`: a new linear layer, and no more than `HEAD_IMAGES`."""
+    if pretrained is None or pretrained.classes == dataset.classes or len(dataset.splits["train"]) > HEAD_IMAGES:
+        return False
+    return isinstance(model.get_submodule(weighted_layers(model)[-1]), nn.Linear)
+
+
 def weighted_layers(model: nn.Module) -> list[str]:
     """Return the names of the layers that have weights, in order: conv1 … fc8, with any batch norm."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters()))
 
 
-def choose_frozen_layers(freeze: str, images: int, classes: int) -> tuple[str, str]:
-    """Return `--freeze`, with auto decided by the number of training images, and the reason (or "")."""
+def choose_frozen_layers(
+    freeze: str, per_class: float, limits: tuple[int, int] = (HEAD_ONLY_MAX, FROZEN_CONVS_MAX)
+) -> tuple[str, str]:
+    """Return `--freeze`, with auto decided by the training images per class, and the reason (or "").
+
+    `limits` are the largest numbers for which all layers but the last, or the convolutions, are frozen.
+    """
     if freeze != "auto":
         return freeze, ""
-    per_class = images / classes
-    if per_class <= HEAD_ONLY_MAX:
+    if per_class <= limits[0]:
         return "features", f"{per_class:.0f} images per class are enough only for a linear classifier on features"
-    if per_class <= FROZEN_CONVS_MAX:
+    if per_class <= limits[1]:
         return "convolutions", f"{per_class:.0f} images per class are too few to improve trained convolutions"
     return "none", f"{per_class:.0f} images per class are enough to train all layers further"
 
