@@ -193,6 +193,25 @@ def test_occlusion_shows_the_confidence_that_the_bars_show(opened: Any) -> None:
     page.wait_for_selector("#occlusion:has-text('100.0%')")
 
 
+def test_occlusion_tints_by_the_range_of_the_confidences(opened: Any) -> None:
+    page = opened()
+    explore(page)
+    pixels = "[...document.getElementById('input').getContext('2d').getImageData(0, 0, 12, 8).data]"
+    before = np.array(page.evaluate(pixels)).reshape(8, 12, 4)
+    found = {"rows": 1, "columns": 2, "confidences": [0.999, 0.979], "label": 0}  # of a network that is nearly certain
+    page.evaluate(
+        "(found) => { const { call } = classifier;"
+        "classifier.call = async (type, ...rest) => type === 'occlude' ? found : call(type, ...rest); }",
+        found,
+    )
+    page.locator("#occlude").click()
+    page.wait_for_selector("#occlusion:has-text('97.9% to 99.9%')")
+    change = np.abs(np.array(page.evaluate(pixels)).reshape(8, 12, 4) - before).max(axis=2)
+    high, low = change[3:5, 3:5], change[3:5, 7:9]  # inside the first and the second cell of 4×4, which begin at 2
+    assert high.max() == 0
+    assert low.min() > 30
+
+
 def test_samples_that_excite_a_channel_are_sorted(opened: Any) -> None:
     page = opened()
     explore(page)

@@ -136,13 +136,13 @@ const explorer = {
     const { shape } = this.layers[0], size = Math.max(2, Math.round(shape[1] / 4)), stride = Math.max(1, Math.round(size / 2));
     const note = byId("occlusion");
     const draw = ({ columns, confidences, label }) => {
-      const lowest = Math.min(...confidences);
-      note.textContent = format("occlusion", { label: classes[label], lowest: percent(lowest), highest: percent(Math.max(...confidences)) });
+      const lowest = Math.min(...confidences), highest = Math.max(...confidences);
+      note.textContent = format("occlusion", { label: classes[label], lowest: percent(lowest), highest: percent(highest) });
       drawPixels(byId("input"), this.layers[0]);
       const context = byId("input").getContext("2d");
       confidences.forEach((p, i) => {
         const offset = Math.round((size - stride) / 2);
-        context.fillStyle = `rgba(${COLORS[1]}, ${0.8 * (1 - p)})`;
+        context.fillStyle = `rgba(${COLORS[1]}, ${(0.8 * (highest - p)) / Math.max(highest - lowest, 0.01)})`;
         context.fillRect((i % columns) * stride + offset, Math.floor(i / columns) * stride + offset, stride, stride);
       });
     };
