@@ -285,10 +285,25 @@ def chosen(images, classes=10):
 def test_settings_for_fifty_images_and_for_half_a_million():
     few, many = chosen(50), chosen(500_000)
     assert few.schedule.epochs > many.schedule.epochs
-    assert few.optimization.batch_size < many.optimization.batch_size == 128
+    assert few.optimization.batch_size < many.optimization.batch_size == 256
     assert few.optimization.lr < many.optimization.lr == 0.1
     assert few.model.dropout > many.model.dropout
     assert few.auto_fields == ()
+
+
+def test_random_weights_learn_by_muon_and_trained_ones_by_sgd():
+    scratch = chosen(500_000)
+    o = scratch.optimization
+    assert (o.optimizer, o.kernel_lr_mult, o.bias_lr_mult, o.label_smoothing) == ("muon", 0.5, 4.0, 0.2)
+    assert (scratch.augmentation.alternate_flip, scratch.schedule.pct_start) == (True, 0.1)
+    trained = choose_settings(with_settings(named_recipe("folder"), {"weights": "run"}), 500_000, 10)[0]
+    assert (trained.optimization.optimizer, trained.optimization.batch_size, trained.optimization.lr) == (
+        "sgd",
+        128,
+        0.1,
+    )
+    given = choose_settings(with_settings(named_recipe("folder"), {"optimizer": "sgd", "pct_start": 0.2}), 50, 5)[0]
+    assert (given.optimization.optimizer, given.schedule.pct_start) == ("sgd", 0.2)
 
 
 def test_given_settings_are_kept():
@@ -369,4 +384,4 @@ def test_a_chosen_learning_rate_is_not_scaled_again():
         with_settings(named_recipe("folder"), {"batch_size": 32, "scale_lr": "linear"}), 5000, 10
     )
     assert recipe.lr_factor == 1.0
-    assert recipe.optimization.lr == 0.05
+    assert recipe.optimization.lr == 0.0354

@@ -38,7 +38,12 @@ PUBLISHED = re.compile(r"DEFAULT|IMAGENET\w+")  # names of weights in torchvisio
 SAMPLES = 500_000  # images, repetitions included, that a small network is trained on
 EPOCHS = (8, 60)
 MIN_STEPS = 60  # optimizer steps per epoch, unless that needs a batch below BATCH_SIZES[0]
-BATCH_SIZES = (8, 128)
+BATCH_SIZES = (8, 128)  # the larger one, for which `lr` is meant, is twice as large from random weights
+FROM_SCRATCH = {
+    "optimizer": "muon", "kernel_lr_mult": 0.5, "bias_lr_mult": 4.0, "pct_start": 0.1, "label_smoothing": 0.2,
+    "alternate_flip": True,
+}  # fmt: skip
+"""What teaches random weights most per epoch (docs/performance/cifar10.md), where a recipe leaves it open."""
 SMALL = 100  # pixels: images up to this size are shifted, as is usual for CIFAR; larger ones are cropped and resized
 
 
@@ -297,20 +302,23 @@ def choose_settings(recipe: Recipe, images: int, classes: int) -> tuple[Recipe, 
     """Return `recipe` with its `auto_fields` chosen for so many training images, and a sentence ("" if it has none)."""
     chosen: dict[str, Any] = {}
     log = []
+    largest = BATCH_SIZES[1] * (1 if recipe.model.weights else 2)
     if "epochs" in recipe.auto_fields:
         chosen["epochs"] = min(max(round(SAMPLES / images), EPOCHS[0]), EPOCHS[1])
         if recipe.schedule.time_budget is None:  # which replaces them
             log.append(f"{chosen['epochs']} epochs")
     if "batch_size" in recipe.auto_fields:
         power = 2 ** max(round(math.log2(max(images / MIN_STEPS, 1))), 0)
-        chosen["batch_size"] = min(max(power, BATCH_SIZES[0]), BATCH_SIZES[1])
+        chosen["batch_size"] = min(max(power, BATCH_SIZES[0]), largest)
         log.append(f"batch size {chosen['batch_size']}")
     if "lr" in recipe.auto_fields:
-        batch_size = chosen.get("batch_size", recipe.optimization.batch_size) or BATCH_SIZES[1]
-        scale = math.sqrt(batch_size / BATCH_SIZES[1])  # small batches: noisier gradients
+        batch_size = chosen.get("batch_size", recipe.optimization.batch_size) or largest
+        scale = math.sqrt(batch_size / largest)  # small batches: noisier gradients
         chosen["lr"] = round(recipe.optimization.lr * scale, 4)
         chosen["lr_batch"] = batch_size
         log.append(f"learning rate {chosen['lr']:g}")
+    if not recipe.model.weights:
+        chosen |= {name: value for name, value in FROM_SCRATCH.items() if name in recipe.auto_fields}
     per_class = images / classes
     if "augment" in recipe.auto_fields:
         chosen["augment"] = "medium" if per_class < 3000 else "light"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from alexnet.errors import unknown_name
 from alexnet.files import check_data_exists
-from alexnet.training.recipe import Recipe, read_recipe
+from alexnet.training.recipe import FROM_SCRATCH, Recipe, read_recipe
 from alexnet.training.settings import (
     AugmentationSettings,
     DataSettings,
@@ -361,8 +361,7 @@ def folder() -> Recipe:
             "dropout",
             "weights",
             "backbone_lr_mult",
-            "optimizer",
-            "kernel_lr_mult",
+            *FROM_SCRATCH,
         ),
         model=ModelSettings(norm="batch"),
         data=DataSettings(dataset="folder"),
