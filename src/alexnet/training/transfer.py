@@ -8,6 +8,7 @@ Folders with few images start from the small network in `tiny/`, which is part o
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,11 @@ def fit_last_layer(model: Network, batches: BatchLoader, device: torch.device) -
     By logistic regression, which needs seconds where training needs minutes. Classes without an image get the bias of
     one image in a million.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     head = model.get_submodule(weighted_layers(model)[-1])
+    assert isinstance(head, nn.Linear), "see `can_fit_last_layer`"
     inputs: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(1).float().cpu()))
     try:
@@ -145,7 +148,9 @@ def fit_last_layer(model: Network, batches: BatchLoader, device: torch.device) -
     # One scale for all: a unit that is nearly always 0 here would get a huge weight by its own, and augmented images
     # make it fire.
     mean, scale = features.mean(dim=0), features.std(dim=0).square().mean().sqrt().clamp(min=1e-6)
-    found = LogisticRegression(C=HEAD_C, max_iter=200).fit(((features - mean) / scale).numpy(), outputs.targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from there
+        found = LogisticRegression(C=HEAD_C, max_iter=200).fit(((features - mean) / scale).numpy(), outputs.targets)
     weight, bias = torch.from_numpy(found.coef_).float(), torch.from_numpy(found.intercept_).float()
     if len(found.classes_) == 2:  # scikit-learn stores one row: the logit of the second class
         weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
@@ -153,7 +158,7 @@ def fit_last_layer(model: Network, batches: BatchLoader, device: torch.device) -
     head.weight.zero_()
     head.bias.fill_(math.log(1e-6))
     seen = torch.from_numpy(found.classes_)
-    head.weight[seen] = weight.reshape(-1, *head.weight.shape[1:]).to(device)
+    head.weight[seen] = weight.to(device)
     head.bias[seen] = (bias - weight @ mean).to(device)
 
 
