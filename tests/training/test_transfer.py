@@ -289,6 +289,12 @@ def test_the_last_layer_is_fitted_by_logistic_regression(present):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items() if "fc8" not in name)
 
 
+def test_a_run_that_stops_by_its_training_error_may_begin_with_a_fitted_layer(trained, others, tmp_path):
+    given = {"weights": str(trained), "stop_error": 0.001, "epochs": 2, "progress": Silent()}
+    result = train("folder", data=others, out=tmp_path / "run", **given)
+    assert result.summary["epochs"] >= 1
+
+
 def test_a_run_killed_before_its_first_epoch_has_a_classifier_and_resumes(others, trained, tmp_path):
     class Killed(Exception): ...
 

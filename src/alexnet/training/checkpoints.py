@@ -77,7 +77,7 @@ class TrainState:
     def early_stopped(self, recipe: Recipe) -> bool:
         """Whether none of the last `early_stop` epochs was better than the best before them, or the training error
         has fallen to `stop_error`."""
-        if self.best is None:
+        if self.best is None or not self.history:  # no epoch yet, but perhaps a fitted last layer
             return False
         schedule = recipe.schedule
         idle = schedule.early_stop and self.epoch - self.best["epoch"] >= schedule.early_stop
