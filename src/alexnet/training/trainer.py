@@ -418,8 +418,8 @@ class Trainer:
         self.state.best = {**row, "epoch": 0}
         split = self.recipe.data.validate_on
         text = (
-            f"A linear classifier on its features: {split} top-1 {row['top1']:.2%}. Training goes on; to try this one "
-            f"meanwhile: alexnet predict {shlex.quote(str(self.run.path))} IMAGE"
+            f"A linear classifier on its features: {split} top-1 {row['top1']:.2%}. Training continues; to try this "
+            f"one meanwhile: alexnet predict {shlex.quote(str(self.run.path))} IMAGE"
         )
 
         def after_save() -> None:

@@ -149,7 +149,7 @@ def fit_last_layer(model: Network, batches: BatchLoader, device: torch.device) -
     # make it fire.
     mean, scale = features.mean(dim=0), features.std(dim=0).square().mean().sqrt().clamp(min=1e-6)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from there
+        warnings.simplefilter("ignore", ConvergenceWarning)  # training continues from there
         found = LogisticRegression(C=HEAD_C, max_iter=200).fit(((features - mean) / scale).numpy(), outputs.targets)
     weight, bias = torch.from_numpy(found.coef_).float(), torch.from_numpy(found.intercept_).float()
     if len(found.classes_) == 2:  # scikit-learn stores one row: the logit of the second class
