@@ -1,6 +1,6 @@
 """The server under load, against `alexnet predict` on the same files and a plain handler, in one run.
 
-    python benchmarks/serving.py RUN --data DIR --name cifar10 [--clients 32 256] [--seconds 60]
+    python benchmarks/serving.py RUN --data DIR --name cifar10 [--clients 32 256] [--seconds 60] [--engines exact fast]
     python benchmarks/serving.py RUN --data DIR --name cifar10-sigterm --sigterm
     python benchmarks/serving.py RUN --data DIR --name cifar10-soak --soak 50000
 
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--clients", type=int, nargs="+", default=[32, 256])
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--engines", nargs="+", default=["exact"], help="of the server, each under load in turn")
     parser.add_argument("--files", type=int, default=2000, help="number of images, evenly spaced")
     parser.add_argument("--sigterm", action="store_true")
     parser.add_argument("--soak", type=int, default=0)
@@ -49,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     found = [str(path) for path in find_images([given.data]) if path.suffix.lower() in (".jpg", ".jpeg")]
     files = found[:: max(1, len(found) // given.files)][: given.files]
-    results: dict[str, Any] = {"pictures": len(files), "serve": given.serve}
+    results: dict[str, Any] = {"pictures": len(files), "flags": given.serve}
     if given.sigterm:
         results |= {"sigterm": [stop_in_the_middle(given, files, clients) for clients in given.clients]}
     elif given.soak:
@@ -66,9 +67,10 @@ def compare(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
     before = predicting(given.run, files, seconds / 4)
     ours, plain = [], []
     for clients in given.clients:
-        with server(given) as (url, _):
-            ours.append(report("alexnet serve", run_clients(f"{url}/v1/predict", files, clients, seconds)))
-            ours[-1]["batches"] = batches(url)
+        for engine in given.engines:
+            with server(given, engine) as (url, _):
+                ours.append(report("alexnet serve", run_clients(f"{url}/v1/predict", files, clients, seconds)))
+                ours[-1] |= {"engine": engine, "batches": batches(url)}
         with started([sys.executable, str(HERE / "plain_server.py"), given.run]) as (first, _):
             plain.append(report("plain", run_clients(f"{first['url']}/predict", files, clients, seconds)))
     after = predicting(given.run, files, seconds / 4)
@@ -82,7 +84,7 @@ def compare(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
 def stop_in_the_middle(given: argparse.Namespace, files: list[str], clients: int) -> dict[str, Any]:
     """Send SIGTERM while all clients send requests."""
     with (
-        started(serve_command(given)) as (first, process),
+        started(serve_command(given, given.engines[0])) as (first, process),
         start_clients(f"{first['url']}/v1/predict", files, clients, given.seconds) as load,
     ):
         time.sleep(WARM_UP + given.seconds / 2)
@@ -105,7 +107,7 @@ def soak(given: argparse.Namespace, files: list[str]) -> dict[str, Any]:
     """Send that many requests, and record the server's memory twenty times."""
     part = max(1, given.soak // 20)
     memory = []
-    with server(given) as (url, process):
+    with server(given, given.engines[0]) as (url, process):
         for _ in range(given.soak // part):
             found = run_clients(f"{url}/v1/predict", files, given.clients[0], requests=part, unusual=True)
             memory.append({"requests": part * (len(memory) + 1), "mb": resident(process.pid), **found["statuses"]})
@@ -140,9 +142,10 @@ def table(document: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
         f"| `alexnet predict`, before and after | | {before:,.0f} and {after:,.0f} | | | | | | 64 |",
     ]
-    for name, rows in (("`alexnet serve`", found["serve"]), ("a plain handler", found["plain"])):
+    for kind, rows in (("`alexnet serve`", found["serve"]), ("a plain handler", found["plain"])):
         for row in rows:
-            batch = row.get("batches", 1)
+            batch, engine = row.get("batches", 1), row.get("engine", "exact")
+            name = kind if engine == "exact" else f"`alexnet serve --engine {engine}`"
             other = sum(n for status, n in row["statuses"].items() if status != "200") + sum(row["lost"].values())
             lines.append(
                 f"| {name} | {row['clients']} | {row['images_per_second']:,.0f} | {row['of_predict']:.0%} | "
@@ -176,13 +179,15 @@ def predict_here() -> None:
     print(count / (time.perf_counter() - began))
 
 
-def serve_command(given: argparse.Namespace) -> list[str]:
-    return [sys.executable, "-m", "alexnet", "serve", given.run, "--port", "0", "--json", *given.serve]
+def serve_command(given: argparse.Namespace, engine: str) -> list[str]:
+    return [
+        sys.executable, "-m", "alexnet", "serve", given.run, "--port", "0", "--json", "--engine", engine, *given.serve
+    ]  # fmt: skip
 
 
 @contextlib.contextmanager
-def server(given: argparse.Namespace) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    with started(serve_command(given)) as (first, process):
+def server(given: argparse.Namespace, engine: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    with started(serve_command(given, engine)) as (first, process):
         yield first["url"], process
 
 
