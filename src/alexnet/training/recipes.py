@@ -56,9 +56,9 @@ SCHEDULE_145_CONTINUED = (
 def digits() -> Recipe:
     """The embedded handwritten digits, without a download: for a first try and to check an installation.
 
-    1,797 digits from scikit-learn, enlarged to 32×32; a `cifar` network of half the
-    width. `alexnet train` takes 34 to 42 s on two cores without bfloat16 and gives test
-    top-1 99.55 % (5 seeds, deviation 0.48 %, 269 images), validation 99.85 %.
+    1,797 digits from scikit-learn, enlarged to 32×32; a `cifar` network of half the width. `alexnet train` takes 17 s
+    on two cores with bfloat16, 20 s in float32, and gives test top-1 99.70 and 99.55 % (5 seeds each, standard
+    deviations .31 and .41; 269 images), validation 99.63 and 99.70 %. 20 epochs give 99.70 %, too (bfloat16, 5 seeds).
     """
     return Recipe(
         name="digits",
@@ -68,7 +68,7 @@ def digits() -> Recipe:
         optimization=OptimizationSettings(
             batch_size=64, lr=0.05, nesterov=True, decay_biases=False, label_smoothing=0.1
         ),
-        schedule=ScheduleSettings(epochs=20, kind="one-cycle"),
+        schedule=ScheduleSettings(epochs=10, kind="one-cycle"),
     )
 
 
