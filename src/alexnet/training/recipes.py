@@ -98,7 +98,7 @@ def cifar10_fast() -> Recipe:
     learn four times as fast; and 768 hidden units, which is enough. It validates on the test images, as speed runs
     do; nothing is selected by them, and the last network is the result. `alexnet train cifar10-fast --data DIR` takes
     60 s (55 to 63, four runs) on two cores with bfloat16, including validation but not reading the data (CIFAR-10
-    re-encoded as JPEG), and gives test top-1 78.39 % (nine seeds, 77.90 to 78.75).
+    re-encoded as JPEG), and gives test top-1 78.31 % (eleven seeds, 77.90 to 78.75).
     """
     return cifar10().replace(
         name="cifar10-fast", validate_on="test", width=0.375, spec_edits=("half-hidden",), epochs=4, batch_size=256,
