@@ -385,3 +385,12 @@ def test_a_chosen_learning_rate_is_not_scaled_again():
     )
     assert recipe.lr_factor == 1.0
     assert recipe.optimization.lr == 0.0354
+
+
+def test_another_network_does_not_keep_the_changes_to_layers_of_the_recipe():
+    fast = named_recipe("cifar10-fast")
+    assert fast.model.spec_edits == ("half-hidden",)
+    assert with_settings(fast, {"arch": "paper"}).model.spec_edits == ()
+    assert with_settings(fast, {"weights": "tiny"}).model.spec_edits == ()
+    assert with_settings(fast, {"weights": "none", "width": 0.5}).model.spec_edits == ("half-hidden",)
+    assert with_settings(fast, {"arch": "paper", "spec_edits": ["half-hidden"]}).model.spec_edits == ("half-hidden",)

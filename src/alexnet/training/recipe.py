@@ -124,17 +124,20 @@ def with_settings(recipe: Recipe, values: dict[str, Any], where: str = "") -> Re
     """Return `recipe` with the given settings, each converted to its declared type. Raises `UserError`.
 
     A setting that is given is removed from `auto_fields`. A different architecture comes with its own image
-    size, width, norm, activation, initialization and dropout unless they are given too: `cifar10 --arch paper`
-    is the paper's network, not a narrower one. A number of epochs or a time replaces the steps that an earlier run
-    planned for its time budget. `where` follows a setting's name in errors, such as " in --set".
+    size, width, norm, activation, initialization, dropout and layers unless they are given too: `cifar10 --arch paper`
+    is the paper's network, not a narrower one. Weights come with their own layers. A number of epochs or a time
+    replaces the steps that an earlier run planned for its time budget. `where` follows a setting's name in errors,
+    such as " in --set".
     """
     if type(values.get("checkpoint_every")) is int:  # from --set checkpoint_every=500
         values = {**values, "checkpoint_every": str(values["checkpoint_every"])}
     if values.get("weights") == "none":
         values = {**values, "weights": None}
     if values.get("arch", recipe.model.arch) != recipe.model.arch:
-        of_arch = ("image_size", "width", "norm", "activation", "init", "dropout")
+        of_arch = ("image_size", "width", "norm", "activation", "init", "dropout", "spec_edits")
         recipe = recipe.replace(**{name: SETTINGS[name].default for name in of_arch})
+    if values.get("weights"):  # which bring their own network
+        recipe = recipe.replace(spec_edits=())
     if "auto_fields" not in values:  # not a complete recipe.json
         if values.get("time_budget") and values.get("limit_steps"):
             raise UserError("--time-budget sets the number of steps, as --limit-steps does; leave out one of them.")
