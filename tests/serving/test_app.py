@@ -111,6 +111,14 @@ def test_sigterm_drops_no_accepted_request(checkpoint: Path) -> None:
     assert last == {"accepted": count, "answered": count, "cut_short": False}
 
 
+def test_second_signal_ends_the_drain_without_a_traceback(models: Models, caplog: pytest.LogCaptureFixture) -> None:
+    with running_uvicorn(models, drain=3600) as (_, server):
+        server.handle_exit(signal.SIGTERM, None)
+        server.handle_exit(signal.SIGTERM, None)
+    assert server.force_exit
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 @POSIX
 def test_request_in_flight_at_sigterm_is_answered(models: Models, decode_gate: DecodeGate) -> None:
     statuses: list[int] = []

@@ -27,6 +27,8 @@ from alexnet.serving import live
 from alexnet.serving.address import bind
 from alexnet.serving.live import live_page
 
+LIMIT_S = 600  # for a training and its page on a busy machine
+
 
 class Process:
     """In place of the server's process, which answers one request, or none unless `answers`."""
@@ -178,12 +180,19 @@ def test_page_needs_the_packages_of_a_server(
 def training(*arguments: str) -> Iterator[tuple[Any, str]]:
     """Run `alexnet train --live`; yield the process and the URL of its page."""
     command = [sys.executable, "-m", "alexnet", "train", "digits", "--width", "0.1", "--threads", "1", "--live"]
-    process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(LIMIT_S, process.kill)  # then reading its stderr ends
+    watchdog.start()
     try:
         assert process.stderr is not None
-        lines = (re.search(r"page of this run: (http://\S+)/", line) for line in process.stderr)
-        yield process, next(found[1] for found in lines if found)
+        lines: list[str] = []
+        while not (found := re.search(r"page of this run: (http://\S+)/", line := process.stderr.readline())):
+            lines.append(line)
+            assert line, "".join(lines)
+            assert "did not open" not in line
+        yield process, found[1]
     finally:
+        watchdog.cancel()
         process.kill()
         process.wait()
 

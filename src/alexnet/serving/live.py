@@ -1,7 +1,7 @@
 """The page of a run while it trains: `alexnet serve` in a process of its own, for `alexnet train --live`.
 
 The run folder is all that it reads. Its address is shown once it answers, and training does not wait for that. It
-leaves the cores to the training as far as possible: it starts while the training loads, has a low priority, and
+leaves the cores to the training as far as possible: it starts while the training loads, then has a low priority, and
 computes with one thread, on the CPU. It ends with a training that is interrupted or fails, and otherwise at Ctrl-C.
 """
 
@@ -27,7 +27,6 @@ from alexnet.signals import Stopped
 from alexnet.text import escape
 
 HOST, PORT = "127.0.0.1", 8000
-UP_S = 180.0  # within which a page must answer; while a training takes all cores, it starts in tens of seconds
 NICENESS = 10  # a tenth of the time of a core for which the training competes: enough to answer within a second
 Log = Callable[[str], object]
 
@@ -81,8 +80,11 @@ def live_page(in_browser: bool = False, lang: str | None = None) -> Iterator[Cal
 
 
 def _answers(port: int) -> bool:
-    """Wait until the server at `port` answers a request; return False if it has ended, or not within `UP_S`."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=UP_S)
+    """Wait until the server at `port` answers a request, or has ended; return whether it answered.
+
+    There is no limit of time: beside other work a page may open late, and later is better than not at all.
+    """
+    connection = http.client.HTTPConnection(HOST, port)
     try:
         connection.request("GET", "/healthz")  # the socket listens already: the request waits in its queue
         return connection.getresponse().status == http.client.OK
@@ -121,8 +123,6 @@ def _start(listener: socket.socket, lang: str | None) -> tuple[SpawnProcess, Con
 
 def _serve(pipe: Connection, listener: socket.socket, lang: str | None) -> None:
     """Serve the run whose path comes from `pipe`, until SIGTERM or the end of the training process."""
-    with suppress(AttributeError, OSError):  # Windows has no nice
-        os.nice(NICENESS)
     os.environ["OMP_NUM_THREADS"] = "1"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -130,6 +130,8 @@ def _serve(pipe: Connection, listener: socket.socket, lang: str | None) -> None:
     from alexnet.serving.server import serve
     from alexnet.serving.settings import Settings
 
+    with suppress(AttributeError, OSError):  # Windows has no nice
+        os.nice(NICENESS)  # not before the imports, which would take minutes beside much other work
     try:
         with suppress(Stopped, EOFError):
             run = pipe.recv()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import selectors
 import signal
 import socket
@@ -242,6 +243,8 @@ class Server(uvicorn.Server):
                 break
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+        if self.force_exit:  # the end of the application is not waited for; uvicorn would report that with a traceback
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 
 def serve(
