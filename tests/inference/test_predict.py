@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -130,7 +131,9 @@ def test_unreadable_image_does_not_stop_the_others(small_run, tmp_path):
         load(small_run).predict(bad)
 
 
-def test_more_images_than_are_read_ahead(small_run, tmp_path):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_more_images_than_are_read_ahead(small_run, tmp_path, threads):
+    before = torch.get_num_threads()
     paths = [save_digit(tmp_path / f"{i}.png", i) for i in range(3)]
     bad = tmp_path / "bad.png"
     bad.write_bytes(paths[0].read_bytes()[:60])
@@ -139,9 +142,19 @@ def test_more_images_than_are_read_ahead(small_run, tmp_path):
     classifier = load(small_run, device="cpu")
     expected = [None if one is bad else classifier.predict(one, top=1).labels[0][0] for one in images[:6]]
     assert len(set(expected)) > 2
-    found = list(classifier.predict_many(iter(images), top=1))
-    assert [p.labels[0][0] if p.labels else None for p in found] == expected * 40
+    torch.set_num_threads(threads)
+    try:
+        found = list(classifier.predict_many(iter(images * 2), top=1))
+        later = ThreadPoolExecutor(1).submit(torch.get_num_threads).result()
+        assert torch.get_num_threads() == later == threads
+    finally:
+        torch.set_num_threads(before)
+    assert [p.labels[0][0] if p.labels else None for p in found] == expected * 80
     assert [p.path for p in found[:6]] == [*map(str, paths), str(bad), "-", "-"]
+
+
+def test_no_image_no_prediction(small_run):
+    assert list(load(small_run).predict_many([])) == []
 
 
 def test_top_is_checked(small_run, tmp_path):

@@ -18,7 +18,7 @@ import io
 import logging
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -57,7 +57,7 @@ NEEDS_HEIF = "it is HEIC, which needs pillow-heif; install it with: pip install 
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
 
 _CHUNK = 16  # files per task of a thread: enough for little overhead, few enough to use all cores for some photographs
-_CHUNKS_AHEAD = 4  # tasks of each core that are begun before their results are needed
+_AHEAD = 64  # files of each thread that are begun before their results are needed
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
 EXIF_TRANSPOSES = {
@@ -412,20 +412,27 @@ def map_in_threads(
     Only some hundred items are worked on before their results are asked for, so these never fill memory. `progress`
     is told how many are done if `items` have a length.
     """
-    cores = cpu_count()
-    pool, remaining = ThreadPoolExecutor(cores), iter(items)
-    tasks = (
-        pool.submit(lambda chunk: [work(item) for item in chunk], chunk)
-        for chunk in iter(lambda: list(islice(remaining, _CHUNK)), [])
-    )
+
+    def work_on(chunk: list[Item]) -> list[Result]:
+        return [work(item) for item in chunk]
+
+    for done, result in enumerate(map_chunks_in_threads(work_on, items, _CHUNK, cpu_count()), start=1):
+        yield result
+        if progress is not None and isinstance(items, Sized) and (done % _CHUNK == 0 or done == len(items)):
+            progress(done, len(items), what)
+
+
+def map_chunks_in_threads(
+    work: Callable[[list[Item]], Sequence[Result]], items: Iterable[Item], size: int, threads: int
+) -> Iterator[Result]:
+    """Yield the results of work(chunk) for each chunk of `size` items, in order, on `threads` threads."""
+    pool, remaining = ThreadPoolExecutor(threads), iter(items)
+    tasks = (pool.submit(work, chunk) for chunk in iter(lambda: list(islice(remaining, size)), []))
     try:
-        waiting, done = deque(islice(tasks, _CHUNKS_AHEAD * cores)), 0
+        waiting = deque(islice(tasks, max(2, _AHEAD // size) * threads))
         while waiting:
             results = waiting.popleft().result()
             waiting.extend(islice(tasks, 1))
             yield from results
-            done += len(results)
-            if progress is not None and isinstance(items, Sized):
-                progress(done, len(items), what)
     finally:
         pool.shutdown(cancel_futures=True)  # an error or Ctrl-C must not wait for thousands of files

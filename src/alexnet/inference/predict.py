@@ -10,9 +10,10 @@ Importing torch takes longer than classifying an image, so it is imported only w
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from PIL import Image, ImageOps
 
 from alexnet.calls import public
 from alexnet.data.arrays import array_to_image, find_scale
-from alexnet.data.decode import MAX_PIXELS, BadImage, decode_image, map_in_threads
+from alexnet.data.decode import MAX_PIXELS, BadImage, decode_image, map_chunks_in_threads, map_in_threads
 from alexnet.data.deep import CLIPPED, ValueRange
 from alexnet.data.transforms import EvalTransform
 from alexnet.device import pick_device
@@ -197,11 +198,15 @@ class Classifier:
 
     def trace(self) -> None:
         """Trace each network if torch computes them all on a CPU (see `trace_model`), which changes no number."""
-        members = self.ensemble.members
-        if self.device.type != "cpu" or any(member.engine is not None for member in members):
-            return
-        shapes = [(m.preprocess.channels, m.preprocess.size, m.preprocess.size) for m in members]
-        self._traced = [trace_model(m.model, shape) for m, shape in zip(members, shapes, strict=True)]
+        if self._torch_on_cpu:
+            members = self.ensemble.members
+            shapes = [(m.preprocess.channels, m.preprocess.size, m.preprocess.size) for m in members]
+            self._traced = [trace_model(m.model, shape) for m, shape in zip(members, shapes, strict=True)]
+
+    @property
+    def _torch_on_cpu(self) -> bool:
+        """Whether torch computes all networks, on a CPU."""
+        return all(member.engine is None for member in self.ensemble.members) and self.device.type == "cpu"
 
     def __repr__(self) -> str:
         """Name each network with its parameters and input, and the classes."""
@@ -265,13 +270,32 @@ class Classifier:
             with lock if isinstance(image, Image.Image) else nullcontext():
                 return image, _crops_or_reason(image, transforms)
 
-        loaded = map_in_threads(load, images)
-        while batch := list(itertools.islice(loaded, BATCH_SIZE)):
-            yield from self._predict_batch(batch, top, grid)
+        if not self._torch_on_cpu:
+            loaded = map_in_threads(load, images)
+            while batch := list(itertools.islice(loaded, BATCH_SIZE)):
+                yield from self._predict_batch(batch, top, grid)
+            return
+
+        import torch
+
+        # Each thread reads and computes batches of its own: torch's threads would compete with those that decode.
+        threads, remaining = torch.get_num_threads(), iter(images)
+
+        def predict(batch: Iterable[AnyImage]) -> Sequence[Prediction]:
+            with _one_torch_thread(threads):
+                return list(self._predict_batch(map(load, batch), top, grid))
+
+        first = list(itertools.islice(remaining, BATCH_SIZE * threads))
+        if len(first) == 1:
+            yield from self._predict_batch(map(load, first), top, grid)
+            return
+        size = max(1, math.ceil(len(first) / threads))  # smaller batches for few images, so that all threads have one
+        yield from map_chunks_in_threads(predict, itertools.chain(first, remaining), size, threads)
 
     def _predict_batch(
-        self, pending: list[tuple[AnyImage, Crops | str]], top: int, views: Views
+        self, pending: Iterable[tuple[AnyImage, Crops | str]], top: int, views: Views
     ) -> Iterator[Prediction]:
+        pending = list(pending)
         readable = [crops for _, crops in pending if not isinstance(crops, str)]
         batches = [np.stack(crops) for crops in zip(*readable, strict=True)]
         rows = iter(self.score_rows(self._compute(batches, views))) if readable else iter(())
@@ -382,6 +406,18 @@ def load(
             log(found.engine.note)
             return classifier
     return Classifier(load_ensemble(runs, checkpoint, trust, file, log), device, engine, calibrate, log)
+
+
+@contextmanager
+def _one_torch_thread(usual: int) -> Iterator[None]:
+    """Let torch compute with one thread in this thread of Python, instead of the `usual` number."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)  # a thread of Python that starts later takes over what was set last
 
 
 def _crops_or_reason(image: AnyImage, transforms: Sequence[EvalTransform]) -> Crops | str:
