@@ -23,7 +23,7 @@ from common import save
 import alexnet
 from alexnet.files import read_json, write_json
 from alexnet.progress import Silent
-from alexnet.training.transfer import TINY_HEAD_ONLY_MAX, TINY_SETTINGS
+from alexnet.training.transfer import TINY_HEAD_LR, TINY_HEAD_ONLY_MAX, TINY_SETTINGS
 
 ARMS: dict[str, dict[str, Any]] = {
     "scratch": {"weights": "none"},
@@ -56,8 +56,10 @@ def measure(
         shutil.rmtree(out, ignore_errors=True)
         began = time.monotonic()
         given = {"weights": weights, **settings, **ARMS[arm]}
-        if arm == "trained":
-            given["freeze"] = "features" if images <= TINY_HEAD_ONLY_MAX else "none"
+        if arm == "trained" and images <= TINY_HEAD_ONLY_MAX:
+            given |= {"freeze": "features", "lr": TINY_HEAD_LR}
+        elif arm == "trained":
+            given["freeze"] = "none"
         result = alexnet.train(data, seed=seed, out=out, progress=Silent(), **given)
         seconds = time.monotonic() - began
         write_json(stored, {"top1": result.summary["test"]["top1"], "seconds": seconds})

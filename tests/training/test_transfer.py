@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import alexnet
 from alexnet.checkpoint import load_checkpoint
@@ -25,6 +26,7 @@ from alexnet.training.recipes import named_recipe
 from alexnet.training.transfer import (
     TINY_FOLDER,
     choose_frozen_layers,
+    choose_tiny_settings,
     fit_last_layer,
     freeze,
     frozen_layers,
@@ -247,6 +249,24 @@ def test_what_training_from_it_leaves_to_the_user(others, tmp_path):
     assert recipe.model.freeze == "none"
     last = load_checkpoint(Run(run).named_checkpoint("last")).model
     assert not torch.equal(last.conv1.weight, load_checkpoint(TINY_FOLDER).model.conv1.weight)
+
+
+@pytest.mark.parametrize(("per_class", "freeze", "lr"), [(30, "auto", 0.001), (31, "auto", 0.01), (20, "none", 0.01)])
+def test_the_rate_is_lower_where_only_the_last_layer_is_trained(per_class, freeze, lr):
+    recipe = with_settings(named_recipe("folder"), {"weights": "tiny", "freeze": freeze})
+    assert choose_tiny_settings(recipe, per_class).optimization.lr == lr
+
+
+def test_the_card_of_the_network_of_the_package_is_true():
+    model, card = load_checkpoint(TINY_FOLDER).model, (TINY_FOLDER / "README.md").read_text(encoding="utf-8")
+    card = " ".join(card.split())
+    channels = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    units = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    for numbers, noun in ((channels, "channels"), (units, "units")):
+        assert f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]} {noun}" in card
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
+    assert ("with batch norm" in card) == any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert f"({(TINY_FOLDER / 'model.safetensors').stat().st_size / 1e6:.1f} MB)" in card
 
 
 @pytest.mark.parametrize("damage", ["missing", "weights", "version"])

@@ -149,7 +149,7 @@ def _prepare(
     if saved is None and starts_from_tiny(recipe, dataset):
         recipe, pretrained = _load_tiny(recipe, dataset, progress)
     if pretrained is not None and pretrained.checkpoint == TINY_FOLDER:
-        recipe = choose_tiny_settings(recipe)
+        recipe = choose_tiny_settings(recipe, len(dataset.splits["train"]) / len(dataset.classes))
     recipe = _complete_settings(recipe, dataset, device, precision, parallel, progress)
     recipe, spec, stored = _choose_network(recipe, dataset, device, saved, pretrained, progress)
     parallel.check(spec)

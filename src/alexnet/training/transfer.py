@@ -32,8 +32,10 @@ from alexnet.training.settings import ModelSettings
 TINY_FOLDER = Path(__file__).with_name(TINY)  # a checkpoint folder; its README.md describes the network
 TINY_MAX = 200  # images per class below which a folder starts from it
 TINY_HEAD_ONLY_MAX = 30  # images per class up to which only its last layer is trained (docs/performance/transfer.md)
+TINY_LIMITS = (TINY_HEAD_ONLY_MAX, TINY_HEAD_ONLY_MAX)  # see `choose_frozen_layers`
 TINY_SETTINGS = {"epochs": 15, "lr": 0.01, "backbone_lr_mult": 1.0, "optimizer": "muon", "kernel_lr_mult": 1.0}
 """What suits training from it, where the recipe leaves it open."""
+TINY_HEAD_LR = 0.001  # instead, where only its last layer is trained: .01 undoes a point or two of what was fitted
 HEAD_IMAGES = 20_000  # training images up to which the new last layer is fitted before training: it takes seconds
 HEAD_C = 0.01  # scikit-learn's C: the inverse of the L2 penalty on the weights, for features of unit variance
 HEAD_ONLY_MAX, FROZEN_CONVS_MAX = 50, 500  # images per class up to which --freeze auto does so
@@ -57,9 +59,11 @@ def starts_from_tiny(recipe: Recipe, dataset: ImageDataset) -> bool:
     )
 
 
-def choose_tiny_settings(recipe: Recipe) -> Recipe:
-    """Return `recipe` with those of `TINY_SETTINGS` that it leaves open."""
-    chosen = {name: value for name, value in TINY_SETTINGS.items() if name in recipe.auto_fields}
+def choose_tiny_settings(recipe: Recipe, per_class: float) -> Recipe:
+    """Return `recipe` with the settings for so many training images per class that it leaves open."""
+    frozen, _ = choose_frozen_layers(recipe.model.freeze, per_class, TINY_LIMITS)
+    settings = TINY_SETTINGS | ({"lr": TINY_HEAD_LR} if frozen == "features" else {})
+    chosen = {name: value for name, value in settings.items() if name in recipe.auto_fields}
     rest = tuple(name for name in recipe.auto_fields if name not in chosen)
     return recipe.replace(auto_fields=rest, **chosen)
 
@@ -81,7 +85,7 @@ def init_from_pretrained(
             f"--weights {recipe.model.weights} takes {_color_mode(preprocess.channels)} images, and these are "
             f"{_color_mode(dataset.channels)}; {fix}, or leave out --weights."
         )
-    limits = (TINY_HEAD_ONLY_MAX,) * 2 if pretrained.checkpoint == TINY_FOLDER else (HEAD_ONLY_MAX, FROZEN_CONVS_MAX)
+    limits = TINY_LIMITS if pretrained.checkpoint == TINY_FOLDER else (HEAD_ONLY_MAX, FROZEN_CONVS_MAX)
     per_class = len(dataset.splits["train"]) / len(dataset.classes)
     frozen, reason = choose_frozen_layers(recipe.model.freeze, per_class, limits)
     new_head = pretrained.classes != dataset.classes
