@@ -188,8 +188,11 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture
 def same_handlers_afterwards() -> Iterator[None]:
-    """Restore the handlers of signals afterwards."""
+    """Restore the handlers of signals afterwards; let none be ignored before, as SIGHUP is under nohup."""
     before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    for signum, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
