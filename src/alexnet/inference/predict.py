@@ -281,21 +281,20 @@ class Classifier:
         # Each thread reads and computes batches of its own: torch's threads would compete with those that decode.
         threads, remaining = torch.get_num_threads(), iter(images)
 
-        def predict(batch: Iterable[AnyImage]) -> Sequence[Prediction]:
+        def predict(batch: list[AnyImage]) -> list[Prediction]:
             with _one_torch_thread(threads):
-                return list(self._predict_batch(map(load, batch), top, grid))
+                return list(self._predict_batch([load(image) for image in batch], top, grid))
 
         first = list(itertools.islice(remaining, BATCH_SIZE * threads))
         if len(first) == 1:
-            yield from self._predict_batch(map(load, first), top, grid)
+            yield from self._predict_batch([load(first[0])], top, grid)
             return
         size = max(1, math.ceil(len(first) / threads))  # smaller batches for few images, so that all threads have one
         yield from map_chunks_in_threads(predict, itertools.chain(first, remaining), size, threads)
 
     def _predict_batch(
-        self, pending: Iterable[tuple[AnyImage, Crops | str]], top: int, views: Views
+        self, pending: list[tuple[AnyImage, Crops | str]], top: int, views: Views
     ) -> Iterator[Prediction]:
-        pending = list(pending)
         readable = [crops for _, crops in pending if not isinstance(crops, str)]
         batches = [np.stack(crops) for crops in zip(*readable, strict=True)]
         rows = iter(self.score_rows(self._compute(batches, views))) if readable else iter(())
