@@ -18,6 +18,7 @@ from alexnet.checkpoint import save_model
 from alexnet.cli import run
 from alexnet.data.datasets import load_dataset
 from alexnet.data.transforms import EvalTransform
+from alexnet.device import Precision
 from alexnet.errors import UserError
 from alexnet.inference.ensemble import forward
 from alexnet.inference.evaluate import evaluate
@@ -287,6 +288,7 @@ def test_missing_package_is_reported(small_run, image):
 
 def test_fast_is_exact_where_no_engine_is_installed(small_run, cache, image, monkeypatch, capsys):
     monkeypatch.setattr(manifest, "_is_installed", lambda package: package not in ("openvino", "onnxruntime"))
+    monkeypatch.setattr(select, "pick_precision", lambda *_: Precision("fp32", ""))  # or torch-bf16 may win
     assert run(["predict", str(small_run), str(image), "--engine", "fast"]) == 0
     assert capsys.readouterr().err.startswith("engine exact: no engine installed here is faster")
 
