@@ -17,9 +17,10 @@ from alexnet.models.model import build
 from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training.api import resume, train
+from alexnet.training.architecture import build_spec
 from alexnet.training.recipe import Recipe, read_recipe
 from alexnet.training.settings import ScheduleChange
-from alexnet.training.setup import build_spec, prepare_training
+from alexnet.training.setup import prepare_training
 from alexnet.training.trainer import Trainer
 
 # a small imagenet-2012: random 32 of 36, mean image, PCA noise, pixels from 0 to 255 (and weights initialized for them)

@@ -11,7 +11,8 @@ from alexnet.progress import Silent
 from alexnet.run_dir import Run
 from alexnet.training import threads
 from alexnet.training.api import resume, train
-from alexnet.training.threads import choose, restore_threads, should_measure
+from alexnet.training.speed import restore_threads
+from alexnet.training.threads import choose, should_measure
 
 TINY = {"epochs": 3, "width": 0.125, "batch_size": 256, "limit_steps": None}
 

@@ -40,10 +40,11 @@ from alexnet.models.spec import AlexNetSpec
 from alexnet.models.summary import summarize
 from alexnet.runtimes.engines import CALIBRATED, EXACT, KINDS, Engine, LoadedModel, TorchEngine
 from alexnet.runtimes.select import EngineCache, EngineConfig, open_or_build
+from alexnet.training.architecture import build_spec
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.optim import schedule_at
 from alexnet.training.recipe import Recipe, with_settings
-from alexnet.training.setup import TrainSetup, build_augment, build_spec
+from alexnet.training.setup import TrainSetup, build_augment
 from alexnet.training.step import TrainStep
 
 ARCHS = ("torchvision", "paper")

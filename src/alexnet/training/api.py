@@ -46,7 +46,8 @@ from alexnet.training.resume import (
     extend,
 )
 from alexnet.training.setup import TrainSetup, prepare_training
-from alexnet.training.threads import ThreadChoice, restore_threads
+from alexnet.training.speed import restore_threads
+from alexnet.training.threads import ThreadChoice
 from alexnet.training.time_budget import TimeBudget, fit_time_budget
 from alexnet.training.trainer import Trainer
 from alexnet.training.transfer import fit_last_layer, frozen_layers, load_backbone

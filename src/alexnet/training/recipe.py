@@ -44,6 +44,10 @@ FROM_SCRATCH = {
     "alternate_flip": True,
 }  # fmt: skip
 """What teaches random weights most per epoch (docs/performance/cifar10.md), where a recipe leaves it open."""
+LONG = {"label_smoothing": 0.0, "kernel_lr_mult": 0.8, "cutmix": 1.0}
+"""What teaches them more in a long training, there."""
+LONG_LR = 0.06
+LONG_EPOCHS, LONG_IMAGES = 40, 1_000_000  # epochs, and images with repetitions, that make a training a long one
 SMALL = 100  # pixels: images up to this size are shifted, as is usual for CIFAR; larger ones are cropped and resized
 
 
@@ -301,8 +305,16 @@ def check_layers(recipe: Recipe, network: str, layers: Iterable[str]) -> None:
 # ── settings that follow from the data ────────────────────────────────────────────────────────────
 
 
-def choose_settings(recipe: Recipe, images: int, classes: int) -> tuple[Recipe, str]:
-    """Return `recipe` with its `auto_fields` chosen for so many training images, and a sentence ("" if it has none)."""
+def is_long(epochs: int, images: int) -> bool:
+    """Return whether so many epochs of so many images make a long training, in which random weights learn by `LONG`."""
+    return epochs >= LONG_EPOCHS and epochs * images >= LONG_IMAGES
+
+
+def choose_settings(recipe: Recipe, images: int, classes: int, fitting: int | None = None) -> tuple[Recipe, str]:
+    """Return `recipe` with its `auto_fields` chosen for so many training images, and a sentence ("" if it has none).
+
+    `fitting` is the number of epochs that fit its time budget, if there is one and it is known.
+    """
     chosen: dict[str, Any] = {}
     log = []
     largest = BATCH_SIZES[1] * (1 if recipe.model.weights else 2)
@@ -310,6 +322,8 @@ def choose_settings(recipe: Recipe, images: int, classes: int) -> tuple[Recipe, 
         chosen["epochs"] = min(max(round(SAMPLES / images), EPOCHS[0]), EPOCHS[1])
         if recipe.schedule.time_budget is None:  # which replaces them
             log.append(f"{chosen['epochs']} epochs")
+    epochs = fitting or chosen.get("epochs", recipe.schedule.epochs)
+    long = not recipe.model.weights and is_long(epochs, images)
     if "batch_size" in recipe.auto_fields:
         power = 2 ** max(round(math.log2(max(images / MIN_STEPS, 1))), 0)
         chosen["batch_size"] = min(max(power, BATCH_SIZES[0]), largest)
@@ -317,15 +331,18 @@ def choose_settings(recipe: Recipe, images: int, classes: int) -> tuple[Recipe, 
     if "lr" in recipe.auto_fields:
         batch_size = chosen.get("batch_size", recipe.optimization.batch_size) or largest
         scale = math.sqrt(batch_size / largest)  # small batches: noisier gradients
-        chosen["lr"] = round(recipe.optimization.lr * scale, 4)
+        chosen["lr"] = round((LONG_LR if long else recipe.optimization.lr) * scale, 4)
         chosen["lr_batch"] = batch_size
         log.append(f"learning rate {chosen['lr']:g}")
     if not recipe.model.weights:
-        chosen |= {name: value for name, value in FROM_SCRATCH.items() if name in recipe.auto_fields}
+        settings = FROM_SCRATCH | (LONG if long else {})
+        chosen |= {name: value for name, value in settings.items() if name in recipe.auto_fields}
+        if "augment" not in recipe.auto_fields or recipe.augmentation.mixup:  # no CutMix beside what the user gave
+            chosen.pop("cutmix", None)
     per_class = images / classes
     if "augment" in recipe.auto_fields:
         chosen["augment"] = "medium" if per_class < 3000 else "light"
-        log.append(f"{chosen['augment']} augmentation")
+        log.append(f"{chosen['augment']} augmentation" + " with CutMix" * bool(chosen.get("cutmix")))
     if "dropout" in recipe.auto_fields and not recipe.model.arch.startswith(TORCHVISION):
         chosen["dropout"] = 0.5 if per_class < 200 else 0.2 if per_class < 2000 else 0.0
         log.append(f"dropout {chosen['dropout']:g}")

@@ -363,6 +363,7 @@ def folder() -> Recipe:
             "weights",
             "backbone_lr_mult",
             *FROM_SCRATCH,
+            "cutmix",
         ),
         model=ModelSettings(norm="batch"),
         data=DataSettings(dataset="folder"),

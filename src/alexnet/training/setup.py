@@ -25,7 +25,6 @@ from alexnet.data.statistics import (
     color_pca,
     compute_statistics,
     mean_and_std,
-    median_short_side,
     read_mean_image,
 )
 from alexnet.data.transforms import EvalTransform
@@ -34,18 +33,16 @@ from alexnet.device import Precision, pick_device, pick_precision
 from alexnet.errors import UserError
 from alexnet.inference.load import load_model
 from alexnet.inference.weights_file import NO_OPTIONS, FileOptions, is_weights_file
-from alexnet.models.architectures import TORCHVISION
-from alexnet.models.model import Network, Spec, specify
-from alexnet.models.spec import AlexNetSpec, apply_modifications, layers
+from alexnet.models.model import Network, Spec
 from alexnet.progress import HoldingBack, Progress
 from alexnet.runtimes.engines import LoadedModel
+from alexnet.training.architecture import build_spec, choose_architecture
 from alexnet.training.distributed.base import SingleProcess
 from alexnet.training.recipe import (
     PUBLISHED,
     TINY,
     Recipe,
     apply_augmentation_level,
-    check_layers,
     choose_settings,
     describe_lr_scaling,
 )
@@ -150,8 +147,11 @@ def _prepare(
         recipe, pretrained = _load_tiny(recipe, dataset, progress)
     if pretrained is not None and pretrained.checkpoint == TINY_FOLDER:
         recipe = choose_tiny_settings(recipe, len(dataset.splits["train"]) / len(dataset.classes))
-    recipe = _complete_settings(recipe, dataset, device, precision, parallel, progress)
-    recipe, spec, stored = _choose_network(recipe, dataset, device, saved, pretrained, progress)
+    epochs = None
+    if saved is None and pretrained is None:
+        recipe, epochs = choose_architecture(recipe, dataset, device, precision, progress)
+    recipe = _complete_settings(recipe, dataset, epochs, device, precision, parallel, progress)
+    recipe, spec, stored = _choose_network(recipe, dataset, saved, pretrained, progress)
     parallel.check(spec)
     recipe = apply_augmentation_level(recipe, spec.image_size)
     augment = build_augment(recipe.augmentation)
@@ -270,14 +270,16 @@ def _load_data(
 def _complete_settings(
     recipe: Recipe,
     dataset: ImageDataset,
+    epochs: int | None,
     device: torch.device,
     precision: Precision,
     parallel: SingleProcess,
     progress: Progress,
 ) -> Recipe:
-    """Choose the settings that follow from the number of images and the device, and make paths absolute."""
+    """Choose the settings that follow from the number of images, the `epochs` that fit a time budget and the device,
+    and make paths absolute."""
     recipe = recipe.replace(lr_batch=recipe.optimization.lr_batch or recipe.optimization.batch_size)
-    recipe, reasons = choose_settings(recipe, len(dataset.splits["train"]), len(dataset.classes))
+    recipe, reasons = choose_settings(recipe, len(dataset.splits["train"]), len(dataset.classes), epochs)
     if reasons:
         progress.log(reasons)
     batch_size = recipe.optimization.batch_size or (32 if device.type == "cpu" else 128)
@@ -297,27 +299,16 @@ def _complete_settings(
 def _choose_network(
     recipe: Recipe,
     dataset: ImageDataset,
-    device: torch.device,
     saved: Checkpoint | None,
     pretrained: LoadedModel | None,
     progress: Progress,
 ) -> tuple[Recipe, Spec, EvalTransform | None]:
-    """Return the recipe with an architecture, its specification, and the preprocessing of `saved` or `pretrained`."""
+    """Return the recipe, the specification of its network, and the preprocessing of `saved` or `pretrained`."""
     if saved is not None:
         return recipe, saved.model.spec, saved.preprocess
     if pretrained is not None:
         recipe, (spec, preprocess) = init_from_pretrained(pretrained, recipe, dataset, progress)
         return recipe, spec, preprocess
-    if recipe.model.arch == "auto":
-        recipe = _choose_architecture(recipe, dataset, device)
-        model = recipe.model
-        width = f", width {model.width:g}" if model.width != 1 else ""
-        progress.log(
-            f"Architecture '{model.arch}' at {model.image_size}×{model.image_size}{width}, chosen by the size of "
-            "the images; --arch and --image-size override it."
-        )
-    elif recipe.model.arch.startswith(TORCHVISION) and recipe.model.image_size is None:
-        recipe = recipe.replace(image_size=_choose_image_size(dataset))
     return recipe, build_spec(recipe, len(dataset.classes), dataset.channels), None
 
 
@@ -412,57 +403,6 @@ def build_augment(settings: AugmentationSettings) -> Augment:
     """Return the augmentation of a recipe's `settings`."""
     values = vars(settings)
     return Augment(**{field.name: values[field.name] for field in fields(Augment) if field.name in values})
-
-
-def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
-    """Return the network that `recipe` names; `channels` defaults to the architecture's own. Raises `UserError`."""
-    model = recipe.model
-    base = specify(
-        model.arch,
-        num_classes=num_classes,
-        in_channels=channels,
-        image_size=None if model.spec_edits else model.image_size,
-        norm=None if model.norm == "auto" else model.norm,
-        activation=None if model.activation == "auto" else model.activation,
-        init=None if model.init == "auto" else model.init,
-        dropout=model.dropout,
-        width=model.width,
-    )
-    if not isinstance(base, AlexNetSpec):
-        changed = any(change.layers for change in recipe.schedule.lr_changes)
-        if model.spec_edits or changed or recipe.optimization.layer_weight_decay:
-            raise UserError(
-                f"'{base.name}' is built by torchvision: spec_edits, lr_changes of single layers and "
-                "layer_weight_decay work for AlexNets only; leave them out."
-            )
-        return base
-    if model.spec_edits and model.image_size is not None:  # a modified network may accept smaller images
-        base = replace(base, image_size=model.image_size)
-    spec = apply_modifications(base, model.spec_edits)
-    if recipe.schedule.lr_changes or recipe.optimization.layer_weight_decay:
-        check_layers(recipe, spec.name, (layer.name for layer in layers(spec) if layer.parameters))
-    return spec
-
-
-def _choose_architecture(recipe: Recipe, dataset: ImageDataset, device: torch.device) -> Recipe:
-    """Choose architecture, image size and width by the size of the images.
-
-    Up to 128 pixels this is the 32-pixel network: the stride of 4 and the three pools of the
-    224-pixel ones would leave nothing. On a CPU it has half the width, which trains almost four
-    times as fast (CIFAR-10 on two cores: 1,210 images/s instead of 312), or a quarter at 64 pixels,
-    which cost four times as much as 32.
-    """
-    side = recipe.model.image_size or _choose_image_size(dataset)
-    width = recipe.model.width
-    if device.type == "cpu" and width == 1:
-        width = 0.25 if 48 < side <= 128 else 0.5
-    return recipe.replace(arch="cifar" if side <= 128 else "torchvision", image_size=side, width=width)
-
-
-def _choose_image_size(dataset: ImageDataset) -> int:
-    """Return 32, 64 or 224 pixels, by the median short side of the images."""
-    side = int(median_short_side(dataset.splits["train"]) or 224)
-    return 32 if side <= 48 else 64 if side <= 100 else 224
 
 
 def _move_to_gpu(part: ImageArrays, device: torch.device) -> ImageArrays:

@@ -15,18 +15,17 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from alexnet.device import cpu_count, local_world_size
 from alexnet.models.model import Network
 from alexnet.progress import Progress
 from alexnet.training.setup import TrainSetup
+from alexnet.training.speed import restore_threads, time_pass
 
 MARGIN = 1.2  # as many threads as possible are kept unless fewer are faster by this factor: timings vary
 FALLEN = 0.7  # the speed of an epoch, relative to the fastest before it, below which threads are measured again
@@ -34,16 +33,6 @@ RETRY_S = 60.0  # seconds of an epoch from which on it is checked whether more t
 ROUNDS = 2  # measurements of each number
 SLICE_S = 0.05  # seconds of each, many times the few milliseconds after which the system switches programs
 PASS_S = 0.15  # seconds that one forward and backward pass may take; the batch is made smaller for that
-
-
-@contextmanager
-def restore_threads() -> Iterator[int]:
-    """Yield torch's number of threads, and set it again afterwards."""
-    before = torch.get_num_threads()
-    try:
-        yield before
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -125,24 +114,19 @@ def measure(model: Network, setup: TrainSetup, numbers: Sequence[int]) -> dict[i
     channels, side = setup.preprocess.channels, setup.spec.image_size
     count, seconds = dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0.0)
 
-    def time_pass(n: int) -> float:
-        began = time.perf_counter()
-        x = torch.rand(n, channels, side, side)
-        with setup.precision.autocast(setup.device):
-            logits = network(x.contiguous(memory_format=torch.channels_last))
-        F.cross_entropy(logits.float(), torch.zeros(n, dtype=torch.long)).backward()
-        return time.perf_counter() - began
+    def pass_once(n: int) -> float:
+        return time_pass(network, (n, channels, side, side), setup.precision, setup.device)
 
     with restore_threads(), torch.random.fork_rng(devices=[]):
         n = max(2, min(batch, 16))  # batch norm needs two
-        n = max(2, min(batch, int(n * PASS_S / time_pass(n))))
+        n = max(2, min(batch, int(n * PASS_S / pass_once(n))))
         for _ in range(ROUNDS):
             for threads in numbers:
                 torch.set_num_threads(threads)
-                time_pass(n)  # the first one with other threads is slower
+                pass_once(n)  # the first one with other threads is slower
                 began = time.perf_counter()
                 while (elapsed := time.perf_counter() - began) < SLICE_S:
-                    time_pass(n)
+                    pass_once(n)
                     count[threads] += n
                 seconds[threads] += elapsed
     return {threads: count[threads] / seconds[threads] for threads in numbers}
