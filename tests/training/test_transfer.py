@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 import alexnet
 from alexnet.checkpoint import load_checkpoint
-from alexnet.data.dataset import ImageArrays
+from alexnet.data.dataset import ImageArrays, ImageDataset
 from alexnet.data.loader import evaluation_batches
 from alexnet.data.transforms import EvalTransform
 from alexnet.errors import UserError
@@ -235,8 +234,7 @@ def test_weights_none_starts_from_scratch(others, tmp_path):
     ],
 )
 def test_when_training_starts_from_it(settings, per_class, channels, expected):
-    classes = ("kilo", "lima")
-    dataset = SimpleNamespace(splits={"train": range(2 * per_class)}, classes=classes, channels=channels)
+    dataset = ImageDataset("few", ("kilo", "lima"), {"train": range(2 * per_class)}, channels)
     assert starts_from_tiny(with_settings(named_recipe("folder"), settings), dataset) is expected
 
 

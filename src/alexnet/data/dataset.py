@@ -177,6 +177,11 @@ class ImageDataset:
         recorded = ("train", *self.held_out) if self.held_out else ()
         return [(name, split) for split in recorded for name in self.splits[split].names]
 
+    @property
+    def images_per_class(self) -> float:
+        """Training images per class, in the mean."""
+        return len(self.splits["train"]) / len(self.classes)
+
     def with_channels(self, channels: int) -> ImageDataset:
         """Return the dataset with its files decoded to 1 or 3 `channels`. Raises `UserError` for other numbers, and for
         another number than that of images in memory or packed ones."""

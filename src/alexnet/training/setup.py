@@ -146,7 +146,7 @@ def _prepare(
     if saved is None and starts_from_tiny(recipe, dataset):
         recipe, pretrained = _load_tiny(recipe, dataset, progress)
     if pretrained is not None and pretrained.checkpoint == TINY_FOLDER:
-        recipe = choose_tiny_settings(recipe, len(dataset.splits["train"]) / len(dataset.classes))
+        recipe = choose_tiny_settings(recipe, dataset.images_per_class)
     epochs = None
     if saved is None and pretrained is None:
         recipe, epochs = choose_architecture(recipe, dataset, device, precision, progress)
@@ -224,7 +224,6 @@ def _load_pretrained(recipe: Recipe, parallel: SingleProcess, progress: Progress
 
 def _load_tiny(recipe: Recipe, dataset: ImageDataset, progress: Progress) -> tuple[Recipe, LoadedModel | None]:
     """Return the recipe with `--weights tiny` and that network; if it cannot be read, say so, and return None."""
-    per_class = len(dataset.splits["train"]) / len(dataset.classes)
     try:
         pretrained = load_model(TINY_FOLDER)
     except (UserError, OSError) as error:
@@ -233,8 +232,9 @@ def _load_tiny(recipe: Recipe, dataset: ImageDataset, progress: Progress) -> tup
         )
         return recipe, None
     progress.log(
-        f"{per_class:.0f} images per class are few, so training starts from the small network of this package, which "
-        f"knows {len(pretrained.classes)} classes of everyday things; --weights none starts from scratch."
+        f"{dataset.images_per_class:.0f} images per class are few, so training starts from the small network of this "
+        f"package, which knows {len(pretrained.classes)} classes of everyday things; --weights none starts from "
+        "scratch."
     )
     return recipe.replace(weights=TINY), pretrained
 

@@ -48,14 +48,13 @@ def starts_from_tiny(recipe: Recipe, dataset: ImageDataset) -> bool:
     to the package."""
     given = recipe.model
     ours = ModelSettings(norm=given.norm, dropout=given.dropout, freeze=given.freeze, in_channels=given.in_channels)
-    images, classes = len(dataset.splits["train"]), len(dataset.classes)
     return (
         "weights" in recipe.auto_fields
         and given == ours
         and given.norm in ("auto", "batch")
         and (recipe.data.mean, recipe.data.std, recipe.data.mean_image) == (None, None, "none")
         and dataset.channels == 3
-        and images / classes < TINY_MAX
+        and dataset.images_per_class < TINY_MAX
     )
 
 
@@ -86,8 +85,7 @@ def init_from_pretrained(
             f"{_color_mode(dataset.channels)}; {fix}, or leave out --weights."
         )
     limits = TINY_LIMITS if pretrained.checkpoint == TINY_FOLDER else (HEAD_ONLY_MAX, FROZEN_CONVS_MAX)
-    per_class = len(dataset.splits["train"]) / len(dataset.classes)
-    frozen, reason = choose_frozen_layers(recipe.model.freeze, per_class, limits)
+    frozen, reason = choose_frozen_layers(recipe.model.freeze, dataset.images_per_class, limits)
     new_head = pretrained.classes != dataset.classes
     progress.log(
         f"Starting from {recipe.model.weights}: '{spec.name}' at {spec.image_size}×{spec.image_size}"
