@@ -2,10 +2,10 @@
 
     python benchmarks/transfer.py tiny-imagenet-50/ --weights RUN [--images 10 20 50 100] [--seeds 3] [--out DIR]
 
-Draws so many training images per class of a folder with train/ and val/, and tests on all of val/. RUN must not have
-seen these classes. Arms: "scratch" (`alexnet train DIR --weights none`), "linear" (the classifier on frozen features
-that is fitted before the first epoch) and "trained" (what follows, with the settings of `--weights tiny`). Runs in DIR
-that have finished are not repeated.
+Draws so many training images per class of a folder with train/ and val/, and tests on all of val/. The best network of
+RUN, which must not have seen these classes, takes the place of the one that comes with the package. Arms: "scratch"
+(`alexnet train DIR --weights none`), "linear" (the classifier on its features that is fitted before the first epoch of
+`--weights tiny`) and "trained" (what follows). Runs in DIR that have finished are not repeated.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from common import save
 import alexnet
 from alexnet.files import read_json, write_json
 from alexnet.progress import Silent
-from alexnet.training.transfer import TINY_HEAD_LR, TINY_HEAD_ONLY_MAX, TINY_SETTINGS
+from alexnet.run_dir import find_run
+from alexnet.training import setup, transfer
 
 ARMS: dict[str, dict[str, Any]] = {
     "scratch": {"weights": "none"},
-    "linear": {"limit_steps": 1, "lr": 1e-9},  # ends before anything is learned
-    "trained": dict(TINY_SETTINGS),
+    "linear": {"weights": "tiny", "limit_steps": 1, "lr": 1e-9},  # ends before anything is learned
+    "trained": {"weights": "tiny"},
 }
 
 
@@ -47,20 +48,13 @@ def draw_images(data: Path, images: int, seed: int, folder: Path) -> Path:
     return folder
 
 
-def measure(
-    arm: str, data: Path, images: int, weights: str, seed: int, out: Path, settings: dict[str, Any]
-) -> dict[str, float]:
+def measure(arm: str, data: Path, seed: int, out: Path, settings: dict[str, Any]) -> dict[str, float]:
     """Train one arm, unless it was before; return its test accuracy and seconds."""
     stored = out / "result.json"
     if not stored.is_file():
         shutil.rmtree(out, ignore_errors=True)
         began = time.monotonic()
-        given = {"weights": weights, **settings, **ARMS[arm]}
-        if arm == "trained" and images <= TINY_HEAD_ONLY_MAX:
-            given |= {"freeze": "features", "lr": TINY_HEAD_LR}
-        elif arm == "trained":
-            given["freeze"] = "none"
-        result = alexnet.train(data, seed=seed, out=out, progress=Silent(), **given)
+        result = alexnet.train(data, seed=seed, out=out, progress=Silent(), **settings, **ARMS[arm])
         seconds = time.monotonic() - began
         write_json(stored, {"top1": result.summary["test"]["top1"], "seconds": seconds})
     return read_json(stored, dict[str, Any])
@@ -76,6 +70,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=Path("transfer"))
     given = parser.parse_args()
+    setup.TINY_FOLDER = transfer.TINY_FOLDER = find_run(given.weights).named_checkpoint("best")
     results: dict[str, Any] = {}
     for images in given.images:
         found: dict[str, list[dict[str, float]]] = {arm: [] for arm in given.arms}
@@ -83,7 +78,7 @@ def main() -> None:
             data = draw_images(given.data.absolute(), images, seed, given.out / "images")
             for arm in given.arms:
                 run = given.out / f"{arm}-{images}-{seed}"
-                found[arm].append(measure(arm, data, images, given.weights, seed, run, {"threads": given.threads}))
+                found[arm].append(measure(arm, data, seed, run, {"threads": given.threads}))
                 print(images, seed, arm, found[arm][-1], flush=True)
         results[f"{images} images per class"] = {
             arm: {

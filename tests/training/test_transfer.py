@@ -202,7 +202,9 @@ def test_a_folder_with_few_images_starts_from_the_network_of_the_package(others,
     assert (recipe.model.weights, recipe.model.image_size, recipe.model.freeze) == ("tiny", 64, "features")
     shipped = load_checkpoint(TINY_FOLDER).model
     after = best(run)
-    assert all(torch.equal(after[n], v) for n, v in shipped.state_dict().items() if not n.startswith("fc8"))
+    kept = {n: v for n, v in shipped.state_dict().items() if not n.startswith(("fc7", "fc8"))}
+    assert all(torch.equal(after[n], v) for n, v in kept.items())
+    assert torch.equal(after["fc7.weight"], torch.eye(len(after["fc7.weight"])))
     said = [line for line in recorder.lines if not line.startswith("epoch")]
     assert not [line for line in said if Translator("zh").sentence(line) == line], "all of it has a translation"
     log = " ".join(recorder.lines)
@@ -249,7 +251,7 @@ def test_what_training_from_it_leaves_to_the_user(others, tmp_path):
     assert not torch.equal(last.conv1.weight, load_checkpoint(TINY_FOLDER).model.conv1.weight)
 
 
-@pytest.mark.parametrize(("per_class", "freeze", "lr"), [(30, "auto", 0.001), (31, "auto", 0.01), (20, "none", 0.01)])
+@pytest.mark.parametrize(("per_class", "freeze", "lr"), [(30, "auto", 0.0001), (31, "auto", 0.01), (20, "none", 0.01)])
 def test_the_rate_is_lower_where_only_the_last_layer_is_trained(per_class, freeze, lr):
     recipe = with_settings(named_recipe("folder"), {"weights": "tiny", "freeze": freeze})
     assert choose_tiny_settings(recipe, per_class).optimization.lr == lr
@@ -287,8 +289,9 @@ def test_a_damaged_network_of_the_package_is_said_and_not_used(damage, others, t
         train("folder", data=others, weights="tiny", out=tmp_path / "other", progress=Silent())
 
 
+@pytest.mark.parametrize("from_fc6", [False, True])
 @pytest.mark.parametrize("present", [(0, 1), (0, 1, 2), (0, 2, 3)])
-def test_the_last_layer_is_fitted_by_logistic_regression(present):
+def test_the_last_layer_is_fitted_by_logistic_regression(present, from_fc6):
     """Each class has its own hue, so the features of random layers separate them."""
     model = create_model("cifar", num_classes=4, width=0.125, norm="batch").eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -299,12 +302,17 @@ def test_the_last_layer_is_fitted_by_logistic_regression(present):
     part = ImageArrays(images.to(torch.uint8), targets, [str(i) for i in range(len(targets))])
     preprocess = EvalTransform(32, 32, 3, (0.5,) * 3, (0.25,) * 3)
     batches = evaluation_batches(part, preprocess)
-    fit_last_layer(model, batches, torch.device("cpu"))
+    fit_last_layer(model, batches, torch.device("cpu"), from_fc6=from_fc6)
     with torch.no_grad():
-        p = model(preprocess.normalize(part.images)).softmax(1)
+        x = preprocess.normalize(part.images)
+        p = model(x).softmax(1)
     assert (p.argmax(1) == targets).all()
     assert p[:, [c for c in range(4) if c not in present]].max() < 1e-3
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items() if "fc8" not in name)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert changed == {"fc8.weight", "fc8.bias"} | ({"fc7.weight"} if from_fc6 else set())  # fc7.bias was 0
+    if from_fc6:  # fc8 reads what fc6 puts out
+        with torch.no_grad():
+            assert torch.equal(model[:-1](x), model[:-4](x))
 
 
 def test_a_run_that_stops_by_its_training_error_may_begin_with_a_fitted_layer(trained, others, tmp_path):

@@ -50,7 +50,7 @@ from alexnet.training.speed import restore_threads
 from alexnet.training.threads import ThreadChoice
 from alexnet.training.time_budget import TimeBudget, fit_time_budget
 from alexnet.training.trainer import Trainer
-from alexnet.training.transfer import fit_last_layer, frozen_layers, load_backbone
+from alexnet.training.transfer import fit_last_layer, fits_from_fc6, frozen_layers, load_backbone
 
 OnStart = Callable[[Path, Callable[[str], object]], object]
 """Receives the run folder, and what shows the user a line."""
@@ -308,10 +308,9 @@ def _new_model(setup: TrainSetup) -> Network:
     if setup.pretrained is not None:
         load_backbone(model, setup.pretrained, setup.classes)
         if setup.fits_last_layer(model):
-            part, preprocess = setup.dataset.splits["train"], setup.preprocess
-            fit_last_layer(
-                model.to(setup.device), evaluation_batches(part, preprocess, setup.train.workers), setup.device
-            )
+            batches = evaluation_batches(setup.dataset.splits["train"], setup.preprocess, setup.train.workers)
+            from_fc6 = fits_from_fc6(setup.pretrained, setup.recipe.model.freeze)
+            fit_last_layer(model.to(setup.device), batches, setup.device, from_fc6=from_fc6)
     frozen_layers(model, setup.recipe.model.freeze)  # raises for unknown layers before the run folder is created
     return model
 

@@ -35,7 +35,7 @@ TINY_HEAD_ONLY_MAX = 30  # images per class up to which only its last layer is t
 TINY_LIMITS = (TINY_HEAD_ONLY_MAX, TINY_HEAD_ONLY_MAX)  # see `choose_frozen_layers`
 TINY_SETTINGS = {"epochs": 15, "lr": 0.01, "backbone_lr_mult": 1.0, "optimizer": "muon", "kernel_lr_mult": 1.0}
 """What suits training from it, where the recipe leaves it open."""
-TINY_HEAD_LR = 0.001  # instead, where only its last layer is trained: .01 undoes a point or two of what was fitted
+TINY_HEAD_LR = 0.0001  # instead, where only its last layer is trained: .001 undoes a point or two of what was fitted
 HEAD_IMAGES = 20_000  # training images up to which the new last layer is fitted before training: it takes seconds
 HEAD_C = 0.01  # scikit-learn's C: the inverse of the L2 penalty on the weights, for features of unit variance
 HEAD_ONLY_MAX, FROZEN_CONVS_MAX = 50, 500  # images per class up to which --freeze auto does so
@@ -129,17 +129,23 @@ def load_backbone(model: Network, pretrained: LoadedModel, classes: tuple[str, .
 
 
 @torch.no_grad()
-def fit_last_layer(model: Network, batches: BatchLoader, device: torch.device) -> None:
-    """Set the last layer of `model` to a linear classifier of its inputs for the images of `batches`, not augmented.
+def fit_last_layer(model: Network, batches: BatchLoader, device: torch.device, *, from_fc6: bool = False) -> None:
+    """Set the last layer of `model` to a linear classifier of its features for the images of `batches`, not augmented.
 
-    By logistic regression, which needs seconds where training needs minutes. Classes without an image get the bias of
-    one image in a million.
+    By logistic regression, which needs seconds where training needs minutes. With `from_fc6`, for a network whose fc7
+    has as many outputs as inputs and ReLU, the features are the outputs of fc6: fc7 becomes the identity, which ReLU
+    leaves as it is. Classes without an image get the bias of one image in a million.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     head = model.get_submodule(weighted_layers(model)[-1])
     assert isinstance(head, nn.Linear), "see `can_fit_last_layer`"
+    if from_fc6:
+        fc7 = model.get_submodule("fc7")
+        assert isinstance(fc7, nn.Linear)
+        fc7.weight.copy_(torch.eye(fc7.in_features))
+        fc7.bias.zero_()
     inputs: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(1).float().cpu()))
     try:
@@ -162,6 +168,12 @@ def fit_last_layer(model: Network, batches: BatchLoader, device: torch.device) -
     seen = torch.from_numpy(found.classes_)
     head.weight[seen] = weight.to(device)
     head.bias[seen] = (bias - weight @ mean).to(device)
+
+
+def fits_from_fc6(pretrained: LoadedModel, frozen: str) -> bool:
+    """Return whether `fit_last_layer` takes the outputs of fc6. In the network of the package they serve other classes
+    better than those of fc7, but are a worse start for training all layers (docs/performance/transfer.md)."""
+    return pretrained.checkpoint == TINY_FOLDER and frozen == "features"
 
 
 def can_fit_last_layer(model: Network, pretrained: LoadedModel | None, dataset: ImageDataset) -> bool:
