@@ -14,12 +14,14 @@ from alexnet.models.architectures import TORCHVISION
 from alexnet.models.model import Spec, specify
 from alexnet.models.spec import AlexNetSpec, apply_modifications, layers
 from alexnet.progress import Progress
-from alexnet.training.recipe import Recipe, check_layers, is_long, parse_duration
+from alexnet.training.recipe import Recipe, check_layers, parse_duration
 from alexnet.training.speed import images_per_second
 
-WIDTHS = (0.25, 0.375, 0.5, 0.75, 1.0)
 SMALL_SIDE = 128  # pixels up to which a network for small images is chosen
-TRIAL_BUDGET_S = 60.0  # time budget from which on speed is measured, which takes seconds
+LONG_WIDTH, LONG_EDITS = 0.5, ("half-hidden",)  # of a network of small images that is trained for long
+LONG_EPOCHS = 40  # from which on that pays, as far as measured (docs/performance/cifar10.md)
+LONG_IMAGES = 20_000  # training images, likewise
+LONG_SECONDS = 120  # of a time budget, from which on it is worth measuring whether they fit
 USABLE = 0.85  # share of a time budget that goes to forward and backward passes
 
 
@@ -55,40 +57,34 @@ def build_spec(recipe: Recipe, num_classes: int, channels: int | None) -> Spec:
 
 def choose_architecture(
     recipe: Recipe, dataset: ImageDataset, device: torch.device, precision: Precision, progress: Progress
-) -> tuple[Recipe, int | None]:
+) -> tuple[Recipe, bool]:
     """Choose what `recipe` leaves open of architecture, image size and width, and say so.
 
     Up to 128 pixels this is the 32-pixel network: the stride of 4 and the three pools of the
     224-pixel ones would leave nothing. On a CPU it has half the width, which trains almost four
     times as fast (CIFAR-10 on two cores: 1,210 images/s instead of 312), or a quarter at 64 pixels,
-    which cost four times as much as 32; with a time budget, the largest width that has time to learn.
+    which cost four times as much as 32, unless there is a time budget that trains half for long.
 
-    Return the recipe and the epochs that fit its time budget, by the speed measured (None: no budget, or too short
-    to measure).
+    Return the recipe, and whether there is.
     """
-    model, chosen = recipe.model, recipe.model.arch == "auto"
+    model, long = recipe.model, False
     side = model.image_size or _choose_image_size(dataset)
-    if chosen:
-        width = model.width
-        if device.type == "cpu" and width == 1:
-            width = 0.25 if 48 < side <= SMALL_SIDE else 0.5
-        recipe = recipe.replace(arch="cifar" if side <= SMALL_SIDE else "torchvision", image_size=side, width=width)
-    elif model.arch.startswith(TORCHVISION):
-        recipe = recipe.replace(image_size=side)
-    budget = parse_duration(recipe.schedule.time_budget) if recipe.schedule.time_budget else 0.0
-    epochs = None
-    if budget >= TRIAL_BUDGET_S:
-        progress(0, 1, "measuring the speed of training")
-        may_widen = chosen and model.width == 1 and side <= SMALL_SIDE
-        recipe, epochs = _choose_width(recipe, dataset, budget, device, precision, may_widen)
-    if chosen:
-        narrowed = f", width {recipe.model.width:g}" if recipe.model.width != 1 else ""
-        reason = "size of the images" + " and the time budget" * (epochs is not None)
-        progress.log(
-            f"Architecture '{recipe.model.arch}' at {side}×{side}{narrowed}, chosen by the {reason}; --arch and "
-            "--image-size override it."
-        )
-    return recipe, epochs
+    if model.arch != "auto":
+        return (recipe.replace(image_size=side) if model.arch.startswith(TORCHVISION) else recipe), long
+    recipe = recipe.replace(arch="cifar" if side <= SMALL_SIDE else "torchvision", image_size=side)
+    if device.type == "cpu" and model.width == 1:
+        recipe = recipe.replace(width=0.5)
+        if 48 < side <= SMALL_SIDE:
+            wide = recipe.replace(width=LONG_WIDTH, spec_edits=model.spec_edits or LONG_EDITS)
+            long = _fits_long_training(wide, dataset, device, precision, progress)
+            recipe = wide if long else recipe.replace(width=0.25)
+    width = f", width {recipe.model.width:g}" if recipe.model.width != 1 else ""
+    reason = "size of the images" + " and the time budget" * long
+    progress.log(
+        f"Architecture '{recipe.model.arch}' at {side}×{side}{width}, chosen by the {reason}; --arch and --image-size "
+        "override it."
+    )
+    return recipe, long
 
 
 def _choose_image_size(dataset: ImageDataset) -> int:
@@ -97,25 +93,15 @@ def _choose_image_size(dataset: ImageDataset) -> int:
     return 32 if side <= 48 else 64 if side <= 100 else 224
 
 
-def _choose_width(
-    recipe: Recipe, dataset: ImageDataset, budget: float, device: torch.device, precision: Precision, may_widen: bool
-) -> tuple[Recipe, int]:
-    """Return `recipe` and the epochs that fit `budget` seconds; if it `may_widen`, with the largest width that is still
-    trained for long (see `is_long`), if there is one."""
-    images = len(dataset.splits["train"])
-
-    def count_epochs(recipe: Recipe) -> int:
-        spec = build_spec(recipe, len(dataset.classes), dataset.channels)
-        speed = images_per_second(spec, dataset.channels, device, precision, recipe.run.threads)
-        return int(USABLE * budget * speed / images)
-
-    epochs = count_epochs(recipe)
-    for width in WIDTHS:
-        if not may_widen or width <= recipe.model.width:
-            continue
-        wider = recipe.replace(width=width)
-        fitting = count_epochs(wider)
-        if not is_long(fitting, images):
-            break
-        recipe, epochs = wider, fitting
-    return recipe, epochs
+def _fits_long_training(
+    recipe: Recipe, dataset: ImageDataset, device: torch.device, precision: Precision, progress: Progress
+) -> bool:
+    """Return whether the time budget of `recipe` trains its network for `LONG_EPOCHS`, by the speed measured here."""
+    images, budget = len(dataset.splits["train"]), recipe.schedule.time_budget
+    seconds = parse_duration(budget) if budget else 0.0
+    if seconds < LONG_SECONDS or images < LONG_IMAGES:
+        return False
+    progress(0, 1, "measuring the speed of training")
+    spec = build_spec(recipe, len(dataset.classes), dataset.channels)
+    speed = images_per_second(spec, device, precision, recipe.run.threads)
+    return USABLE * seconds * speed >= LONG_EPOCHS * images

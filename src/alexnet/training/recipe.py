@@ -45,9 +45,8 @@ FROM_SCRATCH = {
 }  # fmt: skip
 """What teaches random weights most per epoch (docs/performance/cifar10.md), where a recipe leaves it open."""
 LONG = {"label_smoothing": 0.0, "kernel_lr_mult": 0.8, "cutmix": 1.0}
-"""What teaches them more in a long training, there."""
+"""What teaches a wide network more in a long training, there."""
 LONG_LR = 0.06
-LONG_EPOCHS, LONG_IMAGES = 40, 1_000_000  # epochs, and images with repetitions, that make a training a long one
 SMALL = 100  # pixels: images up to this size are shifted, as is usual for CIFAR; larger ones are cropped and resized
 
 
@@ -305,15 +304,10 @@ def check_layers(recipe: Recipe, network: str, layers: Iterable[str]) -> None:
 # ── settings that follow from the data ────────────────────────────────────────────────────────────
 
 
-def is_long(epochs: int, images: int) -> bool:
-    """Return whether so many epochs of so many images make a long training, in which random weights learn by `LONG`."""
-    return epochs >= LONG_EPOCHS and epochs * images >= LONG_IMAGES
-
-
-def choose_settings(recipe: Recipe, images: int, classes: int, fitting: int | None = None) -> tuple[Recipe, str]:
+def choose_settings(recipe: Recipe, images: int, classes: int, long: bool = False) -> tuple[Recipe, str]:
     """Return `recipe` with its `auto_fields` chosen for so many training images, and a sentence ("" if it has none).
 
-    `fitting` is the number of epochs that fit its time budget, if there is one and it is known.
+    `long`: for a wide network and a time budget of many epochs.
     """
     chosen: dict[str, Any] = {}
     log = []
@@ -322,8 +316,6 @@ def choose_settings(recipe: Recipe, images: int, classes: int, fitting: int | No
         chosen["epochs"] = min(max(round(SAMPLES / images), EPOCHS[0]), EPOCHS[1])
         if recipe.schedule.time_budget is None:  # which replaces them
             log.append(f"{chosen['epochs']} epochs")
-    epochs = fitting or chosen.get("epochs", recipe.schedule.epochs)
-    long = not recipe.model.weights and is_long(epochs, images)
     if "batch_size" in recipe.auto_fields:
         power = 2 ** max(round(math.log2(max(images / MIN_STEPS, 1))), 0)
         chosen["batch_size"] = min(max(power, BATCH_SIZES[0]), largest)

@@ -345,7 +345,7 @@ def imagenet_caffe() -> Recipe:
 def folder() -> Recipe:
     """Your own images, one folder per class.
 
-    Architecture, image size and width are chosen by the images and the machine; epochs, batch size,
+    Architecture, image size and width are chosen by the images, the machine and the time budget; epochs, batch size,
     learning rate, augmentation and dropout by the number of images. Flags override each of them.
 
     With fewer than 200 color images per class, training starts from a small network of this package: first a linear

@@ -147,10 +147,10 @@ def _prepare(
         recipe, pretrained = _load_tiny(recipe, dataset, progress)
     if pretrained is not None and pretrained.checkpoint == TINY_FOLDER:
         recipe = choose_tiny_settings(recipe, dataset.images_per_class)
-    epochs = None
+    long = False
     if saved is None and pretrained is None:
-        recipe, epochs = choose_architecture(recipe, dataset, device, precision, progress)
-    recipe = _complete_settings(recipe, dataset, epochs, device, precision, parallel, progress)
+        recipe, long = choose_architecture(recipe, dataset, device, precision, progress)
+    recipe = _complete_settings(recipe, dataset, long, device, precision, parallel, progress)
     recipe, spec, stored = _choose_network(recipe, dataset, saved, pretrained, progress)
     parallel.check(spec)
     recipe = apply_augmentation_level(recipe, spec.image_size)
@@ -270,16 +270,15 @@ def _load_data(
 def _complete_settings(
     recipe: Recipe,
     dataset: ImageDataset,
-    epochs: int | None,
+    long: bool,
     device: torch.device,
     precision: Precision,
     parallel: SingleProcess,
     progress: Progress,
 ) -> Recipe:
-    """Choose the settings that follow from the number of images, the `epochs` that fit a time budget and the device,
-    and make paths absolute."""
+    """Choose the settings that follow from the images, the device and a `long` time budget; make paths absolute."""
     recipe = recipe.replace(lr_batch=recipe.optimization.lr_batch or recipe.optimization.batch_size)
-    recipe, reasons = choose_settings(recipe, len(dataset.splits["train"]), len(dataset.classes), epochs)
+    recipe, reasons = choose_settings(recipe, len(dataset.splits["train"]), len(dataset.classes), long)
     if reasons:
         progress.log(reasons)
     batch_size = recipe.optimization.batch_size or (32 if device.type == "cpu" else 128)

@@ -25,9 +25,7 @@ def restore_threads() -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def images_per_second(
-    spec: Spec, channels: int, device: torch.device, precision: Precision, threads: int | None
-) -> float:
+def images_per_second(spec: Spec, device: torch.device, precision: Precision, threads: int | None) -> float:
     """Return how many random images per second pass forward and backward through a network of `spec`, on `threads`
     threads of the CPU (None: torch's own number).
 
@@ -36,7 +34,7 @@ def images_per_second(
     with restore_threads() as before, torch.random.fork_rng(devices=[]):
         torch.set_num_threads(threads or before)
         network = build(spec).to(device).to(memory_format=torch.channels_last).train()
-        shape = (channels, spec.image_size, spec.image_size)
+        shape = (spec.in_channels, spec.image_size, spec.image_size)
         seconds = [time_pass(network, (16, *shape), precision, device) for _ in range(2)]  # the first one allocates
         size = max(2, min(128, int(16 * PASS_S / seconds[1])))  # batch norm needs two
         return size / min(time_pass(network, (size, *shape), precision, device) for _ in range(3))
