@@ -219,25 +219,37 @@ def test_weights_none_starts_from_scratch(others, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "per_class", "channels", "expected"),
+    ("settings", "per_class", "channels", "side", "expected"),
     [
-        ({}, 199, 3, True),
-        ({}, 200, 3, False),
-        ({}, 20, 1, False),
-        ({"dropout": 0.1, "freeze": "none", "norm": "batch", "in_channels": 3, "epochs": 2}, 20, 3, True),
-        ({"weights": "none"}, 20, 3, False),
-        ({"arch": "cifar"}, 20, 3, False),
-        ({"image_size": 64}, 20, 3, False),
-        ({"width": 0.5}, 20, 3, False),
-        ({"norm": "lrn"}, 20, 3, False),
-        ({"init": "xavier"}, 20, 3, False),
-        ({"spec_edits": ("average-pool",)}, 20, 3, False),
-        ({"mean": (0.0,) * 3}, 20, 3, False),
+        ({}, 199, 3, 128, True),
+        ({}, 200, 3, 128, False),
+        ({}, 1000, 3, 32, True),
+        ({}, 1001, 3, 32, False),
+        ({}, 20, 1, 128, False),
+        ({"dropout": 0.1, "freeze": "none", "norm": "batch", "in_channels": 3, "epochs": 2}, 20, 3, 128, True),
+        ({"weights": "none"}, 20, 3, 128, False),
+        ({"arch": "cifar"}, 20, 3, 128, False),
+        ({"image_size": 64}, 20, 3, 128, False),
+        ({"width": 0.5}, 20, 3, 128, False),
+        ({"norm": "lrn"}, 20, 3, 128, False),
+        ({"init": "xavier"}, 20, 3, 128, False),
+        ({"spec_edits": ("average-pool",)}, 20, 3, 128, False),
+        ({"mean": (0.0,) * 3}, 20, 3, 128, False),
     ],
 )
-def test_when_training_starts_from_it(settings, per_class, channels, expected):
-    dataset = ImageDataset("few", ("kilo", "lima"), {"train": range(2 * per_class)}, channels)
+def test_when_training_starts_from_it(settings, per_class, channels, side, expected):
+    pixels = torch.zeros(1, dtype=torch.uint8).expand(2 * per_class, channels, side, side)
+    part = ImageArrays(pixels, torch.zeros(2 * per_class), [])
+    dataset = ImageDataset("few", ("kilo", "lima"), {"train": part}, channels)
     assert starts_from_tiny(with_settings(named_recipe("folder"), settings), dataset) is expected
+
+
+def test_many_classes_of_small_images_do_not_start_from_it():
+    """The last layer is fitted to at most 20,000 images."""
+    pixels = torch.zeros(1, dtype=torch.uint8).expand(25_000, 3, 64, 64)
+    part = ImageArrays(pixels, torch.zeros(25_000), [])
+    dataset = ImageDataset("many", tuple(map(str, range(50))), {"train": part}, channels=3)
+    assert not starts_from_tiny(named_recipe("folder"), dataset)
 
 
 def test_what_training_from_it_leaves_to_the_user(others, tmp_path):

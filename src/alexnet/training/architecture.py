@@ -68,7 +68,7 @@ def choose_architecture(
     Return the recipe, and whether there is.
     """
     model, long = recipe.model, False
-    side = model.image_size or _choose_image_size(dataset)
+    side = model.image_size or choose_image_size(dataset)
     if model.arch != "auto":
         return (recipe.replace(image_size=side) if model.arch.startswith(TORCHVISION) else recipe), long
     recipe = recipe.replace(arch="cifar" if side <= SMALL_SIDE else "torchvision", image_size=side)
@@ -87,7 +87,7 @@ def choose_architecture(
     return recipe, long
 
 
-def _choose_image_size(dataset: ImageDataset) -> int:
+def choose_image_size(dataset: ImageDataset) -> int:
     """Return 32, 64 or 224 pixels, by the median short side of the images."""
     side = int(median_short_side(dataset.splits["train"]) or 224)
     return 32 if side <= 48 else 64 if side <= 100 else 224

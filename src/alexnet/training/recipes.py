@@ -348,8 +348,9 @@ def folder() -> Recipe:
     Architecture, image size and width are chosen by the images, the machine and the time budget; epochs, batch size,
     learning rate, augmentation and dropout by the number of images. Flags override each of them.
 
-    With fewer than 200 color images per class, training starts from a small network of this package: first a linear
-    classifier on its features, within seconds, then, from 30 per class on, all layers. --weights names another start.
+    With fewer than 200 color images per class, or up to 1,000 small ones, training starts from a small network of this
+    package: first a linear classifier on its features, within seconds, then, from 30 per class on, all layers.
+    --weights names another start.
     """
     return Recipe(
         name="folder",

@@ -130,8 +130,8 @@ class ModelSettings:
         help="Pretrained model to start from: a run folder, a checkpoint folder, a file of weights (.pth, whose "
         "architecture --arch names), tiny for the small network of this package, or DEFAULT for the best weights that "
         "torchvision publishes for --arch torchvision/NAME; none is random weights. Its architecture and preprocessing "
-        "are used; the last layer is new if the classes differ. A folder with fewer than 200 color images per class "
-        "starts from tiny unless a network is chosen.",
+        "are used; the last layer is new if the classes differ. A folder with fewer than 200 color images per class, "
+        "or up to 1,000 that are small, starts from tiny unless a network is chosen.",
     )  # fmt: skip
     freeze: str = setting(
         "auto", flag=True, on_resume="fixed",

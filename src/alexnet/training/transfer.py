@@ -26,11 +26,15 @@ from alexnet.models.model import Network, Spec
 from alexnet.models.spec import AlexNetSpec
 from alexnet.progress import Progress
 from alexnet.runtimes.engines import LoadedModel
+from alexnet.training.architecture import choose_image_size
 from alexnet.training.recipe import TINY, Recipe
 from alexnet.training.settings import ModelSettings
 
 TINY_FOLDER = Path(__file__).with_name(TINY)  # a checkpoint folder; its README.md describes the network
 TINY_MAX = 200  # images per class below which a folder starts from it
+TINY_MAX_SMALL = (
+    1000  # likewise if they are 64×64 or smaller, and no more than HEAD_IMAGES (docs/performance/transfer.md)
+)
 TINY_HEAD_ONLY_MAX = 30  # images per class up to which only its last layer is trained (docs/performance/transfer.md)
 TINY_LIMITS = (TINY_HEAD_ONLY_MAX, TINY_HEAD_ONLY_MAX)  # see `choose_frozen_layers`
 TINY_SETTINGS = {"epochs": 15, "lr": 0.01, "backbone_lr_mult": 1.0, "optimizer": "muon", "kernel_lr_mult": 1.0}
@@ -44,17 +48,20 @@ CHOSEN_BY_WEIGHTS = ("arch", "image_size", "width", "dropout", "mean", "std", "m
 
 
 def starts_from_tiny(recipe: Recipe, dataset: ImageDataset) -> bool:
-    """Return whether a training that names no weights starts from `tiny`: few color images, and a network that is left
-    to the package."""
+    """Return whether a training that names no weights starts from `tiny`: few color images, or not many small ones, and
+    a network that is left to the package."""
     given = recipe.model
     ours = ModelSettings(norm=given.norm, dropout=given.dropout, freeze=given.freeze, in_channels=given.in_channels)
+    few = dataset.images_per_class < TINY_MAX
+    if TINY_MAX <= dataset.images_per_class <= TINY_MAX_SMALL and len(dataset.splits["train"]) <= HEAD_IMAGES:
+        few = choose_image_size(dataset) <= 64
     return (
         "weights" in recipe.auto_fields
         and given == ours
         and given.norm in ("auto", "batch")
         and (recipe.data.mean, recipe.data.std, recipe.data.mean_image) == (None, None, "none")
         and dataset.channels == 3
-        and dataset.images_per_class < TINY_MAX
+        and few
     )
 
 
