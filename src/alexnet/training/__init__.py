@@ -3,7 +3,7 @@
 Public: `api.train`, `api.resume`, `recipe.Recipe`, `optim.SGD2012`.
 
 Read in this order: `settings` (every setting) and `recipe` (all of them together, and those chosen by the data),
-`recipes` (those that ship), `setup` (data and choices), `transfer` (pretrained weights), `optim` (SGD and schedules),
-`muon`, `step` and `trainer` (the loop), `checkpoints`, `resume`, `api`; then `distributed/`, `diagnostics` and
-`time_budget`.
+`recipes` (those that ship), `architecture` (the network), `setup` (data and choices), `transfer` (pretrained weights),
+`optim` (SGD and schedules), `muon`, `step` and `trainer` (the loop), `checkpoints`, `resume`, `api`; then
+`distributed/`, `diagnostics`, `speed`, `threads` and `time_budget`.
 """
